@@ -1,0 +1,209 @@
+package configs
+
+import (
+	"net/netip"
+	"time"
+)
+
+// SchemaVersion is the one version of both files that this build reads.
+const SchemaVersion = 1
+
+// Policy is what a cluster agrees on: tenants, rules, NAT, rates, routes. It names interfaces; the node file says where they are.
+type Policy struct {
+	Schema   int      `toml:"schema"`
+	Name     string   `toml:"name"` // free text, shown by status
+	Timeouts Timeouts `toml:"timeouts"`
+	Backbone Backbone `toml:"backbone"`
+	Routes   []Route  `toml:"route"` // backbone routes
+	Objects  Objects  `toml:"objects"`
+	Tenants  []Tenant `toml:"tenant"`
+}
+
+// Backbone is the public side.
+type Backbone struct {
+	Interfaces []string `toml:"interfaces"`
+}
+
+// Route is a static route. Via must lie in the prefix of an address of the interface that it goes out of.
+type Route struct {
+	Prefix    netip.Prefix `toml:"prefix"`
+	Via       netip.Addr   `toml:"via"`
+	Interface string       `toml:"interface"` // only needed when via is link-local or ambiguous
+	Discard   bool         `toml:"discard"`   // black hole: instead of via
+}
+
+// Objects are names that the rules of every tenant may use.
+type Objects struct {
+	Hosts    map[string][]string `toml:"hosts"`    // name -> addresses, prefixes, ranges "a-b", or other host names
+	Services map[string][]string `toml:"services"` // name -> "tcp/443", "udp/10000-20000", "icmp/echo-request", "icmpv6", "gre", "any", or other service names
+}
+
+// Timeouts are idle times after which a session ends. Zero means the default that Defaults writes.
+type Timeouts struct {
+	TCPEstablished Duration `toml:"tcp_established"` // 2h4m, RFC 5382 REQ-5
+	TCPTransitory  Duration `toml:"tcp_transitory"`  // 4m, RFC 5382 REQ-5
+	TCPClosed      Duration `toml:"tcp_closed"`      // 10s, after RST or both FINs
+	UDP            Duration `toml:"udp"`             // 5m, RFC 4787 REQ-5
+	UDPUnanswered  Duration `toml:"udp_unanswered"`  // 2m, RFC 4787 REQ-5 (the least that it allows)
+	ICMP           Duration `toml:"icmp"`            // 60s, RFC 5508 REQ-2
+	Other          Duration `toml:"other"`           // 5m
+	NATHold        Duration `toml:"nat_hold"`        // 120s before another host may get a freed public port, RFC 6888 REQ-8
+}
+
+// Duration is a time.Duration written as "90s" or "2h4m".
+type Duration struct{ time.Duration }
+
+// Rate is bits per second, written as "20M", "1.5G", "64k" or a number. Decimal prefixes: 1M = 1,000,000.
+type Rate uint64
+
+// Tenant is one enterprise: everything a packet of it can meet is keyed by it.
+type Tenant struct {
+	Name       string         `toml:"name"`
+	Interfaces []string       `toml:"interfaces"`
+	Prefixes   []netip.Prefix `toml:"prefixes"` // inside; a source outside them is spoofed. Two tenants may use the same
+	Routes     []Route        `toml:"route"`    // inside routes
+	Objects    Objects        `toml:"objects"`  // this tenant's own names; they hide the shared ones
+	NAT        NAT            `toml:"nat"`
+	Limits     Limits         `toml:"limits"`
+	Rates      Rates          `toml:"rates"`
+	Rules      []Rule         `toml:"rule"`        // in order, first match decides, per direction
+	DefaultOut string         `toml:"default_out"` // "allow" (default) | "deny": what no "out" rule matched. Inbound is always "deny"
+}
+
+// NAT is the translation of a tenant's IPv4. Without a pool, IPv4 is routed untranslated. IPv6 is never translated.
+type NAT struct {
+	Pool      []string       `toml:"pool"`      // public addresses: "192.0.2.1", "192.0.2.8/30" (all of its addresses), "192.0.2.1-192.0.2.9"
+	Mapping   string         `toml:"mapping"`   // "endpoint-independent" (default; the only one in schema 1 so far)
+	Filtering string         `toml:"filtering"` // "address-and-port-dependent" (default) | "endpoint-independent"
+	Ports     string         `toml:"ports"`     // "dynamic" (default) | "blocks": a block of 64 ports at a time belongs to one inside host
+	Static    []StaticNAT    `toml:"static"`
+	Forward   []PortForward  `toml:"forward"`
+	Bypass    []netip.Prefix `toml:"bypass"` // destinations to which this tenant is routed untranslated
+}
+
+// StaticNAT is a 1:1 translation of one IPv4 address, all protocols and ports.
+type StaticNAT struct {
+	Public netip.Addr `toml:"public"`
+	Inside netip.Addr `toml:"inside"`
+}
+
+// PortForward sends one public port to an inside host. Inbound rules still decide who may use it.
+type PortForward struct {
+	Public     netip.Addr `toml:"public"`
+	Proto      string     `toml:"proto"` // "tcp" | "udp"
+	Port       int        `toml:"port"`
+	Inside     netip.Addr `toml:"inside"`
+	InsidePort int        `toml:"inside_port"` // default: the same as port
+}
+
+// Limits bound what a tenant, and each of its inside hosts, may hold and start. Zero means no limit.
+type Limits struct {
+	Sessions        int `toml:"sessions"`          // concurrent
+	SessionRate     int `toml:"session_rate"`      // new sessions per second
+	HostSessions    int `toml:"host_sessions"`     // concurrent, per inside host
+	HostSessionRate int `toml:"host_session_rate"` // new per second, per inside host
+}
+
+// Rates are a tenant's line. out = from the tenant to the backbone, in = towards the tenant.
+type Rates struct {
+	Out   RateDir `toml:"out"`
+	In    RateDir `toml:"in"`
+	Voice Voice   `toml:"voice"`
+}
+
+// RateDir limits one direction. A rate counts IP bytes without the link header. Zero means unlimited.
+type RateDir struct {
+	Bits    Rate     `toml:"bits"`    // bit/s
+	Packets uint64   `toml:"packets"` // packet/s
+	Burst   Duration `toml:"burst"`   // default 20ms of the rate
+	Queue   Duration `toml:"queue"`   // default 30ms of the rate; what waits longer is dropped
+	Mode    string   `toml:"mode"`    // "shape" (default) | "police" (no queue, RFC 2698 style drop)
+}
+
+// Voice is the class that leaves the shaper first. A packet is voice when a rule says class = "voice", or by DSCP.
+type Voice struct {
+	DSCP []string `toml:"dscp"` // names or numbers: "ef", "cs3", 46. Default: none
+	Bits Rate     `toml:"bits"` // what voice may use of the tenant's rate, per direction; above it, it queues with the rest. Default: 75 % of the rate
+}
+
+// Rule is one ACL line. It sees inside addresses: after destination NAT, before source NAT. An empty field matches all.
+type Rule struct {
+	Name      string   `toml:"name"`
+	Direction string   `toml:"direction"` // "out" (from the tenant) | "in" (towards the tenant)
+	Action    string   `toml:"action"`    // "allow" | "deny"
+	From      []string `toml:"from"`      // addresses, prefixes, ranges, host object names; IPv4 and IPv6 may mix
+	To        []string `toml:"to"`
+	Service   []string `toml:"service"` // as in objects.services
+	Class     string   `toml:"class"`   // "" | "voice"
+	Log       bool     `toml:"log"`
+}
+
+// Node is what belongs to one machine: its ports, CPUs, addresses, directories.
+type Node struct {
+	Schema     int         `toml:"schema"`
+	Name       string      `toml:"name"`
+	DataDir    string      `toml:"data_dir"` // default /var/lib/demarc
+	Workers    Workers     `toml:"workers"`
+	Tables     Tables      `toml:"tables"`
+	API        API         `toml:"api"`
+	Ports      []Port      `toml:"port"`
+	Interfaces []Interface `toml:"interface"`
+	Log        Log         `toml:"log"`
+}
+
+// Workers says how many data-plane threads run and where.
+type Workers struct {
+	Count      int      `toml:"count"`       // default 1
+	CPUs       []int    `toml:"cpus"`        // one per worker; empty = not pinned
+	BusyPoll   Duration `toml:"busy_poll"`   // 0 = off (SO_BUSY_POLL), at most 1ms
+	Spin       Duration `toml:"spin"`        // how long an idle worker spins before it sleeps; default 50µs
+	NeedWakeup *bool    `toml:"need_wakeup"` // default true
+	Batch      int      `toml:"batch"`       // default 64
+}
+
+// Tables fixes the memory that is taken at start.
+type Tables struct {
+	Sessions  int `toml:"sessions"`  // over all workers; default 1,048,576
+	Mappings  int `toml:"mappings"`  // NAT mappings over all workers; default as many as sessions
+	Neighbors int `toml:"neighbors"` // default 4096, at most 65,535
+	Tenants   int `toml:"tenants"`   // default 1024
+	Frames    int `toml:"frames"`    // per worker and memory area; default 16,384
+}
+
+// API says where the node listens for its operator.
+type API struct {
+	Socket  string `toml:"socket"`  // unix socket; default DataDir/demarc.sock
+	Metrics string `toml:"metrics"` // "127.0.0.1:9090"; empty = only on the socket
+}
+
+// Log says how much the node writes to standard error.
+type Log struct {
+	Level  string `toml:"level"`  // "debug" | "info" (default) | "warn" | "error"
+	Format string `toml:"format"` // "text" (default) | "json"
+}
+
+// Port is a Linux network device whose every queue is bound.
+type Port struct {
+	Name   string `toml:"name"` // defaults to device
+	Device string `toml:"device"`
+	Mode   string `toml:"mode"` // "auto" (default) | "zerocopy" | "copy" | "generic"
+	Host   Host   `toml:"host"`
+}
+
+// Host names what on this port belongs to the host's own stack. By default, all that is addressed to the kernel's own addresses on the device.
+type Host struct {
+	Addresses []netip.Prefix `toml:"addresses"` // besides the kernel's own on the device; may be multicast groups
+	Shared    []netip.Addr   `toml:"shared"`    // the host's own addresses that NAT uses too: the host keeps the ports below and its ephemeral range
+	TCPPorts  []int          `toml:"tcp_ports"` // for shared addresses; default [22]
+	UDPPorts  []int          `toml:"udp_ports"`
+}
+
+// Interface is a port, with or without a VLAN tag, with the gateway's addresses. A policy says whom it faces.
+type Interface struct {
+	Name      string         `toml:"name"`
+	Port      string         `toml:"port"`
+	VLAN      int            `toml:"vlan"`      // 0 = untagged, else 1..4094
+	Addresses []netip.Prefix `toml:"addresses"` // of the gateway, answered by the gateway; not on the kernel's device unless host.shared
+	MTU       int            `toml:"mtu"`       // IP bytes; default: the device's
+	MSSClamp  string         `toml:"mss_clamp"` // "" (off) | "mtu" | a number of bytes
+}
