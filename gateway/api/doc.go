@@ -1,0 +1,10 @@
+// Package api holds the wire structs of the node's HTTP/JSON interface: what GET /v1/status and its siblings answer, and what apply takes.
+//
+// It does not serve, fetch or compute anything: the composition root fills these structs, the CLI, the lab and the bench read them.
+// They are plain values without behaviour; who has one owns it. Field names in JSON are a promise to operators' scripts: fields
+// are added, never renamed, and a count that is zero is still written.
+//
+// Units are in the field's comment. Packets and bytes are totals since the process started unless the comment says otherwise; bytes are
+// IP bytes without the link header for tenants and sessions (what a rate limits and a bill counts), and whole frames without
+// checksum for ports. Times are RFC 3339 wall-clock times, for reading only; durations are seconds.
+package api

@@ -1,0 +1,354 @@
+package api
+
+import "time"
+
+// Paths of the interface. All but PathApply and PathDiff are read with GET.
+const (
+	PathStatus     = "/v1/status"     // Status
+	PathSessions   = "/v1/sessions"   // Sessions; query as in SessionFilter
+	PathDrops      = "/v1/drops"      // Drops
+	PathRoutes     = "/v1/routes"     // Routes
+	PathNeighbours = "/v1/neighbours" // Neighbours
+	PathPorts      = "/v1/ports"      // Ports
+	PathDiff       = "/v1/diff"       // POST DiffRequest -> Diff
+	PathApply      = "/v1/apply"      // POST ApplyRequest -> Applied
+	PathPolicy     = "/v1/policy"     // the text of the policy that is served, text/plain
+	PathMetrics    = "/metrics"       // Prometheus text
+)
+
+// Counter is packets and bytes of one direction.
+type Counter struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+// Status is the whole node at one moment.
+type Status struct {
+	Node          string            `json:"node"`           // name from the node file
+	Version       string            `json:"version"`        // of the binary
+	Started       time.Time         `json:"started"`        // when the process started
+	Uptime        float64           `json:"uptime_seconds"` // since then, by the monotonic clock
+	Ready         bool              `json:"ready"`          // every queue is bound, every worker serves Revision
+	WhyNotReady   string            `json:"why_not_ready,omitempty"`
+	Broken        string            `json:"broken,omitempty"` // the stage that was switched off on purpose for a lab; empty in any real gateway
+	Revision      Revision          `json:"revision"`
+	Workers       []Worker          `json:"workers"`
+	Ports         []Port            `json:"ports"`
+	Tenants       []Tenant          `json:"tenants"`
+	Backbone      Zone              `json:"backbone"`
+	Drops         map[string]uint64 `json:"drops"`     // packets by reason, all tenants and ports, XDP's included; every reason is there
+	SlowPath      SlowPath          `json:"slow_path"` // neighbour resolution
+	Conservation  Conservation      `json:"conservation"`
+	FenceOverruns uint64            `json:"fence_overruns"` // kicks that took longer than the guard
+}
+
+// Revision is the policy that is served.
+type Revision struct {
+	Number    uint64    `json:"number"` // counts up with each apply on this node, from 1
+	Digest    string    `json:"digest"` // "sha256:" and 64 hex digits of the text
+	Source    string    `json:"source"` // the file or "apply" that it came from; says so when a kept one is served instead of the file given
+	Name      string    `json:"name"`   // free text from the policy
+	AppliedAt time.Time `json:"applied_at"`
+}
+
+// Worker is one data-plane thread.
+type Worker struct {
+	ID          int     `json:"id"`
+	CPU         int     `json:"cpu"` // pinned to; -1 = not pinned
+	Sessions    int     `json:"sessions"`
+	SessionsCap int     `json:"sessions_cap"`
+	Mappings    int     `json:"mappings"` // NAT mappings, held ports not counted
+	MappingsCap int     `json:"mappings_cap"`
+	Frames      int     `json:"frames"`         // of all its memory areas
+	FramesFree  int     `json:"frames_free"`    // on the free lists
+	FramesHeld  int     `json:"frames_held"`    // in the shaper
+	Generation  uint64  `json:"generation"`     // of the view it serves
+	Busy        float64 `json:"busy"`           // part of the last second with packets in hand, 0..1
+	HandedOut   uint64  `json:"handed_out"`     // packets copied to other workers
+	HandedIn    uint64  `json:"handed_in"`      // packets copied from other workers
+	Panics      uint64  `json:"panics"`         // contained ones
+	Bursts      uint64  `json:"bursts"`         // receive bursts that held at least one packet
+	Wakeups     uint64  `json:"wakeups"`        // times it slept and was woken
+	BlockedKeys int     `json:"blocked_keys"`   // flows blocked after a contained panic
+	UMEMBytes   uint64  `json:"umem_bytes"`     // packet memory
+	TableBytes  uint64  `json:"table_bytes"`    // sessions, index, mappings
+	ZeroCopies  uint64  `json:"area_crossings"` // packets copied between a zero-copy and another memory area
+}
+
+// Port is one network device.
+type Port struct {
+	Name       string  `json:"name"`
+	Device     string  `json:"device"`
+	Ifindex    int     `json:"ifindex"`
+	MAC        string  `json:"mac"`
+	MTU        int     `json:"mtu"` // IP bytes
+	Driver     string  `json:"driver"`
+	Up         bool    `json:"up"`
+	Carrier    bool    `json:"carrier"`
+	Asked      string  `json:"asked"`  // mode in the node file: auto, zerocopy, copy, generic
+	Attach     string  `json:"attach"` // of the XDP program: "native" or "generic"
+	Queues     []Queue `json:"queues"`
+	XDPToHost  uint64  `json:"xdp_to_host"`       // packets that the XDP program left to the host's stack
+	XDPDropped uint64  `json:"xdp_dropped"`       // packets that it dropped
+	Problem    string  `json:"problem,omitempty"` // what doctor would say first, one line
+}
+
+// Queue is one receive/transmit queue pair with its AF_XDP socket.
+type Queue struct {
+	Queue        int       `json:"queue"`
+	Worker       int       `json:"worker"`
+	Mode         string    `json:"mode"`                     // what the kernel says it is: zerocopy, copy, generic
+	Asked        string    `json:"asked"`                    // what was asked for
+	WhyNotBetter string    `json:"why_not_better,omitempty"` // why it is not zerocopy
+	NeedWakeup   bool      `json:"need_wakeup"`
+	Rx           Counter   `json:"rx"` // frames taken from the rx ring
+	Tx           Counter   `json:"tx"` // frames put into the tx ring
+	Rings        RingStats `json:"rings"`
+	InFill       int       `json:"in_fill"` // frames that the kernel holds or has not consumed, by our count
+	InTx         int       `json:"in_tx"`
+	InRx         int       `json:"in_rx"` // frames that the kernel has written and we have not taken
+	InCompletion int       `json:"in_completion"`
+	TxFull       uint64    `json:"tx_full"` // frames dropped because the tx ring was full
+	TxErrors     uint64    `json:"tx_errors"`
+	Kicks        uint64    `json:"kicks"` // system calls that asked the kernel to send
+}
+
+// RingStats is what XDP_STATISTICS says of a socket: packets lost or refused by the kernel.
+type RingStats struct {
+	RxDropped      uint64 `json:"rx_dropped"`       // for other reasons than a full ring
+	RxInvalidDescs uint64 `json:"rx_invalid_descs"` // fill ring
+	TxInvalidDescs uint64 `json:"tx_invalid_descs"`
+	RxRingFull     uint64 `json:"rx_ring_full"`
+	FillEmpty      uint64 `json:"fill_empty"`
+	TxEmpty        uint64 `json:"tx_empty"` // the kernel wanted to send and found nothing: not a loss
+}
+
+// Zone is the counters of one side.
+type Zone struct {
+	In  Counter `json:"in"`  // entered the gateway from there
+	Out Counter `json:"out"` // left the gateway towards it
+}
+
+// Tenant is one enterprise's live figures. out = from the tenant to the backbone, in = towards the tenant; both count packets that
+// left the gateway, so what its limit cut is in Drops alone.
+type Tenant struct {
+	ID          int               `json:"id"`
+	Name        string            `json:"name"`
+	Sessions    int               `json:"sessions"`
+	SessionsCap int               `json:"sessions_cap"` // its limit; 0 = none
+	Created     uint64            `json:"sessions_created"`
+	In          Counter           `json:"in"`
+	Out         Counter           `json:"out"`
+	Offered     TenantOffered     `json:"offered"`
+	Limits      TenantRates       `json:"limits"`
+	Queued      TenantQueued      `json:"queued"`
+	Drops       map[string]uint64 `json:"drops"` // packets by reason; only reasons that happened
+	Pool        *Pool             `json:"pool,omitempty"`
+	Rules       []RuleHits        `json:"rules,omitempty"` // only when asked for (status?rules=1)
+}
+
+// TenantOffered is what came in for each direction before any drop.
+type TenantOffered struct {
+	In  Counter `json:"in"`
+	Out Counter `json:"out"`
+}
+
+// TenantRates are the configured limits, bit/s and packet/s; 0 = unlimited.
+type TenantRates struct {
+	InBits     uint64 `json:"in_bits"`
+	OutBits    uint64 `json:"out_bits"`
+	InPackets  uint64 `json:"in_packets"`
+	OutPackets uint64 `json:"out_packets"`
+}
+
+// TenantQueued is what waits in the tenant's shapers now, packets.
+type TenantQueued struct {
+	In  int `json:"in"`
+	Out int `json:"out"`
+}
+
+// Pool is how much of a tenant's public ports is taken.
+type Pool struct {
+	Addresses  int `json:"addresses"`
+	Ports      int `json:"ports"`       // usable ports of all of its addresses, per protocol class
+	InUse      int `json:"in_use"`      // ports with a live mapping, all classes
+	Held       int `json:"held"`        // freed ports within their hold time
+	FreeBlocks int `json:"free_blocks"` // blocks of 64 that no worker has opened
+}
+
+// RuleHits is how often one rule decided about a new session.
+type RuleHits struct {
+	Rule      int    `json:"rule"` // position in the tenant's list, from 0; -1 = the default
+	Name      string `json:"name"`
+	Direction string `json:"direction"` // out, in
+	Action    string `json:"action"`    // allow, deny
+	Hits      uint64 `json:"hits"`
+}
+
+// SlowPath is neighbour resolution.
+type SlowPath struct {
+	Neighbours int    `json:"neighbours"` // entries in use
+	Pending    int    `json:"pending"`    // next hops that are being asked for
+	Waiting    int    `json:"waiting"`    // packets that wait for one
+	Received   uint64 `json:"received"`   // frames handed to it
+	Sent       uint64 `json:"sent"`       // frames that it sent
+}
+
+// Conservation is the frame account: every frame of packet memory is in exactly one place.
+type Conservation struct {
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail"` // the sum, or which worker's does not add up and by how many
+}
+
+// SessionFilter is the query of PathSessions. Empty fields match all.
+type SessionFilter struct {
+	Tenant  string `json:"tenant,omitempty"`
+	Address string `json:"address,omitempty"` // address or prefix, matches any of the four addresses
+	Port    int    `json:"port,omitempty"`    // any of the four ports
+	Proto   string `json:"proto,omitempty"`   // tcp, udp, icmp, icmpv6 or a number
+	Limit   int    `json:"limit,omitempty"`   // at most so many; 0 = 1000
+}
+
+// Sessions answers PathSessions.
+type Sessions struct {
+	Total     int       `json:"total"` // live sessions on the node
+	Matched   int       `json:"matched"`
+	Truncated bool      `json:"truncated"` // more matched than Limit
+	Sessions  []Session `json:"sessions"`
+}
+
+// Session is one conversation: as it entered and as it leaves.
+type Session struct {
+	Worker   int     `json:"worker"`
+	Slot     uint32  `json:"slot"`
+	Gen      uint32  `json:"gen"` // (worker, slot, gen) names the session for as long as the process runs
+	Tenant   string  `json:"tenant"`
+	From     string  `json:"from"`  // "tenant" or "backbone": who sent the first packet
+	Proto    string  `json:"proto"` // tcp, udp, icmp, icmpv6 or the number
+	State    string  `json:"state"`
+	Src      string  `json:"src"` // as the first packet entered, address:port
+	Dst      string  `json:"dst"`
+	XlatSrc  string  `json:"xlat_src"` // as the first packet left
+	XlatDst  string  `json:"xlat_dst"`
+	NAT      bool    `json:"nat"`
+	Class    string  `json:"class,omitempty"` // voice
+	Rule     int     `json:"rule"`            // position in the tenant's list; -1 = the default
+	RuleName string  `json:"rule_name,omitempty"`
+	Orig     Counter `json:"orig"`            // in the direction of the first packet
+	Reply    Counter `json:"reply"`           // in the other
+	Idle     float64 `json:"idle_seconds"`    // since the last packet of either direction
+	Expires  float64 `json:"expires_seconds"` // until it ends if nothing more is seen
+}
+
+// Drops answers PathDrops.
+type Drops struct {
+	Total    uint64                       `json:"total"`     // packets
+	ByReason map[string]uint64            `json:"by_reason"` // every reason of the list
+	ByTenant map[string]map[string]uint64 `json:"by_tenant"` // tenant -> reason -> packets, only what happened
+	ByPort   map[string]map[string]uint64 `json:"by_port"`   // what the XDP program of a port dropped
+	ByRule   []RuleHits                   `json:"by_rule"`   // deny rules and defaults that decided
+}
+
+// Routes answers PathRoutes.
+type Routes struct {
+	Routes []Route `json:"routes"`
+}
+
+// Route is one line of a table.
+type Route struct {
+	Zone      string `json:"zone"` // "backbone" or the tenant
+	Prefix    string `json:"prefix"`
+	Kind      string `json:"kind"` // connected, static, discard, local
+	Via       string `json:"via,omitempty"`
+	Interface string `json:"interface,omitempty"`
+	Resolved  bool   `json:"resolved"` // the next hop has a MAC now (or needs none)
+}
+
+// Neighbours answers PathNeighbours.
+type Neighbours struct {
+	Neighbours []Neighbour `json:"neighbours"`
+}
+
+// Neighbour is one resolved or pending next hop.
+type Neighbour struct {
+	Interface string  `json:"interface"`
+	Address   string  `json:"address"`
+	MAC       string  `json:"mac,omitempty"`
+	State     string  `json:"state"`       // pending, reachable, stale, probe, failed, kernel
+	Age       float64 `json:"age_seconds"` // since it was last confirmed
+	Used      bool    `json:"used"`        // by a worker since the last look
+	Waiting   int     `json:"waiting"`     // packets
+}
+
+// Ports answers PathPorts.
+type Ports struct {
+	Ports      []Port      `json:"ports"`
+	Interfaces []Interface `json:"interfaces"`
+}
+
+// Interface is a port with or without a VLAN tag.
+type Interface struct {
+	Name      string   `json:"name"`
+	Port      string   `json:"port"`
+	VLAN      int      `json:"vlan"`      // 0 = untagged
+	Faces     string   `json:"faces"`     // "backbone", a tenant's name, or "" when no policy names it
+	Addresses []string `json:"addresses"` // prefixes
+	MTU       int      `json:"mtu"`
+	Rx        Counter  `json:"rx"`
+	Tx        Counter  `json:"tx"`
+}
+
+// DiffRequest asks what a policy would change. ApplyRequest carries it out.
+type DiffRequest struct {
+	Policy string `json:"policy"` // the text
+	Source string `json:"source"` // where it came from, for error messages
+}
+
+// Diff is what a policy would change, and cut.
+type Diff struct {
+	From    Revision  `json:"from"`
+	Digest  string    `json:"digest"` // of the new text
+	Changes []Change  `json:"changes"`
+	Cut     int       `json:"cut"`     // live sessions that the new policy would end
+	Cuts    []Session `json:"cuts"`    // the first 100 of them
+	Checked int       `json:"checked"` // live sessions that were judged
+	Same    bool      `json:"same"`    // nothing would change
+}
+
+// Change is one difference.
+type Change struct {
+	Path string `json:"path"` // as in the file: tenant[alpha].rates.out.bits
+	Was  string `json:"was"`
+	Now  string `json:"now"`
+}
+
+// ApplyRequest is a new policy.
+type ApplyRequest struct {
+	Policy   string `json:"policy"`
+	Source   string `json:"source"`
+	Expected uint64 `json:"expected,omitempty"` // refuse unless this is the served revision; 0 = do not compare
+}
+
+// Applied says that every worker serves the revision.
+type Applied struct {
+	Revision Revision `json:"revision"`
+	Changes  []Change `json:"changes"`
+	Cut      int      `json:"cut"`     // sessions that will end on their next packet
+	Took     float64  `json:"seconds"` // from the request to the last worker's acknowledgement
+}
+
+// Error is the body of every answer whose status is not 2xx.
+type Error struct {
+	Error    string    `json:"error"`              // one line
+	Problems []Problem `json:"problems,omitempty"` // every error of a policy, not the first one
+}
+
+// Problem is one error of a configuration file.
+type Problem struct {
+	File  string `json:"file"`
+	Line  int    `json:"line"`
+	Path  string `json:"path"`
+	Value string `json:"value"`
+	Want  string `json:"want"` // what would be right
+	Text  string `json:"text"` // all of it in one line
+}
