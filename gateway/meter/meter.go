@@ -1,0 +1,128 @@
+// Package meter counts what passed and what was dropped, per tenant and direction, one shard a worker.
+//
+// It does not sample, estimate or reset. A shard has one writer (its worker): Add and Drop touch plain memory, Publish copies what
+// changed to words that any goroutine may read. So a reader sees each counter whole, at most one burst old.
+package meter
+
+import (
+	"math/bits"
+	"sync/atomic"
+
+	"demarc/gateway/flow"
+	"demarc/gateway/verdict"
+)
+
+// Dir is the direction of a packet as a tenant sees it.
+type Dir uint8
+
+// The directions. A packet between two interfaces of one tenant is Inside: counted, never limited.
+const (
+	Out    Dir = iota // from the tenant to the backbone
+	In                // from the backbone to the tenant
+	Inside            // between interfaces of the tenant
+	NumDirs
+)
+
+// String returns the direction's name.
+func (d Dir) String() string { return [...]string{"out", "in", "inside"}[d%NumDirs] }
+
+const reasonWords = (int(verdict.NumReasons) + 63) / 64
+
+// Volume is packets and IP bytes without link headers.
+type Volume struct{ Packets, Bytes uint64 }
+
+type counts struct {
+	vol   [NumDirs]Volume
+	drops [verdict.NumReasons]uint64
+	dirty [reasonWords]uint64 // which drops changed since Publish
+	on    bool                // on the shard's dirty list
+}
+
+type published struct {
+	vol   [NumDirs]struct{ packets, bytes atomic.Uint64 }
+	drops [verdict.NumReasons]atomic.Uint64
+}
+
+// Shard holds one worker's counters. Tenant 0 stands for what could not be given to a tenant.
+type Shard struct {
+	own   []counts    // worker only
+	pub   []published // worker: wo, others: ro
+	dirty []flow.TenantID
+}
+
+// NewShard makes counters for tenants 0..tenants-1.
+func NewShard(tenants int) *Shard {
+	return &Shard{own: make([]counts, tenants), pub: make([]published, tenants), dirty: make([]flow.TenantID, 0, tenants)}
+}
+
+func (s *Shard) touch(t flow.TenantID) *counts {
+	if int(t) >= len(s.own) {
+		t = 0
+	}
+	c := &s.own[t]
+	if !c.on {
+		c.on = true
+		s.dirty = append(s.dirty, t)
+	}
+	return c
+}
+
+// Add counts one packet of n IP bytes. Worker only.
+func (s *Shard) Add(t flow.TenantID, d Dir, n int) {
+	c := s.touch(t)
+	c.vol[d].Packets++
+	c.vol[d].Bytes += uint64(n)
+}
+
+// Drop counts one dropped packet. Worker only.
+func (s *Shard) Drop(t flow.TenantID, r verdict.Reason) { s.DropN(t, r, 1) }
+
+// DropN counts n dropped packets. Worker only.
+func (s *Shard) DropN(t flow.TenantID, r verdict.Reason, n uint64) {
+	if r >= verdict.NumReasons {
+		r = verdict.Unset
+	}
+	c := s.touch(t)
+	c.drops[r] += n
+	c.dirty[r/64] |= 1 << (r % 64)
+}
+
+// Publish makes everything counted so far visible to readers. Worker only, once a burst.
+func (s *Shard) Publish() {
+	for _, t := range s.dirty {
+		c, p := &s.own[t], &s.pub[t]
+		c.on = false
+		for d := range c.vol {
+			p.vol[d].packets.Store(c.vol[d].Packets)
+			p.vol[d].bytes.Store(c.vol[d].Bytes)
+		}
+		for w := range c.dirty {
+			for m := c.dirty[w]; m != 0; m &= m - 1 {
+				r := w*64 + bits.TrailingZeros64(m)
+				p.drops[r].Store(c.drops[r])
+			}
+			c.dirty[w] = 0
+		}
+	}
+	s.dirty = s.dirty[:0]
+}
+
+// Volume reads what passed. Any goroutine.
+func (s *Shard) Volume(t flow.TenantID, d Dir) Volume {
+	if int(t) >= len(s.pub) {
+		return Volume{}
+	}
+	v := &s.pub[t].vol[d]
+	return Volume{Packets: v.packets.Load(), Bytes: v.bytes.Load()}
+}
+
+// Drops reads how many packets were dropped for r. Any goroutine.
+func (s *Shard) Drops(t flow.TenantID, r verdict.Reason) uint64 {
+	if int(t) >= len(s.pub) || r >= verdict.NumReasons {
+		return 0
+	}
+	return s.pub[t].drops[r].Load()
+}
+
+// Tenants is how many tenants the shard has counters for, tenant 0 included.
+func (s *Shard) Tenants() int { return len(s.pub) }
