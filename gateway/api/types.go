@@ -24,22 +24,21 @@ type Counter struct {
 
 // Status is the whole node at one moment.
 type Status struct {
-	Node          string            `json:"node"`           // name from the node file
-	Version       string            `json:"version"`        // of the binary
-	Started       time.Time         `json:"started"`        // when the process started
-	Uptime        float64           `json:"uptime_seconds"` // since then, by the monotonic clock
-	Ready         bool              `json:"ready"`          // every queue is bound, every worker serves Revision
-	WhyNotReady   string            `json:"why_not_ready,omitempty"`
-	Broken        string            `json:"broken,omitempty"` // the stage that was switched off on purpose for a lab; empty in any real gateway
-	Revision      Revision          `json:"revision"`
-	Workers       []Worker          `json:"workers"`
-	Ports         []Port            `json:"ports"`
-	Tenants       []Tenant          `json:"tenants"`
-	Backbone      Zone              `json:"backbone"`
-	Drops         map[string]uint64 `json:"drops"`     // packets by reason, all tenants and ports, XDP's included; every reason is there
-	SlowPath      SlowPath          `json:"slow_path"` // neighbour resolution
-	Conservation  Conservation      `json:"conservation"`
-	FenceOverruns uint64            `json:"fence_overruns"` // kicks that took longer than the guard
+	Node         string            `json:"node"`           // name from the node file
+	Version      string            `json:"version"`        // of the binary
+	Started      time.Time         `json:"started"`        // when the process started
+	Uptime       float64           `json:"uptime_seconds"` // since then, by the monotonic clock
+	Ready        bool              `json:"ready"`          // every queue is bound, every worker serves Revision
+	WhyNotReady  string            `json:"why_not_ready,omitempty"`
+	Broken       string            `json:"broken,omitempty"` // the stage that was switched off on purpose for a lab; empty in any real gateway
+	Revision     Revision          `json:"revision"`
+	Workers      []Worker          `json:"workers"`
+	Ports        []Port            `json:"ports"`
+	Tenants      []Tenant          `json:"tenants"`
+	Backbone     Zone              `json:"backbone"`
+	Drops        map[string]uint64 `json:"drops"`     // packets by reason, all tenants and ports, XDP's included; every reason is there
+	SlowPath     SlowPath          `json:"slow_path"` // neighbour resolution
+	Conservation Conservation      `json:"conservation"`
 }
 
 // Revision is the policy that is served.
@@ -72,7 +71,7 @@ type Worker struct {
 	BlockedKeys int     `json:"blocked_keys"`   // flows blocked after a contained panic
 	UMEMBytes   uint64  `json:"umem_bytes"`     // packet memory
 	TableBytes  uint64  `json:"table_bytes"`    // sessions, index, mappings
-	ZeroCopies  uint64  `json:"area_crossings"` // packets copied between a zero-copy and another memory area
+	Crossings   uint64  `json:"area_crossings"` // packets copied between a zero-copy and another memory area
 }
 
 // Port is one network device.
