@@ -1,0 +1,142 @@
+package conntrack
+
+import (
+	"sync/atomic"
+	"unsafe"
+
+	"demarc/gateway/flow"
+)
+
+// SessionSize is what one session takes in the table: two cache lines.
+const SessionSize = 128
+
+// Session is one conversation. session.h is the same struct in C; a test holds the two together.
+//
+// The first 64 bytes hold all that finding and translating a packet reads, the second 64 what it writes, but for State.
+// "orig" is the direction of the first packet (0), "reply" the other (1). Ports are host byte order with the meaning
+// of flow.Key, addresses are network byte order.
+type Session struct {
+	Seq uint32 // sequence word: odd while bytes 8..79 are being written or the slot is empty
+	Gen uint32 // changes whenever the slot is given up: a (slot, Gen) pair names one session only
+
+	OrigSrc, OrigDst     flow.Addr // as the first packet entered
+	XlatSrc, XlatDst     [4]byte   // IPv4: the same packet as it leaves (= orig when untranslated); IPv6: zero
+	OrigSPort, OrigDPort uint16
+	XlatSPort, XlatDPort uint16 // as it leaves, also for IPv6 (= orig)
+	Proto                uint8  // IP protocol number
+	Flags                uint8  // Flag…
+	State                uint8  // TCP…; 0 for other protocols. One byte that changes alone, outside the sequence word
+	Class                uint8  // the pipeline's: class of traffic (voice)
+	Tenant               flow.TenantID
+	NextHop              [2]uint16 // the pipeline's, per direction
+
+	Scale   [2]uint8    // TCP window scale that this direction announced, see noScale
+	Rule    flow.RuleID // the rule that allowed it
+	ViewGen uint32      // the view that it was judged under
+	Mapping uint32      // NAT mapping of the worker's shard, or NoMapping
+	// Below: single words that change alone, outside the sequence word.
+	LastSeen [2]uint32 // tick of the last packet, per direction
+	Bytes    [2]uint64 // IP bytes, per direction
+	Packets  [2]uint32 // per direction; wraps
+	TCPEnd   [2]uint32 // highest sequence number + length that this direction has sent
+	TCPLimit [2]uint32 // highest ack + window that this direction has advertised: the other may send up to here
+}
+
+// Both lines exactly: a compile-time assertion.
+var _ = [1]struct{}{}[unsafe.Sizeof(Session{})-SessionSize]
+
+// NoMapping stands in Session.Mapping where the session has no NAT mapping.
+const NoMapping = 1<<32 - 1
+
+// The flags of a session.
+const (
+	FlagV6           uint8 = 1 << iota // IPv6
+	FlagFromBackbone                   // the first packet came from the backbone, else from Tenant
+	FlagToBackbone                     // it left to the backbone, so replies enter from there, else from Tenant
+	FlagNAT                            // translated: Xlat differs from Orig, or may
+	FlagCut                            // denied by a later policy: kept so that its packets are dropped cheaply and counted
+	FlagReplied                        // a packet of the reply direction was seen
+	FlagBlockedLog                     // the pipeline's: the cut was logged
+)
+
+// Key is the key under which packets of direction dir enter: 0 as the first packet did, 1 as its answer does.
+func (s *Session) Key(dir int) (k flow.Key) {
+	k.Proto = s.Proto
+	k.Family = 4
+	if s.Flags&FlagV6 != 0 {
+		k.Family = 6
+	}
+	k.Zone = s.Tenant
+	if dir == 0 {
+		k.Src, k.Dst = s.OrigSrc, s.OrigDst
+		k.SPort, k.DPort = s.OrigSPort, s.OrigDPort
+		if s.Flags&FlagFromBackbone != 0 {
+			k.Zone = flow.Backbone
+		}
+		return k
+	}
+	if s.Flags&FlagV6 != 0 {
+		k.Src, k.Dst = s.OrigDst, s.OrigSrc
+	} else {
+		copy(k.Src[:4], s.XlatDst[:])
+		copy(k.Dst[:4], s.XlatSrc[:])
+	}
+	k.SPort, k.DPort = s.XlatDPort, s.XlatSPort
+	if s.Flags&FlagToBackbone != 0 {
+		k.Zone = flow.Backbone
+	}
+	return k
+}
+
+// is reports whether k is the key of direction dir. It reads the first cache line only.
+func (s *Session) is(k *flow.Key, dir int) bool { return s.Key(dir) == *k }
+
+// Out is what a packet of direction dir becomes when it leaves. IPv4 only: IPv6 is never translated.
+func (s *Session) Out(dir int) (src, dst [4]byte, sport, dport uint16) {
+	if dir == 0 {
+		return s.XlatSrc, s.XlatDst, s.XlatSPort, s.XlatDPort
+	}
+	return [4]byte(s.OrigDst[:4]), [4]byte(s.OrigSrc[:4]), s.OrigDPort, s.OrigSPort
+}
+
+// BeginWrite makes the sequence word odd: a concurrent reader takes nothing from the session until EndWrite. Whoever
+// changes any of bytes 8..79 but State of a session that is in the table brackets it with the two.
+func (s *Session) BeginWrite() { atomic.StoreUint32(&s.Seq, s.Seq|1) }
+
+// EndWrite makes the session readable again.
+func (s *Session) EndWrite() { atomic.StoreUint32(&s.Seq, (s.Seq|1)+1) }
+
+// Timeouts are idle times in ticks, each below 2^30.
+type Timeouts struct {
+	TCPEstablished, TCPTransitory, TCPClosed, UDP, UDPUnanswered, ICMP, Other uint32
+}
+
+// Timeout is how long the session may be idle as it stands.
+func (s *Session) Timeout(tm *Timeouts) uint32 {
+	switch s.Proto {
+	case flow.TCP:
+		switch {
+		case s.State == TCPEstablished:
+			return tm.TCPEstablished
+		case s.State == TCPTimeWait || s.State == TCPClosed:
+			return tm.TCPClosed
+		}
+		return tm.TCPTransitory
+	case flow.UDP:
+		if s.Flags&FlagReplied == 0 {
+			return tm.UDPUnanswered
+		}
+		return tm.UDP
+	case flow.ICMP, flow.ICMPv6:
+		return tm.ICMP
+	}
+	return tm.Other
+}
+
+// lastSeen is the later of the two directions.
+func (s *Session) lastSeen() uint32 {
+	if int32(s.LastSeen[1]-s.LastSeen[0]) > 0 && s.Flags&FlagReplied != 0 {
+		return s.LastSeen[1]
+	}
+	return s.LastSeen[0]
+}

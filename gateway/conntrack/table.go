@@ -1,0 +1,354 @@
+package conntrack
+
+import (
+	"fmt"
+	"math/bits"
+	"sync/atomic"
+	"unsafe"
+
+	"demarc/gateway/flow"
+	"demarc/gateway/verdict"
+)
+
+// Ref names a session and the direction whose key was looked up: slot<<1 | direction.
+type Ref uint32
+
+// Slot is the session's place in the table.
+func (r Ref) Slot() uint32 { return uint32(r >> 1) }
+
+// Dir is 0 for the direction of the first packet, 1 for its answers.
+func (r Ref) Dir() int { return int(r & 1) }
+
+const (
+	bucketSize  = 64
+	bucketSlots = 10
+	// Entries per bucket at a full table, times ten: 7.5 of 10 are used then, and one entry in 40 lies beside its bucket.
+	bucketFill10 = 75
+
+	// MaxCapacity is the largest table: a Ref has one bit for the direction.
+	MaxCapacity = 1 << 30
+
+	lanes    = 0x0001000100010001
+	laneHigh = 0x8000800080008000
+	noSlot   = 1<<32 - 1
+)
+
+// bucket is one cache line of the index. Lanes 0..9 of words are tags of 16 bits (0 = empty), lane 10 counts the
+// entries that wanted this bucket, found it full and went on; lane 11 is 0. refs[i] belongs to tag i.
+type bucket struct {
+	words [3]uint64
+	refs  [bucketSlots]Ref
+}
+
+var _ = [1]struct{}{}[unsafe.Sizeof(bucket{})-bucketSize]
+
+// match has the top bit of each lane set whose tag may be equal (a lane above an equal one may be set wrongly; keys are compared after).
+func match(w, tag uint64) uint64 {
+	x := w ^ tag*lanes
+	return (x - lanes) &^ x & laneHigh
+}
+
+func (b *bucket) passed() uint16 { return uint16(b.words[2] >> 32) }
+
+func (b *bucket) tag(i int) uint16 { return uint16(b.words[i>>2] >> (uint(i&3) * 16)) }
+
+func (b *bucket) setTag(i int, tag uint16) {
+	sh := uint(i&3) * 16
+	w := b.words[i>>2]&^(0xffff<<sh) | uint64(tag)<<sh
+	atomic.StoreUint64(&b.words[i>>2], w)
+}
+
+func (b *bucket) addPassed(n int) {
+	w := b.words[2] &^ (0xffff << 32)
+	atomic.StoreUint64(&b.words[2], w|uint64(uint16(int(b.passed())+n))<<32)
+}
+
+// Table is the sessions of one worker. The memory behind it is, in this order: sessions, index buckets, deadlines, free slots' list
+// head excepted (it lies here). A deadline of 0 marks an empty slot; an empty slot's TCPEnd[0] links the free list.
+type Table struct {
+	sessions  []Session
+	buckets   []bucket
+	deadlines []uint32
+	seed      uint64
+	n         uint64 // len(buckets)
+	free      uint32 // head of the free list, or noSlot
+	fresh     uint32 // slots from here on were never used: their memory is untouched, so an empty table costs no pages
+	live      int
+	hand      uint32 // where Sweep goes on
+	pending   uint32 // the slot that Create is filling, or noSlot: what Repair undoes after a panic
+}
+
+func numBuckets(capacity int) int { return (capacity*2*10 + bucketFill10 - 1) / bucketFill10 }
+
+// Bytes is the memory that New wants for capacity sessions.
+func Bytes(capacity int) int {
+	return capacity*SessionSize + numBuckets(capacity)*bucketSize + (capacity*4+63)&^63
+}
+
+// New lays a table over mem, which must be zeroed, aligned to 64 bytes, at least Bytes(capacity) long, and outlive the table.
+// The seed keys the hash; it should not be known to senders.
+func New(mem []byte, capacity int, seed uint64) (*Table, error) {
+	if capacity < 1 || capacity > MaxCapacity {
+		return nil, fmt.Errorf("session table of %d entries: want 1 to %d", capacity, MaxCapacity)
+	}
+	if len(mem) < Bytes(capacity) {
+		return nil, fmt.Errorf("session table of %d entries: %d bytes of memory, want %d", capacity, len(mem), Bytes(capacity))
+	}
+	p := unsafe.Pointer(unsafe.SliceData(mem))
+	if uintptr(p)&63 != 0 {
+		return nil, fmt.Errorf("session table: memory at %#x is not aligned to 64 bytes", uintptr(p))
+	}
+	t := &Table{seed: seed, n: uint64(numBuckets(capacity)), free: noSlot, pending: noSlot}
+	// The only unsafe of this package: the layout above laid over the memory handed in.
+	t.sessions = unsafe.Slice((*Session)(p), capacity)
+	p = unsafe.Add(p, capacity*SessionSize)
+	t.buckets = unsafe.Slice((*bucket)(p), int(t.n))
+	p = unsafe.Add(p, int(t.n)*bucketSize)
+	t.deadlines = unsafe.Slice((*uint32)(p), capacity)
+	return t, nil
+}
+
+// Hash is the hash of k that every other function wants: computed once per packet.
+func (t *Table) Hash(k *flow.Key) uint64 { return k.Hash(t.seed) }
+
+func (t *Table) home(h uint64) uint64 {
+	hi, _ := bits.Mul64(h, t.n)
+	return hi
+}
+
+// tagOf takes the low bits; home takes the high ones. 0 means an empty place.
+func tagOf(h uint64) uint64 {
+	tag := h & 0xffff
+	if tag == 0 {
+		tag = 1
+	}
+	return tag
+}
+
+// Touch loads the cache line of h's bucket, so that a burst's misses overlap. The value means nothing; use it, so that the load stays.
+func (t *Table) Touch(h uint64) uint32 { return uint32(t.buckets[t.home(h)].words[0]) }
+
+// TouchSession loads both lines of the session that h's bucket seems to hold, without comparing keys. As Touch.
+func (t *Table) TouchSession(h uint64) uint32 {
+	b := &t.buckets[t.home(h)]
+	tag := tagOf(h)
+	for i := range 3 {
+		if m := match(b.words[i], tag); m != 0 {
+			at := i*4 + bits.TrailingZeros64(m)>>4
+			if at < bucketSlots {
+				s := &t.sessions[b.refs[at].Slot()]
+				return s.Seq + s.TCPLimit[1]
+			}
+		}
+	}
+	return 0
+}
+
+// Lookup finds the session whose key in one of its directions is k; h is Hash(k).
+func (t *Table) Lookup(k *flow.Key, h uint64) (Ref, bool) {
+	tag := tagOf(h)
+	at := t.home(h)
+	for range t.n {
+		b := &t.buckets[at]
+		for i := range 3 {
+			for m := match(b.words[i], tag); m != 0; m &= m - 1 {
+				j := i*4 + bits.TrailingZeros64(m)>>4
+				if j >= bucketSlots {
+					break // the counter looks like the tag
+				}
+				r := b.refs[j]
+				// An empty place above an equal tag may have matched (see match), and its stale ref may name a dead session.
+				if uint64(b.tag(j)) == tag && t.sessions[r.Slot()].is(k, r.Dir()) {
+					return r, true
+				}
+			}
+		}
+		if b.passed() == 0 {
+			return 0, false
+		}
+		if at++; at == t.n {
+			at = 0
+		}
+	}
+	return 0, false
+}
+
+// At is the session in slot. It stays valid until Remove.
+func (t *Table) At(slot uint32) *Session { return &t.sessions[slot] }
+
+// Live reports whether slot holds a session.
+func (t *Table) Live(slot uint32) bool { return int(slot) < len(t.deadlines) && t.deadlines[slot] != 0 }
+
+func (t *Table) insert(h uint64, r Ref) {
+	at := t.home(h)
+	for {
+		b := &t.buckets[at]
+		for i := range bucketSlots {
+			if b.tag(i) == 0 {
+				atomic.StoreUint32((*uint32)(&b.refs[i]), uint32(r))
+				b.setTag(i, uint16(tagOf(h))) // the tag makes the entry visible, so it comes last
+				return
+			}
+		}
+		b.addPassed(1)
+		if at++; at == t.n {
+			at = 0
+		}
+	}
+}
+
+// erase takes the entry (h, r) out, if it is there.
+func (t *Table) erase(h uint64, r Ref) bool {
+	tag := uint16(tagOf(h))
+	home := t.home(h)
+	at := home
+	for range t.n {
+		b := &t.buckets[at]
+		for i := range bucketSlots {
+			if b.refs[i] == r && b.tag(i) == tag {
+				b.setTag(i, 0)
+				for p := home; p != at; {
+					t.buckets[p].addPassed(-1)
+					if p++; p == t.n {
+						p = 0
+					}
+				}
+				return true
+			}
+		}
+		if b.passed() == 0 {
+			return false
+		}
+		if at++; at == t.n {
+			at = 0
+		}
+	}
+	return false
+}
+
+// deadline avoids 0, which marks an empty slot.
+func deadline(tick uint32) uint32 {
+	if tick == 0 {
+		return 1
+	}
+	return tick
+}
+
+// Create copies *s into the table, to be swept at now+timeout at the earliest. Seq and Gen of *s are ignored.
+// It returns SessionTableFull or, where either key is taken, SessionCollision; nothing is changed then.
+//
+// The order of the stores: sequence word odd; the session; index entry of the reply; index entry of the first direction;
+// deadline; sequence word even. That last store makes it a session for every reader.
+func (t *Table) Create(s *Session, now, timeout uint32) (slot uint32, r verdict.Reason) {
+	k0, k1 := s.Key(0), s.Key(1)
+	h0, h1 := t.Hash(&k0), t.Hash(&k1)
+	if _, taken := t.Lookup(&k0, h0); taken {
+		return 0, verdict.SessionCollision
+	}
+	if _, taken := t.Lookup(&k1, h1); taken || k0 == k1 {
+		return 0, verdict.SessionCollision
+	}
+	switch {
+	case t.free != noSlot:
+		slot = t.free
+		t.free = t.sessions[slot].TCPEnd[0]
+	case int(t.fresh) < len(t.sessions):
+		slot = t.fresh
+		t.fresh++
+	default:
+		return 0, verdict.SessionTableFull
+	}
+	t.pending = slot
+	d := &t.sessions[slot]
+	seq, gen := d.Seq|1, d.Gen
+	atomic.StoreUint32(&d.Seq, seq)
+	c := *s
+	c.Seq, c.Gen = seq, gen
+	*d = c
+	t.insert(h1, Ref(slot<<1|1))
+	t.insert(h0, Ref(slot<<1))
+	t.deadlines[slot] = deadline(now + timeout)
+	t.live++
+	atomic.StoreUint32(&d.Seq, seq+1)
+	t.pending = noSlot
+	return slot, verdict.Pass
+}
+
+// Remove ends the session in slot: out of the index first, then the sequence word becomes odd and the generation changes.
+// An empty slot is left alone.
+func (t *Table) Remove(slot uint32) {
+	if !t.Live(slot) {
+		return
+	}
+	t.live--
+	t.release(slot)
+}
+
+func (t *Table) release(slot uint32) {
+	d := &t.sessions[slot]
+	k0, k1 := d.Key(0), d.Key(1)
+	t.erase(t.Hash(&k0), Ref(slot<<1))
+	t.erase(t.Hash(&k1), Ref(slot<<1|1))
+	atomic.StoreUint32(&d.Seq, d.Seq|1)
+	atomic.StoreUint32(&d.Gen, d.Gen+1)
+	t.deadlines[slot] = 0
+	d.TCPEnd[0] = t.free
+	t.free = slot
+}
+
+// SetDeadline says when Sweep shall look at the session again.
+func (t *Table) SetDeadline(slot, tick uint32) {
+	if t.Live(slot) {
+		t.deadlines[slot] = deadline(tick)
+	}
+}
+
+// Sweep looks at the next budget deadlines, round and round. A session that was seen since is armed again, one that was idle for
+// its timeout is given to expired and then removed. It returns how many ended.
+func (t *Table) Sweep(now uint32, tm *Timeouts, budget int, expired func(slot uint32, s *Session)) (n int) {
+	end := t.fresh
+	if end == 0 {
+		return 0
+	}
+	for range min(budget, int(end)) {
+		if t.hand >= end {
+			t.hand = 0
+		}
+		slot := t.hand
+		t.hand++
+		dl := t.deadlines[slot]
+		if dl == 0 || int32(dl-now) > 0 {
+			continue
+		}
+		s := &t.sessions[slot]
+		if due := s.lastSeen() + s.Timeout(tm); int32(due-now) > 0 {
+			t.deadlines[slot] = deadline(due)
+			continue
+		}
+		if expired != nil {
+			expired(slot, s)
+		}
+		t.Remove(slot)
+		n++
+	}
+	return n
+}
+
+// Each calls fn for the sessions among the next budget slots from from, until fn returns false. Go on with next until done.
+// fn may remove the session that it was called for.
+func (t *Table) Each(from uint32, budget int, fn func(slot uint32, s *Session) bool) (next uint32, done bool) {
+	for ; from < t.fresh && budget > 0; budget-- {
+		slot := from
+		from++
+		if t.deadlines[slot] != 0 && !fn(slot, &t.sessions[slot]) {
+			break
+		}
+	}
+	return from, from >= t.fresh
+}
+
+// Len is the number of sessions.
+func (t *Table) Len() int { return t.live }
+
+// Capacity is the number of sessions that fit.
+func (t *Table) Capacity() int { return len(t.sessions) }
