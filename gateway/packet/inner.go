@@ -140,7 +140,7 @@ func TranslateInner4(p *Packet, in *Inner, src, dst [4]byte, sport, dport uint16
 	switch in.Key.Proto {
 	case flow.TCP, flow.UDP:
 		if len(t) < 8 {
-			return
+			break
 		}
 		ports := uint32(bits.ReverseBytes16(sport)) | uint32(bits.ReverseBytes16(dport))<<16
 		delta += uint64(^le32(t[0:4])) + uint64(ports)
