@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -294,39 +295,100 @@ func TestEqualsReferenceGenerated(t *testing.T) {
 	}
 }
 
-// TestEqualsReferenceBoxes draws large random boxes in every dimension: nothing separates them, which is the worst for a tree.
-func TestEqualsReferenceBoxes(t *testing.T) {
+// TestEqualsReferenceHostile takes the lists that are the worst for a tree.
+func TestEqualsReferenceHostile(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	rules := fat(seed, 2000)
-	check(t, rules, aclgen.Keys(seed, rules, 2000))
+	for _, h := range hostile {
+		rules := h.make(seed, 1500)
+		check(t, rules, aclgen.Keys(seed, rules, 1000))
+	}
 }
 
-func fat(seed uint64, n int) []acl.Rule {
+var hostile = []struct {
+	name string
+	make func(seed uint64, n int) []acl.Rule
+}{
+	{"boxes", boxes}, {"concentric", concentric}, {"planes", planes}, {"stairs", stairs},
+}
+
+func v4(x uint64) netip.Addr {
+	return netip.AddrFrom4([4]byte{byte(x >> 24), byte(x >> 16), byte(x >> 8), byte(x)})
+}
+
+// span is a range of random ends below limit.
+func span(r *rand.Rand, limit uint64) (uint64, uint64) {
+	a, b := r.Uint64N(limit), r.Uint64N(limit)
+	return min(a, b), max(a, b)
+}
+
+func ranged(r *rand.Rand, from, to, sport, dport bool) (out acl.Rule) {
+	if from {
+		lo, hi := span(r, 1<<32)
+		out.FromRanges = [][2]netip.Addr{{v4(lo), v4(hi)}}
+	}
+	if to {
+		lo, hi := span(r, 1<<32)
+		out.ToRanges = [][2]netip.Addr{{v4(lo), v4(hi)}}
+	}
+	s := acl.Service{Proto: 6 + 11*uint8(r.IntN(2)), SPortHi: 65535, DPortHi: 65535}
+	if sport {
+		lo, hi := span(r, 1<<16)
+		s.SPortLo, s.SPortHi = uint16(lo), uint16(hi)
+	}
+	if dport {
+		lo, hi := span(r, 1<<16)
+		s.DPortLo, s.DPortHi = uint16(lo), uint16(hi)
+	}
+	out.Services = []acl.Service{s}
+	out.Allow = r.IntN(2) == 0
+	return out
+}
+
+// boxes are large random ranges in every dimension: each cut goes through half of them.
+func boxes(seed uint64, n int) (out []acl.Rule) {
 	r := rand.New(rand.NewPCG(seed, 2))
-	span := func(max uint64) (uint64, uint64) {
-		a, b := r.Uint64N(max), r.Uint64N(max)
-		return min(a, b), max64(a, b)
+	for range n {
+		out = append(out, ranged(r, true, true, true, true))
 	}
-	side := func() [][2]netip.Addr {
-		a, b := span(1 << 32)
-		v4 := func(x uint64) netip.Addr {
-			return netip.AddrFrom4([4]byte{byte(x >> 24), byte(x >> 16), byte(x >> 8), byte(x)})
-		}
-		return [][2]netip.Addr{{v4(a), v4(b)}}
-	}
-	rules := make([]acl.Rule, n)
-	for i := range rules {
-		s := acl.Service{Proto: uint8(r.IntN(256))}
-		sl, sh := span(1 << 16)
-		dl, dh := span(1 << 16)
-		s.SPortLo, s.SPortHi, s.DPortLo, s.DPortHi = uint16(sl), uint16(sh), uint16(dl), uint16(dh)
-		rules[i] = acl.Rule{FromRanges: side(), ToRanges: side(), Services: []acl.Service{s}, Allow: i%2 == 0}
-	}
-	return rules
+	return out
 }
 
-func max64(a, b uint64) uint64 { return max(a, b) }
+// planes name a range in two of the four dimensions and leave the others open.
+func planes(seed uint64, n int) (out []acl.Rule) {
+	r := rand.New(rand.NewPCG(seed, 3))
+	for range n {
+		var d [4]bool
+		d[r.IntN(4)], d[r.IntN(4)] = true, true
+		out = append(out, ranged(r, d[0], d[1], d[2], d[3]))
+	}
+	return out
+}
+
+// concentric are ranges one within the other, the innermost first, so that each can be the first match.
+func concentric(seed uint64, n int) (out []acl.Rule) {
+	r := rand.New(rand.NewPCG(seed, 4))
+	for i := range uint64(n) {
+		x := ranged(r, false, false, false, false)
+		x.FromRanges = [][2]netip.Addr{{v4(1<<31 - 1000*i), v4(1<<31 + 1000*i)}}
+		x.ToRanges = [][2]netip.Addr{{v4(1<<31 - 999*i), v4(1<<31 + 1001*i)}}
+		out = append(out, x)
+	}
+	return out
+}
+
+// stairs are ranges that each overlap thousands of their neighbours, on both sides, in random order.
+func stairs(seed uint64, n int) (out []acl.Rule) {
+	r := rand.New(rand.NewPCG(seed, 5))
+	for _, i := range r.Perm(n) {
+		x := ranged(r, false, false, false, false)
+		a, w := uint64(i)*(1<<31/uint64(n)), uint64(1<<30)
+		x.FromRanges = [][2]netip.Addr{{v4(a), v4(a + w)}}
+		x.ToRanges = [][2]netip.Addr{{v4(1<<31 - a), v4(1<<31 - a + w)}}
+		out = append(out, x)
+	}
+	return out
+}
 
 func TestEqualsReferenceRapid(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -401,18 +463,23 @@ func TestBytes(t *testing.T) {
 
 var sizes = []int{10, 1000, 10000, 100000}
 
-// BenchmarkLookup: "last" asks with keys that only the last rule matches; "near" with keys drawn around the rules.
+// BenchmarkLookup: "last" asks with keys that only the last rule matches; "random" with new sessions from inside; "near" with keys drawn around the rules.
 func BenchmarkLookup(b *testing.B) {
 	last := aclgen.Inside(7, 64)
 	for i, kind := range aclgen.Kinds {
 		for _, n := range sizes {
-			for _, what := range []string{"last", "near"} {
+			for _, what := range []string{"last", "random", "near"} {
 				b.Run(fmt.Sprintf("%s/%d/%s", aclgen.KindNames[i], n, what), func(b *testing.B) {
 					keys, rules := last, []acl.Rule(nil)
 					if what == "last" {
 						rules = aclgen.LastOnly(11, n, aclgen.Options{Kind: kind}, last...)
 					} else {
 						rules = aclgen.Rules(11, n, aclgen.Options{Kind: kind})
+					}
+					switch what {
+					case "random":
+						keys = aclgen.Inside(9, 4096)
+					case "near":
 						keys = only4(aclgen.Keys(12, rules, 8192))[:4096]
 					}
 					bench(b, rules, keys)
@@ -422,12 +489,59 @@ func BenchmarkLookup(b *testing.B) {
 	}
 }
 
-// BenchmarkLookupFat has large random boxes, the worst case.
-func BenchmarkLookupFat(b *testing.B) {
-	for _, n := range []int{1000, 10000} {
+// BenchmarkLookupHostile has lists made to be hard for a tree, asked with keys that no rule matches but the last.
+func BenchmarkLookupHostile(b *testing.B) {
+	for _, h := range hostile {
+		for _, n := range []int{1000, 10000} {
+			b.Run(fmt.Sprintf("%s/%d", h.name, n), func(b *testing.B) {
+				keys := aclgen.Inside(7, 64)
+				var rules []acl.Rule
+				for _, r := range h.make(1, 2*n) {
+					if len(rules) < n-1 && !slices.ContainsFunc(keys, func(k acl.Key) bool { return aclref.Matches(&r, &k) }) {
+						rules = append(rules, r)
+					}
+				}
+				bench(b, append(rules, acl.Rule{}), keys)
+			})
+		}
+	}
+}
+
+// BenchmarkCompileHostile compiles them.
+func BenchmarkCompileHostile(b *testing.B) {
+	for _, h := range hostile {
+		for _, n := range []int{10000, 100000} {
+			b.Run(fmt.Sprintf("%s/%d", h.name, n), func(b *testing.B) {
+				rules := h.make(1, n)
+				for b.Loop() {
+					p, err := acl.Compile(rules)
+					if err != nil {
+						b.Fatal(err)
+					}
+					b.ReportMetric(float64(p.Bytes()), "bytes")
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkLookupTenants asks a thousand small programs in turn: what it costs when none of them is in the cache near the core.
+func BenchmarkLookupTenants(b *testing.B) {
+	for _, n := range []int{10, 100, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			rules := fat(1, n)
-			bench(b, rules, only4(aclgen.Keys(12, rules, 8192))[:2048])
+			var ps [1000]*acl.Program
+			bytes := 0
+			for i := range ps {
+				ps[i], _ = acl.Compile(aclgen.Rules(uint64(i), n, aclgen.Options{V6: 0.2}))
+				bytes += ps[i].Bytes()
+			}
+			keys := aclgen.Inside(7, 4096)
+			i := uint32(0)
+			for b.Loop() {
+				m := ps[i*2654435761>>8%1000].Lookup(&keys[i&4095])
+				i += 1 + m.Index>>31
+			}
+			b.ReportMetric(float64(bytes), "bytes")
 		})
 	}
 }

@@ -36,6 +36,9 @@ const (
 	sampleSize = 512
 	// coverScan bounds the quadratic search for boxes that earlier ones cover.
 	coverScan = 64
+	// A cut of more than fairCut boxes must take at least one in fairCut out of the largest set that it leaves, else it is not
+	// made: so a hostile list cannot make compilation quadratic.
+	fairCut = 32
 	// leafMax is the size up to which no cut is looked for.
 	leafMax = 4
 )
@@ -232,13 +235,14 @@ func (b *builder) apply(at uint32, rs []uint32, lim *box, budget, pending int, c
 		}
 	}
 	across := nl + nr - len(rs)
+	most := len(rs) - max(1, len(rs)/fairCut) // in the largest set that c may leave
 	if c.rest {
 		nl, nr = nl-across, nr-across
-		if across == 0 || across == len(rs) || pending >= maxPending {
+		if max(nl, nr, across) > most || across == 0 || pending >= maxPending {
 			return false
 		}
 	} else {
-		if max(nl, nr) == len(rs) || nl+nr > budget {
+		if max(nl, nr) > most || nl+nr > budget {
 			return false
 		}
 		across = 0
