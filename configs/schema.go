@@ -17,6 +17,8 @@ type Policy struct {
 	Routes   []Route  `toml:"route"` // backbone routes
 	Objects  Objects  `toml:"objects"`
 	Tenants  []Tenant `toml:"tenant"`
+
+	src *source // where it was written; nil when it was not decoded
 }
 
 // Backbone is the public side.
@@ -122,8 +124,8 @@ type RateDir struct {
 
 // Voice is the class that leaves the shaper first. A packet is voice when a rule says class = "voice", or by DSCP.
 type Voice struct {
-	DSCP []string `toml:"dscp"` // names or numbers: "ef", "cs3", 46. Default: none
-	Bits Rate     `toml:"bits"` // what voice may use of the tenant's rate, per direction; above it, it queues with the rest. Default: 75 % of the rate
+	DSCP []string `toml:"dscp,number"` // names or numbers: "ef", "cs3", 46. Default: none
+	Bits Rate     `toml:"bits"`        // what voice may use of the tenant's rate, per direction; above it, it queues with the rest. Default: 75 % of the rate
 }
 
 // Rule is one ACL line. It sees inside addresses: after destination NAT, before source NAT. An empty field matches all.
@@ -149,6 +151,8 @@ type Node struct {
 	Ports      []Port      `toml:"port"`
 	Interfaces []Interface `toml:"interface"`
 	Log        Log         `toml:"log"`
+
+	src *source // where it was written; nil when it was not decoded
 }
 
 // Workers says how many data-plane threads run and where.
@@ -156,7 +160,7 @@ type Workers struct {
 	Count      int      `toml:"count"`       // default 1
 	CPUs       []int    `toml:"cpus"`        // one per worker; empty = not pinned
 	BusyPoll   Duration `toml:"busy_poll"`   // 0 = off (SO_BUSY_POLL), at most 1ms
-	Spin       Duration `toml:"spin"`        // how long an idle worker spins before it sleeps; default 50µs
+	Spin       Duration `toml:"spin"`        // how long an idle worker spins before it sleeps; default 50µs ("1ns" = not at all)
 	NeedWakeup *bool    `toml:"need_wakeup"` // default true
 	Batch      int      `toml:"batch"`       // default 64
 }
