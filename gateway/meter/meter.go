@@ -87,6 +87,21 @@ func (s *Shard) DropN(t flow.TenantID, r verdict.Reason, n uint64) {
 	c.dirty[r/64] |= 1 << (r % 64)
 }
 
+// Reset starts a tenant's counters at 0: the id has gone to another one. Worker only.
+func (s *Shard) Reset(t flow.TenantID) {
+	if int(t) >= len(s.own) {
+		return
+	}
+	c := s.touch(t)
+	c.vol, c.drops = [NumDirs]Volume{}, [verdict.NumReasons]uint64{}
+	for i := range c.dirty {
+		c.dirty[i] = ^uint64(0)
+	}
+	if n := int(verdict.NumReasons) % 64; n != 0 {
+		c.dirty[reasonWords-1] = 1<<n - 1
+	}
+}
+
 // Publish makes everything counted so far visible to readers. Worker only, once a burst.
 func (s *Shard) Publish() {
 	for _, t := range s.dirty {

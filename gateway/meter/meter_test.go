@@ -80,6 +80,25 @@ func TestReadersBesideTheWriter(t *testing.T) {
 	wg.Wait()
 }
 
+func TestResetReachesReaders(t *testing.T) {
+	s := NewShard(2)
+	s.Add(1, In, 100)
+	for r := verdict.Reason(0); r < verdict.NumReasons; r++ {
+		s.Drop(1, r)
+	}
+	s.Publish()
+	s.Reset(1)
+	s.Publish()
+	if v := s.Volume(1, In); v != (Volume{}) {
+		t.Errorf("volume %+v after reset", v)
+	}
+	for r := verdict.Reason(0); r < verdict.NumReasons; r++ {
+		if n := s.Drops(1, r); n != 0 {
+			t.Errorf("%s %d after reset", r, n)
+		}
+	}
+}
+
 func TestCountingAllocatesNothing(t *testing.T) {
 	s := NewShard(4)
 	if n := testing.AllocsPerRun(100, func() {

@@ -1,0 +1,195 @@
+package pipeline
+
+import (
+	"demarc/gateway/conntrack"
+	"demarc/gateway/flow"
+	"demarc/gateway/meter"
+	"demarc/gateway/nat"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/verdict"
+)
+
+// Judgement is what a View says of a conversation. Reason is verdict.Pass, or why it may not go on.
+type Judgement struct {
+	Reason verdict.Reason
+	Rule   flow.RuleID
+	Voice  bool
+	Hop    [2]uint16 // per direction; noHop where there is no route now: that cuts nothing, the route may come back
+}
+
+// Direction is the direction, as its tenant sees it, in which packets of dir travel.
+func Direction(se *conntrack.Session, dir int) meter.Dir {
+	from, to := se.Flags&conntrack.FlagFromBackbone != 0, se.Flags&conntrack.FlagToBackbone != 0
+	if !from && !to {
+		return meter.Inside
+	}
+	if from == (dir == 0) {
+		return meter.In
+	}
+	return meter.Out
+}
+
+// Judge decides about a session by v alone: tenant, ACL, whether its translation still stands, routes. It is what the first packet
+// meets (with the translation still to be made), what later packets meet after a policy change, and what `diff` asks beforehand.
+// m is the session's mapping, nil if it has none.
+func Judge(v *snapshot.View, space *nat.Space, se *conntrack.Session, m *nat.Mapping) (j Judgement) {
+	j.Rule = flow.NoRule
+	t := v.Tenant(se.Tenant)
+	if t == nil {
+		j.Reason = verdict.SessionCut
+		return j
+	}
+	family := uint8(4)
+	if se.Flags&conntrack.FlagV6 != 0 {
+		family = 6
+	}
+	inside, outside, dport := se.OrigSrc, se.OrigDst, se.OrigDPort
+	d, src, dst := meter.Out, &inside, &outside
+	if se.Flags&conntrack.FlagFromBackbone != 0 {
+		inside, outside = se.OrigDst, se.OrigSrc
+		if family == 4 {
+			inside = flow.Addr{}
+			copy(inside[:4], se.XlatDst[:])
+			dport = se.XlatDPort
+		}
+		d, src, dst = meter.In, &outside, &inside
+	}
+	k := snapshot.ACLKey(src, dst, se.OrigSPort, dport, se.Proto, family)
+	said := t.Judge(d, &k)
+	j.Rule = said.Rule
+	if said.Rule != flow.NoRule {
+		j.Voice = t.Rules[d][said.Rule].Voice
+	}
+	if !said.Allow && !(d == meter.In && said.Rule == flow.NoRule && m != nil && t.EIFiltering) {
+		j.Reason = verdict.ACLDeny
+		if said.Rule == flow.NoRule {
+			j.Reason = verdict.ACLDefault
+		}
+		return j
+	}
+	if j.Reason = natStands(v, space, t, se, m, family, &outside); j.Reason != verdict.Pass {
+		return j
+	}
+	// Routes: orig direction, then reply.
+	if d == meter.In {
+		j.Hop[0] = hopTo(v, t.ID, family, &inside)
+		j.Hop[1] = hopTo(v, flow.Backbone, family, &outside)
+	} else {
+		j.Hop[0] = hopTo(v, t.ID, family, &outside)
+		j.Hop[1] = hopTo(v, t.ID, family, &inside)
+	}
+	// A route that moved to the other side would let the packet leave without the translation that side needs.
+	far := j.Hop[0]
+	if d == meter.In {
+		far = j.Hop[1]
+	}
+	if far != noHop && d == meter.Out {
+		toBackbone := outOf(v, far, t.ID)
+		if toBackbone != (se.Flags&conntrack.FlagToBackbone != 0) {
+			j.Reason = verdict.SessionCut
+			return j
+		}
+	}
+	return j
+}
+
+// natStands reports whether the session's translation, or its having none, is what v would choose.
+func natStands(v *snapshot.View, space *nat.Space, t *snapshot.Tenant, se *conntrack.Session, m *nat.Mapping, family uint8, outside *flow.Addr) verdict.Reason {
+	crosses := se.Flags&(conntrack.FlagFromBackbone|conntrack.FlagToBackbone) != 0
+	needs := family == 4 && t.NAT && crosses && !t.Bypass.Contains(4, outside)
+	if has := se.Flags&conntrack.FlagNAT != 0; has != needs {
+		return verdict.SessionCut
+	}
+	if !needs {
+		return verdict.Pass
+	}
+	var pub, inside flow.Addr
+	var pport, iport uint16
+	if se.Flags&conntrack.FlagFromBackbone != 0 {
+		pub, pport, iport = se.OrigDst, se.OrigDPort, se.XlatDPort
+		copy(inside[:4], se.XlatDst[:])
+	} else {
+		copy(pub[:4], se.XlatSrc[:])
+		inside, pport, iport = se.OrigSrc, se.XlatSPort, se.OrigSPort
+	}
+	p := publicOf(v, &pub)
+	if p == nil || p.Tenant != t.ID {
+		return verdict.SessionCut
+	}
+	if m != nil { // dynamic
+		class, _ := nat.ClassOf(se.Proto)
+		if !p.Dynamic || space.Reserved(p.ID, class, pport) {
+			return verdict.SessionCut
+		}
+		if _, static := t.StaticByInside[inside]; static {
+			return verdict.SessionCut
+		}
+		return verdict.Pass
+	}
+	if p.Static {
+		if p.Inside == inside {
+			return verdict.Pass
+		}
+		return verdict.SessionCut
+	}
+	if f, ok := p.Forwards[snapshot.ForwardKey(se.Proto, pport)]; ok && se.Flags&conntrack.FlagFromBackbone != 0 {
+		if f.Inside == inside && f.Port == iport {
+			return verdict.Pass
+		}
+		return verdict.SessionCut
+	}
+	if _, ports := nat.ClassOf(se.Proto); !ports && p.Dynamic {
+		return verdict.Pass // protocol without ports, by address pair
+	}
+	return verdict.SessionCut
+}
+
+// publicOf finds one of our public addresses, or nil.
+func publicOf(v *snapshot.View, a *flow.Addr) *snapshot.Public {
+	_, h, ok := v.Lookup(flow.Backbone, 4, a)
+	if !ok || h.Kind != snapshot.HopPublic {
+		return nil
+	}
+	return &v.Publics[h.Public]
+}
+
+// hopTo finds the way to a in a zone; a tenant's own routes come before the backbone's.
+func hopTo(v *snapshot.View, zone flow.TenantID, family uint8, a *flow.Addr) uint16 {
+	if nh, ok := v.FIB.Lookup(zone, family, a); ok {
+		return nh
+	}
+	if zone != flow.Backbone {
+		if nh, ok := v.FIB.Lookup(flow.Backbone, family, a); ok {
+			return nh
+		}
+	}
+	return noHop
+}
+
+// outOf reports whether a next hop leads out of tenant t: to the backbone, or round to a public address or another tenant.
+func outOf(v *snapshot.View, nh uint16, t flow.TenantID) bool {
+	h := &v.Hops[nh]
+	return h.Kind != snapshot.HopForward || v.Ifaces[h.Iface].Zone != t
+}
+
+// judgeAgain brings a session up to the current View. It returns verdict.Pass, or why the session must end.
+func (sh *Shard) judgeAgain(se *conntrack.Session) verdict.Reason {
+	var m *nat.Mapping
+	if se.Mapping != conntrack.NoMapping {
+		m = sh.NAT.Mapping(se.Mapping)
+	}
+	j := Judge(sh.view, sh.Space, se, m)
+	if j.Reason != verdict.Pass {
+		return verdict.SessionCut
+	}
+	se.BeginWrite()
+	se.Rule, se.NextHop, se.ViewGen = j.Rule, j.Hop, sh.view.Gen
+	se.Class = 0
+	if j.Voice {
+		se.Class = classVoice
+	}
+	se.EndWrite()
+	return verdict.Pass
+}
+
+const classVoice = 1 // Session.Class of a conversation that a rule calls voice

@@ -1,0 +1,200 @@
+package pipeline
+
+import (
+	"demarc/gateway/conntrack"
+	"demarc/gateway/flow"
+	"demarc/gateway/meter"
+	"demarc/gateway/packet"
+	"demarc/gateway/packet/build"
+	"demarc/gateway/police"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/verdict"
+)
+
+// usable checks that a packet may go to a next hop as it is: there is one, hop limit, size. It answers verdict.Next, or what becomes of
+// the packet instead. It runs before translation, so that an ICMP error quotes what its sender wrote.
+func (sh *Shard) usable(s *Slot, t *snapshot.Tenant, nh uint16) (*snapshot.Hop, verdict.Verdict) {
+	if nh == noHop {
+		return nil, sh.drop(s, verdict.NoRoute)
+	}
+	hop := &sh.view.Hops[nh]
+	switch hop.Kind {
+	case snapshot.HopDiscard:
+		return nil, sh.drop(s, verdict.NoRoute)
+	case snapshot.HopLocal:
+		return nil, sh.drop(s, verdict.LocalUnhandled)
+	}
+	if s.TTL <= 1 {
+		if s.Key.Family == 4 {
+			return nil, sh.tell(s, verdict.TTLExceeded, packet.ICMPTimeExceeded, 0, 0)
+		}
+		return nil, sh.tell(s, verdict.TTLExceeded, packet.ICMP6TimeExceeded, 0, 0)
+	}
+	if hop.Kind == snapshot.HopForward {
+		if mtu := sh.view.Ifaces[hop.Iface].MTU; int(s.IPLen) > mtu {
+			if s.Key.Family == 6 {
+				return nil, sh.tell(s, verdict.TooBig, packet.ICMP6TooBig, 0, mtu)
+			}
+			if s.Frame()[s.L3+6]&0x40 == 0 {
+				return nil, sh.drop(s, verdict.TooBig)
+			}
+			return nil, sh.tell(s, verdict.TooBig, packet.ICMPUnreachable, 4, mtu)
+		}
+	}
+	return hop, verdict.Next
+}
+
+// send carries a translated packet through neighbour, hop limit, link header, rate and account.
+func (sh *Shard) send(s *Slot, t *snapshot.Tenant, hop *snapshot.Hop) verdict.Verdict {
+	v := verdict.Send
+	it := police.Item{Frame: s.Addr, Area: s.Area, Voice: s.Voice, IPLen: s.IPLen, Port: LoopPort}
+	if hop.Kind != snapshot.HopForward {
+		// Towards one of our own public addresses, or another tenant: it enters again from the backbone side, once.
+		if s.Looped {
+			return sh.drop(s, verdict.LoopTwice)
+		}
+		v = verdict.Loop
+	} else {
+		f := &sh.view.Ifaces[hop.Iface]
+		s.OutIface, s.OutPort, it.Port = f.Index, f.Port, f.Port
+		s.NextHop = hop.Via
+		if hop.OnLink {
+			s.NextHop = s.Key.Dst
+		}
+		mac, ok := sh.Neighbors.Lookup(hop.Iface, s.Key.Family, &s.NextHop)
+		if !ok {
+			v = verdict.Neighbor
+		}
+		packet.DecTTL(&s.Packet)
+		if s.TCPFlags&packet.TCPSyn != 0 && s.Key.Proto == flow.TCP {
+			sh.clampMSS(s, f)
+		}
+		if !packet.SetL2(&s.Packet, mac, f.MAC, f.VLAN) {
+			return sh.drop(s, verdict.FrameTooLarge)
+		}
+	}
+	if s.Dir != meter.Inside && v != verdict.Neighbor {
+		it.Off, it.Len = uint16(s.Off), uint16(s.Len)
+		switch ov, r := sh.Shaper.Offer(int(t.ID)*2+int(s.Dir), &t.Dir[s.Dir], &t.Shared.Words[s.Dir], &it, sh.now); ov {
+		case verdict.Drop:
+			return sh.drop(s, r)
+		case verdict.Queue:
+			v = verdict.Queue
+		}
+	}
+	sh.Meter.Add(t.ID, s.Dir, int(s.IPLen))
+	return v
+}
+
+// clampMSS applies the smaller clamp of the two interfaces that a SYN crosses.
+func (sh *Shard) clampMSS(s *Slot, out *snapshot.Iface) {
+	mss := clampOf(out, s.Key.Family)
+	if s.in != nil {
+		if m := clampOf(s.in, s.Key.Family); m != 0 && (mss == 0 || m < mss) {
+			mss = m
+		}
+	}
+	if mss != 0 {
+		packet.ClampMSS(&s.Packet, mss)
+	}
+}
+
+func clampOf(f *snapshot.Iface, family uint8) uint16 {
+	if family == 4 {
+		return f.MSS4
+	}
+	return f.MSS6
+}
+
+// related carries an ICMP error to the sender of the packet that it quotes, both translated (RFC 5508 section 4).
+func (sh *Shard) related(s *Slot) verdict.Verdict {
+	in, r := packet.ParseInner(&s.Packet)
+	if r != verdict.Pass {
+		return sh.drop(s, r)
+	}
+	// The quoted packet left through the side that the error comes from, so its answers enter there under the reverse key.
+	k := in.Key.Reverse(s.Key.Zone)
+	ref, ok := sh.Sessions.Lookup(&k, sh.Sessions.Hash(&k))
+	if !ok {
+		return sh.drop(s, verdict.ICMPNoSession)
+	}
+	se, dir := sh.Sessions.At(ref.Slot()), ref.Dir()
+	s.Tenant = se.Tenant
+	if se.ViewGen != sh.view.Gen {
+		if r := sh.judgeAgain(se); r != verdict.Pass {
+			sh.end(ref.Slot(), se)
+			return sh.drop(s, r)
+		}
+	}
+	s.Dir = Direction(se, dir)
+	t := sh.view.Tenant(se.Tenant)
+	hop, v := sh.usable(s, t, se.NextHop[dir])
+	if v != verdict.Next {
+		return v
+	}
+	if se.Flags&conntrack.FlagNAT != 0 {
+		src, dst, sport, dport := se.Out(dir)
+		packet.TranslateInner4(&s.Packet, &in, dst, src, dport, sport)
+		outer := [4]byte(s.Key.Src[:4])
+		if s.Key.Zone != flow.Backbone {
+			outer = src // whoever inside sends it, outside it comes from the address that the conversation has there
+		}
+		packet.TranslateOuter4(&s.Packet, outer, dst)
+	}
+	return sh.send(s, t, hop)
+}
+
+func isEcho(p *packet.Packet) bool {
+	return p.Flags&(packet.FlagICMPQuery|packet.FlagICMPReply) == packet.FlagICMPQuery &&
+		(p.Key.Proto == flow.ICMP && p.ICMPType == packet.ICMPEcho || p.Key.Proto == flow.ICMPv6 && p.ICMPType == packet.ICMP6Echo)
+}
+
+// local answers what is addressed to the gateway itself: pings, nothing else.
+func (sh *Shard) local(s *Slot) verdict.Verdict {
+	if s.Looped || s.in == nil || !isEcho(&s.Packet) {
+		return sh.drop(s, verdict.LocalUnhandled)
+	}
+	if t := sh.view.Tenant(s.Key.Zone); t != nil && !t.Prefixes.Contains(s.Key.Family, &s.Key.Src) && !linkLocal6(&s.Key.Src) {
+		return sh.drop(s, verdict.SpoofedSource)
+	}
+	if !sh.echoRate.Take(&sh.echo[s.Key.Zone], sh.now, 1) {
+		return sh.drop(s, verdict.ICMPRateLimited)
+	}
+	from := [6]byte(s.Frame()[6:12])
+	if !build.EchoReply(&s.Packet) {
+		return sh.drop(s, verdict.LocalUnhandled)
+	}
+	return sh.answer(s, from)
+}
+
+// tell turns a packet into the ICMP error for its sender, counted as the drop that it is. Where no error may or can be sent, it is only dropped.
+func (sh *Shard) tell(s *Slot, why verdict.Reason, typ, code uint8, mtu int) verdict.Verdict {
+	f := s.in
+	if f == nil || !sh.errRate.Take(&sh.icmpErr[s.Key.Zone], sh.now, 1) {
+		return sh.drop(s, why)
+	}
+	from, ok := [6]byte(s.Frame()[6:12]), false
+	if s.Key.Family == 4 {
+		ok = f.Has4 && build.ICMPError4(&s.Packet, [4]byte(f.Addr4[:4]), typ, code, uint16(mtu))
+	} else {
+		src := f.Addr6
+		if !f.Has6 {
+			src = f.LinkLocal
+		}
+		ok = build.ICMPError6(&s.Packet, src, typ, code, uint32(mtu))
+	}
+	if !ok {
+		return sh.drop(s, why)
+	}
+	sh.Meter.Drop(s.Tenant, why)
+	return sh.answer(s, from)
+}
+
+// answer sends a frame that the gateway made back to where the packet came from.
+func (sh *Shard) answer(s *Slot, to [6]byte) verdict.Verdict {
+	if !packet.SetL2(&s.Packet, to, s.in.MAC, s.in.VLAN) {
+		return sh.drop(s, verdict.FrameTooLarge)
+	}
+	s.OutIface, s.OutPort = s.in.Index, s.in.Port
+	return verdict.Send
+}

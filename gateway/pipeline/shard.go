@@ -1,0 +1,242 @@
+package pipeline
+
+import (
+	"sync/atomic"
+	"time"
+
+	"demarc/gateway/conntrack"
+	"demarc/gateway/fib"
+	"demarc/gateway/flow"
+	"demarc/gateway/meter"
+	"demarc/gateway/nat"
+	"demarc/gateway/packet"
+	"demarc/gateway/police"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/verdict"
+)
+
+// Burst is the most packets that one call of Process takes.
+const Burst = 64
+
+// LoopPort is the egress port of a shaped packet that enters again from the backbone side.
+const LoopPort = 0xffff
+
+// noHop stands in a session where there is no route.
+const noHop = 0xffff
+
+// Slot is one packet of a burst: the parsed frame, where it came from, and what became of it.
+type Slot struct {
+	packet.Packet
+
+	// Set by the driver before Process.
+	Port   uint16 // ingress port
+	Looped bool   // left a tenant towards one of our own public addresses and enters from the backbone side
+	Handed bool   // came from another worker, which has decided that it belongs here
+	Area   uint8  // the driver's: memory area of the frame
+	Addr   uint64 // the driver's: chunk address of the frame
+
+	// Set by Process.
+	Verdict  verdict.Verdict
+	Reason   verdict.Reason // with Drop
+	Tenant   flow.TenantID  // whom it is counted for; 0 = nobody
+	Dir      meter.Dir
+	Home     uint16 // with Hand: the worker
+	OutPort  uint16 // with Send and Neighbor
+	OutIface uint16 // with Send, Neighbor; with Punt the ingress interface
+	NextHop  flow.Addr
+	Voice    bool
+	IPLen    uint16
+
+	in   *snapshot.Iface
+	hash uint64
+}
+
+// Event is a line for the log: a rule with `log` decided about a new conversation.
+type Event struct {
+	Tick   uint32
+	Tenant flow.TenantID
+	Dir    meter.Dir
+	Rule   flow.RuleID
+	Allow  bool
+	Key    flow.Key
+}
+
+const eventRing = 1024 // a power of two
+
+// Config is what a Shard is made of. The memory of the tables is handed in by the caller.
+type Config struct {
+	Worker     int
+	SessionMem []byte
+	Sessions   int
+	NATMem     []byte
+	Mappings   int
+	Tenants    int
+	ShaperMax  int // packets that all shaper queues together may hold
+	Seed       uint64
+	Space      *nat.Space
+	Neighbors  *fib.Neighbors
+}
+
+// Shard is everything one worker writes.
+type Shard struct {
+	Worker    int
+	Sessions  *conntrack.Table
+	NAT       *nat.Shard
+	Space     *nat.Space
+	Neighbors *fib.Neighbors
+	Shaper    *police.Shaper
+	Meter     *meter.Shard
+
+	Created atomic.Uint64 // sessions opened since start; worker: wo, others: ro
+
+	view     *snapshot.View
+	now      uint64 // ns
+	tick     uint32
+	rnd      uint64
+	icmpErr  []police.Word // by tenant: errors that we send
+	echo     []police.Word // by tenant: ping answers
+	errRate  police.Rate
+	echoRate police.Rate
+	rejudge  uint32 // where the walk that judges old sessions again has come to
+	stale    bool   // that walk is not over
+	sink     uint32
+
+	events   [eventRing]Event
+	evHead   atomic.Uint64 // worker: wo
+	evTail   atomic.Uint64 // reader: wo
+	EvMissed atomic.Uint64 // events that found the ring full
+}
+
+// ICMP errors that the gateway sends, per tenant and worker (RFC 1812 4.3.2.8, RFC 4443 2.4 f).
+const (
+	icmpErrorsPerSecond = 200
+	echoPerSecond       = 2000
+)
+
+// NewShard makes the state of one worker.
+func NewShard(c Config) (*Shard, error) {
+	st, err := conntrack.New(c.SessionMem, c.Sessions, c.Seed)
+	if err != nil {
+		return nil, err
+	}
+	ns, err := nat.NewShard(c.NATMem, c.Mappings, c.Worker, c.Space, c.Seed^0x9e3779b97f4a7c15)
+	if err != nil {
+		return nil, err
+	}
+	tenants := c.Tenants + 1
+	return &Shard{
+		Worker: c.Worker, Sessions: st, NAT: ns, Space: c.Space, Neighbors: c.Neighbors,
+		Shaper: police.NewShaper(c.ShaperMax, tenants*2), Meter: meter.NewShard(tenants),
+		rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
+		errRate:  police.PacketRate(icmpErrorsPerSecond, 250*time.Millisecond),
+		echoRate: police.PacketRate(echoPerSecond, 100*time.Millisecond),
+	}, nil
+}
+
+// SetView hands the shard a new View. Sessions judged under an older one are judged again on their next packet, and by Maintain if none comes.
+func (sh *Shard) SetView(v *snapshot.View) {
+	sh.view = v
+	for _, id := range v.Fresh {
+		sh.Meter.Reset(id)
+	}
+	sh.rejudge, sh.stale = 0, true
+}
+
+// View is the View that the shard works with.
+func (sh *Shard) View() *snapshot.View { return sh.view }
+
+// Settled reports whether every session has been judged under the current View.
+func (sh *Shard) Settled() bool { return !sh.stale }
+
+func (sh *Shard) random() uint64 { // xorshift64*, seeded by the caller: ports need to be hard to guess, not secret
+	x := sh.rnd
+	x ^= x >> 12
+	x ^= x << 25
+	x ^= x >> 27
+	sh.rnd = x
+	return x * 0x2545f4914f6cdd1d
+}
+
+func (sh *Shard) event(e Event) {
+	h := sh.evHead.Load()
+	if h-sh.evTail.Load() >= eventRing {
+		sh.EvMissed.Add(1)
+		return
+	}
+	sh.events[h%eventRing] = e
+	sh.evHead.Store(h + 1)
+}
+
+// Events hands the log events so far to fn. One reader, any goroutine.
+func (sh *Shard) Events(fn func(Event)) {
+	t := sh.evTail.Load()
+	for h := sh.evHead.Load(); t < h; t++ {
+		fn(sh.events[t%eventRing])
+	}
+	sh.evTail.Store(t)
+}
+
+// end takes a session out of the table and gives back what it held.
+func (sh *Shard) end(slot uint32, se *conntrack.Session) {
+	sh.release(slot, se)
+	sh.Sessions.Remove(slot)
+}
+
+// release gives back what a session held outside the table; the table removes it afterwards.
+func (sh *Shard) release(_ uint32, se *conntrack.Session) {
+	if se.Mapping != conntrack.NoMapping {
+		sh.NAT.Unref(se.Mapping, sh.tick)
+	}
+	if t := sh.view.Tenant(se.Tenant); t != nil {
+		t.Shared.Sessions.Add(-1)
+	}
+}
+
+// Maintain does a bounded part of the work that is never done: expiry, held ports, judging again after a change. Call it every few
+// milliseconds; budget is how many table slots it may look at.
+func (sh *Shard) Maintain(nowNs uint64, budget int) {
+	if sh.view == nil {
+		return
+	}
+	sh.setNow(nowNs)
+	sh.Sessions.Sweep(sh.tick, &sh.view.Timeouts, budget, sh.release)
+	sh.NAT.Sweep(sh.tick, budget)
+}
+
+// Rejudge brings at most budget table slots up to the current View and ends the sessions that it denies. Call it until Settled.
+func (sh *Shard) Rejudge(nowNs uint64, budget int) {
+	sh.setNow(nowNs)
+	next, done := sh.Sessions.Each(sh.rejudge, budget, func(slot uint32, se *conntrack.Session) bool {
+		if se.ViewGen != sh.view.Gen && sh.judgeAgain(se) != verdict.Pass {
+			sh.end(slot, se)
+		}
+		return true
+	})
+	sh.rejudge, sh.stale = next, !done
+}
+
+func (sh *Shard) setNow(nowNs uint64) {
+	sh.now = nowNs
+	sh.tick = uint32(nowNs >> 20)
+}
+
+// Cut ends every session that match says yes to, and reports how many. It looks at the whole table: control work, done between bursts.
+func (sh *Shard) Cut(match func(*conntrack.Session) bool) (n int) {
+	sh.Sessions.Each(0, sh.Sessions.Capacity(), func(slot uint32, se *conntrack.Session) bool {
+		if match(se) {
+			sh.end(slot, se)
+			n++
+		}
+		return true
+	})
+	return n
+}
+
+// WouldCut reports whether the session would end under v.
+func (sh *Shard) WouldCut(v *snapshot.View, se *conntrack.Session) bool {
+	var m *nat.Mapping
+	if se.Mapping != conntrack.NoMapping {
+		m = sh.NAT.Mapping(se.Mapping)
+	}
+	return Judge(v, sh.Space, se, m).Reason != verdict.Pass
+}

@@ -1,0 +1,569 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"demarc/acl"
+	"demarc/configs"
+	"demarc/gateway/conntrack"
+	"demarc/gateway/fib"
+	"demarc/gateway/flow"
+	"demarc/gateway/meter"
+	"demarc/gateway/nat"
+	"demarc/gateway/police"
+)
+
+// Link is what the machine says of a port.
+type Link struct {
+	MAC [6]byte
+	MTU int // IP bytes
+}
+
+// Break switches one stage off. It exists so that a test can show that the demo notices; never set in service.
+type Break string
+
+// The stages that can be broken.
+const (
+	BreakNothing Break = ""
+	BreakNAT     Break = "nat"
+	BreakACL     Break = "acl"
+	BreakLimit   Break = "limit"
+	BreakTenant  Break = "tenant"
+)
+
+// Input is everything that Compile looks at.
+type Input struct {
+	Policy    *configs.Policy
+	Node      *configs.Node
+	Links     []Link // parallel to Node.Ports
+	Space     *nat.Space
+	Prev      *View  // nil at the first
+	Settled   uint32 // every session of every worker has been judged under this View or a later one
+	Revision  uint64
+	HomeSeed  uint64
+	Ephemeral [2]uint16 // the kernel's own port range, kept from the allocator on addresses shared with the host
+	LinkLocal func(mac [6]byte) netip.Addr
+	Break     Break
+}
+
+type compiler struct {
+	in    Input
+	v     *View
+	byIf  map[string]uint16
+	hops  []fib.NextHop
+	route []fib.Route
+	errs  []error
+}
+
+func (c *compiler) fail(format string, args ...any) {
+	c.errs = append(c.errs, fmt.Errorf(format, args...))
+}
+
+// Compile makes the View of a policy on this node, or says everything that is wrong with it. It changes nothing that workers use:
+// Input.Space only learns addresses, and Input.Prev stays as it is.
+func Compile(in Input) (*View, error) {
+	c := &compiler{in: in, byIf: map[string]uint16{}}
+	c.v = &View{
+		Gen: 1, Revision: in.Revision, Workers: max(1, in.Node.Workers.Count), HomeSeed: in.HomeSeed,
+		Timeouts: timeouts(in.Policy.Timeouts), NATHold: ticks(in.Policy.Timeouts.NATHold.Duration),
+		byName: map[string]flow.TenantID{}, retired: map[flow.TenantID]uint32{},
+	}
+	if p := in.Prev; p != nil {
+		c.v.Gen = p.Gen + 1
+		maps.Copy(c.v.retired, p.retired)
+	}
+	c.interfaces()
+	c.tenants()
+	c.backbone()
+	c.sharedHostPorts()
+	if p := in.Prev; p != nil {
+		for name, id := range p.byName {
+			if c.v.byName[name] == 0 {
+				c.v.retired[id] = c.v.Gen
+			}
+		}
+	}
+	if len(c.errs) > 0 {
+		return nil, errors.Join(c.errs...)
+	}
+	t, err := fib.Compile(c.route, c.hops)
+	if err != nil {
+		return nil, fmt.Errorf("compile routes: %w", err)
+	}
+	c.v.FIB = t
+	return c.v, nil
+}
+
+func ticks(d time.Duration) uint32 { return uint32(uint64(d) >> 20) }
+
+func timeouts(t configs.Timeouts) conntrack.Timeouts {
+	return conntrack.Timeouts{
+		TCPEstablished: ticks(t.TCPEstablished.Duration), TCPTransitory: ticks(t.TCPTransitory.Duration), TCPClosed: ticks(t.TCPClosed.Duration),
+		UDP: ticks(t.UDP.Duration), UDPUnanswered: ticks(t.UDPUnanswered.Duration), ICMP: ticks(t.ICMP.Duration), Other: ticks(t.Other.Duration),
+	}
+}
+
+func (c *compiler) interfaces() {
+	c.v.Ifaces = make([]Iface, 1, len(c.in.Node.Interfaces)+1)
+	c.v.ports = make([][]uint16, len(c.in.Node.Ports))
+	for i := range c.in.Node.Interfaces {
+		n := &c.in.Node.Interfaces[i]
+		port := slices.IndexFunc(c.in.Node.Ports, func(p configs.Port) bool { return p.Name == n.Port })
+		if port < 0 || port >= len(c.in.Links) {
+			c.fail("interface %q: no port %q in the node file", n.Name, n.Port)
+			continue
+		}
+		l := c.in.Links[port]
+		f := Iface{Index: uint16(len(c.v.Ifaces)), Name: n.Name, Port: uint16(port), VLAN: uint16(n.VLAN), MAC: l.MAC, MTU: n.MTU, Addrs: n.Addresses}
+		if f.MTU == 0 {
+			f.MTU = l.MTU
+		}
+		if l.MTU > 0 && f.MTU > l.MTU {
+			c.fail("interface %q: mtu %d is larger than the device's %d", n.Name, f.MTU, l.MTU)
+		}
+		for _, p := range n.Addresses {
+			a := flow.AddrFrom(p.Addr())
+			if p.Addr().Is4() && !f.Has4 {
+				f.Addr4, f.Has4 = a, true
+			} else if p.Addr().Is6() && !p.Addr().IsLinkLocalUnicast() && !f.Has6 {
+				f.Addr6, f.Has6 = a, true
+			}
+		}
+		if c.in.LinkLocal != nil {
+			f.LinkLocal = flow.AddrFrom(c.in.LinkLocal(l.MAC))
+		}
+		switch n.MSSClamp {
+		case "":
+		case "mtu":
+			f.MSS4, f.MSS6 = uint16(min(f.MTU-40, 65535)), uint16(min(f.MTU-60, 65535))
+		default:
+			var mss uint16
+			if _, err := fmt.Sscanf(n.MSSClamp, "%d", &mss); err != nil || mss < 64 {
+				c.fail("interface %q: mss_clamp %q is neither \"mtu\" nor a number of bytes from 64", n.Name, n.MSSClamp)
+			}
+			f.MSS4, f.MSS6 = mss, mss
+		}
+		if c.v.ports[port] == nil {
+			c.v.ports[port] = make([]uint16, 4095)
+		}
+		if n.VLAN < 0 || n.VLAN > 4094 {
+			c.fail("interface %q: vlan %d is not 0 (untagged) or 1 to 4094", n.Name, n.VLAN)
+			continue
+		}
+		if c.v.ports[port][n.VLAN] != 0 {
+			c.fail("interface %q: port %q vlan %d is taken by another interface", n.Name, n.Port, n.VLAN)
+			continue
+		}
+		c.v.ports[port][n.VLAN] = f.Index
+		c.byIf[n.Name] = f.Index
+		c.v.Ifaces = append(c.v.Ifaces, f)
+	}
+}
+
+// claim gives an interface to a zone.
+func (c *compiler) claim(name string, zone flow.TenantID, who string) uint16 {
+	i, ok := c.byIf[name]
+	if !ok {
+		c.fail("%s: no interface %q in the node file", who, name)
+		return 0
+	}
+	f := &c.v.Ifaces[i]
+	if f.Used {
+		c.fail("%s: interface %q belongs to somebody else already", who, name)
+		return 0
+	}
+	f.Used, f.Zone = true, zone
+	return i
+}
+
+func (c *compiler) hop(h Hop) uint16 {
+	if len(c.hops) >= 65535 {
+		c.fail("more than 65,535 next hops")
+		return 0
+	}
+	c.hops = append(c.hops, fib.NextHop{Iface: h.Iface, Family: h.Family, Via: h.Via, OnLink: h.OnLink, Discard: h.Kind == HopDiscard, Local: h.Kind == HopLocal})
+	c.v.Hops = append(c.v.Hops, h)
+	return uint16(len(c.hops) - 1)
+}
+
+func (c *compiler) add(zone flow.TenantID, p netip.Prefix, nh uint16) {
+	c.route = append(c.route, fib.Route{Zone: zone, Prefix: p.Masked(), NextHop: nh})
+}
+
+func family(a netip.Addr) uint8 {
+	if a.Is4() {
+		return 4
+	}
+	return 6
+}
+
+// connected adds an interface's own prefixes and addresses to its zone.
+func (c *compiler) connected(i uint16) {
+	f := &c.v.Ifaces[i]
+	for _, p := range f.Addrs {
+		c.add(f.Zone, p, c.hop(Hop{Kind: HopForward, Iface: i, OnLink: true, Family: family(p.Addr())}))
+		if f.Zone == flow.Backbone && c.publicIndex(p.Addr()) >= 0 {
+			continue // a NAT address of its own: the public entry answers
+		}
+		c.add(f.Zone, netip.PrefixFrom(p.Addr(), p.Addr().BitLen()), c.hop(Hop{Kind: HopLocal, Iface: i, Family: family(p.Addr())}))
+	}
+}
+
+func (c *compiler) publicIndex(a netip.Addr) int {
+	fa := flow.AddrFrom(a)
+	return slices.IndexFunc(c.v.Publics, func(p Public) bool { return a.Is4() && p.Addr == fa })
+}
+
+// static adds a configured route; ifaces are those of the zone.
+func (c *compiler) static(zone flow.TenantID, r configs.Route, ifaces []uint16, who string) {
+	if r.Discard {
+		c.add(zone, r.Prefix, c.hop(Hop{Kind: HopDiscard, Family: family(r.Prefix.Addr())}))
+		return
+	}
+	for _, i := range ifaces {
+		f := &c.v.Ifaces[i]
+		if r.Interface != "" && f.Name != r.Interface {
+			continue
+		}
+		onLink := r.Interface != "" && r.Via.IsLinkLocalUnicast()
+		for _, p := range f.Addrs {
+			onLink = onLink || p.Contains(r.Via)
+		}
+		if onLink {
+			c.add(zone, r.Prefix, c.hop(Hop{Kind: HopForward, Iface: i, Via: flow.AddrFrom(r.Via), Family: family(r.Via)}))
+			return
+		}
+	}
+	c.fail("%s: route %s: via %s is in the prefix of none of its interfaces' addresses", who, r.Prefix, r.Via)
+}
+
+func (c *compiler) backbone() {
+	var ifs []uint16
+	for _, name := range c.in.Policy.Backbone.Interfaces {
+		if i := c.claim(name, flow.Backbone, "backbone"); i != 0 {
+			ifs = append(ifs, i)
+		}
+	}
+	for _, i := range ifs {
+		c.connected(i)
+	}
+	for i := range c.v.Publics {
+		p := &c.v.Publics[i]
+		a := p.Addr.Netip(4)
+		c.add(flow.Backbone, netip.PrefixFrom(a, 32), c.hop(Hop{Kind: HopPublic, Public: uint32(i), Tenant: p.Tenant, Family: 4}))
+	}
+	for _, r := range c.in.Policy.Routes {
+		c.static(flow.Backbone, r, ifs, "backbone")
+	}
+}
+
+func (c *compiler) tenants() {
+	seen := map[netip.Prefix]string{}
+	ids := make([]flow.TenantID, len(c.in.Policy.Tenants))
+	top := flow.TenantID(0)
+	for i := range c.in.Policy.Tenants {
+		ct := &c.in.Policy.Tenants[i]
+		if p := c.in.Prev; p != nil {
+			ids[i] = p.byName[ct.Name]
+		}
+		if ids[i] == 0 {
+			if ids[i] = c.freshID(ids); ids[i] == 0 {
+				return
+			}
+		}
+		top = max(top, ids[i])
+	}
+	c.v.Tenants = make([]*Tenant, int(top)+1)
+	if limit := c.in.Node.Tables.Tenants; limit > 0 && len(ids) > limit {
+		c.fail("%d tenants, but the node file's tables.tenants is %d", len(ids), limit)
+		return
+	}
+	for i := range c.in.Policy.Tenants {
+		ct := &c.in.Policy.Tenants[i]
+		if _, dup := c.v.byName[ct.Name]; dup {
+			c.fail("tenant %q is there twice", ct.Name)
+			continue
+		}
+		c.v.byName[ct.Name] = ids[i]
+		c.tenant(ct, ids[i], seen)
+	}
+}
+
+// MaxTenantID is the highest tenant id of a node: twice its tenants, because the id of a tenant that is gone rests until no session
+// of it is left, so that no such session can ever meet another tenant's rules.
+func MaxTenantID(n *configs.Node) int { return min(2*max(1, n.Tables.Tenants), 65534) }
+
+// freshID finds an id that no tenant has, and that no session can still carry.
+func (c *compiler) freshID(taken []flow.TenantID) flow.TenantID {
+	for id := flow.TenantID(1); int(id) <= MaxTenantID(c.in.Node); id++ {
+		if slices.Contains(taken, id) || c.in.Prev != nil && c.in.Prev.Tenant(id) != nil {
+			continue
+		}
+		if gen, resting := c.v.retired[id]; resting {
+			if c.in.Settled < gen {
+				continue
+			}
+			delete(c.v.retired, id)
+		}
+		c.v.Fresh = append(c.v.Fresh, id)
+		return id
+	}
+	c.fail("no tenant id is free: tables.tenants is %d, and the sessions of tenants that were removed are still being ended: try again in a few seconds", c.in.Node.Tables.Tenants)
+	return 0
+}
+
+func (c *compiler) tenant(ct *configs.Tenant, id flow.TenantID, seen map[netip.Prefix]string) {
+	who := fmt.Sprintf("tenant %q", ct.Name)
+	var prev *Tenant
+	if c.in.Prev != nil {
+		prev = c.in.Prev.TenantByName(ct.Name)
+	}
+	t := &Tenant{ID: id, Name: ct.Name, DefaultOut: ct.DefaultOut != "deny", Shared: &Shared{}, Prefixes: NewPrefixSet(ct.Prefixes),
+		EIFiltering: ct.NAT.Filtering == "endpoint-independent", PerHost: ct.NAT.Ports == "blocks", StaticByInside: map[flow.Addr]uint32{}}
+	if prev != nil {
+		t.Shared = prev.Shared
+	}
+	c.v.Tenants[id] = t
+	for _, name := range ct.Interfaces {
+		if i := c.claim(name, id, who); i != 0 {
+			if c.in.Break == BreakTenant {
+				c.v.Ifaces[i].Zone = 1
+			}
+			t.Ifaces = append(t.Ifaces, i)
+		}
+	}
+	c.tenantNAT(ct, t, who)
+	for _, i := range t.Ifaces {
+		c.connected(i)
+	}
+	for _, r := range ct.Routes {
+		c.static(id, r, t.Ifaces, who)
+	}
+	for _, p := range ct.Prefixes {
+		if p.Addr().Is4() && t.NAT && t.Bypass.Empty() {
+			continue
+		}
+		p = p.Masked()
+		if other, dup := seen[p]; dup {
+			c.fail("%s: prefix %s is routed to the backbone untranslated, and so is tenant %q's: one of them needs a NAT pool", who, p, other)
+			continue
+		}
+		seen[p] = ct.Name
+		c.add(flow.Backbone, p, c.hop(Hop{Kind: HopTenant, Tenant: id, Family: family(p.Addr())}))
+	}
+	c.rules(ct, t, prev, who)
+	c.limits(ct, t)
+}
+
+func (c *compiler) tenantNAT(ct *configs.Tenant, t *Tenant, who string) {
+	if c.in.Break == BreakNAT {
+		return
+	}
+	pool, err := configs.PoolAddrs(ct.NAT.Pool)
+	if err != nil {
+		c.fail("%s: nat.pool: %w", who, err)
+		return
+	}
+	t.NAT = len(pool) > 0 || len(ct.NAT.Static) > 0
+	t.Bypass = NewPrefixSet(ct.NAT.Bypass)
+	public := func(a netip.Addr) *Public {
+		fa := flow.AddrFrom(a)
+		for i := range c.v.Publics {
+			if c.v.Publics[i].Addr == fa {
+				if c.v.Publics[i].Tenant != t.ID {
+					c.fail("%s: public address %s belongs to another tenant", who, a)
+				}
+				return &c.v.Publics[i]
+			}
+		}
+		id, err := c.in.Space.Register([4]byte(fa[:4]))
+		if err != nil {
+			c.fail("%s: public address %s: %w", who, a, err)
+		}
+		c.v.Publics = append(c.v.Publics, Public{Addr: fa, ID: id, Tenant: t.ID, Forwards: map[uint32]Forward{}})
+		return &c.v.Publics[len(c.v.Publics)-1]
+	}
+	for _, a := range pool {
+		p := public(a)
+		p.Dynamic = true
+		t.Pool = append(t.Pool, p.ID)
+		t.PoolAddrs = append(t.PoolAddrs, p.Addr)
+	}
+	for _, s := range ct.NAT.Static {
+		p := public(s.Public)
+		if p.Dynamic || p.Static {
+			c.fail("%s: static %s: the address is in the pool or translated already", who, s.Public)
+			continue
+		}
+		p.Static, p.Inside = true, flow.AddrFrom(s.Inside)
+		t.StaticByInside[p.Inside] = uint32(len(c.v.Publics) - 1)
+	}
+	for i := range c.v.Publics { // indices by address: public() may have appended in between
+		if p := &c.v.Publics[i]; p.Static && p.Tenant == t.ID {
+			t.StaticByInside[p.Inside] = uint32(i)
+		}
+	}
+	for _, f := range ct.NAT.Forward {
+		p := public(f.Public)
+		proto := uint8(flow.TCP)
+		if f.Proto == "udp" {
+			proto = flow.UDP
+		}
+		k := ForwardKey(proto, uint16(f.Port))
+		if _, dup := p.Forwards[k]; dup || p.Static {
+			c.fail("%s: forward %s %s/%d: the port is forwarded already", who, f.Public, f.Proto, f.Port)
+			continue
+		}
+		port := f.InsidePort
+		if port == 0 {
+			port = f.Port
+		}
+		p.Forwards[k] = Forward{Inside: flow.AddrFrom(f.Inside), Port: uint16(port)}
+	}
+}
+
+func (c *compiler) rules(ct *configs.Tenant, t *Tenant, prev *Tenant, who string) {
+	var list [2][]acl.Rule
+	old := [2]map[string]*Hits{{}, {}}
+	for d := range old {
+		t.DefaultHits[d] = NewHits(c.v.Workers)
+		if prev != nil {
+			t.DefaultHits[d] = prev.DefaultHits[d]
+			for _, r := range prev.Rules[d] {
+				old[d][r.Text] = r.Hits
+			}
+		}
+	}
+	for i := range ct.Rules {
+		r := &ct.Rules[i]
+		d := meter.Out
+		if r.Direction == "in" {
+			d = meter.In
+		}
+		name := r.Name
+		if name == "" {
+			name = fmt.Sprintf("rule %d", i+1)
+		}
+		ar := acl.Rule{Allow: r.Action == "allow", ID: uint32(len(list[d]))}
+		var err error
+		if ar.From, ar.FromRanges, err = c.in.Policy.Hosts(ct, r.From); err != nil {
+			c.fail("%s: %s: from: %w", who, name, err)
+		}
+		if ar.To, ar.ToRanges, err = c.in.Policy.Hosts(ct, r.To); err != nil {
+			c.fail("%s: %s: to: %w", who, name, err)
+		}
+		svcs, err := c.in.Policy.Services(ct, r.Service)
+		if err != nil {
+			c.fail("%s: %s: service: %w", who, name, err)
+		}
+		for _, s := range svcs {
+			ar.Services = append(ar.Services, acl.Service{Proto: s.Proto, AnyProto: s.AnyProto, SPortLo: s.SPortLo, SPortHi: s.SPortHi, DPortLo: s.DPortLo, DPortHi: s.DPortHi})
+		}
+		text := strings.Join([]string{r.Name, r.Direction, r.Action, strings.Join(r.From, ","), strings.Join(r.To, ","), strings.Join(r.Service, ","), r.Class, fmt.Sprint(r.Log)}, "|")
+		h := old[d][text]
+		if h == nil {
+			h = NewHits(c.v.Workers)
+		} else {
+			delete(old[d], text) // a second rule with the same text counts for itself
+		}
+		list[d] = append(list[d], ar)
+		t.Rules[d] = append(t.Rules[d], Rule{Name: name, Text: text, Allow: ar.Allow, Log: r.Log, Voice: r.Class == "voice", Hits: h})
+	}
+	if c.in.Break == BreakACL {
+		list, t.DefaultOut = [2][]acl.Rule{{{Allow: true}}, {{Allow: true}}}, true
+		for d := range t.Rules {
+			t.Rules[d] = []Rule{{Name: "broken on purpose", Allow: true, Hits: NewHits(c.v.Workers)}}
+		}
+	}
+	for d := range list {
+		p, err := acl.Compile(list[d])
+		if err != nil {
+			c.fail("%s: %s rules: %w", who, meter.Dir(d), err)
+			continue
+		}
+		t.ACL[d] = p
+	}
+}
+
+func (c *compiler) limits(ct *configs.Tenant, t *Tenant) {
+	if c.in.Break == BreakLimit {
+		return
+	}
+	l := &ct.Limits
+	t.MaxSessions, t.HostSessions = int64(l.Sessions), uint32(l.HostSessions)
+	if l.SessionRate > 0 {
+		t.SessionRate = police.PacketRate(uint64(l.SessionRate), time.Second/4)
+	}
+	if l.HostSessionRate > 0 {
+		t.HostRate = police.PacketRate(uint64(l.HostSessionRate), time.Second)
+	}
+	for d, r := range [2]configs.RateDir{ct.Rates.Out, ct.Rates.In} {
+		burst, queue := r.Burst.Duration, r.Queue.Duration
+		pd := police.Dir{QueueNs: uint64(queue), Shape: r.Mode != "police"}
+		if r.Bits > 0 {
+			pd.Bits = police.BitRate(uint64(r.Bits), burst)
+			pd.QueueBytes = int(uint64(r.Bits) / 8 * uint64(queue/time.Microsecond) / 1e6)
+		}
+		if r.Packets > 0 {
+			pd.Packets = police.PacketRate(r.Packets, burst)
+		}
+		voice := uint64(ct.Rates.Voice.Bits)
+		if voice == 0 {
+			voice = uint64(r.Bits) / 4 * 3
+		}
+		if voice > 0 {
+			pd.Voice = police.BitRate(voice, burst)
+		}
+		t.Dir[d] = pd
+	}
+	codes, err := configs.DSCPs(ct.Rates.Voice.DSCP)
+	if err != nil {
+		c.fail("tenant %q: rates.voice.dscp: %w", ct.Name, err)
+		return
+	}
+	for _, d := range codes {
+		t.VoiceDSCP |= 1 << (d & 63)
+	}
+}
+
+// sharedHostPorts sets aside the forwarded ports of each public address, and on addresses that the host has too, the host's ports.
+func (c *compiler) sharedHostPorts() {
+	for i := range c.v.Publics {
+		p := &c.v.Publics[i]
+		for _, class := range []struct {
+			c     nat.Class
+			proto uint8
+		}{{nat.TCP, flow.TCP}, {nat.UDP, flow.UDP}, {nat.ICMP, flow.ICMP}} {
+			bits := &[1024]uint64{}
+			for k := range p.Forwards {
+				if uint8(k>>16) == class.proto {
+					bits[uint16(k)/64] |= 1 << (uint16(k) % 64)
+				}
+			}
+			for n := range c.in.Node.Ports {
+				h := &c.in.Node.Ports[n].Host
+				if !slices.Contains(h.Shared, p.Addr.Netip(4)) {
+					continue
+				}
+				p.Host = true
+				ports := h.TCPPorts
+				if class.proto == flow.UDP {
+					ports = h.UDPPorts
+				}
+				for _, port := range ports {
+					bits[port/64] |= 1 << (port % 64)
+				}
+				for port := int(c.in.Ephemeral[0]); c.in.Ephemeral[1] > 0 && port <= int(c.in.Ephemeral[1]); port++ {
+					bits[port/64] |= 1 << (port % 64)
+				}
+			}
+			c.v.reserved = append(c.v.reserved, reservation{p.ID, class.c, bits})
+		}
+	}
+}

@@ -1,0 +1,320 @@
+package snapshot
+
+import (
+	"net/netip"
+	"sync/atomic"
+
+	"demarc/acl"
+	"demarc/gateway/conntrack"
+	"demarc/gateway/fib"
+	"demarc/gateway/flow"
+	"demarc/gateway/meter"
+	"demarc/gateway/nat"
+	"demarc/gateway/police"
+)
+
+// Iface is a port, with or without a VLAN tag, as the pipeline sees it. Index 0 is never used.
+type Iface struct {
+	Index     uint16
+	Name      string
+	Port      uint16 // index into the node's ports
+	VLAN      uint16 // 0 = untagged
+	MAC       [6]byte
+	MTU       int           // IP bytes
+	MSS4      uint16        // clamp for TCP over IPv4, 0 = off
+	MSS6      uint16        // clamp for TCP over IPv6, 0 = off
+	Zone      flow.TenantID // flow.Backbone or the tenant
+	Used      bool          // the policy gives it to somebody; what arrives on others is dropped
+	Addrs     []netip.Prefix
+	Addr4     flow.Addr // the first IPv4 address: source of ICMP errors
+	Addr6     flow.Addr // the first IPv6 address
+	Has4      bool
+	Has6      bool
+	LinkLocal flow.Addr // fe80::/64 address of the gateway on this link
+}
+
+// HopKind says what a next hop is to the pipeline.
+type HopKind uint8
+
+// The kinds of next hop.
+const (
+	HopForward HopKind = iota // out of Iface, to Via or to the destination itself
+	HopDiscard                // black hole
+	HopLocal                  // an address of the gateway itself
+	HopPublic                 // a NAT address: Public says which
+	HopTenant                 // routed into the tenant: look there
+)
+
+// Hop is a next hop with what the pipeline must know beside fib.NextHop.
+type Hop struct {
+	Kind   HopKind
+	Iface  uint16
+	Tenant flow.TenantID // HopTenant
+	Public uint32        // HopPublic: index into View.Publics
+	OnLink bool
+	Family uint8
+	Via    flow.Addr
+}
+
+// Forward is the inside end of a port forward.
+type Forward struct {
+	Inside flow.Addr
+	Port   uint16
+}
+
+// Public is one public IPv4 address that belongs to a tenant.
+type Public struct {
+	Addr     flow.Addr
+	ID       nat.AddrID
+	Tenant   flow.TenantID
+	Dynamic  bool               // in the tenant's pool
+	Static   bool               // 1:1 to Inside
+	Inside   flow.Addr          // with Static
+	Forwards map[uint32]Forward // ForwardKey(protocol, port)
+	Host     bool               // the host's own address too: what the gateway does not know is not answered here
+}
+
+// ForwardKey is the key of Public.Forwards.
+func ForwardKey(proto uint8, port uint16) uint32 { return uint32(proto)<<16 | uint32(port) }
+
+// Hits counts the sessions that a rule decided, and the packets that it denied: one word a worker, each on its own line.
+type Hits struct{ per []hit }
+
+type hit struct {
+	n atomic.Uint64 // worker: rw, others: ro
+	_ [56]byte
+}
+
+// NewHits makes counters for so many workers.
+func NewHits(workers int) *Hits {
+	return &Hits{per: make([]hit, workers)}
+}
+
+// Add counts one hit of worker w.
+func (h *Hits) Add(w int) { h.per[w].n.Add(1) }
+
+// Sum is the hits of all workers.
+func (h *Hits) Sum() (n uint64) {
+	for i := range h.per {
+		n += h.per[i].n.Load()
+	}
+	return n
+}
+
+// Rule is what the pipeline and the CLI need of an ACL line besides its match.
+type Rule struct {
+	Name  string
+	Text  string // canonical text; the identity of the rule from one policy to the next
+	Allow bool
+	Log   bool
+	Voice bool
+	Hits  *Hits
+}
+
+// Shared is the state of a tenant that all workers share and that outlives a View.
+type Shared struct {
+	Words       [2]police.Words // by meter.Out, meter.In
+	SessionRate police.Word
+	Sessions    atomic.Int64 // established now, over all workers
+}
+
+// Tenant is one enterprise as the pipeline sees it.
+type Tenant struct {
+	ID             flow.TenantID
+	Name           string
+	Ifaces         []uint16
+	Prefixes       PrefixSet
+	ACL            [2]*acl.Program // by meter.Out, meter.In
+	Rules          [2][]Rule
+	DefaultHits    [2]*Hits
+	DefaultOut     bool // what no outbound rule matched is allowed
+	NAT            bool // IPv4 towards the backbone is translated
+	Pool           []nat.AddrID
+	PoolAddrs      []flow.Addr
+	StaticByInside map[flow.Addr]uint32 // inside address -> index into View.Publics
+	Bypass         PrefixSet
+	EIFiltering    bool // endpoint-independent filtering, RFC 4787 section 5
+	PerHost        bool // ports in blocks of one inside host
+	MaxSessions    int64
+	SessionRate    police.Rate
+	HostSessions   uint32
+	HostRate       police.Rate
+	Dir            [2]police.Dir // by meter.Out, meter.In
+	VoiceDSCP      uint64        // bit n: DSCP n is voice
+	Shared         *Shared
+}
+
+// Voice reports whether a packet with this TOS byte or traffic class is voice by its DSCP.
+func (t *Tenant) Voice(tos uint8) bool { return t.VoiceDSCP>>(tos>>2)&1 != 0 }
+
+// View is all that a worker must know to judge a packet.
+type View struct {
+	Gen      uint32 // higher with each View; a session that was judged under another is judged again
+	Revision uint64 // of the policy
+	Ifaces   []Iface
+	ports    [][]uint16 // [port][vlan] -> interface, 0 = none
+	Tenants  []*Tenant  // by id; nil where there is none
+	FIB      *fib.Table
+	Hops     []Hop // parallel to the FIB's
+	Publics  []Public
+	Timeouts conntrack.Timeouts
+	NATHold  uint32 // ticks
+	Workers  int
+	HomeSeed uint64
+	Warnings []string
+	Fresh    []flow.TenantID // ids that this View gives to new tenants: their counters start at 0
+
+	byName   map[string]flow.TenantID
+	retired  map[flow.TenantID]uint32 // ids that rest, and the View from which on their tenant is gone
+	reserved []reservation
+}
+
+type reservation struct {
+	id    nat.AddrID
+	class nat.Class
+	ports *[1024]uint64
+}
+
+// Iface finds the interface that a frame with this tag came in on; 0 when there is none.
+func (v *View) Iface(port, vlan uint16) uint16 {
+	if int(port) >= len(v.ports) {
+		return 0
+	}
+	if t := v.ports[port]; int(vlan) < len(t) {
+		return t[vlan]
+	}
+	return 0
+}
+
+// Tenant is the tenant with this id, or nil.
+func (v *View) Tenant(id flow.TenantID) *Tenant {
+	if int(id) < len(v.Tenants) {
+		return v.Tenants[id]
+	}
+	return nil
+}
+
+// TenantByName finds a tenant.
+func (v *View) TenantByName(name string) *Tenant {
+	if id, ok := v.byName[name]; ok {
+		return v.Tenant(id)
+	}
+	return nil
+}
+
+// Lookup finds the next hop in a zone; ok is false when there is no route.
+func (v *View) Lookup(zone flow.TenantID, family uint8, a *flow.Addr) (nh uint16, h *Hop, ok bool) {
+	nh, ok = v.FIB.Lookup(zone, family, a)
+	if !ok {
+		return 0, nil, false
+	}
+	return nh, &v.Hops[nh], true
+}
+
+// Activate makes the public ports that this View sets aside known to the allocators. Control only, before workers get the View.
+func (v *View) Activate(space *nat.Space) {
+	for _, r := range v.reserved {
+		space.SetReserved(r.id, r.class, r.ports)
+	}
+}
+
+// ACLKey is the key of the ACL for a conversation between inside and outside addresses.
+func ACLKey(src, dst *flow.Addr, sport, dport uint16, proto, family uint8) acl.Key {
+	k := acl.Key{Src: [16]byte(*src), Dst: [16]byte(*dst), SPort: sport, DPort: dport, Proto: proto, Family: family}
+	if proto == flow.ICMP || proto == flow.ICMPv6 {
+		// A query is written with its type as one of the ports (flow.Key); the ACL knows type<<8|code.
+		k.SPort, k.DPort = 0, dport<<8
+	}
+	return k
+}
+
+// Decision is what the rules of a tenant say of a conversation.
+type Decision struct {
+	Allow bool
+	Rule  flow.RuleID // flow.NoRule: the default decided
+}
+
+// Judge decides by the rules of t whether a conversation may be opened in direction d, and which rule said so.
+func (t *Tenant) Judge(d meter.Dir, k *acl.Key) Decision {
+	if m := t.ACL[d].Lookup(k); m.Found {
+		return Decision{m.Allow, flow.RuleID(m.Index)}
+	}
+	return Decision{d == meter.Out && t.DefaultOut, flow.NoRule}
+}
+
+// HomeOf is the worker of an inside host.
+func (v *View) HomeOf(t flow.TenantID, family uint8, inside *flow.Addr) int {
+	return flow.Home(flow.HomeHash(t, family, inside, v.HomeSeed), v.Workers)
+}
+
+// HitsOf is the counter of a rule, or of the default.
+func (t *Tenant) HitsOf(d meter.Dir, r flow.RuleID) *Hits {
+	if int64(r) < int64(len(t.Rules[d])) {
+		return t.Rules[d][r].Hits
+	}
+	return t.DefaultHits[d]
+}
+
+// PrefixSet answers whether an address lies in one of a few prefixes. The zero value contains nothing.
+type PrefixSet struct {
+	v4 []prefix4
+	v6 []prefix6
+}
+
+type prefix4 struct{ addr, mask uint32 }
+type prefix6 struct{ hi, lo, mhi, mlo uint64 }
+
+// NewPrefixSet compiles prefixes.
+func NewPrefixSet(ps []netip.Prefix) (s PrefixSet) {
+	for _, p := range ps {
+		p = p.Masked()
+		a := flow.AddrFrom(p.Addr())
+		if p.Addr().Is4() {
+			m := uint32(0xffffffff)
+			m = uint32(uint64(m) << (32 - p.Bits()))
+			s.v4 = append(s.v4, prefix4{a.V4() & m, m})
+			continue
+		}
+		hi, lo := be64(a[0:8]), be64(a[8:16])
+		mhi, mlo := ^uint64(0), ^uint64(0)
+		if b := p.Bits(); b <= 64 {
+			mlo = 0
+			mhi <<= 64 - b // 0 bits: shifted out to 0
+		} else {
+			mlo <<= 128 - b
+		}
+		s.v6 = append(s.v6, prefix6{hi & mhi, lo & mlo, mhi, mlo})
+	}
+	return s
+}
+
+func be64(b []byte) (v uint64) {
+	for _, c := range b[:8] {
+		v = v<<8 | uint64(c)
+	}
+	return v
+}
+
+// Contains reports whether a lies in one of the prefixes.
+func (s *PrefixSet) Contains(family uint8, a *flow.Addr) bool {
+	if family == 4 {
+		n := a.V4()
+		for i := range s.v4 {
+			if n&s.v4[i].mask == s.v4[i].addr {
+				return true
+			}
+		}
+		return false
+	}
+	hi, lo := be64(a[0:8]), be64(a[8:16])
+	for i := range s.v6 {
+		p := &s.v6[i]
+		if hi&p.mhi == p.hi && lo&p.mlo == p.lo {
+			return true
+		}
+	}
+	return false
+}
+
+// Empty reports whether the set has no prefix.
+func (s *PrefixSet) Empty() bool { return len(s.v4) == 0 && len(s.v6) == 0 }
