@@ -16,7 +16,7 @@ const SessionSize = 128
 // "orig" is the direction of the first packet (0), "reply" the other (1). Ports are host byte order with the meaning
 // of flow.Key, addresses are network byte order.
 type Session struct {
-	Seq uint32 // sequence word: odd while bytes 8..79 are being written or the slot is empty
+	Seq uint32 // sequence word: odd while what finds and translates is being written, or the slot is empty
 	Gen uint32 // changes whenever the slot is given up: a (slot, Gen) pair names one session only
 
 	OrigSrc, OrigDst     flow.Addr // as the first packet entered
@@ -100,7 +100,7 @@ func (s *Session) Out(dir int) (src, dst [4]byte, sport, dport uint16) {
 }
 
 // BeginWrite makes the sequence word odd: a concurrent reader takes nothing from the session until EndWrite. Whoever
-// changes any of bytes 8..79 but State of a session that is in the table brackets it with the two.
+// changes any of bytes 8..79 (but State and Scale, which change alone) of a session that is in the table brackets it with the two.
 func (s *Session) BeginWrite() { atomic.StoreUint32(&s.Seq, s.Seq|1) }
 
 // EndWrite makes the session readable again.
@@ -118,7 +118,7 @@ func (s *Session) Timeout(tm *Timeouts) uint32 {
 		switch {
 		case s.State == TCPEstablished:
 			return tm.TCPEstablished
-		case s.State == TCPTimeWait || s.State == TCPClosed:
+		case s.State >= TCPTimeWait:
 			return tm.TCPClosed
 		}
 		return tm.TCPTransitory
