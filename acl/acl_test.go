@@ -167,6 +167,20 @@ func TestListBound(t *testing.T) {
 	}
 }
 
+// TestLargestList compiles as many boxes as a list may have, none of which can be joined, and looks some up.
+func TestLargestList(t *testing.T) {
+	rules := make([]acl.Rule, 16)
+	for i := range rules {
+		for j := range 256 {
+			rules[i].From = append(rules[i].From, netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(j), byte(2 * i)}), 32))
+			rules[i].To = append(rules[i].To, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, byte(j), 2, byte(2 * i)}), 32))
+		}
+	}
+	start := time.Now()
+	check(t, rules, aclgen.Keys(1, rules, 200))
+	t.Logf("%v", time.Since(start))
+}
+
 // check compares the two on keys and says where they differ.
 func check(t interface {
 	Helper()

@@ -30,8 +30,6 @@ func (b *box) covers(o, lim *box) bool {
 }
 
 const (
-	// growth bounds the copies: leaves hold at most growth entries a box.
-	growth = 8
 	// sampleSize bounds how many boxes a node looks at to propose cuts; what it then does is counted over all of them.
 	sampleSize = 512
 	// coverScan bounds the quadratic search for boxes that earlier ones cover.
@@ -42,6 +40,18 @@ const (
 	// leafMax is the size up to which no cut is looked for.
 	leafMax = 4
 )
+
+// growth bounds the copies: leaves hold at most that many entries a box. Small lists are fast with few copies, and there may be a
+// thousand of them; of long ones there are few, and copies keep hostile ones short; of very long ones copies leave the cache.
+func growth(n int) int {
+	switch {
+	case n <= 2000:
+		return 4
+	case n <= 50000:
+		return 16
+	}
+	return 8
+}
 
 // The cost model, in nanoseconds on a warm cache; only its proportions matter.
 const (
@@ -79,7 +89,7 @@ func build(bs []box, nsrc, ndst int) tree {
 	}
 	lim := box{hi: [dims]uint32{uint32(nsrc - 1), uint32(ndst - 1), math.MaxUint16, math.MaxUint16, math.MaxUint8}}
 	b.t.nodes = make([]node, 1)
-	b.node(0, all, &lim, growth*len(bs), 0)
+	b.node(0, all, &lim, growth(len(bs))*len(bs), 0)
 	b.t.nodes = slices.Clip(slices.Clone(b.t.nodes))
 	b.t.entries = slices.Clip(slices.Clone(b.t.entries))
 	return b.t
