@@ -24,6 +24,10 @@ const (
 	voiceBytes  = 2 * 1500  // what voice may overdraw a BitRate by
 	voicePacket = 2         // the same for a PacketRate
 
+	// maxSkew is how far, in units, the clocks of two users of a word may be apart: a worker reads the clock once a burst and
+	// may be preempted before it takes. Within it no Take moves a word back.
+	maxSkew = int64(time.Second) * UnitsPerNs
+
 	// costBits keeps n*mul+dither below 2^64 for n <= maxBytes.
 	costBits = 47
 	// coarse is the cost of one byte (or packet) below which rounding each packet to whole units could be wrong by more
@@ -40,7 +44,7 @@ const (
 type Rate struct {
 	mul   uint64 // cost of one byte or packet, in units << shift; 0 = unlimited
 	burst int64  // units
-	ahead int64  // units; the word of this rate cannot be further ahead than this, unless another rate left it there
+	ahead int64  // units; this rate cannot have brought a word further ahead of any worker's clock
 	slack int64  // units; how far voice may overdraw
 	maxN  uint32
 	shift uint8
@@ -82,7 +86,7 @@ func newRate(num, den uint64, burst time.Duration, maxN uint32, slack uint64) Ra
 	burst = min(max(burst, 0), maxBurst)
 	r.burst = int64(burst) * UnitsPerNs
 	r.slack = int64(r.floor(slack))
-	r.ahead = r.burst + r.slack + int64(r.floor(uint64(maxN))) + 1
+	r.ahead = r.burst + r.slack + int64(r.floor(uint64(maxN))) + maxSkew
 	return r
 }
 
@@ -112,8 +116,9 @@ func (r *Rate) cost(n int, tat uint64) uint64 {
 }
 
 // lead is how far the word at tat is ahead of now, at least 0. A word further ahead than this rate can have brought it
-// was left by a slower rate before a change of policy (or by a clock that wrapped): it counts as an empty bucket, so a
-// raised rate holds at once.
+// was left by a much slower rate before a change of policy: it counts as an empty bucket, so a raised rate holds within a
+// second. So does a word that nobody touched for 4.5 years, or a new one after that uptime: half the circle looks like the
+// future. It costs that tenant one burst.
 func (r *Rate) lead(tat, now uint64) int64 {
 	d := int64(tat - now)
 	if d < 0 {
@@ -126,7 +131,7 @@ func (r *Rate) lead(tat, now uint64) int64 {
 }
 
 // Take lets n bytes (or packets) pass and reports true, or leaves the word alone and reports false. nowNs is
-// CLOCK_BOOTTIME in nanoseconds. It may run behind that of another worker by some microseconds without harm.
+// CLOCK_BOOTTIME in nanoseconds; it may lag behind that of another user of the word by up to a second.
 func (r *Rate) Take(w *Word, nowNs uint64, n int) bool {
 	return r.mul == 0 || r.take(w, nowNs, n, 0)
 }
@@ -162,9 +167,15 @@ func (r *Rate) wait(w *Word, nowNs uint64, slack int64) uint64 {
 	return uint64(d+UnitsPerNs-1) / UnitsPerNs
 }
 
-// Refund gives back what a Take of n took, for a packet that did not leave after all; never more than was taken.
+// Refund gives back what a Take of n took, for a packet that did not leave after all; never more than was taken, and above
+// 1 Gbit/s, where rounding is drawn, perhaps one unit less.
 func (r *Rate) Refund(w *Word, n int) {
-	if r.mul != 0 {
-		w.Add(-r.floor(uint64(min(uint32(max(n, 0)), r.maxN))))
+	if r.mul == 0 {
+		return
 	}
+	c := r.floor(uint64(min(uint32(max(n, 0)), r.maxN)))
+	if !r.fine {
+		c = r.cost(n, 0)
+	}
+	w.Add(-c)
 }
