@@ -2,7 +2,6 @@ package configs
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -21,6 +20,9 @@ const (
 	maxRuleItems      = 4_096
 	maxNamed          = 64
 	maxStatics        = 16_384
+	maxPrefixes       = 1_024 // of one tenant
+	maxPoolItems      = 4_096
+	maxIfaces         = 4_096 // of one side
 	maxLimit          = 1 << 30
 	minRate      Rate = 8_000 // what is less was meant with a prefix
 )
@@ -30,8 +32,8 @@ type policyCheck struct {
 	p       *Policy
 	root    loc
 	tenants []string
-	usedBy  map[string]string // interface -> who has it
-	public  []claim           // every public address that somebody uses
+	usedBy  map[string]int // interface -> the tenant that has it, -1 for the backbone
+	public  []claim        // every public address that somebody uses
 	rules   int
 }
 
@@ -45,11 +47,11 @@ type claim struct {
 }
 
 func checkPolicy(at loc, p *Policy) {
-	c := &policyCheck{p: p, root: at, usedBy: map[string]string{}}
+	c := &policyCheck{p: p, root: at, usedBy: map[string]int{}}
 	checkSchema(at, p.Schema)
 	checkText(at, "name", p.Name)
 	c.timeouts()
-	c.interfaces(at.key("backbone"), p.Backbone.Interfaces, "the backbone")
+	c.interfaces(at.key("backbone"), p.Backbone.Interfaces, -1)
 	checkRoutes(at, p.Routes, p.Backbone.Interfaces)
 	c.objects(at.key("objects"), nil, p.Objects)
 	if len(p.Tenants) > MaxTenants {
@@ -124,7 +126,7 @@ func textAt(at loc, key string) bool {
 	return !slices.ContainsFunc(at.c.list, func(e Error) bool { return e.Path == path })
 }
 
-// oneOfKeys reports value at key unless it is empty (a default) or among allowed.
+// checkChoice reports value at key unless it is empty (a default) or among allowed.
 func checkChoice(at loc, key, value string, allowed ...string) bool {
 	if value == "" && (!at.has(key) || !textAt(at, key)) || slices.Contains(allowed, value) {
 		return true
@@ -158,7 +160,8 @@ func (c *policyCheck) timeouts() {
 	checkDuration(at, "nat_hold", t.NATHold, time.Second, time.Hour)
 }
 
-func (c *policyCheck) interfaces(at loc, names []string, who string) {
+// interfaces checks the interfaces of one owner: a tenant by its position, or -1 for the backbone.
+func (c *policyCheck) interfaces(at loc, names []string, owner int) {
 	if !at.has("interfaces") {
 		at.missing("interfaces", `such as ["wan0"]; the node file says where they are`)
 		return
@@ -167,17 +170,28 @@ func (c *policyCheck) interfaces(at loc, names []string, who string) {
 	if len(names) == 0 && textAt(at, "interfaces") {
 		list.bad(nil, "is empty", "at least one interface")
 	}
+	if len(names) > maxIfaces {
+		list.bad(nil, fmt.Sprintf("has %d entries", len(names)), fmt.Sprintf("at most %d", maxIfaces))
+		return
+	}
 	for i, name := range names {
 		item := list.item(i)
+		first, used := c.usedBy[name]
 		switch {
 		case !goodName(name):
-			item.bad(name, "is not a name", nameRule)
-		case c.usedBy[name] == who:
+			if name != "" || textAt(at, "interfaces") {
+				item.bad(name, "is not a name", nameRule)
+			}
+		case used && first == owner:
 			item.bad(name, "is there twice", "")
-		case c.usedBy[name] != "":
-			item.bad(name, "belongs to "+c.usedBy[name]+" already", "an interface faces one side only; use VLANs to share a port")
+		case used:
+			who := "the backbone"
+			if first >= 0 {
+				who = "tenant " + quote(c.p.Tenants[first].Name)
+			}
+			item.bad(name, "belongs to "+who+" already", "an interface faces one side only; use VLANs to share a port")
 		default:
-			c.usedBy[name] = who
+			c.usedBy[name] = owner
 		}
 	}
 }
@@ -314,9 +328,15 @@ func (c *policyCheck) service(at loc, t *Tenant, item string) {
 }
 
 func (c *policyCheck) tenant(at loc, i int, t *Tenant) {
-	who := fmt.Sprintf("tenant %s", quote(t.Name))
-	c.interfaces(at, t.Interfaces, who)
+	c.interfaces(at, t.Interfaces, i)
 	at.missing("prefixes", `the inside addresses, such as ["198.18.10.0/24"]; what comes from others is spoofed`)
+	if len(t.Prefixes) == 0 && at.has("prefixes") && textAt(at, "prefixes") {
+		at.key("prefixes").bad(nil, "is empty", "at least one prefix: everything else is spoofed")
+	}
+	if len(t.Prefixes) > maxPrefixes || len(t.NAT.Pool) > maxPoolItems || len(t.NAT.Bypass) > maxPrefixes {
+		at.bad(nil, "has too many prefixes or pool entries", fmt.Sprintf("at most %d prefixes, %d in nat.bypass and %d in nat.pool", maxPrefixes, maxPrefixes, maxPoolItems))
+		return
+	}
 	for j, p := range t.Prefixes {
 		item := at.key("prefixes").item(j)
 		if !checkPrefix(item, p) {
@@ -501,6 +521,7 @@ func (c *policyCheck) nat(at loc, tenant int, t *Tenant) {
 			where.bad(item, msg, want)
 			continue
 		}
+		outside(where, t, item, r)
 		c.public = append(c.public, claim{r, where, tenant, "pool", item})
 	}
 	if len(n.Static) > maxStatics || len(n.Forward) > maxStatics {
@@ -513,6 +534,7 @@ func (c *policyCheck) nat(at loc, tenant int, t *Tenant) {
 		where.missing("public", "")
 		where.missing("inside", "")
 		if checkNATAddr(where.key("public"), s.Public) {
+			outside(where.key("public"), t, s.Public, addrRange{s.Public, s.Public})
 			c.public = append(c.public, claim{addrRange{s.Public, s.Public}, where.key("public"), tenant, "static", s.Public.String()})
 		}
 		if checkInside(where.key("inside"), t, s.Inside) {
@@ -522,6 +544,12 @@ func (c *policyCheck) nat(at loc, tenant int, t *Tenant) {
 			inside[s.Inside] = i
 		}
 	}
+	type port struct {
+		a     netip.Addr
+		proto string
+		port  int
+	}
+	forwards, addrs := map[port]int{}, map[netip.Addr]bool{}
 	for i, f := range n.Forward {
 		where := at.key("forward").at(i)
 		for _, key := range []string{"public", "proto", "port", "inside"} {
@@ -537,7 +565,17 @@ func (c *policyCheck) nat(at loc, tenant int, t *Tenant) {
 			}
 		}
 		if checkNATAddr(where.key("public"), f.Public) {
-			c.public = append(c.public, claim{addrRange{f.Public, f.Public}, where.key("public"), tenant, "forward", fmt.Sprintf("%s %s/%d", f.Public, f.Proto, f.Port)})
+			key := port{f.Public, f.Proto, f.Port}
+			if first, dup := forwards[key]; dup {
+				where.key("port").bad(f.Port, fmt.Sprintf("of %s is forwarded twice", f.Public), fmt.Sprintf("forward[%d] has it", first+1))
+			} else {
+				forwards[key] = i
+			}
+			if !addrs[f.Public] { // many forwards on one address are one claim on it
+				addrs[f.Public] = true
+				outside(where.key("public"), t, f.Public, addrRange{f.Public, f.Public})
+				c.public = append(c.public, claim{addrRange{f.Public, f.Public}, where.key("public"), tenant, "forward", f.Public.String()})
+			}
 		}
 		checkInside(where.key("inside"), t, f.Inside)
 	}
@@ -554,6 +592,19 @@ func (c *policyCheck) nat(at loc, tenant int, t *Tenant) {
 				item.bad(p, "overlaps "+q.String(), "write the larger one only")
 				break
 			}
+		}
+	}
+}
+
+// outside refuses public addresses within the tenant's own translated prefixes. Untranslated ones are compared with everybody's.
+func outside(at loc, t *Tenant, value any, r addrRange) {
+	if len(t.NAT.Pool) == 0 {
+		return
+	}
+	for _, p := range t.Prefixes {
+		if p.IsValid() && p.Bits() > 0 && p.Addr().Is4() && !lastAddr(p).Less(r.lo) && !r.hi.Less(p.Masked().Addr()) {
+			at.bad(value, "is inside: the tenant has "+p.String(), "an address is inside or public, not both")
+			return
 		}
 	}
 }
@@ -647,7 +698,7 @@ func (c *policyCheck) publicConflicts() {
 			if a.hi.Less(b.lo) {
 				break
 			}
-			if err := c.conflict(a, b); err != nil {
+			if c.conflict(a, b) {
 				if reported++; reported == 20 { // one wide mistake: enough said
 					break
 				}
@@ -657,7 +708,7 @@ func (c *policyCheck) publicConflicts() {
 }
 
 // conflict reports a and b, which overlap, at the one that stands later in the file.
-func (c *policyCheck) conflict(a, b claim) error {
+func (c *policyCheck) conflict(a, b claim) bool {
 	if a.at.line > b.at.line {
 		a, b = b, a
 	}
@@ -665,18 +716,13 @@ func (c *policyCheck) conflict(a, b claim) error {
 	other := quote(c.p.Tenants[a.tenant].Name)
 	switch {
 	case a.tenant != b.tenant && a.kind == "prefix" && b.kind == "prefix":
-		return nil // overlaps has said so
+		return false // overlaps has said so
 	case a.tenant != b.tenant:
 		msg, want = fmt.Sprintf("is in use by tenant %s (%s %s)", other, a.kind, a.text), "a public address belongs to one tenant"
-	case a.kind == "forward" && b.kind == "forward":
-		if a.text != b.text {
-			return nil
-		}
-		msg, want = fmt.Sprintf("forwards %s a second time", b.text), fmt.Sprintf("see line %d", a.at.line)
 	case a.kind == "forward" && b.kind == "pool" || a.kind == "pool" && b.kind == "forward":
-		return nil
+		return false
 	case a.kind == "prefix" && b.kind == "prefix":
-		return nil
+		return false
 	case a.kind == "prefix" || b.kind == "prefix":
 		msg, want = fmt.Sprintf("overlaps %s %s", a.kind, a.text), "a public address is translated or routed, not both"
 	case a.kind == "pool" && b.kind == "pool":
@@ -689,5 +735,5 @@ func (c *policyCheck) conflict(a, b claim) error {
 		value = b.lo
 	}
 	b.at.bad(value, msg, want)
-	return errors.New(msg)
+	return true
 }

@@ -1,0 +1,163 @@
+package configs
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"sort"
+	"strings"
+)
+
+// warningBudget bounds the work of looking for rules that never match: steps, about 10 ns each. What a very large policy has
+// beyond it is not looked at; Warnings says so.
+const warningBudget = 50_000_000
+
+// Warnings lists what is allowed but hardly meant: rules that never match because one earlier rule covers them, and settings
+// that do nothing. It wants a policy that was decoded without errors.
+func (p *Policy) Warnings() ErrorList {
+	at := p.src.loc()
+	w := &warner{p: p, budget: warningBudget}
+	for i := range p.Tenants {
+		t := &p.Tenants[i]
+		where := at.key("tenant").at(i)
+		if len(t.NAT.Pool) == 0 {
+			if len(t.NAT.Bypass) > 0 {
+				where.key("nat").key("bypass").bad(nil, "does nothing without nat.pool", "this tenant is routed untranslated anyway")
+			}
+		}
+		w.rules(where, t)
+	}
+	if w.budget < 0 {
+		at.bad(nil, "is too large to look for all rules that never match", "")
+	}
+	return at.c.list.sort()
+}
+
+type warner struct {
+	p      *Policy
+	budget int
+	sets   map[string][][2]netip.Addr // of the tenant at hand, by the items
+}
+
+// resolved is a rule as what it covers; nil from, to or services is all.
+type resolved struct {
+	from, to [][2]netip.Addr
+	services []Service
+	index    int
+}
+
+func (w *warner) rules(at loc, t *Tenant) {
+	w.sets = map[string][][2]netip.Addr{}
+	before := map[string][]resolved{}
+	for j := range t.Rules {
+		r := &t.Rules[j]
+		where := at.key("rule").at(j)
+		if r.Class != "" && r.Action == "deny" {
+			where.key("class").bad(r.Class, "does nothing in a rule that denies", "leave it out")
+		}
+		if w.budget < 0 {
+			return
+		}
+		one := resolved{from: w.set(t, r.From), to: w.set(t, r.To), index: j}
+		services, err := w.p.Services(t, r.Service)
+		if err != nil {
+			return // the decoder has said so
+		}
+		one.services = services
+		for _, earlier := range before[r.Direction] {
+			if w.covers(&earlier, &one) {
+				name := ""
+				if n := t.Rules[earlier.index].Name; n != "" {
+					name = " (" + quote(n) + ")"
+				}
+				where.bad(nil, "can never match", fmt.Sprintf("rule[%d]%s covers all of it", earlier.index+1, name))
+				break
+			}
+		}
+		before[r.Direction] = append(before[r.Direction], one)
+	}
+}
+
+// set is items as ranges, sorted and merged.
+func (w *warner) set(t *Tenant, items []string) [][2]netip.Addr {
+	if len(items) == 0 {
+		return nil
+	}
+	key := strings.Join(items, "\x00")
+	if s, ok := w.sets[key]; ok {
+		return s
+	}
+	prefixes, out, err := w.p.Hosts(t, items)
+	if err != nil {
+		return nil
+	}
+	w.budget -= 20 * (len(prefixes) + len(out) + 1)
+	for _, p := range prefixes {
+		out = append(out, [2]netip.Addr{p.Masked().Addr(), lastAddr(p)})
+	}
+	out = merge(out)
+	w.sets[key] = out
+	return out
+}
+
+func merge(list [][2]netip.Addr) [][2]netip.Addr {
+	slices.SortFunc(list, func(a, b [2]netip.Addr) int { return a[0].Compare(b[0]) })
+	out := list[:0]
+	for _, r := range list {
+		if n := len(out); n > 0 && out[n-1][0].Is4() == r[0].Is4() {
+			last := &out[n-1]
+			if next := last[1].Next(); !next.IsValid() || !next.Less(r[0]) {
+				if last[1].Less(r[1]) {
+					last[1] = r[1]
+				}
+				continue
+			}
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+func (w *warner) covers(a, b *resolved) bool {
+	return w.coversServices(a.services, b.services) && w.coversSet(a.from, b.from) && w.coversSet(a.to, b.to)
+}
+
+func (w *warner) coversServices(a, b []Service) bool {
+	w.budget -= 1 + len(a)*len(b)
+	if len(a) == 0 || slices.ContainsFunc(a, func(s Service) bool { return s.AnyProto }) {
+		return true
+	}
+	if len(b) == 0 {
+		return false
+	}
+	for _, s := range b {
+		if !slices.ContainsFunc(a, func(o Service) bool {
+			return !s.AnyProto && o.Proto == s.Proto && o.SPortLo <= s.SPortLo && o.SPortHi >= s.SPortHi && o.DPortLo <= s.DPortLo && o.DPortHi >= s.DPortHi
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
+func (w *warner) coversSet(a, b [][2]netip.Addr) bool {
+	w.budget -= 1 + len(b)
+	if a == nil {
+		return true
+	}
+	if b == nil {
+		b = everything
+	}
+	for _, r := range b {
+		i := sort.Search(len(a), func(i int) bool { return r[0].Less(a[i][0]) }) - 1
+		if i < 0 || a[i][1].Less(r[1]) || a[i][0].Is4() != r[0].Is4() {
+			return false
+		}
+	}
+	return true
+}
+
+var everything = [][2]netip.Addr{
+	{netip.IPv4Unspecified(), netip.AddrFrom4([4]byte{255, 255, 255, 255})},
+	{netip.IPv6Unspecified(), lastAddr(netip.PrefixFrom(netip.IPv6Unspecified(), 0))},
+}
