@@ -65,7 +65,7 @@ type Neighbor struct {
 // All are sequentially consistent atomics. If the reader saw any part of the new address, mac had been moved to g+1
 // before, so its last load cannot show g. If it shows g, key and address were those of g all along. The MAC, its validity and
 // its generation are one word, so the MAC is never torn, a changed MAC of the same neighbour is one store, and a reader
-// never retries. A generation has 15 bits: a reader would have to stand still between two loads while its entry is
+// does not retry for it. A generation has 15 bits: a reader would have to stand still between two loads while its entry is
 // given to 32,768 other addresses, and be woken at exactly that one.
 type entry struct {
 	key    atomic.Uint64 // iface | family<<16 | generation<<24 | kind<<40; writer: rw, readers: ro
@@ -99,7 +99,7 @@ func (e *entry) generation() uint64 { return e.key.Load() >> genShift & genMask 
 // and readers never see a table half rebuilt.
 type Neighbors struct {
 	tabs     [2][]entry
-	current  atomic.Uint32 // which of tabs; writer: rw, readers: ro
+	current  atomic.Uint32 // how often it was rebuilt; its lowest bit says which of tabs; writer: rw, readers: ro
 	mask     uint64
 	seed     uint64
 	capacity int
@@ -143,9 +143,25 @@ func (n *Neighbors) slot(id *ident) uint64 {
 // An entry that is changed to another address during the call counts as not found.
 func (n *Neighbors) Lookup(iface uint16, family uint8, a *flow.Addr) (mac [6]byte, ok bool) {
 	id := identOf(iface, family, a)
-	tab := n.tabs[n.current.Load()&1]
-	for i, left := n.slot(&id), len(tab); left > 0; i, left = (i+1)&n.mask, left-1 {
-		e := &tab[i&uint64(len(tab)-1)]
+	first := n.slot(&id)
+	for v := n.current.Load(); ; {
+		if mac, ok = search(n.tabs[v&1], first, &id); ok {
+			return mac, true
+		}
+		// A reader that was stopped while the writer rebuilt, and began to rebuild again, may have missed what is there.
+		now := n.current.Load()
+		if now == v {
+			return mac, false
+		}
+		v = now
+	}
+}
+
+func search(tab []entry, i uint64, id *ident) (mac [6]byte, ok bool) {
+	mask := uint64(len(tab) - 1)
+	for range tab {
+		e := &tab[i&mask]
+		i++
 		k := e.key.Load()
 		if k&kindMask == kindEmpty {
 			return mac, false
@@ -168,7 +184,7 @@ func (n *Neighbors) Lookup(iface uint16, family uint8, a *flow.Addr) (mac [6]byt
 // find is the entry of id; writer only. Without one, free is where it would go: the first tombstone, or the empty one
 // that ended the search.
 func (n *Neighbors) find(id *ident) (e, free *entry) {
-	tab := n.tabs[n.current.Load()]
+	tab := n.tabs[n.current.Load()&1]
 	i := n.slot(id)
 	for range tab {
 		e := &tab[i]
@@ -243,10 +259,11 @@ func (n *Neighbors) Set(iface uint16, family uint8, a *flow.Addr, mac [6]byte, s
 }
 
 // rebuild copies the live entries to the other array and switches to it. Readers that still search the old one find
-// there what was true before; when that array is used again, generations keep them from harm. Writer only.
+// there what was true before; when that array is used again, generations keep them from a wrong MAC, and a miss makes them look
+// again. Writer only.
 func (n *Neighbors) rebuild() {
 	cur := n.current.Load()
-	from, to := n.tabs[cur], n.tabs[1-cur]
+	from, to := n.tabs[cur&1], n.tabs[(cur+1)&1]
 	for i := range to {
 		if e := &to[i]; e.key.Load()&kindMask != kindEmpty {
 			e.vacate(kindEmpty)
@@ -269,13 +286,13 @@ func (n *Neighbors) rebuild() {
 		to[j].publish(e.raw, e.state)
 	}
 	n.tombs = 0
-	n.current.Store(1 - cur)
+	n.current.Store(cur + 1)
 }
 
 // Delete takes the neighbour out and reports whether it was there. Writer only.
 func (n *Neighbors) Delete(iface uint16, family uint8, a *flow.Addr) bool {
 	id := identOf(iface, family, a)
-	tab := n.tabs[n.current.Load()]
+	tab := n.tabs[n.current.Load()&1]
 	i := n.slot(&id)
 	for range tab {
 		e := &tab[i]
@@ -327,7 +344,7 @@ func (n *Neighbors) Get(iface uint16, family uint8, a *flow.Addr) (Neighbor, boo
 // Each calls fn for every neighbour until it returns false. fn may Delete and may Set neighbours that are there, but must not add
 // any. Writer only.
 func (n *Neighbors) Each(fn func(Neighbor) bool) {
-	tab := n.tabs[n.current.Load()]
+	tab := n.tabs[n.current.Load()&1]
 	for i := range tab {
 		if tab[i].key.Load()&kindMask == kindLive && !fn(tab[i].view()) {
 			return

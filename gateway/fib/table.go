@@ -26,9 +26,9 @@ type Route struct {
 	NextHop uint16       // index into the hops given to Compile
 }
 
-// lpm is the trie of one zone, for both families. Fast needs 256 bytes a node more than bart.Table and is quicker;
+// lpm holds the tries of one zone, one per family. bart.Fast is not faster here by what can be measured, and is larger;
 // DESIGN.md has the figures.
-type lpm = bart.Fast[uint16]
+type lpm = bart.Table[uint16]
 
 // Table is a compiled routing table: immutable, one trie per zone and family.
 type Table struct {
