@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/bits"
 	"sync/atomic"
+	"unsafe"
 )
 
 const (
@@ -20,39 +21,40 @@ const (
 // blockID is a block of a Space: AddrID<<10 | port>>6.
 type blockID = uint32
 
-// gens is how many generations of held ports a block remembers: a port rests for its hold time and at most 1/(gens-1) longer.
+// gens is how many generations of held ports a block remembers: a port rests for its hold time, and at most a third of it longer.
 const gens = 4
 
 // ports is what a block knows about its 64 ports in one class.
 type ports struct {
-	busy  uint64       // in use or held
-	held  [gens]uint64 // held[0] are those freed last; see Shard.turn
-	start uint32       // tick at which held[0] was begun
-	next  [2]blockID   // circular list of the group's blocks with a free port, per parity; noBlock = not in it
-	prev  [2]blockID
+	busy uint64       // in use or held
+	held [gens]uint64 // those freed, the last turn's first
+	// Circular lists of the group's blocks with a free port, per parity; noBlock = not in it.
+	next, prev [2]blockID
 }
 
-// block is the state of one block. Its owner alone touches it; giving it back and claiming it (Space.free) pass it on.
+// block is the state of one block. Its owner alone touches it; giving it back and claiming it (addrState.free) pass it on.
 type block struct {
 	ports [numClasses]ports
+	start [numClasses]uint32 // tick at which held[0] was begun; valid while anything of the class is held
 
-	leader blockID // the block that carries the group's head
-	// The group's blocks, circular; and all blocks of the shard, circular, for Sweep.
-	groupNext, groupPrev blockID
-	shardNext, shardPrev blockID
-	turn                 uint32 // ticks per generation
+	leader               blockID // the block that carries the group
+	groupNext, groupPrev blockID // the group's blocks, circular
+	shardNext, shardPrev blockID // all blocks of the shard, circular
+	turn                 uint32  // ticks per generation of held ports
 
-	group group // valid in the leader only
+	group group // valid in the leader
 }
 
-// group is the blocks of one address that serve the same tenant (and the same inside host, where blocks are per host).
+// group is the blocks of one address that serve the same tenant, and the same inside host where blocks are per host.
 type group struct {
 	key    groupKey
-	chain  blockID                // next group in the shard's hash chain
-	blocks uint32                 // members
-	resGen uint32                 // Space.resGen when the lists were last made true to the reserved ports
-	head   [numClasses][2]blockID // lists of members with a free port, per class and parity
+	chain  blockID // leader of the next group in the shard's hash chain
+	blocks uint32  // members
+	resGen uint32  // Space.resGen when the lists were last made true to the reserved ports
+	head   [numClasses][2]blockID
 }
+
+var _ [256 - unsafe.Sizeof(block{})]byte // at most four cache lines
 
 // groupKey says whose blocks a group holds.
 type groupKey struct {
@@ -116,6 +118,9 @@ func (sp *Space) Register(addr [4]byte) (AddrID, error) {
 	return id, nil
 }
 
+// Addrs is how many addresses are registered; their ids are 0 to Addrs-1. Control only.
+func (sp *Space) Addrs() int { return len(sp.ids) }
+
 // Find is the id of addr, if it was registered. Control only.
 func (sp *Space) Find(addr [4]byte) (AddrID, bool) {
 	id, ok := sp.ids[addr]
@@ -173,6 +178,11 @@ func (sp *Space) Owner(id AddrID, port uint16) (worker int, ok bool) {
 	return int(w) - 1, w != 0
 }
 
+// Bytes is the memory that the space takes now: it grows with each registered address.
+func (sp *Space) Bytes() int {
+	return len(sp.owner)*4 + len(sp.addrs)*8 + len(sp.ids)*int(unsafe.Sizeof(addrState{}))
+}
+
 // FreeBlocks is how many blocks of the address belong to nobody.
 func (sp *Space) FreeBlocks(id AddrID) (n int) {
 	if st := sp.state(id); st != nil {
@@ -181,4 +191,71 @@ func (sp *Space) FreeBlocks(id AddrID) (n int) {
 		}
 	}
 	return n
+}
+
+const (
+	lowBlockMask = 1<<lowBlocks - 1
+	evenPorts    = 0x5555555555555555
+)
+
+// parityMask is the ports of a block with that parity.
+func parityMask(parity int) uint64 { return evenPorts << (parity & 1) }
+
+// claim takes a free block of the address that has a port of that class and parity which is not reserved, at random, and enters the
+// worker as its owner.
+func (sp *Space) claim(id AddrID, worker int, low bool, class Class, parity int, rnd uint64) (blockID, bool) {
+	st := sp.state(id)
+	if st == nil {
+		return noBlock, false
+	}
+	words := uint64(len(st.free))
+	first, turn := rnd>>32%words, int(rnd>>40&63)
+	for i := range words {
+		w := (first + i) % words
+		var in uint64 = ^uint64(0)
+		if w == 0 {
+			if in = ^uint64(lowBlockMask); low {
+				in = lowBlockMask
+			}
+		} else if low {
+			continue
+		}
+		var dull uint64 // nothing to be had there
+		for {
+			old := st.free[w].Load()
+			m := old & in &^ dull
+			if m == 0 {
+				break
+			}
+			bit := uint(bits.TrailingZeros64(bits.RotateLeft64(m, -turn))+turn) & 63
+			b := w<<6 | uint64(bit)
+			if ^st.reserved[class][b].Load()&parityMask(parity) == 0 {
+				dull |= 1 << bit
+				continue
+			}
+			if st.free[w].CompareAndSwap(old, old&^(1<<bit)) {
+				sp.owner[int(id)<<10|int(b)].Store(uint32(worker) + 1)
+				return blockID(id)<<10 | blockID(b), true
+			}
+		}
+	}
+	return noBlock, false
+}
+
+// giveBack is the opposite: the last thing that an owner does with a block.
+func (sp *Space) giveBack(b blockID) {
+	sp.owner[b].Store(0)
+	i := b & (blocksPerAddr - 1)
+	sp.addrs[b>>10].Load().free[i>>6].Or(1 << (i & 63))
+}
+
+func (sp *Space) block(b blockID) *block {
+	return &sp.addrs[b>>10].Load().blocks[b&(blocksPerAddr-1)]
+}
+
+// usable is the ports of a block that are neither busy nor reserved.
+func (sp *Space) usable(b blockID, class Class) uint64 {
+	st := sp.addrs[b>>10].Load()
+	i := b & (blocksPerAddr - 1)
+	return ^(st.blocks[i].ports[class].busy | st.reserved[class][i].Load())
 }

@@ -1,0 +1,79 @@
+package nat
+
+import (
+	"math/bits"
+	"unsafe"
+)
+
+const (
+	lineEntries = 15
+	lineFill    = 12 // entries per line at a full table
+)
+
+// line is one cache line of an index: 15 entries, and how many entries wanted this line, found it full and went on. An entry is
+// a mapping's id + 1 in as many low bits as ids need, and a tag from the hash in the rest; 0 is empty.
+type line struct {
+	entry  [lineEntries]uint32
+	passed uint32
+}
+
+var _ = [1]struct{}{}[unsafe.Sizeof(line{})-64]
+
+// index finds mappings by a hash of one of their two keys. It does not know the keys: equal hands out candidates.
+type index struct {
+	lines  []line
+	idBits uint
+}
+
+func numLines(capacity int) int { return (capacity + lineFill - 1) / lineFill }
+
+func (x *index) home(h uint64) int {
+	hi, _ := bits.Mul64(h, uint64(len(x.lines)))
+	return int(hi)
+}
+
+func (x *index) tagged(h uint64, id uint32) uint32 { return uint32(h)<<x.idBits | (id + 1) }
+
+func (x *index) after(at int) int {
+	if at++; at == len(x.lines) {
+		return 0
+	}
+	return at
+}
+
+// insert never fails: there are more places than mappings.
+func (x *index) insert(h uint64, id uint32) {
+	e := x.tagged(h, id)
+	for at := x.home(h); ; at = x.after(at) {
+		l := &x.lines[at]
+		for i := range l.entry {
+			if l.entry[i] == 0 {
+				l.entry[i] = e
+				return
+			}
+		}
+		l.passed++
+	}
+}
+
+// erase takes the entry out, if it is there.
+func (x *index) erase(h uint64, id uint32) {
+	e := x.tagged(h, id)
+	at := x.home(h)
+	for n := range x.lines {
+		l := &x.lines[at]
+		for i := range l.entry {
+			if l.entry[i] == e {
+				l.entry[i] = 0
+				for p := x.home(h); n > 0; n, p = n-1, x.after(p) {
+					x.lines[p].passed--
+				}
+				return
+			}
+		}
+		if l.passed == 0 {
+			return
+		}
+		at = x.after(at)
+	}
+}
