@@ -12,9 +12,9 @@ import (
 // Who owns a frame, one word each. Values from ownSocket up are a socket's: id<<1 in its fill or rx ring (ownTx clear)
 // or its tx or completion ring (ownTx set).
 const (
-	ownFree   = uint16(iota) // on the free list
-	ownHeld                  // the caller's
-	ownLimbo                 // was with a socket that is closed, and the kernel may still read or write it
+	ownFree  = uint16(iota) // on the free list
+	ownHeld                 // the caller's
+	ownLimbo                // was with a socket that is closed, and the kernel may still read or write it
 
 	ownTx       = uint16(1)
 	firstSocket = uint16(2) // ids

@@ -1,0 +1,452 @@
+//go:build ignore
+
+/* The XDP program of a port decides one thing: is this frame ours or the host's.
+ *
+ * Ours goes to the AF_XDP socket of its queue, and is dropped when there is none: the program outlives the process, so a
+ * dead gateway is a closed one. Only what is recognised as the host's is passed to the kernel; what cannot be told
+ * goes to the socket, whose parser names what is wrong with it. So no transit packet reaches the host's stack, whatever
+ * it looks like. DESIGN.md in the folder above has the rules in prose and why. */
+#include "kernel.h"
+
+/* What became of a frame; Go has the same list (counters.go) and a test holds them together. */
+enum what {
+	TO_SOCKET,      /* redirected */
+	HOST_LINK,      /* link control, 01-80-C2 */
+	HOST_ARP,
+	HOST_ND,
+	HOST_RA,
+	HOST_DHCP,
+	HOST_ADDRESS,   /* to an address that is wholly the host's */
+	HOST_SHARED,    /* to a shared address, on a port or identifier of the host's */
+	DROP_MAC,       /* for neither the port's nor a group's MAC */
+	DROP_NO_SOCKET, /* no socket is bound to this queue */
+	WHATS,
+};
+
+/* Whose an address is: values of the address tries. */
+enum class { NOBODY, HOST, SHARED, GATEWAY };
+
+/* Bits of a VLAN's word. Without VLAN_HOST nothing of it is the host's. */
+enum { VLAN_HOST = 1, VLAN_RESOLVES4 = 2, VLAN_RESOLVES6 = 4 };
+
+/* Rows of the port bitmap. */
+enum { CLASS_TCP, CLASS_UDP, CLASS_ICMP };
+
+/* Bits of settings.flags. */
+enum { ANY_MAC = 1, DHCP_UNICAST = 2 };
+
+struct settings {
+	u8 mac[6];
+	u16 flags;
+};
+/* Constants of one load: an update loads a fresh program and replaces the old one in one step. */
+const volatile struct settings settings = {};
+
+struct key4 {
+	u32 prefixlen;
+	u32 vid;
+	u8 addr[4];
+};
+struct key6 {
+	u32 prefixlen;
+	u32 vid;
+	u8 addr[16];
+};
+struct mac {
+	u8 b[8]; /* six and two zeros */
+};
+
+struct {
+	UINT(type, MAP_XSKMAP);
+	UINT(max_entries, 1);
+	TYPE(key, u32);
+	TYPE(value, u32);
+} xsks SEC(".maps");
+
+struct {
+	UINT(type, MAP_PERCPU_ARRAY);
+	UINT(max_entries, WHATS);
+	TYPE(key, u32);
+	TYPE(value, u64);
+} counters SEC(".maps");
+
+struct {
+	UINT(type, MAP_LPM_TRIE);
+	UINT(max_entries, 1024);
+	UINT(map_flags, F_NO_PREALLOC);
+	TYPE(key, struct key4);
+	TYPE(value, u32);
+} addrs4 SEC(".maps");
+
+struct {
+	UINT(type, MAP_LPM_TRIE);
+	UINT(max_entries, 1024);
+	UINT(map_flags, F_NO_PREALLOC);
+	TYPE(key, struct key6);
+	TYPE(value, u32);
+} addrs6 SEC(".maps");
+
+struct {
+	UINT(type, MAP_HASH);
+	UINT(max_entries, 256);
+	TYPE(key, struct mac);
+	TYPE(value, u32);
+} macs SEC(".maps");
+
+struct {
+	UINT(type, MAP_ARRAY);
+	UINT(max_entries, 3 * 1024); /* 65536 bits a class */
+	TYPE(key, u32);
+	TYPE(value, u64);
+} ports SEC(".maps");
+
+struct {
+	UINT(type, MAP_ARRAY);
+	UINT(max_entries, 4096);
+	TYPE(key, u32);
+	TYPE(value, u32);
+} vlans SEC(".maps");
+
+struct eth {
+	u8 dst[6], src[6];
+	u16 type;
+} __attribute__((packed));
+
+struct tag {
+	u16 tci, type;
+};
+
+struct ip4 {
+	u8 ver_ihl, tos;
+	u16 len, id, frag;
+	u8 ttl, proto;
+	u16 sum;
+	u8 src[4], dst[4];
+};
+
+struct ip6 {
+	u8 ver, tc[3];
+	u16 len;
+	u8 next, hops;
+	u8 src[16], dst[16];
+};
+
+/* The start of TCP, UDP and of ICMP echo, as far as we look. */
+struct l4 {
+	union {
+		struct {
+			u16 sport, dport;
+		};
+		struct {
+			u8 type, code;
+			u16 sum;
+		};
+	};
+	u16 id, seq;
+};
+
+struct arp {
+	u16 htype, ptype;
+	u8 hlen, plen;
+	u16 op;
+	u8 sha[6], spa[4], tha[6], tpa[4];
+};
+
+struct dhcp {
+	u8 op, htype, hlen, hops;
+	u8 fixed[12];
+	u8 yiaddr[4];
+	u8 rest[8];
+	u8 chaddr[6];
+};
+
+enum { ETH_IP4 = 0x0800, ETH_ARP = 0x0806, ETH_VLAN = 0x8100, ETH_IP6 = 0x86dd };
+enum { ICMP = 1, TCP = 6, UDP = 17, ICMP6 = 58 };
+
+INLINE int same4(const u8 *a, const u8 *b)
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
+
+INLINE u32 class4(u32 vid, const u8 *a)
+{
+	struct key4 k = {.prefixlen = 64, .vid = vid};
+	__builtin_memcpy(k.addr, a, 4);
+	u32 *c = map_lookup(&addrs4, &k);
+	return c ? *c : NOBODY;
+}
+
+INLINE u32 class6(u32 vid, const u8 *a)
+{
+	struct key6 k = {.prefixlen = 160, .vid = vid};
+	__builtin_memcpy(k.addr, a, 16);
+	u32 *c = map_lookup(&addrs6, &k);
+	return c ? *c : NOBODY;
+}
+
+INLINE int kernels(u32 class)
+{
+	return class == HOST || class == SHARED;
+}
+
+/* Is this port (or echo identifier), in network order, the host's on shared addresses? */
+INLINE int hosts_port(u32 class, u16 port)
+{
+	u32 n = be16(port), at = class * 1024 + (n >> 6);
+	u64 *w = map_lookup(&ports, &at);
+	return w && (*w >> (n & 63) & 1);
+}
+
+INLINE int own_mac(const u8 *m)
+{
+	int diff = 0;
+	for (int i = 0; i < 6; i++)
+		diff |= m[i] ^ settings.mac[i];
+	return !diff;
+}
+
+/* By target address. A neighbour that announces itself (RFC 5227 section 3) tells the kernel where the kernel resolves for
+ * the gateway too, which then hears it by netlink; else the gateway. */
+INLINE enum what arp(void *p, void *end, u32 vid, u32 vlan)
+{
+	struct arp *a = p;
+	if ((void *)(a + 1) > end || a->htype != be16(1) || a->ptype != be16(ETH_IP4) || a->hlen != 6 || a->plen != 4)
+		return TO_SOCKET;
+	u32 c = class4(vid, a->tpa);
+	if (kernels(c) || (c != GATEWAY && vlan & VLAN_RESOLVES4 && same4(a->spa, a->tpa)))
+		return HOST_ARP;
+	return TO_SOCKET;
+}
+
+/* A source route (RFC 791 section 3.1) could make the kernel send the packet on: 1 when there is one or it cannot be told. */
+INLINE int source_routed(struct ip4 *ip, void *end)
+{
+	u32 size = (ip->ver_ihl & 15) * 4, at = 20;
+	for (int i = 0; i < 40 && at < size; i++) {
+		u8 *o = (u8 *)ip + (at & 63);
+		if ((void *)(o + 2) > end)
+			return 1;
+		if (o[0] == 0) /* end of list */
+			return 0;
+		if (o[0] == 1) { /* padding */
+			at++;
+			continue;
+		}
+		if (o[0] == 131 || o[0] == 137 || o[1] < 2)
+			return 1;
+		at += o[1];
+	}
+	return 0;
+}
+
+/* Does an ICMP error (v4 or v6) quote a packet that the host sent from the shared address? */
+INLINE int quotes_host(u32 proto, struct l4 *q, void *end)
+{
+	if ((void *)(q + 1) > end) /* an error quotes eight bytes at least */
+		return 0;
+	if (proto == TCP)
+		return hosts_port(CLASS_TCP, q->sport);
+	if (proto == UDP)
+		return hosts_port(CLASS_UDP, q->sport);
+	if ((proto == ICMP && q->type == 8) || (proto == ICMP6 && q->type == 128))
+		return hosts_port(CLASS_ICMP, q->id);
+	return 0;
+}
+
+INLINE int shared4(struct ip4 *ip, struct l4 *l, void *end)
+{
+	if (ip->frag & be16(0x3fff)) /* later fragments have no ports: whole packets only */
+		return 0;
+	if ((void *)(l + 1) > end)
+		return 0;
+	switch (ip->proto) {
+	case TCP:
+		return hosts_port(CLASS_TCP, l->dport);
+	case UDP:
+		return hosts_port(CLASS_UDP, l->dport);
+	case ICMP:
+		break;
+	default:
+		return 0;
+	}
+	if (l->type == 0)
+		return hosts_port(CLASS_ICMP, l->id);
+	if (l->type != 3 && l->type != 4 && l->type != 5 && l->type != 11 && l->type != 12)
+		return 0;
+	struct ip4 *q = (void *)(l + 1);
+	if ((void *)(q + 1) > end || q->ver_ihl >> 4 != 4 || (q->ver_ihl & 15) < 5 || q->frag & be16(0x1fff) || !same4(q->src, ip->dst))
+		return 0;
+	return quotes_host(q->proto, (void *)q + (q->ver_ihl & 15) * 4, end);
+}
+
+/* DHCP for a client on the host: answers are broadcast, or sent to the address that is only being offered (then the client's
+ * hardware address must be the port's, and only where the node file says that there is a client). */
+INLINE int dhcp4(struct ip4 *ip, struct l4 *l, void *end)
+{
+	if (ip->proto != UDP || ip->frag & be16(0x3fff) || (void *)(l + 1) > end || l->sport != be16(67) || l->dport != be16(68))
+		return 0;
+	if ((ip->dst[0] & ip->dst[1] & ip->dst[2] & ip->dst[3]) == 255)
+		return 1;
+	struct dhcp *d = (void *)(l + 1);
+	return settings.flags & DHCP_UNICAST && (void *)(d + 1) <= end && d->op == 2 && same4(d->yiaddr, ip->dst) && own_mac(d->chaddr);
+}
+
+INLINE enum what ip4(void *p, void *end, u32 vid)
+{
+	struct ip4 *ip = p;
+	if ((void *)(ip + 1) > end || ip->ver_ihl >> 4 != 4 || (ip->ver_ihl & 15) < 5)
+		return TO_SOCKET;
+	struct l4 *l = p + (ip->ver_ihl & 15) * 4;
+	u32 c = class4(vid, ip->dst);
+	if (!kernels(c))
+		return c == NOBODY && dhcp4(ip, l, end) ? HOST_DHCP : TO_SOCKET;
+	if (source_routed(ip, end))
+		return TO_SOCKET;
+	if (c == HOST)
+		return HOST_ADDRESS;
+	return shared4(ip, l, end) ? HOST_SHARED : TO_SOCKET;
+}
+
+/* A routing header could make the kernel send the packet on: 1 when there is one or it cannot be told. */
+INLINE int routed6(struct ip6 *ip, void *end)
+{
+	u32 next = ip->next, at = 40;
+	for (int i = 0; i < 8; i++) {
+		if (next == 43)
+			return 1;
+		if (next != 0 && next != 60 && next != 44)
+			return 0;
+		u8 *h = (u8 *)ip + (at & 0x7ff);
+		if ((void *)(h + 8) > end)
+			return 1;
+		if (next == 44 && ((h[2] << 8 | h[3]) & 0xfff8)) /* a later fragment */
+			return 0;
+		at += next == 44 ? 8 : (h[1] + 1) * 8;
+		if (at > 0x7ff)
+			return 1;
+		next = h[0];
+	}
+	return 1;
+}
+
+INLINE int shared6(struct ip6 *ip, struct l4 *l, void *end)
+{
+	if ((void *)(l + 1) > end)
+		return 0;
+	switch (ip->next) {
+	case TCP:
+		return hosts_port(CLASS_TCP, l->dport);
+	case UDP:
+		return hosts_port(CLASS_UDP, l->dport);
+	case ICMP6:
+		break;
+	default:
+		return 0;
+	}
+	if (l->type == 129)
+		return hosts_port(CLASS_ICMP, l->id);
+	if (l->type < 1 || l->type > 4)
+		return 0;
+	struct ip6 *q = (void *)(l + 1);
+	if ((void *)(q + 1) > end || q->ver >> 4 != 6)
+		return 0;
+	for (int i = 0; i < 16; i++)
+		if (q->src[i] != ip->dst[i])
+			return 0;
+	return quotes_host(q->next, (void *)(q + 1), end);
+}
+
+/* RFC 4861. The destination must be on the link or the kernel's own, or the kernel might send the message on as transit. */
+INLINE enum what nd(struct ip6 *ip, struct l4 *l, void *end, u32 vid, u32 vlan, u32 c)
+{
+	int link = ip->dst[0] == 0xff && (ip->dst[1] & 15) == 2; /* multicast, link scope */
+	if (!link && !kernels(c))
+		return TO_SOCKET;
+	if (l->type == 134) /* the host configures itself by it; the gateway has static routes */
+		return HOST_RA;
+	u8 *target = (void *)(l + 1);
+	if ((void *)(target + 16) > end)
+		return TO_SOCKET;
+	if (l->type == 136 && !link) /* the answer to a solicitation of the kernel's */
+		return HOST_ND;
+	u32 t = class6(vid, target);
+	if (kernels(t) || (l->type == 136 && t != GATEWAY && vlan & VLAN_RESOLVES6))
+		return HOST_ND;
+	return TO_SOCKET;
+}
+
+INLINE enum what ip6(void *p, void *end, u32 vid, u32 vlan)
+{
+	struct ip6 *ip = p;
+	if ((void *)(ip + 1) > end || ip->ver >> 4 != 6)
+		return TO_SOCKET;
+	struct l4 *l = (void *)(ip + 1);
+	u32 c = class6(vid, ip->dst);
+	if ((void *)(l + 1) <= end) {
+		if (ip->next == ICMP6 && ip->hops == 255 && l->type >= 134 && l->type <= 136)
+			return nd(ip, l, end, vid, vlan, c);
+		if (ip->next == UDP && l->sport == be16(547) && l->dport == be16(546) && c == NOBODY &&
+		    ip->dst[0] == 0xfe && (ip->dst[1] & 0xc0) == 0x80) /* never forwarded by the kernel */
+			return HOST_DHCP;
+	}
+	if (!kernels(c) || routed6(ip, end))
+		return TO_SOCKET;
+	if (c == HOST)
+		return HOST_ADDRESS;
+	return shared6(ip, l, end) ? HOST_SHARED : TO_SOCKET;
+}
+
+INLINE enum what decide(void *p, void *end)
+{
+	struct eth *e = p;
+	if ((void *)(e + 1) > end)
+		return TO_SOCKET;
+	u32 type = be16(e->type), vid = 0;
+	p = e + 1;
+	if (type == ETH_VLAN) {
+		struct tag *t = p;
+		if ((void *)(t + 1) > end)
+			return TO_SOCKET;
+		vid = be16(t->tci) & 0xfff;
+		type = be16(t->type);
+		p = t + 1;
+	}
+	if (e->dst[0] == 1 && e->dst[1] == 0x80 && e->dst[2] == 0xc2)
+		return type == ETH_IP4 || type == ETH_IP6 || type == ETH_ARP || type == ETH_VLAN ? TO_SOCKET : HOST_LINK;
+	if (!(e->dst[0] & 1) && !own_mac(e->dst)) { /* a group's MAC is the gateway's alone */
+		struct mac m = {};
+		__builtin_memcpy(m.b, e->dst, 6);
+		return map_lookup(&macs, &m) || settings.flags & ANY_MAC ? TO_SOCKET : DROP_MAC;
+	}
+	u32 *vlan = map_lookup(&vlans, &vid);
+	if (!vlan || !(*vlan & VLAN_HOST))
+		return TO_SOCKET;
+	switch (type) {
+	case ETH_ARP:
+		return arp(p, end, vid, *vlan);
+	case ETH_IP4:
+		return ip4(p, end, vid);
+	case ETH_IP6:
+		return ip6(p, end, vid, *vlan);
+	}
+	return TO_SOCKET;
+}
+
+SEC("xdp") int demarc_steer(struct xdp_md *ctx)
+{
+	u32 what = decide((void *)(u64)ctx->data, (void *)(u64)ctx->data_end);
+	long action = XDP_PASS;
+	if (what == DROP_MAC) {
+		action = XDP_DROP;
+	} else if (what == TO_SOCKET) {
+		action = redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP);
+		if (action != XDP_REDIRECT)
+			what = DROP_NO_SOCKET;
+	}
+	u64 *n = map_lookup(&counters, &what);
+	if (n)
+		(*n)++;
+	return action;
+}
+
+char license_text[] SEC("license") = "Dual MIT/GPL";

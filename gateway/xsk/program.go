@@ -1,0 +1,214 @@
+package xsk
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"demarc/gateway/xsk/bpf"
+)
+
+// programName is how the kernel lists our program; by it a restart, an upgrade and Release know it.
+const programName = bpf.SteerProgDemarcSteer
+
+// ErrNoNative says that the device's driver has no native XDP: mode generic remains.
+var ErrNoNative = errors.New("the driver has no native XDP")
+
+// Program is the XDP program of one port with its maps. It belongs to the control goroutine.
+type Program struct {
+	cfg            ProgramConfig
+	prog           *ebpf.Program
+	xsks, counters *ebpf.Map // live through Update
+
+	attached bool
+	generic  bool
+	previous *ebpf.Program // what Attach replaced: an earlier process's program of ours, or nil
+}
+
+// LoadProgram loads the program for one port into the kernel. It is not attached and no socket is in it.
+func LoadProgram(c ProgramConfig) (*Program, error) {
+	p := &Program{cfg: c}
+	var err error
+	if p.prog, p.xsks, p.counters, err = load(&c, nil); err != nil {
+		return nil, fmt.Errorf("load xdp program for device %d: %w", c.Ifindex, err)
+	}
+	return p, nil
+}
+
+// load makes a program with maps of its own, except for the socket map and the counters, which keep says to take over.
+func load(c *ProgramConfig, keep map[string]*ebpf.Map) (prog *ebpf.Program, xsks, counters *ebpf.Map, err error) {
+	t, err := c.compile()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	spec, err := bpf.LoadSteer()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	spec.Maps[bpf.SteerMapXsks].MaxEntries = uint32(c.Queues)
+	spec.Maps[bpf.SteerMapAddrs4].MaxEntries = uint32(max(1, len(t.addrs4)))
+	spec.Maps[bpf.SteerMapAddrs6].MaxEntries = uint32(max(1, len(t.addrs6)))
+	spec.Maps[bpf.SteerMapMacs].MaxEntries = uint32(max(1, len(t.macs)))
+	if err := spec.Variables[bpf.SteerVarSettings].Set(t.settings); err != nil {
+		return nil, nil, nil, err
+	}
+	var o bpf.SteerObjects
+	if err := spec.LoadAndAssign(&o, &ebpf.CollectionOptions{MapReplacements: keep}); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			return nil, nil, nil, explain("load", err)
+		}
+		return nil, nil, nil, err
+	}
+	// The program holds what it uses; only these three are needed again.
+	defer func() {
+		errs := []error{err, o.Addrs4.Close(), o.Addrs6.Close(), o.Macs.Close(), o.Ports.Close(), o.Vlans.Close()}
+		if err != nil {
+			errs = append(errs, o.DemarcSteer.Close(), o.Xsks.Close(), o.Counters.Close())
+		}
+		err = errors.Join(errs...)
+	}()
+	if err := t.write(&o); err != nil {
+		return nil, nil, nil, err
+	}
+	return o.DemarcSteer, o.Xsks, o.Counters, nil
+}
+
+func (t *tables) write(o *bpf.SteerObjects) error {
+	for k, v := range t.addrs4 {
+		if err := o.Addrs4.Put(k, v); err != nil {
+			return fmt.Errorf("write address: %w", err)
+		}
+	}
+	for k, v := range t.addrs6 {
+		if err := o.Addrs6.Put(k, v); err != nil {
+			return fmt.Errorf("write address: %w", err)
+		}
+	}
+	for k, v := range t.macs {
+		if err := o.Macs.Put(k, v); err != nil {
+			return fmt.Errorf("write mac: %w", err)
+		}
+	}
+	for i, w := range t.ports {
+		if w != 0 {
+			if err := o.Ports.Put(uint32(i), w); err != nil {
+				return fmt.Errorf("write port: %w", err)
+			}
+		}
+	}
+	for i, w := range t.vlans {
+		if w != 0 {
+			if err := o.Vlans.Put(uint32(i), w); err != nil {
+				return fmt.Errorf("write vlan: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// Update changes the rules in one step: a program with the new ones is loaded beside the old, with the same sockets and
+// counters, and replaces it atomically where it is attached. No frame is judged by a mixture. After an error the old rules hold.
+func (p *Program) Update(c ProgramConfig) error {
+	if c.Ifindex != p.cfg.Ifindex || c.Queues != p.cfg.Queues {
+		return fmt.Errorf("update xdp program of device %d: device and number of queues cannot change", p.cfg.Ifindex)
+	}
+	prog, xsks, counters, err := load(&c, map[string]*ebpf.Map{bpf.SteerMapXsks: p.xsks, bpf.SteerMapCounters: p.counters})
+	if err != nil {
+		return fmt.Errorf("update xdp program of device %d: %w", p.cfg.Ifindex, err)
+	}
+	xsks.Close() // clones of what p has
+	counters.Close()
+	if p.attached {
+		if err := setXDP(c.Ifindex, prog.FD(), p.prog.FD(), p.generic); err != nil {
+			prog.Close()
+			return fmt.Errorf("update xdp program of device %d: %w", c.Ifindex, err)
+		}
+	}
+	old := p.prog
+	p.prog, p.cfg = prog, c
+	return old.Close()
+}
+
+// Attach puts the program on its device, in native mode or in generic mode; native says which it is now. From here on the port
+// is closed until SetSocket, and it stays so when this process ends, however it ends. A program that an earlier process of
+// ours left is replaced atomically; anybody else's is refused by name. ErrNoNative: only generic mode is possible.
+func (p *Program) Attach(generic bool) (native bool, err error) {
+	ifi := p.cfg.Ifindex
+	if p.attached {
+		return !p.generic, fmt.Errorf("attach xdp program to device %d: it is attached", ifi)
+	}
+	cur, err := readXDP(ifi)
+	if err != nil {
+		return false, err
+	}
+	expected := -1
+	if cur.id != 0 {
+		if !cur.ours() {
+			return false, fmt.Errorf("attach xdp program to device %d: %s is attached there (id %d, %s) and is not demarc's: take it off first", ifi, cur.label(), cur.id, cur.mode)
+		}
+		if (cur.mode == modeGeneric) != generic {
+			return false, fmt.Errorf("attach xdp program to device %d: demarc's program of an earlier run is there in %s mode; the kernel cannot change that without an open moment: release the port first", ifi, cur.mode)
+		}
+		if p.previous, err = ebpf.NewProgramFromID(ebpf.ProgramID(cur.id)); err != nil {
+			return false, fmt.Errorf("attach xdp program to device %d: open program %d: %w", ifi, cur.id, err)
+		}
+		expected = p.previous.FD()
+	}
+	if err := setXDP(ifi, p.prog.FD(), expected, generic); err != nil {
+		p.forget()
+		if !generic && errors.Is(err, unix.EOPNOTSUPP) {
+			err = fmt.Errorf("%w (%w)", ErrNoNative, err)
+		}
+		return false, fmt.Errorf("attach xdp program to device %d: %w", ifi, err)
+	}
+	p.attached, p.generic = true, generic
+	return !generic, nil
+}
+
+// Restore undoes Attach after a start that failed: what was attached before comes back, or nothing.
+func (p *Program) Restore() error {
+	if !p.attached {
+		return nil
+	}
+	fd := -1
+	if p.previous != nil {
+		fd = p.previous.FD()
+	}
+	if err := setXDP(p.cfg.Ifindex, fd, p.prog.FD(), p.generic); err != nil {
+		return fmt.Errorf("restore xdp of device %d: %w", p.cfg.Ifindex, err)
+	}
+	p.attached = false
+	p.forget()
+	return nil
+}
+
+func (p *Program) forget() {
+	if p.previous != nil {
+		p.previous.Close()
+		p.previous = nil
+	}
+}
+
+// SetSocket gives a queue's frames to a socket. The kernel takes the entry out by itself when the socket is closed.
+func (p *Program) SetSocket(queue, fd int) error {
+	if err := p.xsks.Put(uint32(queue), uint32(fd)); err != nil {
+		return fmt.Errorf("set socket of device %d queue %d: %w", p.cfg.Ifindex, queue, err)
+	}
+	return nil
+}
+
+// ClearSocket closes a queue: its transit frames are dropped. Not an error when it is closed already.
+func (p *Program) ClearSocket(queue int) error {
+	if err := p.xsks.Delete(uint32(queue)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("clear socket of device %d queue %d: %w", p.cfg.Ifindex, queue, err)
+	}
+	return nil
+}
+
+// Close lets go of the program. If attached it stays attached, and closed once the sockets are: Release alone takes it off.
+func (p *Program) Close() error {
+	p.forget()
+	return errors.Join(p.prog.Close(), p.xsks.Close(), p.counters.Close())
+}
