@@ -169,16 +169,21 @@ func search(tab []entry, i uint64, id *ident) (mac [6]byte, ok bool) {
 		if k&^(genMask<<genShift) != id.key || e.lo.Load() != id.lo || e.hi.Load() != id.hi {
 			continue
 		}
-		m := e.mac.Load()
-		if m>>48 != 1<<15|k>>genShift&genMask {
-			return mac, false // not usable, or no longer this neighbour's
-		}
-		if e.used.Load() == 0 {
-			e.used.Store(1)
-		}
-		return [6]byte{byte(m), byte(m >> 8), byte(m >> 16), byte(m >> 24), byte(m >> 32), byte(m >> 40)}, true
+		return e.take(k)
 	}
 	return mac, false
+}
+
+// take is the reader's last step: the MAC, if the entry is still that of the key word k.
+func (e *entry) take(k uint64) (mac [6]byte, ok bool) {
+	m := e.mac.Load()
+	if m>>48 != 1<<15|k>>genShift&genMask {
+		return mac, false // not usable, or no longer this neighbour's
+	}
+	if e.used.Load() == 0 {
+		e.used.Store(1)
+	}
+	return [6]byte{byte(m), byte(m >> 8), byte(m >> 16), byte(m >> 24), byte(m >> 32), byte(m >> 40)}, true
 }
 
 // find is the entry of id; writer only. Without one, free is where it would go: the first tombstone, or the empty one

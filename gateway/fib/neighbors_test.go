@@ -216,6 +216,44 @@ func TestReadersNeverMix(t *testing.T) {
 	}
 }
 
+// TestStoppedReader stops a reader between its key compare and its load of the MAC, while the entry gets another address. The
+// race itself is a nanosecond wide; TestReadersNeverMix seldom hits it.
+func TestStoppedReader(t *testing.T) {
+	n := NewNeighbors(1, 5) // two slots: addresses soon share one
+	var a, b flow.Addr
+	a.SetV4(1)
+	if err := n.Set(1, 4, &a, [6]byte{2, 1}, Reachable, 0); err != nil {
+		t.Fatal(err)
+	}
+	id := identOf(1, 4, &a)
+	e, _ := n.find(&id)
+	k := e.key.Load()
+	if mac, ok := e.take(k); !ok || mac != [6]byte{2, 1} {
+		t.Fatalf("%x %v", mac, ok)
+	}
+	n.Delete(1, 4, &a)
+	if _, ok := e.take(k); ok {
+		t.Error("found after Delete")
+	}
+	reused := false
+	for i := uint32(2); i < 100 && !reused; i++ {
+		b.SetV4(i)
+		if err := n.Set(1, 4, &b, [6]byte{2, byte(i)}, Reachable, 0); err != nil {
+			t.Fatal(err)
+		}
+		idb := identOf(1, 4, &b)
+		f, _ := n.find(&idb)
+		reused = f == e
+		if mac, ok := e.take(k); ok {
+			t.Fatalf("the reader of %x got %x, which is %x's", a[:4], mac, b[:4])
+		}
+		n.Delete(1, 4, &b)
+	}
+	if !reused {
+		t.Error("the entry was never used again: this test shows nothing")
+	}
+}
+
 func TestStates(t *testing.T) {
 	usable := map[State]bool{Reachable: true, Stale: true, Delay: true, Probe: true, Permanent: true}
 	for s := range numStates {
