@@ -1,0 +1,225 @@
+package slowpath
+
+import (
+	"net/netip"
+
+	"demarc/gateway/fib"
+	"demarc/gateway/packet"
+	"demarc/gateway/packet/build"
+	"demarc/gateway/verdict"
+)
+
+// learn takes an ARP or neighbour discovery frame, as received on iface.
+func (m *machine) learn(iface uint16, data []byte, now uint64) {
+	m.stats.Learned++
+	f := m.ifaces[iface]
+	if f == nil {
+		m.stats.Ignored++
+		return
+	}
+	m.pkt = packet.Packet{Buf: data, Len: len(data)}
+	if r := packet.Parse(&m.pkt); r != verdict.Pass {
+		m.stats.Malformed++
+		return
+	}
+	if m.pkt.Flags&packet.FlagARP != 0 {
+		if a, ok := build.ParseARP(&m.pkt); ok {
+			m.arp(f, &a, now)
+			return
+		}
+	} else if nd, ok := build.ParseND(&m.pkt); ok {
+		switch nd.Type {
+		case packet.ICMP6NeighborSolicit:
+			m.solicitation(f, &nd, now)
+		case packet.ICMP6NeighborAdvert:
+			m.advertisement(f, &nd, now)
+		default:
+			m.stats.Ignored++ // we are a router: RFC 4861 sections 6.2.6 and 8.3
+		}
+		return
+	}
+	m.stats.Malformed++
+}
+
+// arp is RFC 826's packet reception, with what RFC 5227 says about conflicts.
+func (m *machine) arp(f *netif, a *build.ARP, now uint64) {
+	spa, tpa := netip.AddrFrom4(a.SPA), netip.AddrFrom4(a.TPA)
+	if a.SHA == f.MAC {
+		m.stats.Ignored++ // our own, come back, or the kernel's
+		return
+	}
+	if c := f.claims(spa); c != foreign {
+		if c == hosts {
+			m.stats.Ignored++ // the kernel sees to its own
+			return
+		}
+		m.duplicate(f, spa, a.SHA, now)
+		return
+	}
+	c := f.claims(tpa)
+	ours := c == own || c == proxied
+	solicited := a.Op == build.ARPOpReply && ours
+	k := keyOf(f.Index, spa)
+	i := m.t.find(&k)
+	switch {
+	case spa.IsUnspecified():
+	case i != none:
+		m.heard(f, i, a.SHA, solicited, a.SPA == a.TPA, now)
+	case ours && a.Op == build.ARPOpRequest:
+		m.meet(f, &k, a.SHA, now)
+	}
+	if a.Op != build.ARPOpRequest || !ours {
+		m.stats.Ignored++
+		return
+	}
+	if !allow(&f.answered, now, answerEvery, answerBurst) {
+		m.stats.RateLimited++
+		return
+	}
+	n := build.ARPReply(m.out[:], f.MAC, a.TPA, a.SHA, a.SPA, f.VLAN)
+	m.send(f, m.out[:n], &m.stats.Replies)
+}
+
+// heard is news of a neighbour by ARP. solicited: it answered us. announced: it speaks of itself to everyone.
+func (m *machine) heard(f *netif, i int32, mac [6]byte, solicited, announced bool, now uint64) {
+	e := &m.t.all[i]
+	if e.host {
+		return // the kernel knows better
+	}
+	moved := e.state.Usable() && e.mac != mac
+	if moved && !announced && now-e.changed < lockTime {
+		return
+	}
+	switch {
+	case solicited:
+		m.moved(f, e, mac, moved, now)
+		e.confirmed = now
+		m.publish(i, fib.Reachable, mac, now)
+	case moved || !e.state.Usable():
+		m.moved(f, e, mac, moved, now)
+		m.publish(i, fib.Stale, mac, now) // it can reach us; whether we reach it is seen when it is used
+	}
+}
+
+func (m *machine) moved(f *netif, e *entry, mac [6]byte, moved bool, now uint64) {
+	if !moved {
+		return
+	}
+	m.stats.MACChanges++
+	m.complain(&f.moved, now, "neighbour moved to another mac", "interface", f.Name, "address", e.key.addr.Netip(e.key.family), "from", macText(e.mac), "mac", macText(mac))
+}
+
+// meet makes an entry for a neighbour that asked for us: it will want an answer soon.
+func (m *machine) meet(f *netif, k *key, mac [6]byte, now uint64) {
+	a := k.addr.Netip(k.family)
+	if !f.onLink(a) || !f.host(a) {
+		return
+	}
+	if _, byKernel := f.source(a); byKernel || !m.makeRoom(false) {
+		return
+	}
+	i := m.t.add(k, now)
+	m.publish(i, fib.Stale, mac, now)
+}
+
+// solicitation is RFC 4861 section 7.2.3 and 7.2.4.
+func (m *machine) solicitation(f *netif, n *build.ND, now uint64) {
+	src, target := netip.AddrFrom16(n.Src), netip.AddrFrom16(n.Target)
+	from := [6]byte(m.pkt.Frame()[6:12])
+	if from == f.MAC || n.HasLLA && n.LLA == f.MAC {
+		m.stats.Ignored++
+		return
+	}
+	c := f.claims(target)
+	if c != own && c != proxied {
+		m.stats.Ignored++
+		return
+	}
+	probe := src.IsUnspecified() // somebody wants the address for itself: RFC 4862 section 5.4.3
+	if !probe {
+		switch f.claims(src) {
+		case hosts:
+			m.stats.Ignored++
+			return
+		case own, proxied:
+			m.duplicate(f, src, from, now)
+			return
+		}
+	}
+	if !allow(&f.answered, now, answerEvery, answerBurst) {
+		m.stats.RateLimited++
+		return
+	}
+	to, dst := from, n.Src
+	switch {
+	case probe:
+		to, dst = allNodesMAC, allNodes
+	case n.HasLLA:
+		to = n.LLA
+		k := keyOf(f.Index, src)
+		if i := m.t.find(&k); i == none {
+			m.meet(f, &k, n.LLA, now)
+		} else if e := &m.t.all[i]; !e.host && (!e.state.Usable() || e.mac != n.LLA) {
+			m.moved(f, e, n.LLA, e.state.Usable(), now)
+			m.publish(i, fib.Stale, n.LLA, now)
+		}
+	}
+	// Section 7.2.4: for an address that is only answered for, override is not set.
+	l := build.NeighborAdvertisement(m.out[:], f.MAC, n.Target, to, dst, n.Target, !probe, c == own, f.VLAN)
+	m.send(f, m.out[:l], &m.stats.Replies)
+}
+
+// advertisement is RFC 4861 section 7.2.5.
+func (m *machine) advertisement(f *netif, n *build.ND, now uint64) {
+	target := netip.AddrFrom16(n.Target)
+	from := [6]byte(m.pkt.Frame()[6:12])
+	if from == f.MAC || n.HasLLA && n.LLA == f.MAC {
+		m.stats.Ignored++
+		return
+	}
+	if c := f.claims(target); c != foreign {
+		if c == hosts {
+			m.stats.Ignored++
+			return
+		}
+		if n.HasLLA {
+			from = n.LLA
+		}
+		m.duplicate(f, target, from, now)
+		return
+	}
+	k := keyOf(f.Index, target)
+	i := m.t.find(&k)
+	if i == none || m.t.all[i].host {
+		m.stats.Ignored++
+		return
+	}
+	e := &m.t.all[i]
+	state := fib.Stale
+	if n.Solicited {
+		state = fib.Reachable
+	}
+	switch {
+	case !e.state.Usable():
+		if !n.HasLLA {
+			m.stats.Ignored++
+			return
+		}
+	case n.HasLLA && n.LLA != e.mac && !n.Override:
+		if e.state == fib.Reachable {
+			m.publish(i, fib.Stale, e.mac, now) // somebody differs: find out
+		}
+		return
+	case !n.HasLLA || n.LLA == e.mac:
+		if !n.Solicited {
+			return // says nothing about the way to it
+		}
+		n.LLA = e.mac
+	default:
+		m.moved(f, e, n.LLA, true, now)
+	}
+	if n.Solicited {
+		e.confirmed = now
+	}
+	m.publish(i, state, n.LLA, now)
+}

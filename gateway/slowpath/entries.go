@@ -1,0 +1,246 @@
+package slowpath
+
+import (
+	"demarc/gateway/fib"
+	"demarc/gateway/flow"
+)
+
+// none ends a chain of indices.
+const none = -1
+
+// key identifies a neighbour.
+type key struct {
+	addr   flow.Addr
+	iface  uint16
+	family uint8
+}
+
+// list says in which order an entry may be given up. Entries in use are in none.
+type list int8
+
+const (
+	listNone      list = iota
+	listFailed         // negative: first to go
+	listIdle           // known, but nobody used them of late
+	listResolving      // asked, not answered yet: the oldest goes, an answer would have come by now
+	numLists
+)
+
+// entry is one neighbour in any state. The memory of all is taken at New.
+type entry struct {
+	key   key
+	state fib.State
+	mac   [6]byte
+	host  bool // the kernel resolves it: its packets would be answered to an address that the kernel owns
+	tries uint8
+	in    list
+
+	made      uint64 // ns
+	confirmed uint64 // ns, when an answer to us was last seen; 0 = never
+	changed   uint64 // ns, when mac was last set
+	wanted    uint64 // ns, when it was last found in use
+
+	due  uint64 // ns, when its timer runs out
+	heap int32  // position in the heap of timers
+
+	prev, next int32 // in its list; next also chains free entries
+
+	first, last int32 // frames that wait
+	waiting     int32
+}
+
+// frame is what stands beside the bytes of one waiting frame.
+type frame struct {
+	next int32
+	n    int32
+}
+
+type ends struct {
+	head, tail int32
+	n          int
+}
+
+// entries is the store of neighbours: index by key, free list, order of giving up, heap of timers, and the frames that wait.
+type entries struct {
+	index map[key]int32
+	all   []entry
+	free  int32
+	lists [numLists]ends
+	heap  []int32 // by due
+
+	frames    []frame
+	freeFrame int32
+	mem       []byte
+	size      int
+	nWaiting  int
+}
+
+func (t *entries) init(capacity, frames, size int) {
+	t.index = make(map[key]int32, capacity)
+	t.all = make([]entry, capacity)
+	for i := range t.all {
+		t.all[i].next = int32(i) + 1
+	}
+	t.all[capacity-1].next = none
+	for i := range t.lists {
+		t.lists[i] = ends{head: none, tail: none}
+	}
+	t.heap = make([]int32, 0, capacity)
+	t.frames = make([]frame, frames)
+	for i := range t.frames {
+		t.frames[i].next = int32(i) + 1
+	}
+	t.frames[frames-1].next = none
+	t.mem, t.size = make([]byte, frames*size), size
+}
+
+func (t *entries) len() int { return len(t.index) }
+
+func (t *entries) find(k *key) int32 {
+	if i, ok := t.index[*k]; ok {
+		return i
+	}
+	return none
+}
+
+// add makes an entry; there is room, which makeRoom has seen to.
+func (t *entries) add(k *key, now uint64) int32 {
+	i := t.free
+	e := &t.all[i]
+	t.free = e.next
+	*e = entry{key: *k, made: now, prev: none, next: none, first: none, last: none, due: now, heap: int32(len(t.heap))}
+	t.index[*k] = i
+	t.heap = append(t.heap, i)
+	t.up(len(t.heap) - 1)
+	return i
+}
+
+// remove frees an entry whose frames have been taken.
+func (t *entries) remove(i int32) {
+	t.enlist(i, listNone)
+	e := &t.all[i]
+	at, end := int(e.heap), len(t.heap)-1
+	t.swap(at, end)
+	t.heap = t.heap[:end]
+	if at < end {
+		t.up(at)
+		t.down(at)
+	}
+	delete(t.index, e.key)
+	*e = entry{next: t.free}
+	t.free = i
+}
+
+// enlist moves an entry to the end of a list, or out of all.
+func (t *entries) enlist(i int32, to list) {
+	e := &t.all[i]
+	if e.in != listNone {
+		l := &t.lists[e.in]
+		if e.prev == none {
+			l.head = e.next
+		} else {
+			t.all[e.prev].next = e.next
+		}
+		if e.next == none {
+			l.tail = e.prev
+		} else {
+			t.all[e.next].prev = e.prev
+		}
+		l.n--
+	}
+	e.in, e.prev, e.next = to, none, none
+	if to == listNone {
+		return
+	}
+	l := &t.lists[to]
+	e.prev = l.tail
+	if l.tail == none {
+		l.head = i
+	} else {
+		t.all[l.tail].next = i
+	}
+	l.tail = i
+	l.n++
+}
+
+// arm sets an entry's timer.
+func (t *entries) arm(i int32, due uint64) {
+	t.all[i].due = due
+	t.up(int(t.all[i].heap))
+	t.down(int(t.all[i].heap))
+}
+
+func (t *entries) less(a, b int) bool { return t.all[t.heap[a]].due < t.all[t.heap[b]].due }
+
+func (t *entries) swap(a, b int) {
+	t.heap[a], t.heap[b] = t.heap[b], t.heap[a]
+	t.all[t.heap[a]].heap, t.all[t.heap[b]].heap = int32(a), int32(b)
+}
+
+func (t *entries) up(i int) {
+	for i > 0 {
+		p := (i - 1) / 2
+		if !t.less(i, p) {
+			return
+		}
+		t.swap(i, p)
+		i = p
+	}
+}
+
+func (t *entries) down(i int) {
+	for {
+		c := 2*i + 1
+		if c >= len(t.heap) {
+			return
+		}
+		if c+1 < len(t.heap) && t.less(c+1, c) {
+			c++
+		}
+		if !t.less(c, i) {
+			return
+		}
+		t.swap(c, i)
+		i = c
+	}
+}
+
+// wait appends a copy of data to the frames of an entry; false when no frame is free.
+func (t *entries) wait(i int32, data []byte) bool {
+	f := t.freeFrame
+	if f == none {
+		return false
+	}
+	t.freeFrame = t.frames[f].next
+	t.frames[f] = frame{next: none, n: int32(len(data))}
+	copy(t.mem[int(f)*t.size:], data)
+	e := &t.all[i]
+	if e.first == none {
+		e.first = f
+	} else {
+		t.frames[e.last].next = f
+	}
+	e.last = f
+	e.waiting++
+	t.nWaiting++
+	return true
+}
+
+// take is the entry's oldest frame, which is valid until the next wait; nil when none waits.
+func (t *entries) take(i int32) []byte {
+	e := &t.all[i]
+	f := e.first
+	if f == none {
+		return nil
+	}
+	if e.first = t.frames[f].next; e.first == none {
+		e.last = none
+	}
+	e.waiting--
+	t.nWaiting--
+	off := int(f) * t.size
+	data := t.mem[off : off+int(t.frames[f].n)]
+	t.frames[f].next = t.freeFrame
+	t.freeFrame = f
+	return data
+}

@@ -1,0 +1,458 @@
+package slowpath
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+
+	"demarc/gateway/fib"
+	"demarc/gateway/flow"
+	"demarc/gateway/packet"
+	"demarc/gateway/packet/build"
+	"demarc/gateway/verdict"
+)
+
+// Times in ns. Those of RFC 4861 section 10 where it has one.
+const (
+	ms  = uint64(1_000_000)
+	sec = 1000 * ms
+
+	retransTimer  = 1 * sec  // RETRANS_TIMER
+	maxTries      = 3        // MAX_UNICAST_SOLICIT, MAX_MULTICAST_SOLICIT
+	baseReachable = 30 * sec // REACHABLE_TIME; each time by a random factor of 0.5 to 1.5
+	staleLook     = 5 * sec  // DELAY_FIRST_PROBE_TIME: how often a stale entry is looked at for use, and so how late its probe may come
+	failedTime    = 3 * sec  // how long a next hop that did not answer is not asked for again
+	unusedTime    = 300 * sec
+	kernelLook    = 30 * sec // how often the kernel is told that an entry of its own is in use
+	lockTime      = 1 * sec  // two stations that answer for one address must not make it flap
+	complainEvery = 60 * sec
+
+	// What leaves one interface at most: a flood of questions, or of packets to addresses that nobody has, is not passed on
+	// to the link (RFC 6583 section 6.2).
+	askEvery, askBurst       = sec / 1000, 200
+	answerEvery, answerBurst = sec / 2000, 500
+
+	timersPerStep = 256
+	maxHostAsks   = 256
+)
+
+// hostAsk is a question for the kernel.
+type hostAsk struct {
+	iface uint16
+	addr  netip.Addr
+}
+
+// machine decides. It does no I/O of its own, takes no lock and reads no clock: what it sends goes to Config.Send, and each call says
+// what time it is.
+type machine struct {
+	cfg      Config
+	ifaces   map[uint16]*netif
+	t        entries
+	jobs     []job
+	pace     uint64 // ns: no announcement before
+	rng      uint64
+	stats    Stats
+	hostAsks []hostAsk // to be asked once the lock is free; bounded
+	resolves int       // how many entries may be failed or resolving at once
+	pkt      packet.Packet
+	out      [128]byte
+}
+
+func newMachine(c Config) *machine {
+	m := &machine{cfg: c, ifaces: map[uint16]*netif{}, rng: c.Seed | 1, hostAsks: make([]hostAsk, 0, maxHostAsks)}
+	m.resolves = min(max(c.Capacity/4, 1), c.MaxPending)
+	m.t.init(c.Capacity, c.MaxPending, c.FrameBytes)
+	return m
+}
+
+// jitter is base times a random factor of 0.5 to 1.5, so that neighbours learnt together are not probed together.
+func (m *machine) jitter(base uint64) uint64 {
+	m.rng ^= m.rng << 13
+	m.rng ^= m.rng >> 7
+	m.rng ^= m.rng << 17
+	return base/2 + m.rng%base
+}
+
+// allow is a rate of one per every ns with a burst; tat is its word (GCRA).
+func allow(tat *uint64, now, every uint64, burst int) bool {
+	t := max(*tat, now)
+	if t-now > every*uint64(burst-1) {
+		return false
+	}
+	*tat = t + every
+	return true
+}
+
+func (m *machine) send(f *netif, b []byte, sent *uint64) bool {
+	if !m.cfg.Send(f.Port, b) {
+		m.stats.SendFull++
+		return false
+	}
+	*sent++
+	return true
+}
+
+// drop ends a waiting frame.
+func (m *machine) drop(b []byte, iface uint16, why verdict.Reason) {
+	switch why {
+	case verdict.NoNeighbor:
+		m.stats.NoNeighbor++
+		if m.cfg.Unreachable != nil {
+			m.cfg.Unreachable(b, iface)
+		}
+		return
+	case verdict.NeighborQueueFull:
+		m.stats.QueueFull++
+	default:
+		m.stats.Dropped++
+	}
+	if m.cfg.Dropped != nil {
+		m.cfg.Dropped(b, iface, why)
+	}
+}
+
+// resolve takes a finished frame whose next hop has no MAC yet. data may be written to and is the caller's again afterwards.
+func (m *machine) resolve(iface uint16, family uint8, hop *flow.Addr, data []byte, now uint64) {
+	m.stats.Resolves++
+	f := m.ifaces[iface]
+	if f == nil {
+		m.drop(data, iface, verdict.InterfaceDown)
+		return
+	}
+	k := key{addr: *hop, iface: iface, family: family}
+	i := m.t.find(&k)
+	if i == none {
+		if i = m.start(f, &k, now); i == none {
+			why := verdict.NeighborQueueFull
+			if a := hop.Netip(family); !f.host(a) || f.claims(a) == own {
+				why = verdict.NoNeighbor
+			}
+			m.drop(data, iface, why)
+			return
+		}
+	}
+	e := &m.t.all[i]
+	switch {
+	case e.state.Usable(): // answered between the worker's look and ours
+		e.wanted = now
+		m.forward(f, e, data)
+		return
+	case e.state == fib.Unreachable:
+		m.drop(data, iface, verdict.NoNeighbor)
+		return
+	}
+	if int(e.waiting) >= m.cfg.QueuePerHop { // RFC 4861 section 7.2.2: the new one replaces the oldest
+		m.drop(m.t.take(i), iface, verdict.NeighborQueueFull)
+	}
+	for !m.t.wait(i, data) { // all frames wait: the longest asked-for gives one up
+		o := m.t.lists[listResolving].head
+		for m.t.all[o].waiting == 0 {
+			o = m.t.all[o].next
+		}
+		m.drop(m.t.take(o), m.t.all[o].key.iface, verdict.NeighborQueueFull)
+	}
+}
+
+// start makes an entry and asks; none when it may not or there is no room.
+func (m *machine) start(f *netif, k *key, now uint64) int32 {
+	if !f.host(k.addr.Netip(k.family)) || f.claims(k.addr.Netip(k.family)) == own {
+		return none
+	}
+	if !allow(&f.asked, now, askEvery, askBurst) {
+		m.stats.RateLimited++
+		return none
+	}
+	if m.t.lists[listResolving].n+m.t.lists[listFailed].n >= m.resolves {
+		if i := m.t.lists[listFailed].head; i != none {
+			m.forget(i, verdict.NoNeighbor)
+		} else {
+			m.forget(m.t.lists[listResolving].head, verdict.NeighborQueueFull)
+		}
+	}
+	if !m.makeRoom(true) {
+		return none
+	}
+	i := m.t.add(k, now)
+	e := &m.t.all[i]
+	e.wanted = now
+	_, e.host = f.source(k.addr.Netip(k.family))
+	m.ask(i, now)
+	return i
+}
+
+// makeRoom sees to it that an entry can be made, never at the cost of one in use (RFC 6583 section 7.1).
+func (m *machine) makeRoom(resolving bool) bool {
+	if m.t.len() < len(m.t.all) {
+		return true
+	}
+	if i := m.t.lists[listFailed].head; i != none {
+		m.forget(i, verdict.NoNeighbor)
+		return true
+	}
+	for range 8 {
+		i := m.t.lists[listIdle].head
+		if i == none {
+			break
+		}
+		if e := &m.t.all[i]; m.cfg.Neighbors.Used(e.key.iface, e.key.family, &e.key.addr, false) {
+			m.t.enlist(i, listIdle) // used since it was last looked at: not this one
+			continue
+		}
+		m.forget(i, verdict.NoNeighbor)
+		return true
+	}
+	if i := m.t.lists[listResolving].head; resolving && i != none {
+		m.forget(i, verdict.NeighborQueueFull)
+		return true
+	}
+	m.stats.TableFull++
+	return false
+}
+
+// forget ends an entry; its frames are dropped for the reason given.
+func (m *machine) forget(i int32, why verdict.Reason) {
+	e := &m.t.all[i]
+	for b := m.t.take(i); b != nil; b = m.t.take(i) {
+		m.drop(b, e.key.iface, why)
+	}
+	m.cfg.Neighbors.Delete(e.key.iface, e.key.family, &e.key.addr)
+	m.t.remove(i)
+}
+
+// ask begins to resolve from nothing: everyone on the link is asked.
+func (m *machine) ask(i int32, now uint64) {
+	e := &m.t.all[i]
+	e.state, e.tries = fib.Incomplete, 0
+	m.t.enlist(i, listResolving)
+	m.again(i, [6]byte{}, now)
+}
+
+// again sends one more question, to mac or, when that is zero, to everyone.
+func (m *machine) again(i int32, mac [6]byte, now uint64) {
+	e := &m.t.all[i]
+	e.tries++
+	m.t.arm(i, now+retransTimer)
+	f := m.ifaces[e.key.iface]
+	a := e.key.addr.Netip(e.key.family)
+	src, byKernel := f.source(a)
+	var n int
+	switch {
+	case e.host || byKernel:
+		e.host = true
+		m.askHost(f, a)
+		return
+	case e.key.family == 4:
+		n = build.ARPRequest(m.out[:], f.MAC, src.As4(), a.As4(), mac, f.VLAN)
+	default:
+		n = build.NeighborSolicitation(m.out[:], f.MAC, src.As16(), a.As16(), mac, f.VLAN)
+	}
+	m.send(f, m.out[:n], &m.stats.Solicited)
+}
+
+func (m *machine) askHost(f *netif, a netip.Addr) {
+	if m.cfg.HostResolve != nil && len(m.hostAsks) < maxHostAsks {
+		m.hostAsks = append(m.hostAsks, hostAsk{f.Index, a})
+		m.stats.HostAsks++
+	}
+}
+
+// publish moves an entry to a usable state, sends what waited for it and tells the workers, in this order, so that what waited stays first.
+func (m *machine) publish(i int32, state fib.State, mac [6]byte, now uint64) {
+	e := &m.t.all[i]
+	if e.mac != mac {
+		e.mac, e.changed = mac, now
+	}
+	f := m.ifaces[e.key.iface]
+	for b := m.t.take(i); b != nil; b = m.t.take(i) {
+		m.forward(f, e, b)
+	}
+	e.state, e.tries = state, 0
+	to, wait := listNone, m.jitter(baseReachable)
+	switch state {
+	case fib.Stale:
+		to, wait = listIdle, staleLook
+	case fib.Permanent:
+		wait = kernelLook
+	}
+	m.t.enlist(i, to)
+	m.t.arm(i, now+wait)
+	if err := m.cfg.Neighbors.Set(e.key.iface, e.key.family, &e.key.addr, mac, state, now); err != nil {
+		m.stats.TableFull++ // cannot be: Capacity is not above that of the table, and this is its one writer
+		m.forget(i, verdict.NoNeighbor)
+	}
+}
+
+// forward sends a frame to a neighbour.
+func (m *machine) forward(f *netif, e *entry, b []byte) {
+	copy(b[0:6], e.mac[:])
+	copy(b[6:12], f.MAC[:])
+	if !m.cfg.Send(f.Port, b) {
+		m.drop(b, f.Index, verdict.TxRingFull)
+		return
+	}
+	m.stats.Forwarded++
+}
+
+// expire runs the timers that are due, a bounded number at a time; more reports that others wait.
+func (m *machine) expire(now uint64) (more bool) {
+	for range timersPerStep {
+		if len(m.t.heap) == 0 || m.t.all[m.t.heap[0]].due > now {
+			return false
+		}
+		m.timer(m.t.heap[0], now)
+	}
+	return true
+}
+
+func (m *machine) timer(i int32, now uint64) {
+	e := &m.t.all[i]
+	used := e.state.Usable() && m.cfg.Neighbors.Used(e.key.iface, e.key.family, &e.key.addr, true)
+	if used {
+		e.wanted = now
+	}
+	switch e.state {
+	case fib.Incomplete:
+		if e.tries < maxTries {
+			m.again(i, [6]byte{}, now)
+			return
+		}
+		for b := m.t.take(i); b != nil; b = m.t.take(i) {
+			m.drop(b, e.key.iface, verdict.NoNeighbor)
+		}
+		e.state = fib.Unreachable
+		m.t.enlist(i, listFailed)
+		m.t.arm(i, now+failedTime)
+	case fib.Unreachable:
+		m.forget(i, verdict.NoNeighbor)
+	case fib.Reachable, fib.Stale:
+		// RFC 4861 section 7.3.3 lets a used entry be stale until the next packet and then waits for 5 s before the first probe. Here use is seen
+		// by looking, so the probe is sent when it is seen.
+		switch {
+		case used:
+			m.publish(i, fib.Probe, e.mac, now)
+			m.again(i, e.mac, now)
+		case now-max(e.wanted, e.made) >= unusedTime:
+			m.forget(i, verdict.NoNeighbor)
+		case e.state == fib.Reachable:
+			m.publish(i, fib.Stale, e.mac, now)
+		default:
+			m.t.arm(i, now+staleLook)
+		}
+	case fib.Probe:
+		if e.tries < maxTries {
+			m.again(i, e.mac, now)
+			return
+		}
+		// It may have moved: everyone is asked, and nothing more is sent to the old MAC.
+		m.cfg.Neighbors.Delete(e.key.iface, e.key.family, &e.key.addr)
+		m.ask(i, now)
+	case fib.Permanent:
+		if now-max(e.wanted, e.made) >= unusedTime {
+			m.forget(i, verdict.NoNeighbor)
+			return
+		}
+		m.t.arm(i, now+kernelLook)
+		if used {
+			m.askHost(m.ifaces[e.key.iface], e.key.addr.Netip(e.key.family))
+		}
+	default:
+		m.forget(i, verdict.NoNeighbor)
+	}
+}
+
+// learned takes what the kernel knows about a neighbour that it resolves for us.
+func (m *machine) learned(iface uint16, a netip.Addr, mac [6]byte, now uint64) {
+	a = a.Unmap().WithZone("")
+	k := keyOf(iface, a)
+	i := m.t.find(&k)
+	if i == none || !m.t.all[i].host {
+		return
+	}
+	e := &m.t.all[i]
+	switch {
+	case mac != [6]byte{}:
+		if e.state.Usable() && e.mac == mac {
+			e.confirmed = now // the timer stays: it is what sees that nobody uses the entry
+			return
+		}
+		e.confirmed = now
+		m.publish(i, fib.Permanent, mac, now)
+	case e.state.Usable():
+		m.forget(i, verdict.NoNeighbor)
+	}
+}
+
+// complain logs at most once a minute by the word at.
+func (m *machine) complain(at *uint64, now uint64, msg string, attrs ...any) {
+	if *at != 0 && now-*at < complainEvery {
+		return
+	}
+	*at = max(now, 1)
+	if m.cfg.Log != nil {
+		m.cfg.Log.Warn(msg, attrs...)
+	}
+}
+
+func (m *machine) duplicate(f *netif, a netip.Addr, mac [6]byte, now uint64) {
+	m.stats.Duplicates++
+	m.complain(&f.complained, now, "another station uses our address", "interface", f.Name, "address", a, "mac", macText(mac))
+}
+
+func macText(mac [6]byte) slog.Value {
+	return slog.StringValue(fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]))
+}
+
+// setInterfaces takes the new list. Entries on what is gone or is now another link are forgotten.
+func (m *machine) setInterfaces(list []Interface, now uint64) {
+	old := m.ifaces
+	m.ifaces = make(map[uint16]*netif, len(list))
+	for _, c := range list {
+		f := newNetif(c)
+		if o := old[c.Index]; o != nil && sameLink(o, f) {
+			f.asked, f.answered, f.complained, f.moved = o.asked, o.answered, o.complained, o.moved
+		}
+		m.ifaces[c.Index] = f
+	}
+	for i := range m.t.all {
+		e := &m.t.all[i]
+		if e.key.family == 0 {
+			continue // free
+		}
+		o, f := old[e.key.iface], m.ifaces[e.key.iface]
+		a := e.key.addr.Netip(e.key.family)
+		if f == nil || o == nil || !sameLink(o, f) || f.claims(a) == own {
+			m.forget(int32(i), verdict.InterfaceDown)
+			continue
+		}
+		if _, byKernel := f.source(a); byKernel != e.host {
+			m.forget(int32(i), verdict.InterfaceDown) // somebody else asks for it from now on
+		}
+	}
+	m.announceNew(old, now)
+}
+
+func sameLink(a, b *netif) bool { return a.Port == b.Port && a.VLAN == b.VLAN }
+
+// shutdown gives up all that waits.
+func (m *machine) shutdown() {
+	for i := range m.t.all {
+		if m.t.all[i].key.family == 0 {
+			continue // free
+		}
+		for b := m.t.take(int32(i)); b != nil; b = m.t.take(int32(i)) {
+			m.drop(b, m.t.all[i].key.iface, verdict.Shutdown)
+		}
+	}
+}
+
+// next is when something is due, ^0 when nothing is.
+func (m *machine) next() uint64 {
+	at := ^uint64(0)
+	if len(m.t.heap) > 0 {
+		at = m.t.all[m.t.heap[0]].due
+	}
+	for i := range m.jobs {
+		at = min(at, max(m.jobs[i].due, m.pace))
+	}
+	return at
+}
