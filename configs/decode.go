@@ -160,13 +160,13 @@ func fill(at loc, v any, dst reflect.Value, options string) {
 		if b, ok := v.(bool); ok {
 			dst.SetBool(b)
 		} else {
-			at.bad(v, "is "+kindOf(v), "true or false")
+			at.bad(v, "is "+kindOf(v), "write true or false")
 		}
 	case reflect.Int, reflect.Uint64:
 		n, ok := v.(int64)
 		switch {
 		case !ok:
-			at.bad(v, "is "+kindOf(v), "a whole number, without quotes")
+			at.bad(v, "is "+kindOf(v), "write a whole number, without quotes")
 		case n < 0:
 			at.bad(v, "is negative", "")
 		case n > math.MaxInt32 && dst.Kind() == reflect.Int:
@@ -181,7 +181,7 @@ func fill(at loc, v any, dst reflect.Value, options string) {
 	case reflect.Map:
 		t, ok := v.(map[string]any)
 		if !ok {
-			at.bad(v, "is "+kindOf(v), "a table: name = [\"…\"]")
+			at.bad(v, "is "+kindOf(v), "write a table: name = [\"…\"]")
 			return
 		}
 		dst.Set(reflect.MakeMapWithSize(dst.Type(), len(t)))
@@ -193,7 +193,7 @@ func fill(at loc, v any, dst reflect.Value, options string) {
 	case reflect.Struct:
 		t, ok := v.(map[string]any)
 		if !ok {
-			at.bad(v, "is "+kindOf(v), "a table")
+			at.bad(v, "is "+kindOf(v), "write a table")
 			return
 		}
 		fillStruct(at, t, dst)
@@ -226,13 +226,13 @@ func fillList(at loc, v any, dst reflect.Value, options string) {
 		}
 	case map[string]any:
 		if tables {
-			at.bad(nil, "is one table", "a list of tables: [["+strings.Trim(indexes.Replace(at.path), ".")+"]] in double brackets")
+			at.bad(nil, "is one table", "write a list of tables: [["+strings.Trim(indexes.Replace(at.path), ".")+"]] in double brackets")
 			return
 		}
-		at.bad(nil, "is a table", "a list in brackets")
+		at.bad(nil, "is a table", "write a list in brackets")
 		return
 	default:
-		at.bad(v, "is "+kindOf(v), "a list in brackets: ["+show(v)+"]")
+		at.bad(v, "is "+kindOf(v), "write a list in brackets: ["+show(v)+"]")
 		return
 	}
 	if len(items) > maxList {

@@ -137,9 +137,10 @@ func (l loc) bad(value any, msg, want string) {
 	l.c.list = append(l.c.list, Error{File: l.c.file, Line: l.line, Path: l.path, Value: show(value), Msg: msg, Want: want})
 }
 
-// missing reports that name is not written under l, unless it is (then what was wrong with it has been said).
+// missing reports that name is not written under l, unless it is, or all of l was wrong (then that has been said).
 func (l loc) missing(name, want string) {
-	if !l.has(name) {
+	whole := func(e Error) bool { return e.Path == l.path && l.path != "" }
+	if !l.has(name) && !slices.ContainsFunc(l.c.list, whole) {
 		at := l.key(name)
 		at.bad(nil, "is missing", want)
 	}

@@ -59,7 +59,7 @@ func ParseService(s string) (Service, error) {
 	}
 	switch name {
 	case "tcp", "udp":
-		lo, hi, err := ports(rest)
+		lo, hi, err := ports(name, rest)
 		if err != nil {
 			return Service{}, err
 		}
@@ -74,8 +74,10 @@ func ParseService(s string) (Service, error) {
 		if !known {
 			v, err := number(typ, 255)
 			if err != nil {
-				return Service{}, fmt.Errorf("is not a service: %s", didYouMean(typ, sortedKeys(types),
-					fmt.Sprintf("a type is a number or one of %s", strings.Join(sortedKeys(types), ", "))))
+				if near := nearest(typ, sortedKeys(types)); near != "" {
+					return Service{}, fmt.Errorf("is not a service: did you mean %s?", quote(name+"/"+near))
+				}
+				return Service{}, fmt.Errorf("is not a service: a type is a number or one of %s", strings.Join(sortedKeys(types), ", "))
 			}
 			n = uint8(v)
 		}
@@ -120,7 +122,7 @@ func number(s string, most int) (int, error) {
 	return n, nil
 }
 
-func ports(s string) (lo, hi uint16, err error) {
+func ports(proto, s string) (lo, hi uint16, err error) {
 	a, b, dash := strings.Cut(s, "-")
 	first, err1 := number(a, 65535)
 	last, err2 := first, err1
@@ -131,14 +133,14 @@ func ports(s string) (lo, hi uint16, err error) {
 	case err1 != nil || err2 != nil:
 		return 0, 0, errors.New(`is not a service: a port is a number up to 65535, a range is "1000-2000"`)
 	case first > last:
-		return 0, 0, fmt.Errorf("is an empty range: did you mean \"%d-%d\"?", last, first)
+		return 0, 0, fmt.Errorf("is an empty range: did you mean \"%s/%d-%d\"?", proto, last, first)
 	case last == 0:
 		return 0, 0, errors.New("is not a service: nobody uses port 0")
 	}
 	return uint16(first), uint16(last), nil
 }
 
-// Host is one item of a rule's from or to: a prefix (an address is one of full length) or a range, whichever is set.
+// host is one item of a rule's from or to: a prefix (an address is one of full length) or a range, whichever is set.
 type host struct {
 	prefix netip.Prefix
 	lo, hi netip.Addr

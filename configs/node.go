@@ -199,7 +199,7 @@ func checkInterfaces(at loc, list []Interface, ports []string) {
 		}
 		if f.VLAN > maxVLAN {
 			where.key("vlan").bad(f.VLAN, "is not a VLAN", fmt.Sprintf("1 to %d, or 0 for untagged", maxVLAN))
-		} else if portOK {
+		} else if portOK && (f.VLAN != 0 || !where.has("vlan") || textAt(where, "vlan")) {
 			key := place{f.Port, f.VLAN}
 			if other, dup := places[key]; dup {
 				what := fmt.Sprintf("VLAN %d", f.VLAN)
@@ -217,8 +217,8 @@ func checkInterfaces(at loc, list []Interface, ports []string) {
 }
 
 func checkAddresses(at loc, f *Interface) {
-	if !at.has("addresses") || len(f.Addresses) == 0 && textAt(at, "addresses") {
-		at.key("addresses").bad(nil, "is missing", `the gateway's own, such as ["198.18.10.1/24"]`)
+	if len(f.Addresses) == 0 && textAt(at, "addresses") {
+		at.key("addresses").bad(nil, "is missing or empty", `the gateway's own, such as ["198.18.10.1/24"]`)
 	}
 	if len(f.Addresses) > maxIfaceAddrs {
 		at.key("addresses").bad(nil, fmt.Sprintf("are %d", len(f.Addresses)), fmt.Sprintf("at most %d", maxIfaceAddrs))

@@ -1,0 +1,92 @@
+package configs
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestCheckTogether(t *testing.T) {
+	policy := `schema = 1
+[backbone]
+interfaces = ["wan", "wan2", "nowhere"]
+[[route]]
+prefix = "0.0.0.0/0"
+via = "198.51.100.1"
+[[route]]
+prefix = "10.0.0.0/8"
+via = "203.0.113.1"
+[[route]]
+prefix = "::/0"
+via = "fe80::1"
+interface = "wan"
+[[tenant]]
+name = "a"
+interfaces = ["inn"]
+prefixes = ["198.18.0.0/24"]
+[[tenant]]
+name = "b"
+interfaces = ["b"]
+prefixes = ["198.18.10.0/24", "198.18.99.0/24", "2001:db8:b::/64"]
+[tenant.nat]
+pool = ["203.0.113.255", "203.0.113.8-203.0.113.9", "192.0.2.77"]
+[[tenant.nat.static]]
+public = "203.0.113.1"
+inside = "198.18.10.5"
+[[tenant.nat.forward]]
+public = "203.0.113.9"
+proto = "tcp"
+port = 22
+inside = "198.18.10.5"
+[[tenant.nat.forward]]
+public = "203.0.113.9"
+proto = "udp"
+port = 22
+inside = "198.18.10.5"
+`
+	node := `schema = 1
+[tables]
+tenants = 1
+[[port]]
+device = "eth0"
+[port.host]
+addresses = ["192.0.2.64/26"]
+shared = ["203.0.113.9"]
+[[port]]
+device = "eth1"
+[[interface]]
+name = "wan"
+port = "eth0"
+addresses = ["203.0.113.1/24", "2001:db8::1/64"]
+[[interface]]
+name = "wan2"
+port = "eth0"
+vlan = 2
+addresses = ["203.0.113.130/25"]
+[[interface]]
+name = "in"
+port = "eth1"
+addresses = ["198.18.0.1/24"]
+[[interface]]
+name = "b"
+port = "eth1"
+vlan = 3
+addresses = ["198.18.10.1/24"]
+`
+	n, err := DecodeNode("node.toml", []byte(node))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := decodePolicy(t, policy)
+	err = CheckTogether(p, n)
+	if err == nil {
+		t.Fatal("nothing was found")
+	}
+	golden(t, "testdata/together.txt", err.Error()+"\n")
+
+	// Without the texts the same is found; only the lines are not known.
+	p.src, n.src = nil, nil
+	bare := CheckTogether(p, n)
+	if a, b := strings.Count(err.Error(), "\n"), strings.Count(bare.Error(), "\n"); a != b {
+		t.Errorf("%d problems with lines, %d without", a+1, b+1)
+	}
+}
