@@ -53,7 +53,8 @@ func httpServe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error
 		mu.Unlock()
 		w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
 		w.Header().Set("X-Seen-As", r.RemoteAddr)
-		n, _ := io.Copy(w, body(seed, size)) // a client that leaves is the client's finding
+		rate, _ := strconv.ParseFloat(r.FormValue("rate"), 64)
+		n := paced(r.Context(), w, body(seed, size), rate) // a client that leaves is the client's finding
 		mu.Lock()
 		served.Bytes += n
 		mu.Unlock()
@@ -80,6 +81,25 @@ func httpServe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error
 	return served, nil
 }
 
+// paced copies at a rate in bit/s, in small pieces so that no burst of it is larger than a few packets; 0 = as fast as it goes.
+func paced(ctx context.Context, w http.ResponseWriter, from io.Reader, rate float64) (n int64) {
+	if rate <= 0 {
+		n, _ = io.Copy(w, from)
+		return n
+	}
+	const piece = 4096
+	start := time.Now()
+	for sleepUntil(ctx, start.Add(time.Duration(float64(n)*8/rate*1e9))) {
+		m, err := io.CopyN(w, from, piece)
+		n += m
+		if err != nil {
+			break
+		}
+		http.NewResponseController(w).Flush() // an error shows at the next write
+	}
+	return n
+}
+
 // Download is one HTTP transfer.
 type Download struct {
 	URL     string  `json:"url"`
@@ -98,13 +118,14 @@ func httpGet(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 	base := fs.String("url", "", "http://HOST:PORT")
 	seed := fs.Uint64("seed", 1, "names the file")
 	size := fs.Int64("size", 1<<20, "bytes")
+	rate := fs.Float64("rate", 0, "ask the server to pace itself, bit/s; 0 = full speed")
 	timeout := fs.Duration("timeout", 30*time.Second, "for the whole transfer")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
 	want := sha256.New()
 	io.Copy(want, body(*seed, *size)) // neither end can fail
-	d := Download{URL: fmt.Sprintf("%s/file?seed=%d&size=%d", *base, *seed, *size), Want: hex.EncodeToString(want.Sum(nil))}
+	d := Download{URL: fmt.Sprintf("%s/file?seed=%d&size=%d&rate=%.0f", *base, *seed, *size, *rate), Want: hex.EncodeToString(want.Sum(nil))}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
 	start := time.Now()

@@ -1,0 +1,52 @@
+# What each target needs: build and demo: Go, git, make (demo as root). test: root; it installs the clients that it lacks.
+# generate: clang, libbpf headers.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+
+VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo unknown)
+export CGO_ENABLED = 0
+
+# Pure packages do no I/O and need no root; the rest is tested in namespaces of its own.
+PURE := ./acl/... ./configs/... ./gateway/packet/... ./gateway/flow/... ./gateway/verdict/... ./gateway/conntrack/... ./gateway/nat/... \
+        ./gateway/police/... ./gateway/fib/... ./gateway/meter/... ./gateway/snapshot/... ./gateway/pipeline/... ./gateway/api/... ./gateway/archtest/...
+
+# Root tests share two CPUs and measure rates, so packages run one after the other.
+GOTEST := CI=1 go test -count=1 -p 1 -timeout 20m
+
+.PHONY: build demo test test-pure test-root check generate clean bench-quick zerocopy
+
+build:
+	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o demarc .
+
+demo: build
+	@./demarc lab
+
+check:
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt -w these:" $$bad; exit 1; fi
+	go vet ./...
+
+test-pure: check
+	go test -count=1 $(PURE)
+
+test: build
+	@.ci/setup.sh
+	@$(MAKE) --no-print-directory check
+	@if $(GOTEST) ./...; then echo; echo "make test: every package passed"; else echo; echo "make test: FAILED, see the lines with FAIL above"; exit 1; fi
+
+# The same tests without the pure packages.
+test-root: build
+	@.ci/setup.sh
+	@$(GOTEST) $$(comm -23 <(go list ./... | sort) <(go list $(PURE) | sort))
+
+generate:
+	go generate ./...
+
+bench-quick: build
+	@./demarc bench quick
+
+zerocopy: build
+	@./demarc zerocopy
+
+clean:
+	rm -f demarc
