@@ -1,12 +1,19 @@
 package hostnet
 
 import (
-	"context"
 	"errors"
+	"fmt"
+	"net"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
-// ErrNotFound says that there is no such link (or neighbour).
+// ErrNotFound says that there is no such link or neighbour.
 var ErrNotFound = errors.New("not found")
 
 // ErrNotSupported says that the kernel or the driver cannot tell or do this.
@@ -16,99 +23,160 @@ var ErrNotSupported = errors.New("not supported")
 type Link struct {
 	Index              int
 	Name               string
-	Kind               string // rtnetlink's kind: "veth", "bond", "" for a physical device
+	Kind               string // rtnetlink's kind: "veth", "bond"; "device" for one that no kind made
 	MAC                [6]byte
 	MTU                int
 	Up                 bool // administratively
 	Carrier            bool
-	RxQueues, TxQueues int    // real ones; 0 when only LinkByName and LinkByIndex ask for them (Watch does not)
-	Driver             string // "" when the driver does not say
+	RxQueues, TxQueues int    // real ones; Watch reports those allocated, which may be more
+	Driver             string // "" when the driver does not say; Watch leaves it empty
 	XDP                XDP
-	Addrs              []netip.Prefix
-	Master             int // ifindex of the bridge or bond that it belongs to, 0 = none
+	Addrs              []netip.Prefix // Watch leaves it empty and reports each as an event
+	Master             int            // ifindex of the bridge or bond that it belongs to, 0 = none
 }
 
 // XDP says what program is attached to a link.
 type XDP struct {
 	ID   uint32 // 0 = none
-	Mode string // "native" | "generic" | "offload" | "several"
+	Mode string // "native" | "generic" | "offload" | "several", "" = none
+}
+
+var xdpModes = [...]string{"", "native", "generic", "offload", "several"} // XDP_ATTACHED_*
+
+// dumpTries is how often a dump is repeated that a change interrupted. What the last one has is taken.
+const dumpTries = 5
+
+func dump[T any](read func() (T, error)) (v T, err error) {
+	for range dumpTries {
+		if v, err = read(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return v, err
+		}
+	}
+	return v, nil
+}
+
+func fromNetlink(nl netlink.Link) Link {
+	a := nl.Attrs()
+	l := Link{
+		Index: a.Index, Name: a.Name, Kind: nl.Type(), MTU: a.MTU, Up: a.RawFlags&unix.IFF_UP != 0, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0,
+		RxQueues: a.NumRxQueues, TxQueues: a.NumTxQueues, Master: a.MasterIndex,
+	}
+	copy(l.MAC[:], a.HardwareAddr)
+	if x := a.Xdp; x != nil && x.Attached && int(x.AttachMode) < len(xdpModes) {
+		l.XDP = XDP{ID: x.ProgId, Mode: xdpModes[x.AttachMode]}
+	}
+	return l
+}
+
+// complete adds what takes further questions. Only a link that went meanwhile is an error.
+func complete(nl netlink.Link) (Link, error) {
+	l := fromNetlink(nl)
+	list, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nl, netlink.FAMILY_ALL) })
+	if err != nil {
+		return Link{}, fmt.Errorf("read addresses of %s: %w", l.Name, notFound(err))
+	}
+	for _, a := range list {
+		if p, ok := prefixOf(a.IPNet); ok {
+			l.Addrs = append(l.Addrs, p)
+		}
+	}
+	if rx, tx, err := queues(l.Index, l.Name); err == nil {
+		l.RxQueues, l.TxQueues = rx, tx
+	}
+	l.Driver = driver(l.Name)
+	return l, nil
+}
+
+func notFound(err error) error {
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) || errors.Is(err, unix.ENODEV) {
+		return ErrNotFound
+	}
+	return err
 }
 
 // LinkByName reads one link. The error wraps ErrNotFound when there is none.
-func LinkByName(name string) (Link, error) { return Link{}, ErrNotSupported }
+func LinkByName(name string) (Link, error) {
+	nl, err := netlink.LinkByName(name)
+	if err != nil {
+		return Link{}, fmt.Errorf("link %q: %w", name, notFound(err))
+	}
+	return complete(nl)
+}
 
-// LinkByIndex reads one link.
-func LinkByIndex(index int) (Link, error) { return Link{}, ErrNotSupported }
+// LinkByIndex reads one link. The error wraps ErrNotFound when there is none.
+func LinkByIndex(index int) (Link, error) {
+	nl, err := netlink.LinkByIndex(index)
+	if err != nil {
+		return Link{}, fmt.Errorf("link %d: %w", index, notFound(err))
+	}
+	return complete(nl)
+}
 
 // Links reads all links.
-func Links() ([]Link, error) { return nil, ErrNotSupported }
-
-// EventKind says what an Event is about.
-type EventKind uint8
-
-const (
-	LinkEvent     EventKind = iota // Link is what it is now; Gone: it vanished
-	AddrEvent                      // Addr on Ifindex
-	NeighborEvent                  // Neigh
-	ResyncEvent                    // events were lost; all that is true now follows, and Gone events for what vanished
-)
-
-// Event is one change.
-type Event struct {
-	Kind    EventKind
-	Gone    bool
-	Ifindex int
-	Link    Link
-	Addr    netip.Prefix
-	Neigh   Neigh
+func Links() ([]Link, error) {
+	list, err := dump(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	out := make([]Link, 0, len(list))
+	for _, nl := range list {
+		l, err := complete(nl)
+		if errors.Is(err, ErrNotFound) {
+			continue // went while we were reading
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, l)
+	}
+	return out, nil
 }
 
-// Watch reports what is there and then every change, until ctx ends (it then returns nil).
-func Watch(ctx context.Context, fn func(Event)) error { return ErrNotSupported }
-
-// Neigh is an entry of the kernel's neighbour table.
-type Neigh struct {
-	Ifindex int
-	Addr    netip.Addr
-	MAC     [6]byte
-	State   uint16 // NUD_*
-	Valid   bool   // MAC may be used: reachable, stale, delay, probe, permanent or noarp
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	if !ok {
+		return netip.Prefix{}, false
+	}
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), bits), true
 }
 
-// Neighbor reads one entry; ErrNotFound when the kernel has none.
-func Neighbor(ifindex int, a netip.Addr) (Neigh, error) { return Neigh{}, ErrNotSupported }
+// driver asks by ioctl; "" when there is no answer.
+func driver(name string) string {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	info, err := unix.IoctlGetEthtoolDrvinfo(fd, name)
+	if err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(info.Driver[:])
+}
 
-// Neighbors reads all entries of a link, or of all links when ifindex is 0.
-func Neighbors(ifindex int) ([]Neigh, error) { return nil, ErrNotSupported }
+// EphemeralRange is the range, both ends included, from which this namespace's stack takes ports for its own connections.
+func EphemeralRange() (lo, hi uint16, err error) {
+	const file = "/proc/sys/net/ipv4/ip_local_port_range" // of the calling thread's namespace
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0, 0, err
+	}
+	return parseRange(file, string(b))
+}
 
-// UseNeighbor tells the kernel that the gateway uses this neighbour (NTF_USE): it resolves or confirms it. Returns at once.
-func UseNeighbor(ifindex int, a netip.Addr) error { return ErrNotSupported }
-
-// Offload names one offload that matters to a port of the gateway.
-type Offload uint8
-
-const (
-	TxChecksum Offload = iota // "tx": unfinished checksums towards this device
-	TSO
-	GSO
-	GRO
-	LRO
-	RxVLAN // the driver strips tags on receive
-	TxVLAN // the tag is skb metadata, not in the frame
-	NumOffloads
-)
-
-// Offloads is the state of each.
-type Offloads [NumOffloads]struct{ On, Fixed bool }
-
-// ReadOffloads asks the driver.
-func ReadOffloads(name string) (Offloads, error) { return Offloads{}, ErrNotSupported }
-
-// SetOffloads switches the named ones on or off; what is fixed and differs is an error that names it.
-func SetOffloads(name string, on bool, which ...Offload) error { return ErrNotSupported }
-
-// Queues tells how many receive and transmit queues a device really has.
-func Queues(name string) (rx, tx int, err error) { return 0, 0, ErrNotSupported }
-
-// EphemeralRange is the range from which this namespace's stack takes ports for its own connections.
-func EphemeralRange() (lo, hi uint16, err error) { return 0, 0, ErrNotSupported }
+func parseRange(file, s string) (lo, hi uint16, err error) {
+	f := strings.Fields(s)
+	if len(f) == 2 {
+		a, err1 := strconv.ParseUint(f[0], 10, 16)
+		b, err2 := strconv.ParseUint(f[1], 10, 16)
+		if err1 == nil && err2 == nil && a <= b {
+			return uint16(a), uint16(b), nil
+		}
+	}
+	return 0, 0, fmt.Errorf("%s: %q is not two ports", file, s)
+}

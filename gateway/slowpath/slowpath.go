@@ -227,11 +227,11 @@ type Entry struct {
 	Interface string
 	Addr      netip.Addr
 	MAC       [6]byte // zero unless State is usable
-	State     string // as fib.State names it; "permanent" = the kernel resolves it and says that it may be used
-	Kernel    bool   // the kernel resolves it
-	InUse     bool   // a worker looked it up since the slow path last looked
-	AgeNs     uint64 // since it last answered us, or, if it never did, since it was made
-	Waiting   int    // frames that wait for it
+	State     string  // as fib.State names it; "permanent" = the kernel resolves it and says that it may be used
+	Kernel    bool    // the kernel resolves it
+	InUse     bool    // a worker looked it up since the slow path last looked
+	AgeNs     uint64  // since it last answered us, or, if it never did, since it was made
+	Waiting   int     // frames that wait for it
 }
 
 // Neighbors lists all entries, ordered by interface and address.

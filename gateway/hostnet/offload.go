@@ -1,0 +1,302 @@
+package hostnet
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Offload names one offload that matters to a port of the gateway.
+type Offload uint8
+
+// The offloads, as ethtool -K calls them.
+const (
+	TxChecksum  Offload = iota // packets leave the stack with unfinished checksums
+	TSO                        // and as giant TCP segments
+	GSO                        // and giant segments of any kind
+	GRO                        // the stack joins received segments
+	LRO                        // the driver does
+	RxVLAN                     // the driver strips tags on receive
+	TxVLAN                     // a tag that the stack sends is metadata, not in the frame
+	NumOffloads                // how many there are
+)
+
+var offloadText = [NumOffloads]string{"tx", "tso", "gso", "gro", "lro", "rxvlan", "txvlan"}
+
+// String returns the name that ethtool -K takes.
+func (o Offload) String() string {
+	if o < NumOffloads {
+		return offloadText[o]
+	}
+	return "invalid"
+}
+
+// features are the kernel's names behind each; a driver has some of them.
+var features = [NumOffloads][]string{
+	TxChecksum: {"tx-checksum-ipv4", "tx-checksum-ip-generic", "tx-checksum-ipv6", "tx-checksum-fcoe-crc", "tx-checksum-sctp"},
+	TSO:        {"tx-tcp-segmentation", "tx-tcp-ecn-segmentation", "tx-tcp-mangleid-segmentation", "tx-tcp6-segmentation", "tx-tcp-accecn-segmentation"},
+	GSO:        {"tx-generic-segmentation"},
+	GRO:        {"rx-gro"},
+	LRO:        {"rx-lro"},
+	RxVLAN:     {"rx-vlan-hw-parse"},
+	TxVLAN:     {"tx-vlan-hw-insert"},
+}
+
+// OffloadState is the state of one. Fixed: the driver does not let it be changed.
+type OffloadState struct{ On, Fixed bool }
+
+// Offloads is the state of each.
+type Offloads [NumOffloads]OffloadState
+
+// genl sends one ethtool or netdev request and returns the attributes of each answer. Generic netlink rather than the old ioctl: names
+// instead of bit positions, and no pointers through the kernel's interface.
+func genl(familyName string, cmd uint8, flags int, attrs ...*nl.RtAttr) ([][]syscall.NetlinkRouteAttr, error) {
+	f, err := netlink.GenlFamilyGet(familyName)
+	if err != nil {
+		if errors.Is(err, unix.ENOENT) {
+			return nil, fmt.Errorf("kernel without %s netlink: %w", familyName, ErrNotSupported)
+		}
+		return nil, err
+	}
+	req := nl.NewNetlinkRequest(int(f.ID), flags)
+	req.AddData(&nl.Genlmsg{Command: cmd, Version: uint8(f.Version)})
+	for _, a := range attrs {
+		req.AddData(a)
+	}
+	msgs, err := req.Execute(unix.NETLINK_GENERIC, 0)
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return nil, ErrNotSupported
+	case errors.Is(err, unix.ENODEV):
+		return nil, ErrNotFound
+	case err != nil:
+		return nil, err
+	}
+	out := make([][]syscall.NetlinkRouteAttr, 0, len(msgs))
+	for _, m := range msgs {
+		if len(m) < nl.SizeofGenlmsg {
+			continue
+		}
+		a, err := nl.ParseRouteAttr(m[nl.SizeofGenlmsg:])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+func nested(typ int) *nl.RtAttr { return nl.NewRtAttr(typ|unix.NLA_F_NESTED, nil) }
+
+func header(typ int, name string) *nl.RtAttr {
+	h := nested(typ)
+	h.AddRtAttr(unix.ETHTOOL_A_HEADER_DEV_NAME, nl.ZeroTerminated(name))
+	return h
+}
+
+const typeMask = 0x3fff // NLA_TYPE_MASK
+
+// bits reads the names of the bits that are set in a verbose bit set.
+func bits(b []byte) (map[string]bool, error) {
+	attrs, err := nl.ParseRouteAttr(b)
+	if err != nil {
+		return nil, err
+	}
+	plain := false // a list: what is named is set
+	set := map[string]bool{}
+	for _, a := range attrs {
+		if a.Attr.Type&typeMask == unix.ETHTOOL_A_BITSET_NOMASK {
+			plain = true
+		}
+	}
+	for _, a := range attrs {
+		if a.Attr.Type&typeMask != unix.ETHTOOL_A_BITSET_BITS {
+			continue
+		}
+		list, err := nl.ParseRouteAttr(a.Value)
+		if err != nil {
+			return nil, err
+		}
+		for _, bit := range list {
+			fields, err := nl.ParseRouteAttr(bit.Value)
+			if err != nil {
+				return nil, err
+			}
+			name, on := "", plain
+			for _, f := range fields {
+				switch f.Attr.Type & typeMask {
+				case unix.ETHTOOL_A_BITSET_BIT_NAME:
+					name = unix.ByteSliceToString(f.Value)
+				case unix.ETHTOOL_A_BITSET_BIT_VALUE:
+					on = true
+				}
+			}
+			if on {
+				set[name] = true
+			}
+		}
+	}
+	return set, nil
+}
+
+// readFeatures asks which features are on, which may be changed and which may not whatever the driver says.
+func readFeatures(name string) (active, changeable, never map[string]bool, err error) {
+	answer, err := genl("ethtool", unix.ETHTOOL_MSG_FEATURES_GET, 0, header(unix.ETHTOOL_A_FEATURES_HEADER, name))
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if len(answer) == 0 {
+		return nil, nil, nil, ErrNotSupported
+	}
+	into := map[uint16]*map[string]bool{
+		unix.ETHTOOL_A_FEATURES_ACTIVE: &active, unix.ETHTOOL_A_FEATURES_HW: &changeable, unix.ETHTOOL_A_FEATURES_NOCHANGE: &never,
+	}
+	for _, a := range answer[0] {
+		if p := into[a.Attr.Type&typeMask]; p != nil {
+			if *p, err = bits(a.Value); err != nil {
+				return nil, nil, nil, err
+			}
+		}
+	}
+	return active, changeable, never, nil
+}
+
+// ReadOffloads asks the driver. The error wraps ErrNotFound or ErrNotSupported.
+func ReadOffloads(name string) (Offloads, error) {
+	active, changeable, never, err := readFeatures(name)
+	if err != nil {
+		return Offloads{}, fmt.Errorf("read offloads of %s: %w", name, err)
+	}
+	return offloadsOf(active, changeable, never), nil
+}
+
+func offloadsOf(active, changeable, never map[string]bool) (o Offloads) {
+	for i, names := range features {
+		o[i].Fixed = true
+		for _, n := range names {
+			o[i].On = o[i].On || active[n]
+			if changeable[n] && !never[n] {
+				o[i].Fixed = false
+			}
+		}
+	}
+	return o
+}
+
+// SetOffloads switches the named ones on or off. What does not follow is an error that names it; the others have changed.
+func SetOffloads(name string, on bool, which ...Offload) error {
+	_, changeable, never, err := readFeatures(name)
+	if err != nil {
+		return fmt.Errorf("read offloads of %s: %w", name, err)
+	}
+	list := nested(unix.ETHTOOL_A_BITSET_BITS)
+	n := 0
+	for _, o := range which {
+		if o >= NumOffloads {
+			return fmt.Errorf("set offloads of %s: no offload %d", name, o)
+		}
+		for _, f := range features[o] {
+			if !changeable[f] || never[f] {
+				continue
+			}
+			bit := nested(unix.ETHTOOL_A_BITSET_BITS_BIT)
+			bit.AddRtAttr(unix.ETHTOOL_A_BITSET_BIT_NAME, nl.ZeroTerminated(f))
+			if on {
+				bit.AddRtAttr(unix.ETHTOOL_A_BITSET_BIT_VALUE, nil)
+			}
+			list.AddChild(bit)
+			n++
+		}
+	}
+	if n > 0 {
+		wanted := nested(unix.ETHTOOL_A_FEATURES_WANTED)
+		wanted.AddChild(list)
+		if _, err := genl("ethtool", unix.ETHTOOL_MSG_FEATURES_SET, unix.NLM_F_ACK, header(unix.ETHTOOL_A_FEATURES_HEADER, name), wanted); err != nil {
+			return fmt.Errorf("set offloads of %s: %w", name, err)
+		}
+	}
+	now, err := ReadOffloads(name)
+	if err != nil {
+		return err
+	}
+	var stuck []string
+	for _, o := range which {
+		if now[o].On != on && !slices.Contains(stuck, o.String()) {
+			stuck = append(stuck, o.String())
+		}
+	}
+	if len(stuck) > 0 {
+		return fmt.Errorf("set offloads of %s: the driver does not change %s: %w", name, strings.Join(stuck, ", "), ErrNotSupported)
+	}
+	return nil
+}
+
+// Queues tells how many receive and transmit queues a device really has now.
+func Queues(name string) (rx, tx int, err error) {
+	nl, err := netlink.LinkByName(name)
+	if err != nil {
+		return 0, 0, fmt.Errorf("queues of %s: %w", name, notFound(err))
+	}
+	if rx, tx, err = queues(nl.Attrs().Index, name); err != nil {
+		return 0, 0, fmt.Errorf("queues of %s: %w", name, err)
+	}
+	return rx, tx, nil
+}
+
+// Of linux/netdev.h, which the system call package does not have.
+const (
+	netdevCmdQueueGet  = 10
+	netdevQueueIfindex = 2
+	netdevQueueType    = 3 // 0 = receive, 1 = transmit
+)
+
+// queues asks the driver for its channels, then the kernel for the queues of a device that is up.
+func queues(ifindex int, name string) (rx, tx int, err error) {
+	answer, err := genl("ethtool", unix.ETHTOOL_MSG_CHANNELS_GET, 0, header(unix.ETHTOOL_A_CHANNELS_HEADER, name))
+	if err == nil && len(answer) > 0 {
+		for _, a := range answer[0] {
+			if len(a.Value) != 4 {
+				continue
+			}
+			v := int(binary.NativeEndian.Uint32(a.Value))
+			switch a.Attr.Type & typeMask {
+			case unix.ETHTOOL_A_CHANNELS_RX_COUNT:
+				rx += v
+			case unix.ETHTOOL_A_CHANNELS_TX_COUNT:
+				tx += v
+			case unix.ETHTOOL_A_CHANNELS_COMBINED_COUNT:
+				rx, tx = rx+v, tx+v
+			}
+		}
+		if rx > 0 {
+			return rx, tx, nil
+		}
+	}
+	answer, err = genl("netdev", netdevCmdQueueGet, unix.NLM_F_DUMP, nl.NewRtAttr(netdevQueueIfindex, nl.Uint32Attr(uint32(ifindex))))
+	if err != nil {
+		return 0, 0, err
+	}
+	rx, tx = 0, 0
+	for _, q := range answer {
+		for _, a := range q {
+			if a.Attr.Type&typeMask == netdevQueueType && len(a.Value) == 4 {
+				if binary.NativeEndian.Uint32(a.Value) == 0 {
+					rx++
+				} else {
+					tx++
+				}
+			}
+		}
+	}
+	if rx == 0 {
+		return 0, 0, ErrNotSupported
+	}
+	return rx, tx, nil
+}
