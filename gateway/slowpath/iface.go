@@ -6,9 +6,10 @@ import (
 	"demarc/gateway/flow"
 )
 
-// LinkLocal is the fe80::/64 address that an interface with this MAC gets (RFC 4291 appendix A, modified EUI-64).
+// LinkLocal is the fe80::/64 address that an interface with this MAC gets. The kernel has the modified EUI-64 of the same MAC (RFC 4291
+// appendix A) on the same device, so ours is another stable identifier (RFC 7136): "de:6a" in place of "ff:fe".
 func LinkLocal(mac [6]byte) netip.Addr {
-	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xde, 0x6a, mac[3], mac[4], mac[5]})
 }
 
 // claim says whose an address is on an interface.
