@@ -137,7 +137,15 @@ func TestBounds(t *testing.T) {
 		{"laughs", small + "[objects.hosts]\nh0 = [\"192.0.2.1\"]\n" + many(30, func(i int) string {
 			return fmt.Sprintf("h%d = [%s]\n", i+1, many(20, func(int) string { return fmt.Sprintf("\"h%d\",", i) }))
 		}) + "[[tenant.rule]]\ndirection = \"in\"\naction = \"maybe\"\nfrom = [\"h30\"]\n", "maybe"},
-		{"deep", small + "[objects.hosts]\nh0 = [\"192.0.2.1\"]\n" + many(60, func(i int) string { return fmt.Sprintf("h%d = [\"h%d\"]\n", i+1, i) }), "nested deeper than 32 objects"},
+		{"deep", small + "default_out = \"maybe\"\n[objects.hosts]\nh0 = [\"192.0.2.1\"]\n" + many(16_000, func(i int) string { return fmt.Sprintf("h%d = [\"h%d\"]\n", i+1, i) }) +
+			"[[tenant.rule]]\ndirection = \"in\"\naction = \"allow\"\nfrom = [\"h16000\"]\nto = [\"h16000\"]\n", "maybe"},
+		{"guesses", small + "[objects.hosts]\n" + many(16_000, func(i int) string { return fmt.Sprintf("h%d = [\"h%d\", \"nope%d\"]\n", i, i/2+1, i) }), "\"nope0\" is not an address or a host object"},
+		{"wide", small + "default_out = \"maybe\"\n[objects.hosts]\n" + many(16_000, func(i int) string {
+			if i < 31 {
+				return fmt.Sprintf("h%d = [%s]\n", i, strings.Repeat(fmt.Sprintf("\"h%d\",", i+1), 1000))
+			}
+			return fmt.Sprintf("h%d = [\"h0\"]\n", i+16_000)
+		}) + "h31 = [\"192.0.2.1\"]\n", "maybe"},
 		{"list", small + "[objects.hosts]\nh = [" + strings.Repeat("\"a\",", maxList+1) + "]\n", "at most 131072"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -85,6 +85,21 @@ type checker struct {
 	file string
 	list ErrorList
 	more int
+
+	guessed int // names that were compared to find the nearest
+}
+
+// maxGuesses bounds the search for what was meant in a file that names thousands of unknown things.
+const maxGuesses = 500_000
+
+// guess is the candidates, or none when enough have been compared: then they are not even listed.
+func (c *checker) guess(candidates func() []string) []string {
+	if c.guessed > maxGuesses || len(c.list) >= maxErrors {
+		return nil
+	}
+	list := candidates()
+	c.guessed += len(list)
+	return list
 }
 
 // loc is a place in the file: where to point when what stands there is wrong. A loc of something that is not written
@@ -189,12 +204,11 @@ func nearest(word string, candidates []string) string {
 		return ""
 	}
 	best, bestCost := "", max(1, len(word)/3)+1
-	sorted := slices.Sorted(slices.Values(candidates))
-	for _, c := range sorted {
+	for _, c := range candidates {
 		if c == word || len(c) > 64 || len(c) > len(word)+bestCost || len(word) > len(c)+bestCost {
 			continue
 		}
-		if d := distance(strings.ToLower(word), strings.ToLower(c)); d < bestCost {
+		if d := distance(strings.ToLower(word), strings.ToLower(c)); d < bestCost || d == bestCost && best != "" && c < best {
 			best, bestCost = c, d
 		}
 	}

@@ -206,14 +206,16 @@ type seen struct {
 }
 
 // walk calls leaf for every item that is not a name, each object once however often it is named. A loop is an error.
-func (s scope) walk(items []string, isLeaf func(string) (bool, error), what string) error {
+// sound, if not nil, is what earlier walks found to be in order: it is not entered again.
+func (s scope) walk(items []string, isLeaf func(string) (bool, error), what string, sound map[seen]bool) error {
 	const (
 		open = 1
 		done = 2
 	)
 	state := map[seen]int{}
-	var visit func(items []string, own bool, trail []string) error
-	visit = func(items []string, own bool, trail []string) error {
+	var trail []string // the objects that are open, outermost first
+	var visit func(items []string, own bool) error
+	visit = func(items []string, own bool) error {
 		for _, item := range items {
 			leaf, err := isLeaf(item)
 			if err != nil {
@@ -231,28 +233,27 @@ func (s scope) walk(items []string, isLeaf func(string) (bool, error), what stri
 			if !ok {
 				return fmt.Errorf("%s is not %s", quote(item), what)
 			}
-			next := append(trail[:len(trail):len(trail)], item)
 			if state[key] == open {
-				return fmt.Errorf("%s names itself: %s", quote(item), cut(strings.Join(next, " -> ")))
+				return fmt.Errorf("%s names itself: %s", quote(item), cut(strings.Join(append(trail, item), " -> ")))
 			}
-			if state[key] == done {
+			if state[key] == done || sound[key] {
 				continue
 			}
-			if len(trail) >= maxObjectDepth {
-				return fmt.Errorf("%s is nested deeper than %d objects", quote(item), maxObjectDepth)
-			}
 			state[key] = open
-			if err := visit(list, key.own, next); err != nil {
+			trail = append(trail, item)
+			if err := visit(list, key.own); err != nil {
 				return err
 			}
+			trail = trail[:len(trail)-1]
 			state[key] = done
+			if sound != nil {
+				sound[key] = true
+			}
 		}
 		return nil
 	}
-	return visit(items, true, nil)
+	return visit(items, true)
 }
-
-const maxObjectDepth = 32
 
 func (p *Policy) hostScope(t *Tenant) scope {
 	s := scope{shared: p.Objects.Hosts}
@@ -283,7 +284,7 @@ func (p *Policy) Hosts(t *Tenant, names []string) (prefixes []netip.Prefix, rang
 			}
 		}
 		return literal, err
-	}, "an address or a host object")
+	}, "an address or a host object", nil)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -304,12 +305,14 @@ func (p *Policy) Services(t *Tenant, names []string) (out []Service, err error) 
 		}
 		out = append(out, v)
 		return true, nil
-	}, "a service or a service object")
+	}, "a service or a service object", nil)
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
+
+func (s scope) names() []string { return append(sortedKeys(s.own), sortedKeys(s.shared)...) }
 
 func (s scope) named(item string) bool {
 	_, own := s.own[item]

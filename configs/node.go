@@ -195,7 +195,7 @@ func checkInterfaces(at loc, list []Interface, ports []string) {
 		where.missing("port", "the name of a [[port]]")
 		portOK := slices.Contains(ports, f.Port)
 		if where.has("port") && textAt(where, "port") && !portOK {
-			where.key("port").bad(f.Port, "is not a port", didYouMean(f.Port, ports, "one of "+cut(strings.Join(ports, ", "))))
+			where.key("port").bad(f.Port, "is not a port", didYouMean(f.Port, where.c.guess(func() []string { return ports }), "one of "+cut(strings.Join(ports, ", "))))
 		}
 		if f.VLAN > maxVLAN {
 			where.key("vlan").bad(f.VLAN, "is not a VLAN", fmt.Sprintf("1 to %d, or 0 for untagged", maxVLAN))

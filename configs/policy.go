@@ -244,7 +244,7 @@ func checkRoutes(owner loc, routes []Route, interfaces []string) {
 			at.key("interface").bad(nil, "is missing", "a link-local next hop needs it")
 		}
 		if r.Interface != "" && !slices.Contains(interfaces, r.Interface) {
-			at.key("interface").bad(r.Interface, "is not an interface of this side", didYouMean(r.Interface, interfaces, "one of "+strings.Join(interfaces, ", ")))
+			at.key("interface").bad(r.Interface, "is not an interface of this side", didYouMean(r.Interface, at.c.guess(func() []string { return interfaces }), "one of "+cut(strings.Join(interfaces, ", "))))
 		}
 	}
 }
@@ -261,6 +261,7 @@ func (c *policyCheck) objects(at loc, t *Tenant, o Objects) {
 			kind.bad(nil, fmt.Sprintf("has %d objects", len(set.items)), fmt.Sprintf("at most %d", MaxObjects))
 			continue
 		}
+		sound := map[seen]bool{}
 		for _, name := range sortedKeys(set.items) {
 			list := kind.key(name)
 			_, err := ParseService(name)
@@ -275,14 +276,18 @@ func (c *policyCheck) objects(at loc, t *Tenant, o Objects) {
 				for i, item := range items {
 					set.check(list.item(i), t, item)
 				}
-				c.loops(list, t, set.kind, name)
+				c.loops(list, t, set.kind, name, sound)
 			}
 		}
 	}
 }
 
 // loops reports an object that, through others, names itself. Unknown names in it are reported where they stand.
-func (c *policyCheck) loops(at loc, t *Tenant, kind, name string) {
+// sound holds what was found to be in order before.
+func (c *policyCheck) loops(at loc, t *Tenant, kind, name string, sound map[seen]bool) {
+	if len(at.c.list) >= maxErrors {
+		return
+	}
 	s, leaf := c.p.hostScope(t), func(item string) (bool, error) { _, literal, _ := parseHost(item); return literal, nil }
 	if kind == "services" {
 		s = c.p.serviceScope(t)
@@ -297,7 +302,7 @@ func (c *policyCheck) loops(at loc, t *Tenant, kind, name string) {
 		}
 		return false, nil
 	}
-	if err := s.walk([]string{name}, known, "known"); err != nil {
+	if err := s.walk([]string{name}, known, "known", sound); err != nil {
 		_, why, _ := strings.Cut(err.Error(), `" `)
 		at.bad(nil, why, "objects may name each other, but not in a circle")
 	}
@@ -309,7 +314,7 @@ func (c *policyCheck) host(at loc, t *Tenant, item string) {
 		msg, want, _ := strings.Cut(err.Error(), ": ")
 		at.bad(item, msg, want)
 	} else if s := c.p.hostScope(t); !literal && !s.named(item) {
-		at.bad(item, "is not an address or a host object", didYouMean(item, append(sortedKeys(s.own), sortedKeys(s.shared)...), `write "192.0.2.1", "192.0.2.0/24", "192.0.2.1-192.0.2.9" or a name from objects.hosts`))
+		at.bad(item, "is not an address or a host object", didYouMean(item, at.c.guess(s.names), `write "192.0.2.1", "192.0.2.0/24", "192.0.2.1-192.0.2.9" or a name from objects.hosts`))
 	}
 }
 
@@ -320,7 +325,7 @@ func (c *policyCheck) service(at loc, t *Tenant, item string) {
 	}
 	if _, err := ParseService(item); err != nil {
 		msg, want, _ := strings.Cut(err.Error(), ": ")
-		if n := nearest(item, append(sortedKeys(s.own), sortedKeys(s.shared)...)); n != "" && !strings.HasPrefix(want, "did you") {
+		if n := nearest(item, at.c.guess(s.names)); n != "" && !strings.HasPrefix(want, "did you") {
 			want = fmt.Sprintf("did you mean %s?", quote(n))
 		}
 		at.bad(item, msg, want)
@@ -367,7 +372,7 @@ func (c *policyCheck) tenant(at loc, i int, t *Tenant) {
 		return
 	}
 	names := map[string]int{}
-	families := map[string]uint8{}
+	families := map[seen]uint8{}
 	for j := range t.Rules {
 		r := &t.Rules[j]
 		where := at.key("rule").at(j)
@@ -381,7 +386,7 @@ func (c *policyCheck) tenant(at loc, i int, t *Tenant) {
 	}
 }
 
-func (c *policyCheck) rule(at loc, t *Tenant, r *Rule, families map[string]uint8) {
+func (c *policyCheck) rule(at loc, t *Tenant, r *Rule, families map[seen]uint8) {
 	at.missing("direction", oneOf("out", "in"))
 	checkChoice(at, "direction", r.Direction, "out", "in")
 	at.missing("action", oneOf("allow", "deny"))
@@ -414,24 +419,30 @@ func (c *policyCheck) rule(at loc, t *Tenant, r *Rule, families map[string]uint8
 	}
 }
 
-// family says which families items hold: 1 IPv4, 2 IPv6; no items are both. 0 is not known (an error elsewhere) or empty.
-func (c *policyCheck) family(t *Tenant, items []string, cache map[string]uint8) (mask uint8) {
+// family says which families items hold: 1 IPv4, 2 IPv6; no items are both. 0 is not known (an error elsewhere) or empty. cache
+// belongs to the tenant.
+func (c *policyCheck) family(t *Tenant, items []string, cache map[seen]uint8) (mask uint8) {
 	if len(items) == 0 {
 		return 3
 	}
+	return familyOf(c.p.hostScope(t), items, true, cache)
+}
+
+func familyOf(s scope, items []string, own bool, cache map[seen]uint8) (mask uint8) {
 	for _, item := range items {
 		hosts, literal, _ := parseHost(item)
 		if !literal {
-			m, ok := cache[item]
+			key := seen{own, item}
+			list, ok := s.own[item]
+			if !own || !ok {
+				key.own = false
+				list = s.shared[item]
+			}
+			m, ok := cache[key]
 			if !ok {
-				prefixes, ranges, _ := c.p.Hosts(t, []string{item})
-				for _, p := range prefixes {
-					m |= familyBit(p.Addr())
-				}
-				for _, r := range ranges {
-					m |= familyBit(r[0])
-				}
-				cache[item] = m
+				cache[key] = 0 // a loop is reported elsewhere and must only end here
+				m = familyOf(s, list, key.own, cache)
+				cache[key] = m
 			}
 			mask |= m
 		}

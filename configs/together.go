@@ -28,12 +28,13 @@ func CheckTogether(p *Policy, n *Node) error {
 	if tables := max(n.Tables.Tenants, 0); tables > 0 && len(p.Tenants) > tables {
 		nAt.key("tables").key("tenants").bad(tables, fmt.Sprintf("is less than the %d tenants of the policy", len(p.Tenants)), "")
 	}
+	has := "the node file has " + cut(strings.Join(names, ", "))
 	gather := func(at loc, name string, list []string) *side {
 		s := &side{at: at, name: name}
 		for i, f := range list {
 			j, ok := byName[f]
 			if !ok {
-				at.key("interfaces").item(i).bad(f, "is not an interface of the node", didYouMean(f, names, "the node file has "+cut(strings.Join(names, ", "))))
+				at.key("interfaces").item(i).bad(f, "is not an interface of the node", didYouMean(f, at.c.guess(func() []string { return names }), has))
 				continue
 			}
 			s.ifaces = append(s.ifaces, &n.Interfaces[j])
