@@ -1,0 +1,314 @@
+package metrics
+
+import (
+	"context"
+	"net/http"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"demarc/gateway/api"
+	"demarc/gateway/verdict"
+)
+
+// Source is who knows the figures.
+type Source interface {
+	Status(ctx context.Context, rules bool) (*api.Status, error)
+	Drops(ctx context.Context) (*api.Drops, error)
+}
+
+// scrapeTimeout bounds one reading of the source: Prometheus itself gives up after 10 s unless it is told otherwise.
+const scrapeTimeout = 10 * time.Second
+
+// Handler serves the figures of src, and the Go runtime's and the process's own. A source that does not answer makes the scrape fail
+// with status 500: zeroes would look like a gateway without traffic.
+func Handler(src Source) http.Handler {
+	own := prometheus.NewRegistry()
+	own.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), scrapeTimeout)
+		defer cancel()
+		// A registry per scrape, because a collector gets no context and the scraper's is what ends a reading nobody waits for.
+		reg := prometheus.NewRegistry()
+		reg.MustRegister(&collector{ctx, src})
+		promhttp.HandlerFor(prometheus.Gatherers{own, reg}, promhttp.HandlerOpts{}).ServeHTTP(w, r)
+	})
+}
+
+// family is all series of one name.
+type family struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+}
+
+var families []*family
+
+func gauge(name, help string, labels ...string) *family {
+	return add(&family{prometheus.NewDesc("demarc_"+name, help, labels, nil), prometheus.GaugeValue})
+}
+
+func counter(name, help string, labels ...string) *family {
+	return add(&family{prometheus.NewDesc("demarc_"+name+"_total", help, labels, nil), prometheus.CounterValue})
+}
+
+func add(f *family) *family {
+	families = append(families, f)
+	return f
+}
+
+var (
+	buildInfo = gauge("build_info", "Always 1; the labels say what runs.", "version", "goversion")
+	ready     = gauge("gateway_ready", "1 when every queue is bound and every worker serves the policy.")
+	broken    = gauge("gateway_stage_off", "1 when a stage was switched off on purpose for a lab; 0 in any real gateway.")
+	started   = gauge("gateway_start_time_seconds", "When the process started, Unix time.")
+	revision  = gauge("gateway_policy_revision", "Number of the policy revision that is served.")
+	appliedAt = gauge("gateway_policy_applied_timestamp_seconds", "When the served policy was applied, Unix time.")
+	conserved = gauge("gateway_frames_conserved", "1 when every frame of packet memory is in exactly one place.")
+	dropped   = counter("meter_dropped_packets", "Packets dropped, by reason, the XDP program's included.", "reason")
+
+	workerBusy       = gauge("worker_busy_ratio", "Part of the last second with packets in hand.", "worker")
+	workerFrames     = gauge("worker_frames", "Frames of packet memory by place.", "worker", "place")
+	workerFramesAll  = gauge("worker_memory_frames", "All frames of the worker's packet memory.", "worker")
+	workerView       = gauge("worker_view_generation", "Generation of the view that the worker serves.", "worker")
+	workerOut        = counter("worker_handed_out_packets", "Packets copied to other workers.", "worker")
+	workerIn         = counter("worker_handed_in_packets", "Packets copied from other workers.", "worker")
+	workerPanics     = counter("worker_panics", "Contained panics.", "worker")
+	workerBlocked    = gauge("worker_blocked_flows", "Flows blocked after a contained panic.", "worker")
+	workerBursts     = counter("worker_bursts", "Receive bursts that held at least one packet.", "worker")
+	workerWakeups    = counter("worker_wakeups", "Times that the worker slept and was woken.", "worker")
+	workerCrossings  = counter("worker_area_crossing_packets", "Packets copied between a zero-copy and another memory area.", "worker")
+	workerUMEM       = gauge("worker_umem_bytes", "Packet memory.", "worker")
+	workerTables     = gauge("worker_table_bytes", "Memory of sessions, index and mappings.", "worker")
+	sessions         = gauge("conntrack_sessions", "Live sessions.", "worker")
+	sessionsCapacity = gauge("conntrack_capacity_sessions", "Sessions that fit in the table.", "worker")
+	mappings         = gauge("nat_mappings", "Live NAT mappings, held ports not counted.", "worker")
+	mappingsCapacity = gauge("nat_capacity_mappings", "NAT mappings that fit in the table.", "worker")
+
+	tenantPackets  = counter("meter_tenant_packets", "Packets that left the gateway; out = from the tenant to the backbone.", "tenant", "direction")
+	tenantBytes    = counter("meter_tenant_bytes", "IP bytes that left the gateway; out = from the tenant to the backbone.", "tenant", "direction")
+	offeredPackets = counter("meter_tenant_offered_packets", "Packets that came in for this direction before any drop.", "tenant", "direction")
+	offeredBytes   = counter("meter_tenant_offered_bytes", "IP bytes that came in for this direction before any drop.", "tenant", "direction")
+	tenantDropped  = counter("meter_tenant_dropped_packets", "Packets of the tenant dropped, all reasons.", "tenant")
+	tenantSessions = gauge("conntrack_tenant_sessions", "Live sessions of the tenant.", "tenant")
+	tenantCap      = gauge("conntrack_tenant_limit_sessions", "Sessions that the tenant may hold; 0 = no limit of its own.", "tenant")
+	tenantCreated  = counter("conntrack_tenant_created_sessions", "Sessions that the tenant has begun.", "tenant")
+	limitBytes     = gauge("police_limit_bytes_per_second", "The tenant's rate in bytes (bits / 8); 0 = unlimited.", "tenant", "direction")
+	limitPackets   = gauge("police_limit_packets_per_second", "The tenant's packet rate; 0 = unlimited.", "tenant", "direction")
+	queued         = gauge("police_queued_packets", "Packets that wait in the tenant's shapers.", "tenant", "direction")
+	poolAddresses  = gauge("nat_pool_addresses", "Public addresses of the tenant.", "tenant")
+	poolPorts      = gauge("nat_pool_ports", "Usable ports of all of the tenant's addresses, per protocol class.", "tenant")
+	poolUsed       = gauge("nat_pool_used_ports", "Ports with a live mapping, all protocol classes.", "tenant")
+	poolHeld       = gauge("nat_pool_held_ports", "Freed ports within their hold time.", "tenant")
+	poolBlocks     = gauge("nat_pool_free_blocks", "Blocks of 64 ports that no worker has opened.", "tenant")
+
+	portInfo    = gauge("xsk_port_info", "Always 1; the labels say what the port is.", "port", "device", "driver", "attach")
+	portUp      = gauge("xsk_port_up", "1 when the device is up and has carrier.", "port")
+	portHost    = counter("xsk_port_host_packets", "Packets that the XDP program left to the host's stack.", "port")
+	portDropped = counter("xsk_port_dropped_packets", "Packets that the XDP program dropped.", "port")
+	queueMode   = gauge("xsk_queue_mode_info", "Always 1; mode is what the kernel says that the socket is, asked what the node file wants.", "port", "queue", "mode", "asked")
+	queueRx     = counter("xsk_queue_received_packets", "Frames taken from the rx ring.", "port", "queue")
+	queueRxB    = counter("xsk_queue_received_bytes", "Bytes of frames taken from the rx ring.", "port", "queue")
+	queueTx     = counter("xsk_queue_sent_packets", "Frames put into the tx ring.", "port", "queue")
+	queueTxB    = counter("xsk_queue_sent_bytes", "Bytes of frames put into the tx ring.", "port", "queue")
+	queueFull   = counter("xsk_queue_tx_full_packets", "Frames dropped because the tx ring was full.", "port", "queue")
+	queueErrors = counter("xsk_queue_tx_errors", "Errors of the calls that ask the kernel to send.", "port", "queue")
+	queueKicks  = counter("xsk_queue_kicks", "System calls that asked the kernel to send.", "port", "queue")
+	queueLost   = counter("xsk_queue_kernel_lost_packets", "Packets that the kernel lost or refused at the socket, by cause.", "port", "queue", "cause")
+
+	neighbours   = gauge("slowpath_neighbours", "Neighbour entries in use.")
+	neighPending = gauge("slowpath_pending_neighbours", "Next hops that are being asked for.")
+	neighWaiting = gauge("slowpath_waiting_packets", "Packets that wait for a next hop's MAC address.")
+	slowReceived = counter("slowpath_received_frames", "Frames handed to the slow path.")
+	slowSent     = counter("slowpath_sent_frames", "Frames that the slow path sent.")
+)
+
+// collector is one scrape.
+type collector struct {
+	ctx context.Context
+	src Source
+}
+
+// Describe lists all families, so that two of one name are found at the first scrape.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, f := range families {
+		ch <- f.desc
+	}
+}
+
+// Collect reads the source once and sends every series.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	s, err := c.src.Status(c.ctx, false)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(ready.desc, err)
+		return
+	}
+	d, err := c.src.Drops(c.ctx)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(dropped.desc, err)
+		return
+	}
+	o := out(ch)
+	o.node(s)
+	o.drops(d)
+	o.workers(s)
+	for i := range s.Tenants {
+		o.tenant(&s.Tenants[i])
+	}
+	for i := range s.Ports {
+		o.port(&s.Ports[i])
+	}
+}
+
+// out is where series go.
+type out chan<- prometheus.Metric
+
+func (o out) put(f *family, v float64, labels ...string) {
+	m, err := prometheus.NewConstMetric(f.desc, f.kind, v, labels...)
+	if err != nil { // a label that is not UTF-8
+		m = prometheus.NewInvalidMetric(f.desc, err)
+	}
+	o <- m
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func (o out) node(s *api.Status) {
+	o.put(buildInfo, 1, s.Version, runtime.Version())
+	o.put(ready, truth(s.Ready))
+	o.put(broken, truth(s.Broken != ""))
+	o.put(started, float64(s.Started.UnixMilli())/1e3)
+	o.put(revision, float64(s.Revision.Number))
+	o.put(appliedAt, float64(s.Revision.AppliedAt.UnixMilli())/1e3)
+	o.put(conserved, truth(s.Conservation.OK))
+	p := &s.SlowPath
+	o.put(neighbours, float64(p.Neighbours))
+	o.put(neighPending, float64(p.Pending))
+	o.put(neighWaiting, float64(p.Waiting))
+	o.put(slowReceived, float64(p.Received))
+	o.put(slowSent, float64(p.Sent))
+}
+
+// drops goes by the list of reasons and not by the answer, so that no series appears only when its first packet dies.
+func (o out) drops(d *api.Drops) {
+	for r := verdict.Reason(0); r < verdict.NumReasons; r++ {
+		if r != verdict.Pass {
+			o.put(dropped, float64(d.ByReason[r.String()]), r.String())
+		}
+	}
+}
+
+func (o out) workers(s *api.Status) {
+	places := make(map[int]*[4]int, len(s.Workers))
+	for i := range s.Workers {
+		places[s.Workers[i].ID] = new([4]int)
+	}
+	for i := range s.Ports {
+		for _, q := range s.Ports[i].Queues {
+			if at := places[q.Worker]; at != nil {
+				at[0] += q.InFill
+				at[1] += q.InRx
+				at[2] += q.InTx
+				at[3] += q.InCompletion
+			}
+		}
+	}
+	for i := range s.Workers {
+		w := &s.Workers[i]
+		id := strconv.Itoa(w.ID)
+		o.put(workerBusy, w.Busy, id)
+		o.put(workerFrames, float64(w.FramesFree), id, "free")
+		o.put(workerFrames, float64(w.FramesHeld), id, "shaper")
+		for j, place := range [...]string{"fill", "rx", "tx", "completion"} {
+			o.put(workerFrames, float64(places[w.ID][j]), id, place)
+		}
+		o.put(workerFramesAll, float64(w.Frames), id)
+		o.put(workerView, float64(w.Generation), id)
+		o.put(workerOut, float64(w.HandedOut), id)
+		o.put(workerIn, float64(w.HandedIn), id)
+		o.put(workerPanics, float64(w.Panics), id)
+		o.put(workerBlocked, float64(w.BlockedKeys), id)
+		o.put(workerBursts, float64(w.Bursts), id)
+		o.put(workerWakeups, float64(w.Wakeups), id)
+		o.put(workerCrossings, float64(w.Crossings), id)
+		o.put(workerUMEM, float64(w.UMEMBytes), id)
+		o.put(workerTables, float64(w.TableBytes), id)
+		o.put(sessions, float64(w.Sessions), id)
+		o.put(sessionsCapacity, float64(w.SessionsCap), id)
+		o.put(mappings, float64(w.Mappings), id)
+		o.put(mappingsCapacity, float64(w.MappingsCap), id)
+	}
+}
+
+func (o out) tenant(t *api.Tenant) {
+	for _, d := range [...]struct {
+		name          string
+		left, came    api.Counter
+		bits, packets uint64
+		queued        int
+	}{
+		{"out", t.Out, t.Offered.Out, t.Limits.OutBits, t.Limits.OutPackets, t.Queued.Out},
+		{"in", t.In, t.Offered.In, t.Limits.InBits, t.Limits.InPackets, t.Queued.In},
+	} {
+		o.put(tenantPackets, float64(d.left.Packets), t.Name, d.name)
+		o.put(tenantBytes, float64(d.left.Bytes), t.Name, d.name)
+		o.put(offeredPackets, float64(d.came.Packets), t.Name, d.name)
+		o.put(offeredBytes, float64(d.came.Bytes), t.Name, d.name)
+		o.put(limitBytes, float64(d.bits)/8, t.Name, d.name)
+		o.put(limitPackets, float64(d.packets), t.Name, d.name)
+		o.put(queued, float64(d.queued), t.Name, d.name)
+	}
+	lost := uint64(0)
+	for _, n := range t.Drops {
+		lost += n
+	}
+	o.put(tenantDropped, float64(lost), t.Name)
+	o.put(tenantSessions, float64(t.Sessions), t.Name)
+	o.put(tenantCap, float64(t.SessionsCap), t.Name)
+	o.put(tenantCreated, float64(t.Created), t.Name)
+	pool := t.Pool
+	if pool == nil {
+		pool = &api.Pool{}
+	}
+	o.put(poolAddresses, float64(pool.Addresses), t.Name)
+	o.put(poolPorts, float64(pool.Ports), t.Name)
+	o.put(poolUsed, float64(pool.InUse), t.Name)
+	o.put(poolHeld, float64(pool.Held), t.Name)
+	o.put(poolBlocks, float64(pool.FreeBlocks), t.Name)
+}
+
+func (o out) port(p *api.Port) {
+	o.put(portInfo, 1, p.Name, p.Device, p.Driver, p.Attach)
+	o.put(portUp, truth(p.Up && p.Carrier), p.Name)
+	o.put(portHost, float64(p.XDPToHost), p.Name)
+	o.put(portDropped, float64(p.XDPDropped), p.Name)
+	for i := range p.Queues {
+		q := &p.Queues[i]
+		n := strconv.Itoa(q.Queue)
+		o.put(queueMode, 1, p.Name, n, q.Mode, q.Asked)
+		o.put(queueRx, float64(q.Rx.Packets), p.Name, n)
+		o.put(queueRxB, float64(q.Rx.Bytes), p.Name, n)
+		o.put(queueTx, float64(q.Tx.Packets), p.Name, n)
+		o.put(queueTxB, float64(q.Tx.Bytes), p.Name, n)
+		o.put(queueFull, float64(q.TxFull), p.Name, n)
+		o.put(queueErrors, float64(q.TxErrors), p.Name, n)
+		o.put(queueKicks, float64(q.Kicks), p.Name, n)
+		for _, l := range [...]struct {
+			cause string
+			n     uint64
+		}{
+			{"rx_dropped", q.Rings.RxDropped}, {"rx_ring_full", q.Rings.RxRingFull}, {"fill_empty", q.Rings.FillEmpty},
+			{"rx_invalid", q.Rings.RxInvalidDescs}, {"tx_invalid", q.Rings.TxInvalidDescs},
+		} {
+			o.put(queueLost, float64(l.n), p.Name, n, l.cause)
+		}
+	}
+}

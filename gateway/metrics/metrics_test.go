@@ -1,0 +1,150 @@
+package metrics
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"demarc/gateway/api"
+	"demarc/gateway/verdict"
+)
+
+// fake answers with fixed structs.
+type fake struct {
+	status      *api.Status
+	drops       *api.Drops
+	err, dropsE error
+}
+
+func (f *fake) Status(context.Context, bool) (*api.Status, error) { return f.status, f.err }
+func (f *fake) Drops(context.Context) (*api.Drops, error)         { return f.drops, f.dropsE }
+
+// fresh is a node that has seen no packet.
+func fresh() *fake {
+	return &fake{
+		status: &api.Status{Node: "n1", Version: "v1.2", Ready: true, Started: time.Unix(1000, 0), Revision: api.Revision{Number: 7, AppliedAt: time.Unix(900, 5e8)},
+			Workers: []api.Worker{{ID: 0, Frames: 100, FramesFree: 60, SessionsCap: 64}, {ID: 1, Frames: 100, FramesFree: 100, SessionsCap: 64}},
+			Tenants: []api.Tenant{{ID: 1, Name: "alpha"}, {ID: 2, Name: "be\"ta\n"}},
+			Ports: []api.Port{{Name: "wan", Device: "eth0", Driver: "veth", Attach: "native", Up: true, Carrier: true,
+				Queues: []api.Queue{{Queue: 0, Worker: 0, Mode: "copy", Asked: "auto", InFill: 30, InTx: 10}, {Queue: 1, Worker: 1, Mode: "zerocopy", Asked: "auto"}}}},
+			Conservation: api.Conservation{OK: true}},
+		drops: &api.Drops{ByReason: map[string]uint64{}},
+	}
+}
+
+func scrape(t *testing.T, f *fake) (string, int) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	Handler(f).ServeHTTP(w, httptest.NewRequest(http.MethodGet, api.PathMetrics, nil))
+	return w.Body.String(), w.Code
+}
+
+func want(t *testing.T, text string, lines ...string) {
+	t.Helper()
+	have := map[string]bool{}
+	for l := range strings.Lines(text) {
+		have[strings.TrimSuffix(l, "\n")] = true
+	}
+	for _, l := range lines {
+		if !have[l] {
+			t.Errorf("no line %q", l)
+		}
+	}
+}
+
+func TestEverySeriesIsThereAtTheStart(t *testing.T) {
+	text, code := scrape(t, fresh())
+	if code != http.StatusOK {
+		t.Fatalf("status %d: %s", code, text)
+	}
+	for r := verdict.Reason(0); r < verdict.NumReasons; r++ {
+		line := `demarc_meter_dropped_packets_total{reason="` + r.String() + `"} 0`
+		if got := strings.Contains(text, line+"\n"); got != (r != verdict.Pass) {
+			t.Errorf("%s: there = %v", line, got)
+		}
+	}
+	names := regexp.MustCompile(`fqName: "([^"]+)"`)
+	for _, f := range families {
+		name := names.FindStringSubmatch(f.desc.String())[1]
+		if !strings.Contains(text, "\n"+name+"{") && !strings.Contains(text, "\n"+name+" ") {
+			t.Errorf("family %s has no series", name)
+		}
+	}
+}
+
+func TestValues(t *testing.T) {
+	f := fresh()
+	s := f.status
+	s.Workers[0].Busy, s.Workers[0].Sessions, s.Workers[0].Mappings, s.Workers[0].HandedOut = 0.25, 3, 2, 9
+	a := &s.Tenants[0]
+	a.Out, a.In, a.Offered.Out = api.Counter{Packets: 5, Bytes: 500}, api.Counter{Packets: 6, Bytes: 600}, api.Counter{Packets: 8, Bytes: 800}
+	a.Drops = map[string]uint64{"acl_deny": 2, "ttl_exceeded": 1}
+	a.Limits.OutBits = 20e6
+	a.Queued.In = 4
+	a.Pool = &api.Pool{Addresses: 1, Ports: 64512, InUse: 12, Held: 3, FreeBlocks: 1007}
+	s.Ports[0].Queues[0].Rings.FillEmpty = 11
+	s.Ports[0].Carrier = false
+	f.drops.ByReason["acl_deny"] = 2
+	text, _ := scrape(t, f)
+	want(t, text,
+		`demarc_gateway_ready 1`, `demarc_gateway_policy_revision 7`, `demarc_gateway_policy_applied_timestamp_seconds 900.5`, `demarc_gateway_frames_conserved 1`,
+		`demarc_gateway_stage_off 0`,
+		`demarc_worker_busy_ratio{worker="0"} 0.25`, `demarc_worker_frames{place="free",worker="0"} 60`, `demarc_worker_frames{place="fill",worker="0"} 30`,
+		`demarc_worker_frames{place="tx",worker="0"} 10`, `demarc_worker_frames{place="fill",worker="1"} 0`, `demarc_worker_memory_frames{worker="0"} 100`,
+		`demarc_conntrack_sessions{worker="0"} 3`, `demarc_conntrack_capacity_sessions{worker="1"} 64`, `demarc_nat_mappings{worker="0"} 2`,
+		`demarc_worker_handed_out_packets_total{worker="0"} 9`,
+		`demarc_meter_tenant_packets_total{direction="out",tenant="alpha"} 5`, `demarc_meter_tenant_bytes_total{direction="in",tenant="alpha"} 600`,
+		`demarc_meter_tenant_offered_packets_total{direction="out",tenant="alpha"} 8`, `demarc_meter_tenant_dropped_packets_total{tenant="alpha"} 3`,
+		`demarc_meter_tenant_dropped_packets_total{tenant="be\"ta\n"} 0`,
+		`demarc_police_limit_bytes_per_second{direction="out",tenant="alpha"} 2.5e+06`, `demarc_police_queued_packets{direction="in",tenant="alpha"} 4`,
+		`demarc_nat_pool_used_ports{tenant="alpha"} 12`, `demarc_nat_pool_free_blocks{tenant="alpha"} 1007`,
+		`demarc_meter_dropped_packets_total{reason="acl_deny"} 2`,
+		`demarc_xsk_queue_mode_info{asked="auto",mode="copy",port="wan",queue="0"} 1`, `demarc_xsk_queue_mode_info{asked="auto",mode="zerocopy",port="wan",queue="1"} 1`,
+		`demarc_xsk_queue_kernel_lost_packets_total{cause="fill_empty",port="wan",queue="0"} 11`, `demarc_xsk_port_up{port="wan"} 0`,
+	)
+	if !strings.Contains(text, `demarc_build_info{goversion="go`) || !strings.Contains(text, `version="v1.2"} 1`) {
+		t.Error("no build info")
+	}
+}
+
+func TestLint(t *testing.T) {
+	text, _ := scrape(t, fresh())
+	problems, err := promlint.New(strings.NewReader(text)).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		if strings.HasPrefix(p.Metric, "demarc_") {
+			t.Errorf("%s: %s", p.Metric, p.Text)
+		}
+	}
+}
+
+func TestSilentSourceFailsTheScrape(t *testing.T) {
+	for name, f := range map[string]*fake{"status": {err: errors.New("workers are busy")}, "drops": {status: fresh().status, dropsE: errors.New("workers are busy")}} {
+		if text, code := scrape(t, f); code != http.StatusInternalServerError || !strings.Contains(text, "workers are busy") {
+			t.Errorf("%s: status %d, body %q", name, code, text)
+		}
+	}
+}
+
+// An address must never become a label, whatever the structs hold.
+func TestNoAddressBecomesALabel(t *testing.T) {
+	f := fresh()
+	f.status.Ports[0].MAC = "02:00:00:00:00:01"
+	f.status.Conservation.Detail = "198.18.0.1"
+	f.status.Revision.Source = "198.18.0.1"
+	text, _ := scrape(t, f)
+	for _, bad := range []string{"198.18.", "02:00:00"} {
+		if strings.Contains(text, bad) {
+			t.Errorf("%q in the scrape", bad)
+		}
+	}
+}
