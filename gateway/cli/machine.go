@@ -1,0 +1,188 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"demarc/configs"
+	"demarc/gateway/api"
+	"demarc/gateway/doctor"
+	"demarc/gateway/hostnet"
+	"demarc/gateway/lab"
+	"demarc/gateway/netlab"
+	"demarc/gateway/xsk"
+)
+
+func (a *app) doctorCmd() *cobra.Command {
+	var node string
+	c := command("doctor [--node FILE]", "look at this machine and say what is wrong and the line that mends it",
+		"Look at the kernel, and with a node file at its ports, queues, offloads, MTU and memory, and print what was found: what is wrong comes with\n"+
+			"the line that mends it. Changes nothing. Exit status 1 when the gateway could not start or would forward wrongly.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+			var n *configs.Node
+			if node != "" {
+				var err error
+				if n, err = readNode(cmd, node); err != nil {
+					return err
+				}
+			}
+			found := doctor.Check(n)
+			if err := show(a, cmd, &found, writeFindings); err != nil {
+				return err
+			}
+			if slices.ContainsFunc(found, func(f doctor.Finding) bool { return f.Level == doctor.Bad }) {
+				return errSilent
+			}
+			return nil
+		})
+	c.Flags().StringVar(&node, "node", "", "node `file`")
+	return a.data(c)
+}
+
+func writeFindings(w io.Writer, list *[]doctor.Finding) {
+	worst := map[doctor.Level]int{}
+	for _, f := range *list {
+		worst[f.Level]++
+		fmt.Fprintf(w, "%-4s  %s: %s\n", f.Level, clean(f.Subject), clean(f.What))
+		if f.Why != "" {
+			fmt.Fprintf(w, "      %s\n", clean(f.Why))
+		}
+		if f.Mend != "" {
+			fmt.Fprintf(w, "      mend: %s\n", clean(f.Mend))
+		}
+	}
+	fmt.Fprintf(w, "%d bad, %d warn, %d info, %d ok\n", worst[doctor.Bad], worst[doctor.Warn], worst[doctor.Info], worst[doctor.OK])
+}
+
+// machine is what release touches; tests replace it.
+type machine struct {
+	link    func(name string) (hostnet.Link, error)
+	release func(ifindex int) error
+}
+
+var thisMachine = machine{hostnet.LinkByName, xsk.Release}
+
+func (a *app) releaseCmd() *cobra.Command {
+	var node string
+	var force bool
+	c := command("release PORT|DEVICE", "give a port back to the kernel",
+		"Take demarc's XDP program off a network device, so that the kernel sees all of its traffic again. The program stays there, closed, when a\n"+
+			"gateway ends, so that nothing leaks while it is gone; only this takes it off. A program that is not demarc's is left alone.\n"+
+			"Refused while a gateway serves the device.",
+		cobra.ExactArgs(1), func(cmd *cobra.Command, args []string) error {
+			device, err := a.device(cmd, args[0], node, force)
+			if err != nil {
+				return err
+			}
+			l, err := thisMachine.link(device)
+			if err != nil {
+				return fmt.Errorf("device %s: %w: name a device that `ip link` shows, or a port with the --node file that names its device", device, err)
+			}
+			if err := thisMachine.release(l.Index); err != nil {
+				return fmt.Errorf("%s: %w", device, err)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s belongs to the kernel again\n", device)
+			return nil
+		})
+	c.Flags().StringVar(&node, "node", "", "node `file` in which PORT is looked up")
+	c.Flags().BoolVar(&force, "force", false, "also while a gateway serves it: transit then goes through the kernel's stack")
+	return c
+}
+
+// device finds the network device of a port by the node file and by a node that runs here, and refuses one that is being served.
+func (a *app) device(cmd *cobra.Command, name, node string, force bool) (string, error) {
+	device := name
+	if node != "" {
+		n, err := readNode(cmd, node)
+		if err != nil {
+			return "", err
+		}
+		for _, p := range n.Ports {
+			if p.Name == name {
+				device = p.Device
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Second)
+	defer cancel()
+	var served api.Ports
+	if err := a.ask(func(c *api.Client) error { return c.Get(ctx, api.PathPorts, &served) }); err != nil {
+		return device, nil // nobody serves here
+	}
+	for i := range served.Ports {
+		p := &served.Ports[i]
+		if p.Device != device && (p.Name != name || node != "") {
+			continue
+		}
+		if !force {
+			return "", fmt.Errorf("device %s is served by the gateway at %s: stop it first, or say --force", p.Device, a.socket)
+		}
+		return p.Device, nil
+	}
+	return device, nil
+}
+
+func (a *app) labCmd() *cobra.Command {
+	var o lab.Options
+	c := command("lab", "build a lab in namespaces, run the gateway in it, and check what it promises",
+		"Build two tenants and a public side in network namespaces of this machine, run the gateway between them over AF_XDP, send real traffic\n"+
+			"through it and check each promise from the hosts' side. Ends by itself; exit status 1 when a promise did not hold. Needs root.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+			if o.Break != "" && !slices.Contains(lab.Stages, o.Break) {
+				return usageError{fmt.Errorf("--break %q: want one of %s", o.Break, strings.Join(lab.Stages, ", "))}
+			}
+			o.Out = cmd.OutOrStdout()
+			if a.json {
+				o.Out = nil
+			}
+			r, err := lab.Run(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				if err := show(a, cmd, &r, nil); err != nil {
+					return err
+				}
+			}
+			if !r.OK {
+				return errSilent
+			}
+			return nil
+		})
+	c.Flags().BoolVar(&o.Keep, "keep", false, "leave the lab up after the verdict, until interrupted")
+	c.Flags().DurationVar(&o.Duration, "duration", 15*time.Second, "of the traffic, at least 8s")
+	c.Flags().StringVar(&o.Break, "break", "", "start the gateway with one stage off, to see that the lab notices: "+strings.Join(lab.Stages, ", "))
+	_ = c.Flags().MarkHidden("break") // it exists
+	return a.data(c)
+}
+
+// labHostCmd is here for completeness of the tree: Main has become the lab's host before any command is looked at.
+func labHostCmd() *cobra.Command {
+	return &cobra.Command{Use: "lab-host TOOL", Short: "be a host of the lab", Hidden: true, DisableFlagParsing: true, RunE: func(_ *cobra.Command, args []string) error {
+		os.Exit(netlab.Main(args))
+		return nil
+	}}
+}
+
+// built is what version prints as JSON.
+type built struct {
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	System  string `json:"system"`
+}
+
+func (a *app) versionCmd() *cobra.Command {
+	return a.data(command("version", "print the version", "Print the version of this program.", cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+		return show(a, cmd, &built{a.version, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}, func(w io.Writer, b *built) {
+			fmt.Fprintf(w, "demarc %s, %s, %s\n", b.Version, b.Go, b.System)
+		})
+	}))
+}

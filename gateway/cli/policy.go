@@ -1,0 +1,222 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"demarc/configs"
+	"demarc/gateway/api"
+)
+
+// checked is what check prints as JSON.
+type checked struct {
+	OK       bool          `json:"ok"`
+	Tenants  int           `json:"tenants"`
+	Rules    int           `json:"rules"`
+	Problems []api.Problem `json:"problems"`
+	Warnings []api.Problem `json:"warnings"`
+}
+
+func (a *app) checkCmd() *cobra.Command {
+	var node string
+	c := command("check [POLICY] [--node NODE]", "say everything that is wrong with a policy or a node file",
+		"Read a policy file (- is standard input), a node file, or both together, and print everything that is wrong with them: one line per\n"+
+			"error with its file, line, path and what would be right. It needs no running node and no root. Exit status 1 when there is an error.",
+		cobra.MaximumNArgs(1), func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 && node == "" {
+				return usageError{errors.New("name a policy file, a node file with --node, or both")}
+			}
+			return a.check(cmd, args, node)
+		})
+	c.Flags().StringVar(&node, "node", "", "node `file`; with a policy, check also that they fit together")
+	return a.data(c)
+}
+
+func (a *app) check(cmd *cobra.Command, args []string, node string) error {
+	out := checked{OK: true, Problems: []api.Problem{}, Warnings: []api.Problem{}}
+	bad := func(err error) error {
+		var list configs.ErrorList
+		if err != nil && !errors.As(err, &list) {
+			return err
+		}
+		out.Problems = append(out.Problems, problems(list)...)
+		out.OK = len(out.Problems) == 0
+		return nil
+	}
+	var n *configs.Node
+	var p *configs.Policy
+	if len(args) == 1 {
+		text, source, err := read(cmd, args[0])
+		if err != nil {
+			return err
+		}
+		p, err = configs.DecodePolicy(source, text)
+		if berr := bad(err); berr != nil {
+			return berr
+		}
+		if err == nil {
+			out.Tenants = len(p.Tenants)
+			for i := range p.Tenants {
+				out.Rules += len(p.Tenants[i].Rules)
+			}
+			out.Warnings = append(out.Warnings, problems(p.Warnings())...)
+		}
+	}
+	if node != "" {
+		var err error
+		n, err = readNode(cmd, node)
+		if err := bad(err); err != nil {
+			return err
+		}
+	}
+	if n != nil && p != nil && out.OK {
+		if err := bad(configs.CheckTogether(p, n)); err != nil {
+			return err
+		}
+	}
+	if a.json {
+		if err := show(a, cmd, &out, nil); err != nil {
+			return err
+		}
+	} else {
+		for _, w := range out.Warnings {
+			fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w.Text)
+		}
+		for _, e := range out.Problems {
+			fmt.Fprintln(cmd.ErrOrStderr(), e.Text)
+		}
+		if out.OK {
+			switch {
+			case p != nil:
+				fmt.Fprintf(cmd.OutOrStdout(), "ok: %s, %s, %s\n", plural(out.Tenants, "tenant"), plural(out.Rules, "rule"), plural(len(out.Warnings), "warning"))
+			default:
+				fmt.Fprintf(cmd.OutOrStdout(), "ok: %s, %s\n", plural(len(n.Ports), "port"), plural(len(n.Interfaces), "interface"))
+			}
+		}
+	}
+	if !out.OK {
+		return errSilent
+	}
+	return nil
+}
+
+func problems(list configs.ErrorList) []api.Problem {
+	out := make([]api.Problem, 0, len(list))
+	for _, e := range list {
+		out = append(out, api.Problem{File: e.File, Line: e.Line, Path: e.Path, Value: e.Value, Want: e.Want, Text: e.Error()})
+	}
+	return out
+}
+
+func (a *app) diffCmd() *cobra.Command {
+	return a.data(command("diff FILE", "say what a policy would change and how many live sessions it would cut",
+		"Ask the node what FILE (- is standard input) would change in what it serves, and which live sessions it would end. Changes nothing.",
+		cobra.ExactArgs(1), func(cmd *cobra.Command, args []string) error {
+			text, source, err := read(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			var d api.Diff
+			err = a.ask(func(c *api.Client) error {
+				return c.Post(cmd.Context(), api.PathDiff, api.DiffRequest{Policy: string(text), Source: source}, &d)
+			})
+			if err != nil {
+				return err
+			}
+			return show(a, cmd, &d, writeDiff)
+		}))
+}
+
+func (a *app) applyCmd() *cobra.Command {
+	var expect uint64
+	c := command("apply FILE", "serve another policy, without losing a packet of what does not change",
+		"Hand FILE (- is standard input) to the node. It returns when every worker serves the new policy, which is kept on disk first.\n"+
+			"A policy with errors is refused whole, with every error.",
+		cobra.ExactArgs(1), func(cmd *cobra.Command, args []string) error {
+			text, source, err := read(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			var d api.Applied
+			err = a.ask(func(c *api.Client) error {
+				return c.Post(cmd.Context(), api.PathApply, api.ApplyRequest{Policy: string(text), Source: source, Expected: expect}, &d)
+			})
+			if err != nil {
+				return err
+			}
+			return show(a, cmd, &d, writeApplied)
+		})
+	c.Flags().Uint64Var(&expect, "expect", 0, "refuse unless revision `N` is the one served now")
+	return a.data(c)
+}
+
+func (a *app) policyCmd() *cobra.Command {
+	return a.data(command("policy", "print the policy that is served", "Print the text of the policy that the node serves, as it was applied.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+			var text []byte
+			err := a.ask(func(c *api.Client) (err error) {
+				text, err = c.Text(cmd.Context(), api.PathPolicy)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			return show(a, cmd, &policyText{string(text)}, func(w io.Writer, p *policyText) { fmt.Fprint(w, p.Policy) })
+		}))
+}
+
+// policyText is what policy prints as JSON.
+type policyText struct {
+	Policy string `json:"policy"`
+}
+
+func writeChanges(w io.Writer, list []api.Change) {
+	for _, c := range list {
+		switch {
+		case c.Was == "" && c.Now == "":
+			fmt.Fprintf(w, "  ~ %s\n", c.Path)
+		case c.Was == "":
+			fmt.Fprintf(w, "  + %s: %s\n", c.Path, c.Now)
+		case c.Now == "":
+			fmt.Fprintf(w, "  - %s: %s\n", c.Path, c.Was)
+		default:
+			fmt.Fprintf(w, "  ~ %s: %s -> %s\n", c.Path, c.Was, c.Now)
+		}
+	}
+}
+
+func writeDiff(w io.Writer, d *api.Diff) {
+	fmt.Fprintf(w, "against revision %d (%s)\n", d.From.Number, d.From.Source)
+	if d.Same {
+		fmt.Fprintln(w, "nothing would change")
+	} else {
+		fmt.Fprintf(w, "%s:\n", plural(len(d.Changes), "change"))
+		writeChanges(w, d.Changes)
+	}
+	fmt.Fprintf(w, "%s of %d would be cut\n", plural(d.Cut, "session"), d.Checked)
+	if len(d.Cuts) > 0 {
+		writeSessions(w, d.Cuts)
+		if d.Cut > len(d.Cuts) {
+			fmt.Fprintf(w, "and %d more\n", d.Cut-len(d.Cuts))
+		}
+	}
+}
+
+func writeApplied(w io.Writer, d *api.Applied) {
+	fmt.Fprintf(w, "revision %d is served (%s, %.0f ms)\n", d.Revision.Number, plural(len(d.Changes), "change"), d.Took*1e3)
+	writeChanges(w, d.Changes)
+	if d.Cut > 0 {
+		fmt.Fprintf(w, "%s cut\n", plural(d.Cut, "session"))
+	}
+}
+
+// plural is "1 rule", "2 rules".
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

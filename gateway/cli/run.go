@@ -1,0 +1,97 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"demarc/configs"
+	"demarc/gateway"
+	"demarc/gateway/lab"
+	"demarc/gateway/snapshot"
+)
+
+func (a *app) runCmd() *cobra.Command {
+	var node, policy, broken string
+	c := command("run --node FILE [--policy FILE]", "run the gateway until SIGINT or SIGTERM",
+		"Run the gateway on this machine until SIGINT or SIGTERM.\n\n"+
+			"The policy of --policy is served at the first start only. From then on the node serves the last policy that was applied to it,\n"+
+			"also after a crash; `demarc status` names it. Under systemd (Type=notify) the node says when it forwards.\n"+
+			"The XDP programs stay on the ports, closed, when the gateway ends: `demarc release` takes them off.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+			if node == "" {
+				return usageError{fmt.Errorf("--node is missing: name the node file")}
+			}
+			if broken != "" && !slices.Contains(lab.Stages, broken) {
+				return usageError{fmt.Errorf("--break %q: want one of %s", broken, strings.Join(lab.Stages, ", "))}
+			}
+			return a.run(cmd, node, policy, snapshot.Break(broken))
+		})
+	c.Flags().StringVar(&node, "node", "", "node `file`")
+	c.Flags().StringVar(&policy, "policy", "", "policy `file` for the first start")
+	c.Flags().StringVar(&broken, "break", "", "switch one stage off, for the lab's own test: "+strings.Join(lab.Stages, ", "))
+	_ = c.Flags().MarkHidden("break") // it exists
+	return c
+}
+
+func (a *app) run(cmd *cobra.Command, node, policy string, broken snapshot.Break) error {
+	n, err := readNode(cmd, node)
+	if err != nil {
+		return err
+	}
+	o := gateway.Options{Node: n, Version: a.version, Log: logger(cmd.ErrOrStderr(), n.Log), Break: broken, Ready: func() { notify("READY=1") }}
+	if policy != "" {
+		if o.Policy, o.Source, err = read(cmd, policy); err != nil {
+			return err
+		}
+	}
+	g, err := gateway.New(o)
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(cmd.Context(), func() { notify("STOPPING=1") })()
+	return g.Run(cmd.Context())
+}
+
+func readNode(cmd *cobra.Command, name string) (*configs.Node, error) {
+	text, source, err := read(cmd, name)
+	if err != nil {
+		return nil, err
+	}
+	return configs.DecodeNode(source, text)
+}
+
+// logger writes as the node file wants; its values have been checked.
+func logger(w io.Writer, c configs.Log) *slog.Logger {
+	var o slog.HandlerOptions
+	var level slog.Level
+	if level.UnmarshalText([]byte(c.Level)) == nil {
+		o.Level = level
+	}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, &o))
+	}
+	return slog.New(slog.NewTextHandler(w, &o))
+}
+
+// notify tells systemd a state (sd_notify(3)). Nobody listening is no error.
+func notify(state string) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	// The net package takes a leading @ for the abstract name space, as systemd writes it.
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	_, _ = c.Write([]byte(state))
+}

@@ -1,0 +1,296 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"demarc/gateway/api"
+)
+
+// followLimit is how many sessions --follow looks at when it is not told.
+const followLimit = 100_000
+
+func (a *app) sessionsCmd() *cobra.Command {
+	var f api.SessionFilter
+	var follow bool
+	var every time.Duration
+	c := command("sessions", "list live sessions, as they enter and as they leave",
+		"List the node's live sessions: the conversation as its first packet entered, and as it left. With --follow, print those that begin (+)\n"+
+			"and end (-) from now on; what begins and ends between two looks is not seen.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+			if f.Port < 0 || f.Port > 65535 {
+				return usageError{fmt.Errorf("--port %d: want 1 to 65535", f.Port)}
+			}
+			if f.Limit < 0 {
+				return usageError{fmt.Errorf("--limit %d: want a number from 1", f.Limit)}
+			}
+			if follow {
+				if every < 100*time.Millisecond {
+					return usageError{errors.New("--interval is below 100ms")}
+				}
+				if f.Limit == 0 {
+					f.Limit = followLimit
+				}
+				return a.follow(cmd, f, every)
+			}
+			return get(a, cmd, sessionsPath(f), func(w io.Writer, s *api.Sessions) {
+				if len(s.Sessions) > 0 {
+					writeSessions(w, s.Sessions)
+				}
+				fmt.Fprintf(w, "%d shown, %d matched, %d live\n", len(s.Sessions), s.Matched, s.Total)
+			})
+		})
+	c.Flags().StringVar(&f.Tenant, "tenant", "", "of this tenant")
+	c.Flags().StringVar(&f.Address, "address", "", "with this address or prefix on any side")
+	c.Flags().IntVar(&f.Port, "port", 0, "with this port on any side")
+	c.Flags().StringVar(&f.Proto, "proto", "", "tcp, udp, icmp, icmpv6 or a number")
+	c.Flags().IntVar(&f.Limit, "limit", 0, "at most so many (1000)")
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "print what begins and ends until interrupted")
+	c.Flags().DurationVar(&every, "interval", time.Second, "time between two looks of --follow")
+	return a.data(c)
+}
+
+func sessionsPath(f api.SessionFilter) string {
+	q := url.Values{}
+	set := func(k, v string) {
+		if v != "" && v != "0" {
+			q.Set(k, v)
+		}
+	}
+	set("tenant", f.Tenant)
+	set("address", f.Address)
+	set("port", strconv.Itoa(f.Port))
+	set("proto", f.Proto)
+	set("limit", strconv.Itoa(f.Limit))
+	if len(q) == 0 {
+		return api.PathSessions
+	}
+	return api.PathSessions + "?" + q.Encode()
+}
+
+func writeSessions(w io.Writer, list []api.Session) {
+	t := newTable(w, "TENANT", "FROM", "PROTO", "STATE", "SOURCE", "DESTINATION", "LEAVES AS", "RULE", "OUTWARD", "BACK", "IDLE", "EXPIRES")
+	for i := range list {
+		s := &list[i]
+		t.row(s.Tenant, s.From, s.Proto, s.State, s.Src, s.Dst, leaves(s), ruleName(s), s.Orig.Packets, s.Reply.Packets, seconds(s.Idle), seconds(s.Expires))
+	}
+	t.flush()
+}
+
+// leaves is what NAT made of the session, "" when nothing.
+func leaves(s *api.Session) string {
+	switch {
+	case !s.NAT, s.XlatSrc == s.Src && s.XlatDst == s.Dst:
+		return ""
+	case s.XlatDst == s.Dst:
+		return s.XlatSrc
+	case s.XlatSrc == s.Src:
+		return "to " + s.XlatDst
+	}
+	return s.XlatSrc + " to " + s.XlatDst
+}
+
+func ruleName(s *api.Session) string {
+	switch {
+	case s.Rule < 0:
+		return "default"
+	case s.RuleName != "":
+		return s.RuleName
+	}
+	return strconv.Itoa(s.Rule + 1)
+}
+
+// sessionID names a session for as long as the node's process runs.
+type sessionID struct {
+	worker    int
+	slot, gen uint32
+}
+
+// event is a line of sessions --follow --json.
+type event struct {
+	Event   string      `json:"event"` // "new", "ended"
+	Session api.Session `json:"session"`
+}
+
+// follow prints what changes between looks. While more match than the limit, ends are not told, since a session that is not in the list
+// may only have been pushed out of it.
+func (a *app) follow(cmd *cobra.Command, f api.SessionFilter, every time.Duration) error {
+	c := api.Dial(a.socket)
+	defer c.Close()
+	var known map[sessionID]api.Session
+	told := false
+	for {
+		var s api.Sessions
+		if err := c.Get(cmd.Context(), sessionsPath(f), &s); err != nil {
+			if cmd.Context().Err() != nil {
+				return nil
+			}
+			return err
+		}
+		if s.Truncated && !told {
+			told = true
+			fmt.Fprintf(cmd.ErrOrStderr(), "demarc: %d sessions match, more than the limit of %d: not all are followed\n", s.Matched, f.Limit)
+		}
+		now := make(map[sessionID]api.Session, len(s.Sessions))
+		for _, x := range s.Sessions {
+			id := sessionID{x.Worker, x.Slot, x.Gen}
+			now[id] = x
+			if _, ok := known[id]; !ok && known != nil {
+				if err := a.event(cmd, "new", x); err != nil {
+					return err
+				}
+			}
+		}
+		var gone []sessionID
+		for id := range known {
+			if _, ok := now[id]; !ok {
+				gone = append(gone, id)
+			}
+		}
+		slices.SortFunc(gone, func(x, y sessionID) int {
+			if x.worker != y.worker {
+				return x.worker - y.worker
+			}
+			return int(int64(x.slot) - int64(y.slot))
+		})
+		for _, id := range gone {
+			if s.Truncated {
+				now[id] = known[id]
+				continue
+			}
+			if err := a.event(cmd, "ended", known[id]); err != nil {
+				return err
+			}
+		}
+		known = now
+		if !sleep(cmd.Context(), every) {
+			return nil
+		}
+	}
+}
+
+func (a *app) event(cmd *cobra.Command, what string, s api.Session) error {
+	w := cmd.OutOrStdout()
+	if a.json {
+		return json.NewEncoder(w).Encode(event{what, s})
+	}
+	sign := "+"
+	if what == "ended" {
+		sign = "-"
+	}
+	as := leaves(&s)
+	if as != "" {
+		as = " as " + as
+	}
+	_, err := fmt.Fprintf(w, "%s %s %s %s %s -> %s%s by %s, %d/%d packets\n", sign, clean(s.Tenant), s.Proto, s.State, s.Src, s.Dst, as, clean(ruleName(&s)),
+		s.Orig.Packets, s.Reply.Packets)
+	return err
+}
+
+func (a *app) dropsCmd() *cobra.Command {
+	var all bool
+	c := command("drops", "say what was dropped: by reason, tenant, port and rule",
+		"Print how many packets were dropped since the start: by reason, by tenant, by the XDP program of each port, and by deny rule.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+			return get(a, cmd, api.PathDrops, func(w io.Writer, d *api.Drops) { writeDrops(w, d, all) })
+		})
+	c.Flags().BoolVar(&all, "all", false, "also reasons that never happened")
+	return a.data(c)
+}
+
+func writeDrops(w io.Writer, d *api.Drops, all bool) {
+	fmt.Fprintf(w, "%s dropped\n", plural(int(d.Total), "packet"))
+	if d.Total > 0 || all {
+		writeReasons(w, d.ByReason, all)
+	}
+	part := func(what string, m map[string]map[string]uint64) {
+		for _, name := range slices.Sorted(maps.Keys(m)) {
+			fmt.Fprintf(w, "\n%s %s: %s\n", what, clean(name), plural(int(sum(m[name])), "packet"))
+			writeReasons(w, m[name], false)
+		}
+	}
+	part("tenant", d.ByTenant)
+	part("port", d.ByPort)
+	if len(d.ByRule) > 0 {
+		fmt.Fprintln(w, "\nnew sessions refused by rule:")
+		writeRules(w, d.ByRule)
+	}
+}
+
+func (a *app) routesCmd() *cobra.Command {
+	return a.data(command("routes", "list the routes of the backbone and of each tenant", "List the routes that the node serves.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+			return get(a, cmd, api.PathRoutes, func(w io.Writer, r *api.Routes) {
+				t := newTable(w, "ZONE", "PREFIX", "KIND", "VIA", "INTERFACE", "RESOLVED")
+				for _, x := range r.Routes {
+					t.row(x.Zone, x.Prefix, x.Kind, x.Via, x.Interface, yes(x.Resolved))
+				}
+				t.flush()
+			})
+		}))
+}
+
+func (a *app) neighboursCmd() *cobra.Command {
+	c := a.data(command("neighbours", "list next hops and their MAC addresses", "List the next hops that the node knows or is asking for.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+			return get(a, cmd, api.PathNeighbours, func(w io.Writer, n *api.Neighbours) {
+				t := newTable(w, "INTERFACE", "ADDRESS", "MAC", "STATE", "AGE", "IN USE", "WAITING")
+				for _, x := range n.Neighbours {
+					t.row(x.Interface, x.Address, x.MAC, x.State, seconds(x.Age), yes(x.Used), x.Waiting)
+				}
+				t.flush()
+			})
+		}))
+	c.Aliases = []string{"neighbors"}
+	return c
+}
+
+func (a *app) portsCmd() *cobra.Command {
+	return a.data(command("ports", "list ports, their queues and modes, and interfaces",
+		"List network devices, their queues with the real AF_XDP mode, and the interfaces on them with the side that each faces.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+			return get(a, cmd, api.PathPorts, writePorts)
+		}))
+}
+
+func writePorts(w io.Writer, p *api.Ports) {
+	t := newTable(w, "PORT", "DEVICE", "MAC", "MTU", "DRIVER", "XDP", "TO HOST", "XDP DROPPED")
+	for i := range p.Ports {
+		x := &p.Ports[i]
+		t.row(x.Name, x.Device, x.MAC, x.MTU, x.Driver, x.Attach, x.XDPToHost, x.XDPDropped)
+	}
+	t.flush()
+	fmt.Fprintln(w)
+	writeQueues(w, p.Ports)
+	fmt.Fprintln(w)
+	t = newTable(w, "INTERFACE", "PORT", "VLAN", "FACES", "MTU", "RX PACKETS", "TX PACKETS", "ADDRESSES")
+	for i := range p.Interfaces {
+		x := &p.Interfaces[i]
+		vlan := ""
+		if x.VLAN > 0 {
+			vlan = strconv.Itoa(x.VLAN)
+		}
+		t.row(x.Name, x.Port, vlan, x.Faces, x.MTU, x.Rx.Packets, x.Tx.Packets, list(x.Addresses))
+	}
+	t.flush()
+}
+
+func list(s []string) string {
+	out := ""
+	for i, x := range s {
+		if i > 0 {
+			out += " "
+		}
+		out += x
+	}
+	return out
+}

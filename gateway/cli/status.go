@@ -1,0 +1,277 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"demarc/gateway/api"
+)
+
+func (a *app) statusCmd() *cobra.Command {
+	var watch, rules bool
+	var every time.Duration
+	c := command("status", "say how the node is and what its tenants do",
+		"Print the node, the policy revision that it serves, workers, queues with their real AF_XDP mode and why it is not a better one, and\n"+
+			"per tenant what has passed since the start. With --watch, rates per second between two looks.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+			path := api.PathStatus
+			if rules {
+				path += "?rules=1"
+			}
+			if watch {
+				if every < 100*time.Millisecond {
+					return usageError{errors.New("--interval is below 100ms")}
+				}
+				return a.watch(cmd, path, every)
+			}
+			return get(a, cmd, path, func(w io.Writer, s *api.Status) { writeStatus(w, s, nil) })
+		})
+	c.Flags().BoolVarP(&watch, "watch", "w", false, "print again and again, with rates, until interrupted")
+	c.Flags().BoolVar(&rules, "rules", false, "also how often each rule decided about a new session")
+	c.Flags().DurationVar(&every, "interval", time.Second, "time between two looks of --watch")
+	return a.data(c)
+}
+
+// watch prints the status until the context ends, which is no error: that is how a watch ends. JSON is one object per line.
+func (a *app) watch(cmd *cobra.Command, path string, every time.Duration) error {
+	out := cmd.OutOrStdout()
+	f, ok := out.(*os.File)
+	redraw := ok && !a.json && term.IsTerminal(int(f.Fd()))
+	c := api.Dial(a.socket)
+	defer c.Close()
+	var last *api.Status
+	for {
+		var s api.Status
+		if err := c.Get(cmd.Context(), path, &s); err != nil {
+			if cmd.Context().Err() != nil {
+				return nil
+			}
+			return err
+		}
+		var b bytes.Buffer
+		switch {
+		case a.json:
+			if err := json.NewEncoder(&b).Encode(&s); err != nil {
+				return err
+			}
+		default:
+			if redraw {
+				b.WriteString("\x1b[H\x1b[2J")
+			} else if last != nil {
+				b.WriteString("\n")
+			}
+			writeStatus(&b, &s, last)
+		}
+		if _, err := out.Write(b.Bytes()); err != nil {
+			return err
+		}
+		last = &s
+		if !sleep(cmd.Context(), every) {
+			return nil
+		}
+	}
+}
+
+// writeStatus prints totals, or with an earlier look at the same process, rates since then.
+func writeStatus(w io.Writer, s, last *api.Status) {
+	state := "forwarding"
+	if !s.Ready {
+		state = "NOT READY"
+	}
+	if s.WhyNotReady != "" {
+		state += ": " + s.WhyNotReady
+	}
+	fmt.Fprintf(w, "node      %s, demarc %s, up %s, %s\n", clean(s.Node), clean(s.Version), seconds(s.Uptime), clean(state))
+	if s.Broken != "" {
+		fmt.Fprintf(w, "BROKEN    stage %q was switched off on purpose\n", s.Broken)
+	}
+	r := &s.Revision
+	name := ""
+	if r.Name != "" {
+		name = fmt.Sprintf(" %q", r.Name)
+	}
+	fmt.Fprintf(w, "policy    revision %d%s from %s, applied %s\n", r.Number, clean(name), clean(r.Source), r.AppliedAt.UTC().Format("2006-01-02 15:04:05 UTC"))
+	fmt.Fprintf(w, "          %s\n", r.Digest)
+	frames := "frames ok: "
+	if !s.Conservation.OK {
+		frames = "FRAMES LOST: "
+	}
+	fmt.Fprintf(w, "memory    %s%s\n", frames, s.Conservation.Detail)
+	p := &s.SlowPath
+	fmt.Fprintf(w, "next hops %d known, %d asked for, %s waiting\n", p.Neighbours, p.Pending, plural(p.Waiting, "packet"))
+
+	fmt.Fprintln(w)
+	writeTenants(w, s, last)
+
+	fmt.Fprintln(w)
+	t := newTable(w, "WORKER", "CPU", "BUSY", "SESSIONS", "MAPPINGS", "FRAMES FREE", "SHAPED", "HANDED OUT/IN", "PANICS")
+	for i := range s.Workers {
+		k := &s.Workers[i]
+		cpu := "any"
+		if k.CPU >= 0 {
+			cpu = fmt.Sprint(k.CPU)
+		}
+		t.row(k.ID, cpu, fmt.Sprintf("%.0f%%", 100*k.Busy), fmt.Sprintf("%d/%d", k.Sessions, k.SessionsCap), fmt.Sprintf("%d/%d", k.Mappings, k.MappingsCap),
+			fmt.Sprintf("%d/%d", k.FramesFree, k.Frames), k.FramesHeld, fmt.Sprintf("%d/%d", k.HandedOut, k.HandedIn), k.Panics)
+	}
+	t.flush()
+
+	fmt.Fprintln(w)
+	writeQueues(w, s.Ports)
+
+	fmt.Fprintln(w)
+	writeReasons(w, s.Drops, false)
+
+	for i := range s.Tenants {
+		if len(s.Tenants[i].Rules) > 0 {
+			fmt.Fprintf(w, "\nrules of %s:\n", clean(s.Tenants[i].Name))
+			writeRules(w, s.Tenants[i].Rules)
+		}
+	}
+}
+
+func writeTenants(w io.Writer, s, last *api.Status) {
+	if last == nil || !last.Started.Equal(s.Started) || s.Uptime <= last.Uptime {
+		t := newTable(w, "TENANT", "SESSIONS", "OUT PACKETS", "OUT BYTES", "IN PACKETS", "IN BYTES", "DROPPED", "LIMIT OUT/IN", "PORTS USED")
+		for i := range s.Tenants {
+			x := &s.Tenants[i]
+			t.row(x.Name, x.Sessions, x.Out.Packets, scaled(float64(x.Out.Bytes)), x.In.Packets, scaled(float64(x.In.Bytes)), sum(x.Drops), limits(x), ports(x))
+		}
+		t.flush()
+		return
+	}
+	before := map[string]*api.Tenant{}
+	for i := range last.Tenants {
+		before[last.Tenants[i].Name] = &last.Tenants[i]
+	}
+	span := s.Uptime - last.Uptime
+	// A tenant that was taken out and put in again counts anew: less than before is then all that is known.
+	rate := func(now, was uint64) float64 {
+		if now < was {
+			was = 0
+		}
+		return float64(now-was) / span
+	}
+	t := newTable(w, "TENANT", "SESSIONS", "OUT pkt/s", "OUT bit/s", "IN pkt/s", "IN bit/s", "DROP/s", "LIMIT OUT/IN", "PORTS USED")
+	for i := range s.Tenants {
+		x := &s.Tenants[i]
+		b := before[x.Name]
+		if b == nil {
+			b = &api.Tenant{}
+		}
+		t.row(x.Name, x.Sessions, scaled(rate(x.Out.Packets, b.Out.Packets)), scaled(8*rate(x.Out.Bytes, b.Out.Bytes)),
+			scaled(rate(x.In.Packets, b.In.Packets)), scaled(8*rate(x.In.Bytes, b.In.Bytes)), scaled(rate(sum(x.Drops), sum(b.Drops))), limits(x), ports(x))
+	}
+	t.flush()
+}
+
+func limits(t *api.Tenant) string {
+	one := func(bits, packets uint64) string {
+		switch {
+		case bits == 0 && packets == 0:
+			return "none"
+		case packets == 0:
+			return scaled(float64(bits)) + "bit/s"
+		case bits == 0:
+			return scaled(float64(packets)) + "pkt/s"
+		}
+		return scaled(float64(bits)) + "bit/s+" + scaled(float64(packets)) + "pkt/s"
+	}
+	out, in := one(t.Limits.OutBits, t.Limits.OutPackets), one(t.Limits.InBits, t.Limits.InPackets)
+	if out == "none" && in == "none" {
+		return "none"
+	}
+	return out + " / " + in
+}
+
+func ports(t *api.Tenant) string {
+	if t.Pool == nil {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d addresses", t.Pool.InUse, t.Pool.Addresses)
+}
+
+func sum(m map[string]uint64) (n uint64) {
+	for _, v := range m {
+		n += v
+	}
+	return n
+}
+
+func writeQueues(w io.Writer, list []api.Port) {
+	t := newTable(w, "PORT", "DEVICE", "LINK", "QUEUE", "WORKER", "MODE", "ASKED", "RX PACKETS", "TX PACKETS", "LOST", "WHY NOT BETTER")
+	for i := range list {
+		p := &list[i]
+		link := "up"
+		switch {
+		case !p.Up:
+			link = "down"
+		case !p.Carrier:
+			link = "no carrier"
+		}
+		for j := range p.Queues {
+			q := &p.Queues[j]
+			lost := q.Rings.RxDropped + q.Rings.RxRingFull + q.Rings.RxInvalidDescs + q.Rings.TxInvalidDescs + q.TxFull + q.TxErrors
+			t.row(p.Name, p.Device, link, q.Queue, q.Worker, q.Mode, q.Asked, q.Rx.Packets, q.Tx.Packets, lost, q.WhyNotBetter)
+		}
+		if len(p.Queues) == 0 {
+			t.row(p.Name, p.Device, link, "", "", "", p.Asked, "", "", "", p.Problem)
+		}
+	}
+	t.flush()
+	for i := range list {
+		if list[i].Problem != "" && len(list[i].Queues) > 0 {
+			fmt.Fprintf(w, "port %s: %s\n", clean(list[i].Name), clean(list[i].Problem))
+		}
+	}
+}
+
+// writeReasons prints drops by reason, most first.
+func writeReasons(w io.Writer, m map[string]uint64, zeroes bool) {
+	t := newTable(w, "DROPPED", "REASON")
+	keys := slices.Sorted(maps.Keys(m))
+	slices.SortStableFunc(keys, func(a, b string) int {
+		switch {
+		case m[a] > m[b]:
+			return -1
+		case m[a] < m[b]:
+			return 1
+		}
+		return 0
+	})
+	n := 0
+	for _, k := range keys {
+		if m[k] > 0 || zeroes {
+			t.row(m[k], k)
+			n++
+		}
+	}
+	if n == 0 {
+		fmt.Fprintln(w, "nothing dropped")
+		return
+	}
+	t.flush()
+}
+
+func writeRules(w io.Writer, list []api.RuleHits) {
+	t := newTable(w, "HITS", "DIRECTION", "RULE", "ACTION", "NAME")
+	for _, r := range list {
+		rule := "default"
+		if r.Rule >= 0 {
+			rule = fmt.Sprint(r.Rule + 1) // as a reader of the file counts
+		}
+		t.row(r.Hits, r.Direction, rule, r.Action, strings.TrimSpace(r.Name))
+	}
+	t.flush()
+}

@@ -1,0 +1,13 @@
+// Command demarc is a gateway that moves packets in user space over AF_XDP, its operator's tool, its lab and its bench.
+package main
+
+import (
+	"os"
+
+	"demarc/gateway/cli"
+)
+
+// version is set by the linker: -X main.version=v1.2.3.
+var version string
+
+func main() { os.Exit(cli.Main(os.Args[1:], version)) }
