@@ -116,7 +116,7 @@ func (s *Session) Timeout(tm *Timeouts) uint32 {
 	switch s.Proto {
 	case flow.TCP:
 		switch {
-		case s.State == TCPEstablished:
+		case s.State == TCPEstablished || s.State == TCPResync: // a forged SYN shortens nothing
 			return tm.TCPEstablished
 		case s.State >= TCPTimeWait:
 			return tm.TCPClosed

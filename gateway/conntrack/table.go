@@ -63,8 +63,8 @@ func (b *bucket) addPassed(n int) {
 	atomic.StoreUint64(&b.words[2], w|uint64(uint16(int(b.passed())+n))<<32)
 }
 
-// Table is the sessions of one worker. The memory behind it is, in this order: sessions, index buckets, deadlines, free slots' list
-// head excepted (it lies here). A deadline of 0 marks an empty slot; an empty slot's TCPEnd[0] links the free list.
+// Table is the sessions of one worker. The memory behind it holds, in this order: sessions, index
+// buckets, deadlines. A deadline of 0 marks an empty slot; an empty slot's TCPEnd[0] links the free list.
 type Table struct {
 	sessions  []Session
 	buckets   []bucket
@@ -226,6 +226,35 @@ func (t *Table) erase(h uint64, r Ref) bool {
 	return false
 }
 
+func (t *Table) take() (slot uint32, ok bool) {
+	switch {
+	case t.free != noSlot:
+		slot = t.free
+		t.free = t.sessions[slot].TCPEnd[0]
+	case int(t.fresh) < len(t.sessions):
+		slot = t.fresh
+		t.fresh++
+	default:
+		return noSlot, false
+	}
+	return slot, true
+}
+
+// Repair undoes a Create that did not come to its end, and reports whether there was one. To be called after a panic in the owner.
+func (t *Table) Repair() bool {
+	if t.pending == noSlot {
+		return false
+	}
+	slot := t.pending
+	t.pending = noSlot
+	if t.deadlines[slot] != 0 {
+		t.Remove(slot)
+		return true
+	}
+	t.release(slot)
+	return true
+}
+
 // deadline avoids 0, which marks an empty slot.
 func deadline(tick uint32) uint32 {
 	if tick == 0 {
@@ -248,14 +277,8 @@ func (t *Table) Create(s *Session, now, timeout uint32) (slot uint32, r verdict.
 	if _, taken := t.Lookup(&k1, h1); taken || k0 == k1 {
 		return 0, verdict.SessionCollision
 	}
-	switch {
-	case t.free != noSlot:
-		slot = t.free
-		t.free = t.sessions[slot].TCPEnd[0]
-	case int(t.fresh) < len(t.sessions):
-		slot = t.fresh
-		t.fresh++
-	default:
+	slot, ok := t.take()
+	if !ok {
 		return 0, verdict.SessionTableFull
 	}
 	t.pending = slot
@@ -267,8 +290,8 @@ func (t *Table) Create(s *Session, now, timeout uint32) (slot uint32, r verdict.
 	*d = c
 	t.insert(h1, Ref(slot<<1|1))
 	t.insert(h0, Ref(slot<<1))
-	t.deadlines[slot] = deadline(now + timeout)
 	t.live++
+	t.deadlines[slot] = deadline(now + timeout)
 	atomic.StoreUint32(&d.Seq, seq+1)
 	t.pending = noSlot
 	return slot, verdict.Pass

@@ -14,13 +14,14 @@ const (
 	TCPEstablished              // handshake complete
 	TCPFinOrig                  // FIN of the first direction only: half closed
 	TCPFinReply                 // FIN of the reply direction only: half closed
+	TCPResync                   // established, and the first direction sent a new SYN: it may have restarted
 	TCPTimeWait                 // FIN of both directions
 	TCPReset                    // RST in the window, but not at its exact place: the receiver may have refused it
 	TCPClosed                   // RST at its exact place
 	numTCPStates
 )
 
-var tcpText = [numTCPStates]string{"none", "syn_sent", "syn_recv", "sim_open", "established", "fin_orig", "fin_reply", "time_wait", "reset", "closed"}
+var tcpText = [numTCPStates]string{"none", "syn_sent", "syn_recv", "sim_open", "established", "fin_orig", "fin_reply", "resync", "time_wait", "reset", "closed"}
 
 // TCPStateText is the state's lower-case name.
 func TCPStateText(state uint8) string {
@@ -86,15 +87,17 @@ func (g *Segment) end() uint32 {
 
 // What is done with a segment before the state moves.
 const (
-	refuse uint8 = iota // TCPInvalidFlags: no endpoint in that state sends it
-	notSyn              // TCPNotSyn: would open a new conversation, see Reopens
-	pass                // goes through, unexamined, and moves nothing: the receiver will answer it (RFC 5961 challenge ACK, or RST)
-	open                // SYN of the first direction: all numbers start afresh
-	reopen              // the same on a closed tuple, unless it is an old duplicate, which passes
-	answer              // SYN or SYN/ACK of the reply direction: its numbers start
-	again               // another SYN/ACK of the reply direction before the first was acknowledged
-	move                // must lie in the window
-	reset               // RST: must lie in the window, or acknowledge a SYN exactly
+	refuse  uint8 = iota // TCPInvalidFlags: no endpoint in that state sends it
+	notSyn               // TCPNotSyn: would open a new conversation, see Reopens
+	pass                 // goes through, unexamined, and moves nothing: the receiver will answer it (RFC 5961 challenge ACK, or RST)
+	open                 // SYN of the first direction: all numbers start afresh
+	reopen               // the same on a closed tuple, unless it is an old duplicate, which passes
+	resync               // SYN of the first direction on a live session: a late copy passes, a new number may be a restart
+	restart              // SYN/ACK after that: the server knows nothing of the old conversation, and all numbers start afresh
+	answer               // SYN or SYN/ACK of the reply direction: its numbers start
+	again                // another SYN/ACK of the reply direction before the first was acknowledged
+	move                 // must lie in the window
+	reset                // RST: must lie in the window, or acknowledge a SYN exactly
 )
 
 type cell struct{ how, next uint8 }
@@ -153,7 +156,7 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 	},
 	TCPEstablished: {
 		{
-			cSYN:    {pass, 0},              // The client has restarted: the server will challenge it (RFC 5961 section 4). Or a late copy.
+			cSYN:    {resync, TCPResync},    // The client has restarted; the server will challenge it (RFC 5961 section 4) or accept it.
 			cSYNACK: {pass, 0},              // A late copy from a simultaneous open.
 			cACK:    {move, TCPEstablished}, // Data.
 			cFIN:    {move, TCPFinOrig},     // Has no more to send; the other may go on for as long as it likes.
@@ -168,11 +171,11 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 	},
 	TCPFinOrig: {
 		{
-			cSYN:    {pass, 0},          // As when established.
-			cSYNACK: {pass, 0},          // A late copy.
-			cACK:    {move, TCPFinOrig}, // Acknowledges what still comes, or repeats what was lost.
-			cFIN:    {move, TCPFinOrig}, // The FIN comes again.
-			cRST:    {reset, TCPClosed}, // Aborts the half that was left.
+			cSYN:    {resync, TCPResync}, // As when established.
+			cSYNACK: {pass, 0},           // A late copy.
+			cACK:    {move, TCPFinOrig},  // Acknowledges what still comes, or repeats what was lost.
+			cFIN:    {move, TCPFinOrig},  // The FIN comes again.
+			cRST:    {reset, TCPClosed},  // Aborts the half that was left.
 		}, {
 			cSYN:    {pass, 0},           // A late copy.
 			cSYNACK: {pass, 0},           // A late copy.
@@ -183,7 +186,7 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 	},
 	TCPFinReply: {
 		{
-			cSYN:    {pass, 0},           // As when established.
+			cSYN:    {resync, TCPResync}, // As when established.
 			cSYNACK: {pass, 0},           // A late copy.
 			cACK:    {move, TCPFinReply}, // The other half goes on.
 			cFIN:    {move, TCPTimeWait}, // The other half closes too.
@@ -194,6 +197,21 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 			cACK:    {move, TCPFinReply}, // Acknowledges what still comes, or repeats what was lost.
 			cFIN:    {move, TCPFinReply}, // The FIN comes again.
 			cRST:    {reset, TCPClosed},  // Aborts the half that was left.
+		},
+	},
+	TCPResync: {
+		{
+			cSYN:    {pass, 0},              // Comes again.
+			cSYNACK: {pass, 0},              // A late copy.
+			cACK:    {move, TCPEstablished}, // Fits the old numbers: the SYN was a late copy or forged, and all goes on.
+			cFIN:    {move, TCPFinOrig},     // The same, and it closes.
+			cRST:    {reset, TCPClosed},     // Answers the server's challenge: the old conversation is over.
+		}, {
+			cSYN:    {pass, 0},             // A late copy.
+			cSYNACK: {restart, TCPSynRecv}, // The server had lost the old conversation and accepts the new one.
+			cACK:    {move, TCPResync},     // The challenge, or data under way.
+			cFIN:    {move, TCPResync},     // The old conversation was closing.
+			cRST:    {reset, TCPReset},     // Refuses the new SYN, with no number of its own, or aborts the old conversation.
 		},
 	},
 	TCPTimeWait: {
@@ -213,7 +231,7 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 	},
 	TCPReset: {
 		{
-			cSYN:    {open, TCPSynSent},     // The tuple is used again.
+			cSYN:    {resync, TCPResync},    // The RST may have been forged, so as when established.
 			cSYNACK: {pass, 0},              // A late copy.
 			cACK:    {move, TCPEstablished}, // The RST was refused (RFC 5961 section 3): all goes on. Who is really gone will reset again.
 			cFIN:    {move, TCPFinOrig},     // The same, and it closes.
@@ -285,6 +303,15 @@ func Track(s *Session, dir int, seg *Segment) verdict.Reason {
 			return verdict.Pass
 		}
 		begin(s, seg)
+	case resync:
+		if !newerThan(s, dir, seg.Seq) {
+			return verdict.Pass
+		}
+	case restart:
+		// The SYN's own numbers were not kept, for it may have been forged: be generous until the windows are seen.
+		s.Scale = [2]uint8{offered(14), offered(seg.Scale)}
+		s.TCPEnd[0], s.TCPLimit[0] = seg.Ack, 0xffff
+		answered(s, seg)
 	case answer:
 		if seg.Flags&tcpACK != 0 && !acksSyn(s, seg.Ack) {
 			return verdict.Pass // an answer to an older SYN: the client will reset it (RFC 9293 figure 8)
@@ -310,9 +337,9 @@ func Track(s *Session, dir int, seg *Segment) verdict.Reason {
 	return verdict.Pass
 }
 
-// Reopens reports that seg is a SYN that opens a new conversation on the tuple of one that is over. Ask before Track: judge the
-// packet as the first of a new session, and if it may pass remove the old session and create the new one. A pipeline that
-// does not ask loses nothing in direction 0, where Track restarts the same session; in direction 1 Track refuses.
+// Reopens reports that seg is a SYN that opens a new conversation on the tuple of one that is surely over. Ask before Track: judge
+// the packet as the first of a new session, and only if it may pass remove the old session and create the new one. A pipeline
+// that does not ask loses nothing in direction 0, where Track restarts the same session; in direction 1 Track refuses.
 func Reopens(s *Session, dir int, seg *Segment) bool {
 	if seg.class() != cSYN || s.Proto != flow.TCP {
 		return false
@@ -320,8 +347,6 @@ func Reopens(s *Session, dir int, seg *Segment) bool {
 	switch s.State {
 	case TCPClosed:
 		return true
-	case TCPReset:
-		return dir == 0 // from outside it may be forged, like the RST
 	case TCPTimeWait:
 		return newerThan(s, dir, seg.Seq)
 	}
@@ -385,20 +410,21 @@ func answered(s *Session, seg *Segment) {
 	s.TCPLimit[1] = ack + uint32(seg.Window)
 }
 
-// reach is the largest window that dir can have advertised: the other direction has no more than that under way.
-func reach(s *Session, dir int) uint32 { return 0xffff << s.shift(dir) }
+// reach is how far behind the last that it sent a direction's numbers may still be, where dir receives: a whole window of the largest
+// size that dir can have advertised is under way, and a delayed copy may be as old again. Below 2^30, so that comparisons stay signed.
+func reach(s *Session, dir int) uint32 { return min(2*(uint32(0xffff)<<s.shift(dir))+0xffff, 1<<30) }
 
 // inWindow reports whether seg can be of this conversation:
-// it starts no later than what the receiver has allowed (one more byte is a window probe),
-// it ends no earlier than a whole window before the last that was sent (a keep-alive is one byte before),
-// it acknowledges nothing that was never sent and nothing long past (RFC 5961 section 5.2; twice the window, for delayed copies).
+// it starts no later than one byte beyond what the receiver has allowed (that byte is a window probe or a FIN; an acknowledgement follows it),
+// it ends no earlier than two windows before the last that was sent (a keep-alive is one byte before; a retransmission up to a window),
+// it acknowledges nothing that was never sent and nothing long past (RFC 5961 section 5.2).
 func inWindow(s *Session, dir int, seg *Segment) bool {
 	o := 1 - dir
-	if int32(seg.Seq-s.TCPLimit[o]) > 0 || !notOld(s, dir, seg.end()) {
+	if int32(seg.Seq-s.TCPLimit[o]) > 1 || !notOld(s, dir, seg.end()) {
 		return false
 	}
 	behind := s.TCPEnd[o] - seg.Ack
-	return behind <= min(2*reach(s, dir)+0xffff, 1<<30)
+	return behind <= reach(s, dir)
 }
 
 func notOld(s *Session, dir int, end uint32) bool {
@@ -452,7 +478,9 @@ func resets(s *Session, dir int, seg *Segment) verdict.Reason {
 	switch {
 	case exact:
 		s.State = TCPClosed
-	case int32(seg.Seq-s.TCPLimit[o]) > 0 || !notOld(s, dir, seg.Seq):
+	case s.State == TCPResync && dir == 1 && seg.Flags&tcpACK != 0:
+		s.State = TCPReset // which SYN it acknowledges is not known; the client knows
+	case int32(seg.Seq-s.TCPLimit[o]) > 1 || !notOld(s, dir, seg.Seq):
 		return verdict.TCPOutOfWindow
 	case s.State != TCPClosed:
 		s.State = TCPReset

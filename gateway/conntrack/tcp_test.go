@@ -1,0 +1,490 @@
+package conntrack
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"demarc/gateway/flow"
+	"demarc/gateway/verdict"
+)
+
+// endpoint is a TCP that sends want bytes and then FIN, or RST: enough of RFC 9293 to produce what real ones send.
+type endpoint struct {
+	rng                *rand.Rand
+	dir                int
+	state              int // 0 listens, 1 SYN sent, 2 SYN received, 3 open, 4 gone
+	iss, una, nxt, top uint32
+	rcv, edge          uint32 // next expected; right edge of the window that was advertised
+	peerEdge           uint32
+	offer, peer        int8 // window scale options
+	want, buf, unread  int
+	finAt              uint32
+	finSent, finRcv    bool
+	abort              bool // ends by RST
+	timer              int
+	out, early         []Segment // early: came before what precedes it
+}
+
+func (e *endpoint) shift(s int8) uint {
+	if e.offer < 0 || e.peer < 0 {
+		return 0
+	}
+	return uint(s)
+}
+
+func (e *endpoint) send(flags uint8, seq uint32, n int) {
+	g := Segment{Flags: flags, Seq: seq, Payload: uint16(n), Scale: -1}
+	w := uint32(e.buf - e.unread)
+	if flags&tcpSYN != 0 {
+		g.Scale = e.offer
+		w = min(w, 0xffff)
+	} else {
+		w = min(w>>e.shift(e.offer), 0xffff)
+	}
+	g.Window = uint16(w)
+	if flags&tcpACK != 0 {
+		g.Ack = e.rcv
+	}
+	e.out = append(e.out, g)
+}
+
+func (e *endpoint) synFlags() uint8 {
+	if e.state == 2 {
+		return tcpSYN | tcpACK
+	}
+	return tcpSYN
+}
+
+// tick sends what may be sent, and on time-out again.
+func (e *endpoint) tick() {
+	e.unread = max(0, e.unread-e.rng.IntN(3000))
+	e.timer--
+	switch e.state {
+	case 1, 2:
+		if e.timer <= 0 {
+			e.send(e.synFlags(), e.iss, 0)
+			e.timer = 40
+		}
+	case 3:
+		if e.timer <= 0 { // everything unacknowledged again
+			e.nxt = e.una
+			e.timer = 60
+			if int32(e.peerEdge-e.una) <= 0 && e.una != e.finAt {
+				if e.rng.IntN(2) == 0 {
+					e.send(tcpACK, e.una-1, 0) // Linux's window probe, and everybody's keep-alive
+				} else if e.una != e.finAt+1 {
+					e.send(tcpACK, e.una, 1) // one byte beyond
+					if int32(e.una+1-e.top) > 0 {
+						e.top = e.una + 1
+					}
+				}
+				return
+			}
+			if e.rng.IntN(4) == 0 {
+				e.send(tcpACK, e.una-1, e.rng.IntN(2))
+			}
+		}
+		for range 4 {
+			n := min(int32(e.finAt-e.nxt), int32(e.peerEdge-e.nxt), int32(1+e.rng.IntN(1460)))
+			if n > 0 {
+				e.send(tcpACK, e.nxt, int(n))
+				e.nxt += uint32(n)
+			} else if e.nxt == e.finAt {
+				if e.abort {
+					e.send(tcpRST|tcpACK, e.nxt, 0)
+					e.state = 4
+					return
+				}
+				e.send(tcpFIN|tcpACK, e.nxt, 0)
+				e.nxt++
+				e.finSent = true
+			}
+			if int32(e.nxt-e.top) > 0 {
+				e.top = e.nxt
+			}
+		}
+	}
+}
+
+func (e *endpoint) receive(g *Segment) {
+	if e.state == 4 {
+		if g.Flags&(tcpRST|tcpACK) == tcpACK {
+			e.send(tcpRST, g.Ack, 0)
+		}
+		return
+	}
+	if g.Flags&tcpRST != 0 {
+		if e.state >= 2 && g.Seq == e.rcv || e.state == 1 && g.Flags&tcpACK != 0 && g.Ack == e.nxt {
+			e.state = 4
+		} else if e.state == 3 && int32(g.Seq-e.rcv) > 0 && int32(g.Seq-e.edge) < 0 {
+			e.send(tcpACK, e.nxt, 0) // RFC 5961 challenge
+		}
+		return
+	}
+	if g.Flags&tcpSYN != 0 {
+		switch {
+		case e.state <= 1:
+			e.peer = g.Scale
+			e.rcv = g.Seq + 1
+			e.peerEdge = e.iss + 1 + uint32(g.Window)
+			e.nxt, e.una, e.top = e.iss+1, e.iss, e.iss+1
+			if g.Flags&tcpACK != 0 {
+				if g.Ack != e.iss+1 {
+					return
+				}
+				e.una = e.iss + 1
+				e.state = 3
+				e.send(tcpACK, e.nxt, 0)
+			} else {
+				e.state = 2
+				e.send(tcpSYN|tcpACK, e.iss, 0)
+			}
+			e.timer = 40
+			return
+		case e.state == 2 && g.Flags&tcpACK != 0 && g.Ack == e.iss+1:
+			e.state, e.una = 3, e.iss+1
+		}
+		e.send(tcpACK, e.nxt, 0)
+		return
+	}
+	if e.state < 2 {
+		return
+	}
+	if e.state == 2 {
+		if g.Ack != e.iss+1 {
+			return
+		}
+		e.state, e.una = 3, e.iss+1
+	}
+	if int32(g.Ack-e.una) > 0 && int32(g.Ack-e.top) <= 0 {
+		e.una = g.Ack
+		if int32(e.nxt-e.una) < 0 {
+			e.nxt = e.una
+		}
+		e.timer = 60
+	}
+	if edge := g.Ack + uint32(g.Window)<<e.shift(e.peer); int32(edge-e.peerEdge) > 0 {
+		e.peerEdge = edge
+	}
+	if int32(g.end()-e.rcv) > 0 && (len(e.early) < 50 || int32(g.Seq-e.rcv) <= 0) {
+		e.early = append(e.early, *g)
+	}
+	for again := true; again; {
+		again = false
+		for _, p := range e.early {
+			n := uint32(p.Payload)
+			if off := e.rcv - p.Seq; off <= n && !e.finRcv {
+				if fresh := int(n - off); e.unread+fresh <= e.buf && p.end() != e.rcv {
+					e.unread += fresh
+					e.rcv += n - off
+					if p.Flags&tcpFIN != 0 {
+						e.rcv++
+						e.finRcv = true
+					}
+					again = true
+				}
+			}
+		}
+		kept := e.early[:0]
+		for _, p := range e.early {
+			if int32(p.end()-e.rcv) > 0 {
+				kept = append(kept, p)
+			}
+		}
+		e.early = kept
+	}
+	if g.end() != g.Seq || g.Seq == e.rcv-1 && e.rng.IntN(3) == 0 {
+		e.send(tcpACK, e.nxt, 0)
+	}
+}
+
+func (e *endpoint) done() bool { return e.state == 4 || e.finRcv && e.finSent && e.una == e.finAt+1 }
+
+func newEndpoint(rng *rand.Rand, dir int) *endpoint {
+	e := &endpoint{rng: rng, dir: dir, iss: rng.Uint32(), offer: int8(rng.IntN(16) - 1), peer: -1, want: rng.IntN(100_000), abort: rng.IntN(5) == 0}
+	if rng.IntN(4) == 0 {
+		e.iss = -uint32(1 + rng.IntN(100_000)) // wraps soon
+	}
+	if e.offer > 14 {
+		e.offer = 14
+	}
+	e.buf = 2000 + rng.IntN(60_000)<<rng.IntN(5)
+	for e.offer > 0 && e.buf>>e.offer < 100 { // nobody offers a scale that rounds his buffer to nothing
+		e.offer--
+	}
+	e.una, e.nxt, e.top = e.iss, e.iss+1, e.iss+1
+	e.finAt = e.iss + 1 + uint32(e.want)
+	e.edge = 1 << 31
+	return e
+}
+
+// Two endpoints talk through Track over links that lose, repeat and reorder: no segment that either of them sends is refused.
+func TestNoGenuineSegmentIsRefused(t *testing.T) {
+	rng := seeded(t)
+	finished, aborted, states := 0, 0, [numTCPStates]int{}
+	const runs = 200
+	for run := range runs {
+		ends := [2]*endpoint{newEndpoint(rng, 0), newEndpoint(rng, 1)}
+		ends[0].state = 1
+		simultaneous := run%10 == 0
+		if simultaneous {
+			ends[1].state = 1
+		}
+		s := &Session{Proto: flow.TCP}
+		started, reborn := false, false
+		loss := rng.IntN(15)
+		late := 1 + rng.IntN(25)
+		type flight struct {
+			at, dir int
+			g       Segment
+			passed  bool
+		}
+		var air []flight
+		over := 0
+		for now := 0; now < 6000 && over < 200; now++ {
+			for d, e := range ends {
+				e.tick()
+				for _, g := range e.out {
+					for copies := 1 + rng.IntN(30)/29; copies > 0; copies-- {
+						if rng.IntN(100) >= loss {
+							air = append(air, flight{now + 1 + rng.IntN(late), d, g, false})
+						}
+					}
+				}
+				e.out = e.out[:0]
+			}
+			var later []flight
+			for _, f := range air {
+				switch {
+				case f.at > now:
+					later = append(later, f)
+				case f.passed:
+					ends[1-f.dir].receive(&f.g)
+				default:
+					var r verdict.Reason
+					if !started {
+						if f.dir == 1 { // before there is a session: the ACL's business
+							continue
+						}
+						if r = First(s, &f.g); r == verdict.Pass {
+							started = true
+						} else if f.g.Flags&tcpRST != 0 {
+							continue
+						}
+					} else {
+						before := s.State
+						r = Track(s, f.dir, &f.g)
+						reborn = reborn || before == TCPClosed && s.State == TCPSynSent
+					}
+					// A late copy of the SYN after the RST starts the session again; what the dead endpoint had sent before is then nobody's.
+					if reborn && ends[f.dir].state == 4 {
+						continue
+					}
+					states[s.State]++
+					if r != verdict.Pass {
+						t.Fatalf("run %d (simultaneous %v): %+v of direction %d refused: %v\nsession %+v\norig %+v\nreply %+v", run, simultaneous, f.g, f.dir, r, *s, *ends[0], *ends[1])
+					}
+					if rng.IntN(100) >= loss {
+						later = append(later, flight{now + 1 + rng.IntN(late), f.dir, f.g, true})
+					}
+				}
+			}
+			air = later
+			if ends[0].done() && ends[1].done() {
+				over++
+			}
+		}
+		if over > 0 {
+			finished++
+			switch {
+			case ends[0].state != 4 && ends[1].state != 4:
+				if s.State != TCPTimeWait {
+					t.Errorf("run %d: both closed, and the session is %s", run, TCPStateText(s.State))
+				}
+			default:
+				aborted++
+			}
+		}
+	}
+	t.Logf("%d of %d runs came to their end, %d by RST; segments by state %v", finished, runs, aborted, states)
+	if finished < runs*8/10 || aborted < runs/20 {
+		t.Errorf("only %d of %d runs came to their end, %d by RST: the model does not work", finished, runs, aborted)
+	}
+	for st := TCPSynSent; st <= TCPTimeWait; st++ {
+		if states[st] == 0 && st != TCPResync {
+			t.Errorf("no segment met state %s", TCPStateText(st))
+		}
+	}
+}
+
+// opened is an established session: the client's next number is 1001, the server's 5001, both windows 10,000.
+func opened(t *testing.T) *Session {
+	t.Helper()
+	s := &Session{Proto: flow.TCP}
+	syn := Segment{Flags: tcpSYN, Seq: 1000, Window: 10000, Scale: -1}
+	if r := First(s, &syn); r != verdict.Pass {
+		t.Fatal(r)
+	}
+	if r := Track(s, 1, &Segment{Flags: tcpSYN | tcpACK, Seq: 5000, Ack: 1001, Window: 10000, Scale: -1}); r != verdict.Pass {
+		t.Fatal(r)
+	}
+	if r := Track(s, 0, &Segment{Flags: tcpACK, Seq: 1001, Ack: 5001, Window: 10000}); r != verdict.Pass || s.State != TCPEstablished {
+		t.Fatal(r, s.State)
+	}
+	return s
+}
+
+func TestFirst(t *testing.T) {
+	for flags := range 256 {
+		g := Segment{Flags: uint8(flags), Scale: -1}
+		s := Session{Proto: flow.TCP}
+		want := verdict.TCPNotSyn
+		switch flags & 0x17 {
+		case tcpSYN:
+			want = verdict.Pass
+		case 0, tcpFIN, tcpSYN | tcpFIN, tcpRST | tcpFIN, tcpRST | tcpSYN, tcpRST | tcpSYN | tcpFIN, tcpACK | tcpSYN | tcpFIN,
+			tcpACK | tcpRST | tcpFIN, tcpACK | tcpRST | tcpSYN, tcpACK | tcpRST | tcpSYN | tcpFIN:
+			want = verdict.TCPInvalidFlags
+		}
+		if got := First(&s, &g); got != want {
+			t.Errorf("flags %#02x: %v, want %v", flags, got, want)
+		}
+	}
+}
+
+func TestTrack(t *testing.T) {
+	type step struct {
+		dir   int
+		g     Segment
+		want  verdict.Reason
+		state uint8
+	}
+	const A, S, F, R = tcpACK, tcpSYN, tcpFIN, tcpRST
+	pass, out, flags, notSyn := verdict.Pass, verdict.TCPOutOfWindow, verdict.TCPInvalidFlags, verdict.TCPNotSyn
+	est := TCPEstablished
+	const wrap = 1 << 32
+	for name, steps := range map[string][]step{
+		"data in the window":             {{0, Segment{Flags: A, Seq: 1001, Ack: 5001, Payload: 1000}, pass, est}},
+		"starts at the end: probe":       {{0, Segment{Flags: A, Seq: 11001, Ack: 5001, Payload: 1}, pass, est}},
+		"starts beyond the end":          {{0, Segment{Flags: A, Seq: 11003, Ack: 5001, Payload: 1}, out, est}},
+		"keep-alive":                     {{1, Segment{Flags: A, Seq: 5000, Ack: 1001}, pass, est}},
+		"far behind":                     {{1, Segment{Flags: A, Seq: wrap - 294999, Ack: 1001}, out, est}},
+		"acknowledges what was not sent": {{1, Segment{Flags: A, Seq: 5001, Ack: 1002}, out, est}},
+		"acknowledges what is long past": {{1, Segment{Flags: A, Seq: 5001, Ack: wrap - 298999}, out, est}},
+		"no flags":                       {{0, Segment{Seq: 1001, Ack: 5001}, flags, est}},
+		"FIN without ACK":                {{0, Segment{Flags: F, Seq: 1001}, flags, est}},
+		"Christmas tree":                 {{0, Segment{Flags: 0xff, Seq: 1001, Ack: 5001}, flags, est}},
+		"FIN out of the window":          {{1, Segment{Flags: F | A, Seq: 30000, Ack: 1001}, out, est}},
+		"half close goes on": {{0, Segment{Flags: F | A, Seq: 1001, Ack: 5001, Window: 10000}, pass, TCPFinOrig},
+			{1, Segment{Flags: A, Seq: 5001, Ack: 1002, Payload: 1400}, pass, TCPFinOrig},
+			{0, Segment{Flags: A, Seq: 1002, Ack: 6401, Window: 10000}, pass, TCPFinOrig},
+			{1, Segment{Flags: F | A, Seq: 6401, Ack: 1002}, pass, TCPTimeWait}},
+		"reply closes first": {{1, Segment{Flags: F | A, Seq: 5001, Ack: 1001}, pass, TCPFinReply},
+			{0, Segment{Flags: F | A, Seq: 1001, Ack: 5002}, pass, TCPTimeWait},
+			{0, Segment{Flags: S, Seq: 990, Scale: -1}, pass, TCPTimeWait}, // late copy
+			{1, Segment{Flags: S, Seq: 9990, Scale: -1}, notSyn, TCPTimeWait},
+			{0, Segment{Flags: S, Seq: 90000, Window: 500, Scale: 3}, pass, TCPSynSent},
+			{1, Segment{Flags: S | A, Seq: 70000, Ack: 90001, Window: 500, Scale: 7}, pass, TCPSynRecv}},
+		"RST at its place":            {{1, Segment{Flags: R, Seq: 5001}, pass, TCPClosed}, {0, Segment{Flags: A, Seq: 1001, Ack: 5001}, pass, TCPClosed}, {0, Segment{Flags: S, Seq: 7, Scale: -1}, pass, TCPSynSent}},
+		"RST elsewhere, not believed": {{1, Segment{Flags: R, Seq: 5002}, pass, TCPReset}, {0, Segment{Flags: A, Seq: 1001, Ack: 5001}, pass, est}},
+		"RST elsewhere, then exact":   {{1, Segment{Flags: R, Seq: 5002}, pass, TCPReset}, {1, Segment{Flags: R, Seq: 5001}, pass, TCPClosed}},
+		"client restarted, server has too": {{0, Segment{Flags: S, Seq: 999999, Scale: 5}, pass, TCPResync},
+			{1, Segment{Flags: S | A, Seq: 777777, Ack: 1000000, Window: 60000, Scale: 6}, pass, TCPSynRecv},
+			{0, Segment{Flags: A, Seq: 1000000, Ack: 777778, Window: 2000}, pass, est},
+			{1, Segment{Flags: A, Seq: 777778, Ack: 1000000, Window: 2000, Payload: 1400}, pass, est}},
+		"client restarted, server refuses": {{0, Segment{Flags: S, Seq: 999999, Scale: 5}, pass, TCPResync}, {1, Segment{Flags: R | A, Ack: 1000000}, pass, TCPReset}},
+		"forged SYN":                       {{0, Segment{Flags: S, Seq: 999999, Scale: 5}, pass, TCPResync}, {0, Segment{Flags: A, Seq: 1001, Ack: 5001}, pass, est}},
+		"SYN/ACK without a SYN":            {{1, Segment{Flags: S | A, Seq: 777777, Ack: 1000000, Scale: 6}, pass, est}, {1, Segment{Flags: A, Seq: 777778, Ack: 1000000}, out, est}},
+		"RST out of the window":            {{1, Segment{Flags: R, Seq: 15003}, out, est}, {0, Segment{Flags: R, Seq: wrap - 298999}, out, est}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := opened(t)
+			for i, st := range steps {
+				before := *s
+				if got := Track(s, st.dir, &st.g); got != st.want || s.State != st.state {
+					t.Fatalf("step %d: %v and %s, want %v and %s", i, got, TCPStateText(s.State), st.want, TCPStateText(st.state))
+				}
+				if st.want != pass && *s != before {
+					t.Fatalf("step %d: refused, and it moved %+v to %+v", i, before, *s)
+				}
+			}
+		})
+	}
+}
+
+func TestOpening(t *testing.T) {
+	begun := func() *Session {
+		s := &Session{Proto: flow.TCP}
+		First(s, &Segment{Flags: tcpSYN, Seq: 1000, Window: 64000, Scale: 7, Payload: 100}) // RFC 7413: data on the SYN
+		return s
+	}
+	for name, c := range map[string]struct {
+		dir   int
+		g     Segment
+		want  verdict.Reason
+		state uint8
+	}{
+		"accepted":                    {1, Segment{Flags: tcpSYN | tcpACK, Seq: 1, Ack: 1001, Scale: -1}, verdict.Pass, TCPSynRecv},
+		"accepted with the data":      {1, Segment{Flags: tcpSYN | tcpACK, Seq: 1, Ack: 1101, Scale: -1}, verdict.Pass, TCPSynRecv},
+		"answer to another SYN":       {1, Segment{Flags: tcpSYN | tcpACK, Seq: 1, Ack: 1102, Scale: -1}, verdict.Pass, TCPSynSent},
+		"half-open server":            {1, Segment{Flags: tcpACK, Seq: 77, Ack: 88}, verdict.Pass, TCPSynSent},
+		"reset of that":               {0, Segment{Flags: tcpRST, Seq: 88}, verdict.Pass, TCPSynSent},
+		"refused":                     {1, Segment{Flags: tcpRST | tcpACK, Ack: 1001}, verdict.Pass, TCPClosed},
+		"forged refusal":              {1, Segment{Flags: tcpRST | tcpACK, Ack: 1102}, verdict.TCPOutOfWindow, TCPSynSent},
+		"refusal without ACK":         {1, Segment{Flags: tcpRST, Seq: 1001}, verdict.TCPOutOfWindow, TCPSynSent},
+		"simultaneous":                {1, Segment{Flags: tcpSYN, Seq: 9, Scale: -1}, verdict.Pass, TCPSimOpen},
+		"data before any answer":      {0, Segment{Flags: tcpACK, Seq: 1001, Payload: 1}, verdict.TCPInvalidFlags, TCPSynSent},
+		"SYN again with a new number": {0, Segment{Flags: tcpSYN, Seq: 5, Scale: -1}, verdict.Pass, TCPSynSent},
+	} {
+		s := begun()
+		if got := Track(s, c.dir, &c.g); got != c.want || s.State != c.state {
+			t.Errorf("%s: %v and %s, want %v and %s", name, got, TCPStateText(s.State), c.want, TCPStateText(c.state))
+		}
+	}
+}
+
+func TestReopens(t *testing.T) {
+	syn := Segment{Flags: tcpSYN, Seq: 2_000_000, Scale: -1}
+	old := Segment{Flags: tcpSYN, Seq: 900, Scale: -1}
+	for state := range numTCPStates {
+		for dir := range 2 {
+			s := opened(t)
+			s.State = state
+			want := state == TCPClosed || state == TCPTimeWait
+			if got := Reopens(s, dir, &syn); got != want {
+				t.Errorf("%s, direction %d: %v, want %v", TCPStateText(state), dir, got, want)
+			}
+			if Reopens(s, dir, &Segment{Flags: tcpSYN | tcpACK, Seq: 2_000_000}) {
+				t.Errorf("%s: a SYN/ACK opens", TCPStateText(state))
+			}
+		}
+	}
+	s := opened(t)
+	s.State = TCPTimeWait
+	if Reopens(s, 0, &old) {
+		t.Error("a late copy of the old SYN opens")
+	}
+}
+
+// Arbitrary segments never panic, and what is refused moves nothing.
+func FuzzTrack(f *testing.F) {
+	f.Add(uint64(1), []byte{2, 0x12, 0x10, 0x18, 0x11, 4})
+	f.Fuzz(func(t *testing.T, seed uint64, in []byte) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		s := &Session{Proto: flow.TCP, State: uint8(seed)}
+		for _, b := range in[:min(len(in), 200)] {
+			g := Segment{Flags: b, Seq: s.TCPEnd[b>>7] + uint32(rng.IntN(200)) - 100, Ack: s.TCPEnd[1-b>>7] - uint32(rng.IntN(100)), Window: uint16(rng.Uint32()), Payload: uint16(rng.Uint32()), Scale: int8(rng.IntN(256) - 128)}
+			if rng.IntN(4) == 0 {
+				g.Seq = rng.Uint32()
+			}
+			before := *s
+			r := Track(s, int(b>>7), &g)
+			if r != verdict.Pass && *s != before {
+				t.Fatalf("%+v refused by %v and moved %+v to %+v", g, r, before, *s)
+			}
+			if r == verdict.Unset || r == verdict.Pass && s.State >= numTCPStates {
+				t.Fatalf("%+v: %v, state %d", g, r, s.State)
+			}
+		}
+	})
+}
