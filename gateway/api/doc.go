@@ -1,6 +1,7 @@
-// Package api holds the wire structs of the node's HTTP/JSON interface: what GET /v1/status and its siblings answer, and what apply takes.
+// Package api is the node's HTTP/JSON interface: the wire structs, the server that hands requests to a Backend, and the client that the CLI,
+// the lab and the bench use.
 //
-// It does not serve, fetch or compute anything: the composition root fills these structs, the CLI, the lab and the bench read them.
+// It does not compute anything: the composition root fills these structs. Server and Client may be used from any goroutine.
 // They are plain values without behaviour; who has one owns it. Field names in JSON are a promise to operators' scripts: fields
 // are added, never renamed, and a count that is zero is still written.
 //

@@ -96,7 +96,7 @@ func Compile(in Input) (*View, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compile routes: %w", err)
 	}
-	c.v.FIB = t
+	c.v.FIB, c.v.routes = t, c.route
 	return c.v, nil
 }
 

@@ -167,6 +167,7 @@ type View struct {
 	byName   map[string]flow.TenantID
 	retired  map[flow.TenantID]uint32 // ids that rest, and the View from which on their tenant is gone
 	reserved []reservation
+	routes   []fib.Route
 }
 
 type reservation struct {
@@ -174,6 +175,9 @@ type reservation struct {
 	class nat.Class
 	ports *[1024]uint64
 }
+
+// Routes lists what was compiled into the FIB, in no promised order.
+func (v *View) Routes() []fib.Route { return v.routes }
 
 // Iface finds the interface that a frame with this tag came in on; 0 when there is none.
 func (v *View) Iface(port, vlan uint16) uint16 {

@@ -1,0 +1,296 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/configs"
+	"demarc/gateway/api"
+	"demarc/gateway/conntrack"
+	"demarc/gateway/fib"
+	"demarc/gateway/hostnet"
+	"demarc/gateway/metrics"
+	"demarc/gateway/nat"
+	"demarc/gateway/pipeline"
+	"demarc/gateway/revisions"
+	"demarc/gateway/slowpath"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/worker"
+	"demarc/gateway/xsk"
+)
+
+// Options is what a node is started with.
+type Options struct {
+	Node    *configs.Node
+	Policy  []byte // text of the policy given at start; served only when no applied one is kept
+	Source  string // where that text came from
+	Version string
+	Log     *slog.Logger
+	Break   snapshot.Break // switches a stage off, for the lab's own test
+	Ready   func()         // called once when traffic is forwarded; may be nil
+	Seed    uint64         // 0 = random; of hashes and port choice
+}
+
+// Gateway is one running node.
+//
+// It has many fields because it is the one place where everything meets.
+type Gateway struct {
+	o       Options
+	log     *slog.Logger
+	clock   *worker.Clock
+	started time.Time
+	ports   []*port
+	workers []*worker.Worker
+	shards  []*pipeline.Shard
+	mem     [][]byte // mmapped tables
+	areas   []*xsk.UMEM
+	slow    *slowpath.Slow
+	space   *nat.Space
+	neigh   *fib.Neighbors
+	store   *revisions.Store
+	eph     [2]uint16
+	seed    uint64
+
+	mu       sync.Mutex // serialises apply, link changes
+	view     atomic.Pointer[snapshot.View]
+	policy   *configs.Policy // of view; under mu
+	text     []byte          // of policy; under mu
+	revision atomic.Pointer[api.Revision]
+	settled  atomic.Uint32
+	problems atomic.Pointer[[]string] // kept policies that were damaged, found at start
+	ready    atomic.Bool
+	why      atomic.Pointer[string]
+	noNeigh  atomic.Uint64
+	slowDrop atomic.Uint64
+	busy     []float64 // per worker, under busyMu
+	busyMu   sync.Mutex
+	fatal    chan error
+	account  error // frame account at the end of Run
+}
+
+// mapTable takes zeroed memory outside the Go heap, in huge pages where the kernel has them.
+func mapTable(n int) ([]byte, error) {
+	m, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("take %d MiB for tables: %w: make tables.sessions smaller or add memory", n>>20, err)
+	}
+	_ = unix.Madvise(m, unix.MADV_HUGEPAGE) // a wish: without it the tables are only slower
+	return m, nil
+}
+
+// New checks everything that can be checked without touching a device, and compiles the policy.
+func New(o Options) (*Gateway, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	g := &Gateway{o: o, log: o.Log, started: time.Now(), fatal: make(chan error, 8), seed: o.Seed}
+	if g.seed == 0 {
+		g.seed = rand.Uint64() | 1
+	}
+	var err error
+	if g.clock, err = worker.NewClock(); err != nil {
+		return nil, err
+	}
+	if lo, hi, err := hostnet.EphemeralRange(); err == nil {
+		g.eph = [2]uint16{lo, hi}
+	}
+	n := o.Node
+	if g.neigh = fib.NewNeighbors(n.Tables.Neighbors, g.seed); g.neigh == nil {
+		return nil, fmt.Errorf("tables.neighbors = %d: no table of that size", n.Tables.Neighbors)
+	}
+	g.space = nat.NewSpace(4096)
+	if g.store, err = revisions.Open(filepath.Join(n.DataDir, "policies")); err != nil {
+		return nil, err
+	}
+	if err := g.findPorts(); err != nil {
+		return nil, err
+	}
+	if err := g.firstPolicy(); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// Run opens the ports, moves packets until ctx ends, and gives back what it took. XDP programs stay attached and closed.
+func (g *Gateway) Run(ctx context.Context) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// Spinning workers hold a processor of the Go scheduler each: control needs its own.
+	if need := len(g.o.Node.Workers.CPUs) + max(1, g.o.Node.Workers.Count) + 2; runtime.GOMAXPROCS(0) < need {
+		runtime.GOMAXPROCS(need)
+	}
+	defer func() { err = errors.Join(err, g.release()) }()
+	if err := g.open(); err != nil {
+		return err
+	}
+	srv, err := g.listen()
+	if err != nil {
+		return errors.Join(err, g.restorePorts())
+	}
+	var wg sync.WaitGroup
+	run := func(what string, fn func(context.Context) error) {
+		wg.Go(func() {
+			if err := fn(ctx); err != nil && ctx.Err() == nil {
+				select {
+				case g.fatal <- fmt.Errorf("%s: %w", what, err):
+				default:
+				}
+			}
+		})
+	}
+	for _, w := range g.workers {
+		w.Publish(g.view.Load())
+		run("worker", w.Run)
+	}
+	g.slow.SetInterfaces(g.slowInterfaces(g.view.Load()))
+	run("slow path", g.slow.Run)
+	run("watch links", func(ctx context.Context) error { return hostnet.Watch(ctx, g.netEvent) })
+	run("interface", srv.Run)
+	run("upkeep", g.upkeep)
+	if err := g.waitFor(ctx, g.view.Load().Gen); err == nil {
+		err = g.openSockets()
+		if err != nil {
+			err = errors.Join(err, g.restorePorts())
+		} else {
+			g.ready.Store(true)
+			g.log.Info("forwarding", "node", g.o.Node.Name, "revision", g.revision.Load().Number, "workers", len(g.workers))
+			if g.o.Ready != nil {
+				g.o.Ready()
+			}
+		}
+		if err != nil {
+			cancel()
+			wg.Wait()
+			return err
+		}
+	} else if ctx.Err() == nil {
+		cancel()
+		wg.Wait()
+		return err
+	}
+	select {
+	case <-ctx.Done():
+	case err = <-g.fatal:
+	}
+	g.ready.Store(false)
+	g.closeSockets() // nothing new comes in while the workers finish
+	cancel()
+	wg.Wait()
+	g.log.Info("stopped", "node", g.o.Node.Name)
+	return err
+}
+
+// upkeep is the control side's clockwork: log events, busy figures, the clock.
+func (g *Gateway) upkeep(ctx context.Context) error {
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	last := make([]uint64, len(g.workers))
+	lastAt := g.clock.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		_ = g.clock.Resync() // it worked at start; a suspend is the only thing it could find
+		for i, sh := range g.shards {
+			sh.Events(func(e pipeline.Event) { g.logEvent(i, e) })
+		}
+		now := g.clock.Now()
+		if now-lastAt >= uint64(time.Second) {
+			g.busyMu.Lock()
+			for i, w := range g.workers {
+				b := w.Stats().BusyNs
+				g.busy[i] = float64(b-last[i]) / float64(now-lastAt)
+				last[i] = b
+			}
+			g.busyMu.Unlock()
+			lastAt = now
+		}
+	}
+}
+
+func (g *Gateway) logEvent(w int, e pipeline.Event) {
+	v := g.view.Load()
+	t := v.Tenant(e.Tenant)
+	if t == nil || int64(e.Rule) >= int64(len(t.Rules[e.Dir])) {
+		return
+	}
+	src, dst := e.Key.Src.Netip(e.Key.Family), e.Key.Dst.Netip(e.Key.Family)
+	g.log.Info("rule", "tenant", t.Name, "rule", t.Rules[e.Dir][e.Rule].Name, "dir", e.Dir.String(), "allow", e.Allow, "proto", e.Key.Proto,
+		"src", netip.AddrPortFrom(src, e.Key.SPort).String(), "dst", netip.AddrPortFrom(dst, e.Key.DPort).String(), "worker", w)
+}
+
+// waitFor waits until every worker works with view gen. The error names the one that does not.
+func (g *Gateway) waitFor(ctx context.Context, gen uint32) error {
+	deadline := time.NewTimer(5 * time.Second)
+	defer deadline.Stop()
+	poll := time.NewTicker(200 * time.Microsecond)
+	defer poll.Stop()
+	for {
+		late := -1
+		for i, w := range g.workers {
+			if int32(w.Stats().Gen-gen) < 0 {
+				late = i
+			}
+		}
+		if late < 0 {
+			return nil
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-deadline.C:
+			return fmt.Errorf("worker %d has not taken up view %d within 5s", late, gen)
+		}
+	}
+}
+
+// each runs fn on every worker between two bursts, one after the other.
+func (g *Gateway) each(ctx context.Context, fn func(i int, sh *pipeline.Shard)) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for i, w := range g.workers {
+		if err := w.Do(ctx, func(sh *pipeline.Shard) { fn(i, sh) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// walk calls fn for every session of every worker, a chunk at a time so that packets go on in between.
+func (g *Gateway) walk(ctx context.Context, fn func(w int, sh *pipeline.Shard, slot uint32, se *conntrack.Session) bool) error {
+	for i := range g.workers {
+		from, done, stop := uint32(0), false, false
+		for !done && !stop {
+			c, cancel := context.WithTimeout(ctx, 10*time.Second)
+			err := g.workers[i].Do(c, func(sh *pipeline.Shard) {
+				from, done = sh.Sessions.Each(from, 2048, func(slot uint32, se *conntrack.Session) bool {
+					stop = !fn(i, sh, slot, se)
+					return !stop
+				})
+			})
+			cancel()
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (g *Gateway) listen() (*api.Server, error) {
+	return api.Listen(api.ServerConfig{Socket: g.o.Node.API.Socket, Metrics: g.o.Node.API.Metrics, Backend: backend{g}, Handler: metrics.Handler(backend{g}), Log: g.log})
+}
