@@ -1,0 +1,329 @@
+package pktgen
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"runtime"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"demarc/bench/pktgen/bpf"
+)
+
+// liveFrames is BPF_F_TEST_XDP_LIVE_FRAMES.
+const liveFrames = 1 << 1
+
+// Structs of pktgen.c.
+type (
+	order    struct{ End, Limit, Interval uint64 }
+	progress struct{ Index, Sent, Due, First, Last, Done uint64 }
+	tally    struct {
+		Kinds           Counts
+		First, Last     uint64
+		AtFirst, AtLast uint64
+		Learning        uint64
+	}
+	flowState struct {
+		Addr          uint32
+		Port, Learned uint16
+		Seq, Window   uint32
+	}
+	xdpMD struct{ Data, DataEnd, DataMeta, Ingress, RxQueue, Egress uint32 }
+)
+
+// Rows of the tallies.
+const (
+	rowJudge = iota
+	rowAnswer
+)
+
+// Ends is the maker and the judge of one run.
+type Ends struct {
+	plan    Plan
+	objs    bpf.PktgenObjects
+	links   []link.Link
+	ingress int // the maker's device
+}
+
+// Load brings the programs into the kernel for one plan. They are not attached.
+func Load(p Plan) (*Ends, error) {
+	w, err := p.wire()
+	if err != nil {
+		return nil, err
+	}
+	spec, err := bpf.LoadPktgen()
+	if err != nil {
+		return nil, err
+	}
+	spec.Maps[bpf.PktgenMapFlows].MaxEntries = uint32(p.Flows)
+	spec.Maps[bpf.PktgenMapAnswers].MaxEntries = uint32(p.Flows)
+	if err := spec.Variables[bpf.PktgenVarPlan].Set(w); err != nil {
+		return nil, err
+	}
+	e := &Ends{plan: p}
+	if err := spec.LoadAndAssign(&e.objs, nil); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			return nil, fmt.Errorf("load the bench's programs: %w: run as root", err)
+		}
+		return nil, fmt.Errorf("load the bench's programs: %w", err)
+	}
+	return e, nil
+}
+
+// Attach puts the counter of answers on the maker's device. It must be called in that device's namespace.
+func (e *Ends) Attach(maker int) error {
+	e.ingress = maker
+	return e.attach(e.objs.DemarcAnswer, maker)
+}
+
+// AttachJudge puts the judge on the device where frames arrive. It must be called in that device's namespace.
+func (e *Ends) AttachJudge(ifindex int) error { return e.attach(e.objs.DemarcJudge, ifindex) }
+
+func (e *Ends) attach(p *ebpf.Program, ifindex int) error {
+	l, err := link.AttachXDP(link.XDPOptions{Program: p, Interface: ifindex, Flags: link.XDPDriverMode})
+	if err != nil {
+		return fmt.Errorf("attach to device %d: %w", ifindex, err)
+	}
+	e.links = append(e.links, l)
+	return nil
+}
+
+// Close takes the programs off. Calling it again does nothing.
+func (e *Ends) Close() error {
+	var errs []error
+	for _, l := range e.links {
+		errs = append(errs, l.Close())
+	}
+	e.links = nil
+	return errors.Join(append(errs, e.objs.Close())...)
+}
+
+// Order says how much to send.
+type Order struct {
+	Duration time.Duration
+	Frames   uint64  // stop after so many; 0 = after Duration
+	Rate     float64 // frames per second; 0 = as fast as it goes
+	CPU      int     // that makes the frames
+}
+
+// Sent is what was sent.
+type Sent struct {
+	Frames  uint64
+	Seconds float64 // from the first to the last frame
+}
+
+// Rate is frames per second.
+func (s Sent) Rate() float64 {
+	if s.Seconds <= 0 {
+		return 0
+	}
+	return float64(s.Frames) / s.Seconds
+}
+
+func monotonic() uint64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
+	return uint64(ts.Nano())
+}
+
+// Send makes frames. It must be called on a thread of its own in the namespace of the maker's device; the thread stays on o.CPU.
+func (e *Ends) Send(o Order) (Sent, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var set unix.CPUSet
+	set.Set(o.CPU)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return Sent{}, fmt.Errorf("stay on cpu %d: %w", o.CPU, err)
+	}
+	var p progress
+	if err := e.objs.Progresses.Lookup(uint32(0), &p); err != nil {
+		return Sent{}, err
+	}
+	if err := e.objs.Progresses.Put(uint32(0), progress{Index: p.Index}); err != nil {
+		return Sent{}, err
+	}
+	ord := order{End: monotonic() + uint64(o.Duration), Limit: o.Frames}
+	if o.Rate > 0 {
+		ord.Interval = uint64(256e9 / o.Rate)
+	}
+	if err := e.objs.Orders.Put(uint32(0), ord); err != nil {
+		return Sent{}, err
+	}
+	for {
+		_, err := e.objs.DemarcMake.Run(&ebpf.RunOptions{
+			Data: make([]byte, FrameLen), Context: xdpMD{DataEnd: FrameLen, Ingress: uint32(e.ingress)},
+			Repeat: e.repeat(o, ord.End), Flags: liveFrames,
+		})
+		if err != nil {
+			return Sent{}, fmt.Errorf("make frames (BPF_PROG_TEST_RUN with live frames needs kernel 5.18): %w", err)
+		}
+		if err := e.objs.Progresses.Lookup(uint32(0), &p); err != nil {
+			return Sent{}, err
+		}
+		if p.Done != 0 || monotonic() >= ord.End {
+			return Sent{p.Sent, float64(p.Last-p.First) / 1e9}, nil
+		}
+	}
+}
+
+// repeat is how often the kernel runs the program before it comes back. Each call costs a pause (it waits for RCU), and runs after the end
+// of the order are idle but not free: about 100 ns each.
+func (e *Ends) repeat(o Order, end uint64) uint32 {
+	left := float64(end) - float64(monotonic())
+	n := left * 3e6 / 1e9
+	if o.Rate > 0 {
+		n = left * 8e6 / 1e9
+	}
+	return uint32(min(1<<23, max(1<<16, n)))
+}
+
+// Halt ends an order that runs in another goroutine.
+func (e *Ends) Halt() error { return e.objs.Orders.Put(uint32(0), order{}) }
+
+// Learn says whether the judge remembers mappings and answers, or only compares.
+func (e *Ends) Learn(on bool) error {
+	t, err := e.tally(rowJudge)
+	if err != nil {
+		return err
+	}
+	t.Learning = 0
+	if on {
+		t.Learning = 1
+	}
+	return e.objs.Tallies.Put(uint32(rowJudge), t)
+}
+
+func (e *Ends) tally(row uint32) (t tally, err error) {
+	err = e.objs.Tallies.Lookup(row, &t)
+	return t, err
+}
+
+// Judged is what the judge found since Fresh.
+type Judged struct {
+	Counts  Counts
+	Seconds float64 // between the first and the last looked-at right frame
+	Between uint64  // right frames in that time
+}
+
+// Rate is right frames per second.
+func (j *Judged) Rate() float64 {
+	if j.Seconds <= 0 {
+		return 0
+	}
+	return float64(j.Between) / j.Seconds
+}
+
+// Fresh sets the judge's and the answers' counts to zero; mappings and sequence numbers stay. No frame may be under way.
+func (e *Ends) Fresh() error {
+	t, err := e.tally(rowJudge)
+	if err != nil {
+		return err
+	}
+	return errors.Join(e.objs.Tallies.Put(uint32(rowJudge), tally{Learning: t.Learning}), e.objs.Tallies.Put(uint32(rowAnswer), tally{}))
+}
+
+// Judged reads the judge's counts.
+func (e *Ends) Judged() (Judged, error) {
+	t, err := e.tally(rowJudge)
+	return Judged{Counts: t.Kinds, Seconds: float64(t.Last-t.First) / 1e9, Between: t.AtLast - t.AtFirst}, err
+}
+
+// Answered reads the counts of answers at the maker's end.
+func (e *Ends) Answered() (Counts, error) {
+	t, err := e.tally(rowAnswer)
+	return t.Kinds, err
+}
+
+// Settle waits until no more frames arrive, at most limit.
+func (e *Ends) Settle(limit time.Duration) error {
+	const quiet = 30 * time.Millisecond
+	end := time.Now().Add(limit)
+	var last [2]Counts
+	for still := time.Now(); time.Since(still) < quiet; {
+		if time.Now().After(end) {
+			return fmt.Errorf("frames still arrive %v after the last was sent", limit)
+		}
+		time.Sleep(5 * time.Millisecond)
+		j, err := e.Judged()
+		if err != nil {
+			return err
+		}
+		a, err := e.Answered()
+		if err != nil {
+			return err
+		}
+		j.Counts[Other], a[Other] = 0, 0
+		if now := [2]Counts{j.Counts, a}; now != last {
+			last, still = now, time.Now()
+		}
+	}
+	return nil
+}
+
+// Forget drops all mappings and answers, for the next device under test.
+func (e *Ends) Forget() error {
+	keys := make([]uint32, e.plan.Flows)
+	for i := range keys {
+		keys[i] = uint32(i)
+	}
+	if _, err := e.objs.Flows.BatchUpdate(keys, make([]flowState, len(keys)), nil); err != nil {
+		return err
+	}
+	if _, err := e.objs.Answers.BatchUpdate(keys, make([]uint32, len(keys)), nil); err != nil {
+		return err
+	}
+	return errors.Join(e.objs.Tallies.Put(uint32(rowJudge), tally{}), e.objs.Tallies.Put(uint32(rowAnswer), tally{}))
+}
+
+// Established is how many flows have a mapping and got an answer through it.
+type Established struct {
+	Learned  int // flows whose translated source was seen
+	Answered int // of those, flows whose answer came back to the inside
+	Ports    int // different public address and port pairs
+}
+
+// Established looks at every flow. It is an error if two flows to the same outside end share a public address and port: answers could not
+// be told apart.
+func (e *Ends) Established() (Established, error) {
+	var r Established
+	var cur, cur2 ebpf.MapBatchCursor
+	keys := make([]uint32, e.plan.Flows)
+	states, answers := make([]flowState, e.plan.Flows), make([]uint32, e.plan.Flows)
+	if n, err := e.objs.Flows.BatchLookup(&cur, keys, states, nil); n != e.plan.Flows {
+		return r, fmt.Errorf("read %d of %d flows: %w", n, e.plan.Flows, err)
+	}
+	if n, err := e.objs.Answers.BatchLookup(&cur2, keys, answers, nil); n != e.plan.Flows {
+		return r, fmt.Errorf("read answers of %d of %d flows: %w", n, e.plan.Flows, err)
+	}
+	type end struct {
+		public, outside netip.AddrPort
+	}
+	owners := make(map[end]int, e.plan.Flows)
+	ports := make(map[netip.AddrPort]struct{}, e.plan.Flows)
+	for n, s := range states {
+		if s.Learned == 0 {
+			continue
+		}
+		r.Learned++
+		if answers[n] > 0 {
+			r.Answered++
+		}
+		_, outside := e.plan.Flow(n)
+		at := end{netip.AddrPortFrom(addr(s.Addr), s.Port), outside}
+		if other, taken := owners[at]; taken {
+			return r, fmt.Errorf("flows %d and %d both have public end %s towards %s", other, n, at.public, outside)
+		}
+		owners[at] = n
+		ports[at.public] = struct{}{}
+	}
+	r.Ports = len(ports)
+	return r, nil
+}
+
+// NewKey is a key for a plan.
+func NewKey() uint64 { return rand.Uint64() }
