@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -188,7 +189,10 @@ func (a *app) event(cmd *cobra.Command, what string, s api.Session) error {
 		sign = "-"
 	}
 	as := leaves(&s)
-	if as != "" {
+	switch {
+	case strings.HasPrefix(as, "to "):
+		as = " " + as
+	case as != "":
 		as = " as " + as
 	}
 	_, err := fmt.Fprintf(w, "%s %s %s %s %s -> %s%s by %s, %d/%d packets\n", sign, clean(s.Tenant), s.Proto, s.State, s.Src, s.Dst, as, clean(ruleName(&s)),
@@ -279,18 +283,7 @@ func writePorts(w io.Writer, p *api.Ports) {
 		if x.VLAN > 0 {
 			vlan = strconv.Itoa(x.VLAN)
 		}
-		t.row(x.Name, x.Port, vlan, x.Faces, x.MTU, x.Rx.Packets, x.Tx.Packets, list(x.Addresses))
+		t.row(x.Name, x.Port, vlan, x.Faces, x.MTU, x.Rx.Packets, x.Tx.Packets, strings.Join(x.Addresses, " "))
 	}
 	t.flush()
-}
-
-func list(s []string) string {
-	out := ""
-	for i, x := range s {
-		if i > 0 {
-			out += " "
-		}
-		out += x
-	}
-	return out
 }

@@ -1,0 +1,512 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
+
+	"demarc/configs"
+	"demarc/gateway/api"
+	"demarc/gateway/doctor"
+	"demarc/gateway/hostnet"
+)
+
+func TestOutputs(t *testing.T) {
+	policy := file(t, "p.toml", "new")
+	for name, args := range map[string][]string{
+		"status": {"status"}, "sessions": {"sessions"}, "drops": {"drops"}, "drops-all": {"drops", "--all"}, "routes": {"routes"},
+		"neighbours": {"neighbours"}, "ports": {"ports"}, "policy": {"policy"}, "diff": {"diff", policy}, "apply": {"apply", policy},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := call(t, t.Context(), "", append(args, "--socket", serve(t, &fake{}))...)
+			if r.code != exitOK || r.err != "" {
+				t.Fatalf("exit %d, stderr %q", r.code, r.err)
+			}
+			golden(t, name, r.out)
+		})
+	}
+}
+
+func TestJSONIsTheWireStruct(t *testing.T) {
+	policy := file(t, "p.toml", "new")
+	f := &fake{}
+	must := func(v any, err error) any {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	ctx := t.Context()
+	for _, c := range []struct {
+		args []string
+		want any
+	}{
+		{[]string{"status"}, someStatus()},
+		{[]string{"sessions"}, &api.Sessions{Total: 14, Matched: 3, Sessions: someSessions()}},
+		{[]string{"drops"}, must(f.Drops(ctx))},
+		{[]string{"routes"}, must(f.Routes(ctx))},
+		{[]string{"neighbours"}, must(f.Neighbours(ctx))},
+		{[]string{"neighbors"}, must(f.Neighbours(ctx))},
+		{[]string{"ports"}, must(f.Ports(ctx))},
+		{[]string{"policy"}, map[string]string{"policy": "schema = 1\n# <b>\n"}},
+		{[]string{"diff", policy}, must(f.Diff(ctx, api.DiffRequest{}))},
+		{[]string{"apply", policy}, must(f.Apply(ctx, api.ApplyRequest{}))},
+	} {
+		t.Run(c.args[0], func(t *testing.T) {
+			r := call(t, ctx, "", append(c.args, "--json", "--socket", serve(t, &fake{}))...)
+			if r.code != exitOK || r.err != "" {
+				t.Fatalf("exit %d, stderr %q", r.code, r.err)
+			}
+			want, err := json.Marshal(c.want)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got, wanted any
+			if err := json.Unmarshal([]byte(r.out), &got); err != nil {
+				t.Fatalf("%v: %s", err, r.out)
+			}
+			if err := json.Unmarshal(want, &wanted); err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(wanted, got); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+func TestWhatTheNodeIsAsked(t *testing.T) {
+	f := &fake{}
+	s := serve(t, f)
+	policy := file(t, "p.toml", "text of it")
+	call(t, t.Context(), "", "sessions", "--tenant", "alpha", "--address", "198.18.0.0/16", "--port", "80", "--proto", "tcp", "--limit", "7", "--socket", s)
+	if d := cmp.Diff(api.SessionFilter{Tenant: "alpha", Address: "198.18.0.0/16", Port: 80, Proto: "tcp", Limit: 7}, f.filter); d != "" {
+		t.Error(d)
+	}
+	call(t, t.Context(), "", "status", "--rules", "--socket", s)
+	if !f.rules {
+		t.Error("status --rules did not ask for rules")
+	}
+	call(t, t.Context(), "", "apply", policy, "--expect", "4", "--socket", s)
+	if d := cmp.Diff(api.ApplyRequest{Policy: "text of it", Source: policy, Expected: 4}, f.apply); d != "" {
+		t.Error(d)
+	}
+	call(t, t.Context(), "piped", "apply", "-", "--socket", s)
+	if d := cmp.Diff(api.ApplyRequest{Policy: "piped", Source: "standard input"}, f.apply); d != "" {
+		t.Error(d)
+	}
+	call(t, t.Context(), "piped", "diff", "-", "--socket", s)
+	if d := cmp.Diff(api.DiffRequest{Policy: "piped", Source: "standard input"}, f.diff); d != "" {
+		t.Error(d)
+	}
+	if r := call(t, t.Context(), "same", "diff", "-", "--socket", s); !strings.Contains(r.out, "nothing would change") {
+		t.Error(r)
+	}
+	t.Setenv(socketEnv, s)
+	if r := call(t, t.Context(), "", "policy"); r.code != exitOK || r.out != "schema = 1\n# <b>\n" {
+		t.Errorf("socket from the environment: %d %s", r.code, r)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	two := &api.Fault{Status: http.StatusUnprocessableEntity, Err: errors.New("a\nb"), Problems: []api.Problem{{Text: "p.toml:1: one"}, {Text: "p.toml:2: two"}}}
+	for _, c := range []struct {
+		name   string
+		refuse error
+		args   []string
+		stderr string
+	}{
+		{"every problem a line", two, []string{"apply", "-"}, "p.toml:1: one\np.toml:2: two\n"},
+		{"diff too", two, []string{"diff", "-"}, "p.toml:1: one\np.toml:2: two\n"},
+		{"conflict", &api.Fault{Status: http.StatusConflict, Err: errors.New("conflict: revision 5 is served, not 4")}, []string{"apply", "-", "--expect", "4"}, "demarc: conflict: revision 5 is served, not 4\n"},
+		{"joined errors", errors.New("first\nsecond"), []string{"policy"}, "demarc: first\ndemarc: second\n"},
+		{"json keeps stdout empty", errors.New("no"), []string{"status", "--json"}, "demarc: no\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := call(t, t.Context(), "x", append(c.args, "--socket", serve(t, &fake{refuse: c.refuse}))...)
+			if r.code != exitFailed || r.out != "" || r.err != c.stderr {
+				t.Errorf("exit %d, %s", r.code, r)
+			}
+		})
+	}
+	nobody := filepath.Join(t.TempDir(), "none")
+	if r := call(t, t.Context(), "", "status", "--socket", nobody); r.code != exitFailed || !strings.HasPrefix(r.err, "demarc: no demarc runs here") || strings.Count(r.err, "\n") != 1 {
+		t.Errorf("no node: exit %d, %s", r.code, r)
+	}
+	if r := call(t, t.Context(), "", "apply", filepath.Join(t.TempDir(), "none.toml"), "--socket", nobody); r.code != exitFailed || !strings.Contains(r.err, "none.toml") {
+		t.Errorf("no file: exit %d, %s", r.code, r)
+	}
+	if r := call(t, t.Context(), strings.Repeat("#", api.MaxPolicy+1), "apply", "-", "--socket", nobody); r.code != exitFailed || !strings.Contains(r.err, "more than 8 MiB") {
+		t.Errorf("endless file: exit %d, %s", r.code, r)
+	}
+}
+
+func TestUsageErrors(t *testing.T) {
+	for _, args := range [][]string{
+		{}, {"nonsense"}, {"--nonsense"}, {"run"}, {"run", "extra", "--node", "n"}, {"run", "--node", "n", "--break", "everything"}, {"check"}, {"check", "a", "b"},
+		{"apply"}, {"apply", "a", "b"}, {"apply", "a", "--expect", "-1"}, {"diff"}, {"status", "extra"}, {"status", "--nonsense"}, {"status", "--watch", "--interval", "1ms"},
+		{"sessions", "--port", "70000"}, {"sessions", "--port", "http"}, {"sessions", "--limit", "-1"}, {"sessions", "--follow", "--interval", "0s"}, {"drops", "extra"}, {"routes", "extra"},
+		{"neighbours", "extra"}, {"ports", "extra"}, {"policy", "extra"}, {"doctor", "extra"}, {"release"}, {"release", "a", "b"}, {"lab", "extra"}, {"lab", "--break", "everything"},
+		{"version", "extra"},
+	} {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			r := call(t, t.Context(), "", args...)
+			if r.code != exitUsage || r.out != "" || !strings.HasPrefix(r.err, "demarc: ") || !strings.Contains(r.err, "usage: demarc") {
+				t.Errorf("exit %d, %s", r.code, r)
+			}
+		})
+	}
+	if r := call(t, t.Context(), "", "statsu"); !strings.Contains(r.err, `did you mean "status"?`) {
+		t.Error(r)
+	}
+}
+
+// The help of every command that a user may see is a golden text: a verb or flag that changes is a change of the interface.
+func TestHelp(t *testing.T) {
+	var all []string
+	t.Setenv(socketEnv, "")
+	for _, c := range New("v0.1").Commands() {
+		if !c.Hidden && c.Name() != "help" && c.Name() != "completion" {
+			all = append(all, c.Name())
+		}
+	}
+	var b strings.Builder
+	b.WriteString(call(t, t.Context(), "", "--help").out)
+	for _, name := range all {
+		r := call(t, t.Context(), "", name, "--help")
+		if r.code != exitOK || r.err != "" {
+			t.Errorf("%s --help: exit %d, %s", name, r.code, r)
+		}
+		if strings.Contains(r.out, "--break") {
+			t.Errorf("%s --help shows --break", name)
+		}
+		b.WriteString("\n==== " + name + "\n" + r.out)
+	}
+	golden(t, "help", b.String())
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		if r := call(t, t.Context(), "", "completion", shell); r.code != exitOK || len(r.out) < 1000 {
+			t.Errorf("completion %s: exit %d, %d bytes", shell, r.code, len(r.out))
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	if r := call(t, t.Context(), "", "version"); !strings.HasPrefix(r.out, "demarc v0.1, go") {
+		t.Error(r)
+	}
+	if r := call(t, t.Context(), "", "--version"); r.out != "demarc v0.1\n" {
+		t.Error(r)
+	}
+	var b built
+	if r := call(t, t.Context(), "", "version", "--json"); json.Unmarshal([]byte(r.out), &b) != nil || b.Version != "v0.1" {
+		t.Error(r)
+	}
+	if buildVersion() == "" {
+		t.Error("a build without a version")
+	}
+}
+
+func TestExtraCommandsAreThere(t *testing.T) {
+	ran := false
+	root := New("", &cobra.Command{Use: "bench", RunE: func(*cobra.Command, []string) error { ran = true; return nil }})
+	root.SetArgs([]string{"bench"})
+	if code := Execute(t.Context(), root); code != exitOK || !ran {
+		t.Errorf("exit %d, ran %v", code, ran)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	const ex = "../../configs/examples/"
+	for _, name := range []string{"lab", "enterprise-voip", "provider-vlans"} {
+		if r := call(t, t.Context(), "", "check", ex+name+".policy.toml", "--node", ex+name+".node.toml"); r.code != exitOK || !strings.HasPrefix(r.out, "ok: ") {
+			t.Errorf("%s: exit %d, %s", name, r.code, r)
+		}
+	}
+	if r := call(t, t.Context(), "", "check", "--node", ex+"lab.node.toml"); r.code != exitOK || r.out != "ok: 3 ports, 3 interfaces\n" {
+		t.Errorf("node alone: exit %d, %s", r.code, r)
+	}
+	bad := file(t, "bad.toml", "schema = 1\nnmae = \"x\"\n[backbone]\ninterfaces = [\"a\"]\n[[tenant]]\nname = \"t\"\ninterfaces = [\"b\"]\n[[tenant.rule]]\ndirection = \"up\"\naction = \"allow\"\n")
+	badNode := file(t, "node.toml", "schema = 1\nname = 5\n")
+	r := call(t, t.Context(), "", "check", bad, "--node", badNode)
+	if r.code != exitFailed || r.out != "" {
+		t.Fatalf("exit %d, %s", r.code, r)
+	}
+	for _, want := range []string{"bad.toml:2:", "bad.toml:9:", "node.toml:2:"} {
+		if !strings.Contains(r.err, want) {
+			t.Errorf("no %q in\n%s", want, r.err)
+		}
+	}
+	for line := range strings.Lines(r.err) {
+		if !strings.HasPrefix(line, "/") {
+			t.Errorf("a line that does not begin with its file: %q", line)
+		}
+	}
+	j := call(t, t.Context(), "", "check", bad, "--node", badNode, "--json")
+	var c checked
+	if err := json.Unmarshal([]byte(j.out), &c); err != nil || j.code != exitFailed || c.OK || len(c.Problems) != strings.Count(r.err, "\n") {
+		t.Errorf("exit %d, %v, %d problems for\n%s", j.code, err, len(c.Problems), r.err)
+	}
+	// Both files are right, but not for each other.
+	if r := call(t, t.Context(), "", "check", ex+"lab.policy.toml", "--node", ex+"provider-vlans.node.toml"); r.code != exitFailed || strings.Count(r.err, "is not an interface of the node") != 3 {
+		t.Errorf("exit %d, %s", r.code, r)
+	}
+	// A rule that never matches is a warning and no refusal.
+	twice := "\n[[tenant.rule]]\nname = \"all\"\ndirection = \"out\"\naction = \"deny\"\n\n[[tenant.rule]]\nname = \"never\"\ndirection = \"out\"\naction = \"allow\"\nservice = [\"tcp/80\"]\n"
+	text, err := os.ReadFile(ex + "lab.policy.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := call(t, t.Context(), string(text)+twice, "check", "-"); r.code != exitOK || !strings.Contains(r.err, "warning: standard input:") || !strings.Contains(r.out, "warning") {
+		t.Errorf("exit %d, %s", r.code, r)
+	}
+}
+
+func TestWatchPrintsRates(t *testing.T) {
+	first, second := someStatus(), someStatus()
+	second.Uptime += 2
+	second.Tenants[0].Out = api.Counter{Packets: first.Tenants[0].Out.Packets + 4000, Bytes: first.Tenants[0].Out.Bytes + 5_000_000}
+	second.Tenants[0].Drops = map[string]uint64{"acl_deny": 13}
+	second.Tenants[1].In.Packets, first.Tenants[1].In.Packets = 10, 1000 // it was made anew
+	for _, js := range []bool{false, true} {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		f := &fake{status: []*api.Status{first, second, second}}
+		f.enough = cancel
+		args := []string{"status", "--watch", "--interval", "100ms", "--socket", serve(t, f)}
+		if js {
+			args = append(args, "--json")
+		}
+		r := call(t, ctx, "", args...)
+		cancel()
+		if r.code != exitOK || r.err != "" {
+			t.Fatalf("exit %d, %s", r.code, r)
+		}
+		if js {
+			d := json.NewDecoder(strings.NewReader(r.out))
+			for range 2 {
+				var s api.Status
+				if err := d.Decode(&s); err != nil || s.Node != "edge1" {
+					t.Errorf("%v: %+v", err, s)
+				}
+			}
+			continue
+		}
+		_, rates, _ := strings.Cut(r.out, "OUT pkt/s")
+		if rates == "" {
+			t.Fatal(r)
+		}
+		line := func(name string) []string {
+			for l := range strings.Lines(rates) {
+				if f := strings.Fields(l); len(f) > 0 && f[0] == name {
+					return f
+				}
+			}
+			return make([]string, 9)
+		}
+		if l := line("alpha"); l[2] != "2.00k" || l[3] != "20.0M" || l[4] != "0" || l[6] != "5" {
+			t.Errorf("alpha: %q", l)
+		}
+		if l := line("beta"); l[4] != "5" {
+			t.Errorf("beta: %q", l)
+		}
+	}
+}
+
+func TestFollow(t *testing.T) {
+	s := someSessions()
+	gen := s[0]
+	gen.Gen++ // the same slot, another session
+	looks := []*api.Sessions{{Sessions: s[:2]}, {Sessions: s}, {Sessions: []api.Session{gen, s[2]}}, {Sessions: []api.Session{gen, s[2]}}}
+	run := func(looks []*api.Sessions, args ...string) result {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		f := &fake{sessions: looks, enough: cancel}
+		r := call(t, ctx, "", append([]string{"sessions", "--follow", "--interval", "100ms", "--socket", serve(t, f)}, args...)...)
+		if f.filter.Limit == 0 {
+			t.Error("follow without a limit")
+		}
+		if r.code != exitOK {
+			t.Errorf("exit %d", r.code)
+		}
+		return r
+	}
+	golden(t, "follow", run(looks).String())
+	var events []string
+	d := json.NewDecoder(strings.NewReader(run(looks, "--json").out))
+	for d.More() {
+		var e event
+		if err := d.Decode(&e); err != nil {
+			t.Fatal(err)
+		}
+		events = append(events, e.Event+" "+e.Session.Tenant)
+	}
+	if d := cmp.Diff([]string{"new beta", "new alpha", "ended alpha", "ended alpha"}, events); d != "" {
+		t.Error(d)
+	}
+	// Pushed out of a full list is not ended.
+	r := run([]*api.Sessions{{Sessions: s[:2], Truncated: true, Matched: 9}, {Sessions: s[1:], Truncated: true, Matched: 9}, {Sessions: s[1:], Truncated: true}})
+	if strings.Contains(r.out, "- ") || strings.Count(r.err, "not all are followed") != 1 {
+		t.Error(r)
+	}
+}
+
+func TestStatusOfATroubledNode(t *testing.T) {
+	s := someStatus()
+	s.Ready, s.WhyNotReady, s.Broken = false, "starting or stopping", "nat"
+	s.Conservation = api.Conservation{Detail: "worker 0: 3 frames are nowhere"}
+	s.Node = "evil\x1b[2J"
+	s.Tenants[0].Rules = []api.RuleHits{{Rule: 0, Name: "web", Direction: "in", Action: "allow", Hits: 3}, {Rule: -1, Name: "default", Direction: "in", Action: "deny"}}
+	s.Drops = map[string]uint64{"no_route": 0}
+	var b bytes.Buffer
+	writeStatus(&b, s, nil)
+	golden(t, "status-troubled", b.String())
+	if strings.Contains(b.String(), "\x1b") {
+		t.Error("a name moves the cursor")
+	}
+}
+
+func TestFindings(t *testing.T) {
+	list := []doctor.Finding{{Level: doctor.OK, Subject: "kernel", What: "6.12 has AF_XDP"}, {Level: doctor.Bad, Subject: "port trunk", What: "rxvlan is on", Why: "tenants would fall together", Mend: "ethtool -K veth1 rxvlan off"}}
+	var b bytes.Buffer
+	writeFindings(&b, &list)
+	golden(t, "findings", b.String())
+	r := call(t, t.Context(), "", "doctor", "--json")
+	var got []struct{ Level, Subject, What string }
+	if err := json.Unmarshal([]byte(r.out), &got); err != nil {
+		t.Errorf("exit %d, %v, %s", r.code, err, r)
+	}
+	bad := false
+	for _, f := range got {
+		bad = bad || f.Level == doctor.Bad.String()
+	}
+	if bad != (r.code == exitFailed) {
+		t.Errorf("exit %d with bad = %v", r.code, bad)
+	}
+	if r := call(t, t.Context(), "", "doctor", "--node", file(t, "n.toml", "schema = 2\n")); r.code != exitFailed || !strings.Contains(r.err, "n.toml") {
+		t.Errorf("exit %d, %s", r.code, r)
+	}
+}
+
+func TestRelease(t *testing.T) {
+	was := thisMachine
+	defer func() { thisMachine = was }()
+	var released []int
+	refuse := error(nil)
+	thisMachine = machine{
+		link: func(name string) (hostnet.Link, error) {
+			i, ok := map[string]int{"eth0": 3, "veth7": 7, "bb0": 9}[name]
+			if !ok {
+				return hostnet.Link{}, errors.New("not found")
+			}
+			return hostnet.Link{Index: i, Name: name}, nil
+		},
+		release: func(i int) error { released = append(released, i); return refuse },
+	}
+	none := filepath.Join(t.TempDir(), "none")
+	node := file(t, "n.toml", "schema = 1\nname = \"n\"\n[[port]]\nname = \"spare\"\ndevice = \"veth7\"\n[[interface]]\nname = \"i\"\nport = \"spare\"\naddresses = [\"203.0.113.1/24\"]\n")
+	for _, c := range []struct {
+		name string
+		args []string
+		code int
+		want []int
+		says string
+	}{
+		{"a device", []string{"eth0", "--socket", none}, exitOK, []int{3}, "eth0 belongs to the kernel again"},
+		{"a port of a node file", []string{"spare", "--node", node, "--socket", none}, exitOK, []int{7}, "veth7 belongs"},
+		{"no such device", []string{"eth5", "--socket", none}, exitFailed, nil, "device eth5: not found"},
+		{"served", []string{"eth0", "--socket", serve(t, &fake{})}, exitFailed, nil, "is served by the gateway"},
+		{"served, by its port's name", []string{"wan", "--socket", serve(t, &fake{})}, exitFailed, nil, "device eth0 is served"},
+		{"served, by force", []string{"wan", "--force", "--socket", serve(t, &fake{})}, exitOK, []int{3}, "eth0 belongs"},
+		{"another port of a node that runs", []string{"bb0", "--socket", serve(t, &fake{})}, exitOK, []int{9}, "bb0 belongs"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			released = nil
+			r := call(t, t.Context(), "", append([]string{"release"}, c.args...)...)
+			if r.code != c.code || !strings.Contains(r.out+r.err, c.says) || !cmp.Equal(released, c.want) {
+				t.Errorf("exit %d, released %v, %s", r.code, released, r)
+			}
+		})
+	}
+	refuse = errors.New("release device 3: somebody's (id 4, native) is not demarc's")
+	if r := call(t, t.Context(), "", "release", "eth0", "--socket", none); r.code != exitFailed || !strings.Contains(r.err, "is not demarc's") {
+		t.Error(r)
+	}
+}
+
+// A start that cannot be says every reason, a line each, before it touches anything.
+func TestRunRefusesBadFiles(t *testing.T) {
+	r := call(t, t.Context(), "", "run", "--node", file(t, "n.toml", "schema = 1\nname = 5\nprot = 1\n"))
+	if r.code != exitFailed || r.out != "" || !strings.Contains(r.err, "n.toml:2:") || !strings.Contains(r.err, "n.toml:3:") {
+		t.Errorf("exit %d, %s", r.code, r)
+	}
+	dir := t.TempDir()
+	node := file(t, "n.toml", "schema = 1\nname = \"n\"\ndata_dir = \""+dir+"/data\"\n[tables]\nsessions = 1024\n[[port]]\ndevice = \"dmnone0\"\n[[port]]\ndevice = \"dmnone1\"\n[[interface]]\nname = \"i\"\nport = \"dmnone0\"\naddresses = [\"203.0.113.1/24\"]\n")
+	r = call(t, t.Context(), "", "run", "--node", node)
+	if r.code != exitFailed || strings.Count(r.err, "\n") != 2 || !strings.Contains(r.err, "device dmnone0") || !strings.Contains(r.err, "device dmnone1") {
+		t.Errorf("exit %d, %s", r.code, r)
+	}
+	if r := call(t, t.Context(), "", "run", "--node", node, "--policy", filepath.Join(dir, "none")); r.code != exitFailed || !strings.Contains(r.err, "none: no such file") {
+		t.Errorf("exit %d, %s", r.code, r)
+	}
+}
+
+func TestNotify(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	for _, name := range []string{path, "@demarc-notify-test"} {
+		l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		t.Setenv("NOTIFY_SOCKET", name)
+		notify("READY=1")
+		b := make([]byte, 64)
+		if err := l.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := l.Read(b); err != nil || string(b[:n]) != "READY=1" {
+			t.Errorf("%s: %q, %v", name, b[:n], err)
+		}
+	}
+	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "nobody"))
+	notify("READY=1") // must not block or fail
+}
+
+func TestLogger(t *testing.T) {
+	for _, c := range []struct {
+		log  configs.Log
+		want string
+	}{{configs.Log{Level: "warn", Format: "text"}, "level=WARN"}, {configs.Log{Level: "debug", Format: "json"}, `"level":"DEBUG"`}} {
+		var b bytes.Buffer
+		l := logger(&b, c.log)
+		l.Debug("d")
+		l.Warn("w")
+		if !strings.Contains(b.String(), c.want) || strings.Contains(b.String(), "DEBUG") != (c.log.Level == "debug") {
+			t.Errorf("%+v: %s", c.log, b.String())
+		}
+	}
+}
+
+func TestNumbers(t *testing.T) {
+	for n, want := range map[float64]string{0: "0", 7: "7", 0.5: "0.50", 999: "999", 1000: "1.00k", 19_999_999: "20.0M", 123_456: "123k", 999_700: "1.00M", 5e15: "5000T"} {
+		if got := scaled(n); got != want {
+			t.Errorf("scaled(%v) = %s, want %s", n, got, want)
+		}
+	}
+	for s, want := range map[float64]string{0: "0s", 0.25: "250ms", 12.3: "12s", 200: "3m20s", 18_600: "5h10m", 273_600: "3d04h"} {
+		if got := seconds(s); got != want {
+			t.Errorf("seconds(%v) = %s, want %s", s, got, want)
+		}
+	}
+}
