@@ -165,7 +165,7 @@ func TranslateInner4(p *Packet, in *Inner, src, dst [4]byte, sport, dport uint16
 			in.Key.SPort = id
 		}
 		id = bits.ReverseBytes16(id)
-		put16(t[2:4], csum.Update16(le16(t[2:4]), le16(t[4:6]), id))
+		put16(t[2:4], csum.NonZero(csum.Update16(le16(t[2:4]), le16(t[4:6]), id)))
 		put16(t[4:6], id)
 	case protoDCCP, protoUDPLite:
 		if len(t) >= 8 {

@@ -80,7 +80,8 @@ func Translate4(p *Packet, src, dst [4]byte, sport, dport uint16) {
 			dport = p.Key.DPort
 		}
 		id = bits.ReverseBytes16(id)
-		put16(t[2:4], csum.Update16(le16(t[2:4]), le16(t[4:6]), id))
+		// Of the two zeros take 0xffff: it alone is right for a reply whose every other byte is zero, where RFC 1624 gives the other.
+		put16(t[2:4], csum.NonZero(csum.Update16(le16(t[2:4]), le16(t[4:6]), id)))
 		put16(t[4:6], id)
 	case protoDCCP, protoUDPLite:
 		if t := f[p.L4:min(p.L3End, len(f))]; len(t) >= 8 {
