@@ -88,8 +88,33 @@ func (s *Session) Key(dir int) (k flow.Key) {
 	return k
 }
 
-// is reports whether k is the key of direction dir. It reads the first cache line only.
-func (s *Session) is(k *flow.Key, dir int) bool { return s.Key(dir) == *k }
+// is reports whether k is the key of direction dir: Key(dir) == *k without building it. It reads the first cache line only.
+func (s *Session) is(k *flow.Key, dir int) bool {
+	family, inward := uint8(4), s.Flags&FlagFromBackbone
+	if s.Flags&FlagV6 != 0 {
+		family = 6
+	}
+	if dir != 0 {
+		inward = s.Flags & FlagToBackbone
+	}
+	zone := s.Tenant
+	if inward != 0 {
+		zone = flow.Backbone
+	}
+	if k.Proto != s.Proto || k.Family != family || k.Zone != zone {
+		return false
+	}
+	if dir == 0 {
+		return k.SPort == s.OrigSPort && k.DPort == s.OrigDPort && k.Src == s.OrigSrc && k.Dst == s.OrigDst
+	}
+	if k.SPort != s.XlatDPort || k.DPort != s.XlatSPort {
+		return false
+	}
+	if family == 6 {
+		return k.Src == s.OrigDst && k.Dst == s.OrigSrc
+	}
+	return k.Src == flow.Addr{s.XlatDst[0], s.XlatDst[1], s.XlatDst[2], s.XlatDst[3]} && k.Dst == flow.Addr{s.XlatSrc[0], s.XlatSrc[1], s.XlatSrc[2], s.XlatSrc[3]}
+}
 
 // Out is what a packet of direction dir becomes when it leaves. IPv4 only: IPv6 is never translated.
 func (s *Session) Out(dir int) (src, dst [4]byte, sport, dport uint16) {

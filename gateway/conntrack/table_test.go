@@ -118,6 +118,30 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// is must say what Key says, for every field.
+func TestIsMatchesKey(t *testing.T) {
+	for n := range 8 {
+		s := numbered(n)
+		for dir := range 2 {
+			k := s.Key(dir)
+			if !s.is(&k, dir) {
+				t.Errorf("session %d is not its own key %d", n, dir)
+			}
+			for name, change := range map[string]func(*flow.Key){
+				"src": func(k *flow.Key) { k.Src[3]++ }, "src tail": func(k *flow.Key) { k.Src[15]++ }, "dst": func(k *flow.Key) { k.Dst[0]++ }, "dst tail": func(k *flow.Key) { k.Dst[14]++ },
+				"sport": func(k *flow.Key) { k.SPort++ }, "dport": func(k *flow.Key) { k.DPort++ },
+				"proto": func(k *flow.Key) { k.Proto++ }, "family": func(k *flow.Key) { k.Family ^= 2 }, "zone": func(k *flow.Key) { k.Zone += 9 },
+			} {
+				c := k
+				change(&c)
+				if s.is(&c, dir) {
+					t.Errorf("session %d, direction %d: %s makes no difference", n, dir, name)
+				}
+			}
+		}
+	}
+}
+
 // A session numbered n: v4 with NAT, v4 without, v6, from either side.
 func numbered(n int) *Session {
 	s := &Session{Proto: flow.UDP, Tenant: flow.TenantID(1 + n%5), Mapping: NoMapping,
