@@ -55,6 +55,13 @@ type OffloadState struct{ On, Fixed bool }
 // Offloads is the state of each.
 type Offloads [NumOffloads]OffloadState
 
+// genlHeader is struct genlmsghdr: command, version, reserved. The library's own leaves what it finds in the reserved field, and
+// the netdev family refuses that.
+type genlHeader [nl.SizeofGenlmsg]byte
+
+func (h genlHeader) Len() int          { return len(h) }
+func (h genlHeader) Serialize() []byte { return h[:] }
+
 // genl sends one ethtool or netdev request and returns the attributes of each answer. Generic netlink rather than the old ioctl: names
 // instead of bit positions, and no pointers through the kernel's interface.
 func genl(familyName string, cmd uint8, flags int, attrs ...*nl.RtAttr) ([][]syscall.NetlinkRouteAttr, error) {
@@ -66,7 +73,7 @@ func genl(familyName string, cmd uint8, flags int, attrs ...*nl.RtAttr) ([][]sys
 		return nil, err
 	}
 	req := nl.NewNetlinkRequest(int(f.ID), flags)
-	req.AddData(&nl.Genlmsg{Command: cmd, Version: uint8(f.Version)})
+	req.AddData(genlHeader{cmd, uint8(f.Version), 0, 0})
 	for _, a := range attrs {
 		req.AddData(a)
 	}
