@@ -461,6 +461,23 @@ func TestRunRefusesBadFiles(t *testing.T) {
 	}
 }
 
+func TestRootHint(t *testing.T) {
+	denied := &os.PathError{Op: "mkdir", Path: "/x", Err: os.ErrPermission}
+	for _, c := range []struct {
+		err  error
+		euid int
+		want bool
+	}{{denied, 1000, true}, {denied, 0, false}, {errors.New("other"), 1000, false}} {
+		got := rootHint(c.err, c.euid)
+		if !errors.Is(got, c.err) || strings.Contains(got.Error(), "not root") != c.want {
+			t.Errorf("%v as %d: %v", c.err, c.euid, got)
+		}
+	}
+	if rootHint(nil, 1000) != nil {
+		t.Error("a hint without an error")
+	}
+}
+
 func TestNotify(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
 	for _, name := range []string{path, "@demarc-notify-test"} {

@@ -2,8 +2,10 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -54,10 +56,19 @@ func (a *app) run(cmd *cobra.Command, node, policy string, broken snapshot.Break
 	}
 	g, err := gateway.New(o)
 	if err != nil {
-		return err
+		return rootHint(err, os.Geteuid())
 	}
 	defer context.AfterFunc(cmd.Context(), func() { notify("STOPPING=1") })()
-	return g.Run(cmd.Context())
+	return rootHint(g.Run(cmd.Context()), os.Geteuid())
+}
+
+// rootHint says what is behind a refusal by the kernel when it is that we are not root. Capabilities may do as well, so it is no
+// condition to start.
+func rootHint(err error, euid int) error {
+	if euid == 0 || !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return fmt.Errorf("%w\nnot root: run demarc as root", err)
 }
 
 func readNode(cmd *cobra.Command, name string) (*configs.Node, error) {

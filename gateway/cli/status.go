@@ -199,7 +199,7 @@ func ports(t *api.Tenant) string {
 	if t.Pool == nil {
 		return ""
 	}
-	return fmt.Sprintf("%d of %d addresses", t.Pool.InUse, t.Pool.Addresses)
+	return fmt.Sprintf("%d on %d addresses", t.Pool.InUse, t.Pool.Addresses)
 }
 
 func sum(m map[string]uint64) (n uint64) {
