@@ -109,7 +109,11 @@ func judgeDownload(s *seen) Promise {
 			err  string
 			n    int64
 		}{{"IPv4", t.seen.Download.OK, t.seen.Download.Error, t.seen.Download.Bytes}, {"IPv6", t.seen.Download6.OK, t.seen.Download6.Error, t.seen.Download6.Bytes}} {
-			p.require(d.ok, "%s's download over %s: %d bytes came, checksum not equal %s", t.name, d.what, d.n, d.err)
+			why := d.err
+			if why == "" {
+				why = "the checksum differs"
+			}
+			p.require(d.ok, "%s's download over %s: %d bytes came: %s", t.name, d.what, d.n, why)
 		}
 		payload := t.seen.Download.Bytes + t.seen.Download6.Bytes
 		in := delta(tenantIn(s.After, t.name).In, tenantIn(s.Before, t.name).In)
