@@ -160,7 +160,7 @@ func explainXDP(err error) error {
 	case errors.Is(err, unix.EPERM):
 		return explain("set xdp", err)
 	case errors.Is(err, unix.ERANGE), errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("set xdp: %w (native mode needs an MTU of about one page less the headroom, 3498 on veth: lower the MTU or use mode generic)", err)
+		return fmt.Errorf("set xdp: %w (native mode needs a frame to fit into one page with its headroom: lower the MTU or use mode generic)", err)
 	}
 	return fmt.Errorf("set xdp: %w", err)
 }
