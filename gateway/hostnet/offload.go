@@ -260,8 +260,11 @@ func Queues(name string) (rx, tx int, err error) {
 // Of linux/netdev.h, which the system call package does not have.
 const (
 	netdevCmdQueueGet  = 10
+	netdevQueueID      = 1
 	netdevQueueIfindex = 2
 	netdevQueueType    = 3 // 0 = receive, 1 = transmit
+
+	maxQueues = 4096 // as many as a device can have
 )
 
 // queues asks the driver for its channels, then the kernel for the queues of a device that is up.
@@ -286,24 +289,25 @@ func queues(ifindex int, name string) (rx, tx int, err error) {
 			return rx, tx, nil
 		}
 	}
-	answer, err = genl("netdev", netdevCmdQueueGet, unix.NLM_F_DUMP, nl.NewRtAttr(netdevQueueIfindex, nl.Uint32Attr(uint32(ifindex))))
+	// One question a queue, until the kernel knows no further: the library reads only the first message of this family's list.
+	count := func(typ uint32) (n int, err error) {
+		for ; n < maxQueues && err == nil; n++ {
+			_, err = genl("netdev", netdevCmdQueueGet, 0, nl.NewRtAttr(netdevQueueIfindex, nl.Uint32Attr(uint32(ifindex))),
+				nl.NewRtAttr(netdevQueueType, nl.Uint32Attr(typ)), nl.NewRtAttr(netdevQueueID, nl.Uint32Attr(uint32(n))))
+		}
+		if err != nil {
+			n--
+		}
+		if n == 0 {
+			return 0, err
+		}
+		return n, nil
+	}
+	if rx, err = count(0); err == nil {
+		tx, err = count(1)
+	}
 	if err != nil {
 		return 0, 0, err
-	}
-	rx, tx = 0, 0
-	for _, q := range answer {
-		for _, a := range q {
-			if a.Attr.Type&typeMask == netdevQueueType && len(a.Value) == 4 {
-				if binary.NativeEndian.Uint32(a.Value) == 0 {
-					rx++
-				} else {
-					tx++
-				}
-			}
-		}
-	}
-	if rx == 0 {
-		return 0, 0, ErrNotSupported
 	}
 	return rx, tx, nil
 }
