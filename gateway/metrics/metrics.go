@@ -71,13 +71,12 @@ var (
 	dropped   = counter("meter_dropped_packets", "Packets dropped, by reason, the XDP program's included.", "reason")
 
 	workerBusy       = gauge("worker_busy_ratio", "Part of the last second with packets in hand.", "worker")
-	workerFrames     = gauge("worker_frames", "Frames of packet memory by place.", "worker", "place")
+	workerFrames     = gauge("worker_frames", "Frames of packet memory by place; tx includes the completion ring.", "worker", "place")
 	workerFramesAll  = gauge("worker_memory_frames", "All frames of the worker's packet memory.", "worker")
 	workerView       = gauge("worker_view_generation", "Generation of the view that the worker serves.", "worker")
 	workerOut        = counter("worker_handed_out_packets", "Packets copied to other workers.", "worker")
 	workerIn         = counter("worker_handed_in_packets", "Packets copied from other workers.", "worker")
 	workerPanics     = counter("worker_panics", "Contained panics.", "worker")
-	workerBlocked    = gauge("worker_blocked_flows", "Flows blocked after a contained panic.", "worker")
 	workerBursts     = counter("worker_bursts", "Receive bursts that held at least one packet.", "worker")
 	workerWakeups    = counter("worker_wakeups", "Times that the worker slept and was woken.", "worker")
 	workerCrossings  = counter("worker_area_crossing_packets", "Packets copied between a zero-copy and another memory area.", "worker")
@@ -207,9 +206,9 @@ func (o out) drops(d *api.Drops) {
 }
 
 func (o out) workers(s *api.Status) {
-	places := make(map[int]*[4]int, len(s.Workers))
+	places := make(map[int]*[3]int, len(s.Workers))
 	for i := range s.Workers {
-		places[s.Workers[i].ID] = new([4]int)
+		places[s.Workers[i].ID] = new([3]int)
 	}
 	for i := range s.Ports {
 		for _, q := range s.Ports[i].Queues {
@@ -217,7 +216,6 @@ func (o out) workers(s *api.Status) {
 				at[0] += q.InFill
 				at[1] += q.InRx
 				at[2] += q.InTx
-				at[3] += q.InCompletion
 			}
 		}
 	}
@@ -227,7 +225,7 @@ func (o out) workers(s *api.Status) {
 		o.put(workerBusy, w.Busy, id)
 		o.put(workerFrames, float64(w.FramesFree), id, "free")
 		o.put(workerFrames, float64(w.FramesHeld), id, "shaper")
-		for j, place := range [...]string{"fill", "rx", "tx", "completion"} {
+		for j, place := range [...]string{"fill", "rx", "tx"} {
 			o.put(workerFrames, float64(places[w.ID][j]), id, place)
 		}
 		o.put(workerFramesAll, float64(w.Frames), id)
@@ -235,7 +233,6 @@ func (o out) workers(s *api.Status) {
 		o.put(workerOut, float64(w.HandedOut), id)
 		o.put(workerIn, float64(w.HandedIn), id)
 		o.put(workerPanics, float64(w.Panics), id)
-		o.put(workerBlocked, float64(w.BlockedKeys), id)
 		o.put(workerBursts, float64(w.Bursts), id)
 		o.put(workerWakeups, float64(w.Wakeups), id)
 		o.put(workerCrossings, float64(w.Crossings), id)
