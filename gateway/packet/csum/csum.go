@@ -49,11 +49,11 @@ func Sum(acc uint64, b []byte) uint64 {
 // Fold brings a partial sum to 16 bits with end-around carry. It is not complemented; a packet whose sum, checksum
 // field included, folds to 0xffff is intact.
 func Fold(acc uint64) uint16 {
-	acc = acc>>32 + acc&0xffffffff // at most 33 bits
-	acc = acc>>16 + acc&0xffff     // at most 18 bits
-	acc = acc>>16 + acc&0xffff     // at most 17 bits
-	acc = acc>>16 + acc&0xffff
-	return uint16(acc)
+	// Added to itself with halves exchanged, the upper half is the sum of both plus the carry out of the lower: end-around carry in one step.
+	acc += bits.RotateLeft64(acc, 32)
+	w := uint32(acc >> 32)
+	w += bits.RotateLeft32(w, 16)
+	return uint16(w >> 16)
 }
 
 // Checksum is the value for a checksum field: the complement of the folded sum. The field itself must have been summed as zero.
