@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"runtime"
@@ -53,8 +54,10 @@ type Gateway struct {
 	ports   []*port
 	workers []*worker.Worker
 	shards  []*pipeline.Shard
-	mem     [][]byte // mmapped tables
+	mem     [][]byte       // mmapped tables
+	locks   []net.Listener // one a port: see lockPorts
 	areas   []*xsk.UMEM
+	chunk   int // bytes a frame of packet memory
 	slow    *slowpath.Slow
 	space   *nat.Space
 	neigh   *fib.Neighbors
@@ -110,10 +113,10 @@ func New(o Options) (*Gateway, error) {
 		return nil, fmt.Errorf("tables.neighbors = %d: no table of that size", n.Tables.Neighbors)
 	}
 	g.space = nat.NewSpace(4096)
-	if g.store, err = revisions.Open(filepath.Join(n.DataDir, "policies")); err != nil {
+	if err := g.findPorts(); err != nil {
 		return nil, err
 	}
-	if err := g.findPorts(); err != nil {
+	if g.store, err = revisions.Open(filepath.Join(n.DataDir, "policies")); err != nil {
 		return nil, err
 	}
 	if err := g.firstPolicy(); err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"reflect"
 	"time"
 
 	"demarc/configs"
@@ -101,9 +102,15 @@ func (g *Gateway) serve(p *configs.Policy, v *snapshot.View, text []byte, r *api
 		if pt.prog == nil {
 			continue
 		}
-		if err := pt.prog.Update(g.programConfig(i, v)); err != nil {
-			g.log.Error("update the XDP program's tables", "port", pt.cfg.Name, "err", err)
+		c := g.programConfig(i, v)
+		if reflect.DeepEqual(c, pt.loaded) {
+			continue // loading takes hundreds of milliseconds
 		}
+		if err := pt.prog.Update(c); err != nil {
+			g.log.Error("update the XDP program's tables", "port", pt.cfg.Name, "err", err)
+			continue
+		}
+		pt.loaded = c
 	}
 	for _, w := range g.workers {
 		w.Publish(v)

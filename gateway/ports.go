@@ -3,8 +3,10 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +30,7 @@ type port struct {
 	why    string   // why not zero-copy
 	native bool
 	prog   *xsk.Program
+	loaded xsk.ProgramConfig // what prog was made of
 	queues []*queue
 }
 
@@ -97,9 +100,13 @@ func (g *Gateway) open() (err error) {
 			err = errors.Join(err, g.restorePorts())
 		}
 	}()
+	if err = g.lockPorts(); err != nil {
+		return err
+	}
 	v := g.view.Load()
 	for i, p := range g.ports {
-		if p.prog, err = xsk.LoadProgram(g.programConfig(i, v)); err != nil {
+		p.loaded = g.programConfig(i, v)
+		if p.prog, err = xsk.LoadProgram(p.loaded); err != nil {
 			return fmt.Errorf("port %s: %w", p.cfg.Name, err)
 		}
 		if p.native, err = p.prog.Attach(p.asked == xsk.Generic); err != nil {
@@ -112,13 +119,37 @@ func (g *Gateway) open() (err error) {
 			case zc:
 				p.mode = xsk.ZeroCopy
 			default:
-				p.mode, p.why = xsk.Copy, why
+				p.mode, p.why = xsk.Copy, reason(why)
 			}
 		} else if !p.native && p.asked != xsk.Generic {
 			return fmt.Errorf("port %s: mode %s was asked for, but the driver of %s has no native XDP: mode = \"generic\" works, at a price", p.cfg.Name, p.asked, p.cfg.Device)
 		}
 	}
 	return g.makeWorkers()
+}
+
+// reason is what the operator wants of a probe's error: the kernel's word, not the calls on the way to it.
+func reason(why string) string {
+	if i, j := strings.LastIndex(why, "("), strings.LastIndex(why, ")"); i >= 0 && j > i {
+		why, _, _ = strings.Cut(why[i+1:j], ": use") // the advice is for who has asked for the mode
+	}
+	return why
+}
+
+// lockPorts makes sure that no other process serves one of the devices, before anything on them is touched. The lock is a name of the
+// network namespace that ends with the process, however it ends.
+func (g *Gateway) lockPorts() error {
+	for _, p := range g.ports {
+		l, err := net.Listen("unix", fmt.Sprintf("@demarc-port-%d", p.link.Index))
+		if errors.Is(err, unix.EADDRINUSE) {
+			return fmt.Errorf("port %s: another demarc process serves %s: stop that one first", p.cfg.Name, p.cfg.Device)
+		}
+		if err != nil {
+			return fmt.Errorf("port %s: lock: %w", p.cfg.Name, err)
+		}
+		g.locks = append(g.locks, l)
+	}
+	return nil
 }
 
 // programConfig is what the XDP program of port i must know.
@@ -203,6 +234,7 @@ func (g *Gateway) makeWorkers() error {
 			chunk = largeChunk
 		}
 	}
+	g.chunk = chunk
 	sessions := max(64, n.Tables.Sessions/count)
 	mappings := max(64, n.Tables.Mappings/count)
 	for id := range count {
@@ -335,6 +367,10 @@ func (g *Gateway) release() (err error) {
 			p.prog = nil
 		}
 	}
+	for _, l := range g.locks {
+		l.Close()
+	}
+	g.locks = nil
 	for _, u := range g.areas {
 		err = errors.Join(err, u.Close())
 	}

@@ -15,6 +15,7 @@ import (
 	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
 	"demarc/gateway/meter"
+	"demarc/gateway/nat"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
@@ -68,7 +69,8 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 	if p := g.problems.Load(); p != nil && len(*p) > 0 {
 		s.WhyNotReady = strings.TrimSpace(s.WhyNotReady + " (damaged kept policies were passed over: " + strings.Join(*p, "; ") + ")")
 	}
-	s.Conservation = b.conservation(ctx)
+	in := b.ask(ctx)
+	s.Conservation = in.conservation
 	g.busyMu.Lock()
 	busy := append([]float64(nil), g.busy...)
 	g.busyMu.Unlock()
@@ -80,10 +82,10 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 		}
 		s.Workers = append(s.Workers, api.Worker{ID: i, CPU: cpu, Sessions: st.Sessions, SessionsCap: g.shards[i].Sessions.Capacity(), Mappings: st.Mappings,
 			MappingsCap: max(64, g.o.Node.Tables.Mappings/len(g.workers)), Frames: st.Frames, FramesFree: st.Free, FramesHeld: st.Held, Generation: uint64(st.Gen),
-			Busy: busy[i], HandedOut: st.HandedOut, HandedIn: st.HandedIn, Panics: st.Panics, Bursts: st.Bursts, Wakeups: st.Wakeups, Crossings: st.Crossings,
+			Busy: busy[i], HandedOut: st.HandedOut, HandedIn: st.HandedIn, Panics: st.Panics, Bursts: st.Bursts, Wakeups: st.Wakeups, Crossings: st.Crossings, UMEMBytes: uint64(st.Frames) * uint64(g.chunk),
 			TableBytes: uint64(len(g.mem[2*i]) + len(g.mem[2*i+1]))})
 	}
-	ports, err := b.Ports(ctx)
+	ports, err := b.ports(&in)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +94,7 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 	s.Drops = drops.ByReason
 	for _, t := range v.Tenants {
 		if t != nil {
-			s.Tenants = append(s.Tenants, b.tenant(t, rules))
+			s.Tenants = append(s.Tenants, b.tenant(t, &in, rules))
 		}
 	}
 	for _, t := range s.Tenants {
@@ -112,19 +114,58 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 	return s, nil
 }
 
-func (b backend) conservation(ctx context.Context) api.Conservation {
+// inside is what only the workers themselves can tell.
+type inside struct {
+	conservation api.Conservation
+	queued       map[flow.TenantID][2]int // packets in the shapers, by meter.Out, meter.In
+	inUse, held  map[nat.AddrID]int       // public ports
+	rings        map[[2]int][3]int        // port, queue -> frames in fill, rx, tx and completion
+}
+
+// ask has every worker tell, between two bursts.
+func (b backend) ask(ctx context.Context) (in inside) {
+	in = inside{queued: map[flow.TenantID][2]int{}, inUse: map[nat.AddrID]int{}, held: map[nat.AddrID]int{}, rings: map[[2]int][3]int{}}
+	g := b.g
 	var errs []error
 	frames := 0
-	err := b.g.each(ctx, func(i int, _ *pipeline.Shard) {
-		if err := b.g.workers[i].Account(); err != nil {
+	err := g.each(ctx, func(i int, sh *pipeline.Shard) {
+		if err := g.workers[i].Account(); err != nil {
 			errs = append(errs, err)
 		}
-		frames += b.g.workers[i].Stats().Frames
+		frames += g.workers[i].Stats().Frames
+		for _, t := range g.view.Load().Tenants {
+			if t == nil {
+				continue
+			}
+			q := in.queued[t.ID]
+			for d := range q {
+				n, _ := sh.Shaper.HeldIn(int(t.ID)*2 + d)
+				q[d] += n
+			}
+			in.queued[t.ID] = q
+		}
+		sh.NAT.EachBlock(func(u nat.Use) bool {
+			for c := range u.InUse {
+				in.inUse[u.Addr] += u.InUse[c]
+				in.held[u.Addr] += u.Held[c]
+			}
+			return true
+		})
+		for pi, p := range g.ports {
+			for _, q := range p.queues {
+				if q.worker == i {
+					fill, rx, tx := q.sock.InKernel()
+					in.rings[[2]int{pi, q.n}] = [3]int{fill, rx, tx}
+				}
+			}
+		}
 	})
 	if err = errors.Join(append(errs, err)...); err != nil {
-		return api.Conservation{Detail: err.Error()}
+		in.conservation.Detail = err.Error()
+		return in
 	}
-	return api.Conservation{OK: true, Detail: fmt.Sprintf("all %d frames accounted for", frames)}
+	in.conservation = api.Conservation{OK: true, Detail: fmt.Sprintf("all %d frames accounted for", frames)}
+	return in
 }
 
 func (b backend) volume(t flow.TenantID, d meter.Dir) (c api.Counter) {
@@ -150,9 +191,16 @@ func (b backend) dropsOf(t flow.TenantID) map[string]uint64 {
 	return out
 }
 
-func (b backend) tenant(t *snapshot.Tenant, rules bool) api.Tenant {
-	a := api.Tenant{ID: int(t.ID), Name: t.Name, Sessions: int(t.Shared.Sessions.Load()), SessionsCap: int(t.MaxSessions),
-		In: b.volume(t.ID, meter.In), Out: b.volume(t.ID, meter.Out), Drops: b.dropsOf(t.ID)}
+func (b backend) tenant(t *snapshot.Tenant, in *inside, rules bool) api.Tenant {
+	a := api.Tenant{ID: int(t.ID), Name: t.Name, Sessions: int(t.Shared.Sessions.Load()), SessionsCap: int(t.MaxSessions), Created: t.Shared.Created.Load(),
+		In: b.volume(t.ID, meter.In), Out: b.volume(t.ID, meter.Out), Drops: b.dropsOf(t.ID), Queued: api.TenantQueued{Out: in.queued[t.ID][meter.Out], In: in.queued[t.ID][meter.In]}}
+	for _, sh := range b.g.shards {
+		for d, c := range map[meter.Dir]*api.Counter{meter.Out: &a.Offered.Out, meter.In: &a.Offered.In} {
+			v := sh.Meter.Offered(t.ID, d)
+			c.Packets += v.Packets
+			c.Bytes += v.Bytes
+		}
+	}
 	b.g.mu.Lock()
 	for _, c := range b.g.policy.Tenants {
 		if c.Name == t.Name {
@@ -162,6 +210,11 @@ func (b backend) tenant(t *snapshot.Tenant, rules bool) api.Tenant {
 	b.g.mu.Unlock()
 	if len(t.Pool) > 0 {
 		a.Pool = &api.Pool{Addresses: len(t.Pool), Ports: len(t.Pool) * 64512}
+		for _, id := range t.Pool {
+			a.Pool.InUse += in.inUse[id]
+			a.Pool.Held += in.held[id]
+			a.Pool.FreeBlocks += b.g.space.FreeBlocks(id)
+		}
 	}
 	if rules {
 		a.Rules = ruleHits(t)
@@ -244,7 +297,12 @@ func (b backend) Drops(context.Context) (*api.Drops, error) {
 	return d, nil
 }
 
-func (b backend) Ports(context.Context) (*api.Ports, error) {
+func (b backend) Ports(ctx context.Context) (*api.Ports, error) {
+	in := b.ask(ctx)
+	return b.ports(&in)
+}
+
+func (b backend) ports(in *inside) (*api.Ports, error) {
 	g := b.g
 	out := &api.Ports{}
 	stats := map[[2]int]int{}
@@ -274,7 +332,10 @@ func (b backend) Ports(context.Context) (*api.Ports, error) {
 			}
 		}
 		for _, q := range p.queues {
-			ap.Queues = append(ap.Queues, b.queue(i, p, q, socks, stats))
+			aq := b.queue(i, p, q, socks, stats)
+			r := in.rings[[2]int{i, q.n}]
+			aq.InFill, aq.InRx, aq.InTx = r[0], r[1], r[2]
+			ap.Queues = append(ap.Queues, aq)
 		}
 		out.Ports = append(out.Ports, ap)
 	}
@@ -526,12 +587,7 @@ func (g *Gateway) wireSession(w int, slot uint32, se *conntrack.Session, now uin
 // stateName is the TCP state, or whether an answer has been seen.
 func stateName(se *conntrack.Session) string {
 	if se.Proto == flow.TCP {
-		names := [...]string{conntrack.TCPNone: "none", conntrack.TCPSynSent: "syn-sent", conntrack.TCPSynRecv: "syn-received", conntrack.TCPSimOpen: "simultaneous-open",
-			conntrack.TCPEstablished: "established", conntrack.TCPFinOrig: "fin-originator", conntrack.TCPFinReply: "fin-responder", conntrack.TCPTimeWait: "time-wait", conntrack.TCPClosed: "closed"}
-		if int(se.State) < len(names) {
-			return names[se.State]
-		}
-		return strconv.Itoa(int(se.State))
+		return conntrack.TCPStateText(se.State)
 	}
 	if se.Flags&conntrack.FlagReplied != 0 {
 		return "answered"

@@ -68,7 +68,6 @@ type Worker struct {
 	Panics      uint64  `json:"panics"`         // contained ones
 	Bursts      uint64  `json:"bursts"`         // receive bursts that held at least one packet
 	Wakeups     uint64  `json:"wakeups"`        // times it slept and was woken
-	BlockedKeys int     `json:"blocked_keys"`   // flows blocked after a contained panic
 	UMEMBytes   uint64  `json:"umem_bytes"`     // packet memory
 	TableBytes  uint64  `json:"table_bytes"`    // sessions, index, mappings
 	Crossings   uint64  `json:"area_crossings"` // packets copied between a zero-copy and another memory area
@@ -104,9 +103,8 @@ type Queue struct {
 	Tx           Counter   `json:"tx"` // frames put into the tx ring
 	Rings        RingStats `json:"rings"`
 	InFill       int       `json:"in_fill"` // frames that the kernel holds or has not consumed, by our count
-	InTx         int       `json:"in_tx"`
-	InRx         int       `json:"in_rx"` // frames that the kernel has written and we have not taken
-	InCompletion int       `json:"in_completion"`
+	InTx         int       `json:"in_tx"`   // given to the kernel to send and not yet taken back, the completion ring included
+	InRx         int       `json:"in_rx"`   // frames that the kernel has written and we have not taken
 	TxFull       uint64    `json:"tx_full"` // frames dropped because the tx ring was full
 	TxErrors     uint64    `json:"tx_errors"`
 	Kicks        uint64    `json:"kicks"` // system calls that asked the kernel to send
@@ -293,8 +291,6 @@ type Interface struct {
 	Faces     string   `json:"faces"`     // "backbone", a tenant's name, or "" when no policy names it
 	Addresses []string `json:"addresses"` // prefixes
 	MTU       int      `json:"mtu"`
-	Rx        Counter  `json:"rx"`
-	Tx        Counter  `json:"tx"`
 }
 
 // DiffRequest asks what a policy would change. ApplyRequest carries it out.

@@ -82,8 +82,7 @@ func (f *fake) Neighbours(context.Context) (*api.Neighbours, error) {
 }
 
 func (f *fake) Ports(context.Context) (*api.Ports, error) {
-	return &api.Ports{Ports: somePorts(), Interfaces: []api.Interface{{Name: "wan", Port: "wan", Faces: "backbone", Addresses: []string{"203.0.113.1/24", "2001:db8:ff::1/64"}, MTU: 1500,
-		Rx: api.Counter{Packets: 10}, Tx: api.Counter{Packets: 20}}, {Name: "cust", Port: "trunk", VLAN: 101, MTU: 1500}}}, nil
+	return &api.Ports{Ports: somePorts(), Interfaces: []api.Interface{{Name: "wan", Port: "wan", Faces: "backbone", Addresses: []string{"203.0.113.1/24", "2001:db8:ff::1/64"}, MTU: 1500}, {Name: "cust", Port: "trunk", VLAN: 101, MTU: 1500}}}, nil
 }
 
 func (f *fake) Policy(context.Context) ([]byte, error) {

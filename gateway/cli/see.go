@@ -276,14 +276,14 @@ func writePorts(w io.Writer, p *api.Ports) {
 	fmt.Fprintln(w)
 	writeQueues(w, p.Ports)
 	fmt.Fprintln(w)
-	t = newTable(w, "INTERFACE", "PORT", "VLAN", "FACES", "MTU", "RX PACKETS", "TX PACKETS", "ADDRESSES")
+	t = newTable(w, "INTERFACE", "PORT", "VLAN", "FACES", "MTU", "ADDRESSES")
 	for i := range p.Interfaces {
 		x := &p.Interfaces[i]
 		vlan := ""
 		if x.VLAN > 0 {
 			vlan = strconv.Itoa(x.VLAN)
 		}
-		t.row(x.Name, x.Port, vlan, x.Faces, x.MTU, x.Rx.Packets, x.Tx.Packets, strings.Join(x.Addresses, " "))
+		t.row(x.Name, x.Port, vlan, x.Faces, x.MTU, strings.Join(x.Addresses, " "))
 	}
 	t.flush()
 }

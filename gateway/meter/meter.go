@@ -33,15 +33,26 @@ type Volume struct{ Packets, Bytes uint64 }
 
 type counts struct {
 	vol   [NumDirs]Volume
+	offer [NumDirs]Volume
 	drops [verdict.NumReasons]uint64
 	dirty [reasonWords]uint64 // which drops changed since Publish
 	on    bool                // on the shard's dirty list
 }
 
 type published struct {
-	vol   [NumDirs]struct{ packets, bytes atomic.Uint64 }
+	vol   [NumDirs]volume
+	offer [NumDirs]volume
 	drops [verdict.NumReasons]atomic.Uint64
 }
+
+type volume struct{ packets, bytes atomic.Uint64 }
+
+func (v *volume) store(x Volume) {
+	v.packets.Store(x.Packets)
+	v.bytes.Store(x.Bytes)
+}
+
+func (v *volume) load() Volume { return Volume{Packets: v.packets.Load(), Bytes: v.bytes.Load()} }
 
 // Shard holds one worker's counters. Tenant 0 stands for what could not be given to a tenant.
 type Shard struct {
@@ -74,6 +85,13 @@ func (s *Shard) Add(t flow.TenantID, d Dir, n int) {
 	c.vol[d].Bytes += uint64(n)
 }
 
+// Offer counts one packet of n IP bytes that comes to the tenant's rate, whatever becomes of it there. Worker only.
+func (s *Shard) Offer(t flow.TenantID, d Dir, n int) {
+	c := s.touch(t)
+	c.offer[d].Packets++
+	c.offer[d].Bytes += uint64(n)
+}
+
 // Drop counts one dropped packet. Worker only.
 func (s *Shard) Drop(t flow.TenantID, r verdict.Reason) { s.DropN(t, r, 1) }
 
@@ -93,7 +111,7 @@ func (s *Shard) Reset(t flow.TenantID) {
 		return
 	}
 	c := s.touch(t)
-	c.vol, c.drops = [NumDirs]Volume{}, [verdict.NumReasons]uint64{}
+	c.vol, c.offer, c.drops = [NumDirs]Volume{}, [NumDirs]Volume{}, [verdict.NumReasons]uint64{}
 	for i := range c.dirty {
 		c.dirty[i] = ^uint64(0)
 	}
@@ -108,8 +126,8 @@ func (s *Shard) Publish() {
 		c, p := &s.own[t], &s.pub[t]
 		c.on = false
 		for d := range c.vol {
-			p.vol[d].packets.Store(c.vol[d].Packets)
-			p.vol[d].bytes.Store(c.vol[d].Bytes)
+			p.vol[d].store(c.vol[d])
+			p.offer[d].store(c.offer[d])
 		}
 		for w := range c.dirty {
 			for m := c.dirty[w]; m != 0; m &= m - 1 {
@@ -127,8 +145,15 @@ func (s *Shard) Volume(t flow.TenantID, d Dir) Volume {
 	if int(t) >= len(s.pub) {
 		return Volume{}
 	}
-	v := &s.pub[t].vol[d]
-	return Volume{Packets: v.packets.Load(), Bytes: v.bytes.Load()}
+	return s.pub[t].vol[d].load()
+}
+
+// Offered reads what asked to pass: Volume and what the tenant's rates dropped. Any goroutine.
+func (s *Shard) Offered(t flow.TenantID, d Dir) Volume {
+	if int(t) >= len(s.pub) {
+		return Volume{}
+	}
+	return s.pub[t].offer[d].load()
 }
 
 // Drops reads how many packets were dropped for r. Any goroutine.

@@ -86,11 +86,18 @@ func TestResetReachesReaders(t *testing.T) {
 	for r := verdict.Reason(0); r < verdict.NumReasons; r++ {
 		s.Drop(1, r)
 	}
+	s.Offer(1, In, 150)
 	s.Publish()
+	if v := s.Offered(1, In); v != (Volume{1, 150}) {
+		t.Errorf("offered %+v", v)
+	}
 	s.Reset(1)
 	s.Publish()
 	if v := s.Volume(1, In); v != (Volume{}) {
 		t.Errorf("volume %+v after reset", v)
+	}
+	if v := s.Offered(1, In); v != (Volume{}) {
+		t.Errorf("offered %+v after reset", v)
 	}
 	for r := verdict.Reason(0); r < verdict.NumReasons; r++ {
 		if n := s.Drops(1, r); n != 0 {

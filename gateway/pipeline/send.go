@@ -75,6 +75,7 @@ func (sh *Shard) send(s *Slot, t *snapshot.Tenant, hop *snapshot.Hop) verdict.Ve
 	}
 	if s.Dir != meter.Inside && v != verdict.Neighbor {
 		it.Off, it.Len = uint16(s.Off), uint16(s.Len)
+		sh.Meter.Offer(t.ID, s.Dir, int(s.IPLen))
 		switch ov, r := sh.Shaper.Offer(int(t.ID)*2+int(s.Dir), &t.Dir[s.Dir], &t.Shared.Words[s.Dir], &it, sh.now); ov {
 		case verdict.Drop:
 			return sh.drop(s, r)

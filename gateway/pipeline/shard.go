@@ -87,8 +87,6 @@ type Shard struct {
 	Shaper    *police.Shaper
 	Meter     *meter.Shard
 
-	Created atomic.Uint64 // sessions opened since start; worker: wo, others: ro
-
 	view     *snapshot.View
 	now      uint64 // ns
 	tick     uint32

@@ -228,8 +228,10 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 			sh.Sessions.SetDeadline(slot, sh.tick+se.Timeout(&sh.view.Timeouts))
 		}
 	}
-	if dir == 1 {
+	if dir == 1 && se.Flags&conntrack.FlagReplied == 0 {
+		se.BeginWrite()
 		se.Flags |= conntrack.FlagReplied
+		se.EndWrite()
 	}
 	return sh.forward(s, se, dir)
 }
@@ -521,7 +523,7 @@ func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verd
 		sh.NAT.Ref(se.Mapping)
 	}
 	t.Shared.Sessions.Add(1)
-	sh.Created.Store(sh.Created.Load() + 1)
+	t.Shared.Created.Add(1)
 	return sh.forward(s, sh.Sessions.At(slot), 0)
 }
 

@@ -193,6 +193,9 @@ func (c *compiler) hop(h Hop) uint16 {
 }
 
 func (c *compiler) add(zone flow.TenantID, p netip.Prefix, nh uint16) {
+	if c.in.Break == BreakTenant && slices.ContainsFunc(c.route, func(r fib.Route) bool { return r.Zone == zone && r.Prefix == p.Masked() }) {
+		return // two tenants in one zone: the first one's networks
+	}
 	c.route = append(c.route, fib.Route{Zone: zone, Prefix: p.Masked(), NextHop: nh})
 }
 
@@ -350,7 +353,9 @@ func (c *compiler) tenant(ct *configs.Tenant, id flow.TenantID, seen map[netip.P
 			continue
 		}
 		p = p.Masked()
-		if other, dup := seen[p]; dup {
+		if other, dup := seen[p]; dup && c.in.Break == BreakNAT {
+			continue // the first one gets it: what is broken shows as untranslated sources
+		} else if dup {
 			c.fail("%s: prefix %s is routed to the backbone untranslated, and so is tenant %q's: one of them needs a NAT pool", who, p, other)
 			continue
 		}

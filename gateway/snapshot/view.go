@@ -115,7 +115,8 @@ type Rule struct {
 type Shared struct {
 	Words       [2]police.Words // by meter.Out, meter.In
 	SessionRate police.Word
-	Sessions    atomic.Int64 // established now, over all workers
+	Sessions    atomic.Int64  // established now, over all workers
+	Created     atomic.Uint64 // begun since start
 }
 
 // Tenant is one enterprise as the pipeline sees it.

@@ -244,6 +244,7 @@ func (w *Worker) Run(ctx context.Context) error {
 // turn is one round over everything that the worker serves. It returns how much there was to do.
 func (w *Worker) turn(now uint64) (n int) {
 	if v := w.view.Load(); v != nil && v != w.shard.View() {
+		w.leave(w.shard.View(), v)
 		w.shard.SetView(v)
 		w.count.gen.Store(v.Gen)
 	}
@@ -276,6 +277,25 @@ func (w *Worker) turn(now uint64) (n int) {
 	}
 	w.shard.Meter.Publish()
 	return n
+}
+
+// leave gives back what waits in the shaper for tenants that the new view does not have.
+func (w *Worker) leave(old, v *snapshot.View) {
+	if old == nil {
+		return
+	}
+	for _, t := range old.Tenants {
+		if t == nil || v.Tenant(t.ID) != nil {
+			continue
+		}
+		for d := range 2 {
+			w.shard.Shaper.FlushQueue(int(t.ID)*2+d, func(it *police.Item) {
+				w.held[it.Area]--
+				w.free(it.Area, it.Frame)
+				w.shard.Meter.Drop(t.ID, verdict.SessionCut)
+			})
+		}
+	}
 }
 
 func (w *Worker) gauges() int {
@@ -364,7 +384,8 @@ func (w *Worker) contained(slots []pipeline.Slot, now uint64) {
 			}
 		}
 		w.shard.Meter.DropN(0, verdict.InternalError, n)
-		w.cfg.Log.Error("pipeline panic contained", "worker", w.cfg.ID, "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
+		repaired := w.shard.Sessions.Repair()
+		w.cfg.Log.Error("pipeline panic contained", "worker", w.cfg.ID, "repaired", repaired, "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
 	}()
 	w.shard.Process(slots, now)
 }
