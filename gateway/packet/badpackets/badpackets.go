@@ -211,6 +211,8 @@ func (l *list) good() []Case {
 	add("timestamp4", 0x0800, l.ip4(1, nil, l.icmp4(13, 0, [4]byte{0x12, 0x34, 0, 1}, fill(12)), nil))
 	add("unreachable4 udp", 0x0800, l.ip4(1, nil, l.icmp4(3, 1, [4]byte{}, o.ip4(17, nil, o.udp(4, 40), nil)), nil))
 	add("unreachable4 tcp cut", 0x0800, l.ip4(1, nil, l.icmp4(3, 4, [4]byte{0, 0, 5, 0}, o.ip4(6, nil, o.tcp(4, 16, nil, 40), nil)[:28]), nil))
+	add("unreachable4 tcp", 0x0800, l.ip4(1, nil, l.icmp4(3, 4, [4]byte{0, 0, 5, 0}, o.ip4(6, nil, o.tcp(4, 16, nil, 5), nil)), nil))
+	add("exceeded4 echo reply", 0x0800, l.ip4(1, nil, l.icmp4(11, 0, [4]byte{}, o.ip4(1, nil, o.icmp4(0, 0, [4]byte{0x12, 0x34, 0, 1}, fill(8)), nil)), nil))
 	add("exceeded4 echo", 0x0800, l.ip4(1, nil, l.icmp4(11, 0, [4]byte{}, o.ip4(1, nil, o.icmp4(8, 0, [4]byte{0x12, 0x34, 0, 1}, fill(8)), nil)), nil))
 	add("gre", 0x0800, l.ip4(47, nil, fill(20), nil))
 	add("udplite", 0x0800, l.ip4(136, nil, l.seal(4, 136, cat([]byte{1, 2, 3, 4, 0, 0, 0, 0}, fill(9)), 6), nil))
@@ -503,11 +505,18 @@ func (l *list) ipv6() {
 	l.add(bad, l.eth(0x86dd, l.ip6(60, []byte{17, 0, 1, 4}, nil)), "ipv6/header cut")
 	l.add(bad, l.eth(0x86dd, l.ip6(0, nil, nil)), "ipv6/jumbogram without option")
 	l.add(bad, l.eth(0x86dd, l.ip6(0, nil, func(h []byte) { h[4], h[5] = 0, 0 })), "ipv6/hop-by-hop missing")
-	var chain []byte
-	for range 100 {
-		chain = append(chain, 60, 0, 1, 4, 0, 0, 0, 0)
+	for n, want := range map[int]verdict.Reason{8: verdict.Pass, 9: bad, 100: bad} {
+		var chain []byte
+		for i := range n {
+			next := byte(60)
+			if i == n-1 {
+				next = 17
+			}
+			chain = append(chain, next, 0, 1, 4, 0, 0, 0, 0)
+		}
+		ext(want, fmt.Sprintf("chain of %d", n), 60, chain)
 	}
-	ext(bad, "chain of 100", 60, chain)
+	sortByName(l.cases)
 	for n := range 8 {
 		l.add(verdict.BadL4Length, l.eth(0x86dd, l.ip6(60, cat([]byte{17, 0, 1, 4, 0, 0, 0, 0}, u[:n]), nil)), "ipv6/udp cut at %d behind options", n)
 	}
@@ -574,6 +583,12 @@ func (l *list) nd() {
 	l.add(any, from.eth(0x86dd, from.ndPacket(from.solicit(sll))), "nd/unspecified source with mac")
 	l.add(any, from.eth(0x86dd, from.ndPacket(from.solicit(nil))), "nd/unspecified source to unicast")
 	l.add(any, from.eth(0x86dd, from.ndPacket(from.icmp6(136, 0, [4]byte{0x20}, from.e.Dst6[:]))), "nd/advertisement from unspecified")
+	from.e.Dst6 = [16]byte{0: 0xff, 1: 2, 11: 1, 12: 0xff, 13: l.e.Dst6[13], 14: l.e.Dst6[14], 15: l.e.Dst6[15]}
+	l.add(any, from.eth(0x86dd, from.ndPacket(from.icmp6(135, 0, [4]byte{}, cat(l.e.Dst6[:], sll)))), "nd/duplicate probe with mac")
+	from.e = l.e
+	from.e.Dst6 = group
+	l.add(any, from.eth(0x86dd, from.ndPacket(from.icmp6(136, 0, [4]byte{0x60}, cat(l.e.Src6[:], []byte{2, 1}, l.e.SrcMAC[:])))), "nd/solicited advertisement to a group")
+	from.e = l.e
 	from.e.Src6 = group
 	l.add(any, from.eth(0x86dd, from.ndPacket(from.solicit(sll))), "nd/multicast source")
 	l.add(any, target(134, 0, fill(8), nil), "nd/router advertisement not from link-local")
