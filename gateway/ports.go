@@ -444,6 +444,9 @@ func (g *Gateway) linkChanged(i int, l hostnet.Link) {
 	}
 	g.log.Info("link changed", "port", p.cfg.Name, "mtu", l.MTU, "mac", fmt.Sprintf("%x", l.MAC))
 	p.link.MAC, p.link.MTU = l.MAC, l.MTU
+	if l.MTU+headroom+linkHeader > g.chunk {
+		g.log.Error("mtu is larger than a frame of packet memory: larger packets are lost until a restart", "port", p.cfg.Name, "mtu", l.MTU, "chunk", g.chunk)
+	}
 	if err := g.recompile(); err != nil {
 		g.log.Error("policy does not compile on the changed link, the old view stays", "port", p.cfg.Name, "err", err)
 	}

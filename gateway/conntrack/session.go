@@ -57,6 +57,7 @@ const (
 	FlagCut                            // denied by a later policy: kept so that its packets are dropped cheaply and counted
 	FlagReplied                        // a packet of the reply direction was seen
 	FlagBlockedLog                     // the pipeline's: the cut was logged
+	FlagCounted                        // the pipeline's: counted for its inside host
 )
 
 // Key is the key under which packets of direction dir enter: 0 as the first packet did, 1 as its answer does.

@@ -98,6 +98,8 @@ type Shard struct {
 	rejudge  uint32 // where the walk that judges old sessions again has come to
 	stale    bool   // that walk is not over
 	sink     uint32
+	hosts    *hosts // nil until a policy limits hosts
+	hostAt   uint64 // where sweepHosts has come to
 
 	events   [eventRing]Event
 	evHead   atomic.Uint64 // worker: wo
@@ -136,6 +138,11 @@ func (sh *Shard) SetView(v *snapshot.View) {
 	sh.view = v
 	for _, id := range v.Fresh {
 		sh.Meter.Reset(id)
+	}
+	for _, t := range v.Tenants {
+		if t != nil && sh.hosts == nil && (t.HostSessions > 0 || !t.HostRate.Unlimited()) {
+			sh.hosts = newHosts(sh.Sessions.Capacity(), sh.rnd)
+		}
 	}
 	sh.rejudge, sh.stale = 0, true
 }
@@ -185,6 +192,9 @@ func (sh *Shard) release(_ uint32, se *conntrack.Session) {
 	if se.Mapping != conntrack.NoMapping {
 		sh.NAT.Unref(se.Mapping, sh.tick)
 	}
+	if se.Flags&conntrack.FlagCounted != 0 {
+		sh.uncountHost(se)
+	}
 	if t := sh.view.Tenant(se.Tenant); t != nil {
 		t.Shared.Sessions.Add(-1)
 	}
@@ -199,6 +209,7 @@ func (sh *Shard) Maintain(nowNs uint64, budget int) {
 	sh.setNow(nowNs)
 	sh.Sessions.Sweep(sh.tick, &sh.view.Timeouts, budget, sh.release)
 	sh.NAT.Sweep(sh.tick, budget)
+	sh.sweepHosts(budget)
 }
 
 // Rejudge brings at most budget table slots up to the current View and ends the sessions that it denies. Call it until Settled.

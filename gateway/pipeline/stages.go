@@ -505,17 +505,21 @@ func (sh *Shard) admit(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verdi
 	if !t.SessionRate.Unlimited() && !t.SessionRate.Take(&t.Shared.SessionRate, sh.now, 1) {
 		return verdict.TenantSessionRate
 	}
-	return verdict.Pass
+	return sh.admitHost(t, se)
 }
 
 // create puts the session into the table and sends its first packet on. What it had taken is given back if the table refuses.
 func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verdict.Verdict {
 	se.ViewGen = sh.view.Gen
 	se.LastSeen = [2]uint32{sh.tick, sh.tick}
+	sh.countHost(t, se)
 	slot, r := sh.Sessions.Create(se, sh.tick, se.Timeout(&sh.view.Timeouts))
 	if r != verdict.Pass {
 		if se.Mapping != conntrack.NoMapping {
 			sh.NAT.Drop(se.Mapping)
+		}
+		if se.Flags&conntrack.FlagCounted != 0 {
+			sh.uncountHost(se)
 		}
 		return sh.drop(s, r)
 	}

@@ -113,6 +113,7 @@ const (
 	TenantSessionRate
 	HostSessions
 	HostSessionRate
+	HostTableFull // no room to count for one more inside host
 	ShaperFull
 
 	// Between workers and ports.
@@ -151,7 +152,7 @@ var reasonText = [NumReasons]string{
 	NATMappingTableFull: "nat_mapping_table_full", SessionCut: "session_cut",
 	TenantRateBits: "tenant_rate_bits", TenantRatePackets: "tenant_rate_packets", TenantVoiceRate: "tenant_voice_rate",
 	TenantQueueFull: "tenant_queue_full", TenantSessions: "tenant_sessions", TenantSessionRate: "tenant_session_rate",
-	HostSessions: "host_sessions", HostSessionRate: "host_session_rate", ShaperFull: "shaper_full",
+	HostSessions: "host_sessions", HostSessionRate: "host_session_rate", HostTableFull: "host_table_full", ShaperFull: "shaper_full",
 	HandOverFull: "hand_over_full", TxRingFull: "tx_ring_full", NoTxSocket: "no_tx_socket", TxError: "tx_error",
 	FrameExhausted: "frame_exhausted", SlowPathFull: "slow_path_full", InternalError: "internal_error", FlowBlocked: "flow_blocked",
 	NotOwner: "not_owner", Shutdown: "shutdown",

@@ -63,12 +63,13 @@ type counters struct {
 
 type sockState struct {
 	Socket
-	batch   [pipeline.Burst]xsk.Desc // waiting to be put into the tx ring
-	n       int
-	pending bool // the kernel has not been asked to send since the last Send
-	target  int  // frames that the fill ring should hold
-	rxPackets, rxBytes, txPackets, txBytes, txFull, txErrors,
-	kicks atomic.Uint64 // worker: wo, others: ro
+	batch    [pipeline.Burst]xsk.Desc // waiting to be put into the tx ring
+	n        int
+	pending  bool // the kernel has not been asked to send since the last Send
+	target   int  // frames that the fill ring should hold
+	rxErrors atomic.Uint64
+
+	rxPackets, rxBytes, txPackets, txBytes, txFull, txErrors, kicks atomic.Uint64 // worker: wo, others: ro
 }
 
 // Worker is one data-plane thread.
@@ -601,6 +602,11 @@ func (w *Worker) flush(s *sockState) {
 func (w *Worker) refill(s *sockState) {
 	if n := s.target - s.S.InFill(); n > 0 {
 		s.S.Fill(n)
+	}
+	if s.S.NeedsRxWake() { // a driver that ran dry does not look at the ring again by itself
+		if err := s.S.WakeRx(); err != nil && s.rxErrors.Add(1) == 1 {
+			w.cfg.Log.Warn("wake receive", "worker", w.cfg.ID, "port", s.Port, "queue", s.Queue, "err", err)
+		}
 	}
 }
 

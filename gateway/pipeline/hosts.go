@@ -1,0 +1,162 @@
+package pipeline
+
+import (
+	"demarc/gateway/conntrack"
+	"demarc/gateway/flow"
+	"demarc/gateway/police"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/verdict"
+)
+
+// host is what one inside host of a tenant with per-host limits holds.
+type host struct {
+	addr     flow.Addr
+	tenant   flow.TenantID
+	family   uint8 // 0 = free
+	sessions uint32
+	rate     police.Word
+}
+
+// hosts counts sessions and new sessions per inside host. An inside host belongs to one worker, so this has one writer and no shared
+// word. Open addressing with backward shift; memory is taken once, when the first policy with a per-host limit comes.
+type hosts struct {
+	slots []host
+	mask  uint64
+	n     int
+	seed  uint64
+}
+
+// hostsPerSession: a table slot for every so many sessions. A host that has one session each is not what the limit is for.
+const hostsPerSession = 4
+
+func newHosts(sessions int, seed uint64) *hosts {
+	n := 256
+	for n < sessions/hostsPerSession {
+		n *= 2
+	}
+	return &hosts{slots: make([]host, n), mask: uint64(n - 1), seed: seed}
+}
+
+func (h *hosts) at(t flow.TenantID, family uint8, a *flow.Addr) uint64 {
+	return flow.HomeHash(t, family, a, h.seed) & h.mask
+}
+
+// find returns the host's slot, nil when it has none.
+func (h *hosts) find(t flow.TenantID, family uint8, a *flow.Addr) *host {
+	for i := h.at(t, family, a); ; i = (i + 1) & h.mask {
+		s := &h.slots[i]
+		if s.family == 0 {
+			return nil
+		}
+		if s.family == family && s.tenant == t && s.addr == *a {
+			return s
+		}
+	}
+}
+
+// get finds or makes a slot; nil when the table is seven eighths full.
+func (h *hosts) get(t flow.TenantID, family uint8, a *flow.Addr) *host {
+	if s := h.find(t, family, a); s != nil {
+		return s
+	}
+	if h.n >= len(h.slots)/8*7 {
+		return nil
+	}
+	i := h.at(t, family, a)
+	for h.slots[i].family != 0 {
+		i = (i + 1) & h.mask
+	}
+	s := &h.slots[i]
+	s.addr, s.tenant, s.family, s.sessions = *a, t, family, 0
+	s.rate.Store(0)
+	h.n++
+	return s
+}
+
+// remove frees a slot and closes the gap that it leaves.
+func (h *hosts) remove(s *host) {
+	i := h.at(s.tenant, s.family, &s.addr)
+	for &h.slots[i] != s {
+		i = (i + 1) & h.mask
+	}
+	h.n--
+	for j := (i + 1) & h.mask; h.slots[j].family != 0; j = (j + 1) & h.mask {
+		x := &h.slots[j]
+		if home := h.at(x.tenant, x.family, &x.addr); (j-home)&h.mask >= (j-i)&h.mask {
+			d := &h.slots[i]
+			d.addr, d.tenant, d.family, d.sessions = x.addr, x.tenant, x.family, x.sessions
+			d.rate.Store(x.rate.Load())
+			i = j
+		}
+	}
+	h.slots[i].family = 0
+}
+
+// insideOf is the inside host of a session.
+func insideOf(se *conntrack.Session) (family uint8, a flow.Addr) {
+	v6, in := se.Flags&conntrack.FlagV6 != 0, se.Flags&conntrack.FlagFromBackbone != 0
+	switch {
+	case v6 && in:
+		return 6, se.OrigDst
+	case v6:
+		return 6, se.OrigSrc
+	case in:
+		copy(a[:4], se.XlatDst[:])
+		return 4, a
+	}
+	return 4, se.OrigSrc
+}
+
+// admitHost checks the limits of the inside host.
+func (sh *Shard) admitHost(t *snapshot.Tenant, se *conntrack.Session) verdict.Reason {
+	if t.HostSessions == 0 && t.HostRate.Unlimited() {
+		return verdict.Pass
+	}
+	family, a := insideOf(se)
+	h := sh.hosts.get(t.ID, family, &a)
+	switch {
+	case h == nil:
+		return verdict.HostTableFull
+	case t.HostSessions > 0 && h.sessions >= t.HostSessions:
+		return verdict.HostSessions
+	case !t.HostRate.Unlimited() && !t.HostRate.Take(&h.rate, sh.now, 1):
+		return verdict.HostSessionRate
+	}
+	return verdict.Pass
+}
+
+// countHost notes that the session lives. It is done only where a limit needs it, so the session says whether it was.
+func (sh *Shard) countHost(t *snapshot.Tenant, se *conntrack.Session) {
+	if t.HostSessions == 0 && t.HostRate.Unlimited() {
+		return
+	}
+	family, a := insideOf(se)
+	if h := sh.hosts.get(t.ID, family, &a); h != nil {
+		h.sessions++
+		se.Flags |= conntrack.FlagCounted
+	}
+}
+
+// uncountHost is called when a counted session ends. A host without sessions keeps its slot, and with it its rate, until sweepHosts.
+func (sh *Shard) uncountHost(se *conntrack.Session) {
+	family, a := insideOf(se)
+	if h := sh.hosts.find(se.Tenant, family, &a); h != nil && h.sessions > 0 {
+		h.sessions--
+	}
+}
+
+// sweepHosts forgets hosts without sessions whose rate word lies in the past: nothing would be different if they came anew.
+func (sh *Shard) sweepHosts(budget int) {
+	h := sh.hosts
+	if h == nil || h.n == 0 {
+		return
+	}
+	for range min(budget, len(h.slots)) {
+		s := &h.slots[sh.hostAt&h.mask]
+		if s.family != 0 && s.sessions == 0 && s.rate.Load() <= sh.now*police.UnitsPerNs {
+			h.remove(s) // another may have moved into this slot: look at it again
+			continue
+		}
+		sh.hostAt++
+	}
+}

@@ -1,0 +1,91 @@
+package pipeline
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"demarc/gateway/flow"
+	"demarc/gateway/verdict"
+)
+
+func TestHostsAgainstAMap(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	h := newHosts(0, seed)
+	model := map[string]uint32{}
+	for range 20000 {
+		var a flow.Addr
+		a.SetV4(rng.Uint32N(300))
+		id := flow.TenantID(rng.IntN(3))
+		key := fmt.Sprint(id, a)
+		switch rng.IntN(3) {
+		case 0, 1:
+			s := h.get(id, 4, &a)
+			if s == nil {
+				if len(model) < len(h.slots)/8*7 {
+					t.Fatalf("refused with %d hosts", len(model))
+				}
+				continue
+			}
+			if s.sessions != model[key] {
+				t.Fatalf("%s has %d, want %d", key, s.sessions, model[key])
+			}
+			s.sessions++
+			model[key]++
+		default:
+			s := h.find(id, 4, &a)
+			if _, ok := model[key]; ok != (s != nil) {
+				t.Fatalf("%s: found %v, want %v", key, s != nil, ok)
+			}
+			if s != nil {
+				h.remove(s)
+				delete(model, key)
+			}
+		}
+		if h.n != len(model) {
+			t.Fatalf("%d hosts, want %d", h.n, len(model))
+		}
+	}
+}
+
+func TestLimitsPerInsideHost(t *testing.T) {
+	limited := replaceOnce(t, testPolicy, "[[tenant.nat.static]]", "[tenant.limits]\nhost_sessions = 3\nhost_session_rate = 2\n[[tenant.nat.static]]")
+	r := newRig(t, testNode, limited)
+	next := uint16(2000)
+	open := func(src string) *Slot {
+		next++
+		return &r.send(1, udp4(t, 1, src, next, "203.0.113.11", 53))[0]
+	}
+	// The rate: two and what a second's burst allows, then no more at once.
+	n := 0
+	for open("198.18.10.11").Verdict == verdict.Send {
+		if n++; n > 10 {
+			t.Fatal("no limit")
+		}
+	}
+	if r.slots[0].Reason != verdict.HostSessionRate && r.slots[0].Reason != verdict.HostSessions {
+		t.Fatalf("refused as %s", r.slots[0].Reason)
+	}
+	r.want(open("198.18.10.12"), verdict.Send) // another host is not touched by it
+	for range 10 {
+		r.now += 2e9
+		open("198.18.10.11")
+	}
+	if s := open("198.18.10.11"); s.Verdict != verdict.Drop || s.Reason != verdict.HostSessions {
+		t.Fatalf("fourth session: %s (%s)", s.Verdict, s.Reason)
+	}
+	// When sessions end the host may open new ones, and hosts without any are forgotten.
+	r.sh.Cut(func(*sessionT) bool { return true })
+	r.now += 2e9
+	r.want(open("198.18.10.11"), verdict.Send)
+	r.sh.Cut(func(*sessionT) bool { return true })
+	r.now += 60e9
+	for range 4 {
+		r.sh.Maintain(r.now, 1024)
+	}
+	if r.sh.hosts.n != 0 {
+		t.Fatalf("%d hosts are remembered for nothing", r.sh.hosts.n)
+	}
+}
