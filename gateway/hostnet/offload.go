@@ -311,3 +311,35 @@ func queues(ifindex int, name string) (rx, tx int, err error) {
 	}
 	return rx, tx, nil
 }
+
+// XDPFeatures are what a driver says it can do with XDP (linux/netdev.h).
+type XDPFeatures uint64
+
+// The features that matter to a port.
+const (
+	XDPBasic    XDPFeatures = 1 << 0 // native programs
+	XDPRedirect XDPFeatures = 1 << 1 // that may redirect, into a socket too
+	XDPZeroCopy XDPFeatures = 1 << 3 // sockets without copies
+)
+
+const (
+	netdevCmdDevGet   = 1
+	netdevDevIfindex  = 1
+	netdevDevFeatures = 3
+)
+
+// ReadXDPFeatures asks the driver of a link; ErrNotSupported on kernels before 6.3.
+func ReadXDPFeatures(ifindex int) (XDPFeatures, error) {
+	answer, err := genl("netdev", netdevCmdDevGet, 0, nl.NewRtAttr(netdevDevIfindex, nl.Uint32Attr(uint32(ifindex))))
+	if err != nil {
+		return 0, fmt.Errorf("xdp features of link %d: %w", ifindex, err)
+	}
+	for _, attrs := range answer {
+		for _, a := range attrs {
+			if a.Attr.Type&typeMask == netdevDevFeatures && len(a.Value) == 8 {
+				return XDPFeatures(binary.NativeEndian.Uint64(a.Value)), nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("xdp features of link %d: %w", ifindex, ErrNotSupported)
+}

@@ -103,6 +103,12 @@ func TestLinkByName(t *testing.T) {
 	if rx, tx, err := Queues("dmh0"); rx != 3 || tx != 3 || err != nil {
 		t.Errorf("Queues: %d, %d, %v", rx, tx, err)
 	}
+	if f, err := ReadXDPFeatures(l.Index); err != nil || f&(XDPBasic|XDPRedirect) != XDPBasic|XDPRedirect || f&XDPZeroCopy != 0 {
+		t.Errorf("xdp features of a veth: %b, %v", f, err)
+	}
+	if _, err := ReadXDPFeatures(9999); !errors.Is(err, ErrNotFound) {
+		t.Errorf("xdp features of a missing link: %v", err)
+	}
 	all, err := Links()
 	if err != nil || !slices.ContainsFunc(all, func(l Link) bool { return l.Name == "lo" }) {
 		t.Errorf("Links: %v, %v", all, err)

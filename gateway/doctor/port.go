@@ -1,0 +1,233 @@
+package doctor
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"demarc/configs"
+	"demarc/gateway/hostnet"
+)
+
+// port looks at one port whose device is there.
+func (d *Doctor) port(node *configs.Node, p *configs.Port, l *hostnet.Link) {
+	before := len(d.out)
+	d.link(node, p, l)
+	d.queues(node, p, l)
+	d.portOffloads(node, p, l)
+	d.program(p, l)
+	if !slices.ContainsFunc(d.out[before:], func(f Finding) bool { return f.Level >= Warn }) {
+		d.say(OK, portName(p), fmt.Sprintf("%s is up, mtu %d, %d queues, driver %s", l.Name, l.MTU, l.RxQueues, orUnknown(l.Driver)), "", "")
+	}
+	d.mode(p, l)
+	d.addresses(node, p, l)
+}
+
+func orUnknown(s string) string {
+	if s == "" {
+		return "unknown"
+	}
+	return s
+}
+
+func (d *Doctor) link(node *configs.Node, p *configs.Port, l *hostnet.Link) {
+	name := portName(p)
+	switch {
+	case !l.Up:
+		d.say(Bad, name, l.Name+" is down", "", "ip link set "+l.Name+" up")
+	case !l.Carrier:
+		d.say(Warn, name, l.Name+" has no carrier", "the cable, or the other end, is missing", "")
+	}
+	if l.Master != 0 {
+		d.say(Bad, name, l.Name+" belongs to a bridge or bond", "that would get its frames before or after the gateway: a port is a device of its own", "ip link set "+l.Name+" nomaster")
+	}
+	switch {
+	case l.MTU > mostMTU:
+		d.say(Bad, name, fmt.Sprintf("mtu %d is more than %d", l.MTU, mostMTU), "a frame must fit into one buffer of 4096 bytes together with what XDP keeps for itself",
+			fmt.Sprintf("ip link set %s mtu %d", l.Name, mostMTU))
+	case l.MTU+headroom+linkHeader > smallChunk:
+		d.say(Info, name, fmt.Sprintf("mtu %d takes buffers of %d bytes", l.MTU, largeChunk), fmt.Sprintf("up to %d, half of the packet memory would do", smallChunk-headroom-linkHeader), "")
+	}
+	for i := range node.Interfaces {
+		if f := &node.Interfaces[i]; f.Port == p.Name && f.MTU > l.MTU {
+			d.say(Bad, "interface "+f.Name, fmt.Sprintf("mtu %d is more than the device's %d", f.MTU, l.MTU), "packets between the two would be lost", fmt.Sprintf("ip link set %s mtu %d", l.Name, f.MTU))
+		}
+	}
+}
+
+func (d *Doctor) queues(node *configs.Node, p *configs.Port, l *hostnet.Link) {
+	count := max(node.Workers.Count, 1)
+	more := fmt.Sprintf("ethtool -L %s combined %d", l.Name, count)
+	if l.Kind == "veth" {
+		more = fmt.Sprintf("ethtool -L %s rx %d tx %d", l.Name, count, count)
+	}
+	if l.RxQueues < count {
+		d.say(Info, portName(p), fmt.Sprintf("%d queues for %d workers", l.RxQueues, count), "workers without a queue here get and send its frames through the others, which costs a copy each", more)
+	}
+	if l.TxQueues > 0 && l.TxQueues < l.RxQueues {
+		d.say(Warn, portName(p), fmt.Sprintf("%d transmit queues for %d receive queues", l.TxQueues, l.RxQueues), "a socket needs both of its number", fmt.Sprintf("ethtool -L %s rx %d tx %d", l.Name, l.TxQueues, l.TxQueues))
+	}
+}
+
+// trunk reports whether interfaces with a tag are on the port.
+func trunk(node *configs.Node, p *configs.Port) bool {
+	return slices.ContainsFunc(node.Interfaces, func(f configs.Interface) bool { return f.Port == p.Name && f.VLAN != 0 })
+}
+
+// allOff is what both ends of a veth want.
+const allOff = "tx off tso off gso off gro off txvlan off rxvlan off"
+
+func (d *Doctor) portOffloads(node *configs.Node, p *configs.Port, l *hostnet.Link) {
+	name := portName(p)
+	o, err := d.sys.offloads(l.Name)
+	if err != nil {
+		d.say(Warn, name, "offloads cannot be read: "+err.Error(), "", "ethtool -k "+l.Name)
+	}
+	off := func(list ...hostnet.Offload) (on []string) {
+		for _, x := range list {
+			if o[x].On {
+				on = append(on, x.String())
+			}
+		}
+		return on
+	}
+	if o[hostnet.RxVLAN].On {
+		mend, why := "ethtool -K "+l.Name+" rxvlan off", "the driver takes VLAN tags off before the gateway sees them"
+		if o[hostnet.RxVLAN].Fixed {
+			mend, why = "", why+" and cannot be told not to: use another device"
+		}
+		if trunk(node, p) {
+			d.say(Bad, name, "rxvlan is on, and tenants are told apart by tag here", why+": all tenants would look like the untagged one", mend)
+		} else {
+			d.say(Warn, name, "rxvlan is on", why+": a tagged frame would count as untagged", mend)
+		}
+	}
+	if o[hostnet.LRO].On {
+		d.say(Bad, name, "lro is on", "the driver joins packets to ones that cannot be forwarded", "ethtool -K "+l.Name+" lro off")
+	}
+	if on := off(hostnet.GRO); len(on) > 0 && p.Mode == "generic" && l.Kind != "veth" {
+		d.say(Warn, name, "gro is on in generic mode", "packets are joined before the gateway sees them", "ethtool -K "+l.Name+" gro off")
+	}
+	if l.Kind == "veth" {
+		if on := off(hostnet.TxChecksum, hostnet.TSO, hostnet.GSO, hostnet.GRO, hostnet.TxVLAN); len(on) > 0 {
+			d.say(Warn, name, strings.Join(on, ", ")+" on at this end", "the other end gets packets with unfinished checksums, joined, or with the tag beside the frame", "ethtool -K "+l.Name+" "+allOff)
+		}
+		d.say(Info, name, "a veth: the offloads of its other end cannot be seen from here", "with tx on there, packets arrive with unfinished checksums and are dropped as unfinished_checksum; with txvlan on, tags are lost",
+			"ethtool -K PEER "+allOff+"   # at the other end, with its name")
+	}
+}
+
+func (d *Doctor) program(p *configs.Port, l *hostnet.Link) {
+	prog, id, mode, ours, err := d.Attached(l.Index)
+	switch {
+	case err != nil:
+		d.say(Warn, portName(p), "its XDP program cannot be read: "+err.Error(), "", "ip -d link show "+l.Name)
+	case id == 0:
+	case ours:
+		d.say(Info, portName(p), "demarc's program is attached ("+mode+")", "a gateway runs, or ran here and left the port closed", "demarc release "+l.Name+"   # only to give the port back to the kernel")
+	default:
+		arg := map[string]string{"generic": "xdpgeneric", "offload": "xdpoffload", "native": "xdpdrv"}[mode]
+		mend := "ip link set dev " + l.Name + " " + arg + " off"
+		if mode == "several" {
+			mend = fmt.Sprintf("ip link set dev %s xdpgeneric off; ip link set dev %s xdpdrv off", l.Name, l.Name)
+		}
+		if prog == "" {
+			prog = "without a name"
+		}
+		d.say(Bad, portName(p), fmt.Sprintf("another XDP program is attached (%s, id %d, %s)", prog, id, mode), "the gateway takes no port away from somebody else", mend)
+	}
+}
+
+// mode says what the port's mode will come to.
+func (d *Doctor) mode(p *configs.Port, l *hostnet.Link) {
+	name := portName(p)
+	f, err := d.sys.xdp(l.Index)
+	native := err != nil || f&(hostnet.XDPBasic|hostnet.XDPRedirect) == hostnet.XDPBasic|hostnet.XDPRedirect
+	nativeWhy := "driver " + orUnknown(l.Driver) + " has no native XDP"
+	zc, why := false, "driver "+orUnknown(l.Driver)+" offers no zero-copy"
+	asked := p.Mode
+	if asked == "" {
+		asked = "auto"
+	}
+	if (asked == "auto" || asked == "zerocopy") && (err != nil || f&hostnet.XDPZeroCopy != 0) {
+		if _, id, _, _, aerr := d.Attached(l.Index); aerr == nil && id != 0 {
+			// A probe would ask for a queue that is in use, and on some drivers disturb it.
+			d.say(Info, name, "zero-copy was not tried, because an XDP program is attached", "status tells the mode of a running gateway", "demarc status")
+			return
+		}
+		zc, why = d.Probe(l.Index, 0)
+	}
+	switch {
+	case asked == "auto" && zc:
+		d.say(OK, name, "mode auto gives zerocopy", "", "")
+	case asked == "auto" && native:
+		d.say(OK, name, "mode auto gives copy", "no zero-copy: "+why, "")
+	case asked == "auto":
+		d.say(Warn, name, "mode auto gives generic", nativeWhy+": each packet becomes a kernel buffer first", "")
+	case asked == "zerocopy" && !zc:
+		d.say(Bad, name, "mode zerocopy is asked for and cannot be had", why, "")
+	case asked == "copy" && !native:
+		d.say(Bad, name, "mode copy is asked for and cannot be had", nativeWhy+": mode = \"generic\" works", "")
+	default:
+		d.say(OK, name, "mode "+asked+" as asked for", "", "")
+	}
+}
+
+// addresses looks at what host and gateway both have.
+func (d *Doctor) addresses(node *configs.Node, p *configs.Port, l *hostnet.Link) {
+	name := portName(p)
+	has := func(a netip.Addr) bool {
+		return slices.ContainsFunc(l.Addrs, func(x netip.Prefix) bool { return x.Addr() == a })
+	}
+	for i := range node.Interfaces {
+		f := &node.Interfaces[i]
+		if f.Port != p.Name || f.VLAN != 0 {
+			continue
+		}
+		for _, a := range f.Addresses {
+			if has(a.Addr()) && !slices.Contains(p.Host.Shared, a.Addr()) {
+				d.say(Bad, "interface "+f.Name, fmt.Sprintf("%s is also the kernel's on %s", a.Addr(), l.Name), "both would answer for it: take it from the kernel, or name it in host.shared of the port",
+					fmt.Sprintf("ip address del %s dev %s", a, l.Name))
+			}
+		}
+	}
+	if len(p.Host.Shared) == 0 {
+		return
+	}
+	lo, hi, err := d.sys.ephemeral()
+	if err != nil {
+		d.say(Warn, name, "the host's port range cannot be read: "+err.Error(), "", "sysctl net.ipv4.ip_local_port_range")
+		return
+	}
+	// What both share of 1024-65535, where NAT takes its ports from.
+	host := max(0, int(hi)-max(int(lo), 1024)+1)
+	beside := func(list []int) (n int) {
+		for _, x := range list {
+			if x >= 1024 && (x < int(lo) || x > int(hi)) {
+				n++
+			}
+		}
+		return n
+	}
+	left := 64512 - host - max(beside(p.Host.TCPPorts), beside(p.Host.UDPPorts))
+	for _, a := range p.Host.Shared {
+		if !has(a) {
+			d.say(Warn, name, fmt.Sprintf("shared address %s is not the kernel's on %s", a, l.Name), "the host cannot use what it does not have", fmt.Sprintf("ip address add %s/%d dev %s", a, a.BitLen(), l.Name))
+			continue
+		}
+		what := fmt.Sprintf("%s is shared: the host keeps tcp %s, udp %s and its own ports %d-%d; NAT has %d of 64512", a, numbers(p.Host.TCPPorts, "22"), numbers(p.Host.UDPPorts, "none"), lo, hi, left)
+		why, mend := "", ""
+		if host > 64512/4 {
+			why, mend = "the host's range is taken from what NAT could use; few hosts need so much", `sysctl -w net.ipv4.ip_local_port_range="60000 64999"`
+		}
+		d.say(Info, name, what, why, mend)
+	}
+}
+
+func numbers(list []int, none string) string {
+	if len(list) == 0 {
+		return none
+	}
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint(list), " ", ", "), "[]")
+}
