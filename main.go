@@ -4,10 +4,11 @@ package main
 import (
 	"os"
 
+	"demarc/bench"
 	"demarc/gateway/cli"
 )
 
 // version is set by the linker: -X main.version=v1.2.3.
 var version string
 
-func main() { os.Exit(cli.Main(os.Args[1:], version)) }
+func main() { os.Exit(cli.Main(os.Args[1:], version, bench.Command())) }

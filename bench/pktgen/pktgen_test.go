@@ -17,7 +17,7 @@ import (
 	"demarc/gateway/netlab/roottest"
 )
 
-const xdpDrop, xdpTX = 1, 3
+const xdpDrop, xdpPass, xdpTX, xdpRedirect = 1, 2, 3, 4
 
 func testPlan() Plan {
 	return Plan{
@@ -149,7 +149,7 @@ func TestJudgeFindsPlantedFaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, f := range frames {
-		if k := judge1(t, e, translate(t, f, nil), xdpTX); k != Right {
+		if k := judge1(t, e, translate(t, f, nil), xdpRedirect); k != Right {
 			t.Fatalf("a right frame is %q", k)
 		}
 	}
@@ -203,7 +203,7 @@ func TestJudgeFindsPlantedFaults(t *testing.T) {
 		}
 		want := uint32(xdpDrop)
 		if c.want == Other {
-			want = 2 // XDP_PASS
+			want = xdpPass
 		}
 		if k := judge1(t, e, f, want); k != c.want {
 			t.Errorf("%s: %q, want %q", c.name, k, c.want)
@@ -237,7 +237,7 @@ func TestJudgeKeepsAWindowPerFlow(t *testing.T) {
 		round uint64
 		want  Kind
 	}{{3, Right}, {5, Right}, {4, Reordered}, {4, Duplicate}, {5, Duplicate}, {40, Right}, {9, Reordered}, {9, Duplicate}, {8, Stale}, {41, Right}} {
-		want := uint32(xdpTX)
+		want := uint32(xdpRedirect)
 		if step.want != Right && step.want != Reordered {
 			want = xdpDrop
 		}

@@ -31,6 +31,7 @@ struct xdp_md {
 
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;
 static u64 (*now_ns)(void) = (void *)5; /* CLOCK_MONOTONIC */
+static long (*redirect)(u32 ifindex, u64 flags) = (void *)23; /* XDP_REDIRECT or XDP_ABORTED */
 
 #define be16(x) ((u16)__builtin_bswap16(x)) /* the target is little-endian */
 #define be32(x) ((u32)__builtin_bswap32(x))

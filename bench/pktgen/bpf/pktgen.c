@@ -375,7 +375,8 @@ SEC("xdp") int demarc_judge(struct xdp_md *ctx)
 	u16 port = f->sport;
 	f->sport = f->dport;
 	f->dport = port;
-	return XDP_TX;
+	/* Back out of this device. Not XDP_TX: veth then wakes a peer only if that has a program too, which the kernel's side has not. */
+	return redirect(ctx->ingress_ifindex, 0);
 }
 
 INLINE enum kind answer(const struct frame *f, u32 len)

@@ -1,0 +1,111 @@
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"demarc/bench/pktgen"
+)
+
+// Command is `demarc bench`.
+func Command() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "bench",
+		Short: "measure the gateway beside the kernel's nftables",
+		Long:  "Measure the gateway beside the kernel's own nftables, on the same devices in the same run.",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_ = cmd.Help() // what it prints is all that is wanted
+			return errors.New("name a bench: quick")
+		},
+	}
+	c.AddCommand(quickCommand())
+	return c
+}
+
+func quickCommand() *cobra.Command {
+	q := quick{Binary: "/proc/self/exe"}
+	var asJSON bool
+	var ruleset string
+	c := &cobra.Command{
+		Use:   "quick",
+		Short: "64-byte UDP, 64k flows, NAT, 1,000 rules, a rate limit: gateway and nftables in turns",
+		Long: "Send the same 64-byte UDP frames of 64k flows through the gateway and through the kernel with nftables, in turns, on the same veth devices\n" +
+			"in namespaces of the bench's own. Both translate addresses, have the same 1,000 rules (the last one matches), a rate limit that cuts nothing,\n" +
+			"and counters. A frame counts only when it arrives with the right translated source, checksums, flow and sequence number.\n" +
+			"CPU 0 makes frames, CPU 1 moves them. Needs root and the package nftables. Takes about 90 s.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case q.Pairs < 1 || q.Seconds <= 0 || q.Step <= 0:
+				return errors.New("--pairs, --seconds and --step must be more than 0")
+			case q.Flows > pktgen.MaxFlows/16:
+				return fmt.Errorf("--flows %d: at most %d, so that a pool of 16 addresses has ports for all", q.Flows, pktgen.MaxFlows/16)
+			case q.Rules < 1:
+				return errors.New("--rules must be more than 0")
+			}
+			q.Rate = benchRate
+			q.Progress = cmd.ErrOrStderr()
+			out, err := q.run(cmd.Context())
+			if err != nil {
+				return err
+			}
+			rep := q.report(out, version())
+			if ruleset != "" {
+				if err := os.WriteFile(ruleset, []byte(out.Ruleset), 0o644); err != nil {
+					return err
+				}
+			}
+			if asJSON {
+				err = rep.JSON(cmd.OutOrStdout())
+			} else {
+				err = q.table(cmd.OutOrStdout(), out, rep)
+			}
+			if err == nil && out.Refused != "" {
+				err = fmt.Errorf("no ratio: %s, so the two did not do the same work", out.Refused)
+			}
+			return err
+		},
+	}
+	f := c.Flags()
+	f.BoolVar(&asJSON, "json", false, "print one JSON object; progress goes to standard error")
+	f.IntVar(&q.Pairs, "pairs", 5, "turns of each side")
+	f.Float64Var(&q.Seconds, "seconds", 1, "of each load at full speed")
+	f.Float64Var(&q.Step, "step", 0.3, "seconds of each step of the search for the highest rate without loss")
+	f.IntVar(&q.Flows, "flows", 65536, "a power of two")
+	f.IntVar(&q.Rules, "rules", 1000, "of the access list; the last one matches")
+	f.DurationVar(&q.Budget, "budget", 90*time.Second, "no disturbed pair is repeated past it")
+	f.StringVar(&ruleset, "ruleset", "", "write the whole nftables ruleset to this `file`")
+	f.StringVar(&q.Binary, "binary", q.Binary, "the gateway's binary")
+	f.StringVar(&q.BreakStage, "break", "", "switch a stage of the gateway off; the bench must then refuse the ratio")
+	for _, hidden := range []string{"binary", "break"} {
+		_ = f.MarkHidden(hidden) // they exist
+	}
+	return c
+}
+
+// benchRate is the limit of both sides, bit/s of IP in each direction: ten times what 64-byte frames reach here.
+const benchRate = 10_000_000_000
+
+// version is what the build knows of itself.
+func version() string {
+	b, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	rev, dirty := b.Main.Version, ""
+	for _, s := range b.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			rev = s.Value[:min(12, len(s.Value))]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			dirty = "-changed"
+		}
+	}
+	return rev + dirty
+}

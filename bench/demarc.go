@@ -1,0 +1,257 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/acl"
+	"demarc/configs"
+	"demarc/gateway/api"
+	"demarc/gateway/xsk"
+)
+
+// demarc is the gateway as a child process.
+type demarc struct {
+	r          *room
+	binary     string
+	rules      []acl.Rule
+	rate       uint64
+	table      int    // sessions
+	breakStage string // for the test that a broken gateway gets no ratio
+
+	cmd    *exec.Cmd
+	ended  chan struct{} // closed when it has been waited for; err is valid then
+	err    error
+	client *api.Client
+	mode   string
+}
+
+func (d *demarc) name() string { return "demarc" }
+
+func (d *demarc) pids() []int {
+	if d.cmd == nil {
+		return nil
+	}
+	return []int{d.cmd.Process.Pid}
+}
+
+func (d *demarc) node() string {
+	return fmt.Sprintf(`schema = 1
+name = "bench"
+data_dir = %q
+
+[workers]
+count = 1
+cpus = [%d]
+
+[tables]
+sessions = %d
+tenants = 16
+
+[log]
+level = "warn"
+
+[[port]]
+device = %q
+
+[[port]]
+device = %q
+
+[[interface]]
+name = "in"
+port = %q
+addresses = ["198.19.0.3/24"]
+
+[[interface]]
+name = "out"
+port = %q
+addresses = ["198.51.100.3/24"]
+`, filepath.Join(dirRun, "data"), deviceCPU, d.table, devIn, devOut, devIn, devOut)
+}
+
+func (d *demarc) start(ctx context.Context) error {
+	text, err := policy(d.rules, []netip.Prefix{insideNet, insideLink}, pool, d.rate, outsideVia, insideVia, outsideNet)
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(dirRun, "data")); err != nil {
+		return err
+	}
+	nodeFile, policyFile, logFile := filepath.Join(dirRun, "node.toml"), filepath.Join(dirRun, "policy.toml"), filepath.Join(dirRun, "log")
+	err = errors.Join(os.WriteFile(nodeFile, []byte(d.node()), 0o600), os.WriteFile(policyFile, []byte(text), 0o600))
+	if err != nil {
+		return err
+	}
+	log, err := os.Create(logFile)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	args := []string{"run", "--node", nodeFile, "--policy", policyFile}
+	if d.breakStage != "" {
+		args = append(args, "--break", d.breakStage)
+	}
+	cmd := d.r.Command(nsGW, d.binary, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	// Ctrl-C reaches the whole group of a terminal: the gateway is ended by the bench, in order.
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the gateway: %w", err)
+	}
+	ended := make(chan struct{})
+	d.cmd, d.ended = cmd, ended
+	go func() {
+		d.err = cmd.Wait()
+		close(ended)
+	}()
+	d.client = api.Dial(filepath.Join(dirRun, "data", "demarc.sock"))
+	deadline := time.Now().Add(15 * time.Second)
+	for {
+		st, err := d.status(ctx, false)
+		if err == nil && st.Ready {
+			d.mode = modes(st)
+			return nil
+		}
+		select {
+		case <-ended:
+			return fmt.Errorf("the gateway ended before it was ready (%v):\n%s", d.err, lastLines(logFile))
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the gateway is not ready after 15 s:\n%s", lastLines(logFile))
+		}
+	}
+}
+
+func (d *demarc) status(ctx context.Context, rules bool) (*api.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	path := api.PathStatus
+	if rules {
+		path += "?rules=1"
+	}
+	st := new(api.Status)
+	return st, d.client.Get(ctx, path, st)
+}
+
+// modes is the real mode of each port.
+func modes(st *api.Status) string {
+	var out []string
+	for _, p := range st.Ports {
+		for _, q := range p.Queues {
+			out = append(out, fmt.Sprintf("%s/%d %s (%s attach)", p.Name, q.Queue, q.Mode, p.Attach))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+func (d *demarc) sessions(ctx context.Context) (n int, err error) {
+	st, err := d.status(ctx, false)
+	if err != nil {
+		return 0, err
+	}
+	for _, w := range st.Workers {
+		n += w.Sessions
+	}
+	return n, nil
+}
+
+func (d *demarc) missing(ctx context.Context, flows int) (string, error) {
+	st, err := d.status(ctx, true)
+	if err != nil {
+		return "", err
+	}
+	text, err := d.client.Text(ctx, api.PathPolicy)
+	if err != nil {
+		return "", err
+	}
+	pol, err := configs.DecodePolicy("policy", text)
+	if err != nil {
+		return "", fmt.Errorf("the policy that the gateway serves: %w", err)
+	}
+	return lacks(st, pol, len(d.rules), flows), nil
+}
+
+// lacks says what a gateway does not do, by its own word: the switch for labs, the policy that it serves, and what its rules and meters counted.
+func lacks(st *api.Status, pol *configs.Policy, rules, flows int) string {
+	if st.Broken != "" {
+		return st.Broken + " (switched off by --break)"
+	}
+	if len(pol.Tenants) != 1 || len(st.Tenants) != 1 {
+		return "the one tenant of the bench"
+	}
+	t, s := &pol.Tenants[0], &st.Tenants[0]
+	var last uint64
+	for _, r := range s.Rules {
+		if r.Direction == "out" && r.Rule == rules-1 && r.Action == "allow" {
+			last = r.Hits
+		}
+	}
+	switch {
+	case len(t.NAT.Pool) == 0 || s.Pool == nil:
+		return "source translation"
+	case s.Pool.InUse < flows:
+		return fmt.Sprintf("source translation: %d public ports are in use for %d flows", s.Pool.InUse, flows)
+	case t.Rates.Out.Bits == 0 || t.Rates.In.Bits == 0 || s.Limits.OutBits == 0 || s.Limits.InBits == 0:
+		return "the rate limit"
+	case len(t.Rules) < rules:
+		return fmt.Sprintf("rules: it has %d of %d", len(t.Rules), rules)
+	case last < uint64(flows):
+		return fmt.Sprintf("the last rule's decision: it was asked for %d of %d flows", last, flows)
+	case s.Out.Packets < uint64(flows) || s.In.Packets < uint64(flows):
+		return "accounting"
+	}
+	return ""
+}
+
+func (d *demarc) stop() error {
+	if d.cmd == nil {
+		return nil
+	}
+	d.client.Close()
+	_ = d.cmd.Process.Signal(unix.SIGTERM) // it may have ended, which is told below
+	var errs []error
+	select {
+	case <-d.ended:
+		if d.err != nil {
+			errs = append(errs, fmt.Errorf("the gateway ended with %w:\n%s", d.err, lastLines(filepath.Join(dirRun, "log"))))
+		}
+	case <-time.After(5 * time.Second):
+		_ = d.cmd.Process.Kill()
+		<-d.ended
+		errs = append(errs, errors.New("the gateway did not end within 5 s of SIGTERM"))
+	}
+	d.cmd = nil
+	// The programs stay, closed, as they should; the kernel's turn needs the devices open.
+	for _, dev := range []string{devIn, devOut} {
+		errs = append(errs, d.r.inside(nsGW, dev, func(i int) error {
+			if _, id, _, _, err := xsk.Attached(i); err != nil || id == 0 {
+				return err
+			}
+			return xsk.Release(i)
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+// lastLines is the end of a log.
+func lastLines(name string) string {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return err.Error()
+	}
+	lines := bytes.Split(bytes.TrimSpace(b), []byte("\n"))
+	return string(bytes.Join(lines[max(0, len(lines)-10):], []byte("\n")))
+}

@@ -1,0 +1,251 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/bench/pktgen"
+	"demarc/gateway/hostnet"
+	"demarc/gateway/netlab"
+)
+
+// Namespaces and devices: frames are made in src, go through the device under test in gw and are judged in dst.
+const (
+	nsSrc, nsGW, nsDst     = "src", "gw", "dst"
+	devSrc, devIn          = "dmbsrc", "dmbin"
+	devOut, devDst         = "dmbout", "dmbdst"
+	dirRun                 = "/run/demarc-bench"
+	makerCPU, deviceCPU    = 0, 1
+	lossLimit              = 0.001
+	establishRate, retries = 150_000.0, 12
+)
+
+// Addresses of the room. The kernel's own stay on the devices all the time; the gateway answers for its own beside them.
+var (
+	insideNet  = netip.MustParsePrefix("198.18.0.0/16")
+	insideLink = netip.MustParsePrefix("198.19.0.0/24")
+	outsideNet = netip.MustParsePrefix("203.0.113.0/24")
+	insideVia  = netip.MustParseAddr("198.19.0.2")
+	outsideVia = netip.MustParseAddr("198.51.100.2")
+	pool       = [2]netip.Addr{netip.MustParseAddr("192.0.2.16"), netip.MustParseAddr("192.0.2.31")}
+
+	macSrc = net.HardwareAddr{0x02, 0xdb, 0, 0, 0, 1}
+	macIn  = net.HardwareAddr{0x02, 0xdb, 0, 0, 0, 2}
+	macOut = net.HardwareAddr{0x02, 0xdb, 0, 0, 0, 3}
+	macDst = net.HardwareAddr{0x02, 0xdb, 0, 0, 0, 4}
+)
+
+func plan(flows int) pktgen.Plan {
+	return pktgen.Plan{
+		Flows: flows, Key: pktgen.NewKey(), Inside: netip.MustParseAddr("198.18.4.0"), InsidePort: 20000,
+		Outside: netip.MustParseAddr("203.0.113.16"), OutsidePort: 5004, Pool: pool, From: [6]byte(macSrc), To: [6]byte(macIn),
+	}
+}
+
+// room is the namespaces, the devices and both far ends.
+type room struct {
+	*netlab.Lab
+	ends *pktgen.Ends
+	lock *os.File
+}
+
+// openRoom builds it. Only one bench runs on a machine at a time: two would measure each other.
+func openRoom(p pktgen.Plan) (r *room, err error) {
+	r = &room{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.Close())
+		}
+	}()
+	if os.Geteuid() != 0 {
+		return r, errors.New("the bench needs root (namespaces, XDP)")
+	}
+	if r.lock, err = os.OpenFile(dirRun+".lock", os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+		return r, err
+	}
+	if err := unix.Flock(int(r.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		r.lock.Close()
+		r.lock = nil
+		return r, fmt.Errorf("another bench runs on this machine (%s.lock is held): wait for its end", dirRun)
+	}
+	// What a run that was killed left behind.
+	if err := os.RemoveAll(dirRun); err != nil {
+		return r, err
+	}
+	if err := os.Mkdir(dirRun, 0o700); err != nil {
+		return r, err
+	}
+	if r.Lab, err = netlab.New("bench"); err != nil {
+		return r, err
+	}
+	for _, ns := range []string{nsSrc, nsGW, nsDst} {
+		if err := r.AddNamespace(ns); err != nil {
+			return r, err
+		}
+		// Neighbour discovery and its kind would only be noise.
+		if err := r.Sysctl(ns, "net.ipv6.conf.default.disable_ipv6", "1"); err != nil {
+			return r, err
+		}
+	}
+	links := []netlab.LinkSpec{
+		{A: netlab.End{NS: nsSrc, Name: devSrc, MAC: macSrc, Addrs: []netip.Prefix{netip.PrefixFrom(insideVia, 24)}},
+			B: netlab.End{NS: nsGW, Name: devIn, MAC: macIn, Addrs: []netip.Prefix{netip.MustParsePrefix("198.19.0.1/24")}}},
+		{A: netlab.End{NS: nsDst, Name: devDst, MAC: macDst, Addrs: []netip.Prefix{netip.PrefixFrom(outsideVia, 24)}},
+			B: netlab.End{NS: nsGW, Name: devOut, MAC: macOut, Addrs: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/24")}}},
+	}
+	for _, l := range links {
+		if err := r.AddLink(l); err != nil {
+			return r, err
+		}
+	}
+	if err := errors.Join(r.AddRoute(nsGW, insideNet, insideVia), r.AddRoute(nsGW, outsideNet, outsideVia)); err != nil {
+		return r, err
+	}
+	if r.ends, err = pktgen.Load(p); err != nil {
+		return r, err
+	}
+	return r, errors.Join(r.inside(nsSrc, devSrc, r.ends.Attach), r.inside(nsDst, devDst, r.ends.AttachJudge))
+}
+
+// inside calls fn with a device's index in its namespace.
+func (r *room) inside(ns, dev string, fn func(ifindex int) error) error {
+	return r.Do(ns, func() error {
+		l, err := hostnet.LinkByName(dev)
+		if err != nil {
+			return err
+		}
+		return fn(l.Index)
+	})
+}
+
+// Close removes everything, whatever state it is in.
+func (r *room) Close() error {
+	var errs []error
+	if r.ends != nil {
+		errs = append(errs, r.ends.Close())
+	}
+	if r.Lab != nil {
+		errs = append(errs, r.Lab.Close())
+	}
+	if r.lock != nil {
+		errs = append(errs, os.RemoveAll(dirRun), os.Remove(dirRun+".lock"), r.lock.Close())
+		r.lock = nil
+	}
+	return errors.Join(errs...)
+}
+
+// send makes frames until the order is done or ctx ends.
+func (r *room) send(ctx context.Context, o pktgen.Order) (s pktgen.Sent, err error) {
+	if err := ctx.Err(); err != nil {
+		return s, err
+	}
+	o.CPU = makerCPU
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			// The order may be written after the first try.
+			for range 100 {
+				_ = r.ends.Halt() // what it cannot stop ends by itself within seconds
+				select {
+				case <-done:
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+			}
+		}
+	}()
+	err = r.Do(nsSrc, func() (err error) {
+		s, err = r.ends.Send(o)
+		return err
+	})
+	close(done)
+	return s, errors.Join(err, ctx.Err())
+}
+
+// trial is one timed load.
+type trial struct {
+	sent   pktgen.Sent
+	judged pktgen.Judged
+	use    usage
+}
+
+// loss is the part of what was sent that did not arrive right, 0..1.
+func (t *trial) loss() float64 {
+	if t.sent.Frames == 0 {
+		return 1
+	}
+	return 1 - float64(t.judged.Counts[pktgen.Right])/float64(t.sent.Frames)
+}
+
+// trial sends at rate (0 = as fast as possible) for some time and counts what arrives.
+func (r *room) trial(ctx context.Context, rate float64, d time.Duration, pids []int) (t trial, err error) {
+	if err := r.ends.Fresh(); err != nil {
+		return t, err
+	}
+	before, err := sampleCPU(pids)
+	if err != nil {
+		return t, err
+	}
+	if t.sent, err = r.send(ctx, pktgen.Order{Duration: d, Rate: rate}); err != nil {
+		return t, err
+	}
+	after, err := sampleCPU(pids)
+	if err != nil {
+		return t, err
+	}
+	t.use = before.until(after)
+	if err := r.ends.Settle(3 * time.Second); err != nil {
+		return t, err
+	}
+	t.judged, err = r.ends.Judged()
+	return t, err
+}
+
+// establish sends each flow once, learns its translated source and sees an answer come back through it, again and slower for
+// those that were lost.
+func (r *room) establish(ctx context.Context, flows int) (e pktgen.Established, took time.Duration, err error) {
+	if err := errors.Join(r.ends.Forget(), r.ends.Learn(true)); err != nil {
+		return e, 0, err
+	}
+	start := time.Now()
+	rate := establishRate
+	for try := range retries {
+		s, err := r.send(ctx, pktgen.Order{Duration: 20 * time.Second, Frames: uint64(flows), Rate: rate})
+		if err != nil {
+			return e, 0, err
+		}
+		if err := r.ends.Settle(3 * time.Second); err != nil {
+			return e, 0, err
+		}
+		if e, err = r.ends.Established(); err != nil {
+			return e, 0, err
+		}
+		if e.Answered == flows {
+			took = time.Since(start)
+			return e, took, r.ends.Learn(false)
+		}
+		j, err := r.ends.Judged()
+		if err != nil {
+			return e, 0, err
+		}
+		a, err := r.ends.Answered()
+		if err != nil {
+			return e, 0, err
+		}
+		if e.Learned == 0 && try >= 3 || j.Counts.Wrong()+a.Wrong() > 0 || time.Since(start) > 30*time.Second {
+			return e, 0, fmt.Errorf("of %d flows %d got through and %d were answered (%d frames sent in the last round); at the outside %v; at the inside %v",
+				flows, e.Learned, e.Answered, s.Frames, j.Counts.WrongKinds(), a.WrongKinds())
+		}
+		rate = max(5000, rate/1.5)
+	}
+	return e, 0, fmt.Errorf("of %d flows %d got through and %d were answered after %d rounds", flows, e.Learned, e.Answered, retries)
+}
