@@ -240,33 +240,9 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 func segment(p *packet.Packet) conntrack.Segment {
 	seg := conntrack.Segment{Flags: p.TCPFlags, Seq: p.Seq, Ack: p.Ack, Window: p.Window, Payload: p.PayloadLen, Scale: -1}
 	if p.TCPFlags&packet.TCPSyn != 0 {
-		seg.Scale = windowScale(p)
+		seg.Scale = packet.WindowScale(p)
 	}
 	return seg
-}
-
-// windowScale reads the window scale option of a SYN (RFC 7323 section 2.2), -1 without one. Parse has checked the data offset.
-func windowScale(p *packet.Packet) int8 {
-	f := p.Frame()
-	head := int(f[p.L4+12]>>4) * 4
-	o := f[p.L4+20 : p.L4+head]
-	for len(o) > 0 {
-		switch o[0] {
-		case 0:
-			return -1
-		case 1:
-			o = o[1:]
-			continue
-		}
-		if len(o) < 2 || o[1] < 2 || int(o[1]) > len(o) {
-			return -1
-		}
-		if o[0] == 3 && o[1] == 3 {
-			return int8(min(o[2], 14))
-		}
-		o = o[o[1]:]
-	}
-	return -1
 }
 
 // openOut is the first packet of a conversation that a tenant's host starts.

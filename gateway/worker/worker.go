@@ -65,6 +65,7 @@ type sockState struct {
 	Socket
 	batch    [pipeline.Burst]xsk.Desc // waiting to be put into the tx ring
 	n        int
+	busyPoll bool
 	pending  bool // the kernel has not been asked to send since the last Send
 	target   int  // frames that the fill ring should hold
 	rxErrors atomic.Uint64
@@ -131,7 +132,7 @@ func New(c Config) (*Worker, error) {
 		w.txOf[i] = -1
 	}
 	for _, s := range c.Sockets {
-		st := &sockState{Socket: s}
+		st := &sockState{Socket: s, busyPoll: s.S.Config().BusyPoll > 0}
 		share := c.Areas[s.Area].Frames() / 2 / max(1, len(c.Sockets))
 		st.target = min(s.S.Config().FillSize, share)
 		if w.txOf[s.Port] < 0 {
@@ -603,7 +604,7 @@ func (w *Worker) refill(s *sockState) {
 	if n := s.target - s.S.InFill(); n > 0 {
 		s.S.Fill(n)
 	}
-	if s.S.NeedsRxWake() { // a driver that ran dry does not look at the ring again by itself
+	if s.busyPoll || s.S.NeedsRxWake() { // busy poll drives the device from here; and a driver that ran dry does not look at the ring again by itself
 		if err := s.S.WakeRx(); err != nil && s.rxErrors.Add(1) == 1 {
 			w.cfg.Log.Warn("wake receive", "worker", w.cfg.ID, "port", s.Port, "queue", s.Queue, "err", err)
 		}
