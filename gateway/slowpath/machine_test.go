@@ -40,7 +40,7 @@ func plainIface() Interface {
 	return Interface{
 		Index: 1, Name: "wan", Port: 3, MAC: gwMAC,
 		Addrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("2001:db8::1/64")},
-		Proxy: []netip.Prefix{netip.MustParsePrefix("192.0.2.64/30")},
+		Proxy: []netip.Prefix{netip.MustParsePrefix("192.0.2.64/30"), netip.MustParsePrefix("2001:db8::40/126")},
 	}
 }
 
@@ -245,6 +245,7 @@ func TestAnswers(t *testing.T) {
 		"ns for our address":                {in: ns(hostMAC, "2001:db8::9", "2001:db8::1", [6]byte{}), want: []string{"host<gw reply 2001:db8::1 2001:db8::1 S O"}, known: "2001:db8::9"},
 		"ns for our link-local address":     {in: ns(hostMAC, "fe80::9", ll, [6]byte{}), want: []string{"host<gw reply " + ll + " " + ll + " S O"}, known: "fe80::9"},
 		"unicast ns":                        {in: ns(hostMAC, "fe80::9", "2001:db8::1", gwMAC), want: []string{"host<gw reply 2001:db8::1 2001:db8::1 S O"}, known: "fe80::9"},
+		"ns for an address answered for":    {in: ns(hostMAC, "2001:db8::9", "2001:db8::41", [6]byte{}), want: []string{"host<gw reply 2001:db8::41 2001:db8::41 S"}, known: "2001:db8::9"},
 		"ns for another":                    {in: ns(hostMAC, "2001:db8::9", "2001:db8::8", [6]byte{}), check: func(s *Stats) bool { return s.Ignored == 1 }},
 		"ns probe for our address":          {in: ns(hostMAC, "::", "2001:db8::1", [6]byte{}), want: []string{"allnodes<gw reply 2001:db8::1 2001:db8::1 O"}},
 		"ns from our address":               {in: ns(evilMAC, "2001:db8::1", "2001:db8::1", [6]byte{}), check: func(s *Stats) bool { return s.Duplicates == 1 }},
@@ -574,8 +575,10 @@ func TestFloodsLeaveWhatIsInUse(t *testing.T) {
 				r.known(a, hostMAC)
 			}
 			resolved := false
-			for i := range 20000 { // 20 s of 1000 a second
-				flood(r, i)
+			for i := range 20000 { // 20 s of 5000 a second
+				for k := range 5 {
+					flood(r, 5*i+k)
+				}
 				r.pass(1 * ms)
 				for _, a := range inUse {
 					if !r.use(1, a) {
@@ -602,13 +605,44 @@ func TestFloodsLeaveWhatIsInUse(t *testing.T) {
 			if !resolved && !r.use(1, "2001:db8::99") {
 				t.Error("a new neighbour could not be resolved during the flood")
 			}
-			if r.m.t.len() > 64 || r.m.t.lists[listResolving].n+r.m.t.lists[listFailed].n > r.m.resolves {
+			if r.m.t.len() > 64 || r.m.t.lists[listResolving].n+r.m.t.lists[listFailed].n > 16 {
 				t.Errorf("%d entries, %d resolving, %d failed", r.m.t.len(), r.m.t.lists[listResolving].n, r.m.t.lists[listFailed].n)
 			}
 			if sent := r.m.stats.Solicited; sent > 20*1000+askBurst+100 {
 				t.Errorf("%d questions in 20 s: the flood was passed on", sent)
 			}
 		})
+	}
+}
+
+// TestWhoGoesFirst: of those not in use a failed one goes before an idle one, and that before one still asked for.
+func TestWhoGoesFirst(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.Capacity = 8 }) // at most 2 failed or resolving
+	r.resolve(1, "192.0.2.20", 1)
+	r.pass(3100 * ms) // has failed
+	r.resolve(1, "192.0.2.21", 1)
+	r.resolve(1, "192.0.2.22", 1)
+	state := func(a string) string {
+		k := keyOf(1, netip.MustParseAddr(a))
+		if i := r.m.t.find(&k); i != none {
+			return r.m.t.all[i].state.String()
+		}
+		return "gone"
+	}
+	if state("192.0.2.20") != "gone" || state("192.0.2.21") != "incomplete" || state("192.0.2.22") != "incomplete" {
+		t.Fatalf("%s %s %s", state("192.0.2.20"), state("192.0.2.21"), state("192.0.2.22"))
+	}
+	r.resolve(1, "192.0.2.23", 1) // no failed one is left: the longest asked-for
+	if state("192.0.2.21") != "gone" || state("192.0.2.22") != "incomplete" || state("192.0.2.23") != "incomplete" {
+		t.Fatalf("%s %s %s", state("192.0.2.21"), state("192.0.2.22"), state("192.0.2.23"))
+	}
+	for i := range 6 { // the table is full now
+		r.learn(arpAsk(hostMAC, netip.AddrFrom4([4]byte{192, 0, 2, byte(30 + i)}).String(), "192.0.2.1"))
+	}
+	r.use(1, "192.0.2.30")
+	r.learn(arpAsk(hostMAC, "192.0.2.40", "192.0.2.1"))
+	if state("192.0.2.30") != "stale" || state("192.0.2.31") != "gone" || state("192.0.2.40") != "stale" || state("192.0.2.22") != "incomplete" {
+		t.Fatalf("%s %s %s %s", state("192.0.2.30"), state("192.0.2.31"), state("192.0.2.40"), state("192.0.2.22"))
 	}
 }
 
@@ -647,7 +681,7 @@ func TestRatesOfAnswers(t *testing.T) {
 
 func sharedIface() Interface {
 	c := plainIface()
-	c.HostShared = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+	c.HostShared = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
 	return c
 }
 
@@ -655,6 +689,9 @@ func TestSharedAddressIsTheKernels(t *testing.T) {
 	r := newRig(t, nil, sharedIface())
 	r.learn(arpAsk(hostMAC, "192.0.2.9", "192.0.2.1"))
 	r.learn(arpReply(evilMAC, "192.0.2.1", "192.0.2.9"))
+	r.learn(ns(hostMAC, "2001:db8::9", "2001:db8::1", [6]byte{}))
+	r.learn(ns(evilMAC, "2001:db8::1", "2001:db8::41", [6]byte{}))
+	r.learn(na(evilMAC, "2001:db8::1", "ff02::1", false, true))
 	if len(r.took()) != 0 || r.m.stats.Duplicates != 0 || r.m.t.len() != 0 {
 		t.Fatalf("answered or learnt for an address of the kernel: %+v", r.m.stats)
 	}
@@ -754,6 +791,7 @@ func TestAnnouncements(t *testing.T) {
 	r := newRig(t, nil, Interface{Index: 9, Port: 3, MAC: gwMAC}) // another, to begin with
 	r.took()
 	c := plainIface()
+	c.Proxy = c.Proxy[:1]
 	c.HostShared = []netip.Addr{netip.MustParseAddr("192.0.2.65")}
 	r.m.setInterfaces([]Interface{c}, r.now)
 	round := []string{
