@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"encoding/binary"
 	"net"
 	"testing"
 
@@ -8,6 +9,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"demarc/gateway/meter"
+	"demarc/gateway/packet/csum"
 	"demarc/gateway/verdict"
 )
 
@@ -278,4 +280,28 @@ func TestBurstAllocatesNothing(t *testing.T) {
 	}); n != 0 {
 		t.Fatalf("%v allocations a burst", n)
 	}
+}
+
+func TestUnfinishedChecksumsAreNamed(t *testing.T) {
+	spoil := func(f []byte, l4, at int, proto uint8) []byte {
+		p := csum.Pseudo4([4]byte(f[26:30]), [4]byte(f[30:34]), proto, int(binary.BigEndian.Uint16(f[16:]))-20)
+		binary.BigEndian.PutUint16(f[l4+at:], csum.Fold(p))
+		return f
+	}
+	r := newRig(t, testNode, testPolicy)
+	r.wantDrop(&r.send(1, spoil(udp4(t, 1, "198.18.10.11", 5, "203.0.113.11", 6), 34, 6, 17))[0], verdict.UnfinishedChecksum)
+	r.wantDrop(&r.send(1, spoil(tcp4(t, 1, "198.18.10.11", 5, "203.0.113.11", 80, func(t *layers.TCP) { t.SYN = true }), 34, 16, 6))[0], verdict.UnfinishedChecksum)
+	out := r.want(&r.send(1, udp4(t, 1, "198.18.10.11", 5, "203.0.113.11", 6))[0], verdict.Send)
+	port := uint16(out.Layer(layers.LayerTypeUDP).(*layers.UDP).SrcPort)
+	r.wantDrop(&r.send(0, spoil(udp4(t, 0, "203.0.113.11", 6, "192.0.2.16", port), 34, 6, 17))[0], verdict.UnfinishedChecksum)
+	r.want(&r.send(0, udp4(t, 0, "203.0.113.11", 6, "192.0.2.16", port))[0], verdict.Send)
+	// A checksum that is right and looks unfinished passes: payload chosen so.
+	for n := range 1 << 17 {
+		f := frame(t, eth(macs[1], layers.EthernetTypeIPv4), ip4("198.18.10.11", "203.0.113.11", layers.IPProtocolUDP), udp(9, 6), gopacket.Payload([]byte{byte(n >> 16), byte(n >> 8), byte(n), 0}))
+		if binary.BigEndian.Uint16(f[40:]) == csum.Fold(csum.Pseudo4([4]byte(f[26:30]), [4]byte(f[30:34]), 17, 12)) {
+			r.want(&r.send(1, f)[0], verdict.Send)
+			return
+		}
+	}
+	t.Fatal("no payload gives such a checksum")
 }

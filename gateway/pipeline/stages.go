@@ -229,6 +229,10 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 		}
 	}
 	if dir == 1 && se.Flags&conntrack.FlagReplied == 0 {
+		if unfinished(&s.Packet) {
+			s.Tenant = se.Tenant
+			return sh.drop(s, verdict.UnfinishedChecksum)
+		}
 		se.BeginWrite()
 		se.Flags |= conntrack.FlagReplied
 		se.EndWrite()
@@ -468,6 +472,9 @@ func (sh *Shard) admit(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verdi
 	}
 	if (s.Key.Proto == flow.ICMP || s.Key.Proto == flow.ICMPv6) && s.Flags&packet.FlagICMPQuery == 0 {
 		return verdict.ICMPNoSession
+	}
+	if unfinished(&s.Packet) {
+		return verdict.UnfinishedChecksum
 	}
 	if se.Proto == flow.TCP {
 		seg := segment(&s.Packet)
