@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -64,7 +63,7 @@ func (h genlHeader) Serialize() []byte { return h[:] }
 
 // genl sends one ethtool or netdev request and returns the attributes of each answer. Generic netlink rather than the old ioctl: names
 // instead of bit positions, and no pointers through the kernel's interface.
-func genl(familyName string, cmd uint8, flags int, attrs ...*nl.RtAttr) ([][]syscall.NetlinkRouteAttr, error) {
+func genl(familyName string, cmd uint8, flags int, attrs ...*nl.RtAttr) ([][]attr, error) {
 	f, err := netlink.GenlFamilyGet(familyName)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) {
@@ -86,12 +85,12 @@ func genl(familyName string, cmd uint8, flags int, attrs ...*nl.RtAttr) ([][]sys
 	case err != nil:
 		return nil, err
 	}
-	out := make([][]syscall.NetlinkRouteAttr, 0, len(msgs))
+	out := make([][]attr, 0, len(msgs))
 	for _, m := range msgs {
 		if len(m) < nl.SizeofGenlmsg {
 			continue
 		}
-		a, err := nl.ParseRouteAttr(m[nl.SizeofGenlmsg:])
+		a, err := attributes(m[nl.SizeofGenlmsg:])
 		if err != nil {
 			return nil, err
 		}
@@ -112,35 +111,35 @@ const typeMask = 0x3fff // NLA_TYPE_MASK
 
 // bits reads the names of the bits that are set in a verbose bit set.
 func bits(b []byte) (map[string]bool, error) {
-	attrs, err := nl.ParseRouteAttr(b)
+	attrs, err := attributes(b)
 	if err != nil {
 		return nil, err
 	}
 	plain := false // a list: what is named is set
 	set := map[string]bool{}
 	for _, a := range attrs {
-		if a.Attr.Type&typeMask == unix.ETHTOOL_A_BITSET_NOMASK {
+		if a.typ == unix.ETHTOOL_A_BITSET_NOMASK {
 			plain = true
 		}
 	}
 	for _, a := range attrs {
-		if a.Attr.Type&typeMask != unix.ETHTOOL_A_BITSET_BITS {
+		if a.typ != unix.ETHTOOL_A_BITSET_BITS {
 			continue
 		}
-		list, err := nl.ParseRouteAttr(a.Value)
+		list, err := attributes(a.value)
 		if err != nil {
 			return nil, err
 		}
 		for _, bit := range list {
-			fields, err := nl.ParseRouteAttr(bit.Value)
+			fields, err := attributes(bit.value)
 			if err != nil {
 				return nil, err
 			}
 			name, on := "", plain
 			for _, f := range fields {
-				switch f.Attr.Type & typeMask {
+				switch f.typ {
 				case unix.ETHTOOL_A_BITSET_BIT_NAME:
-					name = unix.ByteSliceToString(f.Value)
+					name = unix.ByteSliceToString(f.value)
 				case unix.ETHTOOL_A_BITSET_BIT_VALUE:
 					on = true
 				}
@@ -166,8 +165,8 @@ func readFeatures(name string) (active, changeable, never map[string]bool, err e
 		unix.ETHTOOL_A_FEATURES_ACTIVE: &active, unix.ETHTOOL_A_FEATURES_HW: &changeable, unix.ETHTOOL_A_FEATURES_NOCHANGE: &never,
 	}
 	for _, a := range answer[0] {
-		if p := into[a.Attr.Type&typeMask]; p != nil {
-			if *p, err = bits(a.Value); err != nil {
+		if p := into[a.typ]; p != nil {
+			if *p, err = bits(a.value); err != nil {
 				return nil, nil, nil, err
 			}
 		}
@@ -272,11 +271,11 @@ func queues(ifindex int, name string) (rx, tx int, err error) {
 	answer, err := genl("ethtool", unix.ETHTOOL_MSG_CHANNELS_GET, 0, header(unix.ETHTOOL_A_CHANNELS_HEADER, name))
 	if err == nil && len(answer) > 0 {
 		for _, a := range answer[0] {
-			if len(a.Value) != 4 {
+			if len(a.value) != 4 {
 				continue
 			}
-			v := int(binary.NativeEndian.Uint32(a.Value))
-			switch a.Attr.Type & typeMask {
+			v := int(binary.NativeEndian.Uint32(a.value))
+			switch a.typ {
 			case unix.ETHTOOL_A_CHANNELS_RX_COUNT:
 				rx += v
 			case unix.ETHTOOL_A_CHANNELS_TX_COUNT:
@@ -336,8 +335,8 @@ func ReadXDPFeatures(ifindex int) (XDPFeatures, error) {
 	}
 	for _, attrs := range answer {
 		for _, a := range attrs {
-			if a.Attr.Type&typeMask == netdevDevFeatures && len(a.Value) == 8 {
-				return XDPFeatures(binary.NativeEndian.Uint64(a.Value)), nil
+			if a.typ == netdevDevFeatures && len(a.value) == 8 {
+				return XDPFeatures(binary.NativeEndian.Uint64(a.value)), nil
 			}
 		}
 	}

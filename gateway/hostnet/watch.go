@@ -130,17 +130,17 @@ func parseAddr(b []byte) (ifindex int, p netip.Prefix, ok bool) {
 		return 0, p, false
 	}
 	m := nl.DeserializeIfAddrmsg(b)
-	attrs, err := nl.ParseRouteAttr(b[unix.SizeofIfAddrmsg:])
+	attrs, err := attributes(b[unix.SizeofIfAddrmsg:])
 	if err != nil {
 		return 0, p, false
 	}
 	var local, peer netip.Addr
 	for _, a := range attrs {
-		switch a.Attr.Type {
+		switch a.typ {
 		case unix.IFA_LOCAL:
-			local, _ = netip.AddrFromSlice(a.Value)
+			local, _ = netip.AddrFromSlice(a.value)
 		case unix.IFA_ADDRESS:
-			peer, _ = netip.AddrFromSlice(a.Value)
+			peer, _ = netip.AddrFromSlice(a.value)
 		}
 	}
 	bits := int(m.Prefixlen)
