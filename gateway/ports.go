@@ -77,7 +77,7 @@ const (
 	largeChunk = 4096
 	headroom   = 256
 	linkHeader = 18
-	maxMTU     = largeChunk - headroom - linkHeader - 64
+	maxMTU     = 3400 // what XDP takes on one page, with the kernel's own needs behind the frame
 )
 
 // trunk reports whether a port carries VLAN tags.
@@ -309,12 +309,19 @@ func (g *Gateway) transmit(p uint16, frame []byte) bool {
 	return false
 }
 
+// hostResolve asks the kernel for a neighbour on an address that it shares with the gateway. What it knows already it will not report as
+// a change, so that is looked up at once.
 func (g *Gateway) hostResolve(iface uint16, a netip.Addr) {
 	v := g.view.Load()
-	if int(iface) < len(v.Ifaces) {
-		if err := hostnet.UseNeighbor(g.ports[v.Ifaces[iface].Port].link.Index, a); err != nil {
-			g.log.Debug("ask the kernel for a neighbour", "iface", v.Ifaces[iface].Name, "addr", a.String(), "err", err)
-		}
+	if int(iface) >= len(v.Ifaces) {
+		return
+	}
+	index := g.ports[v.Ifaces[iface].Port].link.Index
+	if err := hostnet.UseNeighbor(index, a); err != nil {
+		g.log.Debug("ask the kernel for a neighbour", "iface", v.Ifaces[iface].Name, "addr", a.String(), "err", err)
+	}
+	if n, err := hostnet.Neighbor(index, a); err == nil && n.Valid {
+		g.slow.Learned(iface, a, n.MAC)
 	}
 }
 
