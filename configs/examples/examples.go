@@ -1,6 +1,3 @@
-// Package examples carries the commented example files inside the binary, for the lab and for `demarc` to print.
-//
-// It does not read or check them: configs does. The file system is immutable and safe for concurrent use.
 package examples
 
 import "embed"
