@@ -56,6 +56,8 @@ type compiler struct {
 	in    Input
 	v     *View
 	byIf  map[string]uint16
+	byPub map[flow.Addr]uint32 // index into v.Publics
+	next  flow.TenantID        // ids below are taken, or rest
 	hops  []fib.NextHop
 	route []fib.Route
 	errs  []error
@@ -68,20 +70,21 @@ func (c *compiler) fail(format string, args ...any) {
 // Compile makes the View of a policy on this node, or says everything that is wrong with it. It changes nothing that workers use:
 // Input.Space only learns addresses, and Input.Prev stays as it is.
 func Compile(in Input) (*View, error) {
-	c := &compiler{in: in, byIf: map[string]uint16{}}
+	c := &compiler{in: in, byIf: map[string]uint16{}, byPub: map[flow.Addr]uint32{}, next: 1}
 	c.v = &View{
 		Gen: 1, Revision: in.Revision, Workers: max(1, in.Node.Workers.Count), HomeSeed: in.HomeSeed,
 		Timeouts: timeouts(in.Policy.Timeouts), NATHold: ticks(in.Policy.Timeouts.NATHold.Duration),
-		byName: map[string]flow.TenantID{}, retired: map[flow.TenantID]uint32{},
+		byName: map[string]flow.TenantID{}, retired: map[flow.TenantID]uint32{}, marked: map[nat.AddrID]bool{},
 	}
 	if p := in.Prev; p != nil {
 		c.v.Gen = p.Gen + 1
 		maps.Copy(c.v.retired, p.retired)
+		maps.Copy(c.v.marked, p.marked)
 	}
 	c.interfaces()
 	c.tenants()
 	c.backbone()
-	c.sharedHostPorts()
+	c.reserve()
 	if p := in.Prev; p != nil {
 		for name, id := range p.byName {
 			if c.v.byName[name] == 0 {
@@ -211,16 +214,16 @@ func (c *compiler) connected(i uint16) {
 	f := &c.v.Ifaces[i]
 	for _, p := range f.Addrs {
 		c.add(f.Zone, p, c.hop(Hop{Kind: HopForward, Iface: i, OnLink: true, Family: family(p.Addr())}))
-		if f.Zone == flow.Backbone && c.publicIndex(p.Addr()) >= 0 {
+		if f.Zone == flow.Backbone && c.isPublic(p.Addr()) {
 			continue // a NAT address of its own: the public entry answers
 		}
 		c.add(f.Zone, netip.PrefixFrom(p.Addr(), p.Addr().BitLen()), c.hop(Hop{Kind: HopLocal, Iface: i, Family: family(p.Addr())}))
 	}
 }
 
-func (c *compiler) publicIndex(a netip.Addr) int {
-	fa := flow.AddrFrom(a)
-	return slices.IndexFunc(c.v.Publics, func(p Public) bool { return a.Is4() && p.Addr == fa })
+func (c *compiler) isPublic(a netip.Addr) bool {
+	_, ok := c.byPub[flow.AddrFrom(a)]
+	return ok && a.Is4()
 }
 
 // static adds a configured route; ifaces are those of the zone.
@@ -276,7 +279,7 @@ func (c *compiler) tenants() {
 			ids[i] = p.byName[ct.Name]
 		}
 		if ids[i] == 0 {
-			if ids[i] = c.freshID(ids); ids[i] == 0 {
+			if ids[i] = c.freshID(); ids[i] == 0 {
 				return
 			}
 		}
@@ -302,10 +305,12 @@ func (c *compiler) tenants() {
 // of it is left, so that no such session can ever meet another tenant's rules.
 func MaxTenantID(n *configs.Node) int { return min(2*max(1, n.Tables.Tenants), 65534) }
 
-// freshID finds an id that no tenant has, and that no session can still carry.
-func (c *compiler) freshID(taken []flow.TenantID) flow.TenantID {
-	for id := flow.TenantID(1); int(id) <= MaxTenantID(c.in.Node); id++ {
-		if slices.Contains(taken, id) || c.in.Prev != nil && c.in.Prev.Tenant(id) != nil {
+// freshID finds an id that no tenant has or had in the View before, and that no session can still carry.
+func (c *compiler) freshID() flow.TenantID {
+	for int(c.next) <= MaxTenantID(c.in.Node) {
+		id := c.next
+		c.next++
+		if c.in.Prev != nil && c.in.Prev.Tenant(id) != nil {
 			continue
 		}
 		if gen, resting := c.v.retired[id]; resting {
@@ -377,45 +382,44 @@ func (c *compiler) tenantNAT(ct *configs.Tenant, t *Tenant, who string) {
 	}
 	t.NAT = len(pool) > 0 || len(ct.NAT.Static) > 0
 	t.Bypass = NewPrefixSet(ct.NAT.Bypass)
-	public := func(a netip.Addr) *Public {
+	public := func(a netip.Addr) (*Public, uint32) {
 		fa := flow.AddrFrom(a)
-		for i := range c.v.Publics {
-			if c.v.Publics[i].Addr == fa {
-				if c.v.Publics[i].Tenant != t.ID {
-					c.fail("%s: public address %s belongs to another tenant", who, a)
-				}
-				return &c.v.Publics[i]
+		if i, ok := c.byPub[fa]; ok {
+			if c.v.Publics[i].Tenant != t.ID {
+				c.fail("%s: public address %s belongs to another tenant", who, a)
 			}
+			return &c.v.Publics[i], i
 		}
 		id, err := c.in.Space.Register([4]byte(fa[:4]))
 		if err != nil {
 			c.fail("%s: public address %s: %w", who, a, err)
 		}
+		i := uint32(len(c.v.Publics))
+		c.byPub[fa] = i
 		c.v.Publics = append(c.v.Publics, Public{Addr: fa, ID: id, Tenant: t.ID, Forwards: map[uint32]Forward{}})
-		return &c.v.Publics[len(c.v.Publics)-1]
+		return &c.v.Publics[i], i
 	}
 	for _, a := range pool {
-		p := public(a)
+		p, _ := public(a)
 		p.Dynamic = true
 		t.Pool = append(t.Pool, p.ID)
 		t.PoolAddrs = append(t.PoolAddrs, p.Addr)
 	}
 	for _, s := range ct.NAT.Static {
-		p := public(s.Public)
+		p, i := public(s.Public)
 		if p.Dynamic || p.Static {
 			c.fail("%s: static %s: the address is in the pool or translated already", who, s.Public)
 			continue
 		}
 		p.Static, p.Inside = true, flow.AddrFrom(s.Inside)
-		t.StaticByInside[p.Inside] = uint32(len(c.v.Publics) - 1)
-	}
-	for i := range c.v.Publics { // indices by address: public() may have appended in between
-		if p := &c.v.Publics[i]; p.Static && p.Tenant == t.ID {
-			t.StaticByInside[p.Inside] = uint32(i)
+		if _, dup := t.StaticByInside[p.Inside]; dup {
+			c.fail("%s: static %s: the inside address %s is translated already", who, s.Public, s.Inside)
+			continue
 		}
+		t.StaticByInside[p.Inside] = i
 	}
 	for _, f := range ct.NAT.Forward {
-		p := public(f.Public)
+		p, _ := public(f.Public)
 		proto := uint8(flow.TCP)
 		if f.Proto == "udp" {
 			proto = flow.UDP
@@ -537,38 +541,65 @@ func (c *compiler) limits(ct *configs.Tenant, t *Tenant) {
 	}
 }
 
-// sharedHostPorts sets aside the forwarded ports of each public address, and on addresses that the host has too, the host's ports.
-func (c *compiler) sharedHostPorts() {
-	for i := range c.v.Publics {
-		p := &c.v.Publics[i]
-		for _, class := range []struct {
-			c     nat.Class
-			proto uint8
-		}{{nat.TCP, flow.TCP}, {nat.UDP, flow.UDP}, {nat.ICMP, flow.ICMP}} {
-			bits := &[1024]uint64{}
-			for k := range p.Forwards {
-				if uint8(k>>16) == class.proto {
-					bits[uint16(k)/64] |= 1 << (uint16(k) % 64)
-				}
-			}
-			for n := range c.in.Node.Ports {
-				h := &c.in.Node.Ports[n].Host
-				if !slices.Contains(h.Shared, p.Addr.Netip(4)) {
-					continue
-				}
-				p.Host = true
-				ports := h.TCPPorts
-				if class.proto == flow.UDP {
-					ports = h.UDPPorts
-				}
-				for _, port := range ports {
-					bits[port/64] |= 1 << (port % 64)
-				}
-				for port := int(c.in.Ephemeral[0]); c.in.Ephemeral[1] > 0 && port <= int(c.in.Ephemeral[1]); port++ {
-					bits[port/64] |= 1 << (port % 64)
-				}
-			}
-			c.v.reserved = append(c.v.reserved, reservation{p.ID, class.c, bits})
+// reserve sets aside the forwarded ports of each public address, and on addresses that the host has too, the host's ports.
+func (c *compiler) reserve() {
+	shared := map[flow.Addr][]*configs.Host{}
+	for n := range c.in.Node.Ports {
+		h := &c.in.Node.Ports[n].Host
+		for _, a := range h.Shared {
+			shared[flow.AddrFrom(a)] = append(shared[flow.AddrFrom(a)], h)
 		}
 	}
+	before := map[nat.AddrID]*Public{}
+	if c.in.Prev != nil {
+		for i := range c.in.Prev.Publics {
+			before[c.in.Prev.Publics[i].ID] = &c.in.Prev.Publics[i]
+		}
+	}
+	for i := range c.v.Publics {
+		p := &c.v.Publics[i]
+		hosts := shared[p.Addr]
+		p.Host = len(hosts) > 0
+		old := before[p.ID]
+		for class, proto := range [...]uint8{nat.TCP: flow.TCP, nat.UDP: flow.UDP, nat.ICMP: flow.ICMP} {
+			bits := c.portsOf(p, proto, hosts)
+			p.reserved[class] = bits
+			if bits == nil {
+				bits = &noPorts
+			}
+			if old != nil && *bits == *old.ports(nat.Class(class)) || old == nil && bits == &noPorts && !c.v.marked[p.ID] {
+				continue // the allocators know it so
+			}
+			c.v.marked[p.ID] = true
+			c.v.reserved = append(c.v.reserved, reservation{p.ID, nat.Class(class), bits})
+		}
+	}
+}
+
+// portsOf is the ports of one protocol that no mapping may have, nil for none.
+func (c *compiler) portsOf(p *Public, proto uint8, hosts []*configs.Host) (bits *[1024]uint64) {
+	set := func(port int) {
+		if bits == nil {
+			bits = &[1024]uint64{}
+		}
+		bits[port/64] |= 1 << (port % 64)
+	}
+	for k := range p.Forwards {
+		if uint8(k>>16) == proto {
+			set(int(uint16(k)))
+		}
+	}
+	for _, h := range hosts {
+		ports := h.TCPPorts
+		if proto == flow.UDP {
+			ports = h.UDPPorts
+		}
+		for _, port := range ports {
+			set(port)
+		}
+		for port := int(c.in.Ephemeral[0]); c.in.Ephemeral[1] > 0 && port <= int(c.in.Ephemeral[1]); port++ {
+			set(port)
+		}
+	}
+	return bits
 }

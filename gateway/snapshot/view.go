@@ -72,6 +72,24 @@ type Public struct {
 	Inside   flow.Addr          // with Static
 	Forwards map[uint32]Forward // ForwardKey(protocol, port)
 	Host     bool               // the host's own address too: what the gateway does not know is not answered here
+
+	reserved [3]*[1024]uint64 // by nat.Class: ports that no mapping may have; nil = none
+}
+
+// noPorts stands for nil where a bitmap is wanted. Never written to.
+var noPorts [1024]uint64
+
+func (p *Public) ports(class nat.Class) *[1024]uint64 {
+	if b := p.reserved[class]; b != nil {
+		return b
+	}
+	return &noPorts
+}
+
+// Reserved reports whether no mapping may have that port: it is forwarded, or the host's own. nat.Space says the same once the View is activated.
+func (p *Public) Reserved(class nat.Class, port uint16) bool {
+	b := p.reserved[class]
+	return port == 0 || b != nil && b[port/64]>>(port%64)&1 != 0
 }
 
 // ForwardKey is the key of Public.Forwards.
@@ -167,7 +185,8 @@ type View struct {
 
 	byName   map[string]flow.TenantID
 	retired  map[flow.TenantID]uint32 // ids that rest, and the View from which on their tenant is gone
-	reserved []reservation
+	marked   map[nat.AddrID]bool      // addresses of which nat.Space may still hold a reservation, also when no tenant has them now
+	reserved []reservation            // what Activate must tell: only what differs from the View before
 	routes   []fib.Route
 }
 
@@ -216,7 +235,8 @@ func (v *View) Lookup(zone flow.TenantID, family uint8, a *flow.Addr) (nh uint16
 	return nh, &v.Hops[nh], true
 }
 
-// Activate makes the public ports that this View sets aside known to the allocators. Control only, before workers get the View.
+// Activate makes the public ports that this View sets aside known to the allocators. Control only, before workers get the View, and after
+// the View that it was compiled from was activated.
 func (v *View) Activate(space *nat.Space) {
 	for _, r := range v.reserved {
 		space.SetReserved(r.id, r.class, r.ports)
