@@ -32,7 +32,7 @@ func Direction(se *conntrack.Session, dir int) meter.Dir {
 // Judge decides about a session by v alone: tenant, ACL, whether its translation still stands, routes. It is what the first packet
 // meets (with the translation still to be made), what later packets meet after a policy change, and what `diff` asks beforehand.
 // m is the session's mapping, nil if it has none.
-func Judge(v *snapshot.View, space *nat.Space, se *conntrack.Session, m *nat.Mapping) (j Judgement) {
+func Judge(v *snapshot.View, se *conntrack.Session, m *nat.Mapping) (j Judgement) {
 	j.Rule = flow.NoRule
 	t := v.Tenant(se.Tenant)
 	if t == nil {
@@ -45,6 +45,10 @@ func Judge(v *snapshot.View, space *nat.Space, se *conntrack.Session, m *nat.Map
 	}
 	inside, outside, dport := se.OrigSrc, se.OrigDst, se.OrigDPort
 	d, src, dst := meter.Out, &inside, &outside
+	if se.Flags&conntrack.FlagFromBackbone == 0 && !t.Prefixes.Contains(family, &inside) {
+		j.Reason = verdict.SessionCut // its packets would be spoofed now
+		return j
+	}
 	if se.Flags&conntrack.FlagFromBackbone != 0 {
 		inside, outside = se.OrigDst, se.OrigSrc
 		if family == 4 {
@@ -67,16 +71,16 @@ func Judge(v *snapshot.View, space *nat.Space, se *conntrack.Session, m *nat.Map
 		}
 		return j
 	}
-	if j.Reason = natStands(v, space, t, se, m, family, &outside); j.Reason != verdict.Pass {
+	if j.Reason = natStands(v, t, se, m, family, &outside); j.Reason != verdict.Pass {
 		return j
 	}
 	// Routes: orig direction, then reply.
 	if d == meter.In {
-		j.Hop[0] = hopTo(v, t.ID, family, &inside)
+		j.Hop[0] = hopInto(v, t.ID, family, &inside)
 		j.Hop[1] = hopTo(v, flow.Backbone, family, &outside)
 	} else {
 		j.Hop[0] = hopTo(v, t.ID, family, &outside)
-		j.Hop[1] = hopTo(v, t.ID, family, &inside)
+		j.Hop[1] = hopInto(v, t.ID, family, &inside)
 	}
 	// A route that moved to the other side would let the packet leave without the translation that side needs.
 	far := j.Hop[0]
@@ -94,18 +98,26 @@ func Judge(v *snapshot.View, space *nat.Space, se *conntrack.Session, m *nat.Map
 }
 
 // natStands reports whether the session's translation, or its having none, is what v would choose.
-func natStands(v *snapshot.View, space *nat.Space, t *snapshot.Tenant, se *conntrack.Session, m *nat.Mapping, family uint8, outside *flow.Addr) verdict.Reason {
-	crosses := se.Flags&(conntrack.FlagFromBackbone|conntrack.FlagToBackbone) != 0
-	needs := family == 4 && t.NAT && crosses && !t.Bypass.Contains(4, outside)
-	if has := se.Flags&conntrack.FlagNAT != 0; has != needs {
-		return verdict.SessionCut
-	}
-	if !needs {
+func natStands(v *snapshot.View, t *snapshot.Tenant, se *conntrack.Session, m *nat.Mapping, family uint8, outside *flow.Addr) verdict.Reason {
+	in, crosses := se.Flags&conntrack.FlagFromBackbone != 0, se.Flags&(conntrack.FlagFromBackbone|conntrack.FlagToBackbone) != 0
+	must := family == 4 && t.NAT && crosses && !t.Bypass.Contains(4, outside)
+	if se.Flags&conntrack.FlagNAT == 0 {
+		if must {
+			return verdict.SessionCut
+		}
+		if in { // the backbone reaches inside addresses only where they are routed to this tenant
+			if _, h, ok := v.Lookup(flow.Backbone, family, &se.OrigDst); !ok || h.Kind != snapshot.HopTenant || h.Tenant != t.ID {
+				return verdict.SessionCut
+			}
+		}
 		return verdict.Pass
+	}
+	if !must && !in {
+		return verdict.SessionCut
 	}
 	var pub, inside flow.Addr
 	var pport, iport uint16
-	if se.Flags&conntrack.FlagFromBackbone != 0 {
+	if in {
 		pub, pport, iport = se.OrigDst, se.OrigDPort, se.XlatDPort
 		copy(inside[:4], se.XlatDst[:])
 	} else {
@@ -118,10 +130,7 @@ func natStands(v *snapshot.View, space *nat.Space, t *snapshot.Tenant, se *connt
 	}
 	if m != nil { // dynamic
 		class, _ := nat.ClassOf(se.Proto)
-		if !p.Dynamic || space.Reserved(p.ID, class, pport) {
-			return verdict.SessionCut
-		}
-		if _, static := t.StaticByInside[inside]; static {
+		if _, static := t.StaticByInside[inside]; static || !p.Dynamic || p.Reserved(class, pport) || in && !t.EIFiltering {
 			return verdict.SessionCut
 		}
 		return verdict.Pass
@@ -132,14 +141,16 @@ func natStands(v *snapshot.View, space *nat.Space, t *snapshot.Tenant, se *connt
 		}
 		return verdict.SessionCut
 	}
-	if f, ok := p.Forwards[snapshot.ForwardKey(se.Proto, pport)]; ok && se.Flags&conntrack.FlagFromBackbone != 0 {
+	if f, ok := p.Forwards[snapshot.ForwardKey(se.Proto, pport)]; ok && in {
 		if f.Inside == inside && f.Port == iport {
 			return verdict.Pass
 		}
 		return verdict.SessionCut
 	}
-	if _, ports := nat.ClassOf(se.Proto); !ports && p.Dynamic {
-		return verdict.Pass // protocol without ports, by address pair
+	if _, ports := nat.ClassOf(se.Proto); !ports && !in && p.Dynamic {
+		if _, static := t.StaticByInside[inside]; !static {
+			return verdict.Pass // protocol without ports, by address pair
+		}
 	}
 	return verdict.SessionCut
 }
@@ -151,6 +162,15 @@ func publicOf(v *snapshot.View, a *flow.Addr) *snapshot.Public {
 		return nil
 	}
 	return &v.Publics[h.Public]
+}
+
+// hopInto finds the way to an inside address of tenant t: by its own routes alone. The backbone's must not be asked: its default route
+// would carry inside addresses out.
+func hopInto(v *snapshot.View, t flow.TenantID, family uint8, a *flow.Addr) uint16 {
+	if nh, ok := v.FIB.Lookup(t, family, a); ok {
+		return nh
+	}
+	return noHop
 }
 
 // hopTo finds the way to a in a zone; a tenant's own routes come before the backbone's.
@@ -178,7 +198,7 @@ func (sh *Shard) judgeAgain(se *conntrack.Session) verdict.Reason {
 	if se.Mapping != conntrack.NoMapping {
 		m = sh.NAT.Mapping(se.Mapping)
 	}
-	j := Judge(sh.view, sh.Space, se, m)
+	j := Judge(sh.view, se, m)
 	if j.Reason != verdict.Pass {
 		return verdict.SessionCut
 	}

@@ -81,6 +81,7 @@ func (sh *Shard) send(s *Slot, t *snapshot.Tenant, hop *snapshot.Hop) verdict.Ve
 			return sh.drop(s, r)
 		case verdict.Queue:
 			v = verdict.Queue
+			s.Verdict = v // at once: should anything after this panic, the frame is the shaper's and nobody else's
 		}
 	}
 	sh.Meter.Add(t.ID, s.Dir, int(s.IPLen))
@@ -115,6 +116,9 @@ func (sh *Shard) related(s *Slot) verdict.Verdict {
 	}
 	// The quoted packet left through the side that the error comes from, so its answers enter there under the reverse key.
 	k := in.Key.Reverse(s.Key.Zone)
+	if s.Key.Dst != in.Key.Src {
+		return sh.drop(s, verdict.ICMPBadInner) // an error goes to whoever sent what it quotes; another way round it would be a way past the ACL
+	}
 	ref, ok := sh.Sessions.Lookup(&k, sh.Sessions.Hash(&k))
 	if !ok {
 		return sh.drop(s, verdict.ICMPNoSession)
@@ -129,6 +133,9 @@ func (sh *Shard) related(s *Slot) verdict.Verdict {
 	}
 	s.Dir = Direction(se, dir)
 	t := sh.view.Tenant(se.Tenant)
+	if sh.falseSource(s, t, se) {
+		return sh.drop(s, verdict.SpoofedSource)
+	}
 	hop, v := sh.usable(s, t, se.NextHop[dir])
 	if v != verdict.Next {
 		return v
@@ -143,6 +150,19 @@ func (sh *Shard) related(s *Slot) verdict.Verdict {
 		packet.TranslateOuter4(&s.Packet, outer, dst)
 	}
 	return sh.send(s, t, hop)
+}
+
+// falseSource reports whether an ICMP error bears a source that may not come from its side. Any router on the way may send one, so a
+// tenant's may have an address outside the tenant's prefixes where the translation replaces it.
+func (sh *Shard) falseSource(s *Slot, t *snapshot.Tenant, se *conntrack.Session) bool {
+	if s.Key.Zone != flow.Backbone {
+		return se.Flags&conntrack.FlagNAT == 0 && !t.Prefixes.Contains(s.Key.Family, &s.Key.Src)
+	}
+	if s.Looped {
+		return false
+	}
+	_, h, ok := sh.view.Lookup(flow.Backbone, s.Key.Family, &s.Key.Src)
+	return ok && h.Kind != snapshot.HopForward && h.Kind != snapshot.HopDiscard
 }
 
 func isEcho(p *packet.Packet) bool {

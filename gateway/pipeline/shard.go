@@ -247,5 +247,5 @@ func (sh *Shard) WouldCut(v *snapshot.View, se *conntrack.Session) bool {
 	if se.Mapping != conntrack.NoMapping {
 		m = sh.NAT.Mapping(se.Mapping)
 	}
-	return Judge(v, sh.Space, se, m).Reason != verdict.Pass
+	return Judge(v, se, m).Reason != verdict.Pass
 }

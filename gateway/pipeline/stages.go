@@ -210,6 +210,10 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 			return sh.drop(s, r)
 		}
 	}
+	if sh.impostor(s, se, dir) {
+		s.Tenant = se.Tenant
+		return sh.drop(s, verdict.SpoofedSource)
+	}
 	if se.Proto == flow.TCP {
 		seg := segment(&s.Packet)
 		if conntrack.Reopens(se, dir, &seg) {
@@ -240,6 +244,20 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 	return sh.forward(s, se, dir)
 }
 
+// impostor reports whether a packet that came over the wire from the backbone bears a source that is ours, a public address or a
+// tenant's: those come round by Loop. The session knows, because its way back leads there.
+func (sh *Shard) impostor(s *Slot, se *conntrack.Session, dir int) bool {
+	if s.Key.Zone != flow.Backbone || s.Looped {
+		return false
+	}
+	back := se.NextHop[1-dir]
+	if back == noHop {
+		return false
+	}
+	k := sh.view.Hops[back].Kind
+	return k != snapshot.HopForward && k != snapshot.HopDiscard
+}
+
 // segment is what connection tracking wants to know of a TCP packet.
 func segment(p *packet.Packet) conntrack.Segment {
 	seg := conntrack.Segment{Flags: p.TCPFlags, Seq: p.Seq, Ack: p.Ack, Window: p.Window, Payload: p.PayloadLen, Scale: -1}
@@ -261,6 +279,10 @@ func (sh *Shard) openOut(s *Slot) verdict.Verdict {
 	}
 	if !t.Prefixes.Contains(k.Family, &k.Src) {
 		return sh.drop(s, verdict.SpoofedSource)
+	}
+	back := hopInto(v, t.ID, k.Family, &k.Src)
+	if back != noHop && v.Hops[back].Kind == snapshot.HopLocal {
+		return sh.drop(s, verdict.SpoofedSource) // our own address
 	}
 	nh := hopTo(v, t.ID, k.Family, &k.Dst)
 	if nh == noHop {
@@ -299,7 +321,7 @@ func (sh *Shard) openOut(s *Slot) verdict.Verdict {
 	if r := sh.admit(s, t, &se); r != verdict.Pass {
 		return sh.drop(s, r)
 	}
-	se.NextHop = [2]uint16{nh, hopTo(v, t.ID, k.Family, &k.Src)}
+	se.NextHop = [2]uint16{nh, back}
 	if toBackbone && k.Family == 4 && t.NAT && !t.Bypass.Contains(4, &k.Dst) {
 		if r := sh.translateSource(t, &se); r != verdict.Pass {
 			return sh.drop(s, r)
@@ -402,14 +424,14 @@ func (sh *Shard) openIn(s *Slot) verdict.Verdict {
 	if r := sh.admit(s, t, &se); r != verdict.Pass {
 		return sh.drop(s, r)
 	}
-	_, ih, ok := v.Lookup(t.ID, k.Family, &inside)
-	if !ok || ih.Kind == snapshot.HopDiscard {
+	ih := hopInto(v, t.ID, k.Family, &inside)
+	if ih == noHop || v.Hops[ih].Kind == snapshot.HopDiscard {
 		return sh.drop(s, verdict.NoRoute)
 	}
-	if ih.Kind == snapshot.HopLocal {
+	if v.Hops[ih].Kind == snapshot.HopLocal {
 		return sh.drop(s, verdict.LocalUnhandled)
 	}
-	se.NextHop = [2]uint16{hopTo(v, t.ID, k.Family, &inside), hopTo(v, flow.Backbone, k.Family, &k.Src)}
+	se.NextHop = [2]uint16{ih, hopTo(v, flow.Backbone, k.Family, &k.Src)}
 	return sh.create(s, t, &se)
 }
 
@@ -431,9 +453,14 @@ func (sh *Shard) translateDestination(s *Slot, p *snapshot.Public, se *conntrack
 			if t == nil || !t.EIFiltering {
 				return verdict.NATFiltered
 			}
-			_, a, port := sh.NAT.Mapping(id).Inside()
+			owner, a, port := sh.NAT.Mapping(id).Inside()
 			*inside = flow.Addr{}
 			copy(inside[:4], a[:])
+			// A mapping may outlive the policy that it was made under, until its sessions are judged again: of a tenant that had
+			// this address before, of a host that is translated 1:1 now, of a port that the host has now.
+			if _, static := t.StaticByInside[*inside]; static || owner != t.ID || p.Reserved(class, k.DPort) {
+				return verdict.NATUnusedAddress
+			}
 			se.XlatDPort, se.Mapping = port, id
 			return verdict.Pass
 		}
