@@ -90,6 +90,8 @@ type Worker struct {
 
 	wakeFD   int
 	sleeping atomic.Bool
+	called   atomic.Bool   // the mailbox, the injection queue or the view has something new
+	ended    chan struct{} // closed when Run returns
 	count    counters
 
 	descs    [pipeline.Burst]xsk.Desc
@@ -98,7 +100,8 @@ type Worker struct {
 	loops    int
 	held     []int // frames in the shaper, per memory area
 	polls    []unix.PollFd
-	maintain uint64 // ns of the last upkeep
+	maintain uint64        // ns of the last upkeep
+	nap      time.Duration // the longest sleep: upkeep is due then, whatever happens
 	release  func(*police.Item) bool
 	look     func(int) (*police.Dir, *police.Words)
 	closed   atomic.Bool
@@ -106,12 +109,12 @@ type Worker struct {
 
 type job struct {
 	fn   func(*pipeline.Shard)
-	done chan struct{}
+	done chan error
 }
 
 type injected struct {
 	port  uint16
-	frame []byte
+	frame *[]byte // of the pool
 }
 
 // ErrStopped is returned for work that is given to a worker that has ended.
@@ -127,6 +130,7 @@ func New(c Config) (*Worker, error) {
 		return nil, fmt.Errorf("worker %d: eventfd: %w", c.ID, err)
 	}
 	w := &Worker{cfg: c, shard: c.Shard, box: make(chan job, 64), tx: make(chan injected, 1024), wakeFD: fd, txOf: make([]int, c.Ports), held: make([]int, len(c.Areas))}
+	w.ended, w.nap = make(chan struct{}), 200*time.Millisecond
 	w.pool.New = func() any { return new([]byte) }
 	for i := range w.txOf {
 		w.txOf[i] = -1
@@ -163,44 +167,71 @@ func Connect(ws []*Worker) {
 // Publish hands the worker a new view. It is taken up before the next burst; Gen in Stats tells when.
 func (w *Worker) Publish(v *snapshot.View) {
 	w.view.Store(v)
-	w.wake()
+	w.call()
 }
 
-// Do runs fn on the worker's thread between two bursts and waits for it. fn must be short: no packet moves meanwhile.
+// Do runs fn on the worker's thread between two bursts and waits for it. fn must be short: no packet moves meanwhile. The error is
+// ErrStopped when the worker has ended, and fn was not run then; when ctx ends first, fn may yet run.
 func (w *Worker) Do(ctx context.Context, fn func(*pipeline.Shard)) error {
-	j := job{fn, make(chan struct{})}
+	j := job{fn, make(chan error, 1)}
+	select {
+	case <-w.ended: // the mailbox would still take it
+		return fmt.Errorf("worker %d: %w", w.cfg.ID, ErrStopped)
+	default:
+	}
 	select {
 	case w.box <- j:
+	case <-w.ended:
+		return fmt.Errorf("worker %d: %w", w.cfg.ID, ErrStopped)
 	case <-ctx.Done():
 		return fmt.Errorf("worker %d does not take orders: %w", w.cfg.ID, ctx.Err())
 	}
-	w.wake()
+	w.call()
 	select {
-	case <-j.done:
-		return nil
+	case err := <-j.done:
+		return err
+	case <-w.ended:
 	case <-ctx.Done():
 		return fmt.Errorf("worker %d does not answer: %w", w.cfg.ID, ctx.Err())
 	}
+	select { // it may have been the last that was run
+	case err := <-j.done:
+		return err
+	default:
+		return fmt.Errorf("worker %d: %w", w.cfg.ID, ErrStopped)
+	}
 }
 
-// Transmit has the worker send a copy of frame on a port where it has a socket. It never blocks; false when the queue is full.
+// Transmit has the worker send a copy of frame on a port where it has a socket. It never blocks; false when the queue is full or the
+// worker has ended.
 func (w *Worker) Transmit(port uint16, frame []byte) bool {
-	if int(port) >= len(w.txOf) || w.txOf[port] < 0 {
+	if !w.Sends(port) || w.closed.Load() {
 		return false
 	}
 	b := w.pool.Get().(*[]byte)
 	*b = append((*b)[:0], frame...)
 	select {
-	case w.tx <- injected{port, *b}:
-		w.wake()
+	case w.tx <- injected{port, b}:
+		w.call()
 		return true
 	default:
+		w.pool.Put(b)
 		return false
 	}
 }
 
 // Sends reports whether the worker has a socket on the port.
 func (w *Worker) Sends(port uint16) bool { return int(port) < len(w.txOf) && w.txOf[port] >= 0 }
+
+// call tells the worker of something new beside the hand-over rings, and wakes it if it sleeps.
+//
+// No call is lost: the caller makes its thing visible, sets called, then looks at sleeping; the worker sets sleeping, then looks at
+// called (sleep). All are sequentially consistent atomics, so at least one of the two sees the other's store. The length of a
+// channel is not such an atomic, so called stands for it. The hand-over rings do the same with their head.
+func (w *Worker) call() {
+	w.called.Store(true)
+	w.wake()
+}
 
 func (w *Worker) wake() {
 	if w.sleeping.Load() {
@@ -212,6 +243,7 @@ func (w *Worker) wake() {
 // Run is the thread. It returns when ctx is done, after it has given back every frame that it can.
 func (w *Worker) Run(ctx context.Context) error {
 	runtime.LockOSThread() // never unlocked: a pinned thread must not go back to the pool
+	defer close(w.ended)
 	debug.SetPanicOnFault(true)
 	if w.cfg.CPU >= 0 {
 		var set unix.CPUSet
@@ -220,8 +252,18 @@ func (w *Worker) Run(ctx context.Context) error {
 			return fmt.Errorf("worker %d: pin to cpu %d: %w", w.cfg.ID, w.cfg.CPU, err)
 		}
 	}
-	stop := context.AfterFunc(ctx, func() { w.closed.Store(true); one := [8]byte{1}; _, _ = unix.Write(w.wakeFD, one[:]) })
-	defer stop()
+	told := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(told)
+		w.closed.Store(true)
+		one := [8]byte{1}
+		_, _ = unix.Write(w.wakeFD, one[:])
+	})
+	defer func() {
+		if !stop() {
+			<-told // it still holds wakeFD, which Close may close once Run has returned
+		}
+	}()
 	for i := range w.socks {
 		w.refill(w.socks[i])
 	}
@@ -619,22 +661,23 @@ func (w *Worker) orders() (n int) {
 		s := w.socks[w.txOf[m.port]]
 		u := w.cfg.Areas[s.Area]
 		addr, ok := u.Alloc()
-		if ok && handHeadroom+len(m.frame) > u.Chunk() {
+		frame := *m.frame
+		if ok && handHeadroom+len(frame) > u.Chunk() {
 			u.Free(addr)
 			ok = false
 		}
 		if ok {
-			copy(u.Mem()[addr+handHeadroom:], m.frame)
-			w.send(m.port, s.Area, addr, handHeadroom, len(m.frame))
+			copy(u.Mem()[addr+handHeadroom:], frame)
+			w.send(m.port, s.Area, addr, handHeadroom, len(frame))
 		} else {
 			w.shard.Meter.Drop(0, verdict.FrameExhausted)
 		}
-		w.pool.Put(&m.frame)
+		w.pool.Put(m.frame)
 	}
 	for len(w.box) > 0 {
 		j := <-w.box
 		j.fn(w.shard)
-		close(j.done)
+		j.done <- nil
 		n++
 	}
 	return n
@@ -644,7 +687,7 @@ func (w *Worker) orders() (n int) {
 func (w *Worker) sleep() {
 	w.sleeping.Store(true)
 	defer w.sleeping.Store(false)
-	if len(w.box) > 0 || len(w.tx) > 0 || w.closed.Load() || w.view.Load() != w.shard.View() {
+	if w.called.Swap(false) || w.closed.Load() {
 		return
 	}
 	for _, r := range w.in {
@@ -652,7 +695,7 @@ func (w *Worker) sleep() {
 			return
 		}
 	}
-	timeout := 200 * time.Millisecond
+	timeout := w.nap
 	if w.shard.Shaper.Held() > 0 {
 		next := w.shard.Shaper.Next(w.cfg.Clock.Now())
 		if next < uint64(100*time.Microsecond) {
@@ -679,7 +722,11 @@ func (w *Worker) sleep() {
 
 // drainOnExit gives back what waits in the shaper, so that the frame account closes.
 func (w *Worker) drainOnExit() {
-	w.shard.Shaper.Flush(func(it *police.Item) { w.held[it.Area]--; w.free(it.Area, it.Frame) })
+	w.shard.Shaper.Flush(func(it *police.Item) {
+		w.held[it.Area]--
+		w.free(it.Area, it.Frame)
+		w.shard.Meter.Drop(0, verdict.Shutdown)
+	})
 	for _, s := range w.socks {
 		w.flush(s)
 	}
@@ -688,7 +735,7 @@ func (w *Worker) drainOnExit() {
 	for {
 		select {
 		case j := <-w.box:
-			close(j.done)
+			j.done <- ErrStopped
 		default:
 			return
 		}

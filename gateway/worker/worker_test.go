@@ -1,0 +1,439 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/configs"
+	"demarc/gateway/conntrack"
+	"demarc/gateway/fib"
+	"demarc/gateway/flow"
+	"demarc/gateway/nat"
+	"demarc/gateway/packet/csum"
+	"demarc/gateway/pipeline"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/verdict"
+	"demarc/gateway/xsk"
+)
+
+const testNode = `
+schema = 1
+name = "test"
+[tables]
+sessions = 1024
+mappings = 1024
+tenants = 4
+frames = 1024
+[[port]]
+device = "bb0"
+[[port]]
+device = "t0"
+[[interface]]
+name = "backbone"
+port = "bb0"
+addresses = ["203.0.113.1/24"]
+[[interface]]
+name = "alpha"
+port = "t0"
+addresses = ["198.18.10.1/24"]
+`
+
+const testPolicy = `
+schema = 1
+[backbone]
+interfaces = ["backbone"]
+[[tenant]]
+name = "alpha"
+interfaces = ["alpha"]
+prefixes = ["198.18.10.0/24"]
+[tenant.nat]
+pool = ["192.0.2.16"]
+[tenant.rates.out]
+bits = "100k"
+queue = "500ms"
+`
+
+var (
+	portMAC = [6]byte{2, 0, 0, 0, 0, 0x20}
+	peerMAC = [6]byte{2, 0, 0, 0, 0, 0x99}
+)
+
+// newWorkers makes workers without sockets: frames come in by hand-over, and what is sent ends as no_tx_socket. No root needed.
+func newWorkers(t *testing.T, n int) []*Worker {
+	t.Helper()
+	node, err := configs.DecodeNode("node.toml", []byte(testNode))
+	if err != nil {
+		t.Fatal(err)
+	}
+	node.Workers.Count = n
+	policy, err := configs.DecodePolicy("policy.toml", []byte(testPolicy))
+	if err != nil {
+		t.Fatal(err)
+	}
+	space := nat.NewSpace(16)
+	v, err := snapshot.Compile(snapshot.Input{Policy: policy, Node: node, Space: space, HomeSeed: 1,
+		Links: []snapshot.Link{{MAC: peerMAC, MTU: 1500}, {MAC: portMAC, MTU: 1500}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.Activate(space)
+	neigh := fib.NewNeighbors(64, 1)
+	far := flow.Addr{203, 0, 113, 11}
+	if err := neigh.Set(v.Iface(0, 0), 4, &far, peerMAC, fib.Permanent, 0); err != nil {
+		t.Fatal(err)
+	}
+	clock, err := NewClock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ws := make([]*Worker, n)
+	for i := range ws {
+		sh, err := pipeline.NewShard(pipeline.Config{Worker: i, SessionMem: make([]byte, conntrack.Bytes(1024)+64), Sessions: 1024, NATMem: make([]byte, nat.Bytes(1024)+64),
+			Mappings: 1024, Tenants: snapshot.MaxTenantID(node), ShaperMax: 256, Seed: uint64(i) + 1, Space: space, Neighbors: neigh})
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, err := xsk.NewUMEM(512, 2048)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ws[i], err = New(Config{ID: i, CPU: -1, Ports: 2, Areas: []*xsk.UMEM{u}, Shard: sh, Clock: clock, Spin: 1, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ws[i].nap = time.Minute // whatever is forgotten stays forgotten
+		ws[i].Publish(v)
+		t.Cleanup(func() { _ = ws[i].Close(); _ = u.Close() })
+	}
+	Connect(ws)
+	return ws
+}
+
+// start runs the workers; the function that it returns ends them and waits.
+func start(t *testing.T, ws []*Worker) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for _, w := range ws {
+		wg.Go(func() {
+			if err := w.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
+	t.Cleanup(stop)
+	return stop
+}
+
+// udp is a frame of tenant alpha to the far host, with n bytes of payload.
+func udp(sport uint16, n int) []byte {
+	f := make([]byte, 14+28+n)
+	copy(f, portMAC[:])
+	copy(f[6:], peerMAC[:])
+	f[12] = 8
+	ip := f[14:]
+	ip[0], ip[8], ip[9] = 0x45, 64, 17
+	binary.BigEndian.PutUint16(ip[2:], uint16(28+n))
+	copy(ip[12:], []byte{198, 18, 10, 11, 203, 0, 113, 11})
+	binary.BigEndian.PutUint16(ip[10:], csum.Checksum(csum.Sum(0, ip[:20])))
+	binary.BigEndian.PutUint16(ip[20:], sport)
+	binary.BigEndian.PutUint16(ip[22:], 53)
+	binary.BigEndian.PutUint16(ip[24:], uint16(8+n))
+	return f
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within 20 s", what)
+		}
+	}
+}
+
+func TestRingKeepsOrderAndContent(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	const frames = 20000
+	r := newRing(256)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		buf := make([]byte, 256)
+		for i := uint32(0); i < frames; {
+			n := 4 + int(i*7919%253)
+			b := buf[:n]
+			for j := range b {
+				b[j] = byte(i) ^ byte(j)
+			}
+			binary.LittleEndian.PutUint32(b, i)
+			if r.push(uint8(i%3), uint16(i), b) {
+				i++
+			} else {
+				runtime.Gosched()
+			}
+			if rng.IntN(64) == 0 {
+				runtime.Gosched()
+			}
+		}
+	})
+	rng := rand.New(rand.NewPCG(seed, 2))
+	for i := uint32(0); i < frames; {
+		m, b, ok := r.peek()
+		if !ok {
+			runtime.Gosched()
+			continue
+		}
+		if n := 4 + int(i*7919%253); m.kind != uint8(i%3) || m.port != uint16(i) || len(b) != n || binary.LittleEndian.Uint32(b) != i {
+			t.Fatalf("frame %d came as %+v, %d bytes, number %d", i, m, len(b), binary.LittleEndian.Uint32(b))
+		}
+		for j := 4; j < len(b); j++ {
+			if b[j] != byte(i)^byte(j) {
+				t.Fatalf("frame %d: byte %d is %#x", i, j, b[j])
+			}
+		}
+		r.pop()
+		i++
+		if rng.IntN(64) == 0 {
+			runtime.Gosched()
+		}
+	}
+	wg.Wait()
+	if !r.empty() {
+		t.Fatal("more came out than went in")
+	}
+}
+
+func TestRingRefusesWhatDoesNotFit(t *testing.T) {
+	r := newRing(128)
+	if r.push(handProcess, 0, make([]byte, 129)) {
+		t.Fatal("took a frame larger than a slot")
+	}
+	for i := range handSlots {
+		if !r.push(handProcess, 0, []byte{byte(i)}) {
+			t.Fatalf("full after %d of %d", i, handSlots)
+		}
+	}
+	if r.push(handProcess, 0, []byte{1}) {
+		t.Fatal("took a frame into a full ring")
+	}
+	r.pop()
+	if !r.push(handProcess, 0, []byte{9}) {
+		t.Fatal("a freed slot is not used")
+	}
+}
+
+func TestClockIsBootTimeAndNeverRunsBack(t *testing.T) {
+	c, err := NewClock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := uint64(0)
+	for i := range 2000 {
+		var a, b unix.Timespec
+		if err := errors.Join(unix.ClockGettime(unix.CLOCK_BOOTTIME, &a)); err != nil {
+			t.Fatal(err)
+		}
+		now := c.Now()
+		if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &b); err != nil {
+			t.Fatal(err)
+		}
+		const slack = 1000 // the runtime's clock and the kernel's round apart
+		if now < last || int64(now) < a.Nano()-int64(5*time.Millisecond) || int64(now) > b.Nano()+slack {
+			t.Fatalf("reading %d: %d after %d, kernel says %d to %d", i, now, last, a.Nano(), b.Nano())
+		}
+		last = now
+		if i%100 == 0 {
+			if err := c.Resync(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func TestAWorkerThatEndedSaysSo(t *testing.T) {
+	ws := newWorkers(t, 1)
+	stop := start(t, ws)
+	if err := ws[0].Do(t.Context(), func(*pipeline.Shard) {}); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	ran := false
+	if err := ws[0].Do(context.Background(), func(*pipeline.Shard) { ran = true }); !errors.Is(err, ErrStopped) || ran {
+		t.Fatalf("ran %v, error %v", ran, err)
+	}
+	if err := ws[0].Account(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Whoever posts while the worker ends gets an answer: either the function ran and there is no error, or it did not and there is ErrStopped.
+func TestOrdersBesideTheEnd(t *testing.T) {
+	for range 50 {
+		ws := newWorkers(t, 1)
+		stop := start(t, ws)
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for {
+					var ran atomic.Bool
+					err := ws[0].Do(context.Background(), func(*pipeline.Shard) { ran.Store(true) })
+					if (err == nil) != ran.Load() || err != nil && !errors.Is(err, ErrStopped) {
+						t.Errorf("ran %v, error %v", ran.Load(), err)
+						return
+					}
+					if err != nil {
+						return
+					}
+				}
+			})
+		}
+		stop()
+		wg.Wait()
+	}
+}
+
+// The worker sleeps for a minute when nothing wakes it, so one lost call is a test that fails.
+func TestNoCallIsLost(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	ws := newWorkers(t, 2)
+	start(t, ws[1:])
+	rng := rand.New(rand.NewPCG(seed, 1))
+	frame, sink := udp(4000, 8), 0
+	for i := range 20000 {
+		// Spin until it is done, then call again at every point of falling asleep.
+		var done atomic.Bool
+		if i%2 == 0 {
+			ws[1].box <- job{func(*pipeline.Shard) { done.Store(true) }, make(chan error, 1)}
+			ws[1].call()
+		} else {
+			ws[1].in[0].push(handProcess, 1, frame) // worker 0 is not started: this goroutine is the ring's one writer
+			ws[1].wake()
+		}
+		was := time.Now()
+		for n := 0; ; n++ {
+			if i%2 == 0 && done.Load() || i%2 == 1 && ws[1].in[0].empty() {
+				break
+			}
+			if n%1000 == 999 {
+				runtime.Gosched()
+			}
+			if time.Since(was) > 10*time.Second {
+				t.Fatalf("call %d was lost", i)
+			}
+		}
+		for range rng.IntN(12000) {
+			sink++
+		}
+	}
+	if ws[1].Stats().Wakeups < 100 {
+		t.Fatalf("the worker slept %d times only: this proves nothing (%d)", ws[1].Stats().Wakeups, sink)
+	}
+}
+
+func TestShapedFramesComeBackAtTheEnd(t *testing.T) {
+	ws := newWorkers(t, 2)
+	stop := start(t, ws)
+	frame := udp(4000, 1000)
+	if err := ws[0].Do(t.Context(), func(*pipeline.Shard) {
+		for range 20 {
+			ws[0].hand(1, handProcess, 1, frame, nil)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	held := 0
+	eventually(t, "shaped", func() bool {
+		if err := ws[1].Do(t.Context(), func(sh *pipeline.Shard) {
+			held = sh.Shaper.Held()
+			if err := ws[1].Account(); err != nil {
+				t.Error(err)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return held > 0
+	})
+	stop()
+	if err := ws[1].Account(); err != nil {
+		t.Fatal(err)
+	}
+	u := ws[1].cfg.Areas[0]
+	if u.FreeCount() != u.Frames() || u.Faults() != 0 {
+		t.Fatalf("%d of %d frames are free, %d faults", u.FreeCount(), u.Frames(), u.Faults())
+	}
+	if n := ws[1].shard.Meter.Drops(0, verdict.Shutdown); n == 0 {
+		t.Fatal("what waited in the shaper was dropped and not counted")
+	}
+}
+
+func TestAPanicCostsABurstAndNoFrame(t *testing.T) {
+	ws := newWorkers(t, 2)
+	ws[1].shard.Neighbors = nil // what reaches the neighbour stage panics
+	stop := start(t, ws)
+	if err := ws[0].Do(t.Context(), func(*pipeline.Shard) {
+		for i := range 5 {
+			ws[0].hand(1, handProcess, 1, udp(uint16(4000+i), 8), nil)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "panic", func() bool { return ws[1].Stats().HandedIn == 5 && ws[1].Stats().Panics > 0 })
+	stop()
+	if err := ws[1].Account(); err != nil {
+		t.Fatal(err)
+	}
+	if u := ws[1].cfg.Areas[0]; u.FreeCount() != u.Frames() || u.Faults() != 0 {
+		t.Fatalf("%d of %d frames are free, %d faults", u.FreeCount(), u.Frames(), u.Faults())
+	}
+	if n := ws[1].shard.Meter.Drops(0, verdict.InternalError); n == 0 {
+		t.Fatal("not counted")
+	}
+}
+
+func TestTransmitNeedsASocket(t *testing.T) {
+	ws := newWorkers(t, 1)
+	if ws[0].Transmit(0, []byte("x")) || ws[0].Transmit(99, []byte("x")) {
+		t.Fatal("took a frame for a port without a socket")
+	}
+}
+
+// What Transmit queues is the caller's bytes as they were, and a refused frame takes no memory along.
+func TestTransmitCopiesAndReuses(t *testing.T) {
+	ws := newWorkers(t, 1)
+	w := ws[0]
+	w.txOf[0] = 0 // as if there were one: nobody serves the queue here
+	b := []byte("first")
+	if !w.Transmit(0, b) {
+		t.Fatal("refused")
+	}
+	copy(b, "wrong")
+	if m := <-w.tx; !bytes.Equal(*m.frame, []byte("first")) {
+		t.Fatalf("queued %q", *m.frame)
+	}
+	for range cap(w.tx) {
+		if !w.Transmit(0, b) {
+			t.Fatal("refused too early")
+		}
+	}
+	if n := testing.AllocsPerRun(1000, func() {
+		if w.Transmit(0, b) {
+			t.Fatal("took more than fits")
+		}
+	}); n > 0.5 { // the collector may empty the pool now and then
+		t.Fatalf("%v allocations for a refused frame", n)
+	}
+}
