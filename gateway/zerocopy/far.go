@@ -1,0 +1,124 @@
+package zerocopy
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// far is the network card at the far end of a port: all hosts of that side, behind one address. It answers ARP and neighbour
+// solicitations for the prefixes of owns, as hosts do; every other frame goes to the judge.
+type far struct {
+	mac    mac
+	fd     int
+	owns   []netip.Prefix
+	frames chan []byte // reader: wo, judge: ro
+	asked  atomic.Int64
+	lost   atomic.Int64 // frames that the judge did not take
+}
+
+func htons(v uint16) uint16 { return v<<8 | v>>8 }
+
+func openFar(ifindex int, m mac, owns ...string) (*far, error) {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
+	if err != nil {
+		return nil, fmt.Errorf("packet socket: %w", err)
+	}
+	f := &far{mac: m, fd: fd, frames: make(chan []byte, 16384)}
+	for _, p := range owns {
+		f.owns = append(f.owns, netip.MustParsePrefix(p))
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20); err != nil {
+		return nil, fmt.Errorf("packet socket: receive buffer: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: ifindex}); err != nil {
+		return nil, fmt.Errorf("packet socket: bind: %w", err)
+	}
+	go f.read()
+	return f, nil
+}
+
+// read ends with the process, that is with the guest.
+func (f *far) read() {
+	buf := make([]byte, 65536)
+	for {
+		n, from, err := unix.Recvfrom(f.fd, buf, 0)
+		if err != nil {
+			continue
+		}
+		if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype == unix.PACKET_OUTGOING {
+			continue
+		}
+		b := buf[:n]
+		if f.neighbour(b) {
+			continue
+		}
+		select {
+		case f.frames <- append([]byte(nil), b...):
+		default:
+			f.lost.Add(1)
+		}
+	}
+}
+
+// neighbour reports whether a frame belongs to neighbour resolution, after answering it.
+func (f *far) neighbour(b []byte) bool {
+	if len(b) < 42 {
+		return false
+	}
+	switch binary.BigEndian.Uint16(b[12:]) {
+	case etherARP:
+		target := netip.AddrFrom4([4]byte(b[38:42]))
+		if b[21] == 1 && f.has(target) {
+			f.asked.Add(1)
+			_ = f.send(arp(2, f.mac, target, mac(b[22:28]), netip.AddrFrom4([4]byte(b[28:32]))))
+		}
+		return true
+	case etherIPv6:
+		if b[20] != protoICMPv6 || len(b) < 14+40+24 || b[54] < 133 || b[54] > 137 {
+			return false
+		}
+		src, target := netip.AddrFrom16([16]byte(b[22:38])), netip.AddrFrom16([16]byte(b[62:78]))
+		if b[54] == 135 && f.has(target) && !src.IsUnspecified() {
+			f.asked.Add(1)
+			_ = f.send(advertisement(f.mac, target, mac(b[6:12]), src))
+		}
+		return true
+	}
+	return false
+}
+
+func (f *far) has(a netip.Addr) bool {
+	for _, p := range f.owns {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+func (f *far) send(b []byte) error {
+	for {
+		_, err := unix.Write(f.fd, b)
+		if err != unix.EINTR && err != unix.ENOBUFS && err != unix.EAGAIN {
+			return err
+		}
+		time.Sleep(100 * time.Microsecond) // the card's queue is full
+	}
+}
+
+// next waits for a frame; nil when there is none within d.
+func (f *far) next(d time.Duration) []byte {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case b := <-f.frames:
+		return b
+	case <-t.C:
+		return nil
+	}
+}
