@@ -32,6 +32,7 @@ func quickCommand() *cobra.Command {
 	q := quick{Binary: "/proc/self/exe"}
 	var asJSON bool
 	var ruleset string
+	var offer float64
 	c := &cobra.Command{
 		Use:   "quick",
 		Short: "64-byte UDP, 64k flows, NAT, 1,000 rules, a rate limit: gateway and nftables in turns",
@@ -46,10 +47,10 @@ func quickCommand() *cobra.Command {
 				return errors.New("--pairs, --seconds and --step must be more than 0")
 			case q.Flows > pktgen.MaxFlows/16:
 				return fmt.Errorf("--flows %d: at most %d, so that a pool of 16 addresses has ports for all", q.Flows, pktgen.MaxFlows/16)
-			case q.Rules < 1:
-				return errors.New("--rules must be more than 0")
+			case q.Rules < 1 || offer < 0:
+				return errors.New("--rules must be more than 0, --offer at least 0")
 			}
-			q.Rate = benchRate
+			q.Rate, q.Offer = benchRate, offer*1e6
 			q.Progress = cmd.ErrOrStderr()
 			out, err := q.run(cmd.Context())
 			if err != nil {
@@ -77,6 +78,7 @@ func quickCommand() *cobra.Command {
 	f.IntVar(&q.Pairs, "pairs", 5, "turns of each side")
 	f.Float64Var(&q.Seconds, "seconds", 1, "of each load at full speed")
 	f.Float64Var(&q.Step, "step", 0.3, "seconds of each step of the search for the highest rate without loss")
+	f.Float64Var(&offer, "offer", 4, "million frames per second at full load, the same for both; 0 = as many as CPU 0 makes")
 	f.IntVar(&q.Flows, "flows", 65536, "a power of two")
 	f.IntVar(&q.Rules, "rules", 1000, "of the access list; the last one matches")
 	f.DurationVar(&q.Budget, "budget", 90*time.Second, "no disturbed pair is repeated past it")

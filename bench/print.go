@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"demarc/bench/peers"
 	"demarc/bench/pktgen"
 	"demarc/bench/report"
 )
@@ -127,14 +128,10 @@ func (q *quick) table(w io.Writer, out *outcome, r *report.Output) error {
 		_, err := io.WriteString(w, b.String())
 		return err
 	}
-	f := out.Forms
 	p("%s  %s, %s; established first, threaded NAPI on CPU %d", peerName, m.Nft, out.Form, deviceCPU)
-	for _, form := range []string{"verdict maps", "linear"} {
-		for k, v := range f {
-			if string(k) == form {
-				p("            tried %-13s %6.0f thousand new flows/s, %6.3f Mpps established", form+":", v.NewPerSecond/1e3, v.Rate/1e6)
-			}
-		}
+	for _, form := range []peers.Form{peers.Maps, peers.Linear} {
+		t := out.Forms[form]
+		p("            tried %-13s %6.0f thousand new flows/s, %6.3f Mpps established", string(form)+":", t.NewPerSecond/1e3, t.Rate/1e6)
 	}
 	p("")
 	p("%-30s %26s %26s   %s", "median (least–most)", "demarc", peerName, "ratio")
@@ -148,15 +145,18 @@ func (q *quick) table(w io.Writer, out *outcome, r *report.Output) error {
 		p("%-30s %26s %26s   %s", metrics[i].text+", "+res.Unit, res.Demarc.Text(d), peer.Stat.Text(d), ratio)
 	}
 	p("")
-	p("pairs, Mpps right at full load / at most 0.1 %% loss (steps: %s)", "each step that failed was tried twice")
+	p("pairs, Mpps right at full load / with at most 0.1 %% loss (a step of that search that fails is tried twice)")
 	for i, pr := range out.Pairs {
 		a, k := pr.Legs["demarc"], pr.Legs[peerName]
 		mark := ""
 		if pr.Disturbed {
 			mark = fmt.Sprintf("  disturbed: %.2f and %.2f CPUs for others, %.1f and %.1f %% stolen", a.Full.use.foreign, k.Full.use.foreign, 100*a.Full.use.steal, 100*k.Full.use.steal)
 		}
-		p("  %d  %s first:  demarc %.3f / %.3f   %s %.3f / %.3f   ratio %.2f%s", i+1, pr.First, a.Full.judged.Rate()/1e6, a.Lossless.judged.Rate()/1e6,
-			peerName, k.Full.judged.Rate()/1e6, k.Lossless.judged.Rate()/1e6, a.Full.judged.Rate()/max(1, k.Full.judged.Rate()), mark)
+		if out.Refused == "" {
+			mark = fmt.Sprintf("   ratio %.2f", a.Full.judged.Rate()/max(1, k.Full.judged.Rate())) + mark
+		}
+		p("  %d  %s first:  demarc %.3f / %.3f   %s %.3f / %.3f%s", i+1, pr.First, a.Full.judged.Rate()/1e6, a.Lossless.judged.Rate()/1e6,
+			peerName, k.Full.judged.Rate()/1e6, k.Lossless.judged.Rate()/1e6, mark)
 	}
 	for _, name := range []string{"demarc", peerName} {
 		wrong := map[string]uint64{}

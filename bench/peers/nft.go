@@ -117,11 +117,11 @@ type axis struct {
 
 var (
 	saddr = &axis{word: "saddr", of: func(r *acl.Rule) []netip.Prefix { return r.From }, parts: 1 << 16}
-	daddr = &axis{word: "daddr", of: func(r *acl.Rule) []netip.Prefix { return r.To }, parts: 48, next: saddr}
+	daddr = &axis{word: "daddr", of: func(r *acl.Rule) []netip.Prefix { return r.To }, parts: 16, next: saddr}
 )
 
 // few rules are tried one after the other.
-const few = 6
+const few = 10
 
 // byAddr splits the address space of one axis into intervals in which the same rules can match.
 func (w *writer) byAddr(list []int, a *axis) string {

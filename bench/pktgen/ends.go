@@ -47,7 +47,8 @@ type Ends struct {
 	plan    Plan
 	objs    bpf.PktgenObjects
 	links   []link.Link
-	ingress int // the maker's device
+	ingress int     // the maker's device
+	speed   float64 // runs of the maker's program a second, the most that was seen
 }
 
 // Load brings the programs into the kernel for one plan. They are not attached.
@@ -65,7 +66,7 @@ func Load(p Plan) (*Ends, error) {
 	if err := spec.Variables[bpf.PktgenVarPlan].Set(w); err != nil {
 		return nil, err
 	}
-	e := &Ends{plan: p}
+	e := &Ends{plan: p, speed: firstSpeed}
 	if err := spec.LoadAndAssign(&e.objs, nil); err != nil {
 		if errors.Is(err, unix.EPERM) {
 			return nil, fmt.Errorf("load the bench's programs: %w: run as root", err)
@@ -155,9 +156,10 @@ func (e *Ends) Send(o Order) (Sent, error) {
 		return Sent{}, err
 	}
 	for {
+		n, began := e.repeat(o, ord.End), monotonic()
 		_, err := e.objs.DemarcMake.Run(&ebpf.RunOptions{
 			Data: make([]byte, FrameLen), Context: xdpMD{DataEnd: FrameLen, Ingress: uint32(e.ingress)},
-			Repeat: e.repeat(o, ord.End), Flags: liveFrames,
+			Repeat: n, Flags: liveFrames,
 		})
 		if err != nil {
 			return Sent{}, fmt.Errorf("make frames (BPF_PROG_TEST_RUN with live frames needs kernel 5.18): %w", err)
@@ -168,18 +170,22 @@ func (e *Ends) Send(o Order) (Sent, error) {
 		if p.Done != 0 || monotonic() >= ord.End {
 			return Sent{p.Sent, float64(p.Last-p.First) / 1e9}, nil
 		}
+		// It came back too early: the next order asks for more at once.
+		e.speed = max(e.speed, 1.2e9*float64(n)/float64(monotonic()-began))
 	}
 }
 
-// repeat is how often the kernel runs the program before it comes back. Each call costs a pause (it waits for RCU), and runs after the end
-// of the order are idle but not free: about 100 ns each.
+// firstSpeed is how many runs of the program a second are thought possible before one was seen.
+const firstSpeed = 16e6
+
+// repeat is how often the kernel runs the program before it comes back. Each call costs a pause of tens of milliseconds (it waits for RCU)
+// in which nothing is sent, so it is more than can be done in the time left. What is over at the end is idle, and skipped fast.
 func (e *Ends) repeat(o Order, end uint64) uint32 {
-	left := float64(end) - float64(monotonic())
-	n := left * 3e6 / 1e9
-	if o.Rate > 0 {
-		n = left * 8e6 / 1e9
+	left := (float64(end) - float64(monotonic())) / 1e9
+	if o.Frames > 0 && o.Rate > 0 {
+		left = min(left, float64(o.Frames)/o.Rate)
 	}
-	return uint32(min(1<<23, max(1<<16, n)))
+	return uint32(min(1<<26, max(1<<16, left*e.speed)))
 }
 
 // Halt ends an order that runs in another goroutine.

@@ -1,0 +1,333 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"math"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"demarc/acl"
+	"demarc/bench/peers"
+	"demarc/bench/pktgen"
+	"demarc/bench/report"
+	"demarc/configs"
+	"demarc/gateway/api"
+	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/roottest"
+)
+
+func TestMain(m *testing.M) {
+	netlab.Init()
+	os.Exit(m.Run())
+}
+
+func TestParseStat(t *testing.T) {
+	got, err := parseStat("cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 10 1 20 500 3 2 4 5 0 0\ncpu1 1 0 1 700 0 0 0 0 0 0\nintr 5\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[int]cpuTimes{0: {37, 5}, 1: {2, 0}}
+	if d := cmp.Diff(want, got, cmp.AllowUnexported(cpuTimes{})); d != "" {
+		t.Error(d)
+	}
+	for _, bad := range []string{"", "cpu0 a b c d e f g h\n", "cpux 1 2 3 4 5 6 7 8\n"} {
+		if _, err := parseStat(bad); err == nil {
+			t.Errorf("%q: no error", bad)
+		}
+	}
+}
+
+func TestParsePidStat(t *testing.T) {
+	got, err := parsePidStat("77 (a b) c) S 1 77 77 0 -1 4194560 1 2 3 4 150 50 7 8 20 0 1 0 5 6 7")
+	if err != nil || got != 200 {
+		t.Errorf("%v ticks, %v; want 200", got, err)
+	}
+	if _, err := parsePidStat("77 (x) S 1"); err == nil {
+		t.Error("a short line is no error")
+	}
+}
+
+func TestUsage(t *testing.T) {
+	at := time.Unix(100, 0)
+	a := cpuSample{at: at, cpus: map[int]cpuTimes{0: {100, 0}, 1: {100, 0}}, ours: 50}
+	b := cpuSample{at: at.Add(time.Second), cpus: map[int]cpuTimes{0: {200, 0}, 1: {150, 10}}, ours: 150}
+	u := a.until(b)
+	if u.cpus[0] != 1 || u.cpus[1] != 0.5 || math.Abs(u.foreign-0.5) > 1e-9 || math.Abs(u.steal-0.05) > 1e-9 || !u.disturbed() {
+		t.Errorf("%+v", u)
+	}
+	b.ours, b.cpus[1] = 200, cpuTimes{150, 0}
+	if u := a.until(b); u.foreign != 0 || u.disturbed() {
+		t.Errorf("only ours ran, but %+v", u)
+	}
+}
+
+// testRules are the bench's own, with their flows.
+func testRules(t *testing.T) ([]acl.Rule, pktgen.Plan) {
+	t.Helper()
+	p := plan(65536)
+	rules, err := makeRules(1, 1000, &p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rules, p
+}
+
+// What the gateway is given decodes without an error, fits its node file, and has every rule.
+func TestPolicyIsServable(t *testing.T) {
+	rules, _ := testRules(t)
+	text, err := policy(rules, []netip.Prefix{insideNet, insideLink}, pool, benchRate, outsideVia, insideVia, outsideNet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pol, err := configs.DecodePolicy("policy.toml", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(pol.Tenants[0].Rules); n != 1000 {
+		t.Errorf("%d rules", n)
+	}
+	d := &demarc{table: 4096}
+	if _, err := configs.DecodeNode("node.toml", []byte(d.node())); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestServicesThatAPolicyCannotSay(t *testing.T) {
+	for _, s := range []acl.Service{
+		{Proto: 17, SPortLo: 1024, SPortHi: 65535, DPortHi: 65535},
+		{Proto: 47, SPortHi: 65535, DPortHi: 65535},
+		{Proto: 1, SPortHi: 65535, DPortLo: 0x0801, DPortHi: 0x0901},
+	} {
+		if text, err := service(s); err == nil {
+			t.Errorf("%+v became %q", s, text)
+		}
+	}
+}
+
+// A gateway that lacks any of its duties is found out.
+func TestLacks(t *testing.T) {
+	good := func() (*api.Status, *configs.Policy) {
+		st := &api.Status{Tenants: []api.Tenant{{
+			Pool: &api.Pool{InUse: 100}, Limits: api.TenantRates{OutBits: 1, InBits: 1},
+			Rules: []api.RuleHits{{Rule: 9, Direction: "out", Action: "allow", Hits: 100}},
+			Out:   api.Counter{Packets: 100}, In: api.Counter{Packets: 100},
+		}}}
+		tn := configs.Tenant{NAT: configs.NAT{Pool: []string{"192.0.2.1"}}, Rules: make([]configs.Rule, 10)}
+		tn.Rates.Out.Bits, tn.Rates.In.Bits = 1, 1
+		return st, &configs.Policy{Tenants: []configs.Tenant{tn}}
+	}
+	if st, p := good(); lacks(st, p, 10, 100) != "" {
+		t.Errorf("a whole gateway lacks %s", lacks(st, p, 10, 100))
+	}
+	for _, c := range []struct {
+		want  string
+		spoil func(*api.Status, *configs.Policy)
+	}{
+		{"nat (switched off", func(s *api.Status, _ *configs.Policy) { s.Broken = "nat" }},
+		{"source translation", func(_ *api.Status, p *configs.Policy) { p.Tenants[0].NAT.Pool = nil }},
+		{"source translation", func(s *api.Status, _ *configs.Policy) { s.Tenants[0].Pool.InUse = 99 }},
+		{"the rate limit", func(_ *api.Status, p *configs.Policy) { p.Tenants[0].Rates.Out.Bits = 0 }},
+		{"the rate limit", func(s *api.Status, _ *configs.Policy) { s.Tenants[0].Limits.InBits = 0 }},
+		{"rules: it has 9", func(_ *api.Status, p *configs.Policy) { p.Tenants[0].Rules = p.Tenants[0].Rules[:9] }},
+		{"the last rule", func(s *api.Status, _ *configs.Policy) { s.Tenants[0].Rules[0].Hits = 99 }},
+		{"the last rule", func(s *api.Status, _ *configs.Policy) { s.Tenants[0].Rules[0].Rule = 8 }},
+		{"accounting", func(s *api.Status, _ *configs.Policy) { s.Tenants[0].In.Packets = 0 }},
+		{"the one tenant", func(s *api.Status, _ *configs.Policy) { s.Tenants = nil }},
+	} {
+		st, p := good()
+		c.spoil(st, p)
+		if got := lacks(st, p, 10, 100); !strings.HasPrefix(got, c.want) {
+			t.Errorf("lacks %q, want %q", got, c.want)
+		}
+	}
+}
+
+func fakeLeg(rate uint64) leg {
+	l := leg{Sessions: 100}
+	l.Full.sent = pktgen.Sent{Frames: 2 * rate, Seconds: 1}
+	l.Full.judged = pktgen.Judged{Seconds: 1, Between: rate}
+	l.Full.judged.Counts[pktgen.Right] = rate
+	l.Full.use.cpus = map[int]float64{0: 1, 1: 0.6}
+	l.Lossless = l.Full
+	return l
+}
+
+// Without equal work there are figures but no ratio, in neither form of output.
+func TestRefusedMeansNoRatio(t *testing.T) {
+	q := &quick{Flows: 65536, Rules: 1000, Rate: benchRate}
+	out := &outcome{Pairs: []pair{{Legs: map[string]leg{"demarc": fakeLeg(2.8e6), peerName: fakeLeg(2e6)}, First: "demarc"}}, Ruleset: "table ip x {\n}\n"}
+	r := q.report(out, "v")
+	first := r.Results[0]
+	if first.Case != "64B/64k/nat44" || first.Metric != "rate" || first.Demarc.Median != 2.8 || *first.Peers[peerName].Ratio != 1.4 {
+		t.Errorf("%+v", first)
+	}
+	var b bytes.Buffer
+	if err := q.table(&b, out, r); err != nil || !strings.Contains(b.String(), "1.40") {
+		t.Errorf("no ratio in the table: %v\n%s", err, b.String())
+	}
+	out.Refused = "demarc does not do nat"
+	r = q.report(out, "v")
+	for _, res := range r.Results {
+		if res.Peers[peerName].Ratio != nil {
+			t.Errorf("%s has a ratio", res.Metric)
+		}
+	}
+	b.Reset()
+	if err := q.table(&b, out, r); err != nil || strings.Contains(b.String(), "1.40") {
+		t.Errorf("a refused ratio is in the table: %v\n%s", err, b.String())
+	}
+}
+
+func TestBetterForm(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		maps, linear formTrial
+		want         peers.Form
+	}{
+		{"the same", formTrial{100, 1}, formTrial{100, 1}, peers.Maps},
+		{"noise", formTrial{100, 1}, formTrial{105, 1.05}, peers.Maps},
+		{"linear forwards more", formTrial{100, 1}, formTrial{10, 1.2}, peers.Linear},
+		{"maps forward more", formTrial{10, 1.2}, formTrial{100, 1}, peers.Maps},
+		{"linear begins more", formTrial{100, 1}, formTrial{150, 1.05}, peers.Linear},
+	} {
+		if got := better(map[peers.Form]formTrial{peers.Maps: c.maps, peers.Linear: c.linear}); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
+// binary builds the program once for the tests that run it.
+func binary(t *testing.T) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "demarc")
+	c := exec.Command("go", "build", "-o", name, "demarc")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if b, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, b)
+	}
+	return name
+}
+
+// clean fails when a run left namespaces, processes or files.
+func clean(t *testing.T) {
+	t.Helper()
+	for _, pattern := range []string{"/run/netns/dmbench-*", dirRun + "*"} {
+		if left, _ := filepath.Glob(pattern); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	}
+}
+
+// The whole command, short: figures of both sides, one JSON object of the promised form, no wrong frame, nothing left behind.
+func TestQuick(t *testing.T) {
+	roottest.Require(t)
+	c := Command()
+	var stdout, stderr bytes.Buffer
+	c.SetOut(&stdout)
+	c.SetErr(&stderr)
+	c.SetArgs([]string{"quick", "--json", "--pairs", "2", "--seconds", "0.5", "--step", "0.1", "--flows", "4096", "--budget", "20s", "--binary", binary(t)})
+	if err := c.ExecuteContext(context.Background()); err != nil {
+		t.Fatalf("%v\n%s", err, stderr.String())
+	}
+	clean(t)
+	var r report.Output
+	d := json.NewDecoder(&stdout)
+	d.DisallowUnknownFields()
+	if err := d.Decode(&r); err != nil || d.More() {
+		t.Fatalf("not one object: %v", err)
+	}
+	if r.Schema != 1 || r.Machine.CPUs < 2 || r.Machine.Kernel == "" || !strings.Contains(r.Machine.Mode, "copy") {
+		t.Errorf("machine: %+v", r.Machine)
+	}
+	by := map[string]report.Result{}
+	for _, res := range r.Results {
+		by[res.Metric] = res
+		if res.Scenario != "throughput" || res.Case != "64B/4k/nat44" || res.Demarc.N != 2 || res.Peers[peerName].N != 2 {
+			t.Errorf("%+v", res)
+		}
+	}
+	rate, peer := by["rate"], by["rate"].Peers[peerName]
+	if rate.Unit != "Mpps" || rate.Demarc.Min <= 0 || peer.Min <= 0 || peer.Ratio == nil {
+		t.Fatalf("rate: %+v", rate)
+	}
+	if want := rate.Demarc.Median / peer.Median; math.Abs(*peer.Ratio-want) > 0.01 {
+		t.Errorf("ratio %v, want %v", *peer.Ratio, want)
+	}
+	if !strings.Contains(peer.Ruleset, "snat to") || !strings.Contains(peer.Ruleset, "limit rate over") {
+		t.Errorf("ruleset:\n%.500s", peer.Ruleset)
+	}
+	if e := by["established"]; e.Demarc.Min != 4096 || e.Peers[peerName].Min < 4096 {
+		t.Errorf("established: %+v", e)
+	}
+	if w := by["wrong"]; w.Demarc.Max != 0 || w.Peers[peerName].Max != 0 {
+		t.Errorf("wrong frames: %+v", w)
+	}
+	for _, p := range []string{"pair 1 demarc", "pair 2 nft-expert"} {
+		if !strings.Contains(stderr.String(), p) {
+			t.Errorf("no line %q in\n%s", p, stderr.String())
+		}
+	}
+}
+
+// With a stage switched off there is no ratio, and the exit says why.
+func TestQuickRefusesABrokenGateway(t *testing.T) {
+	roottest.Require(t)
+	bin := binary(t)
+	for _, stage := range []string{"nat", "acl", "limit"} {
+		c := Command()
+		var stdout bytes.Buffer
+		c.SetOut(&stdout)
+		c.SetErr(&bytes.Buffer{})
+		c.SetArgs([]string{"quick", "--json", "--pairs", "1", "--seconds", "0.1", "--step", "0.05", "--flows", "256", "--binary", bin, "--break", stage})
+		c.SilenceUsage, c.SilenceErrors = true, true
+		err := c.ExecuteContext(context.Background())
+		if err == nil || !strings.Contains(err.Error(), stage) {
+			t.Errorf("--break %s: %v", stage, err)
+		}
+		if strings.Contains(stdout.String(), "ratio") {
+			t.Errorf("--break %s shows a ratio: %s", stage, stdout.String())
+		}
+		clean(t)
+	}
+}
+
+// Interrupted in the middle of a load it ends soon and leaves nothing.
+func TestQuickInterrupted(t *testing.T) {
+	roottest.Require(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	q := &quick{Pairs: 1, Seconds: 30, Step: 30, Flows: 1024, Rules: 100, Rate: benchRate, Binary: binary(t), Progress: &bytes.Buffer{}}
+	stopped := make(chan time.Time, 1)
+	q.Progress = writerFunc(func(b []byte) {
+		// After the second form comes the first long load.
+		if strings.Contains(string(b), string(peers.Linear)) {
+			time.AfterFunc(3*time.Second, func() {
+				stopped <- time.Now()
+				cancel()
+			})
+		}
+	})
+	if _, err := q.run(ctx); err == nil || !strings.Contains(err.Error(), context.Canceled.Error()) {
+		t.Errorf("run: %v", err)
+	}
+	if took := time.Since(<-stopped); took > 10*time.Second {
+		t.Errorf("it took %v to end", took)
+	}
+	clean(t)
+}
+
+type writerFunc func([]byte)
+
+func (f writerFunc) Write(b []byte) (int, error) {
+	f(b)
+	return len(b), nil
+}
