@@ -22,6 +22,7 @@ import (
 
 func (a *app) runCmd() *cobra.Command {
 	var node, policy, broken string
+	var seed uint64
 	c := command("run --node FILE [--policy FILE]", "run the gateway until SIGINT or SIGTERM",
 		"Run the gateway on this machine until SIGINT or SIGTERM.\n\n"+
 			"The policy of --policy is served at the first start only. From then on the node serves the last policy that was applied to it,\n"+
@@ -34,21 +35,24 @@ func (a *app) runCmd() *cobra.Command {
 			if broken != "" && !slices.Contains(lab.Stages, broken) {
 				return usageError{fmt.Errorf("--break %q: want one of %s", broken, strings.Join(lab.Stages, ", "))}
 			}
-			return a.run(cmd, node, policy, snapshot.Break(broken))
+			return a.run(cmd, node, policy, snapshot.Break(broken), seed)
 		})
 	c.Flags().StringVar(&node, "node", "", "node `file`")
 	c.Flags().StringVar(&policy, "policy", "", "policy `file` for the first start")
 	c.Flags().StringVar(&broken, "break", "", "switch one stage off, for the lab's own test: "+strings.Join(lab.Stages, ", "))
-	_ = c.Flags().MarkHidden("break") // it exists
+	c.Flags().Uint64Var(&seed, "seed", 0, "of hashes and port choice, so that a test knows which worker a host belongs to; 0 = random")
+	for _, name := range []string{"break", "seed"} {
+		_ = c.Flags().MarkHidden(name) // it exists
+	}
 	return c
 }
 
-func (a *app) run(cmd *cobra.Command, node, policy string, broken snapshot.Break) error {
+func (a *app) run(cmd *cobra.Command, node, policy string, broken snapshot.Break, seed uint64) error {
 	n, err := readNode(cmd, node)
 	if err != nil {
 		return err
 	}
-	o := gateway.Options{Node: n, Version: a.version, Log: logger(cmd.ErrOrStderr(), n.Log), Break: broken, Ready: func() { notify("READY=1") }}
+	o := gateway.Options{Node: n, Version: a.version, Log: logger(cmd.ErrOrStderr(), n.Log), Break: broken, Seed: seed, Ready: func() { notify("READY=1") }}
 	if policy != "" {
 		if o.Policy, o.Source, err = read(cmd, policy); err != nil {
 			return err
