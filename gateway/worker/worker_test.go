@@ -312,31 +312,38 @@ func TestNoCallIsLost(t *testing.T) {
 	ws := newWorkers(t, 2)
 	start(t, ws[1:])
 	rng := rand.New(rand.NewPCG(seed, 1))
-	frame, sink := udp(4000, 8), 0
-	for i := range 20000 {
-		// Spin until it is done, then call again at every point of falling asleep.
-		var done atomic.Bool
-		if i%2 == 0 {
-			ws[1].box <- job{func(*pipeline.Shard) { done.Store(true) }, make(chan error, 1)}
-			ws[1].call()
-		} else {
+	frame, sink, spun := make([]byte, 60), 0, 0 // to be dropped: nothing may be left that wakes the worker by time
+	var got atomic.Int32
+	post := func(ring bool, busy int) {
+		if ring {
 			ws[1].in[0].push(handProcess, 1, frame) // worker 0 is not started: this goroutine is the ring's one writer
 			ws[1].wake()
+			return
 		}
-		was := time.Now()
-		for n := 0; ; n++ {
-			if i%2 == 0 && done.Load() || i%2 == 1 && ws[1].in[0].empty() {
-				break
+		ws[1].box <- job{func(*pipeline.Shard) {
+			for range busy {
+				spun++
 			}
+			got.Add(1)
+		}, make(chan error, 1)}
+		ws[1].call()
+	}
+	for i := range 20000 {
+		// The first call wakes it and keeps it a while, the second comes at any point until it has fallen asleep again.
+		got.Store(0)
+		post(false, 20000)
+		for range rng.IntN(60000) {
+			sink++
+		}
+		ring := i%2 == 0
+		post(ring, 0)
+		for was, n := time.Now(), 0; got.Load() < 1 || !ring && got.Load() < 2 || !ws[1].in[0].empty(); n++ {
 			if n%1000 == 999 {
 				runtime.Gosched()
 			}
 			if time.Since(was) > 10*time.Second {
 				t.Fatalf("call %d was lost", i)
 			}
-		}
-		for range rng.IntN(12000) {
-			sink++
 		}
 	}
 	if ws[1].Stats().Wakeups < 100 {
