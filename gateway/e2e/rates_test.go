@@ -1,0 +1,264 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/host"
+)
+
+// Inbound floods come over IPv6: one rule lets them in, no translation is between them and the limit.
+const rigLetIn = `
+[[tenant.rule]]
+name = "let-in"
+direction = "in"
+action = "allow"
+service = ["udp/9000-9010", "udp/7007-7008"]
+`
+
+// rated is one flood against one limit.
+type rated struct {
+	tenant, dir, mode string
+	bits              float64 // the limit; 0: packets
+	packets           float64
+	payload           int
+}
+
+func (x *rated) limit() string {
+	if x.bits > 0 {
+		return fmt.Sprintf("bits = %.0f\nmode = %q", x.bits, x.mode)
+	}
+	return fmt.Sprintf("packets = %.0f\nmode = %q", x.packets, x.mode)
+}
+
+// Each limit lets through what it says, within 2 % over 5 s, with three times as much offered; all four of a round at once.
+func TestRatesUnderOverload(t *testing.T) {
+	rounds := [][]rated{{
+		{tenant: "alpha", dir: "out", mode: "shape", bits: 20e6, payload: 1172},
+		{tenant: "alpha", dir: "in", mode: "shape", bits: 10e6, payload: 1400},
+		{tenant: "beta", dir: "out", mode: "shape", packets: 1500, payload: 36},
+		{tenant: "beta", dir: "in", mode: "police", bits: 10e6, payload: 1172},
+	}, {
+		{tenant: "alpha", dir: "out", mode: "police", bits: 20e6, payload: 600},
+		{tenant: "alpha", dir: "in", mode: "shape", packets: 2000, payload: 100},
+		{tenant: "beta", dir: "out", mode: "police", packets: 1000, payload: 200},
+		{tenant: "beta", dir: "in", mode: "shape", bits: 2e6, payload: 1172},
+	}}
+	policy := func(round []rated) string {
+		more := map[string]string{"alpha": "", "beta": ""}
+		for _, x := range round {
+			more[x.tenant] += fmt.Sprintf("[tenant.rates.%s]\n%s\n", x.dir, x.limit())
+		}
+		return rigPolicy(more["alpha"]+rigLetIn, more["beta"]+rigLetIn)
+	}
+	r := newRig(t, "rates", policy(rounds[0]))
+	r.start()
+	inside := map[string]netlab.Host{"alpha": r.Alpha1, "beta": r.Beta1}
+	for n, round := range rounds {
+		if n > 0 {
+			r.apply(policy(round))
+		}
+		sinks, floods, jobs := make([]*netlab.Server, len(round)), make([]host.Flood, len(round)), []*job{}
+		for i, x := range round {
+			from, to, dst := inside[x.tenant], r.Public1, r.Public1.V4
+			if x.dir == "in" {
+				from, to, dst = r.Public2, inside[x.tenant], inside[x.tenant].V6
+			}
+			port := uint16(9000 + i)
+			sinks[i] = r.serve(to.Name, "udp-sink", "-addr", fmt.Sprintf(":%d", port))
+			ip := x.payload + 28
+			if dst.Is6() {
+				ip += 20
+			}
+			offered := 3 * x.bits
+			if x.bits == 0 {
+				offered = 3 * x.packets * float64(ip) * 8
+			}
+			jobs = append(jobs, r.spawn(from.Name, &floods[i], "udp-flood", "-dst", addrPort(dst, port), "-size", fmt.Sprint(x.payload),
+				"-bits", fmt.Sprintf("%.0f", offered), "-duration", "6500ms"))
+		}
+		r.wait(jobs...)
+		for i, x := range round {
+			var s host.Sink
+			if err := sinks[i].Stop(&s); err != nil {
+				t.Fatal(err)
+			}
+			got := s.Tags["flood"]
+			if got == nil || got.Packets == 0 {
+				t.Errorf("round %d: %s %s: nothing arrived", n, x.tenant, x.dir)
+				continue
+			}
+			rate, want, unit := got.Rate(time.Second, 5*time.Second), x.bits, "bit/s"
+			offered := floods[i].Bits
+			if x.bits == 0 {
+				size := float64(got.IPBytes) / float64(got.Packets) * 8
+				rate, want, unit, offered = rate/size, x.packets, "packet/s", offered/size
+			}
+			t.Logf("round %d: %s %-3s %-6s limit %9.0f %s, offered %10.0f, got %11.1f (%+.2f %%)", n, x.tenant, x.dir, x.mode, want, unit, offered, rate, 100*(rate-want)/want)
+			if !within(rate, want, 0.02) {
+				t.Errorf("round %d: %s %s: %.0f %s got through a limit of %.0f", n, x.tenant, x.dir, rate, unit, want)
+			}
+			if offered < 2*want {
+				t.Errorf("round %d: %s %s: only %.0f %s were offered: no overload", n, x.tenant, x.dir, offered, unit)
+			}
+		}
+	}
+	st := r.status()
+	for _, name := range []string{"alpha", "beta"} {
+		d := rigTenantOf(st, name).Drops
+		if d["tenant_queue_full"] == 0 || d["tenant_rate_bits"]+d["tenant_rate_packets"] == 0 {
+			t.Errorf("%s: shaped and policed drops are counted as %v", name, d)
+		}
+	}
+}
+
+// iperf is what matters of iperf3's report.
+type iperf struct {
+	Error string `json:"error"`
+	End   struct {
+		Received struct {
+			Bits float64 `json:"bits_per_second"`
+		} `json:"sum_received"`
+		SenderCC string `json:"sender_tcp_congestion"`
+	} `json:"end"`
+}
+
+// One TCP stream fills a 20 Mbit/s line with each congestion control, while the own ping stays short and the other tenant sees nothing.
+func TestRatesOneTCPStream(t *testing.T) {
+	const limit = 20e6
+	r := newRig(t, "ratestcp", rigPolicy("[tenant.rates.out]\nbits = \"20M\"\n[tenant.rates.in]\nbits = \"20M\"\n", ""))
+	r.start()
+	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("the kernel has %s", strings.TrimSpace(string(b)))
+	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
+	server := r.Command(r.Public2.Name, "iperf3", "-s", "-p", "5201")
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		server.Process.Kill()
+		server.Wait()
+	})
+	r.until(5*time.Second, "iperf3 listens", func() (bool, string) {
+		out, err := r.Exec(r.Public2.Name, "ss", "-Hltn", "sport", "=", "5201")
+		return err == nil && len(out) > 0, fmt.Sprint(err)
+	})
+	tried := 0
+	for _, cc := range []string{"reno", "cubic", "bbr"} {
+		if !strings.Contains(" "+string(b)+" ", cc) {
+			t.Logf("%s: this kernel does not have it: not tested", cc)
+			continue
+		}
+		tried++
+		for _, dir := range []string{"out", "in"} {
+			args := []string{"-c", r.Public2.V4.String(), "-p", "5201", "-C", cc, "-t", "4", "-O", "1", "-J", "--connect-timeout", "3000"}
+			if dir == "in" {
+				args = append(args, "-R")
+			}
+			var own, other host.Ping
+			var stream host.Probe
+			var out []byte
+			var ierr error
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				out, ierr = r.Exec(r.Alpha1.Name, "iperf3", args...)
+			}()
+			time.Sleep(time.Second) // past slow start, which iperf3 leaves out too
+			r.wait(r.spawn(r.Alpha2.Name, &own, "ping", "-dst", r.Public1.V4.String(), "-count", "70", "-interval", "50ms"),
+				r.spawn(r.Beta2.Name, &other, "ping", "-dst", r.Public1.V4.String(), "-count", "70", "-interval", "50ms"),
+				r.spawn(r.Beta1.Name, &stream, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "400", "-duration", "3500ms"))
+			<-done
+			var rep iperf
+			if err := json.Unmarshal(out, &rep); err != nil || ierr != nil || rep.Error != "" {
+				t.Fatalf("%s %s: iperf3: %v %v %s", cc, dir, ierr, err, rep.Error)
+			}
+			goodput := rep.End.Received.Bits
+			// With 1500-byte packets and time stamps 1448 of 1500 IP bytes are payload: the limit counts the 1500.
+			line := goodput * 1500 / 1448
+			t.Logf("%-5s %-3s payload %.2f Mbit/s (%.1f %%), on the line %.2f (%.1f %%) of 20; own ping p50 %.1f p99 %.1f max %.1f ms; other tenant's ping p50 %.2f p99 %.2f max %.2f ms, stream %d of %d",
+				cc, dir, goodput/1e6, 100*goodput/limit, line/1e6, 100*line/limit, own.RTT.P50, own.RTT.P99, own.RTT.Max, other.RTT.P50, other.RTT.P99, other.RTT.Max, stream.Received, stream.Sent)
+			if rep.End.SenderCC != cc {
+				t.Errorf("the sender used %q, not %s", rep.End.SenderCC, cc)
+			}
+			if goodput < 0.9*limit || line > 1.02*limit {
+				t.Errorf("%s %s: %.2f Mbit/s of payload on a 20 Mbit/s line", cc, dir, goodput/1e6)
+			}
+			if own.RTT.P99 >= 40 || own.Received < own.Sent*95/100 {
+				t.Errorf("%s %s: the tenant's own ping: %d of %d, p99 %.1f ms", cc, dir, own.Received, own.Sent, own.RTT.P99)
+			}
+			if other.Received != other.Sent || other.RTT.P50 > 3 || other.RTT.P99 > 15 || stream.Received != stream.Sent {
+				t.Errorf("%s %s: the other tenant notices: ping %d of %d p50 %.1f p99 %.1f ms, stream %d of %d", cc, dir, other.Received, other.Sent,
+					other.RTT.P50, other.RTT.P99, stream.Received, stream.Sent)
+			}
+		}
+	}
+	if tried == 0 {
+		t.Error("no congestion control was tested")
+	}
+}
+
+// Voice leaves first while bulk overloads the line: by DSCP, and by a rule, which makes the answers voice too.
+func TestRatesVoiceLeavesFirst(t *testing.T) {
+	r := newRig(t, "ratesvoice", rigPolicy(rigLetIn+`
+[tenant.rates.out]
+bits = "10M"
+[tenant.rates.in]
+bits = "10M"
+[tenant.rates.voice]
+dscp = ["ef"]
+bits = "3M"
+[[tenant.rule]]
+name = "calls"
+direction = "out"
+action = "allow"
+service = ["udp/7008"]
+class = "voice"
+`, ""))
+	r.start()
+	for _, port := range []string{":7007", ":7008", ":7009"} {
+		r.serve(r.Public1.Name, "udp-echo", "-addr", port)
+	}
+	r.serve(r.Public2.Name, "udp-sink", "-addr", ":9000")
+	r.serve(r.Alpha2.Name, "udp-sink", "-addr", ":9000")
+	run := func(both bool) (dscp, rule, bulk host.Probe) {
+		var f [2]host.Flood
+		floods := []*job{r.spawn(r.Alpha2.Name, &f[0], "udp-flood", "-dst", addrPort(r.Public2.V4, 9000), "-bits", "40e6", "-duration", "5s")}
+		if both {
+			floods = append(floods, r.spawn(r.Public2.Name, &f[1], "udp-flood", "-dst", addrPort(r.Alpha2.V6, 9000), "-bits", "40e6", "-duration", "5s"))
+		}
+		time.Sleep(300 * time.Millisecond)
+		probe := func(into *host.Probe, port uint16, tos string) *job {
+			// A G.711 call: 50 packets of 200 IP bytes a second; twice as fast here for more samples.
+			return r.spawn(r.Alpha1.Name, into, "udp-probe", "-dst", addrPort(r.Public1.V4, port), "-size", "172", "-pps", "100", "-tos", tos, "-duration", "4s")
+		}
+		r.wait(probe(&dscp, 7007, "184"), probe(&rule, 7008, "0"), probe(&bulk, 7009, "0"))
+		r.wait(floods...)
+		return
+	}
+	for _, both := range []bool{false, true} {
+		dscp, rule, bulk := run(both)
+		t.Logf("overload in both directions %v: voice by DSCP %d of %d p50 %.2f p99 %.2f max %.2f ms; by rule %d of %d p50 %.2f p99 %.2f max %.2f ms; bulk %d of %d p50 %.1f ms",
+			both, dscp.Received, dscp.Sent, dscp.RTT.P50, dscp.RTT.P99, dscp.RTT.Max, rule.Received, rule.Sent, rule.RTT.P50, rule.RTT.P99, rule.RTT.Max, bulk.Received, bulk.Sent, bulk.RTT.P50)
+		judge := map[string]host.Probe{"rule": rule}
+		if !both { // the echo does not mark its answers
+			judge["DSCP"] = dscp
+		}
+		for what, p := range judge {
+			if p.Received != p.Sent || p.RTT.P50 > 5 || p.RTT.P99 > 15 {
+				t.Errorf("both=%v: voice by %s: %d of %d, p50 %.1f p99 %.1f ms", both, what, p.Received, p.Sent, p.RTT.P50, p.RTT.P99)
+			}
+		}
+		if bulk.Received > bulk.Sent*9/10 && bulk.RTT.P50 < 15 {
+			t.Errorf("bulk lost %d of %d and waited %.1f ms: there was no overload", bulk.Sent-bulk.Received, bulk.Sent, bulk.RTT.P50)
+		}
+	}
+}
