@@ -13,6 +13,7 @@ import (
 // Bounds of a node file.
 const (
 	MaxWorkers    = 64
+	MaxBatch      = 64 // what the pipeline takes at once
 	MaxPorts      = 64
 	MaxInterfaces = 16_384
 	maxIfaceAddrs = 256
@@ -59,7 +60,7 @@ func checkWorkers(at loc, w *Workers) {
 	}
 	checkDuration(at, "busy_poll", w.BusyPoll, time.Microsecond, time.Millisecond)
 	checkDuration(at, "spin", w.Spin, time.Nanosecond, 10*time.Millisecond)
-	checkCount(at, "batch", w.Batch, 1, 256)
+	checkCount(at, "batch", w.Batch, 1, MaxBatch)
 }
 
 func checkAPI(at loc, a *API) {

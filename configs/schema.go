@@ -162,7 +162,7 @@ type Workers struct {
 	BusyPoll   Duration `toml:"busy_poll"`   // 0 = off (SO_BUSY_POLL), at most 1ms
 	Spin       Duration `toml:"spin"`        // how long an idle worker spins before it sleeps; default 50µs ("1ns" = not at all)
 	NeedWakeup *bool    `toml:"need_wakeup"` // default true
-	Batch      int      `toml:"batch"`       // default 64
+	Batch      int      `toml:"batch"`       // frames a burst; default and at most 64
 }
 
 // Tables fixes the memory that is taken at start.

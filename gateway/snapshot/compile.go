@@ -141,17 +141,7 @@ func (c *compiler) interfaces() {
 		if c.in.LinkLocal != nil {
 			f.LinkLocal = flow.AddrFrom(c.in.LinkLocal(l.MAC))
 		}
-		switch n.MSSClamp {
-		case "":
-		case "mtu":
-			f.MSS4, f.MSS6 = uint16(min(f.MTU-40, 65535)), uint16(min(f.MTU-60, 65535))
-		default:
-			var mss uint16
-			if _, err := fmt.Sscanf(n.MSSClamp, "%d", &mss); err != nil || mss < 64 {
-				c.fail("interface %q: mss_clamp %q is neither \"mtu\" nor a number of bytes from 64", n.Name, n.MSSClamp)
-			}
-			f.MSS4, f.MSS6 = mss, mss
-		}
+		f.MSS4, f.MSS6 = n.MSS(4, f.MTU), n.MSS(6, f.MTU)
 		if c.v.ports[port] == nil {
 			c.v.ports[port] = make([]uint16, 4095)
 		}
@@ -522,12 +512,8 @@ func (c *compiler) limits(ct *configs.Tenant, t *Tenant) {
 		if r.Packets > 0 {
 			pd.Packets = police.PacketRate(r.Packets, burst)
 		}
-		voice := uint64(ct.Rates.Voice.Bits)
-		if voice == 0 {
-			voice = uint64(r.Bits) / 4 * 3
-		}
-		if voice > 0 {
-			pd.Voice = police.BitRate(voice, burst)
+		if voice := ct.VoiceBits(&r); voice > 0 {
+			pd.Voice = police.BitRate(uint64(voice), burst)
 		}
 		t.Dir[d] = pd
 	}
