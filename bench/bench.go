@@ -77,7 +77,7 @@ func quickCommand() *cobra.Command {
 	f.BoolVar(&asJSON, "json", false, "print one JSON object; progress goes to standard error")
 	f.IntVar(&q.Pairs, "pairs", 5, "turns of each side")
 	f.Float64Var(&q.Seconds, "seconds", 1, "of each load at full speed")
-	f.Float64Var(&q.Step, "step", 0.3, "seconds of each step of the search for the highest rate without loss")
+	f.Float64Var(&q.Step, "step", 0.25, "seconds of each step of the search for the highest rate without loss")
 	f.Float64Var(&offer, "offer", 4, "million frames per second at full load, the same for both; 0 = as many as CPU 0 makes")
 	f.IntVar(&q.Flows, "flows", 65536, "a power of two")
 	f.IntVar(&q.Rules, "rules", 1000, "of the access list; the last one matches")

@@ -58,6 +58,9 @@ func (q *quick) report(out *outcome, version string) *report.Output {
 		if p.Disturbed {
 			r.Machine.Disturbed++
 		}
+		for _, l := range p.Legs {
+			r.Machine.Again += l.Again
+		}
 	}
 	if len(out.Pairs) == 0 {
 		return r
@@ -181,7 +184,7 @@ func (q *quick) table(w io.Writer, out *outcome, r *report.Output) error {
 	p("ruleset of %s, without its access list's chains (--ruleset FILE writes all, --json has it):", peerName)
 	b.WriteString(withoutList(out.Ruleset))
 	p("")
-	p("took %.0f s, %d pairs repeated", m.Seconds, m.Repeated)
+	p("took %.0f s; disturbed and repeated: %d loads, %d whole pairs", m.Seconds, m.Again, m.Repeated)
 	_, err := io.WriteString(w, b.String())
 	return err
 }

@@ -9,7 +9,7 @@ import (
 
 // Seen is what the kernel's own listing of its ruleset shows.
 type Seen struct {
-	Rules    int    // that accept or drop in the list's chains
+	Rules    int    // of the list, as often as its chains have them; the end of a chain is none
 	NAT      bool   // a source translation is there
 	Limits   int    // rules that limit a rate
 	Counters int    // tenants' counters that count in a rule
@@ -29,7 +29,7 @@ func Inspect(listing string) Seen {
 			continue
 		}
 		switch {
-		case inACL && (strings.HasSuffix(line, "accept") || strings.HasSuffix(line, "drop") || strings.HasSuffix(line, `comment "last rule"`)):
+		case inACL && line != "drop" && (strings.HasSuffix(line, "accept") || strings.HasSuffix(line, "drop") || strings.HasSuffix(line, `comment "last rule"`)):
 			s.Rules++
 			if m := lastRule.FindStringSubmatch(line); m != nil {
 				n, _ := strconv.ParseUint(m[1], 10, 64) // digits by the expression

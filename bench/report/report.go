@@ -32,6 +32,7 @@ type Machine struct {
 	Seconds   float64 `json:"seconds"`
 	Disturbed int     `json:"disturbed_pairs"` // pairs kept although something else ran
 	Repeated  int     `json:"repeated_pairs"`  // pairs thrown away and repeated because something else ran
+	Again     int     `json:"repeated_loads"`  // single loads likewise
 }
 
 // Result is one metric of one case.
