@@ -120,14 +120,14 @@ type RingStats struct {
 	TxEmpty        uint64 `json:"tx_empty"` // the kernel wanted to send and found nothing: not a loss
 }
 
-// Zone is the counters of one side.
+// Zone is the counters of one side: the sums of what its tenants' counters say.
 type Zone struct {
-	In  Counter `json:"in"`  // entered the gateway from there
-	Out Counter `json:"out"` // left the gateway towards it
+	In  Counter `json:"in"`  // passed on towards tenants
+	Out Counter `json:"out"` // passed on from tenants
 }
 
 // Tenant is one enterprise's live figures. out = from the tenant to the backbone, in = towards the tenant; both count packets that
-// left the gateway, so what its limit cut is in Drops alone.
+// were passed on, those included that wait in a shaper or for a next hop; so what its limit cut is in Drops alone.
 type Tenant struct {
 	ID          int               `json:"id"`
 	Name        string            `json:"name"`
@@ -144,7 +144,7 @@ type Tenant struct {
 	Rules       []RuleHits        `json:"rules,omitempty"` // only when asked for (status?rules=1)
 }
 
-// TenantOffered is what came in for each direction before any drop.
+// TenantOffered is what came to the tenant's rate in each direction: what passed and what the rate dropped, but not what ACL or NAT did.
 type TenantOffered struct {
 	In  Counter `json:"in"`
 	Out Counter `json:"out"`
