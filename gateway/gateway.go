@@ -69,6 +69,7 @@ type Gateway struct {
 	view     atomic.Pointer[snapshot.View]
 	policy   *configs.Policy // of view; under mu
 	text     []byte          // of policy; under mu
+	unkept   bool            // policy was given at start and is not on disk yet; under mu
 	revision atomic.Pointer[api.Revision]
 	settled  atomic.Uint32
 	problems atomic.Pointer[[]string] // kept policies that were damaged, found at start
@@ -161,26 +162,11 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	run("watch links", func(ctx context.Context) error { return hostnet.Watch(ctx, g.netEvent) })
 	run("interface", srv.Run)
 	run("upkeep", g.upkeep)
-	if err := g.waitFor(ctx, g.view.Load().Gen); err == nil {
-		err = g.openSockets()
-		if err != nil {
-			err = errors.Join(err, g.restorePorts())
-		} else {
-			g.ready.Store(true)
-			g.log.Info("forwarding", "node", g.o.Node.Name, "revision", g.revision.Load().Number, "workers", len(g.workers))
-			if g.o.Ready != nil {
-				g.o.Ready()
-			}
-		}
-		if err != nil {
-			cancel()
-			wg.Wait()
-			return err
-		}
-	} else if ctx.Err() == nil {
+	// A start that is told to end has not failed: its programs stay, closed.
+	if err := g.begin(ctx); err != nil && ctx.Err() == nil {
 		cancel()
 		wg.Wait()
-		return err
+		return errors.Join(err, g.restorePorts())
 	}
 	select {
 	case <-ctx.Done():
@@ -192,6 +178,33 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	wg.Wait()
 	g.log.Info("stopped", "node", g.o.Node.Name)
 	return err
+}
+
+// begin lets traffic in once every worker serves the view. Only here is it settled that the node can serve its first policy, so only here
+// is that one kept.
+func (g *Gateway) begin(ctx context.Context) error {
+	taken := make(chan error, 1)
+	go func() { taken <- g.waitFor(ctx, g.view.Load().Gen) }() // ends with ctx at the latest
+	var err error
+	select {
+	case err = <-taken:
+	case err = <-g.fatal: // says more than that a worker is late
+	}
+	if err != nil {
+		return err
+	}
+	if err := g.keepFirst(); err != nil {
+		return err
+	}
+	if err := g.openSockets(); err != nil {
+		return err
+	}
+	g.ready.Store(true)
+	g.log.Info("forwarding", "node", g.o.Node.Name, "revision", g.revision.Load().Number, "workers", len(g.workers))
+	if g.o.Ready != nil {
+		g.o.Ready()
+	}
+	return nil
 }
 
 // upkeep is the control side's clockwork: log events, busy figures, the clock.

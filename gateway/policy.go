@@ -26,7 +26,7 @@ func digest(text []byte) string {
 	return "sha256:" + hex.EncodeToString(h[:])
 }
 
-// firstPolicy serves the newest intact kept policy, else the one given at start, which is then kept.
+// firstPolicy serves the newest intact kept policy, else the one given at start, which keepFirst keeps when the start has succeeded.
 func (g *Gateway) firstPolicy() error {
 	r, damaged, err := g.store.Latest()
 	if err != nil && !errors.Is(err, revisions.ErrNone) {
@@ -57,12 +57,27 @@ func (g *Gateway) firstPolicy() error {
 	if err != nil {
 		return err
 	}
-	rev, err := g.keep(g.o.Policy, g.o.Source)
+	g.unkept = true
+	g.serve(p, v, g.o.Policy, &api.Revision{Digest: digest(g.o.Policy), Source: g.o.Source, Name: p.Name, AppliedAt: time.Now().UTC()})
+	return nil
+}
+
+// keepFirst keeps the policy given at start. Not sooner than it is served: a start that fails must not decide what the next one serves,
+// whose file may have been mended meanwhile.
+func (g *Gateway) keepFirst() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.unkept {
+		return nil
+	}
+	r, err := g.keep(g.text, g.o.Source)
 	if err != nil {
 		return err
 	}
-	rev.Name = p.Name
-	g.serve(p, v, g.o.Policy, rev)
+	r.Name = g.policy.Name
+	g.unkept = false
+	g.view.Load().Revision = r.Number // only the control side reads it
+	g.revision.Store(r)
 	return nil
 }
 
@@ -158,6 +173,7 @@ func (g *Gateway) Apply(ctx context.Context, req api.ApplyRequest) (*api.Applied
 		return nil, err
 	}
 	r.Name = p.Name
+	g.unkept = false
 	g.serve(p, v, []byte(req.Policy), r)
 	if err := g.waitFor(ctx, v.Gen); err != nil {
 		return nil, fmt.Errorf("revision %d is kept and published, but %w", r.Number, err)
