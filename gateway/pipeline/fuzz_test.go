@@ -29,21 +29,45 @@ func (w *world) establish() {
 	w.whole()
 }
 
-func FuzzProcess(f *testing.F) {
-	ends := []badpackets.Ends{
-		{SrcMAC: hostMAC, DstMAC: macs[1], Src4: [4]byte{198, 18, 10, 5}, Dst4: [4]byte{203, 0, 113, 11},
-			Src6: [16]byte{0x20, 1, 0xd, 0xb8, 0, 0xa, 15: 0x11}, Dst6: [16]byte{0x20, 1, 0xd, 0xb8, 0, 0xff, 15: 0x11}},
-		{SrcMAC: hostMAC, DstMAC: macs[0], Src4: [4]byte{203, 0, 113, 11}, Dst4: [4]byte{192, 0, 2, 16},
-			Src6: [16]byte{0x20, 1, 0xd, 0xb8, 0, 0xff, 15: 0x11}, Dst6: [16]byte{0x20, 1, 0xd, 0xb8, 0, 0xa, 15: 0x11}},
-		{SrcMAC: hostMAC, DstMAC: macs[1], Src4: [4]byte{198, 18, 10, 5}, Dst4: [4]byte{192, 0, 2, 16}, VLAN: 20},
-	}
-	for i, e := range ends {
-		port := byte(1)
-		if i == 1 {
-			port = 0
+// badEnds are where bad frames come from: a host of alpha, the backbone, a host of beta.
+var badEnds = []struct {
+	port byte
+	badpackets.Ends
+}{
+	{1, badpackets.Ends{SrcMAC: hostMAC, DstMAC: macs[1], Src4: [4]byte{198, 18, 10, 5}, Dst4: [4]byte{203, 0, 113, 11},
+		Src6: [16]byte{0x20, 1, 0xd, 0xb8, 0, 0xa, 15: 0x11}, Dst6: [16]byte{0x20, 1, 0xd, 0xb8, 0, 0xff, 15: 0x11}}},
+	{0, badpackets.Ends{SrcMAC: hostMAC, DstMAC: macs[0], Src4: [4]byte{203, 0, 113, 11}, Dst4: [4]byte{192, 0, 2, 16},
+		Src6: [16]byte{0x20, 1, 0xd, 0xb8, 0, 0xff, 15: 0x11}, Dst6: [16]byte{0x20, 1, 0xd, 0xb8, 0, 0xa, 15: 0x11}}},
+	{1, badpackets.Ends{SrcMAC: hostMAC, DstMAC: macs[1], Src4: [4]byte{198, 18, 10, 5}, Dst4: [4]byte{192, 0, 2, 16}, VLAN: 20}},
+}
+
+func TestBadPacketsEndUnderAReason(t *testing.T) {
+	for i, e := range badEnds {
+		w := newWorld(t, 1+i%2, testPolicy)
+		w.establish()
+		for _, c := range badpackets.AllFor(uint64(i)+1, e.Ends) {
+			hops := w.carry(0, int(e.port), false, false, c.Frame)
+			last := hops[len(hops)-1]
+			if c.Want != verdict.Unset && c.Want != verdict.Pass && c.Want != verdict.ICMPBadInner && last.reason != c.Want && last.reason != verdict.ForeignMAC {
+				t.Errorf("%s: %s (%s), want %s", c.Name, last.verdict, last.reason, c.Want)
+			}
+			if c.Want == verdict.ICMPBadInner && last.verdict != verdict.Drop {
+				t.Errorf("%s: %s", c.Name, last.verdict)
+			}
 		}
-		for _, c := range badpackets.AllFor(uint64(i)+1, e) {
-			f.Add(port, c.Frame)
+		w.whole()
+	}
+}
+
+func FuzzProcess(f *testing.F) {
+	for i, e := range badEnds {
+		for j, c := range badpackets.AllFor(uint64(i)+1, e.Ends) {
+			if j%64 == i {
+				f.Add(e.port, c.Frame)
+			}
+		}
+		for _, c := range badpackets.Good(e.Ends) {
+			f.Add(e.port, c.Frame)
 		}
 	}
 	f.Add(byte(2), udp4(f, 2, "198.18.30.5", 4000, "192.0.2.16", 8080))

@@ -18,11 +18,10 @@ import (
 // The reference: what a stateful NAT with an ACL does, by maps and by the policy as a person reads it. It knows nothing of shards, of
 // views or of tables, and learns the public port of a mapping from the first packet that leaves with it.
 type reference struct {
-	mapped map[inside]outside        // endpoint-independent mapping
-	owner  map[outside]inside        // and back
-	out    map[conversation]outside  // inside > far, as it looks outside
-	in     map[conversation]inside   // far > public, whom it is for
-	home   map[netip.AddrPort]string // not used by packets: far ends that were spoken to, for the log
+	mapped map[inside]outside       // endpoint-independent mapping
+	owner  map[outside]inside       // and back
+	out    map[conversation]outside // inside > far, as it looks outside
+	in     map[conversation]inside  // far > public, whom it is for
 }
 
 type inside struct {
@@ -236,7 +235,7 @@ func TestRandomTrafficAgainstTheReference(t *testing.T) {
 
 func runModel(t *testing.T, workers int, rng *rand.Rand, steps int) {
 	w := newWorld(t, workers, modelPolicy)
-	r := &reference{map[inside]outside{}, map[outside]inside{}, map[conversation]outside{}, map[conversation]inside{}, nil}
+	r := &reference{map[inside]outside{}, map[outside]inside{}, map[conversation]outside{}, map[conversation]inside{}}
 	tenants := []string{"alpha", "beta"}
 	protos := []uint8{flow.UDP, flow.UDP, flow.TCP, flow.ICMP}
 	var spoken []conversation // from far ends to public ends

@@ -10,6 +10,7 @@ import (
 
 	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
+	"demarc/gateway/nat"
 )
 
 type sessionT = conntrack.Session
@@ -33,4 +34,9 @@ func udp6(t testing.TB) []byte {
 func icmpError(t testing.TB, port int, src, dst string, quoted []byte) []byte {
 	return frame(t, eth(macs[port], layers.EthernetTypeIPv4), ip4(src, dst, layers.IPProtocolICMPv4),
 		&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(11, 0)}, gopacket.Payload(quoted[:28]))
+}
+
+func classOf(proto uint8) nat.Class {
+	c, _ := nat.ClassOf(proto)
+	return c
 }
