@@ -28,9 +28,16 @@ type quick struct {
 	BreakStage string
 	Progress   io.Writer // a line per step
 
-	room *room
-	d    *demarc
-	k    *kernel
+	room  *room
+	d     *demarc
+	k     *kernel
+	began time.Time
+	done  int // pairs
+}
+
+// late says that nothing may be tried twice any more, else the run does not end within its budget. Pairs have equal shares of it.
+func (q *quick) late() bool {
+	return time.Since(q.began) > q.Budget*time.Duration(q.done+1)/time.Duration(q.Pairs+1)
 }
 
 // leg is one device's turn.
@@ -75,6 +82,7 @@ func (q *quick) say(format string, args ...any) { fmt.Fprintf(q.Progress, format
 // run measures. What it could measure is in the outcome also when there is an error.
 func (q *quick) run(ctx context.Context) (out *outcome, err error) {
 	start := time.Now()
+	q.began = start
 	out = &outcome{}
 	if runtime.NumCPU() < 2 {
 		return out, errors.New("the bench needs two CPUs: one makes frames, one moves them")
@@ -113,6 +121,7 @@ func (q *quick) run(ctx context.Context) (out *outcome, err error) {
 			continue
 		}
 		out.Pairs = append(out.Pairs, p)
+		q.done = len(out.Pairs)
 	}
 	out.Ruleset, out.Mode, out.Took = q.k.ruleset, q.d.mode, time.Since(start)
 	return out, nil
@@ -221,7 +230,7 @@ func (q *quick) leg(ctx context.Context, d device, flows int, seconds, step floa
 		if l.Full, err = q.room.trial(ctx, q.Offer, full, d.pids()); err != nil {
 			return l, "", err
 		}
-		if l.Disturbed = l.Full.use.disturbed(); !l.Disturbed || try == 2 {
+		if l.Disturbed = l.Full.use.disturbed(); !l.Disturbed || try == 2 || q.late() {
 			break
 		}
 		l.Again++
@@ -274,6 +283,9 @@ func (q *quick) search(ctx context.Context, d device, l *leg, step time.Duration
 				if pass = true; t.judged.Rate() > l.Lossless.judged.Rate() {
 					l.Lossless = t
 				}
+				break
+			}
+			if q.late() {
 				break
 			}
 		}
