@@ -11,14 +11,21 @@ import (
 )
 
 // far is the network card at the far end of a port: all hosts of that side, behind one address. It answers ARP and neighbour
-// solicitations for the prefixes of owns, as hosts do; every other frame goes to the judge.
+// solicitations for the prefixes of owns but their .1 and ::1, which are the gateway's, as hosts do; every other frame goes to the judge.
 type far struct {
 	mac    mac
 	fd     int
 	owns   []netip.Prefix
-	frames chan []byte // reader: wo, judge: ro
+	frames chan []byte    // reader: wo, judge: ro
+	told   chan neighbour // reader: wo, judge: ro; answers to what ask asked
 	asked  atomic.Int64
 	lost   atomic.Int64 // frames that the judge did not take
+}
+
+// neighbour is an address and whose it is.
+type neighbour struct {
+	addr netip.Addr
+	mac  mac
 }
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
@@ -28,7 +35,7 @@ func openFar(ifindex int, m mac, owns ...string) (*far, error) {
 	if err != nil {
 		return nil, fmt.Errorf("packet socket: %w", err)
 	}
-	f := &far{mac: m, fd: fd, frames: make(chan []byte, 16384)}
+	f := &far{mac: m, fd: fd, frames: make(chan []byte, 16384), told: make(chan neighbour, 64)}
 	for _, p := range owns {
 		f.owns = append(f.owns, netip.MustParsePrefix(p))
 	}
@@ -37,6 +44,10 @@ func openFar(ifindex int, m mac, owns ...string) (*far, error) {
 	}
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: ifindex}); err != nil {
 		return nil, fmt.Errorf("packet socket: bind: %w", err)
+	}
+	// A host joins the groups of its addresses; this one stands for many.
+	if err := unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &unix.PacketMreq{Ifindex: int32(ifindex), Type: unix.PACKET_MR_ALLMULTI}); err != nil {
+		return nil, fmt.Errorf("packet socket: all multicast: %w", err)
 	}
 	go f.read()
 	return f, nil
@@ -54,7 +65,7 @@ func (f *far) read() {
 			continue
 		}
 		b := buf[:n]
-		if f.neighbour(b) {
+		if f.resolution(b) {
 			continue
 		}
 		select {
@@ -65,8 +76,8 @@ func (f *far) read() {
 	}
 }
 
-// neighbour reports whether a frame belongs to neighbour resolution, after answering it.
-func (f *far) neighbour(b []byte) bool {
+// resolution reports whether a frame belongs to neighbour resolution, after answering it.
+func (f *far) resolution(b []byte) bool {
 	if len(b) < 42 {
 		return false
 	}
@@ -76,6 +87,9 @@ func (f *far) neighbour(b []byte) bool {
 		if b[21] == 1 && f.has(target) {
 			f.asked.Add(1)
 			_ = f.send(arp(2, f.mac, target, mac(b[22:28]), netip.AddrFrom4([4]byte(b[28:32]))))
+		}
+		if b[21] == 2 && mac(b[:6]) == f.mac {
+			f.tell(netip.AddrFrom4([4]byte(b[28:32])), mac(b[22:28]))
 		}
 		return true
 	case etherIPv6:
@@ -87,14 +101,49 @@ func (f *far) neighbour(b []byte) bool {
 			f.asked.Add(1)
 			_ = f.send(advertisement(f.mac, target, mac(b[6:12]), src))
 		}
+		if b[54] == 136 && mac(b[:6]) == f.mac && len(b) >= 86 && b[78] == 2 && b[79] == 1 {
+			f.tell(target, mac(b[80:86]))
+		}
 		return true
 	}
 	return false
 }
 
+func (f *far) tell(a netip.Addr, m mac) {
+	select {
+	case f.told <- neighbour{a, m}:
+	default: // the judge has its answer already
+	}
+}
+
+// ask resolves an address as the host own does: three times, a second apart.
+func (f *far) ask(own, target netip.Addr) (mac, error) {
+	for range 3 {
+		q := solicitation(f.mac, own, target)
+		if target.Is4() {
+			q = arp(1, f.mac, own, mac{}, target)
+		}
+		if err := f.send(q); err != nil {
+			return mac{}, err
+		}
+		for late := time.After(time.Second); ; {
+			select {
+			case n := <-f.told:
+				if n.addr == target {
+					return n.mac, nil
+				}
+				continue
+			case <-late:
+			}
+			break
+		}
+	}
+	return mac{}, fmt.Errorf("nobody answers for %s, asked three times", target)
+}
+
 func (f *far) has(a netip.Addr) bool {
 	for _, p := range f.owns {
-		if p.Contains(a) {
+		if p.Contains(a) && (p.IsSingleIP() || a != p.Masked().Addr().Next()) {
 			return true
 		}
 	}

@@ -143,12 +143,23 @@ func arp(op byte, from mac, fromIP netip.Addr, to mac, toIP netip.Addr) []byte {
 
 // advertisement answers a neighbour solicitation, RFC 4861 4.4: solicited, override, target link-layer address.
 func advertisement(from mac, target netip.Addr, to mac, dst netip.Addr) []byte {
-	body := append([]byte{136, 0, 0, 0, 0x60, 0, 0, 0}, target.AsSlice()...)
-	body = append(append(body, 2, 1), from[:]...)
-	sum := add(add(uint32(protoICMPv6)+uint32(len(body)), target.AsSlice()), dst.AsSlice())
+	return discovery(from, target, to, dst, 136, 0x60, target, 2)
+}
+
+// solicitation asks for target at its solicited-node group, RFC 4861 4.3, RFC 2464 section 7.
+func solicitation(from mac, own, target netip.Addr) []byte {
+	t := target.As16()
+	group := netip.AddrFrom16([16]byte{0: 0xff, 1: 2, 11: 1, 12: 0xff, 13: t[13], 14: t[14], 15: t[15]})
+	return discovery(from, own, mac{0x33, 0x33, 0xff, t[13], t[14], t[15]}, group, 135, 0, target, 1)
+}
+
+func discovery(from mac, src netip.Addr, to mac, dst netip.Addr, typ, flags byte, target netip.Addr, option byte) []byte {
+	body := append([]byte{typ, 0, 0, 0, flags, 0, 0, 0}, target.AsSlice()...)
+	body = append(append(body, option, 1), from[:]...)
+	sum := add(add(uint32(protoICMPv6)+uint32(len(body)), src.AsSlice()), dst.AsSlice())
 	binary.BigEndian.PutUint16(body[2:], fold(add(sum, body)))
 	h := [40]byte{0: 0x60, 5: byte(len(body)), 6: protoICMPv6, 7: 255}
-	copy(h[8:], target.AsSlice())
+	copy(h[8:], src.AsSlice())
 	copy(h[24:], dst.AsSlice())
 	f := append(append([]byte(nil), to[:]...), from[:]...)
 	return append(append(append(f, 0x86, 0xdd), h[:]...), body...)
