@@ -70,6 +70,9 @@ func Execute(ctx context.Context, root *cobra.Command) int {
 	if errors.Is(err, errSilent) {
 		return exitFailed
 	}
+	if status := exitStatus(0); errors.As(err, &status) {
+		return int(status)
+	}
 	w := root.ErrOrStderr()
 	report(w, err)
 	var u usageError
