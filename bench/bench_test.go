@@ -193,11 +193,12 @@ func TestBetterForm(t *testing.T) {
 		maps, linear formTrial
 		want         peers.Form
 	}{
-		{"the same", formTrial{100, 1}, formTrial{100, 1}, peers.Maps},
-		{"noise", formTrial{100, 1}, formTrial{105, 1.05}, peers.Maps},
-		{"linear forwards more", formTrial{100, 1}, formTrial{10, 1.2}, peers.Linear},
-		{"maps forward more", formTrial{10, 1.2}, formTrial{100, 1}, peers.Maps},
-		{"linear begins more", formTrial{100, 1}, formTrial{150, 1.05}, peers.Linear},
+		{"the same", formTrial{100, 1, false}, formTrial{100, 1, false}, peers.Maps},
+		{"disturbed", formTrial{10, 0.1, true}, formTrial{100, 1, false}, peers.Maps},
+		{"noise", formTrial{100, 1, false}, formTrial{105, 1.05, false}, peers.Maps},
+		{"linear forwards more", formTrial{100, 1, false}, formTrial{10, 1.2, false}, peers.Linear},
+		{"maps forward more", formTrial{10, 1.2, false}, formTrial{100, 1, false}, peers.Maps},
+		{"linear begins more", formTrial{100, 1, false}, formTrial{150, 1.05, false}, peers.Linear},
 	} {
 		if got := better(map[peers.Form]formTrial{peers.Maps: c.maps, peers.Linear: c.linear}); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)

@@ -75,6 +75,7 @@ type outcome struct {
 type formTrial struct {
 	NewPerSecond float64 // flows established
 	Rate         float64 // frames per second at full load, established
+	Disturbed    bool
 }
 
 func (q *quick) say(format string, args ...any) { fmt.Fprintf(q.Progress, format+"\n", args...) }
@@ -140,7 +141,7 @@ func (q *quick) chooseForm(ctx context.Context, rules []acl.Rule, out *outcome) 
 		if why != "" {
 			return fmt.Errorf("nftables with %s lacks %s", f, why)
 		}
-		out.Forms[f] = formTrial{float64(q.Flows) / l.Establish.Seconds(), l.Full.judged.Rate()}
+		out.Forms[f] = formTrial{float64(q.Flows) / l.Establish.Seconds(), l.Full.judged.Rate(), l.Disturbed}
 		q.say("nftables with %-13s %8.0f new flows/s  %6.3f Mpps established", string(f)+":", out.Forms[f].NewPerSecond, out.Forms[f].Rate/1e6)
 	}
 	out.Form = better(out.Forms)
@@ -148,10 +149,12 @@ func (q *quick) chooseForm(ctx context.Context, rules []acl.Rule, out *outcome) 
 	return nil
 }
 
-// better takes a difference of less than 10 % for noise.
+// better takes a difference of less than 10 % for noise, and a disturbed look for none: then it is the form that an expert would choose.
 func better(forms map[peers.Form]formTrial) peers.Form {
 	m, l := forms[peers.Maps], forms[peers.Linear]
 	switch {
+	case m.Disturbed || l.Disturbed:
+		return peers.Maps
 	case l.Rate > 1.1*m.Rate:
 		return peers.Linear
 	case m.Rate > 1.1*l.Rate:
