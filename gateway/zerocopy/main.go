@@ -27,7 +27,7 @@ const (
 
 const (
 	maxBoots  = 3
-	bootLimit = 240 * time.Second
+	bootLimit = 75 * time.Second
 )
 
 // options is what one run is started with.

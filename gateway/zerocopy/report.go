@@ -17,7 +17,7 @@ const (
 var cases = []string{caseZeroCopy, caseCopy}
 
 // checks is what a case must have reported, each exactly once, in this order. A guest that forgets one has not passed.
-var checks = []string{"start", "attach", "sockets", "umem", "neighbours", "udp-nat", "icmp-nat", "tcp-nat", "ipv6", "acl", "session-limit", "rate-limit", "status", "stop", "closed"}
+var checks = []string{"start", "attach", "sockets", "umem", "udp-nat", "icmp-nat", "tcp-nat", "ipv6", "neighbours", "acl", "session-limit", "rate-limit", "status", "stop", "closed"}
 
 // record is one line of the guest's verdict.
 type record struct {
