@@ -142,7 +142,7 @@ func fetchKernel(ctx context.Context, work string) error {
 	apt := func(program string, args ...string) ([]byte, error) {
 		return tool(ctx, at("debs"), program, append(append([]string(nil), opts...), args...)...)
 	}
-	if _, err := apt("apt-get", "update"); err != nil {
+	if _, err := apt("apt-get", "-o", "APT::Update::Error-Mode=any", "update"); err != nil {
 		return err
 	}
 	meta, err := apt("apt-cache", "show", "linux-image-cloud-amd64")
