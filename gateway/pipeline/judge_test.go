@@ -57,7 +57,7 @@ func TestAChangedPolicyJudgesAsIfOpenedAnew(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	lived, cut := 0, 0
-	for round := range 60 {
+	for round := range 100 {
 		textA, textB := randomPolicy(rng), randomPolicy(rng)
 		a := newWorld(t, 1, textA)
 		type kept struct {
