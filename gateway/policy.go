@@ -43,6 +43,9 @@ func (g *Gateway) firstPolicy() error {
 		if cerr != nil {
 			return fmt.Errorf("the kept policy, revision %d, does not fit this node: %w", r.Number, cerr)
 		}
+		if err := v.Register(g.space); err != nil {
+			return err
+		}
 		src := r.Meta.Source
 		if g.o.Source != "" && digest(g.o.Policy) != "sha256:"+r.Digest {
 			src = fmt.Sprintf("kept revision %d (applied from %s), not %s", r.Number, r.Meta.Source, g.o.Source)
@@ -55,6 +58,9 @@ func (g *Gateway) firstPolicy() error {
 	}
 	p, v, err := g.compile(g.o.Source, g.o.Policy, nil)
 	if err != nil {
+		return err
+	}
+	if err := v.Register(g.space); err != nil {
 		return err
 	}
 	g.unkept = true
@@ -91,7 +97,7 @@ func (g *Gateway) compile(source string, text []byte, prev *snapshot.View) (*con
 		return nil, nil, err
 	}
 	v, err := snapshot.Compile(snapshot.Input{
-		Policy: p, Node: g.o.Node, Links: g.links(), Space: g.space, Prev: prev, Settled: g.settled.Load(), HomeSeed: g.seed, Ephemeral: g.eph,
+		Policy: p, Node: g.o.Node, Links: g.links(), Prev: prev, Settled: g.settled.Load(), HomeSeed: g.seed, Ephemeral: g.eph,
 		LinkLocal: slowpath.LinkLocal, Break: g.o.Break,
 	})
 	return p, v, err
@@ -106,7 +112,7 @@ func (g *Gateway) keep(text []byte, source string) (*api.Revision, error) {
 	return &api.Revision{Number: r.Number, Digest: "sha256:" + r.Digest, Source: source, AppliedAt: r.Meta.Time}, nil
 }
 
-// serve makes v what workers will read. The caller holds mu, or is New.
+// serve makes v, whose addresses are registered, what workers will read. The caller holds mu, or is New.
 func (g *Gateway) serve(p *configs.Policy, v *snapshot.View, text []byte, r *api.Revision) {
 	v.Revision = r.Number
 	v.Activate(g.space)
@@ -141,6 +147,9 @@ func (g *Gateway) recompile() error {
 	if err != nil {
 		return err
 	}
+	if err := v.Register(g.space); err != nil {
+		return err
+	}
 	g.serve(p, v, g.text, g.revision.Load())
 	return nil
 }
@@ -165,6 +174,9 @@ func (g *Gateway) Apply(ctx context.Context, req api.ApplyRequest) (*api.Applied
 	}
 	cut, _, _, err := g.impact(ctx, v, 0)
 	if err != nil {
+		return nil, err
+	}
+	if err := v.Register(g.space); err != nil {
 		return nil, err
 	}
 	changes := wireChanges(configs.Diff(g.policy, p))

@@ -125,10 +125,13 @@ func compileView(t testing.TB, node *configs.Node, space *nat.Space, prev *snaps
 	for i := range links {
 		links[i] = snapshot.Link{MAC: macs[i], MTU: 1500}
 	}
-	v, err := snapshot.Compile(snapshot.Input{Policy: p, Node: node, Links: links, Space: space, Prev: prev, HomeSeed: 7,
+	v, err := snapshot.Compile(snapshot.Input{Policy: p, Node: node, Links: links, Prev: prev, HomeSeed: 7,
 		LinkLocal: func(m [6]byte) netip.Addr { return netip.AddrFrom16([16]byte{0xfe, 0x80, 15: m[5]}) }})
 	if err != nil {
 		t.Fatalf("compile: %v", err)
+	}
+	if err := v.Register(space); err != nil {
+		t.Fatal(err)
 	}
 	v.Activate(space)
 	return v

@@ -42,7 +42,6 @@ type Input struct {
 	Policy    *configs.Policy
 	Node      *configs.Node
 	Links     []Link // parallel to Node.Ports
-	Space     *nat.Space
 	Prev      *View  // nil at the first
 	Settled   uint32 // every session of every worker has been judged under this View or a later one
 	Revision  uint64
@@ -67,14 +66,14 @@ func (c *compiler) fail(format string, args ...any) {
 	c.errs = append(c.errs, fmt.Errorf(format, args...))
 }
 
-// Compile makes the View of a policy on this node, or says everything that is wrong with it. It changes nothing that workers use:
-// Input.Space only learns addresses, and Input.Prev stays as it is.
+// Compile makes the View of a policy on this node, or says everything that is wrong with it. It changes nothing: Input.Prev stays as
+// it is, and public addresses have no number until Register.
 func Compile(in Input) (*View, error) {
 	c := &compiler{in: in, byIf: map[string]uint16{}, byPub: map[flow.Addr]uint32{}, next: 1}
 	c.v = &View{
 		Gen: 1, Revision: in.Revision, Workers: max(1, in.Node.Workers.Count), HomeSeed: in.HomeSeed,
 		Timeouts: timeouts(in.Policy.Timeouts), NATHold: ticks(in.Policy.Timeouts.NATHold.Duration),
-		byName: map[string]flow.TenantID{}, retired: map[flow.TenantID]uint32{}, marked: map[nat.AddrID]bool{},
+		byName: map[string]flow.TenantID{}, retired: map[flow.TenantID]uint32{}, marked: map[flow.Addr]bool{},
 	}
 	if p := in.Prev; p != nil {
 		c.v.Gen = p.Gen + 1
@@ -380,19 +379,14 @@ func (c *compiler) tenantNAT(ct *configs.Tenant, t *Tenant, who string) {
 			}
 			return &c.v.Publics[i], i
 		}
-		id, err := c.in.Space.Register([4]byte(fa[:4]))
-		if err != nil {
-			c.fail("%s: public address %s: %w", who, a, err)
-		}
 		i := uint32(len(c.v.Publics))
 		c.byPub[fa] = i
-		c.v.Publics = append(c.v.Publics, Public{Addr: fa, ID: id, Tenant: t.ID, Forwards: map[uint32]Forward{}})
+		c.v.Publics = append(c.v.Publics, Public{Addr: fa, ID: nat.NoAddr, Tenant: t.ID, Forwards: map[uint32]Forward{}})
 		return &c.v.Publics[i], i
 	}
 	for _, a := range pool {
 		p, _ := public(a)
 		p.Dynamic = true
-		t.Pool = append(t.Pool, p.ID)
 		t.PoolAddrs = append(t.PoolAddrs, p.Addr)
 	}
 	for _, s := range ct.NAT.Static {
@@ -536,28 +530,28 @@ func (c *compiler) reserve() {
 			shared[flow.AddrFrom(a)] = append(shared[flow.AddrFrom(a)], h)
 		}
 	}
-	before := map[nat.AddrID]*Public{}
+	before := map[flow.Addr]*Public{}
 	if c.in.Prev != nil {
 		for i := range c.in.Prev.Publics {
-			before[c.in.Prev.Publics[i].ID] = &c.in.Prev.Publics[i]
+			before[c.in.Prev.Publics[i].Addr] = &c.in.Prev.Publics[i]
 		}
 	}
 	for i := range c.v.Publics {
 		p := &c.v.Publics[i]
 		hosts := shared[p.Addr]
 		p.Host = len(hosts) > 0
-		old := before[p.ID]
+		old := before[p.Addr]
 		for class, proto := range [...]uint8{nat.TCP: flow.TCP, nat.UDP: flow.UDP, nat.ICMP: flow.ICMP} {
 			bits := c.portsOf(p, proto, hosts)
 			p.reserved[class] = bits
 			if bits == nil {
 				bits = &noPorts
 			}
-			if old != nil && *bits == *old.ports(nat.Class(class)) || old == nil && bits == &noPorts && !c.v.marked[p.ID] {
+			if old != nil && *bits == *old.ports(nat.Class(class)) || old == nil && bits == &noPorts && !c.v.marked[p.Addr] {
 				continue // the allocators know it so
 			}
-			c.v.marked[p.ID] = true
-			c.v.reserved = append(c.v.reserved, reservation{p.ID, nat.Class(class), bits})
+			c.v.marked[p.Addr] = true
+			c.v.reserved = append(c.v.reserved, reservation{uint32(i), nat.Class(class), bits})
 		}
 	}
 }

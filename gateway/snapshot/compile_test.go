@@ -41,7 +41,7 @@ func plan() (*configs.Policy, *configs.Node) {
 }
 
 func input(p *configs.Policy, n *configs.Node) Input {
-	return Input{Policy: p, Node: n, Links: []Link{{MTU: 1500}, {MTU: 1500}}, Space: nat.NewSpace(8), HomeSeed: 7}
+	return Input{Policy: p, Node: n, Links: []Link{{MTU: 1500}, {MTU: 1500}}, HomeSeed: 7}
 }
 
 func mustCompile(t testing.TB, in Input) *View {
@@ -84,7 +84,6 @@ func TestWhatCannotBeCompiledSaysWhy(t *testing.T) {
 		{"pool", func(p *configs.Policy, _ *configs.Node, _ *Input) { p.Tenants[0].NAT.Pool = []string{"nonsense"} }, []string{`tenant "alpha": nat.pool`}},
 		{"public address of another", func(p *configs.Policy, _ *configs.Node, _ *Input) { p.Tenants[1].NAT.Pool = []string{"192.0.2.16"} },
 			[]string{`tenant "beta": public address 192.0.2.16 belongs to another tenant`}},
-		{"no place for addresses", func(p *configs.Policy, _ *configs.Node, in *Input) { in.Space = nat.NewSpace(1) }, []string{`public address 192.0.2.32`, `all 1 places are taken`}},
 		{"static in the pool", func(p *configs.Policy, _ *configs.Node, _ *Input) {
 			p.Tenants[0].NAT.Static = []configs.StaticNAT{{Public: adr("192.0.2.16"), Inside: adr("198.18.10.5")}}
 		}, []string{`static 192.0.2.16: the address is in the pool or translated already`}},
@@ -272,8 +271,11 @@ func TestReservedPorts(t *testing.T) {
 	}
 	in := input(p, n)
 	in.Ephemeral = [2]uint16{32768, 60999}
-	v := mustCompile(t, in)
-	v.Activate(in.Space)
+	v, space := mustCompile(t, in), nat.NewSpace(8)
+	if err := v.Register(space); err != nil {
+		t.Fatal(err)
+	}
+	v.Activate(space)
 	type row struct {
 		addr  string
 		class nat.Class
@@ -283,8 +285,8 @@ func TestReservedPorts(t *testing.T) {
 	check := func(v *View, rows []row) {
 		t.Helper()
 		for _, c := range rows {
-			id, _ := in.Space.Find(adr(c.addr).As4())
-			if got := in.Space.Reserved(id, c.class, c.port); got != c.want {
+			id, _ := space.Find(adr(c.addr).As4())
+			if got := space.Reserved(id, c.class, c.port); got != c.want {
 				t.Errorf("%s class %d port %d: the space says %v", c.addr, c.class, c.port, got)
 			}
 			for i := range v.Publics {
@@ -317,19 +319,28 @@ func TestReservedPorts(t *testing.T) {
 	if len(next.reserved) != 1 || next.reserved[0].class != nat.TCP {
 		t.Errorf("to tell: %d", len(next.reserved))
 	}
-	next.Activate(in.Space)
+	if err := next.Register(space); err != nil {
+		t.Fatal(err)
+	}
+	next.Activate(space)
 	check(next, []row{{"192.0.2.16", nat.TCP, 8080, false}, {"192.0.2.16", nat.TCP, 22, true}, {"192.0.2.16", nat.UDP, 5060, true}})
 	// An address that leaves and comes back without forwards must not keep what was set aside on it.
 	forwards := p.Tenants[0].NAT.Forward
 	p.Tenants[0].NAT.Forward, p.Tenants[0].NAT.Pool = nil, []string{"192.0.2.17"}
 	in.Prev = next
 	away := mustCompile(t, in)
-	away.Activate(in.Space)
+	if err := away.Register(space); err != nil {
+		t.Fatal(err)
+	}
+	away.Activate(space)
 	n.Ports[0].Host = configs.Host{}
 	p.Tenants[0].NAT.Pool = []string{"192.0.2.16"}
 	in.Prev = away
 	again := mustCompile(t, in)
-	again.Activate(in.Space)
+	if err := again.Register(space); err != nil {
+		t.Fatal(err)
+	}
+	again.Activate(space)
 	check(again, []row{{"192.0.2.16", nat.UDP, 5060, false}, {"192.0.2.16", nat.TCP, 22, false}, {"192.0.2.16", nat.TCP, 40000, false}})
 	_ = forwards
 }
@@ -408,7 +419,6 @@ func many(tenants int) Input {
 				{Direction: "out", Action: "allow", To: []string{"203.0.113.0/24"}}}})
 	}
 	in := input(p, n)
-	in.Space = nat.NewSpace(4096)
 	return in
 }
 
@@ -433,7 +443,11 @@ func TestLargePoliciesCompileInTime(t *testing.T) {
 		v := mustCompile(t, c.in)
 		first := time.Since(start)
 		start = time.Now()
-		v.Activate(c.in.Space)
+		space := nat.NewSpace(4096)
+		if err := v.Register(space); err != nil {
+			t.Fatal(err)
+		}
+		v.Activate(space)
 		active := time.Since(start)
 		c.in.Prev = v
 		start = time.Now()
@@ -458,5 +472,33 @@ func BenchmarkCompile(b *testing.B) {
 				mustCompile(b, c.in)
 			}
 		})
+	}
+}
+
+func TestOnlyARegisteredViewTakesPlaces(t *testing.T) {
+	p, n := plan()
+	v := mustCompile(t, input(p, n))
+	if len(v.Publics) < 2 {
+		t.Fatalf("%d public addresses, the test wants two", len(v.Publics))
+	}
+	for i := range v.Publics {
+		if id := v.Publics[i].ID; id != nat.NoAddr {
+			t.Errorf("%s has number %d before Register", v.Publics[i].Addr.Netip(4), id)
+		}
+	}
+	err := v.Register(nat.NewSpace(1))
+	if err == nil || !strings.Contains(err.Error(), "public address 192.0.2.") || !strings.Contains(err.Error(), "all 1 places are taken") {
+		t.Errorf("no place for the second address: %v", err)
+	}
+	space := nat.NewSpace(len(v.Publics))
+	for range 2 { // registering again changes nothing
+		if err := v.Register(space); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tn := range v.Tenants {
+		if tn != nil && len(tn.Pool) != len(tn.PoolAddrs) {
+			t.Errorf("tenant %s: %d numbers for %d pool addresses", tn.Name, len(tn.Pool), len(tn.PoolAddrs))
+		}
 	}
 }

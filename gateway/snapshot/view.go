@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"fmt"
 	"net/netip"
 	"sync/atomic"
 
@@ -185,13 +186,13 @@ type View struct {
 
 	byName   map[string]flow.TenantID
 	retired  map[flow.TenantID]uint32 // ids that rest, and the View from which on their tenant is gone
-	marked   map[nat.AddrID]bool      // addresses of which nat.Space may still hold a reservation, also when no tenant has them now
+	marked   map[flow.Addr]bool       // addresses of which nat.Space may still hold a reservation, also when no tenant has them now
 	reserved []reservation            // what Activate must tell: only what differs from the View before
 	routes   []fib.Route
 }
 
 type reservation struct {
-	id    nat.AddrID
+	pub   uint32 // index into Publics
 	class nat.Class
 	ports *[1024]uint64
 }
@@ -235,11 +236,35 @@ func (v *View) Lookup(zone flow.TenantID, family uint8, a *flow.Addr) (nh uint16
 	return nh, &v.Hops[nh], true
 }
 
-// Activate makes the public ports that this View sets aside known to the allocators. Control only, before workers get the View, and after
-// the View that it was compiled from was activated.
+// Register gives the public addresses their numbers in space. An address keeps its number for as long as the process runs, so this is for
+// a View that will be served, not for one that is only asked about. Control only; it changes nothing that workers read.
+func (v *View) Register(space *nat.Space) error {
+	for i := range v.Publics {
+		p := &v.Publics[i]
+		id, err := space.Register([4]byte(p.Addr[:4]))
+		if err != nil {
+			return fmt.Errorf("public address %s: %w", p.Addr.Netip(4), err)
+		}
+		p.ID = id
+	}
+	for _, t := range v.Tenants {
+		if t == nil {
+			continue
+		}
+		t.Pool = t.Pool[:0]
+		for _, a := range t.PoolAddrs {
+			id, _ := space.Find([4]byte(a[:4]))
+			t.Pool = append(t.Pool, id)
+		}
+	}
+	return nil
+}
+
+// Activate makes the public ports that this View sets aside known to the allocators. Control only, after Register and before workers
+// get the View, and after the View that it was compiled from was activated.
 func (v *View) Activate(space *nat.Space) {
 	for _, r := range v.reserved {
-		space.SetReserved(r.id, r.class, r.ports)
+		space.SetReserved(v.Publics[r.pub].ID, r.class, r.ports)
 	}
 }
 

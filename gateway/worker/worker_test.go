@@ -82,9 +82,12 @@ func newWorkers(t *testing.T, n int) []*Worker {
 		t.Fatal(err)
 	}
 	space := nat.NewSpace(16)
-	v, err := snapshot.Compile(snapshot.Input{Policy: policy, Node: node, Space: space, HomeSeed: 1,
+	v, err := snapshot.Compile(snapshot.Input{Policy: policy, Node: node, HomeSeed: 1,
 		Links: []snapshot.Link{{MAC: peerMAC, MTU: 1500}, {MAC: portMAC, MTU: 1500}}})
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Register(space); err != nil {
 		t.Fatal(err)
 	}
 	v.Activate(space)
