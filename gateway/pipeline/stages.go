@@ -30,6 +30,8 @@ func (sh *Shard) Process(slots []Slot, nowNs uint64) {
 		if s.Verdict == verdict.Next {
 			s.hash = sh.Sessions.Hash(&s.Key)
 			sink ^= sh.Sessions.Touch(s.hash)
+		} else if s.Verdict == verdict.Drop {
+			sh.Meter.Drop(s.Tenant, s.Reason)
 		}
 	}
 	for i := range slots {
@@ -40,10 +42,10 @@ func (sh *Shard) Process(slots []Slot, nowNs uint64) {
 	sh.sink = sink
 	for i := range slots {
 		s := &slots[i]
-		if s.Verdict == verdict.Next {
-			s.Verdict = sh.find(s)
+		if s.Verdict != verdict.Next {
+			continue
 		}
-		if s.Verdict == verdict.Drop {
+		if s.Verdict = sh.find(s); s.Verdict == verdict.Drop {
 			sh.Meter.Drop(s.Tenant, s.Reason)
 		}
 	}

@@ -409,10 +409,11 @@ func (w *Worker) judge(slots []pipeline.Slot, now uint64) {
 	}
 }
 
-// contained runs the pipeline and survives a panic in it: the burst is dropped and counted, its frames come back.
+// contained runs the pipeline and survives a panic in it: what was judged before goes its way, the rest of the burst is dropped and
+// counted, and its frames come back.
 func (w *Worker) contained(slots []pipeline.Slot, now uint64) {
 	for i := range slots {
-		slots[i].Verdict = verdict.Drop
+		slots[i].Verdict, slots[i].Reason = verdict.Drop, verdict.Unset
 	}
 	defer func() {
 		e := recover()
@@ -422,7 +423,7 @@ func (w *Worker) contained(slots []pipeline.Slot, now uint64) {
 		w.count.panics.Add(1)
 		n := uint64(0)
 		for i := range slots {
-			if slots[i].Verdict != verdict.Queue {
+			if v := slots[i].Verdict; v == verdict.Next || v == verdict.Drop && slots[i].Reason == verdict.Unset {
 				slots[i].Verdict, slots[i].Reason = verdict.Drop, verdict.InternalError
 				n++
 			}

@@ -409,8 +409,23 @@ func TestAPanicCostsABurstAndNoFrame(t *testing.T) {
 	if u := ws[1].cfg.Areas[0]; u.FreeCount() != u.Frames() || u.Faults() != 0 {
 		t.Fatalf("%d of %d frames are free, %d faults", u.FreeCount(), u.Frames(), u.Faults())
 	}
-	if n := ws[1].shard.Meter.Drops(0, verdict.InternalError); n == 0 {
-		t.Fatal("not counted")
+	bad := udp(5000, 8)
+	bad[22] ^= 1 // its checksum is wrong: dropped before anything can panic
+	slots := make([]pipeline.Slot, 3)
+	for i, f := range [][]byte{bad, udp(5001, 8), bad} {
+		mem := make([]byte, 2048)
+		slots[i].Buf, slots[i].Off, slots[i].Len, slots[i].Port, slots[i].Handed = mem, 256, copy(mem[256:], f), 1, true
+	}
+	ws[1].contained(slots, 1e12)
+	ws[1].shard.Meter.Publish()
+	total := uint64(0)
+	for id := range ws[1].shard.Meter.Tenants() {
+		for r := verdict.Reason(0); r < verdict.NumReasons; r++ {
+			total += ws[1].shard.Meter.Drops(flow.TenantID(id), r)
+		}
+	}
+	if n := ws[1].shard.Meter.Drops(0, verdict.InternalError); n != 6 || total != 8 {
+		t.Fatalf("%d counted as internal errors, want 6; %d in all, want 8", n, total)
 	}
 }
 
