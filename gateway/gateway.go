@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"path/filepath"
 	"runtime"
@@ -54,8 +54,8 @@ type Gateway struct {
 	ports   []*port
 	workers []*worker.Worker
 	shards  []*pipeline.Shard
-	mem     [][]byte       // mmapped tables
-	locks   []net.Listener // one a port: see lockPorts
+	mem     [][]byte    // mmapped tables
+	locks   []io.Closer // see lockPorts
 	areas   []*xsk.UMEM
 	chunk   int // bytes a frame of packet memory
 	slow    *slowpath.Slow

@@ -62,8 +62,12 @@ func (g *Gateway) findPorts() error {
 			errs = append(errs, fmt.Errorf("port %s: mtu %d is more than %d, which is what one frame of packet memory holds: ip link set %s mtu %d", c.Name, l.MTU, maxMTU, c.Device, maxMTU))
 		}
 		if g.trunk(c.Name) {
-			if o, err := hostnet.ReadOffloads(c.Device); err == nil && o[hostnet.RxVLAN].On {
+			o, _ := hostnet.ReadOffloads(c.Device) // a driver that cannot tell has none
+			if o[hostnet.RxVLAN].On {
 				errs = append(errs, fmt.Errorf("port %s: the driver strips VLAN tags, so tenants on this trunk would fall together: ethtool -K %s rxvlan off", c.Name, c.Device))
+			}
+			if o[hostnet.RxSTag].On { // what is behind the service tag would be taken for a tenant's
+				errs = append(errs, fmt.Errorf("port %s: the driver strips service tags, so what they carry would pass for a tenant's on this trunk: ethtool -K %s %s off", c.Name, c.Device, hostnet.RxSTag))
 			}
 		}
 		g.ports = append(g.ports, &port{cfg: c, link: l, asked: m})
@@ -136,8 +140,8 @@ func reason(why string) string {
 	return why
 }
 
-// lockPorts makes sure that no other process serves one of the devices, before anything on them is touched. The lock is a name of the
-// network namespace that ends with the process, however it ends.
+// lockPorts makes sure that no other process serves one of the devices, before anything on them is touched, and has them receive multicast.
+// The lock is a name of the network namespace; it and the membership end with the process, however it ends.
 func (g *Gateway) lockPorts() error {
 	for _, p := range g.ports {
 		l, err := net.Listen("unix", fmt.Sprintf("@demarc-port-%d", p.link.Index))
@@ -148,6 +152,11 @@ func (g *Gateway) lockPorts() error {
 			return fmt.Errorf("port %s: lock: %w", p.cfg.Name, err)
 		}
 		g.locks = append(g.locks, l)
+		m, err := hostnet.ReceiveAllMulticast(p.link.Index)
+		if err != nil {
+			return fmt.Errorf("port %s: %w", p.cfg.Name, err)
+		}
+		g.locks = append(g.locks, m)
 	}
 	return nil
 }

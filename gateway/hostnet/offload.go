@@ -24,10 +24,12 @@ const (
 	LRO                        // the driver does
 	RxVLAN                     // the driver strips tags on receive
 	TxVLAN                     // a tag that the stack sends is metadata, not in the frame
+	RxSTag                     // the driver strips service tags (802.1ad) on receive
+	TxSTag                     // a service tag that the stack sends is metadata, not in the frame
 	NumOffloads                // how many there are
 )
 
-var offloadText = [NumOffloads]string{"tx", "tso", "gso", "gro", "lro", "rxvlan", "txvlan"}
+var offloadText = [NumOffloads]string{"tx", "tso", "gso", "gro", "lro", "rxvlan", "txvlan", "rx-vlan-stag-hw-parse", "tx-vlan-stag-hw-insert"}
 
 // String returns the name that ethtool -K takes.
 func (o Offload) String() string {
@@ -46,6 +48,8 @@ var features = [NumOffloads][]string{
 	LRO:        {"rx-lro"},
 	RxVLAN:     {"rx-vlan-hw-parse"},
 	TxVLAN:     {"tx-vlan-hw-insert"},
+	RxSTag:     {"rx-vlan-stag-hw-parse"},
+	TxSTag:     {"tx-vlan-stag-hw-insert"},
 }
 
 // OffloadState is the state of one. Fixed: the driver does not let it be changed.

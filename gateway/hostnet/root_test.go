@@ -141,7 +141,7 @@ func TestQueuesWithoutChannels(t *testing.T) {
 
 func TestOffloadsOnVeth(t *testing.T) {
 	namespace(t, 1)
-	all := []Offload{TxChecksum, TSO, GSO, GRO, RxVLAN, TxVLAN}
+	all := []Offload{TxChecksum, TSO, GSO, GRO, RxVLAN, TxVLAN, RxSTag, TxSTag}
 	for _, on := range []bool{true, false, true} {
 		if err := SetOffloads("dmh0", on, all...); err != nil {
 			t.Fatalf("set %v: %v", on, err)
