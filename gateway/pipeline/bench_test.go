@@ -67,7 +67,7 @@ func (f *flood) put(i, n int) {
 	s.Port, s.Looped, s.Handed, s.Addr = 1, false, false, uint64(i)
 	b := s.Buf[256:]
 	copy(b, f.template)
-	host, port := uint32(0xc6120000)+uint32(n%4096)+1, uint16(1024+n/4096)
+	host, port := uint32(0xc6130000)+uint32(n%4096)+1, uint16(1024+n/4096)
 	binary.BigEndian.PutUint32(b[26:], host)
 	binary.BigEndian.PutUint16(b[34:], port)
 	b[24], b[25] = 0, 0
