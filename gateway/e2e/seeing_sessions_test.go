@@ -1,0 +1,471 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/gateway/api"
+	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/host"
+)
+
+// rigUDP opens a socket in a namespace; port 0 is any. A destination connects it.
+func rigUDP(r *rig, ns string, port int, dst string) *net.UDPConn {
+	r.t.Helper()
+	var c *net.UDPConn
+	if err := r.Do(ns, func() error {
+		local := &net.UDPAddr{Port: port}
+		if dst == "" {
+			var err error
+			c, err = net.ListenUDP("udp", local)
+			return err
+		}
+		to, err := net.ResolveUDPAddr("udp", dst)
+		if err != nil {
+			return err
+		}
+		c, err = net.DialUDP("udp", local, to)
+		return err
+	}); err != nil {
+		r.t.Fatalf("UDP socket in %s: %v", ns, err)
+	}
+	r.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// rigUDPEcho answers every datagram on a port until the test ends.
+func rigUDPEcho(r *rig, ns string, port int) {
+	c := rigUDP(r, ns, port, "")
+	go func() {
+		b := make([]byte, 2000)
+		for {
+			n, from, err := c.ReadFromUDP(b)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil { // ICMP errors come here too
+				c.WriteToUDP(b[:n], from)
+			}
+		}
+	}()
+}
+
+// answered sends a datagram until one comes back, at most three times: the first may wait for a neighbour.
+func answered(c *net.UDPConn, data string) error {
+	var err error
+	for range 3 {
+		if _, err = c.Write([]byte(data)); err != nil {
+			return err
+		}
+		c.SetReadDeadline(time.Now().Add(time.Second))
+		if _, err = c.Read(make([]byte, 2000)); err == nil || errors.Is(err, unix.ECONNREFUSED) {
+			return err
+		}
+	}
+	return err
+}
+
+const rigNAT = `
+[[tenant.nat.forward]]
+public = "192.0.2.16"
+proto = "tcp"
+port = 8080
+inside = "198.18.10.11"
+inside_port = 80
+[[tenant.nat.static]]
+public = "192.0.2.100"
+inside = "198.18.10.12"
+`
+
+const rigNATRules = `
+[[tenant.rule]]
+name = "web"
+direction = "in"
+action = "allow"
+to = ["198.18.10.11", "2001:db8:a::11"]
+service = ["tcp/80"]
+[[tenant.rule]]
+name = "static"
+direction = "in"
+action = "allow"
+to = ["198.18.10.12"]
+service = ["tcp/8081", "icmp/echo-request"]
+`
+
+func rigNATPolicy() string {
+	return "schema = 1\nname = \"nat\"\n[backbone]\ninterfaces = [\"backbone\"]\n" +
+		rigTenant("alpha", "alpha", netlab.AlphaNet6, netlab.AlphaPool, rigNAT, rigNATRules) + rigBeta("")
+}
+
+// Every kind of translation, as both ends see it and as the session list tells it.
+func TestSeeingSessionsOfNAT(t *testing.T) {
+	r := newRig(t, "nat", rigNATPolicy())
+	r.start()
+	rigUDPEcho(r, r.Public1.Name, 7007)
+	rigUDPEcho(r, r.Public1.Name, 7008)
+	list := func(args ...string) []api.Session {
+		t.Helper()
+		var s api.Sessions
+		r.ask(&s, append([]string{"sessions"}, args...)...)
+		if s.Matched != len(s.Sessions) || s.Total < s.Matched {
+			t.Errorf("sessions %v: %d listed, %d matched, %d live", args, len(s.Sessions), s.Matched, s.Total)
+		}
+		return s.Sessions
+	}
+
+	// Mapping: parity and range kept, the same for every far end, another one for another tenant's same source.
+	inPool, ports := prefix(netlab.AlphaPool), []int{500, 501, 5000, 5001, 5002, 5003, 40000, 40001}
+	for _, port := range ports {
+		for _, far := range []uint16{7007, 7008} {
+			c := rigUDP(r, r.Alpha1.Name, port, addrPort(r.Public1.V4, far))
+			if err := answered(c, "x"); err != nil {
+				t.Errorf("from port %d to %d: %v", port, far, err)
+			}
+			c.Close() // so that the next one may have the port
+		}
+		got := list("--tenant", "alpha", "--address", r.Alpha1.V4.String(), "--port", fmt.Sprint(port), "--proto", "udp")
+		if len(got) != 2 {
+			t.Errorf("port %d: %d sessions, want 2", port, len(got))
+			continue
+		}
+		var out net.UDPAddr
+		if a, err := net.ResolveUDPAddr("udp", got[0].XlatSrc); err == nil {
+			out = *a
+		}
+		if got[0].XlatSrc != got[1].XlatSrc {
+			t.Errorf("port %d leaves as %s and as %s: not endpoint-independent", port, got[0].XlatSrc, got[1].XlatSrc)
+		}
+		if !inPool.Contains(rigAddr(got[0].XlatSrc)) || out.Port%2 != port%2 || out.Port < 1024 != (port < 1024) {
+			t.Errorf("port %d leaves as %s: pool, parity or range not kept", port, got[0].XlatSrc)
+		}
+		for _, s := range got {
+			if s.State != "answered" || s.Orig.Packets == 0 || s.Reply.Packets != s.Orig.Packets || !s.NAT || s.From != "tenant" {
+				t.Errorf("session: %+v", s)
+			}
+		}
+	}
+
+	// Port forward, static both ways, and the tenant's own way to its public address (hairpin).
+	web := r.serve(r.Alpha1.Name, "tcp-serve", "-addr", ":80", "-banner", "alpha1")
+	static := r.serve(r.Alpha2.Name, "tcp-serve", "-addr", ":8081", "-banner", "alpha2")
+	back := r.serve(r.Public2.Name, "tcp-serve", "-addr", ":80", "-banner", "public2")
+	connect := func(from, dst string) (a host.Attempt) {
+		r.wait(r.spawn(from, &a, "tcp-connect", "-dst", dst, "-timeout", "1500ms"))
+		return a
+	}
+	for _, x := range []struct{ what, from, dst, banner, as string }{
+		{"port forward", r.Public1.Name, "192.0.2.16:8080", "alpha1", r.Public1.V4.String()},
+		{"port forward from the other tenant", r.Beta1.Name, "192.0.2.16:8080", "alpha1", netlab.BetaPool},
+		{"hairpin over the forward", r.Alpha2.Name, "192.0.2.16:8080", "alpha1", "192.0.2.100/32"},
+		{"hairpin to itself", r.Alpha1.Name, "192.0.2.16:8080", "alpha1", netlab.AlphaPool},
+		{"static in", r.Public1.Name, "192.0.2.100:8081", "alpha2", r.Public1.V4.String()},
+		{"static, hairpin", r.Alpha1.Name, "192.0.2.100:8081", "alpha2", netlab.AlphaPool},
+		{"static out", r.Alpha2.Name, addrPort(r.Public2.V4, 80), "public2", "192.0.2.100/32"},
+		{"IPv6 in", r.Public1.Name, addrPort(r.Alpha1.V6, 80), "alpha1", r.Public1.V6.String()},
+	} {
+		a := connect(x.from, x.dst)
+		seen := rigAddr(a.SeenAs)
+		right := seen.String() == x.as
+		if strings.Contains(x.as, "/") {
+			right = prefix(x.as).Contains(seen)
+		}
+		if !a.Connected || a.Banner != x.banner || !right {
+			t.Errorf("%s: %s, banner %q, seen as %s, want %s", x.what, a.How, a.Banner, a.SeenAs, x.as)
+		}
+	}
+	refused := []struct{ what, from, dst string }{
+		{"another port of the forward's address", r.Public1.Name, "192.0.2.16:8081"},
+		{"static, a port without a rule", r.Public1.Name, "192.0.2.100:80"},
+		{"IPv6 in without a rule", r.Public1.Name, addrPort(r.Alpha2.V6, 8081)},
+		{"an unused pool address", r.Public1.Name, "192.0.2.30:80"},
+		{"the other tenant's inside over IPv6", r.Beta1.Name, addrPort(r.Alpha2.V6, 8081)},
+	}
+	tries, jobs := make([]host.Attempt, len(refused)), []*job{}
+	for i, x := range refused {
+		jobs = append(jobs, r.spawn(x.from, &tries[i], "tcp-connect", "-dst", x.dst, "-timeout", "1500ms"))
+	}
+	r.wait(jobs...)
+	for i, x := range refused {
+		if tries[i].Connected || tries[i].How != "timeout" {
+			t.Errorf("%s: %s", x.what, tries[i].How)
+		}
+	}
+	var p host.Ping
+	r.wait(r.spawn(r.Public1.Name, &p, "ping", "-dst", "192.0.2.100", "-count", "3", "-interval", "50ms"))
+	if p.Received != 3 {
+		t.Errorf("ping to the static address: %d of 3", p.Received)
+	}
+	var served host.TCPServed
+	for _, s := range []*netlab.Server{web, static, back} {
+		if err := s.Stop(&served); err != nil || served.Accepted == 0 {
+			t.Errorf("a server saw %+v (%v)", served, err)
+		}
+	}
+
+	// IPv6: out and back, untranslated.
+	c6 := rigUDP(r, r.Alpha1.Name, 6000, addrPort(r.Public1.V6, 7007))
+	if err := answered(c6, "x"); err != nil {
+		t.Errorf("IPv6: %v", err)
+	}
+	if got := list("--address", r.Alpha1.V6.String(), "--port", "6000"); len(got) != 1 || got[0].NAT || got[0].XlatSrc != addrPort(r.Alpha1.V6, 6000) {
+		t.Errorf("IPv6 session: %+v", got)
+	}
+
+	// Filters: each alone and all together find what they should; an address also on the public side.
+	all, found := list(), map[string]int{}
+	for what, args := range map[string][]string{
+		"tenant": {"--tenant", "beta"}, "proto": {"--proto", "tcp"}, "number": {"--proto", "6"}, "port": {"--port", "7007"},
+		"prefix": {"--address", "198.18.10.0/24"}, "public": {"--address", "192.0.2.100"}, "none": {"--address", "203.0.113.200"},
+		"all": {"--tenant", "alpha", "--proto", "udp", "--port", "500", "--address", r.Public1.V4.String()},
+	} {
+		found[what] = len(list(args...))
+	}
+	t.Logf("%d sessions; found by filter: %v", len(all), found)
+	count := func(ok func(s api.Session) bool) (n int) {
+		for _, s := range all {
+			if ok(s) {
+				n++
+			}
+		}
+		return n
+	}
+	tcp := count(func(s api.Session) bool { return s.Proto == "tcp" })
+	for what, want := range map[string]int{"tenant": count(func(s api.Session) bool { return s.Tenant == "beta" }), "proto": tcp, "number": tcp, "none": 0, "all": 2,
+		"public": count(func(s api.Session) bool { return strings.Contains(s.Src+s.Dst+s.XlatSrc+s.XlatDst, "192.0.2.100:") })} {
+		if found[what] != want {
+			t.Errorf("filter %s found %d, want %d", what, found[what], want)
+		}
+	}
+	var few api.Sessions
+	if r.ask(&few, "sessions", "--limit", "3"); len(few.Sessions) != 3 || !few.Truncated || few.Matched != few.Total {
+		t.Errorf("--limit 3: %d listed, truncated %v, %d of %d", len(few.Sessions), few.Truncated, few.Matched, few.Total)
+	}
+}
+
+// ICMP errors find their way back through the translation to the program that caused them.
+func TestSeeingICMPErrors(t *testing.T) {
+	r := newRig(t, "icmperr", rigPolicy("", ""))
+	r.start()
+	for _, dst := range []string{addrPort(r.Public1.V4, 9), addrPort(r.Public1.V6, 9)} {
+		c := rigUDP(r, r.Alpha1.Name, 0, dst)
+		if err := answered(c, "anybody?"); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("UDP to a closed port of %s: %v, want connection refused", dst, err)
+		}
+	}
+	hops := regexp.MustCompile(`(?m)^\s*(\d+)\s+(\S+)`)
+	for _, x := range []struct {
+		args      []string
+		near, far string
+	}{
+		{[]string{"-U", "-p", "33434"}, netlab.InsideGW4, r.Public1.V4.String()},
+		{[]string{"-I"}, netlab.InsideGW4, r.Public1.V4.String()},
+		{[]string{"-T", "-p", "9"}, netlab.InsideGW4, r.Public1.V4.String()},
+		{[]string{"-6", "-U"}, "2001:db8:a::1", r.Public1.V6.String()},
+		{[]string{"-6", "-I"}, "2001:db8:a::1", r.Public1.V6.String()},
+	} {
+		args := append(append([]string{"-n", "-q", "1", "-N", "1", "-w", "2", "-m", "5"}, x.args...), x.far)
+		out, err := r.Exec(r.Alpha1.Name, "traceroute", args...)
+		if err != nil {
+			t.Errorf("traceroute %v: %v", x.args, err)
+			continue
+		}
+		var path []string
+		for _, m := range hops.FindAllStringSubmatch(string(out), -1) {
+			path = append(path, m[2])
+		}
+		t.Logf("traceroute %s: %s", strings.Join(x.args, " "), strings.Join(path, " > "))
+		if len(path) != 2 || path[0] != x.near || path[1] != x.far {
+			t.Errorf("traceroute %v went %v, want %s, %s\n%s", x.args, path, x.near, x.far, out)
+		}
+	}
+}
+
+// sessions --follow tells what begins and ends; short timers end it.
+func TestSeeingSessionTimers(t *testing.T) {
+	short := strings.Replace(rigPolicy("", ""), "[backbone]", `[timeouts]
+tcp_established = "4s"
+tcp_transitory = "2s"
+tcp_closed = "1s"
+udp = "3s"
+udp_unanswered = "1s"
+icmp = "2s"
+[backbone]`, 1)
+	r := newRig(t, "timers", short)
+	r.start()
+	rigUDPEcho(r, r.Public1.Name, 7007)
+	rigEcho(r, r.Public1.Name, ":7100")
+	follow := exec.CommandContext(t.Context(), r.program, "sessions", "--follow", "--interval", "100ms", "--json", "--socket", r.socket)
+	out, err := follow.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := follow.Start(); err != nil {
+		t.Fatal(err)
+	}
+	type told struct {
+		Event   string      `json:"event"`
+		Session api.Session `json:"session"`
+	}
+	type seen struct {
+		at time.Time
+		told
+	}
+	events := make(chan seen, 100)
+	go func() {
+		defer close(events)
+		for in := bufio.NewScanner(out); in.Scan(); {
+			var e told
+			if json.Unmarshal(in.Bytes(), &e) == nil {
+				events <- seen{time.Now(), e}
+			}
+		}
+	}()
+	time.Sleep(300 * time.Millisecond) // its first look
+	answeredUDP := rigUDP(r, r.Alpha1.Name, 6001, addrPort(r.Public1.V4, 7007))
+	if err := answered(answeredUDP, "x"); err != nil {
+		t.Fatal(err)
+	}
+	silent := rigUDP(r, r.Alpha1.Name, 6002, addrPort(r.Public1.V4.Next().Next().Next(), 7007)) // nobody has this address
+	silent.Write([]byte("x"))
+	conn, closing := rigDial(r, r.Alpha1.Name, addrPort(r.Public1.V4, 7100)), rigDial(r, r.Alpha2.Name, addrPort(r.Public1.V4, 7100))
+	if !alive(conn, time.Second) || !alive(closing, time.Second) {
+		t.Fatal("TCP does not work")
+	}
+	closing.Close()
+	var p host.Ping
+	r.wait(r.spawn(r.Alpha2.Name, &p, "ping", "-dst", r.Public1.V4.String(), "-count", "1"))
+	started, ended := map[string]time.Time{}, map[string]time.Duration{}
+	name := func(s api.Session) string {
+		switch {
+		case s.Proto == "icmp":
+			return "icmp"
+		case strings.HasSuffix(s.Src, ":6001"):
+			return "udp"
+		case strings.HasSuffix(s.Src, ":6002"):
+			return "udp_unanswered"
+		case s.Proto == "tcp" && strings.HasPrefix(s.Src, r.Alpha1.V4.String()+":"):
+			return "tcp_established"
+		case s.Proto == "tcp":
+			return "tcp_closed"
+		}
+		return s.Proto
+	}
+	want := map[string]time.Duration{"icmp": 2 * time.Second, "udp": 3 * time.Second, "udp_unanswered": time.Second, "tcp_established": 4 * time.Second, "tcp_closed": time.Second}
+	deadline := time.After(9 * time.Second)
+loop:
+	for len(ended) < len(want) {
+		select {
+		case e, ok := <-events:
+			if !ok {
+				break loop
+			}
+			n := name(e.Session)
+			if e.Event == "new" {
+				started[n] = e.at
+			} else {
+				ended[n] = e.at.Sub(started[n])
+			}
+		case <-deadline:
+			break loop
+		}
+	}
+	t.Logf("ended after %v", ended)
+	for n, d := range want {
+		// The look comes up to 100 ms late at both ends, the sweep a little later, and the pauses of the machine on top.
+		if got, ok := ended[n]; !ok || got < d-300*time.Millisecond || got > d+2*time.Second {
+			t.Errorf("%s: ended after %v, want %v", n, got, d)
+		}
+	}
+	follow.Process.Signal(os.Interrupt)
+	if err := follow.Wait(); err != nil {
+		t.Errorf("--follow after SIGINT: %v", err)
+	}
+	if alive(conn, 300*time.Millisecond) {
+		t.Error("a TCP connection whose session has ended goes on without SYN")
+	}
+	if d := r.status().Drops; d["tcp_not_syn"] == 0 {
+		t.Errorf("nothing dropped as tcp_not_syn: %v", d)
+	}
+	if st := rigTenantOf(r.status(), "alpha"); st.Sessions != 0 {
+		t.Errorf("alpha still counts %d sessions", st.Sessions)
+	}
+}
+
+// What a tenant, and each of its hosts, may hold and start is bounded exactly; what is over is dropped under its reason.
+func TestSeeingSessionLimits(t *testing.T) {
+	policy := func(alpha, beta string) string {
+		return rigPolicy("[tenant.limits]\n"+alpha, "[tenant.limits]\n"+beta)
+	}
+	r := newRig(t, "limits", policy("sessions = 40", "host_sessions = 15"))
+	r.start()
+	rigUDPEcho(r, r.Public1.Name, 7007)
+	burst := func(ns string, n int) (got int) {
+		conns := make([]*net.UDPConn, n)
+		for i := range conns {
+			conns[i] = rigUDP(r, ns, 0, addrPort(r.Public1.V4, 7007))
+			conns[i].Write([]byte("x"))
+		}
+		time.Sleep(300 * time.Millisecond)
+		for _, c := range conns {
+			c.SetReadDeadline(time.Now().Add(time.Millisecond))
+			if _, err := c.Read(make([]byte, 100)); err == nil {
+				got++
+			}
+		}
+		return got
+	}
+	// One exchange first: then no neighbour is missing, and each answer counts.
+	first := func(h netlab.Host) { answered(rigUDP(r, h.Name, 0, addrPort(r.Public1.V4, 7007)), "x") }
+	first(r.Alpha1)
+	first(r.Beta1)
+	a, b1, b2 := burst(r.Alpha1.Name, 60), burst(r.Beta1.Name, 30), burst(r.Beta2.Name, 30)
+	st := r.status()
+	al, be := rigTenantOf(st, "alpha"), rigTenantOf(st, "beta")
+	t.Logf("sessions = 40: %d of 60 (one was there), status %d of %d, drops %v; host_sessions = 15: %d of 30 (one was there) and %d of 30, drops %v", a, al.Sessions, al.SessionsCap, al.Drops, b1, b2, be.Drops)
+	if a != 39 || al.Sessions != 40 || al.SessionsCap != 40 || al.Drops["tenant_sessions"] != 21 {
+		t.Errorf("limits.sessions = 40: %d more, status %d of %d, drops %v", a, al.Sessions, al.SessionsCap, al.Drops)
+	}
+	if b1 != 14 || b2 != 15 || be.Sessions != 30 || be.Drops["host_sessions"] != 31 {
+		t.Errorf("limits.host_sessions = 15: %d more and %d, status %d, drops %v", b1, b2, be.Sessions, be.Drops)
+	}
+	r.apply(policy("session_rate = 50", "host_session_rate = 20"))
+	paced := func(ns string, seconds int) (got int) { // 200 new sessions a second
+		start, conns := time.Now(), []*net.UDPConn{}
+		for i := range 200 * seconds {
+			time.Sleep(time.Until(start.Add(time.Duration(i) * 5 * time.Millisecond)))
+			c := rigUDP(r, ns, 0, addrPort(r.Public1.V4, 7007))
+			c.Write([]byte("x"))
+			conns = append(conns, c)
+		}
+		time.Sleep(200 * time.Millisecond)
+		for _, c := range conns {
+			c.SetReadDeadline(time.Now().Add(time.Millisecond))
+			if _, err := c.Read(make([]byte, 100)); err == nil {
+				got++
+			}
+		}
+		return got
+	}
+	ra, rb := paced(r.Alpha2.Name, 2), paced(r.Beta2.Name, 2)
+	st = r.status()
+	al, be = rigTenantOf(st, "alpha"), rigTenantOf(st, "beta")
+	t.Logf("session_rate = 50: %d in 2 s of 400, drops %v; host_session_rate = 20: %d in 2 s of 400, drops %v", ra, al.Drops, rb, be.Drops)
+	// A second's worth may come at once at the start.
+	if ra < 95 || ra > 160 || al.Drops["tenant_session_rate"] == 0 {
+		t.Errorf("limits.session_rate = 50 let %d start in 2 s, drops %v", ra, al.Drops)
+	}
+	if rb < 38 || rb > 65 || be.Drops["host_session_rate"] == 0 {
+		t.Errorf("limits.host_session_rate = 20 let %d start in 2 s, drops %v", rb, be.Drops)
+	}
+}
