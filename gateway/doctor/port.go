@@ -76,7 +76,7 @@ func trunk(node *configs.Node, p *configs.Port) bool {
 }
 
 // allOff is what both ends of a veth want.
-const allOff = "tx off tso off gso off gro off txvlan off rxvlan off"
+const allOff = "tx off tso off gso off gro off txvlan off rxvlan off rx-vlan-stag-hw-parse off tx-vlan-stag-hw-insert off"
 
 func (d *Doctor) portOffloads(node *configs.Node, p *configs.Port, l *hostnet.Link) {
 	name := portName(p)
@@ -92,15 +92,22 @@ func (d *Doctor) portOffloads(node *configs.Node, p *configs.Port, l *hostnet.Li
 		}
 		return on
 	}
-	if o[hostnet.RxVLAN].On {
-		mend, why := "ethtool -K "+l.Name+" rxvlan off", "the driver takes VLAN tags off before the gateway sees them"
-		if o[hostnet.RxVLAN].Fixed {
+	for _, x := range []hostnet.Offload{hostnet.RxVLAN, hostnet.RxSTag} {
+		if !o[x].On {
+			continue
+		}
+		tags := "VLAN tags"
+		if x == hostnet.RxSTag {
+			tags = "service tags"
+		}
+		mend, why := "ethtool -K "+l.Name+" "+x.String()+" off", "the driver takes "+tags+" off before the gateway sees them"
+		if o[x].Fixed {
 			mend, why = "", why+" and cannot be told not to: use another device"
 		}
 		if trunk(node, p) {
-			d.say(Bad, name, "rxvlan is on, and tenants are told apart by tag here", why+": all tenants would look like the untagged one", mend)
+			d.say(Bad, name, x.String()+" is on, and tenants are told apart by tag here", why+": what they told apart would fall together", mend)
 		} else {
-			d.say(Warn, name, "rxvlan is on", why+": a tagged frame would count as untagged", mend)
+			d.say(Warn, name, x.String()+" is on", why+": a tagged frame would count as untagged", mend)
 		}
 	}
 	if o[hostnet.LRO].On {
@@ -110,7 +117,7 @@ func (d *Doctor) portOffloads(node *configs.Node, p *configs.Port, l *hostnet.Li
 		d.say(Warn, name, "gro is on in generic mode", "packets are joined before the gateway sees them", "ethtool -K "+l.Name+" gro off")
 	}
 	if l.Kind == "veth" {
-		if on := off(hostnet.TxChecksum, hostnet.TSO, hostnet.GSO, hostnet.GRO, hostnet.TxVLAN); len(on) > 0 {
+		if on := off(hostnet.TxChecksum, hostnet.TSO, hostnet.GSO, hostnet.GRO, hostnet.TxVLAN, hostnet.TxSTag); len(on) > 0 {
 			d.say(Warn, name, strings.Join(on, ", ")+" on at this end", "the other end gets packets with unfinished checksums, joined, or with the tag beside the frame", "ethtool -K "+l.Name+" "+allOff)
 		}
 		d.say(Info, name, "a veth: the offloads of its other end cannot be seen from here", "with tx on there, packets arrive with unfinished checksums and are dropped as unfinished_checksum; with txvlan on, tags are lost",

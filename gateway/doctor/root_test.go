@@ -64,7 +64,7 @@ func TestThisMachine(t *testing.T) {
 		if err := netlink.LinkSetUp(l); err != nil {
 			t.Fatal(err)
 		}
-		if err := hostnet.SetOffloads(name, false, hostnet.TxChecksum, hostnet.TSO, hostnet.GSO, hostnet.GRO, hostnet.TxVLAN, hostnet.RxVLAN); err != nil {
+		if err := hostnet.SetOffloads(name, false, hostnet.TxChecksum, hostnet.TSO, hostnet.GSO, hostnet.GRO, hostnet.TxVLAN, hostnet.RxVLAN, hostnet.TxSTag, hostnet.RxSTag); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -223,6 +223,13 @@ func TestLinkTwoTenantsOnOneTrunk(t *testing.T) {
 	if n := seen.Seen(); n > 0 {
 		t.Errorf("%d frames of nobody's VLAN came out", n)
 	}
+	// A tenant's tag behind a service tag is not the tenant's.
+	before = s.status()
+	double := append(append([]byte{}, plain[:12]...), 0x88, 0xa8, 0, 5)
+	check(t, send(append(double, tagged(101)[12:]...)))
+	if !until(2*time.Second, func() bool { return drops(before, s.status())["bad_ethertype"] == 1 }) || seen.Seen() > 0 {
+		t.Errorf("a tenant's tag behind a service tag: dropped as %v, %d came out", drops(before, s.status()), seen.Seen())
+	}
 	// The same with a tenant's tag is the tenant's, whatever its priority.
 	check(t, send(tagged(6<<13|101)))
 	if !until(2*time.Second, func() bool { return seen.Seen() == 1 }) {
@@ -250,28 +257,31 @@ func TestLinkTwoTenantsOnOneTrunk(t *testing.T) {
 // A driver that strips tags would let the tenants of a trunk fall together: the start is refused, with the line that mends it, and that line does.
 func TestLinkTrunkRefusesTagStripping(t *testing.T) {
 	s := trunk(t)
-	_, err := s.Exec(netlab.GW, "ethtool", "-K", "trunk0", "rxvlan", "on")
-	check(t, err)
-	p := s.launch(nil)
-	select {
-	case <-p.ended:
-	case <-time.After(5 * time.Second):
-		s.end(p, unix.SIGTERM)
-		t.Fatal("it started")
+	for _, feature := range []string{"rxvlan", "rx-vlan-stag-hw-parse"} {
+		_, err := s.Exec(netlab.GW, "ethtool", "-K", "trunk0", feature, "on")
+		check(t, err)
+		p := s.launch(nil)
+		select {
+		case <-p.ended:
+		case <-time.After(5 * time.Second):
+			s.end(p, unix.SIGTERM)
+			t.Fatal("it started")
+		}
+		mend := "ethtool -K trunk0 " + feature + " off"
+		said := p.lastLines(10)
+		if p.err == nil || !strings.Contains(said, mend) || strings.Count(said, "\n") > 0 {
+			t.Errorf("it ended with %v and says %q, want one line with %q", p.err, said, mend)
+		}
+		if a, b := s.xdpID("trunk0"), s.xdpID("bb0"); a != 0 || b != 0 {
+			t.Errorf("programs are left: %d %d", a, b)
+		}
+		t.Log(said)
+		f := strings.Fields(mend)
+		_, err = s.Exec(netlab.GW, f[0], f[1:]...)
+		check(t, err)
 	}
-	mend := "ethtool -K trunk0 rxvlan off"
-	said := p.lastLines(10)
-	if p.err == nil || !strings.Contains(said, mend) || strings.Count(said, "\n") > 0 {
-		t.Errorf("it ended with %v and says %q, want one line with %q", p.err, said, mend)
-	}
-	if a, b := s.xdpID("trunk0"), s.xdpID("bb0"); a != 0 || b != 0 {
-		t.Errorf("programs are left: %d %d", a, b)
-	}
-	f := strings.Fields(mend)
-	_, err = s.Exec(netlab.GW, f[0], f[1:]...)
-	check(t, err)
 	// On the port without VLANs stripping harms nobody.
-	_, err = s.Exec(netlab.GW, "ethtool", "-K", "bb0", "rxvlan", "on")
+	_, err := s.Exec(netlab.GW, "ethtool", "-K", "bb0", "rxvlan", "on")
 	check(t, err)
 	s.start()
 	var g host.Ping
@@ -279,6 +289,5 @@ func TestLinkTrunkRefusesTagStripping(t *testing.T) {
 	if g.Received != 3 {
 		t.Errorf("%d of 3 pings", g.Received)
 	}
-	t.Log(said)
 	s.stop()
 }

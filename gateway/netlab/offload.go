@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// offloads are the kernel's feature names behind ethtool's tx, tso, gso, gro, txvlan and rxvlan.
+// offloads are the kernel's feature names behind ethtool's tx, tso, gso, gro, txvlan and rxvlan, and those for service tags.
 var offloads = []string{
 	"tx-checksum-ip-generic", "tx-checksum-ipv4", "tx-checksum-ipv6", "tx-checksum-sctp",
 	"tx-tcp-segmentation", "tx-tcp-ecn-segmentation", "tx-tcp-mangleid-segmentation", "tx-tcp6-segmentation",
-	"tx-generic-segmentation", "rx-gro", "tx-vlan-hw-insert", "rx-vlan-hw-parse",
+	"tx-generic-segmentation", "rx-gro", "tx-vlan-hw-insert", "rx-vlan-hw-parse", "tx-vlan-stag-hw-insert", "rx-vlan-stag-hw-parse",
 }
 
 // newOffloads belong to the same switches on kernels that know them.
