@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -29,7 +30,18 @@ const (
 // time. In each of the gateway's states, and on each way from one to the other, none of it may take the kernel's way, and the
 // host itself must stay reachable through the same port.
 func TestSteerClosedInEveryState(t *testing.T) {
+	for _, mode := range []string{"auto", "generic"} {
+		t.Run(mode, func(t *testing.T) { closedInEveryState(t, mode) })
+	}
+}
+
+func closedInEveryState(t *testing.T, mode string) {
 	s := standard(t, netlab.Options{})
+	node := read(t, s.node)
+	for _, dev := range []string{netlab.PublicPort, netlab.AlphaPort, netlab.BetaPort} {
+		node = replace(t, node, fmt.Sprintf("device = %q\n", dev), fmt.Sprintf("device = %q\nmode = %q\n", dev, mode))
+	}
+	s.write(node, read(t, s.policy))
 	for dev, addrs := range map[string][]string{netlab.PublicPort: {hostOnPublic + "/24", "2001:db8:ff::9/64"}, netlab.AlphaPort: {"198.18.10.2/24", "2001:db8:a::2/64"}} {
 		for _, a := range addrs {
 			check(t, s.AddAddr(netlab.GW, dev, prefix(a)))
@@ -139,6 +151,11 @@ func TestSteerClosedInEveryState(t *testing.T) {
 	base = now()
 	s.ready(s.gw)
 	flows("first start")
+	for _, p := range s.status().Ports {
+		if (p.Attach == "generic") != (mode == "generic") {
+			t.Errorf("port %s is attached in %s mode, asked for %s", p.Name, p.Attach, mode)
+		}
+	}
 	hostWorks("running")
 	open := s.sshSession(s.Public1.Name, ssh)
 	open.echo(t, "running")
