@@ -65,6 +65,8 @@ func TestWorkersHandOver(t *testing.T) {
 			}
 			seed := seedAwayFromFirst(s, c.workers)
 			s.start("--seed", fmt.Sprint(seed))
+			check(t, s.Sysctl(s.Public1.Name, "net.ipv4.icmp_ratelimit", "0")) // traceroute asks for more answers than a host gives
+			check(t, s.Sysctl(s.Public1.Name, "net.ipv6.icmp.ratelimit", "0"))
 			s.serve(s.Public1.Name, "http-serve", "-addr", ":80")
 			s.serve(s.Public1.Name, "udp-echo", "-addr", ":7007")
 			s.serve(s.Alpha1.Name, "tcp-serve", "-addr", ":80", "-banner", "inside")
@@ -129,6 +131,15 @@ func TestWorkersHandOver(t *testing.T) {
 			s.run(s.Beta2.Name, &fast, "http-get", "-url", "http://203.0.113.11", "-size", "30000000", "-seed", "9")
 			if !fast.OK {
 				t.Errorf("fast download: %+v", fast)
+			}
+			// ICMP errors belong to the worker of what they quote.
+			for _, p := range []struct{ ns, family, to, hop string }{{s.Alpha1.Name, "-4", "203.0.113.11", netlab.InsideGW4}, {s.Beta2.Name, "-6", "2001:db8:ff::11", "2001:db8:b::1"}} {
+				out, err := s.Exec(p.ns, "traceroute", "-n", p.family, "-q", "3", "-w", "2", "-m", "4", p.to)
+				check(t, err)
+				lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+				if len(lines) != 3 || strings.Contains(lines[1]+lines[2], "*") || !strings.Contains(lines[1], " "+p.hop+" ") || !strings.Contains(lines[2], " "+p.to+" ") {
+					t.Errorf("traceroute from %s:\n%s", p.ns, out)
+				}
 			}
 			// A conversation that the outside opens: a forwarded port.
 			var in host.Attempt
