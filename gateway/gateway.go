@@ -27,6 +27,7 @@ import (
 	"demarc/gateway/revisions"
 	"demarc/gateway/slowpath"
 	"demarc/gateway/snapshot"
+	"demarc/gateway/verdict"
 	"demarc/gateway/worker"
 	"demarc/gateway/xsk"
 )
@@ -65,22 +66,20 @@ type Gateway struct {
 	eph     [2]uint16
 	seed    uint64
 
-	mu       sync.Mutex // serialises apply, link changes
-	view     atomic.Pointer[snapshot.View]
-	policy   *configs.Policy // of view; under mu
-	text     []byte          // of policy; under mu
-	unkept   bool            // policy was given at start and is not on disk yet; under mu
-	revision atomic.Pointer[api.Revision]
-	settled  atomic.Uint32
-	problems atomic.Pointer[[]string] // kept policies that were damaged, found at start
-	ready    atomic.Bool
-	why      atomic.Pointer[string]
-	noNeigh  atomic.Uint64
-	slowDrop atomic.Uint64
-	busy     []float64 // per worker, under busyMu
-	busyMu   sync.Mutex
-	fatal    chan error
-	account  error // frame account at the end of Run
+	linkMu    sync.Mutex // of port.link, which reports read without mu
+	mu        sync.Mutex // serialises apply, link changes
+	view      atomic.Pointer[snapshot.View]
+	policy    *configs.Policy // of view; under mu
+	text      []byte          // of policy; under mu
+	unkept    bool            // policy was given at start and is not on disk yet; under mu
+	revision  atomic.Pointer[api.Revision]
+	settled   atomic.Uint32
+	problems  atomic.Pointer[[]string] // kept policies that were damaged, found at start
+	ready     atomic.Bool
+	slowDrops [verdict.NumReasons]atomic.Uint64 // packets that waited for a neighbour in vain
+	busy      []float64                         // per worker, under busyMu
+	busyMu    sync.Mutex
+	fatal     chan error
 }
 
 // mapTable takes zeroed memory outside the Go heap, in huge pages where the kernel has them.
@@ -213,6 +212,7 @@ func (g *Gateway) upkeep(ctx context.Context) error {
 	defer tick.Stop()
 	last := make([]uint64, len(g.workers))
 	lastAt := g.clock.Now()
+	missed := make([]uint64, len(g.shards))
 	for {
 		select {
 		case <-ctx.Done():
@@ -222,6 +222,10 @@ func (g *Gateway) upkeep(ctx context.Context) error {
 		_ = g.clock.Resync() // it worked at start; a suspend is the only thing it could find
 		for i, sh := range g.shards {
 			sh.Events(func(e pipeline.Event) { g.logEvent(i, e) })
+			if n := sh.EvMissed.Load(); n != missed[i] {
+				g.log.Warn("more rule lines than the log takes", "worker", i, "lost", n-missed[i])
+				missed[i] = n
+			}
 		}
 		now := g.clock.Now()
 		if now-lastAt >= uint64(time.Second) {

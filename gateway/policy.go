@@ -16,10 +16,7 @@ import (
 	"demarc/gateway/revisions"
 	"demarc/gateway/slowpath"
 	"demarc/gateway/snapshot"
-	"demarc/gateway/verdict"
 )
-
-type verdictReason = verdict.Reason
 
 func digest(text []byte) string {
 	h := sha256.Sum256(text)
@@ -119,6 +116,17 @@ func (g *Gateway) serve(p *configs.Policy, v *snapshot.View, text []byte, r *api
 	g.policy, g.text = p, text
 	g.revision.Store(r)
 	g.view.Store(v)
+	g.steer(v)
+	for _, w := range g.workers {
+		w.Publish(v)
+	}
+	if g.slow != nil {
+		g.slow.SetInterfaces(g.slowInterfaces(v))
+	}
+}
+
+// steer has the XDP programs know what v and the host's addresses ask for. The caller holds mu, or is New.
+func (g *Gateway) steer(v *snapshot.View) {
 	for i, pt := range g.ports {
 		if pt.prog == nil {
 			continue
@@ -132,12 +140,6 @@ func (g *Gateway) serve(p *configs.Policy, v *snapshot.View, text []byte, r *api
 			continue
 		}
 		pt.loaded = c
-	}
-	for _, w := range g.workers {
-		w.Publish(v)
-	}
-	if g.slow != nil {
-		g.slow.SetInterfaces(g.slowInterfaces(v))
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"demarc/gateway/pipeline"
 	"demarc/gateway/slowpath"
 	"demarc/gateway/snapshot"
+	"demarc/gateway/verdict"
 	"demarc/gateway/worker"
 	"demarc/gateway/xsk"
 )
@@ -24,7 +25,7 @@ import (
 // port is one network device of the node.
 type port struct {
 	cfg    configs.Port
-	link   hostnet.Link
+	link   hostnet.Link // written under mu and linkMu
 	asked  xsk.Mode
 	mode   xsk.Mode // decided
 	why    string   // why not zero-copy
@@ -234,8 +235,8 @@ func (g *Gateway) makeWorkers() error {
 	g.busy = make([]float64, count)
 	g.slow = slowpath.New(slowpath.Config{
 		Neighbors: g.neigh, Send: g.transmit, Now: g.clock.Now, Log: g.log, Workers: count, Capacity: n.Tables.Neighbors, Seed: g.seed,
-		HostResolve: g.hostResolve, Unreachable: func([]byte, uint16) { g.noNeigh.Add(1) },
-		Dropped: func([]byte, uint16, verdictReason) { g.slowDrop.Add(1) },
+		HostResolve: g.hostResolve, Unreachable: func([]byte, uint16) { g.slowDrops[verdict.NoNeighbor].Add(1) },
+		Dropped: func(_ []byte, _ uint16, r verdict.Reason) { g.slowDrops[r%verdict.NumReasons].Add(1) },
 	})
 	chunk := smallChunk
 	for _, p := range g.ports {
@@ -372,7 +373,6 @@ func (g *Gateway) release() (err error) {
 	for _, w := range g.workers {
 		err = errors.Join(err, w.Account(), w.Close())
 	}
-	g.account = err
 	for _, p := range g.ports {
 		for _, q := range p.queues {
 			err = errors.Join(err, q.sock.Close())
@@ -411,12 +411,35 @@ func (g *Gateway) netEvent(e hostnet.Event) {
 				return
 			}
 			g.linkChanged(i, e.Link)
+		case hostnet.AddrEvent:
+			if e.Ifindex == p.link.Index {
+				g.addrChanged(i, e.Addr, e.Gone)
+			}
 		case hostnet.NeighborEvent:
 			if e.Ifindex == p.link.Index && len(p.cfg.Host.Shared) > 0 {
 				g.kernelNeighbor(i, e)
 			}
 		}
 	}
+}
+
+// addrChanged follows an address that the host got or lost on a port: what is addressed to it is the host's from then on, or no more.
+func (g *Gateway) addrChanged(i int, a netip.Prefix, gone bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	p := g.ports[i]
+	if gone == !slices.Contains(p.link.Addrs, a) {
+		return
+	}
+	addrs := slices.DeleteFunc(slices.Clone(p.link.Addrs), func(x netip.Prefix) bool { return x == a })
+	if !gone {
+		addrs = append(addrs, a)
+	}
+	g.linkMu.Lock()
+	p.link.Addrs = addrs
+	g.linkMu.Unlock()
+	g.log.Info("host address", "port", p.cfg.Name, "addr", a.String(), "gone", gone)
+	g.steer(g.view.Load())
 }
 
 func (g *Gateway) fail(err error) {
@@ -454,12 +477,13 @@ func (g *Gateway) linkChanged(i int, l hostnet.Link) {
 		g.log.Info("link", "port", p.cfg.Name, "up", l.Up, "carrier", l.Carrier)
 	}
 	same := l.MAC == p.link.MAC && l.MTU == p.link.MTU
-	p.link.Up, p.link.Carrier = l.Up, l.Carrier
+	g.linkMu.Lock()
+	p.link.Up, p.link.Carrier, p.link.MAC, p.link.MTU = l.Up, l.Carrier, l.MAC, l.MTU
+	g.linkMu.Unlock()
 	if same {
 		return
 	}
 	g.log.Info("link changed", "port", p.cfg.Name, "mtu", l.MTU, "mac", fmt.Sprintf("%x", l.MAC))
-	p.link.MAC, p.link.MTU = l.MAC, l.MTU
 	if l.MTU+headroom+linkHeader > g.chunk {
 		g.log.Error("mtu is larger than a frame of packet memory: larger packets are lost until a restart", "port", p.cfg.Name, "mtu", l.MTU, "chunk", g.chunk)
 	}

@@ -255,8 +255,11 @@ func (b backend) Drops(context.Context) (*api.Drops, error) {
 		}
 	}
 	nobody := b.dropsOf(0)
-	nobody[verdict.NoNeighbor.String()] += g.noNeigh.Load()
-	nobody[verdict.NeighborQueueFull.String()] += g.slowDrop.Load()
+	for r := range g.slowDrops {
+		if n := g.slowDrops[r].Load(); n > 0 {
+			nobody[verdict.Reason(r).String()] += n
+		}
+	}
 	add(nobody)
 	v := g.view.Load()
 	for id := 1; id <= snapshot.MaxTenantID(g.o.Node); id++ {
@@ -314,9 +317,18 @@ func (b backend) ports(in *inside) (*api.Ports, error) {
 		}
 	}
 	for i, p := range g.ports {
-		ap := api.Port{Name: p.cfg.Name, Device: p.cfg.Device, Ifindex: p.link.Index, MAC: fmt.Sprintf("%x", p.link.MAC), MTU: p.link.MTU, Driver: p.link.Driver,
-			Up: p.link.Up, Carrier: p.link.Carrier, Asked: p.asked.String(), Attach: "generic"}
-		m := p.link.MAC
+		g.linkMu.Lock()
+		link := p.link
+		g.linkMu.Unlock()
+		ap := api.Port{Name: p.cfg.Name, Device: p.cfg.Device, Ifindex: link.Index, MTU: link.MTU, Driver: link.Driver,
+			Up: link.Up, Carrier: link.Carrier, Asked: p.asked.String(), Attach: "generic"}
+		switch {
+		case !ap.Up:
+			ap.Problem = fmt.Sprintf("device %s is down: ip link set %s up", p.cfg.Device, p.cfg.Device)
+		case !ap.Carrier:
+			ap.Problem = fmt.Sprintf("device %s has no carrier: nothing is connected to it, or its far end is down", p.cfg.Device)
+		}
+		m := link.MAC
 		ap.MAC = fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
 		if p.native {
 			ap.Attach = "native"

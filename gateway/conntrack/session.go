@@ -54,9 +54,7 @@ const (
 	FlagFromBackbone                   // the first packet came from the backbone, else from Tenant
 	FlagToBackbone                     // it left to the backbone, so replies enter from there, else from Tenant
 	FlagNAT                            // translated: Xlat differs from Orig, or may
-	FlagCut                            // denied by a later policy: kept so that its packets are dropped cheaply and counted
 	FlagReplied                        // a packet of the reply direction was seen
-	FlagBlockedLog                     // the pipeline's: the cut was logged
 	FlagCounted                        // the pipeline's: counted for its inside host
 )
 

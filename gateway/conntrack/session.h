@@ -51,9 +51,8 @@ struct demarc_bucket {
 #define DEMARC_FLAG_FROM_BACKBONE 0x02
 #define DEMARC_FLAG_TO_BACKBONE 0x04
 #define DEMARC_FLAG_NAT 0x08
-#define DEMARC_FLAG_CUT 0x10
-#define DEMARC_FLAG_REPLIED 0x20
-#define DEMARC_FLAG_BLOCKED_LOG 0x40
+#define DEMARC_FLAG_REPLIED 0x10
+#define DEMARC_FLAG_COUNTED 0x20
 
 _Static_assert(sizeof(struct demarc_session) == 128, "size");
 _Static_assert(sizeof(struct demarc_bucket) == 64, "size");

@@ -44,7 +44,6 @@ type Input struct {
 	Links     []Link // parallel to Node.Ports
 	Prev      *View  // nil at the first
 	Settled   uint32 // every session of every worker has been judged under this View or a later one
-	Revision  uint64
 	HomeSeed  uint64
 	Ephemeral [2]uint16 // the kernel's own port range, kept from the allocator on addresses shared with the host
 	LinkLocal func(mac [6]byte) netip.Addr
@@ -71,7 +70,7 @@ func (c *compiler) fail(format string, args ...any) {
 func Compile(in Input) (*View, error) {
 	c := &compiler{in: in, byIf: map[string]uint16{}, byPub: map[flow.Addr]uint32{}, next: 1}
 	c.v = &View{
-		Gen: 1, Revision: in.Revision, Workers: max(1, in.Node.Workers.Count), HomeSeed: in.HomeSeed,
+		Gen: 1, Workers: max(1, in.Node.Workers.Count), HomeSeed: in.HomeSeed,
 		Timeouts: timeouts(in.Policy.Timeouts), NATHold: ticks(in.Policy.Timeouts.NATHold.Duration),
 		byName: map[string]flow.TenantID{}, retired: map[flow.TenantID]uint32{}, marked: map[flow.Addr]bool{},
 	}

@@ -181,7 +181,6 @@ type View struct {
 	NATHold  uint32 // ticks
 	Workers  int
 	HomeSeed uint64
-	Warnings []string
 	Fresh    []flow.TenantID // ids that this View gives to new tenants: their counters start at 0
 
 	byName   map[string]flow.TenantID
