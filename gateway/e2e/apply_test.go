@@ -587,3 +587,158 @@ func TestApplyOddRequests(t *testing.T) {
 		t.Errorf("after all that: %+v", st.Revision)
 	}
 }
+
+// A policy of 10,000 rules is compiled while packets go on: none is lost, before, during and after.
+func TestApplyManyRules(t *testing.T) {
+	r := newRig(t, "many", rigPolicy("", ""))
+	r.start()
+	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
+	var rules strings.Builder
+	for i := range 10000 {
+		fmt.Fprintf(&rules, "[[tenant.rule]]\nname = \"r%d\"\ndirection = \"out\"\naction = \"deny\"\nto = [\"198.51.%d.%d\"]\nservice = [\"tcp/%d\"]\n", i, 100+i%50, i%256, 1000+i)
+	}
+	path := filepath.Join(r.dir, "many.toml")
+	r.write(path, rigPolicy(rules.String(), ""))
+	var a, b host.Probe
+	jobs := []*job{r.spawn(r.Alpha1.Name, &a, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "1000", "-duration", "5s", "-wait", "1s"),
+		r.spawn(r.Beta1.Name, &b, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "1000", "-duration", "5s", "-wait", "1s")}
+	time.Sleep(500 * time.Millisecond)
+	var d api.Diff
+	start := time.Now()
+	r.ask(&d, "diff", path)
+	diffed := time.Since(start)
+	var applied api.Applied
+	r.ask(&applied, "apply", path)
+	r.apply(rigPolicy("", ""))
+	all := time.Since(start)
+	r.wait(jobs...)
+	t.Logf("10,000 rules: diff %v, apply %.0f ms, all with the way back %v; alpha %d of %d, longest gap %.1f ms; beta %d of %d, %.1f ms", diffed.Round(time.Millisecond),
+		applied.Took*1e3, all.Round(time.Millisecond), a.Received, a.Sent, a.LongestMs, b.Received, b.Sent, b.LongestMs)
+	if a.Received != a.Sent || b.Received != b.Sent || all > 4400*time.Millisecond {
+		t.Errorf("alpha %d of %d, beta %d of %d, in %v", a.Received, a.Sent, b.Received, b.Sent, all)
+	}
+}
+
+// kill -9 at any moment of a row of applies: what was acknowledged is served again, or the one that was under way.
+func TestApplyKilledAnyTime(t *testing.T) {
+	policy := func(n int) string {
+		return strings.Replace(rigPolicy("", ""), `name = "e2e"`, fmt.Sprintf("name = \"number %d\"", n), 1)
+	}
+	r := newRig(t, "killed", policy(0))
+	next := 1
+	for round := range 6 {
+		r.start()
+		acked := r.status().Revision.Name
+		done := make(chan string)
+		go func() {
+			last := acked
+			for ; ; next++ {
+				path := filepath.Join(r.dir, "row.toml")
+				if os.WriteFile(path, []byte(policy(next)), 0o644) != nil {
+					break
+				}
+				if _, _, code := r.cli("apply", path); code != 0 {
+					break
+				}
+				last = fmt.Sprintf("number %d", next)
+			}
+			done <- last
+		}()
+		time.Sleep(time.Duration(100+37*round) * time.Millisecond)
+		r.kill()
+		acked = <-done
+		r.start()
+		got := r.status().Revision
+		t.Logf("round %d: acknowledged %q, served after the crash: %q, revision %d", round, acked, got.Name, got.Number)
+		if got.Name != acked && got.Name != fmt.Sprintf("number %d", next) {
+			t.Errorf("round %d: %q was acknowledged, %q is served", round, acked, got.Name)
+		}
+		next++
+		r.kill()
+	}
+	r.start()
+}
+
+// Limits that go, shrink, or change their mode while their queue is full, and a tenant that goes with its queue full: no frame is lost
+// count of, and the line is right afterwards.
+func TestApplyUnderFullQueues(t *testing.T) {
+	head := "schema = 1\nname = \"e2e\"\n[backbone]\ninterfaces = [\"backbone\"]\n"
+	with := func(rate string) string { return head + rigAlpha("[tenant.rates.out]\n"+rate+"\n") + rigBeta("") }
+	r := newRig(t, "queues", with("bits = \"5M\"\nqueue = \"200ms\""))
+	r.start()
+	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
+	sink := r.serve(r.Public2.Name, "udp-sink", "-addr", ":9000")
+	var f host.Flood
+	var beta host.Probe
+	jobs := []*job{r.spawn(r.Alpha1.Name, &f, "udp-flood", "-dst", addrPort(r.Public2.V4, 9000), "-bits", "30e6", "-duration", "6s"),
+		r.spawn(r.Beta1.Name, &beta, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "500", "-duration", "5500ms")}
+	time.Sleep(700 * time.Millisecond)
+	if q := rigTenantOf(r.status(), "alpha").Queued.Out; q < 50 {
+		t.Errorf("only %d packets wait: the queue is not full", q)
+	}
+	for _, next := range []string{
+		with("bits = \"1M\"\nqueue = \"200ms\""), with("bits = \"5M\"\nmode = \"police\""), with("bits = \"5M\"\nqueue = \"200ms\""),
+		with(""), with("packets = 100\nqueue = \"200ms\""), head + rigBeta(""), with("bits = \"5M\"\nqueue = \"200ms\""), head + rigBeta(""), with("bits = \"8M\""),
+	} {
+		r.apply(next)
+		time.Sleep(250 * time.Millisecond)
+		if st := r.status(); !st.Conservation.OK {
+			t.Errorf("frames: %s", st.Conservation.Detail)
+		}
+	}
+	r.wait(jobs...)
+	if beta.Received != beta.Sent {
+		t.Errorf("beta lost %d of %d", beta.Sent-beta.Received, beta.Sent)
+	}
+	var s host.Sink
+	if err := sink.Stop(&s); err != nil {
+		t.Fatal(err)
+	}
+	last := s.Tags["flood"].Rate(4500*time.Millisecond, time.Second)
+	var st *api.Status
+	r.until(2*time.Second, "the queue runs empty", func() (bool, string) {
+		st = r.status()
+		return rigTenantOf(st, "alpha").Queued.Out == 0, fmt.Sprint(rigTenantOf(st, "alpha").Queued.Out)
+	})
+	t.Logf("the last limit, 8 Mbit/s, let %.2f through; beta %d of %d; %s; drops %v", last/1e6, beta.Received, beta.Sent, st.Conservation.Detail, rigTenantOf(st, "alpha").Drops)
+	if !within(last, 8e6, 0.03) {
+		t.Logf("flood %+v, IP bytes by 50 ms: %v", f, s.Tags["flood"].Buckets)
+		t.Errorf("the last limit, 8 Mbit/s, let %.2f through", last/1e6)
+	}
+	if st.Drops["unset"]+st.Drops["internal_error"] > 0 {
+		t.Errorf("%d without a reason, %d by internal_error", st.Drops["unset"], st.Drops["internal_error"])
+	}
+}
+
+// Of many who apply against the same revision at once, one wins.
+func TestApplyAtOnce(t *testing.T) {
+	r := newRig(t, "atonce", rigPolicy("", ""))
+	r.start()
+	now := r.status().Revision.Number
+	type result struct {
+		code int
+		text string
+	}
+	results := make(chan result)
+	const clients = 8
+	for i := range clients {
+		path := filepath.Join(r.dir, fmt.Sprintf("p%d.toml", i))
+		r.write(path, rigPolicy(fmt.Sprintf("[tenant.rates.out]\nbits = \"%dM\"\n", i+1), ""))
+		go func() {
+			_, text, code := r.cli("apply", "--expect", fmt.Sprint(now), path)
+			results <- result{code, text}
+		}()
+	}
+	won := 0
+	for range clients {
+		x := <-results
+		if x.code == 0 {
+			won++
+		} else if !strings.Contains(x.text, "conflict") {
+			t.Errorf("status %d: %s", x.code, x.text)
+		}
+	}
+	if got := r.status().Revision.Number; won != 1 || got != now+1 {
+		t.Errorf("%d of %d won, revision %d after %d", won, clients, got, now)
+	}
+}

@@ -10,6 +10,7 @@ import (
 
 	"demarc/gateway/netlab"
 	"demarc/gateway/netlab/host"
+	"demarc/gateway/netlab/roottest"
 )
 
 // Inbound floods come over IPv6: one rule lets them in, no translation is between them and the limit.
@@ -260,5 +261,79 @@ class = "voice"
 		if bulk.Received > bulk.Sent*9/10 && bulk.RTT.P50 < 15 {
 			t.Errorf("bulk lost %d of %d and waited %.1f ms: there was no overload", bulk.Sent-bulk.Received, bulk.Sent, bulk.RTT.P50)
 		}
+	}
+}
+
+// One limit holds over two workers: flows of one tenant that different workers carry share it, in both directions.
+func TestRatesSharedByWorkers(t *testing.T) {
+	roottest.Require(t)
+	top, err := netlab.Standard("ratestwo", netlab.Options{Queues: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := top.Close(); err != nil {
+			t.Errorf("close the lab: %v", err)
+		}
+		nothingLeft(t, top.Name())
+	})
+	r := rigOn(t, top, program(t), rigPolicy("[tenant.rates.out]\nbits = \"40M\"\n[tenant.rates.in]\nbits = \"30M\"\nmode = \"police\"\n"+rigLetIn, ""))
+	r.write(r.node, rigNode(r.data, r.socket, "[workers]\ncount = 2\n"))
+	r.start()
+	const flows = 4
+	out, in := r.serve(r.Public1.Name, "udp-sink", "-addr", ":9000"), r.serve(r.Alpha1.Name, "udp-sink", "-addr", ":9001")
+	floods, jobs := make([]host.Flood, 2*flows), []*job{}
+	for i := range flows {
+		jobs = append(jobs,
+			r.spawn([]string{r.Alpha1.Name, r.Alpha2.Name}[i%2], &floods[2*i], "udp-flood", "-dst", addrPort(r.Public1.V4, 9000), "-bits", "25e6", "-duration", "6500ms"),
+			r.spawn([]string{r.Public1.Name, r.Public2.Name}[i%2], &floods[2*i+1], "udp-flood", "-dst", addrPort(r.Alpha1.V6, 9001), "-bits", "20e6", "-duration", "6500ms"))
+	}
+	r.wait(jobs...)
+	for _, x := range []struct {
+		what string
+		sink *netlab.Server
+		want float64
+	}{{"out, shaped", out, 40e6}, {"in, policed", in, 30e6}} {
+		var s host.Sink
+		if err := x.sink.Stop(&s); err != nil {
+			t.Fatal(err)
+		}
+		if s.Tags["flood"] == nil {
+			t.Errorf("%s: nothing arrived", x.what)
+			continue
+		}
+		rate := s.Tags["flood"].Rate(time.Second, 5*time.Second)
+		t.Logf("%s: limit %.0f, got %.0f bit/s (%+.2f %%) from %d sources", x.what, x.want, rate, 100*(rate-x.want)/x.want, len(s.Tags["flood"].Sources))
+		if !within(rate, x.want, 0.02) {
+			t.Errorf("%s: %.0f bit/s got through a limit of %.0f", x.what, rate, x.want)
+		}
+	}
+	carried := 0
+	for _, w := range r.status().Workers {
+		t.Logf("worker %d: %d sessions, handed out %d, in %d", w.ID, w.Sessions, w.HandedOut, w.HandedIn)
+		if w.Sessions > 0 {
+			carried++
+		}
+	}
+	if carried != 2 {
+		t.Logf("by this run's hash all flows met on one worker: nothing was shared")
+	}
+}
+
+// A fast line is as exact as a slow one.
+func TestRatesFastLine(t *testing.T) {
+	r := newRig(t, "ratesfast", rigPolicy("[tenant.rates.out]\nbits = \"150M\"\n", ""))
+	r.start()
+	sink := r.serve(r.Public1.Name, "udp-sink", "-addr", ":9000")
+	var f host.Flood
+	r.wait(r.spawn(r.Alpha1.Name, &f, "udp-flood", "-dst", addrPort(r.Public1.V4, 9000), "-bits", "300e6", "-size", "1400", "-duration", "6500ms"))
+	var s host.Sink
+	if err := sink.Stop(&s); err != nil {
+		t.Fatal(err)
+	}
+	rate := s.Tags["flood"].Rate(time.Second, 5*time.Second)
+	t.Logf("limit 150 Mbit/s, offered %.1f, got %.3f (%+.2f %%)", f.Bits/1e6, rate/1e6, 100*(rate-150e6)/150e6)
+	if !within(rate, 150e6, 0.02) {
+		t.Errorf("%.0f bit/s got through a limit of 150M", rate)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"demarc/gateway/api"
 	"demarc/gateway/netlab"
 	"demarc/gateway/netlab/host"
+	"demarc/gateway/netlab/roottest"
 )
 
 // rigUDP opens a socket in a namespace; port 0 is any. A destination connects it.
@@ -467,5 +468,131 @@ func TestSeeingSessionLimits(t *testing.T) {
 	}
 	if rb < 38 || rb > 65 || be.Drops["host_session_rate"] == 0 {
 		t.Errorf("limits.host_session_rate = 20 let %d start in 2 s, drops %v", rb, be.Drops)
+	}
+}
+
+// A full table refuses new sessions under a reason; the live ones go on.
+func TestSeeingFullTable(t *testing.T) {
+	r := newRig(t, "full", rigPolicy("", ""))
+	r.write(r.node, replace(t, rigNode(r.data, r.socket, ""), "sessions = 16384", "sessions = 1024\nmappings = 4096"))
+	r.start()
+	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
+	rigUDPEcho(r, r.Public1.Name, 7008)
+	var p host.Probe
+	stream := r.spawn(r.Beta1.Name, &p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "200", "-duration", "3s")
+	time.Sleep(500 * time.Millisecond)
+	const tried = 1500
+	if err := r.Do(r.Alpha1.Name, func() error { return manySources(addrPort(r.Public1.V4, 7008), 2000, 2000+tried, 200*time.Microsecond) }); err != nil {
+		t.Fatal(err)
+	}
+	r.wait(stream)
+	st := r.status()
+	w, refused := st.Workers[0], rigTenantOf(st, "alpha").Drops["session_table_full"]
+	t.Logf("%d sessions of %d, %d refused; the stream that was there: %d of %d", w.Sessions, w.SessionsCap, refused, p.Received, p.Sent)
+	if p.Received != p.Sent {
+		t.Errorf("a live session lost %d of %d packets to a full table", p.Sent-p.Received, p.Sent)
+	}
+	if w.Sessions > w.SessionsCap || w.Sessions < w.SessionsCap*95/100 || refused == 0 || uint64(w.Sessions)+refused < tried {
+		t.Errorf("%d sessions of %d, %d of %d refused", w.Sessions, w.SessionsCap, refused, tried)
+	}
+}
+
+// manySources sends one datagram from each port of [from, to) to dst, from sockets that are closed at once.
+func manySources(dst string, from, to int, pause time.Duration) error {
+	a, err := net.ResolveUDPAddr("udp4", dst)
+	if err != nil {
+		return err
+	}
+	far := &unix.SockaddrInet4{Port: a.Port}
+	copy(far.Addr[:], a.IP.To4())
+	start := time.Now()
+	for p := from; p < to; p++ {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		if err = unix.Bind(fd, &unix.SockaddrInet4{Port: p}); err == nil {
+			err = unix.Sendto(fd, []byte{byte(p >> 8), byte(p)}, 0, far)
+		}
+		unix.Close(fd)
+		if err != nil {
+			return fmt.Errorf("port %d: %w", p, err)
+		}
+		if p%16 == 0 {
+			time.Sleep(time.Until(start.Add(time.Duration(p-from) * pause)))
+		}
+	}
+	return nil
+}
+
+// One inside host gets all 64,512 ports of the one public address, with two workers; not one more, and nobody else any. Another protocol
+// has ports of its own.
+func TestSeeingAllPortsUsable(t *testing.T) {
+	const all = 65536 - 1024
+	roottest.Require(t)
+	top, err := netlab.Standard("allports", netlab.Options{Queues: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := top.Close(); err != nil {
+			t.Errorf("close the lab: %v", err)
+		}
+		nothingLeft(t, top.Name())
+	})
+	r := rigOn(t, top, program(t), strings.Replace(rigPolicy("", ""), netlab.AlphaPool, "192.0.2.16", 1))
+	r.write(r.node, replace(t, rigNode(r.data, r.socket, "[workers]\ncount = 2\n"), "sessions = 16384", "sessions = 262144"))
+	r.start()
+	// Beta's packet has the gateway learn the public host; what waits for a neighbour is bounded, and would be lost here.
+	if err := answered(rigUDP(r, r.Beta1.Name, 0, addrPort(r.Public1.V4, 9)), "x"); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Fatal(err)
+	}
+	in := rigUDP(r, r.Public1.Name, 7009, "")
+	in.SetReadBuffer(16 << 20)
+	if raw, err := in.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20) })
+	}
+	done := make(chan map[int]int)
+	go func() {
+		ports, b := map[int]int{}, make([]byte, 100)
+		for {
+			_, from, err := in.ReadFromUDPAddrPort(b)
+			if err != nil {
+				done <- ports
+				return
+			}
+			ports[int(from.Port())]++
+		}
+	}()
+	if err := r.Do(r.Alpha1.Name, func() error { return manySources(addrPort(r.Public1.V4, 7009), 1024, 65536, 60*time.Microsecond) }); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond)
+	in.SetReadDeadline(time.Now())
+	got := <-done
+	al := rigTenantOf(r.status(), "alpha")
+	lowest, twice := 65536, 0
+	for p, n := range got {
+		lowest = min(lowest, p)
+		if n > 1 {
+			twice++
+		}
+	}
+	t.Logf("%d public ports of %d for %d sources, lowest %d, %d twice; pool %+v, drops %v", len(got), all, all, lowest, twice, *al.Pool, al.Drops)
+	if len(got) != all || twice > 0 || lowest < 1024 {
+		t.Errorf("%d public ports of %d, %d of them for two sources, lowest %d", len(got), all, twice, lowest)
+	}
+	if al.Pool.InUse < all || al.Drops["nat_no_port"] > 0 {
+		t.Errorf("pool: %+v, drops %v", *al.Pool, al.Drops)
+	}
+	c := rigUDP(r, r.Alpha2.Name, 0, addrPort(r.Public1.V4, 7009))
+	c.Write([]byte("one more"))
+	r.until(2*time.Second, "one more is refused under its reason", func() (bool, string) {
+		d := rigTenantOf(r.status(), "alpha").Drops
+		return d["nat_no_port"] > 0, fmt.Sprint(d)
+	})
+	rigEcho(r, r.Public1.Name, ":7100")
+	if !alive(rigDial(r, r.Alpha2.Name, addrPort(r.Public1.V4, 7100)), time.Second) {
+		t.Error("TCP has no port left after UDP used its own up")
 	}
 }
