@@ -306,8 +306,9 @@ func judgeNeighbour(s *seen) Promise {
 	drops := uint64(0)
 	before, after := tenantIn(s.Before, "beta").Drops, tenantIn(s.After, "beta").Drops
 	for reason, n := range after {
-		// What was refused at beta's door by the ACL is judged there.
-		if reason != verdict.ACLDeny.String() && reason != verdict.ACLDefault.String() {
+		// What was refused at beta's door by the ACL is judged there. Multicast is the hosts' own talk on their link (MLD, RFC 3810):
+		// it comes when their kernels like, is never forwarded, and no host misses it.
+		if reason != verdict.ACLDeny.String() && reason != verdict.ACLDefault.String() && reason != verdict.Multicast.String() {
 			drops += since(n, before[reason])
 		}
 	}
