@@ -67,7 +67,9 @@ to = ["203.0.113.%d"]
 		}
 	}
 	after := r.status()
-	if d := drops(before, after); len(d) > 0 {
+	d := drops(before, after)
+	delete(d, "multicast") // the hosts' own reports
+	if len(d) > 0 {
 		t.Errorf("dropped: %v", d)
 	}
 	if got := rigTenantOf(after, "alpha").Created - rigTenantOf(before, "alpha").Created; got != 2 {
