@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
+	"golang.org/x/sys/unix"
 
 	"demarc/configs"
 	"demarc/gateway/conntrack"
@@ -147,7 +148,7 @@ func newRig(t testing.TB, nodeText, policy string) *rig {
 	r.view = compileView(t, node, r.space, nil, policy)
 	neigh := fib.NewNeighbors(4096, 1)
 	n := node.Tables.Sessions
-	r.sh, err = NewShard(Config{SessionMem: make([]byte, conntrack.Bytes(n)+64), Sessions: n, NATMem: make([]byte, nat.Bytes(node.Tables.Mappings)+64), Mappings: node.Tables.Mappings,
+	r.sh, err = NewShard(Config{SessionMem: tableMem(t, conntrack.Bytes(n)), Sessions: n, NATMem: tableMem(t, nat.Bytes(node.Tables.Mappings)), Mappings: node.Tables.Mappings,
 		Tenants: snapshot.MaxTenantID(node), ShaperMax: 512, Seed: 42, Space: r.space, Neighbors: neigh})
 	if err != nil {
 		t.Fatal(err)
@@ -166,6 +167,18 @@ func newRig(t testing.TB, nodeText, policy string) *rig {
 	}
 	r.sh.SetView(r.view)
 	return r
+}
+
+// tableMem is memory as a node takes it: outside the Go heap, in huge pages where the kernel has them.
+func tableMem(t testing.TB, n int) []byte {
+	t.Helper()
+	m, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = unix.Madvise(m, unix.MADV_HUGEPAGE)
+	t.Cleanup(func() { _ = unix.Munmap(m) })
+	return m
 }
 
 // send carries frames in on a port and returns their slots.

@@ -12,7 +12,7 @@ import (
 
 // Process judges a burst. Frames are rewritten in place; the driver then does what each Slot.Verdict says. Drops are counted here.
 //
-// Three sweeps, so that the memory that a packet will need is on its way while others are worked on: parse and touch the
+// Four sweeps, so that the memory that a packet will need is on its way while others are worked on: parse and hash, touch the
 // index, touch the sessions, then each packet to the end.
 func (sh *Shard) Process(slots []Slot, nowNs uint64) {
 	sh.setNow(nowNs)
@@ -29,9 +29,14 @@ func (sh *Shard) Process(slots []Slot, nowNs uint64) {
 		s.Verdict = sh.receive(s)
 		if s.Verdict == verdict.Next {
 			s.hash = sh.Sessions.Hash(&s.Key)
-			sink ^= sh.Sessions.Touch(s.hash)
 		} else if s.Verdict == verdict.Drop {
 			sh.Meter.Drop(s.Tenant, s.Reason)
+		}
+	}
+	// A loop of loads and nothing else: the processor has many of them under way at once, which it has not between parsing.
+	for i := range slots {
+		if s := &slots[i]; s.Verdict == verdict.Next {
+			sink ^= sh.Sessions.Touch(s.hash)
 		}
 	}
 	for i := range slots {
