@@ -66,8 +66,8 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 	if !s.Ready {
 		s.WhyNotReady = "starting or stopping"
 	}
-	if p := g.problems.Load(); p != nil && len(*p) > 0 {
-		s.WhyNotReady = strings.TrimSpace(s.WhyNotReady + " (damaged kept policies were passed over: " + strings.Join(*p, "; ") + ")")
+	if p := g.problems.Load(); p != nil {
+		s.Damaged = *p
 	}
 	in := b.ask(ctx)
 	s.Conservation = in.conservation

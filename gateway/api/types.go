@@ -30,7 +30,8 @@ type Status struct {
 	Uptime       float64           `json:"uptime_seconds"` // since then, by the monotonic clock
 	Ready        bool              `json:"ready"`          // every queue is bound, every worker serves Revision
 	WhyNotReady  string            `json:"why_not_ready,omitempty"`
-	Broken       string            `json:"broken,omitempty"` // the stage that was switched off on purpose for a lab; empty in any real gateway
+	Broken       string            `json:"broken,omitempty"`           // the stage that was switched off on purpose for a lab; empty in any real gateway
+	Damaged      []string          `json:"damaged_policies,omitempty"` // kept policies that were found torn at start and passed over: file and why
 	Revision     Revision          `json:"revision"`
 	Workers      []Worker          `json:"workers"`
 	Ports        []Port            `json:"ports"`

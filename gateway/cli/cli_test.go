@@ -363,7 +363,7 @@ func TestFollow(t *testing.T) {
 
 func TestStatusOfATroubledNode(t *testing.T) {
 	s := someStatus()
-	s.Ready, s.WhyNotReady, s.Broken = false, "starting or stopping", "nat"
+	s.Ready, s.WhyNotReady, s.Broken, s.Damaged = false, "starting or stopping", "nat", []string{"0000000007.policy: the digest does not fit"}
 	s.Conservation = api.Conservation{Detail: "worker 0: 3 frames are nowhere"}
 	s.Node = "evil\x1b[2J"
 	s.Tenants[0].Rules = []api.RuleHits{{Rule: 0, Name: "web", Direction: "in", Action: "allow", Hits: 3}, {Rule: -1, Name: "default", Direction: "in", Action: "deny"}}

@@ -103,6 +103,9 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 	}
 	fmt.Fprintf(w, "policy    revision %d%s from %s, applied %s\n", r.Number, clean(name), clean(r.Source), r.AppliedAt.UTC().Format("2006-01-02 15:04:05 UTC"))
 	fmt.Fprintf(w, "          %s\n", r.Digest)
+	for _, d := range s.Damaged {
+		fmt.Fprintf(w, "DAMAGED   %s: passed over at start\n", clean(d))
+	}
 	frames := "frames ok: "
 	if !s.Conservation.OK {
 		frames = "FRAMES LOST: "
