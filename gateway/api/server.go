@@ -191,7 +191,13 @@ func filterOf(r *http.Request) (f SessionFilter, err error) {
 func body(w http.ResponseWriter, r *http.Request, into any) error {
 	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 2*MaxPolicy)) // JSON may write a byte as two
 	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
+	err := d.Decode(into)
+	if err == nil {
+		if _, more := d.Token(); more != io.EOF {
+			err = errors.New("something follows the object")
+		}
+	}
+	if err != nil {
 		return &Fault{Status: http.StatusBadRequest, Err: fmt.Errorf("request body: %w: want one JSON object with policy and source", err)}
 	}
 	return nil

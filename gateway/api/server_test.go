@@ -1,0 +1,164 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// echo is a Backend that answers with what it was asked.
+type echo struct{ fault error }
+
+func (e echo) Status(_ context.Context, rules bool) (*Status, error) {
+	s := &Status{Node: "n"}
+	if rules {
+		s.Tenants = []Tenant{{Rules: []RuleHits{{Name: "r"}}}}
+	}
+	return s, e.fault
+}
+func (e echo) Sessions(_ context.Context, f SessionFilter) (*Sessions, error) {
+	return &Sessions{Total: f.Port, Matched: f.Limit, Sessions: []Session{{Tenant: f.Tenant, Src: f.Address, Proto: f.Proto}}}, e.fault
+}
+func (e echo) Drops(context.Context) (*Drops, error)           { return &Drops{Total: 7}, e.fault }
+func (e echo) Routes(context.Context) (*Routes, error)         { return &Routes{}, e.fault }
+func (e echo) Neighbours(context.Context) (*Neighbours, error) { return &Neighbours{}, e.fault }
+func (e echo) Ports(context.Context) (*Ports, error)           { return &Ports{}, e.fault }
+func (e echo) Policy(context.Context) ([]byte, error)          { return []byte("text\n"), e.fault }
+func (e echo) Diff(_ context.Context, r DiffRequest) (*Diff, error) {
+	return &Diff{Digest: r.Policy + "|" + r.Source}, e.fault
+}
+func (e echo) Apply(_ context.Context, r ApplyRequest) (*Applied, error) {
+	return &Applied{Revision: Revision{Number: r.Expected}}, e.fault
+}
+
+// serve runs a server until the test ends.
+func serve(t *testing.T, b Backend) (*Client, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	s, err := Listen(ServerConfig{Socket: path, Backend: b, Handler: http.NotFoundHandler(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	c := Dial(path)
+	t.Cleanup(func() {
+		c.Close()
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("Run does not end")
+		}
+	})
+	return c, path
+}
+
+func TestEachPathReachesItsMethod(t *testing.T) {
+	c, _ := serve(t, echo{})
+	ctx := t.Context()
+	var st Status
+	if err := c.Get(ctx, PathStatus+"?rules=1", &st); err != nil || st.Node != "n" || len(st.Tenants) != 1 {
+		t.Errorf("status: %+v, %v", st, err)
+	}
+	var se Sessions
+	err := c.Get(ctx, PathSessions+"?tenant=a&address=192.0.2.0/24&port=53&proto=udp&limit=9", &se)
+	want := Sessions{Total: 53, Matched: 9, Sessions: []Session{{Tenant: "a", Src: "192.0.2.0/24", Proto: "udp"}}}
+	if d := cmp.Diff(want, se); err != nil || d != "" {
+		t.Errorf("sessions: %v\n%s", err, d)
+	}
+	for _, p := range []string{PathDrops, PathRoutes, PathNeighbours, PathPorts} {
+		var v map[string]any
+		if err := c.Get(ctx, p, &v); err != nil {
+			t.Errorf("%s: %v", p, err)
+		}
+	}
+	if b, err := c.Text(ctx, PathPolicy); err != nil || string(b) != "text\n" {
+		t.Errorf("policy: %q, %v", b, err)
+	}
+	var d Diff
+	if err := c.Post(ctx, PathDiff, DiffRequest{Policy: "p", Source: "s"}, &d); err != nil || d.Digest != "p|s" {
+		t.Errorf("diff: %+v, %v", d, err)
+	}
+	var a Applied
+	if err := c.Post(ctx, PathApply, ApplyRequest{Policy: strings.Repeat("x", MaxPolicy), Expected: 5}, &a); err != nil || a.Revision.Number != 5 {
+		t.Errorf("apply of the largest policy: %+v, %v", a, err)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	c, path := serve(t, echo{fault: &Fault{Status: http.StatusConflict, Err: errors.New("conflict"), Problems: []Problem{{Line: 3, Text: "f:3: no"}}}})
+	var f *Fault
+	err := c.Get(t.Context(), PathStatus, new(Status))
+	if !errors.As(err, &f) || f.Status != http.StatusConflict || len(f.Problems) != 1 || f.Problems[0].Line != 3 {
+		t.Errorf("a fault came over as %#v", err)
+	}
+	for _, q := range []string{"?port=x", "?limit=-1"} {
+		if err := c.Get(t.Context(), PathSessions+q, new(Sessions)); !errors.As(err, &f) || f.Status != http.StatusBadRequest {
+			t.Errorf("%s: %v", q, err)
+		}
+	}
+	raw := func(body string) (int, string) {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+		h := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil }}}
+		res, err := h.Post("http://x"+PathDiff, "application/json", strings.NewReader(body))
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer res.Body.Close()
+		b, _ := io.ReadAll(res.Body)
+		return res.StatusCode, string(b)
+	}
+	for _, body := range []string{"", "null garbage", `{"policy":1}`, `{"polcy":"x"}`, `{"policy":"` + strings.Repeat("x", 2*MaxPolicy) + `"}`} {
+		if code, text := raw(body); code != http.StatusBadRequest || !strings.Contains(text, "request body") {
+			t.Errorf("%.20q: %d %.100s", body, code, text)
+		}
+	}
+	if err := c.Get(t.Context(), "/v1/nothing", new(Status)); !errors.As(err, &f) || f.Status != http.StatusNotFound {
+		t.Errorf("unknown path: %v", err)
+	}
+}
+
+func TestSocketIsTakenOverOnlyWhenNobodyServesIt(t *testing.T) {
+	_, path := serve(t, echo{})
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode of the socket: %v, %v", info.Mode(), err)
+	}
+	if _, err := Listen(ServerConfig{Socket: path, Backend: echo{}, Handler: http.NotFoundHandler()}); err == nil || !strings.Contains(err.Error(), "another demarc serves it") {
+		t.Errorf("second server: %v", err)
+	}
+	stale := filepath.Join(t.TempDir(), "stale")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: stale})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	s, err := Listen(ServerConfig{Socket: stale, Backend: echo{}, Handler: http.NotFoundHandler()})
+	if err != nil {
+		t.Fatalf("stale socket: %v", err)
+	}
+	s.unix.Close()
+	if err := Dial(filepath.Join(t.TempDir(), "none")).Get(t.Context(), PathStatus, new(Status)); err == nil || !strings.Contains(err.Error(), "no demarc runs here") {
+		t.Errorf("no node: %v", err)
+	}
+}
