@@ -198,7 +198,8 @@ service = ["udp/7008", "tcp/7100"]
 	if bad.Received < 500 || bad.Received > 1300 {
 		t.Errorf("the cut stream got %d of %d", bad.Received, bad.Sent)
 	}
-	if through != bad.Received+other.Received {
+	// What was on its way back when the session ended is denied as well: the stream sends every 2 ms, so that is one, two on a slow machine.
+	if back := bad.Received + other.Received; through < back || through > back+2 {
 		t.Errorf("the echo saw %d packets, but the hosts got %d and %d answers: something passed one way only", through, bad.Received, other.Received)
 	}
 	if good.Received != good.Sent || other.Received != other.Sent {
