@@ -305,3 +305,22 @@ func TestUnfinishedChecksumsAreNamed(t *testing.T) {
 	}
 	t.Fatal("no payload gives such a checksum")
 }
+
+func TestRecoverGivesBackAMappingThatNoSessionHolds(t *testing.T) {
+	r := newRig(t, testNode, testPolicy)
+	tn := r.view.TenantByName("alpha")
+	se := sessionT{Proto: 17, Tenant: tn.ID, OrigSPort: 4000}
+	se.OrigSrc.SetV4(0xc6120a0b)
+	if why := r.sh.translateSource(tn, &se); why != verdict.Pass || r.sh.NAT.Len() != 1 {
+		t.Fatalf("%s, %d mappings", why, r.sh.NAT.Len())
+	}
+	// Here a panic would leave it.
+	if !r.sh.Recover() || r.sh.NAT.Len() != 0 {
+		t.Errorf("%d mappings left behind", r.sh.NAT.Len())
+	}
+	// One that a session holds stays.
+	r.want(&r.send(1, udp4(t, 1, "198.18.10.11", 4000, "203.0.113.11", 53))[0], verdict.Send)
+	if r.sh.Recover() || r.sh.NAT.Len() != 1 {
+		t.Errorf("a live mapping went: %d left", r.sh.NAT.Len())
+	}
+}

@@ -98,6 +98,7 @@ type Shard struct {
 	rejudge  uint32 // where the walk that judges old sessions again has come to
 	stale    bool   // that walk is not over
 	sink     uint32
+	making   uint32 // mapping that the session under way has got and not yet holds; conntrack.NoMapping between packets
 	hosts    *hosts // nil until a policy limits hosts
 	hostAt   uint64 // where sweepHosts has come to
 
@@ -127,7 +128,7 @@ func NewShard(c Config) (*Shard, error) {
 	return &Shard{
 		Worker: c.Worker, Sessions: st, NAT: ns, Space: c.Space, Neighbors: c.Neighbors,
 		Shaper: police.NewShaper(c.ShaperMax, tenants*2), Meter: meter.NewShard(tenants),
-		rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
+		making: conntrack.NoMapping, rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
 		errRate:  police.PacketRate(icmpErrorsPerSecond, 250*time.Millisecond),
 		echoRate: police.PacketRate(echoPerSecond, 100*time.Millisecond),
 	}, nil
@@ -145,6 +146,17 @@ func (sh *Shard) SetView(v *snapshot.View) {
 		}
 	}
 	sh.rejudge, sh.stale = 0, true
+}
+
+// Recover puts right what a panic in Process left half made: a session that was not yet visible, a mapping that none holds. It reports
+// whether there was something. Worker only.
+func (sh *Shard) Recover() bool {
+	repaired := sh.Sessions.Repair()
+	if sh.making != conntrack.NoMapping {
+		sh.NAT.Drop(sh.making) // does nothing if a session holds it
+		sh.making, repaired = conntrack.NoMapping, true
+	}
+	return repaired
 }
 
 // View is the View that the shard works with.

@@ -358,6 +358,7 @@ func (sh *Shard) translateSource(t *snapshot.Tenant, se *conntrack.Session) verd
 	if r != verdict.Pass {
 		return r
 	}
+	sh.making = id
 	a, port := sh.NAT.Mapping(id).Public()
 	se.XlatSrc, se.XlatSPort, se.Mapping = sh.Space.Addr(a), port, id
 	return verdict.Pass
@@ -534,6 +535,7 @@ func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verd
 	if r != verdict.Pass {
 		if se.Mapping != conntrack.NoMapping {
 			sh.NAT.Drop(se.Mapping)
+			sh.making = conntrack.NoMapping
 		}
 		if se.Flags&conntrack.FlagCounted != 0 {
 			sh.uncountHost(se)
@@ -542,6 +544,7 @@ func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verd
 	}
 	if se.Mapping != conntrack.NoMapping {
 		sh.NAT.Ref(se.Mapping)
+		sh.making = conntrack.NoMapping
 	}
 	t.Shared.Sessions.Add(1)
 	t.Shared.Created.Add(1)

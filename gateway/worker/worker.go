@@ -429,7 +429,7 @@ func (w *Worker) contained(slots []pipeline.Slot, now uint64) {
 			}
 		}
 		w.shard.Meter.DropN(0, verdict.InternalError, n)
-		repaired := w.shard.Sessions.Repair()
+		repaired := w.shard.Recover()
 		w.cfg.Log.Error("pipeline panic contained", "worker", w.cfg.ID, "repaired", repaired, "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
 	}()
 	w.shard.Process(slots, now)
