@@ -192,6 +192,7 @@ func (g *Gateway) Apply(ctx context.Context, req api.ApplyRequest) (*api.Applied
 	if err := g.waitFor(ctx, v.Gen); err != nil {
 		return nil, fmt.Errorf("revision %d is kept and published, but %w", r.Number, err)
 	}
+	v.Acknowledged(g.space)
 	g.log.Info("policy applied", "revision", r.Number, "digest", r.Digest, "source", r.Source, "cut", cut, "took", time.Since(start).String())
 	return &api.Applied{Revision: *r, Changes: changes, Cut: cut, Took: time.Since(start).Seconds()}, nil
 }
@@ -202,6 +203,7 @@ func (g *Gateway) settle(ctx context.Context) error {
 	err := g.each(ctx, func(_ int, sh *pipeline.Shard) { all = all && sh.Settled() && sh.View() != nil && sh.View().Gen == gen })
 	if err == nil && all {
 		g.settled.Store(gen)
+		g.view.Load().Acknowledged(g.space) // again, should an apply have ended before the last worker's acknowledgement
 	}
 	return err
 }

@@ -550,7 +550,11 @@ func (c *compiler) reserve() {
 				continue // the allocators know it so
 			}
 			c.v.marked[p.Addr] = true
-			c.v.reserved = append(c.v.reserved, reservation{uint32(i), nat.Class(class), bits})
+			before := &noPorts
+			if old != nil {
+				before = old.ports(nat.Class(class))
+			}
+			c.v.reserved = append(c.v.reserved, reservation{uint32(i), nat.Class(class), bits, before})
 		}
 	}
 }

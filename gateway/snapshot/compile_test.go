@@ -323,6 +323,11 @@ func TestReservedPorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	next.Activate(space)
+	// A worker may still have the View before, which forwards the port: no mapping gets it until all have the new one.
+	if id, _ := space.Find(adr("192.0.2.16").As4()); !space.Reserved(id, nat.TCP, 8080) || !space.Reserved(id, nat.TCP, 22) {
+		t.Error("a forwarded port is free before every worker knows that it is no longer forwarded")
+	}
+	next.Acknowledged(space)
 	check(next, []row{{"192.0.2.16", nat.TCP, 8080, false}, {"192.0.2.16", nat.TCP, 22, true}, {"192.0.2.16", nat.UDP, 5060, true}})
 	// An address that leaves and comes back without forwards must not keep what was set aside on it.
 	forwards := p.Tenants[0].NAT.Forward

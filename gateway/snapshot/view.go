@@ -194,6 +194,8 @@ type reservation struct {
 	pub   uint32 // index into Publics
 	class nat.Class
 	ports *[1024]uint64
+
+	before *[1024]uint64 // what the View before had set aside
 }
 
 // Routes lists what was compiled into the FIB, in no promised order.
@@ -260,8 +262,20 @@ func (v *View) Register(space *nat.Space) error {
 }
 
 // Activate makes the public ports that this View sets aside known to the allocators. Control only, after Register and before workers
-// get the View, and after the View that it was compiled from was activated.
+// get the View, and after the View that it was compiled from was activated. Ports that are no longer set aside stay so until Acknowledged:
+// a worker that still has the View before would send the answers of a mapping there to the old forward.
 func (v *View) Activate(space *nat.Space) {
+	for _, r := range v.reserved {
+		both := *r.ports
+		for i, w := range r.before {
+			both[i] |= w
+		}
+		space.SetReserved(v.Publics[r.pub].ID, r.class, &both)
+	}
+}
+
+// Acknowledged frees the ports that this View no longer sets aside. Control only, when every worker works with the View.
+func (v *View) Acknowledged(space *nat.Space) {
 	for _, r := range v.reserved {
 		space.SetReserved(v.Publics[r.pub].ID, r.class, r.ports)
 	}
