@@ -324,3 +324,41 @@ func TestRecoverGivesBackAMappingThatNoSessionHolds(t *testing.T) {
 		t.Errorf("a live mapping went: %d left", r.sh.NAT.Len())
 	}
 }
+
+// Two tenants, or two hosts round a public address: the path's MTU must be found there too (RFC 1191).
+func TestTooBigGoesBackRoundOurOwnAddress(t *testing.T) {
+	node := replaceOnce(t, testNode, `port = "u0"
+addresses`, `port = "u0"
+mtu = 600
+addresses`)
+	policy := replaceOnce(t, testPolicy, `filtering = "endpoint-independent"`, `filtering = "endpoint-independent"
+[[tenant.nat.forward]]
+public = "192.0.2.48"
+proto = "udp"
+port = 7000
+inside = "198.18.30.5"
+[[tenant.rule]]
+direction = "in"
+action = "allow"
+service = ["udp/7000"]`)
+	r := newRig(t, node, policy)
+	big := func() []byte {
+		ip := ip4("198.18.10.11", "192.0.2.48", layers.IPProtocolUDP)
+		ip.Flags = layers.IPv4DontFragment
+		return frame(t, eth(macs[1], layers.EthernetTypeIPv4), ip, udp(4000, 7000), gopacket.Payload(make([]byte, 900)))
+	}
+	r.want(&r.send(1, big())[0], verdict.Loop)
+	r.want(r.loop(), verdict.Loop) // the error, on its way back
+	p := r.want(r.loop(), verdict.Send)
+	ip, ic := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4), p.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4)
+	if ip.DstIP.String() != "198.18.10.11" || ip.SrcIP.String() != "203.0.113.1" || ic.TypeCode != layers.CreateICMPv4TypeCode(3, 4) || ic.Seq != 600 || r.slots[0].OutPort != 1 {
+		t.Fatalf("%s > %s %s mtu %d on port %d", ip.SrcIP, ip.DstIP, ic.TypeCode, ic.Seq, r.slots[0].OutPort)
+	}
+	inner := gopacket.NewPacket(ic.LayerPayload(), layers.LayerTypeIPv4, gopacket.Lazy)
+	if q := inner.Layer(layers.LayerTypeIPv4).(*layers.IPv4); q.SrcIP.String() != "198.18.10.11" || q.DstIP.String() != "192.0.2.48" {
+		t.Fatalf("quotes %s > %s", q.SrcIP, q.DstIP)
+	}
+	// What fits goes through.
+	r.want(&r.send(1, udp4(t, 1, "198.18.10.11", 4000, "192.0.2.48", 7000))[0], verdict.Loop)
+	r.want(r.loop(), verdict.Send)
+}

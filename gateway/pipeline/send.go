@@ -189,8 +189,12 @@ func (sh *Shard) local(s *Slot) verdict.Verdict {
 }
 
 // tell turns a packet into the ICMP error for its sender, counted as the drop that it is. Where no error may or can be sent, it is only dropped.
+// A packet that came round by one of our own addresses was translated on its way: its error goes the same way back.
 func (sh *Shard) tell(s *Slot, why verdict.Reason, typ, code uint8, mtu int) verdict.Verdict {
 	f := s.in
+	if f == nil && sh.view.Outside != 0 {
+		f = &sh.view.Ifaces[sh.view.Outside]
+	}
 	if f == nil || !sh.errRate.Take(&sh.icmpErr[s.Key.Zone], sh.now, 1) {
 		return sh.drop(s, why)
 	}
@@ -208,6 +212,9 @@ func (sh *Shard) tell(s *Slot, why verdict.Reason, typ, code uint8, mtu int) ver
 		return sh.drop(s, why)
 	}
 	sh.Meter.Drop(s.Tenant, why)
+	if s.in == nil {
+		return verdict.Loop
+	}
 	return sh.answer(s, from)
 }
 

@@ -241,7 +241,9 @@ func (c *compiler) backbone() {
 	var ifs []uint16
 	for _, name := range c.in.Policy.Backbone.Interfaces {
 		if i := c.claim(name, flow.Backbone, "backbone"); i != 0 {
-			ifs = append(ifs, i)
+			if ifs = append(ifs, i); c.v.Outside == 0 {
+				c.v.Outside = i
+			}
 		}
 	}
 	for _, i := range ifs {

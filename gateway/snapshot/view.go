@@ -172,6 +172,7 @@ type View struct {
 	Gen      uint32 // higher with each View; a session that was judged under another is judged again
 	Revision uint64 // of the policy
 	Ifaces   []Iface
+	Outside  uint16     // the first backbone interface: its address speaks for the gateway where a packet came in on none; 0 = none
 	ports    [][]uint16 // [port][vlan] -> interface, 0 = none
 	Tenants  []*Tenant  // by id; nil where there is none
 	FIB      *fib.Table

@@ -515,9 +515,11 @@ func (w *Worker) pushLoop(area uint8, addr uint64, off, n int, now uint64) {
 	sl.Port, sl.Looped, sl.Handed, sl.Area, sl.Addr = 0, true, false, area, addr
 }
 
-// runLoop judges the frames that entered again. None of them can do so twice.
+// runLoop judges the frames that entered again. None of them can do so twice, but one that is too big may become an ICMP error that goes
+// back the same way, and there is no error about an error: so this ends. While a slot is carried out its place, or an earlier
+// one, may be taken by such an error: what is still to come never is.
 func (w *Worker) runLoop(now uint64) {
-	if w.loops > 0 {
+	for w.loops > 0 {
 		n := w.loops
 		w.loops = 0
 		w.judge(w.loop[:n], now)
