@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the clients that the root tests use, and only those that are missing. Does nothing when all are there.
-# clang is not among them: without it the tests that regenerate or compile C say so.
+# clang is for the tests that generate the eBPF objects again and compare.
 set -eu
 
 missing=
@@ -18,6 +18,8 @@ need nft nftables
 need ssh openssh-client
 need sshd openssh-server
 need ip iproute2
+need clang clang
+need llvm-strip llvm
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then

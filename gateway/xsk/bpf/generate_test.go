@@ -12,9 +12,13 @@ import (
 // Debian 12 has, made it; another version makes another object.
 func TestGeneratedFilesAreCurrent(t *testing.T) {
 	version, err := exec.Command("clang", "--version").Output()
-	if err != nil || !bytes.Contains(version, []byte("clang version 14.")) {
-		t.Skip("clang 14 is not installed; the committed object cannot be compared")
+	if err != nil && os.Getenv("CI") != "" {
+		t.Fatalf("clang --version: %v: CI installs it by .ci/setup.sh", err)
 	}
+	if err != nil {
+		t.Skip("clang is not installed; the committed object cannot be compared")
+	}
+	comparable := bytes.Contains(version, []byte("clang version 14."))
 	out := t.TempDir()
 	if b, err := exec.Command("./generate.sh", out).CombinedOutput(); err != nil {
 		t.Fatalf("generate.sh: %v\n%s", err, b)
@@ -28,7 +32,9 @@ func TestGeneratedFilesAreCurrent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(have, want) {
+		if !comparable {
+			t.Logf("%s: made, not compared: this is %.30q, the committed one is of clang 14", name, version)
+		} else if !bytes.Equal(have, want) {
 			t.Errorf("%s is not what generate.sh makes of steer.c: run go generate ./gateway/xsk/bpf", name)
 		}
 		if bytes.Contains(have, []byte("/main/")) || bytes.Contains(have, []byte("/tmp/")) {
