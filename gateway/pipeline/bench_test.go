@@ -72,7 +72,10 @@ func (f *flood) put(i, n int) {
 	binary.BigEndian.PutUint16(b[34:], port)
 	b[24], b[25] = 0, 0
 	binary.BigEndian.PutUint16(b[24:], csum.Checksum(csum.Sum(0, b[14:34])))
-	b[40], b[41] = 0, 0 // no UDP checksum: legal over IPv4
+	b[40], b[41] = 0, 0
+	l4 := int(binary.BigEndian.Uint16(b[38:]))
+	sum := csum.Pseudo4([4]byte(b[26:30]), [4]byte(b[30:34]), 17, l4)
+	binary.BigEndian.PutUint16(b[40:], csum.NonZero(csum.Checksum(csum.Sum(sum, b[34:34+l4]))))
 }
 
 func (f *flood) establish(b *testing.B) {
@@ -167,8 +170,10 @@ func BenchmarkNewSession(b *testing.B) {
 				f.r.now += 10000
 				f.r.sh.Process(f.r.slots[:], f.r.now)
 				f.r.sh.Meter.Publish()
-				if v := f.r.slots[0].Verdict; v != verdict.Send {
-					b.Fatalf("%s (%s)", v, f.r.slots[0].Reason)
+				for i := range f.r.slots {
+					if v := f.r.slots[i].Verdict; v != verdict.Send {
+						b.Fatalf("%s (%s)", v, f.r.slots[i].Reason)
+					}
 				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/Burst, "ns/packet")

@@ -18,7 +18,7 @@ type host struct {
 }
 
 // hosts counts sessions and new sessions per inside host. An inside host belongs to one worker, so this has one writer and no shared
-// word. Open addressing with backward shift; memory is taken once, when the first policy with a per-host limit comes.
+// word. Open addressing with backward shift; memory is taken at start.
 type hosts struct {
 	slots []host
 	mask  uint64
@@ -26,12 +26,13 @@ type hosts struct {
 	seed  uint64
 }
 
-// hostsPerSession: a table slot for every so many sessions. A host that has one session each is not what the limit is for.
-const hostsPerSession = 4
+// A slot of 32 bytes for every 10 to 20 sessions, 1.6 to 3.2 bytes a session. More inside hosts than that at once, all of tenants with a
+// per-host limit, are refused under a reason.
+const sessionsPerHost = 10
 
 func newHosts(sessions int, seed uint64) *hosts {
 	n := 256
-	for n < sessions/hostsPerSession {
+	for 2*n <= sessions/sessionsPerHost {
 		n *= 2
 	}
 	return &hosts{slots: make([]host, n), mask: uint64(n - 1), seed: seed}
@@ -148,7 +149,7 @@ func (sh *Shard) uncountHost(se *conntrack.Session) {
 // sweepHosts forgets hosts without sessions whose rate word lies in the past: nothing would be different if they came anew.
 func (sh *Shard) sweepHosts(budget int) {
 	h := sh.hosts
-	if h == nil || h.n == 0 {
+	if h.n == 0 {
 		return
 	}
 	for range min(budget, len(h.slots)) {

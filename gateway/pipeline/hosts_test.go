@@ -3,9 +3,12 @@ package pipeline
 import (
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"testing"
 
+	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
+	"demarc/gateway/nat"
 	"demarc/gateway/verdict"
 )
 
@@ -87,5 +90,22 @@ func TestLimitsPerInsideHost(t *testing.T) {
 	}
 	if r.sh.hosts.n != 0 {
 		t.Fatalf("%d hosts are remembered for nothing", r.sh.hosts.n)
+	}
+}
+
+// A session costs at most 192 bytes, all included: entry, index, deadline, mapping and its index, port tables, hosts.
+func TestMemoryPerSessionAllIncluded(t *testing.T) {
+	const n = 1 << 20
+	space := nat.NewSpace(16)
+	for i := range 16 {
+		if _, err := space.Register([4]byte{192, 0, 2, byte(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hosts := len(newHosts(n, 1).slots) * int(reflect.TypeFor[host]().Size())
+	each := float64(conntrack.Bytes(n)+nat.Bytes(n)+space.Bytes()+hosts) / n
+	t.Logf("%.1f bytes a session, %.1f of them for hosts", each, float64(hosts)/n)
+	if each > 192 {
+		t.Errorf("%.1f bytes a session, want at most 192", each)
 	}
 }

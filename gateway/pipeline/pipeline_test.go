@@ -267,18 +267,35 @@ func TestEndpointIndependentFiltering(t *testing.T) {
 }
 
 func TestBurstAllocatesNothing(t *testing.T) {
-	r := newRig(t, testNode, testPolicy)
-	var frames [][]byte
-	for i := range 32 {
-		frames = append(frames, udp4(t, 1, "198.18.10.11", uint16(2000+i), "203.0.113.11", 53))
+	limited := replaceOnce(t, testPolicy, "[[tenant.nat.static]]", "[tenant.limits]\nhost_sessions = 900\n[[tenant.nat.static]]")
+	r := newRig(t, testNode, limited)
+	syn := func(t *layers.TCP) { t.SYN = true }
+	ip6 := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolUDP, SrcIP: net.ParseIP("2001:db8:a::11"), DstIP: net.ParseIP("2001:db8:ff::11")}
+	echo := frame(t, eth(macs[1], layers.EthernetTypeIPv4), ip4("198.18.10.11", "203.0.113.11", layers.IPProtocolICMPv4), &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(8, 0), Id: 7}, gopacket.Payload("abc"))
+	expired := ip4("198.18.10.11", "203.0.113.11", layers.IPProtocolUDP)
+	expired.TTL = 1
+	out := [][]byte{
+		udp4(t, 1, "198.18.10.11", 2000, "203.0.113.11", 53), tcp4(t, 1, "198.18.10.11", 2001, "203.0.113.11", 80, syn), echo,
+		frame(t, eth(macs[1], layers.EthernetTypeIPv6), ip6, udp(4000, 53), gopacket.Payload("x")),
+		udp4(t, 1, "198.18.99.9", 1, "203.0.113.11", 2), tcp4(t, 1, "198.18.10.11", 2002, "203.0.113.11", 25, syn),
+		frame(t, eth(macs[1], layers.EthernetTypeIPv4), expired, udp(1, 2), gopacket.Payload("x")),
 	}
-	r.send(1, frames...)
-	if n := testing.AllocsPerRun(100, func() {
-		r.now += 1e6
-		r.send(1, frames...)
-		r.sh.Maintain(r.now, 100)
-	}); n != 0 {
-		t.Fatalf("%v allocations a burst", n)
+	in := [][]byte{tcp4(t, 0, "203.0.113.11", 40000, "192.0.2.16", 8080, syn), udp4(t, 0, "203.0.113.11", 1, "192.0.2.16", 9)}
+	for name, first := range map[string]bool{"first packets": true, "established": false} {
+		if n := testing.AllocsPerRun(100, func() {
+			r.now += 1e7
+			if first {
+				r.sh.Cut(func(*sessionT) bool { return true })
+			}
+			r.send(1, out...)
+			r.send(0, in...)
+			r.sh.Maintain(r.now, 100)
+		}); n != 0 {
+			t.Errorf("%s: %v allocations a round", name, n)
+		}
+		if n := r.sh.Sessions.Len(); n < 5 {
+			t.Errorf("%s: only %d sessions, the frames were to make five", name, n)
+		}
 	}
 }
 

@@ -99,7 +99,7 @@ type Shard struct {
 	stale    bool   // that walk is not over
 	sink     uint32
 	making   uint32 // mapping that the session under way has got and not yet holds; conntrack.NoMapping between packets
-	hosts    *hosts // nil until a policy limits hosts
+	hosts    *hosts
 	hostAt   uint64 // where sweepHosts has come to
 
 	events   [eventRing]Event
@@ -128,7 +128,7 @@ func NewShard(c Config) (*Shard, error) {
 	return &Shard{
 		Worker: c.Worker, Sessions: st, NAT: ns, Space: c.Space, Neighbors: c.Neighbors,
 		Shaper: police.NewShaper(c.ShaperMax, tenants*2), Meter: meter.NewShard(tenants),
-		making: conntrack.NoMapping, rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
+		hosts: newHosts(c.Sessions, c.Seed), making: conntrack.NoMapping, rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
 		errRate:  police.PacketRate(icmpErrorsPerSecond, 250*time.Millisecond),
 		echoRate: police.PacketRate(echoPerSecond, 100*time.Millisecond),
 	}, nil
@@ -139,11 +139,6 @@ func (sh *Shard) SetView(v *snapshot.View) {
 	sh.view = v
 	for _, id := range v.Fresh {
 		sh.Meter.Reset(id)
-	}
-	for _, t := range v.Tenants {
-		if t != nil && sh.hosts == nil && (t.HostSessions > 0 || !t.HostRate.Unlimited()) {
-			sh.hosts = newHosts(sh.Sessions.Capacity(), sh.rnd)
-		}
 	}
 	sh.rejudge, sh.stale = 0, true
 }
