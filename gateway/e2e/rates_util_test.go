@@ -32,6 +32,7 @@ type rig struct {
 	socket  string
 	data    string // data directory
 	log     string
+	args    []string // further arguments of demarc run
 	api     *api.Client
 
 	cmd   *exec.Cmd
@@ -149,6 +150,7 @@ func (r *rig) launch(wrap ...string) {
 	}
 	defer log.Close()
 	argv := append(append([]string{}, wrap...), r.program, "run", "--node", r.node, "--policy", r.policy)
+	argv = append(argv, r.args...)
 	r.cmd = r.Command(netlab.GW, argv[0], argv[1:]...)
 	r.cmd.Stdout, r.cmd.Stderr = log, log
 	if err := r.cmd.Start(); err != nil {
