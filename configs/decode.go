@@ -67,7 +67,7 @@ func decode(file string, data []byte, dst any) (at loc, ok bool) {
 		whole.bad(nil, fmt.Sprintf("is %d bytes long", len(data)), fmt.Sprintf("at most %d", MaxBytes))
 		return at, false
 	}
-	text := string(data)
+	text := strings.TrimPrefix(string(data), "\ufeff") // a byte order mark, as some editors write it, says nothing in UTF-8
 	root, bound, line := scan(text)
 	if bound != "" {
 		at.line = line

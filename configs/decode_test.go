@@ -282,3 +282,13 @@ func FuzzDecodeNode(f *testing.F) {
 		return n, nil
 	})
 }
+
+func TestAByteOrderMarkSaysNothing(t *testing.T) {
+	b, err := os.ReadFile("examples/lab.policy.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := DecodePolicy("bom.toml", append([]byte("\xef\xbb\xbf"), b...)); err != nil {
+		t.Error(err)
+	}
+}

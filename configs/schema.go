@@ -102,7 +102,7 @@ type PortForward struct {
 type Limits struct {
 	Sessions        int `toml:"sessions"`          // concurrent
 	SessionRate     int `toml:"session_rate"`      // new sessions per second
-	HostSessions    int `toml:"host_sessions"`     // concurrent, per inside host
+	HostSessions    int `toml:"host_sessions"`     // concurrent, per inside host; sessions from before the host had a limit do not count
 	HostSessionRate int `toml:"host_session_rate"` // new per second, per inside host
 }
 

@@ -26,6 +26,7 @@ import (
 type port struct {
 	cfg    configs.Port
 	link   hostnet.Link // written under mu and linkMu
+	gone   bool         // somebody took the XDP program off; under linkMu
 	asked  xsk.Mode
 	mode   xsk.Mode // decided
 	why    string   // why not zero-copy
@@ -477,6 +478,14 @@ func (g *Gateway) linkChanged(i int, l hostnet.Link) {
 		g.log.Info("link", "port", p.cfg.Name, "up", l.Up, "carrier", l.Carrier)
 	}
 	same := l.MAC == p.link.MAC && l.MTU == p.link.MTU
+	if gone := l.XDP.ID == 0 && g.ready.Load(); gone != p.gone {
+		g.linkMu.Lock()
+		p.gone = gone
+		g.linkMu.Unlock()
+		if gone {
+			g.log.Error("the XDP program was taken off: nothing of this port arrives, the host's stack sees all of it; restart the node", "port", p.cfg.Name)
+		}
+	}
 	g.linkMu.Lock()
 	p.link.Up, p.link.Carrier, p.link.MAC, p.link.MTU = l.Up, l.Carrier, l.MAC, l.MTU
 	g.linkMu.Unlock()

@@ -66,6 +66,9 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 	if !s.Ready {
 		s.WhyNotReady = "starting or stopping"
 	}
+	for _, name := range g.uncovered() {
+		s.Ready, s.WhyNotReady = false, fmt.Sprintf("port %s: its XDP program was taken off: restart the node", name)
+	}
 	if p := g.problems.Load(); p != nil {
 		s.Damaged = *p
 	}
@@ -112,6 +115,18 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 		}
 	}
 	return s, nil
+}
+
+// uncovered names the ports whose XDP program somebody has taken off.
+func (g *Gateway) uncovered() (names []string) {
+	g.linkMu.Lock()
+	defer g.linkMu.Unlock()
+	for _, p := range g.ports {
+		if p.gone {
+			names = append(names, p.cfg.Name)
+		}
+	}
+	return names
 }
 
 // inside is what only the workers themselves can tell.
@@ -318,11 +333,13 @@ func (b backend) ports(in *inside) (*api.Ports, error) {
 	}
 	for i, p := range g.ports {
 		g.linkMu.Lock()
-		link := p.link
+		link, gone := p.link, p.gone
 		g.linkMu.Unlock()
 		ap := api.Port{Name: p.cfg.Name, Device: p.cfg.Device, Ifindex: link.Index, MTU: link.MTU, Driver: link.Driver,
 			Up: link.Up, Carrier: link.Carrier, Asked: p.asked.String(), Attach: "generic"}
 		switch {
+		case gone:
+			ap.Problem = "its XDP program was taken off: the host's stack sees all that arrives; restart the node"
 		case !ap.Up:
 			ap.Problem = fmt.Sprintf("device %s is down: ip link set %s up", p.cfg.Device, p.cfg.Device)
 		case !ap.Carrier:
@@ -332,6 +349,9 @@ func (b backend) ports(in *inside) (*api.Ports, error) {
 		ap.MAC = fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
 		if p.native {
 			ap.Attach = "native"
+		}
+		if gone {
+			ap.Attach = "none"
 		}
 		if p.prog != nil {
 			c, err := p.prog.Counters()

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 )
 
@@ -286,6 +287,9 @@ func (c *Client) do(ctx context.Context, method, path string, req any) ([]byte, 
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("no demarc runs here: there is no socket %s: start `demarc run`, or name its socket with --socket", c.path)
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return nil, fmt.Errorf("no demarc runs here: nobody serves the socket %s any more: start `demarc run`", c.path)
 		}
 		if errors.Is(err, os.ErrPermission) {
 			return nil, fmt.Errorf("socket %s: %w: only root may talk to the node", c.path, os.ErrPermission)

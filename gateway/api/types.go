@@ -85,7 +85,7 @@ type Port struct {
 	Up         bool    `json:"up"`
 	Carrier    bool    `json:"carrier"`
 	Asked      string  `json:"asked"`  // mode in the node file: auto, zerocopy, copy, generic
-	Attach     string  `json:"attach"` // of the XDP program: "native" or "generic"
+	Attach     string  `json:"attach"` // of the XDP program: "native" or "generic"; "none" when somebody took it off
 	Queues     []Queue `json:"queues"`
 	XDPToHost  uint64  `json:"xdp_to_host"`       // packets that the XDP program left to the host's stack
 	XDPDropped uint64  `json:"xdp_dropped"`       // packets that it dropped

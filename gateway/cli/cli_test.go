@@ -527,3 +527,20 @@ func TestNumbers(t *testing.T) {
 		}
 	}
 }
+
+func TestApplyRefusesWhatTheWireCannotCarry(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "latin.toml")
+	if err := os.WriteFile(file, []byte("schema = 1\n# caf\xe9\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, verb := range []string{"apply", "diff"} {
+		r := call(t, t.Context(), "", verb, file, "--socket", filepath.Join(dir, "none"))
+		if r.code != exitFailed || !strings.Contains(r.err, "latin.toml:2: byte 0xe9 is not UTF-8") {
+			t.Errorf("%s: %d %q", verb, r.code, r.err)
+		}
+	}
+	if r := call(t, t.Context(), "", "apply", file, "--expect", "0"); r.code != exitUsage || !strings.Contains(r.err, "from 1") {
+		t.Errorf("--expect 0: %d %q", r.code, r.err)
+	}
+}

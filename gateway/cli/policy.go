@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -116,6 +117,9 @@ func (a *app) diffCmd() *cobra.Command {
 		"Ask the node what FILE (- is standard input) would change in what it serves, and which live sessions it would end. Changes nothing.",
 		cobra.ExactArgs(1), func(cmd *cobra.Command, args []string) error {
 			text, source, err := read(cmd, args[0])
+			if err == nil {
+				err = sayable(source, text)
+			}
 			if err != nil {
 				return err
 			}
@@ -130,13 +134,35 @@ func (a *app) diffCmd() *cobra.Command {
 		}))
 }
 
+// sayable refuses text that the node's interface could not carry as it is: JSON is UTF-8, and what is not would arrive changed.
+func sayable(source string, text []byte) error {
+	line := 1
+	for rest := text; len(rest) > 0; {
+		r, n := utf8.DecodeRune(rest)
+		if r == utf8.RuneError && n == 1 {
+			return fmt.Errorf("%s:%d: byte 0x%02x is not UTF-8 text: save the file as UTF-8", source, line, rest[0])
+		}
+		if r == '\n' {
+			line++
+		}
+		rest = rest[n:]
+	}
+	return nil
+}
+
 func (a *app) applyCmd() *cobra.Command {
 	var expect uint64
 	c := command("apply FILE", "serve another policy, without losing a packet of what does not change",
 		"Hand FILE (- is standard input) to the node. It returns when every worker serves the new policy, which is kept on disk first.\n"+
 			"A policy with errors is refused whole, with every error.",
 		cobra.ExactArgs(1), func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("expect") && expect == 0 {
+				return usageError{errors.New("--expect 0: want the number of a revision, from 1")}
+			}
 			text, source, err := read(cmd, args[0])
+			if err == nil {
+				err = sayable(source, text)
+			}
 			if err != nil {
 				return err
 			}

@@ -506,3 +506,34 @@ func TestSeeingProviderExample(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A port taken from a running gateway by force is said to be gone: nobody may read "forwarding" where nothing arrives.
+func TestSeeingAForcedRelease(t *testing.T) {
+	r := newRig(t, "forced", rigPolicy("", ""))
+	r.start()
+	if out, err := r.Exec(netlab.GW, r.program, "release", "alpha0", "--socket", r.socket); err == nil {
+		t.Errorf("release without --force: %s", out)
+	}
+	if out, err := r.Exec(netlab.GW, r.program, "release", "alpha0", "--force", "--socket", r.socket); err != nil {
+		t.Fatalf("release --force: %v\n%s", err, out)
+	}
+	r.until(3*time.Second, "status says so", func() (bool, string) {
+		st := r.status()
+		return !st.Ready && strings.Contains(st.WhyNotReady, "alpha0"), st.WhyNotReady
+	})
+	problem := ""
+	for _, p := range r.status().Ports {
+		if p.Name == "alpha0" {
+			problem = p.Attach + ": " + p.Problem
+		} else if p.Problem != "" || p.Attach != "native" {
+			t.Errorf("port %s: %s, %q", p.Name, p.Attach, p.Problem)
+		}
+	}
+	if !strings.HasPrefix(problem, "none: its XDP program was taken off") {
+		t.Errorf("port alpha0: %q", problem)
+	}
+	if !strings.Contains(r.logged(), "XDP program was taken off") {
+		t.Errorf("nothing in the log:\n%s", r.logged())
+	}
+	r.stop()
+}
