@@ -298,6 +298,16 @@ func unmountNamespace(name string) error {
 	return nil
 }
 
+// dead reports whether a process has ended. One that nobody has waited for yet has.
+func dead(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH)
+	}
+	_, rest, _ := strings.Cut(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " ")
+	return strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X")
+}
+
 // removeDead removes the labs called prefix-<pid> whose maker no longer runs.
 func removeDead(prefix string) error {
 	paths, err := filepath.Glob(filepath.Join(netnsDir, prefix+"-*"))
@@ -312,7 +322,7 @@ func removeDead(prefix string) error {
 			continue
 		}
 		pid, err := strconv.Atoi(m[2])
-		if err != nil || pid == os.Getpid() || unix.Kill(pid, 0) != unix.ESRCH {
+		if err != nil || pid == os.Getpid() || !dead(pid) {
 			continue
 		}
 		if !ended[m[1]] {
