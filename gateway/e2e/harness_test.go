@@ -73,6 +73,7 @@ func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 type site struct {
 	*netlab.Topology
 	t      testing.TB
+	binary string // to run; "" = program
 	dir    string
 	node   string // file
 	policy string // file
@@ -195,7 +196,11 @@ func (s *site) launch(wrap []string, extra ...string) *process {
 	s.t.Helper()
 	s.runs++
 	p := &process{log: filepath.Join(s.dir, fmt.Sprintf("gateway-%d.log", s.runs)), ended: make(chan struct{})}
-	args := append([]string{program(s.t), "run", "--node", s.node, "--policy", s.policy}, extra...)
+	binary := s.binary
+	if binary == "" {
+		binary = program(s.t)
+	}
+	args := append([]string{binary, "run", "--node", s.node, "--policy", s.policy}, extra...)
 	if wrap == nil {
 		p.cmd = s.Command(netlab.GW, args[0], args[1:]...)
 	} else {

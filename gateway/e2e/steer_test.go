@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -206,6 +207,21 @@ func closedInEveryState(t *testing.T, mode string) {
 	s.start()
 	flows("restart after SIGTERM")
 	hostWorks("restarted")
+	s.stop()
+
+	// An upgrade: another build takes over the programs that this one left.
+	s.binary = filepath.Join(t.TempDir(), "next")
+	build := exec.Command("go", "build", "-ldflags", "-X main.version=next", "-o", s.binary, "demarc")
+	build.Env = append(build.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	s.start()
+	flows("upgrade")
+	hostWorks("upgraded")
+	if v := s.status().Version; v != "next" {
+		t.Errorf("version %q serves, want the next one", v)
+	}
 	s.stop()
 	s.outOfMemory(dead, func() { hostWorks("after an out-of-memory kill") })
 
