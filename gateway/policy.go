@@ -133,7 +133,7 @@ func (g *Gateway) steer(v *snapshot.View) {
 		}
 		c := g.programConfig(i, v)
 		if reflect.DeepEqual(c, pt.loaded) {
-			continue // loading takes hundreds of milliseconds
+			continue // the same program again: nothing to exchange on a live port
 		}
 		if err := pt.prog.Update(c); err != nil {
 			g.log.Error("update the XDP program's tables", "port", pt.cfg.Name, "err", err)
