@@ -5,21 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
-	"strconv"
-	"strings"
 	"time"
 
 	"demarc/configs"
 	"demarc/gateway/api"
-	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
 	"demarc/gateway/meter"
 	"demarc/gateway/nat"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
-	"demarc/gateway/xsk"
 )
 
 // backend answers the node's interface. It only reads.
@@ -315,108 +310,9 @@ func (b backend) Drops(context.Context) (*api.Drops, error) {
 	return d, nil
 }
 
-func (b backend) Ports(ctx context.Context) (*api.Ports, error) {
-	in := b.ask(ctx)
-	return b.ports(&in)
-}
-
-func (b backend) ports(in *inside) (*api.Ports, error) {
-	g := b.g
-	out := &api.Ports{}
-	stats := map[[2]int]int{}
-	var socks []socketFigures
-	for wi, w := range g.workers {
-		for _, s := range w.SocketStats() {
-			stats[[2]int{int(s.Port), s.Queue}] = len(socks)
-			socks = append(socks, socketFigures{wi, s.RxPackets, s.RxBytes, s.TxPackets, s.TxBytes, s.TxFull, s.TxErrors, s.Kicks})
-		}
-	}
-	for i, p := range g.ports {
-		g.linkMu.Lock()
-		link, gone := p.link, p.gone
-		g.linkMu.Unlock()
-		ap := api.Port{Name: p.cfg.Name, Device: p.cfg.Device, Ifindex: link.Index, MTU: link.MTU, Driver: link.Driver,
-			Up: link.Up, Carrier: link.Carrier, Asked: p.asked.String(), Attach: "generic"}
-		switch {
-		case gone:
-			ap.Problem = "its XDP program was taken off: the host's stack sees all that arrives; restart the node"
-		case !ap.Up:
-			ap.Problem = fmt.Sprintf("device %s is down: ip link set %s up", p.cfg.Device, p.cfg.Device)
-		case !ap.Carrier:
-			ap.Problem = fmt.Sprintf("device %s has no carrier: nothing is connected to it, or its far end is down", p.cfg.Device)
-		}
-		m := link.MAC
-		ap.MAC = fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
-		if p.native {
-			ap.Attach = "native"
-		}
-		if gone {
-			ap.Attach = "none"
-		}
-		if p.prog != nil {
-			c, err := p.prog.Counters()
-			if err != nil {
-				return nil, fmt.Errorf("port %s: read the XDP program's counters: %w", p.cfg.Name, err)
-			}
-			ap.XDPToHost = c.Host()
-			for _, n := range c.Dropped {
-				ap.XDPDropped += n
-			}
-		}
-		for _, q := range p.queues {
-			aq := b.queue(i, p, q, socks, stats)
-			r := in.rings[[2]int{i, q.n}]
-			aq.InFill, aq.InRx, aq.InTx = r[0], r[1], r[2]
-			ap.Queues = append(ap.Queues, aq)
-		}
-		out.Ports = append(out.Ports, ap)
-	}
-	v := g.view.Load()
-	for i := 1; i < len(v.Ifaces); i++ {
-		f := &v.Ifaces[i]
-		ai := api.Interface{Name: f.Name, Port: g.ports[f.Port].cfg.Name, VLAN: int(f.VLAN), MTU: f.MTU}
-		if f.Used {
-			ai.Faces = "backbone"
-			if t := v.Tenant(f.Zone); t != nil {
-				ai.Faces = t.Name
-			}
-		}
-		for _, a := range f.Addrs {
-			ai.Addresses = append(ai.Addresses, a.String())
-		}
-		out.Interfaces = append(out.Interfaces, ai)
-	}
-	return out, nil
-}
-
 type socketFigures struct {
 	worker                                                          int
 	rxPackets, rxBytes, txPackets, txBytes, txFull, txErrors, kicks uint64
-}
-
-func (b backend) queue(port int, p *port, q *queue, socks []socketFigures, at map[[2]int]int) api.Queue {
-	a := api.Queue{Queue: q.n, Worker: q.worker, Asked: p.asked.String(), WhyNotBetter: p.why, NeedWakeup: q.sock.Config().NeedWakeup}
-	a.Mode = "unknown"
-	if zc, err := q.sock.ZeroCopy(); err == nil {
-		switch {
-		case zc:
-			a.Mode = xsk.ZeroCopy.String()
-		case p.native:
-			a.Mode = xsk.Copy.String()
-		default:
-			a.Mode = xsk.Generic.String()
-		}
-	}
-	if i, ok := at[[2]int{port, q.n}]; ok {
-		f := socks[i]
-		a.Rx, a.Tx = api.Counter{Packets: f.rxPackets, Bytes: f.rxBytes}, api.Counter{Packets: f.txPackets, Bytes: f.txBytes}
-		a.TxFull, a.TxErrors, a.Kicks = f.txFull, f.txErrors, f.kicks
-	}
-	if st, err := q.sock.Stats(); err == nil {
-		a.Rings = api.RingStats{RxDropped: st.Rx_dropped, RxInvalidDescs: st.Rx_invalid_descs, TxInvalidDescs: st.Tx_invalid_descs,
-			RxRingFull: st.Rx_ring_full, FillEmpty: st.Rx_fill_ring_empty_descs, TxEmpty: st.Tx_ring_empty_descs}
-	}
-	return a
 }
 
 func (b backend) Routes(context.Context) (*api.Routes, error) {
@@ -465,164 +361,4 @@ func (b backend) Neighbours(context.Context) (*api.Neighbours, error) {
 		out.Neighbours = append(out.Neighbours, a)
 	}
 	return out, nil
-}
-
-// sessionMatch is a compiled SessionFilter.
-type sessionMatch struct {
-	tenant flow.TenantID
-	prefix netip.Prefix
-	port   uint16
-	proto  int // -1 = any
-}
-
-func (b backend) match(f api.SessionFilter) (m sessionMatch, err error) {
-	m.proto = -1
-	bad := func(format string, args ...any) error {
-		return &api.Fault{Status: http.StatusBadRequest, Err: fmt.Errorf(format, args...)}
-	}
-	if f.Tenant != "" {
-		t := b.g.view.Load().TenantByName(f.Tenant)
-		if t == nil {
-			return m, bad("there is no tenant %q", f.Tenant)
-		}
-		m.tenant = t.ID
-	}
-	if f.Address != "" {
-		if m.prefix, err = netip.ParsePrefix(f.Address); err != nil {
-			a, err := netip.ParseAddr(f.Address)
-			if err != nil {
-				return m, bad("address %q is neither an address nor a prefix", f.Address)
-			}
-			m.prefix = netip.PrefixFrom(a, a.BitLen())
-		}
-		m.prefix = m.prefix.Masked()
-	}
-	if f.Port > 65535 {
-		return m, bad("port %d is above 65535", f.Port)
-	}
-	m.port = uint16(f.Port)
-	if f.Proto != "" {
-		names := map[string]int{"icmp": flow.ICMP, "tcp": flow.TCP, "udp": flow.UDP, "icmpv6": flow.ICMPv6}
-		n, ok := names[strings.ToLower(f.Proto)]
-		if !ok {
-			if n, err = strconv.Atoi(f.Proto); err != nil || n < 0 || n > 255 {
-				return m, bad("proto %q is none of tcp, udp, icmp, icmpv6 or a number up to 255", f.Proto)
-			}
-		}
-		m.proto = n
-	}
-	return m, nil
-}
-
-func (m *sessionMatch) matches(se *conntrack.Session) bool {
-	if m.tenant != 0 && se.Tenant != m.tenant || m.proto >= 0 && int(se.Proto) != m.proto {
-		return false
-	}
-	if m.port != 0 && se.OrigSPort != m.port && se.OrigDPort != m.port && se.XlatSPort != m.port && se.XlatDPort != m.port {
-		return false
-	}
-	if !m.prefix.IsValid() {
-		return true
-	}
-	a := addresses(se)
-	for _, x := range a {
-		if m.prefix.Contains(x) {
-			return true
-		}
-	}
-	return false
-}
-
-// addresses are original source and destination, then the translated ones.
-func addresses(se *conntrack.Session) [4]netip.Addr {
-	if se.Flags&conntrack.FlagV6 != 0 {
-		s, d := se.OrigSrc.Netip(6), se.OrigDst.Netip(6)
-		return [4]netip.Addr{s, d, s, d}
-	}
-	return [4]netip.Addr{se.OrigSrc.Netip(4), se.OrigDst.Netip(4), netip.AddrFrom4(se.XlatSrc), netip.AddrFrom4(se.XlatDst)}
-}
-
-func (b backend) Sessions(ctx context.Context, f api.SessionFilter) (*api.Sessions, error) {
-	m, err := b.match(f)
-	if err != nil {
-		return nil, err
-	}
-	if f.Limit == 0 {
-		f.Limit = 1000
-	}
-	out := &api.Sessions{Sessions: []api.Session{}}
-	now := uint32(b.g.clock.Now() >> 20)
-	err = b.g.walk(ctx, func(w int, _ *pipeline.Shard, slot uint32, se *conntrack.Session) bool {
-		out.Total++
-		if m.matches(se) {
-			out.Matched++
-			if len(out.Sessions) < f.Limit {
-				out.Sessions = append(out.Sessions, b.g.wireSession(w, slot, se, now))
-			} else {
-				out.Truncated = true
-			}
-		}
-		return true
-	})
-	return out, err
-}
-
-func protoName(p uint8) string {
-	switch p {
-	case flow.ICMP:
-		return "icmp"
-	case flow.TCP:
-		return "tcp"
-	case flow.UDP:
-		return "udp"
-	case flow.ICMPv6:
-		return "icmpv6"
-	}
-	return strconv.Itoa(int(p))
-}
-
-// wireSession runs on the session's worker.
-func (g *Gateway) wireSession(w int, slot uint32, se *conntrack.Session, now uint32) api.Session {
-	v := g.view.Load()
-	a := addresses(se)
-	seconds := func(ticks uint32) float64 { return float64(uint64(ticks)<<20) / 1e9 }
-	last := se.LastSeen[0]
-	if int32(se.LastSeen[1]-last) > 0 {
-		last = se.LastSeen[1]
-	}
-	idle := uint32(max(0, int32(now-last)))
-	out := api.Session{Worker: w, Slot: slot, Gen: se.Gen, From: "tenant", Proto: protoName(se.Proto), State: stateName(se),
-		Src: netip.AddrPortFrom(a[0], se.OrigSPort).String(), Dst: netip.AddrPortFrom(a[1], se.OrigDPort).String(),
-		XlatSrc: netip.AddrPortFrom(a[2], se.XlatSPort).String(), XlatDst: netip.AddrPortFrom(a[3], se.XlatDPort).String(),
-		NAT: se.Flags&conntrack.FlagNAT != 0, Rule: -1, Idle: seconds(idle),
-		Orig:  api.Counter{Packets: uint64(se.Packets[0]), Bytes: se.Bytes[0]},
-		Reply: api.Counter{Packets: uint64(se.Packets[1]), Bytes: se.Bytes[1]}}
-	if left := se.Timeout(&v.Timeouts); left > idle {
-		out.Expires = seconds(left - idle)
-	}
-	d := meter.Out
-	if se.Flags&conntrack.FlagFromBackbone != 0 {
-		out.From, d = "backbone", meter.In
-	}
-	if se.Class != 0 {
-		out.Class = "voice"
-	}
-	if t := v.Tenant(se.Tenant); t != nil {
-		out.Tenant = t.Name
-		if int64(se.Rule) < int64(len(t.Rules[d])) {
-			out.Rule, out.RuleName = int(se.Rule), t.Rules[d][se.Rule].Name
-		}
-	}
-	return out
-}
-
-// stateName is the TCP state, or whether an answer has been seen.
-func stateName(se *conntrack.Session) string {
-	if se.Proto == flow.TCP {
-		return conntrack.TCPStateText(se.State)
-	}
-	if se.Flags&conntrack.FlagReplied != 0 {
-		return "answered"
-	}
-	return "unanswered"
 }

@@ -4,6 +4,6 @@
 // one worker; a View is only read. What workers share are the rate words, the session counts of tenants, and the block table of
 // the public ports, all atomic words.
 //
-// The stages, in order (see stages.go): receive, home, find, open (source check, destination NAT, ACL, limits, source NAT, create), track,
+// The stages, in order: receive, home, find, open (source check, destination NAT, ACL, limits, source NAT, create), track,
 // hop limit, size, translate, neighbour, link header, rate, account.
 package pipeline

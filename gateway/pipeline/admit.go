@@ -1,0 +1,85 @@
+package pipeline
+
+import (
+	"demarc/gateway/conntrack"
+	"demarc/gateway/flow"
+	"demarc/gateway/meter"
+	"demarc/gateway/packet"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/verdict"
+)
+
+// allowed applies what the ACL said, counts it for the rule and logs it if the rule wants that.
+func (sh *Shard) allowed(s *Slot, t *snapshot.Tenant, d meter.Dir, se *conntrack.Session, j snapshot.Decision) bool {
+	s.Tenant = t.ID
+	t.HitsOf(d, j.Rule).Add(sh.Worker)
+	se.Rule = j.Rule
+	if j.Rule != flow.NoRule {
+		r := &t.Rules[d][j.Rule]
+		if r.Voice {
+			se.Class = classVoice
+		}
+		if r.Log {
+			sh.event(Event{Tick: sh.tick, Tenant: t.ID, Dir: d, Rule: j.Rule, Allow: j.Allow, Key: s.Key})
+		}
+	}
+	if !j.Allow {
+		r := verdict.ACLDeny
+		if j.Rule == flow.NoRule {
+			r = verdict.ACLDefault
+		}
+		sh.drop(s, r)
+	}
+	return j.Allow
+}
+
+// admit checks the first packet itself and the tenant's limits on sessions.
+func (sh *Shard) admit(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verdict.Reason {
+	if s.Flags&packet.FlagICMPReply != 0 {
+		return verdict.ICMPNoSession // an answer to nothing
+	}
+	if (s.Key.Proto == flow.ICMP || s.Key.Proto == flow.ICMPv6) && s.Flags&packet.FlagICMPQuery == 0 {
+		return verdict.ICMPNoSession
+	}
+	if unfinished(&s.Packet) {
+		return verdict.UnfinishedChecksum
+	}
+	if se.Proto == flow.TCP {
+		seg := segment(&s.Packet)
+		if r := conntrack.First(se, &seg); r != verdict.Pass {
+			return r
+		}
+	}
+	if t.MaxSessions > 0 && t.Shared.Sessions.Load() >= t.MaxSessions {
+		return verdict.TenantSessions
+	}
+	if !t.SessionRate.Unlimited() && !t.SessionRate.Take(&t.Shared.SessionRate, sh.now, 1) {
+		return verdict.TenantSessionRate
+	}
+	return sh.admitHost(t, se)
+}
+
+// create puts the session into the table and sends its first packet on. What it had taken is given back if the table refuses.
+func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verdict.Verdict {
+	se.ViewGen = sh.view.Gen
+	se.LastSeen = [2]uint32{sh.tick, sh.tick}
+	sh.countHost(t, se)
+	slot, r := sh.Sessions.Create(se, sh.tick, se.Timeout(&sh.view.Timeouts))
+	if r != verdict.Pass {
+		if se.Mapping != conntrack.NoMapping {
+			sh.NAT.Drop(se.Mapping)
+			sh.making = conntrack.NoMapping
+		}
+		if se.Flags&conntrack.FlagCounted != 0 {
+			sh.uncountHost(se)
+		}
+		return sh.drop(s, r)
+	}
+	if se.Mapping != conntrack.NoMapping {
+		sh.NAT.Ref(se.Mapping)
+		sh.making = conntrack.NoMapping
+	}
+	t.Shared.Sessions.Add(1)
+	t.Shared.Created.Add(1)
+	return sh.forward(s, sh.Sessions.At(slot), 0)
+}

@@ -1,0 +1,87 @@
+package pipeline
+
+import (
+	"demarc/gateway/conntrack"
+	"demarc/gateway/flow"
+	"demarc/gateway/packet"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/verdict"
+)
+
+// find looks the session up, or opens one.
+func (sh *Shard) find(s *Slot) verdict.Verdict {
+	if s.Flags&packet.FlagICMPError != 0 {
+		return sh.related(s)
+	}
+	ref, ok := sh.Sessions.Lookup(&s.Key, s.hash)
+	if !ok {
+		if s.Key.Zone == flow.Backbone {
+			return sh.openIn(s)
+		}
+		return sh.openOut(s)
+	}
+	slot, dir := ref.Slot(), ref.Dir()
+	se := sh.Sessions.At(slot)
+	if se.ViewGen != sh.view.Gen {
+		if r := sh.judgeAgain(se); r != verdict.Pass {
+			s.Tenant = se.Tenant
+			sh.end(slot, se)
+			return sh.drop(s, r)
+		}
+	}
+	if sh.impostor(s, se, dir) {
+		s.Tenant = se.Tenant
+		return sh.drop(s, verdict.SpoofedSource)
+	}
+	if se.Proto == flow.TCP {
+		seg := segment(&s.Packet)
+		if conntrack.Reopens(se, dir, &seg) {
+			sh.end(slot, se)
+			if s.Key.Zone == flow.Backbone {
+				return sh.openIn(s)
+			}
+			return sh.openOut(s)
+		}
+		before := se.State
+		if r := conntrack.Track(se, dir, &seg); r != verdict.Pass {
+			s.Tenant = se.Tenant
+			return sh.drop(s, r)
+		}
+		if se.State != before { // a shorter time-out must not wait for the longer one's deadline
+			sh.Sessions.SetDeadline(slot, sh.tick+se.Timeout(&sh.view.Timeouts))
+		}
+	}
+	if dir == 1 && se.Flags&conntrack.FlagReplied == 0 {
+		if unfinished(&s.Packet) {
+			s.Tenant = se.Tenant
+			return sh.drop(s, verdict.UnfinishedChecksum)
+		}
+		se.BeginWrite()
+		se.Flags |= conntrack.FlagReplied
+		se.EndWrite()
+	}
+	return sh.forward(s, se, dir)
+}
+
+// impostor reports whether a packet that came over the wire from the backbone bears a source that is ours, a public address or a
+// tenant's: those come round by Loop. The session knows, because its way back leads there.
+func (sh *Shard) impostor(s *Slot, se *conntrack.Session, dir int) bool {
+	if s.Key.Zone != flow.Backbone || s.Looped {
+		return false
+	}
+	back := se.NextHop[1-dir]
+	if back == noHop {
+		return false
+	}
+	k := sh.view.Hops[back].Kind
+	return k != snapshot.HopForward && k != snapshot.HopDiscard
+}
+
+// segment is what connection tracking wants to know of a TCP packet.
+func segment(p *packet.Packet) conntrack.Segment {
+	seg := conntrack.Segment{Flags: p.TCPFlags, Seq: p.Seq, Ack: p.Ack, Window: p.Window, Payload: p.PayloadLen, Scale: -1}
+	if p.TCPFlags&packet.TCPSyn != 0 {
+		seg.Scale = packet.WindowScale(p)
+	}
+	return seg
+}

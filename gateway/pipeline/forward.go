@@ -1,0 +1,29 @@
+package pipeline
+
+import (
+	"demarc/gateway/conntrack"
+	"demarc/gateway/packet"
+	"demarc/gateway/verdict"
+)
+
+// forward carries a packet of an established session in direction dir to its next hop.
+func (sh *Shard) forward(s *Slot, se *conntrack.Session, dir int) verdict.Verdict {
+	s.Tenant, s.Dir = se.Tenant, Direction(se, dir)
+	t := sh.view.Tenant(se.Tenant)
+	s.Voice = se.Class == classVoice || t.Voice(s.TOS)
+	hop, v := sh.usable(s, t, se.NextHop[dir])
+	if v != verdict.Next {
+		return v
+	}
+	if se.Flags&conntrack.FlagNAT != 0 {
+		src, dst, sport, dport := se.Out(dir)
+		packet.Translate4(&s.Packet, src, dst, sport, dport)
+	}
+	v = sh.send(s, t, hop)
+	if v != verdict.Drop {
+		se.LastSeen[dir] = sh.tick
+		se.Packets[dir]++
+		se.Bytes[dir] += uint64(s.IPLen)
+	}
+	return v
+}

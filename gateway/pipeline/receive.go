@@ -1,0 +1,142 @@
+package pipeline
+
+import (
+	"demarc/gateway/flow"
+	"demarc/gateway/packet"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/verdict"
+)
+
+// Process judges a burst. Frames are rewritten in place; the driver then does what each Slot.Verdict says. Drops are counted here.
+//
+// Four sweeps, so that the memory that a packet will need is on its way while others are worked on: parse and hash, touch the
+// index, touch the sessions, then each packet to the end.
+func (sh *Shard) Process(slots []Slot, nowNs uint64) {
+	sh.setNow(nowNs)
+	if sh.view == nil {
+		for i := range slots {
+			sh.drop(&slots[i], verdict.Shutdown)
+			sh.Meter.Drop(0, verdict.Shutdown)
+		}
+		return
+	}
+	sink := sh.sink
+	for i := range slots {
+		s := &slots[i]
+		s.Verdict = sh.receive(s)
+		if s.Verdict == verdict.Next {
+			s.hash = sh.Sessions.Hash(&s.Key)
+		} else if s.Verdict == verdict.Drop {
+			sh.Meter.Drop(s.Tenant, s.Reason)
+		}
+	}
+	// A loop of loads and nothing else: the processor has many of them under way at once, which it has not between parsing.
+	for i := range slots {
+		if s := &slots[i]; s.Verdict == verdict.Next {
+			sink ^= sh.Sessions.Touch(s.hash)
+		}
+	}
+	for i := range slots {
+		if s := &slots[i]; s.Verdict == verdict.Next {
+			sink ^= sh.Sessions.TouchSession(s.hash)
+		}
+	}
+	sh.sink = sink
+	for i := range slots {
+		s := &slots[i]
+		if s.Verdict != verdict.Next {
+			continue
+		}
+		if s.Verdict = sh.find(s); s.Verdict == verdict.Drop {
+			sh.Meter.Drop(s.Tenant, s.Reason)
+		}
+	}
+}
+
+func (sh *Shard) drop(s *Slot, r verdict.Reason) verdict.Verdict {
+	s.Verdict, s.Reason = verdict.Drop, r
+	return verdict.Drop
+}
+
+// receive parses a frame and finds out where it came in, and whether it is this worker's.
+func (sh *Shard) receive(s *Slot) verdict.Verdict {
+	s.Verdict, s.Reason, s.Tenant, s.Voice, s.in = verdict.Drop, verdict.Unset, 0, false, nil
+	if r := packet.Parse(&s.Packet); r != verdict.Pass {
+		if f := sh.ingress(s); f != nil {
+			s.Tenant = f.Zone
+		}
+		return sh.drop(s, r)
+	}
+	s.IPLen = uint16(s.L3End - s.L3)
+	if s.Looped {
+		s.Key.Zone = flow.Backbone
+	} else {
+		f := sh.ingress(s)
+		if f == nil || !f.Used {
+			return sh.drop(s, verdict.UnknownVLAN)
+		}
+		s.in, s.Tenant, s.Key.Zone = f, f.Zone, f.Zone
+		if s.Flags&packet.FlagMcastMAC == 0 && [6]byte(s.Frame()[:6]) != f.MAC {
+			return sh.drop(s, verdict.ForeignMAC)
+		}
+		if s.Flags&(packet.FlagARP|packet.FlagND) != 0 {
+			s.OutIface = f.Index
+			return verdict.Punt
+		}
+		if r := sane(&s.Packet, f); r != verdict.Pass {
+			return sh.drop(s, r)
+		}
+	}
+	if s.Flags&(packet.FlagFragFirst|packet.FlagFragLater) != 0 {
+		return sh.drop(s, verdict.Fragment)
+	}
+	if sh.view.Workers > 1 && !s.Handed {
+		if w := sh.home(s); w != sh.Worker {
+			s.Home = uint16(w)
+			return verdict.Hand
+		}
+	}
+	return verdict.Next
+}
+
+func (sh *Shard) ingress(s *Slot) *snapshot.Iface {
+	if i := sh.view.Iface(s.Port, s.VLAN); i != 0 {
+		return &sh.view.Ifaces[i]
+	}
+	return nil
+}
+
+// sane refuses addresses that no forwarded packet may carry (RFC 1812 5.3.7, RFC 6890, RFC 4291 2.5).
+func sane(p *packet.Packet, f *snapshot.Iface) verdict.Reason {
+	if p.Key.Family == 4 {
+		src, dst := p.Key.Src.V4(), p.Key.Dst.V4()
+		switch {
+		case dst>>28 == 0xe || p.Flags&packet.FlagMcastMAC != 0:
+			return verdict.Multicast
+		case src == dst:
+			return verdict.Land
+		case src>>24 == 0 || src>>24 == 127 || src>>28 >= 0xe, dst>>24 == 0 || dst>>24 == 127 || dst>>28 == 0xf:
+			return verdict.Martian
+		case src>>16 == 0xa9fe || dst>>16 == 0xa9fe:
+			return verdict.LinkLocal
+		}
+		return verdict.Pass
+	}
+	src, dst := &p.Key.Src, &p.Key.Dst
+	switch {
+	case dst[0] == 0xff || p.Flags&packet.FlagMcastMAC != 0:
+		return verdict.Multicast
+	case *src == *dst:
+		return verdict.Land
+	case src[0] == 0xff || reserved6(src) || reserved6(dst):
+		return verdict.Martian
+	case linkLocal6(src) && *dst != f.LinkLocal || linkLocal6(dst) && *dst != f.LinkLocal:
+		return verdict.LinkLocal
+	}
+	return verdict.Pass
+}
+
+func linkLocal6(a *flow.Addr) bool { return a[0] == 0xfe && a[1]&0xc0 == 0x80 }
+
+// reserved6: unspecified, loopback, IPv4-compatible and IPv4-mapped addresses (::/8 but for what is never routed anyway).
+func reserved6(a *flow.Addr) bool { return a[0] == 0 && a[1] == 0 && a[2] == 0 && a[3] == 0 }

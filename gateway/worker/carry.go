@@ -1,0 +1,182 @@
+package worker
+
+import (
+	"fmt"
+	"runtime/debug"
+
+	"demarc/gateway/pipeline"
+	"demarc/gateway/slowpath"
+	"demarc/gateway/verdict"
+)
+
+// receive takes one burst from a socket and carries it through.
+func (w *Worker) receive(s *sockState, now uint64) int {
+	k := s.S.Recv(w.descs[:w.cfg.Batch])
+	if k == 0 {
+		return 0
+	}
+	u := w.cfg.Areas[s.Area]
+	mem, chunk := u.Mem(), uint64(u.Chunk())
+	bytes := uint64(0)
+	for i := range k {
+		d := &w.descs[i]
+		base := d.Addr &^ (chunk - 1)
+		sl := &w.slots[i]
+		sl.Buf = mem[base : base+chunk]
+		sl.Off, sl.Len = int(d.Addr-base), int(d.Len)
+		sl.Port, sl.Looped, sl.Handed, sl.Area, sl.Addr = s.Port, false, false, s.Area, base
+		bytes += uint64(d.Len)
+	}
+	s.rxPackets.Add(uint64(k))
+	s.rxBytes.Add(bytes)
+	w.count.bursts.Add(1)
+	w.judge(w.slots[:k], now)
+	w.runLoop(now)
+	return k
+}
+
+// judge has the pipeline decide and carries it out.
+func (w *Worker) judge(slots []pipeline.Slot, now uint64) {
+	w.contained(slots, now)
+	for i := range slots {
+		s := &slots[i]
+		switch s.Verdict {
+		case verdict.Send:
+			w.send(s.OutPort, s.Area, s.Addr, s.Off, s.Len)
+		case verdict.Queue: // the shaper owns the frame now
+			w.held[s.Area]++
+		case verdict.Hand:
+			kind := uint8(handProcess)
+			if s.Looped {
+				kind = handLoop
+			}
+			w.hand(int(s.Home), kind, s.Port, s.Frame(), s)
+			w.free(s.Area, s.Addr)
+		case verdict.Loop:
+			w.pushLoop(s.Area, s.Addr, s.Off, s.Len, now)
+		case verdict.Punt:
+			w.slow(slowpath.Learn, s)
+		case verdict.Neighbor:
+			w.slow(slowpath.Resolve, s)
+		default:
+			w.free(s.Area, s.Addr)
+		}
+	}
+}
+
+// contained runs the pipeline and survives a panic in it: what was judged before goes its way, the rest of the burst is dropped and
+// counted, and its frames come back.
+func (w *Worker) contained(slots []pipeline.Slot, now uint64) {
+	for i := range slots {
+		slots[i].Verdict, slots[i].Reason = verdict.Drop, verdict.Unset
+	}
+	defer func() {
+		e := recover()
+		if e == nil {
+			return
+		}
+		w.count.panics.Add(1)
+		n := uint64(0)
+		for i := range slots {
+			if v := slots[i].Verdict; v == verdict.Next || v == verdict.Drop && slots[i].Reason == verdict.Unset {
+				slots[i].Verdict, slots[i].Reason = verdict.Drop, verdict.InternalError
+				n++
+			}
+		}
+		w.shard.Meter.DropN(0, verdict.InternalError, n)
+		repaired := w.shard.Recover()
+		w.cfg.Log.Error("pipeline panic contained", "worker", w.cfg.ID, "repaired", repaired, "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
+	}()
+	w.shard.Process(slots, now)
+}
+
+func (w *Worker) slow(kind slowpath.Kind, s *pipeline.Slot) {
+	if !w.cfg.Slow.Input(w.cfg.ID, kind, s.OutIface, s.Key.Family, &s.NextHop, s.Frame()) {
+		w.shard.Meter.Drop(s.Tenant, verdict.SlowPathFull)
+	}
+	w.free(s.Area, s.Addr)
+}
+
+func (w *Worker) free(area uint8, addr uint64) { w.cfg.Areas[area].Free(addr) }
+
+// hand copies a frame to another worker. s is nil for frames that have no slot.
+func (w *Worker) hand(to int, kind uint8, port uint16, frame []byte, s *pipeline.Slot) {
+	p := w.peers[to]
+	if p.in[w.cfg.ID].push(kind, port, frame) {
+		w.count.handedOut.Add(1)
+		p.wake()
+		return
+	}
+	if s != nil {
+		w.shard.Meter.Drop(s.Tenant, verdict.HandOverFull)
+	} else {
+		w.shard.Meter.Drop(0, verdict.HandOverFull)
+	}
+}
+
+// takeOver serves what another worker has handed over.
+func (w *Worker) takeOver(r *ring, now uint64) (n int) {
+	u := w.cfg.Areas[0]
+	k := 0
+	for n < w.cfg.Batch {
+		m, frame, ok := r.peek()
+		if !ok {
+			break
+		}
+		n++
+		addr, ok := u.Alloc()
+		if !ok {
+			w.shard.Meter.Drop(0, verdict.FrameExhausted)
+			r.pop()
+			continue
+		}
+		if handHeadroom+len(frame) > u.Chunk() {
+			w.free(0, addr)
+			w.shard.Meter.Drop(0, verdict.FrameTooLarge)
+			r.pop()
+			continue
+		}
+		mem := u.Mem()[addr : addr+uint64(u.Chunk())]
+		copy(mem[handHeadroom:], frame)
+		r.pop()
+		if m.kind == handSend {
+			w.send(m.port, 0, addr, handHeadroom, int(m.n))
+			continue
+		}
+		sl := &w.slots[k]
+		k++
+		sl.Buf, sl.Off, sl.Len = mem, handHeadroom, int(m.n)
+		sl.Port, sl.Looped, sl.Handed, sl.Area, sl.Addr = m.port, m.kind == handLoop, true, 0, addr
+	}
+	if n > 0 {
+		w.count.handedIn.Add(uint64(n))
+	}
+	if k > 0 {
+		w.judge(w.slots[:k], now)
+		w.runLoop(now)
+	}
+	return n
+}
+
+// pushLoop keeps a frame that enters again from the backbone side.
+func (w *Worker) pushLoop(area uint8, addr uint64, off, n int, now uint64) {
+	if w.loops == len(w.loop) {
+		w.runLoop(now)
+	}
+	u := w.cfg.Areas[area]
+	sl := &w.loop[w.loops]
+	w.loops++
+	sl.Buf, sl.Off, sl.Len = u.Mem()[addr:addr+uint64(u.Chunk())], off, n
+	sl.Port, sl.Looped, sl.Handed, sl.Area, sl.Addr = 0, true, false, area, addr
+}
+
+// runLoop judges the frames that entered again. None of them can do so twice, but one that is too big may become an ICMP error that goes
+// back the same way, and there is no error about an error: so this ends. While a slot is carried out its place, or an earlier
+// one, may be taken by such an error: what is still to come never is.
+func (w *Worker) runLoop(now uint64) {
+	for w.loops > 0 {
+		n := w.loops
+		w.loops = 0
+		w.judge(w.loop[:n], now)
+	}
+}

@@ -1,0 +1,91 @@
+package worker
+
+import (
+	"fmt"
+	"sync/atomic"
+)
+
+// Stats is what a worker says of itself; all figures since start but the gauges.
+type Stats struct {
+	Sessions, Mappings             int // gauges
+	Frames, Free, Held             int // gauges
+	Bursts, Wakeups, Panics        uint64
+	HandedOut, HandedIn, Crossings uint64
+	BusyNs                         uint64
+	Gen                            uint32 // of the view that it works with
+}
+
+type counters struct {
+	sessions, mappings, free, held         atomic.Int64
+	bursts, wakeups, panics                atomic.Uint64
+	handedOut, handedIn, crossings, busyNs atomic.Uint64
+	gen                                    atomic.Uint32
+}
+
+func (w *Worker) gauges() int {
+	free := 0
+	for _, u := range w.cfg.Areas {
+		free += u.FreeCount()
+	}
+	w.count.free.Store(int64(free))
+	w.count.held.Store(int64(w.shard.Shaper.Held()))
+	w.count.sessions.Store(int64(w.shard.Sessions.Len()))
+	w.count.mappings.Store(int64(w.shard.NAT.Len()))
+	return 0
+}
+
+// Stats reads the worker's figures. Any goroutine.
+func (w *Worker) Stats() Stats {
+	c := &w.count
+	frames := 0
+	for _, u := range w.cfg.Areas {
+		frames += u.Frames()
+	}
+	return Stats{
+		Sessions: int(c.sessions.Load()), Mappings: int(c.mappings.Load()), Frames: frames, Free: int(c.free.Load()), Held: int(c.held.Load()),
+		Bursts: c.bursts.Load(), Wakeups: c.wakeups.Load(), Panics: c.panics.Load(), HandedOut: c.handedOut.Load(), HandedIn: c.handedIn.Load(),
+		Crossings: c.crossings.Load(), BusyNs: c.busyNs.Load(), Gen: c.gen.Load(),
+	}
+}
+
+// SocketStats is what one socket has carried.
+type SocketStats struct {
+	Socket
+	RxPackets, RxBytes, TxPackets, TxBytes, TxFull, TxErrors, Kicks uint64
+}
+
+// SocketStats reads the figures of the worker's sockets. Any goroutine.
+func (w *Worker) SocketStats() []SocketStats {
+	out := make([]SocketStats, len(w.socks))
+	for i, s := range w.socks {
+		out[i] = SocketStats{Socket: s.Socket, RxPackets: s.rxPackets.Load(), RxBytes: s.rxBytes.Load(), TxPackets: s.txPackets.Load(),
+			TxBytes: s.txBytes.Load(), TxFull: s.txFull.Load(), TxErrors: s.txErrors.Load(), Kicks: s.kicks.Load()}
+	}
+	return out
+}
+
+// Account adds up where the worker's frames are, per memory area: it must be every frame. Call it inside Do, or after Run has returned.
+func (w *Worker) Account() error {
+	for i, u := range w.cfg.Areas {
+		free, batched, rings := u.FreeCount(), 0, 0
+		for _, s := range w.socks {
+			if int(s.Area) == i {
+				fill, rx, tx := s.S.InKernel()
+				rings += fill + rx + tx
+				batched += s.n
+			}
+		}
+		if sum := free + w.held[i] + batched + rings + u.Limbo(); sum != u.Frames() {
+			return fmt.Errorf("worker %d area %d: free %d + shaped %d + batched %d + fill, rx, tx, completion %d + limbo %d = %d, but there are %d frames",
+				w.cfg.ID, i, free, w.held[i], batched, rings, u.Limbo(), sum, u.Frames())
+		}
+	}
+	held := 0
+	for _, n := range w.held {
+		held += n
+	}
+	if held != w.shard.Shaper.Held() {
+		return fmt.Errorf("worker %d: %d frames given to the shaper, which holds %d", w.cfg.ID, held, w.shard.Shaper.Held())
+	}
+	return nil
+}

@@ -1,0 +1,138 @@
+package worker
+
+import (
+	"demarc/gateway/pipeline"
+	"demarc/gateway/police"
+	"demarc/gateway/verdict"
+	"demarc/gateway/xsk"
+)
+
+// emit sends what the shaper lets go.
+func (w *Worker) emit(it *police.Item) bool {
+	if it.Port == pipeline.LoopPort {
+		if w.loops == len(w.loop) {
+			return false
+		}
+		w.held[it.Area]--
+		w.pushLoop(it.Area, it.Frame, int(it.Off), int(it.Len), 0)
+		return true
+	}
+	w.held[it.Area]--
+	w.send(it.Port, it.Area, it.Frame, int(it.Off), int(it.Len))
+	return true
+}
+
+func (w *Worker) limitsOf(q int) (*police.Dir, *police.Words) {
+	t := w.shard.View().Tenants
+	if id := q / 2; id < len(t) && t[id] != nil {
+		return &t[id].Dir[q%2], &t[id].Shared.Words[q%2]
+	}
+	return nil, nil
+}
+
+// send puts a frame that the worker owns into the tx batch of a port.
+func (w *Worker) send(port uint16, area uint8, addr uint64, off, n int) {
+	i := w.txOf[port]
+	if i < 0 {
+		u := w.cfg.Areas[area]
+		frame := u.Mem()[addr+uint64(off) : addr+uint64(off)+uint64(n)]
+		for to, p := range w.peers {
+			if to != w.cfg.ID && p.Sends(port) {
+				w.hand(to, handSend, port, frame, nil)
+				w.free(area, addr)
+				return
+			}
+		}
+		w.shard.Meter.Drop(0, verdict.NoTxSocket)
+		w.free(area, addr)
+		return
+	}
+	s := w.socks[i]
+	if s.Area != area {
+		var ok bool
+		if area, addr, ok = w.cross(area, s.Area, addr, off, n); !ok {
+			w.shard.Meter.Drop(0, verdict.FrameExhausted)
+			return
+		}
+	}
+	s.batch[s.n] = xsk.Desc{Addr: addr + uint64(off), Len: uint32(n)}
+	s.n++
+	if s.n == len(s.batch) {
+		w.push(s)
+	}
+}
+
+// cross copies a frame into another memory area and frees the old one.
+func (w *Worker) cross(from, to uint8, addr uint64, off, n int) (uint8, uint64, bool) {
+	a, b := w.cfg.Areas[from], w.cfg.Areas[to]
+	na, ok := b.Alloc()
+	if ok && off+n > b.Chunk() {
+		b.Free(na)
+		ok = false
+	}
+	if ok {
+		copy(b.Mem()[na+uint64(off):na+uint64(off+n)], a.Mem()[addr+uint64(off):addr+uint64(off+n)])
+		w.count.crossings.Add(1)
+	}
+	a.Free(addr)
+	return to, na, ok
+}
+
+// push moves the batch into the tx ring. What does not fit even after the kernel has been asked to send is dropped.
+func (w *Worker) push(s *sockState) {
+	if s.n == 0 {
+		return
+	}
+	var bytes uint64
+	done := s.S.Send(s.batch[:s.n])
+	if done < s.n {
+		w.kick(s)
+		done += s.S.Send(s.batch[done:s.n])
+	}
+	for i := range done {
+		bytes += uint64(s.batch[i].Len)
+	}
+	if lost := s.n - done; lost > 0 {
+		chunk := uint64(w.cfg.Areas[s.Area].Chunk())
+		for _, d := range s.batch[done:s.n] {
+			w.free(s.Area, d.Addr&^(chunk-1))
+		}
+		s.txFull.Add(uint64(lost))
+		w.shard.Meter.DropN(0, verdict.TxRingFull, uint64(lost))
+	}
+	s.txPackets.Add(uint64(done))
+	s.txBytes.Add(bytes)
+	s.n = 0
+	s.pending = s.pending || done > 0
+}
+
+func (w *Worker) kick(s *sockState) {
+	s.kicks.Add(1)
+	if err := s.S.KickTx(); err != nil {
+		if s.txErrors.Add(1) == 1 {
+			w.cfg.Log.Warn("transmit", "worker", w.cfg.ID, "port", s.Port, "queue", s.Queue, "err", err)
+		}
+	}
+	s.S.Complete()
+	s.pending = s.S.InTx() > 0
+}
+
+// flush sends what is batched and takes back what the kernel has sent.
+func (w *Worker) flush(s *sockState) {
+	w.push(s)
+	if s.pending {
+		w.kick(s)
+	}
+}
+
+// refill keeps the fill ring at its level, also when idle: the kernel takes frames before it says so.
+func (w *Worker) refill(s *sockState) {
+	if n := s.target - s.S.InFill(); n > 0 {
+		s.S.Fill(n)
+	}
+	if s.busyPoll || s.S.NeedsRxWake() { // busy poll drives the device from here; and a driver that ran dry does not look at the ring again by itself
+		if err := s.S.WakeRx(); err != nil && s.rxErrors.Add(1) == 1 {
+			w.cfg.Log.Warn("wake receive", "worker", w.cfg.ID, "port", s.Port, "queue", s.Queue, "err", err)
+		}
+	}
+}
