@@ -1,0 +1,62 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"time"
+)
+
+func main() {
+	matrix := flag.String("matrix", "", "page to hold against the tests that passed; only for a run of every package")
+	file := flag.String("record", "", "file to write the record to: result, seconds, package, test")
+	slow := flag.Int("slow", 12, "how many of the slowest tests to name")
+	flag.Parse()
+	if err := run(os.Stdout, *matrix, *file, *slow, flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "testrun:", err)
+		os.Exit(1)
+	}
+}
+
+// run runs go test with the given arguments and reports everything that makes the run fail in one error.
+func run(out io.Writer, matrix, file string, slow int, args []string) error {
+	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
+	cmd.Stderr = os.Stderr
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	// An interrupt reaches the child by the terminal; what it says about it is still worth printing.
+	signal.Ignore(os.Interrupt)
+	start := time.Now()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	r := newRecord(out)
+	readErr := r.read(pipe)
+	return errors.Join(readErr, cmd.Wait(), finish(r, matrix, file, slow, time.Since(start), os.Getenv("CI") != ""))
+}
+
+// finish says what the run was and finds what go test does not: skips where none may be, and a page that promises more than ran.
+func finish(r *record, matrix, file string, slow int, took time.Duration, ci bool) error {
+	var errs []error
+	r.summary(slow, took)
+	if file != "" {
+		errs = append(errs, r.write(file))
+	}
+	errs = append(errs, r.verdict(ci))
+	if matrix != "" {
+		page, err := os.ReadFile(matrix)
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		m, err := parseMatrix(string(page))
+		errs = append(errs, err, m.complete(requirements()), m.ran(r))
+		fmt.Fprintf(r.out, "%s: %s\n", matrix, m.count())
+	}
+	return errors.Join(errs...)
+}
