@@ -9,6 +9,7 @@ import (
 const (
 	DefaultTCPEstablished = 2*time.Hour + 4*time.Minute // RFC 5382 REQ-5: not less
 	DefaultTCPTransitory  = 4 * time.Minute             // RFC 5382 REQ-5: not less
+	DefaultTCPClosing     = 4 * time.Minute             // RFC 5382 REQ-5, RFC 7857 section 2.2: not less
 	DefaultTCPClosed      = 10 * time.Second            // long enough for a lost last ACK to be sent again
 	DefaultUDP            = 5 * time.Minute             // RFC 4787 REQ-5 recommends it
 	DefaultUDPUnanswered  = 2 * time.Minute             // RFC 4787 REQ-5: the least that it allows
@@ -42,7 +43,7 @@ func (p *Policy) Defaults() {
 		field *Duration
 		v     time.Duration
 	}{
-		{&t.TCPEstablished, DefaultTCPEstablished}, {&t.TCPTransitory, DefaultTCPTransitory}, {&t.TCPClosed, DefaultTCPClosed},
+		{&t.TCPEstablished, DefaultTCPEstablished}, {&t.TCPTransitory, DefaultTCPTransitory}, {&t.TCPClosing, DefaultTCPClosing}, {&t.TCPClosed, DefaultTCPClosed},
 		{&t.UDP, DefaultUDP}, {&t.UDPUnanswered, DefaultUDPUnanswered}, {&t.ICMP, DefaultICMP}, {&t.Other, DefaultOther},
 		{&t.NATHold, DefaultNATHold},
 	} {
@@ -57,6 +58,7 @@ func (t *Tenant) defaults() {
 	defaultTo(&t.DefaultOut, "allow")
 	defaultTo(&t.NAT.Mapping, "endpoint-independent")
 	defaultTo(&t.NAT.Filtering, "address-and-port-dependent")
+	defaultTo(&t.NAT.Pooling, "paired")
 	defaultTo(&t.NAT.Ports, "dynamic")
 	for i := range t.NAT.Forward {
 		defaultTo(&t.NAT.Forward[i].InsidePort, t.NAT.Forward[i].Port)

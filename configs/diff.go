@@ -148,6 +148,7 @@ func (t *Tenant) summary() string {
 func (d *differ) timeouts(a, b *Timeouts) {
 	d.value("timeouts.tcp_established", a.TCPEstablished, b.TCPEstablished)
 	d.value("timeouts.tcp_transitory", a.TCPTransitory, b.TCPTransitory)
+	d.value("timeouts.tcp_closing", a.TCPClosing, b.TCPClosing)
 	d.value("timeouts.tcp_closed", a.TCPClosed, b.TCPClosed)
 	d.value("timeouts.udp", a.UDP, b.UDP)
 	d.value("timeouts.udp_unanswered", a.UDPUnanswered, b.UDPUnanswered)
@@ -200,6 +201,7 @@ func (d *differ) nat(a, b *NAT) {
 	d.set("nat.pool", a.Pool, b.Pool)
 	d.value("nat.mapping", a.Mapping, b.Mapping)
 	d.value("nat.filtering", a.Filtering, b.Filtering)
+	d.value("nat.pooling", a.Pooling, b.Pooling)
 	d.value("nat.ports", a.Ports, b.Ports)
 	static := func(list []StaticNAT) (out []entry) {
 		for _, s := range list {

@@ -143,6 +143,7 @@ func (c *policyCheck) timeouts() {
 	const most = 7 * 24 * time.Hour
 	checkDuration(at, "tcp_established", t.TCPEstablished, time.Second, most)
 	checkDuration(at, "tcp_transitory", t.TCPTransitory, time.Second, most)
+	checkDuration(at, "tcp_closing", t.TCPClosing, time.Second, most)
 	checkDuration(at, "tcp_closed", t.TCPClosed, time.Second, most)
 	checkDuration(at, "udp", t.UDP, time.Second, most)
 	checkDuration(at, "udp_unanswered", t.UDPUnanswered, time.Second, most)

@@ -43,8 +43,9 @@ type Objects struct {
 // Timeouts are idle times after which a session ends. Zero means the default that Defaults writes.
 type Timeouts struct {
 	TCPEstablished Duration `toml:"tcp_established"` // 2h4m, RFC 5382 REQ-5
-	TCPTransitory  Duration `toml:"tcp_transitory"`  // 4m, RFC 5382 REQ-5
-	TCPClosed      Duration `toml:"tcp_closed"`      // 10s, after RST or both FINs
+	TCPTransitory  Duration `toml:"tcp_transitory"`  // 4m, not yet answered and acknowledged, RFC 5382 REQ-5
+	TCPClosing     Duration `toml:"tcp_closing"`     // 4m, after RST, or FINs of both sides that are not both acknowledged, RFC 5382 REQ-5, RFC 7857 section 2
+	TCPClosed      Duration `toml:"tcp_closed"`      // 10s, when the FINs of both sides are acknowledged
 	UDP            Duration `toml:"udp"`             // 5m, RFC 4787 REQ-5
 	UDPUnanswered  Duration `toml:"udp_unanswered"`  // 2m, RFC 4787 REQ-5 (the least that it allows)
 	ICMP           Duration `toml:"icmp"`            // 60s, RFC 5508 REQ-2
@@ -75,8 +76,9 @@ type Tenant struct {
 // NAT is the translation of a tenant's IPv4. Without a pool, IPv4 is routed untranslated. IPv6 is never translated.
 type NAT struct {
 	Pool      []string       `toml:"pool"`      // public addresses: "192.0.2.1", "192.0.2.8/30" (all of its addresses), "192.0.2.1-192.0.2.9"
-	Mapping   string         `toml:"mapping"`   // "endpoint-independent" (default; the only one in schema 1 so far)
-	Filtering string         `toml:"filtering"` // "address-and-port-dependent" (default) | "endpoint-independent"
+	Mapping   string         `toml:"mapping"`   // "endpoint-independent" (default) | "address-dependent" | "address-and-port-dependent": for what one inside port keeps one public port
+	Filtering string         `toml:"filtering"` // "address-and-port-dependent" (default) | "address-dependent" | "endpoint-independent": who may answer on a mapped port
+	Pooling   string         `toml:"pooling"`   // "paired" (default): an inside host keeps one public address | "paired-soft": until that has no port left | "arbitrary"
 	Ports     string         `toml:"ports"`     // "dynamic" (default) | "blocks": a block of 64 ports at a time belongs to one inside host
 	Static    []StaticNAT    `toml:"static"`
 	Forward   []PortForward  `toml:"forward"`

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"time"
 )
 
 // warningBudget bounds the work of looking for rules that never match: steps, about 10 ns each. What a very large policy has
@@ -17,6 +18,7 @@ const warningBudget = 50_000_000
 func (p *Policy) Warnings() ErrorList {
 	at := p.src.loc()
 	w := &warner{p: p, budget: warningBudget}
+	p.Timeouts.warn(at.key("timeouts"))
 	for i := range p.Tenants {
 		t := &p.Tenants[i]
 		where := at.key("tenant").at(i)
@@ -31,6 +33,27 @@ func (p *Policy) Warnings() ErrorList {
 		at.bad(nil, "is too large to look for all rules that never match", "")
 	}
 	return at.c.list.sort()
+}
+
+// warn names times that are shorter than the RFCs allow a translator: they take sessions from under applications that keep to them.
+func (t *Timeouts) warn(at loc) {
+	for _, d := range []struct {
+		key   string
+		value Duration
+		least time.Duration
+		why   string
+	}{
+		{"tcp_established", t.TCPEstablished, DefaultTCPEstablished, "RFC 5382 REQ-5"},
+		{"tcp_transitory", t.TCPTransitory, DefaultTCPTransitory, "RFC 5382 REQ-5"},
+		{"tcp_closing", t.TCPClosing, DefaultTCPClosing, "RFC 5382 REQ-5, RFC 7857 section 2.2"},
+		{"udp", t.UDP, 2 * time.Minute, "RFC 4787 REQ-5"},
+		{"udp_unanswered", t.UDPUnanswered, 2 * time.Minute, "RFC 4787 REQ-5"},
+		{"icmp", t.ICMP, DefaultICMP, "RFC 5508 REQ-2"},
+	} {
+		if d.value.Duration < d.least {
+			at.key(d.key).bad(d.value, "is shorter than a NAT should wait", fmt.Sprintf("%s or more (%s)", Duration{d.least}, d.why))
+		}
+	}
 }
 
 type warner struct {

@@ -30,7 +30,7 @@ type Session struct {
 	Tenant               flow.TenantID
 	NextHop              [2]uint16 // the pipeline's, per direction
 
-	Scale   [2]uint8    // TCP window scale that this direction announced, see noScale
+	Scale   [2]uint8    // TCP window scale that this direction announced, see scaleOffered
 	Rule    flow.RuleID // the rule that allowed it
 	ViewGen uint32      // the view that it was judged under
 	Mapping uint32      // NAT mapping of the worker's shard, or NoMapping
@@ -132,7 +132,7 @@ func (s *Session) EndWrite() { atomic.StoreUint32(&s.Seq, (s.Seq|1)+1) }
 
 // Timeouts are idle times in ticks, each below 2^30.
 type Timeouts struct {
-	TCPEstablished, TCPTransitory, TCPClosed, UDP, UDPUnanswered, ICMP, Other uint32
+	TCPEstablished, TCPTransitory, TCPClosing, TCPClosed, UDP, UDPUnanswered, ICMP, Other uint32
 }
 
 // Timeout is how long the session may be idle as it stands.
@@ -140,12 +140,14 @@ func (s *Session) Timeout(tm *Timeouts) uint32 {
 	switch s.Proto {
 	case flow.TCP:
 		switch {
-		case s.State == TCPEstablished || s.State == TCPResync: // a forged SYN shortens nothing
+		case s.State < TCPEstablished:
+			return tm.TCPTransitory
+		case s.State < TCPClosing: // also half closed (RFC 5382 section 5), and doubtful: a forged SYN shortens nothing
 			return tm.TCPEstablished
-		case s.State >= TCPTimeWait:
+		case s.State == TCPTimeWait:
 			return tm.TCPClosed
 		}
-		return tm.TCPTransitory
+		return tm.TCPClosing // also after RST (RFC 7857 section 2.2)
 	case flow.UDP:
 		if s.Flags&FlagReplied == 0 {
 			return tm.UDPUnanswered

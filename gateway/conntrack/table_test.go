@@ -371,13 +371,14 @@ func TestNewRefuses(t *testing.T) {
 }
 
 func TestTimeout(t *testing.T) {
-	tm := Timeouts{TCPEstablished: 1, TCPTransitory: 2, TCPClosed: 3, UDP: 4, UDPUnanswered: 5, ICMP: 6, Other: 7}
+	tm := Timeouts{TCPEstablished: 1, TCPTransitory: 2, TCPClosed: 3, TCPClosing: 8, UDP: 4, UDPUnanswered: 5, ICMP: 6, Other: 7}
 	for _, c := range []struct {
 		proto, state, flags uint8
 		want                uint32
 	}{
 		{flow.TCP, TCPSynSent, 0, 2}, {flow.TCP, TCPSynRecv, 0, 2}, {flow.TCP, TCPSimOpen, 0, 2}, {flow.TCP, TCPEstablished, 0, 1},
-		{flow.TCP, TCPFinOrig, 0, 2}, {flow.TCP, TCPFinReply, 0, 2}, {flow.TCP, TCPTimeWait, 0, 3}, {flow.TCP, TCPReset, 0, 3}, {flow.TCP, TCPClosed, 0, 3},
+		{flow.TCP, TCPFinOrig, 0, 1}, {flow.TCP, TCPFinReply, 0, 1}, {flow.TCP, TCPResync, 0, 1}, {flow.TCP, TCPClosing, 0, 8}, {flow.TCP, TCPTimeWait, 0, 3},
+		{flow.TCP, TCPReset, 0, 8}, {flow.TCP, TCPClosed, 0, 8},
 		{flow.UDP, 0, 0, 5}, {flow.UDP, 0, FlagReplied, 4}, {flow.ICMP, 0, 0, 6}, {flow.ICMPv6, 0, 0, 6}, {47, 0, 0, 7},
 	} {
 		s := Session{Proto: c.proto, State: c.state, Flags: c.flags}

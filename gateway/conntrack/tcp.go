@@ -15,13 +15,14 @@ const (
 	TCPFinOrig                  // FIN of the first direction only: half closed
 	TCPFinReply                 // FIN of the reply direction only: half closed
 	TCPResync                   // established, and the first direction sent a new SYN: it may have restarted
-	TCPTimeWait                 // FIN of both directions
+	TCPClosing                  // FIN of both directions, not both acknowledged
+	TCPTimeWait                 // FIN of both directions, both acknowledged
 	TCPReset                    // RST in the window, but not at its exact place: the receiver may have refused it
 	TCPClosed                   // RST at its exact place
 	numTCPStates
 )
 
-var tcpText = [numTCPStates]string{"none", "syn_sent", "syn_recv", "sim_open", "established", "fin_orig", "fin_reply", "resync", "time_wait", "reset", "closed"}
+var tcpText = [numTCPStates]string{"none", "syn_sent", "syn_recv", "sim_open", "established", "fin_orig", "fin_reply", "resync", "closing", "time_wait", "reset", "closed"}
 
 // TCPStateText is the state's lower-case name.
 func TCPStateText(state uint8) string {
@@ -177,11 +178,11 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 			cFIN:    {move, TCPFinOrig},  // The FIN comes again.
 			cRST:    {reset, TCPClosed},  // Aborts the half that was left.
 		}, {
-			cSYN:    {pass, 0},           // A late copy.
-			cSYNACK: {pass, 0},           // A late copy.
-			cACK:    {move, TCPFinOrig},  // The other half goes on.
-			cFIN:    {move, TCPTimeWait}, // The other half closes too.
-			cRST:    {reset, TCPClosed},  // Aborts the half that was left.
+			cSYN:    {pass, 0},          // A late copy.
+			cSYNACK: {pass, 0},          // A late copy.
+			cACK:    {move, TCPFinOrig}, // The other half goes on.
+			cFIN:    {move, TCPClosing}, // The other half closes too.
+			cRST:    {reset, TCPClosed}, // Aborts the half that was left.
 		},
 	},
 	TCPFinReply: {
@@ -189,7 +190,7 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 			cSYN:    {resync, TCPResync}, // As when established.
 			cSYNACK: {pass, 0},           // A late copy.
 			cACK:    {move, TCPFinReply}, // The other half goes on.
-			cFIN:    {move, TCPTimeWait}, // The other half closes too.
+			cFIN:    {move, TCPClosing},  // The other half closes too.
 			cRST:    {reset, TCPClosed},  // Aborts the half that was left.
 		}, {
 			cSYN:    {pass, 0},           // A late copy.
@@ -212,6 +213,21 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 			cACK:    {move, TCPResync},     // The challenge, or data under way.
 			cFIN:    {move, TCPResync},     // The old conversation was closing.
 			cRST:    {reset, TCPReset},     // Refuses the new SYN, with no number of its own, or aborts the old conversation.
+		},
+	},
+	TCPClosing: {
+		{
+			cSYN:    {reopen, TCPSynSent}, // The last acknowledgement was lost, and the tuple is used again.
+			cSYNACK: {pass, 0},            // A late copy.
+			cACK:    {move, TCPClosing},   // Acknowledges, maybe the FIN: see closes.
+			cFIN:    {move, TCPClosing},   // The FIN comes again.
+			cRST:    {reset, TCPClosed},   // Does not wait.
+		}, {
+			cSYN:    {notSyn, 0},        // A new conversation from the other side: the ACL must judge it, see Reopens.
+			cSYNACK: {pass, 0},          // A late copy.
+			cACK:    {move, TCPClosing}, // Acknowledges, maybe the FIN: see closes.
+			cFIN:    {move, TCPClosing}, // The FIN comes again.
+			cRST:    {reset, TCPClosed}, // Does not wait.
 		},
 	},
 	TCPTimeWait: {
@@ -334,7 +350,22 @@ func Track(s *Session, dir int, seg *Segment) verdict.Reason {
 		return verdict.TCPInvalidFlags
 	}
 	s.State = todo.next
+	if todo.how == move && s.State >= TCPFinOrig {
+		closes(s, dir, seg)
+	}
 	return verdict.Pass
+}
+
+// closes notes that a FIN was acknowledged. With both the closing phase is over (RFC 5382 section 5): what is left is TIME_WAIT.
+func closes(s *Session, dir int, seg *Segment) {
+	o := 1 - dir
+	sent := s.State == TCPClosing || s.State == TCPFinOrig && o == 0 || s.State == TCPFinReply && o == 1
+	if sent && seg.Ack == s.TCPEnd[o] {
+		s.Scale[o] |= finAcked
+	}
+	if s.State == TCPClosing && s.Scale[0]&s.Scale[1]&finAcked != 0 {
+		s.State = TCPTimeWait
+	}
 }
 
 // Reopens reports that seg is a SYN that opens a new conversation on the tuple of one that is surely over. Ask before Track: judge
@@ -347,15 +378,18 @@ func Reopens(s *Session, dir int, seg *Segment) bool {
 	switch s.State {
 	case TCPClosed:
 		return true
-	case TCPTimeWait:
+	case TCPClosing, TCPTimeWait:
 		return newerThan(s, dir, seg.Seq)
 	}
 	return false
 }
 
 // scaleOffered marks in Session.Scale that the direction's SYN had the option; the shift is in the low 4 bits. It counts only
-// when both offered (RFC 7323 section 2.2).
-const scaleOffered = 0x80
+// when both offered (RFC 7323 section 2.2). finAcked beside it says that the direction's FIN was acknowledged.
+const (
+	scaleOffered = 0x80
+	finAcked     = 0x40
+)
 
 func offered(scale int8) uint8 {
 	if scale < 0 {

@@ -378,13 +378,25 @@ func TestTrack(t *testing.T) {
 		"half close goes on": {{0, Segment{Flags: F | A, Seq: 1001, Ack: 5001, Window: 10000}, pass, TCPFinOrig},
 			{1, Segment{Flags: A, Seq: 5001, Ack: 1002, Payload: 1400}, pass, TCPFinOrig},
 			{0, Segment{Flags: A, Seq: 1002, Ack: 6401, Window: 10000}, pass, TCPFinOrig},
-			{1, Segment{Flags: F | A, Seq: 6401, Ack: 1002}, pass, TCPTimeWait}},
+			{1, Segment{Flags: F | A, Seq: 6401, Ack: 1002}, pass, TCPClosing},
+			{0, Segment{Flags: A, Seq: 1002, Ack: 6402}, pass, TCPTimeWait}},
 		"reply closes first": {{1, Segment{Flags: F | A, Seq: 5001, Ack: 1001}, pass, TCPFinReply},
-			{0, Segment{Flags: F | A, Seq: 1001, Ack: 5002}, pass, TCPTimeWait},
+			{0, Segment{Flags: F | A, Seq: 1001, Ack: 5002}, pass, TCPClosing},
+			{0, Segment{Flags: F | A, Seq: 1001, Ack: 5002}, pass, TCPClosing}, // lost, and comes again
+			{1, Segment{Flags: A, Seq: 5002, Ack: 1002}, pass, TCPTimeWait},
 			{0, Segment{Flags: S, Seq: 990, Scale: -1}, pass, TCPTimeWait}, // late copy
 			{1, Segment{Flags: S, Seq: 9990, Scale: -1}, notSyn, TCPTimeWait},
 			{0, Segment{Flags: S, Seq: 90000, Window: 500, Scale: 3}, pass, TCPSynSent},
 			{1, Segment{Flags: S | A, Seq: 70000, Ack: 90001, Window: 500, Scale: 7}, pass, TCPSynRecv}},
+		"both close at once": {{0, Segment{Flags: F | A, Seq: 1001, Ack: 5001}, pass, TCPFinOrig},
+			{1, Segment{Flags: F | A, Seq: 5001, Ack: 1001}, pass, TCPClosing},
+			{0, Segment{Flags: A, Seq: 1002, Ack: 5002}, pass, TCPClosing},
+			{1, Segment{Flags: A, Seq: 5002, Ack: 1002}, pass, TCPTimeWait}},
+		"RST while closing": {{0, Segment{Flags: F | A, Seq: 1001, Ack: 5001}, pass, TCPFinOrig},
+			{1, Segment{Flags: F | A, Seq: 5001, Ack: 1001}, pass, TCPClosing},
+			{1, Segment{Flags: R, Seq: 5002}, pass, TCPClosed}},
+		"FIN acknowledged too far": {{0, Segment{Flags: F | A, Seq: 1001, Ack: 5001}, pass, TCPFinOrig},
+			{1, Segment{Flags: F | A, Seq: 5001, Ack: 1003}, out, TCPFinOrig}},
 		"RST at its place":            {{1, Segment{Flags: R, Seq: 5001}, pass, TCPClosed}, {0, Segment{Flags: A, Seq: 1001, Ack: 5001}, pass, TCPClosed}, {0, Segment{Flags: S, Seq: 7, Scale: -1}, pass, TCPSynSent}},
 		"RST elsewhere, not believed": {{1, Segment{Flags: R, Seq: 5002}, pass, TCPReset}, {0, Segment{Flags: A, Seq: 1001, Ack: 5001}, pass, est}},
 		"RST elsewhere, then exact":   {{1, Segment{Flags: R, Seq: 5002}, pass, TCPReset}, {1, Segment{Flags: R, Seq: 5001}, pass, TCPClosed}},
@@ -450,7 +462,7 @@ func TestReopens(t *testing.T) {
 		for dir := range 2 {
 			s := opened(t)
 			s.State = state
-			want := state == TCPClosed || state == TCPTimeWait
+			want := state == TCPClosed || state == TCPTimeWait || state == TCPClosing
 			if got := Reopens(s, dir, &syn); got != want {
 				t.Errorf("%s, direction %d: %v, want %v", TCPStateText(state), dir, got, want)
 			}

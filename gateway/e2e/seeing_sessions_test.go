@@ -297,6 +297,7 @@ func TestSeeingSessionTimers(t *testing.T) {
 	short := strings.Replace(rigPolicy("", ""), "[backbone]", `[timeouts]
 tcp_established = "4s"
 tcp_transitory = "2s"
+tcp_closing = "1s"
 tcp_closed = "1s"
 udp = "3s"
 udp_unanswered = "1s"

@@ -21,7 +21,9 @@ func (sh *Shard) forward(s *Slot, se *conntrack.Session, dir int) verdict.Verdic
 	}
 	v = sh.send(s, t, hop)
 	if v != verdict.Drop {
-		se.LastSeen[dir] = sh.tick
+		if s.TCPFlags&packet.TCPRst == 0 { // an answer to what was not wanted keeps nothing alive (RFC 7857 section 7.1)
+			se.LastSeen[dir] = sh.tick
+		}
 		se.Packets[dir]++
 		se.Bytes[dir] += uint64(s.IPLen)
 	}

@@ -105,7 +105,8 @@ func ticks(d time.Duration) uint32 { return uint32(uint64(d) >> 20) }
 
 func timeouts(t configs.Timeouts) conntrack.Timeouts {
 	return conntrack.Timeouts{
-		TCPEstablished: ticks(t.TCPEstablished.Duration), TCPTransitory: ticks(t.TCPTransitory.Duration), TCPClosed: ticks(t.TCPClosed.Duration),
+		TCPEstablished: ticks(t.TCPEstablished.Duration), TCPTransitory: ticks(t.TCPTransitory.Duration),
+		TCPClosing: ticks(t.TCPClosing.Duration), TCPClosed: ticks(t.TCPClosed.Duration),
 		UDP: ticks(t.UDP.Duration), UDPUnanswered: ticks(t.UDPUnanswered.Duration), ICMP: ticks(t.ICMP.Duration), Other: ticks(t.Other.Duration),
 	}
 }
