@@ -19,9 +19,9 @@ type claim struct {
 
 func (c *policyCheck) nat(at loc, tenant int, t *Tenant) {
 	n := &t.NAT
-	checkChoice(at, "mapping", n.Mapping, "endpoint-independent")
-	checkChoice(at, "filtering", n.Filtering, "address-and-port-dependent", "endpoint-independent")
-	checkChoice(at, "pooling", n.Pooling, "paired")
+	checkChoice(at, "mapping", n.Mapping, "endpoint-independent", "address-dependent", "address-and-port-dependent")
+	checkChoice(at, "filtering", n.Filtering, "address-and-port-dependent", "address-dependent", "endpoint-independent")
+	checkChoice(at, "pooling", n.Pooling, "paired", "paired-soft", "arbitrary")
 	checkChoice(at, "ports", n.Ports, "dynamic", "blocks")
 	for i, item := range n.Pool {
 		where := at.key("pool").item(i)

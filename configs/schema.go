@@ -79,7 +79,7 @@ type NAT struct {
 	Mapping   string         `toml:"mapping"`   // "endpoint-independent" (default) | "address-dependent" | "address-and-port-dependent": for what one inside port keeps one public port
 	Filtering string         `toml:"filtering"` // "address-and-port-dependent" (default) | "address-dependent" | "endpoint-independent": who may answer on a mapped port
 	Pooling   string         `toml:"pooling"`   // "paired" (default): an inside host keeps one public address | "paired-soft": until that has no port left | "arbitrary"
-	Ports     string         `toml:"ports"`     // "dynamic" (default) | "blocks": a block of 64 ports at a time belongs to one inside host
+	Ports     string         `toml:"ports"`     // "dynamic" (default) | "blocks": a block of 64 ports of a protocol at a time belongs to one inside host
 	Static    []StaticNAT    `toml:"static"`
 	Forward   []PortForward  `toml:"forward"`
 	Bypass    []netip.Prefix `toml:"bypass"` // destinations to which this tenant is routed untranslated

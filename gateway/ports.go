@@ -293,7 +293,12 @@ func (g *Gateway) makeWorkers() error {
 			return err
 		}
 		g.mem = append(g.mem, nm)
-		shard, err := pipeline.NewShard(pipeline.Config{Worker: id, SessionMem: sm, Sessions: sessions, NATMem: nm, Mappings: mappings,
+		pm, err := mapTable(nat.PermitBytes(sessions))
+		if err != nil {
+			return err
+		}
+		g.mem = append(g.mem, pm)
+		shard, err := pipeline.NewShard(pipeline.Config{Worker: id, SessionMem: sm, Sessions: sessions, NATMem: nm, Mappings: mappings, PermitMem: pm,
 			Tenants: snapshot.MaxTenantID(n), ShaperMax: n.Tables.Frames / 2, Seed: g.seed + uint64(id)*0x9e3779b97f4a7c15, Space: g.space, Neighbors: g.neigh})
 		if err != nil {
 			return fmt.Errorf("worker %d: %w", id, err)

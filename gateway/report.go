@@ -155,10 +155,8 @@ func (b backend) ask(ctx context.Context) (in inside) {
 			in.queued[t.ID] = q
 		}
 		sh.NAT.EachBlock(func(u nat.Use) bool {
-			for c := range u.InUse {
-				in.inUse[u.Addr] += u.InUse[c]
-				in.held[u.Addr] += u.Held[c]
-			}
+			in.inUse[u.Addr] += u.InUse
+			in.held[u.Addr] += u.Held
 			return true
 		})
 		for pi, p := range g.ports {
@@ -220,11 +218,15 @@ func (b backend) tenant(t *snapshot.Tenant, in *inside, rules bool) api.Tenant {
 	b.g.mu.Unlock()
 	if len(t.Pool) > 0 {
 		a.Pool = &api.Pool{Addresses: len(t.Pool), Ports: len(t.Pool) * 64512}
+		var free [3]int // by class: what is short is what tells
 		for _, id := range t.Pool {
 			a.Pool.InUse += in.inUse[id]
 			a.Pool.Held += in.held[id]
-			a.Pool.FreeBlocks += b.g.space.FreeBlocks(id)
+			for c := range free {
+				free[c] += b.g.space.FreeBlocks(id, nat.Class(c))
+			}
 		}
+		a.Pool.FreeBlocks = min(free[nat.TCP], free[nat.UDP], free[nat.ICMP])
 	}
 	if rules {
 		a.Rules = ruleHits(t)

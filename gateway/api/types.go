@@ -171,7 +171,7 @@ type Pool struct {
 	Ports      int `json:"ports"`       // usable ports of all of its addresses, per protocol class
 	InUse      int `json:"in_use"`      // ports with a live mapping, all classes
 	Held       int `json:"held"`        // freed ports within their hold time
-	FreeBlocks int `json:"free_blocks"` // blocks of 64 that no worker has opened
+	FreeBlocks int `json:"free_blocks"` // blocks of 64 that no worker has opened, of the protocol that has the fewest
 }
 
 // RuleHits is how often one rule decided about a new session.

@@ -56,6 +56,7 @@ const (
 	FlagNAT                            // translated: Xlat differs from Orig, or may
 	FlagReplied                        // a packet of the reply direction was seen
 	FlagCounted                        // the pipeline's: counted for its inside host
+	FlagPermit                         // the pipeline's: outwards, its far address may open others to its mapping; inwards, it was let in so
 )
 
 // Key is the key under which packets of direction dir enter: 0 as the first packet did, 1 as its answer does.

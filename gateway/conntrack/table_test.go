@@ -60,7 +60,7 @@ func TestLayoutIsTheHeaders(t *testing.T) {
 	if found != typ.NumField() {
 		t.Errorf("the header asserts %d fields, the session has %d", found, typ.NumField())
 	}
-	flags := map[string]uint8{"V6": FlagV6, "FROM_BACKBONE": FlagFromBackbone, "TO_BACKBONE": FlagToBackbone, "NAT": FlagNAT, "REPLIED": FlagReplied, "COUNTED": FlagCounted}
+	flags := map[string]uint8{"V6": FlagV6, "FROM_BACKBONE": FlagFromBackbone, "TO_BACKBONE": FlagToBackbone, "NAT": FlagNAT, "REPLIED": FlagReplied, "COUNTED": FlagCounted, "PERMIT": FlagPermit}
 	for _, m := range regexp.MustCompile(`#define DEMARC_FLAG_(\w+) (0x\w+)`).FindAllStringSubmatch(string(text), -1) {
 		if v, _ := strconv.ParseUint(m[2], 0, 8); flags[m[1]] != uint8(v) {
 			t.Errorf("flag %s is %#x, the header says %#x", m[1], flags[m[1]], v)

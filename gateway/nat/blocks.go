@@ -6,16 +6,16 @@ import (
 	"demarc/gateway/flow"
 )
 
-func (s *Shard) hashGroup(k *groupKey) uint64 {
-	x := uint64(k.inside[0]) | uint64(k.inside[1])<<8 | uint64(k.inside[2])<<16 | uint64(k.inside[3])<<24 | uint64(k.tenant)<<32 | uint64(k.addr)<<48
-	return mix(x^s.seed, 0xe7037ed1a0b428db^uint64(k.flags)) & s.mask
+func (s *Shard) hashGroup(of blockID, k *groupKey) uint64 {
+	x := uint64(k.inside[0]) | uint64(k.inside[1])<<8 | uint64(k.inside[2])<<16 | uint64(k.inside[3])<<24 | uint64(k.tenant)<<32
+	return mix(x^s.seed, 0xe7037ed1a0b428db^uint64(k.flags)^uint64(of>>classBits)<<8) & s.mask
 }
 
-// findGroup is the leader of the group, or noBlock.
-func (s *Shard) findGroup(key *groupKey) blockID {
-	for b := s.heads[s.hashGroup(key)] - 1; b != noBlock; {
+// findGroup is the leader of the group among the blocks of address and class of the block of, or noBlock.
+func (s *Shard) findGroup(of blockID, key *groupKey) blockID {
+	for b := s.heads[s.hashGroup(of, key)] - 1; b != noBlock; {
 		g := &s.sp.block(b).group
-		if g.key == *key {
+		if b>>classBits == of>>classBits && g.key == *key {
 			return b
 		}
 		b = g.chain
@@ -24,32 +24,26 @@ func (s *Shard) findGroup(key *groupKey) blockID {
 }
 
 // open claims one more block for the group, which it starts where leader is noBlock.
-func (s *Shard) open(key *groupKey, leader blockID, class Class, parity int, rnd uint64) bool {
-	b, ok := s.sp.claim(key.addr, s.worker, key.flags&groupLow != 0, class, parity, rnd)
+func (s *Shard) open(of blockID, key *groupKey, leader blockID, parity int, rnd uint64) bool {
+	b, ok := s.sp.claim(addrOf(of), s.worker, key.flags&groupLow != 0, classIn(of), parity, rnd)
 	if !ok {
 		return false
 	}
-	k := s.sp.block(b)
-	*k = block{}
-	for c := range k.ports {
-		k.ports[c].next = [2]blockID{noBlock, noBlock}
-	}
+	k, n := s.sp.block(b), numberOf(b)
+	*k = block{next: [2]blockNo{noNumber, noNumber}}
 	if leader == noBlock {
-		h := s.hashGroup(key)
-		k.group = group{key: *key, chain: s.heads[h] - 1, resGen: s.sp.resGen.Load()}
-		for c := range k.group.head {
-			k.group.head[c] = [2]blockID{noBlock, noBlock}
-		}
+		h := s.hashGroup(of, key)
+		k.group = group{key: *key, chain: s.heads[h] - 1, resGen: s.sp.resGen.Load(), head: [2]blockNo{noNumber, noNumber}}
 		s.heads[h] = b + 1
 		leader = b
-		k.groupNext, k.groupPrev = b, b
+		k.groupNext, k.groupPrev = n, n
 	} else {
 		l := s.sp.block(leader)
-		k.groupNext, k.groupPrev = leader, l.groupPrev
-		s.sp.block(l.groupPrev).groupNext = b
-		l.groupPrev = b
+		k.groupNext, k.groupPrev = numberOf(leader), l.groupPrev
+		s.sp.block(beside(b, l.groupPrev)).groupNext = n
+		l.groupPrev = n
 	}
-	k.leader = leader
+	k.leader = numberOf(leader)
 	s.sp.block(leader).group.blocks++
 	if s.hand == noBlock {
 		s.hand = b
@@ -62,27 +56,22 @@ func (s *Shard) open(key *groupKey, leader blockID, class Class, parity int, rnd
 		l.shardPrev = b
 	}
 	s.blocks++
-	for c := range numClasses {
-		s.relink(b, c)
-	}
+	s.relink(b)
 	return true
 }
 
 // close gives an empty block back.
 func (s *Shard) close(b blockID) {
 	k := s.sp.block(b)
-	for c := range numClasses {
-		for parity := range 2 {
-			s.unlink(b, c, parity)
-		}
+	for parity := range 2 {
+		s.unlink(b, parity)
 	}
-	g := &s.sp.block(k.leader).group
-	g.blocks--
-	if k.leader == b {
+	s.groupOf(b).blocks--
+	if k.leader == numberOf(b) {
 		s.moveGroup(b)
 	}
-	s.sp.block(k.groupPrev).groupNext = k.groupNext
-	s.sp.block(k.groupNext).groupPrev = k.groupPrev
+	s.sp.block(beside(b, k.groupPrev)).groupNext = k.groupNext
+	s.sp.block(beside(b, k.groupNext)).groupPrev = k.groupPrev
 	if s.hand == b {
 		if s.hand = k.shardNext; s.hand == b {
 			s.hand = noBlock
@@ -94,18 +83,23 @@ func (s *Shard) close(b blockID) {
 	s.sp.giveBack(b)
 }
 
+// groupOf is the group that the block belongs to.
+func (s *Shard) groupOf(b blockID) *group {
+	return &s.sp.block(beside(b, s.sp.block(b).leader)).group
+}
+
 // moveGroup makes the next member the leader instead of b, or ends the group where b was the last.
 func (s *Shard) moveGroup(b blockID) {
 	k := s.sp.block(b)
 	to := k.group.chain
 	if k.group.blocks > 0 {
-		to = k.groupNext
+		to = beside(b, k.groupNext)
 		s.sp.block(to).group = k.group
-		for m := k.groupNext; m != b; m = s.sp.block(m).groupNext {
-			s.sp.block(m).leader = to
+		for m := to; m != b; m = beside(b, s.sp.block(m).groupNext) {
+			s.sp.block(m).leader = numberOf(to)
 		}
 	}
-	h := s.hashGroup(&k.group.key)
+	h := s.hashGroup(b, &k.group.key)
 	if s.heads[h] == b+1 {
 		s.heads[h] = to + 1
 		return
@@ -118,62 +112,57 @@ func (s *Shard) moveGroup(b blockID) {
 	}
 }
 
-// relink makes the block a member of exactly those lists of the class in which it has a free port.
-func (s *Shard) relink(b blockID, class Class) {
+// relink makes the block a member of exactly those lists in which it has a free port.
+func (s *Shard) relink(b blockID) {
 	k := s.sp.block(b)
-	p := &k.ports[class]
-	free := s.sp.usable(b, class)
+	free := s.sp.usable(b)
 	for parity := range 2 {
-		switch has, in := free&parityMask(parity) != 0, p.next[parity] != noBlock; {
+		switch has, in := free&parityMask(parity) != 0, k.next[parity] != noNumber; {
 		case has && !in:
-			s.link(b, class, parity)
+			s.link(b, parity)
 		case !has && in:
-			s.unlink(b, class, parity)
+			s.unlink(b, parity)
 		}
 	}
 }
 
-func (s *Shard) link(b blockID, class Class, parity int) {
-	k := s.sp.block(b)
-	p := &k.ports[class]
-	head := &s.sp.block(k.leader).group.head[class][parity]
-	if *head == noBlock {
-		p.next[parity], p.prev[parity] = b, b
-		*head = b
+func (s *Shard) link(b blockID, parity int) {
+	k, n := s.sp.block(b), numberOf(b)
+	head := &s.groupOf(b).head[parity]
+	if *head == noNumber {
+		k.next[parity], k.prev[parity] = n, n
+		*head = n
 		return
 	}
-	h := &s.sp.block(*head).ports[class]
-	p.next[parity], p.prev[parity] = *head, h.prev[parity]
-	s.sp.block(h.prev[parity]).ports[class].next[parity] = b
-	h.prev[parity] = b
+	h := s.sp.block(beside(b, *head))
+	k.next[parity], k.prev[parity] = *head, h.prev[parity]
+	s.sp.block(beside(b, h.prev[parity])).next[parity] = n
+	h.prev[parity] = n
 }
 
-func (s *Shard) unlink(b blockID, class Class, parity int) {
+func (s *Shard) unlink(b blockID, parity int) {
 	k := s.sp.block(b)
-	p := &k.ports[class]
-	next, prev := p.next[parity], p.prev[parity]
-	if next == noBlock {
+	next, prev := k.next[parity], k.prev[parity]
+	if next == noNumber {
 		return
 	}
-	head := &s.sp.block(k.leader).group.head[class][parity]
-	if *head == b {
-		if *head = next; next == b {
-			*head = noBlock
+	head := &s.groupOf(b).head[parity]
+	if *head == numberOf(b) {
+		if *head = next; next == numberOf(b) {
+			*head = noNumber
 		}
 	}
-	s.sp.block(prev).ports[class].next[parity] = next
-	s.sp.block(next).ports[class].prev[parity] = prev
-	p.next[parity] = noBlock
+	s.sp.block(beside(b, prev)).next[parity] = next
+	s.sp.block(beside(b, next)).prev[parity] = prev
+	k.next[parity] = noNumber
 }
 
 // relinkGroup makes all lists of a group true after ports were reserved or are reserved no more.
 func (s *Shard) relinkGroup(leader blockID, gen uint32) {
 	b := leader
 	for {
-		for c := range numClasses {
-			s.relink(b, c)
-		}
-		if b = s.sp.block(b).groupNext; b == leader {
+		s.relink(b)
+		if b = beside(b, s.sp.block(b).groupNext); b == leader {
 			break
 		}
 	}
@@ -181,34 +170,40 @@ func (s *Shard) relinkGroup(leader blockID, gen uint32) {
 }
 
 func (k *block) resting() (n int) {
-	for c := range k.ports {
-		for _, h := range k.ports[c].held {
-			n += bits.OnesCount64(h)
-		}
+	for _, h := range k.held {
+		n += bits.OnesCount64(h)
 	}
 	return n
 }
 
-// turn ends the generations of held ports whose time is over: what was freed in a turn may be used after gens-1 further whole turns.
-func (s *Shard) turn(k *block, class Class, now uint32) (freed bool) {
-	p := &k.ports[class]
-	if p.held == [gens]uint64{} {
+// turnOver ends the generations of held ports whose time is over: what was freed in a turn may be used after gens-1 further whole turns.
+func (k *block) turnOver(now uint32) (freed bool) {
+	if k.held == [gens]uint64{} {
 		return false
 	}
 	for range gens {
-		if int32(now-k.start[class]) < int32(k.turn) {
+		if int32(now-k.start) < int32(k.turn) {
 			return freed
 		}
-		if old := p.held[gens-1]; old != 0 {
-			p.busy &^= old
+		if old := k.held[gens-1]; old != 0 {
+			k.busy &^= old
 			freed = true
 		}
-		copy(p.held[1:], p.held[:gens-1])
-		p.held[0] = 0
-		k.start[class] += k.turn
+		copy(k.held[1:], k.held[:gens-1])
+		k.held[0] = 0
+		k.start += k.turn
 	}
-	k.start[class] = now // nothing is held now
+	k.start = now // nothing is held now
 	return freed
+}
+
+// rest lets freed ports of the block rest for hold ticks.
+func (k *block) rest(ports uint64, hold, now uint32) {
+	if k.resting() == 0 {
+		k.turn, k.start = 0, now
+	}
+	k.turn = max(k.turn, (hold+gens-2)/(gens-1))
+	k.held[0] |= ports
 }
 
 // Sweep looks at the next budget blocks, round and round: it ends holds and gives empty blocks back to the Space.
@@ -220,42 +215,33 @@ func (s *Shard) Sweep(now uint32, budget int) {
 		b := s.hand
 		k := s.sp.block(b)
 		s.hand = k.shardNext
-		var busy uint64
-		for c := range numClasses {
-			s.turn(k, c, now)
-			s.relink(b, c)
-			busy |= k.ports[c].busy
-		}
-		if busy == 0 {
+		k.turnOver(now)
+		s.relink(b)
+		if k.busy == 0 {
 			s.close(b)
 		}
 	}
 }
 
-// Use is how one tenant's ports of one address stand in this shard.
+// Use is how one block stands: 64 ports of one address and class, of one tenant.
 type Use struct {
 	Tenant flow.TenantID
 	Addr   AddrID
-	Blocks int
-	InUse  [numClasses]int // by Class
-	Held   [numClasses]int
+	Class  Class
+	InUse  int
+	Held   int
 }
 
 // Blocks is how many blocks the shard owns.
 func (s *Shard) Blocks() int { return s.blocks }
 
-// EachBlock calls fn once for each block that the shard owns, Blocks being 1. For status: it walks all of them.
+// EachBlock calls fn once for each block that the shard owns. For status: it walks all of them.
 func (s *Shard) EachBlock(fn func(Use) bool) {
 	b := s.hand
 	for range s.blocks {
 		k := s.sp.block(b)
-		u := Use{Tenant: flow.TenantID(s.sp.block(k.leader).group.key.tenant), Addr: AddrID(b >> 10), Blocks: 1}
-		for c := range k.ports {
-			for _, h := range k.ports[c].held {
-				u.Held[c] += bits.OnesCount64(h)
-			}
-			u.InUse[c] = bits.OnesCount64(k.ports[c].busy) - u.Held[c]
-		}
+		held := k.resting()
+		u := Use{Tenant: flow.TenantID(s.groupOf(b).key.tenant), Addr: addrOf(b), Class: classIn(b), InUse: bits.OnesCount64(k.busy) - held, Held: held}
 		if !fn(u) {
 			return
 		}

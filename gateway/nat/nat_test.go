@@ -49,16 +49,12 @@ func seeded(t testing.TB) *rand.Rand {
 // check holds every list, bitmap and owner entry of a shard against its mappings: what must be true after any sequence of calls.
 func check(t testing.TB, s *Shard) {
 	t.Helper()
-	type port struct {
-		b blockID
-		c Class
-	}
-	used := map[port]uint64{}
+	used := map[blockID]uint64{}
 	n := 0
 	s.Each(0, 1<<30, func(id uint32, m *Mapping) bool {
 		n++
 		a, p := m.Public()
-		k := port{blockID(a)<<10 | blockID(p>>6), m.class}
+		k := blockOf(a, m.class, p)
 		if used[k]>>(p&63)&1 != 0 {
 			t.Fatalf("public port %d of address %d, class %d has two mappings", p, a, m.class)
 		}
@@ -66,8 +62,8 @@ func check(t testing.TB, s *Shard) {
 		if got, ok := s.Lookup(a, m.class, p); !ok || got != id {
 			t.Fatalf("Lookup(%d, %d, %d) = %d, %v: want %d", a, m.class, p, got, ok, id)
 		}
-		if w, ok := s.sp.Owner(a, p); !ok || w != s.worker {
-			t.Fatalf("Owner(%d, %d) = %d, %v: want %d", a, p, w, ok, s.worker)
+		if w, ok := s.sp.Owner(a, m.class, p); !ok || w != s.worker {
+			t.Fatalf("Owner(%d, %d, %d) = %d, %v: want %d", a, m.class, p, w, ok, s.worker)
 		}
 		return true
 	})
@@ -82,28 +78,25 @@ func check(t testing.TB, s *Shard) {
 		}
 		seen[b] = true
 		k := s.sp.block(b)
-		if s.findGroup(&s.sp.block(k.leader).group.key) != k.leader {
-			t.Fatalf("block %d: its leader %d is not found", b, k.leader)
+		if leader := beside(b, k.leader); s.findGroup(b, &s.sp.block(leader).group.key) != leader {
+			t.Fatalf("block %d: its leader %d is not found", b, leader)
 		}
-		for c := range numClasses {
-			p := &k.ports[c]
-			var rest uint64
-			for _, h := range p.held {
-				if rest&h != 0 {
-					t.Fatalf("block %d class %d: a port held in two generations", b, c)
-				}
-				rest |= h
+		var rest uint64
+		for _, h := range k.held {
+			if rest&h != 0 {
+				t.Fatalf("block %d: a port held in two generations", b)
 			}
-			u := used[port{b, c}]
-			delete(used, port{b, c})
-			if p.busy != u|rest || u&rest != 0 {
-				t.Fatalf("block %d class %d: busy %x, in use %x, held %x", b, c, p.busy, u, rest)
-			}
-			for parity := range 2 {
-				has, in := s.sp.usable(b, c)&parityMask(parity) != 0, p.next[parity] != noBlock
-				if has && !in && s.sp.resGen.Load() == s.sp.block(k.leader).group.resGen {
-					t.Fatalf("block %d class %d parity %d has a free port and is in no list", b, c, parity)
-				}
+			rest |= h
+		}
+		u := used[b]
+		delete(used, b)
+		if k.busy != u|rest || u&rest != 0 {
+			t.Fatalf("block %d: busy %x, in use %x, held %x", b, k.busy, u, rest)
+		}
+		for parity := range 2 {
+			has, in := s.sp.usable(b)&parityMask(parity) != 0, k.next[parity] != noNumber
+			if has && !in && s.sp.resGen.Load() == s.groupOf(b).resGen {
+				t.Fatalf("block %d parity %d has a free port and is in no list", b, parity)
 			}
 		}
 		b = k.shardNext
@@ -114,6 +107,15 @@ func check(t testing.TB, s *Shard) {
 	if len(used) != 0 {
 		t.Fatalf("mappings in blocks that the shard does not own: %v", used)
 	}
+}
+
+func freeIn(sp *Space, ids []AddrID) (n int) {
+	for _, id := range ids {
+		for c := range numClasses {
+			n += sp.FreeBlocks(id, c)
+		}
+	}
+	return n
 }
 
 func TestMapAgainstReference(t *testing.T) {
@@ -143,7 +145,7 @@ func TestMapAgainstReference(t *testing.T) {
 			switch op := rng.IntN(100); {
 			case op < 60:
 				r := Request{Tenant: k.tenant, Class: k.class, Inside: [4]byte{198, 18, 0, k.host}, Port: k.port, Pool: ids, PerHost: perHost, Hold: hold}
-				id, reason := s.Map(&r, now, rng.Uint64())
+				id, reason := s.Map(&r, rng.Uint64())
 				if reason == verdict.NATMappingTableFull && s.Len() == capacity {
 					continue
 				}
@@ -173,7 +175,7 @@ func TestMapAgainstReference(t *testing.T) {
 						t.Fatalf("step %d: port %d used %d ticks before its hold ends", step, p, until-now)
 					}
 					if perHost {
-						b := blockID(a)<<10 | blockID(p>>6)
+						b := blockOf(a, k.class, p)
 						who := in{tenant: k.tenant, host: k.host}
 						if other, ok := blockHost[b]; ok && other != who && s.sp.block(b).resting() > 0 {
 							t.Fatalf("step %d: block %d of %v shared by %v", step, b, other, who)
@@ -224,10 +226,10 @@ func TestMapAgainstReference(t *testing.T) {
 			s.Sweep(now+2*hold, 1<<20)
 		}
 		check(t, s)
-		if s.Len() != 0 || s.Blocks() != 0 || sp.FreeBlocks(ids[0])+sp.FreeBlocks(ids[1]) != 2*blocksPerAddr {
-			t.Fatalf("after the end: %d mappings, %d blocks, %d free", s.Len(), s.Blocks(), sp.FreeBlocks(ids[0])+sp.FreeBlocks(ids[1]))
+		if s.Len() != 0 || s.Blocks() != 0 || freeIn(sp, ids) != len(ids)*blocksPerAddr*int(numClasses) {
+			t.Fatalf("after the end: %d mappings, %d blocks, %d free", s.Len(), s.Blocks(), freeIn(sp, ids))
 		}
-		if _, ok := sp.Owner(ids[0], 5000); ok {
+		if _, ok := sp.Owner(ids[0], UDP, 5000); ok {
 			t.Fatal("a free block has an owner")
 		}
 	}
@@ -242,7 +244,7 @@ func TestEveryPortOfAnAddress(t *testing.T) {
 		other, s := newShard(t, 20000, 0, sp), newShard(t, 65536, 1, sp)
 		var took []uint32
 		for i := range 15000 {
-			id, r := other.Map(&Request{Tenant: 2, Class: TCP, Inside: [4]byte{198, 18, 9, 9}, Port: uint16(i + 1024), Pool: ids, Hold: hold, PerHost: perHost}, 0, rng.Uint64())
+			id, r := other.Map(&Request{Tenant: 2, Class: TCP, Inside: [4]byte{198, 18, 9, 9}, Port: uint16(i + 1024), Pool: ids, Hold: hold, PerHost: perHost}, rng.Uint64())
 			if r != verdict.Pass {
 				t.Fatal(r)
 			}
@@ -261,7 +263,7 @@ func TestEveryPortOfAnAddress(t *testing.T) {
 		req := Request{Tenant: 1, Class: TCP, Inside: [4]byte{198, 18, 0, 1}, Pool: ids, Hold: hold, PerHost: perHost}
 		for i := range 64512 {
 			req.Port = uint16(1024 + i)
-			id, r := s.Map(&req, 10, rng.Uint64())
+			id, r := s.Map(&req, rng.Uint64())
 			if r != verdict.Pass {
 				t.Fatalf("port %d of 64512: %v", i, r)
 			}
@@ -274,13 +276,13 @@ func TestEveryPortOfAnAddress(t *testing.T) {
 		}
 		check(t, s)
 		req.Inside[3]++
-		if _, r := s.Map(&req, 10, 1); r != verdict.NATNoPort {
+		if _, r := s.Map(&req, 1); r != verdict.NATNoPort {
 			t.Fatalf("one more: %v", r)
 		}
-		if _, r := other.Map(&req, 10, 1); r != verdict.NATNoPort {
+		if _, r := other.Map(&req, 1); r != verdict.NATNoPort {
 			t.Fatalf("one more on the other worker: %v", r)
 		}
-		if id, r := s.Map(&Request{Tenant: 1, Class: UDP, Inside: [4]byte{198, 18, 0, 1}, Port: 5, Pool: ids, PerHost: perHost}, 10, 1); r != verdict.Pass {
+		if id, r := s.Map(&Request{Tenant: 1, Class: UDP, Inside: [4]byte{198, 18, 0, 1}, Port: 5, Pool: ids, PerHost: perHost}, 1); r != verdict.Pass {
 			t.Fatalf("UDP while all TCP ports are taken: %v", r)
 		} else if _, p := s.Mapping(id).Public(); p >= 1024 || p&1 == 0 {
 			t.Fatalf("inside UDP port 5 got %d", p)
@@ -296,7 +298,7 @@ func TestParityGivesWayWhenItsHalfIsUsedUp(t *testing.T) {
 	for i := range 40000 {
 		// All inside ports even, two hosts.
 		r := Request{Tenant: 1, Class: UDP, Inside: [4]byte{198, 18, 0, byte(i & 1)}, Port: uint16(1024 + i&^1), Pool: ids}
-		id, reason := s.Map(&r, 0, uint64(i)*0x9e3779b97f4a7c15)
+		id, reason := s.Map(&r, uint64(i)*0x9e3779b97f4a7c15)
 		if reason != verdict.Pass {
 			t.Fatalf("%d: %v", i, reason)
 		}
@@ -321,7 +323,7 @@ func TestRTPPairs(t *testing.T) {
 		var got [2]uint16
 		var addr [2]AddrID
 		for j, p := range [2]uint16{a, b} {
-			id, r := s.Map(&Request{Tenant: 1, Class: UDP, Inside: [4]byte{198, 18, 0, 7}, Port: p, Pool: ids}, 0, uint64(i*2+j)*0x9e3779b97f4a7c15)
+			id, r := s.Map(&Request{Tenant: 1, Class: UDP, Inside: [4]byte{198, 18, 0, 7}, Port: p, Pool: ids}, uint64(i*2+j)*0x9e3779b97f4a7c15)
 			if r != verdict.Pass {
 				t.Fatal(r)
 			}
@@ -346,7 +348,7 @@ func TestHostKeepsItsAddress(t *testing.T) {
 	for host := range 64 {
 		first := NoAddr
 		for p := range 40 {
-			id, r := s.Map(&Request{Tenant: 1, Class: Class(p % 3), Inside: [4]byte{198, 18, 3, byte(host)}, Port: uint16(2000 + p), Pool: ids}, 0, uint64(p)<<17)
+			id, r := s.Map(&Request{Tenant: 1, Class: Class(p % 3), Inside: [4]byte{198, 18, 3, byte(host)}, Port: uint16(2000 + p), Pool: ids, First: uint64(host) << 58}, uint64(p)<<17)
 			if r != verdict.Pass {
 				t.Fatal(r)
 			}
@@ -380,7 +382,7 @@ func TestHold(t *testing.T) {
 	var got []uint32
 	for i := range 10 {
 		req.Port = uint16(3000 + i)
-		id, r := s.Map(&req, 1000, uint64(i)<<20)
+		id, r := s.Map(&req, uint64(i)<<20)
 		if r != verdict.Pass {
 			t.Fatalf("port %d: %v", i, r)
 		}
@@ -391,23 +393,23 @@ func TestHold(t *testing.T) {
 		got = append(got, id)
 	}
 	req.Port = 4000
-	if _, r := s.Map(&req, 1000, 0); r != verdict.NATNoPort {
+	if _, r := s.Map(&req, 0); r != verdict.NATNoPort {
 		t.Fatalf("eleventh: %v", r)
 	}
 	s.Unref(got[0], 2000)
 	for _, at := range []uint32{2000, 2000 + hold/2, 2000 + hold - 1} {
 		s.Sweep(at, 1<<10)
-		if _, r := s.Map(&req, at, 0); r != verdict.NATNoPort {
+		if _, r := s.Map(&req, 0); r != verdict.NATNoPort {
 			t.Fatalf("at %d of a hold that ends at %d: %v", at, 2000+hold, r)
 		}
 	}
 	s.Sweep(2000+hold*4/3+4096, 1<<10)
-	id, r := s.Map(&req, 2000+hold*4/3+4096, 0)
+	id, r := s.Map(&req, 0)
 	if r != verdict.Pass {
 		t.Fatalf("after the hold: %v", r)
 	}
 	s.Drop(id)
-	if id, r = s.Map(&req, 2000+hold*4/3+4097, 0); r != verdict.Pass {
+	if id, r = s.Map(&req, 0); r != verdict.Pass {
 		t.Fatalf("after Drop, which holds nothing: %v", r)
 	}
 	s.Ref(id)
@@ -417,7 +419,7 @@ func TestHold(t *testing.T) {
 	sp.SetReserved(ids[0], TCP, &res)
 	for i := range 2 {
 		req.Port = uint16(5000 + i)
-		if _, r := s.Map(&req, 2000+2*hold, 0); r != verdict.Pass {
+		if _, r := s.Map(&req, 0); r != verdict.Pass {
 			t.Fatalf("port that is reserved no more: %v", r)
 		}
 	}
@@ -429,13 +431,13 @@ func TestMappingIsReplacedWhenItsPortIsTakenAway(t *testing.T) {
 	ids := pool(t, sp, 2)
 	s := newShard(t, 64, 0, sp)
 	req := Request{Tenant: 1, Class: UDP, Inside: [4]byte{198, 18, 0, 1}, Port: 7000, Pool: ids[:1], Hold: hold}
-	old, _ := s.Map(&req, 0, 99)
+	old, _ := s.Map(&req, 99)
 	s.Ref(old)
 	a, p := s.Mapping(old).Public()
 	var res [1024]uint64
 	res[p>>6] = 1 << (p & 63)
 	sp.SetReserved(a, UDP, &res)
-	id, r := s.Map(&req, 0, 98)
+	id, r := s.Map(&req, 98)
 	if r != verdict.Pass || id == old {
 		t.Fatalf("mapping on a reserved port: %v, %v", id == old, r)
 	}
@@ -444,7 +446,7 @@ func TestMappingIsReplacedWhenItsPortIsTakenAway(t *testing.T) {
 		t.Fatal("the old mapping serves its sessions no more")
 	}
 	req.Pool = ids[1:]
-	id2, r := s.Map(&req, 0, 97)
+	id2, r := s.Map(&req, 97)
 	if r != verdict.Pass || id2 == id || s.Mapping(id2).addr != ids[1] {
 		t.Fatalf("mapping on an address that left the pool: %v, %v", id2 == id, r)
 	}
@@ -453,7 +455,7 @@ func TestMappingIsReplacedWhenItsPortIsTakenAway(t *testing.T) {
 	for _, i := range []uint32{old, id} {
 		s.Unref(i, 5)
 	}
-	if got, r := s.Map(&req, 6, 96); r != verdict.Pass || got != id2 {
+	if got, r := s.Map(&req, 96); r != verdict.Pass || got != id2 {
 		t.Fatalf("the end of the old ones took the new one along: %d, %v, want %d", got, r, id2)
 	}
 	check(t, s)
@@ -464,11 +466,11 @@ func TestRefusals(t *testing.T) {
 	ids := pool(t, sp, 1)
 	s := newShard(t, 2, 0, sp)
 	req := Request{Tenant: 1, Class: UDP, Inside: [4]byte{198, 18, 0, 1}, Port: 7000}
-	if _, r := s.Map(&req, 0, 0); r != verdict.NATNoPool {
+	if _, r := s.Map(&req, 0); r != verdict.NATNoPool {
 		t.Errorf("no pool: %v", r)
 	}
 	req.Pool = []AddrID{77}
-	if _, r := s.Map(&req, 0, 0); r != verdict.NATNoPort {
+	if _, r := s.Map(&req, 0); r != verdict.NATNoPort {
 		t.Errorf("unknown address: %v", r)
 	}
 	req.Pool = ids
@@ -478,7 +480,7 @@ func TestRefusals(t *testing.T) {
 		if i == 2 {
 			want = verdict.NATMappingTableFull
 		}
-		if _, r := s.Map(&req, 0, 0); r != want {
+		if _, r := s.Map(&req, 0); r != want {
 			t.Errorf("mapping %d of 2: %v", i, r)
 		}
 	}
@@ -520,12 +522,12 @@ func TestTwoWorkersRace(t *testing.T) {
 			now := uint32(0)
 			for i := range 60000 {
 				r := Request{Tenant: flow.TenantID(1 + w), Class: TCP, Inside: [4]byte{198, 18, byte(w), byte(i)}, Port: uint16(1024 + rng.IntN(60000)), Pool: ids}
-				id, reason := s.Map(&r, now, rng.Uint64())
+				id, reason := s.Map(&r, rng.Uint64())
 				if reason == verdict.Pass {
 					s.Ref(id)
 					live = append(live, id)
 					a, p := s.Mapping(id).Public()
-					if o, ok := sp.Owner(a, p); !ok || o != w {
+					if o, ok := sp.Owner(a, TCP, p); !ok || o != w {
 						t.Errorf("worker %d: port %d belongs to %d", w, p, o)
 						return
 					}
@@ -557,7 +559,7 @@ func TestTwoWorkersRace(t *testing.T) {
 			}
 			res[16+i%1000] ^= 0xf0f0
 			sp.SetReserved(ids[0], TCP, &res)
-			sp.Owner(ids[0], uint16(i*61))
+			sp.Owner(ids[0], TCP, uint16(i*61))
 			time.Sleep(50 * time.Microsecond)
 		}
 	})
@@ -567,7 +569,7 @@ func TestTwoWorkersRace(t *testing.T) {
 	for _, s := range shards {
 		check(t, s)
 	}
-	n := sp.FreeBlocks(ids[0]) + shards[0].Blocks() + shards[1].Blocks()
+	n := sp.FreeBlocks(ids[0], TCP) + shards[0].Blocks() + shards[1].Blocks()
 	if n != blocksPerAddr {
 		t.Fatalf("%d blocks free or owned, want %d", n, blocksPerAddr)
 	}
@@ -591,24 +593,22 @@ func TestEachBlockCounts(t *testing.T) {
 	ids := pool(t, sp, 1)
 	s := newShard(t, 100, 0, sp)
 	for i := range 50 {
-		id, _ := s.Map(&Request{Tenant: 3, Class: UDP, Inside: [4]byte{198, 18, 0, 1}, Port: uint16(2000 + i), Pool: ids, Hold: hold}, 0, uint64(i)<<33)
+		id, _ := s.Map(&Request{Tenant: 3, Class: UDP, Inside: [4]byte{198, 18, 0, 1}, Port: uint16(2000 + i), Pool: ids, Hold: hold}, uint64(i)<<33)
 		s.Ref(id)
 		if i < 20 {
 			s.Unref(id, 0)
 		}
 	}
-	var sum Use
+	var inUse, held, blocks int
 	s.EachBlock(func(u Use) bool {
-		if u.Tenant != 3 || u.Addr != ids[0] {
-			t.Errorf("block of tenant %d, address %d", u.Tenant, u.Addr)
+		if u.Tenant != 3 || u.Addr != ids[0] || u.Class != UDP {
+			t.Errorf("block of tenant %d, address %d, class %d", u.Tenant, u.Addr, u.Class)
 		}
-		sum.Blocks += u.Blocks
-		sum.InUse[UDP] += u.InUse[UDP]
-		sum.Held[UDP] += u.Held[UDP]
+		inUse, held, blocks = inUse+u.InUse, held+u.Held, blocks+1
 		return true
 	})
-	if sum.InUse[UDP] != 30 || sum.Held[UDP] != 20 || sum.Blocks != s.Blocks() || sum.Blocks+sp.FreeBlocks(ids[0]) != 1024 {
-		t.Fatalf("%+v, %d free", sum, sp.FreeBlocks(ids[0]))
+	if inUse != 30 || held != 20 || blocks != s.Blocks() || blocks+sp.FreeBlocks(ids[0], UDP) != blocksPerAddr || sp.FreeBlocks(ids[0], TCP) != blocksPerAddr {
+		t.Fatalf("%d in use, %d held, %d blocks, %d free", inUse, held, blocks, sp.FreeBlocks(ids[0], UDP))
 	}
 }
 
@@ -621,7 +621,7 @@ func TestNoAllocation(t *testing.T) {
 	if n := testing.AllocsPerRun(5000, func() {
 		i++
 		req.Port = uint16(1024 + i%60000)
-		id, r := s.Map(&req, i, uint64(i)*0x9e3779b97f4a7c15)
+		id, r := s.Map(&req, uint64(i)*0x9e3779b97f4a7c15)
 		if r != verdict.Pass {
 			t.Fatal(r)
 		}
@@ -646,7 +646,7 @@ func BenchmarkMapNew(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		req.Inside = [4]byte{198, 18, byte(i >> 8), byte(i)}
 		req.Port = uint16(1024 + i%64000)
-		id, r := s.Map(&req, uint32(i), rng.Uint64())
+		id, r := s.Map(&req, rng.Uint64())
 		if r != verdict.Pass {
 			b.Fatal(r)
 		}
@@ -671,7 +671,7 @@ func BenchmarkLookup(b *testing.B) {
 			pubs := make([]pub, n)
 			rng := rand.New(rand.NewPCG(1, 2))
 			for i := range n {
-				id, r := s.Map(&Request{Tenant: 1, Class: UDP, Inside: [4]byte{198, 18, byte(i >> 14), byte(i >> 6)}, Port: uint16(2000 + i&63), Pool: ids}, 0, rng.Uint64())
+				id, r := s.Map(&Request{Tenant: 1, Class: UDP, Inside: [4]byte{198, 18, byte(i >> 14), byte(i >> 6)}, Port: uint16(2000 + i&63), Pool: ids}, rng.Uint64())
 				if r != verdict.Pass {
 					b.Fatal(i, r)
 				}

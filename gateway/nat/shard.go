@@ -12,23 +12,24 @@ import (
 
 // Mapping is one inside port and the public port that it has.
 type Mapping struct {
-	inside  [4]byte
-	refs    uint32 // sessions that use it; in an empty place, the next empty one
-	changed uint32 // tick at which it was made or last lost a session
-	port    uint16
-	public  uint16
-	addr    AddrID
-	tenant  flow.TenantID
-	hold    uint16 // how long the public port rests afterwards, in units of 2^holdShift ticks
-	class   Class
-	flags   uint8
+	inside [4]byte
+	refs   uint32  // sessions that use it; in an empty place, the next empty one
+	remote [4]byte // far address that it was made for; zero where the mapping is endpoint-independent
+	port   uint16
+	public uint16
+	addr   AddrID
+	tenant flow.TenantID
+	hold   uint16 // how long the public port rests afterwards, in units of 2^holdShift ticks
+	class  Class
+	flags  uint8
 }
 
 var _ = [1]struct{}{}[unsafe.Sizeof(Mapping{})-24]
 
 const (
 	mapLive     uint8 = 1 << iota
-	mapReplaced       // no longer in the inside index: another mapping serves new sessions of that inside port
+	mapAside          // not in the inside index: replaced by another for new sessions, or made for one session
+	mapAnchored       // counted by its host's anchor
 
 	holdShift = 10 // 2^10 ticks: about 1.07 s
 	noMapping = 1<<32 - 1
@@ -49,19 +50,23 @@ func (m *Mapping) Inside() (flow.TenantID, [4]byte, uint16) { return m.tenant, m
 // Class is the port space of the mapping.
 func (m *Mapping) Class() Class { return m.class }
 
+// Remote is the far address that the mapping was made for, false where it is endpoint-independent.
+func (m *Mapping) Remote() (a [4]byte, ok bool) { return m.remote, m.remote != [4]byte{} }
+
 // Refs is how many sessions use it.
 func (m *Mapping) Refs() uint32 { return m.refs }
 
 // Shard is one worker's mappings and the blocks of ports that it owns. The memory handed in holds, in this order: the lines of the
-// inside index, those of the outside index, the mappings, the heads of the groups' hash chains.
+// inside index, those of the outside index, the mappings, the heads of the groups' hash chains, the anchors.
 type Shard struct {
 	sp      *Space
 	seed    uint64
 	worker  int
-	inside  index // by tenant, class, inside address and port
+	inside  index // by tenant, class, inside address and port, and far address where mapping depends on it
 	outside index // by public address, class and port
 	maps    []Mapping
 	heads   []blockID // leaders of groups + 1, so that zeroed memory is empty
+	anchors anchors
 	mask    uint64
 	free    uint32 // first empty mapping, or noMapping
 	fresh   uint32 // mappings from here on were never used
@@ -74,7 +79,7 @@ func numHeads(capacity int) int { return 1 << bits.Len(uint(capacity/32)) }
 
 // Bytes is the memory that NewShard wants. The ports' own state is the Space's, see Space.Bytes.
 func Bytes(capacity int) int {
-	return numLines(capacity)*128 + capacity*24 + (numHeads(capacity)*4+63)&^63
+	return numLines(capacity)*128 + capacity*24 + (numHeads(capacity)*4+numAnchors(capacity)*anchorSize+63)&^63
 }
 
 // NewShard lays the mappings of one worker over mem, which must be zeroed, aligned to 64 bytes, at least Bytes(capacity) long, and
@@ -106,6 +111,8 @@ func NewShard(mem []byte, capacity, worker int, sp *Space, seed uint64) (*Shard,
 	p = unsafe.Add(p, capacity*24)
 	s.heads = unsafe.Slice((*blockID)(p), numHeads(capacity))
 	s.mask = uint64(len(s.heads) - 1)
+	p = unsafe.Add(p, len(s.heads)*4)
+	s.anchors = anchors{slots: unsafe.Slice((*anchor)(p), numAnchors(capacity)), seed: seed}
 	return s, nil
 }
 
@@ -114,9 +121,9 @@ func mix(a, b uint64) uint64 {
 	return hi ^ lo
 }
 
-func (s *Shard) hashInside(t flow.TenantID, c Class, a [4]byte, port uint16) uint64 {
+func (s *Shard) hashInside(t flow.TenantID, c Class, a [4]byte, port uint16, remote [4]byte) uint64 {
 	x := uint64(binary.LittleEndian.Uint32(a[:])) | uint64(port)<<32 | uint64(t)<<48
-	return mix(mix(x^s.seed^0xa0761d6478bd642f, 0xe7037ed1a0b428db^uint64(c)), s.seed^0x8ebc6af09c88c6e3)
+	return mix(mix(x^s.seed^0xa0761d6478bd642f, 0xe7037ed1a0b428db^uint64(c)^uint64(binary.LittleEndian.Uint32(remote[:]))<<8), s.seed^0x8ebc6af09c88c6e3)
 }
 
 func (s *Shard) hashOutside(a AddrID, c Class, port uint16) uint64 {
@@ -124,7 +131,7 @@ func (s *Shard) hashOutside(a AddrID, c Class, port uint16) uint64 {
 	return mix(mix(x^s.seed^0x589965cc75374cc3, 0xa0761d6478bd642f), s.seed^0xe7037ed1a0b428db)
 }
 
-func (s *Shard) findInside(h uint64, t flow.TenantID, c Class, a [4]byte, port uint16) (uint32, bool) {
+func (s *Shard) findInside(h uint64, t flow.TenantID, c Class, a [4]byte, port uint16, remote [4]byte) (uint32, bool) {
 	x := &s.inside
 	tag, low := uint32(h)<<x.idBits, uint32(1)<<x.idBits-1
 	at := x.home(h)
@@ -135,7 +142,7 @@ func (s *Shard) findInside(h uint64, t flow.TenantID, c Class, a [4]byte, port u
 				continue
 			}
 			m := &s.maps[e&low-1]
-			if m.inside == a && m.port == port && m.tenant == t && m.class == c {
+			if m.inside == a && m.port == port && m.tenant == t && m.class == c && m.remote == remote {
 				return e&low - 1, true
 			}
 		}
@@ -181,23 +188,33 @@ func inPool(pool []AddrID, a AddrID) bool {
 	return false
 }
 
-// Map is the mapping of an inside port: the one that there is (endpoint-independent, RFC 4787 REQ-1) while its address is in the pool and its
-// port is not reserved, else a new one without sessions, which the caller must Ref or Drop. rnd is fresh randomness.
+// Map is the mapping of an inside port: the one that there is while its address is in the pool and its port is not reserved, else a new
+// one without sessions, which the caller must Ref or Drop. Endpoint-independent (RFC 4787 REQ-1), an inside port has one; address-dependent,
+// one for each far address; address-and-port-dependent, one for each session. In no mode do two inside ports share a public one (REQ-3).
+// rnd is fresh randomness.
 //
-// The public port keeps the parity of the inside port and, below 1024, its range (RFC 4787 REQ-3, REQ-4), as preferences; of two UDP
+// The public port keeps the parity of the inside port and, below 1024, its range (RFC 4787 REQ-3a, REQ-4), as preferences; of two UDP
 // ports 2n and 2n+1 the second gets the neighbour of the first one's where that is free, for RTP and RTCP. A port of 1024 or
-// more gets none below 1024. The host keeps one address while that has ports (paired pooling, REQ-2).
+// more gets none below 1024. Which address it is, see Pooling.
 //
 // Pass, NATNoPool, NATNoPort or NATMappingTableFull.
-func (s *Shard) Map(r *Request, now uint32, rnd uint64) (id uint32, reason verdict.Reason) {
+func (s *Shard) Map(r *Request, rnd uint64) (id uint32, reason verdict.Reason) {
 	if len(r.Pool) == 0 {
 		return noMapping, verdict.NATNoPool
 	}
 	if r.Class >= numClasses {
 		return noMapping, verdict.InternalError
 	}
-	h := s.hashInside(r.Tenant, r.Class, r.Inside, r.Port)
-	old, found := s.findInside(h, r.Tenant, r.Class, r.Inside, r.Port)
+	flags := mapLive
+	remote := r.remote()
+	var h uint64
+	old, found := uint32(noMapping), false
+	if r.Mapping == AddressAndPortDependent {
+		flags |= mapAside // nobody will ask for it: what belongs to its session is found by the session
+	} else {
+		h = s.hashInside(r.Tenant, r.Class, r.Inside, r.Port, remote)
+		old, found = s.findInside(h, r.Tenant, r.Class, r.Inside, r.Port, remote)
+	}
 	if found {
 		m := &s.maps[old]
 		if inPool(r.Pool, m.addr) && !s.sp.Reserved(m.addr, m.class, m.public) {
@@ -213,7 +230,7 @@ func (s *Shard) Map(r *Request, now uint32, rnd uint64) (id uint32, reason verdi
 	}
 	if found {
 		s.inside.erase(h, old)
-		s.maps[old].flags |= mapReplaced
+		s.maps[old].flags |= mapAside
 	}
 	if id = s.free; id != noMapping {
 		s.free = s.maps[id].refs
@@ -221,21 +238,27 @@ func (s *Shard) Map(r *Request, now uint32, rnd uint64) (id uint32, reason verdi
 		id = s.fresh
 		s.fresh++
 	}
-	s.take(b, r.Class, bit)
+	s.sp.block(b).busy |= 1 << bit
+	s.relink(b)
+	if r.Pooling != Arbitrary && s.anchors.hold(r.Tenant, r.Inside, addrOf(b), r.Pool) {
+		flags |= mapAnchored
+	}
 	s.maps[id] = Mapping{
-		inside: r.Inside, port: r.Port, tenant: r.Tenant, class: r.Class, flags: mapLive, changed: now,
-		addr: AddrID(b >> 10), public: uint16(b<<6) | uint16(bit),
+		inside: r.Inside, port: r.Port, tenant: r.Tenant, class: r.Class, flags: flags, remote: remote,
+		addr: addrOf(b), public: uint16(numberOf(b))<<6 | uint16(bit),
 		hold: uint16(min((uint64(r.Hold)+1<<holdShift-1)>>holdShift, 0xffff)),
 	}
-	s.inside.insert(h, id)
+	if flags&mapAside == 0 {
+		s.inside.insert(h, id)
+	}
 	s.outside.insert(s.hashOutside(s.maps[id].addr, r.Class, s.maps[id].public), id)
 	s.live++
 	return id, verdict.Pass
 }
 
-// port chooses a free port for r: the block, opened if need be, and the place in it.
+// port chooses a free port for r: the address, the block, opened if need be, and the place in it.
 func (s *Shard) port(r *Request, rnd uint64) (blockID, uint, bool) {
-	if r.Class == UDP {
+	if r.Class == UDP && r.Mapping != AddressAndPortDependent {
 		if b, bit, ok := s.neighbour(r); ok {
 			return b, bit, true
 		}
@@ -244,20 +267,19 @@ func (s *Shard) port(r *Request, rnd uint64) (blockID, uint, bool) {
 	if r.PerHost {
 		key.flags, key.inside = groupPerHost, r.Inside
 	}
-	h := mix(uint64(binary.LittleEndian.Uint32(r.Inside[:]))^s.seed, uint64(r.Tenant)^0x8ebc6af09c88c6e3)
-	first, _ := bits.Mul64(mix(h, 0x589965cc75374cc3), uint64(len(r.Pool)))
+	first, tries := s.address(r, rnd)
 	want := int(r.Port & 1)
-	for i := range r.Pool {
-		key.addr = r.Pool[(int(first)+i)%len(r.Pool)]
+	for i := range tries {
+		of := blockOf(r.Pool[(first+i)%len(r.Pool)], r.Class, 0)
 		for _, parity := range [2]int{want, 1 - want} {
 			if r.Port < 1024 && r.Class != ICMP {
 				low := key
 				low.flags |= groupLow
-				if b, bit, ok := s.portIn(&low, r.Class, parity, rnd); ok {
+				if b, bit, ok := s.portIn(of, &low, parity, rnd); ok {
 					return b, bit, true
 				}
 			}
-			if b, bit, ok := s.portIn(&key, r.Class, parity, rnd); ok {
+			if b, bit, ok := s.portIn(of, &key, parity, rnd); ok {
 				return b, bit, true
 			}
 		}
@@ -267,8 +289,8 @@ func (s *Shard) port(r *Request, rnd uint64) (blockID, uint, bool) {
 
 // neighbour is the port beside the one that the other port of an RTP pair has, if it is free. A block never parts a pair.
 func (s *Shard) neighbour(r *Request) (blockID, uint, bool) {
-	p := r.Port ^ 1
-	id, ok := s.findInside(s.hashInside(r.Tenant, UDP, r.Inside, p), r.Tenant, UDP, r.Inside, p)
+	p, remote := r.Port^1, r.remote()
+	id, ok := s.findInside(s.hashInside(r.Tenant, UDP, r.Inside, p, remote), r.Tenant, UDP, r.Inside, p, remote)
 	if !ok {
 		return noBlock, 0, false
 	}
@@ -276,68 +298,63 @@ func (s *Shard) neighbour(r *Request) (blockID, uint, bool) {
 	if (m.public^p)&1 != 0 || !inPool(r.Pool, m.addr) {
 		return noBlock, 0, false
 	}
-	b, bit := blockID(m.addr)<<10|blockID(m.public>>6), uint(m.public&63)^1
-	return b, bit, s.sp.usable(b, UDP)>>bit&1 != 0
+	b, bit := blockOf(m.addr, UDP, m.public), uint(m.public&63)^1
+	return b, bit, s.sp.usable(b)>>bit&1 != 0
 }
 
-// portIn chooses a free port of one group, opening a block where the group has none, or too few to choose from.
-func (s *Shard) portIn(key *groupKey, class Class, parity int, rnd uint64) (blockID, uint, bool) {
-	leader := s.findGroup(key)
+// portIn chooses a free port of one group of the address and class of the block of, opening a block where the group has none, or too few
+// to choose from.
+func (s *Shard) portIn(of blockID, key *groupKey, parity int, rnd uint64) (blockID, uint, bool) {
+	leader := s.findGroup(of, key)
 	perHost := key.flags&groupPerHost != 0
 	if leader == noBlock || !perHost && s.sp.block(leader).group.blocks < spread {
-		s.open(key, leader, class, parity, rnd)
-		if leader = s.findGroup(key); leader == noBlock {
+		s.open(of, key, leader, parity, rnd)
+		if leader = s.findGroup(of, key); leader == noBlock {
 			return noBlock, 0, false
 		}
 	}
-	if b, bit, ok := s.pick(leader, class, parity, rnd); ok {
+	if b, bit, ok := s.pick(leader, parity, rnd); ok {
 		return b, bit, true
 	}
 	if gen := s.sp.resGen.Load(); s.sp.block(leader).group.resGen != gen {
 		s.relinkGroup(leader, gen)
-		if b, bit, ok := s.pick(leader, class, parity, rnd); ok {
+		if b, bit, ok := s.pick(leader, parity, rnd); ok {
 			return b, bit, true
 		}
 	}
-	if !s.open(key, leader, class, parity, rnd) {
+	if !s.open(of, key, leader, parity, rnd) {
 		return noBlock, 0, false
 	}
-	return s.pick(leader, class, parity, rnd)
+	return s.pick(leader, parity, rnd)
 }
 
 // pick chooses a port at random in one of the next few blocks of the group's list, and lets the next choice go on from there.
-func (s *Shard) pick(leader blockID, class Class, parity int, rnd uint64) (blockID, uint, bool) {
-	head := &s.sp.block(leader).group.head[class][parity]
-	b := *head
-	if b == noBlock {
+func (s *Shard) pick(leader blockID, parity int, rnd uint64) (blockID, uint, bool) {
+	head := &s.sp.block(leader).group.head[parity]
+	if *head == noNumber {
 		return noBlock, 0, false
 	}
+	b := beside(leader, *head)
 	for range rnd & (spread - 1) {
-		b = s.sp.block(b).ports[class].next[parity]
+		b = beside(b, s.sp.block(b).next[parity])
 	}
 	for {
-		m := s.sp.usable(b, class) & parityMask(parity)
+		m := s.sp.usable(b) & parityMask(parity)
 		if m != 0 {
-			*head = b
+			*head = numberOf(b)
 			for range (rnd >> 8 & 0xffff) * uint64(bits.OnesCount64(m)) >> 16 {
 				m &= m - 1
 			}
 			return b, uint(bits.TrailingZeros64(m)), true
 		}
 		// Ports were reserved since: the list is made true where that is noticed.
-		next := s.sp.block(b).ports[class].next[parity]
-		s.unlink(b, class, parity)
-		if *head == noBlock {
+		next := s.sp.block(b).next[parity]
+		s.unlink(b, parity)
+		if *head == noNumber {
 			return noBlock, 0, false
 		}
-		b = next
+		b = beside(b, next)
 	}
-}
-
-// take marks a port busy.
-func (s *Shard) take(b blockID, class Class, bit uint) {
-	s.sp.block(b).ports[class].busy |= 1 << bit
-	s.relink(b, class)
 }
 
 // Mapping is the mapping with that id. It stays valid until the mapping ends.
@@ -358,30 +375,21 @@ func (s *Shard) Unref(id uint32, now uint32) {
 		return
 	}
 	m := &s.maps[id]
-	m.changed = now
 	if m.refs--; m.refs != 0 {
 		return
 	}
-	b, class, bit, hold := blockID(m.addr)<<10|blockID(m.public>>6), m.class, uint64(1)<<(m.public&63), uint32(m.hold)<<holdShift
+	b, bit, hold := blockOf(m.addr, m.class, m.public), uint64(1)<<(m.public&63), uint32(m.hold)<<holdShift
 	s.end(id)
+	k := s.sp.block(b)
 	if hold == 0 {
-		s.sp.block(b).ports[class].busy &^= bit
-		s.relink(b, class)
+		k.busy &^= bit
+		s.relink(b)
 		return
 	}
-	k := s.sp.block(b)
-	if s.turn(k, class, now) {
-		s.relink(b, class)
+	if k.turnOver(now) {
+		s.relink(b)
 	}
-	if k.resting() == 0 {
-		k.turn = 0
-	}
-	k.turn = max(k.turn, (hold+gens-2)/(gens-1))
-	p := &k.ports[class]
-	if p.held == [gens]uint64{} {
-		k.start[class] = now
-	}
-	p.held[0] |= bit
+	k.rest(bit, hold, now)
 }
 
 // Drop ends a mapping that no session ever used: its port may be used at once.
@@ -390,16 +398,19 @@ func (s *Shard) Drop(id uint32) {
 		return
 	}
 	m := &s.maps[id]
-	b, class, bit := blockID(m.addr)<<10|blockID(m.public>>6), m.class, uint64(1)<<(m.public&63)
+	b, bit := blockOf(m.addr, m.class, m.public), uint64(1)<<(m.public&63)
 	s.end(id)
-	s.sp.block(b).ports[class].busy &^= bit
-	s.relink(b, class)
+	s.sp.block(b).busy &^= bit
+	s.relink(b)
 }
 
 func (s *Shard) end(id uint32) {
 	m := &s.maps[id]
-	if m.flags&mapReplaced == 0 {
-		s.inside.erase(s.hashInside(m.tenant, m.class, m.inside, m.port), id)
+	if m.flags&mapAside == 0 {
+		s.inside.erase(s.hashInside(m.tenant, m.class, m.inside, m.port, m.remote), id)
+	}
+	if m.flags&mapAnchored != 0 {
+		s.anchors.release(m.tenant, m.inside)
 	}
 	s.outside.erase(s.hashOutside(m.addr, m.class, m.public), id)
 	m.flags = 0

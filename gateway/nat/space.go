@@ -18,51 +18,68 @@ const (
 	MaxWorkers = 255
 )
 
-// blockID is a block of a Space: AddrID<<10 | port>>6.
+// blockID is a block of a Space: AddrID<<12 | Class<<10 | port>>6.
 type blockID = uint32
+
+// blockNo is a block among those of its address and class: its ports begin at blockNo<<6.
+type blockNo = uint16
+
+const (
+	noNumber  blockNo = 1<<16 - 1
+	classBits         = 10
+	addrBits          = 12
+)
+
+func blockOf(a AddrID, c Class, port uint16) blockID {
+	return blockID(a)<<addrBits | blockID(c)<<classBits | blockID(port>>6)
+}
+
+func addrOf(b blockID) AddrID { return AddrID(b >> addrBits) }
+func classIn(b blockID) Class { return Class(b >> classBits & 3) }
+func numberOf(b blockID) blockNo {
+	return blockNo(b & (blocksPerAddr - 1))
+}
+
+// beside is the block with number n of the same address and class.
+func beside(b blockID, n blockNo) blockID { return b&^(blocksPerAddr-1) | blockID(n) }
 
 // gens is how many generations of held ports a block remembers: a port rests for its hold time, and at most a third of it longer.
 const gens = 4
 
-// ports is what a block knows about its 64 ports in one class.
-type ports struct {
+// block is the state of 64 ports of one class. Its owner alone touches it; giving it back and claiming it (addrState.free) pass it on.
+type block struct {
 	busy uint64       // in use or held
 	held [gens]uint64 // those freed, the last turn's first
-	// Circular lists of the group's blocks with a free port, per parity; noBlock = not in it.
-	next, prev [2]blockID
-}
 
-// block is the state of one block. Its owner alone touches it; giving it back and claiming it (addrState.free) pass it on.
-type block struct {
-	ports [numClasses]ports
-	start [numClasses]uint32 // tick at which held[0] was begun; valid while anything of the class is held
-
-	leader               blockID // the block that carries the group
-	groupNext, groupPrev blockID // the group's blocks, circular
 	shardNext, shardPrev blockID // all blocks of the shard, circular
+	start                uint32  // tick at which held[0] was begun; valid while anything is held
 	turn                 uint32  // ticks per generation of held ports
+
+	// Circular lists of the group's blocks with a free port, per parity; noNumber = not in it.
+	next, prev           [2]blockNo
+	groupNext, groupPrev blockNo // the group's blocks, circular
+	leader               blockNo // the block that carries the group
 
 	group group // valid in the leader
 }
 
-// group is the blocks of one address that serve the same tenant, and the same inside host where blocks are per host.
+// group is the blocks of one address and class that serve the same tenant, and the same inside host where blocks are per host.
 type group struct {
 	key    groupKey
 	chain  blockID // leader of the next group in the shard's hash chain
-	blocks uint32  // members
 	resGen uint32  // Space.resGen when the lists were last made true to the reserved ports
-	head   [numClasses][2]blockID
+	head   [2]blockNo
+	blocks uint16 // members
 }
 
-var _ [256 - unsafe.Sizeof(block{})]byte // at most four cache lines
+var _ [96 - unsafe.Sizeof(block{})]byte // it is a third of what an address takes for each of its ports
 
-// groupKey says whose blocks a group holds.
+// groupKey says whose blocks a group holds, among those of an address and class.
 type groupKey struct {
 	inside [4]byte // zero unless perHost
 	tenant uint16
-	addr   AddrID
 	flags  uint8
-	_      [3]uint8
+	_      uint8
 }
 
 const (
@@ -73,15 +90,15 @@ const (
 // addrState is all that one public address needs; made by Register, of no pointers.
 type addrState struct {
 	addr     [4]byte
-	free     [blocksPerAddr / 64]atomic.Uint64        // set: the block belongs to nobody
-	reserved [numClasses][blocksPerAddr]atomic.Uint64 // ports that are never handed out
-	blocks   [blocksPerAddr]block                     // owner of the block: rw
+	free     [numClasses][blocksPerAddr / 64]atomic.Uint64 // set: the block belongs to nobody
+	reserved [numClasses][blocksPerAddr]atomic.Uint64      // ports that are never handed out
+	blocks   [numClasses][blocksPerAddr]block              // owner of the block: rw
 }
 
 // Space is all public IPv4 addresses of a node and the ownership of their ports in blocks of 64.
 type Space struct {
 	addrs  []atomic.Pointer[addrState] // control: wo, all: ro
-	owner  []atomic.Uint32             // by blockID: worker+1, 0 = nobody. The block's owner: wo, all: ro
+	owner  []atomic.Uint32             // by AddrID<<10 | port>>6: a byte for each class, worker+1, 0 = nobody. The block's owner: its byte, all: ro
 	resGen atomic.Uint32               // control: rw, workers: ro. Counts changes of reserved ports
 	ids    map[[4]byte]AddrID          // control only
 }
@@ -107,10 +124,10 @@ func (sp *Space) Register(addr [4]byte) (AddrID, error) {
 	}
 	id := AddrID(len(sp.ids))
 	st := &addrState{addr: addr}
-	for i := range st.free {
-		st.free[i].Store(^uint64(0))
-	}
 	for c := range numClasses {
+		for i := range st.free[c] {
+			st.free[c][i].Store(^uint64(0))
+		}
 		st.reserved[c][0].Store(1) // port 0 is no port
 	}
 	sp.ids[addr] = id
@@ -169,12 +186,12 @@ func (sp *Space) Reserved(id AddrID, class Class, port uint16) bool {
 }
 
 // Owner is the worker that a packet to that public port belongs to; false while the block belongs to nobody.
-func (sp *Space) Owner(id AddrID, port uint16) (worker int, ok bool) {
-	i := int(id)<<10 | int(port>>6)
-	if i >= len(sp.owner) {
+func (sp *Space) Owner(id AddrID, class Class, port uint16) (worker int, ok bool) {
+	i := int(id)*blocksPerAddr | int(port>>6)
+	if i >= len(sp.owner) || class >= numClasses {
 		return 0, false
 	}
-	w := sp.owner[i].Load()
+	w := sp.owner[i].Load() >> (8 * class) & 0xff
 	return int(w) - 1, w != 0
 }
 
@@ -183,11 +200,11 @@ func (sp *Space) Bytes() int {
 	return len(sp.owner)*4 + len(sp.addrs)*8 + len(sp.ids)*int(unsafe.Sizeof(addrState{}))
 }
 
-// FreeBlocks is how many blocks of the address belong to nobody.
-func (sp *Space) FreeBlocks(id AddrID) (n int) {
-	if st := sp.state(id); st != nil {
-		for i := range st.free {
-			n += bits.OnesCount64(st.free[i].Load())
+// FreeBlocks is how many blocks of the address and class belong to nobody.
+func (sp *Space) FreeBlocks(id AddrID, class Class) (n int) {
+	if st := sp.state(id); st != nil && class < numClasses {
+		for i := range st.free[class] {
+			n += bits.OnesCount64(st.free[class][i].Load())
 		}
 	}
 	return n
@@ -208,7 +225,7 @@ func (sp *Space) claim(id AddrID, worker int, low bool, class Class, parity int,
 	if st == nil {
 		return noBlock, false
 	}
-	words := uint64(len(st.free))
+	words := uint64(len(st.free[class]))
 	first, turn := rnd>>32%words, int(rnd>>40&63)
 	for i := range words {
 		w := (first + i) % words
@@ -222,7 +239,7 @@ func (sp *Space) claim(id AddrID, worker int, low bool, class Class, parity int,
 		}
 		var dull uint64 // nothing to be had there
 		for {
-			old := st.free[w].Load()
+			old := st.free[class][w].Load()
 			m := old & in &^ dull
 			if m == 0 {
 				break
@@ -233,9 +250,9 @@ func (sp *Space) claim(id AddrID, worker int, low bool, class Class, parity int,
 				dull |= 1 << bit
 				continue
 			}
-			if st.free[w].CompareAndSwap(old, old&^(1<<bit)) {
-				sp.owner[int(id)<<10|int(b)].Store(uint32(worker) + 1)
-				return blockID(id)<<10 | blockID(b), true
+			if st.free[class][w].CompareAndSwap(old, old&^(1<<bit)) {
+				sp.owner[int(id)*blocksPerAddr|int(b)].Or(uint32(worker+1) << (8 * class))
+				return blockOf(id, class, uint16(b<<6)), true
 			}
 		}
 	}
@@ -244,18 +261,18 @@ func (sp *Space) claim(id AddrID, worker int, low bool, class Class, parity int,
 
 // giveBack is the opposite: the last thing that an owner does with a block.
 func (sp *Space) giveBack(b blockID) {
-	sp.owner[b].Store(0)
-	i := b & (blocksPerAddr - 1)
-	sp.addrs[b>>10].Load().free[i>>6].Or(1 << (i & 63))
+	c, n := classIn(b), numberOf(b)
+	sp.owner[int(addrOf(b))*blocksPerAddr|int(n)].And(^(uint32(0xff) << (8 * c)))
+	sp.addrs[addrOf(b)].Load().free[c][n/64].Or(1 << (n & 63))
 }
 
 func (sp *Space) block(b blockID) *block {
-	return &sp.addrs[b>>10].Load().blocks[b&(blocksPerAddr-1)]
+	return &sp.addrs[addrOf(b)].Load().blocks[classIn(b)][numberOf(b)]
 }
 
 // usable is the ports of a block that are neither busy nor reserved.
-func (sp *Space) usable(b blockID, class Class) uint64 {
-	st := sp.addrs[b>>10].Load()
-	i := b & (blocksPerAddr - 1)
-	return ^(st.blocks[i].ports[class].busy | st.reserved[class][i].Load())
+func (sp *Space) usable(b blockID) uint64 {
+	st := sp.addrs[addrOf(b)].Load()
+	c, n := classIn(b), numberOf(b)
+	return ^(st.blocks[c][n].busy | st.reserved[c][n].Load())
 }

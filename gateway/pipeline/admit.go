@@ -78,6 +78,7 @@ func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verd
 	if se.Mapping != conntrack.NoMapping {
 		sh.NAT.Ref(se.Mapping)
 		sh.making = conntrack.NoMapping
+		sh.permit(se)
 	}
 	t.Shared.Sessions.Add(1)
 	t.Shared.Created.Add(1)

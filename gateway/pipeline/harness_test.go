@@ -148,7 +148,7 @@ func newRig(t testing.TB, nodeText, policy string) *rig {
 	r.view = compileView(t, node, r.space, nil, policy)
 	neigh := fib.NewNeighbors(4096, 1)
 	n := node.Tables.Sessions
-	r.sh, err = NewShard(Config{SessionMem: tableMem(t, conntrack.Bytes(n)), Sessions: n, NATMem: tableMem(t, nat.Bytes(node.Tables.Mappings)), Mappings: node.Tables.Mappings,
+	r.sh, err = NewShard(Config{SessionMem: tableMem(t, conntrack.Bytes(n)), Sessions: n, NATMem: tableMem(t, nat.Bytes(node.Tables.Mappings)), Mappings: node.Tables.Mappings, PermitMem: tableMem(t, nat.PermitBytes(n)),
 		Tenants: snapshot.MaxTenantID(node), ShaperMax: 512, Seed: 42, Space: r.space, Neighbors: neigh})
 	if err != nil {
 		t.Fatal(err)

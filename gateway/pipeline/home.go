@@ -18,7 +18,7 @@ func (sh *Shard) home(s *Slot) int {
 		}
 		k = in.Key.Reverse(s.Key.Zone)
 	}
-	_, ports := nat.ClassOf(k.Proto)
+	class, ports := nat.ClassOf(k.Proto)
 	if k.Zone != flow.Backbone {
 		if !ports && k.Proto != flow.ICMPv6 { // found again by the far address: that is all that both directions show
 			return v.HomeOf(0, k.Family, &k.Dst)
@@ -46,7 +46,7 @@ func (sh *Shard) home(s *Slot) int {
 		if f, ok := p.Forwards[snapshot.ForwardKey(k.Proto, k.DPort)]; ok {
 			return v.HomeOf(p.Tenant, 4, &f.Inside)
 		}
-		if w, ok := sh.Space.Owner(p.ID, k.DPort); ok {
+		if w, ok := sh.Space.Owner(p.ID, class, k.DPort); ok {
 			return w
 		}
 	}

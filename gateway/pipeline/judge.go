@@ -64,7 +64,7 @@ func Judge(v *snapshot.View, se *conntrack.Session, m *nat.Mapping) (j Judgement
 	if said.Rule != flow.NoRule {
 		j.Voice = t.Rules[d][said.Rule].Voice
 	}
-	if !said.Allow && !(d == meter.In && said.Rule == flow.NoRule && m != nil && t.EIFiltering) {
+	if !said.Allow && !(d == meter.In && said.Rule == flow.NoRule && mayComeByMapping(t, se, m)) {
 		j.Reason = verdict.ACLDeny
 		if said.Rule == flow.NoRule {
 			j.Reason = verdict.ACLDefault
@@ -130,7 +130,7 @@ func natStands(v *snapshot.View, t *snapshot.Tenant, se *conntrack.Session, m *n
 	}
 	if m != nil { // dynamic
 		class, _ := nat.ClassOf(se.Proto)
-		if _, static := t.StaticByInside[inside]; static || !p.Dynamic || p.Reserved(class, pport) || in && !t.EIFiltering {
+		if _, static := t.StaticByInside[inside]; static || !p.Dynamic || p.Reserved(class, pport) || in && !mayComeByMapping(t, se, m) {
 			return verdict.SessionCut
 		}
 		return verdict.Pass
@@ -153,6 +153,12 @@ func natStands(v *snapshot.View, t *snapshot.Tenant, se *conntrack.Session, m *n
 		}
 	}
 	return verdict.SessionCut
+}
+
+// mayComeByMapping reports whether a conversation that the backbone opened to mapping m may be, as far as filtering goes. Who was let in by
+// address-dependent filtering stays, also when nobody has spoken to its address since.
+func mayComeByMapping(t *snapshot.Tenant, se *conntrack.Session, m *nat.Mapping) bool {
+	return m != nil && (t.Filtering == nat.EndpointIndependent || t.Filtering == nat.AddressDependent && se.Flags&conntrack.FlagPermit != 0)
 }
 
 // publicOf finds one of our public addresses, or nil.
@@ -203,6 +209,12 @@ func (sh *Shard) judgeAgain(se *conntrack.Session) verdict.Reason {
 		return verdict.SessionCut
 	}
 	se.BeginWrite()
+	if se.Flags&conntrack.FlagFromBackbone == 0 && sh.givesPermit(sh.view.Tenant(se.Tenant), se) != (se.Flags&conntrack.FlagPermit != 0) {
+		// Filtering has changed: what it goes by is kept from now on, or no longer.
+		sh.unpermit(se)
+		se.Flags ^= conntrack.FlagPermit
+		sh.permit(se)
+	}
 	se.Rule, se.NextHop, se.ViewGen = j.Rule, j.Hop, sh.view.Gen
 	se.Class = 0
 	if j.Voice {

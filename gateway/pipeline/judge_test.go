@@ -22,8 +22,7 @@ func randomPolicy(rng *rand.Rand) string {
 	fmt.Fprintf(&b, "prefixes = [%s]\n", pick(`"198.18.10.0/24"`, `"198.18.10.0/24"`, `"198.18.10.0/28", "198.18.10.100/32"`))
 	if rng.IntN(5) > 0 {
 		pool := pick("192.0.2.16", "192.0.2.16", "192.0.2.17")
-		fmt.Fprintf(&b, "[tenant.nat]\npool = [%q]\nfiltering = %q\nbypass = [%s]\n", pool,
-			pick("endpoint-independent", "address-and-port-dependent"), pick("", "", `"203.0.113.64/28"`))
+		fmt.Fprintf(&b, "[tenant.nat]\npool = [%q]\nmapping = %q\nfiltering = %q\nbypass = [%s]\n", pool, pick(ei, ei, ad, apd), pick(ei, ad, apd), pick("", "", `"203.0.113.64/28"`))
 		if rng.IntN(2) == 0 {
 			fmt.Fprintf(&b, "[[tenant.nat.static]]\npublic = %q\ninside = \"198.18.10.%s\"\n", pick("192.0.2.100", "192.0.2.101"), pick("100", "11"))
 		}

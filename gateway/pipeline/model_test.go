@@ -18,10 +18,43 @@ import (
 // The reference: what a stateful NAT with an ACL does, by maps and by the policy as a person reads it. It knows nothing of shards, of
 // views or of tables, and learns the public port of a mapping from the first packet that leaves with it.
 type reference struct {
-	mapped map[inside]outside       // endpoint-independent mapping
+	ways   map[string]way
+	mapped map[mapped]outside
+	sent   map[sent]bool            // who was spoken to by which public end
 	owner  map[outside]inside       // and back
 	out    map[conversation]outside // inside > far, as it looks outside
 	in     map[conversation]inside  // far > public, whom it is for
+}
+
+// way is how a tenant maps and filters.
+type way struct{ mapping, filtering string }
+
+const (
+	ei  = "endpoint-independent"
+	ad  = "address-dependent"
+	apd = "address-and-port-dependent"
+)
+
+// mapped is what has one public end: an inside end, and the far address where that matters.
+type mapped struct {
+	inside
+	far netip.Addr
+}
+
+type sent struct {
+	outside
+	far netip.Addr
+}
+
+// key is what of a conversation its mapping goes by; false where it has one of its own.
+func (r *reference) key(i inside, far netip.Addr) (mapped, bool) {
+	switch r.ways[i.tenant].mapping {
+	case ei:
+		far = netip.Addr{}
+	case apd:
+		return mapped{}, false
+	}
+	return mapped{i, far}, true
 }
 
 type inside struct {
@@ -131,6 +164,9 @@ func mayIn(tenant string, proto uint8, src, dst netip.AddrPort, mapped bool) boo
 
 // outward says how a packet of an inside host leaves; port 0 = not known yet, learn it. ok is false where it must not leave.
 func (r *reference) outward(tenant string, proto uint8, src, dst netip.AddrPort) (pub netip.AddrPort, ok bool) {
+	if proto == flow.ICMP { // the identifier is one port, and that of the inside end
+		dst = netip.AddrPortFrom(dst.Addr(), 0)
+	}
 	if o, found := r.out[conversation{tenant, proto, src, dst}]; found {
 		return o.addr, true
 	}
@@ -140,8 +176,10 @@ func (r *reference) outward(tenant string, proto uint8, src, dst netip.AddrPort)
 	if tenant == "alpha" && src.Addr() == staticIn {
 		return netip.AddrPortFrom(staticEx, src.Port()), true
 	}
-	if o, found := r.mapped[inside{tenant, proto, src}]; found {
-		return o.addr, true
+	if k, kept := r.key(inside{tenant, proto, src}, dst.Addr()); kept {
+		if o, found := r.mapped[k]; found {
+			return o.addr, true
+		}
 	}
 	return netip.AddrPortFrom(poolOf[tenant], 0), true
 }
@@ -162,7 +200,11 @@ func (r *reference) left(t testing.TB, tenant string, proto uint8, src, dst, pub
 		if pub.Port() == 8080 && proto == flow.UDP {
 			t.Fatalf("the forwarded port was given to %v", i)
 		}
-		r.mapped[i], r.owner[o] = o, i
+		r.owner[o] = i
+		if k, kept := r.key(i, dst.Addr()); kept {
+			r.mapped[k] = o
+		}
+		r.sent[sent{o, dst.Addr()}] = true
 	}
 	r.out[conversation{tenant, proto, src, dst}] = o
 	r.in[conversation{"", proto, dst, pub}] = i
@@ -173,7 +215,7 @@ func (r *reference) inward(proto uint8, src, dst netip.AddrPort) (to inside, not
 	if i, found := r.in[conversation{"", proto, src, dst}]; found {
 		return i, false, true
 	}
-	mapped := false
+	byMapping := false
 	switch {
 	case dst.Addr() == staticEx:
 		to = inside{"alpha", proto, netip.AddrPortFrom(staticIn, dst.Port())}
@@ -183,12 +225,16 @@ func (r *reference) inward(proto uint8, src, dst netip.AddrPort) (to inside, not
 		to = inside{"beta", proto, netip.AddrPortFrom(fwdHost, 8080)}
 	default:
 		i, found := r.owner[outside{proto, dst}]
-		if !found || i.tenant != "beta" || proto == flow.ICMP {
+		if !found || proto == flow.ICMP {
 			return to, false, false
 		}
-		to, mapped = i, true
+		switch f := r.ways[i.tenant].filtering; {
+		case f == apd, f == ad && !r.sent[sent{outside{proto, dst}, src.Addr()}]:
+			return to, false, false
+		}
+		to, byMapping = i, true
 	}
-	if !mayIn(to.tenant, proto, src, to.addr, mapped) {
+	if !mayIn(to.tenant, proto, src, to.addr, byMapping) {
 		return to, false, false
 	}
 	if _, taken := r.out[conversation{to.tenant, proto, to.addr, src}]; taken {
@@ -223,19 +269,35 @@ func modelFrame(t testing.TB, port int, proto uint8, src, dst netip.AddrPort, an
 	return frame(t, eth(macs[port], layers.EthernetTypeIPv4), ip4(s, d, layers.IPProtocolICMPv4), &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(typ, 0), Id: id, Seq: 1}, gopacket.Payload("abcd"))
 }
 
+// Also the reference of RFC 4787 REQ-1, REQ-3, REQ-8, REQ-9 and REQ-11: no state, no order of packets and no mode makes the translation or
+// the filter another.
 func TestRandomTrafficAgainstTheReference(t *testing.T) {
-	for _, workers := range []int{1, 2, 4} {
-		t.Run(fmt.Sprintf("%d workers", workers), func(t *testing.T) {
+	for _, c := range []struct {
+		workers, steps int
+		alpha, beta    way
+	}{
+		{1, 4000, way{ei, apd}, way{ei, ei}},
+		{2, 4000, way{ei, apd}, way{ei, ei}},
+		{4, 4000, way{ei, apd}, way{ei, ei}},
+		{1, 4000, way{ei, apd}, way{ei, ad}},
+		{3, 4000, way{ad, apd}, way{ei, ad}},
+		{1, 4000, way{ad, apd}, way{ad, ad}},
+		{2, 4000, way{apd, apd}, way{apd, ei}},
+		{1, 4000, way{apd, apd}, way{apd, ad}},
+	} {
+		t.Run(fmt.Sprintf("%d workers, %v, %v", c.workers, c.alpha, c.beta), func(t *testing.T) {
 			seed := rand.Uint64()
 			t.Logf("seed %d", seed)
-			runModel(t, workers, rand.New(rand.NewPCG(seed, uint64(workers))), 4000)
+			runModel(t, c.workers, map[string]way{"alpha": c.alpha, "beta": c.beta}, rand.New(rand.NewPCG(seed, uint64(c.workers))), c.steps)
 		})
 	}
 }
 
-func runModel(t *testing.T, workers int, rng *rand.Rand, steps int) {
-	w := newWorld(t, workers, modelPolicy)
-	r := &reference{map[inside]outside{}, map[outside]inside{}, map[conversation]outside{}, map[conversation]inside{}}
+func runModel(t *testing.T, workers int, ways map[string]way, rng *rand.Rand, steps int) {
+	policy := replaceOnce(t, modelPolicy, "pool = [\"192.0.2.16\"]", fmt.Sprintf("pool = [\"192.0.2.16\"]\nmapping = %q\nfiltering = %q", ways["alpha"].mapping, ways["alpha"].filtering))
+	policy = replaceOnce(t, policy, "filtering = \"endpoint-independent\"", fmt.Sprintf("mapping = %q\nfiltering = %q", ways["beta"].mapping, ways["beta"].filtering))
+	w := newWorld(t, workers, policy)
+	r := &reference{ways, map[mapped]outside{}, map[sent]bool{}, map[outside]inside{}, map[conversation]outside{}, map[conversation]inside{}}
 	tenants := []string{"alpha", "beta"}
 	protos := []uint8{flow.UDP, flow.UDP, flow.TCP, flow.ICMP}
 	var spoken []conversation // from far ends to public ends

@@ -60,6 +60,9 @@ func (sh *Shard) openOut(s *Slot) verdict.Verdict {
 	if !sh.allowed(s, t, meter.Out, &se, t.Judge(meter.Out, &ak)) {
 		return verdict.Drop
 	}
+	if _, v := sh.usable(s, t, nh); v != verdict.Next {
+		return v // what goes no further leaves nothing behind
+	}
 	if r := sh.admit(s, t, &se); r != verdict.Pass {
 		return sh.drop(s, r)
 	}
@@ -131,14 +134,11 @@ func (sh *Shard) openIn(s *Slot) verdict.Verdict {
 	}
 	ak := snapshot.ACLKey(&k.Src, &inside, k.SPort, se.XlatDPort, k.Proto, k.Family)
 	d := t.Judge(meter.In, &ak)
-	if m != nil && d.Rule == flow.NoRule && t.EIFiltering {
+	if d.Rule == flow.NoRule && mayComeByMapping(t, &se, m) {
 		d.Allow = true
 	}
 	if !sh.allowed(s, t, meter.In, &se, d) {
 		return verdict.Drop
-	}
-	if r := sh.admit(s, t, &se); r != verdict.Pass {
-		return sh.drop(s, r)
 	}
 	ih := hopInto(v, t.ID, k.Family, &inside)
 	if ih == noHop || v.Hops[ih].Kind == snapshot.HopDiscard {
@@ -146,6 +146,12 @@ func (sh *Shard) openIn(s *Slot) verdict.Verdict {
 	}
 	if v.Hops[ih].Kind == snapshot.HopLocal {
 		return sh.drop(s, verdict.LocalUnhandled)
+	}
+	if _, v := sh.usable(s, t, ih); v != verdict.Next {
+		return v
+	}
+	if r := sh.admit(s, t, &se); r != verdict.Pass {
+		return sh.drop(s, r)
 	}
 	se.NextHop = [2]uint16{ih, hopTo(v, flow.Backbone, k.Family, &k.Src)}
 	return sh.create(s, t, &se)

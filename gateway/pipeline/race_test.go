@@ -94,7 +94,7 @@ func TestShardsBesideEachOtherAndControl(t *testing.T) {
 				t.Errorf("port %d is worker %d's and %d's", p, other, i)
 			}
 			seen[k] = i
-			if owner, ok := w.space.Owner(a, p); !ok || owner != i {
+			if owner, ok := w.space.Owner(a, m.Class(), p); !ok || owner != i {
 				t.Errorf("port %d of worker %d is listed as worker %d's", p, i, owner)
 			}
 			return true

@@ -70,6 +70,7 @@ type Config struct {
 	Sessions   int
 	NATMem     []byte
 	Mappings   int
+	PermitMem  []byte // nat.PermitBytes(Sessions); touched only where tenants filter by address
 	Tenants    int
 	ShaperMax  int // packets that all shaper queues together may hold
 	Seed       uint64
@@ -82,6 +83,7 @@ type Shard struct {
 	Worker    int
 	Sessions  *conntrack.Table
 	NAT       *nat.Shard
+	permits   *nat.Permits
 	Space     *nat.Space
 	Neighbors *fib.Neighbors
 	Shaper    *police.Shaper
@@ -124,9 +126,13 @@ func NewShard(c Config) (*Shard, error) {
 	if err != nil {
 		return nil, err
 	}
+	permits, err := nat.NewPermits(c.PermitMem, c.Sessions, c.Seed^0xc2b2ae3d27d4eb4f)
+	if err != nil {
+		return nil, err
+	}
 	tenants := c.Tenants + 1
 	return &Shard{
-		Worker: c.Worker, Sessions: st, NAT: ns, Space: c.Space, Neighbors: c.Neighbors,
+		Worker: c.Worker, Sessions: st, NAT: ns, permits: permits, Space: c.Space, Neighbors: c.Neighbors,
 		Shaper: police.NewShaper(c.ShaperMax, tenants*2), Meter: meter.NewShard(tenants),
 		hosts: newHosts(c.Sessions, c.Seed), making: conntrack.NoMapping, rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
 		errRate:  police.PacketRate(icmpErrorsPerSecond, 250*time.Millisecond),
@@ -197,6 +203,7 @@ func (sh *Shard) end(slot uint32, se *conntrack.Session) {
 // release gives back what a session held outside the table; the table removes it afterwards.
 func (sh *Shard) release(_ uint32, se *conntrack.Session) {
 	if se.Mapping != conntrack.NoMapping {
+		sh.unpermit(se)
 		sh.NAT.Unref(se.Mapping, sh.tick)
 	}
 	if se.Flags&conntrack.FlagCounted != 0 {

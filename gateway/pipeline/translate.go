@@ -20,20 +20,62 @@ func (sh *Shard) translateSource(t *snapshot.Tenant, se *conntrack.Session) verd
 		return verdict.NATNoPool
 	}
 	class, ports := nat.ClassOf(se.Proto)
+	first := flow.HomeHash(t.ID, 4, &se.OrigSrc, sh.view.HomeSeed)
 	if !ports {
-		n := flow.HomeHash(t.ID, 4, &se.OrigSrc, sh.view.HomeSeed)
-		copy(se.XlatSrc[:], t.PoolAddrs[flow.Home(n, len(t.PoolAddrs))][:4])
+		copy(se.XlatSrc[:], t.PoolAddrs[flow.Home(first, len(t.PoolAddrs))][:4])
 		return verdict.Pass
 	}
-	req := nat.Request{Tenant: t.ID, Class: class, PerHost: t.PerHost, Inside: [4]byte(se.OrigSrc[:4]), Port: se.OrigSPort, Pool: t.Pool, Hold: sh.view.NATHold}
-	id, r := sh.NAT.Map(&req, sh.tick, sh.random())
+	req := nat.Request{Tenant: t.ID, Class: class, Mapping: t.Mapping, Pooling: t.Pooling, PerHost: t.PerHost, Inside: [4]byte(se.OrigSrc[:4]), Port: se.OrigSPort,
+		Remote: [4]byte(se.OrigDst[:4]), Pool: t.Pool, First: first, Hold: sh.view.NATHold}
+	id, r := sh.NAT.Map(&req, sh.random())
 	if r != verdict.Pass {
 		return r
 	}
 	sh.making = id
 	a, port := sh.NAT.Mapping(id).Public()
 	se.XlatSrc, se.XlatSPort, se.Mapping = sh.Space.Addr(a), port, id
+	if sh.givesPermit(t, se) {
+		se.Flags |= conntrack.FlagPermit
+	}
 	return verdict.Pass
+}
+
+// givesPermit reports whether the session is one by which its far address gets to open others (RFC 4787 section 5). A mapping that was made for
+// one far address says so itself.
+func (sh *Shard) givesPermit(t *snapshot.Tenant, se *conntrack.Session) bool {
+	if t.Filtering != nat.AddressDependent || se.Mapping == conntrack.NoMapping || se.Flags&conntrack.FlagFromBackbone != 0 {
+		return false
+	}
+	_, one := sh.NAT.Mapping(se.Mapping).Remote()
+	return !one
+}
+
+// permit counts an outward session with FlagPermit.
+func (sh *Shard) permit(se *conntrack.Session) {
+	if se.Flags&(conntrack.FlagPermit|conntrack.FlagFromBackbone) == conntrack.FlagPermit {
+		sh.permits.Add(se.Mapping, [4]byte(se.OrigDst[:4])) // there is room for every session of the table
+	}
+}
+
+func (sh *Shard) unpermit(se *conntrack.Session) {
+	if se.Flags&(conntrack.FlagPermit|conntrack.FlagFromBackbone) == conntrack.FlagPermit {
+		sh.permits.Remove(se.Mapping, [4]byte(se.OrigDst[:4]))
+	}
+}
+
+// filtered reports whether the tenant lets src open a conversation to a mapping.
+func (sh *Shard) filtered(t *snapshot.Tenant, id uint32, src *flow.Addr) bool {
+	switch t.Filtering {
+	case nat.EndpointIndependent:
+		return false
+	case nat.AddressDependent:
+		from := [4]byte(src[:4])
+		if remote, one := sh.NAT.Mapping(id).Remote(); one {
+			return remote != from
+		}
+		return !sh.permits.Has(id, from)
+	}
+	return true
 }
 
 // translateDestination finds the inside host behind a public address: 1:1, forwarded port, or mapping.
@@ -51,7 +93,7 @@ func (sh *Shard) translateDestination(s *Slot, p *snapshot.Public, se *conntrack
 	if class, ports := nat.ClassOf(k.Proto); ports && p.Dynamic && s.Flags&packet.FlagICMPQuery == 0 {
 		if id, ok := sh.NAT.Lookup(p.ID, class, k.DPort); ok {
 			t := sh.view.Tenant(p.Tenant)
-			if t == nil || !t.EIFiltering {
+			if t == nil || sh.filtered(t, id, &k.Src) {
 				return verdict.NATFiltered
 			}
 			owner, a, port := sh.NAT.Mapping(id).Inside()
@@ -63,6 +105,9 @@ func (sh *Shard) translateDestination(s *Slot, p *snapshot.Public, se *conntrack
 				return verdict.NATUnusedAddress
 			}
 			se.XlatDPort, se.Mapping = port, id
+			if t.Filtering == nat.AddressDependent {
+				se.Flags |= conntrack.FlagPermit
+			}
 			return verdict.Pass
 		}
 	}

@@ -56,7 +56,7 @@ func newWorld(t testing.TB, workers int, policy string) *world {
 	}
 	for i := range workers {
 		const n = 4096
-		sh, err := NewShard(Config{Worker: i, SessionMem: make([]byte, conntrack.Bytes(n)+64), Sessions: n, NATMem: make([]byte, nat.Bytes(n)+64), Mappings: n,
+		sh, err := NewShard(Config{Worker: i, SessionMem: make([]byte, conntrack.Bytes(n)+64), Sessions: n, NATMem: make([]byte, nat.Bytes(n)+64), Mappings: n, PermitMem: make([]byte, nat.PermitBytes(n)+64),
 			Tenants: snapshot.MaxTenantID(node), ShaperMax: 64, Seed: uint64(i) + 42, Space: w.space, Neighbors: w.neigh})
 		if err != nil {
 			t.Fatal(err)

@@ -317,6 +317,13 @@ func (c *compiler) freshID() flow.TenantID {
 	return 0
 }
 
+// The words of a policy, which has been checked and given its defaults.
+var (
+	modes = map[string]nat.Mode{"endpoint-independent": nat.EndpointIndependent, "address-dependent": nat.AddressDependent,
+		"address-and-port-dependent": nat.AddressAndPortDependent}
+	poolings = map[string]nat.Pooling{"paired": nat.Paired, "paired-soft": nat.PairedSoft, "arbitrary": nat.Arbitrary}
+)
+
 func (c *compiler) tenant(ct *configs.Tenant, id flow.TenantID, seen map[netip.Prefix]string) {
 	who := fmt.Sprintf("tenant %q", ct.Name)
 	var prev *Tenant
@@ -324,7 +331,7 @@ func (c *compiler) tenant(ct *configs.Tenant, id flow.TenantID, seen map[netip.P
 		prev = c.in.Prev.TenantByName(ct.Name)
 	}
 	t := &Tenant{ID: id, Name: ct.Name, DefaultOut: ct.DefaultOut != "deny", Shared: &Shared{}, Prefixes: NewPrefixSet(ct.Prefixes),
-		EIFiltering: ct.NAT.Filtering == "endpoint-independent", PerHost: ct.NAT.Ports == "blocks", StaticByInside: map[flow.Addr]uint32{}}
+		Mapping: modes[ct.NAT.Mapping], Filtering: modes[ct.NAT.Filtering], Pooling: poolings[ct.NAT.Pooling], PerHost: ct.NAT.Ports == "blocks", StaticByInside: map[flow.Addr]uint32{}}
 	if prev != nil {
 		t.Shared = prev.Shared
 	}
@@ -576,8 +583,11 @@ func (c *compiler) portsOf(p *Public, proto uint8, hosts []*configs.Host) (bits 
 		}
 	}
 	for _, h := range hosts {
-		ports := h.TCPPorts
-		if proto == flow.UDP {
+		var ports []int // of ICMP identifiers none but the ephemeral range: those below 1024, the host's too, are never handed out
+		switch proto {
+		case flow.TCP:
+			ports = h.TCPPorts
+		case flow.UDP:
 			ports = h.UDPPorts
 		}
 		for _, port := range ports {

@@ -153,7 +153,9 @@ type Tenant struct {
 	PoolAddrs      []flow.Addr
 	StaticByInside map[flow.Addr]uint32 // inside address -> index into View.Publics
 	Bypass         PrefixSet
-	EIFiltering    bool // endpoint-independent filtering, RFC 4787 section 5
+	Mapping        nat.Mode // for what an inside port keeps its public one
+	Filtering      nat.Mode // who may open a conversation to a mapped port
+	Pooling        nat.Pooling
 	PerHost        bool // ports in blocks of one inside host
 	MaxSessions    int64
 	SessionRate    police.Rate

@@ -102,7 +102,7 @@ func newWorkers(t *testing.T, n int) []*Worker {
 	}
 	ws := make([]*Worker, n)
 	for i := range ws {
-		sh, err := pipeline.NewShard(pipeline.Config{Worker: i, SessionMem: make([]byte, conntrack.Bytes(1024)+64), Sessions: 1024, NATMem: make([]byte, nat.Bytes(1024)+64),
+		sh, err := pipeline.NewShard(pipeline.Config{Worker: i, SessionMem: make([]byte, conntrack.Bytes(1024)+64), Sessions: 1024, NATMem: make([]byte, nat.Bytes(1024)+64), PermitMem: make([]byte, nat.PermitBytes(1024)+64),
 			Mappings: 1024, Tenants: snapshot.MaxTenantID(node), ShaperMax: 256, Seed: uint64(i) + 1, Space: space, Neighbors: neigh})
 		if err != nil {
 			t.Fatal(err)

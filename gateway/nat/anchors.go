@@ -1,0 +1,114 @@
+package nat
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"unsafe"
+
+	"demarc/gateway/flow"
+)
+
+// anchor is the public address that an inside host keeps, and how many mappings hold it there.
+type anchor struct {
+	inside [4]byte
+	tenant flow.TenantID
+	addr   AddrID
+	refs   uint32 // 0 = empty
+}
+
+const anchorSize = int(unsafe.Sizeof(anchor{}))
+
+// anchors finds the address of an inside host: open addressing with backward shift, a power of two slots.
+type anchors struct {
+	slots []anchor
+	n     int
+	seed  uint64
+}
+
+// numAnchors is a host for every 16 to 32 mappings. Hosts beyond seven eighths of that get their address by hash alone, as PairedSoft does.
+func numAnchors(capacity int) int { return max(64, 1<<bits.Len(uint(capacity-1)/32)) }
+
+func (x *anchors) home(t flow.TenantID, inside [4]byte) int {
+	h := mix(uint64(binary.LittleEndian.Uint32(inside[:]))|uint64(t)<<32^x.seed, 0x8ebc6af09c88c6e3)
+	return int(h) & (len(x.slots) - 1)
+}
+
+// at is the host's slot, or the empty one where it would be.
+func (x *anchors) at(t flow.TenantID, inside [4]byte) int {
+	i := x.home(t, inside)
+	for {
+		a := &x.slots[i]
+		if a.refs == 0 || a.inside == inside && a.tenant == t {
+			return i
+		}
+		i = (i + 1) & (len(x.slots) - 1)
+	}
+}
+
+// find is the address that the host keeps.
+func (x *anchors) find(t flow.TenantID, inside [4]byte) (AddrID, bool) {
+	a := &x.slots[x.at(t, inside)]
+	return a.addr, a.refs != 0
+}
+
+// hold counts one more mapping of the host, on address addr; false where there is no room to. A host whose address has left the pool moves.
+func (x *anchors) hold(t flow.TenantID, inside [4]byte, addr AddrID, pool []AddrID) bool {
+	a := &x.slots[x.at(t, inside)]
+	if a.refs == 0 {
+		if x.n >= len(x.slots)/8*7 {
+			return false
+		}
+		x.n++
+		*a = anchor{inside, t, addr, 1}
+		return true
+	}
+	a.refs++
+	if !inPool(pool, a.addr) {
+		a.addr = addr
+	}
+	return true
+}
+
+// release counts one less. With the last one the host may get another address.
+func (x *anchors) release(t flow.TenantID, inside [4]byte) {
+	i := x.at(t, inside)
+	if x.slots[i].refs == 0 {
+		return
+	}
+	if x.slots[i].refs--; x.slots[i].refs != 0 {
+		return
+	}
+	x.n--
+	mask := len(x.slots) - 1
+	for j := (i + 1) & mask; x.slots[j].refs != 0; j = (j + 1) & mask {
+		if home := x.home(x.slots[j].tenant, x.slots[j].inside); (j-home)&mask >= (j-i)&mask {
+			x.slots[i] = x.slots[j]
+			i = j
+		}
+	}
+	x.slots[i] = anchor{}
+}
+
+// address says where in the pool to begin, and how many addresses may be tried.
+func (s *Shard) address(r *Request, rnd uint64) (first, tries int) {
+	n := len(r.Pool)
+	if n == 1 {
+		return 0, 1
+	}
+	if r.Pooling == Arbitrary {
+		hi, _ := bits.Mul64(mix(rnd, 0x589965cc75374cc3), uint64(n))
+		return int(hi), n
+	}
+	if a, ok := s.anchors.find(r.Tenant, r.Inside); ok {
+		for i, p := range r.Pool {
+			if p != a {
+				continue
+			}
+			if r.Pooling == Paired {
+				return i, 1
+			}
+			return i, n
+		}
+	}
+	return flow.Home(r.First, n), n
+}
