@@ -2,6 +2,7 @@ package packet_test
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"demarc/gateway/packet"
@@ -47,16 +48,21 @@ func FuzzParse(f *testing.F) {
 // FuzzParseInner puts the bytes behind a right ICMP error header, of IPv4 and IPv6, so that every input reaches the quote.
 func FuzzParseInner(f *testing.F) {
 	for _, c := range badpackets.Good(badEnds(0)) {
-		f.Add(c.Frame[14:], uint8(3))
+		f.Add(c.Frame[14:], uint8(0x53))
 	}
 	for i, c := range badpackets.All(1) {
 		if len(c.Frame) > 42 && i%5 == 0 {
 			f.Add(c.Frame[14:], uint8(11))
-			f.Add(c.Frame[42:], uint8(3))
+			f.Add(c.Frame[42:], uint8(0x53))
 		}
 	}
 	f.Fuzz(func(t *testing.T, quote []byte, typ uint8) {
-		quote = quote[:min(len(quote), 1400)]
+		quote = slices.Clone(quote[:min(len(quote), 1400)])
+		if n := int(typ>>4) & 15 * 4; n >= 20 && len(quote) >= n { // most with a right header checksum, or all would end there
+			quote[0] = quote[0]&0xf0 | byte(n/4)
+			quote[10], quote[11] = 0, 0
+			be.PutUint16(quote[10:], ^sum16(quote[:n]))
+		}
 		e := badEnds(0)
 		m4 := append([]byte{[]byte{3, 4, 5, 11, 12}[typ%5], 0, 0, 0, 0, 0, 0, 0}, quote...)
 		be.PutUint16(m4[2:], ^sum16(m4))

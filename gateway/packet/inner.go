@@ -28,7 +28,7 @@ type Inner struct {
 // ParseInner reads the packet quoted by the ICMP or ICMPv6 error p. The reason is Pass or ICMPBadInner; with Pass, OK is set.
 //
 // The checksum of the error itself is verified, because the rewrite computes it anew and would hide damage (RFC 5508 REQ-3a).
-// Checksums inside the quote are not: routers on the way have changed what they cover.
+// So is the one of a quoted IPv4 header (REQ-3a), and the quoted transport checksum is not (REQ-3c): most quotes end before what it covers.
 // Refused: redirects (good only on the link they come from), errors in fragments, quotes of errors (RFC 1122
 // section 3.2.2) and of later fragments, and quotes that end before the ports.
 func ParseInner(p *Packet) (in Inner, r verdict.Reason) {
@@ -63,7 +63,8 @@ func inner4(f []byte, in *Inner) bool {
 	}
 	h := (*[ip4Len]byte)(f[in.L3:])
 	ihl, total := int(h[0]&15)*4, int(be16(h[2:4]))
-	if h[0]>>4 != 4 || ihl < ip4Len || ihl > len(f)-in.L3 || total < ihl || be16(h[6:8])&0x1fff != 0 {
+	if h[0]>>4 != 4 || ihl < ip4Len || ihl > len(f)-in.L3 || total < ihl || be16(h[6:8])&0x1fff != 0 ||
+		csum.Fold(csum.Sum(0, f[in.L3:in.L3+ihl])) != 0xffff {
 		return false
 	}
 	in.L4 = in.L3 + ihl
@@ -126,7 +127,7 @@ func innerPorts(f []byte, in *Inner) bool {
 
 // TranslateInner4 gives the packet quoted by the IPv4 ICMP error p new addresses and ports, in the quoted packet's own direction, and
 // of a quoted ICMP query the identifier (RFC 5508 REQ-4). The quoted IP checksum and, where the quote reaches it, the transport
-// checksum are updated incrementally, right or wrong as they were; then the checksum of the error is computed anew.
+// checksum are updated incrementally, the latter right or wrong as it was; then the checksum of the error is computed anew.
 // in.Key follows. The outer addresses are TranslateOuter4's.
 func TranslateInner4(p *Packet, in *Inner, src, dst [4]byte, sport, dport uint16) {
 	f := p.Buf[p.Off : p.Off+p.Len]

@@ -542,10 +542,10 @@ func TestTranslateInner(t *testing.T) {
 	}
 }
 
-// TestTranslateInnerKeepsDamage: checksums inside a quote are not looked at, and stay as wrong as they were (RFC 5508 REQ-3).
+// TestTranslateInnerKeepsDamage: the transport checksum inside a quote is not looked at, and stays as wrong as it was (RFC 5508 REQ-3c).
 func TestTranslateInnerKeepsDamage(t *testing.T) {
 	for _, c := range badpackets.AllFor(1, badEnds(0)) {
-		if c.Name != "icmp/quoted checksums wrong" {
+		if c.Name != "icmp/quoted transport checksum wrong" {
 			continue
 		}
 		p := load(c.Frame, 0, 0)
@@ -554,12 +554,18 @@ func TestTranslateInnerKeepsDamage(t *testing.T) {
 		if r != verdict.Pass {
 			t.Fatal(r)
 		}
+		in0 := in.Key
+		src, dst := in0.Src[:4], in0.Dst[:4]
 		packet.TranslateInner4(p, &in, newSrc, newDst, 5, 6)
 		if err := valid(p); err != nil {
 			t.Error(err)
 		}
-		if sum16(p.Frame()[in.L3:in.L4]) == 0xffff {
-			t.Error("a wrong quoted IP checksum was mended")
+		if sum16(p.Frame()[in.L3:in.L4]) != 0xffff {
+			t.Error("the quoted IP checksum was not kept right")
+		}
+		packet.TranslateInner4(p, &in, [4]byte(src[:]), [4]byte(dst[:]), in0.SPort, in0.DPort)
+		if got := p.Frame()[in.L4+6 : in.L4+8]; got[0] != 0xbe || got[1] != 0xef {
+			t.Errorf("there and back, the quoted checksum is %x", got)
 		}
 		return
 	}

@@ -145,7 +145,10 @@ func (sh *Shard) related(s *Slot) verdict.Verdict {
 		packet.TranslateInner4(&s.Packet, &in, dst, src, dport, sport)
 		outer := [4]byte(s.Key.Src[:4])
 		if s.Key.Zone != flow.Backbone {
-			outer = src // whoever inside sends it, outside it comes from the address that the conversation has there
+			outer = src // whoever inside sends it, outside it comes from the address that the conversation has there,
+			if i, static := t.StaticByInside[s.Key.Src]; static {
+				outer = [4]byte(sh.view.Publics[i].Addr[:4]) // or from its own (RFC 5508 REQ-5c)
+			}
 		}
 		packet.TranslateOuter4(&s.Packet, outer, dst)
 	}

@@ -445,7 +445,8 @@ func (l *list) icmp() {
 		outer(bad, fmt.Sprintf("quoted echo cut at %d", n), 3, o.ip4(1, nil, o.icmp4(8, 0, [4]byte{}, fill(8)), nil)[:20+n])
 	}
 	outer(verdict.Pass, "quoted total length 65535", 3, o.ip4(17, nil, o.udp(4, 16), func(h []byte) { be.PutUint16(h[2:], 65535) }))
-	outer(verdict.Pass, "quoted checksums wrong", 3, cat(udp[:10], []byte{0xde, 0xad}, udp[12:26], []byte{0xbe, 0xef}))
+	outer(bad, "quoted header checksum wrong", 3, cat(udp[:10], []byte{0xde, 0xad}, udp[12:]))   // RFC 5508 REQ-3a
+	outer(verdict.Pass, "quoted transport checksum wrong", 3, cat(udp[:26], []byte{0xbe, 0xef})) // REQ-3c
 	m := l.icmp4(3, 1, [4]byte{}, udp)
 	m[len(m)-1] ^= 1
 	l.add(bad, l.eth(0x0800, l.ip4(1, nil, m, nil)), "icmp/checksum wrong")
