@@ -17,6 +17,7 @@ const (
 	DefaultOther          = 5 * time.Minute             // as UDP: nothing says more about it
 	DefaultNATHold        = 120 * time.Second           // RFC 6888 REQ-8
 	DefaultBurst          = 20 * time.Millisecond       // what a bucket takes at once
+	DefaultHostBurst      = 50 * time.Millisecond       // policed: TCP needs more room than before a queue
 	DefaultQueue          = 30 * time.Millisecond       // what a shaper may hold back: TCP with BBR needs it, a call does not notice
 	DefaultVoicePercent   = 75                          // of the tenant's rate
 
@@ -68,6 +69,8 @@ func (t *Tenant) defaults() {
 		defaultTo(&d.Queue, Duration{DefaultQueue})
 		defaultTo(&d.Mode, "shape")
 	}
+	defaultTo(&t.Rates.Host.Out.Burst, Duration{DefaultHostBurst})
+	defaultTo(&t.Rates.Host.In.Burst, Duration{DefaultHostBurst})
 }
 
 // VoiceBits is what voice may use of direction d of this tenant's line: what the policy says, but never more than the line, or

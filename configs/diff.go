@@ -181,6 +181,8 @@ func (d *differ) tenantFields(a, b *Tenant) {
 	d.value("limits.host_session_rate", a.Limits.HostSessionRate, b.Limits.HostSessionRate)
 	d.rateDir("rates.out.", &a.Rates.Out, &b.Rates.Out)
 	d.rateDir("rates.in.", &a.Rates.In, &b.Rates.In)
+	d.hostRate("rates.host.out.", &a.Rates.Host.Out, &b.Rates.Host.Out)
+	d.hostRate("rates.host.in.", &a.Rates.Host.In, &b.Rates.Host.In)
 	d.set("rates.voice.dscp", a.Rates.Voice.DSCP, b.Rates.Voice.DSCP)
 	d.value("rates.voice.bits", a.Rates.Voice.Bits, b.Rates.Voice.Bits)
 	d.value("default_out", a.DefaultOut, b.DefaultOut)
@@ -195,6 +197,12 @@ func (d *differ) rateDir(path string, a, b *RateDir) {
 	d.value(path+"burst", a.Burst, b.Burst)
 	d.value(path+"queue", a.Queue, b.Queue)
 	d.value(path+"mode", a.Mode, b.Mode)
+}
+
+func (d *differ) hostRate(path string, a, b *HostRate) {
+	d.value(path+"bits", a.Bits, b.Bits)
+	d.value(path+"packets", a.Packets, b.Packets)
+	d.value(path+"burst", a.Burst, b.Burst)
 }
 
 func (d *differ) nat(a, b *NAT) {

@@ -334,17 +334,7 @@ func checkRates(at loc, r *Rates) {
 		dir *RateDir
 	}{{"out", &r.Out}, {"in", &r.In}} {
 		where := at.key(d.key)
-		if b := d.dir.Bits; b != 0 && b < minRate {
-			want := fmt.Sprintf("at least %s bit/s", minRate)
-			if b < 1000 {
-				want = fmt.Sprintf("did you mean \"%dM\"?", b)
-			}
-			where.key("bits").bad(b, "is a rate at which nothing moves", want)
-		}
-		if d.dir.Packets > 10_000_000_000 {
-			where.key("packets").bad(d.dir.Packets, "is out of range", "at most 10000000000 packets per second")
-		}
-		checkDuration(where, "burst", d.dir.Burst, time.Millisecond, 10*time.Second)
+		checkSpeed(where, d.dir.Bits, d.dir.Packets, d.dir.Burst)
 		checkDuration(where, "queue", d.dir.Queue, time.Millisecond, time.Second)
 		checkChoice(where, "mode", d.dir.Mode, "shape", "police")
 		if d.dir.Mode == "police" && d.dir.Queue.Duration != 0 {
@@ -358,6 +348,8 @@ func checkRates(at loc, r *Rates) {
 			}
 		}
 	}
+	checkHostRate(at.key("host").key("out"), &r.Host.Out, r.Out.Bits)
+	checkHostRate(at.key("host").key("in"), &r.Host.In, r.In.Bits)
 	voice := at.key("voice")
 	have := map[uint8]bool{}
 	for i, s := range r.Voice.DSCP {
@@ -380,6 +372,32 @@ func checkRates(at loc, r *Rates) {
 		}
 	case b > max(r.Out.Bits, r.In.Bits):
 		voice.key("bits").bad(b, "is more than the line it is a part of", fmt.Sprintf("at most %s", max(r.Out.Bits, r.In.Bits)))
+	}
+}
+
+// checkSpeed checks what every rate has: bit/s, packet/s and burst.
+func checkSpeed(at loc, bits Rate, packets uint64, burst Duration) {
+	if bits != 0 && bits < minRate {
+		want := fmt.Sprintf("at least %s bit/s", minRate)
+		if bits < 1000 {
+			want = fmt.Sprintf("did you mean \"%dM\"?", bits)
+		}
+		at.key("bits").bad(bits, "is a rate at which nothing moves", want)
+	}
+	if packets > 10_000_000_000 {
+		at.key("packets").bad(packets, "is out of range", "at most 10000000000 packets per second")
+	}
+	checkDuration(at, "burst", burst, time.Millisecond, 10*time.Second)
+}
+
+// checkHostRate checks what one inside host may use of a line of so many bit/s (0 = no limit).
+func checkHostRate(at loc, r *HostRate, line Rate) {
+	checkSpeed(at, r.Bits, r.Packets, r.Burst)
+	if line != 0 && r.Bits > line && line >= minRate {
+		at.key("bits").bad(r.Bits, "is more than the tenant's own line", fmt.Sprintf("at most %s", line))
+	}
+	if r.Bits == 0 && r.Packets == 0 && textAt(at, "bits") && textAt(at, "packets") && at.has("burst") {
+		at.key("burst").bad(nil, "does nothing without a rate", "bits or packets")
 	}
 }
 

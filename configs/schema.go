@@ -100,19 +100,34 @@ type PortForward struct {
 	InsidePort int        `toml:"inside_port"` // default: the same as port
 }
 
-// Limits bound what a tenant, and each of its inside hosts, may hold and start. Zero means no limit.
+// Limits bound what a tenant, and each of its inside hosts, may hold and start. Zero means no limit. Of a tenant's sessions, those that
+// the backbone began may fill three quarters, and unanswered ones a quarter in each direction.
 type Limits struct {
 	Sessions        int `toml:"sessions"`          // concurrent
 	SessionRate     int `toml:"session_rate"`      // new sessions per second
-	HostSessions    int `toml:"host_sessions"`     // concurrent, per inside host; sessions from before the host had a limit do not count
+	HostSessions    int `toml:"host_sessions"`     // concurrent, per inside host
 	HostSessionRate int `toml:"host_session_rate"` // new per second, per inside host
 }
 
 // Rates are a tenant's line. out = from the tenant to the backbone, in = towards the tenant.
 type Rates struct {
-	Out   RateDir `toml:"out"`
-	In    RateDir `toml:"in"`
-	Voice Voice   `toml:"voice"`
+	Out   RateDir   `toml:"out"`
+	In    RateDir   `toml:"in"`
+	Voice Voice     `toml:"voice"`
+	Host  HostRates `toml:"host"`
+}
+
+// HostRates limit each inside host of the tenant by itself, beside the tenant's own line.
+type HostRates struct {
+	Out HostRate `toml:"out"`
+	In  HostRate `toml:"in"`
+}
+
+// HostRate is policed: what is too fast is dropped, nothing waits. It counts as RateDir does, voice included. Zero means unlimited.
+type HostRate struct {
+	Bits    Rate     `toml:"bits"`    // bit/s
+	Packets uint64   `toml:"packets"` // packet/s
+	Burst   Duration `toml:"burst"`   // default 50ms of the rate
 }
 
 // RateDir limits one direction. A rate counts IP bytes without the link header. Zero means unlimited.

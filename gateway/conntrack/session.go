@@ -57,6 +57,7 @@ const (
 	FlagReplied                        // a packet of the reply direction was seen
 	FlagCounted                        // the pipeline's: counted for its inside host
 	FlagPermit                         // the pipeline's: outwards, its far address may open others to its mapping; inwards, it was let in so
+	FlagUnanswered                     // the pipeline's: who began it has not yet shown that it hears the other end
 )
 
 // Key is the key under which packets of direction dir enter: 0 as the first packet did, 1 as its answer does.
@@ -134,6 +135,25 @@ func (s *Session) EndWrite() { atomic.StoreUint32(&s.Seq, (s.Seq|1)+1) }
 // Timeouts are idle times in ticks, each below 2^30.
 type Timeouts struct {
 	TCPEstablished, TCPTransitory, TCPClosing, TCPClosed, UDP, UDPUnanswered, ICMP, Other uint32
+
+	Hurry uint32 // of half-open sessions that are in the way of others
+}
+
+// HalfOpen reports whether the backbone began the session and has not yet shown that it hears the answers: anybody can make those, under
+// any source. Ending one early costs its sender a repetition.
+func (s *Session) HalfOpen() bool {
+	const both = FlagUnanswered | FlagFromBackbone
+	return s.Flags&both == both
+}
+
+// Look is in how many ticks from its last packet Sweep shall look at the session: when it may have ended. At half-open ones it looks
+// often, because they may have to hurry by then.
+func (s *Session) Look(tm *Timeouts) uint32 {
+	idle := s.Timeout(tm)
+	if s.HalfOpen() && tm.Hurry > 0 {
+		return min(idle, tm.Hurry)
+	}
+	return idle
 }
 
 // Timeout is how long the session may be idle as it stands.

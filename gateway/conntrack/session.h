@@ -54,6 +54,7 @@ struct demarc_bucket {
 #define DEMARC_FLAG_REPLIED 0x10
 #define DEMARC_FLAG_COUNTED 0x20
 #define DEMARC_FLAG_PERMIT 0x40
+#define DEMARC_FLAG_UNANSWERED 0x80
 
 _Static_assert(sizeof(struct demarc_session) == 128, "size");
 _Static_assert(sizeof(struct demarc_bucket) == 64, "size");

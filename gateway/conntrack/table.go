@@ -327,8 +327,9 @@ func (t *Table) SetDeadline(slot, tick uint32) {
 }
 
 // Sweep looks at the next budget deadlines, round and round. A session that was seen since is armed again, one that was idle for
-// its timeout is given to expired and then removed. It returns how many ended.
-func (t *Table) Sweep(now uint32, tm *Timeouts, budget int, expired func(slot uint32, s *Session)) (n int) {
+// its timeout is given to expired and then removed. A half-open one for which hurry (nil: none) says yes has at most tm.Hurry. It returns
+// how many ended.
+func (t *Table) Sweep(now uint32, tm *Timeouts, budget int, hurry func(*Session) bool, expired func(slot uint32, s *Session)) (n int) {
 	end := t.fresh
 	if end == 0 {
 		return 0
@@ -344,7 +345,15 @@ func (t *Table) Sweep(now uint32, tm *Timeouts, budget int, expired func(slot ui
 			continue
 		}
 		s := &t.sessions[slot]
-		if due := s.lastSeen() + s.Timeout(tm); int32(due-now) > 0 {
+		idle := s.Timeout(tm)
+		look := s.Look(tm)
+		if look < idle && hurry != nil && hurry(s) {
+			idle = look
+		}
+		if due := s.lastSeen() + idle; int32(due-now) > 0 {
+			if int32(due-now-look) > 0 {
+				due = now + look
+			}
 			t.deadlines[slot] = deadline(due)
 			continue
 		}

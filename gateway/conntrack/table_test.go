@@ -60,7 +60,7 @@ func TestLayoutIsTheHeaders(t *testing.T) {
 	if found != typ.NumField() {
 		t.Errorf("the header asserts %d fields, the session has %d", found, typ.NumField())
 	}
-	flags := map[string]uint8{"V6": FlagV6, "FROM_BACKBONE": FlagFromBackbone, "TO_BACKBONE": FlagToBackbone, "NAT": FlagNAT, "REPLIED": FlagReplied, "COUNTED": FlagCounted, "PERMIT": FlagPermit}
+	flags := map[string]uint8{"V6": FlagV6, "FROM_BACKBONE": FlagFromBackbone, "TO_BACKBONE": FlagToBackbone, "NAT": FlagNAT, "REPLIED": FlagReplied, "COUNTED": FlagCounted, "PERMIT": FlagPermit, "UNANSWERED": FlagUnanswered}
 	for _, m := range regexp.MustCompile(`#define DEMARC_FLAG_(\w+) (0x\w+)`).FindAllStringSubmatch(string(text), -1) {
 		if v, _ := strconv.ParseUint(m[2], 0, 8); flags[m[1]] != uint8(v) {
 			t.Errorf("flag %s is %#x, the header says %#x", m[1], flags[m[1]], v)
@@ -231,7 +231,7 @@ func TestTableAgainstReference(t *testing.T) {
 				now += uint32(rng.IntN(100))
 				budget := rng.IntN(2 * capacity)
 				ended := map[uint32]bool{}
-				tab.Sweep(now, &tm, budget, func(slot uint32, s *Session) {
+				tab.Sweep(now, &tm, budget, nil, func(slot uint32, s *Session) {
 					k := s.Key(0)
 					if _, ok := tab.Lookup(&k, tab.Hash(&k)); !ok {
 						t.Fatalf("step %d: gone before expired was told", step)
@@ -404,7 +404,7 @@ func TestNoAllocation(t *testing.T) {
 		tab.TouchSession(h)
 		tab.Lookup(&k, h)
 		Track(tab.At(slot), 0, &seg)
-		tab.Sweep(uint32(i), &tm, 4, nil)
+		tab.Sweep(uint32(i), &tm, 4, nil, nil)
 		if i%2 == 0 {
 			tab.Remove(slot)
 		}

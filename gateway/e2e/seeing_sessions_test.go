@@ -435,7 +435,8 @@ func TestSeeingSessionLimits(t *testing.T) {
 	st := r.status()
 	al, be := rigTenantOf(st, "alpha"), rigTenantOf(st, "beta")
 	t.Logf("sessions = 40: %d of 60 (one was there), status %d of %d, drops %v; host_sessions = 15: %d of 30 (one was there) and %d of 30, drops %v", a, al.Sessions, al.SessionsCap, al.Drops, b1, b2, be.Drops)
-	if a != 39 || al.Sessions != 40 || al.SessionsCap != 40 || al.Drops["tenant_sessions"] != 21 {
+	// The burst may be faster than its answers: then a quarter of the limit is unanswered, and the rest of the burst finds that.
+	if over := al.Drops["tenant_sessions"] + al.Drops["tenant_unanswered"]; a < 10 || a > 39 || uint64(60-a) != over || al.Sessions != a+1 || al.SessionsCap != 40 {
 		t.Errorf("limits.sessions = 40: %d more, status %d of %d, drops %v", a, al.Sessions, al.SessionsCap, al.Drops)
 	}
 	if b1 != 14 || b2 != 15 || be.Sessions != 30 || be.Drops["host_sessions"] != 31 {
@@ -472,7 +473,8 @@ func TestSeeingSessionLimits(t *testing.T) {
 	}
 }
 
-// A full table refuses new sessions under a reason; the live ones go on.
+// A tenant that fills its share of the table is refused new sessions under a reason; its live ones and those of others go on, and another
+// tenant can still begin some.
 func TestSeeingFullTable(t *testing.T) {
 	r := newRig(t, "full", rigPolicy("", ""))
 	r.write(r.node, replace(t, rigNode(r.data, r.socket, ""), "sessions = 16384", "sessions = 1024\nmappings = 4096"))
@@ -488,12 +490,16 @@ func TestSeeingFullTable(t *testing.T) {
 	}
 	r.wait(stream)
 	st := r.status()
-	w, refused := st.Workers[0], rigTenantOf(st, "alpha").Drops["session_table_full"]
+	w, d := st.Workers[0], rigTenantOf(st, "alpha").Drops
+	refused := d["table_share"] + d["tenant_unanswered"]
+	if err := answered(rigUDP(r, r.Beta2.Name, 0, addrPort(r.Public1.V4, 7008)), "x"); err != nil {
+		t.Errorf("another tenant's new session: %v", err)
+	}
 	t.Logf("%d sessions of %d, %d refused; the stream that was there: %d of %d", w.Sessions, w.SessionsCap, refused, p.Received, p.Sent)
 	if p.Received != p.Sent {
 		t.Errorf("a live session lost %d of %d packets to a full table", p.Sent-p.Received, p.Sent)
 	}
-	if w.Sessions > w.SessionsCap || w.Sessions < w.SessionsCap*95/100 || refused == 0 || uint64(w.Sessions)+refused < tried {
+	if w.Sessions > w.SessionsCap*9/10 || w.Sessions < w.SessionsCap*8/10 || refused == 0 || uint64(w.Sessions)+refused < tried {
 		t.Errorf("%d sessions of %d, %d of %d refused", w.Sessions, w.SessionsCap, refused, tried)
 	}
 }
@@ -542,7 +548,7 @@ func TestSeeingAllPortsUsable(t *testing.T) {
 		nothingLeft(t, top.Name())
 	})
 	r := rigOn(t, top, program(t), strings.Replace(rigPolicy("", ""), netlab.AlphaPool, "192.0.2.16", 1))
-	r.write(r.node, replace(t, rigNode(r.data, r.socket, "[workers]\ncount = 2\n"), "sessions = 16384", "sessions = 262144"))
+	r.write(r.node, replace(t, rigNode(r.data, r.socket, "[workers]\ncount = 2\n"), "sessions = 16384", "sessions = 524288"))
 	r.start()
 	// Beta's packet has the gateway learn the public host; what waits for a neighbour is bounded, and would be lost here.
 	if err := answered(rigUDP(r, r.Beta1.Name, 0, addrPort(r.Public1.V4, 9)), "x"); !errors.Is(err, unix.ECONNREFUSED) {

@@ -50,8 +50,8 @@ func (sh *Shard) admit(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verdi
 			return r
 		}
 	}
-	if t.MaxSessions > 0 && t.Shared.Sessions.Load() >= t.MaxSessions {
-		return verdict.TenantSessions
+	if r := sh.room(t, se); r != verdict.Pass {
+		return r
 	}
 	if !t.SessionRate.Unlimited() && !t.SessionRate.Take(&t.Shared.SessionRate, sh.now, 1) {
 		return verdict.TenantSessionRate
@@ -63,8 +63,9 @@ func (sh *Shard) admit(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verdi
 func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verdict.Verdict {
 	se.ViewGen = sh.view.Gen
 	se.LastSeen = [2]uint32{sh.tick, sh.tick}
+	se.Flags |= conntrack.FlagUnanswered
 	sh.countHost(t, se)
-	slot, r := sh.Sessions.Create(se, sh.tick, se.Timeout(&sh.view.Timeouts))
+	slot, r := sh.Sessions.Create(se, sh.tick, se.Look(&sh.view.Timeouts))
 	if r != verdict.Pass {
 		if se.Mapping != conntrack.NoMapping {
 			sh.NAT.Drop(se.Mapping)
@@ -80,7 +81,7 @@ func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verd
 		sh.making = conntrack.NoMapping
 		sh.permit(se)
 	}
-	t.Shared.Sessions.Add(1)
+	sh.countSession(t, se)
 	t.Shared.Created.Add(1)
 	return sh.forward(s, sh.Sessions.At(slot), 0)
 }

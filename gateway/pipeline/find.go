@@ -48,7 +48,7 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 			return sh.drop(s, r)
 		}
 		if se.State != before { // a shorter time-out must not wait for the longer one's deadline
-			sh.Sessions.SetDeadline(slot, sh.tick+se.Timeout(&sh.view.Timeouts))
+			sh.Sessions.SetDeadline(slot, sh.tick+se.Look(&sh.view.Timeouts))
 		}
 	}
 	if dir == 1 && se.Flags&conntrack.FlagReplied == 0 {
@@ -59,6 +59,9 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 		se.BeginWrite()
 		se.Flags |= conntrack.FlagReplied
 		se.EndWrite()
+	}
+	if se.Flags&conntrack.FlagUnanswered != 0 && answered(se, dir) {
+		sh.countAnswered(se)
 	}
 	return sh.forward(s, se, dir)
 }

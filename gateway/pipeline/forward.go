@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"demarc/gateway/conntrack"
+	"demarc/gateway/meter"
 	"demarc/gateway/packet"
 	"demarc/gateway/verdict"
 )
@@ -15,11 +16,21 @@ func (sh *Shard) forward(s *Slot, se *conntrack.Session, dir int) verdict.Verdic
 	if v != verdict.Next {
 		return v
 	}
+	var h *host
+	if t.HostRates && s.Dir != meter.Inside {
+		var r verdict.Reason
+		if h, r = sh.takeHost(t, se, s.Dir, int(s.IPLen)); r != verdict.Pass {
+			return sh.drop(s, r)
+		}
+	}
 	if se.Flags&conntrack.FlagNAT != 0 {
 		src, dst, sport, dport := se.Out(dir)
 		packet.Translate4(&s.Packet, src, dst, sport, dport)
 	}
 	v = sh.send(s, t, hop)
+	if h != nil && (v == verdict.Drop || v == verdict.Neighbor) {
+		sh.giveHost(h, t, s.Dir, int(s.IPLen))
+	}
 	if v != verdict.Drop {
 		if s.TCPFlags&packet.TCPRst == 0 { // an answer to what was not wanted keeps nothing alive (RFC 7857 section 7.1)
 			se.LastSeen[dir] = sh.tick

@@ -3,39 +3,43 @@ package pipeline
 import (
 	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
+	"demarc/gateway/meter"
 	"demarc/gateway/police"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
 )
 
-// host is what one inside host of a tenant with per-host limits holds.
+// host is what one inside host of a tenant with per-host limits holds: one cache line.
 type host struct {
 	addr     flow.Addr
 	tenant   flow.TenantID
 	family   uint8 // 0 = free
 	sessions uint32
-	rate     police.Word
+	rate     police.Word    // new sessions
+	bits     [2]police.Word // by meter.Out, meter.In
+	packets  [2]police.Word
 }
 
-// hosts counts sessions and new sessions per inside host. An inside host belongs to one worker, so this has one writer and no shared
-// word. Open addressing with backward shift; memory is taken at start.
+// hosts counts sessions, new sessions, packets and bytes per inside host. An inside host belongs to one worker, so this has one writer and
+// no shared word. Open addressing with backward shift; memory is taken at start. Slots move only in sweepHosts, never within a burst.
 type hosts struct {
 	slots []host
+	per   []uint32 // slots by tenant
 	mask  uint64
 	n     int
 	seed  uint64
 }
 
-// A slot of 32 bytes for every 10 to 20 sessions, 1.6 to 3.2 bytes a session. More inside hosts than that at once, all of tenants with a
+// A slot of 64 bytes for every 20 to 40 sessions, 1.6 to 3.2 bytes a session. More inside hosts than that at once, all of tenants with a
 // per-host limit, are refused under a reason.
-const sessionsPerHost = 10
+const sessionsPerHost = 20
 
-func newHosts(sessions int, seed uint64) *hosts {
+func newHosts(sessions, tenants int, seed uint64) *hosts {
 	n := 256
 	for 2*n <= sessions/sessionsPerHost {
 		n *= 2
 	}
-	return &hosts{slots: make([]host, n), mask: uint64(n - 1), seed: seed}
+	return &hosts{slots: make([]host, n), per: make([]uint32, tenants), mask: uint64(n - 1), seed: seed}
 }
 
 func (h *hosts) at(t flow.TenantID, family uint8, a *flow.Addr) uint64 {
@@ -55,12 +59,14 @@ func (h *hosts) find(t flow.TenantID, family uint8, a *flow.Addr) *host {
 	}
 }
 
-// get finds or makes a slot; nil when the table is seven eighths full.
+// get finds or makes a slot; nil when the table is seven eighths full, or the tenant has its share of what of that is free: a tenant with
+// IPv6 has more addresses than any table.
 func (h *hosts) get(t flow.TenantID, family uint8, a *flow.Addr) *host {
 	if s := h.find(t, family, a); s != nil {
 		return s
 	}
-	if h.n >= len(h.slots)/8*7 {
+	free := len(h.slots)/8*7 - h.n
+	if free <= 0 || int(h.per[t]/shareOf) > free {
 		return nil
 	}
 	i := h.at(t, family, a)
@@ -69,8 +75,11 @@ func (h *hosts) get(t flow.TenantID, family uint8, a *flow.Addr) *host {
 	}
 	s := &h.slots[i]
 	s.addr, s.tenant, s.family, s.sessions = *a, t, family, 0
-	s.rate.Store(0)
+	for _, w := range s.words() {
+		w.Store(0)
+	}
 	h.n++
+	h.per[t]++
 	return s
 }
 
@@ -81,16 +90,37 @@ func (h *hosts) remove(s *host) {
 		i = (i + 1) & h.mask
 	}
 	h.n--
+	h.per[s.tenant]--
 	for j := (i + 1) & h.mask; h.slots[j].family != 0; j = (j + 1) & h.mask {
 		x := &h.slots[j]
 		if home := h.at(x.tenant, x.family, &x.addr); (j-home)&h.mask >= (j-i)&h.mask {
 			d := &h.slots[i]
 			d.addr, d.tenant, d.family, d.sessions = x.addr, x.tenant, x.family, x.sessions
-			d.rate.Store(x.rate.Load())
+			from := x.words()
+			for k, w := range d.words() {
+				w.Store(from[k].Load())
+			}
 			i = j
 		}
 	}
 	h.slots[i].family = 0
+}
+
+func (s *host) words() [5]*police.Word {
+	return [5]*police.Word{&s.rate, &s.bits[0], &s.bits[1], &s.packets[0], &s.packets[1]}
+}
+
+// rested reports whether nothing would be different if the host came anew.
+func (s *host) rested(now uint64) bool {
+	if s.sessions > 0 {
+		return false
+	}
+	for _, w := range s.words() {
+		if w.Load() > now*police.UnitsPerNs {
+			return false
+		}
+	}
+	return true
 }
 
 // insideOf is the inside host of a session.
@@ -110,7 +140,7 @@ func insideOf(se *conntrack.Session) (family uint8, a flow.Addr) {
 
 // admitHost checks the limits of the inside host.
 func (sh *Shard) admitHost(t *snapshot.Tenant, se *conntrack.Session) verdict.Reason {
-	if t.HostSessions == 0 && t.HostRate.Unlimited() {
+	if !t.HostLimits {
 		return verdict.Pass
 	}
 	family, a := insideOf(se)
@@ -128,7 +158,7 @@ func (sh *Shard) admitHost(t *snapshot.Tenant, se *conntrack.Session) verdict.Re
 
 // countHost notes that the session lives. It is done only where a limit needs it, so the session says whether it was.
 func (sh *Shard) countHost(t *snapshot.Tenant, se *conntrack.Session) {
-	if t.HostSessions == 0 && t.HostRate.Unlimited() {
+	if !t.HostLimits {
 		return
 	}
 	family, a := insideOf(se)
@@ -146,7 +176,29 @@ func (sh *Shard) uncountHost(se *conntrack.Session) {
 	}
 }
 
-// sweepHosts forgets hosts without sessions whose rate word lies in the past: nothing would be different if they came anew.
+// takeHost takes one packet of n IP bytes from the rates of the session's inside host in direction d. The host is returned for giveHost.
+func (sh *Shard) takeHost(t *snapshot.Tenant, se *conntrack.Session, d meter.Dir, n int) (*host, verdict.Reason) {
+	family, a := insideOf(se)
+	h := sh.hosts.get(t.ID, family, &a)
+	switch {
+	case h == nil: // of a session from before the limit, and the table is full: what was to be limited does not pass unlimited
+		return nil, verdict.HostTableFull
+	case !t.HostPackets[d].Take(&h.packets[d], sh.now, 1):
+		return nil, verdict.HostRatePackets
+	case !t.HostBits[d].Take(&h.bits[d], sh.now, n):
+		t.HostPackets[d].Refund(&h.packets[d], 1)
+		return nil, verdict.HostRateBits
+	}
+	return h, verdict.Pass
+}
+
+// giveHost gives back what takeHost took, for a packet that did not leave.
+func (sh *Shard) giveHost(h *host, t *snapshot.Tenant, d meter.Dir, n int) {
+	t.HostPackets[d].Refund(&h.packets[d], 1)
+	t.HostBits[d].Refund(&h.bits[d], n)
+}
+
+// sweepHosts forgets hosts without sessions whose rate words lie in the past: nothing would be different if they came anew.
 func (sh *Shard) sweepHosts(budget int) {
 	h := sh.hosts
 	if h.n == 0 {
@@ -154,7 +206,7 @@ func (sh *Shard) sweepHosts(budget int) {
 	}
 	for range min(budget, len(h.slots)) {
 		s := &h.slots[sh.hostAt&h.mask]
-		if s.family != 0 && s.sessions == 0 && s.rate.Load() <= sh.now*police.UnitsPerNs {
+		if s.family != 0 && s.rested(sh.now) {
 			h.remove(s) // another may have moved into this slot: look at it again
 			continue
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"strings"
 	"testing"
 
 	"demarc/gateway/conntrack"
@@ -16,19 +17,25 @@ func TestHostsAgainstAMap(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
-	h := newHosts(0, seed)
+	h := newHosts(0, 3, seed)
 	model := map[string]uint32{}
 	for range 20000 {
 		var a flow.Addr
 		a.SetV4(rng.Uint32N(300))
 		id := flow.TenantID(rng.IntN(3))
-		key := fmt.Sprint(id, a)
-		switch rng.IntN(3) {
-		case 0, 1:
+		key := fmt.Sprint(id, " ", a)
+		switch rng.IntN(4) {
+		case 0, 1, 2:
 			s := h.get(id, 4, &a)
 			if s == nil {
-				if len(model) < len(h.slots)/8*7 {
-					t.Fatalf("refused with %d hosts", len(model))
+				mine := 0
+				for k := range model {
+					if strings.HasPrefix(k, fmt.Sprint(id, " ")) {
+						mine++
+					}
+				}
+				if free := len(h.slots)/8*7 - len(model); free > 0 && mine/shareOf <= free {
+					t.Fatalf("refused with %d hosts, %d of the same tenant", len(model), mine)
 				}
 				continue
 			}
@@ -36,6 +43,12 @@ func TestHostsAgainstAMap(t *testing.T) {
 				t.Fatalf("%s has %d, want %d", key, s.sessions, model[key])
 			}
 			s.sessions++
+			for _, w := range s.words() {
+				if w.Load()%1e6 != uint64(model[key]) || w.Load() != 0 && w.Load()/1e6 != uint64(a.V4())+1 {
+					t.Fatalf("%s: word %d", key, w.Load())
+				}
+				w.Store(uint64(a.V4()+1)*1e6 + uint64(s.sessions))
+			}
 			model[key]++
 		default:
 			s := h.find(id, 4, &a)
@@ -102,7 +115,7 @@ func TestMemoryPerSessionAllIncluded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	hosts := len(newHosts(n, 1).slots) * int(reflect.TypeFor[host]().Size())
+	hosts := len(newHosts(n, 1, 1).slots) * int(reflect.TypeFor[host]().Size())
 	each := float64(conntrack.Bytes(n)+nat.Bytes(n)+space.Bytes()+hosts) / n
 	t.Logf("%.1f bytes a session, %.1f of them for hosts", each, float64(hosts)/n)
 	if each > 192 {

@@ -220,6 +220,9 @@ func (sh *Shard) judgeAgain(se *conntrack.Session) verdict.Reason {
 	if j.Voice {
 		se.Class = classVoice
 	}
+	if se.Flags&conntrack.FlagCounted == 0 {
+		sh.countHost(sh.view.Tenant(se.Tenant), se) // a limit may have come with the View
+	}
 	se.EndWrite()
 	return verdict.Pass
 }

@@ -101,6 +101,7 @@ type Shard struct {
 	stale    bool   // that walk is not over
 	sink     uint32
 	making   uint32 // mapping that the session under way has got and not yet holds; conntrack.NoMapping between packets
+	held     []held // by tenant
 	hosts    *hosts
 	hostAt   uint64 // where sweepHosts has come to
 
@@ -134,7 +135,7 @@ func NewShard(c Config) (*Shard, error) {
 	return &Shard{
 		Worker: c.Worker, Sessions: st, NAT: ns, permits: permits, Space: c.Space, Neighbors: c.Neighbors,
 		Shaper: police.NewShaper(c.ShaperMax, tenants*2), Meter: meter.NewShard(tenants),
-		hosts: newHosts(c.Sessions, c.Seed), making: conntrack.NoMapping, rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
+		held: make([]held, tenants), hosts: newHosts(c.Sessions, tenants, c.Seed), making: conntrack.NoMapping, rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
 		errRate:  police.PacketRate(icmpErrorsPerSecond, 250*time.Millisecond),
 		echoRate: police.PacketRate(echoPerSecond, 100*time.Millisecond),
 	}, nil
@@ -209,9 +210,7 @@ func (sh *Shard) release(_ uint32, se *conntrack.Session) {
 	if se.Flags&conntrack.FlagCounted != 0 {
 		sh.uncountHost(se)
 	}
-	if t := sh.view.Tenant(se.Tenant); t != nil {
-		t.Shared.Sessions.Add(-1)
-	}
+	sh.uncountSession(se)
 }
 
 // Maintain does a bounded part of the work that is never done: expiry, held ports, judging again after a change. Call it every few
@@ -221,7 +220,7 @@ func (sh *Shard) Maintain(nowNs uint64, budget int) {
 		return
 	}
 	sh.setNow(nowNs)
-	sh.Sessions.Sweep(sh.tick, &sh.view.Timeouts, budget, sh.release)
+	sh.Sessions.Sweep(sh.tick, &sh.view.Timeouts, budget, sh.hurry, sh.release)
 	sh.NAT.Sweep(sh.tick, budget)
 	sh.sweepHosts(budget)
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"demarc/configs"
@@ -148,13 +149,26 @@ func (w *world) sound(s *Slot) {
 func (w *world) whole() {
 	w.t.Helper()
 	sessions, counted := 0, int64(0)
-	perTenant := map[flow.TenantID]int64{}
+	perTenant, inbound := map[flow.TenantID]int64{}, map[flow.TenantID]int64{}
+	var unanswered [2]map[flow.TenantID]int64
+	for d := range unanswered {
+		unanswered[d] = map[flow.TenantID]int64{}
+	}
 	for _, sh := range w.shards {
 		sessions += sh.Sessions.Len()
 		refs, n := map[uint32]uint32{}, 0
+		here := make([]held, len(sh.held))
 		sh.Sessions.Each(0, sh.Sessions.Capacity(), func(slot uint32, se *conntrack.Session) bool {
 			n++
 			perTenant[se.Tenant]++
+			here[se.Tenant].sessions++
+			if began(se) == meter.In {
+				inbound[se.Tenant]++
+			}
+			if se.Flags&conntrack.FlagUnanswered != 0 {
+				unanswered[began(se)][se.Tenant]++
+				here[se.Tenant].unanswered[began(se)]++
+			}
 			if se.Mapping != conntrack.NoMapping {
 				refs[se.Mapping]++
 			}
@@ -166,6 +180,9 @@ func (w *world) whole() {
 			}
 			return true
 		})
+		if !slices.Equal(here, sh.held) {
+			w.t.Fatalf("worker %d holds %+v and counts %+v", sh.Worker, here, sh.held)
+		}
 		if n != sh.Sessions.Len() {
 			w.t.Fatalf("%d sessions, the table says %d", n, sh.Sessions.Len())
 		}
@@ -186,6 +203,14 @@ func (w *world) whole() {
 		}
 		n := t.Shared.Sessions.Load()
 		counted += n
+		for d := range unanswered {
+			if got, want := t.Shared.Unanswered[d].Load(), unanswered[d][t.ID]; got != want {
+				w.t.Fatalf("tenant %s counts %d unanswered sessions begun %s and has %d", t.Name, got, meter.Dir(d), want)
+			}
+		}
+		if got, want := t.Shared.Inbound.Load(), inbound[t.ID]; got != want {
+			w.t.Fatalf("tenant %s counts %d sessions from outside and has %d", t.Name, got, want)
+		}
 		if n != perTenant[t.ID] {
 			w.t.Fatalf("tenant %s counts %d sessions and has %d", t.Name, n, perTenant[t.ID])
 		}

@@ -101,6 +101,10 @@ func Compile(in Input) (*View, error) {
 	return c.v, nil
 }
 
+// hurry is how long a half-open session may be silent while its tenant has too many: beyond the first three repetitions of a SYN (1, 3
+// and 7 s, RFC 6298), each of which opens it anew anyway.
+const hurry = 10 * time.Second
+
 func ticks(d time.Duration) uint32 { return uint32(uint64(d) >> 20) }
 
 func timeouts(t configs.Timeouts) conntrack.Timeouts {
@@ -108,6 +112,7 @@ func timeouts(t configs.Timeouts) conntrack.Timeouts {
 		TCPEstablished: ticks(t.TCPEstablished.Duration), TCPTransitory: ticks(t.TCPTransitory.Duration),
 		TCPClosing: ticks(t.TCPClosing.Duration), TCPClosed: ticks(t.TCPClosed.Duration),
 		UDP: ticks(t.UDP.Duration), UDPUnanswered: ticks(t.UDPUnanswered.Duration), ICMP: ticks(t.ICMP.Duration), Other: ticks(t.Other.Duration),
+		Hurry: ticks(hurry),
 	}
 }
 
@@ -499,12 +504,20 @@ func (c *compiler) limits(ct *configs.Tenant, t *Tenant) {
 	}
 	l := &ct.Limits
 	t.MaxSessions, t.HostSessions = int64(l.Sessions), uint32(l.HostSessions)
+	// Whatever floods one direction, the other can still open sessions; and unanswered ones never fill more than half.
+	quarter := (t.MaxSessions + 3) / 4
+	t.MaxInbound, t.MaxUnanswered = max(1, t.MaxSessions-quarter), quarter
 	if l.SessionRate > 0 {
 		t.SessionRate = police.PacketRate(uint64(l.SessionRate), time.Second/4)
 	}
 	if l.HostSessionRate > 0 {
 		t.HostRate = police.PacketRate(uint64(l.HostSessionRate), time.Second)
 	}
+	for d, r := range [2]configs.HostRate{ct.Rates.Host.Out, ct.Rates.Host.In} {
+		t.HostBits[d], t.HostPackets[d] = police.BitRate(uint64(r.Bits), r.Burst.Duration), police.PacketRate(r.Packets, r.Burst.Duration)
+		t.HostRates = t.HostRates || r.Bits > 0 || r.Packets > 0
+	}
+	t.HostLimits = t.HostRates || t.HostSessions > 0 || !t.HostRate.Unlimited()
 	for d, r := range [2]configs.RateDir{ct.Rates.Out, ct.Rates.In} {
 		burst, queue := r.Burst.Duration, r.Queue.Duration
 		pd := police.Dir{QueueNs: uint64(queue), Shape: r.Mode != "police"}

@@ -134,8 +134,10 @@ type Rule struct {
 type Shared struct {
 	Words       [2]police.Words // by meter.Out, meter.In
 	SessionRate police.Word
-	Sessions    atomic.Int64  // established now, over all workers
-	Created     atomic.Uint64 // begun since start
+	Sessions    atomic.Int64    // live now, over all workers
+	Inbound     atomic.Int64    // of them, those that the backbone began
+	Unanswered  [2]atomic.Int64 // of them, those that are not answered yet, by meter.Out (begun inside), meter.In
+	Created     atomic.Uint64   // begun since start
 }
 
 // Tenant is one enterprise as the pipeline sees it.
@@ -158,9 +160,15 @@ type Tenant struct {
 	Pooling        nat.Pooling
 	PerHost        bool // ports in blocks of one inside host
 	MaxSessions    int64
+	MaxInbound     int64 // of MaxSessions, how many the backbone may have begun
+	MaxUnanswered  int64 // of MaxSessions, how many may be unanswered, in each direction
 	SessionRate    police.Rate
 	HostSessions   uint32
 	HostRate       police.Rate
+	HostBits       [2]police.Rate // of each inside host, by meter.Out, meter.In
+	HostPackets    [2]police.Rate
+	HostLimits     bool          // something is limited per inside host
+	HostRates      bool          // HostBits or HostPackets are
 	Dir            [2]police.Dir // by meter.Out, meter.In
 	VoiceDSCP      uint64        // bit n: DSCP n is voice
 	Shared         *Shared

@@ -106,8 +106,13 @@ const (
 	TenantQueueFull
 	TenantSessions
 	TenantSessionRate
+	TenantInbound    // sessions begun outside fill their part of the tenant's
+	TenantUnanswered // unanswered sessions fill their part of the tenant's, or of the table
+	TableShare       // the tenant has its share of the session table
 	HostSessions
 	HostSessionRate
+	HostRateBits
+	HostRatePackets
 	HostTableFull // no room to count for one more inside host
 	ShaperFull
 
@@ -147,6 +152,8 @@ var reasonText = [NumReasons]string{
 	NATMappingTableFull: "nat_mapping_table_full", SessionCut: "session_cut",
 	TenantRateBits: "tenant_rate_bits", TenantRatePackets: "tenant_rate_packets", TenantVoiceRate: "tenant_voice_rate",
 	TenantQueueFull: "tenant_queue_full", TenantSessions: "tenant_sessions", TenantSessionRate: "tenant_session_rate",
+	TenantInbound: "tenant_inbound", TenantUnanswered: "tenant_unanswered", TableShare: "table_share",
+	HostRateBits: "host_rate_bits", HostRatePackets: "host_rate_packets",
 	HostSessions: "host_sessions", HostSessionRate: "host_session_rate", HostTableFull: "host_table_full", ShaperFull: "shaper_full",
 	HandOverFull: "hand_over_full", TxRingFull: "tx_ring_full", NoTxSocket: "no_tx_socket", TxError: "tx_error",
 	FrameExhausted: "frame_exhausted", SlowPathFull: "slow_path_full", InternalError: "internal_error", FlowBlocked: "flow_blocked",

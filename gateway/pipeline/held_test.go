@@ -1,0 +1,360 @@
+package pipeline
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/google/gopacket/layers"
+
+	"demarc/gateway/conntrack"
+	"demarc/gateway/flow"
+	"demarc/gateway/meter"
+	"demarc/gateway/verdict"
+)
+
+const inbound = `
+[[tenant.nat.forward]]
+public = "192.0.2.32"
+proto = "tcp"
+port = 80
+inside = "198.18.10.11"
+[[tenant.nat.forward]]
+public = "192.0.2.32"
+proto = "udp"
+port = 53
+inside = "198.18.10.11"
+[[tenant.rule]]
+direction = "in"
+action = "allow"
+`
+
+// limitedBeta is the test policy with a tenant beta that has forwards and further settings.
+func limitedBeta(t *testing.T, more string) string {
+	return replaceOnce(t, testPolicy, "pool = [\"192.0.2.32\"]\n", "pool = [\"192.0.2.32\"]\n"+inbound+more)
+}
+
+// far is the n-th address and port outside, always another.
+func far(n int) (string, uint16) {
+	return fmt.Sprintf("203.0.%d.%d", 112+n/250%2, 2+n%250), uint16(1000 + n/500)
+}
+
+// out and in are a first packet of beta's, and one to its forwarded ports.
+func (r *rig) betaOut(n int) *Slot {
+	to, port := far(n)
+	return &r.send(1, tagged(udp4(r.t, 1, "198.18.10.12", 5000, to, port), 20))[0]
+}
+
+func (r *rig) betaSyn(n int) *Slot {
+	from, port := far(n)
+	return &r.send(0, tcp4(r.t, 0, from, port, "192.0.2.32", 80, func(l *layers.TCP) { l.SYN = true }))[0]
+}
+
+func (r *rig) betaQuery(n int) *Slot {
+	from, port := far(n)
+	return &r.send(0, udp4(r.t, 0, from, port, "192.0.2.32", 53))[0]
+}
+
+func (r *rig) betaReply(n int) *Slot {
+	to, port := far(n)
+	return &r.send(1, tagged(udp4(r.t, 1, "198.18.10.11", 53, to, port), 20))[0]
+}
+
+// Of a limit of 100, unanswered sessions fill a quarter in each direction and what comes from outside three quarters, whoever floods; and
+// what is answered makes room.
+func TestFloodsFillOnlyTheirPartOfALimit(t *testing.T) {
+	r := newRig(t, testNode, limitedBeta(t, "[tenant.limits]\nsessions = 100\n"))
+	beta := r.view.TenantByName("beta")
+	n := 0
+	fill := func(first func(int) *Slot, why verdict.Reason) (made int) {
+		for ; ; made++ {
+			n++
+			if s := first(n); s.Verdict == verdict.Drop {
+				r.wantDrop(s, why)
+				return made
+			}
+			if made > 200 {
+				t.Fatal("no limit")
+			}
+		}
+	}
+	if made := fill(r.betaSyn, verdict.TenantUnanswered); made != 25 {
+		t.Fatalf("a SYN flood made %d sessions of 100, want 25", made)
+	}
+	if made := fill(r.betaOut, verdict.TenantUnanswered); made != 25 {
+		t.Fatalf("a flood from inside made %d sessions of 100, want 25", made)
+	}
+	if got := beta.Shared.Sessions.Load(); got != 50 {
+		t.Fatalf("%d sessions, want 50: half of the limit", got)
+	}
+	// A SYN/ACK alone is no answer: the server sends it to whatever address the SYN bore.
+	from, port := far(1)
+	synack := tagged(tcp4(t, 1, "198.18.10.11", 80, from, port, func(l *layers.TCP) { l.SYN, l.ACK, l.Seq, l.Ack = true, true, 7000, 1001 }), 20)
+	r.want(&r.send(1, synack)[0], verdict.Send)
+	n++
+	r.wantDrop(r.betaSyn(n), verdict.TenantUnanswered)
+	// The third step is.
+	r.want(&r.send(0, tcp4(t, 0, from, port, "192.0.2.32", 80, func(l *layers.TCP) { l.ACK, l.Seq, l.Ack = true, 1001, 7001 }))[0], verdict.Send)
+	if got := beta.Shared.Unanswered[meter.In].Load(); got != 24 {
+		t.Fatalf("%d half open after a handshake, want 24", got)
+	}
+	n++
+	r.want(r.betaSyn(n), verdict.Send)
+	// Sessions that live: those of the flood end, and as many as there may be come from outside, each with an answer and a second query.
+	r.sh.Cut(func(*sessionT) bool { return true })
+	for range 75 {
+		n++
+		r.want(r.betaQuery(n), verdict.Send)
+		r.want(r.betaReply(n), verdict.Send)
+		r.want(r.betaQuery(n), verdict.Send)
+	}
+	if got := beta.Shared.Unanswered[meter.In].Load(); got != 0 {
+		t.Fatalf("%d unanswered of 75 that spoke twice", got)
+	}
+	n++
+	r.wantDrop(r.betaQuery(n), verdict.TenantInbound)
+	for range 25 {
+		n++
+		r.want(r.betaOut(n), verdict.Send)
+		to, port := far(n)
+		s := r.send(0, udp4(t, 0, to, port, "192.0.2.32", r.slots[0].Key.SPort))
+		r.want(&s[0], verdict.Send)
+	}
+	n++
+	r.wantDrop(r.betaOut(n), verdict.TenantSessions)
+	r.sh.Cut(func(*sessionT) bool { return true })
+	if s := beta.Shared; s.Sessions.Load() != 0 || s.Inbound.Load() != 0 || s.Unanswered[0].Load() != 0 || s.Unanswered[1].Load() != 0 {
+		t.Fatalf("after the end: %d sessions, %d from outside, %d and %d unanswered", s.Sessions.Load(), s.Inbound.Load(), s.Unanswered[0].Load(), s.Unanswered[1].Load())
+	}
+	if !reflect.DeepEqual(r.sh.held, make([]held, len(r.sh.held))) {
+		t.Fatalf("held: %+v", r.sh.held)
+	}
+}
+
+// Without limits, one tenant's flood leaves the table to the others: a third of it in one direction, half in both, eight ninths with
+// sessions that are answered.
+func TestOneTenantCannotFillTheTable(t *testing.T) {
+	r := newRig(t, testNode, limitedBeta(t, ""))
+	size := r.sh.Sessions.Capacity()
+	n := 0
+	flood := func(first func(int) *Slot) (refused verdict.Reason) {
+		for range 2 * size {
+			n++
+			if s := first(n); s.Verdict == verdict.Drop {
+				refused = s.Reason
+				break
+			}
+		}
+		return refused
+	}
+	share := func(what string, want float64) {
+		t.Helper()
+		if got := float64(r.sh.Sessions.Len()) / float64(size); math.Abs(got-want) > 0.01 {
+			t.Errorf("%s: %.3f of the table, want %.3f", what, got, want)
+		}
+	}
+	if why := flood(r.betaSyn); why != verdict.TenantUnanswered {
+		t.Errorf("SYN flood refused as %s", why)
+	}
+	share("SYN flood", 1./3)
+	if why := flood(r.betaOut); why != verdict.TenantUnanswered {
+		t.Errorf("flood from inside refused as %s", why)
+	}
+	for range 20 { // what one direction gave up by filling later, the other takes
+		flood(r.betaSyn)
+		flood(r.betaOut)
+	}
+	if got := float64(r.sh.Sessions.Len()) / float64(size); got > 0.56 {
+		t.Errorf("both floods: %.3f of the table", got)
+	}
+	r.sh.Cut(func(*sessionT) bool { return true })
+	why := flood(func(n int) *Slot {
+		if s := r.betaQuery(n); s.Verdict == verdict.Drop {
+			return s
+		}
+		r.betaReply(n)
+		return r.betaQuery(n)
+	})
+	if why != verdict.TableShare {
+		t.Errorf("answered sessions refused as %s", why)
+	}
+	share("answered sessions", 8./9)
+	// Another tenant has room for a good many, of both kinds.
+	for i := range 30 {
+		to, port := far(i)
+		r.want(&r.send(2, udp4(t, 2, "198.18.30.5", 4000, to, port))[0], verdict.Send)
+	}
+}
+
+// Half-open sessions live as long as ever while they fill no more than half of their part. Beyond, those that were silent for 10 s end; those that are
+// answered, and those that were begun inside, are never hurried.
+func TestHalfOpenSessionsHurryWhenThereAreMany(t *testing.T) {
+	r := newRig(t, testNode, limitedBeta(t, "[tenant.limits]\nsessions = 80\n"))
+	pass := func(seconds int) {
+		for range seconds {
+			r.now += 1e9
+			r.sh.Maintain(r.now, r.sh.Sessions.Capacity())
+		}
+	}
+	count := func(want int, when string) {
+		t.Helper()
+		if got := r.sh.Sessions.Len(); got != want {
+			t.Fatalf("%s: %d sessions, want %d", when, got, want)
+		}
+	}
+	r.betaQuery(1)
+	r.betaReply(1)
+	r.betaQuery(1) // answered
+	for i := range 15 {
+		r.betaOut(100 + i) // begun inside
+	}
+	for i := range 10 {
+		r.betaSyn(200 + i) // a half of their part
+	}
+	pass(60)
+	count(26, "a minute later")
+	for i := range 10 {
+		r.betaSyn(300 + i)
+	}
+	r.wantDrop(r.betaSyn(400), verdict.TenantUnanswered)
+	count(36, "their part is full")
+	pass(13) // those that are silent go until the half is left: there is room again
+	count(26, "13 s later")
+	r.want(r.betaSyn(400), verdict.Send)
+	if r.view.TenantByName("beta").Shared.Unanswered[meter.Out].Load() != 15 {
+		t.Fatal("sessions begun inside ended early")
+	}
+}
+
+// Each inside host has its rate, both ways, in bits and in packets, within 2 % and without taking from the next host or the next tenant.
+func TestRatesPerInsideHost(t *testing.T) {
+	for _, c := range []struct {
+		dir, limit string
+		want       float64 // packets per second
+	}{
+		{"out", `bits = "2M"`, 2e6 / 8 / 35}, {"out", "packets = 3000", 3000},
+		{"in", `bits = "3M"`, 3e6 / 8 / 35}, {"in", "packets = 500", 500},
+	} {
+		t.Run(c.dir+" "+c.limit, func(t *testing.T) {
+			r := newRig(t, testNode, limitedBeta(t, fmt.Sprintf("[tenant.rates.host.%s]\n%s\n", c.dir, c.limit)))
+			hosts := []string{"198.18.10.21", "198.18.10.22"}
+			var forth, back [2][]byte
+			for i, h := range hosts {
+				forth[i] = tagged(udp4(t, 1, h, 4000, "203.0.113.9", 7000), 20) // 35 bytes of IP
+				r.want(&r.send(1, forth[i])[0], verdict.Send)
+				back[i] = udp4(t, 0, "203.0.113.9", 7000, "192.0.2.32", r.slots[0].Key.SPort)
+			}
+			other := udp4(t, 2, "198.18.30.5", 4000, "203.0.113.9", 7000)
+			step := uint64(1e9 / (3 * c.want)) // three times as much as is allowed
+			var got [2]int
+			reasons := map[verdict.Reason]int{}
+			start, seconds := r.now+1e9, 5.0
+			for r.now < start+uint64(seconds*1e9) {
+				r.now += step
+				for i := range hosts {
+					port, f := 1, forth[i]
+					if c.dir == "in" {
+						port, f = 0, back[i]
+					}
+					switch s := &r.send(port, f)[0]; {
+					case s.Verdict != verdict.Drop:
+						if r.now >= start {
+							got[i]++
+						}
+					default:
+						reasons[s.Reason]++
+					}
+				}
+				r.want(&r.send(2, other)[0], verdict.Send)
+			}
+			for i := range hosts {
+				if rate := float64(got[i]) / seconds; math.Abs(rate-c.want) > 0.02*c.want {
+					t.Errorf("host %d got %.1f packets/s, want %.1f", i, rate, c.want)
+				}
+			}
+			want := verdict.HostRatePackets
+			if strings.HasPrefix(c.limit, "bits") {
+				want = verdict.HostRateBits
+			}
+			if len(reasons) != 1 || reasons[want] == 0 {
+				t.Errorf("dropped as %v, want %s", reasons, want)
+			}
+		})
+	}
+}
+
+// What the tenant's own line drops is not charged to the host.
+func TestADropOfTheLineGivesTheHostItsTokensBack(t *testing.T) {
+	r := newRig(t, testNode, limitedBeta(t, "[tenant.rates.host.out]\nbits = \"64k\"\npackets = 100\n[tenant.rates.out]\nbits = \"64k\"\nmode = \"police\"\nburst = \"1ms\"\n"))
+	f := tagged(udp4(t, 1, "198.18.10.21", 4000, "203.0.113.9", 7000), 20)
+	r.want(&r.send(1, f)[0], verdict.Send)
+	h := r.sh.hosts.find(r.view.TenantByName("beta").ID, 4, at("198.18.10.21"))
+	before := [2]uint64{h.bits[meter.Out].Load(), h.packets[meter.Out].Load()}
+	r.wantDrop(&r.send(1, f)[0], verdict.TenantRateBits)
+	if now := [2]uint64{h.bits[meter.Out].Load(), h.packets[meter.Out].Load()}; now != before {
+		t.Errorf("the host's words went from %d to %d", before, now)
+	}
+}
+
+// Sessions from before a per-host limit count once they were judged under it, and their packets obey the host's rate at once.
+func TestALimitPerHostCountsWhatWasThere(t *testing.T) {
+	r := newRig(t, testNode, limitedBeta(t, ""))
+	for i := range 5 {
+		r.want(r.betaOut(i), verdict.Send)
+	}
+	limited := compileView(t, r.node, r.space, r.view, limitedBeta(t, "[tenant.limits]\nhost_sessions = 5\n[tenant.rates.host.out]\npackets = 20\n"))
+	r.sh.SetView(limited)
+	for !r.sh.Settled() {
+		r.sh.Rejudge(r.now, 64)
+	}
+	r.wantDrop(r.betaOut(100), verdict.HostSessions)
+	for range 3 {
+		if s := r.betaOut(1); s.Verdict == verdict.Drop {
+			r.wantDrop(s, verdict.HostRatePackets)
+			break
+		}
+	}
+	r.now += 10e9
+	r.sh.Cut(func(se *sessionT) bool { return se.Flags&conntrack.FlagCounted == 0 })
+	if got := r.sh.Sessions.Len(); got != 5 {
+		t.Fatalf("%d of 5 sessions are counted for their host", got)
+	}
+	r.sh.Cut(func(*sessionT) bool { return true })
+	r.want(r.betaOut(101), verdict.Send)
+}
+
+// A tenant whose hosts are without number (IPv6) leaves room in the table of hosts for another's.
+func TestOneTenantsHostsLeaveRoomForAnothers(t *testing.T) {
+	h := newHosts(0, 3, 1)
+	a := [16]byte{0x20, 1, 0xd, 0xb8}
+	n := 0
+	for ; n < 1000; n++ {
+		a[14], a[15] = byte(n>>8), byte(n)
+		if h.get(1, 6, (*flow.Addr)(&a)) == nil {
+			break
+		}
+	}
+	if all := len(h.slots) / 8 * 7; n < all*8/10 || n > all*9/10 {
+		t.Errorf("one tenant has %d of %d", n, all)
+	}
+	for i := range 20 {
+		a[13], a[15] = 1, byte(i)
+		if h.get(2, 6, (*flow.Addr)(&a)) == nil {
+			t.Fatalf("another tenant has room for %d", i)
+		}
+	}
+}
+
+func TestAHostIsOneLine(t *testing.T) {
+	if n := reflect.TypeFor[host]().Size(); n != 64 {
+		t.Errorf("a host takes %d bytes", n)
+	}
+}
+
+func at(s string) *flow.Addr {
+	a := flow.AddrFrom(netip.MustParseAddr(s))
+	return &a
+}
