@@ -37,29 +37,29 @@ func limitedBeta(t *testing.T, more string) string {
 	return replaceOnce(t, testPolicy, "pool = [\"192.0.2.32\"]\n", "pool = [\"192.0.2.32\"]\n"+inbound+more)
 }
 
-// far is the n-th address and port outside, always another.
-func far(n int) (string, uint16) {
+// strangerAt is the n-th address and port outside, always another.
+func strangerAt(n int) (string, uint16) {
 	return fmt.Sprintf("203.0.%d.%d", 112+n/250%2, 2+n%250), uint16(1000 + n/500)
 }
 
 // out and in are a first packet of beta's, and one to its forwarded ports.
 func (r *rig) betaOut(n int) *Slot {
-	to, port := far(n)
+	to, port := strangerAt(n)
 	return &r.send(1, tagged(udp4(r.t, 1, "198.18.10.12", 5000, to, port), 20))[0]
 }
 
 func (r *rig) betaSyn(n int) *Slot {
-	from, port := far(n)
+	from, port := strangerAt(n)
 	return &r.send(0, tcp4(r.t, 0, from, port, "192.0.2.32", 80, func(l *layers.TCP) { l.SYN = true }))[0]
 }
 
 func (r *rig) betaQuery(n int) *Slot {
-	from, port := far(n)
+	from, port := strangerAt(n)
 	return &r.send(0, udp4(r.t, 0, from, port, "192.0.2.32", 53))[0]
 }
 
 func (r *rig) betaReply(n int) *Slot {
-	to, port := far(n)
+	to, port := strangerAt(n)
 	return &r.send(1, tagged(udp4(r.t, 1, "198.18.10.11", 53, to, port), 20))[0]
 }
 
@@ -91,7 +91,7 @@ func TestFloodsFillOnlyTheirPartOfALimit(t *testing.T) {
 		t.Fatalf("%d sessions, want 50: half of the limit", got)
 	}
 	// A SYN/ACK alone is no answer: the server sends it to whatever address the SYN bore.
-	from, port := far(1)
+	from, port := strangerAt(1)
 	synack := tagged(tcp4(t, 1, "198.18.10.11", 80, from, port, func(l *layers.TCP) { l.SYN, l.ACK, l.Seq, l.Ack = true, true, 7000, 1001 }), 20)
 	r.want(&r.send(1, synack)[0], verdict.Send)
 	n++
@@ -119,7 +119,7 @@ func TestFloodsFillOnlyTheirPartOfALimit(t *testing.T) {
 	for range 25 {
 		n++
 		r.want(r.betaOut(n), verdict.Send)
-		to, port := far(n)
+		to, port := strangerAt(n)
 		s := r.send(0, udp4(t, 0, to, port, "192.0.2.32", r.slots[0].Key.SPort))
 		r.want(&s[0], verdict.Send)
 	}
@@ -184,7 +184,7 @@ func TestOneTenantCannotFillTheTable(t *testing.T) {
 	share("answered sessions", 8./9)
 	// Another tenant has room for a good many, of both kinds.
 	for i := range 30 {
-		to, port := far(i)
+		to, port := strangerAt(i)
 		r.want(&r.send(2, udp4(t, 2, "198.18.30.5", 4000, to, port))[0], verdict.Send)
 	}
 }
