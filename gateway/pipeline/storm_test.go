@@ -231,6 +231,11 @@ func (s *storm) carried(sl *Slot, in, out []byte, fail func(string, ...any)) {
 		}
 		return
 	}
+	if own := [4]byte{192, 0, 2}; family == 4 && sl.Port == 0 && !sl.Looped && q.Key.Src.V4()>>8 == be.Uint32(own[:])>>8 {
+		if last := in[il3+15]; last == 16 || last == 32 || last == 48 || last == 100 {
+			fail("came over the wire with a source of ours and goes on")
+		}
+	}
 	s.passed++
 	ttl := map[byte]int{4: 8, 6: 7}[family]
 	if want := in[il3+ttl] - 1; !loop && out[l3+ttl] != want {
