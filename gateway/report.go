@@ -200,7 +200,8 @@ func (b backend) dropsOf(t flow.TenantID) map[string]uint64 {
 }
 
 func (b backend) tenant(t *snapshot.Tenant, in *inside, rules bool) api.Tenant {
-	a := api.Tenant{ID: int(t.ID), Name: t.Name, Sessions: int(t.Shared.Sessions.Load()), SessionsCap: int(t.MaxSessions), Created: t.Shared.Created.Load(),
+	a := api.Tenant{ID: int(t.ID), Name: t.Name, Sessions: int(t.Shared.Sessions.Load()), SessionsCap: int(t.MaxSessions), Created: t.Shared.Created.Load(), Inbound: int(t.Shared.Inbound.Load()),
+		Unanswered: api.TenantUnanswered{Out: int(t.Shared.Unanswered[meter.Out].Load()), In: int(t.Shared.Unanswered[meter.In].Load()), Cap: int(t.MaxUnanswered)},
 		In: b.volume(t.ID, meter.In), Out: b.volume(t.ID, meter.Out), Drops: b.dropsOf(t.ID), Queued: api.TenantQueued{Out: in.queued[t.ID][meter.Out], In: in.queued[t.ID][meter.In]}}
 	for _, sh := range b.g.shards {
 		for d, c := range map[meter.Dir]*api.Counter{meter.Out: &a.Offered.Out, meter.In: &a.Offered.In} {
@@ -212,7 +213,8 @@ func (b backend) tenant(t *snapshot.Tenant, in *inside, rules bool) api.Tenant {
 	b.g.mu.Lock()
 	for _, c := range b.g.policy.Tenants {
 		if c.Name == t.Name {
-			a.Limits = api.TenantRates{InBits: uint64(c.Rates.In.Bits), OutBits: uint64(c.Rates.Out.Bits), InPackets: c.Rates.In.Packets, OutPackets: c.Rates.Out.Packets}
+			a.Limits = api.TenantRates{InBits: uint64(c.Rates.In.Bits), OutBits: uint64(c.Rates.Out.Bits), InPackets: c.Rates.In.Packets, OutPackets: c.Rates.Out.Packets,
+				Host: api.HostRates{InBits: uint64(c.Rates.Host.In.Bits), OutBits: uint64(c.Rates.Host.Out.Bits), InPackets: c.Rates.Host.In.Packets, OutPackets: c.Rates.Host.Out.Packets}}
 		}
 	}
 	b.g.mu.Unlock()

@@ -142,7 +142,7 @@ func (g *Gateway) wireSession(w int, slot uint32, se *conntrack.Session, now uin
 	out := api.Session{Worker: w, Slot: slot, Gen: se.Gen, From: "tenant", Proto: protoName(se.Proto), State: stateName(se),
 		Src: netip.AddrPortFrom(a[0], se.OrigSPort).String(), Dst: netip.AddrPortFrom(a[1], se.OrigDPort).String(),
 		XlatSrc: netip.AddrPortFrom(a[2], se.XlatSPort).String(), XlatDst: netip.AddrPortFrom(a[3], se.XlatDPort).String(),
-		NAT: se.Flags&conntrack.FlagNAT != 0, Rule: -1, Idle: seconds(idle),
+		NAT: se.Flags&conntrack.FlagNAT != 0, Unanswered: se.Flags&conntrack.FlagUnanswered != 0, Rule: -1, Idle: seconds(idle),
 		Orig:  api.Counter{Packets: uint64(se.Packets[0]), Bytes: se.Bytes[0]},
 		Reply: api.Counter{Packets: uint64(se.Packets[1]), Bytes: se.Bytes[1]}}
 	if left := se.Timeout(&v.Timeouts); left > idle {

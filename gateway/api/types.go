@@ -133,7 +133,9 @@ type Tenant struct {
 	ID          int               `json:"id"`
 	Name        string            `json:"name"`
 	Sessions    int               `json:"sessions"`
-	SessionsCap int               `json:"sessions_cap"` // its limit; 0 = none
+	SessionsCap int               `json:"sessions_cap"`     // its limit; 0 = none
+	Inbound     int               `json:"sessions_inbound"` // of sessions, those that the backbone began
+	Unanswered  TenantUnanswered  `json:"unanswered"`       // of sessions, those that are not answered yet, by who began them
 	Created     uint64            `json:"sessions_created"`
 	In          Counter           `json:"in"`
 	Out         Counter           `json:"out"`
@@ -151,8 +153,25 @@ type TenantOffered struct {
 	Out Counter `json:"out"`
 }
 
+// TenantUnanswered is how many sessions of a tenant are not answered (TCP: the handshake is not complete), by the side that began them.
+type TenantUnanswered struct {
+	Out int `json:"out"`
+	In  int `json:"in"`
+	Cap int `json:"cap"` // of each; 0 = only by its share of the table
+}
+
 // TenantRates are the configured limits, bit/s and packet/s; 0 = unlimited.
 type TenantRates struct {
+	InBits     uint64 `json:"in_bits"`
+	OutBits    uint64 `json:"out_bits"`
+	InPackets  uint64 `json:"in_packets"`
+	OutPackets uint64 `json:"out_packets"`
+
+	Host HostRates `json:"host"` // of each inside host
+}
+
+// HostRates are what each inside host of a tenant may use, bit/s and packet/s; 0 = unlimited.
+type HostRates struct {
 	InBits     uint64 `json:"in_bits"`
 	OutBits    uint64 `json:"out_bits"`
 	InPackets  uint64 `json:"in_packets"`
@@ -236,6 +255,8 @@ type Session struct {
 	Reply    Counter `json:"reply"`           // in the other
 	Idle     float64 `json:"idle_seconds"`    // since the last packet of either direction
 	Expires  float64 `json:"expires_seconds"` // until it ends if nothing more is seen
+
+	Unanswered bool `json:"unanswered"` // counts as unanswered for the tenant's limits: who began it has not shown that it hears the answers
 }
 
 // Drops answers PathDrops.

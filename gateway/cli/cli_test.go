@@ -312,12 +312,12 @@ func TestWatchPrintsRates(t *testing.T) {
 					return f
 				}
 			}
-			return make([]string, 9)
+			return make([]string, 10)
 		}
-		if l := line("alpha"); l[2] != "2.00k" || l[3] != "20.0M" || l[4] != "0" || l[6] != "5" {
+		if l := line("alpha"); l[3] != "2.00k" || l[4] != "20.0M" || l[5] != "0" || l[7] != "5" {
 			t.Errorf("alpha: %q", l)
 		}
-		if l := line("beta"); l[4] != "5" {
+		if l := line("beta"); l[5] != "5" {
 			t.Errorf("beta: %q", l)
 		}
 	}

@@ -146,10 +146,10 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 
 func writeTenants(w io.Writer, s, last *api.Status) {
 	if last == nil || !last.Started.Equal(s.Started) || s.Uptime <= last.Uptime {
-		t := newTable(w, "TENANT", "SESSIONS", "OUT PACKETS", "OUT BYTES", "IN PACKETS", "IN BYTES", "DROPPED", "LIMIT OUT/IN", "PORTS USED")
+		t := newTable(w, "TENANT", "SESSIONS", "UNANSWERED", "OUT PACKETS", "OUT BYTES", "IN PACKETS", "IN BYTES", "DROPPED", "LIMIT OUT/IN", "PORTS USED")
 		for i := range s.Tenants {
 			x := &s.Tenants[i]
-			t.row(x.Name, x.Sessions, x.Out.Packets, scaled(float64(x.Out.Bytes)), x.In.Packets, scaled(float64(x.In.Bytes)), sum(x.Drops), limits(x), ports(x))
+			t.row(x.Name, x.Sessions, unanswered(x), x.Out.Packets, scaled(float64(x.Out.Bytes)), x.In.Packets, scaled(float64(x.In.Bytes)), sum(x.Drops), limits(x), ports(x))
 		}
 		t.flush()
 		return
@@ -166,18 +166,21 @@ func writeTenants(w io.Writer, s, last *api.Status) {
 		}
 		return float64(now-was) / span
 	}
-	t := newTable(w, "TENANT", "SESSIONS", "OUT pkt/s", "OUT bit/s", "IN pkt/s", "IN bit/s", "DROP/s", "LIMIT OUT/IN", "PORTS USED")
+	t := newTable(w, "TENANT", "SESSIONS", "UNANSWERED", "OUT pkt/s", "OUT bit/s", "IN pkt/s", "IN bit/s", "DROP/s", "LIMIT OUT/IN", "PORTS USED")
 	for i := range s.Tenants {
 		x := &s.Tenants[i]
 		b := before[x.Name]
 		if b == nil {
 			b = &api.Tenant{}
 		}
-		t.row(x.Name, x.Sessions, scaled(rate(x.Out.Packets, b.Out.Packets)), scaled(8*rate(x.Out.Bytes, b.Out.Bytes)),
+		t.row(x.Name, x.Sessions, unanswered(x), scaled(rate(x.Out.Packets, b.Out.Packets)), scaled(8*rate(x.Out.Bytes, b.Out.Bytes)),
 			scaled(rate(x.In.Packets, b.In.Packets)), scaled(8*rate(x.In.Bytes, b.In.Bytes)), scaled(rate(sum(x.Drops), sum(b.Drops))), limits(x), ports(x))
 	}
 	t.flush()
 }
+
+// unanswered is how many sessions wait for an answer, begun by the tenant / by the backbone.
+func unanswered(t *api.Tenant) string { return fmt.Sprintf("%d/%d", t.Unanswered.Out, t.Unanswered.In) }
 
 func limits(t *api.Tenant) string {
 	one := func(bits, packets uint64) string {

@@ -94,6 +94,10 @@ var (
 	tenantDropped  = counter("meter_tenant_dropped_packets", "Packets of the tenant dropped, all reasons.", "tenant")
 	tenantSessions = gauge("conntrack_tenant_sessions", "Live sessions of the tenant.", "tenant")
 	tenantCap      = gauge("conntrack_tenant_limit_sessions", "Sessions that the tenant may hold; 0 = no limit of its own.", "tenant")
+	tenantInbound  = gauge("conntrack_tenant_inbound_sessions", "Live sessions of the tenant that the backbone began.", "tenant")
+	tenantWaiting  = gauge("conntrack_tenant_unanswered_sessions", "Live sessions of the tenant that are not answered yet; out = begun by the tenant.", "tenant", "direction")
+	hostBytes      = gauge("police_host_limit_bytes_per_second", "The rate of each of the tenant's inside hosts in bytes (bits / 8); 0 = unlimited.", "tenant", "direction")
+	hostPackets    = gauge("police_host_limit_packets_per_second", "The packet rate of each of the tenant's inside hosts; 0 = unlimited.", "tenant", "direction")
 	tenantCreated  = counter("conntrack_tenant_created_sessions", "Sessions that the tenant has begun.", "tenant")
 	limitBytes     = gauge("police_limit_bytes_per_second", "The tenant's rate in bytes (bits / 8); 0 = unlimited.", "tenant", "direction")
 	limitPackets   = gauge("police_limit_packets_per_second", "The tenant's packet rate; 0 = unlimited.", "tenant", "direction")
@@ -251,9 +255,11 @@ func (o out) tenant(t *api.Tenant) {
 		left, came    api.Counter
 		bits, packets uint64
 		queued        int
+		waiting       int
+		host, hostPkt uint64
 	}{
-		{"out", t.Out, t.Offered.Out, t.Limits.OutBits, t.Limits.OutPackets, t.Queued.Out},
-		{"in", t.In, t.Offered.In, t.Limits.InBits, t.Limits.InPackets, t.Queued.In},
+		{"out", t.Out, t.Offered.Out, t.Limits.OutBits, t.Limits.OutPackets, t.Queued.Out, t.Unanswered.Out, t.Limits.Host.OutBits, t.Limits.Host.OutPackets},
+		{"in", t.In, t.Offered.In, t.Limits.InBits, t.Limits.InPackets, t.Queued.In, t.Unanswered.In, t.Limits.Host.InBits, t.Limits.Host.InPackets},
 	} {
 		o.put(tenantPackets, float64(d.left.Packets), t.Name, d.name)
 		o.put(tenantBytes, float64(d.left.Bytes), t.Name, d.name)
@@ -262,6 +268,9 @@ func (o out) tenant(t *api.Tenant) {
 		o.put(limitBytes, float64(d.bits)/8, t.Name, d.name)
 		o.put(limitPackets, float64(d.packets), t.Name, d.name)
 		o.put(queued, float64(d.queued), t.Name, d.name)
+		o.put(tenantWaiting, float64(d.waiting), t.Name, d.name)
+		o.put(hostBytes, float64(d.host)/8, t.Name, d.name)
+		o.put(hostPackets, float64(d.hostPkt), t.Name, d.name)
 	}
 	lost := uint64(0)
 	for _, n := range t.Drops {
@@ -270,6 +279,7 @@ func (o out) tenant(t *api.Tenant) {
 	o.put(tenantDropped, float64(lost), t.Name)
 	o.put(tenantSessions, float64(t.Sessions), t.Name)
 	o.put(tenantCap, float64(t.SessionsCap), t.Name)
+	o.put(tenantInbound, float64(t.Inbound), t.Name)
 	o.put(tenantCreated, float64(t.Created), t.Name)
 	pool := t.Pool
 	if pool == nil {
