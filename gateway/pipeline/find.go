@@ -36,11 +36,7 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 	if se.Proto == flow.TCP {
 		seg := segment(&s.Packet)
 		if conntrack.Reopens(se, dir, &seg) {
-			sh.end(slot, se)
-			if s.Key.Zone == flow.Backbone {
-				return sh.openIn(s)
-			}
-			return sh.openOut(s)
+			return sh.reopen(s, slot, se, dir)
 		}
 		before := se.State
 		if r := conntrack.Track(se, dir, &seg); r != verdict.Pass {
@@ -64,6 +60,36 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 		sh.countAnswered(se)
 	}
 	return sh.forward(s, se, dir)
+}
+
+// reopen takes a SYN that begins a new conversation on the tuple of one that is over, and judges it like any first packet. The mapping is
+// kept in between, so that the inside port keeps its public one and none rests for each use of a tuple.
+func (sh *Shard) reopen(s *Slot, slot uint32, se *conntrack.Session, dir int) verdict.Verdict {
+	if se.Mapping != conntrack.NoMapping {
+		if t := sh.view.Tenant(se.Tenant); dir == 1 && se.Flags&conntrack.FlagFromBackbone == 0 && sh.filtered(t, se.Mapping, &s.Key.Src) {
+			s.Tenant = se.Tenant
+			return sh.drop(s, verdict.NATFiltered) // and what is over ends when it would
+		}
+		sh.keeping = se.Mapping
+		sh.NAT.Ref(sh.keeping)
+	}
+	sh.end(slot, se)
+	var v verdict.Verdict
+	if s.Key.Zone == flow.Backbone {
+		v = sh.openIn(s)
+	} else {
+		v = sh.openOut(s)
+	}
+	sh.letGo()
+	return v
+}
+
+// letGo ends what reopen began.
+func (sh *Shard) letGo() {
+	if sh.keeping != conntrack.NoMapping {
+		sh.NAT.Unref(sh.keeping, sh.tick)
+		sh.keeping = conntrack.NoMapping
+	}
 }
 
 // impostor reports whether a packet that came over the wire from the backbone bears a source that is ours, a public address or a

@@ -340,6 +340,16 @@ func TestRecoverGivesBackAMappingThatNoSessionHolds(t *testing.T) {
 	if r.sh.Recover() || r.sh.NAT.Len() != 1 {
 		t.Errorf("a live mapping went: %d left", r.sh.NAT.Len())
 	}
+	// One that is kept while a tuple is used again, when its session is gone already.
+	r.sh.Sessions.Each(0, 10, func(slot uint32, se *sessionT) bool {
+		r.sh.keeping = se.Mapping
+		r.sh.NAT.Ref(se.Mapping)
+		r.sh.end(slot, se)
+		return true
+	})
+	if r.sh.NAT.Len() != 1 || !r.sh.Recover() || r.sh.NAT.Len() != 0 || r.sh.Recover() {
+		t.Errorf("%d mappings left behind", r.sh.NAT.Len())
+	}
 }
 
 // Two tenants, or two hosts round a public address: the path's MTU must be found there too (RFC 1191).

@@ -102,6 +102,7 @@ type Shard struct {
 	sink     uint32
 	making   uint32 // mapping that the session under way has got and not yet holds; conntrack.NoMapping between packets
 	held     []held // by tenant
+	keeping  uint32 // mapping that reopen keeps, likewise
 	hosts    *hosts
 	hostAt   uint64 // where sweepHosts has come to
 
@@ -135,7 +136,7 @@ func NewShard(c Config) (*Shard, error) {
 	return &Shard{
 		Worker: c.Worker, Sessions: st, NAT: ns, permits: permits, Space: c.Space, Neighbors: c.Neighbors,
 		Shaper: police.NewShaper(c.ShaperMax, tenants*2), Meter: meter.NewShard(tenants),
-		held: make([]held, tenants), hosts: newHosts(c.Sessions, tenants, c.Seed), making: conntrack.NoMapping, rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
+		held: make([]held, tenants), hosts: newHosts(c.Sessions, tenants, c.Seed), making: conntrack.NoMapping, keeping: conntrack.NoMapping, rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
 		errRate:  police.PacketRate(icmpErrorsPerSecond, 250*time.Millisecond),
 		echoRate: police.PacketRate(echoPerSecond, 100*time.Millisecond),
 	}, nil
@@ -157,6 +158,10 @@ func (sh *Shard) Recover() bool {
 	if sh.making != conntrack.NoMapping {
 		sh.NAT.Drop(sh.making) // does nothing if a session holds it
 		sh.making, repaired = conntrack.NoMapping, true
+	}
+	if sh.keeping != conntrack.NoMapping {
+		sh.letGo()
+		repaired = true
 	}
 	return repaired
 }
