@@ -12,6 +12,11 @@ need iperf3 iperf3
 need ping iputils-ping
 need traceroute traceroute
 need dig dnsutils
+need tracepath iputils-tracepath
+need mtr mtr-tiny
+need nmap nmap
+need sipp sip-tester
+need turnserver coturn
 need tcpdump tcpdump
 need ethtool ethtool
 need nft nftables

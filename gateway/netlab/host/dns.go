@@ -2,9 +2,11 @@ package host
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -40,6 +42,12 @@ func dnsServe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error)
 		return nil, err
 	}
 	context.AfterFunc(end, func() { conn.Close() })
+	tcp, err := net.Listen("tcp", conn.LocalAddr().String())
+	if err != nil {
+		return nil, err
+	}
+	context.AfterFunc(end, func() { tcp.Close() })
+	go dnsOverTCP(tcp, *name, a)
 	r := DNSServed{Peers: map[string]int{}}
 	buf := make([]byte, 1500)
 	for {
@@ -58,6 +66,31 @@ func dnsServe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error)
 		r.Queries++
 		r.Peers[from.Addr().Unmap().String()]++
 		conn.WriteToUDPAddrPort(reply, from) // what is lost here the asker misses
+	}
+}
+
+// dnsOverTCP answers one query a connection, each behind its length (RFC 1035 4.2.2). They are not counted.
+func dnsOverTCP(l net.Listener, name string, a netip.Addr) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return // closed
+		}
+		go func() {
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(5 * time.Second))
+			var size [2]byte
+			if _, err := io.ReadFull(c, size[:]); err != nil {
+				return
+			}
+			query := make([]byte, binary.BigEndian.Uint16(size[:]))
+			if _, err := io.ReadFull(c, query); err != nil {
+				return
+			}
+			if reply, err := dnsAnswer(query, name, a); err == nil {
+				c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(reply))), reply...))
+			}
+		}()
 	}
 }
 
