@@ -246,5 +246,5 @@ func sum16(b []byte) uint16 {
 	return uint16(s)
 }
 
-// packetOf is the IP packet in a frame.
-func packetOf(f []byte) []byte { return f[14:] }
+// packetOf is the IPv4 packet in a frame, without what Ethernet pads.
+func packetOf(f []byte) []byte { return f[14:][:binary.BigEndian.Uint16(f[16:])] }
