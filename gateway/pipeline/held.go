@@ -15,10 +15,10 @@ type held struct {
 	unanswered [2]uint32 // by began
 }
 
-// A tenant may hold shareOf times as many sessions as are still free: alone eight ninths of the table, two of them eight seventeenths
-// each, and there is always room for one more tenant. Unanswered sessions of one direction may be half as many as are free: alone a third
+// A tenant beside others may hold shareOf times as many sessions as are still free: by itself four fifths of the table, two of them four
+// ninths each, and there is always room for one more tenant. Unanswered sessions of one direction may be half as many as are free: alone a third
 // of the table, both directions together half.
-const shareOf = 8
+const shareOf = 4
 
 // began is the side that began a session: meter.In for the backbone, meter.Out for the tenant, also where it stays inside.
 func began(se *conntrack.Session) meter.Dir {
@@ -45,7 +45,7 @@ func (sh *Shard) room(t *snapshot.Tenant, se *conntrack.Session) verdict.Reason 
 	switch {
 	case mine.unanswered[d] > free/2:
 		return verdict.TenantUnanswered
-	case mine.sessions/shareOf > free:
+	case mine.sessions/shareOf > free && !sh.view.OneTenant:
 		return verdict.TableShare
 	}
 	return verdict.Pass

@@ -71,7 +71,7 @@ func Compile(in Input) (*View, error) {
 	c := &compiler{in: in, byIf: map[string]uint16{}, byPub: map[flow.Addr]uint32{}, next: 1}
 	c.v = &View{
 		Gen: 1, Workers: max(1, in.Node.Workers.Count), HomeSeed: in.HomeSeed,
-		Timeouts: timeouts(in.Policy.Timeouts), NATHold: ticks(in.Policy.Timeouts.NATHold.Duration),
+		Timeouts: timeouts(in.Policy.Timeouts), NATHold: ticks(in.Policy.Timeouts.NATHold.Duration), OneTenant: len(in.Policy.Tenants) == 1,
 		byName: map[string]flow.TenantID{}, retired: map[flow.TenantID]uint32{}, marked: map[flow.Addr]bool{},
 	}
 	if p := in.Prev; p != nil {

@@ -179,20 +179,21 @@ func (t *Tenant) Voice(tos uint8) bool { return t.VoiceDSCP>>(tos>>2)&1 != 0 }
 
 // View is all that a worker must know to judge a packet.
 type View struct {
-	Gen      uint32 // higher with each View; a session that was judged under another is judged again
-	Revision uint64 // of the policy
-	Ifaces   []Iface
-	Outside  uint16     // the first backbone interface: its address speaks for the gateway where a packet came in on none; 0 = none
-	ports    [][]uint16 // [port][vlan] -> interface, 0 = none
-	Tenants  []*Tenant  // by id; nil where there is none
-	FIB      *fib.Table
-	Hops     []Hop // parallel to the FIB's
-	Publics  []Public
-	Timeouts conntrack.Timeouts
-	NATHold  uint32 // ticks
-	Workers  int
-	HomeSeed uint64
-	Fresh    []flow.TenantID // ids that this View gives to new tenants: their counters start at 0
+	Gen       uint32 // higher with each View; a session that was judged under another is judged again
+	Revision  uint64 // of the policy
+	Ifaces    []Iface
+	Outside   uint16     // the first backbone interface: its address speaks for the gateway where a packet came in on none; 0 = none
+	ports     [][]uint16 // [port][vlan] -> interface, 0 = none
+	Tenants   []*Tenant  // by id; nil where there is none
+	FIB       *fib.Table
+	Hops      []Hop // parallel to the FIB's
+	Publics   []Public
+	OneTenant bool // there is nobody whom its sessions could leave without room
+	Timeouts  conntrack.Timeouts
+	NATHold   uint32 // ticks
+	Workers   int
+	HomeSeed  uint64
+	Fresh     []flow.TenantID // ids that this View gives to new tenants: their counters start at 0
 
 	byName   map[string]flow.TenantID
 	retired  map[flow.TenantID]uint32 // ids that rest, and the View from which on their tenant is gone
