@@ -145,50 +145,122 @@ Content-Length: 0
 </scenario>
 `
 
-// SIP with RTP through the translation, without anything that knows SIP: calls of sipp from a host of each tenant to one answering outside.
-// Every call completes, and every RTP packet that was played comes back to the port that it was played from.
+// sipAnswerer answers calls and offers the given address for media.
+const sipAnswerer = `<?xml version="1.0" encoding="ISO-8859-1" ?>
+<scenario name="answerer">
+<recv request="INVITE" crlf="true"></recv>
+<send retrans="500"><![CDATA[
+
+SIP/2.0 200 OK
+[last_Via:]
+[last_From:]
+[last_To:];tag=[pid]SIPpTag01[call_number]
+[last_Call-ID:]
+[last_CSeq:]
+Contact: <sip:%[1]s:5060;transport=[transport]>
+Content-Type: application/sdp
+Content-Length: [len]
+
+v=0
+o=answerer 1 1 IN IP4 %[1]s
+s=-
+c=IN IP4 %[1]s
+t=0 0
+m=audio 6000 RTP/AVP 8
+a=rtpmap:8 PCMA/8000
+
+]]></send>
+<recv request="ACK" crlf="true"></recv>
+<recv request="BYE"></recv>
+<send><![CDATA[
+
+SIP/2.0 200 OK
+[last_Via:]
+[last_From:]
+[last_To:]
+[last_Call-ID:]
+[last_CSeq:]
+Content-Length: 0
+
+]]></send>
+</scenario>
+`
+
+// sipServer answers calls in a namespace and sends back what media it gets. shown is the address that it is known by.
+func (s *site) sipServer(h netlab.Host, shown string) {
+	s.t.Helper()
+	scenario := filepath.Join(s.dir, h.Name+"-answerer.xml")
+	check(s.t, os.WriteFile(scenario, fmt.Appendf(nil, sipAnswerer, shown), 0o644))
+	s.daemon(h.Name, "sipp", "-sf", scenario, "-rtp_echo", "-nostdin", "-i", h.V4.String(), "-p", "5060", "-mi", h.V4.String(), "-mp", "6000")
+	s.listens(h.Name, "udp", "5060")
+	s.listens(h.Name, "udp", "6000")
+}
+
+// sipCalls places calls from a host and holds what came of them: all complete, and every RTP packet that was played came back to the port
+// that it was played from.
+func (s *site) sipCalls(h netlab.Host, to string, calls, packets int) {
+	media, scenario, stat := filepath.Join(s.dir, h.Name+".pcap"), filepath.Join(s.dir, h.Name+".xml"), filepath.Join(s.dir, h.Name+".csv")
+	rtpFile(s.t, media, packets)
+	if err := os.WriteFile(scenario, fmt.Appendf(nil, sipCaller, media, packets*20+300), 0o644); err != nil {
+		s.t.Error(err)
+		return
+	}
+	var out, back atomic.Int64
+	ports := map[uint16]int{} // of the caller; the capture's goroutine alone
+	s.capture(h.Name, netlab.HostDevice, 1, func(f []byte) bool {
+		if len(f) < 42+172 || f[12] != 8 || f[23] != 17 {
+			return false
+		}
+		switch src, dst := binary.BigEndian.Uint16(f[34:]), binary.BigEndian.Uint16(f[36:]); {
+		case dst == 6000 && bytes.Equal(f[26:30], h.V4.AsSlice()):
+			ports[src]++
+			out.Add(1)
+		case src == 6000 && ports[dst] > 0:
+			ports[dst]--
+			back.Add(1)
+		}
+		return false
+	})
+	said, err := s.Exec(h.Name, "sipp", "-sf", scenario, "-nostdin", "-i", h.V4.String(), "-p", "5060", "-mi", h.V4.String(), "-mp", "10000", "-r", "40", "-m", fmt.Sprint(calls),
+		"-timeout", "30s", "-timeout_error", "-trace_stat", "-stf", stat, "-s", "echo", to+":5060")
+	if err != nil {
+		s.t.Errorf("sipp in %s: %v\n%s", h.Name, err, said[max(0, len(said)-1500):])
+		return
+	}
+	ok, failed, again := sippFigures(s.t, stat)
+	until(2*time.Second, func() bool { return back.Load() >= int64(calls*packets) })
+	s.t.Logf("%s: %s calls, %s failed, %s retransmissions; RTP out %d, back %d", h.Name, ok, failed, again, out.Load(), back.Load())
+	if ok != fmt.Sprint(calls) || failed != "0" || out.Load() != int64(calls*packets) || back.Load() != out.Load() {
+		s.t.Errorf("%s: want %d calls and %d RTP packets each way", h.Name, calls, calls*packets)
+	}
+}
+
+// SIP with RTP through the translation, without anything that knows SIP, from a host of each tenant to one answering outside.
 func TestClientsSIP(t *testing.T) {
-	const calls, packets = 60, 25
 	s := standard(t, netlab.Options{})
 	s.start()
-	s.daemon(s.Public1.Name, "sipp", "-sn", "uas", "-rtp_echo", "-nostdin", "-i", s.Public1.V4.String(), "-p", "5060", "-mi", s.Public1.V4.String(), "-mp", "6000")
-	s.listens(s.Public1.Name, "udp", "5060")
-	s.listens(s.Public1.Name, "udp", "6000")
-	media := filepath.Join(s.dir, "media.pcap")
-	rtpFile(t, media, packets)
-	scenario := filepath.Join(s.dir, "caller.xml")
-	check(t, os.WriteFile(scenario, fmt.Appendf(nil, sipCaller, media, packets*20+300), 0o644))
-	s.each(func(h netlab.Host) {
-		var out, back atomic.Int64
-		ports := map[uint16]int{} // of the inside host; the capture's goroutine alone
-		s.capture(h.Name, netlab.HostDevice, 1, func(f []byte) bool {
-			if len(f) < 42+172 || f[12] != 8 || f[23] != 17 {
-				return false
-			}
-			switch src, dst := binary.BigEndian.Uint16(f[34:]), binary.BigEndian.Uint16(f[36:]); {
-			case dst == 6000 && bytes.Equal(f[26:30], h.V4.AsSlice()):
-				ports[src]++
-				out.Add(1)
-			case src == 6000 && ports[dst] > 0:
-				ports[dst]--
-				back.Add(1)
-			}
-			return false
-		})
-		stat := filepath.Join(s.dir, h.Name+".csv")
-		said, err := s.Exec(h.Name, "sipp", "-sf", scenario, "-nostdin", "-i", h.V4.String(), "-p", "5060", "-mi", h.V4.String(), "-mp", "10000", "-r", "40", "-m", fmt.Sprint(calls),
-			"-timeout", "30s", "-timeout_error", "-trace_stat", "-stf", stat, "-s", "echo", s.Public1.V4.String()+":5060")
-		if err != nil {
-			t.Errorf("sipp in %s: %v\n%s", h.Name, err, said[max(0, len(said)-1500):])
-			return
-		}
-		ok, failed, again := sippFigures(t, stat)
-		until(2*time.Second, func() bool { return back.Load() >= calls*packets })
-		t.Logf("%s: %s calls, %s failed, %s retransmissions; RTP out %d, back %d", h.Name, ok, failed, again, out.Load(), back.Load())
-		if ok != fmt.Sprint(calls) || failed != "0" || out.Load() != calls*packets || back.Load() != out.Load() {
-			t.Errorf("%s: want %d calls and %d RTP packets each way", h.Name, calls, calls*packets)
-		}
-	})
+	s.sipServer(s.Public1, s.Public1.V4.String())
+	s.each(func(h netlab.Host) { s.sipCalls(h, s.Public1.V4.String(), 60, 25) })
+	s.stop()
+}
+
+// The other way: calls from outside, and from the other tenant, to an exchange behind forwarded ports that knows its public address.
+func TestClientsSIPToAForward(t *testing.T) {
+	s := standard(t, netlab.Options{})
+	forwards, rule := "", ""
+	for _, port := range []string{"5060", "6000"} {
+		forwards += "\n[[tenant.nat.forward]]\npublic = \"192.0.2.17\"\nproto = \"udp\"\nport = " + port + "\ninside = \"198.18.10.11\"\n"
+	}
+	rule = "[[tenant.rule]]\nname = \"exchange\"\ndirection = \"in\"\naction = \"allow\"\nto = [\"198.18.10.11\"]\nservice = [\"udp/5060\", \"udp/6000\"]\n\n"
+	policy := replace(t, clientPolicy(t, forwards, ""), "# ---- beta:", rule+"# ---- beta:")
+	s.write(clientNode(t), policy)
+	s.start()
+	s.sipServer(s.Alpha1, "192.0.2.17")
+	var wg sync.WaitGroup
+	for _, h := range []netlab.Host{s.Public1, s.Beta1} {
+		wg.Go(func() { s.sipCalls(h, "192.0.2.17", 40, 25) })
+	}
+	wg.Wait()
 	s.stop()
 }
 
