@@ -202,7 +202,7 @@ func (b backend) dropsOf(t flow.TenantID) map[string]uint64 {
 func (b backend) tenant(t *snapshot.Tenant, in *inside, rules bool) api.Tenant {
 	a := api.Tenant{ID: int(t.ID), Name: t.Name, Sessions: int(t.Shared.Sessions.Load()), SessionsCap: int(t.MaxSessions), Created: t.Shared.Created.Load(), Inbound: int(t.Shared.Inbound.Load()),
 		Unanswered: api.TenantUnanswered{Out: int(t.Shared.Unanswered[meter.Out].Load()), In: int(t.Shared.Unanswered[meter.In].Load()), Cap: int(t.MaxUnanswered)},
-		In: b.volume(t.ID, meter.In), Out: b.volume(t.ID, meter.Out), Drops: b.dropsOf(t.ID), Queued: api.TenantQueued{Out: in.queued[t.ID][meter.Out], In: in.queued[t.ID][meter.In]}}
+		In:         b.volume(t.ID, meter.In), Out: b.volume(t.ID, meter.Out), Drops: b.dropsOf(t.ID), Queued: api.TenantQueued{Out: in.queued[t.ID][meter.Out], In: in.queued[t.ID][meter.In]}}
 	for _, sh := range b.g.shards {
 		for d, c := range map[meter.Dir]*api.Counter{meter.Out: &a.Offered.Out, meter.In: &a.Offered.In} {
 			v := sh.Meter.Offered(t.ID, d)
