@@ -13,6 +13,7 @@ import (
 
 	"demarc/gateway/flow"
 	"demarc/gateway/packet"
+	"demarc/gateway/packet/build"
 	"demarc/gateway/packet/csum"
 	"demarc/gateway/police"
 	"demarc/gateway/verdict"
@@ -181,7 +182,12 @@ func (s *storm) after(worker, i int) {
 		}
 		s.again = append(s.again, follow{int(sl.Home), sl.Port, sl.Looped, true, bytes.Clone(out)})
 		return
-	case verdict.Punt:
+	case verdict.Punt: // what the slow path does with it first
+		_, arp := build.ParseARP(&sl.Packet)
+		_, nd := build.ParseND(&sl.Packet)
+		if arp && nd {
+			fail("is ARP and neighbour discovery at once")
+		}
 		return
 	case verdict.Loop:
 		if sl.Looped && !ourError(in, out) {
