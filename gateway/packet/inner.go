@@ -29,8 +29,8 @@ type Inner struct {
 //
 // The checksum of the error itself is verified, because the rewrite computes it anew and would hide damage (RFC 5508 REQ-3a).
 // So is the one of a quoted IPv4 header (REQ-3a), and the quoted transport checksum is not (REQ-3c): most quotes end before what it covers.
-// Refused: redirects (good only on the link they come from), errors in fragments, quotes of errors (RFC 1122
-// section 3.2.2) and of later fragments, and quotes that end before the ports.
+// Refused: redirects (good only on the link they come from), source quench (RFC 5508 REQ-10c, RFC 6633), errors in fragments, quotes of errors
+// (RFC 1122 section 3.2.2), of later fragments and of source routes (RFC 5508 section 7.3), and quotes that end before the ports.
 func ParseInner(p *Packet) (in Inner, r verdict.Reason) {
 	f := p.Buf[p.Off : p.Off+p.Len]
 	if p.Flags&FlagICMPError == 0 || p.Flags&(FlagFragFirst|FlagFragLater) != 0 ||
@@ -40,7 +40,7 @@ func ParseInner(p *Packet) (in Inner, r verdict.Reason) {
 	f = f[:p.L3End]
 	in.L3 = p.L4 + icmpLen
 	if p.Key.Family == 4 {
-		if p.ICMPType == ICMPRedirect || csum.Fold(csum.Sum(0, f[p.L4:])) != 0xffff || !inner4(f, &in) {
+		if p.ICMPType == ICMPRedirect || p.ICMPType == ICMPSourceQuench || csum.Fold(csum.Sum(0, f[p.L4:])) != 0xffff || !inner4(f, &in) {
 			return in, verdict.ICMPBadInner
 		}
 	} else {
@@ -66,6 +66,9 @@ func inner4(f []byte, in *Inner) bool {
 	if h[0]>>4 != 4 || ihl < ip4Len || ihl > len(f)-in.L3 || total < ihl || be16(h[6:8])&0x1fff != 0 ||
 		csum.Fold(csum.Sum(0, f[in.L3:in.L3+ihl])) != 0xffff {
 		return false
+	}
+	if ihl > ip4Len && walkOptions(f[in.L3+ip4Len:in.L3+ihl]) == verdict.SourceRoute {
+		return false // RFC 5508 section 7.3: the addresses in it would be of the wrong realm
 	}
 	in.L4 = in.L3 + ihl
 	in.End = min(len(f), in.L3+total)

@@ -403,7 +403,9 @@ func TestRFC4787Req12ICMPNeverEndsAMapping(t *testing.T) {
 	back := w.in(far, 53, pub, p)
 	w.reaches(back, hostA, 4000)
 	asCame := packetOf(back.frame)[:28]
-	for _, typ := range []uint8{3, 4, 11, 12} {
+	// Source quench is for the bin (RFC 5508 REQ-10c), and ends nothing either.
+	w.dropped4(w.from(0, icmpErr(t, 0, far, pub, 4, 0, 0, asSent)), verdict.ICMPBadInner)
+	for _, typ := range []uint8{3, 11, 12} {
 		for code := range uint8(16) {
 			for _, src := range []string{far, "203.0.113.254", "198.51.100.9", "10.0.0.1"} {
 				w.reachesICMP(w.from(0, icmpErr(t, 0, src, pub, typ, code, 1400, asSent)), typ, code, src, hostA)

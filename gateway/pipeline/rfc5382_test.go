@@ -246,7 +246,8 @@ func TestRFC5382Req10ICMPEndsNothing(t *testing.T) {
 	p := w.sent(h, 0).sport
 	errors := func(quoted []byte) {
 		t.Helper()
-		for _, typ := range []uint8{3, 4, 11, 12} {
+		w.dropped4(w.from(0, icmpErr(t, 0, far2, pub, 4, 0, 0, quoted)), verdict.ICMPBadInner)
+		for _, typ := range []uint8{3, 11, 12} {
 			for code := range uint8(16) {
 				w.reachesICMP(w.from(0, icmpErr(t, 0, far2, pub, typ, code, 1400, quoted)), typ, code, far2, hostA)
 			}

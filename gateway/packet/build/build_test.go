@@ -109,7 +109,8 @@ func TestICMPError4(t *testing.T) {
 	} {
 		for _, head := range []int{256, 28, 27, 0} {
 			p := load(frame, head, 64)
-			quote := bytes.Clone(frame[p.L3:p.L3End])
+			packet.SetTOS(p, 0xbb) // EF, congestion experienced
+			quote := bytes.Clone(p.Frame()[p.L3:p.L3End])
 			if !build.ICMPError4(p, gw4, packet.ICMPUnreachable, 4, 1400) {
 				t.Errorf("%s: refused", name)
 				continue
@@ -121,7 +122,7 @@ func TestICMPError4(t *testing.T) {
 			if ip == nil || m == nil {
 				t.Fatalf("%s: %v", name, g)
 			}
-			if !ip.SrcIP.Equal(net.IP(gw4[:])) || !ip.DstIP.Equal(net.IP(ends.Src4[:])) || ip.TTL != 64 || ip.TOS != 0xc0 {
+			if !ip.SrcIP.Equal(net.IP(gw4[:])) || !ip.DstIP.Equal(net.IP(ends.Src4[:])) || ip.TTL != 64 || ip.TOS != quote[1]&^3 {
 				t.Errorf("%s: %+v", name, ip)
 			}
 			if m.TypeCode != layers.CreateICMPv4TypeCode(3, 4) || m.Seq != 1400 || m.Id != 0 {

@@ -89,7 +89,7 @@ func ICMPError4(p *packet.Packet, src [4]byte, typ, code uint8, mtu uint16) bool
 		return false
 	}
 	to := [4]byte(p.Key.Src[:4])
-	tos := p.TOS&0x1c | 0xc0 // RFC 1812 section 4.3.2.5: network control; never ECN
+	tos := p.TOS &^ 3 // the class of what it is about (RFC 5508 section 7.7, which comes after RFC 1812 section 4.3.2.5); never ECN
 	have := p.L3End - p.L3
 	b := prepend(p, ip4Len+icmpLen, min(have, maxError4-ip4Len-icmpLen), min(have, p.L4-p.L3+8))
 	if b == nil {
