@@ -36,7 +36,9 @@ pool = ["192.0.2.32/28"]
 // ssh to it, the host's own downloads and pings from it, and the tenant's downloads, UDP and pings.
 func TestSteerOneAddressForHostAndNAT(t *testing.T) {
 	s := standard(t, netlab.Options{})
-	s.write(replace(t, read(t, s.node), "device = \"bb0\"\n", "device = \"bb0\"\n[port.host]\nshared = [\"203.0.113.1\"]\n"), sharedPolicy)
+	node := replace(t, read(t, s.node), "device = \"bb0\"\n", "device = \"bb0\"\n[port.host]\nshared = [\"203.0.113.1\"]\n")
+	// The 39,000 sessions below get no answer, and such may have a third of the table; past a sixth they are hurried out.
+	s.write(replace(t, node, "sessions = 65536\n", "sessions = 262144\n"), sharedPolicy)
 	check(t, s.AddAddr(netlab.GW, netlab.PublicPort, prefix("203.0.113.1/24")))
 	check(t, s.Sysctl(netlab.GW, "net.ipv4.ip_forward", "1"))
 	s.serve(s.Public1.Name, "http-serve", "-addr", ":80")
@@ -154,7 +156,7 @@ func TestSteerOneAddressForHostAndNAT(t *testing.T) {
 		public[k] = se.Src
 	}
 	for _, proto := range []string{"tcp", "udp", "icmp"} {
-		if seen[proto] < 12000 { // of 13,107
+		if seen[proto] < 13000 { // of 13,113
 			t.Errorf("%s: only %d sessions", proto, seen[proto])
 		}
 	}
