@@ -304,9 +304,11 @@ func TestScenarios(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, workers := range []int{1, 3} {
-			t.Run(fmt.Sprintf("%s/%d", strings.TrimSuffix(filepath.Base(f), ".txtar"), workers), func(t *testing.T) { runScenario(t, workers, sections(string(text))) })
-		}
+		t.Run(strings.TrimSuffix(filepath.Base(f), ".txtar"), func(t *testing.T) {
+			for _, workers := range []int{1, 3} {
+				t.Run(strconv.Itoa(workers), func(t *testing.T) { runScenario(t, workers, sections(string(text))) })
+			}
+		})
 	}
 }
 
