@@ -12,17 +12,27 @@ import (
 	"demarc/bench/pktgen"
 )
 
+// usageError is a wrong call; the command line tells it by its method.
+type usageError struct{ error }
+
+// Usage marks it.
+func (usageError) Usage() {}
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if err := cobra.NoArgs(cmd, args); err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
 // Command is `demarc bench`.
 func Command() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "bench",
 		Short: "measure the gateway beside the kernel's nftables",
 		Long:  "Measure the gateway beside the kernel's own nftables, on the same devices in the same run.",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_ = cmd.Help() // what it prints is all that is wanted
-			return errors.New("name a bench: quick")
-		},
+		Args:  noArgs,
+		RunE:  func(*cobra.Command, []string) error { return usageError{errors.New("name a bench: quick")} },
 	}
 	c.AddCommand(quickCommand())
 	return c
@@ -40,15 +50,15 @@ func quickCommand() *cobra.Command {
 			"in namespaces of the bench's own. Both translate addresses, have the same 1,000 rules (the last one matches), a rate limit that cuts nothing,\n" +
 			"and counters. A frame counts only when it arrives with the right translated source, checksums, flow and sequence number.\n" +
 			"CPU 0 makes frames, CPU 1 moves them. Needs root and the package nftables. Takes about 90 s.",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case q.Pairs < 1 || q.Seconds <= 0 || q.Step <= 0:
-				return errors.New("--pairs, --seconds and --step must be more than 0")
+				return usageError{errors.New("--pairs, --seconds and --step must be more than 0")}
 			case q.Flows > pktgen.MaxFlows/16:
-				return fmt.Errorf("--flows %d: at most %d, so that a pool of 16 addresses has ports for all", q.Flows, pktgen.MaxFlows/16)
+				return usageError{fmt.Errorf("--flows %d: at most %d, so that a pool of 16 addresses has ports for all", q.Flows, pktgen.MaxFlows/16)}
 			case q.Rules < 1 || offer < 0:
-				return errors.New("--rules must be more than 0, --offer at least 0")
+				return usageError{errors.New("--rules must be more than 0, --offer at least 0")}
 			}
 			q.Rate, q.Offer = benchRate, offer*1e6
 			q.Progress = cmd.ErrOrStderr()

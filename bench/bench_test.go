@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"math"
 	"net/netip"
 	"os"
@@ -331,4 +332,17 @@ type writerFunc func([]byte)
 func (f writerFunc) Write(b []byte) (int, error) {
 	f(b)
 	return len(b), nil
+}
+
+// A wrong call is told from a bench that failed: the command line gives it another exit status.
+func TestWrongCalls(t *testing.T) {
+	for _, args := range [][]string{{}, {"foo"}, {"quick", "foo"}, {"quick", "--pairs", "0"}, {"quick", "--rules", "0"}, {"quick", "--flows", "2097152"}} {
+		c := Command()
+		c.SetArgs(args)
+		c.SilenceErrors, c.SilenceUsage = true, true
+		var u interface{ Usage() }
+		if err := c.ExecuteContext(t.Context()); !errors.As(err, &u) {
+			t.Errorf("%q: %v is no usage error", args, err)
+		}
+	}
 }

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
-	"strings"
 
 	"demarc/gateway/api"
 	"demarc/gateway/conntrack"
@@ -24,41 +23,26 @@ type sessionMatch struct {
 }
 
 func (b backend) match(f api.SessionFilter) (m sessionMatch, err error) {
-	m.proto = -1
-	bad := func(format string, args ...any) error {
-		return &api.Fault{Status: http.StatusBadRequest, Err: fmt.Errorf(format, args...)}
+	bad := func(err error) (sessionMatch, error) {
+		return m, &api.Fault{Status: http.StatusBadRequest, Err: err}
+	}
+	if err := f.Check(); err != nil {
+		return bad(err)
 	}
 	if f.Tenant != "" {
 		t := b.g.view.Load().TenantByName(f.Tenant)
 		if t == nil {
-			return m, bad("there is no tenant %q", f.Tenant)
+			return bad(fmt.Errorf("there is no tenant %q", f.Tenant))
 		}
 		m.tenant = t.ID
 	}
-	if f.Address != "" {
-		if m.prefix, err = netip.ParsePrefix(f.Address); err != nil {
-			a, err := netip.ParseAddr(f.Address)
-			if err != nil {
-				return m, bad("address %q is neither an address nor a prefix", f.Address)
-			}
-			m.prefix = netip.PrefixFrom(a, a.BitLen())
-		}
-		m.prefix = m.prefix.Masked()
+	if m.prefix, err = f.Prefix(); err != nil {
+		return bad(err)
 	}
-	if f.Port > 65535 {
-		return m, bad("port %d is above 65535", f.Port)
+	if m.proto, err = f.Protocol(); err != nil {
+		return bad(err)
 	}
 	m.port = uint16(f.Port)
-	if f.Proto != "" {
-		names := map[string]int{"icmp": flow.ICMP, "tcp": flow.TCP, "udp": flow.UDP, "icmpv6": flow.ICMPv6}
-		n, ok := names[strings.ToLower(f.Proto)]
-		if !ok {
-			if n, err = strconv.Atoi(f.Proto); err != nil || n < 0 || n > 255 {
-				return m, bad("proto %q is none of tcp, udp, icmp, icmpv6 or a number up to 255", f.Proto)
-			}
-		}
-		m.proto = n
-	}
 	return m, nil
 }
 

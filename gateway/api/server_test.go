@@ -162,3 +162,32 @@ func TestSocketIsTakenOverOnlyWhenNobodyServesIt(t *testing.T) {
 		t.Errorf("no node: %v", err)
 	}
 }
+
+func TestSessionFilter(t *testing.T) {
+	for _, c := range []struct {
+		f     SessionFilter
+		want  string // of the error; "" = none
+		proto int
+		net   string
+	}{
+		{f: SessionFilter{}, proto: -1, net: "invalid Prefix"},
+		{f: SessionFilter{Proto: "TCP", Address: "192.0.2.1"}, proto: 6, net: "192.0.2.1/32"},
+		{f: SessionFilter{Proto: "icmpv6", Address: "2001:db8::1/64", Port: 65535}, proto: 58, net: "2001:db8::/64"},
+		{f: SessionFilter{Proto: "47", Address: "2001:db8::1"}, proto: 47, net: "2001:db8::1/128"},
+		{f: SessionFilter{Proto: "foo"}, want: `proto "foo" is none of`},
+		{f: SessionFilter{Proto: "256"}, want: `proto "256" is none of`},
+		{f: SessionFilter{Address: "here"}, want: `address "here" is neither`},
+		{f: SessionFilter{Port: 65536}, want: "port 65536"},
+		{f: SessionFilter{Port: -1}, want: "port -1"},
+	} {
+		err := c.f.Check()
+		proto, _ := c.f.Protocol()
+		net, _ := c.f.Prefix()
+		switch {
+		case c.want == "" && (err != nil || proto != c.proto || net.String() != c.net):
+			t.Errorf("%+v: %v, %d, %s", c.f, err, proto, net)
+		case c.want != "" && (err == nil || !strings.HasPrefix(err.Error(), c.want)):
+			t.Errorf("%+v: %v, want %s", c.f, err, c.want)
+		}
+	}
+}

@@ -45,6 +45,9 @@ type app struct {
 // usageError is a wrong call.
 type usageError struct{ error }
 
+// Usage tells it from other errors; commands of other packages have an error of their own with it.
+func (usageError) Usage() {}
+
 // errSilent is a failure that has been told already.
 var errSilent = errors.New("failed")
 
@@ -63,6 +66,7 @@ func Main(args []string, version string, extra ...*cobra.Command) int {
 
 // Execute runs root, prints its error and returns the exit status.
 func Execute(ctx context.Context, root *cobra.Command) int {
+	wantShell(root)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
@@ -75,7 +79,7 @@ func Execute(ctx context.Context, root *cobra.Command) int {
 	}
 	w := root.ErrOrStderr()
 	report(w, err)
-	var u usageError
+	var u interface{ Usage() }
 	if errors.As(err, &u) {
 		fmt.Fprintf(w, "usage: %s\n", cmd.UseLine())
 		fmt.Fprintf(w, "help:  %s --help\n", cmd.CommandPath())
@@ -155,6 +159,20 @@ func New(version string, extra ...*cobra.Command) *cobra.Command {
 	group("try", extra...)
 	root.AddCommand(a.versionCmd(), labHostCmd())
 	return root
+}
+
+// wantShell makes `completion` without a shell that it knows a wrong call. The library takes the output that is set when it makes that command.
+func wantShell(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	if c, _, err := root.Find([]string{"completion"}); err == nil {
+		c.Args = cobra.ArbitraryArgs
+		c.RunE = func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("there is no completion for %q: name bash, zsh, fish or powershell", args[0])}
+			}
+			return usageError{errors.New("name a shell: bash, zsh, fish or powershell")}
+		}
+	}
 }
 
 // buildVersion is the commit that the binary was built from, as far as the build knows.

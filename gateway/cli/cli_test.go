@@ -159,7 +159,7 @@ func TestUsageErrors(t *testing.T) {
 		{"apply"}, {"apply", "a", "b"}, {"apply", "a", "--expect", "-1"}, {"diff"}, {"status", "extra"}, {"status", "--nonsense"}, {"status", "--watch", "--interval", "1ms"},
 		{"sessions", "--port", "70000"}, {"sessions", "--port", "http"}, {"sessions", "--limit", "-1"}, {"sessions", "--follow", "--interval", "0s"}, {"drops", "extra"}, {"routes", "extra"},
 		{"neighbours", "extra"}, {"ports", "extra"}, {"policy", "extra"}, {"doctor", "extra"}, {"release"}, {"release", "a", "b"}, {"lab", "extra"}, {"lab", "--break", "everything"},
-		{"version", "extra"},
+		{"version", "extra"}, {"sessions", "--proto", "foo"}, {"sessions", "--proto", "300"}, {"sessions", "--address", "foo"}, {"lab", "--duration", "1s"}, {"completion"}, {"completion", "foo"},
 	} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			r := call(t, t.Context(), "", args...)

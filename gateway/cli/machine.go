@@ -139,6 +139,9 @@ func (a *app) labCmd() *cobra.Command {
 			if o.Break != "" && !slices.Contains(lab.Stages, o.Break) {
 				return usageError{fmt.Errorf("--break %q: want one of %s", o.Break, strings.Join(lab.Stages, ", "))}
 			}
+			if o.Duration < lab.MinDuration {
+				return usageError{fmt.Errorf("--duration %s: want at least %s, or the limit cannot be measured", o.Duration, lab.MinDuration)}
+			}
 			o.Out = cmd.OutOrStdout()
 			if a.json {
 				o.Out = nil

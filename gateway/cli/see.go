@@ -28,11 +28,11 @@ func (a *app) sessionsCmd() *cobra.Command {
 		"List the node's live sessions: the conversation as its first packet entered, and as it left. With --follow, print those that begin (+)\n"+
 			"and end (-) from now on; what begins and ends between two looks is not seen.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
-			if f.Port < 0 || f.Port > 65535 {
-				return usageError{fmt.Errorf("--port %d: want 1 to 65535", f.Port)}
-			}
 			if f.Limit < 0 {
 				return usageError{fmt.Errorf("--limit %d: want a number from 1", f.Limit)}
+			}
+			if err := f.Check(); err != nil {
+				return usageError{err}
 			}
 			if follow {
 				if every < 100*time.Millisecond {

@@ -17,11 +17,14 @@ import (
 // Stages are what Options.Break may switch off. The promise that must then be broken has the same name.
 var Stages = []string{"nat", "acl", "limit", "tenant"}
 
+// MinDuration is the shortest traffic that the limit can be measured on.
+const MinDuration = 8 * time.Second
+
 // Options of a demo.
 type Options struct {
 	Keep     bool          // after the verdict leave the lab up until ctx ends
 	Break    string        // "" or one of Stages: start the gateway with that stage off, to see that the demo notices
-	Duration time.Duration // of the traffic; 0 = 15 s, at least 8 s
+	Duration time.Duration // of the traffic; 0 = 15 s, at least MinDuration
 	Out      io.Writer     // live view and verdict; nil = nowhere
 	Binary   string        // the gateway's program; "" = this one
 }
@@ -52,8 +55,8 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	if o.Duration == 0 {
 		o.Duration = 15 * time.Second
 	}
-	if o.Duration < 8*time.Second {
-		return Result{}, fmt.Errorf("duration %s: want at least 8s, or the limit cannot be measured", o.Duration)
+	if o.Duration < MinDuration {
+		return Result{}, fmt.Errorf("duration %s: want at least %s, or the limit cannot be measured", o.Duration, MinDuration)
 	}
 	if o.Out == nil {
 		o.Out = io.Discard
