@@ -12,6 +12,9 @@ import (
 // allowed applies what the ACL said, counts it for the rule and logs it if the rule wants that.
 func (sh *Shard) allowed(s *Slot, t *snapshot.Tenant, d meter.Dir, se *conntrack.Session, j snapshot.Decision) bool {
 	s.Tenant = t.ID
+	if sh.watch.tr != nil {
+		sh.watch.tr.Ruled(uint8(d), j.Rule, j.Allow, j.Allow && j.Rule == flow.NoRule && d == meter.In)
+	}
 	t.HitsOf(d, j.Rule).Add(sh.Worker)
 	se.Rule = j.Rule
 	if j.Rule != flow.NoRule {

@@ -30,6 +30,9 @@ func (sh *Shard) openOut(s *Slot) verdict.Verdict {
 	if nh == noHop {
 		return sh.drop(s, verdict.NoRoute)
 	}
+	if sh.watch.tr != nil {
+		sh.watch.tr.Hop = nh
+	}
 	hop := &v.Hops[nh]
 	switch hop.Kind {
 	case snapshot.HopLocal:
@@ -106,6 +109,9 @@ func (sh *Shard) openIn(s *Slot) verdict.Verdict {
 		p := &v.Publics[hop.Public]
 		s.Tenant = p.Tenant
 		r := sh.translateDestination(s, p, &se, &inside)
+		if sh.watch.tr != nil {
+			sh.watch.tr.Behind(behind(p, r, &se), inside, se.XlatDPort)
+		}
 		if r == verdict.NATUnusedAddress && isEcho(&s.Packet) && !p.Host {
 			return sh.local(s)
 		}
@@ -141,6 +147,9 @@ func (sh *Shard) openIn(s *Slot) verdict.Verdict {
 		return verdict.Drop
 	}
 	ih := hopInto(v, t.ID, k.Family, &inside)
+	if sh.watch.tr != nil {
+		sh.watch.tr.Hop = ih
+	}
 	if ih == noHop || v.Hops[ih].Kind == snapshot.HopDiscard {
 		return sh.drop(s, verdict.NoRoute)
 	}

@@ -27,7 +27,7 @@ func (sh *Shard) Process(slots []Slot, nowNs uint64) {
 		if s.Verdict == verdict.Next {
 			s.hash = sh.Sessions.Hash(&s.Key)
 		} else if s.Verdict == verdict.Drop {
-			sh.Meter.Drop(s.Tenant, s.Reason)
+			sh.dropped(s)
 		}
 	}
 	// A loop of loads and nothing else: the processor has many of them under way at once, which it has not between parsing.
@@ -42,13 +42,17 @@ func (sh *Shard) Process(slots []Slot, nowNs uint64) {
 		}
 	}
 	sh.sink = sink
+	if len(sh.watch.taps) > 0 {
+		sh.watched(slots)
+		return
+	}
 	for i := range slots {
 		s := &slots[i]
 		if s.Verdict != verdict.Next {
 			continue
 		}
 		if s.Verdict = sh.find(s); s.Verdict == verdict.Drop {
-			sh.Meter.Drop(s.Tenant, s.Reason)
+			sh.dropped(s)
 		}
 	}
 }

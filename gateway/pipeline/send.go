@@ -188,6 +188,7 @@ func (sh *Shard) local(s *Slot) verdict.Verdict {
 	if !build.EchoReply(&s.Packet) {
 		return sh.drop(s, verdict.LocalUnhandled)
 	}
+	s.Reason = verdict.Pass
 	return sh.answer(s, from)
 }
 
@@ -202,6 +203,7 @@ func (sh *Shard) tell(s *Slot, why verdict.Reason, typ, code uint8, mtu int) ver
 		return sh.drop(s, why)
 	}
 	from, ok := [6]byte(s.Frame()[6:12]), false
+	sh.keep(s)
 	if s.Key.Family == 4 {
 		ok = f.Has4 && build.ICMPError4(&s.Packet, [4]byte(f.Addr4[:4]), typ, code, uint16(mtu))
 	} else {
@@ -214,7 +216,7 @@ func (sh *Shard) tell(s *Slot, why verdict.Reason, typ, code uint8, mtu int) ver
 	if !ok {
 		return sh.drop(s, why)
 	}
-	sh.Meter.Drop(s.Tenant, why)
+	sh.told(s, why)
 	if s.in == nil {
 		return verdict.Loop
 	}

@@ -12,6 +12,7 @@ import (
 	"demarc/gateway/packet"
 	"demarc/gateway/police"
 	"demarc/gateway/snapshot"
+	"demarc/gateway/trace"
 	"demarc/gateway/verdict"
 )
 
@@ -103,6 +104,7 @@ type Shard struct {
 	making   uint32 // mapping that the session under way has got and not yet holds; conntrack.NoMapping between packets
 	held     []held // by tenant
 	keeping  uint32 // mapping that reopen keeps, likewise
+	watch    watching
 	hosts    *hosts
 	hostAt   uint64 // where sweepHosts has come to
 
@@ -137,6 +139,7 @@ func NewShard(c Config) (*Shard, error) {
 		Worker: c.Worker, Sessions: st, NAT: ns, permits: permits, Space: c.Space, Neighbors: c.Neighbors,
 		Shaper: police.NewShaper(c.ShaperMax, tenants*2), Meter: meter.NewShard(tenants),
 		held: make([]held, tenants), hosts: newHosts(c.Sessions, tenants, c.Seed), making: conntrack.NoMapping, keeping: conntrack.NoMapping, rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
+		watch:    watching{drops: trace.NewRecorder()},
 		errRate:  police.PacketRate(icmpErrorsPerSecond, 250*time.Millisecond),
 		echoRate: police.PacketRate(echoPerSecond, 100*time.Millisecond),
 	}, nil
@@ -154,6 +157,7 @@ func (sh *Shard) SetView(v *snapshot.View) {
 // Recover puts right what a panic in Process left half made: a session that was not yet visible, a mapping that none holds. It reports
 // whether there was something. Worker only.
 func (sh *Shard) Recover() bool {
+	sh.watch.tr = nil
 	repaired := sh.Sessions.Repair()
 	if sh.making != conntrack.NoMapping {
 		sh.NAT.Drop(sh.making) // does nothing if a session holds it

@@ -6,6 +6,7 @@ import (
 
 	"demarc/gateway/pipeline"
 	"demarc/gateway/slowpath"
+	"demarc/gateway/trace"
 	"demarc/gateway/verdict"
 )
 
@@ -92,7 +93,7 @@ func (w *Worker) contained(slots []pipeline.Slot, now uint64) {
 
 func (w *Worker) slow(kind slowpath.Kind, s *pipeline.Slot) {
 	if !w.cfg.Slow.Input(w.cfg.ID, kind, s.OutIface, s.Key.Family, &s.NextHop, s.Frame()) {
-		w.shard.Meter.Drop(s.Tenant, verdict.SlowPathFull)
+		w.shard.Dropped(s.Tenant, verdict.SlowPathFull, s.Port, s.Frame(), kind == slowpath.Resolve)
 	}
 	w.free(s.Area, s.Addr)
 }
@@ -108,9 +109,9 @@ func (w *Worker) hand(to int, kind uint8, port uint16, frame []byte, s *pipeline
 		return
 	}
 	if s != nil {
-		w.shard.Meter.Drop(s.Tenant, verdict.HandOverFull)
+		w.shard.Dropped(s.Tenant, verdict.HandOverFull, s.Port, frame, false)
 	} else {
-		w.shard.Meter.Drop(0, verdict.HandOverFull)
+		w.shard.Dropped(0, verdict.HandOverFull, trace.NoPort, frame, true)
 	}
 }
 
@@ -126,13 +127,13 @@ func (w *Worker) takeOver(r *ring, now uint64) (n int) {
 		n++
 		addr, ok := u.Alloc()
 		if !ok {
-			w.shard.Meter.Drop(0, verdict.FrameExhausted)
+			w.shard.Dropped(0, verdict.FrameExhausted, m.cameIn(), frame, m.kind == handSend)
 			r.pop()
 			continue
 		}
 		if handHeadroom+len(frame) > u.Chunk() {
 			w.free(0, addr)
-			w.shard.Meter.Drop(0, verdict.FrameTooLarge)
+			w.shard.Dropped(0, verdict.FrameTooLarge, m.cameIn(), frame, m.kind == handSend)
 			r.pop()
 			continue
 		}

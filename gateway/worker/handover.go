@@ -1,6 +1,10 @@
 package worker
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"demarc/gateway/trace"
+)
 
 // What a handed-over frame is for.
 const (
@@ -30,6 +34,14 @@ type handMeta struct {
 	n    uint16
 	port uint16
 	kind uint8
+}
+
+// cameIn is the port that the frame was received on, if it was received on one.
+func (m *handMeta) cameIn() uint16 {
+	if m.kind == handProcess {
+		return m.port
+	}
+	return trace.NoPort
 }
 
 func newRing(size int) *ring { return &ring{size: size, mem: make([]byte, size*handSlots)} }

@@ -3,6 +3,7 @@ package worker
 import (
 	"demarc/gateway/pipeline"
 	"demarc/gateway/police"
+	"demarc/gateway/trace"
 	"demarc/gateway/verdict"
 	"demarc/gateway/xsk"
 )
@@ -43,15 +44,16 @@ func (w *Worker) send(port uint16, area uint8, addr uint64, off, n int) {
 				return
 			}
 		}
-		w.shard.Meter.Drop(0, verdict.NoTxSocket)
+		w.shard.Dropped(0, verdict.NoTxSocket, trace.NoPort, frame, true)
 		w.free(area, addr)
 		return
 	}
 	s := w.socks[i]
 	if s.Area != area {
 		var ok bool
+		frame := w.cfg.Areas[area].Mem()[addr+uint64(off) : addr+uint64(off)+uint64(n)]
 		if area, addr, ok = w.cross(area, s.Area, addr, off, n); !ok {
-			w.shard.Meter.Drop(0, verdict.FrameExhausted)
+			w.shard.Dropped(0, verdict.FrameExhausted, trace.NoPort, frame, true) // free, and still as it was: nobody has asked for it since
 			return
 		}
 	}
@@ -93,8 +95,9 @@ func (w *Worker) push(s *sockState) {
 		bytes += uint64(s.batch[i].Len)
 	}
 	if lost := s.n - done; lost > 0 {
-		chunk := uint64(w.cfg.Areas[s.Area].Chunk())
+		chunk, mem := uint64(w.cfg.Areas[s.Area].Chunk()), w.cfg.Areas[s.Area].Mem()
 		for _, d := range s.batch[done:s.n] {
+			w.shard.Record(0, verdict.TxRingFull, trace.NoPort, mem[d.Addr:d.Addr+uint64(d.Len)], true)
 			w.free(s.Area, d.Addr&^(chunk-1))
 		}
 		s.txFull.Add(uint64(lost))

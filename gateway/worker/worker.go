@@ -17,6 +17,7 @@ import (
 	"demarc/gateway/police"
 	"demarc/gateway/slowpath"
 	"demarc/gateway/snapshot"
+	"demarc/gateway/trace"
 	"demarc/gateway/verdict"
 	"demarc/gateway/xsk"
 )
@@ -318,8 +319,9 @@ func (w *Worker) leave(old, v *snapshot.View) {
 		for d := range 2 {
 			w.shard.Shaper.FlushQueue(int(t.ID)*2+d, func(it *police.Item) {
 				w.held[it.Area]--
+				at := it.Frame + uint64(it.Off)
+				w.shard.Dropped(t.ID, verdict.SessionCut, trace.NoPort, w.cfg.Areas[it.Area].Mem()[at:at+uint64(it.Len)], true)
 				w.free(it.Area, it.Frame)
-				w.shard.Meter.Drop(t.ID, verdict.SessionCut)
 			})
 		}
 	}
@@ -342,7 +344,7 @@ func (w *Worker) orders() (n int) {
 			copy(u.Mem()[addr+handHeadroom:], frame)
 			w.send(m.port, s.Area, addr, handHeadroom, len(frame))
 		} else {
-			w.shard.Meter.Drop(0, verdict.FrameExhausted)
+			w.shard.Dropped(0, verdict.FrameExhausted, trace.NoPort, frame, true)
 		}
 		w.pool.Put(m.frame)
 	}
