@@ -19,6 +19,7 @@ const (
 	maxIfaceAddrs = 256
 	maxHostAddrs  = 1_024
 	maxVLAN       = 4_094
+	maxQueues     = 256
 	maxSocketPath = 107 // sun_path without its final zero
 )
 
@@ -109,10 +110,14 @@ func checkPorts(at loc, ports []Port) (names []string) {
 			names = append(names, name)
 		}
 		checkChoice(where, "mode", p.Mode, "auto", "zerocopy", "copy", "generic")
+		checkCount(where, "queues", p.Queues, 1, maxQueues)
 		checkHost(where.key("host"), &p.Host)
 	}
 	return names
 }
+
+// Prepared reports whether run prepares the port's device.
+func (p *Port) Prepared() bool { return p.Prepare == nil || *p.Prepare }
 
 func goodDevice(s string) bool {
 	return s != "" && len(s) <= 15 && s != "." && s != ".." &&

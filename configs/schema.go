@@ -209,6 +209,12 @@ type Port struct {
 	Device string `toml:"device"`
 	Mode   string `toml:"mode"` // "auto" (default) | "zerocopy" | "copy" | "generic"
 	Host   Host   `toml:"host"`
+
+	// Prepare, default true: run switches off what the device does to packets (VLAN stripping and filtering, LRO, GRO), spreads
+	// received packets evenly over its queues, says what it changed and puts it back when it ends. With false it changes nothing and
+	// refuses what it cannot live with.
+	Prepare *bool `toml:"prepare"`
+	Queues  int   `toml:"queues"` // how many queues the device is to have; default: as it has. Many cards take the link down while they change
 }
 
 // Host names what on this port belongs to the host's own stack. By default, all that is addressed to the kernel's own addresses on the device.

@@ -80,6 +80,9 @@ type Gateway struct {
 	busy      []float64                         // per worker, under busyMu
 	busyMu    sync.Mutex
 	fatal     chan error
+
+	startFailed bool        // of Run alone
+	keepPorts   atomic.Bool // another start follows
 }
 
 // mapTable takes zeroed memory outside the Go heap, in huge pages where the kernel has them.

@@ -26,7 +26,7 @@ func (b backend) ports(in *inside) (*api.Ports, error) {
 	}
 	for i, p := range g.ports {
 		g.linkMu.Lock()
-		link, gone := p.link, p.gone
+		link, gone, changes, warnings := p.link, p.gone, p.changes, p.warnings
 		g.linkMu.Unlock()
 		ap := api.Port{Name: p.cfg.Name, Device: p.cfg.Device, Ifindex: link.Index, MTU: link.MTU, Driver: link.Driver,
 			Up: link.Up, Carrier: link.Carrier, Asked: p.asked.String(), Attach: "generic"}
@@ -37,6 +37,10 @@ func (b backend) ports(in *inside) (*api.Ports, error) {
 			ap.Problem = fmt.Sprintf("device %s is down: ip link set %s up", p.cfg.Device, p.cfg.Device)
 		case !ap.Carrier:
 			ap.Problem = fmt.Sprintf("device %s has no carrier: nothing is connected to it, or its far end is down", p.cfg.Device)
+		}
+		ap.Warnings = warnings
+		for _, c := range changes {
+			ap.Changed = append(ap.Changed, api.Setting{Name: c.What, Was: c.Was, Now: c.Now})
 		}
 		m := link.MAC
 		ap.MAC = fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])

@@ -15,6 +15,7 @@ import (
 	"demarc/gateway/hostnet"
 	"demarc/gateway/nat"
 	"demarc/gateway/pipeline"
+	"demarc/gateway/portprep"
 	"demarc/gateway/slowpath"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
@@ -24,16 +25,19 @@ import (
 
 // port is one network device of the node.
 type port struct {
-	cfg    configs.Port
-	link   hostnet.Link // written under mu and linkMu
-	gone   bool         // somebody took the XDP program off; under linkMu
-	asked  xsk.Mode
-	mode   xsk.Mode // decided
-	why    string   // why not zero-copy
-	native bool
-	prog   *xsk.Program
-	loaded xsk.ProgramConfig // what prog was made of
-	queues []*queue
+	cfg      configs.Port
+	link     hostnet.Link // written under mu and linkMu
+	gone     bool         // somebody took the XDP program off; under linkMu
+	asked    xsk.Mode
+	mode     xsk.Mode // decided
+	why      string   // why not zero-copy
+	native   bool
+	prep     *portprep.Port    // nil with prepare = false
+	changes  []portprep.Change // of the device's settings, as reports show them; under linkMu
+	warnings []string          // under linkMu
+	prog     *xsk.Program
+	loaded   xsk.ProgramConfig // what prog was made of
+	queues   []*queue
 }
 
 type queue struct {
@@ -63,16 +67,9 @@ func (g *Gateway) findPorts() error {
 		if l.MTU > maxMTU {
 			errs = append(errs, fmt.Errorf("port %s: mtu %d is more than %d, which is what one frame of packet memory holds: ip link set %s mtu %d", c.Name, l.MTU, maxMTU, c.Device, maxMTU))
 		}
-		if g.trunk(c.Name) {
-			o, _ := hostnet.ReadOffloads(c.Device) // a driver that cannot tell has none
-			if o[hostnet.RxVLAN].On {
-				errs = append(errs, fmt.Errorf("port %s: the driver strips VLAN tags, so tenants on this trunk would fall together: ethtool -K %s rxvlan off", c.Name, c.Device))
-			}
-			if o[hostnet.RxSTag].On { // what is behind the service tag would be taken for a tenant's
-				errs = append(errs, fmt.Errorf("port %s: the driver strips service tags, so what they carry would pass for a tenant's on this trunk: ethtool -K %s %s off", c.Name, c.Device, hostnet.RxSTag))
-			}
-		}
-		g.ports = append(g.ports, &port{cfg: c, link: l, asked: m})
+		p := &port{cfg: c, link: l, asked: m}
+		errs = append(errs, ofPort(c.Name, g.foreseePort(p)))
+		g.ports = append(g.ports, p)
 	}
 	return errors.Join(errs...)
 }
@@ -108,6 +105,11 @@ func (g *Gateway) open() (err error) {
 	}()
 	if err = g.lockPorts(); err != nil {
 		return err
+	}
+	for _, p := range g.ports {
+		if err = g.prepare(p); err != nil {
+			return err
+		}
 	}
 	v := g.view.Load()
 	for i, p := range g.ports {
@@ -366,6 +368,7 @@ func (g *Gateway) closeSockets() {
 
 // restorePorts puts back what was attached before a start that failed.
 func (g *Gateway) restorePorts() (err error) {
+	g.startFailed = true
 	for _, p := range g.ports {
 		if p.prog != nil {
 			err = errors.Join(err, p.prog.Restore())
@@ -389,6 +392,7 @@ func (g *Gateway) release() (err error) {
 			p.prog = nil
 		}
 	}
+	g.unprepare()
 	for _, l := range g.locks {
 		l.Close()
 	}

@@ -90,6 +90,16 @@ type Port struct {
 	XDPToHost  uint64  `json:"xdp_to_host"`       // packets that the XDP program left to the host's stack
 	XDPDropped uint64  `json:"xdp_dropped"`       // packets that it dropped
 	Problem    string  `json:"problem,omitempty"` // what doctor would say first, one line
+
+	Changed  []Setting `json:"changed,omitempty"`  // of the device, by demarc; put back when it ends
+	Warnings []string  `json:"warnings,omitempty"` // settings of the device that are not good and can be lived with
+}
+
+// Setting is one setting of a device that demarc has changed, in the words of ethtool.
+type Setting struct {
+	Name string `json:"name"`
+	Was  string `json:"was"`
+	Now  string `json:"now"`
 }
 
 // Queue is one receive/transmit queue pair with its AF_XDP socket.

@@ -9,7 +9,7 @@ var levels = map[string]int{
 	"gateway/snapshot": 3,
 	"gateway/pipeline": 4,
 	"gateway/api":      5, "gateway/hostnet": 5, "gateway/revisions": 5, "gateway/slowpath": 5, "gateway/xsk": 5,
-	"gateway/doctor": 6, "gateway/metrics": 6, "gateway/worker": 6,
+	"gateway/doctor": 6, "gateway/metrics": 6, "gateway/portprep": 6, "gateway/worker": 6,
 	"gateway":          7,
 	"gateway/zerocopy": 8,
 	"gateway/cli":      9,
@@ -24,6 +24,7 @@ var only = map[string][]string{
 	"gateway/verdict":  {},
 	"gateway/flow":     {},
 	"gateway/hostnet":  {},
+	"gateway/portprep": {"gateway/hostnet"},
 	"gateway/netlab":   {},                                 // what the hosts measure is measured without the gateway
 	"gateway/metrics":  {"gateway/api", "gateway/verdict"}, // a scrape and the CLI cannot disagree
 	// The demo knows the gateway by its command line and its status interface, like anybody.
@@ -94,7 +95,7 @@ type fence struct {
 }
 
 var fences = []fence{
-	{"unsafe", "unsafe", []string{"gateway/conntrack", "gateway/nat", "gateway/worker", "gateway/xsk"}, true},
+	{"unsafe", "unsafe", []string{"gateway/conntrack", "gateway/hostnet", "gateway/nat", "gateway/worker", "gateway/xsk"}, true},
 	{"cgo", "C", nil, false},
 	{"eBPF", "github.com/cilium/ebpf/", []string{"bench/pktgen", "gateway/doctor", "gateway/netlab", "gateway/xsk", "gateway/zerocopy"}, true},
 	{"netlink", "github.com/vishvananda/", []string{"bench", "gateway/hostnet", "gateway/netlab", "gateway/xsk", "gateway/zerocopy"}, true},
@@ -113,7 +114,7 @@ var fences = []fence{
 
 // rawCalls of the system are for rooms that say why the wrapper does not do. In worker a raw one would hold up the garbage collector.
 var rawCalls = []string{"RawSyscall", "RawSyscall6", "Syscall", "Syscall6"}
-var rawCallRooms = []string{"gateway/xsk"}
+var rawCallRooms = []string{"gateway/hostnet", "gateway/xsk"}
 
 // root is what may stand at the top: directories, and files.
 var (

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -20,6 +21,7 @@ import (
 	"demarc/gateway/api"
 	"demarc/gateway/doctor"
 	"demarc/gateway/hostnet"
+	"demarc/gateway/xsk"
 )
 
 func TestOutputs(t *testing.T) {
@@ -402,8 +404,13 @@ func TestRelease(t *testing.T) {
 	was := thisMachine
 	defer func() { thisMachine = was }()
 	var released []int
-	refuse := error(nil)
+	refuse, left := error(nil), error(nil)
+	put, asked := "", ""
 	thisMachine = machine{
+		settings: func(dir, device string, i int) (string, error) {
+			asked = fmt.Sprintf("%s %s %d", dir, device, i)
+			return put, left
+		},
 		link: func(name string) (hostnet.Link, error) {
 			i, ok := map[string]int{"eth0": 3, "veth7": 7, "bb0": 9}[name]
 			if !ok {
@@ -438,9 +445,34 @@ func TestRelease(t *testing.T) {
 			}
 		})
 	}
+	asked = ""
 	refuse = errors.New("release device 3: somebody's (id 4, native) is not demarc's")
-	if r := call(t, t.Context(), "", "release", "eth0", "--socket", none); r.code != exitFailed || !strings.Contains(r.err, "is not demarc's") {
+	if r := call(t, t.Context(), "", "release", "eth0", "--socket", none); r.code != exitFailed || !strings.Contains(r.err, "is not demarc's") || asked != "" {
+		t.Error(r, asked)
+	}
+	// Settings that no gateway has put back.
+	release := func(args ...string) result {
+		return call(t, t.Context(), "", append([]string{"release"}, args...)...)
+	}
+	refuse, put = nil, "gro off -> on"
+	if r := release("spare", "--node", node, "--socket", none); r.code != exitOK || !strings.Contains(r.out, "put back on veth7: gro off -> on\n") || asked != "/var/lib/demarc veth7 7" {
+		t.Error(r, asked)
+	}
+	asked = ""
+	if r := release("wan", "--force", "--socket", serve(t, &fake{})); r.code != exitOK || asked != "" {
+		t.Error("the settings of a device that is served were touched:", r, asked)
+	}
+	refuse = fmt.Errorf("release device 3: %w", xsk.ErrNotAttached)
+	if r := release("eth0", "--socket", none); r.code != exitOK || r.out != "put back on eth0: gro off -> on\n" {
+		t.Error("only the settings were left:", r)
+	}
+	left = errors.New("put lro back to on: no")
+	if r := release("eth0", "--socket", none); r.code != exitFailed || !strings.Contains(r.err, "put lro back to on: no") {
 		t.Error(r)
+	}
+	put, left = "", nil
+	if r := release("eth0", "--socket", none); r.code != exitFailed || !strings.Contains(r.err, "no XDP program is attached") {
+		t.Error("nothing was left:", r)
 	}
 }
 

@@ -125,7 +125,9 @@ func somePorts() []api.Port {
 			{Queue: 1, Worker: 1, Mode: "zerocopy", Asked: "auto", Rings: api.RingStats{RxRingFull: 4}, TxFull: 2}}},
 		{Name: "trunk", Device: "veth1", MAC: "02:00:00:00:00:02", MTU: 1500, Driver: "veth", Up: true, Asked: "auto", Attach: "native", Problem: "no carrier: is the cable in?",
 			Queues: []api.Queue{{Queue: 0, Mode: "copy", Asked: "auto", WhyNotBetter: "veth has no zero-copy"}}},
-		{Name: "spare", Device: "eth9", MAC: "02:00:00:00:00:09", MTU: 1500, Driver: "e1000", Asked: "generic", Attach: "generic", Problem: "link is down"}}
+		{Name: "spare", Device: "eth9", MAC: "02:00:00:00:00:09", MTU: 1500, Driver: "e1000", Asked: "generic", Attach: "generic", Problem: "link is down",
+			Changed:  []api.Setting{{Name: "gro", Was: "on", Now: "off"}, {Name: "queues", Was: "combined 8", Now: "combined 2"}},
+			Warnings: []string{"the driver strips VLAN tags, so a tagged frame counts as untagged: ethtool -K eth9 rxvlan off"}}}
 }
 
 func someSessions() []api.Session {

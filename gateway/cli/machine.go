@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"demarc/configs"
+	"demarc/gateway"
 	"demarc/gateway/api"
 	"demarc/gateway/doctor"
 	"demarc/gateway/hostnet"
@@ -64,11 +66,12 @@ func writeFindings(w io.Writer, list *[]doctor.Finding) {
 
 // machine is what release touches; tests replace it.
 type machine struct {
-	link    func(name string) (hostnet.Link, error)
-	release func(ifindex int) error
+	link     func(name string) (hostnet.Link, error)
+	release  func(ifindex int) error
+	settings func(dataDir, device string, ifindex int) (put string, err error)
 }
 
-var thisMachine = machine{hostnet.LinkByName, xsk.Release}
+var thisMachine = machine{hostnet.LinkByName, xsk.Release, gateway.ReleaseSettings}
 
 func (a *app) releaseCmd() *cobra.Command {
 	var node string
@@ -76,38 +79,61 @@ func (a *app) releaseCmd() *cobra.Command {
 	c := command("release PORT|DEVICE", "give a port back to the kernel",
 		"Take demarc's XDP program off a network device, so that the kernel sees all of its traffic again. The program stays there, closed, when a\n"+
 			"gateway ends, so that nothing leaks while it is gone; only this takes it off. A program that is not demarc's is left alone.\n"+
-			"Refused while a gateway serves the device.",
+			"Settings of the device that a gateway changed and could not put back, because it was killed, are put back too; with --node when its\n"+
+			"data directory is not the default one. Refused while a gateway serves the device.",
 		cobra.ExactArgs(1), func(cmd *cobra.Command, args []string) error {
-			device, err := a.device(cmd, args[0], node, force)
+			p, err := a.device(cmd, args[0], node, force)
 			if err != nil {
 				return err
 			}
-			l, err := thisMachine.link(device)
+			l, err := thisMachine.link(p.device)
 			if err != nil {
-				return fmt.Errorf("device %s: %w: name a device that `ip link` shows, or a port with the --node file that names its device", device, err)
+				return fmt.Errorf("device %s: %w: name a device that `ip link` shows, or a port with the --node file that names its device", p.device, err)
 			}
-			if err := thisMachine.release(l.Index); err != nil {
-				return fmt.Errorf("%s: %w", device, err)
+			err = thisMachine.release(l.Index)
+			if err == nil {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s belongs to the kernel again\n", p.device)
+			} else if !errors.Is(err, xsk.ErrNotAttached) {
+				return fmt.Errorf("%s: %w", p.device, err)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s belongs to the kernel again\n", device)
+			if p.served { // its gateway still wants the device as it is, and puts it back when it ends
+				return nil
+			}
+			put, serr := thisMachine.settings(p.dataDir, p.device, l.Index)
+			if put != "" {
+				fmt.Fprintf(cmd.OutOrStdout(), "put back on %s: %s\n", p.device, put)
+				if serr == nil {
+					return nil
+				}
+			}
+			if err = errors.Join(err, serr); err != nil {
+				return fmt.Errorf("%s: %w", p.device, err)
+			}
 			return nil
 		})
-	c.Flags().StringVar(&node, "node", "", "node `file` in which PORT is looked up")
+	c.Flags().StringVar(&node, "node", "", "node `file` in which PORT and the data directory are looked up")
 	c.Flags().BoolVar(&force, "force", false, "also while a gateway serves it: transit then goes through the kernel's stack")
 	return c
 }
 
+// released is a port that is to be given back.
+type released struct {
+	device, dataDir string
+	served          bool // by a gateway that runs
+}
+
 // device finds the network device of a port by the node file and by a node that runs here, and refuses one that is being served.
-func (a *app) device(cmd *cobra.Command, name, node string, force bool) (string, error) {
-	device := name
+func (a *app) device(cmd *cobra.Command, name, node string, force bool) (r released, err error) {
+	r = released{device: name, dataDir: configs.DefaultDataDir}
 	if node != "" {
 		n, err := readNode(cmd, node)
 		if err != nil {
-			return "", err
+			return r, err
 		}
+		r.dataDir = n.DataDir
 		for _, p := range n.Ports {
 			if p.Name == name {
-				device = p.Device
+				r.device = p.Device
 			}
 		}
 	}
@@ -115,19 +141,20 @@ func (a *app) device(cmd *cobra.Command, name, node string, force bool) (string,
 	defer cancel()
 	var served api.Ports
 	if err := a.ask(func(c *api.Client) error { return c.Get(ctx, api.PathPorts, &served) }); err != nil {
-		return device, nil // nobody serves here
+		return r, nil // nobody serves here
 	}
 	for i := range served.Ports {
 		p := &served.Ports[i]
-		if p.Device != device && (p.Name != name || node != "") {
+		if p.Device != r.device && (p.Name != name || node != "") {
 			continue
 		}
 		if !force {
-			return "", fmt.Errorf("device %s is served by the gateway at %s: stop it first, or say --force", p.Device, a.socket)
+			return r, fmt.Errorf("device %s is served by the gateway at %s: stop it first, or say --force", p.Device, a.socket)
 		}
-		return p.Device, nil
+		r.device, r.served = p.Device, true
+		return r, nil
 	}
-	return device, nil
+	return r, nil
 }
 
 func (a *app) labCmd() *cobra.Command {

@@ -9,8 +9,10 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -27,6 +29,8 @@ func (a *app) runCmd() *cobra.Command {
 		"Run the gateway on this machine until SIGINT or SIGTERM.\n\n"+
 			"The policy of --policy is served at the first start only. From then on the node serves the last policy that was applied to it,\n"+
 			"also after a crash; `demarc status` names it. Under systemd (Type=notify) the node says when it forwards.\n"+
+			"Each port is prepared: what its device does to packets is switched off, said in the log and by `demarc ports`, and put back at the end;\n"+
+			"not after SIGUSR1, which ends the gateway as well and says that the next one starts at once.\n"+
 			"The XDP programs stay on the ports, closed, when the gateway ends: `demarc release` takes them off.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
 			if node == "" {
@@ -62,8 +66,21 @@ func (a *app) run(cmd *cobra.Command, node, policy string, broken snapshot.Break
 	if err != nil {
 		return rootHint(err, os.Geteuid())
 	}
-	defer context.AfterFunc(cmd.Context(), func() { notify("STOPPING=1") })()
-	return rootHint(g.Run(cmd.Context()), os.Geteuid())
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, syscall.SIGUSR1)
+	defer signal.Stop(again)
+	go func() { // ends with ctx
+		select {
+		case <-again:
+			g.KeepPorts()
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	defer context.AfterFunc(ctx, func() { notify("STOPPING=1") })()
+	return rootHint(g.Run(ctx), os.Geteuid())
 }
 
 // rootHint says what is behind a refusal by the kernel when it is that we are not root. Capabilities may do as well, so it is no

@@ -275,6 +275,7 @@ func writePorts(w io.Writer, p *api.Ports) {
 	t.flush()
 	fmt.Fprintln(w)
 	writeQueues(w, p.Ports)
+	writeSettings(w, p.Ports)
 	fmt.Fprintln(w)
 	t = newTable(w, "INTERFACE", "PORT", "VLAN", "FACES", "MTU", "ADDRESSES")
 	for i := range p.Interfaces {

@@ -132,6 +132,7 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 
 	fmt.Fprintln(w)
 	writeQueues(w, s.Ports)
+	writeSettings(w, s.Ports)
 
 	fmt.Fprintln(w)
 	writeReasons(w, s.Drops, false)
@@ -140,6 +141,26 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 		if len(s.Tenants[i].Rules) > 0 {
 			fmt.Fprintf(w, "\nrules of %s:\n", clean(s.Tenants[i].Name))
 			writeRules(w, s.Tenants[i].Rules)
+		}
+	}
+}
+
+// writeSettings says what the gateway changed on its devices, and what it could not.
+func writeSettings(w io.Writer, ports []api.Port) {
+	between := "\n"
+	for i := range ports {
+		p := &ports[i]
+		if len(p.Changed) > 0 {
+			list := make([]string, len(p.Changed))
+			for k, c := range p.Changed {
+				list[k] = fmt.Sprintf("%s %s -> %s", c.Name, c.Was, c.Now)
+			}
+			fmt.Fprintf(w, "%schanged on %s until the gateway ends: %s\n", between, clean(p.Name), clean(strings.Join(list, ", ")))
+			between = ""
+		}
+		for _, s := range p.Warnings {
+			fmt.Fprintf(w, "%swarning for %s: %s\n", between, clean(p.Name), clean(s))
+			between = ""
 		}
 	}
 }

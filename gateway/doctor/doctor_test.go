@@ -121,6 +121,20 @@ func (f *fake) on(list ...hostnet.Offload) {
 	f.offloads["eth0"] = o
 }
 
+// asIs is on, and a node file that leaves it so.
+func (f *fake) asIs(list ...hostnet.Offload) {
+	f.on(list...)
+	no := false
+	f.node.Ports[0].Prepare = &no
+}
+
+// fixed is on and cannot be changed.
+func (f *fake) fixed(x hostnet.Offload) {
+	o := f.offloads["eth0"]
+	o[x] = hostnet.OffloadState{On: true, Fixed: true}
+	f.offloads["eth0"] = o
+}
+
 func TestHealthyMachine(t *testing.T) {
 	f := healthy()
 	seen := map[string]bool{}
@@ -189,23 +203,29 @@ func TestFindings(t *testing.T) {
 			f.node.Workers.Count = 3
 			f.link(func(l *hostnet.Link) { l.RxQueues, l.TxQueues = 4, 4 })
 		}, Warn, "workers", "3 workers on 2 cpus", ""},
-		"no device":         {func(f *fake) { f.node.Ports[0].Device = "eth9" }, Bad, "port wan", "no device eth9", "ip -br link"},
-		"down":              {func(f *fake) { f.link(func(l *hostnet.Link) { l.Up = false }) }, Bad, "port wan", "eth0 is down", "ip link set eth0 up"},
-		"no carrier":        {func(f *fake) { f.link(func(l *hostnet.Link) { l.Carrier = false }) }, Warn, "port wan", "no carrier", ""},
-		"in a bridge":       {func(f *fake) { f.link(func(l *hostnet.Link) { l.Master = 9 }) }, Bad, "port wan", "bridge or bond", "ip link set eth0 nomaster"},
-		"jumbo":             {func(f *fake) { f.link(func(l *hostnet.Link) { l.MTU = 9000 }) }, Bad, "port wan", "mtu 9000 is more than 3400", "ip link set eth0 mtu 3400"},
-		"large buffers":     {func(f *fake) { f.link(func(l *hostnet.Link) { l.MTU = 3400 }) }, Info, "port wan", "buffers of 4096", ""},
-		"interface mtu":     {func(f *fake) { f.node.Interfaces[0].MTU = 1600 }, Bad, "interface wan0", "mtu 1600 is more than the device's 1500", "ip link set eth0 mtu 1600"},
-		"few tx queues":     {func(f *fake) { f.link(func(l *hostnet.Link) { l.TxQueues = 1 }) }, Warn, "port wan", "1 transmit queues for 2", "ethtool -L eth0 rx 1 tx 1"},
-		"rxvlan":            {func(f *fake) { f.on(hostnet.RxVLAN) }, Warn, "port wan", "rxvlan is on", "ethtool -K eth0 rxvlan off"},
-		"rxvlan on a trunk": {func(f *fake) { f.on(hostnet.RxVLAN); f.node.Interfaces[0].VLAN = 7 }, Bad, "port wan", "tenants are told apart by tag", "ethtool -K eth0 rxvlan off"},
+		"no device":          {func(f *fake) { f.node.Ports[0].Device = "eth9" }, Bad, "port wan", "no device eth9", "ip -br link"},
+		"down":               {func(f *fake) { f.link(func(l *hostnet.Link) { l.Up = false }) }, Bad, "port wan", "eth0 is down", "ip link set eth0 up"},
+		"no carrier":         {func(f *fake) { f.link(func(l *hostnet.Link) { l.Carrier = false }) }, Warn, "port wan", "no carrier", ""},
+		"in a bridge":        {func(f *fake) { f.link(func(l *hostnet.Link) { l.Master = 9 }) }, Bad, "port wan", "bridge or bond", "ip link set eth0 nomaster"},
+		"jumbo":              {func(f *fake) { f.link(func(l *hostnet.Link) { l.MTU = 9000 }) }, Bad, "port wan", "mtu 9000 is more than 3400", "ip link set eth0 mtu 3400"},
+		"large buffers":      {func(f *fake) { f.link(func(l *hostnet.Link) { l.MTU = 3400 }) }, Info, "port wan", "buffers of 4096", ""},
+		"interface mtu":      {func(f *fake) { f.node.Interfaces[0].MTU = 1600 }, Bad, "interface wan0", "mtu 1600 is more than the device's 1500", "ip link set eth0 mtu 1600"},
+		"few tx queues":      {func(f *fake) { f.link(func(l *hostnet.Link) { l.TxQueues = 1 }) }, Warn, "port wan", "1 transmit queues for 2", "ethtool -L eth0 rx 1 tx 1"},
+		"rxvlan, prepared":   {func(f *fake) { f.on(hostnet.RxVLAN, hostnet.GRO); f.node.Interfaces[0].VLAN = 7 }, Info, "port wan", "gro, rxvlan on: run switches off", ""},
+		"filter for ever":    {func(f *fake) { f.fixed(hostnet.RxFilter); f.node.Interfaces[0].VLAN = 7 }, Info, "port wan", "rx-vlan-filter is on for ever", ""},
+		"filter":             {func(f *fake) { f.asIs(hostnet.RxFilter); f.node.Interfaces[0].VLAN = 7 }, Warn, "port wan", "rx-vlan-filter is on, and tenants", "ethtool -K eth0 rx-vlan-filter off"},
+		"lro for ever":       {func(f *fake) { f.fixed(hostnet.LRO) }, Bad, "port wan", "lro is on", ""},
+		"queues to change":   {func(f *fake) { f.node.Ports[0].Queues = 4 }, Info, "port wan", "2 queues: run makes it 4", ""},
+		"queues as they are": {func(f *fake) { f.asIs(); f.node.Ports[0].Queues = 4 }, Bad, "port wan", "the node file wants 4 with prepare = false", "ethtool -L eth0 combined 4"},
+		"rxvlan":             {func(f *fake) { f.asIs(hostnet.RxVLAN) }, Warn, "port wan", "rxvlan is on", "ethtool -K eth0 rxvlan off"},
+		"rxvlan on a trunk":  {func(f *fake) { f.asIs(hostnet.RxVLAN); f.node.Interfaces[0].VLAN = 7 }, Bad, "port wan", "tenants are told apart by tag", "ethtool -K eth0 rxvlan off"},
 		"rxvlan for ever": {func(f *fake) {
 			f.offloads["eth0"] = hostnet.Offloads{hostnet.RxVLAN: {On: true, Fixed: true}}
 			f.node.Interfaces[0].VLAN = 7
 		}, Bad, "port wan", "tenants are told apart by tag", ""},
-		"service tags on a trunk": {func(f *fake) { f.on(hostnet.RxSTag); f.node.Interfaces[0].VLAN = 7 }, Bad, "port wan", "rx-vlan-stag-hw-parse is on", "ethtool -K eth0 rx-vlan-stag-hw-parse off"},
-		"lro":                     {func(f *fake) { f.on(hostnet.LRO) }, Bad, "port wan", "lro is on", "ethtool -K eth0 lro off"},
-		"gro in generic mode":     {func(f *fake) { f.on(hostnet.GRO); f.node.Ports[0].Mode = "generic" }, Warn, "port wan", "gro is on", "ethtool -K eth0 gro off"},
+		"service tags on a trunk": {func(f *fake) { f.asIs(hostnet.RxSTag); f.node.Interfaces[0].VLAN = 7 }, Bad, "port wan", "rx-vlan-stag-hw-parse is on", "ethtool -K eth0 rx-vlan-stag-hw-parse off"},
+		"lro":                     {func(f *fake) { f.asIs(hostnet.LRO) }, Bad, "port wan", "lro is on", "ethtool -K eth0 lro off"},
+		"gro in generic mode":     {func(f *fake) { f.asIs(hostnet.GRO); f.node.Ports[0].Mode = "generic" }, Warn, "port wan", "gro is on", "ethtool -K eth0 gro off"},
 		"gro":                     {func(f *fake) { f.on(hostnet.GRO) }, OK, "port wan", "is up", ""},
 		"veth":                    {func(f *fake) { f.link(func(l *hostnet.Link) { l.Kind = "veth" }) }, Info, "port wan", "other end cannot be seen", "ethtool -K PEER tx off tso off gso off gro off txvlan off rxvlan off rx-vlan-stag-hw-parse off tx-vlan-stag-hw-insert off   # at the other end, with its name"},
 		"foreign program":         {func(f *fake) { f.xdp.name, f.xdp.id, f.xdp.mode = "lb", 7, "native" }, Bad, "port wan", "another XDP program is attached (lb, id 7, native)", "ip link set dev eth0 xdpdrv off"},

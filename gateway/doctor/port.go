@@ -58,6 +58,14 @@ func (d *Doctor) link(node *configs.Node, p *configs.Port, l *hostnet.Link) {
 
 func (d *Doctor) queues(node *configs.Node, p *configs.Port, l *hostnet.Link) {
 	count := max(node.Workers.Count, 1)
+	if p.Queues > 0 && p.Prepared() {
+		if p.Queues != l.RxQueues {
+			d.say(Info, portName(p), fmt.Sprintf("%d queues: run makes it %d, and puts them back when it ends", l.RxQueues, p.Queues), "many cards take the link down while the number changes", "")
+		}
+		l = &hostnet.Link{Name: l.Name, Kind: l.Kind, RxQueues: p.Queues, TxQueues: p.Queues}
+	} else if p.Queues > 0 && p.Queues != l.RxQueues {
+		d.say(Bad, portName(p), fmt.Sprintf("%d queues, and the node file wants %d with prepare = false", l.RxQueues, p.Queues), "", fmt.Sprintf("ethtool -L %s combined %d", l.Name, p.Queues))
+	}
 	more := fmt.Sprintf("ethtool -L %s combined %d", l.Name, count)
 	if l.Kind == "veth" {
 		more = fmt.Sprintf("ethtool -L %s rx %d tx %d", l.Name, count, count)
@@ -101,8 +109,11 @@ func (d *Doctor) portOffloads(node *configs.Node, p *configs.Port, l *hostnet.Li
 			tags = "service tags"
 		}
 		mend, why := "ethtool -K "+l.Name+" "+x.String()+" off", "the driver takes "+tags+" off before the gateway sees them"
-		if o[x].Fixed {
+		switch {
+		case o[x].Fixed:
 			mend, why = "", why+" and cannot be told not to: use another device"
+		case p.Prepared():
+			continue
 		}
 		if trunk(node, p) {
 			d.say(Bad, name, x.String()+" is on, and tenants are told apart by tag here", why+": what they told apart would fall together", mend)
@@ -110,10 +121,25 @@ func (d *Doctor) portOffloads(node *configs.Node, p *configs.Port, l *hostnet.Li
 			d.say(Warn, name, x.String()+" is on", why+": a tagged frame would count as untagged", mend)
 		}
 	}
-	if o[hostnet.LRO].On {
-		d.say(Bad, name, "lro is on", "the driver joins packets to ones that cannot be forwarded", "ethtool -K "+l.Name+" lro off")
+	if run := off(hostnet.LRO, hostnet.HWGRO, hostnet.GRO, hostnet.RxVLAN, hostnet.RxSTag, hostnet.RxFilter, hostnet.RxSTagFilter); p.Prepared() && len(run) > 0 {
+		d.say(Info, name, strings.Join(run, ", ")+" on: run switches off what can be, and puts it back when it ends", "prepare = false in the node file would leave the device as it is", "")
 	}
-	if on := off(hostnet.GRO); len(on) > 0 && p.Mode == "generic" && l.Kind != "veth" {
+	if trunk(node, p) && o[hostnet.RxFilter].On && (o[hostnet.RxFilter].Fixed || !p.Prepared()) {
+		what, mend := "the card may hold back tags that the kernel has no device for", "ethtool -K "+l.Name+" rx-vlan-filter off"
+		if p.Prepared() {
+			d.say(Info, name, "rx-vlan-filter is on for ever", what+": run makes it promiscuous", "")
+		} else {
+			d.say(Warn, name, "rx-vlan-filter is on, and tenants are told apart by tag here", what, mend)
+		}
+	}
+	if o[hostnet.LRO].On && (o[hostnet.LRO].Fixed || !p.Prepared()) {
+		mend := "ethtool -K " + l.Name + " lro off"
+		if o[hostnet.LRO].Fixed {
+			mend = ""
+		}
+		d.say(Bad, name, "lro is on", "the driver joins packets to ones that cannot be forwarded", mend)
+	}
+	if on := off(hostnet.GRO); len(on) > 0 && p.Mode == "generic" && l.Kind != "veth" && (o[hostnet.GRO].Fixed || !p.Prepared()) {
 		d.say(Warn, name, "gro is on in generic mode", "packets are joined before the gateway sees them", "ethtool -K "+l.Name+" gro off")
 	}
 	if l.Kind == "veth" {

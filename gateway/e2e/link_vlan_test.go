@@ -254,9 +254,11 @@ func TestLinkTwoTenantsOnOneTrunk(t *testing.T) {
 	s.stop()
 }
 
-// A driver that strips tags would let the tenants of a trunk fall together: the start is refused, with the line that mends it, and that line does.
+// A driver that strips tags would let the tenants of a trunk fall together: where nobody may change that, the start is refused, with the line that
+// mends it, and that line does.
 func TestLinkTrunkRefusesTagStripping(t *testing.T) {
 	s := trunk(t)
+	s.write(replace(t, replace(t, trunkNode, "device = \"trunk0\"\n", "device = \"trunk0\"\nprepare = false\n"), "device = \"bb0\"\n", "device = \"bb0\"\nprepare = false\n"), trunkPolicy)
 	for _, feature := range []string{"rxvlan", "rx-vlan-stag-hw-parse"} {
 		_, err := s.Exec(netlab.GW, "ethtool", "-K", "trunk0", feature, "on")
 		check(t, err)

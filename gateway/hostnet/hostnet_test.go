@@ -95,7 +95,7 @@ func TestOffloadsOf(t *testing.T) {
 	got := offloadsOf(set("tx-checksum-ip-generic", "rx-vlan-hw-parse", "rx-gro"), set("tx-checksum-ip-generic", "rx-gro", "tx-generic-segmentation"), set("tx-generic-segmentation"))
 	want := Offloads{
 		TxChecksum: {On: true}, TSO: {Fixed: true}, GSO: {Fixed: true}, GRO: {On: true}, LRO: {Fixed: true}, RxVLAN: {On: true, Fixed: true}, TxVLAN: {Fixed: true},
-		RxSTag: {Fixed: true}, TxSTag: {Fixed: true},
+		RxSTag: {Fixed: true}, TxSTag: {Fixed: true}, HWGRO: {Fixed: true}, RxFilter: {Fixed: true}, RxSTagFilter: {Fixed: true},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)

@@ -17,19 +17,23 @@ type Offload uint8
 
 // The offloads, as ethtool -K calls them.
 const (
-	TxChecksum  Offload = iota // packets leave the stack with unfinished checksums
-	TSO                        // and as giant TCP segments
-	GSO                        // and giant segments of any kind
-	GRO                        // the stack joins received segments
-	LRO                        // the driver does
-	RxVLAN                     // the driver strips tags on receive
-	TxVLAN                     // a tag that the stack sends is metadata, not in the frame
-	RxSTag                     // the driver strips service tags (802.1ad) on receive
-	TxSTag                     // a service tag that the stack sends is metadata, not in the frame
-	NumOffloads                // how many there are
+	TxChecksum   Offload = iota // packets leave the stack with unfinished checksums
+	TSO                         // and as giant TCP segments
+	GSO                         // and giant segments of any kind
+	GRO                         // the stack joins received segments
+	LRO                         // the driver does
+	RxVLAN                      // the driver strips tags on receive
+	TxVLAN                      // a tag that the stack sends is metadata, not in the frame
+	RxSTag                      // the driver strips service tags (802.1ad) on receive
+	TxSTag                      // a service tag that the stack sends is metadata, not in the frame
+	HWGRO                       // the driver joins received segments, in a way that can be undone
+	RxFilter                    // the driver drops tags that the kernel has no device for
+	RxSTagFilter                // and such service tags
+	NumOffloads                 // how many there are
 )
 
-var offloadText = [NumOffloads]string{"tx", "tso", "gso", "gro", "lro", "rxvlan", "txvlan", "rx-vlan-stag-hw-parse", "tx-vlan-stag-hw-insert"}
+var offloadText = [NumOffloads]string{"tx", "tso", "gso", "gro", "lro", "rxvlan", "txvlan", "rx-vlan-stag-hw-parse", "tx-vlan-stag-hw-insert",
+	"rx-gro-hw", "rx-vlan-filter", "rx-vlan-stag-filter"}
 
 // String returns the name that ethtool -K takes.
 func (o Offload) String() string {
@@ -50,6 +54,15 @@ var features = [NumOffloads][]string{
 	TxVLAN:     {"tx-vlan-hw-insert"},
 	RxSTag:     {"rx-vlan-stag-hw-parse"},
 	TxSTag:     {"tx-vlan-stag-hw-insert"},
+	HWGRO:      {"rx-gro-hw"},
+
+	RxFilter: {"rx-vlan-filter"}, RxSTagFilter: {"rx-vlan-stag-filter"},
+}
+
+// ParseOffload finds one by the name that ethtool -K takes.
+func ParseOffload(name string) (Offload, bool) {
+	i := slices.Index(offloadText[:], name)
+	return Offload(i), i >= 0 // an index that is none is not looked at
 }
 
 // OffloadState is the state of one. Fixed: the driver does not let it be changed.
@@ -272,25 +285,8 @@ const (
 
 // queues asks the driver for its channels, then the kernel for the queues of a device that is up.
 func queues(ifindex int, name string) (rx, tx int, err error) {
-	answer, err := genl("ethtool", unix.ETHTOOL_MSG_CHANNELS_GET, 0, header(unix.ETHTOOL_A_CHANNELS_HEADER, name))
-	if err == nil && len(answer) > 0 {
-		for _, a := range answer[0] {
-			if len(a.value) != 4 {
-				continue
-			}
-			v := int(binary.NativeEndian.Uint32(a.value))
-			switch a.typ {
-			case unix.ETHTOOL_A_CHANNELS_RX_COUNT:
-				rx += v
-			case unix.ETHTOOL_A_CHANNELS_TX_COUNT:
-				tx += v
-			case unix.ETHTOOL_A_CHANNELS_COMBINED_COUNT:
-				rx, tx = rx+v, tx+v
-			}
-		}
-		if rx > 0 {
-			return rx, tx, nil
-		}
+	if c, err := ReadChannels(name); err == nil && c.Rx+c.Combined > 0 {
+		return c.Rx + c.Combined, c.Tx + c.Combined, nil
 	}
 	// One question a queue, until the kernel knows no further: the library reads only the first message of this family's list.
 	count := func(typ uint32) (n int, err error) {

@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrNotAttached says that a device has no XDP program.
+var ErrNotAttached = errors.New("no XDP program is attached")
+
 // Modes of an attached program, as Attached names them.
 const (
 	modeNative  = "native"
@@ -100,7 +103,7 @@ func Release(ifindex int) error {
 	case err != nil:
 		return err
 	case a.id == 0:
-		return fmt.Errorf("release device %d: no XDP program is attached", ifindex)
+		return fmt.Errorf("release device %d: %w", ifindex, ErrNotAttached)
 	case !a.ours():
 		return fmt.Errorf("release device %d: %s (id %d, %s) is not demarc's", ifindex, a.label(), a.id, a.mode)
 	}
