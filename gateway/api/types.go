@@ -53,25 +53,26 @@ type Revision struct {
 
 // Worker is one data-plane thread.
 type Worker struct {
-	ID          int     `json:"id"`
-	CPU         int     `json:"cpu"` // pinned to; -1 = not pinned
-	Sessions    int     `json:"sessions"`
-	SessionsCap int     `json:"sessions_cap"`
-	Mappings    int     `json:"mappings"` // NAT mappings, held ports not counted
-	MappingsCap int     `json:"mappings_cap"`
-	Frames      int     `json:"frames"`         // of all its memory areas
-	FramesFree  int     `json:"frames_free"`    // on the free lists
-	FramesHeld  int     `json:"frames_held"`    // in the shaper
-	Generation  uint64  `json:"generation"`     // of the view it serves
-	Busy        float64 `json:"busy"`           // part of the last second with packets in hand, 0..1
-	HandedOut   uint64  `json:"handed_out"`     // packets copied to other workers
-	HandedIn    uint64  `json:"handed_in"`      // packets copied from other workers
-	Panics      uint64  `json:"panics"`         // contained ones
-	Bursts      uint64  `json:"bursts"`         // receive bursts that held at least one packet
-	Wakeups     uint64  `json:"wakeups"`        // times it slept and was woken
-	UMEMBytes   uint64  `json:"umem_bytes"`     // packet memory
-	TableBytes  uint64  `json:"table_bytes"`    // sessions, index, mappings
-	Crossings   uint64  `json:"area_crossings"` // packets copied between a zero-copy and another memory area
+	ID           int     `json:"id"`
+	CPU          int     `json:"cpu"` // pinned to; -1 = not pinned
+	Sessions     int     `json:"sessions"`
+	SessionsCap  int     `json:"sessions_cap"`
+	Mappings     int     `json:"mappings"` // NAT mappings, held ports not counted
+	MappingsCap  int     `json:"mappings_cap"`
+	Frames       int     `json:"frames"`         // of all its memory areas
+	FramesFree   int     `json:"frames_free"`    // on the free lists
+	FramesHeld   int     `json:"frames_held"`    // in the shaper
+	Generation   uint64  `json:"generation"`     // of the view it serves
+	Busy         float64 `json:"busy"`           // part of the last second with packets in hand, 0..1
+	HandedOut    uint64  `json:"handed_out"`     // packets copied to other workers
+	HandedIn     uint64  `json:"handed_in"`      // packets copied from other workers
+	Panics       uint64  `json:"panics"`         // contained ones
+	BlockedFlows int     `json:"blocked_flows"`  // flows and sources that have met a fault in the last minute
+	Bursts       uint64  `json:"bursts"`         // receive bursts that held at least one packet
+	Wakeups      uint64  `json:"wakeups"`        // times it slept and was woken
+	UMEMBytes    uint64  `json:"umem_bytes"`     // packet memory
+	TableBytes   uint64  `json:"table_bytes"`    // sessions, index, mappings
+	Crossings    uint64  `json:"area_crossings"` // packets copied between a zero-copy and another memory area
 }
 
 // Port is one network device.

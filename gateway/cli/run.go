@@ -36,7 +36,7 @@ func (a *app) runCmd() *cobra.Command {
 			if node == "" {
 				return usageError{fmt.Errorf("--node is missing: name the node file")}
 			}
-			if broken != "" && !slices.Contains(lab.Stages, broken) {
+			if broken != "" && broken != string(snapshot.BreakPoison) && !slices.Contains(lab.Stages, broken) {
 				return usageError{fmt.Errorf("--break %q: want one of %s", broken, strings.Join(lab.Stages, ", "))}
 			}
 			return a.run(cmd, node, policy, snapshot.Break(broken), seed)

@@ -69,6 +69,7 @@ func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verd
 	se.Flags |= conntrack.FlagUnanswered
 	sh.countHost(t, se)
 	slot, r := sh.Sessions.Create(se, sh.tick, se.Look(&sh.view.Timeouts))
+	sh.counted = nil
 	if r != verdict.Pass {
 		if se.Mapping != conntrack.NoMapping {
 			sh.NAT.Drop(se.Mapping)
@@ -79,12 +80,16 @@ func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verd
 		}
 		return sh.drop(s, r)
 	}
+	sh.unborn, sh.bornTo = slot, 0
 	if se.Mapping != conntrack.NoMapping {
 		sh.NAT.Ref(se.Mapping)
 		sh.making = conntrack.NoMapping
+		sh.bornTo = 1
 		sh.permit(se)
+		sh.bornTo = 2
 	}
 	sh.countSession(t, se)
+	sh.unborn = noSlot
 	t.Shared.Created.Add(1)
 	return sh.forward(s, sh.Sessions.At(slot), 0)
 }

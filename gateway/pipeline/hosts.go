@@ -164,6 +164,7 @@ func (sh *Shard) countHost(t *snapshot.Tenant, se *conntrack.Session) {
 	family, a := insideOf(se)
 	if h := sh.hosts.get(t.ID, family, &a); h != nil {
 		h.sessions++
+		sh.counted = h
 		se.Flags |= conntrack.FlagCounted
 	}
 }

@@ -20,8 +20,46 @@ func (sh *Shard) Process(slots []Slot, nowNs uint64) {
 		}
 		return
 	}
-	sink := sh.sink
-	for i := range slots {
+	sh.parse(slots, 0)
+	sh.touch(slots)
+	sh.carry(slots, 0)
+}
+
+// sweep is where Process is, so that Contain and Resume know after a panic.
+type sweep uint8
+
+const (
+	sweepDone sweep = iota
+	sweepParse
+	sweepTouch
+	sweepCarry
+)
+
+// Resume goes on with a burst after Contain, behind the frame that was under way.
+func (sh *Shard) Resume(slots []Slot) {
+	switch sh.sweep {
+	case sweepParse:
+		sh.parse(slots, sh.at+1)
+		sh.touch(slots)
+		sh.carry(slots, 0)
+	case sweepTouch: // it only saves time, and who it was that could not be touched, carry will find out
+		sh.carry(slots, 0)
+	case sweepCarry:
+		from := sh.at + 1
+		for i := from; i < len(slots); i++ { // parsed before their flow or source was blocked
+			if s := &slots[i]; s.Verdict == verdict.Next && sh.poisons.has(&s.Key, sh.now) {
+				sh.drop(s, verdict.FlowBlocked)
+				sh.dropped(s)
+			}
+		}
+		sh.carry(slots, from)
+	}
+}
+
+func (sh *Shard) parse(slots []Slot, from int) {
+	sh.sweep = sweepParse
+	for i := from; i < len(slots); i++ {
+		sh.at = i
 		s := &slots[i]
 		s.Verdict = sh.receive(s)
 		if s.Verdict == verdict.Next {
@@ -30,7 +68,12 @@ func (sh *Shard) Process(slots []Slot, nowNs uint64) {
 			sh.dropped(s)
 		}
 	}
-	// A loop of loads and nothing else: the processor has many of them under way at once, which it has not between parsing.
+}
+
+// touch is two loops of loads and nothing else: the processor has many of them under way at once, which it has not between parsing.
+func (sh *Shard) touch(slots []Slot) {
+	sh.sweep = sweepTouch
+	sink := sh.sink
 	for i := range slots {
 		if s := &slots[i]; s.Verdict == verdict.Next {
 			sink ^= sh.Sessions.Touch(s.hash)
@@ -42,19 +85,26 @@ func (sh *Shard) Process(slots []Slot, nowNs uint64) {
 		}
 	}
 	sh.sink = sink
+}
+
+func (sh *Shard) carry(slots []Slot, from int) {
+	sh.sweep = sweepCarry
 	if len(sh.watch.taps) > 0 {
-		sh.watched(slots)
+		sh.watched(slots, from)
+		sh.sweep = sweepDone
 		return
 	}
-	for i := range slots {
+	for i := from; i < len(slots); i++ {
 		s := &slots[i]
 		if s.Verdict != verdict.Next {
 			continue
 		}
+		sh.at, sh.key = i, s.Key // which translation changes
 		if s.Verdict = sh.find(s); s.Verdict == verdict.Drop {
 			sh.dropped(s)
 		}
 	}
+	sh.sweep = sweepDone
 }
 
 func (sh *Shard) drop(s *Slot, r verdict.Reason) verdict.Verdict {
@@ -65,6 +115,7 @@ func (sh *Shard) drop(s *Slot, r verdict.Reason) verdict.Verdict {
 // receive parses a frame and finds out where it came in, and whether it is this worker's.
 func (sh *Shard) receive(s *Slot) verdict.Verdict {
 	s.Verdict, s.Reason, s.Tenant, s.Voice, s.in = verdict.Drop, verdict.Unset, 0, false, nil
+	s.Key.Family = 0 // of the frame that was here before: should anything panic now, nobody is to blame
 	if r := packet.Parse(&s.Packet); r != verdict.Pass {
 		if f := sh.ingress(s); f != nil {
 			s.Tenant = f.Zone
@@ -90,6 +141,9 @@ func (sh *Shard) receive(s *Slot) verdict.Verdict {
 		if r := sane(&s.Packet, f); r != verdict.Pass {
 			return sh.drop(s, r)
 		}
+	}
+	if sh.poisons.live > 0 && sh.poisons.has(&s.Key, sh.now) {
+		return sh.drop(s, verdict.FlowBlocked)
 	}
 	if s.Flags&(packet.FlagFragFirst|packet.FlagFragLater) != 0 {
 		return sh.drop(s, verdict.Fragment)

@@ -25,6 +25,9 @@ const LoopPort = 0xffff
 // noHop stands in a session where there is no route.
 const noHop = 0xffff
 
+// noSlot stands where there is no session.
+const noSlot = 1<<32 - 1
+
 // Slot is one packet of a burst: the parsed frame, where it came from, and what became of it.
 type Slot struct {
 	packet.Packet
@@ -105,8 +108,22 @@ type Shard struct {
 	held     []held // by tenant
 	keeping  uint32 // mapping that reopen keeps, likewise
 	watch    watching
-	hosts    *hosts
-	hostAt   uint64 // where sweepHosts has come to
+
+	// What Contain goes by after a panic.
+	sweep     sweep    // where Process is
+	at        int      // the packet under way in it
+	key       flow.Key // under which it entered
+	unborn    uint32   // slot of a session that is in the table and not yet counted, or noSlot
+	bornTo    uint8    // how far it is: 1 it holds its mapping, 2 its permit is counted
+	counted   *host    // inside host that counts a session which is not in the table yet
+	ending    uint32   // slot of a session that gives back what it holds, or noSlot
+	endingGen uint32   // and its generation
+	endTo     uint8    // how far it is
+	poisons   poisons
+	poisonAt  uint64 // ns of the last look at what of them is over
+
+	hosts  *hosts
+	hostAt uint64 // where sweepHosts has come to
 
 	events   [eventRing]Event
 	evHead   atomic.Uint64 // worker: wo
@@ -138,7 +155,7 @@ func NewShard(c Config) (*Shard, error) {
 	return &Shard{
 		Worker: c.Worker, Sessions: st, NAT: ns, permits: permits, Space: c.Space, Neighbors: c.Neighbors,
 		Shaper: police.NewShaper(c.ShaperMax, tenants*2), Meter: meter.NewShard(tenants),
-		held: make([]held, tenants), hosts: newHosts(c.Sessions, tenants, c.Seed), making: conntrack.NoMapping, keeping: conntrack.NoMapping, rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
+		held: make([]held, tenants), hosts: newHosts(c.Sessions, tenants, c.Seed), making: conntrack.NoMapping, keeping: conntrack.NoMapping, unborn: noSlot, ending: noSlot, poisons: poisons{seed: c.Seed ^ 0xd6e8feb86659fd93}, rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
 		watch:    watching{drops: trace.NewRecorder()},
 		errRate:  police.PacketRate(icmpErrorsPerSecond, 250*time.Millisecond),
 		echoRate: police.PacketRate(echoPerSecond, 100*time.Millisecond),
@@ -152,22 +169,6 @@ func (sh *Shard) SetView(v *snapshot.View) {
 		sh.Meter.Reset(id)
 	}
 	sh.rejudge, sh.stale = 0, true
-}
-
-// Recover puts right what a panic in Process left half made: a session that was not yet visible, a mapping that none holds. It reports
-// whether there was something. Worker only.
-func (sh *Shard) Recover() bool {
-	sh.watch.tr = nil
-	repaired := sh.Sessions.Repair()
-	if sh.making != conntrack.NoMapping {
-		sh.NAT.Drop(sh.making) // does nothing if a session holds it
-		sh.making, repaired = conntrack.NoMapping, true
-	}
-	if sh.keeping != conntrack.NoMapping {
-		sh.letGo()
-		repaired = true
-	}
-	return repaired
 }
 
 // View is the View that the shard works with.
@@ -208,18 +209,40 @@ func (sh *Shard) Events(fn func(Event)) {
 func (sh *Shard) end(slot uint32, se *conntrack.Session) {
 	sh.release(slot, se)
 	sh.Sessions.Remove(slot)
+	sh.ending = noSlot
 }
 
 // release gives back what a session held outside the table; the table removes it afterwards.
-func (sh *Shard) release(_ uint32, se *conntrack.Session) {
-	if se.Mapping != conntrack.NoMapping {
-		sh.unpermit(se)
-		sh.NAT.Unref(se.Mapping, sh.tick)
+func (sh *Shard) release(slot uint32, se *conntrack.Session) {
+	sh.ending, sh.endingGen = slot, se.Gen
+	sh.releaseFrom(0, se)
+}
+
+// releaseFrom gives back from one step on: a step that panicked is left out when Recover goes on, and those before it are not done twice.
+func (sh *Shard) releaseFrom(step uint8, se *conntrack.Session) {
+	switch step {
+	case 0:
+		sh.endTo = 1
+		if se.Mapping != conntrack.NoMapping {
+			sh.unpermit(se)
+		}
+		fallthrough
+	case 1:
+		sh.endTo = 2
+		if se.Mapping != conntrack.NoMapping {
+			sh.NAT.Unref(se.Mapping, sh.tick)
+		}
+		fallthrough
+	case 2:
+		sh.endTo = 3
+		if se.Flags&conntrack.FlagCounted != 0 {
+			sh.uncountHost(se)
+		}
+		fallthrough
+	case 3:
+		sh.endTo = 4
+		sh.uncountSession(se)
 	}
-	if se.Flags&conntrack.FlagCounted != 0 {
-		sh.uncountHost(se)
-	}
-	sh.uncountSession(se)
 }
 
 // Maintain does a bounded part of the work that is never done: expiry, held ports, judging again after a change. Call it every few
@@ -232,6 +255,10 @@ func (sh *Shard) Maintain(nowNs uint64, budget int) {
 	sh.Sessions.Sweep(sh.tick, &sh.view.Timeouts, budget, sh.hurry, sh.release)
 	sh.NAT.Sweep(sh.tick, budget)
 	sh.sweepHosts(budget)
+	if sh.now-sh.poisonAt >= uint64(time.Second) {
+		sh.poisonAt = sh.now
+		sh.poisons.sweep(sh.now)
+	}
 }
 
 // Rejudge brings at most budget table slots up to the current View and ends the sessions that it denies. Call it until Settled.

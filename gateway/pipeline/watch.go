@@ -50,9 +50,10 @@ func (sh *Shard) resize() {
 func (sh *Shard) Drops() *trace.Recorder { return sh.watch.drops }
 
 // watched takes the slots of a burst that receive has been through to their end, as Process does, and lets the taps see each.
-func (sh *Shard) watched(slots []Slot) {
-	for i := range slots {
+func (sh *Shard) watched(slots []Slot, from int) {
+	for i := from; i < len(slots); i++ {
 		if s := &slots[i]; s.Verdict != verdict.Hand { // the worker that it goes to looks at it
+			sh.at, sh.key = i, s.Key
 			sh.follow(s)
 		}
 	}

@@ -35,7 +35,14 @@ const (
 	BreakACL     Break = "acl"
 	BreakLimit   Break = "limit"
 	BreakTenant  Break = "tenant"
+
+	// BreakPoison switches nothing off: it makes whatever a tenant sends to PoisonAddr panic in the pipeline, for the test that such a
+	// fault is contained.
+	BreakPoison Break = "poison"
 )
+
+// PoisonAddr is the destination that BreakPoison spoils.
+var PoisonAddr = netip.MustParseAddr("203.0.113.66")
 
 // Input is everything that Compile looks at.
 type Input struct {
@@ -92,6 +99,9 @@ func Compile(in Input) (*View, error) {
 	}
 	if len(c.errs) > 0 {
 		return nil, errors.Join(c.errs...)
+	}
+	if in.Break == BreakPoison {
+		c.add(flow.Backbone, netip.PrefixFrom(PoisonAddr, 32), c.hop(Hop{Kind: HopPublic, Public: 1 << 31, Family: 4})) // there is no such Public
 	}
 	t, err := fib.Compile(c.route, c.hops)
 	if err != nil {

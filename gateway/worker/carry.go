@@ -1,9 +1,6 @@
 package worker
 
 import (
-	"fmt"
-	"runtime/debug"
-
 	"demarc/gateway/pipeline"
 	"demarc/gateway/slowpath"
 	"demarc/gateway/trace"
@@ -65,30 +62,47 @@ func (w *Worker) judge(slots []pipeline.Slot, now uint64) {
 	}
 }
 
-// contained runs the pipeline and survives a panic in it: what was judged before goes its way, the rest of the burst is dropped and
-// counted, and its frames come back.
+// contained runs the pipeline and survives panics in it: the frame under way is dropped and its flow blocked, the rest of the burst goes on.
 func (w *Worker) contained(slots []pipeline.Slot, now uint64) {
 	for i := range slots {
 		slots[i].Verdict, slots[i].Reason = verdict.Drop, verdict.Unset
 	}
-	defer func() {
-		e := recover()
-		if e == nil {
+	if w.process(slots, now) {
+		return
+	}
+	for range slots { // each panic takes a frame out of the burst
+		if w.resume(slots) {
 			return
 		}
-		w.count.panics.Add(1)
-		n := uint64(0)
-		for i := range slots {
-			if v := slots[i].Verdict; v == verdict.Next || v == verdict.Drop && slots[i].Reason == verdict.Unset {
-				slots[i].Verdict, slots[i].Reason = verdict.Drop, verdict.InternalError
-				n++
-			}
+	}
+	n := uint64(0)
+	for i := range slots { // what goes on panicking without a frame to blame
+		if v := slots[i].Verdict; v == verdict.Next || v == verdict.Drop && slots[i].Reason == verdict.Unset {
+			slots[i].Verdict, slots[i].Reason = verdict.Drop, verdict.InternalError
+			n++
 		}
-		w.shard.Meter.DropN(0, verdict.InternalError, n)
-		repaired := w.shard.Recover()
-		w.cfg.Log.Error("pipeline panic contained", "worker", w.cfg.ID, "repaired", repaired, "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
+	}
+	w.shard.Meter.DropN(0, verdict.InternalError, n)
+}
+
+func (w *Worker) process(slots []pipeline.Slot, now uint64) (done bool) {
+	defer func() {
+		if e := recover(); e != nil {
+			w.poisoned(slots, e)
+		}
 	}()
 	w.shard.Process(slots, now)
+	return true
+}
+
+func (w *Worker) resume(slots []pipeline.Slot) (done bool) {
+	defer func() {
+		if e := recover(); e != nil {
+			w.poisoned(slots, e)
+		}
+	}()
+	w.shard.Resume(slots)
+	return true
 }
 
 func (w *Worker) slow(kind slowpath.Kind, s *pipeline.Slot) {

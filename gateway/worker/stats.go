@@ -12,14 +12,15 @@ type Stats struct {
 	Bursts, Wakeups, Panics        uint64
 	HandedOut, HandedIn, Crossings uint64
 	BusyNs                         uint64
+	Blocked                        int    // gauge: flows and sources that have made it panic
 	Gen                            uint32 // of the view that it works with
 }
 
 type counters struct {
-	sessions, mappings, free, held         atomic.Int64
-	bursts, wakeups, panics                atomic.Uint64
-	handedOut, handedIn, crossings, busyNs atomic.Uint64
-	gen                                    atomic.Uint32
+	sessions, mappings, free, held, blocked atomic.Int64
+	bursts, wakeups, panics                 atomic.Uint64
+	handedOut, handedIn, crossings, busyNs  atomic.Uint64
+	gen                                     atomic.Uint32
 }
 
 func (w *Worker) gauges() int {
@@ -31,6 +32,7 @@ func (w *Worker) gauges() int {
 	w.count.held.Store(int64(w.shard.Shaper.Held()))
 	w.count.sessions.Store(int64(w.shard.Sessions.Len()))
 	w.count.mappings.Store(int64(w.shard.NAT.Len()))
+	w.count.blocked.Store(int64(w.shard.Poisoned()))
 	return 0
 }
 
@@ -42,7 +44,7 @@ func (w *Worker) Stats() Stats {
 		frames += u.Frames()
 	}
 	return Stats{
-		Sessions: int(c.sessions.Load()), Mappings: int(c.mappings.Load()), Frames: frames, Free: int(c.free.Load()), Held: int(c.held.Load()),
+		Sessions: int(c.sessions.Load()), Mappings: int(c.mappings.Load()), Frames: frames, Free: int(c.free.Load()), Held: int(c.held.Load()), Blocked: int(c.blocked.Load()),
 		Bursts: c.bursts.Load(), Wakeups: c.wakeups.Load(), Panics: c.panics.Load(), HandedOut: c.handedOut.Load(), HandedIn: c.handedIn.Load(),
 		Crossings: c.crossings.Load(), BusyNs: c.busyNs.Load(), Gen: c.gen.Load(),
 	}

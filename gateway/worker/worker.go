@@ -85,6 +85,8 @@ type Worker struct {
 	held     []int // frames in the shaper, per memory area
 	polls    []unix.PollFd
 	maintain uint64        // ns of the last upkeep
+	stackAt  uint64        // ns of the last panic that was logged; 0 = none yet
+	unlogged uint64        // panics since then
 	nap      time.Duration // the longest sleep: upkeep is due then, whatever happens
 	release  func(*police.Item) bool
 	look     func(int) (*police.Dir, *police.Words)
@@ -293,15 +295,19 @@ func (w *Worker) turn(now uint64) (n int) {
 		w.flush(s)
 		w.refill(s)
 	}
+	budget := 0
 	if now-w.maintain > uint64(10*time.Millisecond) {
 		elapsed := min(now-w.maintain, uint64(time.Second))
-		w.shard.Maintain(now, int(uint64(w.shard.Sessions.Capacity())*elapsed/uint64(time.Second))+64)
+		budget = int(uint64(w.shard.Sessions.Capacity())*elapsed/uint64(time.Second)) + 64
 		w.maintain = now
 		n += w.gauges()
 	}
-	if !w.shard.Settled() {
-		w.shard.Rejudge(now, 256)
+	unsettled := !w.shard.Settled()
+	if unsettled {
 		n++
+	}
+	if budget > 0 || unsettled {
+		w.upkeep(now, budget)
 	}
 	w.shard.Meter.Publish()
 	return n
@@ -350,8 +356,7 @@ func (w *Worker) orders() (n int) {
 	}
 	for len(w.box) > 0 {
 		j := <-w.box
-		j.fn(w.shard)
-		j.done <- nil
+		j.done <- w.order(&j)
 		n++
 	}
 	return n

@@ -70,7 +70,12 @@ var (
 )
 
 // newWorkers makes workers without sockets: frames come in by hand-over, and what is sent ends as no_tx_socket. No root needed.
-func newWorkers(t *testing.T, n int) []*Worker {
+func newWorkers(t testing.TB, n int) []*Worker {
+	return newWorkersIn(t, n, func(n int) []byte { return make([]byte, n) })
+}
+
+// newWorkersIn has the session tables in memory that table gives.
+func newWorkersIn(t testing.TB, n int, table func(bytes int) []byte) []*Worker {
 	t.Helper()
 	node, err := configs.DecodeNode("node.toml", []byte(testNode))
 	if err != nil {
@@ -102,7 +107,7 @@ func newWorkers(t *testing.T, n int) []*Worker {
 	}
 	ws := make([]*Worker, n)
 	for i := range ws {
-		sh, err := pipeline.NewShard(pipeline.Config{Worker: i, SessionMem: make([]byte, conntrack.Bytes(1024)+64), Sessions: 1024, NATMem: make([]byte, nat.Bytes(1024)+64), PermitMem: make([]byte, nat.PermitBytes(1024)+64),
+		sh, err := pipeline.NewShard(pipeline.Config{Worker: i, SessionMem: table(conntrack.Bytes(1024) + 64), Sessions: 1024, NATMem: make([]byte, nat.Bytes(1024)+64), PermitMem: make([]byte, nat.PermitBytes(1024)+64),
 			Mappings: 1024, Tenants: snapshot.MaxTenantID(node), ShaperMax: 256, Seed: uint64(i) + 1, Space: space, Neighbors: neigh})
 		if err != nil {
 			t.Fatal(err)
@@ -387,45 +392,6 @@ func TestShapedFramesComeBackAtTheEnd(t *testing.T) {
 	}
 	if n := ws[1].shard.Meter.Drops(0, verdict.Shutdown); n == 0 {
 		t.Fatal("what waited in the shaper was dropped and not counted")
-	}
-}
-
-func TestAPanicCostsABurstAndNoFrame(t *testing.T) {
-	ws := newWorkers(t, 2)
-	ws[1].shard.Neighbors = nil // what reaches the neighbour stage panics
-	stop := start(t, ws)
-	if err := ws[0].Do(t.Context(), func(*pipeline.Shard) {
-		for i := range 5 {
-			ws[0].hand(1, handProcess, 1, udp(uint16(4000+i), 8), nil)
-		}
-	}); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "panic", func() bool { return ws[1].Stats().HandedIn == 5 && ws[1].Stats().Panics > 0 })
-	stop()
-	if err := ws[1].Account(); err != nil {
-		t.Fatal(err)
-	}
-	if u := ws[1].cfg.Areas[0]; u.FreeCount() != u.Frames() || u.Faults() != 0 {
-		t.Fatalf("%d of %d frames are free, %d faults", u.FreeCount(), u.Frames(), u.Faults())
-	}
-	bad := udp(5000, 8)
-	bad[22] ^= 1 // its checksum is wrong: dropped before anything can panic
-	slots := make([]pipeline.Slot, 3)
-	for i, f := range [][]byte{bad, udp(5001, 8), bad} {
-		mem := make([]byte, 2048)
-		slots[i].Buf, slots[i].Off, slots[i].Len, slots[i].Port, slots[i].Handed = mem, 256, copy(mem[256:], f), 1, true
-	}
-	ws[1].contained(slots, 1e12)
-	ws[1].shard.Meter.Publish()
-	total := uint64(0)
-	for id := range ws[1].shard.Meter.Tenants() {
-		for r := verdict.Reason(0); r < verdict.NumReasons; r++ {
-			total += ws[1].shard.Meter.Drops(flow.TenantID(id), r)
-		}
-	}
-	if n := ws[1].shard.Meter.Drops(0, verdict.InternalError); n != 6 || total != 8 {
-		t.Fatalf("%d counted as internal errors, want 6; %d in all, want 8", n, total)
 	}
 }
 
