@@ -3,7 +3,7 @@ package archtest
 // A room is a package of ours, or a tree of packages that stand together (packet, packet/csum, packet/build). Inside gateway imports go
 // downward only: a room may import rooms of a lower number, and packages of its own tree.
 var levels = map[string]int{
-	"gateway/verdict": 0, "gateway/flow": 0,
+	"gateway/verdict": 0, "gateway/flow": 0, "gateway/undo": 0,
 	"gateway/packet":    1,
 	"gateway/conntrack": 2, "gateway/nat": 2, "gateway/police": 2, "gateway/fib": 2, "gateway/meter": 2, "gateway/trace": 2,
 	"gateway/snapshot": 3,
@@ -40,6 +40,7 @@ var only = map[string][]string{
 	"gateway/xsk":   {"gateway/verdict"},
 	"gateway/api":   {},
 	"gateway/fib":   {"gateway/flow"},
+	"gateway/undo":  {},
 	"gateway/meter": {"gateway/flow", "gateway/verdict"},
 }
 
@@ -62,7 +63,7 @@ var importedBy = map[string][]string{
 // pure packages do no I/O, start no goroutine, take no lock, read no clock and roll no dice of their own, so that all of them are
 // fuzzed and benchmarked without root.
 var pure = []string{"acl", "configs", "gateway/conntrack", "gateway/fib", "gateway/flow", "gateway/meter", "gateway/nat", "gateway/packet",
-	"gateway/pipeline", "gateway/police", "gateway/snapshot", "gateway/trace", "gateway/verdict"}
+	"gateway/pipeline", "gateway/police", "gateway/snapshot", "gateway/trace", "gateway/undo", "gateway/verdict"}
 
 // pureImports is all that a pure package may import beside what is ours. What is not here either does I/O, or nobody needed it yet.
 var pureImports = []string{"cmp", "embed", "encoding/binary", "errors", "fmt", "maps", "math", "math/bits", "net/netip", "path", "reflect", "slices",

@@ -7,6 +7,7 @@ import (
 	"unsafe"
 
 	"demarc/gateway/flow"
+	"demarc/gateway/undo"
 	"demarc/gateway/verdict"
 )
 
@@ -76,6 +77,14 @@ type Table struct {
 	live      int
 	hand      uint32 // where Sweep goes on
 	pending   uint32 // the slot that Create is filling, or noSlot: what Repair undoes after a panic
+	log       *undo.Log
+}
+
+// Twin is a table over the same memory that remembers in l what it writes, and what At was asked for. Until l is undone, only the twin may be used.
+func (t *Table) Twin(l *undo.Log) *Table {
+	c := *t
+	c.log = l
+	return &c
 }
 
 func numBuckets(capacity int) int { return (capacity*2*10 + bucketFill10 - 1) / bucketFill10 }
@@ -174,7 +183,11 @@ func (t *Table) Lookup(k *flow.Key, h uint64) (Ref, bool) {
 }
 
 // At is the session in slot. It stays valid until Remove.
-func (t *Table) At(slot uint32) *Session { return &t.sessions[slot] }
+func (t *Table) At(slot uint32) *Session {
+	s := &t.sessions[slot]
+	undo.Keep(t.log, s) // the caller may write to it
+	return s
+}
 
 // Live reports whether slot holds a session.
 func (t *Table) Live(slot uint32) bool { return int(slot) < len(t.deadlines) && t.deadlines[slot] != 0 }
@@ -185,11 +198,13 @@ func (t *Table) insert(h uint64, r Ref) {
 		b := &t.buckets[at]
 		for i := range bucketSlots {
 			if b.tag(i) == 0 {
+				undo.Keep(t.log, b)
 				atomic.StoreUint32((*uint32)(&b.refs[i]), uint32(r))
 				b.setTag(i, uint16(tagOf(h))) // the tag makes the entry visible, so it comes last
 				return
 			}
 		}
+		undo.Keep(t.log, b)
 		b.addPassed(1)
 		if at++; at == t.n {
 			at = 0
@@ -206,8 +221,10 @@ func (t *Table) erase(h uint64, r Ref) bool {
 		b := &t.buckets[at]
 		for i := range bucketSlots {
 			if b.refs[i] == r && b.tag(i) == tag {
+				undo.Keep(t.log, b)
 				b.setTag(i, 0)
 				for p := home; p != at; {
+					undo.Keep(t.log, &t.buckets[p])
 					t.buckets[p].addPassed(-1)
 					if p++; p == t.n {
 						p = 0
@@ -282,7 +299,8 @@ func (t *Table) Create(s *Session, now, timeout uint32) (slot uint32, r verdict.
 		return 0, verdict.SessionTableFull
 	}
 	t.pending = slot
-	d := &t.sessions[slot]
+	d := t.At(slot)
+	undo.Keep(t.log, &t.deadlines[slot])
 	seq, gen := d.Seq|1, d.Gen
 	atomic.StoreUint32(&d.Seq, seq)
 	c := *s
@@ -308,7 +326,8 @@ func (t *Table) Remove(slot uint32) {
 }
 
 func (t *Table) release(slot uint32) {
-	d := &t.sessions[slot]
+	d := t.At(slot)
+	undo.Keep(t.log, &t.deadlines[slot])
 	k0, k1 := d.Key(0), d.Key(1)
 	t.erase(t.Hash(&k0), Ref(slot<<1))
 	t.erase(t.Hash(&k1), Ref(slot<<1|1))
@@ -322,6 +341,7 @@ func (t *Table) release(slot uint32) {
 // SetDeadline says when Sweep shall look at the session again.
 func (t *Table) SetDeadline(slot, tick uint32) {
 	if t.Live(slot) {
+		undo.Keep(t.log, &t.deadlines[slot])
 		t.deadlines[slot] = deadline(tick)
 	}
 }

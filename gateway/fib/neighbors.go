@@ -103,6 +103,7 @@ type Neighbors struct {
 	mask     uint64
 	seed     uint64
 	capacity int
+	quiet    bool
 	live     int // writer only
 	tombs    int // writer only
 }
@@ -145,7 +146,7 @@ func (n *Neighbors) Lookup(iface uint16, family uint8, a *flow.Addr) (mac [6]byt
 	id := identOf(iface, family, a)
 	first := n.slot(&id)
 	for v := n.current.Load(); ; {
-		if mac, ok = search(n.tabs[v&1], first, &id); ok {
+		if mac, ok = search(n.tabs[v&1], first, &id, n.quiet); ok {
 			return mac, true
 		}
 		// A reader that was stopped while the writer rebuilt, and began to rebuild again, may have missed what is there.
@@ -157,7 +158,7 @@ func (n *Neighbors) Lookup(iface uint16, family uint8, a *flow.Addr) (mac [6]byt
 	}
 }
 
-func search(tab []entry, i uint64, id *ident) (mac [6]byte, ok bool) {
+func search(tab []entry, i uint64, id *ident, quiet bool) (mac [6]byte, ok bool) {
 	mask := uint64(len(tab) - 1)
 	for range tab {
 		e := &tab[i&mask]
@@ -169,21 +170,28 @@ func search(tab []entry, i uint64, id *ident) (mac [6]byte, ok bool) {
 		if k&^(genMask<<genShift) != id.key || e.lo.Load() != id.lo || e.hi.Load() != id.hi {
 			continue
 		}
-		return e.take(k)
+		return e.take(k, quiet)
 	}
 	return mac, false
 }
 
 // take is the reader's last step: the MAC, if the entry is still that of the key word k.
-func (e *entry) take(k uint64) (mac [6]byte, ok bool) {
+func (e *entry) take(k uint64, quiet bool) (mac [6]byte, ok bool) {
 	m := e.mac.Load()
 	if m>>48 != 1<<15|k>>genShift&genMask {
 		return mac, false // not usable, or no longer this neighbour's
 	}
-	if e.used.Load() == 0 {
+	if e.used.Load() == 0 && !quiet {
 		e.used.Store(1)
 	}
 	return [6]byte{byte(m), byte(m >> 8), byte(m >> 16), byte(m >> 24), byte(m >> 32), byte(m >> 40)}, true
+}
+
+// Quiet is a reader of the same neighbours, as they are now, whose Lookup leaves no mark. It is good for a moment: a rebuild passes it by.
+func (n *Neighbors) Quiet() *Neighbors {
+	q := &Neighbors{tabs: n.tabs, mask: n.mask, seed: n.seed, capacity: n.capacity, quiet: true}
+	q.current.Store(n.current.Load())
+	return q
 }
 
 // find is the entry of id; writer only. Without one, free is where it would go: the first tombstone, or the empty one

@@ -228,11 +228,11 @@ func TestStoppedReader(t *testing.T) {
 	id := identOf(1, 4, &a)
 	e, _ := n.find(&id)
 	k := e.key.Load()
-	if mac, ok := e.take(k); !ok || mac != [6]byte{2, 1} {
+	if mac, ok := e.take(k, false); !ok || mac != [6]byte{2, 1} {
 		t.Fatalf("%x %v", mac, ok)
 	}
 	n.Delete(1, 4, &a)
-	if _, ok := e.take(k); ok {
+	if _, ok := e.take(k, false); ok {
 		t.Error("found after Delete")
 	}
 	reused := false
@@ -244,7 +244,7 @@ func TestStoppedReader(t *testing.T) {
 		idb := identOf(1, 4, &b)
 		f, _ := n.find(&idb)
 		reused = f == e
-		if mac, ok := e.take(k); ok {
+		if mac, ok := e.take(k, false); ok {
 			t.Fatalf("the reader of %x got %x, which is %x's", a[:4], mac, b[:4])
 		}
 		n.Delete(1, 4, &b)

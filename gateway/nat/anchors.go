@@ -6,6 +6,7 @@ import (
 	"unsafe"
 
 	"demarc/gateway/flow"
+	"demarc/gateway/undo"
 )
 
 // anchor is the public address that an inside host keeps, and how many mappings hold it there.
@@ -23,6 +24,7 @@ type anchors struct {
 	slots []anchor
 	n     int
 	seed  uint64
+	log   *undo.Log
 }
 
 // numAnchors is a host for every 16 to 32 mappings. Hosts beyond seven eighths of that get their address by hash alone, as PairedSoft does.
@@ -54,6 +56,7 @@ func (x *anchors) find(t flow.TenantID, inside [4]byte) (AddrID, bool) {
 // hold counts one more mapping of the host, on address addr; false where there is no room to. A host whose address has left the pool moves.
 func (x *anchors) hold(t flow.TenantID, inside [4]byte, addr AddrID, pool []AddrID) bool {
 	a := &x.slots[x.at(t, inside)]
+	undo.Keep(x.log, a)
 	if a.refs == 0 {
 		if x.n >= len(x.slots)/8*7 {
 			return false
@@ -75,6 +78,7 @@ func (x *anchors) release(t flow.TenantID, inside [4]byte) {
 	if x.slots[i].refs == 0 {
 		return
 	}
+	undo.Keep(x.log, &x.slots[i])
 	if x.slots[i].refs--; x.slots[i].refs != 0 {
 		return
 	}
@@ -83,6 +87,7 @@ func (x *anchors) release(t flow.TenantID, inside [4]byte) {
 	for j := (i + 1) & mask; x.slots[j].refs != 0; j = (j + 1) & mask {
 		if home := x.home(x.slots[j].tenant, x.slots[j].inside); (j-home)&mask >= (j-i)&mask {
 			x.slots[i] = x.slots[j]
+			undo.Keep(x.log, &x.slots[j])
 			i = j
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"math/bits"
 
 	"demarc/gateway/flow"
+	"demarc/gateway/undo"
 )
 
 func (s *Shard) hashGroup(of blockID, k *groupKey) uint64 {
@@ -14,7 +15,7 @@ func (s *Shard) hashGroup(of blockID, k *groupKey) uint64 {
 // findGroup is the leader of the group among the blocks of address and class of the block of, or noBlock.
 func (s *Shard) findGroup(of blockID, key *groupKey) blockID {
 	for b := s.heads[s.hashGroup(of, key)] - 1; b != noBlock; {
-		g := &s.sp.block(b).group
+		g := &s.block(b).group
 		if b>>classBits == of>>classBits && g.key == *key {
 			return b
 		}
@@ -29,30 +30,34 @@ func (s *Shard) open(of blockID, key *groupKey, leader blockID, parity int, rnd 
 	if !ok {
 		return false
 	}
-	k, n := s.sp.block(b), numberOf(b)
+	if s.log != nil {
+		s.log.Then(func() { s.sp.giveBack(b) })
+	}
+	k, n := s.block(b), numberOf(b)
 	*k = block{next: [2]blockNo{noNumber, noNumber}}
 	if leader == noBlock {
 		h := s.hashGroup(of, key)
 		k.group = group{key: *key, chain: s.heads[h] - 1, resGen: s.sp.resGen.Load(), head: [2]blockNo{noNumber, noNumber}}
+		undo.Keep(s.log, &s.heads[h])
 		s.heads[h] = b + 1
 		leader = b
 		k.groupNext, k.groupPrev = n, n
 	} else {
-		l := s.sp.block(leader)
+		l := s.block(leader)
 		k.groupNext, k.groupPrev = numberOf(leader), l.groupPrev
-		s.sp.block(beside(b, l.groupPrev)).groupNext = n
+		s.block(beside(b, l.groupPrev)).groupNext = n
 		l.groupPrev = n
 	}
 	k.leader = numberOf(leader)
-	s.sp.block(leader).group.blocks++
+	s.block(leader).group.blocks++
 	if s.hand == noBlock {
 		s.hand = b
 		k.shardNext, k.shardPrev = b, b
 	} else {
 		// Before the hand: Sweep comes to it last.
-		l := s.sp.block(s.hand)
+		l := s.block(s.hand)
 		k.shardNext, k.shardPrev = s.hand, l.shardPrev
-		s.sp.block(l.shardPrev).shardNext = b
+		s.block(l.shardPrev).shardNext = b
 		l.shardPrev = b
 	}
 	s.blocks++
@@ -62,7 +67,7 @@ func (s *Shard) open(of blockID, key *groupKey, leader blockID, parity int, rnd 
 
 // close gives an empty block back.
 func (s *Shard) close(b blockID) {
-	k := s.sp.block(b)
+	k := s.block(b)
 	for parity := range 2 {
 		s.unlink(b, parity)
 	}
@@ -70,42 +75,43 @@ func (s *Shard) close(b blockID) {
 	if k.leader == numberOf(b) {
 		s.moveGroup(b)
 	}
-	s.sp.block(beside(b, k.groupPrev)).groupNext = k.groupNext
-	s.sp.block(beside(b, k.groupNext)).groupPrev = k.groupPrev
+	s.block(beside(b, k.groupPrev)).groupNext = k.groupNext
+	s.block(beside(b, k.groupNext)).groupPrev = k.groupPrev
 	if s.hand == b {
 		if s.hand = k.shardNext; s.hand == b {
 			s.hand = noBlock
 		}
 	}
-	s.sp.block(k.shardPrev).shardNext = k.shardNext
-	s.sp.block(k.shardNext).shardPrev = k.shardPrev
+	s.block(k.shardPrev).shardNext = k.shardNext
+	s.block(k.shardNext).shardPrev = k.shardPrev
 	s.blocks--
 	s.sp.giveBack(b)
 }
 
 // groupOf is the group that the block belongs to.
 func (s *Shard) groupOf(b blockID) *group {
-	return &s.sp.block(beside(b, s.sp.block(b).leader)).group
+	return &s.block(beside(b, s.block(b).leader)).group
 }
 
 // moveGroup makes the next member the leader instead of b, or ends the group where b was the last.
 func (s *Shard) moveGroup(b blockID) {
-	k := s.sp.block(b)
+	k := s.block(b)
 	to := k.group.chain
 	if k.group.blocks > 0 {
 		to = beside(b, k.groupNext)
-		s.sp.block(to).group = k.group
-		for m := to; m != b; m = beside(b, s.sp.block(m).groupNext) {
-			s.sp.block(m).leader = numberOf(to)
+		s.block(to).group = k.group
+		for m := to; m != b; m = beside(b, s.block(m).groupNext) {
+			s.block(m).leader = numberOf(to)
 		}
 	}
 	h := s.hashGroup(b, &k.group.key)
 	if s.heads[h] == b+1 {
+		undo.Keep(s.log, &s.heads[h])
 		s.heads[h] = to + 1
 		return
 	}
-	for at := s.heads[h] - 1; at != noBlock; at = s.sp.block(at).group.chain {
-		if g := &s.sp.block(at).group; g.chain == b {
+	for at := s.heads[h] - 1; at != noBlock; at = s.block(at).group.chain {
+		if g := &s.block(at).group; g.chain == b {
 			g.chain = to
 			return
 		}
@@ -114,7 +120,7 @@ func (s *Shard) moveGroup(b blockID) {
 
 // relink makes the block a member of exactly those lists in which it has a free port.
 func (s *Shard) relink(b blockID) {
-	k := s.sp.block(b)
+	k := s.block(b)
 	free := s.sp.usable(b)
 	for parity := range 2 {
 		switch has, in := free&parityMask(parity) != 0, k.next[parity] != noNumber; {
@@ -127,21 +133,21 @@ func (s *Shard) relink(b blockID) {
 }
 
 func (s *Shard) link(b blockID, parity int) {
-	k, n := s.sp.block(b), numberOf(b)
+	k, n := s.block(b), numberOf(b)
 	head := &s.groupOf(b).head[parity]
 	if *head == noNumber {
 		k.next[parity], k.prev[parity] = n, n
 		*head = n
 		return
 	}
-	h := s.sp.block(beside(b, *head))
+	h := s.block(beside(b, *head))
 	k.next[parity], k.prev[parity] = *head, h.prev[parity]
-	s.sp.block(beside(b, h.prev[parity])).next[parity] = n
+	s.block(beside(b, h.prev[parity])).next[parity] = n
 	h.prev[parity] = n
 }
 
 func (s *Shard) unlink(b blockID, parity int) {
-	k := s.sp.block(b)
+	k := s.block(b)
 	next, prev := k.next[parity], k.prev[parity]
 	if next == noNumber {
 		return
@@ -152,8 +158,8 @@ func (s *Shard) unlink(b blockID, parity int) {
 			*head = noNumber
 		}
 	}
-	s.sp.block(beside(b, prev)).next[parity] = next
-	s.sp.block(beside(b, next)).prev[parity] = prev
+	s.block(beside(b, prev)).next[parity] = next
+	s.block(beside(b, next)).prev[parity] = prev
 	k.next[parity] = noNumber
 }
 
@@ -162,11 +168,11 @@ func (s *Shard) relinkGroup(leader blockID, gen uint32) {
 	b := leader
 	for {
 		s.relink(b)
-		if b = beside(b, s.sp.block(b).groupNext); b == leader {
+		if b = beside(b, s.block(b).groupNext); b == leader {
 			break
 		}
 	}
-	s.sp.block(leader).group.resGen = gen
+	s.block(leader).group.resGen = gen
 }
 
 func (k *block) resting() (n int) {
@@ -213,7 +219,7 @@ func (s *Shard) Sweep(now uint32, budget int) {
 			return
 		}
 		b := s.hand
-		k := s.sp.block(b)
+		k := s.block(b)
 		s.hand = k.shardNext
 		k.turnOver(now)
 		s.relink(b)
@@ -239,7 +245,7 @@ func (s *Shard) Blocks() int { return s.blocks }
 func (s *Shard) EachBlock(fn func(Use) bool) {
 	b := s.hand
 	for range s.blocks {
-		k := s.sp.block(b)
+		k := s.block(b)
 		held := k.resting()
 		u := Use{Tenant: flow.TenantID(s.groupOf(b).key.tenant), Addr: addrOf(b), Class: classIn(b), InUse: bits.OnesCount64(k.busy) - held, Held: held}
 		if !fn(u) {

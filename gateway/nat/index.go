@@ -3,6 +3,8 @@ package nat
 import (
 	"math/bits"
 	"unsafe"
+
+	"demarc/gateway/undo"
 )
 
 const (
@@ -23,6 +25,7 @@ var _ = [1]struct{}{}[unsafe.Sizeof(line{})-64]
 type index struct {
 	lines  []line
 	idBits uint
+	log    *undo.Log
 }
 
 func numLines(capacity int) int { return (capacity + lineFill - 1) / lineFill }
@@ -46,6 +49,7 @@ func (x *index) insert(h uint64, id uint32) {
 	e := x.tagged(h, id)
 	for at := x.home(h); ; at = x.after(at) {
 		l := &x.lines[at]
+		undo.Keep(x.log, l)
 		for i := range l.entry {
 			if l.entry[i] == 0 {
 				l.entry[i] = e
@@ -64,8 +68,10 @@ func (x *index) erase(h uint64, id uint32) {
 		l := &x.lines[at]
 		for i := range l.entry {
 			if l.entry[i] == e {
+				undo.Keep(x.log, l)
 				l.entry[i] = 0
 				for p := x.home(h); n > 0; n, p = n-1, x.after(p) {
+					undo.Keep(x.log, &x.lines[p])
 					x.lines[p].passed--
 				}
 				return

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/bits"
 	"unsafe"
+
+	"demarc/gateway/undo"
 )
 
 // Permits remembers to which far addresses inside hosts have sent by which mapping: what address-dependent filtering asks (RFC 4787
@@ -14,6 +16,14 @@ type Permits struct {
 	slots []permit
 	n     int
 	seed  uint64
+	log   *undo.Log
+}
+
+// Twin is a table over the same memory that remembers in l what it writes. Until l is undone, only the twin may be used.
+func (x *Permits) Twin(l *undo.Log) *Permits {
+	c := *x
+	c.log = l
+	return &c
 }
 
 type permit struct {
@@ -74,6 +84,7 @@ func (x *Permits) Has(mapping uint32, remote [4]byte) bool {
 // Add counts one session of that mapping to remote. False, and nothing counted, where the table is full: more sessions than it was made for.
 func (x *Permits) Add(mapping uint32, remote [4]byte) bool {
 	p := &x.slots[x.at(mapping+1, remote)]
+	undo.Keep(x.log, p)
 	if p.mapping == 0 {
 		if x.n == len(x.slots)-1 {
 			return false
@@ -91,6 +102,7 @@ func (x *Permits) Remove(mapping uint32, remote [4]byte) {
 	if x.slots[i].mapping == 0 {
 		return
 	}
+	undo.Keep(x.log, &x.slots[i])
 	if x.slots[i].refs--; x.slots[i].refs != 0 {
 		return
 	}
@@ -100,6 +112,7 @@ func (x *Permits) Remove(mapping uint32, remote [4]byte) {
 		home := x.home(x.slots[j].mapping-1, x.slots[j].remote)
 		if x.from(home, j) >= x.from(i, j) {
 			x.slots[i] = x.slots[j]
+			undo.Keep(x.log, &x.slots[j])
 			i = j
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"unsafe"
 
 	"demarc/gateway/flow"
+	"demarc/gateway/undo"
 	"demarc/gateway/verdict"
 )
 
@@ -73,6 +74,21 @@ type Shard struct {
 	live    int
 	hand    blockID // where Sweep goes on in the list of all blocks, or noBlock
 	blocks  int
+	log     *undo.Log
+}
+
+// Twin is a shard over the same memory that remembers in l what it writes, blocks included. Until l is undone, only the twin may be used.
+func (s *Shard) Twin(l *undo.Log) *Shard {
+	c := *s
+	c.log, c.inside.log, c.outside.log, c.anchors.log = l, l, l, l
+	return &c
+}
+
+// block is the state of a block that the shard owns.
+func (s *Shard) block(b blockID) *block {
+	k := s.sp.block(b)
+	undo.Keep(s.log, k)
+	return k
 }
 
 func numHeads(capacity int) int { return 1 << bits.Len(uint(capacity/32)) }
@@ -103,9 +119,9 @@ func NewShard(mem []byte, capacity, worker int, sp *Space, seed uint64) (*Shard,
 	// The only unsafe of this package: the layout above laid over the memory handed in.
 	n := numLines(capacity)
 	idBits := uint(bits.Len(uint(capacity)))
-	s.inside = index{unsafe.Slice((*line)(p), n), idBits}
+	s.inside = index{lines: unsafe.Slice((*line)(p), n), idBits: idBits}
 	p = unsafe.Add(p, n*64)
-	s.outside = index{unsafe.Slice((*line)(p), n), idBits}
+	s.outside = index{lines: unsafe.Slice((*line)(p), n), idBits: idBits}
 	p = unsafe.Add(p, n*64)
 	s.maps = unsafe.Slice((*Mapping)(p), capacity)
 	p = unsafe.Add(p, capacity*24)
@@ -230,6 +246,7 @@ func (s *Shard) Map(r *Request, rnd uint64) (id uint32, reason verdict.Reason) {
 	}
 	if found {
 		s.inside.erase(h, old)
+		undo.Keep(s.log, &s.maps[old])
 		s.maps[old].flags |= mapAside
 	}
 	if id = s.free; id != noMapping {
@@ -238,7 +255,8 @@ func (s *Shard) Map(r *Request, rnd uint64) (id uint32, reason verdict.Reason) {
 		id = s.fresh
 		s.fresh++
 	}
-	s.sp.block(b).busy |= 1 << bit
+	undo.Keep(s.log, &s.maps[id])
+	s.block(b).busy |= 1 << bit
 	s.relink(b)
 	if r.Pooling != Arbitrary && s.anchors.hold(r.Tenant, r.Inside, addrOf(b), r.Pool) {
 		flags |= mapAnchored
@@ -307,7 +325,7 @@ func (s *Shard) neighbour(r *Request) (blockID, uint, bool) {
 func (s *Shard) portIn(of blockID, key *groupKey, parity int, rnd uint64) (blockID, uint, bool) {
 	leader := s.findGroup(of, key)
 	perHost := key.flags&groupPerHost != 0
-	if leader == noBlock || !perHost && s.sp.block(leader).group.blocks < spread {
+	if leader == noBlock || !perHost && s.block(leader).group.blocks < spread {
 		s.open(of, key, leader, parity, rnd)
 		if leader = s.findGroup(of, key); leader == noBlock {
 			return noBlock, 0, false
@@ -316,7 +334,7 @@ func (s *Shard) portIn(of blockID, key *groupKey, parity int, rnd uint64) (block
 	if b, bit, ok := s.pick(leader, parity, rnd); ok {
 		return b, bit, true
 	}
-	if gen := s.sp.resGen.Load(); s.sp.block(leader).group.resGen != gen {
+	if gen := s.sp.resGen.Load(); s.block(leader).group.resGen != gen {
 		s.relinkGroup(leader, gen)
 		if b, bit, ok := s.pick(leader, parity, rnd); ok {
 			return b, bit, true
@@ -330,13 +348,13 @@ func (s *Shard) portIn(of blockID, key *groupKey, parity int, rnd uint64) (block
 
 // pick chooses a port at random in one of the next few blocks of the group's list, and lets the next choice go on from there.
 func (s *Shard) pick(leader blockID, parity int, rnd uint64) (blockID, uint, bool) {
-	head := &s.sp.block(leader).group.head[parity]
+	head := &s.block(leader).group.head[parity]
 	if *head == noNumber {
 		return noBlock, 0, false
 	}
 	b := beside(leader, *head)
 	for range rnd & (spread - 1) {
-		b = beside(b, s.sp.block(b).next[parity])
+		b = beside(b, s.block(b).next[parity])
 	}
 	for {
 		m := s.sp.usable(b) & parityMask(parity)
@@ -348,7 +366,7 @@ func (s *Shard) pick(leader blockID, parity int, rnd uint64) (blockID, uint, boo
 			return b, uint(bits.TrailingZeros64(m)), true
 		}
 		// Ports were reserved since: the list is made true where that is noticed.
-		next := s.sp.block(b).next[parity]
+		next := s.block(b).next[parity]
 		s.unlink(b, parity)
 		if *head == noNumber {
 			return noBlock, 0, false
@@ -365,6 +383,7 @@ func (s *Shard) isLive(id uint32) bool { return id < s.fresh && s.maps[id].flags
 // Ref counts one more session of the mapping.
 func (s *Shard) Ref(id uint32) {
 	if s.isLive(id) {
+		undo.Keep(s.log, &s.maps[id])
 		s.maps[id].refs++
 	}
 }
@@ -375,12 +394,13 @@ func (s *Shard) Unref(id uint32, now uint32) {
 		return
 	}
 	m := &s.maps[id]
+	undo.Keep(s.log, m)
 	if m.refs--; m.refs != 0 {
 		return
 	}
 	b, bit, hold := blockOf(m.addr, m.class, m.public), uint64(1)<<(m.public&63), uint32(m.hold)<<holdShift
 	s.end(id)
-	k := s.sp.block(b)
+	k := s.block(b)
 	if hold == 0 {
 		k.busy &^= bit
 		s.relink(b)
@@ -400,12 +420,13 @@ func (s *Shard) Drop(id uint32) {
 	m := &s.maps[id]
 	b, bit := blockOf(m.addr, m.class, m.public), uint64(1)<<(m.public&63)
 	s.end(id)
-	s.sp.block(b).busy &^= bit
+	s.block(b).busy &^= bit
 	s.relink(b)
 }
 
 func (s *Shard) end(id uint32) {
 	m := &s.maps[id]
+	undo.Keep(s.log, m)
 	if m.flags&mapAside == 0 {
 		s.inside.erase(s.hashInside(m.tenant, m.class, m.inside, m.port, m.remote), id)
 	}

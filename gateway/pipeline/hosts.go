@@ -6,6 +6,7 @@ import (
 	"demarc/gateway/meter"
 	"demarc/gateway/police"
 	"demarc/gateway/snapshot"
+	"demarc/gateway/undo"
 	"demarc/gateway/verdict"
 )
 
@@ -28,6 +29,14 @@ type hosts struct {
 	mask  uint64
 	n     int
 	seed  uint64
+	log   *undo.Log
+}
+
+// twin is a table over the same memory that remembers in l what it writes.
+func (h *hosts) twin(l *undo.Log) *hosts {
+	c := *h
+	c.per, c.log = append([]uint32(nil), h.per...), l
+	return &c
 }
 
 // A slot of 64 bytes for every 20 to 40 sessions, 1.6 to 3.2 bytes a session. More inside hosts than that at once, all of tenants with a
@@ -54,6 +63,7 @@ func (h *hosts) find(t flow.TenantID, family uint8, a *flow.Addr) *host {
 			return nil
 		}
 		if s.family == family && s.tenant == t && s.addr == *a {
+			undo.Keep(h.log, s) // the caller may write to it
 			return s
 		}
 	}
@@ -74,6 +84,7 @@ func (h *hosts) get(t flow.TenantID, family uint8, a *flow.Addr) *host {
 		i = (i + 1) & h.mask
 	}
 	s := &h.slots[i]
+	undo.Keep(h.log, s)
 	s.addr, s.tenant, s.family, s.sessions = *a, t, family, 0
 	for _, w := range s.words() {
 		w.Store(0)

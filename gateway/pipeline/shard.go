@@ -125,6 +125,11 @@ type Shard struct {
 	hosts  *hosts
 	hostAt uint64 // where sweepHosts has come to
 
+	*eventLog
+}
+
+// eventLog is a pointer in the shard, so that this can be copied: see Trial.
+type eventLog struct {
 	events   [eventRing]Event
 	evHead   atomic.Uint64 // worker: wo
 	evTail   atomic.Uint64 // reader: wo
@@ -153,7 +158,8 @@ func NewShard(c Config) (*Shard, error) {
 	}
 	tenants := c.Tenants + 1
 	return &Shard{
-		Worker: c.Worker, Sessions: st, NAT: ns, permits: permits, Space: c.Space, Neighbors: c.Neighbors,
+		eventLog: &eventLog{},
+		Worker:   c.Worker, Sessions: st, NAT: ns, permits: permits, Space: c.Space, Neighbors: c.Neighbors,
 		Shaper: police.NewShaper(c.ShaperMax, tenants*2), Meter: meter.NewShard(tenants),
 		held: make([]held, tenants), hosts: newHosts(c.Sessions, tenants, c.Seed), making: conntrack.NoMapping, keeping: conntrack.NoMapping, unborn: noSlot, ending: noSlot, poisons: poisons{seed: c.Seed ^ 0xd6e8feb86659fd93}, rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
 		watch:    watching{drops: trace.NewRecorder()},

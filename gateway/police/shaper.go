@@ -137,6 +137,14 @@ func NewShaper(maxItems, maxQueues int) *Shaper {
 	return s
 }
 
+// Twin is a copy: what waits in it does not leave by s.
+func (s *Shaper) Twin() *Shaper {
+	c := *s
+	c.nodes, c.queues = append([]node(nil), s.nodes...), append([]queue(nil), s.queues...)
+	c.heap = append(make([]timer, 0, cap(s.heap)), s.heap...)
+	return &c
+}
+
 // Offer decides what becomes of it now: Send (the rate is taken), Queue (the shaper owns the frame now) or Drop with
 // the limit that did it. Order within a class is kept: while packets of the class wait, new ones wait behind them;
 // the rest also waits behind voice. Voice is voice while its own rate lets it; above, it is one of the rest.

@@ -210,6 +210,52 @@ type reservation struct {
 	before *[1024]uint64 // what the View before had set aside
 }
 
+// Twin is the same View with state of its own: what is counted or taken by it is not counted or taken by v. Refresh makes that state what v's is now.
+func (v *View) Twin() *View {
+	c := *v
+	c.Tenants = make([]*Tenant, len(v.Tenants))
+	nobody := NewHits(v.Workers)
+	for i, t := range v.Tenants {
+		if t == nil {
+			continue
+		}
+		n := *t
+		n.Shared = new(Shared)
+		for d := range n.Rules {
+			n.Rules[d] = append([]Rule(nil), t.Rules[d]...)
+			for r := range n.Rules[d] {
+				n.Rules[d][r].Hits = nobody
+			}
+			n.DefaultHits[d] = nobody
+		}
+		c.Tenants[i] = &n
+	}
+	return &c
+}
+
+// Refresh makes the state of c, a Twin of v, what that of v is now.
+func (c *View) Refresh(v *View) {
+	for i, t := range v.Tenants {
+		if t != nil {
+			c.Tenants[i].Shared.copy(t.Shared)
+		}
+	}
+}
+
+// copy makes s what from is now. A test holds it against the fields of Shared.
+func (s *Shared) copy(from *Shared) {
+	for d := range s.Words {
+		s.Words[d].Bits.Store(from.Words[d].Bits.Load())
+		s.Words[d].Packets.Store(from.Words[d].Packets.Load())
+		s.Words[d].Voice.Store(from.Words[d].Voice.Load())
+		s.Unanswered[d].Store(from.Unanswered[d].Load())
+	}
+	s.SessionRate.Store(from.SessionRate.Load())
+	s.Sessions.Store(from.Sessions.Load())
+	s.Inbound.Store(from.Inbound.Load())
+	s.Created.Store(from.Created.Load())
+}
+
 // Routes lists what was compiled into the FIB, in no promised order.
 func (v *View) Routes() []fib.Route { return v.routes }
 

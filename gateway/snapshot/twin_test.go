@@ -1,0 +1,51 @@
+package snapshot
+
+import (
+	"reflect"
+	"sync/atomic"
+	"testing"
+)
+
+// Every word of Shared is copied, also one that somebody adds.
+func TestATwinCopiesAllThatTenantsShare(t *testing.T) {
+	from, to := new(Shared), new(Shared)
+	n := uint64(0)
+	var walk func(a, b reflect.Value, set bool)
+	walk = func(a, b reflect.Value, set bool) {
+		switch x := a.Addr().Interface().(type) {
+		case *atomic.Uint64:
+			if n++; set {
+				x.Store(n)
+			} else if got := b.Addr().Interface().(*atomic.Uint64).Load(); got != n {
+				t.Errorf("word %d is %d", n, got)
+			}
+			return
+		case *atomic.Int64:
+			if n++; set {
+				x.Store(int64(n))
+			} else if got := b.Addr().Interface().(*atomic.Int64).Load(); got != int64(n) {
+				t.Errorf("word %d is %d", n, got)
+			}
+			return
+		}
+		switch a.Kind() {
+		case reflect.Struct:
+			for i := range a.NumField() {
+				walk(a.Field(i), b.Field(i), set)
+			}
+		case reflect.Array:
+			for i := range a.Len() {
+				walk(a.Index(i), b.Index(i), set)
+			}
+		default:
+			t.Fatalf("a %s in Shared: say here, and in Shared.copy, how it is copied", a.Type())
+		}
+	}
+	walk(reflect.ValueOf(from).Elem(), reflect.ValueOf(to).Elem(), true)
+	to.copy(from)
+	n = 0
+	walk(reflect.ValueOf(from).Elem(), reflect.ValueOf(to).Elem(), false)
+	if n < 10 {
+		t.Fatalf("only %d words found", n)
+	}
+}
