@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,8 +55,7 @@ type Gateway struct {
 	ports   []*port
 	workers []*worker.Worker
 	shards  []*pipeline.Shard
-	mem     [][]byte    // mmapped tables
-	locks   []io.Closer // see lockPorts
+	mem     [][]byte // mmapped tables
 	areas   []*xsk.UMEM
 	chunk   int // bytes a frame of packet memory
 	slow    *slowpath.Slow
@@ -66,7 +65,7 @@ type Gateway struct {
 	eph     [2]uint16
 	seed    uint64
 
-	linkMu    sync.Mutex // of port.link, which reports read without mu
+	linkMu    sync.Mutex // of portFacts, which reports read without mu
 	mu        sync.Mutex // serialises apply, link changes
 	view      atomic.Pointer[snapshot.View]
 	policy    *configs.Policy // of view; under mu
@@ -147,9 +146,9 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	var wg sync.WaitGroup
 	run := func(what string, fn func(context.Context) error) {
 		wg.Go(func() {
-			if err := fn(ctx); err != nil && ctx.Err() == nil {
+			if err := contained(g.log, what, func() error { return fn(ctx) }); err != nil && ctx.Err() == nil {
 				select {
-				case g.fatal <- fmt.Errorf("%s: %w", what, err):
+				case g.fatal <- err:
 				default:
 				}
 			}
@@ -159,11 +158,11 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		w.Publish(g.view.Load())
 		run("worker", w.Run)
 	}
-	g.slow.SetInterfaces(g.slowInterfaces(g.view.Load()))
 	run("slow path", g.slow.Run)
 	run("watch links", func(ctx context.Context) error { return hostnet.Watch(ctx, g.netEvent) })
 	run("interface", srv.Run)
 	run("upkeep", g.upkeep)
+	run("ports", g.mendPorts)
 	// A start that is told to end has not failed: its programs stay, closed.
 	if err := g.begin(ctx); err != nil && ctx.Err() == nil {
 		cancel()
@@ -174,12 +173,26 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	case <-ctx.Done():
 	case err = <-g.fatal:
 	}
-	g.ready.Store(false)
 	g.closeSockets() // nothing new comes in while the workers finish
 	cancel()
 	wg.Wait()
 	g.log.Info("stopped", "node", g.o.Node.Name)
 	return err
+}
+
+// contained makes a panic of one of the node's own goroutines an error: the node ends in order, its ports closed and its frames
+// accounted for, instead of with whatever it was doing half done.
+func contained(log *slog.Logger, what string, fn func() error) (err error) {
+	defer func() {
+		if e := recover(); e != nil {
+			log.Error("panic", "in", what, "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
+			err = fmt.Errorf("%s: panic: %v", what, e)
+		}
+	}()
+	if err := fn(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
 }
 
 // begin lets traffic in once every worker serves the view. Only here is it settled that the node can serve its first policy, so only here
@@ -201,7 +214,6 @@ func (g *Gateway) begin(ctx context.Context) error {
 	if err := g.openSockets(); err != nil {
 		return err
 	}
-	g.ready.Store(true)
 	g.log.Info("forwarding", "node", g.o.Node.Name, "revision", g.revision.Load().Number, "workers", len(g.workers))
 	if g.o.Ready != nil {
 		g.o.Ready()

@@ -116,6 +116,9 @@ func (g *Gateway) serve(p *configs.Policy, v *snapshot.View, text []byte, r *api
 	g.policy, g.text = p, text
 	g.revision.Store(r)
 	g.view.Store(v)
+	for _, p := range g.ports {
+		p.served = g.compiledOf(p)
+	}
 	g.steer(v)
 	for _, w := range g.workers {
 		w.Publish(v)
@@ -128,7 +131,7 @@ func (g *Gateway) serve(p *configs.Policy, v *snapshot.View, text []byte, r *api
 // steer has the XDP programs know what v and the host's addresses ask for. The caller holds mu, or is New.
 func (g *Gateway) steer(v *snapshot.View) {
 	for i, pt := range g.ports {
-		if pt.prog == nil {
+		if pt.prog == nil || pt.state == portGone {
 			continue
 		}
 		c := g.programConfig(i, v)

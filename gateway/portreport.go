@@ -25,29 +25,34 @@ func (b backend) ports(in *inside) (*api.Ports, error) {
 		}
 	}
 	for i, p := range g.ports {
-		g.linkMu.Lock()
-		link, gone, changes, warnings := p.link, p.gone, p.changes, p.warnings
-		g.linkMu.Unlock()
-		ap := api.Port{Name: p.cfg.Name, Device: p.cfg.Device, Ifindex: link.Index, MTU: link.MTU, Driver: link.Driver,
-			Up: link.Up, Carrier: link.Carrier, Asked: p.asked.String(), Attach: "generic"}
+		f := g.facts(p)
+		link := f.link
+		ap := api.Port{Name: p.cfg.Name, Device: p.cfg.Device, State: f.state, Ifindex: link.Index, MTU: link.MTU, Driver: link.Driver,
+			Up: link.Up, Carrier: link.Carrier, Asked: p.asked.String(), Attach: "generic", Problem: f.problem}
 		switch {
-		case gone:
+		case f.bare:
 			ap.Problem = "its XDP program was taken off: the host's stack sees all that arrives; restart the node"
+		case ap.Problem != "":
 		case !ap.Up:
 			ap.Problem = fmt.Sprintf("device %s is down: ip link set %s up", p.cfg.Device, p.cfg.Device)
 		case !ap.Carrier:
 			ap.Problem = fmt.Sprintf("device %s has no carrier: nothing is connected to it, or its far end is down", p.cfg.Device)
+		case g.fits(link.MTU) < link.MTU:
+			ap.Problem = fmt.Sprintf("mtu %d is more than the %d that a frame of packet memory holds: larger packets that arrive are lost; ip link set %s mtu %d%s",
+				link.MTU, g.fits(link.MTU), p.cfg.Device, g.fits(link.MTU), orRestart(link.MTU))
+		default:
+			ap.Problem = g.tooLarge(p, link.MTU)
 		}
-		ap.Warnings = warnings
-		for _, c := range changes {
+		ap.Warnings = f.warnings
+		for _, c := range f.changes {
 			ap.Changed = append(ap.Changed, api.Setting{Name: c.What, Was: c.Was, Now: c.Now})
 		}
 		m := link.MAC
 		ap.MAC = fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
-		if p.native {
+		if f.native {
 			ap.Attach = "native"
 		}
-		if gone {
+		if f.bare || f.state == portGone {
 			ap.Attach = "none"
 		}
 		if p.prog != nil {
@@ -60,8 +65,9 @@ func (b backend) ports(in *inside) (*api.Ports, error) {
 				ap.XDPDropped += n
 			}
 		}
-		for _, q := range p.queues {
-			aq := b.queue(i, p, q, socks, stats)
+		for n := range f.queues {
+			aq := b.queue(i, p, n, socks, stats)
+			q := f.queues[n]
 			r := in.rings[[2]int{i, q.n}]
 			aq.InFill, aq.InRx, aq.InTx = r[0], r[1], r[2]
 			ap.Queues = append(ap.Queues, aq)
@@ -86,9 +92,42 @@ func (b backend) ports(in *inside) (*api.Ports, error) {
 	return out, nil
 }
 
-func (b backend) queue(port int, p *port, q *queue, socks []socketFigures, at map[[2]int]int) api.Queue {
-	a := api.Queue{Queue: q.n, Worker: q.worker, Asked: p.asked.String(), WhyNotBetter: p.why, NeedWakeup: q.sock.Config().NeedWakeup}
-	a.Mode = "unknown"
+// orRestart is the other way out of an mtu that the memory taken at start does not hold.
+func orRestart(mtu int) string {
+	if mtu > maxMTU {
+		return ""
+	}
+	return ", or restart the node, which then takes larger frames"
+}
+
+// tooLarge says that an interface is to be larger than its device has become: the device's size holds, and a start would be refused.
+func (g *Gateway) tooLarge(p *port, mtu int) string {
+	for _, f := range g.o.Node.Interfaces {
+		if f.Port == p.cfg.Name && f.MTU > mtu {
+			return fmt.Sprintf("interface %s has mtu %d, its device only %d, which holds: a restart would be refused", f.Name, f.MTU, mtu)
+		}
+	}
+	return ""
+}
+
+// queue reports on queue n of a port. The descriptor of its socket stays valid while linkMu is held.
+func (b backend) queue(port int, p *port, n int, socks []socketFigures, at map[[2]int]int) api.Queue {
+	b.g.linkMu.Lock()
+	defer b.g.linkMu.Unlock()
+	if n >= len(p.queues) {
+		return api.Queue{Queue: n, Asked: p.asked.String(), Mode: "none"}
+	}
+	q := p.queues[n]
+	a := api.Queue{Queue: q.n, Worker: q.worker, Asked: p.asked.String(), WhyNotBetter: p.why, Mode: "none"}
+	if i, ok := at[[2]int{port, q.n}]; ok {
+		f := socks[i]
+		a.Rx, a.Tx = api.Counter{Packets: f.rxPackets, Bytes: f.rxBytes}, api.Counter{Packets: f.txPackets, Bytes: f.txBytes}
+		a.TxFull, a.TxErrors, a.Kicks = f.txFull, f.txErrors, f.kicks
+	}
+	if q.sock == nil {
+		return a
+	}
+	a.NeedWakeup, a.Mode = q.sock.Config().NeedWakeup, "unknown"
 	if zc, err := q.sock.ZeroCopy(); err == nil {
 		switch {
 		case zc:
@@ -98,11 +137,6 @@ func (b backend) queue(port int, p *port, q *queue, socks []socketFigures, at ma
 		default:
 			a.Mode = xsk.Generic.String()
 		}
-	}
-	if i, ok := at[[2]int{port, q.n}]; ok {
-		f := socks[i]
-		a.Rx, a.Tx = api.Counter{Packets: f.rxPackets, Bytes: f.rxBytes}, api.Counter{Packets: f.txPackets, Bytes: f.txBytes}
-		a.TxFull, a.TxErrors, a.Kicks = f.txFull, f.txErrors, f.kicks
 	}
 	if st, err := q.sock.Stats(); err == nil {
 		a.Rings = api.RingStats{RxDropped: st.Rx_dropped, RxInvalidDescs: st.Rx_invalid_descs, TxInvalidDescs: st.Tx_invalid_descs,

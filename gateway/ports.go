@@ -3,6 +3,7 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -23,28 +24,51 @@ import (
 	"demarc/gateway/xsk"
 )
 
-// port is one network device of the node.
+// port is one network device of the node. What portFacts holds is read by reports under linkMu alone, and written under mu and linkMu.
 type port struct {
-	cfg      configs.Port
-	link     hostnet.Link // written under mu and linkMu
-	gone     bool         // somebody took the XDP program off; under linkMu
-	asked    xsk.Mode
-	mode     xsk.Mode // decided
-	why      string   // why not zero-copy
-	native   bool
-	prep     *portprep.Port    // nil with prepare = false
-	changes  []portprep.Change // of the device's settings, as reports show them; under linkMu
-	warnings []string          // under linkMu
-	prog     *xsk.Program
-	loaded   xsk.ProgramConfig // what prog was made of
-	queues   []*queue
+	cfg    configs.Port
+	asked  xsk.Mode
+	prog   *xsk.Program
+	loaded xsk.ProgramConfig // what prog was made of
+	locks  []io.Closer       // see lock
+	served compiled          // what the view took from it; under mu
+	prep   *portprep.Port    // nil with prepare = false, and before it was prepared
+	ready  int               // number of the device that was prepared or judged
+	portFacts
+}
+
+type portFacts struct {
+	link    hostnet.Link // Index is 0 while the device is gone; the rest is then what it was
+	state   string       // see portlife.go
+	bare    bool         // somebody took the XDP program off
+	problem string       // why the port is not open
+	mode    xsk.Mode     // decided
+	why     string       // why not zero-copy
+	native  bool
+	queues  []queue
+
+	changes  []portprep.Change // of the device's settings
+	warnings []string
 }
 
 type queue struct {
 	n      int
 	worker int
-	area   uint8
-	sock   *xsk.Socket
+	sock   *xsk.Socket // nil while the port is not open
+}
+
+// facts is a copy of what a report needs.
+func (g *Gateway) facts(p *port) portFacts {
+	g.linkMu.Lock()
+	defer g.linkMu.Unlock()
+	return p.portFacts
+}
+
+// change writes facts. The caller holds mu, or is New or the start.
+func (g *Gateway) change(p *port, fn func()) {
+	g.linkMu.Lock()
+	defer g.linkMu.Unlock()
+	fn()
 }
 
 // findPorts looks every device up. It changes nothing.
@@ -61,15 +85,21 @@ func (g *Gateway) findPorts() error {
 			errs = append(errs, fmt.Errorf("port %s: %w", c.Name, err))
 			continue
 		}
-		if !l.Up {
-			errs = append(errs, fmt.Errorf("port %s: device %s is down: ip link set %s up", c.Name, c.Device, c.Device))
-		}
-		if l.MTU > maxMTU {
-			errs = append(errs, fmt.Errorf("port %s: mtu %d is more than %d, which is what one frame of packet memory holds: ip link set %s mtu %d", c.Name, l.MTU, maxMTU, c.Device, maxMTU))
-		}
-		p := &port{cfg: c, link: l, asked: m}
-		errs = append(errs, ofPort(c.Name, g.foreseePort(p)))
+		p := &port{cfg: c, asked: m, portFacts: portFacts{link: l, state: portClosed}}
+		errs = append(errs, g.admit(c, l), ofPort(c.Name, g.foreseePort(p)))
 		g.ports = append(g.ports, p)
+	}
+	return errors.Join(errs...)
+}
+
+// admit says what of a device stands against it as a port: at start, and when it has come back.
+func (g *Gateway) admit(c configs.Port, l hostnet.Link) error {
+	var errs []error
+	if !l.Up {
+		errs = append(errs, fmt.Errorf("port %s: device %s is down: ip link set %s up", c.Name, c.Device, c.Device))
+	}
+	if l.MTU > maxMTU {
+		errs = append(errs, fmt.Errorf("port %s: mtu %d is more than %d, which is what one frame of packet memory holds: ip link set %s mtu %d", c.Name, l.MTU, maxMTU, c.Device, maxMTU))
 	}
 	return errors.Join(errs...)
 }
@@ -91,7 +121,7 @@ func (g *Gateway) trunk(name string) bool {
 func (g *Gateway) links() []snapshot.Link {
 	out := make([]snapshot.Link, len(g.ports))
 	for i, p := range g.ports {
-		out[i] = snapshot.Link{MAC: p.link.MAC, MTU: p.link.MTU}
+		out[i] = snapshot.Link{MAC: p.link.MAC, MTU: g.fits(p.link.MTU)}
 	}
 	return out
 }
@@ -117,23 +147,43 @@ func (g *Gateway) open() (err error) {
 		if p.prog, err = xsk.LoadProgram(p.loaded); err != nil {
 			return fmt.Errorf("port %s: %w", p.cfg.Name, err)
 		}
-		if p.native, err = p.prog.Attach(p.asked == xsk.Generic); err != nil {
-			return fmt.Errorf("port %s: %w", p.cfg.Name, err)
+		if err = g.attach(p); err != nil {
+			return err
 		}
-		if p.mode = p.asked; p.asked == xsk.Auto {
-			switch zc, why := xsk.Probe(p.link.Index, 0); {
-			case !p.native:
-				p.mode, p.why = xsk.Generic, "the driver has no native XDP"
-			case zc:
-				p.mode = xsk.ZeroCopy
-			default:
-				p.mode, p.why = xsk.Copy, reason(why)
-			}
-		} else if !p.native && p.asked != xsk.Generic {
-			return fmt.Errorf("port %s: mode %s was asked for, but the driver of %s has no native XDP: mode = \"generic\" works, at a price", p.cfg.Name, p.asked, p.cfg.Device)
+		if err = g.decideMode(p); err != nil {
+			return err
 		}
 	}
 	return g.makeWorkers()
+}
+
+// attach puts the port's program on its device: it is closed from here on.
+func (g *Gateway) attach(p *port) error {
+	native, err := p.prog.Attach(p.asked == xsk.Generic)
+	if err != nil {
+		return fmt.Errorf("port %s: %w", p.cfg.Name, err)
+	}
+	g.change(p, func() { p.native = native })
+	return nil
+}
+
+// decideMode settles what auto means on the port's device, which is up.
+func (g *Gateway) decideMode(p *port) error {
+	mode, why := p.asked, ""
+	if p.asked == xsk.Auto {
+		switch zc, not := xsk.Probe(p.link.Index, 0); {
+		case !p.native:
+			mode, why = xsk.Generic, "the driver has no native XDP"
+		case zc:
+			mode = xsk.ZeroCopy
+		default:
+			mode, why = xsk.Copy, reason(not)
+		}
+	} else if !p.native && p.asked != xsk.Generic {
+		return fmt.Errorf("port %s: mode %s was asked for, but the driver of %s has no native XDP: mode = \"generic\" works, at a price", p.cfg.Name, p.asked, p.cfg.Device)
+	}
+	g.change(p, func() { p.mode, p.why = mode, why })
+	return nil
 }
 
 // reason is what the operator wants of a probe's error: the kernel's word, not the calls on the way to it.
@@ -144,25 +194,41 @@ func reason(why string) string {
 	return why
 }
 
-// lockPorts makes sure that no other process serves one of the devices, before anything on them is touched, and has them receive multicast.
-// The lock is a name of the network namespace; it and the membership end with the process, however it ends.
+// lockPorts locks all ports before anything on one of them is touched.
 func (g *Gateway) lockPorts() error {
 	for _, p := range g.ports {
-		l, err := net.Listen("unix", fmt.Sprintf("@demarc-port-%d", p.link.Index))
-		if errors.Is(err, unix.EADDRINUSE) {
-			return fmt.Errorf("port %s: another demarc process serves %s: stop that one first", p.cfg.Name, p.cfg.Device)
+		if err := p.lock(p.link.Index); err != nil {
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("port %s: lock: %w", p.cfg.Name, err)
-		}
-		g.locks = append(g.locks, l)
-		m, err := hostnet.ReceiveAllMulticast(p.link.Index)
-		if err != nil {
-			return fmt.Errorf("port %s: %w", p.cfg.Name, err)
-		}
-		g.locks = append(g.locks, m)
 	}
 	return nil
+}
+
+// lock makes sure that no other process serves the port's device, and has the device receive multicast. The lock is a name of the network
+// namespace; it and the membership end with the process, however it ends.
+func (p *port) lock(ifindex int) error {
+	l, err := net.Listen("unix", fmt.Sprintf("@demarc-port-%d", ifindex))
+	if errors.Is(err, unix.EADDRINUSE) {
+		return fmt.Errorf("port %s: another demarc process serves %s: stop that one first", p.cfg.Name, p.cfg.Device)
+	}
+	if err != nil {
+		return fmt.Errorf("port %s: lock: %w", p.cfg.Name, err)
+	}
+	p.locks = append(p.locks, l)
+	m, err := hostnet.ReceiveAllMulticast(ifindex)
+	if err != nil {
+		return errors.Join(fmt.Errorf("port %s: %w", p.cfg.Name, err), p.unlock())
+	}
+	p.locks = append(p.locks, m)
+	return nil
+}
+
+func (p *port) unlock() (err error) {
+	for _, l := range p.locks {
+		err = errors.Join(err, l.Close())
+	}
+	p.locks = nil
+	return err
 }
 
 // programConfig is what the XDP program of port i must know.
@@ -223,6 +289,9 @@ func (g *Gateway) slowInterfaces(v *snapshot.View) (out []slowpath.Interface) {
 			continue
 		}
 		p := g.ports[f.Port]
+		if !p.link.Up || !p.link.Carrier || p.state != portOpen { // neighbours there are forgotten; when it is back they are told of us again
+			continue
+		}
 		si := slowpath.Interface{Index: f.Index, Name: f.Name, Port: f.Port, VLAN: f.VLAN, MAC: f.MAC, Addrs: f.Addrs, HostShared: p.cfg.Host.Shared, Ifindex: p.link.Index}
 		for _, a := range onLink(v, f) {
 			si.Proxy = append(si.Proxy, netip.PrefixFrom(a, 32))
@@ -255,13 +324,13 @@ func (g *Gateway) makeWorkers() error {
 		if len(n.Workers.CPUs) > id {
 			cfg.CPU = n.Workers.CPUs[id]
 		}
-		area := map[xsk.Mode]uint8{}
+		area := map[bool]uint8{}
 		for pi, p := range g.ports {
 			for q := range max(1, p.link.RxQueues) {
 				if q%count != id {
 					continue
 				}
-				key := p.mode
+				key := p.mode == xsk.ZeroCopy // copy and generic mode are one to the memory
 				a, ok := area[key]
 				if !ok {
 					u, err := xsk.NewUMEM(n.Tables.Frames, chunk)
@@ -270,15 +339,14 @@ func (g *Gateway) makeWorkers() error {
 					}
 					a = uint8(len(cfg.Areas))
 					area[key] = a
-					cfg.Areas = append(cfg.Areas, u)
+					cfg.Areas, cfg.ZeroCopy = append(cfg.Areas, u), append(cfg.ZeroCopy, key)
 					g.areas = append(g.areas, u)
 				}
-				s, err := xsk.Open(cfg.Areas[a], xsk.SocketConfig{Ifindex: p.link.Index, Queue: q, RxSize: 2048, TxSize: 2048, FillSize: 4096, CompSize: 2048,
-					Mode: p.mode, NeedWakeup: n.Workers.NeedWakeup == nil || *n.Workers.NeedWakeup, BusyPoll: n.Workers.BusyPoll.Duration})
+				s, err := xsk.Open(cfg.Areas[a], g.socketConfig(p, q))
 				if err != nil {
 					return fmt.Errorf("port %s: %w", p.cfg.Name, err)
 				}
-				p.queues = append(p.queues, &queue{n: q, worker: id, area: a, sock: s})
+				g.change(p, func() { p.queues = append(p.queues, queue{n: q, worker: id, sock: s}) })
 				cfg.Sockets = append(cfg.Sockets, worker.Socket{Port: uint16(pi), Queue: q, Area: a, S: s})
 			}
 		}
@@ -317,6 +385,12 @@ func (g *Gateway) makeWorkers() error {
 	return nil
 }
 
+func (g *Gateway) socketConfig(p *port, queue int) xsk.SocketConfig {
+	w := &g.o.Node.Workers
+	return xsk.SocketConfig{Ifindex: p.link.Index, Queue: queue, RxSize: 2048, TxSize: 2048, FillSize: 4096, CompSize: 2048,
+		Mode: p.mode, NeedWakeup: w.NeedWakeup == nil || *w.NeedWakeup, BusyPoll: w.BusyPoll.Duration}
+}
+
 // transmit sends a frame of the slow path by whichever worker has a socket on the port.
 func (g *Gateway) transmit(p uint16, frame []byte) bool {
 	for _, w := range g.workers {
@@ -334,7 +408,10 @@ func (g *Gateway) hostResolve(iface uint16, a netip.Addr) {
 	if int(iface) >= len(v.Ifaces) {
 		return
 	}
-	index := g.ports[v.Ifaces[iface].Port].link.Index
+	index := g.facts(g.ports[v.Ifaces[iface].Port]).link.Index
+	if index == 0 {
+		return
+	}
 	if err := hostnet.UseNeighbor(index, a); err != nil {
 		g.log.Debug("ask the kernel for a neighbour", "iface", v.Ifaces[iface].Name, "addr", a.String(), "err", err)
 	}
@@ -345,18 +422,26 @@ func (g *Gateway) hostResolve(iface uint16, a netip.Addr) {
 
 // openSockets lets the programs redirect. Until here nothing arrives; from here on everything has a worker.
 func (g *Gateway) openSockets() error {
-	for _, p := range g.ports {
-		for _, q := range p.queues {
-			if err := p.prog.SetSocket(q.n, q.sock.FD()); err != nil {
-				return fmt.Errorf("port %s queue %d: %w", p.cfg.Name, q.n, err)
-			}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i, p := range g.ports {
+		if p.state == portGone { // while we were starting
+			continue
+		}
+		if err := g.openPort(i, p); err != nil {
+			return err
 		}
 	}
+	g.ready.Store(true)
+	g.slow.SetInterfaces(g.slowInterfaces(g.view.Load()))
 	return nil
 }
 
 // closeSockets makes the programs drop transit again.
 func (g *Gateway) closeSockets() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ready.Store(false) // from here on no port is opened again
 	for _, p := range g.ports {
 		for _, q := range p.queues {
 			if err := p.prog.ClearSocket(q.n); err != nil {
@@ -370,7 +455,7 @@ func (g *Gateway) closeSockets() {
 func (g *Gateway) restorePorts() (err error) {
 	g.startFailed = true
 	for _, p := range g.ports {
-		if p.prog != nil {
+		if p.prog != nil && p.state != portGone {
 			err = errors.Join(err, p.prog.Restore())
 		}
 	}
@@ -380,11 +465,13 @@ func (g *Gateway) restorePorts() (err error) {
 // release closes sockets and memory, after the workers have ended. The frame account is taken last.
 func (g *Gateway) release() (err error) {
 	for _, w := range g.workers {
-		err = errors.Join(err, w.Account(), w.Close())
+		err = errors.Join(err, w.Account(), w.Reclaim(0), w.Close())
 	}
 	for _, p := range g.ports {
 		for _, q := range p.queues {
-			err = errors.Join(err, q.sock.Close())
+			if q.sock != nil {
+				err = errors.Join(err, q.sock.Close())
+			}
 		}
 		p.queues = nil
 		if p.prog != nil {
@@ -392,11 +479,10 @@ func (g *Gateway) release() (err error) {
 			p.prog = nil
 		}
 	}
-	g.unprepare()
-	for _, l := range g.locks {
-		l.Close()
+	g.unprepare() // while the devices are still locked
+	for _, p := range g.ports {
+		err = errors.Join(err, p.unlock())
 	}
-	g.locks = nil
 	for _, u := range g.areas {
 		err = errors.Join(err, u.Close())
 	}
@@ -408,25 +494,26 @@ func (g *Gateway) release() (err error) {
 	return err
 }
 
-// netEvent follows the machine: MAC, MTU, addresses, neighbours of shared addresses, devices that go.
+// netEvent follows the machine: devices that go and come, MAC, MTU, addresses, neighbours of shared addresses.
 func (g *Gateway) netEvent(e hostnet.Event) {
 	for i, p := range g.ports {
+		index := g.facts(p).link.Index
 		switch e.Kind {
 		case hostnet.LinkEvent:
-			if e.Link.Index != p.link.Index {
-				continue
+			switch {
+			case e.Link.Index == index && e.Gone:
+				g.portGone(i)
+			case e.Link.Index == index:
+				g.linkChanged(i, e.Link)
+			case index == 0 && !e.Gone && e.Link.Name == p.cfg.Device:
+				g.mend(i)
 			}
-			if e.Gone {
-				g.fail(fmt.Errorf("port %s: device %s has vanished", p.cfg.Name, p.cfg.Device))
-				return
-			}
-			g.linkChanged(i, e.Link)
 		case hostnet.AddrEvent:
-			if e.Ifindex == p.link.Index {
+			if e.Ifindex == index {
 				g.addrChanged(i, e.Addr, e.Gone)
 			}
 		case hostnet.NeighborEvent:
-			if e.Ifindex == p.link.Index && len(p.cfg.Host.Shared) > 0 {
+			if e.Ifindex == index && len(p.cfg.Host.Shared) > 0 {
 				g.kernelNeighbor(i, e)
 			}
 		}
@@ -445,18 +532,9 @@ func (g *Gateway) addrChanged(i int, a netip.Prefix, gone bool) {
 	if !gone {
 		addrs = append(addrs, a)
 	}
-	g.linkMu.Lock()
-	p.link.Addrs = addrs
-	g.linkMu.Unlock()
+	g.change(p, func() { p.link.Addrs = addrs })
 	g.log.Info("host address", "port", p.cfg.Name, "addr", a.String(), "gone", gone)
 	g.steer(g.view.Load())
-}
-
-func (g *Gateway) fail(err error) {
-	select {
-	case g.fatal <- err:
-	default:
-	}
 }
 
 func (g *Gateway) kernelNeighbor(port int, e hostnet.Event) {
@@ -475,37 +553,5 @@ func (g *Gateway) kernelNeighbor(port int, e hostnet.Event) {
 				g.slow.Learned(f.Index, e.Neigh.Addr, mac)
 			}
 		}
-	}
-}
-
-// linkChanged recompiles when what the view took from the link is no longer so.
-func (g *Gateway) linkChanged(i int, l hostnet.Link) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	p := g.ports[i]
-	if l.Carrier != p.link.Carrier || l.Up != p.link.Up {
-		g.log.Info("link", "port", p.cfg.Name, "up", l.Up, "carrier", l.Carrier)
-	}
-	same := l.MAC == p.link.MAC && l.MTU == p.link.MTU
-	if gone := l.XDP.ID == 0 && g.ready.Load(); gone != p.gone {
-		g.linkMu.Lock()
-		p.gone = gone
-		g.linkMu.Unlock()
-		if gone {
-			g.log.Error("the XDP program was taken off: nothing of this port arrives, the host's stack sees all of it; restart the node", "port", p.cfg.Name)
-		}
-	}
-	g.linkMu.Lock()
-	p.link.Up, p.link.Carrier, p.link.MAC, p.link.MTU = l.Up, l.Carrier, l.MAC, l.MTU
-	g.linkMu.Unlock()
-	if same {
-		return
-	}
-	g.log.Info("link changed", "port", p.cfg.Name, "mtu", l.MTU, "mac", fmt.Sprintf("%x", l.MAC))
-	if l.MTU+headroom+linkHeader > g.chunk {
-		g.log.Error("mtu is larger than a frame of packet memory: larger packets are lost until a restart", "port", p.cfg.Name, "mtu", l.MTU, "chunk", g.chunk)
-	}
-	if err := g.recompile(); err != nil {
-		g.log.Error("policy does not compile on the changed link, the old view stays", "port", p.cfg.Name, "err", err)
 	}
 }

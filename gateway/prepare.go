@@ -54,7 +54,7 @@ func (g *Gateway) prepare(p *port) error {
 			if err != nil {
 				return fmt.Errorf("port %s: %w", p.cfg.Name, err)
 			}
-			g.locks = append(g.locks, m)
+			p.locks = append(p.locks, m)
 			changes = append(changes, portprep.Change{What: "promiscuous", Was: "off", Now: "on (" + prep.Promiscuous + ")"})
 		}
 		if len(changes) > 0 {
@@ -73,9 +73,8 @@ func (g *Gateway) prepare(p *port) error {
 	if err != nil {
 		return fmt.Errorf("port %s: %w", p.cfg.Name, err)
 	}
-	g.linkMu.Lock()
-	p.link, p.changes, p.warnings = l, changes, warnings
-	g.linkMu.Unlock()
+	g.change(p, func() { p.link, p.changes, p.warnings = l, changes, warnings })
+	p.ready = l.Index
 	return nil
 }
 

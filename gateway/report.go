@@ -61,8 +61,8 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 	if !s.Ready {
 		s.WhyNotReady = "starting or stopping"
 	}
-	for _, name := range g.uncovered() {
-		s.Ready, s.WhyNotReady = false, fmt.Sprintf("port %s: its XDP program was taken off: restart the node", name)
+	if why := g.unfit(); why != "" && s.Ready {
+		s.Ready, s.WhyNotReady = false, why
 	}
 	if p := g.problems.Load(); p != nil {
 		s.Damaged = *p
@@ -112,16 +112,26 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 	return s, nil
 }
 
-// uncovered names the ports whose XDP program somebody has taken off.
-func (g *Gateway) uncovered() (names []string) {
+// unfit says why a running node must not be called ready: a port is open to the host's stack, or none carries traffic. A port that is gone beside
+// others which work is their problem alone.
+func (g *Gateway) unfit() (why string) {
 	g.linkMu.Lock()
 	defer g.linkMu.Unlock()
+	open := 0
 	for _, p := range g.ports {
-		if p.gone {
-			names = append(names, p.cfg.Name)
+		switch {
+		case p.bare:
+			return fmt.Sprintf("port %s: its XDP program was taken off: restart the node", p.cfg.Name)
+		case p.state == portOpen:
+			open++
+		default:
+			why = fmt.Sprintf("no port is open; %s: %s", p.cfg.Name, p.problem)
 		}
 	}
-	return names
+	if open > 0 {
+		return ""
+	}
+	return why
 }
 
 // inside is what only the workers themselves can tell.
@@ -159,14 +169,7 @@ func (b backend) ask(ctx context.Context) (in inside) {
 			in.held[u.Addr] += u.Held
 			return true
 		})
-		for pi, p := range g.ports {
-			for _, q := range p.queues {
-				if q.worker == i {
-					fill, rx, tx := q.sock.InKernel()
-					in.rings[[2]int{pi, q.n}] = [3]int{fill, rx, tx}
-				}
-			}
-		}
+		g.workers[i].Rings(func(port uint16, queue, fill, rx, tx int) { in.rings[[2]int{int(port), queue}] = [3]int{fill, rx, tx} })
 	})
 	if err = errors.Join(append(errs, err)...); err != nil {
 		in.conservation.Detail = err.Error()

@@ -79,14 +79,15 @@ type Worker struct {
 type Port struct {
 	Name       string  `json:"name"`
 	Device     string  `json:"device"`
-	Ifindex    int     `json:"ifindex"`
+	State      string  `json:"state"`   // open; closed: the device is there, transit is dropped; gone: there is no such device
+	Ifindex    int     `json:"ifindex"` // 0 while the device is gone
 	MAC        string  `json:"mac"`
 	MTU        int     `json:"mtu"` // IP bytes
 	Driver     string  `json:"driver"`
 	Up         bool    `json:"up"`
 	Carrier    bool    `json:"carrier"`
 	Asked      string  `json:"asked"`  // mode in the node file: auto, zerocopy, copy, generic
-	Attach     string  `json:"attach"` // of the XDP program: "native" or "generic"; "none" when somebody took it off
+	Attach     string  `json:"attach"` // of the XDP program: "native" or "generic"; "none" when somebody took it off, or the device is gone
 	Queues     []Queue `json:"queues"`
 	XDPToHost  uint64  `json:"xdp_to_host"`       // packets that the XDP program left to the host's stack
 	XDPDropped uint64  `json:"xdp_dropped"`       // packets that it dropped
@@ -107,7 +108,7 @@ type Setting struct {
 type Queue struct {
 	Queue        int       `json:"queue"`
 	Worker       int       `json:"worker"`
-	Mode         string    `json:"mode"`                     // what the kernel says it is: zerocopy, copy, generic
+	Mode         string    `json:"mode"`                     // what the kernel says it is: zerocopy, copy, generic; none while the port is not open
 	Asked        string    `json:"asked"`                    // what was asked for
 	WhyNotBetter string    `json:"why_not_better,omitempty"` // why it is not zerocopy
 	NeedWakeup   bool      `json:"need_wakeup"`

@@ -120,14 +120,16 @@ func someChanges() []api.Change {
 }
 
 func somePorts() []api.Port {
-	return []api.Port{{Name: "wan", Device: "eth0", MAC: "02:00:00:00:00:01", MTU: 1500, Driver: "virtio_net", Up: true, Carrier: true, Asked: "auto", Attach: "native", XDPToHost: 5, XDPDropped: 7,
+	return []api.Port{{Name: "wan", Device: "eth0", State: "open", MAC: "02:00:00:00:00:01", MTU: 1500, Driver: "virtio_net", Up: true, Carrier: true, Asked: "auto", Attach: "native", XDPToHost: 5, XDPDropped: 7,
 		Queues: []api.Queue{{Queue: 0, Mode: "zerocopy", Asked: "auto", Rx: api.Counter{Packets: 1000, Bytes: 64000}, Tx: api.Counter{Packets: 900}},
 			{Queue: 1, Worker: 1, Mode: "zerocopy", Asked: "auto", Rings: api.RingStats{RxRingFull: 4}, TxFull: 2}}},
-		{Name: "trunk", Device: "veth1", MAC: "02:00:00:00:00:02", MTU: 1500, Driver: "veth", Up: true, Asked: "auto", Attach: "native", Problem: "no carrier: is the cable in?",
+		{Name: "trunk", Device: "veth1", State: "open", MAC: "02:00:00:00:00:02", MTU: 1500, Driver: "veth", Up: true, Asked: "auto", Attach: "native", Problem: "no carrier: is the cable in?",
 			Queues: []api.Queue{{Queue: 0, Mode: "copy", Asked: "auto", WhyNotBetter: "veth has no zero-copy"}}},
-		{Name: "spare", Device: "eth9", MAC: "02:00:00:00:00:09", MTU: 1500, Driver: "e1000", Asked: "generic", Attach: "generic", Problem: "link is down",
+		{Name: "spare", Device: "eth9", State: "open", MAC: "02:00:00:00:00:09", MTU: 1500, Driver: "e1000", Asked: "generic", Attach: "generic", Problem: "link is down",
 			Changed:  []api.Setting{{Name: "gro", Was: "on", Now: "off"}, {Name: "queues", Was: "combined 8", Now: "combined 2"}},
-			Warnings: []string{"the driver strips VLAN tags, so a tagged frame counts as untagged: ethtool -K eth9 rxvlan off"}}}
+			Warnings: []string{"the driver strips VLAN tags, so a tagged frame counts as untagged: ethtool -K eth9 rxvlan off"}},
+		{Name: "usb", Device: "eth7", State: "gone", MAC: "02:00:00:00:00:07", MTU: 1500, Driver: "r8152", Asked: "auto", Attach: "none", Problem: "device eth7 is gone",
+			Queues: []api.Queue{{Queue: 0, Mode: "none", Asked: "auto", Rx: api.Counter{Packets: 5}}}}}
 }
 
 func someSessions() []api.Session {

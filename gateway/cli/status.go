@@ -242,6 +242,8 @@ func writeQueues(w io.Writer, list []api.Port) {
 		p := &list[i]
 		link := "up"
 		switch {
+		case p.State == "gone", p.State == "closed":
+			link = p.State
 		case !p.Up:
 			link = "down"
 		case !p.Carrier:

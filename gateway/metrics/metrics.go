@@ -111,6 +111,7 @@ var (
 
 	portInfo    = gauge("xsk_port_info", "Always 1; the labels say what the port is.", "port", "device", "driver", "attach")
 	portUp      = gauge("xsk_port_up", "1 when the device is up and has carrier.", "port")
+	portState   = gauge("xsk_port_state", "1 for what the port is: open; closed (the device is there, transit is dropped); gone (there is no such device).", "port", "state")
 	portHost    = counter("xsk_port_host_packets", "Packets that the XDP program left to the host's stack.", "port")
 	portDropped = counter("xsk_port_dropped_packets", "Packets that the XDP program dropped.", "port")
 	queueMode   = gauge("xsk_queue_mode_info", "Always 1; mode is what the kernel says that the socket is, asked what the node file wants.", "port", "queue", "mode", "asked")
@@ -297,6 +298,9 @@ func (o out) tenant(t *api.Tenant) {
 func (o out) port(p *api.Port) {
 	o.put(portInfo, 1, p.Name, p.Device, p.Driver, p.Attach)
 	o.put(portUp, truth(p.Up && p.Carrier), p.Name)
+	for _, state := range [...]string{"open", "closed", "gone"} {
+		o.put(portState, truth(p.State == state), p.Name, state)
+	}
 	o.put(portHost, float64(p.XDPToHost), p.Name)
 	o.put(portDropped, float64(p.XDPDropped), p.Name)
 	for i := range p.Queues {

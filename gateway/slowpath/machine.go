@@ -431,7 +431,9 @@ func (m *machine) setInterfaces(list []Interface, now uint64) {
 	m.announceNew(old, now)
 }
 
-func sameLink(a, b *netif) bool { return a.Port == b.Port && a.VLAN == b.VLAN }
+func sameLink(a, b *netif) bool {
+	return a.Port == b.Port && a.VLAN == b.VLAN && a.Ifindex == b.Ifindex
+}
 
 // shutdown gives up all that waits.
 func (m *machine) shutdown() {

@@ -58,8 +58,9 @@ type SocketStats struct {
 
 // SocketStats reads the figures of the worker's sockets. Any goroutine.
 func (w *Worker) SocketStats() []SocketStats {
-	out := make([]SocketStats, len(w.socks))
-	for i, s := range w.socks {
+	shown := *w.shown.Load()
+	out := make([]SocketStats, len(shown))
+	for i, s := range shown {
 		out[i] = SocketStats{Socket: s.Socket, RxPackets: s.rxPackets.Load(), RxBytes: s.rxBytes.Load(), TxPackets: s.txPackets.Load(),
 			TxBytes: s.txBytes.Load(), TxFull: s.txFull.Load(), TxErrors: s.txErrors.Load(), Kicks: s.kicks.Load()}
 	}
@@ -77,6 +78,11 @@ func (w *Worker) Account() error {
 				batched += s.n
 			}
 		}
+		for _, s := range w.leaving {
+			if int(s.Area) == i {
+				rings += s.S.Holds()
+			}
+		}
 		if sum := free + w.held[i] + batched + rings + u.Limbo(); sum != u.Frames() {
 			return fmt.Errorf("worker %d area %d: free %d + shaped %d + batched %d + fill, rx, tx, completion %d + limbo %d = %d, but there are %d frames",
 				w.cfg.ID, i, free, w.held[i], batched, rings, u.Limbo(), sum, u.Frames())
@@ -90,4 +96,12 @@ func (w *Worker) Account() error {
 		return fmt.Errorf("worker %d: %d frames given to the shaper, which holds %d", w.cfg.ID, held, w.shard.Shaper.Held())
 	}
 	return nil
+}
+
+// Rings says which frames the kernel has of each queue: fill, rx, tx and completion. Call it inside Do.
+func (w *Worker) Rings(fn func(port uint16, queue, fill, rx, tx int)) {
+	for _, s := range w.socks {
+		fill, rx, tx := s.S.InKernel()
+		fn(s.Port, s.Queue, fill, rx, tx)
+	}
 }

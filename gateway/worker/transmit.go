@@ -44,7 +44,11 @@ func (w *Worker) send(port uint16, area uint8, addr uint64, off, n int) {
 				return
 			}
 		}
-		w.shard.Dropped(0, verdict.NoTxSocket, trace.NoPort, frame, true)
+		why := verdict.NoTxSocket
+		if w.down[port].Load() { // it had one
+			why = verdict.InterfaceDown
+		}
+		w.shard.Dropped(0, why, trace.NoPort, frame, true)
 		w.free(area, addr)
 		return
 	}
@@ -83,6 +87,10 @@ func (w *Worker) cross(from, to uint8, addr uint64, off, n int) (uint8, uint64, 
 // push moves the batch into the tx ring. What does not fit even after the kernel has been asked to send is dropped.
 func (w *Worker) push(s *sockState) {
 	if s.n == 0 {
+		return
+	}
+	if w.down[s.Port].Load() {
+		w.giveUp(s)
 		return
 	}
 	var bytes uint64

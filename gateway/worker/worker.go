@@ -32,17 +32,19 @@ type Socket struct {
 
 // Config is what a worker is made of. Sockets, areas and shard belong to the worker from New on.
 type Config struct {
-	ID      int
-	CPU     int // pinned to; -1 = not
-	Ports   int // how many ports the node has
-	Areas   []*xsk.UMEM
-	Sockets []Socket
-	Shard   *pipeline.Shard
-	Slow    *slowpath.Slow
-	Clock   *Clock
-	Batch   int           // packets a burst, at most pipeline.Burst
-	Spin    time.Duration // how long an idle worker looks before it sleeps
-	Log     *slog.Logger
+	ID    int
+	CPU   int // pinned to; -1 = not
+	Ports int // how many ports the node has
+	Areas []*xsk.UMEM
+	// ZeroCopy says of each area whether its sockets are zero-copy ones; nil = none is.
+	ZeroCopy []bool
+	Sockets  []Socket
+	Shard    *pipeline.Shard
+	Slow     *slowpath.Slow
+	Clock    *Clock
+	Batch    int           // packets a burst, at most pipeline.Burst
+	Spin     time.Duration // how long an idle worker looks before it sleeps
+	Log      *slog.Logger
 }
 
 type sockState struct {
@@ -53,24 +55,33 @@ type sockState struct {
 	pending  bool // the kernel has not been asked to send since the last Send
 	target   int  // frames that the fill ring should hold
 	rxErrors atomic.Uint64
+	*figures
+}
 
-	rxPackets, rxBytes, txPackets, txBytes, txFull, txErrors, kicks atomic.Uint64 // worker: wo, others: ro
+// figures are of a queue of a port, through all sockets that it has had. Worker: wo, others: ro.
+type figures struct {
+	rxPackets, rxBytes, txPackets, txBytes, txFull, txErrors, kicks atomic.Uint64
 }
 
 // Worker is one data-plane thread.
 //
 // It has many fields because everything that one thread owns is here, and nothing of it anywhere else.
 type Worker struct {
-	cfg   Config
-	shard *pipeline.Shard
-	socks []*sockState
-	txOf  []int // port -> index into socks, -1 where this worker has no socket
-	peers []*Worker
-	in    []*ring                       // from peer i; nil at its own index
-	view  atomic.Pointer[snapshot.View] // control: wo, worker: ro
-	box   chan job
-	tx    chan injected
-	pool  sync.Pool
+	cfg     Config
+	shard   *pipeline.Shard
+	socks   []*sockState
+	leaving []*sockState                 // detached, with frames that Reclaim will take
+	idle    []*sockState                 // closed; kept for their figures
+	shown   atomic.Pointer[[]*sockState] // socks, leaving and idle, for others
+	txOf    []int                        // port -> index into socks, -1 where this worker has no socket
+	sends   []atomic.Bool                // port -> txOf >= 0, for others
+	down    []atomic.Bool                // port -> it cannot send. Control: wo, worker: ro
+	peers   []*Worker
+	in      []*ring                       // from peer i; nil at its own index
+	view    atomic.Pointer[snapshot.View] // control: wo, worker: ro
+	box     chan job
+	tx      chan injected
+	pool    sync.Pool
 
 	wakeFD   int
 	sleeping atomic.Bool
@@ -116,22 +127,16 @@ func New(c Config) (*Worker, error) {
 		return nil, fmt.Errorf("worker %d: eventfd: %w", c.ID, err)
 	}
 	w := &Worker{cfg: c, shard: c.Shard, box: make(chan job, 64), tx: make(chan injected, 1024), wakeFD: fd, txOf: make([]int, c.Ports), held: make([]int, len(c.Areas))}
+	w.sends, w.down = make([]atomic.Bool, c.Ports), make([]atomic.Bool, c.Ports)
 	w.ended, w.nap = make(chan struct{}), 200*time.Millisecond
 	w.pool.New = func() any { return new([]byte) }
-	for i := range w.txOf {
-		w.txOf[i] = -1
+	if w.cfg.ZeroCopy == nil {
+		w.cfg.ZeroCopy = make([]bool, len(c.Areas))
 	}
 	for _, s := range c.Sockets {
-		st := &sockState{Socket: s, busyPoll: s.S.Config().BusyPoll > 0}
-		share := c.Areas[s.Area].Frames() / 2 / max(1, len(c.Sockets))
-		st.target = min(s.S.Config().FillSize, share)
-		if w.txOf[s.Port] < 0 {
-			w.txOf[s.Port] = len(w.socks)
-		}
-		w.socks = append(w.socks, st)
-		w.polls = append(w.polls, unix.PollFd{Fd: int32(s.S.FD()), Events: unix.POLLIN})
+		w.list(s)
 	}
-	w.polls = append(w.polls, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+	w.tables()
 	w.release = w.emit
 	w.look = w.limitsOf
 	return w, nil
@@ -207,7 +212,7 @@ func (w *Worker) Transmit(port uint16, frame []byte) bool {
 }
 
 // Sends reports whether the worker has a socket on the port.
-func (w *Worker) Sends(port uint16) bool { return int(port) < len(w.txOf) && w.txOf[port] >= 0 }
+func (w *Worker) Sends(port uint16) bool { return int(port) < len(w.sends) && w.sends[port].Load() }
 
 // call tells the worker of something new beside the hand-over rings, and wakes it if it sleeps.
 //
@@ -338,7 +343,13 @@ func (w *Worker) orders() (n int) {
 	for len(w.tx) > 0 && n < w.cfg.Batch {
 		m := <-w.tx
 		n++
-		s := w.socks[w.txOf[m.port]]
+		i := w.txOf[m.port]
+		if i < 0 { // its socket has gone since
+			w.shard.Dropped(0, verdict.InterfaceDown, trace.NoPort, *m.frame, true)
+			w.pool.Put(m.frame)
+			continue
+		}
+		s := w.socks[i]
 		u := w.cfg.Areas[s.Area]
 		addr, ok := u.Alloc()
 		frame := *m.frame

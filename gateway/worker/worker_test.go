@@ -406,7 +406,7 @@ func TestTransmitNeedsASocket(t *testing.T) {
 func TestTransmitCopiesAndReuses(t *testing.T) {
 	ws := newWorkers(t, 1)
 	w := ws[0]
-	w.txOf[0] = 0 // as if there were one: nobody serves the queue here
+	w.sends[0].Store(true) // as if there were one: nobody serves the queue here
 	b := []byte("first")
 	if !w.Transmit(0, b) {
 		t.Fatal("refused")

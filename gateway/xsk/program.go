@@ -20,10 +20,11 @@ var ErrNoNative = errors.New("the driver has no native XDP")
 type Program struct {
 	cfg            ProgramConfig
 	prog           *ebpf.Program
-	xsks, counters *ebpf.Map // live through Update
+	xsks, counters *ebpf.Map // what is in them lives through Update
 
 	attached bool
 	generic  bool
+	moved    bool          // to another device, and no socket is in it yet
 	previous *ebpf.Program // what Attach replaced: an earlier process's program of ours, or nil
 }
 
@@ -111,24 +112,42 @@ func (t *tables) write(o *bpf.SteerObjects) error {
 // Update changes the rules in one step: a program with the new ones is loaded beside the old, with the same sockets and
 // counters, and replaces it atomically where it is attached. No frame is judged by a mixture. After an error the old rules hold.
 func (p *Program) Update(c ProgramConfig) error {
-	if c.Ifindex != p.cfg.Ifindex || c.Queues != p.cfg.Queues {
-		return fmt.Errorf("update xdp program of device %d: device and number of queues cannot change", p.cfg.Ifindex)
+	if c.Ifindex != p.cfg.Ifindex {
+		return fmt.Errorf("update xdp program of device %d: the device cannot change", p.cfg.Ifindex)
 	}
-	prog, xsks, counters, err := load(&c, map[string]*ebpf.Map{bpf.SteerMapXsks: p.xsks, bpf.SteerMapCounters: p.counters})
+	keep := map[string]*ebpf.Map{bpf.SteerMapXsks: p.xsks, bpf.SteerMapCounters: p.counters}
+	if c.Queues != p.cfg.Queues {
+		if !p.moved {
+			return fmt.Errorf("update xdp program of device %d: the number of queues cannot change", p.cfg.Ifindex)
+		}
+		delete(keep, bpf.SteerMapXsks) // there is no socket in it
+	}
+	prog, xsks, counters, err := load(&c, keep)
 	if err != nil {
 		return fmt.Errorf("update xdp program of device %d: %w", p.cfg.Ifindex, err)
 	}
-	xsks.Close() // clones of what p has
-	counters.Close()
+	counters.Close() // a clone of what p has
 	if p.attached {
 		if err := setXDP(c.Ifindex, prog.FD(), p.prog.FD(), p.generic); err != nil {
 			prog.Close()
+			xsks.Close()
 			return fmt.Errorf("update xdp program of device %d: %w", c.Ifindex, err)
 		}
 	}
 	old := p.prog
+	if c.Queues != p.cfg.Queues {
+		p.xsks, xsks = xsks, p.xsks
+	}
+	xsks.Close() // a clone, or the old device's
 	p.prog, p.cfg = prog, c
 	return old.Close()
+}
+
+// Move takes the program along to the device that has come in the place of its own, which has vanished and its sockets with it. It is not attached
+// there yet. Its rules are the old device's until Update, but with no socket in it all that it does is to drop transit.
+func (p *Program) Move(ifindex int) {
+	p.forget()
+	p.cfg.Ifindex, p.attached, p.moved = ifindex, false, true
 }
 
 // Attach puts the program on its device, in native mode or in generic mode; native says which it is now. From here on the port
@@ -193,6 +212,7 @@ func (p *Program) forget() {
 
 // SetSocket gives a queue's frames to a socket. The kernel takes the entry out by itself when the socket is closed.
 func (p *Program) SetSocket(queue, fd int) error {
+	p.moved = false
 	if err := p.xsks.Put(uint32(queue), uint32(fd)); err != nil {
 		return fmt.Errorf("set socket of device %d queue %d: %w", p.cfg.Ifindex, queue, err)
 	}

@@ -32,6 +32,7 @@ type Socket struct {
 	fill, comp, rx, tx ring
 
 	filled, received, sent, completed uint64 // frames over the socket's life
+	reclaimed                         bool   // the UMEM has taken back what was with it
 }
 
 // How long Open waits for a queue whose last socket is closed but which the kernel gives free later, in a work queue.
@@ -47,14 +48,39 @@ const closeWait = 100 * time.Millisecond
 // own four rings, and must ask for the same mode and wake-up, which the kernel takes from the first.
 // The fill ring is empty: call Fill, then give the socket to Program.SetSocket.
 func Open(u *UMEM, c SocketConfig) (*Socket, error) {
-	s, err := open(u, c)
+	s, err := Bind(u, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Adopt(); err != nil {
+		return nil, errors.Join(err, s.drop())
+	}
+	return s, nil
+}
+
+// Bind is the part of Open that may take its time: it waits for the kernel, for a driver, for a queue that is given free late. It only reads
+// u, so a control goroutine may call it while the owner moves frames, as long as no socket is adopted or closed meanwhile.
+// Until Adopt the socket has no frames; Close alone undoes it.
+func Bind(u *UMEM, c SocketConfig) (*Socket, error) {
+	s, err := bind(u, c)
 	if err != nil {
 		return nil, fmt.Errorf("af_xdp socket on device %d queue %d (%s): %w", c.Ifindex, c.Queue, c.Mode, err)
 	}
 	return s, nil
 }
 
-func open(u *UMEM, c SocketConfig) (_ *Socket, err error) {
+// Adopt makes a bound socket one of its UMEM's. It belongs to the thread that owns the UMEM from then on.
+func (s *Socket) Adopt() (err error) {
+	u := s.umem
+	if s.tag, err = u.freeTag(); err != nil {
+		return err
+	}
+	u.sockets = append(u.sockets, s)
+	u.rebound(s.cfg.Ifindex, s.cfg.Queue)
+	return nil
+}
+
+func bind(u *UMEM, c SocketConfig) (_ *Socket, err error) {
 	if err := c.check(u); err != nil {
 		return nil, err
 	}
@@ -64,9 +90,6 @@ func open(u *UMEM, c SocketConfig) (_ *Socket, err error) {
 			s.drop()
 		}
 	}()
-	if s.tag, err = u.freeTag(); err != nil {
-		return nil, err
-	}
 	if s.fd, err = unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
 		return nil, explain("create", err)
 	}
@@ -95,8 +118,6 @@ func open(u *UMEM, c SocketConfig) (_ *Socket, err error) {
 	if s.zc != (c.Mode == ZeroCopy) {
 		return nil, fmt.Errorf("bound, but reads back zero-copy %v: %w", s.zc, unix.EOPNOTSUPP)
 	}
-	u.sockets = append(u.sockets, s)
-	u.rebound(c.Ifindex, c.Queue)
 	return s, nil
 }
 
@@ -402,6 +423,14 @@ func (s *Socket) InKernel() (fill, rx, tx int) {
 	return int(s.filled-s.received) - r, r, int(s.sent - s.completed)
 }
 
+// Holds is how many frames are with the socket, in whatever ring. Unlike InKernel it looks at no ring, so it holds beside Shut too.
+func (s *Socket) Holds() int {
+	if s.reclaimed {
+		return 0
+	}
+	return int(s.filled - s.received + s.sent - s.completed)
+}
+
 // InFill is how many frames the kernel has to receive into.
 func (s *Socket) InFill() int { fill, _, _ := s.InKernel(); return fill }
 
@@ -417,12 +446,11 @@ func (s *Socket) Totals() (received, sent uint64) { return s.received, s.sent }
 // Close waits a moment for frames under way, then closes the socket and takes its frames back into the UMEM. What the kernel may
 // still touch stays in limbo. The socket must have left the XSKMAP or does so now. Idempotent.
 func (s *Socket) Close() error {
-	if s.fd < 0 {
-		return nil
-	}
-	for until := time.Now().Add(closeWait); s.InTx() > 0 && time.Now().Before(until); time.Sleep(100 * time.Microsecond) {
-		if s.KickTx() != nil {
-			break
+	if s.fd >= 0 {
+		for until := time.Now().Add(closeWait); s.InTx() > 0 && time.Now().Before(until); time.Sleep(100 * time.Microsecond) {
+			if s.KickTx() != nil {
+				break
+			}
 		}
 	}
 	err := s.drop()
@@ -433,6 +461,10 @@ func (s *Socket) Close() error {
 	}
 	return err
 }
+
+// Shut is the part of Close that may take its time: it gives the kernel's part up and waits for nothing. A control goroutine may call it when
+// the owner has let go of the socket; its frames stay with it until the owner calls Close, which then does not wait.
+func (s *Socket) Shut() error { return s.drop() }
 
 // drop lets go of the kernel's part.
 func (s *Socket) drop() error {

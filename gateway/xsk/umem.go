@@ -158,6 +158,7 @@ func (u *UMEM) Close() error {
 // was to be sent may still be part of a packet under way, and in zero-copy the driver lets go later.
 func (u *UMEM) reclaim(s *Socket) {
 	key := [2]int{s.cfg.Ifindex, s.cfg.Queue}
+	s.reclaimed = true
 	for f, o := range u.owner {
 		switch {
 		case o < ownSocket || o&^ownTx != s.tag:
@@ -179,4 +180,14 @@ func (u *UMEM) rebound(ifindex, queue int) {
 		u.limboN--
 	}
 	delete(u.limbo, key)
+}
+
+// DeviceGone takes back what was in limbo for the queues of a device that has left: the kernel stops a driver and takes its sockets off before it
+// says that a device is gone, and nobody will bind these queues again.
+func (u *UMEM) DeviceGone(ifindex int) {
+	for key := range u.limbo {
+		if key[0] == ifindex {
+			u.rebound(key[0], key[1])
+		}
+	}
 }
