@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-
-	"demarc/bench/pktgen"
 )
 
 // usageError is a wrong call; the command line tells it by its method.
@@ -32,9 +30,9 @@ func Command() *cobra.Command {
 		Short: "measure the gateway beside the kernel's nftables",
 		Long:  "Measure the gateway beside the kernel's own nftables, on the same devices in the same run.",
 		Args:  noArgs,
-		RunE:  func(*cobra.Command, []string) error { return usageError{errors.New("name a bench: quick")} },
+		RunE:  func(*cobra.Command, []string) error { return usageError{errors.New("name a bench: quick or sessions")} },
 	}
-	c.AddCommand(quickCommand())
+	c.AddCommand(quickCommand(), sessionsCommand())
 	return c
 }
 
@@ -55,8 +53,8 @@ func quickCommand() *cobra.Command {
 			switch {
 			case q.Pairs < 1 || q.Seconds <= 0 || q.Step <= 0:
 				return usageError{errors.New("--pairs, --seconds and --step must be more than 0")}
-			case q.Flows > pktgen.MaxFlows/16:
-				return usageError{fmt.Errorf("--flows %d: at most %d, so that a pool of 16 addresses has ports for all", q.Flows, pktgen.MaxFlows/16)}
+			case q.Flows > maxQuickFlows:
+				return usageError{fmt.Errorf("--flows %d: at most %d, so that a pool of 16 addresses has ports for all", q.Flows, maxQuickFlows)}
 			case q.Rules < 1 || offer < 0:
 				return usageError{errors.New("--rules must be more than 0, --offer at least 0")}
 			}
@@ -100,6 +98,9 @@ func quickCommand() *cobra.Command {
 	}
 	return c
 }
+
+// maxQuickFlows is what a pool of 16 addresses surely has ports for, however the hosts fall on them.
+const maxQuickFlows = 65536
 
 // benchRate is the limit of both sides, bit/s of IP in each direction: ten times what 64-byte frames reach here.
 const benchRate = 10_000_000_000

@@ -25,15 +25,18 @@ type demarc struct {
 	r          *room
 	binary     string
 	rules      []acl.Rule
+	pool       [2]netip.Addr
 	rate       uint64
 	table      int    // sessions
 	breakStage string // for the test that a broken gateway gets no ratio
+	env        []string
 
 	cmd    *exec.Cmd
 	ended  chan struct{} // closed when it has been waited for; err is valid then
 	err    error
 	client *api.Client
 	mode   string
+	took   time.Duration // from exec to forwarding
 }
 
 func (d *demarc) name() string { return "demarc" }
@@ -80,7 +83,7 @@ addresses = ["198.51.100.3/24"]
 }
 
 func (d *demarc) start(ctx context.Context) error {
-	text, err := policy(d.rules, []netip.Prefix{insideNet, insideLink}, pool, d.rate, outsideVia, insideVia, outsideNet)
+	text, err := policy(d.rules, []netip.Prefix{insideNet, insideLink}, d.pool, d.rate, outsideVia, insideVia, outsideNet)
 	if err != nil {
 		return err
 	}
@@ -103,8 +106,10 @@ func (d *demarc) start(ctx context.Context) error {
 	}
 	cmd := d.r.Command(nsGW, d.binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(cmd.Env, d.env...)
 	// Ctrl-C reaches the whole group of a terminal: the gateway is ended by the bench, in order.
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	began := time.Now()
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the gateway: %w", err)
 	}
@@ -119,7 +124,7 @@ func (d *demarc) start(ctx context.Context) error {
 	for {
 		st, err := d.status(ctx, false)
 		if err == nil && st.Ready {
-			d.mode = modes(st)
+			d.mode, d.took = modes(st), time.Since(began)
 			return nil
 		}
 		select {

@@ -100,7 +100,7 @@ func (q *quick) run(ctx context.Context) (out *outcome, err error) {
 		return out, err
 	}
 	defer func() { err = errors.Join(err, q.room.Close()) }()
-	q.d = &demarc{r: q.room, binary: q.Binary, rules: rules, rate: q.Rate, table: max(4096, 2*q.Flows), breakStage: q.BreakStage}
+	q.d = &demarc{r: q.room, binary: q.Binary, rules: rules, pool: pool, rate: q.Rate, table: max(4096, 2*q.Flows), breakStage: q.BreakStage}
 	if err := q.chooseForm(ctx, rules, out); err != nil {
 		return out, err
 	}
@@ -209,7 +209,7 @@ func (q *quick) leg(ctx context.Context, d device, flows int, seconds, step floa
 			return l, st.Broken + " (switched off by --break)", nil
 		}
 	}
-	e, took, err := q.room.establish(ctx, flows)
+	e, took, err := q.room.establish(ctx, flows, establishRate)
 	if err != nil {
 		return l, "", fmt.Errorf("establish %d flows: %w", flows, err)
 	}

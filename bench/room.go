@@ -42,7 +42,18 @@ var (
 	macDst = net.HardwareAddr{0x02, 0xdb, 0, 0, 0, 4}
 )
 
+// poolOf is a pool that has ports for so many flows of pktgen.InsideHosts hosts, which keep one address each: a quarter of it is used, so that no
+// address runs out, however the hosts fall on them. It is 192.0.2.0/24 at most.
+func poolOf(flows int) [2]netip.Addr {
+	n := max(16, flows/16384)
+	if n <= 16 {
+		return pool
+	}
+	return [2]netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(256 - n)}), netip.AddrFrom4([4]byte{192, 0, 2, 255})}
+}
+
 func plan(flows int) pktgen.Plan {
+	pool := poolOf(flows)
 	return pktgen.Plan{
 		Flows: flows, Key: pktgen.NewKey(), Inside: netip.MustParseAddr("198.18.4.0"), InsidePort: 20000,
 		Outside: netip.MustParseAddr("203.0.113.16"), OutsidePort: 5004, Pool: pool, From: [6]byte(macSrc), To: [6]byte(macIn),
@@ -216,17 +227,17 @@ func (r *room) trial(ctx context.Context, rate float64, d time.Duration, pids []
 	return t, err
 }
 
-// establish sends each flow once, learns its translated source and sees an answer come back through it, again and slower for
+// establish sends each flow once, at rate, learns its translated source and sees an answer come back through it, again and slower for
 // those that were lost.
-func (r *room) establish(ctx context.Context, flows int) (e pktgen.Established, took time.Duration, err error) {
+func (r *room) establish(ctx context.Context, flows int, rate float64) (e pktgen.Established, took time.Duration, err error) {
 	if err := errors.Join(r.ends.Forget(), r.ends.Learn(true)); err != nil {
 		return e, 0, err
 	}
 	start := time.Now()
-	rate := float64(establishRate)
+	patience := 30*time.Second + time.Duration(flows)*20*time.Microsecond
 	var sending float64 // seconds
 	for try := range retries {
-		s, err := r.send(ctx, pktgen.Order{Duration: 20 * time.Second, Frames: uint64(flows), Rate: rate})
+		s, err := r.send(ctx, pktgen.Order{Duration: 20*time.Second + patience/2, Frames: uint64(flows), Rate: rate})
 		if err != nil {
 			return e, 0, err
 		}
@@ -249,7 +260,7 @@ func (r *room) establish(ctx context.Context, flows int) (e pktgen.Established, 
 		if err != nil {
 			return e, 0, err
 		}
-		if e.Learned == 0 && try >= 3 || j.Counts.Wrong()+a.Wrong() > 0 || time.Since(start) > 30*time.Second {
+		if e.Learned == 0 && try >= 3 || j.Counts.Wrong()+a.Wrong() > 0 || time.Since(start) > patience {
 			return e, 0, fmt.Errorf("of %d flows %d got through and %d were answered (%d frames sent in the last round); at the outside %v; at the inside %v",
 				flows, e.Learned, e.Answered, s.Frames, j.Counts.WrongKinds(), a.WrongKinds())
 		}

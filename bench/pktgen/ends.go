@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
 	"runtime"
 	"time"
 
@@ -306,11 +305,9 @@ func (e *Ends) Established() (Established, error) {
 	if n, err := e.objs.Answers.BatchLookup(&cur2, keys, answers, nil); n != e.plan.Flows {
 		return r, fmt.Errorf("read answers of %d of %d flows: %w", n, e.plan.Flows, err)
 	}
-	type end struct {
-		public, outside netip.AddrPort
-	}
-	owners := make(map[end]int, e.plan.Flows)
-	ports := make(map[netip.AddrPort]struct{}, e.plan.Flows)
+	// A public end, and which of the outside hosts it talks to: 4 bits beside the 48 of the end, since a million flows are many.
+	owners := make(map[uint64]uint32, e.plan.Flows)
+	ports := make(map[uint64]struct{}, e.plan.Flows)
 	for n, s := range states {
 		if s.Learned == 0 {
 			continue
@@ -320,12 +317,13 @@ func (e *Ends) Established() (Established, error) {
 			r.Answered++
 		}
 		_, outside := e.plan.Flow(n)
-		at := end{netip.AddrPortFrom(addr(s.Addr), s.Port), outside}
+		public := uint64(s.Addr)<<16 | uint64(s.Port)
+		at := public<<16 | uint64(host(outside.Addr())-host(e.plan.Outside))
 		if other, taken := owners[at]; taken {
-			return r, fmt.Errorf("flows %d and %d both have public end %s towards %s", other, n, at.public, outside)
+			return r, fmt.Errorf("flows %d and %d both have public end %s:%d towards %s", other, n, addr(s.Addr), s.Port, outside)
 		}
-		owners[at] = n
-		ports[at.public] = struct{}{}
+		owners[at] = uint32(n)
+		ports[public] = struct{}{}
 	}
 	r.Ports = len(ports)
 	return r, nil

@@ -17,8 +17,8 @@ const (
 	// InsideHosts and OutsideHosts are over how many addresses flows spread.
 	InsideHosts  = 1024
 	OutsideHosts = 16
-	// MaxFlows is what fits into the ports above InsidePort and into the sink's tables.
-	MaxFlows = 1 << 20
+	// MaxFlows is what fits into the ports above InsidePort and, with 100 bytes a flow, into the memory of a common machine.
+	MaxFlows = 1 << 22
 
 	sentTTL = 64
 )

@@ -1,0 +1,397 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"demarc/bench/pktgen"
+	"demarc/bench/report"
+	"demarc/gateway/api"
+)
+
+// manySessions is one run of `demarc bench sessions`.
+type manySessions struct {
+	Sessions   int     // a power of two; the gateway's tables have room for these and no more
+	Rounds     int     // frames of each session that carry data, one in a round
+	Rate       float64 // of these, frames per second; as many answers come back
+	Rules      int
+	Binary     string
+	BreakStage string
+	Progress   io.Writer
+}
+
+// held is what was found of a gateway that holds them.
+type held struct {
+	Sessions int // that it counts itself, after all
+	Answered int // flows whose answer came back inside
+
+	Start     time.Duration // from exec to forwarding
+	Establish time.Duration // sending first packets, those sent again included
+	Rounds    []round       // the last one is what counts: those before it lost something
+	Resident  [3]int64      // bytes: ready, with all sessions, at the end
+	Pauses    pauses        // of the garbage collector, from the start to the end
+	Ask       time.Duration // the slowest answer of the interface while the data went
+	Mode      string
+	Took      time.Duration
+}
+
+// round is data on all sessions in both directions.
+type round struct {
+	Sent      pktgen.Sent
+	There     pktgen.Judged // at the outside
+	Back      pktgen.Counts // answers, at the inside
+	Use       usage
+	Disturbed bool
+}
+
+func (r *round) lost() (out, back int64) {
+	return int64(r.Sent.Frames) - int64(r.There.Counts[pktgen.Right]), int64(r.There.Counts[pktgen.Right]) - int64(r.Back[pktgen.Right])
+}
+
+func (r *round) whole() bool {
+	out, back := r.lost()
+	return out == 0 && back == 0 && r.There.Counts.Wrong()+r.Back.Wrong() == 0
+}
+
+// pauses is what the Go runtime of the gateway says of its collections (GODEBUG=gctrace=1).
+type pauses struct {
+	Count      int
+	Longest    time.Duration // a single stop of all threads
+	Sum        time.Duration
+	LargestMiB int // heap before a collection
+}
+
+// gcLine is "gc 7 @2.1s 0%: 0.02+1.3+0.03 ms clock, … ms cpu, 4->4->2 MB, …": the first and the last of the three stop everything.
+var gcLine = regexp.MustCompile(`(?m)^gc \d+ @[0-9.]+s \d+%: ([0-9.]+)\+[0-9.]+\+([0-9.]+) ms clock, .* (\d+)->\d+->\d+ MB`)
+
+func parsePauses(log []byte) (p pauses) {
+	for _, m := range gcLine.FindAllSubmatch(log, -1) {
+		p.Count++
+		for _, text := range m[1:3] {
+			ms, err := strconv.ParseFloat(string(text), 64)
+			if err != nil {
+				continue // the expression lets only numbers through, "1.2.3" among them
+			}
+			d := time.Duration(ms * float64(time.Millisecond))
+			p.Longest = max(p.Longest, d)
+			p.Sum += d
+		}
+		if mib, err := strconv.Atoi(string(m[3])); err == nil {
+			p.LargestMiB = max(p.LargestMiB, mib)
+		}
+	}
+	return p
+}
+
+// resident is the memory of a process that is in RAM, in bytes.
+func resident(pid int) (int64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range bytes.Lines(b) {
+		if f := strings.Fields(string(line)); len(f) == 3 && f[0] == "VmRSS:" {
+			kib, err := strconv.ParseInt(f[1], 10, 64)
+			return kib << 10, err
+		}
+	}
+	return 0, fmt.Errorf("process %d has no VmRSS", pid)
+}
+
+// table is the size of the gateway's tables: a little more than the sessions, since those that wait for their answer may be half of what is free.
+func (q *manySessions) table() int { return q.Sessions + q.Sessions/64 }
+
+func (q *manySessions) say(format string, args ...any) { fmt.Fprintf(q.Progress, format+"\n", args...) }
+
+// dataTries is how often data goes over all sessions, at half the rate each time, until nothing was lost.
+const dataTries = 4
+
+// run measures. What it could measure is in the result also when there is an error.
+func (q *manySessions) run(ctx context.Context) (out *held, err error) {
+	began := time.Now()
+	out = &held{}
+	if runtime.NumCPU() < 2 {
+		return out, errors.New("the bench needs two CPUs: one makes frames, one moves them")
+	}
+	p := plan(q.Sessions)
+	rules, err := makeRules(1, q.Rules, &p)
+	if err != nil {
+		return out, err
+	}
+	r, err := openRoom(p)
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	d := &demarc{r: r, binary: q.Binary, rules: rules, pool: p.Pool, rate: benchRate, table: q.table(), breakStage: q.BreakStage, env: []string{"GODEBUG=gctrace=1"}}
+	defer func() { err = errors.Join(err, d.stop()) }()
+	if err := d.start(ctx); err != nil {
+		return out, err
+	}
+	out.Start, out.Mode = d.took, d.mode
+	if out.Resident[0], err = resident(d.cmd.Process.Pid); err != nil {
+		return out, err
+	}
+	q.say("ready after %s with room for %d sessions, %d MiB resident", out.Start.Round(time.Millisecond), q.table(), out.Resident[0]>>20)
+	e, took, err := r.establish(ctx, q.Sessions, q.Rate)
+	if err != nil {
+		return out, fmt.Errorf("establish %d sessions: %w", q.Sessions, err)
+	}
+	out.Answered, out.Establish = e.Answered, took
+	if out.Resident[1], err = resident(d.cmd.Process.Pid); err != nil {
+		return out, err
+	}
+	q.say("%d sessions answered after %s (%.0f thousand/s), %d public ports, %d MiB resident", e.Answered, took.Round(time.Millisecond), float64(q.Sessions)/took.Seconds()/1e3, e.Ports, out.Resident[1]>>20)
+	// From here on the judge only compares, but goes on to answer: see Learn.
+	if err := r.ends.Learn(true); err != nil {
+		return out, err
+	}
+	rate := q.Rate
+	for try := range dataTries {
+		rd, ask, err := q.data(ctx, r, d, rate)
+		out.Ask = max(out.Ask, ask)
+		out.Rounds = append(out.Rounds, rd)
+		if err != nil {
+			return out, err
+		}
+		lost, back := rd.lost()
+		mark := ""
+		if rd.Disturbed {
+			mark = fmt.Sprintf(" (disturbed: %.2f CPUs for others, %.1f %% stolen)", rd.Use.foreign, 100*rd.Use.steal)
+		}
+		q.say("data, try %d: %d frames there and as many back at %.0f thousand/s, lost %d and %d, wrong %d and %d%s", try+1, rd.Sent.Frames, rd.Sent.Rate()/1e3, lost, back, rd.There.Counts.Wrong(), rd.Back.Wrong(), mark)
+		if rd.There.Counts.Wrong()+rd.Back.Wrong() > 0 {
+			return out, fmt.Errorf("frames arrived wrong: outside %v, inside %v", rd.There.Counts.WrongKinds(), rd.Back.WrongKinds())
+		}
+		if rd.whole() {
+			break
+		}
+		rate = max(5000, rate/2)
+	}
+	if out.Resident[2], err = resident(d.cmd.Process.Pid); err != nil {
+		return out, err
+	}
+	st, err := d.status(ctx, false)
+	if err != nil {
+		return out, err
+	}
+	for _, w := range st.Workers {
+		out.Sessions += w.Sessions
+	}
+	log, err := os.ReadFile(filepath.Join(dirRun, "log"))
+	if err != nil {
+		return out, err
+	}
+	out.Pauses, out.Took = parsePauses(log), time.Since(began)
+	switch last := &out.Rounds[len(out.Rounds)-1]; {
+	case !st.Conservation.OK:
+		return out, fmt.Errorf("the gateway's account of frames does not close: %s", st.Conservation.Detail)
+	case out.Sessions < q.Sessions:
+		return out, fmt.Errorf("the gateway holds %d sessions after the data, want %d", out.Sessions, q.Sessions)
+	case !last.whole():
+		lost, back := last.lost()
+		return out, fmt.Errorf("%d frames were lost there and %d back in the last of %d tries; dropped by the gateway, all in all: %v; try a lower --rate, or a machine that does nothing else", lost, back, len(out.Rounds), dropped(st))
+	}
+	return out, nil
+}
+
+// dropped is what a gateway dropped, by reason.
+func dropped(st *api.Status) map[string]uint64 {
+	m := maps.Clone(st.Drops)
+	maps.DeleteFunc(m, func(_ string, n uint64) bool { return n == 0 })
+	return m
+}
+
+// data sends frames on all sessions in an order that no cache guesses, each answered by the outside, while somebody looks at the gateway.
+func (q *manySessions) data(ctx context.Context, r *room, d *demarc, rate float64) (rd round, ask time.Duration, err error) {
+	if err := r.ends.Fresh(); err != nil {
+		return rd, 0, err
+	}
+	pids := d.pids()
+	before, err := sampleCPU(pids)
+	if err != nil {
+		return rd, 0, err
+	}
+	// An operator's screen and a scraper: what makes the gateway's heap grow, and so its collector run.
+	looking, stop := context.WithCancel(ctx)
+	type look struct {
+		slowest time.Duration
+		err     error
+	}
+	looked := make(chan look, 1)
+	go func() {
+		var l look
+		for looking.Err() == nil && l.err == nil {
+			began := time.Now()
+			if _, err := d.status(looking, true); err == nil {
+				_, err = d.client.Text(looking, api.PathMetrics)
+				l.err = err
+			} else {
+				l.err = err
+			}
+			l.slowest = max(l.slowest, time.Since(began))
+			select {
+			case <-looking.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+		if looking.Err() != nil {
+			l.err = nil // it was told to stop
+		}
+		looked <- l
+	}()
+	frames := uint64(q.Rounds) * uint64(q.Sessions)
+	rd.Sent, err = r.send(ctx, pktgen.Order{Duration: time.Duration(2*float64(frames)/rate*1e9) + 5*time.Second, Frames: frames, Rate: rate})
+	stop()
+	l := <-looked
+	if err := errors.Join(err, l.err); err != nil {
+		return rd, l.slowest, err
+	}
+	after, err := sampleCPU(pids)
+	if err != nil {
+		return rd, l.slowest, err
+	}
+	rd.Use = before.until(after)
+	rd.Disturbed = rd.Use.disturbed()
+	if err := r.ends.Settle(3 * time.Second); err != nil {
+		return rd, l.slowest, err
+	}
+	if rd.There, err = r.ends.Judged(); err != nil {
+		return rd, l.slowest, err
+	}
+	rd.Back, err = r.ends.Answered()
+	return rd, l.slowest, err
+}
+
+// figures are what is reported.
+func (q *manySessions) figures(h *held) []report.Result {
+	var list []report.Result
+	name := caseName(q.Sessions)
+	if q.Sessions%(1<<20) == 0 {
+		name = fmt.Sprintf("64B/%dM/nat44", q.Sessions>>20)
+	}
+	add := func(metric, unit string, v float64) {
+		list = append(list, report.Result{Scenario: "sessions", Case: name, Metric: metric, Unit: unit, Demarc: report.Of([]float64{v}).Round(4), Peers: map[string]report.Peer{}})
+	}
+	n := float64(q.Sessions)
+	add("sessions", "sessions", float64(h.Sessions))
+	add("start", "seconds", h.Start.Seconds())
+	if h.Establish > 0 {
+		add("establish", "seconds", h.Establish.Seconds())
+		add("establish-rate", "sessions/s", n/h.Establish.Seconds())
+	}
+	add("resident-start", "MiB", float64(h.Resident[0])/(1<<20))
+	add("resident", "MiB", float64(h.Resident[1])/(1<<20))
+	add("resident-end", "MiB", float64(h.Resident[2])/(1<<20))
+	add("resident-per-session", "bytes", float64(h.Resident[1])/n)
+	add("added-per-session", "bytes", float64(h.Resident[1]-h.Resident[0])/n)
+	if len(h.Rounds) > 0 {
+		last := &h.Rounds[len(h.Rounds)-1]
+		out, back := last.lost()
+		add("data", "frames", float64(last.Sent.Frames))
+		add("data-rate", "frames/s", last.Sent.Rate())
+		add("lost", "frames", float64(out+back))
+		add("wrong", "frames", float64(last.There.Counts.Wrong()+last.Back.Wrong()))
+		add("tries", "loads", float64(len(h.Rounds)))
+	}
+	add("gc", "collections", float64(h.Pauses.Count))
+	add("gc-longest-pause", "ms", h.Pauses.Longest.Seconds()*1e3)
+	add("gc-pauses", "ms", h.Pauses.Sum.Seconds()*1e3)
+	add("gc-heap", "MiB", float64(h.Pauses.LargestMiB))
+	add("slowest-answer", "ms", h.Ask.Seconds()*1e3)
+	return list
+}
+
+func (q *manySessions) report(h *held, version string) *report.Output {
+	r := &report.Output{Schema: report.Schema, Machine: machine(), Results: q.figures(h)}
+	r.Machine.Demarc, r.Machine.Mode, r.Machine.Seconds = version, h.Mode, float64(int(h.Took.Seconds()*10))/10
+	for i := range h.Rounds {
+		if h.Rounds[i].Disturbed {
+			r.Machine.Disturbed++
+		}
+	}
+	r.Machine.Again = max(0, len(h.Rounds)-1)
+	return r
+}
+
+// print is what a person reads.
+func (q *manySessions) print(w io.Writer, r *report.Output) error {
+	var b strings.Builder
+	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	m := &r.Machine
+	virtual := ""
+	if m.Virtual {
+		virtual = ", virtual machine"
+	}
+	p("")
+	p("demarc bench sessions: %s, access list of %d rules, every session a mapping of its own; tables for %d sessions", r.Results[0].Case, q.Rules, q.table())
+	p("machine     %s, %d CPUs, %d MiB%s, kernel %s", m.CPU, m.CPUs, m.MemoryMiB, virtual, m.Kernel)
+	p("demarc      %s, %s, AF_XDP: %s; one worker on CPU %d, frames made on CPU %d", m.Demarc, m.Go, m.Mode, deviceCPU, makerCPU)
+	p("")
+	for _, f := range r.Results {
+		digits := 0
+		if f.Unit == "ms" || f.Unit == "seconds" || f.Unit == "bytes" {
+			digits = 2
+		}
+		p("%-24s %14s %s", f.Metric, strconv.FormatFloat(f.Demarc.Median, 'f', digits, 64), f.Unit)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func sessionsCommand() *cobra.Command {
+	q := manySessions{Binary: "/proc/self/exe"}
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "sessions",
+		Short: "fill the gateway's table with sessions and let all of them carry data: time, memory, pauses",
+		Long: "Start the gateway with tables for hardly more than so many sessions, establish that many UDP sessions, each with a mapping and a public port of its own and an\n" +
+			"answer that came back, then send data on all of them in random order, answered too. Every frame is judged at both ends: translated source, destination,\n" +
+			"checksums, not lost, not twice. Prints how long start and establishing took, the gateway's memory, and the pauses of its garbage collector while status\n" +
+			"and metrics are read ten times a second. Fails when a frame is wrong, or lost in each of four tries, each at half the rate of the one before. Needs root, two CPUs; 400 MiB of memory for a million sessions.",
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case q.Sessions < 1024 || q.Sessions > pktgen.MaxFlows || q.Sessions&(q.Sessions-1) != 0:
+				return usageError{fmt.Errorf("--sessions %d: want a power of two from 1024 to %d", q.Sessions, pktgen.MaxFlows)}
+			case q.Rounds < 1 || q.Rate < 1000 || q.Rules < 1:
+				return usageError{errors.New("--rounds and --rules must be more than 0, --rate at least 1000")}
+			}
+			q.Progress = cmd.ErrOrStderr()
+			h, err := q.run(cmd.Context())
+			if h.Sessions == 0 {
+				return err // there is nothing to report
+			}
+			rep := q.report(h, version())
+			if asJSON {
+				return errors.Join(err, rep.JSON(cmd.OutOrStdout()))
+			}
+			return errors.Join(err, q.print(cmd.OutOrStdout(), rep))
+		},
+	}
+	f := c.Flags()
+	f.BoolVar(&asJSON, "json", false, "print one JSON object; progress goes to standard error")
+	f.IntVar(&q.Sessions, "sessions", 1<<20, "a power of two")
+	f.IntVar(&q.Rounds, "rounds", 4, "data frames of each session, and answers")
+	f.Float64Var(&q.Rate, "rate", 200_000, "frames per second, first ones and data, and as many answers; halved while something is lost")
+	f.IntVar(&q.Rules, "rules", 100, "of the access list; the last one matches")
+	f.StringVar(&q.Binary, "binary", q.Binary, "the gateway's binary")
+	f.StringVar(&q.BreakStage, "break", "", "switch a stage of the gateway off; the bench must then fail")
+	for _, hidden := range []string{"binary", "break"} {
+		_ = f.MarkHidden(hidden) // they exist
+	}
+	return c
+}
