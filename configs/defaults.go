@@ -21,6 +21,9 @@ const (
 	DefaultQueue          = 30 * time.Millisecond       // what a shaper may hold back: TCP with BBR needs it, a call does not notice
 	DefaultVoicePercent   = 75                          // of the tenant's rate
 
+	DefaultICMPErrors        = 1000 // a second
+	DefaultICMPErrorsPerSide = 200
+
 	DefaultDataDir   = "/var/lib/demarc"
 	DefaultSpin      = 50 * time.Microsecond // about one wake-up through the kernel
 	DefaultBatch     = 64                    // frames a burst
@@ -50,6 +53,8 @@ func (p *Policy) Defaults() {
 	} {
 		defaultTo(d.field, Duration{d.v})
 	}
+	defaultTo(&p.ICMPErrors.Total, DefaultICMPErrors)
+	defaultTo(&p.ICMPErrors.PerSide, DefaultICMPErrorsPerSide)
 	for i := range p.Tenants {
 		p.Tenants[i].defaults()
 	}
@@ -57,6 +62,10 @@ func (p *Policy) Defaults() {
 
 func (t *Tenant) defaults() {
 	defaultTo(&t.DefaultOut, "allow")
+	defaultTo(&t.Reject, "silent")
+	if t.IPv6Headers == nil { // an empty list is a choice
+		t.IPv6Headers = []string{"hop-by-hop", "destination-options"}
+	}
 	defaultTo(&t.NAT.Mapping, "endpoint-independent")
 	defaultTo(&t.NAT.Filtering, "address-and-port-dependent")
 	defaultTo(&t.NAT.Pooling, "paired")
@@ -104,6 +113,12 @@ func (n *Node) Defaults() {
 	defaultTo(&n.API.Socket, path.Join(n.DataDir, "demarc.sock"))
 	defaultTo(&n.Log.Level, "info")
 	defaultTo(&n.Log.Format, "text")
+	for i := range n.Interfaces {
+		if n.Interfaces[i].ICMPErrors == nil {
+			yes := true
+			n.Interfaces[i].ICMPErrors = &yes
+		}
+	}
 	for i := range n.Ports {
 		p := &n.Ports[i]
 		defaultTo(&p.Name, p.Device)

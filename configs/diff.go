@@ -110,6 +110,8 @@ func Diff(old, new *Policy) []Change {
 	d := &differ{}
 	d.value("name", old.Name, new.Name)
 	d.timeouts(&old.Timeouts, &new.Timeouts)
+	d.value("icmp_errors.total", old.ICMPErrors.Total, new.ICMPErrors.Total)
+	d.value("icmp_errors.per_side", old.ICMPErrors.PerSide, new.ICMPErrors.PerSide)
 	d.set("backbone.interfaces", old.Backbone.Interfaces, new.Backbone.Interfaces)
 	d.keyed("route", routes(old.Routes), routes(new.Routes))
 	d.objects(old.Objects, new.Objects)
@@ -186,6 +188,9 @@ func (d *differ) tenantFields(a, b *Tenant) {
 	d.set("rates.voice.dscp", a.Rates.Voice.DSCP, b.Rates.Voice.DSCP)
 	d.value("rates.voice.bits", a.Rates.Voice.Bits, b.Rates.Voice.Bits)
 	d.value("default_out", a.DefaultOut, b.DefaultOut)
+	d.value("reject", a.Reject, b.Reject)
+	d.set("ipv4_options", a.IPv4Options, b.IPv4Options)
+	d.set("ipv6_headers", a.IPv6Headers, b.IPv6Headers)
 	for _, dir := range []string{"out", "in"} {
 		d.rules(dir, a.Rules, b.Rules)
 	}

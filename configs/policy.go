@@ -42,6 +42,8 @@ func checkPolicy(at loc, p *Policy) {
 	checkSchema(at, p.Schema)
 	checkText(at, "name", p.Name)
 	c.timeouts()
+	checkCount(at.key("icmp_errors"), "total", p.ICMPErrors.Total, 1, 1_000_000)
+	checkCount(at.key("icmp_errors"), "per_side", p.ICMPErrors.PerSide, 1, 1_000_000)
 	c.interfaces(at.key("backbone"), p.Backbone.Interfaces, -1)
 	checkRoutes(at, p.Routes, p.Backbone.Interfaces)
 	c.objects(at.key("objects"), nil, p.Objects)
@@ -124,6 +126,26 @@ func checkChoice(at loc, key, value string, allowed ...string) bool {
 	}
 	at.key(key).bad(value, "is not a choice here", didYouMean(value, allowed, oneOf(allowed...)))
 	return false
+}
+
+// The words of Tenant.IPv4Options and Tenant.IPv6Headers.
+var (
+	IPv4Options = []string{"record-route", "timestamp", "router-alert", "security", "other"}
+	IPv6Headers = []string{"hop-by-hop", "destination-options", "routing"}
+)
+
+// checkWords checks a list of which each entry is one of the words, once.
+func checkWords(at loc, list, words []string) {
+	for i, s := range list {
+		switch {
+		case s == "source-route" || s == "routing-0":
+			at.item(i).bad(s, "never passes", "it would lead past the rules (RFC 7126, RFC 5095)")
+		case !slices.Contains(words, s):
+			at.item(i).bad(s, "is not a choice here", didYouMean(s, words, oneOf(words...)))
+		case slices.Contains(list[:i], s):
+			at.item(i).bad(s, "is there twice", "")
+		}
+	}
 }
 
 func checkDuration(at loc, key string, d Duration, least, most time.Duration) {
@@ -275,7 +297,10 @@ func (c *policyCheck) tenant(at loc, i int, t *Tenant) {
 	checkCount(limits, "host_sessions", t.Limits.HostSessions, 1, maxLimit)
 	checkCount(limits, "host_session_rate", t.Limits.HostSessionRate, 1, maxLimit)
 	checkRates(at.key("rates"), &t.Rates)
-	checkChoice(at, "default_out", t.DefaultOut, "allow", "deny")
+	checkChoice(at, "default_out", t.DefaultOut, "allow", "deny", "reject")
+	checkChoice(at, "reject", t.Reject, "silent", "icmp", "reset")
+	checkWords(at.key("ipv4_options"), t.IPv4Options, IPv4Options)
+	checkWords(at.key("ipv6_headers"), t.IPv6Headers, IPv6Headers)
 	if c.rules += len(t.Rules); c.rules > MaxRules {
 		at.key("rule").bad(nil, fmt.Sprintf("are %d together with those of the tenants before", c.rules), fmt.Sprintf("at most %d", MaxRules))
 		return
@@ -298,8 +323,10 @@ func (c *policyCheck) tenant(at loc, i int, t *Tenant) {
 func (c *policyCheck) rule(at loc, t *Tenant, r *Rule, families map[seen]uint8) {
 	at.missing("direction", oneOf("out", "in"))
 	checkChoice(at, "direction", r.Direction, "out", "in")
-	at.missing("action", oneOf("allow", "deny"))
-	checkChoice(at, "action", r.Action, "allow", "deny")
+	at.missing("action", oneOf("allow", "deny", "reject"))
+	if checkChoice(at, "action", r.Action, "allow", "deny", "reject") && r.Action == "reject" && r.Direction == "in" {
+		at.key("action").bad(r.Action, "tells who is refused, and whoever is outside is told nothing", `"deny"`)
+	}
 	checkChoice(at, "class", r.Class, "", "voice")
 	before := len(at.c.list)
 	for _, list := range []struct {

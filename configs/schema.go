@@ -18,6 +18,8 @@ type Policy struct {
 	Objects  Objects  `toml:"objects"`
 	Tenants  []Tenant `toml:"tenant"`
 
+	ICMPErrors ICMPErrors `toml:"icmp_errors"`
+
 	src *source // where it was written; nil when it was not decoded
 }
 
@@ -53,6 +55,13 @@ type Timeouts struct {
 	NATHold        Duration `toml:"nat_hold"`        // 120s before another host may get a freed public port, RFC 6888 REQ-8
 }
 
+// ICMPErrors bounds how many errors the gateway itself sends, ICMP and TCP resets alike, over all workers (RFC 1812 section 4.3.2.8, RFC 4443
+// section 2.4 f). Errors of others that it passes on are not counted. Zero means the default.
+type ICMPErrors struct {
+	Total   int `toml:"total"`    // a second, to all sides together; default 1000
+	PerSide int `toml:"per_side"` // a second, towards each tenant, and towards the backbone; default 200
+}
+
 // Duration is a time.Duration written as "90s" or "2h4m".
 type Duration struct{ time.Duration }
 
@@ -70,7 +79,20 @@ type Tenant struct {
 	Limits     Limits         `toml:"limits"`
 	Rates      Rates          `toml:"rates"`
 	Rules      []Rule         `toml:"rule"`        // in order, first match decides, per direction
-	DefaultOut string         `toml:"default_out"` // "allow" (default) | "deny": what no "out" rule matched. Inbound is always "deny"
+	DefaultOut string         `toml:"default_out"` // "allow" (default) | "deny" | "reject": what no "out" rule matched. Inbound is always "deny"
+
+	// Reject says what an inside host hears when a conversation that it begins is refused: by a rule that says "deny", by a limit, or because no public
+	// port is free. "silent" (default, as "deny" is elsewhere): nothing. "icmp": administratively prohibited (RFC 5508 REQ-8). "reset": the same,
+	// and to TCP a reset. A rule that says "reject" is told of in any case. Whoever is outside hears nothing, whatever stands here.
+	// What no router keeps to itself is told in any case as well, to inside hosts: no route, and a next hop that does not answer.
+	Reject string `toml:"reject"`
+
+	// IPv4Options and IPv6Headers say which of them the packets of the tenant may carry, in both directions. They pass unread and unchanged.
+	// IPv4: "record-route", "timestamp", "router-alert", "security" (labels: basic, extended, CIPSO), "other"; default none, as RFC 7126 advises for
+	// most. IPv6: "hop-by-hop", "destination-options", "routing" (any type but 0); default hop-by-hop and destination-options (RFC 9288).
+	// An empty list lets none pass. Source routes and routing header 0 never pass; malformed ones neither.
+	IPv4Options []string `toml:"ipv4_options"`
+	IPv6Headers []string `toml:"ipv6_headers"`
 }
 
 // NAT is the translation of a tenant's IPv4. Without a pool, IPv4 is routed untranslated. IPv6 is never translated.
@@ -149,7 +171,7 @@ type Voice struct {
 type Rule struct {
 	Name      string   `toml:"name"`
 	Direction string   `toml:"direction"` // "out" (from the tenant) | "in" (towards the tenant)
-	Action    string   `toml:"action"`    // "allow" | "deny"
+	Action    string   `toml:"action"`    // "allow" | "deny" | "reject": deny, and an inside host is told (direction "out" only)
 	From      []string `toml:"from"`      // addresses, prefixes, ranges, host object names; IPv4 and IPv6 may mix
 	To        []string `toml:"to"`
 	Service   []string `toml:"service"` // as in objects.services
@@ -233,4 +255,8 @@ type Interface struct {
 	Addresses []netip.Prefix `toml:"addresses"` // of the gateway, answered by the gateway; not on the kernel's device unless host.shared
 	MTU       int            `toml:"mtu"`       // IP bytes; default: the device's
 	MSSClamp  string         `toml:"mss_clamp"` // "" (off) | "mtu" | a number of bytes
+
+	// ICMPErrors false: the gateway sends no error of its own out of here, not even time exceeded (traceroute shows a gap) or packet too big (what is
+	// too large vanishes: give the hosts the right MTU, or clamp). RFC 5508 REQ-9. Default true.
+	ICMPErrors *bool `toml:"icmp_errors"`
 }

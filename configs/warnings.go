@@ -75,7 +75,7 @@ func (w *warner) rules(at loc, t *Tenant) {
 	for j := range t.Rules {
 		r := &t.Rules[j]
 		where := at.key("rule").at(j)
-		if r.Class != "" && r.Action == "deny" {
+		if r.Class != "" && r.Action != "allow" {
 			where.key("class").bad(r.Class, "does nothing in a rule that denies", "leave it out")
 		}
 		if w.budget < 0 {

@@ -243,16 +243,19 @@ func ruleHits(t *snapshot.Tenant) (out []api.RuleHits) {
 	for d := meter.Out; d <= meter.In; d++ {
 		for i := range t.Rules[d] {
 			r := &t.Rules[d][i]
-			out = append(out, api.RuleHits{Rule: i, Name: r.Name, Direction: d.String(), Action: action(r.Allow), Hits: r.Hits.Sum()})
+			out = append(out, api.RuleHits{Rule: i, Name: r.Name, Direction: d.String(), Action: action(r.Allow, r.Tell), Hits: r.Hits.Sum()})
 		}
-		out = append(out, api.RuleHits{Rule: -1, Name: "default", Direction: d.String(), Action: action(d == meter.Out && t.DefaultOut), Hits: t.DefaultHits[d].Sum()})
+		out = append(out, api.RuleHits{Rule: -1, Name: "default", Direction: d.String(), Action: action(d == meter.Out && t.DefaultOut, d == meter.Out && t.DefaultTell), Hits: t.DefaultHits[d].Sum()})
 	}
 	return out
 }
 
-func action(allow bool) string {
-	if allow {
+func action(allow, tell bool) string {
+	switch {
+	case allow:
 		return "allow"
+	case tell:
+		return "reject"
 	}
 	return "deny"
 }
@@ -288,7 +291,7 @@ func (b backend) Drops(context.Context) (*api.Drops, error) {
 		if t := v.Tenant(flow.TenantID(id)); t != nil {
 			d.ByTenant[t.Name] = m
 			for _, h := range ruleHits(t) {
-				if h.Action == "deny" && h.Hits > 0 {
+				if h.Action != "allow" && h.Hits > 0 {
 					h.Name = t.Name + ": " + h.Name
 					d.ByRule = append(d.ByRule, h)
 				}

@@ -210,7 +210,7 @@ type RuleHits struct {
 	Rule      int    `json:"rule"` // position in the tenant's list, from 0; -1 = the default
 	Name      string `json:"name"`
 	Direction string `json:"direction"` // out, in
-	Action    string `json:"action"`    // allow, deny
+	Action    string `json:"action"`    // allow, deny, reject
 	Hits      uint64 `json:"hits"`
 }
 

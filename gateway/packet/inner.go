@@ -67,8 +67,10 @@ func inner4(f []byte, in *Inner) bool {
 		csum.Fold(csum.Sum(0, f[in.L3:in.L3+ihl])) != 0xffff {
 		return false
 	}
-	if ihl > ip4Len && walkOptions(f[in.L3+ip4Len:in.L3+ihl]) == verdict.SourceRoute {
-		return false // RFC 5508 section 7.3: the addresses in it would be of the wrong realm
+	if ihl > ip4Len {
+		if _, r := walkOptions(f[in.L3+ip4Len : in.L3+ihl]); r == verdict.SourceRoute {
+			return false // RFC 5508 section 7.3: the addresses in it would be of the wrong realm
+		}
 	}
 	in.L4 = in.L3 + ihl
 	in.End = min(len(f), in.L3+total)

@@ -22,6 +22,22 @@ const (
 	FlagMcastMAC                    // the destination MAC is a group address
 )
 
+// Extra says which options an IPv4 header has, or which extension headers follow an IPv6 header: what a policy may want to keep out. Source routes
+// and routing header 0 are none of them, because Parse refuses those, nor are fragment headers.
+type Extra uint8
+
+// What an IP header may carry beside the plain fields.
+const (
+	ExtraRecordRoute Extra = 1 << iota
+	ExtraTimestamp
+	ExtraRouterAlert
+	ExtraSecurity // labels: basic and extended security, CIPSO
+	ExtraOther    // any other IPv4 option but end and no-operation
+	ExtraHopByHop
+	ExtraDestination
+	ExtraRouting
+)
+
 // EtherTypes (IEEE 802 numbers, IANA).
 const (
 	EtherIPv4 = 0x0800
@@ -87,6 +103,7 @@ type Packet struct {
 	TCPFlags uint8
 	ICMPType uint8 // ICMP and ICMPv6, valid unless a later fragment
 	ICMPCode uint8
+	Extra    Extra
 
 	Key flow.Key // Zone is left 0: the pipeline sets it
 

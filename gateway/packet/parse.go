@@ -26,7 +26,7 @@ const (
 func (p *Packet) reset() {
 	p.EtherType, p.VLAN, p.L2Len = 0, 0, 0
 	p.L3, p.L4, p.L3End = 0, 0, 0
-	p.Flags, p.TTL, p.TOS, p.TCPFlags, p.ICMPType, p.ICMPCode = 0, 0, 0, 0, 0, 0
+	p.Flags, p.TTL, p.TOS, p.TCPFlags, p.ICMPType, p.ICMPCode, p.Extra = 0, 0, 0, 0, 0, 0, 0
 	p.Key = flow.Key{}
 	p.Seq, p.Ack, p.Window, p.PayloadLen = 0, 0, 0, 0
 	p.FragID, p.FragOff = 0, 0
@@ -111,10 +111,12 @@ func parse4(p *Packet, f []byte, l3 int) verdict.Reason {
 		if csum.Fold(csum.Sum(0, f[l3:l3+ihl])) != 0xffff {
 			return verdict.BadHeaderChecksum
 		}
-		if r := walkOptions(f[l3+ip4Len : l3+ihl]); r != verdict.Pass {
+		x, r := walkOptions(f[l3+ip4Len : l3+ihl])
+		if r != verdict.Pass {
 			return r
 		}
 		p.Flags |= FlagOptions
+		p.Extra = x
 	}
 	p.TOS, p.TTL = h[1], h[8]
 	p.Key.Family = 4
@@ -153,31 +155,47 @@ func fragment(p *Packet, off uint16, more bool, proto uint8, n, head int) verdic
 
 // Option types of IPv4 (RFC 791 section 3.1).
 const (
-	optEnd  = 0
-	optNop  = 1
-	optLSRR = 131
-	optSSRR = 137
+	optEnd         = 0
+	optNop         = 1
+	optRecordRoute = 7
+	optTimestamp   = 68
+	optBasicSec    = 130
+	optLSRR        = 131
+	optExtendedSec = 133
+	optCIPSO       = 134
+	optSSRR        = 137
+	optRouterAlert = 148
 )
 
 // walkOptions checks that IPv4 options are well formed and none of them is a source route, which would steer a packet past
-// the addresses that were filtered (RFC 7126 section 4.3).
-func walkOptions(o []byte) verdict.Reason {
+// the addresses that were filtered (RFC 7126 section 4.3), and says which there are.
+func walkOptions(o []byte) (x Extra, r verdict.Reason) {
 	for len(o) > 0 {
+		kind := ExtraOther
 		switch o[0] {
 		case optEnd:
-			return verdict.Pass
+			return x, verdict.Pass
 		case optNop:
 			o = o[1:]
 			continue
 		case optLSRR, optSSRR:
-			return verdict.SourceRoute
+			return x, verdict.SourceRoute
+		case optRecordRoute:
+			kind = ExtraRecordRoute
+		case optTimestamp:
+			kind = ExtraTimestamp
+		case optRouterAlert:
+			kind = ExtraRouterAlert
+		case optBasicSec, optExtendedSec, optCIPSO:
+			kind = ExtraSecurity
 		}
 		if len(o) < 2 || o[1] < 2 || int(o[1]) > len(o) {
-			return verdict.IPOptions
+			return x, verdict.IPOptions
 		}
+		x |= kind
 		o = o[o[1]:]
 	}
-	return verdict.Pass
+	return x, verdict.Pass
 }
 
 // parseL4 reads the transport header at l4. f ends where the IP packet ends.

@@ -42,7 +42,7 @@ func parse6(p *Packet, f []byte, l3 int) verdict.Reason {
 			return r
 		}
 		proto = c.proto
-		p.Key.Proto, p.L4 = proto, c.l4
+		p.Key.Proto, p.L4, p.Extra = proto, c.l4, c.extra
 		if c.frag {
 			p.FragID = c.fragID
 			if r := fragment(p, c.fragOff, c.more, proto, end-c.fragEnd, c.fragEnd-8-l3-ip6Len); r != verdict.Pass || p.Flags&FlagFragLater != 0 {
@@ -60,6 +60,7 @@ func parse6(p *Packet, f []byte, l3 int) verdict.Reason {
 
 // chain6 is what walk6 found between the IPv6 header and the transport header.
 type chain6 struct {
+	extra   Extra
 	proto   uint8 // first header that is none of those walked; behind a later fragment the type of what was fragmented
 	l4      int   // where it starts
 	cut     bool  // the bytes end before the chain does
@@ -108,6 +109,14 @@ func walk6(f []byte, l3 int) (c chain6, r verdict.Reason) {
 		if len(f)-at < size {
 			c.proto, c.l4, c.cut = nh, at, true
 			return c, verdict.Pass
+		}
+		switch nh {
+		case nhRouting:
+			c.extra |= ExtraRouting
+		case nhHopByHop:
+			c.extra |= ExtraHopByHop
+		case nhDestOpts:
+			c.extra |= ExtraDestination
 		}
 		if nh == nhRouting {
 			if f[at+2] == 0 { // RFC 5095: deprecated, an amplifier

@@ -38,6 +38,9 @@ func (sh *Shard) allowed(s *Slot, t *snapshot.Tenant, d meter.Dir, se *conntrack
 
 // admit checks the first packet itself and the tenant's limits on sessions.
 func (sh *Shard) admit(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verdict.Reason {
+	if r := extra(s, t.Extra); r != verdict.Pass {
+		return r
+	}
 	if s.Flags&packet.FlagICMPReply != 0 {
 		return verdict.ICMPNoSession // an answer to nothing
 	}

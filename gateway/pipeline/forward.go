@@ -12,6 +12,9 @@ func (sh *Shard) forward(s *Slot, se *conntrack.Session, dir int) verdict.Verdic
 	s.Tenant, s.Dir = se.Tenant, Direction(se, dir)
 	t := sh.view.Tenant(se.Tenant)
 	s.Voice = se.Class == classVoice || t.Voice(s.TOS)
+	if r := extra(s, t.Extra); r != verdict.Pass {
+		return sh.drop(s, r)
+	}
 	hop, v := sh.usable(s, t, se.NextHop[dir])
 	if v != verdict.Next {
 		return v

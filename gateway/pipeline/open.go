@@ -28,7 +28,7 @@ func (sh *Shard) openOut(s *Slot) verdict.Verdict {
 	}
 	nh := hopTo(v, t.ID, k.Family, &k.Dst)
 	if nh == noHop {
-		return sh.drop(s, verdict.NoRoute)
+		return sh.noRoute(s)
 	}
 	if sh.watch.tr != nil {
 		sh.watch.tr.Hop = nh
@@ -60,22 +60,25 @@ func (sh *Shard) openOut(s *Slot) verdict.Verdict {
 	}
 	// ACL before limits and translation: what is denied costs the tenant nothing.
 	ak := snapshot.ACLKey(&k.Src, &k.Dst, k.SPort, k.DPort, k.Proto, k.Family)
-	if !sh.allowed(s, t, meter.Out, &se, t.Judge(meter.Out, &ak)) {
-		return verdict.Drop
+	if d := t.Judge(meter.Out, &ak); !sh.allowed(s, t, meter.Out, &se, d) {
+		return sh.refuse(s, howToRefuse(t, d.Rule), s.Reason)
 	}
 	if _, v := sh.usable(s, t, nh); v != verdict.Next {
 		return v // what goes no further leaves nothing behind
 	}
 	if r := sh.admit(s, t, &se); r != verdict.Pass {
-		return sh.drop(s, r)
+		return sh.refuse(s, t.Reject, r)
 	}
 	se.NextHop = [2]uint16{nh, back}
 	if toBackbone && k.Family == 4 && t.NAT && !t.Bypass.Contains(4, &k.Dst) {
 		if r := sh.translateSource(t, &se); r != verdict.Pass {
-			return sh.drop(s, r)
+			return sh.refuse(s, t.Reject, r)
 		}
 	}
-	return sh.create(s, t, &se)
+	if v := sh.create(s, t, &se); v != verdict.Drop {
+		return v
+	}
+	return sh.refuse(s, t.Reject, s.Reason)
 }
 
 // openIn is the first packet of a conversation that the backbone starts.

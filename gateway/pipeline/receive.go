@@ -125,6 +125,9 @@ func (sh *Shard) receive(s *Slot) verdict.Verdict {
 	s.IPLen = uint16(s.L3End - s.L3)
 	if s.Looped {
 		s.Key.Zone = flow.Backbone
+		if s.Unreached {
+			return sh.unreached(s)
+		}
 	} else {
 		f := sh.ingress(s)
 		if f == nil || !f.Used {

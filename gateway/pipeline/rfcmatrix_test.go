@@ -6,6 +6,7 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
+	"demarc/configs"
 	"demarc/gateway/verdict"
 )
 
@@ -75,8 +76,8 @@ func TestRFC5508Req10fRateOfOurErrors(t *testing.T) {
 			told++
 		}
 	}
-	if told < 50 || told > 2*icmpErrorsPerSecond {
-		t.Errorf("%d errors in a second, want about %d", told, icmpErrorsPerSecond)
+	if told < 50 || told > 2*configs.DefaultICMPErrorsPerSide {
+		t.Errorf("%d errors in a second, want about %d", told, configs.DefaultICMPErrorsPerSide)
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 // the packet instead. It runs before translation, so that an ICMP error quotes what its sender wrote.
 func (sh *Shard) usable(s *Slot, t *snapshot.Tenant, nh uint16) (*snapshot.Hop, verdict.Verdict) {
 	if nh == noHop {
-		return nil, sh.drop(s, verdict.NoRoute)
+		return nil, sh.noRoute(s)
 	}
 	hop := &sh.view.Hops[nh]
 	switch hop.Kind {
@@ -133,6 +133,9 @@ func (sh *Shard) related(s *Slot) verdict.Verdict {
 	}
 	s.Dir = Direction(se, dir)
 	t := sh.view.Tenant(se.Tenant)
+	if r := extra(s, t.Extra); r != verdict.Pass {
+		return sh.drop(s, r)
+	}
 	if sh.falseSource(s, t, se) {
 		return sh.drop(s, verdict.SpoofedSource)
 	}
@@ -178,8 +181,15 @@ func (sh *Shard) local(s *Slot) verdict.Verdict {
 	if s.Looped || s.in == nil || !isEcho(&s.Packet) {
 		return sh.drop(s, verdict.LocalUnhandled)
 	}
-	if t := sh.view.Tenant(s.Key.Zone); t != nil && !t.Prefixes.Contains(s.Key.Family, &s.Key.Src) && !linkLocal6(&s.Key.Src) {
-		return sh.drop(s, verdict.SpoofedSource)
+	let := packet.Extra(0)
+	if t := sh.view.Tenant(s.Key.Zone); t != nil {
+		if !t.Prefixes.Contains(s.Key.Family, &s.Key.Src) && !linkLocal6(&s.Key.Src) {
+			return sh.drop(s, verdict.SpoofedSource)
+		}
+		let = t.Extra
+	}
+	if r := extra(s, let); r != verdict.Pass {
+		return sh.drop(s, r)
 	}
 	if !sh.echoRate.Take(&sh.echo[s.Key.Zone], sh.now, 1) {
 		return sh.drop(s, verdict.ICMPRateLimited)
@@ -190,44 +200,4 @@ func (sh *Shard) local(s *Slot) verdict.Verdict {
 	}
 	s.Reason = verdict.Pass
 	return sh.answer(s, from)
-}
-
-// tell turns a packet into the ICMP error for its sender, counted as the drop that it is. Where no error may or can be sent, it is only dropped.
-// A packet that came round by one of our own addresses was translated on its way: its error goes the same way back.
-func (sh *Shard) tell(s *Slot, why verdict.Reason, typ, code uint8, mtu int) verdict.Verdict {
-	f := s.in
-	if f == nil && sh.view.Outside != 0 {
-		f = &sh.view.Ifaces[sh.view.Outside]
-	}
-	if f == nil || !sh.errRate.Take(&sh.icmpErr[s.Key.Zone], sh.now, 1) {
-		return sh.drop(s, why)
-	}
-	from, ok := [6]byte(s.Frame()[6:12]), false
-	sh.keep(s)
-	if s.Key.Family == 4 {
-		ok = f.Has4 && build.ICMPError4(&s.Packet, [4]byte(f.Addr4[:4]), typ, code, uint16(mtu))
-	} else {
-		src := f.Addr6
-		if !f.Has6 {
-			src = f.LinkLocal
-		}
-		ok = build.ICMPError6(&s.Packet, src, typ, code, uint32(mtu))
-	}
-	if !ok {
-		return sh.drop(s, why)
-	}
-	sh.told(s, why)
-	if s.in == nil {
-		return verdict.Loop
-	}
-	return sh.answer(s, from)
-}
-
-// answer sends a frame that the gateway made back to where the packet came from.
-func (sh *Shard) answer(s *Slot, to [6]byte) verdict.Verdict {
-	if !packet.SetL2(&s.Packet, to, s.in.MAC, s.in.VLAN) {
-		return sh.drop(s, verdict.FrameTooLarge)
-	}
-	s.OutIface, s.OutPort = s.in.Index, s.in.Port
-	return verdict.Send
 }

@@ -36,8 +36,12 @@ type Slot struct {
 	Port   uint16 // ingress port
 	Looped bool   // left a tenant towards one of our own public addresses and enters from the backbone side
 	Handed bool   // came from another worker, which has decided that it belongs here
-	Area   uint8  // the driver's: memory area of the frame
-	Addr   uint64 // the driver's: chunk address of the frame
+
+	// With Looped: a finished frame that comes back because its next hop on OutIface did not answer. Process sends an error to its sender, or drops it.
+	Unreached bool
+
+	Area uint8  // the driver's: memory area of the frame
+	Addr uint64 // the driver's: chunk address of the frame
 
 	// Set by Process.
 	Verdict  verdict.Verdict
@@ -97,9 +101,7 @@ type Shard struct {
 	now      uint64 // ns
 	tick     uint32
 	rnd      uint64
-	icmpErr  []police.Word // by tenant: errors that we send
 	echo     []police.Word // by tenant: ping answers
-	errRate  police.Rate
 	echoRate police.Rate
 	rejudge  uint32 // where the walk that judges old sessions again has come to
 	stale    bool   // that walk is not over
@@ -136,11 +138,8 @@ type eventLog struct {
 	EvMissed atomic.Uint64 // events that found the ring full
 }
 
-// ICMP errors that the gateway sends, per tenant and worker (RFC 1812 4.3.2.8, RFC 4443 2.4 f).
-const (
-	icmpErrorsPerSecond = 200
-	echoPerSecond       = 2000
-)
+// echoPerSecond is how many pings the gateway answers, per tenant and worker.
+const echoPerSecond = 2000
 
 // NewShard makes the state of one worker.
 func NewShard(c Config) (*Shard, error) {
@@ -161,9 +160,8 @@ func NewShard(c Config) (*Shard, error) {
 		eventLog: &eventLog{},
 		Worker:   c.Worker, Sessions: st, NAT: ns, permits: permits, Space: c.Space, Neighbors: c.Neighbors,
 		Shaper: police.NewShaper(c.ShaperMax, tenants*2), Meter: meter.NewShard(tenants),
-		held: make([]held, tenants), hosts: newHosts(c.Sessions, tenants, c.Seed), making: conntrack.NoMapping, keeping: conntrack.NoMapping, unborn: noSlot, ending: noSlot, poisons: poisons{seed: c.Seed ^ 0xd6e8feb86659fd93}, rnd: c.Seed | 1, icmpErr: make([]police.Word, tenants), echo: make([]police.Word, tenants),
+		held: make([]held, tenants), hosts: newHosts(c.Sessions, tenants, c.Seed), making: conntrack.NoMapping, keeping: conntrack.NoMapping, unborn: noSlot, ending: noSlot, poisons: poisons{seed: c.Seed ^ 0xd6e8feb86659fd93}, rnd: c.Seed | 1, echo: make([]police.Word, tenants),
 		watch:    watching{drops: trace.NewRecorder()},
-		errRate:  police.PacketRate(icmpErrorsPerSecond, 250*time.Millisecond),
 		echoRate: police.PacketRate(echoPerSecond, 100*time.Millisecond),
 	}, nil
 }

@@ -16,6 +16,7 @@ import (
 	"demarc/gateway/flow"
 	"demarc/gateway/meter"
 	"demarc/gateway/nat"
+	"demarc/gateway/packet"
 	"demarc/gateway/police"
 )
 
@@ -81,6 +82,7 @@ func Compile(in Input) (*View, error) {
 		Timeouts: timeouts(in.Policy.Timeouts), NATHold: ticks(in.Policy.Timeouts.NATHold.Duration), OneTenant: len(in.Policy.Tenants) == 1,
 		byName: map[string]flow.TenantID{}, retired: map[flow.TenantID]uint32{}, marked: map[flow.Addr]bool{},
 	}
+	c.errorRates()
 	if p := in.Prev; p != nil {
 		c.v.Gen = p.Gen + 1
 		maps.Copy(c.v.retired, p.retired)
@@ -115,6 +117,21 @@ func Compile(in Input) (*View, error) {
 // and 7 s, RFC 6298), each of which opens it anew anyway.
 const hurry = 10 * time.Second
 
+// errorBurst is how long errors at the full rate may come at once: a traceroute sends three probes a hop and many hops at a time.
+const errorBurst = 250 * time.Millisecond
+
+func (c *compiler) errorRates() {
+	e := c.in.Policy.ICMPErrors
+	c.v.ErrRate, c.v.SideRate = police.PacketRate(uint64(e.Total), errorBurst), police.PacketRate(uint64(e.PerSide), errorBurst)
+	if c.in.Prev != nil {
+		c.v.Errors = c.in.Prev.Errors
+		return
+	}
+	c.v.Errors = &Errors{Backbone: newTold(c.v.Workers)}
+}
+
+func newTold(workers int) Told { return Told{Sent: NewHits(workers), Held: NewHits(workers)} }
+
 func ticks(d time.Duration) uint32 { return uint32(uint64(d) >> 20) }
 
 func timeouts(t configs.Timeouts) conntrack.Timeouts {
@@ -137,7 +154,8 @@ func (c *compiler) interfaces() {
 			continue
 		}
 		l := c.in.Links[port]
-		f := Iface{Index: uint16(len(c.v.Ifaces)), Name: n.Name, Port: uint16(port), VLAN: uint16(n.VLAN), MAC: l.MAC, MTU: n.MTU, Addrs: n.Addresses}
+		f := Iface{Index: uint16(len(c.v.Ifaces)), Name: n.Name, Port: uint16(port), VLAN: uint16(n.VLAN), MAC: l.MAC, MTU: n.MTU, Addrs: n.Addresses,
+			NoErrors: n.ICMPErrors != nil && !*n.ICMPErrors}
 		if f.MTU == 0 {
 			f.MTU = l.MTU
 		}
@@ -336,6 +354,10 @@ func (c *compiler) freshID() flow.TenantID {
 var (
 	modes = map[string]nat.Mode{"endpoint-independent": nat.EndpointIndependent, "address-dependent": nat.AddressDependent,
 		"address-and-port-dependent": nat.AddressAndPortDependent}
+	rejects = map[string]Reject{"silent": RejectSilent, "icmp": RejectICMP, "reset": RejectReset}
+	extras  = map[string]packet.Extra{"record-route": packet.ExtraRecordRoute, "timestamp": packet.ExtraTimestamp, "router-alert": packet.ExtraRouterAlert,
+		"security": packet.ExtraSecurity, "other": packet.ExtraOther,
+		"hop-by-hop": packet.ExtraHopByHop, "destination-options": packet.ExtraDestination, "routing": packet.ExtraRouting}
 	poolings = map[string]nat.Pooling{"paired": nat.Paired, "paired-soft": nat.PairedSoft, "arbitrary": nat.Arbitrary}
 )
 
@@ -345,10 +367,16 @@ func (c *compiler) tenant(ct *configs.Tenant, id flow.TenantID, seen map[netip.P
 	if c.in.Prev != nil {
 		prev = c.in.Prev.TenantByName(ct.Name)
 	}
-	t := &Tenant{ID: id, Name: ct.Name, DefaultOut: ct.DefaultOut != "deny", Shared: &Shared{}, Prefixes: NewPrefixSet(ct.Prefixes),
+	t := &Tenant{ID: id, Name: ct.Name, DefaultOut: ct.DefaultOut != "deny" && ct.DefaultOut != "reject", DefaultTell: ct.DefaultOut == "reject",
+		Reject: rejects[ct.Reject], Shared: &Shared{Told: newTold(c.v.Workers)}, Prefixes: NewPrefixSet(ct.Prefixes),
 		Mapping: modes[ct.NAT.Mapping], Filtering: modes[ct.NAT.Filtering], Pooling: poolings[ct.NAT.Pooling], PerHost: ct.NAT.Ports == "blocks", StaticByInside: map[flow.Addr]uint32{}}
 	if prev != nil {
 		t.Shared = prev.Shared
+	}
+	for _, list := range [][]string{ct.IPv4Options, ct.IPv6Headers} {
+		for _, word := range list {
+			t.Extra |= extras[word]
+		}
 	}
 	c.v.Tenants[id] = t
 	for _, name := range ct.Interfaces {
@@ -490,7 +518,7 @@ func (c *compiler) rules(ct *configs.Tenant, t *Tenant, prev *Tenant, who string
 			delete(old[d], text) // a second rule with the same text counts for itself
 		}
 		list[d] = append(list[d], ar)
-		t.Rules[d] = append(t.Rules[d], Rule{Name: name, Text: text, Allow: ar.Allow, Log: r.Log, Voice: r.Class == "voice", Hits: h})
+		t.Rules[d] = append(t.Rules[d], Rule{Name: name, Text: text, Allow: ar.Allow, Tell: r.Action == "reject", Log: r.Log, Voice: r.Class == "voice", Hits: h})
 	}
 	if c.in.Break == BreakACL {
 		list, t.DefaultOut = [2][]acl.Rule{{{Allow: true}}, {{Allow: true}}}, true

@@ -11,6 +11,7 @@ import (
 	"demarc/gateway/flow"
 	"demarc/gateway/meter"
 	"demarc/gateway/nat"
+	"demarc/gateway/packet"
 	"demarc/gateway/police"
 )
 
@@ -32,6 +33,7 @@ type Iface struct {
 	Has4      bool
 	Has6      bool
 	LinkLocal flow.Addr // fe80::/64 address of the gateway on this link
+	NoErrors  bool      // no error of our own is sent out of here (RFC 5508 REQ-9)
 }
 
 // HopKind says what a next hop is to the pipeline.
@@ -125,9 +127,32 @@ type Rule struct {
 	Name  string
 	Text  string // canonical text; the identity of the rule from one policy to the next
 	Allow bool
+	Tell  bool // with not Allow: an inside host is told, also where the tenant is silent
 	Log   bool
 	Voice bool
 	Hits  *Hits
+}
+
+// Reject is what an inside host hears of a conversation that it may not begin.
+type Reject uint8
+
+// The choices.
+const (
+	RejectSilent Reject = iota
+	RejectICMP          // administratively prohibited
+	RejectReset         // the same, and a reset for TCP
+)
+
+// Told bounds and counts the errors that the gateway sends towards one side. All workers share it, and it outlives a View.
+type Told struct {
+	Word       police.Word
+	Sent, Held *Hits // errors sent, and those that the rate held back
+}
+
+// Errors is what bounds all errors of ours.
+type Errors struct {
+	Word     police.Word
+	Backbone Told
 }
 
 // Shared is the state of a tenant that all workers share and that outlives a View.
@@ -138,6 +163,7 @@ type Shared struct {
 	Inbound     atomic.Int64    // of them, those that the backbone began
 	Unanswered  [2]atomic.Int64 // of them, those that are not answered yet, by meter.Out (begun inside), meter.In
 	Created     atomic.Uint64   // begun since start
+	Told        Told
 }
 
 // Tenant is one enterprise as the pipeline sees it.
@@ -150,7 +176,10 @@ type Tenant struct {
 	Rules          [2][]Rule
 	DefaultHits    [2]*Hits
 	DefaultOut     bool // what no outbound rule matched is allowed
-	NAT            bool // IPv4 towards the backbone is translated
+	DefaultTell    bool // as Rule.Tell, for what no outbound rule matched
+	Reject         Reject
+	Extra          packet.Extra // IPv4 options and IPv6 extension headers that may pass
+	NAT            bool         // IPv4 towards the backbone is translated
 	Pool           []nat.AddrID
 	PoolAddrs      []flow.Addr
 	StaticByInside map[flow.Addr]uint32 // inside address -> index into View.Publics
@@ -190,7 +219,10 @@ type View struct {
 	Publics   []Public
 	OneTenant bool // there is nobody whom its sessions could leave without room
 	Timeouts  conntrack.Timeouts
-	NATHold   uint32 // ticks
+	NATHold   uint32      // ticks
+	ErrRate   police.Rate // of all errors that we send
+	SideRate  police.Rate // of those towards one side
+	Errors    *Errors
 	Workers   int
 	HomeSeed  uint64
 	Fresh     []flow.TenantID // ids that this View gives to new tenants: their counters start at 0
@@ -274,6 +306,17 @@ func (v *View) Iface(port, vlan uint16) uint16 {
 func (v *View) Tenant(id flow.TenantID) *Tenant {
 	if int(id) < len(v.Tenants) {
 		return v.Tenants[id]
+	}
+	return nil
+}
+
+// Told is what bounds errors of ours towards a zone, nil when there is no such zone.
+func (v *View) Told(zone flow.TenantID) *Told {
+	if zone == flow.Backbone {
+		return &v.Errors.Backbone
+	}
+	if t := v.Tenant(zone); t != nil {
+		return &t.Shared.Told
 	}
 	return nil
 }

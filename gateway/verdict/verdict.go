@@ -55,6 +55,8 @@ const (
 	BadExtensionHeader
 	IPOptions
 	SourceRoute
+	OptionRefused // a sound IPv4 option that the tenant's policy keeps out
+	HeaderRefused // the same of an IPv6 extension header
 	Fragment
 	FragmentOverlap
 	FragmentTableFull
@@ -138,7 +140,7 @@ var reasonText = [NumReasons]string{
 	Truncated: "truncated", BadEtherType: "bad_ethertype", BadVLAN: "bad_vlan", UnknownVLAN: "unknown_vlan", ForeignMAC: "foreign_mac",
 	BadVersion: "bad_version", BadHeaderLength: "bad_header_length", BadTotalLength: "bad_total_length",
 	BadHeaderChecksum: "bad_header_checksum", BadL4Length: "bad_l4_length", BadL4Header: "bad_l4_header",
-	BadExtensionHeader: "bad_extension_header", IPOptions: "ip_options", SourceRoute: "source_route",
+	BadExtensionHeader: "bad_extension_header", IPOptions: "ip_options", SourceRoute: "source_route", OptionRefused: "ip_option_refused", HeaderRefused: "extension_header_refused",
 	Fragment: "fragment", FragmentOverlap: "fragment_overlap", FragmentTableFull: "fragment_table_full", FragmentTimeout: "fragment_timeout",
 	UnsupportedProtocol: "unsupported_protocol", FrameTooLarge: "frame_too_large", UnfinishedChecksum: "unfinished_checksum",
 	Martian: "martian", Multicast: "multicast", LinkLocal: "link_local", Land: "land", SpoofedSource: "spoofed_source",
