@@ -307,7 +307,7 @@ func (g *Gateway) makeWorkers() error {
 	g.busy = make([]float64, count)
 	g.slow = slowpath.New(slowpath.Config{
 		Neighbors: g.neigh, Send: g.transmit, Now: g.clock.Now, Log: g.log, Workers: count, Capacity: n.Tables.Neighbors, Seed: g.seed,
-		HostResolve: g.hostResolve, Unreachable: func([]byte, uint16) { g.slowDrops[verdict.NoNeighbor].Add(1) },
+		HostResolve: g.hostResolve, Unreachable: g.unreached,
 		Dropped: func(_ []byte, _ uint16, r verdict.Reason) { g.slowDrops[r%verdict.NumReasons].Add(1) },
 	})
 	chunk := smallChunk
@@ -389,6 +389,13 @@ func (g *Gateway) socketConfig(p *port, queue int) xsk.SocketConfig {
 	w := &g.o.Node.Workers
 	return xsk.SocketConfig{Ifindex: p.link.Index, Queue: queue, RxSize: 2048, TxSize: 2048, FillSize: 4096, CompSize: 2048,
 		Mode: p.mode, NeedWakeup: w.NeedWakeup == nil || *w.NeedWakeup, BusyPoll: w.BusyPoll.Duration}
+}
+
+// unreached gives a frame whose next hop did not answer back to its worker, which counts it as dropped.
+func (g *Gateway) unreached(frame []byte, iface uint16, worker int) {
+	if !g.workers[worker].Unreached(iface, frame) {
+		g.slowDrops[verdict.NoNeighbor].Add(1)
+	}
 }
 
 // transmit sends a frame of the slow path by whichever worker has a socket on the port.

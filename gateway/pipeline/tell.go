@@ -173,6 +173,9 @@ func (sh *Shard) unreached(s *Slot) verdict.Verdict {
 	if int(s.OutIface) >= len(v.Ifaces) || s.Flags&(packet.FlagICMPError|packet.FlagFragLater) != 0 {
 		return sh.drop(s, verdict.NoNeighbor)
 	}
+	if broadcast(&v.Ifaces[s.OutIface], &s.Packet) {
+		return sh.drop(s, verdict.NoNeighbor) // no error is about a broadcast (RFC 1812 section 4.3.2.7)
+	}
 	k := s.Key.Reverse(v.Ifaces[s.OutIface].Zone)
 	ref, ok := sh.Sessions.Lookup(&k, sh.Sessions.Hash(&k))
 	if !ok {
@@ -205,4 +208,22 @@ func (sh *Shard) unreached(s *Slot) verdict.Verdict {
 		return sh.tell(s, verdict.NoNeighbor, packet.ICMPUnreachable, 1, 0)
 	}
 	return sh.tell(s, verdict.NoNeighbor, packet.ICMP6Unreachable, 3, 0)
+}
+
+// broadcast reports whether a packet is to all hosts of a network on the interface.
+func broadcast(f *snapshot.Iface, p *packet.Packet) bool {
+	if p.Key.Family != 4 {
+		return false
+	}
+	dst := p.Key.Dst.V4()
+	for _, a := range f.Addrs {
+		if !a.Addr().Is4() || a.Bits() > 30 { // two hosts alone have no broadcast (RFC 3021)
+			continue
+		}
+		net, all := flow.AddrFrom(a.Addr()), uint32(1)<<(32-a.Bits())-1
+		if dst|all == net.V4()|all && (dst&all == all || dst&all == 0) {
+			return true
+		}
+	}
+	return false
 }

@@ -51,8 +51,9 @@ type entry struct {
 
 // frame is what stands beside the bytes of one waiting frame.
 type frame struct {
-	next int32
-	n    int32
+	next   int32
+	n      int32
+	worker int // who handed it over
 }
 
 type ends struct {
@@ -70,6 +71,7 @@ type entries struct {
 
 	frames    []frame
 	freeFrame int32
+	worker    int // who handed over the frame in hand: of the last take
 	mem       []byte
 	size      int
 	nWaiting  int
@@ -206,13 +208,13 @@ func (t *entries) down(i int) {
 }
 
 // wait appends a copy of data to the frames of an entry; false when no frame is free.
-func (t *entries) wait(i int32, data []byte) bool {
+func (t *entries) wait(i int32, data []byte, worker int) bool {
 	f := t.freeFrame
 	if f == none {
 		return false
 	}
 	t.freeFrame = t.frames[f].next
-	t.frames[f] = frame{next: none, n: int32(len(data))}
+	t.frames[f] = frame{next: none, n: int32(len(data)), worker: worker}
 	copy(t.mem[int(f)*t.size:], data)
 	e := &t.all[i]
 	if e.first == none {
@@ -242,5 +244,6 @@ func (t *entries) take(i int32) []byte {
 	data := t.mem[off : off+int(t.frames[f].n)]
 	t.frames[f].next = t.freeFrame
 	t.freeFrame = f
+	t.worker = t.frames[f].worker
 	return data
 }

@@ -98,7 +98,7 @@ func (m *machine) drop(b []byte, iface uint16, why verdict.Reason) {
 	case verdict.NoNeighbor:
 		m.stats.NoNeighbor++
 		if m.cfg.Unreachable != nil {
-			m.cfg.Unreachable(b, iface)
+			m.cfg.Unreachable(b, iface, m.t.worker)
 		}
 		return
 	case verdict.NeighborQueueFull:
@@ -112,7 +112,7 @@ func (m *machine) drop(b []byte, iface uint16, why verdict.Reason) {
 }
 
 // resolve takes a finished frame whose next hop has no MAC yet. data may be written to and is the caller's again afterwards.
-func (m *machine) resolve(iface uint16, family uint8, hop *flow.Addr, data []byte, now uint64) {
+func (m *machine) resolve(worker int, iface uint16, family uint8, hop *flow.Addr, data []byte, now uint64) {
 	m.stats.Resolves++
 	f := m.ifaces[iface]
 	if f == nil {
@@ -127,6 +127,7 @@ func (m *machine) resolve(iface uint16, family uint8, hop *flow.Addr, data []byt
 			if a := hop.Netip(family); !f.host(a) || f.claims(a) == own {
 				why = verdict.NoNeighbor
 			}
+			m.t.worker = worker
 			m.drop(data, iface, why)
 			return
 		}
@@ -138,13 +139,14 @@ func (m *machine) resolve(iface uint16, family uint8, hop *flow.Addr, data []byt
 		m.forward(f, e, data)
 		return
 	case e.state == fib.Unreachable:
+		m.t.worker = worker
 		m.drop(data, iface, verdict.NoNeighbor)
 		return
 	}
 	if int(e.waiting) >= m.cfg.QueuePerHop { // RFC 4861 section 7.2.2: the new one replaces the oldest
 		m.drop(m.t.take(i), iface, verdict.NeighborQueueFull)
 	}
-	for !m.t.wait(i, data) { // all frames wait: the longest asked-for gives one up
+	for !m.t.wait(i, data, worker) { // all frames wait: the longest asked-for gives one up
 		o := m.t.lists[listResolving].head
 		for m.t.all[o].waiting == 0 {
 			o = m.t.all[o].next

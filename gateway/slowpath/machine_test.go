@@ -32,6 +32,7 @@ type rig struct {
 	sent        [][]byte
 	full        bool // the port takes nothing
 	unreachable int
+	from        []int // the workers of those
 	dropped     map[verdict.Reason]int
 	log         bytes.Buffer
 }
@@ -60,7 +61,7 @@ func newRig(t *testing.T, change func(*Config), list ...Interface) *rig {
 		},
 		Log:         slog.New(slog.NewTextHandler(&r.log, nil)),
 		HostResolve: func(uint16, netip.Addr) {},
-		Unreachable: func([]byte, uint16) { r.unreachable++ },
+		Unreachable: func(_ []byte, _ uint16, worker int) { r.unreachable++; r.from = append(r.from, worker) },
 		Dropped:     func(_ []byte, _ uint16, why verdict.Reason) { r.dropped[why]++ },
 	}
 	if change != nil {
@@ -131,7 +132,7 @@ func (r *rig) resolve(iface uint16, a string, tag byte) {
 	k := keyOf(iface, ad)
 	f := make([]byte, 60)
 	f[59] = tag
-	r.m.resolve(iface, k.family, &k.addr, f, r.now)
+	r.m.resolve(int(tag), iface, k.family, &k.addr, f, r.now)
 }
 
 func (r *rig) learn(frame []byte) { r.m.learn(1, frame, r.now) }
@@ -348,6 +349,9 @@ func TestNoAnswer(t *testing.T) {
 	r.resolve(1, "192.0.2.9", 2) // negative entry: at once, and nobody is asked
 	if r.unreachable != 2 || len(r.took()) != 0 {
 		t.Fatalf("negative entry: %d unreachable", r.unreachable)
+	}
+	if d := cmp.Diff([]int{1, 2}, r.from); d != "" { // the rig's tag is the worker too
+		t.Fatalf("the frames went back to workers %v: %s", r.from, d)
 	}
 	r.pass(3 * sec)
 	if r.m.t.len() != 0 {

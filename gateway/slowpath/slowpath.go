@@ -62,9 +62,9 @@ type Config struct {
 	// HostResolve asks the kernel to resolve or confirm (NTF_USE). The kernel reports only changes, so what it knows already must be
 	// told at once by Learned. May be nil. Called by Run, without the lock.
 	HostResolve func(iface uint16, a netip.Addr)
-	// Unreachable is told each waiting frame whose next hop did not answer (verdict.NoNeighbor). May be nil.
+	// Unreachable is told each waiting frame whose next hop did not answer (verdict.NoNeighbor), and the worker that it came from. May be nil.
 	// The frame is valid during the call only. Called under the lock: it must not call back or block.
-	Unreachable func(frame []byte, iface uint16)
+	Unreachable func(frame []byte, iface uint16, worker int)
 	// Dropped is told each waiting frame given up for another reason: NeighborQueueFull, TxRingFull, InterfaceDown, Shutdown. As Unreachable.
 	Dropped func(frame []byte, iface uint16, why verdict.Reason)
 }
@@ -188,7 +188,7 @@ func (s *Slow) step() (more bool, at uint64) {
 			if in == nil {
 				break
 			}
-			s.m.resolve(in.iface, in.family, &in.hop, data, now)
+			s.m.resolve(w, in.iface, in.family, &in.hop, data, now)
 			s.resolve[w].pop()
 		}
 		for range drainPerStep {

@@ -76,7 +76,7 @@ func TestInputAgainstRun(t *testing.T) {
 		}
 		return true
 	}, func(c *Config) {
-		c.Unreachable = func([]byte, uint16) { given.Add(1) }
+		c.Unreachable = func([]byte, uint16, int) { given.Add(1) }
 		c.Dropped = func([]byte, uint16, verdict.Reason) { given.Add(1) }
 	})
 	s.SetInterfaces([]Interface{plainIface()})
@@ -235,7 +235,7 @@ func TestNeighborsForTheOperator(t *testing.T) {
 	now := realNow()
 	for _, a := range []string{"192.0.2.10", "192.0.2.9"} {
 		k := keyOf(1, netip.MustParseAddr(a))
-		s.m.resolve(1, 4, &k.addr, make([]byte, 60), now)
+		s.m.resolve(0, 1, 4, &k.addr, make([]byte, 60), now)
 	}
 	s.m.learn(1, arpReply(hostMAC, "192.0.2.10", "192.0.2.1"), now)
 	hop := flow.Addr{192, 0, 2, 10}
@@ -284,6 +284,6 @@ func BenchmarkScan(b *testing.B) {
 		i++
 		now += ms
 		binary.BigEndian.PutUint64(hop[8:], i<<16)
-		s.m.resolve(1, 6, &hop, data, now)
+		s.m.resolve(0, 1, 6, &hop, data, now)
 	}
 }

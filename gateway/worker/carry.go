@@ -112,6 +112,27 @@ func (w *Worker) slow(kind slowpath.Kind, s *pipeline.Slot) {
 	w.free(s.Area, s.Addr)
 }
 
+// giveUp has the pipeline tell the sender of a frame whose next hop did not answer.
+func (w *Worker) giveUp(iface uint16, frame []byte, now uint64) {
+	u := w.cfg.Areas[0]
+	addr, ok := u.Alloc()
+	if !ok {
+		w.shard.Meter.Drop(0, verdict.NoNeighbor)
+		return
+	}
+	if handHeadroom+len(frame) > u.Chunk() {
+		w.free(0, addr)
+		w.shard.Meter.Drop(0, verdict.NoNeighbor)
+		return
+	}
+	sl := &w.returned[0]
+	sl.Buf, sl.Off, sl.Len = u.Mem()[addr:addr+uint64(u.Chunk())], handHeadroom, len(frame)
+	copy(sl.Buf[handHeadroom:], frame)
+	sl.Port, sl.OutIface, sl.Looped, sl.Handed, sl.Unreached, sl.Area, sl.Addr = 0, iface, true, false, true, 0, addr
+	w.judge(w.returned[:], now)
+	w.runLoop(now)
+}
+
 func (w *Worker) free(area uint8, addr uint64) { w.cfg.Areas[area].Free(addr) }
 
 // hand copies a frame to another worker. s is nil for frames that have no slot.

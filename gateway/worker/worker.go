@@ -81,6 +81,7 @@ type Worker struct {
 	view    atomic.Pointer[snapshot.View] // control: wo, worker: ro
 	box     chan job
 	tx      chan injected
+	back    chan injected // frames whose next hop did not answer; port is the interface
 	pool    sync.Pool
 
 	wakeFD   int
@@ -91,6 +92,7 @@ type Worker struct {
 
 	descs    [pipeline.Burst]xsk.Desc
 	slots    [pipeline.Burst]pipeline.Slot
+	returned [1]pipeline.Slot
 	loop     [pipeline.Burst]pipeline.Slot
 	loops    int
 	held     []int // frames in the shaper, per memory area
@@ -126,7 +128,7 @@ func New(c Config) (*Worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("worker %d: eventfd: %w", c.ID, err)
 	}
-	w := &Worker{cfg: c, shard: c.Shard, box: make(chan job, 64), tx: make(chan injected, 1024), wakeFD: fd, txOf: make([]int, c.Ports), held: make([]int, len(c.Areas))}
+	w := &Worker{cfg: c, shard: c.Shard, box: make(chan job, 64), tx: make(chan injected, 1024), back: make(chan injected, 64), wakeFD: fd, txOf: make([]int, c.Ports), held: make([]int, len(c.Areas))}
 	w.sends, w.down = make([]atomic.Bool, c.Ports), make([]atomic.Bool, c.Ports)
 	w.ended, w.nap = make(chan struct{}), 200*time.Millisecond
 	w.pool.New = func() any { return new([]byte) }
@@ -203,6 +205,25 @@ func (w *Worker) Transmit(port uint16, frame []byte) bool {
 	*b = append((*b)[:0], frame...)
 	select {
 	case w.tx <- injected{port, b}:
+		w.call()
+		return true
+	default:
+		w.pool.Put(b)
+		return false
+	}
+}
+
+// Unreached gives the worker back a copy of a finished frame that it had handed to the slow path, because its next hop on interface iface did not
+// answer: the sender may have to be told. It never blocks; false when there are many already or the worker has ended. These have a queue
+// of their own, so that a scan of addresses that nobody has does not hold up what Transmit carries.
+func (w *Worker) Unreached(iface uint16, frame []byte) bool {
+	if w.closed.Load() {
+		return false
+	}
+	b := w.pool.Get().(*[]byte)
+	*b = append((*b)[:0], frame...)
+	select {
+	case w.back <- injected{iface, b}:
 		w.call()
 		return true
 	default:
@@ -295,7 +316,7 @@ func (w *Worker) turn(now uint64) (n int) {
 		n += w.shard.Shaper.Release(now, w.look, w.release)
 		w.runLoop(now)
 	}
-	n += w.orders()
+	n += w.orders(now)
 	for _, s := range w.socks {
 		w.flush(s)
 		w.refill(s)
@@ -339,7 +360,13 @@ func (w *Worker) leave(old, v *snapshot.View) {
 }
 
 // orders serves the mailbox and frames from the slow path.
-func (w *Worker) orders() (n int) {
+func (w *Worker) orders(now uint64) (n int) {
+	for len(w.back) > 0 && n < w.cfg.Batch {
+		m := <-w.back
+		n++
+		w.giveUp(m.port, *m.frame, now)
+		w.pool.Put(m.frame)
+	}
 	for len(w.tx) > 0 && n < w.cfg.Batch {
 		m := <-w.tx
 		n++
