@@ -101,6 +101,7 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 		s.Backbone.Out.Packets += t.Out.Packets
 		s.Backbone.Out.Bytes += t.Out.Bytes
 	}
+	s.Backbone.ICMPErrors = errorsOf(&v.Errors.Backbone)
 	ss := g.slow.Stats()
 	s.SlowPath = api.SlowPath{Neighbours: g.neigh.Len(), Received: ss.Learned + ss.Resolves, Sent: ss.Replies + ss.Solicited + ss.Announced + ss.Forwarded}
 	for _, e := range g.slow.Neighbors() {
@@ -206,6 +207,7 @@ func (b backend) tenant(t *snapshot.Tenant, in *inside, rules bool) api.Tenant {
 	a := api.Tenant{ID: int(t.ID), Name: t.Name, Sessions: int(t.Shared.Sessions.Load()), SessionsCap: int(t.MaxSessions), Created: t.Shared.Created.Load(), Inbound: int(t.Shared.Inbound.Load()),
 		Unanswered: api.TenantUnanswered{Out: int(t.Shared.Unanswered[meter.Out].Load()), In: int(t.Shared.Unanswered[meter.In].Load()), Cap: int(t.MaxUnanswered)},
 		In:         b.volume(t.ID, meter.In), Out: b.volume(t.ID, meter.Out), Drops: b.dropsOf(t.ID), Queued: api.TenantQueued{Out: in.queued[t.ID][meter.Out], In: in.queued[t.ID][meter.In]}}
+	a.ICMPErrors = errorsOf(&t.Shared.Told)
 	for _, sh := range b.g.shards {
 		for d, c := range map[meter.Dir]*api.Counter{meter.Out: &a.Offered.Out, meter.In: &a.Offered.In} {
 			v := sh.Meter.Offered(t.ID, d)
@@ -237,6 +239,10 @@ func (b backend) tenant(t *snapshot.Tenant, in *inside, rules bool) api.Tenant {
 		a.Rules = ruleHits(t)
 	}
 	return a
+}
+
+func errorsOf(t *snapshot.Told) api.ICMPErrors {
+	return api.ICMPErrors{Sent: t.Sent.Sum(), Held: t.Held.Sum()}
 }
 
 func ruleHits(t *snapshot.Tenant) (out []api.RuleHits) {

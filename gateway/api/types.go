@@ -137,6 +137,8 @@ type RingStats struct {
 type Zone struct {
 	In  Counter `json:"in"`  // passed on towards tenants
 	Out Counter `json:"out"` // passed on from tenants
+
+	ICMPErrors ICMPErrors `json:"icmp_errors"` // towards the backbone alone
 }
 
 // Tenant is one enterprise's live figures. out = from the tenant to the backbone, in = towards the tenant; both count packets that
@@ -154,9 +156,16 @@ type Tenant struct {
 	Offered     TenantOffered     `json:"offered"`
 	Limits      TenantRates       `json:"limits"`
 	Queued      TenantQueued      `json:"queued"`
+	ICMPErrors  ICMPErrors        `json:"icmp_errors"`
 	Drops       map[string]uint64 `json:"drops"` // packets by reason; only reasons that happened
 	Pool        *Pool             `json:"pool,omitempty"`
 	Rules       []RuleHits        `json:"rules,omitempty"` // only when asked for (status?rules=1)
+}
+
+// ICMPErrors is how many errors of its own the gateway has sent towards one side, resets included, and how many its rate held back.
+type ICMPErrors struct {
+	Sent uint64 `json:"sent"`
+	Held uint64 `json:"held"`
 }
 
 // TenantOffered is what came to the tenant's rate in each direction: what passed and what the rate dropped, but not what ACL or NAT did.

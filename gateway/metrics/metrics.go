@@ -99,6 +99,8 @@ var (
 	tenantWaiting  = gauge("conntrack_tenant_unanswered_sessions", "Live sessions of the tenant that are not answered yet; out = begun by the tenant.", "tenant", "direction")
 	hostBytes      = gauge("police_host_limit_bytes_per_second", "The rate of each of the tenant's inside hosts in bytes (bits / 8); 0 = unlimited.", "tenant", "direction")
 	hostPackets    = gauge("police_host_limit_packets_per_second", "The packet rate of each of the tenant's inside hosts; 0 = unlimited.", "tenant", "direction")
+	tenantErrors   = counter("pipeline_tenant_icmp_errors", "Errors of the gateway's own towards the tenant, resets included: sent, and held back by the rate.", "tenant", "result")
+	outerErrors    = counter("pipeline_backbone_icmp_errors", "Errors of the gateway's own towards the backbone: sent, and held back by the rate.", "result")
 	tenantCreated  = counter("conntrack_tenant_created_sessions", "Sessions that the tenant has begun.", "tenant")
 	limitBytes     = gauge("police_limit_bytes_per_second", "The tenant's rate in bytes (bits / 8); 0 = unlimited.", "tenant", "direction")
 	limitPackets   = gauge("police_limit_packets_per_second", "The tenant's packet rate; 0 = unlimited.", "tenant", "direction")
@@ -194,6 +196,8 @@ func (o out) node(s *api.Status) {
 	o.put(revision, float64(s.Revision.Number))
 	o.put(appliedAt, float64(s.Revision.AppliedAt.UnixMilli())/1e3)
 	o.put(conserved, truth(s.Conservation.OK))
+	o.put(outerErrors, float64(s.Backbone.ICMPErrors.Sent), "sent")
+	o.put(outerErrors, float64(s.Backbone.ICMPErrors.Held), "held")
 	p := &s.SlowPath
 	o.put(neighbours, float64(p.Neighbours))
 	o.put(neighPending, float64(p.Pending))
@@ -283,6 +287,8 @@ func (o out) tenant(t *api.Tenant) {
 	o.put(tenantSessions, float64(t.Sessions), t.Name)
 	o.put(tenantCap, float64(t.SessionsCap), t.Name)
 	o.put(tenantInbound, float64(t.Inbound), t.Name)
+	o.put(tenantErrors, float64(t.ICMPErrors.Sent), t.Name, "sent")
+	o.put(tenantErrors, float64(t.ICMPErrors.Held), t.Name, "held")
 	o.put(tenantCreated, float64(t.Created), t.Name)
 	pool := t.Pool
 	if pool == nil {

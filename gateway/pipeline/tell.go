@@ -69,7 +69,7 @@ func (sh *Shard) toSender(s *Slot, told *snapshot.Told, ok bool, to [6]byte, why
 // section 2.4 f). It returns what the error is counted by, or nil. The words are shared by all workers.
 func (sh *Shard) mayTell(s *Slot) *snapshot.Told {
 	v, zone := sh.view, s.Key.Zone
-	if s.Looped { // whose address the sender has: the error goes round to that tenant
+	if s.in == nil { // whose address the sender has: the error goes round to that tenant
 		if _, h, ok := v.Lookup(flow.Backbone, s.Key.Family, &s.Key.Src); ok {
 			switch h.Kind {
 			case snapshot.HopPublic:

@@ -217,7 +217,7 @@ func (sh *Shard) dropped(s *Slot) {
 		return
 	}
 	sh.label(d, s, s.Reason)
-	if d.After = asLeaves(s.Reason); d.After {
+	if d.After = asLeaves(s.Reason) || s.Unreached && s.in == nil; d.After {
 		sh.whence(d, s)
 	}
 	d.Keep(s.Frame())
