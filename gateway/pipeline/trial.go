@@ -82,7 +82,7 @@ func (sh *Shard) twin(l *undo.Log, v *snapshot.View) *Shard {
 	c.Shaper = sh.Shaper.Twin()
 	c.Meter = meter.NewShard(sh.Meter.Tenants())
 	c.held = append([]held(nil), sh.held...)
-	c.icmpErr, c.echo = copyWords(sh.icmpErr), copyWords(sh.echo)
+	c.echo = copyWords(sh.echo)
 	return &c
 }
 

@@ -27,6 +27,8 @@ func TestATwinCopiesAllThatTenantsShare(t *testing.T) {
 				t.Errorf("word %d is %d", n, got)
 			}
 			return
+		case **Hits: // counters: a twin has its own, which nobody reads
+			return
 		}
 		switch a.Kind() {
 		case reflect.Struct:

@@ -247,12 +247,13 @@ func (v *View) Twin() *View {
 	c := *v
 	c.Tenants = make([]*Tenant, len(v.Tenants))
 	nobody := NewHits(v.Workers)
+	c.Errors = &Errors{Backbone: Told{Sent: nobody, Held: nobody}}
 	for i, t := range v.Tenants {
 		if t == nil {
 			continue
 		}
 		n := *t
-		n.Shared = new(Shared)
+		n.Shared = &Shared{Told: Told{Sent: nobody, Held: nobody}}
 		for d := range n.Rules {
 			n.Rules[d] = append([]Rule(nil), t.Rules[d]...)
 			for r := range n.Rules[d] {
@@ -267,6 +268,8 @@ func (v *View) Twin() *View {
 
 // Refresh makes the state of c, a Twin of v, what that of v is now.
 func (c *View) Refresh(v *View) {
+	c.Errors.Word.Store(v.Errors.Word.Load())
+	c.Errors.Backbone.Word.Store(v.Errors.Backbone.Word.Load())
 	for i, t := range v.Tenants {
 		if t != nil {
 			c.Tenants[i].Shared.copy(t.Shared)
@@ -286,6 +289,7 @@ func (s *Shared) copy(from *Shared) {
 	s.Sessions.Store(from.Sessions.Load())
 	s.Inbound.Store(from.Inbound.Load())
 	s.Created.Store(from.Created.Load())
+	s.Told.Word.Store(from.Told.Word.Load()) // its counters are the twin's own
 }
 
 // Routes lists what was compiled into the FIB, in no promised order.
