@@ -112,8 +112,8 @@ func (w *Worker) slow(kind slowpath.Kind, s *pipeline.Slot) {
 	w.free(s.Area, s.Addr)
 }
 
-// giveUp has the pipeline tell the sender of a frame whose next hop did not answer.
-func (w *Worker) giveUp(iface uint16, frame []byte, now uint64) {
+// unanswered has the pipeline tell the sender of a frame whose next hop did not answer.
+func (w *Worker) unanswered(iface uint16, frame []byte, now uint64) {
 	u := w.cfg.Areas[0]
 	addr, ok := u.Alloc()
 	if !ok {

@@ -364,7 +364,7 @@ func (w *Worker) orders(now uint64) (n int) {
 	for len(w.back) > 0 && n < w.cfg.Batch {
 		m := <-w.back
 		n++
-		w.giveUp(m.port, *m.frame, now)
+		w.unanswered(m.port, *m.frame, now)
 		w.pool.Put(m.frame)
 	}
 	for len(w.tx) > 0 && n < w.cfg.Batch {
