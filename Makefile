@@ -16,10 +16,24 @@ PURE := ./acl/... ./configs/... ./gateway/packet/... ./gateway/flow/... ./gatewa
 TESTRUN := CI=1 go run ./gateway/archtest/testrun -record build/tests.txt
 GOTESTFLAGS := -count=1 -p 1 -timeout 20m
 
-.PHONY: build demo test test-pure test-root check generate clean bench-quick zerocopy
+PREFIX := /usr/local
+
+.PHONY: build install uninstall demo test test-pure test-root check generate clean bench-quick zerocopy
 
 build:
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o demarc .
+
+# The program, its unit and its pages. Nothing is enabled or started, and the configuration is left alone.
+install: build
+	install -D -m 0755 demarc $(DESTDIR)$(PREFIX)/sbin/demarc
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/doc/demarc/examples
+	sed 's|/usr/local/|$(PREFIX)/|g' packaging/demarc.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/demarc.service
+	install -m 0644 README.md docs/*.md $(DESTDIR)$(PREFIX)/share/doc/demarc/
+	install -m 0644 configs/examples/*.toml $(DESTDIR)$(PREFIX)/share/doc/demarc/examples/
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/sbin/demarc $(DESTDIR)$(PREFIX)/lib/systemd/system/demarc.service
+	rm -rf $(DESTDIR)$(PREFIX)/share/doc/demarc
 
 demo: build
 	@./demarc lab

@@ -23,6 +23,8 @@ need nft nftables
 need ssh openssh-client
 need sshd openssh-server
 need ip iproute2
+need systemd-analyze systemd
+need setpriv util-linux
 need clang clang
 need llvm-strip llvm
 [ -n "$missing" ] || exit 0

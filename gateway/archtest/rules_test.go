@@ -8,7 +8,7 @@ var levels = map[string]int{
 	"gateway/conntrack": 2, "gateway/nat": 2, "gateway/police": 2, "gateway/fib": 2, "gateway/meter": 2, "gateway/trace": 2,
 	"gateway/snapshot": 3,
 	"gateway/pipeline": 4,
-	"gateway/api":      5, "gateway/hostnet": 5, "gateway/revisions": 5, "gateway/slowpath": 5, "gateway/xsk": 5,
+	"gateway/api":      5, "gateway/confine": 5, "gateway/hostnet": 5, "gateway/revisions": 5, "gateway/slowpath": 5, "gateway/xsk": 5,
 	"gateway/doctor": 6, "gateway/metrics": 6, "gateway/portprep": 6, "gateway/worker": 6,
 	"gateway":          7,
 	"gateway/zerocopy": 8,
@@ -25,6 +25,7 @@ var only = map[string][]string{
 	"gateway/flow":     {},
 	"gateway/hostnet":  {},
 	"gateway/portprep": {"gateway/hostnet"},
+	"gateway/confine":  {},
 	"gateway/netlab":   {},                                 // what the hosts measure is measured without the gateway
 	"gateway/metrics":  {"gateway/api", "gateway/verdict"}, // a scrape and the CLI cannot disagree
 	// The demo knows the gateway by its command line and its status interface, like anybody.
@@ -34,7 +35,7 @@ var only = map[string][]string{
 	"bench/pktgen":  {},
 	"bench/report":  {},
 	"gateway/e2e":   {}, // its tests import what they drive; the package itself is empty
-	"gateway/cli":   {"configs", "gateway", "gateway/api", "gateway/doctor", "gateway/hostnet", "gateway/lab", "gateway/netlab", "gateway/snapshot", "gateway/xsk", "gateway/zerocopy"},
+	"gateway/cli":   {"configs", "gateway", "gateway/api", "gateway/confine", "gateway/doctor", "gateway/hostnet", "gateway/lab", "gateway/netlab", "gateway/snapshot", "gateway/xsk", "gateway/zerocopy"},
 	"acl/aclref":    {},
 	"acl/aclgen":    {},
 	"gateway/xsk":   {"gateway/verdict"},
@@ -96,7 +97,7 @@ type fence struct {
 }
 
 var fences = []fence{
-	{"unsafe", "unsafe", []string{"gateway/conntrack", "gateway/hostnet", "gateway/nat", "gateway/worker", "gateway/xsk"}, true},
+	{"unsafe", "unsafe", []string{"gateway/confine", "gateway/conntrack", "gateway/hostnet", "gateway/nat", "gateway/worker", "gateway/xsk"}, true},
 	{"cgo", "C", nil, false},
 	{"eBPF", "github.com/cilium/ebpf/", []string{"bench/pktgen", "gateway/doctor", "gateway/netlab", "gateway/xsk", "gateway/zerocopy"}, true},
 	{"netlink", "github.com/vishvananda/", []string{"bench", "gateway/hostnet", "gateway/netlab", "gateway/xsk", "gateway/zerocopy"}, true},

@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -530,6 +532,77 @@ func TestNotify(t *testing.T) {
 	}
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "nobody"))
 	notify("READY=1") // must not block or fail
+}
+
+// The watchdog is fed as long as the node says that it lives, and the line is told when it is another one.
+func TestFeed(t *testing.T) {
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("NOTIFY_SOCKET", l.LocalAddr().String())
+	t.Setenv("WATCHDOG_USEC", "60000")
+	t.Setenv("WATCHDOG_PID", fmt.Sprint(os.Getpid()))
+	if d := watchdogInterval(); d != 60*time.Millisecond {
+		t.Fatalf("interval %v", d)
+	}
+	var dead atomic.Bool
+	var line atomic.Pointer[string]
+	say := func(s string) { line.Store(&s) }
+	say("one")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	var log bytes.Buffer
+	go func() {
+		defer close(done)
+		feed(ctx, slog.New(slog.NewTextHandler(&log, nil)), func() string { return *line.Load() }, func(ctx context.Context) error {
+			if dead.Load() {
+				<-ctx.Done() // a worker that hangs
+				return ctx.Err()
+			}
+			return nil
+		})
+	}()
+	read := func(d time.Duration) string {
+		b := make([]byte, 256)
+		if err := l.SetReadDeadline(time.Now().Add(d)); err != nil {
+			t.Fatal(err)
+		}
+		n, _ := l.Read(b) // nothing within d is an answer too
+		return string(b[:n])
+	}
+	for range 3 {
+		if got := read(5 * time.Second); got != "WATCHDOG=1" {
+			t.Errorf("%q", got)
+		}
+	}
+	say("two")
+	deadline := time.Now().Add(5 * time.Second)
+	for got := ""; got != "WATCHDOG=1\nSTATUS=two"; got = read(5 * time.Second) {
+		if time.Now().After(deadline) {
+			t.Fatal("the new line is not told")
+		}
+	}
+	dead.Store(true)
+	for read(200*time.Millisecond) != "" { // what was on its way
+		if time.Now().After(deadline) {
+			t.Fatal("the watchdog is fed for a worker that hangs")
+		}
+	}
+	dead.Store(false)
+	if got := read(5 * time.Second); got != "WATCHDOG=1" {
+		t.Errorf("after it came back: %q", got)
+	}
+	cancel()
+	<-done
+	if !strings.Contains(log.String(), "a worker does not answer") {
+		t.Errorf("the log: %s", log.String())
+	}
+	t.Setenv("WATCHDOG_PID", "1")
+	if d := watchdogInterval(); d != 0 {
+		t.Errorf("another process's watchdog: %v", d)
+	}
 }
 
 func TestLogger(t *testing.T) {

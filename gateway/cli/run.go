@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"slices"
@@ -15,9 +14,11 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"demarc/configs"
 	"demarc/gateway"
+	"demarc/gateway/confine"
 	"demarc/gateway/lab"
 	"demarc/gateway/snapshot"
 )
@@ -56,14 +57,20 @@ func (a *app) run(cmd *cobra.Command, node, policy string, broken snapshot.Break
 	if err != nil {
 		return err
 	}
-	o := gateway.Options{Node: n, Version: a.version, Log: logger(cmd.ErrOrStderr(), n.Log), Break: broken, Seed: seed, Ready: func() { notify("READY=1") }}
+	o := gateway.Options{Node: n, Version: a.version, Log: logger(cmd.ErrOrStderr(), n.Log), Break: broken, Seed: seed}
 	if policy != "" {
 		if o.Policy, o.Source, err = read(cmd, policy); err != nil {
 			return err
 		}
 	}
-	g, err := gateway.New(o)
-	if err != nil {
+	var g *gateway.Gateway
+	ready := make(chan struct{})
+	o.Ready = func() {
+		confined(o.Log, n.DataDir)
+		notify("READY=1", "STATUS="+g.Headline())
+		close(ready)
+	}
+	if g, err = gateway.New(o); err != nil {
 		return rootHint(err, os.Geteuid())
 	}
 	ctx, cancel := context.WithCancel(cmd.Context())
@@ -79,8 +86,29 @@ func (a *app) run(cmd *cobra.Command, node, policy string, broken snapshot.Break
 		case <-ctx.Done():
 		}
 	}()
-	defer context.AfterFunc(ctx, func() { notify("STOPPING=1") })()
+	go func() { // ends with ctx
+		select {
+		case <-ready:
+			feed(ctx, o.Log, g.Headline, g.Alive)
+		case <-ctx.Done():
+		}
+	}()
+	defer context.AfterFunc(ctx, func() { notify("STOPPING=1", "STATUS=ending") })()
 	return rootHint(g.Run(ctx), os.Geteuid())
+}
+
+// confined gives up what only the start needed.
+func confined(log *slog.Logger, dataDir string) {
+	left, err := confine.Keep(confine.Running)
+	if err != nil {
+		log.Warn("the process keeps rights that it needed only to start", "err", err)
+		return
+	}
+	log.Info("rights given up that only the start needed", "capabilities", left)
+	// Root without its capabilities is a user like any other.
+	if err := unix.Access(dataDir, unix.W_OK|unix.X_OK); err != nil {
+		log.Warn("the data directory cannot be written without more rights, so no policy can be applied: let it belong to the user that runs demarc", "dir", dataDir, "err", err)
+	}
 }
 
 // rootHint says what is behind a refusal by the kernel when it is that we are not root. Capabilities may do as well, so it is no
@@ -111,19 +139,4 @@ func logger(w io.Writer, c configs.Log) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, &o))
 	}
 	return slog.New(slog.NewTextHandler(w, &o))
-}
-
-// notify tells systemd a state (sd_notify(3)). Nobody listening is no error.
-func notify(state string) {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return
-	}
-	// The net package takes a leading @ for the abstract name space, as systemd writes it.
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		return
-	}
-	defer c.Close()
-	_, _ = c.Write([]byte(state))
 }

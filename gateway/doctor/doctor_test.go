@@ -166,7 +166,7 @@ func TestFindings(t *testing.T) {
 		what    string
 		mend    string // "" = there is no line that mends it
 	}{
-		"no privileges": {func(f *fake) { f.files["/proc/self/status"] = noCaps; f.memlock = unix.RLIM_INFINITY }, Bad, "privileges", "missing cap_net_admin, cap_net_raw, cap_bpf", "setcap cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock+ep /usr/bin/demarc"},
+		"no privileges": {func(f *fake) { f.files["/proc/self/status"] = noCaps; f.memlock = unix.RLIM_INFINITY }, Bad, "privileges", "missing cap_net_admin, cap_net_raw, cap_bpf, cap_perfmon, cap_sys_admin", "setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_sys_admin,cap_ipc_lock+ep /usr/bin/demarc"},
 		"sys_admin is bpf too": {func(f *fake) {
 			f.files["/proc/self/status"] = fmt.Sprintf("CapEff: %x\n", uint64(1)<<unix.CAP_SYS_ADMIN|1<<unix.CAP_NET_ADMIN|1<<unix.CAP_NET_RAW|1<<unix.CAP_IPC_LOCK)
 		}, OK, "privileges", "all", ""},
@@ -181,7 +181,7 @@ func TestFindings(t *testing.T) {
 		"BPF fails":         {func(f *fake) { f.bpfErr = errors.New("x") }, Bad, "bpf", "cannot", ""},
 		"no BTF":            {func(f *fake) { delete(f.files, "/sys/kernel/btf/vmlinux") }, Info, "btf", "does not", ""},
 		"lock limit": {func(f *fake) {
-			f.files["/proc/self/status"] = fmt.Sprintf("CapEff: %x", uint64(1)<<unix.CAP_BPF|1<<unix.CAP_NET_ADMIN|1<<unix.CAP_NET_RAW)
+			f.files["/proc/self/status"] = fmt.Sprintf("CapEff: %x", uint64(1)<<unix.CAP_SYS_ADMIN|1<<unix.CAP_NET_ADMIN|1<<unix.CAP_NET_RAW)
 		}, Bad, "locked memory", "8 MiB, packet memory takes 64 MiB", "ulimit -l 65536"},
 		"little memory": {func(f *fake) {
 			f.files["/proc/meminfo"] = strings.Replace(f.files["/proc/meminfo"], "6000000", "200000", 1)

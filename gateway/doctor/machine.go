@@ -26,12 +26,14 @@ var capabilities = []capability{
 	{unix.CAP_NET_ADMIN, "cap_net_admin", "attach the XDP program"},
 	{unix.CAP_NET_RAW, "cap_net_raw", "open AF_XDP sockets"},
 	{unix.CAP_BPF, "cap_bpf", "load the XDP program"},
+	{unix.CAP_PERFMON, "cap_perfmon", "have its pointers accepted"},
+	{unix.CAP_SYS_ADMIN, "cap_sys_admin", "take over the program that an earlier process left (given up once traffic is forwarded)"},
 	{unix.CAP_IPC_LOCK, "cap_ipc_lock", "lock packet memory beyond RLIMIT_MEMLOCK"},
 }
 
 func (d *Doctor) has(bit uint) bool {
 	set, err := strconv.ParseUint(d.sys.field("/proc/self/status", "CapEff"), 16, 64)
-	return err == nil && (set>>bit&1 == 1 || bit == unix.CAP_BPF && set>>unix.CAP_SYS_ADMIN&1 == 1)
+	return err == nil && (set>>bit&1 == 1 || (bit == unix.CAP_BPF || bit == unix.CAP_PERFMON) && set>>unix.CAP_SYS_ADMIN&1 == 1)
 }
 
 func (d *Doctor) privileges() {
