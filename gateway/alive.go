@@ -25,16 +25,17 @@ func (g *Gateway) Headline() string {
 	}
 	var dead []string
 	for _, p := range g.ports {
-		g.linkMu.Lock()
+		f := g.facts(p)
 		switch {
-		case p.gone:
+		case f.state != portOpen:
+			dead = append(dead, p.cfg.Name+" "+f.state)
+		case f.bare:
 			dead = append(dead, p.cfg.Name+" without its program")
-		case !p.link.Up:
+		case !f.link.Up:
 			dead = append(dead, p.cfg.Name+" down")
-		case !p.link.Carrier:
+		case !f.link.Carrier:
 			dead = append(dead, p.cfg.Name+" without carrier")
 		}
-		g.linkMu.Unlock()
 	}
 	s := fmt.Sprintf("forwarding, policy revision %d", g.revision.Load().Number)
 	if len(dead) > 0 {
