@@ -61,6 +61,7 @@ type Gateway struct {
 	slow    *slowpath.Slow
 	space   *nat.Space
 	neigh   *fib.Neighbors
+	blocks  blocks
 	store   *revisions.Store
 	eph     [2]uint16
 	seed    uint64
@@ -124,6 +125,7 @@ func New(o Options) (*Gateway, error) {
 	if err := g.firstPolicy(); err != nil {
 		return nil, err
 	}
+	g.loadBlocks()
 	return g, nil
 }
 
@@ -138,6 +140,9 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, g.release()) }()
 	if err := g.open(); err != nil {
 		return err
+	}
+	if err := g.republishBlocks(ctx); err != nil {
+		return errors.Join(err, g.restorePorts())
 	}
 	srv, err := g.listen()
 	if err != nil {
@@ -158,6 +163,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		w.Publish(g.view.Load())
 		run("worker", w.Run)
 	}
+	g.startBlocks()
 	run("slow path", g.slow.Run)
 	run("watch links", func(ctx context.Context) error { return hostnet.Watch(ctx, g.netEvent) })
 	run("interface", srv.Run)
@@ -173,6 +179,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	case <-ctx.Done():
 	case err = <-g.fatal:
 	}
+	g.endBlocks()
 	g.closeSockets() // nothing new comes in while the workers finish
 	cancel()
 	wg.Wait()
@@ -234,6 +241,7 @@ func (g *Gateway) upkeep(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		g.tendBlocks(ctx)
 		_ = g.clock.Resync() // it worked at start; a suspend is the only thing it could find
 		for i, sh := range g.shards {
 			sh.Events(func(e pipeline.Event) { g.logEvent(i, e) })

@@ -196,6 +196,9 @@ func (g *Gateway) Apply(ctx context.Context, req api.ApplyRequest) (*api.Applied
 		return nil, fmt.Errorf("revision %d is kept and published, but %w", r.Number, err)
 	}
 	v.Acknowledged(g.space)
+	if err := g.republishBlocks(ctx); err != nil {
+		return nil, fmt.Errorf("revision %d is served, but its tenants' blocked addresses are not taken up: %w", r.Number, err)
+	}
 	g.log.Info("policy applied", "revision", r.Number, "digest", r.Digest, "source", r.Source, "cut", cut, "took", time.Since(start).String())
 	return &api.Applied{Revision: *r, Changes: changes, Cut: cut, Took: time.Since(start).Seconds()}, nil
 }

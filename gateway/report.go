@@ -17,7 +17,7 @@ import (
 	"demarc/gateway/verdict"
 )
 
-// backend answers the node's interface. It only reads.
+// backend answers the node's interface.
 type backend struct{ g *Gateway }
 
 func faultOf(err error) error {
@@ -89,7 +89,7 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 	}
 	s.Ports = ports.Ports
 	drops, _ := b.Drops(ctx)
-	s.Drops = drops.ByReason
+	s.Drops, s.Blocks = drops.ByReason, drops.ByBlock
 	for _, t := range v.Tenants {
 		if t != nil {
 			s.Tenants = append(s.Tenants, b.tenant(t, &in, rules))
@@ -266,9 +266,13 @@ func action(allow, tell bool) string {
 	return "deny"
 }
 
-func (b backend) Drops(context.Context) (*api.Drops, error) {
+func (b backend) Drops(ctx context.Context) (*api.Drops, error) {
 	g := b.g
-	d := &api.Drops{ByReason: map[string]uint64{}, ByTenant: map[string]map[string]uint64{}, ByPort: map[string]map[string]uint64{}}
+	blocks, err := b.Blocks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d := &api.Drops{ByReason: map[string]uint64{}, ByTenant: map[string]map[string]uint64{}, ByPort: map[string]map[string]uint64{}, ByBlock: blocks.Blocks}
 	for r := verdict.Reason(0); r < verdict.NumReasons; r++ {
 		if r != verdict.Pass {
 			d.ByReason[r.String()] = 0

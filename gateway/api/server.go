@@ -30,6 +30,7 @@ type Backend interface {
 	Policy(ctx context.Context) ([]byte, error)
 	Diff(ctx context.Context, r DiffRequest) (*Diff, error)
 	Apply(ctx context.Context, r ApplyRequest) (*Applied, error)
+	Actor
 }
 
 // Fault is an error with its HTTP status.
@@ -173,6 +174,7 @@ func (s *Server) routes() http.Handler {
 		})
 	})
 	mux.Handle("GET "+PathMetrics, s.cfg.Handler)
+	s.acts(mux)
 	return mux
 }
 

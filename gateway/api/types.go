@@ -37,6 +37,7 @@ type Status struct {
 	Ports        []Port            `json:"ports"`
 	Tenants      []Tenant          `json:"tenants"`
 	Backbone     Zone              `json:"backbone"`
+	Blocks       []Block           `json:"blocks"`    // addresses that are blocked for a while
 	Drops        map[string]uint64 `json:"drops"`     // packets by reason, all tenants and ports, XDP's included; every reason is there
 	SlowPath     SlowPath          `json:"slow_path"` // neighbour resolution
 	Conservation Conservation      `json:"conservation"`
@@ -286,6 +287,7 @@ type Drops struct {
 	ByReason map[string]uint64            `json:"by_reason"` // every reason of the list
 	ByTenant map[string]map[string]uint64 `json:"by_tenant"` // tenant -> reason -> packets, only what happened
 	ByPort   map[string]map[string]uint64 `json:"by_port"`   // what the XDP program of a port dropped
+	ByBlock  []Block                      `json:"by_block"`  // addresses that are blocked for a while
 	ByRule   []RuleHits                   `json:"by_rule"`   // deny rules and defaults that decided
 }
 

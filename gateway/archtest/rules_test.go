@@ -6,7 +6,7 @@ var levels = map[string]int{
 	"gateway/verdict": 0, "gateway/flow": 0, "gateway/undo": 0,
 	"gateway/packet":    1,
 	"gateway/conntrack": 2, "gateway/nat": 2, "gateway/police": 2, "gateway/fib": 2, "gateway/meter": 2, "gateway/trace": 2,
-	"gateway/snapshot": 3,
+	"gateway/block": 3, "gateway/snapshot": 3,
 	"gateway/pipeline": 4,
 	"gateway/api":      5, "gateway/confine": 5, "gateway/hostnet": 5, "gateway/revisions": 5, "gateway/slowpath": 5, "gateway/xsk": 5,
 	"gateway/doctor": 6, "gateway/metrics": 6, "gateway/portprep": 6, "gateway/worker": 6,
@@ -63,7 +63,7 @@ var importedBy = map[string][]string{
 
 // pure packages do no I/O, start no goroutine, take no lock, read no clock and roll no dice of their own, so that all of them are
 // fuzzed and benchmarked without root.
-var pure = []string{"acl", "configs", "gateway/conntrack", "gateway/fib", "gateway/flow", "gateway/meter", "gateway/nat", "gateway/packet",
+var pure = []string{"acl", "configs", "gateway/block", "gateway/conntrack", "gateway/fib", "gateway/flow", "gateway/meter", "gateway/nat", "gateway/packet",
 	"gateway/pipeline", "gateway/police", "gateway/snapshot", "gateway/trace", "gateway/undo", "gateway/verdict"}
 
 // pureImports is all that a pure package may import beside what is ours. What is not here either does I/O, or nobody needed it yet.

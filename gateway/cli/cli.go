@@ -145,6 +145,7 @@ func New(version string, extra ...*cobra.Command) *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&a.socket, "socket", socket, "socket of the node to ask ("+socketEnv+")")
 	root.AddGroup(&cobra.Group{ID: "node", Title: "Run a node:"}, &cobra.Group{ID: "policy", Title: "Change what it does:"},
+		&cobra.Group{ID: "act", Title: "Act for the moment:"},
 		&cobra.Group{ID: "see", Title: "See what it does:"}, &cobra.Group{ID: "try", Title: "Try it:"})
 	group := func(id string, list ...*cobra.Command) {
 		for _, c := range list {
@@ -155,6 +156,7 @@ func New(version string, extra ...*cobra.Command) *cobra.Command {
 	group("node", a.runCmd(), a.doctorCmd(), a.releaseCmd())
 	group("policy", a.checkCmd(), a.diffCmd(), a.applyCmd(), a.policyCmd())
 	group("see", a.statusCmd(), a.sessionsCmd(), a.dropsCmd(), a.routesCmd(), a.neighboursCmd(), a.portsCmd())
+	group("act", a.blockCmd(), a.unblockCmd(), a.blocksCmd())
 	group("try", a.labCmd(), zerocopyCmd())
 	group("try", extra...)
 	root.AddCommand(a.versionCmd(), labHostCmd())

@@ -184,12 +184,15 @@ func TestHelp(t *testing.T) {
 	for _, c := range New("v0.1").Commands() {
 		if !c.Hidden && c.Name() != "help" && c.Name() != "completion" {
 			all = append(all, c.Name())
+			for _, sub := range c.Commands() {
+				all = append(all, c.Name()+" "+sub.Name())
+			}
 		}
 	}
 	var b strings.Builder
 	b.WriteString(call(t, t.Context(), "", "--help").out)
 	for _, name := range all {
-		r := call(t, t.Context(), "", name, "--help")
+		r := call(t, t.Context(), "", append(strings.Fields(name), "--help")...)
 		if r.code != exitOK || r.err != "" {
 			t.Errorf("%s --help: exit %d, %s", name, r.code, r)
 		}

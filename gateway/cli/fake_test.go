@@ -37,6 +37,7 @@ type fake struct {
 	apply    api.ApplyRequest
 	refuse   error
 	looked   int
+	acted    acted
 	enough   func() // called when status and sessions have all been given
 }
 
@@ -65,7 +66,7 @@ func (f *fake) Sessions(_ context.Context, q api.SessionFilter) (*api.Sessions, 
 }
 
 func (f *fake) Drops(context.Context) (*api.Drops, error) {
-	return &api.Drops{Total: 12, ByReason: map[string]uint64{"acl_deny": 3, "ttl_exceeded": 2, "xdp_foreign_mac": 7, "no_route": 0},
+	return &api.Drops{Total: 12, ByBlock: someBlocks(), ByReason: map[string]uint64{"acl_deny": 3, "ttl_exceeded": 2, "xdp_foreign_mac": 7, "no_route": 0},
 		ByTenant: map[string]map[string]uint64{"beta": {"ttl_exceeded": 2}, "alpha": {"acl_deny": 3}}, ByPort: map[string]map[string]uint64{"wan": {"xdp_foreign_mac": 7}},
 		ByRule: []api.RuleHits{{Rule: 1, Name: "alpha: no-smtp", Direction: "out", Action: "deny", Hits: 2}, {Rule: -1, Name: "alpha: default", Direction: "in", Action: "deny", Hits: 1}}}, nil
 }

@@ -50,10 +50,8 @@ func (a *app) sessionsCmd() *cobra.Command {
 				fmt.Fprintf(w, "%d shown, %d matched, %d live\n", len(s.Sessions), s.Matched, s.Total)
 			})
 		})
-	c.Flags().StringVar(&f.Tenant, "tenant", "", "of this tenant")
-	c.Flags().StringVar(&f.Address, "address", "", "with this address or prefix on any side")
-	c.Flags().IntVar(&f.Port, "port", 0, "with this port on any side")
-	c.Flags().StringVar(&f.Proto, "proto", "", "tcp, udp, icmp, icmpv6 or a number")
+	filterFlags(c, &f)
+	c.AddCommand(a.cutCmd())
 	c.Flags().IntVar(&f.Limit, "limit", 0, "at most so many (1000)")
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "print what begins and ends until interrupted")
 	c.Flags().DurationVar(&every, "interval", time.Second, "time between two looks of --follow")
@@ -224,6 +222,10 @@ func writeDrops(w io.Writer, d *api.Drops, all bool) {
 	}
 	part("tenant", d.ByTenant)
 	part("port", d.ByPort)
+	if len(d.ByBlock) > 0 {
+		fmt.Fprintln(w, "\nblocked addresses:")
+		writeBlocks(w, d.ByBlock)
+	}
 	if len(d.ByRule) > 0 {
 		fmt.Fprintln(w, "\nnew sessions refused by rule:")
 		writeRules(w, d.ByRule)

@@ -111,6 +111,13 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 		frames = "FRAMES LOST: "
 	}
 	fmt.Fprintf(w, "memory    %s%s\n", frames, s.Conservation.Detail)
+	if n := len(s.Blocks); n > 0 {
+		dropped := uint64(0)
+		for i := range s.Blocks {
+			dropped += s.Blocks[i].Dropped
+		}
+		fmt.Fprintf(w, "blocked   %s, %s dropped by them (demarc blocks)\n", map[bool]string{true: "1 address", false: fmt.Sprintf("%d addresses", n)}[n == 1], plural(int(dropped), "packet"))
+	}
 	p := &s.SlowPath
 	fmt.Fprintf(w, "next hops %d known, %d asked for, %s waiting\n", p.Neighbours, p.Pending, plural(p.Waiting, "packet"))
 

@@ -70,6 +70,7 @@ var (
 	conserved = gauge("gateway_frames_conserved", "1 when every frame of packet memory is in exactly one place.")
 	dropped   = counter("meter_dropped_packets", "Packets dropped, by reason, the XDP program's included.", "reason")
 
+	blockEntries     = gauge("block_entries", "Addresses and prefixes that are blocked for a while; what they drop is counted under the reason blocked.")
 	workerBusy       = gauge("worker_busy_ratio", "Part of the last second with packets in hand.", "worker")
 	workerFrames     = gauge("worker_frames", "Frames of packet memory by place; tx includes the completion ring.", "worker", "place")
 	workerFramesAll  = gauge("worker_memory_frames", "All frames of the worker's packet memory.", "worker")
@@ -195,6 +196,7 @@ func (o out) node(s *api.Status) {
 	o.put(started, float64(s.Started.UnixMilli())/1e3)
 	o.put(revision, float64(s.Revision.Number))
 	o.put(appliedAt, float64(s.Revision.AppliedAt.UnixMilli())/1e3)
+	o.put(blockEntries, float64(len(s.Blocks)))
 	o.put(conserved, truth(s.Conservation.OK))
 	o.put(outerErrors, float64(s.Backbone.ICMPErrors.Sent), "sent")
 	o.put(outerErrors, float64(s.Backbone.ICMPErrors.Held), "held")

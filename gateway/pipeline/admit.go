@@ -71,7 +71,10 @@ func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verd
 	se.LastSeen = [2]uint32{sh.tick, sh.tick}
 	se.Flags |= conntrack.FlagUnanswered
 	sh.countHost(t, se)
-	slot, r := sh.Sessions.Create(se, sh.tick, se.Look(&sh.view.Timeouts))
+	slot, r := uint32(0), verdict.Blocked
+	if sh.blocks == nil || !sh.barredOut(se, 0) {
+		slot, r = sh.Sessions.Create(se, sh.tick, se.Look(&sh.view.Timeouts))
+	}
 	sh.counted = nil
 	if r != verdict.Pass {
 		if se.Mapping != conntrack.NoMapping {

@@ -15,6 +15,9 @@ func (sh *Shard) forward(s *Slot, se *conntrack.Session, dir int) verdict.Verdic
 	if r := extra(s, t.Extra); r != verdict.Pass {
 		return sh.drop(s, r)
 	}
+	if sh.blocks != nil && sh.barredOut(se, dir) {
+		return sh.drop(s, verdict.Blocked)
+	}
 	hop, v := sh.usable(s, t, se.NextHop[dir])
 	if v != verdict.Next {
 		return v

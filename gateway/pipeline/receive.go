@@ -128,12 +128,18 @@ func (sh *Shard) receive(s *Slot) verdict.Verdict {
 		if s.Unreached {
 			return sh.unreached(s)
 		}
+		if sh.blocks != nil && sh.barred(s) {
+			return sh.drop(s, verdict.Blocked)
+		}
 	} else {
 		f := sh.ingress(s)
 		if f == nil || !f.Used {
 			return sh.drop(s, verdict.UnknownVLAN)
 		}
 		s.in, s.Tenant, s.Key.Zone = f, f.Zone, f.Zone
+		if sh.blocks != nil && sh.barred(s) {
+			return sh.drop(s, verdict.Blocked)
+		}
 		if s.Flags&packet.FlagMcastMAC == 0 && [6]byte(s.Frame()[:6]) != f.MAC {
 			return sh.drop(s, verdict.ForeignMAC)
 		}

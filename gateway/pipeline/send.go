@@ -136,6 +136,9 @@ func (sh *Shard) related(s *Slot) verdict.Verdict {
 	if r := extra(s, t.Extra); r != verdict.Pass {
 		return sh.drop(s, r)
 	}
+	if sh.blocks != nil && sh.barredOut(se, dir) {
+		return sh.drop(s, verdict.Blocked)
+	}
 	if sh.falseSource(s, t, se) {
 		return sh.drop(s, verdict.SpoofedSource)
 	}

@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"demarc/gateway/block"
 	"demarc/gateway/conntrack"
 	"demarc/gateway/fib"
 	"demarc/gateway/flow"
@@ -110,6 +111,7 @@ type Shard struct {
 	held     []held // by tenant
 	keeping  uint32 // mapping that reopen keeps, likewise
 	watch    watching
+	blocks   *block.List // nil = none
 
 	// What Contain goes by after a panic.
 	sweep     sweep    // where Process is

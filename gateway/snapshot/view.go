@@ -172,6 +172,7 @@ type Tenant struct {
 	Name           string
 	Ifaces         []uint16
 	Prefixes       PrefixSet
+	Inside         []netip.Prefix  // the same, as they were written
 	ACL            [2]*acl.Program // by meter.Out, meter.In
 	Rules          [2][]Rule
 	DefaultHits    [2]*Hits

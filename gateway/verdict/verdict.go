@@ -100,6 +100,7 @@ const (
 	NATFiltered // mapped port, but not a far end that the inside host has spoken to
 	NATMappingTableFull
 	SessionCut
+	Blocked // an operator has blocked one of its addresses for a while
 
 	// Limits.
 	TenantRateBits
@@ -151,7 +152,7 @@ var reasonText = [NumReasons]string{
 	TCPNotSyn: "tcp_not_syn", TCPInvalidFlags: "tcp_invalid_flags", TCPOutOfWindow: "tcp_out_of_window",
 	ICMPNoSession: "icmp_no_session", ICMPBadInner: "icmp_bad_inner", ICMPRateLimited: "icmp_rate_limited",
 	NATNoPort: "nat_no_port", NATNoPool: "nat_no_pool", NATNoMapping: "nat_no_mapping", NATUnusedAddress: "nat_unused_address", NATFiltered: "nat_filtered",
-	NATMappingTableFull: "nat_mapping_table_full", SessionCut: "session_cut",
+	NATMappingTableFull: "nat_mapping_table_full", SessionCut: "session_cut", Blocked: "blocked",
 	TenantRateBits: "tenant_rate_bits", TenantRatePackets: "tenant_rate_packets", TenantVoiceRate: "tenant_voice_rate",
 	TenantQueueFull: "tenant_queue_full", TenantSessions: "tenant_sessions", TenantSessionRate: "tenant_session_rate",
 	TenantInbound: "tenant_inbound", TenantUnanswered: "tenant_unanswered", TableShare: "table_share",
