@@ -88,6 +88,19 @@ func Compile(entries []Entry) (*List, error) {
 	return l, nil
 }
 
+// Quiet is the same list with counters of its own, for who only asks.
+func (l *List) Quiet() *List {
+	if l == nil {
+		return nil
+	}
+	q := *l
+	q.entries = append([]Entry(nil), l.entries...)
+	for i := range q.entries {
+		q.entries[i].Hits = NewHits(len(l.entries[i].Hits.per))
+	}
+	return &q
+}
+
 // Match reports whether a is blocked in zone at now, and counts it for worker w.
 func (l *List) Match(zone flow.TenantID, family uint8, a *flow.Addr, now uint64, w int) bool {
 	if l.any != nil {

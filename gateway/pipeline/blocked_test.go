@@ -10,6 +10,7 @@ import (
 	"demarc/gateway/block"
 	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
+	"demarc/gateway/trace"
 	"demarc/gateway/verdict"
 )
 
@@ -140,6 +141,24 @@ func TestBlocksLeaveNeighboursAlone(t *testing.T) {
 		&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(135, 0)}, &layers.ICMPv6NeighborSolicitation{TargetAddress: netip.MustParseAddr("fe80::20").AsSlice()})
 	if s := &r.send(1, ns)[0]; s.Verdict != verdict.Punt {
 		t.Fatalf("a neighbour solicitation: %s (%s)", s.Verdict, s.Reason)
+	}
+}
+
+// explain asks about a blocked address without counting.
+func TestATrialMeetsBlocksAndDoesNotCountThem(t *testing.T) {
+	r := newRig(t, testNode, testPolicy)
+	hits := r.block([2]string{"", "203.0.113.11/32"})
+	tr := NewTrial(r.view)
+	s, f := Slot{Port: 1}, alphaUDP(t, 4000)
+	s.Buf, s.Off, s.Len = make([]byte, 2048), 256, len(f)
+	copy(s.Buf[256:], f)
+	var j trace.Journey
+	if err := tr.Run(r.sh, &s, r.now, &j); err != nil || j.Verdict != verdict.Drop || j.Reason != verdict.Blocked {
+		t.Errorf("%s (%s), %v", j.Verdict, j.Reason, err)
+	}
+	tr.End()
+	if n := hits[0].Sum(); n != 0 {
+		t.Errorf("counted %d", n)
 	}
 }
 

@@ -80,6 +80,7 @@ func (sh *Shard) twin(l *undo.Log, v *snapshot.View) *Shard {
 	c.Sessions, c.NAT, c.permits, c.hosts = sh.Sessions.Twin(l), sh.NAT.Twin(l), sh.permits.Twin(l), sh.hosts.twin(l)
 	c.Neighbors = sh.Neighbors.Quiet()
 	c.Shaper = sh.Shaper.Twin()
+	c.blocks = sh.blocks.Quiet()
 	c.Meter = meter.NewShard(sh.Meter.Tenants())
 	c.held = append([]held(nil), sh.held...)
 	c.echo = copyWords(sh.echo)
