@@ -1,0 +1,454 @@
+package command
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+var update = flag.Bool("update", false, "write the golden files of this level again; those of older levels are never written again")
+
+var t0 = time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
+
+func entry(k Kind, body any, text string) *Entry {
+	e := &Entry{Level: 1, Kind: k, Time: t0, Who: Who{Author: "root", From: "gw1", Nonce: ""}}
+	switch b := body.(type) {
+	case *Init:
+		e.Init = b
+	case *Revise:
+		b.Digest, b.Bytes = Digest([]byte(text)), len(text)
+		e.Revise, e.Text = b, []byte(text)
+	case *Confirm:
+		e.Confirm = b
+	case *Expire:
+		e.Expire = b
+	case *Member:
+		e.Member = b
+	case *Forget:
+		e.Forget = b
+	}
+	return e
+}
+
+func begin() *Entry { return entry(KindInit, &Init{Cluster: "c1", Bounds: DefaultBounds()}, "") }
+
+// run applies entries from the zero state and returns the last state and all results.
+func run(t testing.TB, es ...*Entry) (*State, []Result) {
+	t.Helper()
+	s, out := &State{}, []Result(nil)
+	for i, e := range es {
+		b, err := e.Encode()
+		if err != nil {
+			t.Fatalf("entry %d: %v", i, err)
+		}
+		d, err := Decode(b)
+		if err != nil {
+			t.Fatalf("entry %d: %v", i, err)
+		}
+		var r Result
+		s, r = s.Apply(uint64(i+1), d)
+		out = append(out, r)
+	}
+	return s, out
+}
+
+func why(r Result) Why {
+	if r.Refused == nil {
+		return ""
+	}
+	return r.Refused.Why
+}
+
+// TestRefusals tells each refusal by the entries that lead to it.
+func TestRefusals(t *testing.T) {
+	rev := func(text string, expected uint64, confirm time.Duration) *Entry {
+		return entry(KindRevise, &Revise{Expected: expected, Confirm: confirm}, text)
+	}
+	gw := func(id, name string) *Entry {
+		return entry(KindMember, &Member{ID: id, Name: name, Role: RoleGateway, Level: 1}, "")
+	}
+	confirm := func(n uint64) *Entry { return entry(KindConfirm, &Confirm{n}, "") }
+	expire := func(n uint64) *Entry { return entry(KindExpire, &Expire{Revision: n}, "") }
+	again := rev("same", 0, 0)
+	again.Who.Nonce = "n1"
+	for _, c := range []struct {
+		name      string
+		in        []*Entry
+		why       Why
+		text      string
+		serving   uint64
+		confirmed uint64
+	}{
+		{"not begun", []*Entry{rev("a", 0, 0)}, WhyBegun, "was not begun", 0, 0},
+		{"begun twice", []*Entry{begin(), begin()}, WhyBegun, "cluster c1 already", 0, 0},
+		{"first", []*Entry{begin(), rev("a", 0, 0)}, "", "", 1, 1},
+		{"the first cannot be provisional", []*Entry{begin(), rev("a", 0, time.Minute)}, "", "", 1, 1},
+		{"expected", []*Entry{begin(), rev("a", 0, 0), rev("b", 1, 0)}, "", "", 2, 2},
+		{"conflict", []*Entry{begin(), rev("a", 0, 0), rev("b", 1, 0), rev("c", 1, 0)}, WhyConflict, "revision 2 is served, not 1", 2, 2},
+		{"provisional", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute)}, "", "", 2, 1},
+		{"onto a provisional one", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), rev("c", 0, 0)}, WhyProvisional, "revision 2 by root waits", 2, 1},
+		{"confirmed", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), confirm(2)}, "", "", 2, 2},
+		{"confirmed twice", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), confirm(2), confirm(2)}, WhyLate, "confirmed already", 2, 2},
+		{"expired", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), expire(2)}, "", "", 1, 1},
+		{"late confirm", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), expire(2), confirm(2)}, WhyLate, "was not confirmed within 1m0s, revision 1 is served", 1, 1},
+		{"late expiry", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), confirm(2), expire(2)}, WhyLate, "confirmed already", 2, 2},
+		{"after expiry numbers go on", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), expire(2), rev("c", 1, 0)}, "", "", 3, 3},
+		{"unknown", []*Entry{begin(), rev("a", 0, 0), confirm(7)}, WhyUnknown, "no revision 7", 1, 1},
+		{"the same request twice", []*Entry{begin(), again, again}, "", "", 1, 1},
+		{"a name twice", []*Entry{begin(), gw("1", "a"), gw("2", "a")}, WhyConflict, "called a already (1)", 0, 0},
+		{"a member again", []*Entry{begin(), gw("1", "a"), gw("1", "b")}, "", "", 0, 0},
+		{"a member that was forgotten", []*Entry{begin(), gw("1", "a"), entry(KindForget, &Forget{ID: "1"}, ""), gw("1", "a")}, WhyGone, "was removed from this cluster", 0, 0},
+		{"nobody to forget", []*Entry{begin(), entry(KindForget, &Forget{ID: "1"}, "")}, WhyUnknown, "no member 1", 0, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, rs := run(t, c.in...)
+			last := rs[len(rs)-1]
+			if why(last) != c.why || last.Refused != nil && !strings.Contains(last.Refused.Text, c.text) {
+				t.Errorf("got %+v, want %q with %q", last.Refused, c.why, c.text)
+			}
+			if s.Serving != c.serving || s.Confirmed != c.confirmed {
+				t.Errorf("serving %d, confirmed %d; want %d, %d", s.Serving, s.Confirmed, c.serving, c.confirmed)
+			}
+			if l := s.Audit[len(s.Audit)-1]; l.Index != uint64(len(c.in)) || l.OK != (c.why == "") {
+				t.Errorf("audit says %+v", l)
+			}
+		})
+	}
+}
+
+// TestApplyChangesNothingOld applies random entries and finds every earlier state as it was.
+func TestApplyChangesNothingOld(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		s := &State{}
+		var states []*State
+		var texts [][]byte
+		for i := range 40 {
+			s, _ = s.Apply(uint64(i+1), randomEntry(rt, i, s))
+			b, err := s.EncodeState()
+			if err != nil {
+				rt.Fatal(err)
+			}
+			states, texts = append(states, s), append(texts, b)
+		}
+		for i, s := range states {
+			if b, _ := s.EncodeState(); !bytes.Equal(b, texts[i]) {
+				rt.Fatalf("state %d was changed by a later entry:\n%s", i, cmp.Diff(string(texts[i]), string(b)))
+			}
+		}
+	})
+}
+
+func randomEntry(rt *rapid.T, i int, s *State) *Entry {
+	n := func(name string) uint64 { return rapid.Uint64Range(1, s.Last+1).Draw(rt, name) }
+	var e *Entry
+	k := rapid.IntRange(0, 9).Draw(rt, "kind")
+	switch {
+	case i == 0:
+		e = begin()
+		e.Init.Bounds = Bounds{Revisions: 3, Age: time.Hour, TextBytes: 2 * MaxText, Audit: 5}
+	case k < 4:
+		r := &Revise{Confirm: time.Duration(rapid.IntRange(0, 1).Draw(rt, "confirm")) * time.Minute}
+		if rapid.Bool().Draw(rt, "expect") {
+			r.Expected = n("expected")
+		}
+		e = entry(KindRevise, r, fmt.Sprint("text ", rapid.IntRange(0, 5).Draw(rt, "text")))
+		e.Who.Nonce = rapid.SampledFrom([]string{"", "", "x", "y"}).Draw(rt, "nonce")
+	case k < 6:
+		e = entry(KindConfirm, &Confirm{n("confirmed")}, "")
+	case k < 8:
+		e = entry(KindExpire, &Expire{Revision: n("expired"), Manual: rapid.Bool().Draw(rt, "manual")}, "")
+	case k < 9:
+		id := rapid.SampledFrom([]string{"1", "2", "3"}).Draw(rt, "id")
+		e = entry(KindMember, &Member{ID: id, Name: rapid.SampledFrom([]string{"a", "b"}).Draw(rt, "name"), Role: RoleWitness, Level: 1}, "")
+	default:
+		e = entry(KindForget, &Forget{ID: rapid.SampledFrom([]string{"1", "2", "3"}).Draw(rt, "id")}, "")
+	}
+	e.Time = t0.Add(time.Duration(rapid.IntRange(0, 200).Draw(rt, "minutes")) * time.Minute)
+	return e
+}
+
+// TestInvariants holds after every entry of random logs: numbers go up, what is served is kept, no text is named that was dropped, bounds.
+func TestInvariants(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		s, there := &State{}, map[string]bool{}
+		for i := range 60 {
+			e := randomEntry(rt, i, s)
+			before := s
+			var r Result
+			s, r = s.Apply(uint64(i+1), e)
+			if e.Kind == KindRevise && r.Refused == nil {
+				there[e.Revise.Digest] = true
+			}
+			for _, d := range r.Dropped {
+				if !there[d] {
+					rt.Fatalf("entry %d drops %s, which is not there", i, d)
+				}
+				delete(there, d)
+			}
+			if want := s.Digests(); len(want) != len(there) || slices.ContainsFunc(want, func(d string) bool { return !there[d] }) {
+				rt.Fatalf("entry %d: the state names %v, kept are %v", i, want, there)
+			}
+			if s.Last < before.Last || s.Serving > s.Last || s.Confirmed > s.Serving {
+				rt.Fatalf("entry %d: last %d, serving %d, confirmed %d", i, s.Last, s.Serving, s.Confirmed)
+			}
+			for _, n := range []uint64{s.Serving, s.Confirmed} {
+				if _, ok := s.Revision(n); n != 0 && !ok {
+					rt.Fatalf("entry %d: revision %d is not kept", i, n)
+				}
+			}
+			if r.Refused != nil {
+				a, b := *before, *s
+				a.Index, b.Index, a.Audit, b.Audit = 0, 0, nil, nil
+				if d := cmp.Diff(a, b); d != "" {
+					rt.Fatalf("entry %d was refused (%s) and changed something:\n%s", i, r.Refused.Text, d)
+				}
+			}
+			if len(s.Audit) > max(1, s.Bounds.Audit) {
+				rt.Fatalf("%d audit lines", len(s.Audit))
+			}
+			b, err := s.EncodeState()
+			if err != nil {
+				rt.Fatal(err)
+			}
+			back, err := DecodeState(b)
+			if err != nil {
+				rt.Fatal(err)
+			}
+			if b2, _ := back.EncodeState(); !bytes.Equal(b, b2) {
+				rt.Fatalf("entry %d: a snapshot does not come back as it was:\n%s", i, cmp.Diff(string(b), string(b2)))
+			}
+		}
+	})
+}
+
+// TestRetention: by count, by bytes, by age; never what is served or gone back to.
+func TestRetention(t *testing.T) {
+	b := Bounds{Revisions: 3, Age: time.Hour, TextBytes: 2 * MaxText, Audit: 100}
+	log := []*Entry{begin()}
+	log[0].Init.Bounds = b
+	add := func(text string, at time.Duration, confirm time.Duration) {
+		e := entry(KindRevise, &Revise{Confirm: confirm}, text)
+		e.Time = t0.Add(at)
+		log = append(log, e)
+	}
+	kept := func(s *State) (n []uint64) {
+		for _, r := range s.Revisions {
+			n = append(n, r.Number)
+		}
+		return n
+	}
+	for i := range 5 {
+		add(fmt.Sprint("p", i), time.Duration(i)*time.Minute, 0)
+	}
+	s, rs := run(t, log...)
+	if d := cmp.Diff([]uint64{3, 4, 5}, kept(s)); d != "" {
+		t.Error("by count:", d)
+	}
+	if want := []string{Digest([]byte("p1"))}; cmp.Diff(want, rs[5].Dropped) != "" {
+		t.Errorf("dropped %v, want %v", rs[5].Dropped, want)
+	}
+	// 4 was replaced at minute 4; an hour and a bit later it is too old, 5 was served until then.
+	add("p9", 66*time.Minute, time.Minute)
+	s, _ = run(t, log...)
+	if d := cmp.Diff([]uint64{5, 6}, kept(s)); d != "" {
+		t.Error("by age:", d)
+	}
+	big := []*Entry{begin()}
+	big[0].Init.Bounds = b
+	log = big
+	for i := range 3 {
+		add(strings.Repeat("x", MaxText-1)+fmt.Sprint(i), 0, 0)
+	}
+	s, _ = run(t, log...)
+	if d := cmp.Diff([]uint64{2, 3}, kept(s)); d != "" {
+		t.Error("by bytes:", d)
+	}
+}
+
+// golden are entries of level 1 as they were first written. Later builds must read them to the same entries.
+func golden() map[string]*Entry {
+	m := map[string]*Entry{
+		"init":     begin(),
+		"revise":   entry(KindRevise, &Revise{Expected: 3, Name: "lab", Source: "/etc/p.toml", Comment: "web", Back: 2, Confirm: time.Minute}, "schema = 1\n"),
+		"confirm":  entry(KindConfirm, &Confirm{4}, ""),
+		"expire":   entry(KindExpire, &Expire{Revision: 4, Manual: true}, ""),
+		"member":   entry(KindMember, &Member{ID: "id1", Name: "gw1", Address: "192.0.2.1:7400", Role: RoleGateway, Version: "v0.1", Level: 1}, ""),
+		"forget":   entry(KindForget, &Forget{ID: "id1", By: "id2"}, ""),
+		"smallest": {Level: 1, Kind: KindConfirm, Confirm: &Confirm{1}},
+	}
+	m["revise"].Who.Nonce = "5f"
+	return m
+}
+
+func TestGoldenEntries(t *testing.T) {
+	for name, want := range golden() {
+		file := filepath.Join("testdata", "level1", name+".hex")
+		if *update && Level == 1 {
+			b, err := want.Encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, []byte(hex.EncodeToString(b)+"\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := hex.DecodeString(strings.TrimSpace(string(text)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Decode(b)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%s:\n%s", name, d)
+		}
+	}
+}
+
+// TestGoldenState: the state that a log of every kind leads to, as it was first written.
+func TestGoldenState(t *testing.T) {
+	s, _ := run(t, begin(), golden()["member"], entry(KindRevise, &Revise{}, "a"), entry(KindRevise, &Revise{Confirm: time.Minute}, "b"),
+		entry(KindExpire, &Expire{Revision: 2}, ""), entry(KindRevise, &Revise{Confirm: time.Hour, Comment: "again"}, "b"), golden()["forget"])
+	file := filepath.Join("testdata", "level1", "state.json")
+	b, err := s.EncodeState()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *update && Level == 1 {
+		if err := os.WriteFile(file, append(b, '\n'), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := DecodeState(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(s, got); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestUnreadable: everything that this build does not know stops it, and is named.
+func TestUnreadable(t *testing.T) {
+	head := func(json, text string) []byte {
+		return append(append([]byte{format, byte(len(json))}, json...), text...)
+	}
+	if len(`{"level":1}`) > 127 {
+		t.Fatal("lengths above are of one byte")
+	}
+	for _, c := range []struct {
+		name string
+		in   []byte
+		says string
+	}{
+		{"empty", nil, "empty"},
+		{"format", []byte{9, 0}, "format 9, this build reads 1"},
+		{"length", []byte{format, 200, 1, '{'}, "wrong length"},
+		{"level", head(`{"level":2,"kind":"quota","quota":{}}`, ""), `"quota" of level 2, this build (level 1) is too old: upgrade`},
+		{"kind", head(`{"level":1,"kind":"quota"}`, ""), `kind "quota" is not known`},
+		{"field", head(`{"level":1,"kind":"confirm","confirm":{"revision":1,"soft":true}}`, ""), `unknown field "soft"`},
+		{"no body", head(`{"level":1,"kind":"confirm"}`, ""), "must have the body of that kind"},
+		{"two bodies", head(`{"level":1,"kind":"confirm","confirm":{"revision":1},"forget":{"id":"1"}}`, ""), "and no other"},
+		{"text", head(`{"level":1,"kind":"confirm","confirm":{"revision":1}}`, "x"), "has no text"},
+		{"damaged", head(`{"level":1,"kind"`, ""), "damaged"},
+		{"trailing", head(`{"level":1,"kind":"confirm","confirm":{"revision":1}}{}`, ""), "damaged"},
+	} {
+		_, err := Decode(c.in)
+		if !errors.Is(err, ErrUnreadable) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.says)
+		}
+	}
+	b, err := entry(KindRevise, &Revise{}, "policy").Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)-1] ^= 1
+	if _, err := Decode(b); !errors.Is(err, ErrUnreadable) || !strings.Contains(err.Error(), "digest") {
+		t.Errorf("a changed text: %v", err)
+	}
+	for _, in := range []string{`{"level":2,"state":{"new":1}}`, `{"level":1}`, `{`, `{"level":1,"state":{"new":1}}`} {
+		if _, err := DecodeState([]byte(in)); !errors.Is(err, ErrUnreadable) {
+			t.Errorf("state %s: %v", in, err)
+		}
+	}
+}
+
+func TestEncodeRefuses(t *testing.T) {
+	long := strings.Repeat("x", MaxField+1)
+	for name, e := range map[string]*Entry{
+		"empty policy":    entry(KindRevise, &Revise{}, ""),
+		"large policy":    entry(KindRevise, &Revise{}, strings.Repeat("x", MaxText+1)),
+		"long comment":    entry(KindRevise, &Revise{Comment: long}, "a"),
+		"long confirm":    entry(KindRevise, &Revise{Confirm: MaxConfirm + 1}, "a"),
+		"negative":        entry(KindRevise, &Revise{Confirm: -1}, "a"),
+		"revision 0":      entry(KindConfirm, &Confirm{}, ""),
+		"no role":         entry(KindMember, &Member{ID: "1", Name: "a", Level: 1}, ""),
+		"no id":           entry(KindForget, &Forget{}, ""),
+		"too few bounds":  entry(KindInit, &Init{Cluster: "c", Bounds: Bounds{Revisions: 1, TextBytes: 1 << 30, Audit: 1}}, ""),
+		"no cluster":      entry(KindInit, &Init{Bounds: DefaultBounds()}, ""),
+		"level to come":   {Level: Level + 1, Kind: KindConfirm, Confirm: &Confirm{1}},
+		"kind of nothing": {Level: 1, Kind: "x"},
+	} {
+		if _, err := e.Encode(); err == nil {
+			t.Errorf("%s: encoded", name)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, e := range golden() {
+		b, err := e.Encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		e, err := Decode(in)
+		if err != nil {
+			if !errors.Is(err, ErrUnreadable) {
+				t.Fatal(err)
+			}
+			return
+		}
+		b, err := e.Encode()
+		if err != nil {
+			t.Fatalf("what was decoded cannot be encoded: %v", err)
+		}
+		again, err := Decode(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, _ := json.Marshal(e)
+		y, _ := json.Marshal(again)
+		if !bytes.Equal(x, y) || !bytes.Equal(e.Text, again.Text) {
+			t.Fatalf("%s and %s", x, y)
+		}
+		_, _ = (&State{Cluster: "c", Bounds: DefaultBounds()}).Apply(1, e)
+	})
+}

@@ -1,0 +1,293 @@
+package command
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Bounds of one entry. A proposer is held to them, and a decoder too: an entry beyond them is not ours.
+const (
+	MaxText   = 8 << 20  // bytes of a policy's text
+	maxHeader = 64 << 10 // bytes of everything else
+	MaxField  = 4 << 10  // bytes of an author, a comment, a source
+)
+
+// Level is what a build can read and write of entries: it goes up with each kind or field that is added. An entry carries the least level that
+// reads it, members tell theirs, and nothing is proposed that a member could not read.
+const Level = 1
+
+// Kind says what an entry does.
+type Kind string
+
+// The kinds. A text and not a number, so that a node which does not know one can name it.
+const (
+	KindInit    Kind = "init"    // names the cluster and sets its bounds; the first entry, once
+	KindRevise  Kind = "revise"  // a policy to be served, provisional if it has a confirm time
+	KindConfirm Kind = "confirm" // the provisional revision stays
+	KindExpire  Kind = "expire"  // the provisional revision goes: its time is over, or somebody took it back
+	KindMember  Kind = "member"  // a member is there, or tells what it is and runs
+	KindForget  Kind = "forget"  // a member has gone for good
+)
+
+// Who is behind an entry, for the audit log. Nothing is decided by it.
+type Who struct {
+	Author string `json:"author,omitempty"` // user name or certificate's
+	From   string `json:"from,omitempty"`   // node and address that the request came to and from
+	Nonce  string `json:"nonce,omitempty"`  // names the request, so that one that was sent twice is carried out once
+}
+
+// Entry is one entry of the log. Of the pointers exactly the one of Kind is set.
+type Entry struct {
+	Level int       `json:"level"` // what a node must be able to read
+	Kind  Kind      `json:"kind"`
+	Time  time.Time `json:"time"` // wall time of the proposer, UTC: shown, and the measure of retention; no deadline
+	Who   Who       `json:"who"`
+
+	Init    *Init    `json:"init,omitempty"`
+	Revise  *Revise  `json:"revise,omitempty"`
+	Confirm *Confirm `json:"confirm,omitempty"`
+	Expire  *Expire  `json:"expire,omitempty"`
+	Member  *Member  `json:"member,omitempty"`
+	Forget  *Forget  `json:"forget,omitempty"`
+
+	Text []byte `json:"-"` // with Revise: the policy
+}
+
+// Init begins a cluster.
+type Init struct {
+	Cluster string `json:"cluster"` // an id that no other cluster has
+	Bounds  Bounds `json:"bounds"`
+	Last    uint64 `json:"last,omitempty"` // the highest revision number that was given before there was a cluster
+}
+
+// Bounds say how much of the past is kept. They stand in the state, so that every node forgets the same.
+type Bounds struct {
+	Revisions int           `json:"revisions"` // at most so many,
+	Age       time.Duration `json:"age_ns"`    // of these, none that was replaced longer ago than this, by the entries' times,
+	TextBytes int64         `json:"text_bytes"`
+	Audit     int           `json:"audit"` // lines of the audit log
+}
+
+// DefaultBounds are 200 revisions, 30 days, 256 MiB, 10,000 audit lines.
+func DefaultBounds() Bounds {
+	return Bounds{Revisions: 200, Age: 30 * 24 * time.Hour, TextBytes: 256 << 20, Audit: 10_000}
+}
+
+// Revise makes a text the policy.
+type Revise struct {
+	Expected uint64        `json:"expected,omitempty"` // the revision that the author had seen; 0 = whichever
+	Digest   string        `json:"digest"`             // of the text, 64 hex digits
+	Bytes    int           `json:"bytes"`              // of the text
+	Name     string        `json:"name,omitempty"`     // free text from the policy
+	Source   string        `json:"source,omitempty"`   // the file that it came from
+	Comment  string        `json:"comment,omitempty"`
+	Back     uint64        `json:"rollback_of,omitempty"` // the revision whose text it is, when somebody rolled back to one
+	Confirm  time.Duration `json:"confirm_ns,omitempty"`  // unless it is confirmed within this, the revision before is served again
+}
+
+// Confirm keeps a provisional revision.
+type Confirm struct {
+	Revision uint64 `json:"revision"`
+}
+
+// Expire takes a provisional revision back.
+type Expire struct {
+	Revision uint64 `json:"revision"`
+	Manual   bool   `json:"manual,omitempty"` // somebody took it back; its time is not over
+}
+
+// Role is what a member is for.
+type Role string
+
+// The roles.
+const (
+	RoleGateway Role = "gateway" // has ports
+	RoleWitness Role = "witness" // has a vote only
+)
+
+// Member is one node as it tells of itself.
+type Member struct {
+	ID      string `json:"id"`      // of this machine's data directory; never used twice
+	Name    string `json:"name"`    // from the node file
+	Address string `json:"address"` // where other members reach it
+	Role    Role   `json:"role"`
+	Version string `json:"version"` // of the binary
+	Level   int    `json:"level"`   // what entries it reads
+}
+
+// Forget takes a member out of the list; its id is refused from then on.
+type Forget struct {
+	ID string `json:"id"`
+	By string `json:"replaced_by,omitempty"`
+}
+
+// ErrUnreadable means that this build cannot carry out an entry: it is damaged, or of a later release. A node that meets one stops applying.
+var ErrUnreadable = errors.New("entry cannot be read")
+
+const format = 1 // first byte of an encoded entry: format, length of the header, header, text
+
+// Encode writes the entry. It refuses one that Decode would.
+func (e *Entry) Encode() ([]byte, error) {
+	if err := e.check(); err != nil {
+		return nil, err
+	}
+	head, err := json.Marshal(e)
+	if err != nil {
+		return nil, err
+	}
+	if len(head) > maxHeader {
+		return nil, fmt.Errorf("author, source, comment and name take %d bytes, at most %d", len(head), maxHeader)
+	}
+	out := make([]byte, 0, 1+binary.MaxVarintLen32+len(head)+len(e.Text))
+	out = append(out, format)
+	out = binary.AppendUvarint(out, uint64(len(head)))
+	out = append(out, head...)
+	return append(out, e.Text...), nil
+}
+
+// Decode reads an entry. Every error wraps ErrUnreadable and says what is there that this build does not know.
+func Decode(b []byte) (*Entry, error) {
+	bad := func(f string, args ...any) (*Entry, error) {
+		return nil, fmt.Errorf("%w: %s", ErrUnreadable, fmt.Sprintf(f, args...))
+	}
+	if len(b) == 0 {
+		return bad("it is empty")
+	}
+	if b[0] != format {
+		return bad("format %d, this build reads %d", b[0], format)
+	}
+	n, used := binary.Uvarint(b[1:])
+	if used <= 0 || n > maxHeader || n > uint64(len(b)-1-used) {
+		return bad("its header has a wrong length")
+	}
+	head, text := b[1+used:1+used+int(n)], b[1+used+int(n):]
+	// The level comes first: it names the release that is needed, where a strict reader could only name the first thing that it does not know.
+	var l struct {
+		Level int  `json:"level"`
+		Kind  Kind `json:"kind"`
+	}
+	if err := json.Unmarshal(head, &l); err != nil {
+		return bad("its header is damaged: %v", err)
+	}
+	if l.Level > Level {
+		return bad("%q of level %d, this build (level %d) is too old: upgrade this node", l.Kind, l.Level, Level)
+	}
+	var e Entry
+	d := json.NewDecoder(bytes.NewReader(head))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&e); err != nil {
+		return bad("%q: %v", l.Kind, err)
+	}
+	if _, err := d.Token(); err == nil {
+		return bad("something follows its header")
+	}
+	e.Text = text
+	if len(text) == 0 {
+		e.Text = nil
+	}
+	if err := e.check(); err != nil {
+		return bad("%v", err)
+	}
+	return &e, nil
+}
+
+// check holds the entry to what its kind needs. It looks at the entry alone.
+func (e *Entry) check() error {
+	bodies := map[Kind]bool{KindInit: e.Init != nil, KindRevise: e.Revise != nil, KindConfirm: e.Confirm != nil, KindExpire: e.Expire != nil,
+		KindMember: e.Member != nil, KindForget: e.Forget != nil}
+	if _, known := bodies[e.Kind]; !known {
+		return fmt.Errorf("kind %q is not known to this build", e.Kind)
+	}
+	for k, there := range bodies {
+		if there != (k == e.Kind) {
+			return fmt.Errorf("an entry of kind %q must have the body of that kind and no other", e.Kind)
+		}
+	}
+	if e.Level < 1 || e.Level > Level {
+		return fmt.Errorf("level %d, want 1 to %d", e.Level, Level)
+	}
+	if e.Kind != KindRevise && len(e.Text) > 0 {
+		return fmt.Errorf("an entry of kind %q has no text", e.Kind)
+	}
+	for _, f := range []struct{ name, text string }{{"author", e.Who.Author}, {"from", e.Who.From}, {"nonce", e.Who.Nonce}} {
+		if len(f.text) > MaxField {
+			return fmt.Errorf("%s is %d bytes long, at most %d", f.name, len(f.text), MaxField)
+		}
+	}
+	switch e.Kind {
+	case KindInit:
+		return e.Init.check()
+	case KindRevise:
+		return e.Revise.check(e.Text)
+	case KindConfirm:
+		return numbered(e.Confirm.Revision)
+	case KindExpire:
+		return numbered(e.Expire.Revision)
+	case KindMember:
+		return e.Member.check()
+	}
+	if e.Forget.ID == "" {
+		return errors.New("a member to be forgotten needs its id")
+	}
+	return nil
+}
+
+func numbered(n uint64) error {
+	if n == 0 {
+		return errors.New("revision 0: revisions count from 1")
+	}
+	return nil
+}
+
+func (i *Init) check() error {
+	b := i.Bounds
+	switch {
+	case i.Cluster == "" || len(i.Cluster) > 64:
+		return errors.New("a cluster needs an id of 1 to 64 bytes")
+	case b.Revisions < 2 || b.Age < 0 || b.TextBytes < 2*MaxText || b.Audit < 1:
+		return fmt.Errorf("bounds %+v: want at least 2 revisions, %d bytes of text, 1 audit line, and no negative age", b, 2*MaxText)
+	}
+	return nil
+}
+
+func (r *Revise) check(text []byte) error {
+	switch {
+	case len(text) == 0:
+		return errors.New("the policy is empty")
+	case len(text) > MaxText:
+		return fmt.Errorf("the policy has %d bytes, at most %d", len(text), MaxText)
+	case r.Bytes != len(text):
+		return fmt.Errorf("the text has %d bytes where the entry says %d", len(text), r.Bytes)
+	case r.Digest != Digest(text):
+		return errors.New("the text does not have the digest that the entry names")
+	case r.Confirm < 0 || r.Confirm > MaxConfirm:
+		return fmt.Errorf("confirm within %s: want up to %s", r.Confirm, MaxConfirm)
+	}
+	for _, f := range []struct{ name, text string }{{"name", r.Name}, {"source", r.Source}, {"comment", r.Comment}} {
+		if len(f.text) > MaxField {
+			return fmt.Errorf("%s is %d bytes long, at most %d", f.name, len(f.text), MaxField)
+		}
+	}
+	return nil
+}
+
+// MaxConfirm is the longest time that a revision may be provisional.
+const MaxConfirm = 24 * time.Hour
+
+func (m *Member) check() error {
+	switch {
+	case m.ID == "" || len(m.ID) > 64, m.Name == "" || len(m.Name) > 255:
+		return errors.New("a member needs an id of up to 64 bytes and a name of up to 255")
+	case m.Role != RoleGateway && m.Role != RoleWitness:
+		return fmt.Errorf("role %q: want gateway or witness", m.Role)
+	case m.Level < 1:
+		return fmt.Errorf("member %s: level %d, want at least 1", m.Name, m.Level)
+	case len(m.Address) > MaxField || len(m.Version) > MaxField:
+		return fmt.Errorf("member %s: address or version longer than %d bytes", m.Name, MaxField)
+	}
+	return nil
+}

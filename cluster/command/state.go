@@ -1,0 +1,358 @@
+package command
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Digest is the SHA-256 of a text in 64 hex digits.
+func Digest(text []byte) string {
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
+}
+
+// Revision is one policy that was accepted, without its text.
+type Revision struct {
+	Number  uint64        `json:"number"` // from 1, never used twice
+	Digest  string        `json:"digest"`
+	Bytes   int           `json:"bytes"`
+	Name    string        `json:"name,omitempty"`
+	Source  string        `json:"source,omitempty"`
+	Comment string        `json:"comment,omitempty"`
+	Author  string        `json:"author,omitempty"`
+	From    string        `json:"from,omitempty"`
+	Nonce   string        `json:"nonce,omitempty"` // of the request, see Who
+	Time    time.Time     `json:"time"`
+	Back    uint64        `json:"rollback_of,omitempty"`
+	Before  uint64        `json:"before"`               // the revision that was served until then; 0 = none
+	Confirm time.Duration `json:"confirm_ns,omitempty"` // it had to be confirmed within this
+	Fate    Fate          `json:"fate"`
+}
+
+// Fate is what became of a revision.
+type Fate string
+
+// The fates.
+const (
+	FateConfirmed   Fate = "confirmed"
+	FateProvisional Fate = "provisional"
+	FateExpired     Fate = "expired"    // not confirmed in time
+	FateTakenBack   Fate = "taken back" // by somebody, before its time was over
+)
+
+// Line is one line of the audit log.
+type Line struct {
+	Index uint64    `json:"index"` // of the entry
+	Time  time.Time `json:"time"`
+	Who   Who       `json:"who"`
+	Kind  Kind      `json:"kind"`
+	What  string    `json:"what"`
+	OK    bool      `json:"ok"` // carried out; else What says why not
+}
+
+// State is what a cluster has agreed on. The zero value is a cluster that was not begun.
+type State struct {
+	Index     uint64     `json:"index"` // of the last entry
+	Cluster   string     `json:"cluster"`
+	Bounds    Bounds     `json:"bounds"`
+	Last      uint64     `json:"last"`      // the highest revision number given
+	Serving   uint64     `json:"serving"`   // what gateways serve; 0 = nothing yet
+	Confirmed uint64     `json:"confirmed"` // what they go back to; the same as Serving unless that is provisional
+	Revisions []Revision `json:"revisions"` // kept ones, oldest first
+	Members   []Member   `json:"members"`   // by id
+	Gone      []string   `json:"gone"`      // ids of members that were forgotten
+	Audit     []Line     `json:"audit"`     // oldest first
+}
+
+// Result is what the proposer of an entry is told, the same on every node.
+type Result struct {
+	Revision uint64   // with revise: its number
+	Refused  *Refusal // nil = carried out
+	Dropped  []string // digests of texts that no kept revision has any more
+}
+
+// Refusal says why an entry that is in the log changed nothing.
+type Refusal struct {
+	Why  Why
+	Text string
+}
+
+// Error makes a Refusal an error.
+func (r *Refusal) Error() string { return r.Text }
+
+// Why sorts refusals, for callers that go on differently.
+type Why string
+
+// The kinds of refusal.
+const (
+	WhyConflict    Why = "conflict"    // somebody else was first
+	WhyProvisional Why = "provisional" // a provisional revision must be confirmed or taken back first
+	WhyLate        Why = "late"        // what was to be confirmed or taken back is not provisional any more
+	WhyUnknown     Why = "unknown"     // no such revision or member
+	WhyBegun       Why = "begun"       // the cluster was begun already, or was not yet
+	WhyGone        Why = "gone"        // a member that was forgotten
+)
+
+// Pending is the provisional revision, if there is one.
+func (s *State) Pending() (*Revision, bool) {
+	if s.Serving == s.Confirmed {
+		return nil, false
+	}
+	return s.Revision(s.Serving)
+}
+
+// Revision finds a kept revision. What it points to is not to be changed.
+func (s *State) Revision(n uint64) (*Revision, bool) {
+	i, ok := slices.BinarySearchFunc(s.Revisions, n, func(r Revision, n uint64) int {
+		switch {
+		case r.Number < n:
+			return -1
+		case r.Number > n:
+			return 1
+		}
+		return 0
+	})
+	if !ok {
+		return nil, false
+	}
+	return &s.Revisions[i], true
+}
+
+// Readable is the level that every member can read: what may be proposed. Who names those that are at it.
+func (s *State) Readable() (level int, who []string) {
+	level = Level
+	for _, m := range s.Members {
+		if m.Level < level {
+			level, who = m.Level, nil
+		}
+		if m.Level == level {
+			who = append(who, m.Name)
+		}
+	}
+	return level, who
+}
+
+// Apply is the state after one more entry, and what its proposer is told. The entry was decoded by this build. s stays as it is.
+func (s *State) Apply(index uint64, e *Entry) (*State, Result) {
+	n := *s
+	n.Index = index
+	var r Result
+	switch {
+	case e.Kind == KindInit && s.Cluster != "":
+		r.Refused = refuse(WhyBegun, "this is cluster %s already", s.Cluster)
+	case e.Kind != KindInit && s.Cluster == "":
+		r.Refused = refuse(WhyBegun, "the cluster was not begun yet")
+	case e.Kind == KindInit:
+		n.Cluster, n.Bounds, n.Last = e.Init.Cluster, e.Init.Bounds, e.Init.Last
+	case e.Kind == KindRevise:
+		r = n.revise(e)
+	case e.Kind == KindConfirm:
+		r.Refused = n.confirm(e.Confirm.Revision)
+	case e.Kind == KindExpire:
+		r.Refused = n.expire(e.Expire)
+	case e.Kind == KindMember:
+		r.Refused = n.member(*e.Member)
+	case e.Kind == KindForget:
+		r.Refused = n.forget(e.Forget)
+	}
+	n.note(index, e, r)
+	return &n, r
+}
+
+func refuse(why Why, format string, args ...any) *Refusal {
+	return &Refusal{why, fmt.Sprintf(format, args...)}
+}
+
+// revise: a number is given only to what is accepted, so that numbers have no gaps.
+func (s *State) revise(e *Entry) (r Result) {
+	v := e.Revise
+	if e.Who.Nonce != "" {
+		for i := range s.Revisions { // the same request again, by a proposer that did not hear the answer
+			if o := &s.Revisions[i]; o.Nonce == e.Who.Nonce {
+				if o.Digest != v.Digest {
+					r.Refused = refuse(WhyConflict, "revision %d came by this request, with another text", o.Number)
+					return r
+				}
+				r.Revision = o.Number
+				return r
+			}
+		}
+	}
+	if v.Expected != 0 && v.Expected != s.Serving {
+		r.Refused = refuse(WhyConflict, "conflict: revision %d is served, not %d: look at the difference again", s.Serving, v.Expected)
+		return r
+	}
+	if p, ok := s.Pending(); ok {
+		r.Refused = refuse(WhyProvisional, "revision %d by %s waits for its confirmation: confirm it or take it back first", p.Number, orSomebody(p.Author))
+		return r
+	}
+	s.Last++
+	rev := Revision{Number: s.Last, Digest: v.Digest, Bytes: v.Bytes, Name: v.Name, Source: v.Source, Comment: v.Comment, Author: e.Who.Author,
+		From: e.Who.From, Nonce: e.Who.Nonce, Time: e.Time, Back: v.Back, Before: s.Serving, Confirm: v.Confirm, Fate: FateConfirmed}
+	s.Serving = s.Last
+	// The first policy has nothing before it to go back to.
+	if v.Confirm > 0 && s.Confirmed != 0 {
+		rev.Fate = FateProvisional
+	} else {
+		s.Confirmed = s.Last
+	}
+	s.Revisions = append(slices.Clip(s.Revisions), rev)
+	r.Revision, r.Dropped = s.Last, s.prune(e.Time)
+	return r
+}
+
+func orSomebody(author string) string {
+	if author == "" {
+		return "somebody"
+	}
+	return author
+}
+
+func (s *State) confirm(n uint64) *Refusal {
+	if p, ok := s.Pending(); !ok || p.Number != n {
+		return s.late(n, "confirm")
+	}
+	s.setFate(n, FateConfirmed)
+	s.Confirmed = n
+	return nil
+}
+
+func (s *State) expire(x *Expire) *Refusal {
+	if p, ok := s.Pending(); !ok || p.Number != x.Revision {
+		return s.late(x.Revision, "take back")
+	}
+	f := FateExpired
+	if x.Manual {
+		f = FateTakenBack
+	}
+	s.setFate(x.Revision, f)
+	s.Serving = s.Confirmed
+	return nil
+}
+
+// late says what happened to a revision that is not provisional.
+func (s *State) late(n uint64, what string) *Refusal {
+	r, ok := s.Revision(n)
+	switch {
+	case !ok:
+		return refuse(WhyUnknown, "there is no revision %d to %s", n, what)
+	case r.Fate == FateConfirmed:
+		return refuse(WhyLate, "revision %d is confirmed already", n)
+	case r.Fate == FateExpired:
+		return refuse(WhyLate, "too late: revision %d was not confirmed within %s, revision %d is served again", n, r.Confirm, s.Serving)
+	}
+	return refuse(WhyLate, "too late: revision %d was taken back, revision %d is served", n, s.Serving)
+}
+
+func (s *State) setFate(n uint64, f Fate) {
+	s.Revisions = slices.Clone(s.Revisions)
+	for i := range s.Revisions {
+		if s.Revisions[i].Number == n {
+			s.Revisions[i].Fate = f
+		}
+	}
+}
+
+// prune forgets the oldest revisions beyond the bounds, never one that is served, gone back to, or newer than such. now is the time of the entry.
+func (s *State) prune(now time.Time) (dropped []string) {
+	total := int64(0)
+	seen := map[string]bool{}
+	first := len(s.Revisions)
+	for first > 0 {
+		r := &s.Revisions[first-1]
+		if !seen[r.Digest] {
+			total += int64(r.Bytes)
+		}
+		kept := len(s.Revisions) - first
+		// A revision's age counts from when the next one replaced it.
+		old := kept > 0 && now.Sub(s.Revisions[first].Time) > s.Bounds.Age
+		if r.Number < s.Confirmed && (kept >= s.Bounds.Revisions || total > s.Bounds.TextBytes || old) {
+			break
+		}
+		seen[r.Digest] = true
+		first--
+	}
+	for _, r := range s.Revisions[:first] {
+		if !seen[r.Digest] {
+			seen[r.Digest] = true
+			dropped = append(dropped, r.Digest)
+		}
+	}
+	s.Revisions = slices.Clone(s.Revisions[first:])
+	return dropped
+}
+
+func (s *State) member(m Member) *Refusal {
+	if slices.Contains(s.Gone, m.ID) {
+		return refuse(WhyGone, "%s (%s) was removed from this cluster: join it as a new node", m.Name, m.ID)
+	}
+	i, there := s.find(m.ID)
+	for j, o := range s.Members {
+		if o.Name == m.Name && o.ID != m.ID {
+			return refuse(WhyConflict, "a member is called %s already (%s): remove or replace that one, or choose another name", o.Name, s.Members[j].ID)
+		}
+	}
+	s.Members = slices.Clone(s.Members)
+	if there {
+		s.Members[i] = m
+	} else {
+		s.Members = slices.Insert(s.Members, i, m)
+	}
+	return nil
+}
+
+func (s *State) forget(f *Forget) *Refusal {
+	i, there := s.find(f.ID)
+	if !there {
+		return refuse(WhyUnknown, "there is no member %s", f.ID)
+	}
+	s.Members = slices.Delete(slices.Clone(s.Members), i, i+1)
+	s.Gone = append(slices.Clip(s.Gone), f.ID)
+	return nil
+}
+
+func (s *State) find(id string) (int, bool) {
+	return slices.BinarySearchFunc(s.Members, id, func(m Member, id string) int {
+		switch {
+		case m.ID < id:
+			return -1
+		case m.ID > id:
+			return 1
+		}
+		return 0
+	})
+}
+
+// note writes the audit log.
+func (s *State) note(index uint64, e *Entry, r Result) {
+	l := Line{Index: index, Time: e.Time, Who: e.Who, Kind: e.Kind, OK: r.Refused == nil}
+	switch {
+	case r.Refused != nil:
+		l.What = r.Refused.Text
+	case e.Kind == KindInit:
+		l.What = "cluster " + e.Init.Cluster + " begins"
+	case e.Kind == KindRevise:
+		l.What = fmt.Sprintf("revision %d, sha256:%s", r.Revision, e.Revise.Digest)
+		if e.Revise.Back != 0 {
+			l.What += fmt.Sprintf(", back to revision %d", e.Revise.Back)
+		}
+		if rev, ok := s.Revision(r.Revision); ok && rev.Fate == FateProvisional {
+			l.What += fmt.Sprintf(", to be confirmed within %s", rev.Confirm)
+		}
+	case e.Kind == KindConfirm:
+		l.What = fmt.Sprintf("revision %d is confirmed", e.Confirm.Revision)
+	case e.Kind == KindExpire:
+		l.What = fmt.Sprintf("revision %d goes, revision %d is served again", e.Expire.Revision, s.Serving)
+	case e.Kind == KindMember:
+		l.What = fmt.Sprintf("member %s (%s), %s, version %s", e.Member.Name, e.Member.ID, e.Member.Role, e.Member.Version)
+	case e.Kind == KindForget:
+		l.What = "member " + e.Forget.ID + " is forgotten"
+	}
+	s.Audit = append(slices.Clip(s.Audit), l)
+	if limit := max(s.Bounds.Audit, 1); len(s.Audit) > limit {
+		s.Audit = slices.Clone(s.Audit[len(s.Audit)-limit:])
+	}
+}

@@ -1,0 +1,509 @@
+package cluster
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"demarc/cluster/command"
+	"demarc/cluster/store"
+)
+
+// Config is what a Node is opened with. Dir, Name, Serve, Mono and Wall are required.
+type Config struct {
+	Dir     string // of the replicated state; belongs to this node alone
+	Name    string // from the node file
+	Version string // of the binary
+	Log     *slog.Logger
+
+	// Serve has the gateway serve a revision and returns when every worker does, or why not. One goroutine calls it. A revision that is not
+	// confirmed yet has command.FateProvisional.
+	Serve func(ctx context.Context, r command.Revision, text []byte) error
+	// Mono is CLOCK_BOOTTIME in ns: confirm times are counted by it. Wall is wall time, which is shown and decides nothing.
+	Mono func() uint64
+	Wall func() time.Time
+
+	transport store.Transport // nil = a cluster of one
+	peers     Peers           // nil with it
+	timers    time.Duration   // of Raft, for tests; 0 = its defaults
+}
+
+// Node is one member of a cluster.
+type Node struct {
+	cfg Config
+	id  string
+	log *slog.Logger
+	st  *store.Store
+
+	wake chan struct{} // something changed: look again
+
+	mu      sync.Mutex
+	served  served        // mu: what the gateway serves
+	changed chan struct{} // mu: closed and replaced when served changes
+	applied chan struct{} // mu: closed and replaced when an entry was applied
+	pending *pending      // mu: the confirm time that runs
+	current bool          // Run only: the log of before the start has been gone through
+}
+
+// served is what the gateway was last told.
+type served struct {
+	number uint64
+	digest string
+	err    error // why the gateway does not serve number
+	alone  bool  // it went back by itself, without an entry that says so
+}
+
+// pending is a confirm time that runs.
+type pending struct {
+	number   uint64
+	deadline uint64 // Mono
+	written  uint64 // Mono, when the rest was last put on disk
+}
+
+const (
+	lookEvery   = 50 * time.Millisecond  // while a confirm time runs
+	writeEvery  = time.Second            // the rest of a confirm time, to disk
+	grace       = 300 * time.Millisecond // after the deadline, for the leader's entry, before a node goes back by itself
+	leaderWait  = 5 * time.Second
+	restFile    = "confirm.json"
+	identityTxt = "id"
+)
+
+// Open reads what is on disk and takes part. Run does the work.
+func Open(c Config) (*Node, error) {
+	n := &Node{cfg: c, log: c.Log, wake: make(chan struct{}, 1), changed: make(chan struct{}), applied: make(chan struct{})}
+	if n.log == nil {
+		n.log = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open the replicated state: %w", err)
+	}
+	var err error
+	if n.id, err = identity(filepath.Join(c.Dir, identityTxt)); err != nil {
+		return nil, err
+	}
+	n.st, err = store.Open(store.Config{Dir: c.Dir, ID: n.id, Transport: c.transport, Log: n.log, Heartbeat: c.timers, Election: c.timers, Lease: c.timers / 2,
+		Applied: func(store.Applied) { n.look() }, Reset: func(*command.State) { n.look() }})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// identity is the member's id: made once for a data directory.
+func identity(file string) (string, error) {
+	b, err := os.ReadFile(file)
+	if err == nil {
+		id := strings.TrimSpace(string(b))
+		if len(id) != 32 {
+			return "", fmt.Errorf("%s: is damaged: want 32 hex digits", file)
+		}
+		return id, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read this member's id: %w", err)
+	}
+	id := random()
+	if err := writeFile(file, []byte(id+"\n")); err != nil {
+		return "", fmt.Errorf("keep this member's id: %w", err)
+	}
+	return id, nil
+}
+
+func random() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// look has Run look again, and those that wait for an entry.
+func (n *Node) look() {
+	n.mu.Lock()
+	close(n.applied)
+	n.applied = make(chan struct{})
+	n.mu.Unlock()
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Begun reports whether this node is part of a cluster.
+func (n *Node) Begun() bool { return n.st.Begun() }
+
+// First is the policy that a cluster begins with.
+type First struct {
+	Text   []byte
+	Name   string
+	Source string
+	Last   uint64 // revisions up to this number were given before there was a cluster
+}
+
+// Begin makes this node a cluster of one that serves f. The gateway serves it already.
+func (n *Node) Begin(ctx context.Context, f First) (command.Revision, error) {
+	if err := n.st.Bootstrap(); err != nil {
+		return command.Revision{}, err
+	}
+	who := command.Who{Author: "start"}
+	for _, e := range []*command.Entry{
+		{Kind: command.KindInit, Init: &command.Init{Cluster: random(), Bounds: command.DefaultBounds(), Last: f.Last}},
+		{Kind: command.KindMember, Member: &command.Member{ID: n.id, Name: n.cfg.Name, Role: command.RoleGateway, Version: n.cfg.Version, Level: command.Level}},
+	} {
+		e.Who = who
+		if _, err := n.propose(ctx, e); err != nil {
+			return command.Revision{}, err
+		}
+	}
+	return n.Revise(ctx, Change{Text: f.Text, Name: f.Name, Source: f.Source, Who: who})
+}
+
+// Change is a policy that somebody wants served.
+type Change struct {
+	Text     []byte
+	Name     string // free text from the policy
+	Source   string
+	Comment  string
+	Expected uint64        // 0 = whichever is served
+	Back     uint64        // whose text it is
+	Confirm  time.Duration // 0 = it stays
+	Who      command.Who
+}
+
+// Revise has the cluster agree on a change and returns when it has. The gateway is told meanwhile: see Await. The error is a *command.Refusal when
+// the cluster said no.
+func (n *Node) Revise(ctx context.Context, c Change) (command.Revision, error) {
+	r, err := n.propose(ctx, &command.Entry{Kind: command.KindRevise, Who: c.Who, Text: c.Text, Revise: &command.Revise{Expected: c.Expected,
+		Digest: command.Digest(c.Text), Bytes: len(c.Text), Name: c.Name, Source: c.Source, Comment: c.Comment, Back: c.Back, Confirm: c.Confirm}})
+	if err != nil {
+		return command.Revision{}, err
+	}
+	// Where another node leads, its answer may be here before the entry is.
+	for {
+		n.mu.Lock()
+		changed := n.applied
+		n.mu.Unlock()
+		s := n.st.State()
+		if rev, ok := s.Revision(r.Revision); ok {
+			return *rev, nil
+		}
+		if s.Last >= r.Revision {
+			return command.Revision{}, fmt.Errorf("revision %d was replaced and forgotten already", r.Revision)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return command.Revision{}, fmt.Errorf("revision %d is agreed on and has not come here yet: %w", r.Revision, ctx.Err())
+		}
+	}
+}
+
+// Confirm keeps the provisional revision.
+func (n *Node) Confirm(ctx context.Context, number uint64, who command.Who) error {
+	_, err := n.propose(ctx, &command.Entry{Kind: command.KindConfirm, Who: who, Confirm: &command.Confirm{Revision: number}})
+	return err
+}
+
+// TakeBack ends a provisional revision before its time.
+func (n *Node) TakeBack(ctx context.Context, number uint64, who command.Who) error {
+	_, err := n.propose(ctx, &command.Entry{Kind: command.KindExpire, Who: who, Expire: &command.Expire{Revision: number, Manual: true}})
+	return err
+}
+
+// propose fills in what every entry has and hands it to whoever leads, again and again until there is an answer or ctx ends. That an entry may get
+// there twice does no harm: revisions carry a nonce, and confirming or taking back twice is refused.
+func (n *Node) propose(ctx context.Context, e *command.Entry) (command.Result, error) {
+	e.Level, e.Time = 1, n.cfg.Wall().UTC()
+	if e.Kind == command.KindRevise && e.Who.Nonce == "" {
+		e.Who.Nonce = random()
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaderWait)
+	defer cancel()
+	if p := n.st.Problem(); p != "" {
+		return command.Result{}, errors.New(p)
+	}
+	unknown := ""
+	for {
+		a := answer{}
+		if n.st.Leads() || n.cfg.peers == nil {
+			a = n.here(ctx, e)
+		} else if _, address := n.st.Leader(); address != "" {
+			var err error
+			if a, err = n.there(ctx, address, e); err != nil {
+				a = answer{Leads: true, Unknown: err.Error()}
+			}
+		}
+		switch {
+		case a.Refused != "":
+			return command.Result{}, errors.New(a.Refused)
+		case a.Unknown != "":
+			unknown = a.Unknown
+		case a.Leads && a.Result.Refused != nil:
+			return a.Result, a.Result.Refused
+		case a.Leads:
+			return a.Result, nil
+		}
+		t := time.NewTimer(20 * time.Millisecond)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			if unknown != "" {
+				return command.Result{}, fmt.Errorf("%w: %s", store.ErrUnknownOutcome, unknown)
+			}
+			return command.Result{}, fmt.Errorf("the cluster has no leader: nothing was changed: %w", ctx.Err())
+		}
+	}
+}
+
+// State is what the cluster has agreed on as far as this node knows.
+func (n *Node) State() *command.State { return n.st.State() }
+
+// Text is the text of a kept revision.
+func (n *Node) Text(number uint64) (command.Revision, []byte, error) {
+	r, ok := n.st.State().Revision(number)
+	if !ok {
+		return command.Revision{}, nil, fmt.Errorf("revision %d is not kept: see the history for those that are", number)
+	}
+	text, err := n.st.Text(r.Digest)
+	return *r, text, err
+}
+
+// Left is how much of the confirm time of the provisional revision is left here.
+func (n *Node) Left() (number uint64, left time.Duration, ok bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.pending == nil {
+		return 0, 0, false
+	}
+	if now := n.cfg.Mono(); now < n.pending.deadline {
+		left = time.Duration(n.pending.deadline - now)
+	}
+	return n.pending.number, left, true
+}
+
+// Problem is what an operator should know of this node; "" when there is nothing.
+func (n *Node) Problem() string {
+	if p := n.st.Problem(); p != "" {
+		return p
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case n.served.err != nil:
+		return fmt.Sprintf("revision %d is agreed on and not served: %v", n.served.number, n.served.err)
+	case n.served.alone:
+		return fmt.Sprintf("revision %d is served again because nobody could say that its successor is confirmed", n.served.number)
+	}
+	return ""
+}
+
+// Await waits until the gateway has been told revision number, or a later one.
+func (n *Node) Await(ctx context.Context, number uint64) error {
+	for {
+		n.mu.Lock()
+		s, changed := n.served, n.changed
+		n.mu.Unlock()
+		if s.number == number {
+			return s.err
+		}
+		if st := n.st.State(); st.Last >= number && st.Serving != number {
+			return fmt.Errorf("revision %d has been replaced by %d already", number, st.Serving)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Serving tells the node what the gateway serves at its start, so that it is not told again.
+func (n *Node) Serving(number uint64, digest string) {
+	n.set(served{number: number, digest: digest})
+}
+
+func (n *Node) set(s served) {
+	n.mu.Lock()
+	n.served = s
+	close(n.changed)
+	n.changed = make(chan struct{})
+	n.mu.Unlock()
+}
+
+// Run carries revisions to the gateway and counts confirm times until ctx ends.
+func (n *Node) Run(ctx context.Context) error {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	if n.cfg.peers != nil {
+		l := n.cfg.peers.Requests()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			n.listen(ctx, l)
+		}()
+		defer func() {
+			l.Close()
+			<-done
+		}()
+	}
+	for {
+		idle := false
+		if n.current = n.current || n.st.CaughtUp(); n.current {
+			n.follow(ctx)
+			idle = n.count(ctx)
+		}
+		var clock <-chan time.Time
+		if !idle {
+			clock = tick.C
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.wake:
+		case <-clock:
+		case <-n.st.Leadership():
+		}
+	}
+}
+
+// follow has the gateway serve what the state says.
+func (n *Node) follow(ctx context.Context) {
+	s := n.st.State()
+	r, ok := s.Revision(s.Serving)
+	n.mu.Lock()
+	now := n.served
+	n.mu.Unlock()
+	if !ok || now.number == r.Number && now.digest == r.Digest || now.alone && now.number == s.Confirmed {
+		return
+	}
+	n.serve(ctx, *r, false)
+}
+
+func (n *Node) serve(ctx context.Context, r command.Revision, alone bool) {
+	text, err := n.st.Text(r.Digest)
+	if err == nil {
+		err = n.cfg.Serve(ctx, r, text)
+	}
+	if err != nil && ctx.Err() == nil {
+		n.log.Error("serve revision", "revision", r.Number, "err", err)
+	}
+	n.set(served{number: r.Number, digest: r.Digest, err: err, alone: alone})
+}
+
+// count looks after the confirm time. It reports whether none runs.
+func (n *Node) count(ctx context.Context) (idle bool) {
+	s := n.st.State()
+	p, runs := s.Pending()
+	now := n.cfg.Mono()
+	n.mu.Lock()
+	t := n.pending
+	switch {
+	case !runs:
+		n.pending = nil
+	case t == nil || t.number != p.Number:
+		t = &pending{number: p.Number, deadline: now + uint64(n.rest(p))}
+		n.pending = t
+	}
+	alone := n.served.alone
+	n.mu.Unlock()
+	if !runs {
+		if t != nil {
+			_ = os.Remove(filepath.Join(n.cfg.Dir, restFile)) // names a number that never comes again
+			if alone {                                        // the log has caught up with what this node did by itself, or says otherwise
+				n.mu.Lock()
+				n.served.alone = false
+				n.mu.Unlock()
+				n.follow(ctx)
+			}
+		}
+		return true
+	}
+	if now < t.deadline {
+		if t.written == 0 || now-t.written >= uint64(writeEvery) {
+			n.write(rest{p.Number, time.Duration(t.deadline - now)})
+			t.written = now
+		}
+		return false
+	}
+	if n.st.Leads() {
+		_, err := n.st.Propose(ctx, &command.Entry{Level: 1, Kind: command.KindExpire, Time: n.cfg.Wall().UTC(), Who: command.Who{Author: "confirm time"},
+			Expire: &command.Expire{Revision: p.Number}})
+		if err == nil {
+			return false // the state has changed: the next look follows it
+		}
+	}
+	if now-t.deadline >= uint64(grace) && !alone {
+		if c, ok := s.Revision(s.Confirmed); ok {
+			n.log.Warn("nobody leads: back to the confirmed revision", "revision", c.Number, "unconfirmed", p.Number)
+			n.serve(ctx, *c, true)
+		}
+	}
+	return false
+}
+
+// rest is how much of a confirm time was left when it was written.
+type rest struct {
+	Revision uint64        `json:"revision"`
+	Left     time.Duration `json:"left_ns"`
+}
+
+// rest is what is left of the confirm time of p: all of it, unless this node counted before it was started again.
+func (n *Node) rest(p *command.Revision) time.Duration {
+	var r rest
+	b, err := os.ReadFile(filepath.Join(n.cfg.Dir, restFile))
+	if err == nil && json.Unmarshal(b, &r) == nil && r.Revision == p.Number {
+		return min(max(r.Left, 0), p.Confirm)
+	}
+	return p.Confirm
+}
+
+func (n *Node) write(r rest) {
+	b, err := json.Marshal(r)
+	if err == nil {
+		err = writeFile(filepath.Join(n.cfg.Dir, restFile), b)
+	}
+	if err != nil {
+		n.log.Warn("keep the rest of the confirm time", "err", err) // after a restart it is counted from the beginning
+	}
+}
+
+// writeFile replaces a file as a whole, durably.
+func writeFile(name string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(name), "new-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return err
+	}
+	d, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// Close leaves everything as it is on disk. After Run has returned.
+func (n *Node) Close() error { return n.st.Close() }

@@ -1,0 +1,409 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"demarc/cluster/clustertest"
+	"demarc/cluster/command"
+	"demarc/cluster/store"
+	"demarc/cluster/transport"
+)
+
+// gw is what a gateway does for a node: it notes what it was told to serve.
+type gw struct {
+	mu    sync.Mutex
+	texts []string
+	fail  error
+}
+
+func (g *gw) serve(_ context.Context, _ command.Revision, text []byte) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.fail != nil {
+		return g.fail
+	}
+	g.texts = append(g.texts, string(text))
+	return nil
+}
+
+func (g *gw) last() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.texts) == 0 {
+		return ""
+	}
+	return g.texts[len(g.texts)-1]
+}
+
+type member struct {
+	*Node
+	gw   *gw
+	stop func()
+}
+
+// start opens and runs a member on dir.
+func start(t testing.TB, dir, name string, tr store.Transport) *member {
+	t.Helper()
+	return startWith(t, dir, name, tr, nil)
+}
+
+func startWith(t testing.TB, dir, name string, tr store.Transport, peers Peers) *member {
+	t.Helper()
+	g := &gw{}
+	begin := time.Now()
+	n, err := Open(Config{Dir: dir, Name: name, Version: "test", Serve: g.serve, Mono: func() uint64 { return uint64(time.Since(begin)) + 1<<40 },
+		Wall: time.Now, transport: tr, peers: peers, timers: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = n.Run(ctx)
+	}()
+	m := &member{Node: n, gw: g}
+	m.stop = sync.OnceFunc(func() {
+		cancel()
+		<-done
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(m.stop)
+	return m
+}
+
+// eventually polls until ok, at most ten seconds.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("waited in vain: ", what)
+		}
+	}
+}
+
+func begun(t testing.TB, m *member) {
+	t.Helper()
+	m.Serving(1, command.Digest([]byte("first")))
+	r, err := m.Begin(context.Background(), First{Text: []byte("first"), Name: "f"})
+	if err != nil || r.Number != 1 {
+		t.Fatalf("revision %d, %v", r.Number, err)
+	}
+}
+
+func revise(t testing.TB, m *member, text string, confirm time.Duration) command.Revision {
+	t.Helper()
+	r, err := m.Revise(context.Background(), Change{Text: []byte(text), Confirm: confirm})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Await(t.Context(), r.Number); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestOneNodeRevises(t *testing.T) {
+	dir := t.TempDir()
+	m := start(t, dir, "gw1", nil)
+	if m.Begun() {
+		t.Fatal("a new directory is begun")
+	}
+	begun(t, m)
+	if m.gw.last() != "" {
+		t.Error("the gateway was told what it serves already")
+	}
+	if r := revise(t, m, "second", 0); r.Number != 2 || r.Before != 1 || m.gw.last() != "second" {
+		t.Errorf("%+v, served %q", r, m.gw.last())
+	}
+	_, err := m.Revise(t.Context(), Change{Text: []byte("third"), Expected: 1})
+	if ref := (*command.Refusal)(nil); !errors.As(err, &ref) || ref.Why != command.WhyConflict {
+		t.Errorf("conflict: %v", err)
+	}
+	m.stop()
+	m = start(t, dir, "gw1", nil)
+	m.Serving(2, command.Digest([]byte("second")))
+	if !m.Begun() {
+		t.Fatal("not begun after a restart")
+	}
+	eventually(t, "the log is read again", func() bool { return m.State().Serving == 2 })
+	if _, text, err := m.Text(1); err != nil || string(text) != "first" {
+		t.Errorf("revision 1 is %q, %v", text, err)
+	}
+	if r := revise(t, m, "third", 0); r.Number != 3 || m.gw.last() != "third" || len(m.gw.texts) != 1 {
+		t.Errorf("%+v, served %q", r, m.gw.texts)
+	}
+}
+
+func TestConfirmAndExpiry(t *testing.T) {
+	m := start(t, t.TempDir(), "gw1", nil)
+	begun(t, m)
+	began := time.Now()
+	r := revise(t, m, "second", 400*time.Millisecond)
+	if r.Fate != command.FateProvisional || m.gw.last() != "second" {
+		t.Fatalf("%+v, served %q", r, m.gw.last())
+	}
+	if n, left, ok := m.Left(); ok && (n != 2 || left > 400*time.Millisecond) {
+		t.Errorf("revision %d has %s left", n, left)
+	}
+	if _, err := m.Revise(t.Context(), Change{Text: []byte("x")}); err == nil || !strings.Contains(err.Error(), "waits for its confirmation") {
+		t.Errorf("onto a provisional revision: %v", err)
+	}
+	eventually(t, "the first is served again", func() bool { return m.gw.last() == "first" })
+	if took := time.Since(began); took < 400*time.Millisecond || took > 1400*time.Millisecond {
+		t.Errorf("it took %s, want 400 ms to 1.4 s", took)
+	}
+	if s := m.State(); s.Serving != 1 || s.Confirmed != 1 || s.Revisions[1].Fate != command.FateExpired {
+		t.Errorf("%+v", s)
+	}
+	if err := m.Confirm(t.Context(), 2, command.Who{}); err == nil || !strings.Contains(err.Error(), "too late") {
+		t.Errorf("a late confirm: %v", err)
+	}
+	revise(t, m, "third", time.Minute)
+	if err := m.Confirm(t.Context(), 3, command.Who{Author: "root"}); err != nil {
+		t.Fatal(err)
+	}
+	if s := m.State(); s.Confirmed != 3 {
+		t.Errorf("%+v", s)
+	}
+	revise(t, m, "fourth", time.Minute)
+	if err := m.TakeBack(t.Context(), 4, command.Who{Author: "root"}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the third is served again", func() bool { return m.gw.last() == "third" })
+}
+
+// TestRestartCountsOn: a node that is started again while a revision waits for its confirmation has what was left, not all of it again.
+func TestRestartCountsOn(t *testing.T) {
+	dir := t.TempDir()
+	m := start(t, dir, "gw1", nil)
+	begun(t, m)
+	revise(t, m, "second", time.Hour)
+	eventually(t, "the rest is on disk", func() bool { _, err := os.Stat(filepath.Join(dir, restFile)); return err == nil })
+	m.stop()
+	if err := os.WriteFile(filepath.Join(dir, restFile), []byte(`{"revision":2,"left_ns":300000000}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m = start(t, dir, "gw1", nil)
+	m.Serving(1, command.Digest([]byte("first")))
+	eventually(t, "it comes back as it was, provisional", func() bool { return m.gw.last() == "second" })
+	eventually(t, "the rest is over", func() bool { return m.gw.last() == "first" })
+	if err := os.WriteFile(filepath.Join(dir, restFile), []byte(`{"revision":2,"le`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.rest(&command.Revision{Number: 3, Confirm: time.Minute}); got != time.Minute {
+		t.Errorf("a damaged rest counts as %s", got)
+	}
+}
+
+func TestWhatIsNotServedIsSaid(t *testing.T) {
+	m := start(t, t.TempDir(), "gw1", nil)
+	begun(t, m)
+	m.gw.fail = errors.New("worker 1 is late")
+	r, err := m.Revise(t.Context(), Change{Text: []byte("second")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Await(t.Context(), r.Number); err == nil || !strings.Contains(m.Problem(), "revision 2 is agreed on and not served: worker 1 is late") {
+		t.Errorf("%v; %s", err, m.Problem())
+	}
+}
+
+// three starts three members of one cluster. The first is the one that began it.
+func three(t testing.TB) (*clustertest.Network, []*member) {
+	t.Helper()
+	network := &clustertest.Network{}
+	var ms []*member
+	for i := range 3 {
+		name := fmt.Sprint("n", i)
+		ms = append(ms, start(t, t.TempDir(), name, network.Join(name)))
+	}
+	together(t, ms, "n0", "n1", "n2")
+	return network, ms
+}
+
+func together(t testing.TB, ms []*member, addresses ...string) {
+	t.Helper()
+	begun(t, ms[0])
+	for i, m := range ms[1:] {
+		if err := ms[0].st.AddLearner(m.id, addresses[i+1], 5*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		if err := ms[0].st.Promote(m.id, addresses[i+1], 5*time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, m := range ms {
+		eventually(t, m.cfg.Name+" has the first policy", func() bool { return m.State().Serving == 1 })
+	}
+}
+
+func leader(ms []*member) int {
+	return slices.IndexFunc(ms, func(m *member) bool { return m.st.Leads() })
+}
+
+func TestThreeFollow(t *testing.T) {
+	_, ms := three(t)
+	revise(t, ms[0], "second", 0)
+	for _, m := range ms {
+		eventually(t, m.cfg.Name+" serves it", func() bool { return m.gw.last() == "second" })
+	}
+}
+
+// TestLeaderDiesWhileUnconfirmed: the confirm time ends on the nodes that are left, whoever leads them.
+func TestLeaderDiesWhileUnconfirmed(t *testing.T) {
+	_, ms := three(t)
+	revise(t, ms[0], "second", 700*time.Millisecond)
+	eventually(t, "everybody serves it", func() bool { return ms[1].gw.last() == "second" && ms[2].gw.last() == "second" })
+	ms[0].stop()
+	for _, m := range ms[1:] {
+		eventually(t, m.cfg.Name+" is back", func() bool { return m.gw.last() == "first" })
+	}
+	eventually(t, "by an entry", func() bool { return ms[1].State().Serving == 1 && ms[2].State().Serving == 1 })
+}
+
+// TestPolicyThatCutsTheCluster: every node is alone when the time is over, nobody can write an entry, and all go back by themselves. When they meet again
+// the log catches up.
+func TestPolicyThatCutsTheCluster(t *testing.T) {
+	net, ms := three(t)
+	revise(t, ms[0], "cut", 600*time.Millisecond)
+	eventually(t, "everybody serves it", func() bool { return ms[1].gw.last() == "cut" && ms[2].gw.last() == "cut" })
+	net.Split([]string{"n0"}, []string{"n1"}, []string{"n2"})
+	for _, m := range ms {
+		eventually(t, m.cfg.Name+" is back", func() bool { return m.gw.last() == "first" })
+		if m.State().Serving != 2 {
+			t.Errorf("%s: an entry was written without a majority", m.cfg.Name)
+		}
+		if !strings.Contains(m.Problem(), "revision 1 is served again because nobody could say") {
+			t.Errorf("%s says %q", m.cfg.Name, m.Problem())
+		}
+	}
+	net.Split()
+	for _, m := range ms {
+		eventually(t, m.cfg.Name+" follows the log again", func() bool { return m.State().Serving == 1 && m.Problem() == "" })
+	}
+	var lead int
+	eventually(t, "somebody leads", func() bool { lead = leader(ms); return lead >= 0 })
+	revise(t, ms[lead], "after", 0)
+	for _, m := range ms {
+		eventually(t, m.cfg.Name+" serves what came after", func() bool { return m.gw.last() == "after" })
+	}
+}
+
+// TestMinorityRefuses: a node without a majority changes nothing and says so.
+func TestMinorityRefuses(t *testing.T) {
+	net, ms := three(t)
+	net.Split([]string{"n0"}, []string{"n1", "n2"})
+	// Until its lease is over it may believe that it leads; then the answer is that the outcome is not known.
+	eventually(t, "the minority has no leader", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		_, err := ms[0].Revise(ctx, Change{Text: []byte("x")})
+		if err == nil {
+			t.Fatal("accepted without a majority")
+		}
+		return strings.Contains(err.Error(), "no leader: nothing was changed")
+	})
+	var lead int
+	eventually(t, "the majority leads", func() bool { lead = leader(ms[1:]); return lead >= 0 })
+	revise(t, ms[1+lead], "second", 0)
+	net.Split()
+	eventually(t, "the minority follows", func() bool { return ms[0].gw.last() == "second" })
+}
+
+// TestAnyNodeTakesChanges: over real connections, on whichever node somebody asks.
+func TestAnyNodeTakesChanges(t *testing.T) {
+	ca, err := transport.NewAuthority(filepath.Join(t.TempDir(), "ca"), "test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ms []*member
+	var addresses []string
+	for i := range 3 {
+		name, keys := fmt.Sprint("n", i), t.TempDir()
+		if err := ca.Issue(keys, name, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		k, err := transport.OpenKeyring(keys, time.Now, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr, err := transport.Listen(transport.Config{Address: "127.0.0.1:0", Keys: k})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { tr.Close() })
+		ms = append(ms, startWith(t, t.TempDir(), name, tr.Raft(), tr))
+		addresses = append(addresses, tr.Address())
+	}
+	together(t, ms, addresses...)
+	for i, m := range ms {
+		text := fmt.Sprint("by ", i)
+		if r := revise(t, m, text, 0); r.Number != uint64(i+2) {
+			t.Errorf("%s got revision %d", m.cfg.Name, r.Number)
+		}
+		for _, o := range ms {
+			eventually(t, o.cfg.Name+" serves it", func() bool { return o.gw.last() == text })
+		}
+	}
+	// Refusals come back as what they are, from the leader too.
+	for _, m := range ms {
+		_, err := m.Revise(t.Context(), Change{Text: []byte("x"), Expected: 1})
+		if ref := (*command.Refusal)(nil); !errors.As(err, &ref) || ref.Why != command.WhyConflict {
+			t.Errorf("%s: %v", m.cfg.Name, err)
+		}
+	}
+	var lead int
+	eventually(t, "somebody leads", func() bool { lead = leader(ms); return lead >= 0 })
+	rest := slices.Delete(slices.Clone(ms), lead, lead+1)
+	ms[lead].stop()
+	began := time.Now()
+	if r := revise(t, rest[0], "after", 0); r.Number != 5 {
+		t.Errorf("revision %d", r.Number)
+	}
+	t.Logf("a change %s after the leader's end", time.Since(began))
+	eventually(t, "the other serves it", func() bool { return rest[1].gw.last() == "after" })
+}
+
+// TestOddRequests: what a member sends that is no entry is answered or dropped, and the next one is served.
+func TestOddRequests(t *testing.T) {
+	m := start(t, t.TempDir(), "n0", nil)
+	begun(t, m)
+	for name, b := range map[string][]byte{
+		"nothing":        nil,
+		"half a length":  {0, 0},
+		"a huge length":  {0xff, 0xff, 0xff, 0xff, 1},
+		"ends too early": {0, 0, 0, 9, 1},
+	} {
+		a, b2 := net.Pipe()
+		done := make(chan error, 1)
+		go func() { done <- m.serveRequest(t.Context(), b2) }()
+		_, _ = a.Write(b)
+		a.Close()
+		if err := <-done; err == nil {
+			t.Errorf("%s was answered", name)
+		}
+	}
+	a, b := net.Pipe()
+	defer a.Close()
+	go func() { _ = m.serveRequest(t.Context(), b) }()
+	if err := writeBlock(a, []byte("no entry")); err != nil {
+		t.Fatal(err)
+	}
+	out, err := readBlock(a, maxAnswer)
+	if err != nil || !strings.Contains(string(out), "n0 cannot read it") {
+		t.Errorf("%s, %v", out, err)
+	}
+}

@@ -1,0 +1,207 @@
+package transport
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// Refusal sorts the peers that were not let in.
+type Refusal string
+
+// The kinds of refusal, as they are counted.
+const (
+	RefusedNoCertificate Refusal = "no_certificate"
+	RefusedAuthority     Refusal = "other_authority"
+	RefusedClock         Refusal = "clock" // the certificate is not valid at our time: one of the two clocks is off
+	RefusedNotMember     Refusal = "not_a_member"
+	RefusedHandshake     Refusal = "handshake" // not TLS, too slow, another protocol
+	RefusedBusy          Refusal = "busy"      // too many at a time
+)
+
+// Refusals lists all kinds.
+var Refusals = []Refusal{RefusedNoCertificate, RefusedAuthority, RefusedClock, RefusedNotMember, RefusedHandshake, RefusedBusy}
+
+// refused is an error with the kind that it counts as.
+type refused struct {
+	kind Refusal
+	err  error
+}
+
+func (r *refused) Error() string { return r.err.Error() }
+func (r *refused) Unwrap() error { return r.err }
+
+func refuse(kind Refusal, format string, args ...any) error {
+	return &refused{kind, fmt.Errorf(format, args...)}
+}
+
+// Keyring is a member's certificate and its authority, as the files in a directory say. It reads them again when they change.
+type Keyring struct {
+	dir string
+	now func() time.Time // wall time: certificates are about nothing else
+	log *slog.Logger
+
+	mu     sync.Mutex
+	looked time.Time // mu: when the files were last looked at
+	stamp  string    // mu: what they looked like
+	cert   *tls.Certificate
+	roots  *x509.CertPool
+	issuer []byte // subject key of the authority
+	said   string // mu: the last problem that was logged
+}
+
+const lookAgain = time.Second
+
+// OpenKeyring reads a directory of keys. The error names the file that is wrong.
+func OpenKeyring(dir string, now func() time.Time, log *slog.Logger) (*Keyring, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	k := &Keyring{dir: dir, now: now, log: log}
+	stamp, err := k.fingerprint()
+	if err != nil {
+		return nil, err
+	}
+	return k, k.load(stamp)
+}
+
+// fingerprint changes when one of the files does.
+func (k *Keyring) fingerprint() (string, error) {
+	var b bytes.Buffer
+	for _, f := range []string{AuthorityCert, MemberCert, MemberKey} {
+		st, err := os.Stat(filepath.Join(k.dir, f))
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&b, "%d %d;", st.ModTime().UnixNano(), st.Size())
+	}
+	return b.String(), nil
+}
+
+// load reads the files. What it had stays when they are not right.
+func (k *Keyring) load(stamp string) error {
+	ca, err := readCert(filepath.Join(k.dir, AuthorityCert))
+	if err != nil {
+		return err
+	}
+	cert, err := readCert(filepath.Join(k.dir, MemberCert))
+	if err != nil {
+		return err
+	}
+	key, err := readKey(filepath.Join(k.dir, MemberKey))
+	if err != nil {
+		return err
+	}
+	if pub, ok := cert.PublicKey.(ed25519.PublicKey); !ok || !pub.Equal(key.Public()) {
+		return fmt.Errorf("%s: %s and %s do not belong together", k.dir, MemberCert, MemberKey)
+	}
+	if memberOf(cert) == "" {
+		return fmt.Errorf("%s: is not a member's certificate: make one with `demarc cluster cert`", filepath.Join(k.dir, MemberCert))
+	}
+	if err := cert.CheckSignatureFrom(ca); err != nil {
+		return fmt.Errorf("%s: is not signed by the authority in %s: %w", filepath.Join(k.dir, MemberCert), AuthorityCert, err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(ca)
+	k.stamp, k.cert, k.roots, k.issuer = stamp, &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}, pool, ca.SubjectKeyId
+	return nil
+}
+
+// current is what the files say now, or what they said when they were last right.
+func (k *Keyring) current() (*tls.Certificate, *x509.CertPool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	// A reader's clock, not the certificate's: only how often files are looked at depends on it.
+	if t := time.Now(); t.Sub(k.looked) >= lookAgain {
+		k.looked = t
+		stamp, err := k.fingerprint()
+		if err == nil && stamp != k.stamp {
+			if err = k.load(stamp); err == nil {
+				k.log.Info("certificate read again", "valid_until", k.cert.Leaf.NotAfter)
+			}
+		}
+		switch {
+		case err == nil:
+			k.said = ""
+		case err.Error() != k.said:
+			k.said = err.Error()
+			k.log.Error("read the cluster's keys; the old ones stay in use", "err", err)
+		}
+	}
+	return k.cert, k.roots
+}
+
+// Name is the member's name in its certificate.
+func (k *Keyring) Name() string {
+	c, _ := k.current()
+	return memberOf(c.Leaf)
+}
+
+// Expiry is when the certificate ends, and whether it is to be renewed by now: two thirds of its life are over.
+func (k *Keyring) Expiry() (end time.Time, renew bool) {
+	c, _ := k.current()
+	life := c.Leaf.NotAfter.Sub(c.Leaf.NotBefore)
+	return c.Leaf.NotAfter, k.now().After(c.Leaf.NotBefore.Add(life * 2 / 3))
+}
+
+// config is for both sides of a connection.
+func (k *Keyring) config(allowed func(name string) bool, protocols ...string) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: protocols,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			c, _ := k.current()
+			return c, nil
+		},
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			c, _ := k.current()
+			return c, nil
+		},
+		ClientAuth: tls.RequestClientCert, // whether it is there and whose is judged below, by name
+		// Members are known by the authority and their names, not by host names: all is checked in VerifyConnection, on both sides.
+		InsecureSkipVerify:     true,
+		SessionTicketsDisabled: true, // a resumed connection would not show its certificate again
+		VerifyConnection:       func(s tls.ConnectionState) error { return k.verify(s.PeerCertificates, allowed) },
+	}
+}
+
+// verify judges a peer's certificate.
+func (k *Keyring) verify(chain []*x509.Certificate, allowed func(name string) bool) error {
+	if len(chain) == 0 {
+		return refuse(RefusedNoCertificate, "the peer has shown no certificate")
+	}
+	_, roots := k.current()
+	now := k.now()
+	c := chain[0]
+	name := memberOf(c)
+	// First by the authority alone, at a time at which the certificate is valid: so that a wrong clock is not called a wrong authority.
+	at := c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2)
+	if _, err := c.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		var unknown x509.UnknownAuthorityError
+		if errors.As(err, &unknown) {
+			return refuse(RefusedAuthority, "the peer's certificate (%s, issued by %s) is of another authority than this cluster's", c.Subject, c.Issuer)
+		}
+		return refuse(RefusedAuthority, "the peer's certificate (%s): %w", c.Subject, err)
+	}
+	switch {
+	case name == "":
+		return refuse(RefusedNotMember, "the peer's certificate (%s) is not a member's", c.Subject)
+	case now.Before(c.NotBefore):
+		return refuse(RefusedClock, "the certificate of %s is valid from %s, here it is %s: one of the two clocks is off by %s or more", name,
+			c.NotBefore.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339), c.NotBefore.Sub(now).Round(time.Second))
+	case now.After(c.NotAfter):
+		return refuse(RefusedClock, "the certificate of %s was valid until %s, here it is %s: renew it, or mend the clock that is off", name,
+			c.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	case allowed != nil && !allowed(name):
+		return refuse(RefusedNotMember, "%s is not a member of this cluster, or not any more", name)
+	}
+	return nil
+}

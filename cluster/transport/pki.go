@@ -1,0 +1,212 @@
+package transport
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Names of the files in a directory of keys.
+const (
+	AuthorityCert = "ca.crt"
+	AuthorityKey  = "ca.key" // belongs on no gateway, unless the operator wants certificates renewed there
+	MemberCert    = "node.crt"
+	MemberKey     = "node.key"
+)
+
+// How long certificates are good for. A member's is to be renewed at two thirds of its life.
+const (
+	AuthorityLife = 10 * 365 * 24 * time.Hour
+	MemberLife    = 365 * 24 * time.Hour
+	backdate      = time.Hour // so that a clock that is a little slow does not refuse a fresh certificate
+)
+
+// Authority issues certificates for the members of one cluster.
+type Authority struct {
+	cert *x509.Certificate
+	key  ed25519.PrivateKey
+}
+
+// NewAuthority makes one in dir, which must not hold one yet. now is wall time.
+func NewAuthority(dir, name string, now time.Time) (*Authority, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	for _, f := range []string{AuthorityCert, AuthorityKey} {
+		if _, err := os.Stat(filepath.Join(dir, f)); !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s is there already: an authority is made once; name another directory", filepath.Join(dir, f))
+		}
+	}
+	pub, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	t := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-backdate), NotAfter: now.Add(AuthorityLife),
+		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign}
+	der, err := x509.CreateCertificate(rand.Reader, t, t, pub, key)
+	if err != nil {
+		return nil, err
+	}
+	if err := writeKey(filepath.Join(dir, AuthorityKey), key); err != nil {
+		return nil, err
+	}
+	if err := writePEM(filepath.Join(dir, AuthorityCert), "CERTIFICATE", der, 0o644); err != nil {
+		return nil, err
+	}
+	return OpenAuthority(dir)
+}
+
+// OpenAuthority reads the one in dir.
+func OpenAuthority(dir string) (*Authority, error) {
+	cert, err := readCert(filepath.Join(dir, AuthorityCert))
+	if err != nil {
+		return nil, err
+	}
+	key, err := readKey(filepath.Join(dir, AuthorityKey))
+	if err != nil {
+		return nil, err
+	}
+	if pub, ok := cert.PublicKey.(ed25519.PublicKey); !ok || !pub.Equal(key.Public()) {
+		return nil, fmt.Errorf("%s: %s and %s do not belong together", dir, AuthorityCert, AuthorityKey)
+	}
+	return &Authority{cert, key}, nil
+}
+
+// Issue writes certificate, key and the authority's certificate for a member into dir. What is there is replaced, the key last.
+func (a *Authority) Issue(dir, name string, now time.Time) error {
+	if name == "" || len(name) > 255 {
+		return errors.New("a certificate needs a member's name of 1 to 255 bytes")
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	pub, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	t := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, URIs: []*url.URL{memberURI(name)}, NotBefore: now.Add(-backdate),
+		NotAfter: now.Add(MemberLife), KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
+	der, err := x509.CreateCertificate(rand.Reader, t, a.cert, pub, a.key)
+	if err != nil {
+		return err
+	}
+	if err := writePEM(filepath.Join(dir, AuthorityCert), "CERTIFICATE", a.cert.Raw, 0o644); err != nil {
+		return err
+	}
+	// The certificate first: a reader that meets the new one beside the old key finds that they do not fit, and keeps what it has.
+	if err := writePEM(filepath.Join(dir, MemberCert), "CERTIFICATE", der, 0o644); err != nil {
+		return err
+	}
+	return writeKey(filepath.Join(dir, MemberKey), key)
+}
+
+// memberURI says in a certificate that it is a member's, and whose.
+func memberURI(name string) *url.URL {
+	return &url.URL{Scheme: "demarc", Host: "member", Path: "/" + name}
+}
+
+// memberOf is the name in a member's certificate; "" when it is none.
+func memberOf(c *x509.Certificate) string {
+	for _, u := range c.URIs {
+		if u.Scheme == "demarc" && u.Host == "member" && len(u.Path) > 1 {
+			return u.Path[1:]
+		}
+	}
+	return ""
+}
+
+func serial() *big.Int {
+	n, _ := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127)) // rand.Reader never fails
+	return n
+}
+
+func writeKey(name string, key ed25519.PrivateKey) error {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	return writePEM(name, "PRIVATE KEY", der, 0o600)
+}
+
+// writePEM replaces a file as a whole.
+func writePEM(name, kind string, der []byte, mode os.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(name), "new-*")
+	if err != nil {
+		return err
+	}
+	err = pem.Encode(f, &pem.Block{Type: kind, Bytes: der})
+	if err == nil {
+		err = f.Chmod(mode)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+	}
+	return err
+}
+
+func readPEM(name, kind string) ([]byte, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(b)
+	if block == nil || block.Type != kind {
+		return nil, fmt.Errorf("%s: want a PEM block %q", name, kind)
+	}
+	return block.Bytes, nil
+}
+
+func readCert(name string) (*x509.Certificate, error) {
+	der, err := readPEM(name, "CERTIFICATE")
+	if err != nil {
+		return nil, err
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return c, nil
+}
+
+// readKey refuses a key that others may read: then it is not known to be ours alone.
+func readKey(name string) (ed25519.PrivateKey, error) {
+	st, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s: its mode is %04o, others may read it: chmod 600 it, and make a new one if they could have", name, st.Mode().Perm())
+	}
+	der, err := readPEM(name, "PRIVATE KEY")
+	if err != nil {
+		return nil, err
+	}
+	k, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	key, ok := k.(ed25519.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("%s: want an Ed25519 key", name)
+	}
+	return key, nil
+}

@@ -1,0 +1,262 @@
+package transport
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"demarc/cluster/store"
+)
+
+// What TLS negotiates (ALPN, RFC 7301): which of the two a connection is for.
+const (
+	protoRaft    = "demarc-raft/1"
+	protoRequest = "demarc-request/1"
+)
+
+// Config is what Listen needs. Keys is required.
+type Config struct {
+	Address   string // to listen on, "192.0.2.1:7400"
+	Advertise string // what others reach it by; empty = Address
+	Keys      *Keyring
+	Allowed   func(name string) bool // who may connect and be connected to; nil = every member's certificate
+	Log       *slog.Logger
+	Timeout   time.Duration // of a handshake, and of one message of Raft; 0 = 5 s
+	Handshake int           // at a time; 0 = 64
+}
+
+// Transport is one listening port and the connections that leave from here.
+type Transport struct {
+	cfg      Config
+	l        net.Listener
+	raft     *pipe
+	requests *pipe
+	slots    chan struct{}
+	refused  map[Refusal]*atomic.Uint64
+	said     atomic.Int64 // unix seconds of the last refusal that was logged
+	wg       sync.WaitGroup
+	once     sync.Once
+	end      chan struct{}
+}
+
+// Listen opens the port and begins to accept.
+func Listen(c Config) (*Transport, error) {
+	c.Timeout, c.Handshake = cmp.Or(c.Timeout, 5*time.Second), cmp.Or(c.Handshake, 64)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	l, err := net.Listen("tcp", c.Address)
+	if err != nil {
+		return nil, fmt.Errorf("cluster address: %w", err)
+	}
+	if c.Advertise == "" {
+		c.Advertise = l.Addr().String()
+	}
+	t := &Transport{cfg: c, l: l, slots: make(chan struct{}, c.Handshake), refused: map[Refusal]*atomic.Uint64{}, end: make(chan struct{})}
+	for _, r := range Refusals {
+		t.refused[r] = new(atomic.Uint64)
+	}
+	t.raft, t.requests = newPipe(l.Addr(), t.end), newPipe(l.Addr(), t.end)
+	t.wg.Go(t.accept)
+	return t, nil
+}
+
+// Address is what others reach this member by.
+func (t *Transport) Address() string { return t.cfg.Advertise }
+
+// Refused counts the connections that were not taken up.
+func (t *Transport) Refused() map[Refusal]uint64 {
+	out := map[Refusal]uint64{}
+	for r, n := range t.refused {
+		out[r] = n.Load()
+	}
+	return out
+}
+
+func (t *Transport) accept() {
+	for {
+		c, err := t.l.Accept()
+		if err != nil {
+			select {
+			case <-t.end:
+				return
+			case <-time.After(50 * time.Millisecond): // out of descriptors, say: it passes
+				continue
+			}
+		}
+		select {
+		case t.slots <- struct{}{}:
+			t.wg.Go(func() {
+				defer func() { <-t.slots }()
+				t.shake(c)
+			})
+		default:
+			t.refuse(c, &refused{RefusedBusy, errors.New("too many connections are shaking hands")})
+		}
+	}
+}
+
+// shake finishes the handshake and hands the connection on.
+func (t *Transport) shake(raw net.Conn) {
+	c := tls.Server(raw, t.cfg.Keys.config(t.cfg.Allowed, protoRaft, protoRequest))
+	ctx, cancel := context.WithTimeout(context.Background(), t.cfg.Timeout)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
+	err := c.HandshakeContext(ctx)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		t.refuse(raw, err)
+		return
+	}
+	to := t.requests
+	switch c.ConnectionState().NegotiatedProtocol {
+	case protoRaft:
+		to = t.raft
+	case protoRequest:
+	default:
+		t.refuse(raw, refuse(RefusedHandshake, "the peer wants no protocol of ours"))
+		return
+	}
+	if !to.put(c) {
+		c.Close()
+	}
+}
+
+// refuse counts, says so at most once a second, and closes.
+func (t *Transport) refuse(c net.Conn, err error) {
+	kind := RefusedHandshake
+	var r *refused
+	if errors.As(err, &r) {
+		kind = r.kind
+	}
+	t.refused[kind].Add(1)
+	if now := time.Now().Unix(); t.said.Swap(now) != now {
+		t.cfg.Log.Warn("cluster connection refused", "from", c.RemoteAddr().String(), "why", string(kind), "err", err)
+	}
+	c.Close()
+}
+
+func (t *Transport) dial(ctx context.Context, address, proto string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, t.cfg.Timeout)
+	defer cancel()
+	var d net.Dialer
+	raw, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	c := tls.Client(raw, t.cfg.Keys.config(t.cfg.Allowed, proto))
+	if err := c.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, fmt.Errorf("%s: %w", address, err)
+	}
+	if c.ConnectionState().NegotiatedProtocol != proto {
+		c.Close()
+		return nil, fmt.Errorf("%s: speaks no %s", address, proto)
+	}
+	return c, nil
+}
+
+// Dial opens a connection for requests to another member.
+func (t *Transport) Dial(ctx context.Context, address string) (net.Conn, error) {
+	return t.dial(ctx, address, protoRequest)
+}
+
+// Requests is where connections of others for requests come out. It ends with the transport.
+func (t *Transport) Requests() net.Listener { return t.requests }
+
+// Raft is the transport for a store. It is closed by the store.
+func (t *Transport) Raft() store.Transport {
+	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: stream{t}, MaxPool: 3, Timeout: t.cfg.Timeout,
+		Logger: hclog.New(&hclog.LoggerOptions{Name: "raft-net", Level: hclog.Error, Output: lines{t.cfg.Log}, DisableTime: true}),
+	})
+}
+
+type lines struct{ log *slog.Logger }
+
+func (l lines) Write(b []byte) (int, error) {
+	l.log.Debug("raft transport", "says", string(b)) // peers that cannot be reached are told by status, not a line each 100 ms
+	return len(b), nil
+}
+
+// stream is the part of a Transport that Raft's own one stands on.
+type stream struct{ t *Transport }
+
+func (s stream) Accept() (net.Conn, error) { return s.t.raft.Accept() }
+func (s stream) Close() error              { return nil } // the port belongs to the Transport
+func (s stream) Addr() net.Addr            { return named(s.t.cfg.Advertise) }
+
+func (s stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return s.t.dial(ctx, string(address), protoRaft)
+}
+
+type named string
+
+func (named) Network() string  { return "tcp" }
+func (n named) String() string { return string(n) }
+
+// Close stops accepting and waits for handshakes under way. Connections that were handed on belong to whoever took them.
+func (t *Transport) Close() error {
+	var err error
+	t.once.Do(func() {
+		close(t.end)
+		err = t.l.Close()
+		t.wg.Wait()
+	})
+	return err
+}
+
+// pipe is a listener that is fed.
+type pipe struct {
+	addr net.Addr
+	c    chan net.Conn
+	end  <-chan struct{}
+	shut chan struct{}
+	once sync.Once
+}
+
+func newPipe(a net.Addr, end <-chan struct{}) *pipe {
+	return &pipe{addr: a, c: make(chan net.Conn), end: end, shut: make(chan struct{})}
+}
+
+// put hands a connection on. False when nobody will take it.
+func (p *pipe) put(c net.Conn) bool {
+	select {
+	case p.c <- c:
+		return true
+	case <-p.end:
+	case <-p.shut:
+	}
+	return false
+}
+
+func (p *pipe) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.c:
+		return c, nil
+	case <-p.end:
+	case <-p.shut:
+	}
+	return nil, net.ErrClosed
+}
+
+func (p *pipe) Close() error {
+	p.once.Do(func() { close(p.shut) })
+	return nil
+}
+
+func (p *pipe) Addr() net.Addr { return p.addr }

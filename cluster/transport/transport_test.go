@@ -1,0 +1,334 @@
+package transport
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+var noon = time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
+
+// clock is a wall clock that a test sets.
+type clock struct{ ns atomic.Int64 }
+
+func at(t time.Time) *clock {
+	c := &clock{}
+	c.ns.Store(t.UnixNano())
+	return c
+}
+
+func (c *clock) now() time.Time { return time.Unix(0, c.ns.Load()) }
+
+func authority(t testing.TB) *Authority {
+	t.Helper()
+	a, err := NewAuthority(filepath.Join(t.TempDir(), "ca"), "cluster", noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func keys(t testing.TB, a *Authority, name string, now func() time.Time) *Keyring {
+	t.Helper()
+	dir := t.TempDir()
+	if err := a.Issue(dir, name, noon); err != nil {
+		t.Fatal(err)
+	}
+	k, err := OpenKeyring(dir, now, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func listen(t testing.TB, c Config) *Transport {
+	t.Helper()
+	c.Address = "127.0.0.1:0"
+	tr, err := Listen(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tr.Close() })
+	return tr
+}
+
+// echo answers requests with what they say.
+func echo(t testing.TB, tr *Transport) {
+	go func() {
+		for {
+			c, err := tr.Requests().Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				_, _ = io.Copy(c, c)
+			}()
+		}
+	}()
+}
+
+// ask sends a line and reads it back.
+func ask(c net.Conn) error {
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := c.Write([]byte("hello")); err != nil {
+		return err
+	}
+	b := make([]byte, 5)
+	if _, err := io.ReadFull(c, b); err != nil {
+		return err
+	}
+	if string(b) != "hello" {
+		return fmt.Errorf("answer %q", b)
+	}
+	return nil
+}
+
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("waited in vain: ", what)
+		}
+	}
+}
+
+func TestMembersTalk(t *testing.T) {
+	a, c := authority(t), at(noon)
+	server := listen(t, Config{Keys: keys(t, a, "gw1", c.now)})
+	echo(t, server)
+	client := listen(t, Config{Keys: keys(t, a, "gw2", c.now)})
+	conn, err := client.Dial(t.Context(), server.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := ask(conn); err != nil {
+		t.Fatal(err)
+	}
+	// A connection that stands outlives its certificates; a new one does not come about.
+	c.ns.Store(noon.Add(MemberLife + time.Hour).UnixNano())
+	if err := ask(conn); err != nil {
+		t.Errorf("after the expiry: %v", err)
+	}
+	if _, err := client.Dial(t.Context(), server.Address()); err == nil || !strings.Contains(err.Error(), "the certificate of gw1 was valid until") {
+		t.Errorf("a new connection after the expiry: %v", err)
+	}
+}
+
+// TestRefused: who is not let in is counted under its kind, learns nothing, and the log names why.
+func TestRefused(t *testing.T) {
+	a, c := authority(t), at(noon)
+	only := func(name string) bool { return name != "gone" }
+	server := listen(t, Config{Keys: keys(t, a, "gw1", c.now), Allowed: only, Timeout: 300 * time.Millisecond})
+	echo(t, server)
+	// dial as a client whose own checks are off.
+	dial := func(k *Keyring, protocol string) error {
+		cfg := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}, MinVersion: tls.VersionTLS13}
+		if k != nil {
+			cert, _ := k.current()
+			cfg.Certificates = []tls.Certificate{*cert}
+		}
+		conn, err := tls.Dial("tcp", server.Address(), cfg)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return ask(conn)
+	}
+	raw := func(send string) error {
+		conn, err := net.Dial("tcp", server.Address())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_, _ = conn.Write([]byte(send))
+		_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if b, _ := io.ReadAll(conn); bytes.Contains(b, []byte("hello")) {
+			return nil
+		}
+		return errors.New("nothing came back")
+	}
+	dir := t.TempDir()
+	if err := a.Issue(dir, "late", noon.Add(2*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	future, err := OpenKeyring(dir, c.now, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []struct {
+		name string
+		kind Refusal
+		try  func() error
+	}{
+		{"no certificate", RefusedNoCertificate, func() error { return dial(nil, protoRequest) }},
+		{"another authority", RefusedAuthority, func() error { return dial(keys(t, authority(t), "gw2", c.now), protoRequest) }},
+		{"not valid yet", RefusedClock, func() error { return dial(future, protoRequest) }},
+		{"not a member", RefusedNotMember, func() error { return dial(keys(t, a, "gone", c.now), protoRequest) }},
+		{"another protocol", RefusedHandshake, func() error { return dial(keys(t, a, "gw2", c.now), "http/1.1") }},
+		{"garbage", RefusedHandshake, func() error { return raw(strings.Repeat("garbage", 1000)) }},
+		{"half open", RefusedHandshake, func() error { return raw("") }},
+	} {
+		before := server.Refused()[r.kind]
+		if err := r.try(); err == nil {
+			t.Errorf("%s: was let in", r.name)
+		}
+		eventually(t, r.name+" is counted as "+string(r.kind), func() bool { return server.Refused()[r.kind] == before+1 })
+	}
+	if err := dial(keys(t, a, "gw2", c.now), protoRequest); err != nil {
+		t.Errorf("a member after all of them: %v", err)
+	}
+}
+
+// TestHalfOpenAreBounded: connections that say nothing hold only so many places, and for so long.
+func TestHalfOpenAreBounded(t *testing.T) {
+	a, c := authority(t), at(noon)
+	server := listen(t, Config{Keys: keys(t, a, "gw1", c.now), Handshake: 4, Timeout: 400 * time.Millisecond})
+	echo(t, server)
+	var open []net.Conn
+	for range 12 {
+		conn, err := net.Dial("tcp", server.Address())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		open = append(open, conn)
+	}
+	eventually(t, "those beyond four are refused", func() bool { return server.Refused()[RefusedBusy] == uint64(len(open)-4) })
+	client := listen(t, Config{Keys: keys(t, a, "gw2", c.now)})
+	eventually(t, "a member gets in when the silent ones have been given up", func() bool {
+		conn, err := client.Dial(t.Context(), server.Address())
+		if err != nil {
+			return false
+		}
+		defer conn.Close()
+		return ask(conn) == nil
+	})
+}
+
+func TestKeysAreReadAgain(t *testing.T) {
+	a, c := authority(t), at(noon)
+	dir := t.TempDir()
+	if err := a.Issue(dir, "gw1", noon); err != nil {
+		t.Fatal(err)
+	}
+	k, err := OpenKeyring(dir, c.now, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if end, renew := k.Expiry(); renew || end.Sub(noon) != MemberLife {
+		t.Errorf("a new certificate: ends %s, renew %v", end, renew)
+	}
+	c.ns.Store(noon.Add(MemberLife*2/3 + time.Hour).UnixNano())
+	if _, renew := k.Expiry(); !renew {
+		t.Error("not to be renewed after two thirds of its life")
+	}
+	first, _ := k.current()
+	if err := a.Issue(dir, "gw1", c.now()); err != nil {
+		t.Fatal(err)
+	}
+	again := func() { k.mu.Lock(); k.looked = time.Time{}; k.mu.Unlock() }
+	again()
+	second, _ := k.current()
+	if bytes.Equal(first.Certificate[0], second.Certificate[0]) {
+		t.Error("the new certificate was not read")
+	}
+	// What is wrong on disk changes nothing.
+	if err := os.WriteFile(filepath.Join(dir, MemberCert), []byte("half a fi"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	if third, _ := k.current(); !bytes.Equal(third.Certificate[0], second.Certificate[0]) {
+		t.Error("a damaged file took the certificate away")
+	}
+	if !strings.Contains(k.said, MemberCert) {
+		t.Errorf("says %q", k.said)
+	}
+}
+
+func TestBadKeys(t *testing.T) {
+	a, other := authority(t), authority(t)
+	for name, c := range map[string]struct {
+		do   func(dir string) error
+		says string
+	}{
+		"nothing there":  {func(dir string) error { return os.Remove(filepath.Join(dir, MemberCert)) }, MemberCert},
+		"open to others": {func(dir string) error { return os.Chmod(filepath.Join(dir, MemberKey), 0o640) }, "chmod 600"},
+		"another key":    {func(dir string) error { return writeKey(filepath.Join(dir, MemberKey), other.key) }, "do not belong together"},
+		"another authority": {func(dir string) error {
+			return writePEM(filepath.Join(dir, AuthorityCert), "CERTIFICATE", other.cert.Raw, 0o644)
+		}, "is not signed by the authority"},
+		"the authority's": {func(dir string) error {
+			return writePEM(filepath.Join(dir, MemberCert), "CERTIFICATE", a.cert.Raw, 0o644)
+		}, "do not belong together"},
+		"no PEM": {func(dir string) error { return os.WriteFile(filepath.Join(dir, AuthorityCert), []byte("x"), 0o644) }, "PEM block"},
+	} {
+		dir := t.TempDir()
+		if err := a.Issue(dir, "gw1", noon); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.do(dir); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenKeyring(dir, time.Now, nil); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, want %q", name, err, c.says)
+		}
+	}
+	dir := filepath.Join(t.TempDir(), "ca")
+	if _, err := NewAuthority(dir, "x", noon); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewAuthority(dir, "x", noon); err == nil || !strings.Contains(err.Error(), "is there already") {
+		t.Errorf("a second authority in one directory: %v", err)
+	}
+	if st, err := os.Stat(filepath.Join(dir, AuthorityKey)); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", st.Mode(), err)
+	}
+}
+
+// TestRaftGoesThrough: a message of Raft over the port, beside requests.
+func TestRaftGoesThrough(t *testing.T) {
+	a, c := authority(t), at(noon)
+	s, d := listen(t, Config{Keys: keys(t, a, "gw1", c.now)}), listen(t, Config{Keys: keys(t, a, "gw2", c.now)})
+	st, dt := s.Raft().(*raft.NetworkTransport), d.Raft().(*raft.NetworkTransport)
+	defer st.Close()
+	defer dt.Close()
+	echo(t, s)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		for {
+			select {
+			case rpc := <-st.Consumer():
+				rpc.Respond(&raft.RequestVoteResponse{Term: 7, Granted: true}, nil)
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	var resp raft.RequestVoteResponse
+	if err := dt.RequestVote("gw1", raft.ServerAddress(s.Address()), &raft.RequestVoteRequest{Term: 7}, &resp); err != nil || !resp.Granted || resp.Term != 7 {
+		t.Fatalf("%+v, %v", resp, err)
+	}
+	conn, err := d.Dial(ctx, s.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := ask(conn); err != nil {
+		t.Error(err)
+	}
+}
