@@ -62,6 +62,7 @@ type Gateway struct {
 	space   *nat.Space
 	neigh   *fib.Neighbors
 	blocks  blocks
+	prober  prober
 	store   *revisions.Store
 	eph     [2]uint16
 	seed    uint64

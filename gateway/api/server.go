@@ -31,6 +31,7 @@ type Backend interface {
 	Diff(ctx context.Context, r DiffRequest) (*Diff, error)
 	Apply(ctx context.Context, r ApplyRequest) (*Applied, error)
 	Actor
+	Prober
 }
 
 // Fault is an error with its HTTP status.
@@ -175,6 +176,7 @@ func (s *Server) routes() http.Handler {
 	})
 	mux.Handle("GET "+PathMetrics, s.cfg.Handler)
 	s.acts(mux)
+	s.probes(mux)
 	return mux
 }
 

@@ -11,6 +11,7 @@ type acted struct {
 	cuts     []api.CutRequest
 	blocked  []api.BlockRequest
 	unblocks []api.UnblockRequest
+	probes   []api.ProbeRequest
 }
 
 func (f *fake) Cut(_ context.Context, r api.CutRequest) (*api.Cut, error) {

@@ -121,6 +121,11 @@ func (sh *Shard) related(s *Slot) verdict.Verdict {
 	}
 	ref, ok := sh.Sessions.Lookup(&k, sh.Sessions.Hash(&k))
 	if !ok {
+		if sh.asked.waits != nil {
+			if v, ok := sh.quoted(s, &in); ok {
+				return v
+			}
+		}
 		return sh.drop(s, verdict.ICMPNoSession)
 	}
 	se, dir := sh.Sessions.At(ref.Slot()), ref.Dir()
@@ -179,8 +184,13 @@ func isEcho(p *packet.Packet) bool {
 		(p.Key.Proto == flow.ICMP && p.ICMPType == packet.ICMPEcho || p.Key.Proto == flow.ICMPv6 && p.ICMPType == packet.ICMP6Echo)
 }
 
-// local answers what is addressed to the gateway itself: pings, nothing else.
+// local answers what is addressed to the gateway itself: pings, nothing else. What somebody waits for is handed to them.
 func (sh *Shard) local(s *Slot) verdict.Verdict {
+	if sh.asked.waits != nil && !s.Looped {
+		if v, ok := sh.answers(s); ok {
+			return v
+		}
+	}
 	if s.Looped || s.in == nil || !isEcho(&s.Packet) {
 		return sh.drop(s, verdict.LocalUnhandled)
 	}

@@ -112,6 +112,7 @@ type Shard struct {
 	keeping  uint32 // mapping that reopen keeps, likewise
 	watch    watching
 	blocks   *block.List // nil = none
+	asked    *asked
 
 	// What Contain goes by after a panic.
 	sweep     sweep    // where Process is
@@ -164,6 +165,7 @@ func NewShard(c Config) (*Shard, error) {
 		Shaper: police.NewShaper(c.ShaperMax, tenants*2), Meter: meter.NewShard(tenants),
 		held: make([]held, tenants), hosts: newHosts(c.Sessions, tenants, c.Seed), making: conntrack.NoMapping, keeping: conntrack.NoMapping, unborn: noSlot, ending: noSlot, poisons: poisons{seed: c.Seed ^ 0xd6e8feb86659fd93}, rnd: c.Seed | 1, echo: make([]police.Word, tenants),
 		watch:    watching{drops: trace.NewRecorder()},
+		asked:    newAsked(),
 		echoRate: police.PacketRate(echoPerSecond, 100*time.Millisecond),
 	}, nil
 }

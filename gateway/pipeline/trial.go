@@ -81,6 +81,7 @@ func (sh *Shard) twin(l *undo.Log, v *snapshot.View) *Shard {
 	c.Neighbors = sh.Neighbors.Quiet()
 	c.Shaper = sh.Shaper.Twin()
 	c.blocks = sh.blocks.Quiet()
+	c.asked = sh.asked.quiet()
 	c.Meter = meter.NewShard(sh.Meter.Tenants())
 	c.held = append([]held(nil), sh.held...)
 	c.echo = copyWords(sh.echo)

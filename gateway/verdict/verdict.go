@@ -13,10 +13,11 @@ const (
 	Loop                    // translated towards one of our own public addresses: enters again from the backbone side
 	Punt                    // copy to the slow path (ARP, neighbour discovery) and free
 	Neighbor                // rewritten, but its next hop has no MAC yet: copy to the slow path and free
+	Taken                   // to the gateway itself, and somebody waited for it: noted already, free the frame
 	numVerdicts
 )
 
-var verdictText = [numVerdicts]string{"drop", "next", "send", "queue", "hand", "loop", "punt", "neighbor"}
+var verdictText = [numVerdicts]string{"drop", "next", "send", "queue", "hand", "loop", "punt", "neighbor", "taken"}
 
 // String returns the verdict's lower-case name.
 func (v Verdict) String() string {

@@ -1,8 +1,10 @@
 package worker
 
 import (
+	"demarc/gateway/flow"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/police"
+	"demarc/gateway/slowpath"
 	"demarc/gateway/trace"
 	"demarc/gateway/verdict"
 	"demarc/gateway/xsk"
@@ -66,6 +68,31 @@ func (w *Worker) send(port uint16, area uint8, addr uint64, off, n int) {
 	if s.n == len(s.batch) {
 		w.push(s)
 	}
+}
+
+// Originate sends a frame of the gateway's own out of an interface to a next hop, whose MAC is still to be written into it; where that is not
+// known the slow path asks for it and sends the frame then. Call it inside Do.
+func (w *Worker) Originate(port, iface uint16, family uint8, hop *flow.Addr, frame []byte) {
+	mac, ok := w.shard.Neighbors.Lookup(iface, family, hop)
+	if !ok {
+		if !w.cfg.Slow.Input(w.cfg.ID, slowpath.Resolve, iface, family, hop, frame) {
+			w.shard.Dropped(0, verdict.SlowPathFull, trace.NoPort, frame, true)
+		}
+		return
+	}
+	copy(frame, mac[:])
+	u := w.cfg.Areas[0]
+	addr, ok := u.Alloc()
+	if ok && handHeadroom+len(frame) > u.Chunk() {
+		u.Free(addr)
+		ok = false
+	}
+	if !ok {
+		w.shard.Dropped(0, verdict.FrameExhausted, trace.NoPort, frame, true)
+		return
+	}
+	copy(u.Mem()[addr+handHeadroom:], frame)
+	w.send(port, 0, addr, handHeadroom, len(frame))
 }
 
 // cross copies a frame into another memory area and frees the old one.
