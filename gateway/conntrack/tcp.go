@@ -385,10 +385,11 @@ func Reopens(s *Session, dir int, seg *Segment) bool {
 }
 
 // scaleOffered marks in Session.Scale that the direction's SYN had the option; the shift is in the low 4 bits. It counts only
-// when both offered (RFC 7323 section 2.2). finAcked beside it says that the direction's FIN was acknowledged.
+// when both offered (RFC 7323 section 2.2). finAcked beside it says that the direction's FIN was acknowledged, allAcked that all it has sent was.
 const (
 	scaleOffered = 0x80
 	finAcked     = 0x40
+	allAcked     = 0x20
 )
 
 func offered(scale int8) uint8 {
@@ -475,6 +476,10 @@ func newerThan(s *Session, dir int, seq uint32) bool {
 func advance(s *Session, dir int, seg *Segment) {
 	if end := seg.end(); int32(end-s.TCPEnd[dir]) > 0 {
 		s.TCPEnd[dir] = end
+		s.Scale[dir] &^= allAcked
+	}
+	if o := 1 - dir; seg.Ack == s.TCPEnd[o] && s.Scale[o]&allAcked == 0 {
+		s.Scale[o] |= allAcked
 	}
 	w := uint32(seg.Window)
 	if seg.Flags&tcpSYN == 0 {
@@ -514,6 +519,9 @@ func resets(s *Session, dir int, seg *Segment) verdict.Reason {
 		s.State = TCPClosed
 	case s.State == TCPResync && dir == 1 && seg.Flags&tcpACK != 0:
 		s.State = TCPReset // which SYN it acknowledges is not known; the client knows
+	case s.Scale[dir]&allAcked != 0 && int32(seg.Seq-s.TCPEnd[dir]) < 0:
+		// The receiver has all that was sent and takes nothing from before it, not even to ask back (RFC 5961 section 3.2): forged, or late.
+		return verdict.TCPOutOfWindow
 	case int32(seg.Seq-s.TCPLimit[o]) > 1 || !notOld(s, dir, seg.Seq):
 		return verdict.TCPOutOfWindow
 	case s.State != TCPClosed:

@@ -281,6 +281,10 @@ func TestNoGenuineSegmentIsRefused(t *testing.T) {
 						continue
 					}
 					states[s.State]++
+					// A RST that answers a late copy is late itself: its receiver has gone on beyond it, and would throw it away.
+					if to := ends[1-f.dir]; r == verdict.TCPOutOfWindow && f.g.Flags&tcpRST != 0 && int32(f.g.Seq-to.rcv) < 0 {
+						continue
+					}
 					if r != verdict.Pass {
 						t.Fatalf("run %d (simultaneous %v): %+v of direction %d refused: %v\nsession %+v\norig %+v\nreply %+v", run, simultaneous, f.g, f.dir, r, *s, *ends[0], *ends[1])
 					}
@@ -407,7 +411,11 @@ func TestTrack(t *testing.T) {
 		"client restarted, server refuses": {{0, Segment{Flags: S, Seq: 999999, Scale: 5}, pass, TCPResync}, {1, Segment{Flags: R | A, Ack: 1000000}, pass, TCPReset}},
 		"forged SYN":                       {{0, Segment{Flags: S, Seq: 999999, Scale: 5}, pass, TCPResync}, {0, Segment{Flags: A, Seq: 1001, Ack: 5001}, pass, est}},
 		"SYN/ACK without a SYN":            {{1, Segment{Flags: S | A, Seq: 777777, Ack: 1000000, Scale: 6}, pass, est}, {1, Segment{Flags: A, Seq: 777778, Ack: 1000000}, out, est}},
-		"RST out of the window":            {{1, Segment{Flags: R, Seq: 15003}, out, est}, {0, Segment{Flags: R, Seq: wrap - 298999}, out, est}},
+		"RST before what was acknowledged": {{1, Segment{Flags: A, Seq: 5001, Ack: 1001, Window: 10000, Payload: 100}, pass, est}, {0, Segment{Flags: A, Seq: 1001, Ack: 5101, Window: 10000}, pass, est},
+			{1, Segment{Flags: R, Seq: 5100}, out, est}, {1, Segment{Flags: R | A, Seq: 5001, Ack: 1001}, out, est}, {1, Segment{Flags: R, Seq: 5101}, pass, TCPClosed}},
+		"RST before what is under way": {{1, Segment{Flags: A, Seq: 5001, Ack: 1001, Window: 10000, Payload: 100}, pass, est}, {0, Segment{Flags: A, Seq: 1001, Ack: 5051, Window: 10000}, pass, est},
+			{1, Segment{Flags: R, Seq: 5051}, pass, TCPReset}, {0, Segment{Flags: A, Seq: 1001, Ack: 5101, Window: 10000}, pass, est}},
+		"RST out of the window": {{1, Segment{Flags: R, Seq: 15003}, out, est}, {0, Segment{Flags: R, Seq: wrap - 298999}, out, est}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := opened(t)
