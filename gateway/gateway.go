@@ -34,14 +34,16 @@ import (
 
 // Options is what a node is started with.
 type Options struct {
-	Node    *configs.Node
-	Policy  []byte // text of the policy given at start; served only when no applied one is kept
-	Source  string // where that text came from
-	Version string
-	Log     *slog.Logger
-	Break   snapshot.Break // switches a stage off, for the lab's own test
-	Ready   func()         // called once when traffic is forwarded; may be nil
-	Seed    uint64         // 0 = random; of hashes and port choice
+	Node     *configs.Node
+	NodeText []byte    // that Node was decoded from, for a ticket
+	Lines    *LogLines // that Log writes to as well, for a ticket; may be nil
+	Policy   []byte    // text of the policy given at start; served only when no applied one is kept
+	Source   string    // where that text came from
+	Version  string
+	Log      *slog.Logger
+	Break    snapshot.Break // switches a stage off, for the lab's own test
+	Ready    func()         // called once when traffic is forwarded; may be nil
+	Seed     uint64         // 0 = random; of hashes and port choice
 }
 
 // Gateway is one running node.

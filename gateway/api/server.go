@@ -32,6 +32,7 @@ type Backend interface {
 	Apply(ctx context.Context, r ApplyRequest) (*Applied, error)
 	Actor
 	Prober
+	Supporter
 }
 
 // Fault is an error with its HTTP status.
@@ -177,6 +178,7 @@ func (s *Server) routes() http.Handler {
 	mux.Handle("GET "+PathMetrics, s.cfg.Handler)
 	s.acts(mux)
 	s.probes(mux)
+	s.support(mux)
 	return mux
 }
 

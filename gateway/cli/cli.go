@@ -153,7 +153,7 @@ func New(version string, extra ...*cobra.Command) *cobra.Command {
 		}
 		root.AddCommand(list...)
 	}
-	group("node", a.runCmd(), a.doctorCmd(), a.releaseCmd())
+	group("node", a.runCmd(), a.doctorCmd(), a.supportCmd(), a.releaseCmd())
 	group("policy", a.checkCmd(), a.diffCmd(), a.applyCmd(), a.policyCmd())
 	group("see", a.statusCmd(), a.sessionsCmd(), a.dropsCmd(), a.routesCmd(), a.neighboursCmd(), a.portsCmd())
 	group("act", a.blockCmd(), a.unblockCmd(), a.blocksCmd(), a.pingCmd(), a.tracerouteCmd())

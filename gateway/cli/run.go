@@ -53,11 +53,16 @@ func (a *app) runCmd() *cobra.Command {
 }
 
 func (a *app) run(cmd *cobra.Command, node, policy string, broken snapshot.Break, seed uint64) error {
-	n, err := readNode(cmd, node)
+	text, source, err := read(cmd, node)
 	if err != nil {
 		return err
 	}
-	o := gateway.Options{Node: n, Version: a.version, Log: logger(cmd.ErrOrStderr(), n.Log), Break: broken, Seed: seed}
+	n, err := configs.DecodeNode(source, text)
+	if err != nil {
+		return err
+	}
+	lines := gateway.NewLogLines(logKept)
+	o := gateway.Options{Node: n, NodeText: text, Lines: lines, Version: a.version, Log: logger(io.MultiWriter(lines, cmd.ErrOrStderr()), n.Log), Break: broken, Seed: seed}
 	if policy != "" {
 		if o.Policy, o.Source, err = read(cmd, policy); err != nil {
 			return err
@@ -110,6 +115,9 @@ func confined(log *slog.Logger, dataDir string) {
 		log.Warn("the data directory cannot be written without more rights, so no policy can be applied: let it belong to the user that runs demarc", "dir", dataDir, "err", err)
 	}
 }
+
+// logKept is how many bytes of its last log lines a node keeps for `support`.
+const logKept = 256 << 10
 
 // rootHint says what is behind a refusal by the kernel when it is that we are not root. Capabilities may do as well, so it is no
 // condition to start.
