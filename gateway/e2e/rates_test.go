@@ -350,3 +350,53 @@ func TestRatesFastLine(t *testing.T) {
 		t.Errorf("%.0f bit/s got through a limit of 150M", rate)
 	}
 }
+
+// Each inside host has its own rate beside the line of its tenant, in bits and in packets, both ways: two hosts of alpha get what each may have, at the
+// same time, and beta, which has no such limit, all that it sends.
+func TestRatesPerInsideHost(t *testing.T) {
+	const outBits, inPackets = 3e6, 400.0
+	r := newRig(t, "rateshost", rigPolicy(fmt.Sprintf("[tenant.rates.host.out]\nbits = %.0f\n[tenant.rates.host.in]\npackets = %.0f\n", outBits, inPackets)+rigLetIn, rigLetIn))
+	r.start()
+	type flow struct {
+		from, to netlab.Host
+		dst      netip.Addr
+		bits     float64 // offered
+		sink     *netlab.Server
+		sent     host.Flood
+	}
+	flows := []*flow{
+		{from: r.Alpha1, to: r.Public1, dst: r.Public1.V4, bits: 3 * outBits}, {from: r.Alpha2, to: r.Public1, dst: r.Public1.V4, bits: 3 * outBits},
+		{from: r.Public2, to: r.Alpha1, dst: r.Alpha1.V6, bits: 3 * inPackets * 348 * 8}, {from: r.Public2, to: r.Alpha2, dst: r.Alpha2.V6, bits: 3 * inPackets * 348 * 8},
+		{from: r.Beta1, to: r.Public1, dst: r.Public1.V4, bits: 3 * outBits},
+	}
+	var jobs []*job
+	for i, f := range flows {
+		port := uint16(9000 + i)
+		f.sink = r.serve(f.to.Name, "udp-sink", "-addr", fmt.Sprintf(":%d", port))
+		jobs = append(jobs, r.spawn(f.from.Name, &f.sent, "udp-flood", "-dst", addrPort(f.dst, port), "-size", "300", "-bits", fmt.Sprintf("%.0f", f.bits), "-duration", "3500ms"))
+	}
+	r.wait(jobs...)
+	for i, f := range flows {
+		var s host.Sink
+		check(t, f.sink.Stop(&s))
+		got := s.Tags["flood"]
+		if got == nil || got.Packets == 0 {
+			t.Errorf("%s to %s: nothing arrived", f.from.Name, f.to.Name)
+			continue
+		}
+		rate, want := got.Rate(time.Second, 2*time.Second), outBits
+		switch i {
+		case 2, 3:
+			rate, want = rate/(float64(got.IPBytes)/float64(got.Packets)*8), inPackets
+		case 4:
+			rate, want = float64(got.Packets), float64(f.sent.Sent)
+		}
+		t.Logf("%s to %s: offered %.0f bit/s, got %.1f of %.0f (%+.2f %%)", f.from.Name, f.to.Name, f.sent.Bits, rate, want, 100*(rate-want)/want)
+		if !within(rate, want, 0.02) {
+			t.Errorf("%s to %s: %.0f got through a limit of %.0f", f.from.Name, f.to.Name, rate, want)
+		}
+	}
+	if d := rigTenantOf(r.status(), "alpha").Drops; d["host_rate_bits"] == 0 || d["host_rate_packets"] == 0 {
+		t.Errorf("alpha's drops: %v", d)
+	}
+}
