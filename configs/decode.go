@@ -108,11 +108,7 @@ func fill(at loc, v any, dst reflect.Value, options string) {
 	switch dst.Type() {
 	case addrType:
 		fillText(at, v, `"192.0.2.1"`, func(s string) error {
-			parse := parseAddr
-			if options == "hops" {
-				parse = parseHop
-			}
-			a, err := parse(s)
+			a, err := parseAddr(s)
 			dst.Set(reflect.ValueOf(a))
 			return err
 		})
@@ -236,11 +232,8 @@ func fillList(at loc, v any, dst reflect.Value, options string) {
 		at.bad(nil, "is a table", "write a list in brackets")
 		return
 	default:
-		if _, text := v.(string); options != "hops" || !text {
-			at.bad(v, "is "+kindOf(v), "write a list in brackets: ["+show(v)+"]")
-			return
-		}
-		items = []any{v} // one next hop is written without brackets
+		at.bad(v, "is "+kindOf(v), "write a list in brackets: ["+show(v)+"]")
+		return
 	}
 	if len(items) > maxList {
 		at.bad(nil, fmt.Sprintf("has %d entries", len(items)), fmt.Sprintf("at most %d", maxList))

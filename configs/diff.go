@@ -237,9 +237,7 @@ func routes(list []Route) (out []entry) {
 	for _, r := range list {
 		text := "discard"
 		if !r.Discard {
-			hops := texts(r.Via)
-			slices.Sort(hops) // who gets which conversation does not go by the order
-			text = "via " + join(hops)
+			text = "via " + r.Via.String()
 		}
 		if r.Interface != "" {
 			text += " on " + r.Interface
@@ -376,7 +374,7 @@ func join(items []string) string {
 	return strings.Join(items, ",")
 }
 
-func texts[T fmt.Stringer](list []T) []string {
+func texts(list []netip.Prefix) []string {
 	out := make([]string, len(list))
 	for i, p := range list {
 		out[i] = p.String()

@@ -27,6 +27,7 @@ import (
 	"demarc/gateway/revisions"
 	"demarc/gateway/slowpath"
 	"demarc/gateway/snapshot"
+	"demarc/gateway/trace"
 	"demarc/gateway/verdict"
 	"demarc/gateway/worker"
 	"demarc/gateway/xsk"
@@ -82,6 +83,7 @@ type Gateway struct {
 	slowDrops [verdict.NumReasons]atomic.Uint64 // packets that waited for a neighbour in vain
 	busy      []float64                         // per worker, under busyMu
 	busyMu    sync.Mutex
+	look      looking
 	fatal     chan error
 
 	startFailed bool        // of Run alone
@@ -103,7 +105,7 @@ func New(o Options) (*Gateway, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	g := &Gateway{o: o, log: o.Log, started: time.Now(), fatal: make(chan error, 8), seed: o.Seed}
+	g := &Gateway{o: o, log: o.Log, started: time.Now(), fatal: make(chan error, 8), seed: o.Seed, look: looking{slow: trace.NewRecorder()}}
 	if g.seed == 0 {
 		g.seed = rand.Uint64() | 1
 	}

@@ -308,7 +308,10 @@ func (g *Gateway) makeWorkers() error {
 	g.slow = slowpath.New(slowpath.Config{
 		Neighbors: g.neigh, Send: g.transmit, Now: g.clock.Now, Log: g.log, Workers: count, Capacity: n.Tables.Neighbors, Seed: g.seed,
 		HostResolve: g.hostResolve, Unreachable: g.unreached,
-		Dropped: func(_ []byte, _ uint16, r verdict.Reason) { g.slowDrops[r%verdict.NumReasons].Add(1) },
+		Dropped: func(frame []byte, _ uint16, r verdict.Reason) {
+			g.slowDrops[r%verdict.NumReasons].Add(1)
+			g.slowDropped(frame, r)
+		},
 	})
 	chunk := smallChunk
 	for _, p := range g.ports {
@@ -395,6 +398,7 @@ func (g *Gateway) socketConfig(p *port, queue int) xsk.SocketConfig {
 func (g *Gateway) unreached(frame []byte, iface uint16, worker int) {
 	if !g.workers[worker].Unreached(iface, frame) {
 		g.slowDrops[verdict.NoNeighbor].Add(1)
+		g.slowDropped(frame, verdict.NoNeighbor)
 	}
 }
 
@@ -440,7 +444,7 @@ func (g *Gateway) openSockets() error {
 		}
 	}
 	g.ready.Store(true)
-	g.tellSlow(g.view.Load())
+	g.slow.SetInterfaces(g.slowInterfaces(g.view.Load()))
 	return nil
 }
 

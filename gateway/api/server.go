@@ -175,6 +175,7 @@ func (s *Server) routes() http.Handler {
 			return b.Apply(r.Context(), q)
 		})
 	})
+	s.lookRoutes(mux)
 	mux.Handle("GET "+PathMetrics, s.cfg.Handler)
 	s.acts(mux)
 	s.probes(mux)
@@ -291,16 +292,7 @@ func (c *Client) do(ctx context.Context, method, path string, req any) ([]byte, 
 	}
 	res, err := c.http.Do(hr)
 	if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("no demarc runs here: there is no socket %s: start `demarc run`, or name its socket with --socket", c.path)
-		}
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			return nil, fmt.Errorf("no demarc runs here: nobody serves the socket %s any more: start `demarc run`", c.path)
-		}
-		if errors.Is(err, os.ErrPermission) {
-			return nil, fmt.Errorf("socket %s: %w: only root may talk to the node", c.path, os.ErrPermission)
-		}
-		return nil, fmt.Errorf("ask the node at %s: %w", c.path, err)
+		return nil, c.unreachable(err)
 	}
 	defer res.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(res.Body, 256<<20))
@@ -308,14 +300,32 @@ func (c *Client) do(ctx context.Context, method, path string, req any) ([]byte, 
 		return nil, fmt.Errorf("read the node's answer: %w", err)
 	}
 	if res.StatusCode/100 != 2 {
-		f := &Fault{Status: res.StatusCode}
-		var e Error
-		if json.Unmarshal(b, &e) == nil && e.Error != "" {
-			f.Err, f.Problems = errors.New(e.Error), e.Problems
-		} else {
-			f.Err = fmt.Errorf("the node answered %s", res.Status)
-		}
-		return nil, f
+		return nil, faultOf(res, b)
 	}
 	return b, nil
+}
+
+// faultOf is what the node said instead of an answer.
+func faultOf(res *http.Response, b []byte) error {
+	f := &Fault{Status: res.StatusCode}
+	var e Error
+	if json.Unmarshal(b, &e) == nil && e.Error != "" {
+		f.Err, f.Problems = errors.New(e.Error), e.Problems
+	} else {
+		f.Err = fmt.Errorf("the node answered %s", res.Status)
+	}
+	return f
+}
+
+// unreachable says why a request did not get to the node.
+func (c *Client) unreachable(err error) error {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("no demarc runs here: there is no socket %s: start `demarc run`, or name its socket with --socket", c.path)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("no demarc runs here: nobody serves the socket %s any more: start `demarc run`", c.path)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("socket %s: %w: only root may talk to the node", c.path, os.ErrPermission)
+	}
+	return fmt.Errorf("ask the node at %s: %w", c.path, err)
 }

@@ -7,6 +7,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -451,6 +452,7 @@ func TestDropsPage(t *testing.T) {
 			}
 		}
 	}
+	rows := maps.Clone(page)
 	for r := verdict.Reason(0); r < verdict.NumReasons; r++ {
 		row, ok := page[r.String()]
 		delete(page, r.String())
@@ -466,6 +468,22 @@ func TestDropsPage(t *testing.T) {
 		case r == verdict.Unset: // given by nobody, and that is the point
 		case reserved == used[c]:
 			t.Errorf("docs/drops.md: %s: reserved %v, but verdict.%s used %v", r, reserved, c, used[c])
+		}
+	}
+	plain := strings.NewReplacer("`", "", "*", "")
+	for r := verdict.Reason(0); r < verdict.NumReasons; r++ { // what explain says is what the page says
+		row := rows[r.String()]
+		if r == verdict.Pass || strings.Contains(row, "*reserved*") {
+			continue
+		}
+		if cells := strings.Split(row, "|"); len(cells) == 5 {
+			what, helps := r.Words()
+			if want := plain.Replace(strings.TrimSpace(cells[2])); what != want {
+				t.Errorf("verdict/words.go: %s: what happened is %q, in docs/drops.md %q", r, what, want)
+			}
+			if want := plain.Replace(strings.TrimSpace(cells[3])); helps != want {
+				t.Errorf("verdict/words.go: %s: what helps is %q, in docs/drops.md %q", r, helps, want)
+			}
 		}
 	}
 	for r := range page {

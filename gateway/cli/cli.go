@@ -155,7 +155,8 @@ func New(version string, extra ...*cobra.Command) *cobra.Command {
 	}
 	group("node", a.runCmd(), a.doctorCmd(), a.supportCmd(), a.releaseCmd())
 	group("policy", a.checkCmd(), a.diffCmd(), a.applyCmd(), a.policyCmd())
-	group("see", a.statusCmd(), a.sessionsCmd(), a.dropsCmd(), a.routesCmd(), a.neighboursCmd(), a.portsCmd())
+	group("see", a.statusCmd(), a.sessionsCmd(), a.dropsCmd(), a.routesCmd(), a.neighboursCmd(), a.portsCmd(),
+		a.explainCmd(), a.traceCmd(), a.captureCmd())
 	group("act", a.blockCmd(), a.unblockCmd(), a.blocksCmd(), a.pingCmd(), a.tracerouteCmd())
 	group("try", a.labCmd(), zerocopyCmd())
 	group("try", extra...)

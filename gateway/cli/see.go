@@ -200,12 +200,28 @@ func (a *app) event(cmd *cobra.Command, what string, s api.Session) error {
 
 func (a *app) dropsCmd() *cobra.Command {
 	var all bool
+	var r api.DroppedRequest
 	c := command("drops", "say what was dropped: by reason, tenant, port and rule",
-		"Print how many packets were dropped since the start: by reason, by tenant, by the XDP program of each port, and by deny rule.",
+		"Print how many packets were dropped since the start: by reason, by tenant, by the XDP program of each port, and by deny rule. With --follow or\n"+
+			"--last, print dropped packets one by one with their first bytes: the node always keeps the last few thousand, but for those that the XDP\n"+
+			"program dropped, and in a flood a part of each kind.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+			switch live := r.Follow || cmd.Flags().Changed("last"); {
+			case live && all:
+				return usageError{errors.New("--all is for the counts, not for --follow and --last")}
+			case r.Last < 0:
+				return usageError{fmt.Errorf("--last %d: want a number from 1", r.Last)}
+			case live:
+				return a.dropsLive(cmd, r)
+			case r.PacketFilter != api.PacketFilter{}:
+				return usageError{errors.New("a filter is for --follow and --last: counts are not kept by address")}
+			}
 			return get(a, cmd, api.PathDrops, func(w io.Writer, d *api.Drops) { writeDrops(w, d, all) })
 		})
 	c.Flags().BoolVar(&all, "all", false, "also reasons that never happened")
+	c.Flags().BoolVarP(&r.Follow, "follow", "f", false, "print what is dropped from now on, until interrupted")
+	c.Flags().IntVar(&r.Last, "last", 0, "print so many of the last ones first")
+	packetFlags(c, &r.PacketFilter)
 	return a.data(c)
 }
 
@@ -233,22 +249,12 @@ func writeDrops(w io.Writer, d *api.Drops, all bool) {
 }
 
 func (a *app) routesCmd() *cobra.Command {
-	return a.data(command("routes", "list the routes of the backbone and of each tenant", "List the routes that the node serves. A route with several next hops has a line for each; conversations are shared among those\n"+
-		"that are up, and go from one that dies to the others.",
+	return a.data(command("routes", "list the routes of the backbone and of each tenant", "List the routes that the node serves.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
 			return get(a, cmd, api.PathRoutes, func(w io.Writer, r *api.Routes) {
-				t := newTable(w, "ZONE", "PREFIX", "KIND", "VIA", "INTERFACE", "RESOLVED", "STATE")
+				t := newTable(w, "ZONE", "PREFIX", "KIND", "VIA", "INTERFACE", "RESOLVED")
 				for _, x := range r.Routes {
-					if len(x.Hops) == 0 {
-						t.row(x.Zone, x.Prefix, x.Kind, x.Via, x.Interface, yes(x.Resolved), "")
-					}
-					for _, h := range x.Hops {
-						state := h.State
-						if h.Since > 0 {
-							state += " for " + seconds(h.Since)
-						}
-						t.row(x.Zone, x.Prefix, x.Kind, h.Via, h.Interface, yes(h.Resolved), state)
-					}
+					t.row(x.Zone, x.Prefix, x.Kind, x.Via, x.Interface, yes(x.Resolved))
 				}
 				t.flush()
 			})

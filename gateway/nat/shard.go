@@ -54,6 +54,14 @@ func (m *Mapping) Class() Class { return m.class }
 // Remote is the far address that the mapping was made for, false where it is endpoint-independent.
 func (m *Mapping) Remote() (a [4]byte, ok bool) { return m.remote, m.remote != [4]byte{} }
 
+// Live is how many sessions use it; 0 where there is no mapping at this place.
+func (m *Mapping) Live() uint32 {
+	if m.flags&mapLive == 0 {
+		return 0
+	}
+	return m.refs
+}
+
 // Refs is how many sessions use it.
 func (m *Mapping) Refs() uint32 { return m.refs }
 

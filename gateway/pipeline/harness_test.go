@@ -113,7 +113,6 @@ type rig struct {
 	sh    *Shard
 	now   uint64
 	slots [Burst]Slot
-	told  [verdict.NumReasons]uint64 // drops by reason when last looked at
 	mem   [Burst][2048]byte
 }
 

@@ -220,6 +220,7 @@ func (sh *Shard) dropped(s *Slot) {
 	if d.After = asLeaves(s.Reason) || s.Unreached && s.in == nil; d.After {
 		sh.whence(d, s)
 	}
+	d.After = d.After || s.Unreached
 	d.Keep(s.Frame())
 }
 
@@ -271,15 +272,5 @@ func (sh *Shard) Dropped(t flow.TenantID, why verdict.Reason, port uint16, frame
 
 // Record records a dropped frame that is counted elsewhere.
 func (sh *Shard) Record(t flow.TenantID, why verdict.Reason, port uint16, frame []byte, after bool) {
-	d := sh.watch.drops.Take(t, why, sh.tick)
-	if d == nil {
-		return
-	}
-	p := packet.Packet{Buf: frame, Len: len(frame)}
-	_ = packet.Parse(&p) // as much as there is to find
-	d.Ns, d.Tenant, d.Port, d.VLAN, d.Reason, d.After, d.Looped = sh.now, t, port, p.VLAN, why, after, false
-	if d.In = p.Key; after {
-		d.Out = p.Key
-	}
-	d.Keep(frame)
+	sh.watch.drops.Frame(sh.now, t, why, port, frame, after)
 }

@@ -1,6 +1,7 @@
 package police
 
 import (
+	"fmt"
 	"math/bits"
 	"sync/atomic"
 	"time"
@@ -165,6 +166,15 @@ func (r *Rate) wait(w *Word, nowNs uint64, slack int64) uint64 {
 		return 0
 	}
 	return uint64(d+UnitsPerNs-1) / UnitsPerNs
+}
+
+// Fill says how much of the burst is used now, in words: for people, not for decisions.
+func (r *Rate) Fill(w *Word, nowNs uint64) string {
+	if r.mul == 0 {
+		return "unlimited"
+	}
+	ms := func(n int64) float64 { return float64(n) / UnitsPerNs / 1e6 }
+	return fmt.Sprintf("%.1f of %.1f ms used", ms(r.lead(w.Load(), nowNs*UnitsPerNs)), ms(r.burst))
 }
 
 // Refund gives back what a Take of n took, for a packet that did not leave after all; never more than was taken, and above

@@ -2,6 +2,7 @@ package trace
 
 import (
 	"demarc/gateway/flow"
+	"demarc/gateway/packet"
 	"demarc/gateway/verdict"
 )
 
@@ -84,6 +85,21 @@ func (r *Recorder) Take(t flow.TenantID, why verdict.Reason, tick uint32) *Drop 
 func (d *Drop) Keep(frame []byte) {
 	d.Len = uint16(min(len(frame), 0xffff))
 	d.N = uint16(copy(d.Data[:], frame))
+}
+
+// Frame records a frame of which nothing is known but its bytes. The tick is taken from ns.
+func (r *Recorder) Frame(ns uint64, t flow.TenantID, why verdict.Reason, port uint16, frame []byte, after bool) {
+	d := r.Take(t, why, uint32(ns>>20))
+	if d == nil {
+		return
+	}
+	p := packet.Packet{Buf: frame, Len: len(frame)}
+	_ = packet.Parse(&p) // as much as there is to find
+	d.Ns, d.Tenant, d.Port, d.VLAN, d.Reason, d.After, d.Looped = ns, t, port, p.VLAN, why, after, false
+	if d.In = p.Key; after {
+		d.Out = p.Key
+	}
+	d.Keep(frame)
 }
 
 // Written is how many drops were ever recorded.

@@ -106,7 +106,7 @@ func (w *Worker) resume(slots []pipeline.Slot) (done bool) {
 }
 
 func (w *Worker) slow(kind slowpath.Kind, s *pipeline.Slot) {
-	if !w.cfg.Slow.Input(w.cfg.ID, kind, s.OutIface, s.Tenant, s.Key.Family, &s.NextHop, s.Frame()) {
+	if !w.cfg.Slow.Input(w.cfg.ID, kind, s.OutIface, s.Key.Family, &s.NextHop, s.Frame()) {
 		w.shard.Dropped(s.Tenant, verdict.SlowPathFull, s.Port, s.Frame(), kind == slowpath.Resolve)
 	}
 	w.free(s.Area, s.Addr)
@@ -117,12 +117,12 @@ func (w *Worker) unanswered(iface uint16, frame []byte, now uint64) {
 	u := w.cfg.Areas[0]
 	addr, ok := u.Alloc()
 	if !ok {
-		w.shard.Meter.Drop(0, verdict.NoNeighbor)
+		w.shard.Dropped(0, verdict.NoNeighbor, trace.NoPort, frame, true)
 		return
 	}
 	if handHeadroom+len(frame) > u.Chunk() {
 		w.free(0, addr)
-		w.shard.Meter.Drop(0, verdict.NoNeighbor)
+		w.shard.Dropped(0, verdict.NoNeighbor, trace.NoPort, frame, true)
 		return
 	}
 	sl := &w.returned[0]
