@@ -268,6 +268,7 @@ func TestEndpointIndependentFiltering(t *testing.T) {
 
 func TestBurstAllocatesNothing(t *testing.T) {
 	limited := replaceOnce(t, testPolicy, "[[tenant.nat.static]]", "[tenant.limits]\nhost_sessions = 900\n[[tenant.nat.static]]")
+	limited = replaceOnce(t, limited, "name = \"alpha\"\n", "name = \"alpha\"\nreject = \"reset\"\n")
 	r := newRig(t, testNode, limited)
 	syn := func(t *layers.TCP) { t.SYN = true }
 	ip6 := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolUDP, SrcIP: net.ParseIP("2001:db8:a::11"), DstIP: net.ParseIP("2001:db8:ff::11")}
@@ -279,6 +280,8 @@ func TestBurstAllocatesNothing(t *testing.T) {
 		frame(t, eth(macs[1], layers.EthernetTypeIPv6), ip6, udp(4000, 53), gopacket.Payload("x")),
 		udp4(t, 1, "198.18.99.9", 1, "203.0.113.11", 2), tcp4(t, 1, "198.18.10.11", 2002, "203.0.113.11", 25, syn),
 		frame(t, eth(macs[1], layers.EthernetTypeIPv4), expired, udp(1, 2), gopacket.Payload("x")),
+		frame(t, eth(macs[1], layers.EthernetTypeIPv6), &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolUDP, SrcIP: net.ParseIP("2001:db8:a::11"), DstIP: net.ParseIP("2001:db8:99::1")}, udp(1, 2)),
+		withOptions(udp4(t, 1, "198.18.10.11", 2000, "203.0.113.11", 53), []byte{148, 4, 0, 0}),
 	}
 	in := [][]byte{tcp4(t, 0, "203.0.113.11", 40000, "192.0.2.16", 8080, syn), udp4(t, 0, "203.0.113.11", 1, "192.0.2.16", 9)}
 	for name, first := range map[string]bool{"first packets": true, "established": false} {

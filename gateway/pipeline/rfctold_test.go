@@ -301,6 +301,16 @@ func TestNoRouteIsTold(t *testing.T) {
 		t.Fatalf("%d drops counted, want 3", n)
 	}
 	w.dropped4(w.from(1, udp4(t, 1, hostA, 4000, "192.88.99.1", 53)), verdict.NoRoute)
+
+	// The way inside goes while a session lives: whoever is outside hears nothing of it.
+	behind := strings.NewReplacer("\"198.18.10.0/24\", \"2001", "\"198.18.10.0/23\", \"2001", "[tenant.nat]\n", "[[tenant.route]]\nprefix = \"198.18.11.0/24\"\nvia = \"198.18.10.50\"\n[tenant.nat]\n").Replace(toldPolicy)
+	w = newWorld(t, 1, behind)
+	p := w.out("198.18.11.5", 4000, far, 53).sport
+	w.reaches(w.in(far, 53, pub, p), "198.18.11.5", 4000)
+	w.apply(strings.Replace(behind, "via = \"198.18.10.50\"", "discard = true", 1))
+	w.dropped4(w.in(far, 53, pub, p), verdict.NoRoute)
+	w.apply(strings.Replace(behind, "[[tenant.route]]\nprefix = \"198.18.11.0/24\"\nvia = \"198.18.10.50\"\n", "", 1))
+	w.dropped4(w.in(far, 53, pub, p), verdict.NoRoute)
 }
 
 // giveBack brings a frame that waited for a next hop back to its worker, as the slow path does when nobody answers.
