@@ -372,7 +372,7 @@ func TestNextHopThatDoesNotAnswer(t *testing.T) {
 		w.forgetNeighbour("backbone", far2)
 		w.reachesICMPAt(w.giveBack(w.from(1, tcp4(t, 1, hostS, 80, far2, 999, seg("SA", 7, 2)))), 1, 3, 1, "198.18.10.1", hostS)
 		// From outside to an inside host that is off: silence.
-		w.dropped4(w.giveBack(w.inTCP(far2, 999, pub, 8080, seg("S", 1, 0))), verdict.NoNeighbor)
+		w.dropped4(w.giveBack(w.inTCP("203.0.113.13", 999, pub, 8080, seg("S", 1, 0))), verdict.NoNeighbor)
 		// An error about an error, and a frame whose session has gone.
 		gone := w.from(1, udp4(t, 1, hostA, 4400, far, 53))
 		for _, sh := range w.shards {
