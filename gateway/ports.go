@@ -159,7 +159,13 @@ func (g *Gateway) open() (err error) {
 
 // attach puts the port's program on its device: it is closed from here on.
 func (g *Gateway) attach(p *port) error {
-	native, err := p.prog.Attach(p.asked == xsk.Generic)
+	native, err := p.prog.Attach(p.asked == xsk.Generic || p.asked == xsk.Auto && noNative(p.link.Index))
+	if errors.Is(err, xsk.ErrNoNative) {
+		if p.asked != xsk.Auto {
+			return fmt.Errorf("port %s: mode %s was asked for, but the driver of %s has no native XDP: mode = \"generic\" works, and has %s", p.cfg.Name, p.asked, p.cfg.Device, xsk.GenericCost)
+		}
+		native, err = p.prog.Attach(true) // a kernel that could not tell before
+	}
 	if err != nil {
 		return fmt.Errorf("port %s: %w", p.cfg.Name, err)
 	}
@@ -167,11 +173,30 @@ func (g *Gateway) attach(p *port) error {
 	return nil
 }
 
+// noNative says that the driver of a device has no native XDP, without trying. Kernels before 6.3 cannot tell; there a program of ours that is
+// attached in generic mode says it.
+func noNative(ifindex int) bool {
+	f, err := hostnet.ReadXDPFeatures(ifindex)
+	if err == nil {
+		return f&hostnet.XDPBasic == 0
+	}
+	_, id, mode, ours, err := xsk.Attached(ifindex)
+	return err == nil && id != 0 && ours && mode == "generic"
+}
+
+// probe asks for zero-copy where there may be any.
+func probe(p *port) (zerocopy bool, why string) {
+	if !p.native {
+		return false, ""
+	}
+	return xsk.Probe(p.link.Index, 0)
+}
+
 // decideMode settles what auto means on the port's device, which is up.
 func (g *Gateway) decideMode(p *port) error {
 	mode, why := p.asked, ""
 	if p.asked == xsk.Auto {
-		switch zc, not := xsk.Probe(p.link.Index, 0); {
+		switch zc, not := probe(p); {
 		case !p.native:
 			mode, why = xsk.Generic, "the driver has no native XDP"
 		case zc:
@@ -179,10 +204,16 @@ func (g *Gateway) decideMode(p *port) error {
 		default:
 			mode, why = xsk.Copy, reason(not)
 		}
-	} else if !p.native && p.asked != xsk.Generic {
-		return fmt.Errorf("port %s: mode %s was asked for, but the driver of %s has no native XDP: mode = \"generic\" works, at a price", p.cfg.Name, p.asked, p.cfg.Device)
 	}
-	g.change(p, func() { p.mode, p.why = mode, why })
+	warnings := p.warnings
+	if mode == xsk.Generic {
+		w := "generic mode: each packet becomes a kernel buffer first, which has " + xsk.GenericCost
+		if !slices.Contains(warnings, w) {
+			warnings = append(slices.Clone(warnings), w)
+			g.log.Warn("port", "port", p.cfg.Name, "device", p.cfg.Device, "warning", w)
+		}
+	}
+	g.change(p, func() { p.mode, p.why, p.warnings = mode, why, warnings })
 	return nil
 }
 

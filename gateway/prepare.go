@@ -21,11 +21,7 @@ func ReleaseSettings(dataDir, device string, ifindex int) (string, error) {
 
 // wanted is what the node file makes of a port's device.
 func (g *Gateway) wanted(p *port) portprep.Want {
-	w := portprep.Want{Trunk: g.trunk(p.cfg.Name), Generic: p.asked == xsk.Generic, Queues: p.cfg.Queues}
-	if f, err := hostnet.ReadXDPFeatures(p.link.Index); err == nil && f&hostnet.XDPBasic == 0 {
-		w.Generic = true
-	}
-	return w
+	return portprep.Want{Trunk: g.trunk(p.cfg.Name), Generic: p.asked == xsk.Generic || noNative(p.link.Index), Queues: p.cfg.Queues}
 }
 
 // foreseePort refuses, without a change, what prepare would have to refuse.

@@ -481,6 +481,28 @@ func TestRelease(t *testing.T) {
 	}
 }
 
+// The files of README's first deployment are good ones.
+func TestFirstDeploymentOfReadme(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(text), "## The first real deployment\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	var blocks []string
+	for _, b := range strings.Split(section, "```toml\n")[1:] {
+		b, _, _ = strings.Cut(b, "```")
+		blocks = append(blocks, b)
+	}
+	if len(blocks) != 2 {
+		t.Fatalf("%d blocks of TOML, want the node file and the policy", len(blocks))
+	}
+	r := call(t, t.Context(), "", "check", file(t, "policy.toml", blocks[1]), "--node", file(t, "node.toml", blocks[0]))
+	if r.code != exitOK || !strings.Contains(section, "\n"+r.out) {
+		t.Errorf("exit %d, and README does not show what check says: %s", r.code, r)
+	}
+}
+
 // A start that cannot be says every reason, a line each, before it touches anything.
 func TestRunRefusesBadFiles(t *testing.T) {
 	r := call(t, t.Context(), "", "run", "--node", file(t, "n.toml", "schema = 1\nname = 5\nprot = 1\n"))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -238,6 +239,7 @@ func TestFindings(t *testing.T) {
 		"old kernel, no list":     {func(f *fake) { f.features, f.xdpErr = 0, hostnet.ErrNotSupported }, OK, "port wan", "mode auto gives zerocopy", ""},
 		"no zerocopy":             {func(f *fake) { f.zerocopy = false; f.node.Ports[0].Mode = "zerocopy" }, Bad, "port wan", "mode zerocopy is asked for", ""},
 		"no copy":                 {func(f *fake) { f.features = 0; f.node.Ports[0].Mode = "copy" }, Bad, "port wan", "mode copy is asked for", ""},
+		"generic as asked":        {func(f *fake) { f.node.Ports[0].Mode = "generic" }, Info, "port wan", "mode generic as asked for", ""},
 		"as asked":                {func(f *fake) { f.node.Ports[0].Mode = "copy" }, OK, "port wan", "mode copy as asked for", ""},
 		"address twice":           {func(f *fake) { f.node.Interfaces[0].Addresses[0] = netip.MustParsePrefix("192.0.2.1/24") }, Bad, "interface wan0", "192.0.2.1 is also the kernel's", "ip address del 192.0.2.1/24 dev eth0"},
 		"shared":                  {func(f *fake) { f.share("192.0.2.1") }, Info, "port wan", "the host keeps tcp 22, 8443, udp none and its own ports 60000-60999; NAT has 63511 of 64512", ""},
@@ -297,15 +299,16 @@ func TestTooManyWorkers(t *testing.T) {
 }
 
 func TestVethOffloadsAtThisEnd(t *testing.T) {
-	f := healthy()
-	f.link(func(l *hostnet.Link) { l.Kind = "veth" })
-	f.on(hostnet.TxChecksum, hostnet.GRO)
-	for _, x := range f.doctor().Check(&f.node) {
-		if x.Level == Warn && x.What == "tx, gro on at this end" && x.Mend == "ethtool -K eth0 "+allOff {
-			return
+	for what, set := range map[string]func(*fake, ...hostnet.Offload){"tx, gro on at this end": (*fake).asIs, "tx on at this end": (*fake).on} { // run sees to gro
+		f := healthy()
+		f.link(func(l *hostnet.Link) { l.Kind = "veth" })
+		set(f, hostnet.TxChecksum, hostnet.GRO)
+		if !slices.ContainsFunc(f.doctor().Check(&f.node), func(x Finding) bool {
+			return x.Level == Warn && x.What == what && x.Mend == "ethtool -K eth0 "+allOff
+		}) {
+			t.Errorf("%q is not told", what)
 		}
 	}
-	t.Error("not told")
 }
 
 func TestProbeDisturbsNobody(t *testing.T) {

@@ -143,7 +143,11 @@ func (d *Doctor) portOffloads(node *configs.Node, p *configs.Port, l *hostnet.Li
 		d.say(Warn, name, "gro is on in generic mode", "packets are joined before the gateway sees them", "ethtool -K "+l.Name+" gro off")
 	}
 	if l.Kind == "veth" {
-		if on := off(hostnet.TxChecksum, hostnet.TSO, hostnet.GSO, hostnet.GRO, hostnet.TxVLAN, hostnet.TxSTag); len(on) > 0 {
+		on := off(hostnet.TxChecksum, hostnet.TSO, hostnet.GSO, hostnet.TxVLAN, hostnet.TxSTag)
+		if !p.Prepared() {
+			on = append(on, off(hostnet.GRO)...)
+		}
+		if len(on) > 0 {
 			d.say(Warn, name, strings.Join(on, ", ")+" on at this end", "the other end gets packets with unfinished checksums, joined, or with the tag beside the frame", "ethtool -K "+l.Name+" "+allOff)
 		}
 		d.say(Info, name, "a veth: the offloads of its other end cannot be seen from here", "with tx on there, packets arrive with unfinished checksums and are dropped as unfinished_checksum; with txvlan on, tags are lost",
@@ -197,11 +201,13 @@ func (d *Doctor) mode(p *configs.Port, l *hostnet.Link) {
 	case asked == "auto" && native:
 		d.say(OK, name, "mode auto gives copy", "no zero-copy: "+why, "")
 	case asked == "auto":
-		d.say(Warn, name, "mode auto gives generic", nativeWhy+": each packet becomes a kernel buffer first", "")
+		d.say(Warn, name, "mode auto gives generic", nativeWhy+": each packet becomes a kernel buffer first, which has "+GenericCost, "")
 	case asked == "zerocopy" && !zc:
 		d.say(Bad, name, "mode zerocopy is asked for and cannot be had", why, "")
 	case asked == "copy" && !native:
 		d.say(Bad, name, "mode copy is asked for and cannot be had", nativeWhy+": mode = \"generic\" works", "")
+	case asked == "generic":
+		d.say(Info, name, "mode generic as asked for", "each packet becomes a kernel buffer first, which has "+GenericCost, "")
 	default:
 		d.say(OK, name, "mode "+asked+" as asked for", "", "")
 	}
