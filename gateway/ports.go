@@ -162,7 +162,7 @@ func (g *Gateway) attach(p *port) error {
 	native, err := p.prog.Attach(p.asked == xsk.Generic || p.asked == xsk.Auto && noNative(p.link.Index))
 	if errors.Is(err, xsk.ErrNoNative) {
 		if p.asked != xsk.Auto {
-			return fmt.Errorf("port %s: mode %s was asked for, but the driver of %s has no native XDP: mode = \"generic\" works, and has %s", p.cfg.Name, p.asked, p.cfg.Device, xsk.GenericCost)
+			return fmt.Errorf("port %s: mode %s was asked for, but the driver of %s has no native XDP: mode = \"generic\" works, and %s", p.cfg.Name, p.asked, p.cfg.Device, xsk.GenericCost)
 		}
 		native, err = p.prog.Attach(true) // a kernel that could not tell before
 	}
@@ -207,7 +207,7 @@ func (g *Gateway) decideMode(p *port) error {
 	}
 	warnings := p.warnings
 	if mode == xsk.Generic {
-		w := "generic mode: each packet becomes a kernel buffer first, which has " + xsk.GenericCost
+		w := "generic mode " + xsk.GenericCost
 		if !slices.Contains(warnings, w) {
 			warnings = append(slices.Clone(warnings), w)
 			g.log.Warn("port", "port", p.cfg.Name, "device", p.cfg.Device, "warning", w)

@@ -31,9 +31,6 @@ func (l Level) String() string {
 // MarshalText writes the name, so that --json prints it.
 func (l Level) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
-// GenericCost is what generic mode leaves of the rate.
-const GenericCost = xsk.GenericCost
-
 // Finding is one thing looked at.
 type Finding struct {
 	Level   Level  `json:"level"`

@@ -8,6 +8,7 @@ import (
 
 	"demarc/configs"
 	"demarc/gateway/hostnet"
+	"demarc/gateway/xsk"
 )
 
 // port looks at one port whose device is there.
@@ -201,13 +202,13 @@ func (d *Doctor) mode(p *configs.Port, l *hostnet.Link) {
 	case asked == "auto" && native:
 		d.say(OK, name, "mode auto gives copy", "no zero-copy: "+why, "")
 	case asked == "auto":
-		d.say(Warn, name, "mode auto gives generic", nativeWhy+": each packet becomes a kernel buffer first, which has "+GenericCost, "")
+		d.say(Warn, name, "mode auto gives generic", nativeWhy+"; generic mode "+xsk.GenericCost, "")
 	case asked == "zerocopy" && !zc:
 		d.say(Bad, name, "mode zerocopy is asked for and cannot be had", why, "")
 	case asked == "copy" && !native:
 		d.say(Bad, name, "mode copy is asked for and cannot be had", nativeWhy+": mode = \"generic\" works", "")
 	case asked == "generic":
-		d.say(Info, name, "mode generic as asked for", "each packet becomes a kernel buffer first, which has "+GenericCost, "")
+		d.say(Info, name, "mode generic as asked for", "it "+xsk.GenericCost, "")
 	default:
 		d.say(OK, name, "mode "+asked+" as asked for", "", "")
 	}

@@ -13,8 +13,8 @@ const (
 	Generic       // XDP on finished skbs, the kernel copies: works on every device, slowly
 )
 
-// GenericCost is what generic mode leaves of the rate, for messages; docs/operations.md says how it was measured.
-const GenericCost = "about a third of the rate of native copy mode"
+// GenericCost is what generic mode costs, for messages; docs/operations.md has what was measured.
+const GenericCost = "costs a kernel buffer for each packet before the gateway sees it, and a copy out of it"
 
 var modeText = [...]string{Auto: "auto", ZeroCopy: "zerocopy", Copy: "copy", Generic: "generic"}
 
