@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"demarc/gateway/api"
+	"demarc/gateway/netlab"
 	"demarc/gateway/netlab/host"
 	"demarc/gateway/trace"
 )
@@ -43,12 +44,17 @@ service = ["udp/7007"]
 
 func lookRig(t *testing.T, name string) *rig {
 	r := newRig(t, name, rigPolicy("", ""))
+	lookStart(t, r)
+	return r
+}
+
+func lookStart(t *testing.T, r *rig) {
+	t.Helper()
 	r.write(r.policy, rigPolicy(fmt.Sprintf(lookPolicy, lookPool(t), r.Alpha1.V4), ""))
 	r.start()
 	for _, ns := range []string{r.Public1.Name, r.Alpha1.Name} {
 		rigUDPEcho(r, ns, 7007)
 	}
-	return r
 }
 
 // lookPool is the first address of alpha's pool.
@@ -152,7 +158,9 @@ func tell(r *rig, args ...string) string {
 
 // What explain says of a packet is what then happens to it on the wire, and saying so changes nothing.
 func TestExplainOnTheWire(t *testing.T) {
-	r := lookRig(t, "explain")
+	r := newRigWith(t, "explain", rigPolicy("", ""), netlab.Options{Queues: 2})
+	r.write(r.node, rigNode(r.data, r.socket, "[workers]\ncount = 2\n")) // packets are handed over, and so are trials
+	lookStart(t, r)
 	from, to := addrPort(r.Alpha2.V4, 4444), addrPort(r.Public1.V4, 7007)
 	var x *api.Explanation
 	for range 3 {
@@ -220,6 +228,17 @@ func TestExplainOnTheWire(t *testing.T) {
 	h := rigUDP(r, r.Alpha2.Name, 5555, pub)
 	if err := answered(h, "round"); err != nil {
 		t.Error(err)
+	}
+	// Some of these hosts belong to the other worker than the one that gets their packets.
+	handed := 0
+	for host := range 40 {
+		x := r.explain(t, "--tenant", "alpha", "--proto", "udp", "--from", fmt.Sprintf("198.18.10.%d:999", 100+host), "--to", to)
+		if len(x.Passes) == 2 && x.Passes[0].Verdict == "hand" && x.Passes[1].Worker != x.Passes[0].Worker && x.Verdict == "send" {
+			handed++
+		}
+	}
+	if handed < 5 || handed > 35 {
+		t.Errorf("%d of 40 hosts were handed over between two workers", handed)
 	}
 	text, _, code := r.cli("explain", "--tenant", "alpha", "--frame", fmt.Sprintf("%x", x.Frame))
 	t.Log("\n" + text)

@@ -102,9 +102,14 @@ func rigBeta(more string) string {
 // newRig builds the lab and writes the files; it starts nothing.
 func newRig(t testing.TB, name, policy string) *rig {
 	t.Helper()
+	return newRigWith(t, name, policy, netlab.Options{})
+}
+
+func newRigWith(t testing.TB, name, policy string, o netlab.Options) *rig {
+	t.Helper()
 	roottest.Require(t)
 	prog := program(t)
-	top, err := netlab.Standard(name, netlab.Options{})
+	top, err := netlab.Standard(name, o)
 	if err != nil {
 		t.Fatal(err)
 	}
