@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -67,6 +68,7 @@ type Gateway struct {
 	blocks  blocks
 	prober  prober
 	store   *revisions.Store
+	dir     io.Closer // the lock of the data directory
 	eph     [2]uint16
 	seed    uint64
 
@@ -127,8 +129,11 @@ func New(o Options) (*Gateway, error) {
 	if g.store, err = revisions.Open(filepath.Join(n.DataDir, "policies")); err != nil {
 		return nil, err
 	}
-	if err := g.firstPolicy(); err != nil {
+	if g.dir, err = lockDir(n.DataDir); err != nil {
 		return nil, err
+	}
+	if err := g.firstPolicy(); err != nil {
+		return nil, errors.Join(err, g.dir.Close())
 	}
 	g.loadBlocks()
 	return g, nil

@@ -533,7 +533,7 @@ func (g *Gateway) release() (err error) {
 		err = errors.Join(err, unix.Munmap(m))
 	}
 	g.mem = nil
-	return err
+	return errors.Join(err, g.dir.Close())
 }
 
 // netEvent follows the machine: devices that go and come, MAC, MTU, addresses, neighbours of shared addresses.

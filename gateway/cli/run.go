@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -27,7 +28,7 @@ func (a *app) runCmd() *cobra.Command {
 	var node, policy, broken string
 	var seed uint64
 	c := command("run --node FILE [--policy FILE]", "run the gateway until SIGINT or SIGTERM",
-		"Run the gateway on this machine until SIGINT or SIGTERM.\n\n"+
+		"Run the gateway on this machine until SIGINT or SIGTERM. SIGHUP changes nothing.\n\n"+
 			"The policy of --policy is served at the first start only. From then on the node serves the last policy that was applied to it,\n"+
 			"also after a crash; `demarc status` names it. Under systemd (Type=notify) the node says when it forwards.\n"+
 			"Each port is prepared: what its device does to packets is switched off, said in the log and by `demarc ports`, and put back at the end;\n"+
@@ -61,8 +62,13 @@ func (a *app) run(cmd *cobra.Command, node, policy string, broken snapshot.Break
 	if err != nil {
 		return err
 	}
+	out := newLogWriter(cmd.ErrOrStderr())
+	defer out.Close(time.Second) // before the error is told, which comes last
 	lines := gateway.NewLogLines(logKept)
-	o := gateway.Options{Node: n, NodeText: text, Lines: lines, Version: a.version, Log: logger(io.MultiWriter(lines, cmd.ErrOrStderr()), n.Log), Break: broken, Seed: seed}
+	log := logger(io.MultiWriter(lines, out), n.Log)
+	defer onHangup(log)()
+	signal.Ignore(syscall.SIGPIPE) // a log whose reader has gone is no reason to end; the default for standard error is to be killed
+	o := gateway.Options{Node: n, NodeText: text, Lines: lines, Version: a.version, Log: log, Break: broken, Seed: seed}
 	if policy != "" {
 		if o.Policy, o.Source, err = read(cmd, policy); err != nil {
 			return err
@@ -118,6 +124,24 @@ func confined(log *slog.Logger, dataDir string) {
 
 // logKept is how many bytes of its last log lines a node keeps for `support`.
 const logKept = 256 << 10
+
+// onHangup has SIGHUP do nothing but say what would do something: whoever sends it wants a new policy served, or has closed the terminal,
+// and neither is a reason to end a gateway. Its default would be that.
+func onHangup(log *slog.Logger) (stop func()) {
+	hup, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(hup, syscall.SIGHUP)
+	go func() {
+		for {
+			select {
+			case <-hup:
+				log.Warn("SIGHUP changes nothing: a policy is served by `demarc apply FILE`, the node file is read at start")
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() { signal.Stop(hup); close(done) }
+}
 
 // rootHint says what is behind a refusal by the kernel when it is that we are not root. Capabilities may do as well, so it is no
 // condition to start.

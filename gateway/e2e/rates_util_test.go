@@ -169,10 +169,10 @@ func (r *rig) launch(wrap ...string) {
 	}()
 }
 
-// start launches the program and waits until it forwards.
-func (r *rig) start() {
+// start launches the program and waits until it forwards. wrap goes in front of the program.
+func (r *rig) start(wrap ...string) {
 	r.t.Helper()
-	r.launch()
+	r.launch(wrap...)
 	r.until(20*time.Second, "ready", func() (bool, string) {
 		if !r.running() {
 			r.t.Fatalf("the gateway ended before it was ready (%v):\n%s", r.err, r.logged())

@@ -159,6 +159,9 @@ func (c *compiler) interfaces() {
 		if f.MTU == 0 {
 			f.MTU = l.MTU
 		}
+		if l.MTU > 0 && f.MTU > l.MTU && c.in.Prev != nil { // it fitted at the start: the device has shrunk since, and what it takes now holds
+			f.MTU = l.MTU
+		}
 		if l.MTU > 0 && f.MTU > l.MTU {
 			c.fail("interface %q: mtu %d is larger than the device's %d", n.Name, f.MTU, l.MTU)
 		}

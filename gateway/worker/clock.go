@@ -12,22 +12,31 @@ import (
 // which only a suspend changes; Resync measures it again.
 type Clock struct {
 	start time.Time
+	boot  func() (uint64, error) // reads CLOCK_BOOTTIME; a seam for tests: nobody may suspend the machine for one
 	base  atomic.Uint64
 }
 
 // NewClock starts a clock.
 func NewClock() (*Clock, error) {
-	c := &Clock{start: time.Now()}
+	c := &Clock{start: time.Now(), boot: bootTime}
 	return c, c.Resync()
+}
+
+func bootTime() (uint64, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0, fmt.Errorf("read CLOCK_BOOTTIME: %w", err)
+	}
+	return uint64(ts.Nano()), nil
 }
 
 // Resync measures CLOCK_BOOTTIME again. Time never runs backwards by it.
 func (c *Clock) Resync() error {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return fmt.Errorf("read CLOCK_BOOTTIME: %w", err)
+	now, err := c.boot()
+	if err != nil {
+		return err
 	}
-	base := uint64(ts.Nano()) - uint64(time.Since(c.start))
+	base := now - uint64(time.Since(c.start))
 	if base > c.base.Load() {
 		c.base.Store(base)
 	}

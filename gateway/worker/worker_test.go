@@ -428,3 +428,83 @@ func TestTransmitCopiesAndReuses(t *testing.T) {
 		t.Fatalf("%v allocations for a refused frame", n)
 	}
 }
+
+// A machine that was suspended finds its sessions as old as they are, and no more tokens than a burst; a clock that steps back is not followed.
+func TestClockJump(t *testing.T) {
+	ws := newWorkers(t, 1)
+	w := ws[0]
+	c := w.cfg.Clock
+	asleep := time.Duration(0)
+	c.boot = func() (uint64, error) {
+		now, err := bootTime()
+		return now + uint64(asleep), err
+	}
+	stop := start(t, ws)
+	ask := func(fn func(*pipeline.Shard)) {
+		t.Helper()
+		if err := w.Do(t.Context(), fn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bring := func(sport uint16) {
+		t.Helper()
+		f := udp(sport, 1000)
+		ask(func(sh *pipeline.Shard) {
+			u := w.cfg.Areas[0]
+			addr, ok := u.Alloc()
+			if !ok {
+				t.Error("no frame")
+				return
+			}
+			mem := u.Mem()[addr : addr+uint64(u.Chunk())]
+			copy(mem[handHeadroom:], f)
+			w.slots[0].Buf, w.slots[0].Off, w.slots[0].Len = mem, handHeadroom, len(f)
+			w.slots[0].Port, w.slots[0].Looped, w.slots[0].Handed, w.slots[0].Area, w.slots[0].Addr = 1, false, true, 0, addr
+			w.judge(w.slots[:1], c.Now())
+		})
+	}
+	sessions := func() (n int) {
+		ask(func(sh *pipeline.Shard) { n = sh.Sessions.Len() })
+		return n
+	}
+	bring(5000)
+	if n := sessions(); n != 1 {
+		t.Fatalf("%d sessions, want 1", n)
+	}
+	before := c.Now()
+	asleep = -time.Hour // somebody's clock stepped back
+	if err := c.Resync(); err != nil {
+		t.Fatal(err)
+	}
+	if now := c.Now(); now < before || now > before+uint64(time.Minute) {
+		t.Fatalf("the clock went from %d to %d", before, now)
+	}
+	if n := sessions(); n != 1 {
+		t.Fatalf("%d sessions after a step back, want 1", n)
+	}
+	asleep = time.Hour // longer than any UDP session lives
+	if err := c.Resync(); err != nil {
+		t.Fatal(err)
+	}
+	if now := c.Now(); now < before+uint64(asleep) {
+		t.Fatalf("a suspend of %v moved the clock by %v", asleep, time.Duration(now-before))
+	}
+	eventually(t, "the session has ended with its time", func() bool { return sessions() == 0 })
+	// The tenant sends at most 100 kbit/s: of 60 packets of 1028 bytes some two leave at once, the others wait for their time.
+	asleep = 24 * time.Hour
+	if err := c.Resync(); err != nil {
+		t.Fatal(err)
+	}
+	sent := func() uint64 { return w.shard.Meter.Drops(0, verdict.NoTxSocket) } // as far as this world's packets get
+	base := sent()
+	for range 60 {
+		bring(5001)
+	}
+	if n := sent() - base; n == 0 || n > 6 {
+		t.Errorf("%d of 60 packets left at once after a day asleep", n)
+	}
+	stop()
+	if err := w.Account(); err != nil {
+		t.Error(err)
+	}
+}
