@@ -160,6 +160,116 @@ func TestFaultDeviceDeletedAndRecreated(t *testing.T) {
 	r.stop()
 }
 
+// A cable that is pulled and put back, under load: status says so, what is sent there is dropped and counted, the other tenant loses nothing,
+// sessions live, and traffic goes on by itself.
+func TestFaultCable(t *testing.T) {
+	r := newRig(t, "cable", rigPolicy("", ""))
+	r.start()
+	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
+	outside := rigAccept(r, r.Public1.Name, ":7100")
+	inside := rigDial(r, r.Beta1.Name, addrPort(r.Public1.V4, 7100))
+	pushed := <-outside
+	f := kernelWouldForward(r)
+	var alpha, beta host.Probe
+	stream := func(from netlab.Host, into *host.Probe) *job {
+		return r.spawn(from.Name, into, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-local", from.V4.String()+":5000", "-pps", "200", "-duration", "2500ms", "-wait", "1s")
+	}
+	a, b := stream(r.Alpha1, &alpha), stream(r.Beta1, &beta)
+	var before []api.Session
+	r.until(3*time.Second, "beta's stream has a session", func() (bool, string) {
+		before = sessionsOf(r, "beta", 5000)
+		return len(before) == 1 && before[0].Reply.Packets > 20, fmt.Sprint(before)
+	})
+	f.tight("before")
+	check(t, r.SetUp("sw-beta", "gw-beta0", false))
+	r.until(3*time.Second, "status says that there is no carrier", func() (bool, string) {
+		p := portOf(r.status(), "beta0")
+		return p.State == "open" && p.Up && !p.Carrier && strings.Contains(p.Problem, "no carrier"), fmt.Sprintf("%+v", p)
+	})
+	if r.metric(`demarc_xsk_port_up{port="beta0"}`) != 0 {
+		t.Error("the metrics show the port as up")
+	}
+	st := r.status()
+	if _, err := pushed.Write(make([]byte, 1000)); err != nil {
+		t.Error(err)
+	}
+	r.until(3*time.Second, "drops for a port without carrier are counted", func() (bool, string) {
+		now := r.status()
+		return now.Drops["interface_down"] > st.Drops["interface_down"], fmt.Sprint(drops(st, now))
+	})
+	check(t, r.SetUp("sw-beta", "gw-beta0", true))
+	r.until(3*time.Second, "the port is well again", func() (bool, string) {
+		p := portOf(r.status(), "beta0")
+		return p.Carrier && p.Problem == "", fmt.Sprintf("%+v", p)
+	})
+	r.wait(a, b)
+	inside.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if n, err := io.ReadFull(inside, make([]byte, 1000)); err != nil {
+		t.Errorf("of what was sent meanwhile over TCP %d of 1000 bytes came: %v", n, err)
+	}
+	f.tight("after")
+	after := sessionsOf(r, "beta", 5000)
+	if len(after) != 1 || after[0].XlatSrc != before[0].XlatSrc || after[0].Reply.Packets <= before[0].Reply.Packets {
+		t.Errorf("the session before and after: %+v, %+v", before, after)
+	}
+	if alpha.Received != alpha.Sent || beta.Received == beta.Sent || beta.Received == 0 {
+		t.Errorf("the other tenant: %d of %d; this one: %d of %d", alpha.Received, alpha.Sent, beta.Received, beta.Sent)
+	}
+	if st := r.status(); !st.Ready || !st.Conservation.OK || st.Drops["unset"] > 0 {
+		t.Errorf("ready %v, frames %s", st.Ready, st.Conservation.Detail)
+	}
+	t.Logf("alpha %d of %d; beta %d of %d, longest gap %.0f ms", alpha.Received, alpha.Sent, beta.Received, beta.Sent, beta.LongestMs)
+	r.stop()
+}
+
+// The MTU of a port changes under a running node: senders are told the new one with the next packet that is too large; more than a frame of packet
+// memory holds is said to be so and no more is promised than it holds; back is back.
+func TestFaultMTU(t *testing.T) {
+	r := newRig(t, "mtu", rigPolicy("", ""))
+	r.write(r.node, replace(t, rigNode(r.data, r.socket, ""), "port = \"bb0\"\n", "port = \"bb0\"\nmtu = 1450\n"))
+	r.start()
+	ping := func(size string) (bool, string) { // with DF; what was learned of the path is forgotten before
+		t.Helper()
+		_, err := r.Exec(r.Alpha1.Name, "ip", "route", "flush", "cache")
+		check(t, err)
+		var out strings.Builder
+		c := r.Command(r.Alpha1.Name, "ping", "-n", "-c", "1", "-W", "1", "-M", "do", "-s", size, r.Public1.V4.String())
+		c.Stdout, c.Stderr = &out, &out
+		err = c.Run()
+		return err == nil, out.String()
+	}
+	is := func(mtu, served int, problem string) {
+		t.Helper()
+		check(t, r.SetMTU(netlab.GW, netlab.PublicPort, mtu))
+		var p api.Ports
+		r.until(3*time.Second, fmt.Sprintf("mtu %d is served as %d", mtu, served), func() (bool, string) {
+			r.ask(&p, "ports")
+			return p.Ports[0].MTU == mtu && p.Interfaces[0].MTU == served, fmt.Sprintf("%+v %+v", p.Ports[0], p.Interfaces[0])
+		})
+		if got := p.Ports[0].Problem; p.Ports[0].State != "open" || (problem == "") != (got == "") || !strings.Contains(got, problem) {
+			t.Errorf("mtu %d: %s, %q, want %q", mtu, p.Ports[0].State, got, problem)
+		}
+		// 28 bytes of headers.
+		if ok, out := ping(fmt.Sprint(served - 28)); !ok {
+			t.Errorf("mtu %d: a packet of %d does not pass:\n%s", mtu, served, out)
+		}
+		if served < 1500 { // the sender's own
+			if ok, out := ping(fmt.Sprint(served - 27)); ok || !strings.Contains(out, fmt.Sprintf("mtu = %d", served)) && !strings.Contains(out, fmt.Sprintf("mtu=%d", served)) {
+				t.Errorf("mtu %d: a packet of %d: passed %v:\n%s", mtu, served+1, ok, out)
+			}
+		}
+	}
+	is(1500, 1450, "")
+	is(1400, 1400, "interface backbone has mtu 1450, its device only 1400, which holds: a restart would be refused")
+	is(1300, 1300, "interface backbone has mtu 1450")
+	is(9000, 1450, "mtu 9000 is more than the 1774 that a frame of packet memory holds: larger packets that arrive are lost; ip link set bb0 mtu 1774")
+	is(1500, 1450, "")
+	if st := r.status(); !st.Ready || !st.Conservation.OK || st.Drops["unset"] > 0 {
+		t.Errorf("ready %v, frames %s", st.Ready, st.Conservation.Detail)
+	}
+	r.stop()
+}
+
 // rigAccept gives the connections that come to a TCP port.
 func rigAccept(r *rig, ns, at string) <-chan net.Conn {
 	r.t.Helper()
