@@ -207,6 +207,8 @@ func TestClientsNmap(t *testing.T) {
 		{"UDP", s.Public1.Name, "[]", []string{"-sU", "-p", "1-500", "192.0.2.16"}},
 		{"the gateway itself", s.Public1.Name, "[]", []string{"-sS", "-p", "1-1000", netlab.PublicGW4}},
 		{"SYN out of alpha", s.Alpha1.Name, "[79 closed tcp 80 open tcp 81 closed tcp]", []string{"-sS", "-p", "79-81", s.Public1.V4.String()}},
+		{"SYN out of beta", s.Beta1.Name, "[79 closed tcp 80 open tcp 81 closed tcp]", []string{"-sS", "-p", "79-81", s.Public1.V4.String()}},
+		{"UDP out of alpha", s.Alpha1.Name, "[53 open udp 54 closed udp]", []string{"-sU", "-p", "53-54", s.Public1.V4.String()}},
 		{"UDP out of beta", s.Beta1.Name, "[53 open udp 54 closed udp]", []string{"-sU", "-p", "53-54", s.Public1.V4.String()}},
 	} {
 		wg.Go(func() {
