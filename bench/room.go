@@ -234,7 +234,7 @@ func (r *room) establish(ctx context.Context, flows int, rate float64) (e pktgen
 		return e, 0, err
 	}
 	start := time.Now()
-	patience := 30*time.Second + time.Duration(flows)*20*time.Microsecond
+	patience := 30*time.Second + time.Duration(flows)*40*time.Microsecond
 	var sending float64 // seconds
 	for try := range retries {
 		s, err := r.send(ctx, pktgen.Order{Duration: 20*time.Second + patience/2, Frames: uint64(flows), Rate: rate})

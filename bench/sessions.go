@@ -148,6 +148,9 @@ func (q *manySessions) run(ctx context.Context) (out *held, err error) {
 	q.say("ready after %s with room for %d sessions, %d MiB resident", out.Start.Round(time.Millisecond), q.table(), out.Resident[0]>>20)
 	e, took, err := r.establish(ctx, q.Sessions, q.Rate)
 	if err != nil {
+		if st, e := d.status(ctx, false); e == nil {
+			err = fmt.Errorf("%w; dropped by the gateway, all in all: %v; try a lower --rate", err, dropped(st))
+		}
 		return out, fmt.Errorf("establish %d sessions: %w", q.Sessions, err)
 	}
 	out.Answered, out.Establish = e.Answered, took
