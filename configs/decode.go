@@ -108,7 +108,11 @@ func fill(at loc, v any, dst reflect.Value, options string) {
 	switch dst.Type() {
 	case addrType:
 		fillText(at, v, `"192.0.2.1"`, func(s string) error {
-			a, err := parseAddr(s)
+			parse := parseAddr
+			if options == "hops" {
+				parse = parseHop
+			}
+			a, err := parse(s)
 			dst.Set(reflect.ValueOf(a))
 			return err
 		})
@@ -232,8 +236,11 @@ func fillList(at loc, v any, dst reflect.Value, options string) {
 		at.bad(nil, "is a table", "write a list in brackets")
 		return
 	default:
-		at.bad(v, "is "+kindOf(v), "write a list in brackets: ["+show(v)+"]")
-		return
+		if _, text := v.(string); options != "hops" || !text {
+			at.bad(v, "is "+kindOf(v), "write a list in brackets: ["+show(v)+"]")
+			return
+		}
+		items = []any{v} // one next hop is written without brackets
 	}
 	if len(items) > maxList {
 		at.bad(nil, fmt.Sprintf("has %d entries", len(items)), fmt.Sprintf("at most %d", maxList))

@@ -237,7 +237,9 @@ func routes(list []Route) (out []entry) {
 	for _, r := range list {
 		text := "discard"
 		if !r.Discard {
-			text = "via " + r.Via.String()
+			hops := texts(r.Via)
+			slices.Sort(hops) // who gets which conversation does not go by the order
+			text = "via " + join(hops)
 		}
 		if r.Interface != "" {
 			text += " on " + r.Interface
@@ -374,7 +376,7 @@ func join(items []string) string {
 	return strings.Join(items, ",")
 }
 
-func texts(list []netip.Prefix) []string {
+func texts[T fmt.Stringer](list []T) []string {
 	out := make([]string, len(list))
 	for i, p := range list {
 		out[i] = p.String()

@@ -15,6 +15,7 @@ const (
 	MaxTenants        = 65_534 // a tenant is 16 bits in a session, and 0 is the backbone
 	MaxRules          = 100_000
 	MaxRoutes         = 16_384
+	MaxVias           = 16 // of one route
 	MaxObjects        = 16_384
 	maxItems          = 65_536 // in one object
 	maxRuleItems      = 4_096
@@ -237,7 +238,7 @@ func checkRoutes(owner loc, routes []Route, interfaces []string) {
 		at.missing("prefix", `such as "0.0.0.0/0"`)
 		if checkPrefix(at.key("prefix"), r.Prefix) {
 			if first, dup := have[r.Prefix]; dup {
-				at.key("prefix").bad(r.Prefix, "is routed twice", fmt.Sprintf("route[%d] has it; one next hop per prefix", first+1))
+				at.key("prefix").bad(r.Prefix, "is routed twice", fmt.Sprintf("route[%d] has it; several next hops are written as one list: via = [\"…\", \"…\"]", first+1))
 			} else {
 				have[r.Prefix] = i
 			}
@@ -245,22 +246,51 @@ func checkRoutes(owner loc, routes []Route, interfaces []string) {
 		via := at.key("via")
 		switch {
 		case r.Discard && at.has("via"):
-			via.bad(r.Via, "stands beside discard = true", "a route has one or the other")
+			via.bad(firstHop(r.Via), "stands beside discard = true", "a route has one or the other")
 		case r.Discard:
 		case !at.has("via"):
 			at.missing("via", "the address of the next router, or discard = true")
-		case !r.Via.IsValid():
-		case publicAddr(r.Via) != nil:
-			via.bad(r.Via, publicAddr(r.Via).Error(), "the address of the next router")
-		case r.Prefix.IsValid() && r.Via.Is4() != r.Prefix.Addr().Is4():
-			via.bad(r.Via, "is of the other family than "+r.Prefix.String(), "")
-		case r.Via.IsLinkLocalUnicast() && r.Interface == "" && len(interfaces) != 1:
-			at.key("interface").bad(nil, "is missing", "a link-local next hop needs it")
+		case len(r.Via) == 0 && textAt(at, "via"):
+			via.bad(nil, "is empty", "the address of the next router, or a list of several")
+		case len(r.Via) > MaxVias:
+			via.bad(nil, fmt.Sprintf("has %d next hops", len(r.Via)), fmt.Sprintf("at most %d", MaxVias))
+		default:
+			for j, hop := range r.Via {
+				checkHop(via.item(j), at, &r, hop, slices.Contains(r.Via[:j], hop), interfaces)
+			}
 		}
 		if r.Interface != "" && !slices.Contains(interfaces, r.Interface) {
 			at.key("interface").bad(r.Interface, "is not an interface of this side", didYouMean(r.Interface, at.c.guess(func() []string { return interfaces }), "one of "+cut(strings.Join(interfaces, ", "))))
 		}
 	}
+}
+
+// checkHop checks one next hop of a route, which is written at owner.
+func checkHop(via, owner loc, r *Route, hop netip.Addr, twice bool, interfaces []string) {
+	zone := hop.Zone()
+	switch {
+	case !hop.IsValid():
+	case publicAddr(hop) != nil:
+		via.bad(hop, publicAddr(hop).Error(), "the address of the next router")
+	case r.Prefix.IsValid() && hop.Is4() != r.Prefix.Addr().Is4():
+		via.bad(hop, "is of the other family than "+r.Prefix.String(), "")
+	case twice:
+		via.bad(hop, "stands in the list twice", "each next hop gets the same share")
+	case zone != "" && r.Interface != "" && zone != r.Interface:
+		via.bad(hop, "is on another interface than the route's "+quote(r.Interface), "leave interface out where a next hop names its own")
+	case zone != "" && !slices.Contains(interfaces, zone):
+		via.bad(hop, "names no interface of this side", didYouMean(zone, via.c.guess(func() []string { return interfaces }), "one of "+cut(strings.Join(interfaces, ", "))))
+	case hop.IsLinkLocalUnicast() && r.Interface == "" && zone == "" && len(interfaces) != 1:
+		owner.key("interface").bad(nil, "is missing", "a link-local next hop needs it")
+	}
+}
+
+// firstHop is what is shown of a list of next hops; nil when it is empty.
+func firstHop(list []netip.Addr) any {
+	if len(list) == 0 {
+		return nil
+	}
+	return list[0]
 }
 
 func (c *policyCheck) tenant(at loc, i int, t *Tenant) {

@@ -28,10 +28,10 @@ type Backbone struct {
 	Interfaces []string `toml:"interfaces"`
 }
 
-// Route is a static route. Via must lie in the prefix of an address of the interface that it goes out of.
+// Route is a static route. Each via must lie in the prefix of an address of the interface that it goes out of.
 type Route struct {
 	Prefix    netip.Prefix `toml:"prefix"`
-	Via       netip.Addr   `toml:"via"`
+	Via       []netip.Addr `toml:"via,hops"`  // one router, or a list of up to 16 that share the conversations by hash; "fe80::1%transit" names the interface too
 	Interface string       `toml:"interface"` // only needed when via is link-local or ambiguous
 	Discard   bool         `toml:"discard"`   // black hole: instead of via
 }

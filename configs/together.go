@@ -76,32 +76,44 @@ func (s *side) connected() {
 // routes checks that each next hop is a neighbour on this side.
 func (s *side) routes(owner loc, routes []Route) {
 	for i, r := range routes {
-		if r.Discard || !r.Via.IsValid() {
+		if r.Discard {
 			continue
 		}
-		at := owner.key("route").at(i).key("via")
-		on, own := 0, false
-		for _, f := range s.ifaces {
-			if r.Interface != "" && f.Name != r.Interface {
-				continue
-			}
-			for _, p := range f.Addresses {
-				own = own || p.Addr() == r.Via
-				if p.Contains(r.Via) {
-					on++
-					break
-				}
-			}
-			if r.Via.IsLinkLocalUnicast() && r.Via.Is6() && hasFamily(f.Addresses, false) {
-				on = max(on, 1)
+		for j, via := range r.Via {
+			if via.IsValid() {
+				s.hop(owner.key("route").at(i).key("via").item(j), r.Interface, via)
 			}
 		}
-		switch {
-		case own:
-			at.bad(r.Via, "is the gateway itself", "the address of the next router")
-		case on == 0 && len(s.ifaces) > 0:
-			at.bad(r.Via, "is on no network of "+s.name, "an address in "+s.networks(r.Via.Is4()))
+	}
+}
+
+// hop checks one next hop; iface is what the route says.
+func (s *side) hop(at loc, iface string, via netip.Addr) {
+	if zone := via.Zone(); zone != "" {
+		iface = zone
+	}
+	bare := via.WithZone("")
+	on, own := 0, false
+	for _, f := range s.ifaces {
+		if iface != "" && f.Name != iface {
+			continue
 		}
+		for _, p := range f.Addresses {
+			own = own || p.Addr() == bare
+			if p.Contains(bare) {
+				on++
+				break
+			}
+		}
+		if bare.IsLinkLocalUnicast() && bare.Is6() && hasFamily(f.Addresses, false) {
+			on = max(on, 1)
+		}
+	}
+	switch {
+	case own:
+		at.bad(via, "is the gateway itself", "the address of the next router")
+	case on == 0 && len(s.ifaces) > 0:
+		at.bad(via, "is on no network of "+s.name, "an address in "+s.networks(via.Is4()))
 	}
 }
 

@@ -110,6 +110,21 @@ func parseAddr(s string) (netip.Addr, error) {
 	return a, nil
 }
 
+// parseHop reads a next hop. A link-local one may name its interface, as "fe80::1%transit".
+func parseHop(s string) (netip.Addr, error) {
+	if bare, iface, ok := strings.Cut(s, "%"); ok {
+		a, err := parseAddr(bare)
+		if err != nil {
+			return a, err
+		}
+		if !a.Is6() || !a.IsLinkLocalUnicast() || iface == "" {
+			return netip.Addr{}, fmt.Errorf("has a zone: only a link-local IPv6 address may name its interface, as \"fe80::1%%transit\"")
+		}
+		return a.WithZone(iface), nil
+	}
+	return parseAddr(s)
+}
+
 // parsePrefix reads address/length and keeps the host bits: who must not have any checks for them.
 func parsePrefix(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)

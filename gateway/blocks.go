@@ -195,13 +195,9 @@ func (g *Gateway) mistake(p netip.Prefix, any bool, zone flow.TenantID) string {
 			}
 		}
 	}
-	for i := range v.Hops {
-		h := &v.Hops[i]
-		if h.Kind != snapshot.HopForward || h.OnLink || !any && v.Ifaces[h.Iface].Zone != zone {
-			continue
-		}
-		if via := h.Via.Netip(h.Family); p.Contains(via) {
-			return fmt.Sprintf("%s is the next hop of a route through %s", via, v.Ifaces[h.Iface].Name)
+	for _, h := range v.NextHops() {
+		if f := &v.Ifaces[h.Iface]; p.Contains(h.Addr) && (any || f.Zone == zone) {
+			return fmt.Sprintf("%s is the next hop of a route through %s", h.Addr, f.Name)
 		}
 	}
 	for _, t := range v.Tenants {

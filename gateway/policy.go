@@ -124,8 +124,18 @@ func (g *Gateway) serve(p *configs.Policy, v *snapshot.View, text []byte, r *api
 		w.Publish(v)
 	}
 	if g.slow != nil {
-		g.slow.SetInterfaces(g.slowInterfaces(v))
+		g.tellSlow(v)
 	}
+}
+
+// tellSlow has the slow path work for v.
+func (g *Gateway) tellSlow(v *snapshot.View) {
+	g.slow.SetInterfaces(g.slowInterfaces(v))
+	var hops []slowpath.NextHop
+	for _, h := range v.NextHops() {
+		hops = append(hops, slowpath.NextHop{Iface: h.Iface, Addr: h.Addr, Shared: h.Shared, State: h.State})
+	}
+	g.slow.SetNextHops(hops)
 }
 
 // steer has the XDP programs know what v and the host's addresses ask for. The caller holds mu, or is New.

@@ -58,7 +58,7 @@ func (g *Gateway) portGone(i int) {
 	if err := errors.Join(g.dropSockets(i, index), p.unlock()); err != nil {
 		g.log.Warn("let go of a port", "port", p.cfg.Name, "err", err)
 	}
-	g.slow.SetInterfaces(g.slowInterfaces(g.view.Load()))
+	g.tellSlow(g.view.Load())
 }
 
 func (p *port) missing() string {
@@ -133,7 +133,7 @@ func (g *Gateway) comeBack(i int, p *port) error {
 	if err := g.openPort(i, p); err != nil {
 		return errors.Join(err, g.dropSockets(i, 0))
 	}
-	g.slow.SetInterfaces(g.slowInterfaces(g.view.Load()))
+	g.tellSlow(g.view.Load())
 	g.log.Info("port open again", "port", p.cfg.Name, "device", p.cfg.Device, "mac", net.HardwareAddr(l.MAC[:]).String(), "mtu", l.MTU, "queues", len(p.queues), "mode", p.mode.String())
 	return nil
 }
@@ -264,7 +264,7 @@ func (g *Gateway) linkChanged(i int, l hostnet.Link) {
 	if l.Carrier != was.Carrier || l.Up != was.Up {
 		g.log.Info("link", "port", p.cfg.Name, "up", l.Up, "carrier", l.Carrier)
 		g.carrier(i, p)
-		g.slow.SetInterfaces(g.slowInterfaces(g.view.Load()))
+		g.tellSlow(g.view.Load())
 	}
 	if l.MAC != was.MAC || l.MTU != was.MTU {
 		g.log.Info("link changed", "port", p.cfg.Name, "mtu", l.MTU, "mac", net.HardwareAddr(l.MAC[:]).String())

@@ -475,7 +475,7 @@ func (g *Gateway) openSockets() error {
 		}
 	}
 	g.ready.Store(true)
-	g.slow.SetInterfaces(g.slowInterfaces(g.view.Load()))
+	g.tellSlow(g.view.Load())
 	return nil
 }
 

@@ -102,7 +102,7 @@ func (g *Gateway) probe(ctx context.Context, r *api.ProbeRequest, proto func(fam
 			return nil, bad("%s never leaves its link, and the gateway has no such address", a)
 		}
 	} else if f == nil || !onLinkOf(f, a) {
-		_, h, ok := v.Lookup(zone, family, &far)
+		nh, h, ok := v.Lookup(zone, family, &far)
 		if !ok || h.Kind == snapshot.HopDiscard {
 			return nil, bad("no route of %s leads to %s", side, a)
 		}
@@ -112,6 +112,7 @@ func (g *Gateway) probe(ctx context.Context, r *api.ProbeRequest, proto func(fam
 		case snapshot.HopPublic, snapshot.HopTenant:
 			return nil, bad("%s is behind the gateway itself, not out there: ask from the tenant's side", a)
 		}
+		h = v.Hop(v.Choose(nh, &flow.Key{Dst: far, Family: family, Zone: zone}, snapshot.NoHop)) // of several next hops one that lives
 		if out = &v.Ifaces[h.Iface]; out.Zone != zone {
 			return nil, bad("%s is not on the side of %s", a, side)
 		}

@@ -9,6 +9,7 @@ import (
 
 	"demarc/configs"
 	"demarc/gateway/api"
+	"demarc/gateway/fib"
 	"demarc/gateway/flow"
 	"demarc/gateway/meter"
 	"demarc/gateway/nat"
@@ -103,9 +104,15 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 	}
 	s.Backbone.ICMPErrors = errorsOf(&v.Errors.Backbone)
 	ss := g.slow.Stats()
-	s.SlowPath = api.SlowPath{Neighbours: g.neigh.Len(), Received: ss.Learned + ss.Resolves, Sent: ss.Replies + ss.Solicited + ss.Announced + ss.Forwarded}
+	s.SlowPath = api.SlowPath{Received: ss.Learned + ss.Resolves, Sent: ss.Replies + ss.Solicited + ss.Announced + ss.Forwarded,
+		Routers: b.routers(v), Unanswered: ss.Unanswered, Limited: ss.RateLimited, TableFull: ss.TableFull, MACChanges: ss.MACChanges,
+		Duplicates: ss.Duplicates, Defended: ss.Defended, Probed: ss.Probed, Conflicts: b.conflicts(v)}
+	s.SlowPath.Routers.Died, s.SlowPath.Routers.Returned = ss.Died, ss.Returned
 	for _, e := range g.slow.Neighbors() {
 		s.SlowPath.Waiting += e.Waiting
+		if e.MAC != [6]byte{} {
+			s.SlowPath.Neighbours++
+		}
 		if e.State == "incomplete" {
 			s.SlowPath.Pending++
 		}
@@ -362,8 +369,13 @@ func (b backend) Routes(context.Context) (*api.Routes, error) {
 		default:
 			a.Kind = "connected"
 			if !h.OnLink {
-				a.Kind, a.Via = "static", h.Via.Netip(h.Family).String()
-				_, a.Resolved = b.g.neigh.Lookup(h.Iface, h.Family, &h.Via)
+				a.Kind, a.Via, a.Resolved = "static", h.Via.Netip(h.Family).String(), false
+			}
+			for _, via := range v.RouteHops(r.NextHop) {
+				rh := api.RouteHop{Via: via.Via.Netip(via.Family).String(), Interface: v.Ifaces[via.Iface].Name, State: via.State.String(), Since: b.since(via.State.Since())}
+				_, rh.Resolved = b.g.neigh.Lookup(via.Iface, via.Family, &via.Via)
+				a.Resolved = a.Resolved || rh.Resolved
+				a.Hops = append(a.Hops, rh)
 			}
 		}
 		out.Routes = append(out.Routes, a)
@@ -371,12 +383,63 @@ func (b backend) Routes(context.Context) (*api.Routes, error) {
 	return out, nil
 }
 
+// since is how long ago ns was, in seconds; 0 for 0.
+func (b backend) since(ns uint64) float64 {
+	if now := b.g.clock.Now(); ns > 0 && now > ns {
+		return float64(now-ns) / 1e9
+	}
+	return 0
+}
+
+const (
+	deadListed   = 64
+	conflictsFor = 3600.0 // seconds that a conflict is shown
+)
+
+// routers counts the next hops that routes name and lists the dead ones.
+func (b backend) routers(v *snapshot.View) (r api.Routers) {
+	for _, h := range v.NextHops() {
+		switch {
+		case h.State.NoLink():
+			r.NoLink++
+		case h.State.Dead():
+			r.NoAnswer++
+		case h.State.Rank() == fib.HopUp:
+			r.Up++
+			continue
+		default:
+			r.Asked++
+			continue
+		}
+		if len(r.Dead) < deadListed {
+			r.Dead = append(r.Dead, api.DeadHop{Interface: v.Ifaces[h.Iface].Name, Address: h.Addr.String(), Why: h.State.String(), Since: b.since(h.State.Since())})
+		}
+	}
+	for _, sh := range b.g.shards {
+		r.Moved += sh.Moved.Load()
+	}
+	return r
+}
+
+func (b backend) conflicts(v *snapshot.View) (out []api.Conflict) {
+	for _, c := range b.g.slow.Conflicts() {
+		if age := b.since(c.LastNs); age < conflictsFor && int(c.Iface) < len(v.Ifaces) {
+			out = append(out, api.Conflict{Interface: v.Ifaces[c.Iface].Name, Address: c.Addr.String(), MAC: macText(c.MAC), Count: c.Count, Age: age})
+		}
+	}
+	return out
+}
+
+func macText(m [6]byte) string {
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}
+
 func (b backend) Neighbours(context.Context) (*api.Neighbours, error) {
 	out := &api.Neighbours{Neighbours: []api.Neighbour{}}
 	for _, e := range b.g.slow.Neighbors() {
 		a := api.Neighbour{Interface: e.Interface, Address: e.Addr.String(), State: e.State, Age: float64(e.AgeNs) / 1e9, Used: e.InUse, Waiting: e.Waiting}
 		if m := e.MAC; m != [6]byte{} {
-			a.MAC = fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+			a.MAC = macText(m)
 		}
 		out.Neighbours = append(out.Neighbours, a)
 	}

@@ -231,6 +231,45 @@ type SlowPath struct {
 	Waiting    int    `json:"waiting"`    // packets that wait for one
 	Received   uint64 `json:"received"`   // frames handed to it
 	Sent       uint64 `json:"sent"`       // frames that it sent
+
+	Routers    Routers    `json:"routers"`             // next hops that routes name
+	Unanswered int        `json:"unanswered"`          // addresses that packets want and that are asked for or did not answer
+	Limited    uint64     `json:"rate_limited"`        // questions and answers withheld by the rates of interfaces and tenants
+	TableFull  uint64     `json:"table_full"`          // neighbours refused because all of the table is in use
+	MACChanges uint64     `json:"mac_changes"`         // times that a known neighbour moved to another MAC
+	Duplicates uint64     `json:"address_conflicts"`   // times that another station spoke as one of our addresses
+	Defended   uint64     `json:"addresses_defended"`  // times that it was told before all whose the address is
+	Probed     uint64     `json:"addresses_probed"`    // times that another station asked whether one of our addresses is free
+	Conflicts  []Conflict `json:"conflicts,omitempty"` // the addresses of the last hour, the latest first
+}
+
+// Routers counts the next hops that routes name, by state.
+type Routers struct {
+	Up       int       `json:"up"`
+	Asked    int       `json:"asked"`          // has not answered yet
+	NoAnswer int       `json:"no_answer"`      // dead
+	NoLink   int       `json:"no_link"`        // dead: the port has no link
+	Died     uint64    `json:"died"`           // times that one stopped to answer
+	Returned uint64    `json:"returned"`       // times that one answered again
+	Moved    uint64    `json:"sessions_moved"` // sessions that went on by another next hop of their route because theirs had died, per direction
+	Dead     []DeadHop `json:"dead,omitempty"` // which; at most 64 are listed
+}
+
+// DeadHop is a next hop to which nothing is sent.
+type DeadHop struct {
+	Interface string  `json:"interface"`
+	Address   string  `json:"address"`
+	Why       string  `json:"why"`           // "no answer", "no link"
+	Since     float64 `json:"since_seconds"` // for how long
+}
+
+// Conflict is another station that uses one of the gateway's addresses.
+type Conflict struct {
+	Interface string  `json:"interface"`
+	Address   string  `json:"address"`
+	MAC       string  `json:"mac"` // of the other station, the last one
+	Count     uint64  `json:"count"`
+	Age       float64 `json:"age_seconds"` // since the last time
 }
 
 // Conservation is the frame account: every frame of packet memory is in exactly one place.
@@ -303,7 +342,18 @@ type Route struct {
 	Kind      string `json:"kind"` // connected, static, discard, local
 	Via       string `json:"via,omitempty"`
 	Interface string `json:"interface,omitempty"`
-	Resolved  bool   `json:"resolved"` // the next hop has a MAC now (or needs none)
+	Resolved  bool   `json:"resolved"` // a next hop has a MAC now (or needs none)
+
+	Hops []RouteHop `json:"hops,omitempty"` // the routers of a static route; Via and Interface are the first one's
+}
+
+// RouteHop is one of the routers of a route.
+type RouteHop struct {
+	Via       string  `json:"via"`
+	Interface string  `json:"interface"`
+	State     string  `json:"state"`         // "up", "asked", "no answer", "no link"
+	Since     float64 `json:"since_seconds"` // for how long; 0 when it never changed
+	Resolved  bool    `json:"resolved"`      // it has a MAC now
 }
 
 // Neighbours answers PathNeighbours.

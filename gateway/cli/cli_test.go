@@ -373,6 +373,8 @@ func TestStatusOfATroubledNode(t *testing.T) {
 	s.Ready, s.WhyNotReady, s.Broken, s.Damaged = false, "starting or stopping", "nat", []string{"0000000007.policy: the digest does not fit"}
 	s.Conservation = api.Conservation{Detail: "worker 0: 3 frames are nowhere"}
 	s.Node = "evil\x1b[2J"
+	s.SlowPath.Routers = api.Routers{Up: 1, NoAnswer: 2, NoLink: 1, Dead: []api.DeadHop{{Interface: "wan", Address: "203.0.113.10", Why: "no answer", Since: 75}, {Interface: "sat", Address: "198.51.100.10", Why: "no link", Since: 3}}}
+	s.SlowPath.Conflicts = []api.Conflict{{Interface: "alpha", Address: "198.18.10.1", MAC: "02:00:00:00:00:66", Count: 12, Age: 3}}
 	s.Tenants[0].Rules = []api.RuleHits{{Rule: 0, Name: "web", Direction: "in", Action: "allow", Hits: 3}, {Rule: -1, Name: "default", Direction: "in", Action: "deny"}}
 	s.Drops = map[string]uint64{"no_route": 0}
 	var b bytes.Buffer

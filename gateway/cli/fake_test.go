@@ -72,9 +72,10 @@ func (f *fake) Drops(context.Context) (*api.Drops, error) {
 }
 
 func (f *fake) Routes(context.Context) (*api.Routes, error) {
-	return &api.Routes{Routes: []api.Route{{Zone: "backbone", Prefix: "0.0.0.0/0", Kind: "static", Via: "203.0.113.10", Interface: "wan", Resolved: true},
+	return &api.Routes{Routes: []api.Route{{Zone: "backbone", Prefix: "0.0.0.0/0", Kind: "static", Via: "203.0.113.10", Interface: "wan", Resolved: true,
+		Hops: []api.RouteHop{{Via: "203.0.113.10", Interface: "wan", State: "up", Since: 3720, Resolved: true}, {Via: "198.51.100.10", Interface: "sat", State: "no answer", Since: 12}}},
 		{Zone: "alpha", Prefix: "198.18.10.0/24", Kind: "connected", Interface: "alpha", Resolved: true},
-		{Zone: "alpha", Prefix: "2001:db8:a:1::/64", Kind: "static", Via: "2001:db8:a::7", Interface: "alpha"}, {Zone: "backbone", Prefix: "192.0.2.16/28", Kind: "nat", Resolved: true}}}, nil
+		{Zone: "alpha", Prefix: "2001:db8:a:1::/64", Kind: "static", Via: "2001:db8:a::7", Interface: "alpha", Hops: []api.RouteHop{{Via: "2001:db8:a::7", Interface: "alpha", State: "asked"}}}, {Zone: "backbone", Prefix: "192.0.2.16/28", Kind: "nat", Resolved: true}}}, nil
 }
 
 func (f *fake) Neighbours(context.Context) (*api.Neighbours, error) {

@@ -249,12 +249,22 @@ func writeDrops(w io.Writer, d *api.Drops, all bool) {
 }
 
 func (a *app) routesCmd() *cobra.Command {
-	return a.data(command("routes", "list the routes of the backbone and of each tenant", "List the routes that the node serves.",
+	return a.data(command("routes", "list the routes of the backbone and of each tenant", "List the routes that the node serves. A route with several next hops has a line for each; conversations are shared among those\n"+
+		"that are up, and go from one that dies to the others.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
 			return get(a, cmd, api.PathRoutes, func(w io.Writer, r *api.Routes) {
-				t := newTable(w, "ZONE", "PREFIX", "KIND", "VIA", "INTERFACE", "RESOLVED")
+				t := newTable(w, "ZONE", "PREFIX", "KIND", "VIA", "INTERFACE", "RESOLVED", "STATE")
 				for _, x := range r.Routes {
-					t.row(x.Zone, x.Prefix, x.Kind, x.Via, x.Interface, yes(x.Resolved))
+					if len(x.Hops) == 0 {
+						t.row(x.Zone, x.Prefix, x.Kind, x.Via, x.Interface, yes(x.Resolved), "")
+					}
+					for _, h := range x.Hops {
+						state := h.State
+						if h.Since > 0 {
+							state += " for " + seconds(h.Since)
+						}
+						t.row(x.Zone, x.Prefix, x.Kind, h.Via, h.Interface, yes(h.Resolved), state)
+					}
 				}
 				t.flush()
 			})

@@ -120,6 +120,17 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 	}
 	p := &s.SlowPath
 	fmt.Fprintf(w, "next hops %d known, %d asked for, %s waiting\n", p.Neighbours, p.Pending, plural(p.Waiting, "packet"))
+	for i := range p.Routers.Dead {
+		d := &p.Routers.Dead[i]
+		fmt.Fprintf(w, "DEAD      next hop %s on %s: %s for %s\n", clean(d.Address), clean(d.Interface), clean(d.Why), seconds(d.Since))
+	}
+	if n := p.Routers.NoAnswer + p.Routers.NoLink - len(p.Routers.Dead); n > 0 {
+		fmt.Fprintf(w, "DEAD      %d more\n", n)
+	}
+	for i := range p.Conflicts {
+		c := &p.Conflicts[i]
+		fmt.Fprintf(w, "CONFLICT  %s on %s is used by %s too: %s, the last one %s ago\n", clean(c.Address), clean(c.Interface), clean(c.MAC), plural(int(c.Count), "time"), seconds(c.Age))
+	}
 
 	fmt.Fprintln(w)
 	writeTenants(w, s, last)

@@ -130,6 +130,17 @@ var (
 	neighbours   = gauge("slowpath_neighbours", "Neighbour entries in use.")
 	neighPending = gauge("slowpath_pending_neighbours", "Next hops that are being asked for.")
 	neighWaiting = gauge("slowpath_waiting_packets", "Packets that wait for a next hop's MAC address.")
+	neighAsked   = gauge("slowpath_unanswered_neighbours", "Addresses that packets want and that are asked for or did not answer.")
+	slowLimited  = counter("slowpath_rate_limited", "Questions and answers withheld by the rates of interfaces and tenants.")
+	slowFull     = counter("slowpath_table_full", "Neighbours refused because all of the table is in use.")
+	macChanges   = counter("slowpath_mac_changes", "Times that a known neighbour moved to another MAC address.")
+	conflicts    = counter("slowpath_address_conflicts", "Times that another station spoke as one of the gateway's addresses.")
+	defended     = counter("slowpath_addresses_defended", "Times that such a station was told before all whose the address is.")
+	probed       = counter("slowpath_addresses_probed", "Times that another station asked whether one of the gateway's addresses is free.")
+	hops         = gauge("fib_next_hops", "Next hops that routes name, by state.", "state")
+	hopsDied     = counter("fib_next_hop_deaths", "Times that a next hop stopped to answer.")
+	hopsReturned = counter("fib_next_hop_returns", "Times that a next hop answered again.")
+	moved        = counter("fib_moved_sessions", "Sessions that went on by another next hop of their route because theirs had died, per direction.")
 	slowReceived = counter("slowpath_received_frames", "Frames handed to the slow path.")
 	slowSent     = counter("slowpath_sent_frames", "Frames that the slow path sent.")
 )
@@ -204,6 +215,23 @@ func (o out) node(s *api.Status) {
 	o.put(neighbours, float64(p.Neighbours))
 	o.put(neighPending, float64(p.Pending))
 	o.put(neighWaiting, float64(p.Waiting))
+	o.put(neighAsked, float64(p.Unanswered))
+	o.put(slowLimited, float64(p.Limited))
+	o.put(slowFull, float64(p.TableFull))
+	o.put(macChanges, float64(p.MACChanges))
+	o.put(conflicts, float64(p.Duplicates))
+	o.put(defended, float64(p.Defended))
+	o.put(probed, float64(p.Probed))
+	r := &p.Routers
+	for _, x := range [...]struct {
+		state string
+		n     int
+	}{{"up", r.Up}, {"asked", r.Asked}, {"no_answer", r.NoAnswer}, {"no_link", r.NoLink}} {
+		o.put(hops, float64(x.n), x.state)
+	}
+	o.put(hopsDied, float64(r.Died))
+	o.put(hopsReturned, float64(r.Returned))
+	o.put(moved, float64(r.Moved))
 	o.put(slowReceived, float64(p.Received))
 	o.put(slowSent, float64(p.Sent))
 }

@@ -102,7 +102,7 @@ func (sh *Shard) impostor(s *Slot, se *conntrack.Session, dir int) bool {
 	if back == noHop {
 		return false
 	}
-	k := sh.view.Hops[back].Kind
+	k := sh.view.Hop(back).Kind
 	return k != snapshot.HopForward && k != snapshot.HopDiscard
 }
 

@@ -18,7 +18,7 @@ func (sh *Shard) forward(s *Slot, se *conntrack.Session, dir int) verdict.Verdic
 	if sh.blocks != nil && sh.barredOut(se, dir) {
 		return sh.drop(s, verdict.Blocked)
 	}
-	hop, v := sh.usable(s, t, se.NextHop[dir])
+	hop, v := sh.usable(s, t, sh.way(se, dir))
 	if v != verdict.Next {
 		return v
 	}

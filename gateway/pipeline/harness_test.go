@@ -113,6 +113,7 @@ type rig struct {
 	sh    *Shard
 	now   uint64
 	slots [Burst]Slot
+	told  [verdict.NumReasons]uint64 // drops by reason when last looked at
 	mem   [Burst][2048]byte
 }
 

@@ -43,23 +43,21 @@ func Judge(v *snapshot.View, se *conntrack.Session, m *nat.Mapping) (j Judgement
 	if se.Flags&conntrack.FlagV6 != 0 {
 		family = 6
 	}
-	inside, outside, dport := se.OrigSrc, se.OrigDst, se.OrigDPort
+	inside, outside := ends(se, family)
+	dport := se.OrigDPort
 	d, src, dst := meter.Out, &inside, &outside
 	if se.Flags&conntrack.FlagFromBackbone == 0 && !t.Prefixes.Contains(family, &inside) {
 		j.Reason = verdict.SessionCut // its packets would be spoofed now
 		return j
 	}
 	if se.Flags&conntrack.FlagFromBackbone != 0 {
-		inside, outside = se.OrigDst, se.OrigSrc
 		if family == 4 {
-			inside = flow.Addr{}
-			copy(inside[:4], se.XlatDst[:])
 			dport = se.XlatDPort
 		}
 		d, src, dst = meter.In, &outside, &inside
 	}
-	k := snapshot.ACLKey(src, dst, se.OrigSPort, dport, se.Proto, family)
-	said := t.Judge(d, &k)
+	ak := snapshot.ACLKey(src, dst, se.OrigSPort, dport, se.Proto, family)
+	said := t.Judge(d, &ak)
 	j.Rule = said.Rule
 	if said.Rule != flow.NoRule {
 		j.Voice = t.Rules[d][said.Rule].Voice
@@ -74,27 +72,67 @@ func Judge(v *snapshot.View, se *conntrack.Session, m *nat.Mapping) (j Judgement
 	if j.Reason = natStands(v, t, se, m, family, &outside); j.Reason != verdict.Pass {
 		return j
 	}
-	// Routes: orig direction, then reply.
-	if d == meter.In {
-		j.Hop[0] = hopInto(v, t.ID, family, &inside)
-		j.Hop[1] = hopTo(v, flow.Backbone, family, &outside)
-	} else {
-		j.Hop[0] = hopTo(v, t.ID, family, &outside)
-		j.Hop[1] = hopInto(v, t.ID, family, &inside)
-	}
+	j.Hop = ways(v, t.ID, se, family, &inside, &outside)
 	// A route that moved to the other side would let the packet leave without the translation that side needs.
-	far := j.Hop[0]
-	if d == meter.In {
-		far = j.Hop[1]
-	}
-	if far != noHop && d == meter.Out {
+	if far := j.Hop[0]; far != noHop && d == meter.Out {
 		toBackbone := outOf(v, far, t.ID)
 		if toBackbone != (se.Flags&conntrack.FlagToBackbone != 0) {
 			j.Reason = verdict.SessionCut
 			return j
 		}
 	}
+	k := se.Key(0)
+	for dir := range j.Hop {
+		j.Hop[dir] = v.Choose(j.Hop[dir], &k, se.NextHop[dir])
+	}
 	return j
+}
+
+// ends are the inside address of a session, as its host has it, and the far one.
+func ends(se *conntrack.Session, family uint8) (inside, outside flow.Addr) {
+	if se.Flags&conntrack.FlagFromBackbone == 0 {
+		return se.OrigSrc, se.OrigDst
+	}
+	if family == 4 {
+		copy(inside[:4], se.XlatDst[:])
+		return inside, se.OrigSrc
+	}
+	return se.OrigDst, se.OrigSrc
+}
+
+// ways are the routes of both directions of a session, or noHop.
+func ways(v *snapshot.View, t flow.TenantID, se *conntrack.Session, family uint8, inside, outside *flow.Addr) [2]uint16 {
+	if se.Flags&conntrack.FlagFromBackbone != 0 {
+		return [2]uint16{hopInto(v, t, family, inside), hopTo(v, flow.Backbone, family, outside)}
+	}
+	return [2]uint16{hopTo(v, t, family, outside), hopInto(v, t, family, inside)}
+}
+
+// way is the next hop of a session in direction dir: the one that it has until that dies, and then another router of the same route that
+// lives, if there is one.
+func (sh *Shard) way(se *conntrack.Session, dir int) uint16 {
+	if nh := se.NextHop[dir]; !sh.view.Dead(nh) {
+		return nh
+	}
+	return sh.moveOn(se, dir)
+}
+
+// moveOn finds a session another router. Only the one direction: the other has its own.
+func (sh *Shard) moveOn(se *conntrack.Session, dir int) uint16 {
+	family := uint8(4)
+	if se.Flags&conntrack.FlagV6 != 0 {
+		family = 6
+	}
+	inside, outside := ends(se, family)
+	k := se.Key(0)
+	nh := sh.view.Choose(ways(sh.view, se.Tenant, se, family, &inside, &outside)[dir], &k, se.NextHop[dir])
+	if nh != se.NextHop[dir] {
+		se.BeginWrite()
+		se.NextHop[dir] = nh
+		se.EndWrite()
+		sh.Moved.Store(sh.Moved.Load() + 1)
+	}
+	return nh
 }
 
 // natStands reports whether the session's translation, or its having none, is what v would choose.
@@ -194,7 +232,7 @@ func hopTo(v *snapshot.View, zone flow.TenantID, family uint8, a *flow.Addr) uin
 
 // outOf reports whether a next hop leads out of tenant t: to the backbone, or round to a public address or another tenant.
 func outOf(v *snapshot.View, nh uint16, t flow.TenantID) bool {
-	h := &v.Hops[nh]
+	h := v.Hop(nh)
 	return h.Kind != snapshot.HopForward || v.Ifaces[h.Iface].Zone != t
 }
 

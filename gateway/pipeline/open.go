@@ -63,6 +63,7 @@ func (sh *Shard) openOut(s *Slot) verdict.Verdict {
 	if d := t.Judge(meter.Out, &ak); !sh.allowed(s, t, meter.Out, &se, d) {
 		return sh.refuse(s, howToRefuse(t, d.Rule), s.Reason)
 	}
+	nh, back = v.Choose(nh, k, noHop), v.Choose(back, k, noHop)
 	if _, v := sh.usable(s, t, nh); v != verdict.Next {
 		return v // what goes no further leaves nothing behind
 	}
@@ -159,12 +160,13 @@ func (sh *Shard) openIn(s *Slot) verdict.Verdict {
 	if v.Hops[ih].Kind == snapshot.HopLocal {
 		return sh.drop(s, verdict.LocalUnhandled)
 	}
+	ih = v.Choose(ih, k, noHop)
 	if _, v := sh.usable(s, t, ih); v != verdict.Next {
 		return v
 	}
 	if r := sh.admit(s, t, &se); r != verdict.Pass {
 		return sh.drop(s, r)
 	}
-	se.NextHop = [2]uint16{ih, hopTo(v, flow.Backbone, k.Family, &k.Src)}
+	se.NextHop = [2]uint16{ih, v.Choose(hopTo(v, flow.Backbone, k.Family, &k.Src), k, noHop)}
 	return sh.create(s, t, &se)
 }

@@ -11,18 +11,21 @@ import (
 	"demarc/gateway/verdict"
 )
 
-// usable checks that a packet may go to a next hop as it is: there is one, hop limit, size. It answers verdict.Next, or what becomes of
+// usable checks that a packet may go to a next hop as it is: there is one, it lives, hop limit, size. It answers verdict.Next, or what becomes of
 // the packet instead. It runs before translation, so that an ICMP error quotes what its sender wrote.
 func (sh *Shard) usable(s *Slot, t *snapshot.Tenant, nh uint16) (*snapshot.Hop, verdict.Verdict) {
 	if nh == noHop {
 		return nil, sh.noRoute(s)
 	}
-	hop := &sh.view.Hops[nh]
+	hop := sh.view.Hop(nh)
 	switch hop.Kind {
 	case snapshot.HopDiscard:
 		return nil, sh.drop(s, verdict.NoRoute)
 	case snapshot.HopLocal:
 		return nil, sh.drop(s, verdict.LocalUnhandled)
+	}
+	if hop.State.Dead() { // and so are all others of its route
+		return nil, sh.deadHop(s, hop)
 	}
 	if s.TTL <= 1 {
 		if s.Key.Family == 4 {
@@ -147,7 +150,7 @@ func (sh *Shard) related(s *Slot) verdict.Verdict {
 	if sh.falseSource(s, t, se) {
 		return sh.drop(s, verdict.SpoofedSource)
 	}
-	hop, v := sh.usable(s, t, se.NextHop[dir])
+	hop, v := sh.usable(s, t, sh.way(se, dir))
 	if v != verdict.Next {
 		return v
 	}

@@ -24,7 +24,7 @@ const Burst = 64
 const LoopPort = 0xffff
 
 // noHop stands in a session where there is no route.
-const noHop = 0xffff
+const noHop = snapshot.NoHop
 
 // noSlot stands where there is no session.
 const noSlot = 1<<32 - 1
@@ -139,6 +139,7 @@ type eventLog struct {
 	evHead   atomic.Uint64 // worker: wo
 	evTail   atomic.Uint64 // reader: wo
 	EvMissed atomic.Uint64 // events that found the ring full
+	Moved    atomic.Uint64 // sessions whose next hop died and that go by another one since; worker: wo
 }
 
 // echoPerSecond is how many pings the gateway answers, per tenant and worker.

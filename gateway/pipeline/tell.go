@@ -106,14 +106,24 @@ func (sh *Shard) answer(s *Slot, to [6]byte) verdict.Verdict {
 
 // noRoute drops a packet that nothing leads on, and tells a sender inside (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1). Whoever is outside
 // learns nothing of what is not there.
-func (sh *Shard) noRoute(s *Slot) verdict.Verdict {
+func (sh *Shard) noRoute(s *Slot) verdict.Verdict { return sh.noWay(s, verdict.NoRoute, 0, 0) }
+
+// deadHop is noRoute for a route of which no next hop lives.
+func (sh *Shard) deadHop(s *Slot, hop *snapshot.Hop) verdict.Verdict {
+	if hop.State.NoLink() {
+		return sh.noWay(s, verdict.InterfaceDown, 0, 0)
+	}
+	return sh.noWay(s, verdict.NoNeighbor, 1, 3) // host, or address, unreachable: as where the slow path finds it out
+}
+
+func (sh *Shard) noWay(s *Slot, why verdict.Reason, code4, code6 uint8) verdict.Verdict {
 	switch {
 	case s.in == nil || s.in.Zone == flow.Backbone:
-		return sh.drop(s, verdict.NoRoute)
+		return sh.drop(s, why)
 	case s.Key.Family == 4:
-		return sh.tell(s, verdict.NoRoute, packet.ICMPUnreachable, 0, 0)
+		return sh.tell(s, why, packet.ICMPUnreachable, code4, 0)
 	}
-	return sh.tell(s, verdict.NoRoute, packet.ICMP6Unreachable, 0, 0)
+	return sh.tell(s, why, packet.ICMP6Unreachable, code6, 0)
 }
 
 // refuse drops the first packet of a conversation that an inside host may not begin, and tells it so where how says to (RFC 5508 REQ-8, RFC 1812
@@ -185,14 +195,14 @@ func (sh *Shard) unreached(s *Slot) verdict.Verdict {
 	s.Tenant = se.Tenant
 	outside := [2]uint8{conntrack.FlagFromBackbone, conntrack.FlagToBackbone}[dir]
 	back := se.NextHop[1-dir]
-	if se.Flags&outside != 0 || se.ViewGen != v.Gen || back == noHop || v.Hops[back].Kind != snapshot.HopForward {
+	if se.Flags&outside != 0 || se.ViewGen != v.Gen || back == noHop || v.Hop(back).Kind != snapshot.HopForward {
 		return sh.drop(s, verdict.NoNeighbor)
 	}
 	if se.Flags&conntrack.FlagNAT != 0 {
 		src, dst, sport, dport := se.Out(1 - dir) // the answer's, as the sender would see it
 		packet.Translate4(&s.Packet, dst, src, dport, sport)
 	}
-	hop := &v.Hops[back]
+	hop := v.Hop(back)
 	s.in = &v.Ifaces[hop.Iface]
 	s.Key.Zone = s.in.Zone
 	s.NextHop = hop.Via

@@ -63,6 +63,9 @@ func (m *machine) arp(f *netif, a *build.ARP, now uint64) {
 	i := m.t.find(&k)
 	switch {
 	case spa.IsUnspecified():
+		if ours && a.Op == build.ARPOpRequest {
+			m.wanted(f, tpa, a.SHA, now) // RFC 5227 section 2.1.1
+		}
 	case i != none:
 		m.heard(f, i, a.SHA, solicited, a.SPA == a.TPA, now)
 	case ours && a.Op == build.ARPOpRequest:
@@ -136,7 +139,9 @@ func (m *machine) solicitation(f *netif, n *build.ND, now uint64) {
 		return
 	}
 	probe := src.IsUnspecified() // somebody wants the address for itself: RFC 4862 section 5.4.3
-	if !probe {
+	if probe {
+		m.wanted(f, target, from, now)
+	} else {
 		switch f.claims(src) {
 		case hosts:
 			m.stats.Ignored++

@@ -32,6 +32,7 @@ type netif struct {
 	asked, answered uint64 // ns: theoretical arrival times of what leaves here, see allow
 	complained      uint64 // ns: when a duplicate was last logged; 0 = never
 	moved           uint64 // ns: when a moved neighbour was last logged; 0 = never
+	probed          uint64 // ns: when a station that asked for one of our addresses was; 0 = never
 }
 
 func newNetif(c Interface) *netif {

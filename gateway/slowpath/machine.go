@@ -17,20 +17,25 @@ const (
 	ms  = uint64(1_000_000)
 	sec = 1000 * ms
 
-	retransTimer  = 1 * sec  // RETRANS_TIMER
-	maxTries      = 3        // MAX_UNICAST_SOLICIT, MAX_MULTICAST_SOLICIT
-	baseReachable = 30 * sec // REACHABLE_TIME; each time by a random factor of 0.5 to 1.5
-	staleLook     = 5 * sec  // DELAY_FIRST_PROBE_TIME: how often a stale entry is looked at for use, and so how late its probe may come
-	failedTime    = 3 * sec  // how long a next hop that did not answer is not asked for again
-	unusedTime    = 300 * sec
-	kernelLook    = 30 * sec // how often the kernel is told that an entry of its own is in use
-	lockTime      = 1 * sec  // two stations that answer for one address must not make it flap
-	complainEvery = 60 * sec
+	retransTimer    = 1 * sec  // RETRANS_TIMER
+	maxTries        = 3        // MAX_UNICAST_SOLICIT, MAX_MULTICAST_SOLICIT
+	baseReachable   = 30 * sec // REACHABLE_TIME; each time by a random factor of 0.5 to 1.5
+	staleLook       = 5 * sec  // DELAY_FIRST_PROBE_TIME: how often a stale entry is looked at for use, and so how late its probe may come
+	failedTime      = 3 * sec  // how long a next hop that did not answer is not asked for again
+	unusedTime      = 300 * sec
+	kernelLook      = 30 * sec // how often the kernel is told that an entry of its own is in use,
+	routeKernelLook = 5 * sec  // and that of a router that has others beside it
+	lockTime        = 1 * sec  // two stations that answer for one address must not make it flap
+	complainEvery   = 60 * sec
 
 	// What leaves one interface at most: a flood of questions, or of packets to addresses that nobody has, is not passed on
 	// to the link (RFC 6583 section 6.2).
 	askEvery, askBurst       = sec / 1000, 200
 	answerEvery, answerBurst = sec / 2000, 500
+
+	// And what one tenant's packets may have asked for: half of an interface's at most, and always a little, whatever others have asked for.
+	tenantEvery, tenantBurst = sec / 500, 100
+	sureEvery, sureBurst     = sec / 10, 16
 
 	timersPerStep = 256
 	maxHostAsks   = 256
@@ -42,18 +47,25 @@ type hostAsk struct {
 	addr  netip.Addr
 }
 
+// asked is what one tenant has had asked for: theoretical arrival times, see allow.
+type asked struct{ all, sure uint64 }
+
 // machine decides. It does no I/O of its own, takes no lock and reads no clock: what it sends goes to Config.Send, and each call says
 // what time it is.
 type machine struct {
 	cfg      Config
 	ifaces   map[uint16]*netif
+	tenants  []asked // by id; grows to the highest that has asked
+	routers  map[key]*router
+	unmet    uint64 // ns: when to look again for room for routers that have no entry; 0 = all have
 	t        entries
 	jobs     []job
 	pace     uint64 // ns: no announcement before
 	rng      uint64
 	stats    Stats
-	hostAsks []hostAsk // to be asked once the lock is free; bounded
-	resolves int       // how many entries may be failed or resolving at once
+	clashes  []Conflict // the last few; bounded
+	hostAsks []hostAsk  // to be asked once the lock is free; bounded
+	resolves int        // how many entries may be failed or resolving at once
 	pkt      packet.Packet
 	out      [128]byte
 }
@@ -111,8 +123,8 @@ func (m *machine) drop(b []byte, iface uint16, why verdict.Reason) {
 	}
 }
 
-// resolve takes a finished frame whose next hop has no MAC yet. data may be written to and is the caller's again afterwards.
-func (m *machine) resolve(worker int, iface uint16, family uint8, hop *flow.Addr, data []byte, now uint64) {
+// resolve takes a finished frame whose next hop has no MAC yet, of a packet of tenant by. data may be written to and is the caller's again afterwards.
+func (m *machine) resolve(worker int, iface uint16, by flow.TenantID, family uint8, hop *flow.Addr, data []byte, now uint64) {
 	m.stats.Resolves++
 	f := m.ifaces[iface]
 	if f == nil {
@@ -122,7 +134,7 @@ func (m *machine) resolve(worker int, iface uint16, family uint8, hop *flow.Addr
 	k := key{addr: *hop, iface: iface, family: family}
 	i := m.t.find(&k)
 	if i == none {
-		if i = m.start(f, &k, now); i == none {
+		if i = m.start(f, &k, by, now); i == none {
 			why := verdict.NeighborQueueFull
 			if a := hop.Netip(family); !f.host(a) || f.claims(a) == own {
 				why = verdict.NoNeighbor
@@ -146,8 +158,12 @@ func (m *machine) resolve(worker int, iface uint16, family uint8, hop *flow.Addr
 	if int(e.waiting) >= m.cfg.QueuePerHop { // RFC 4861 section 7.2.2: the new one replaces the oldest
 		m.drop(m.t.take(i), iface, verdict.NeighborQueueFull)
 	}
-	for !m.t.wait(i, data, worker) { // all frames wait: the longest asked-for gives one up
-		o := m.t.lists[listResolving].head
+	for !m.t.wait(i, data, worker) { // all frames wait: who has the most waiting gives up one of its longest asked-for
+		p := m.t.greediest(func(p *party) int { return p.waiting })
+		if p == none {
+			p = routers
+		}
+		o := m.t.parties[p].resolving.head
 		for m.t.all[o].waiting == 0 {
 			o = m.t.all[o].next
 		}
@@ -156,30 +172,71 @@ func (m *machine) resolve(worker int, iface uint16, family uint8, hop *flow.Addr
 }
 
 // start makes an entry and asks; none when it may not or there is no room.
-func (m *machine) start(f *netif, k *key, now uint64) int32 {
+func (m *machine) start(f *netif, k *key, by flow.TenantID, now uint64) int32 {
 	if !f.host(k.addr.Netip(k.family)) || f.claims(k.addr.Netip(k.family)) == own {
 		return none
 	}
-	if !allow(&f.asked, now, askEvery, askBurst) {
+	if !m.mayAsk(f, by, now) {
 		m.stats.RateLimited++
 		return none
 	}
-	if m.t.lists[listResolving].n+m.t.lists[listFailed].n >= m.resolves {
-		if i := m.t.lists[listFailed].head; i != none {
-			m.forget(i, verdict.NoNeighbor)
-		} else {
-			m.forget(m.t.lists[listResolving].head, verdict.NeighborQueueFull)
-		}
-	}
+	m.bound(k.iface, by)
 	if !m.makeRoom(true) {
 		return none
 	}
 	i := m.t.add(k, now)
 	e := &m.t.all[i]
-	e.wanted = now
+	e.wanted, e.by = now, by
 	_, e.host = f.source(k.addr.Netip(k.family))
 	m.ask(i, now)
 	return i
+}
+
+// mayAsk is the rate of questions: of the interface, and of each tenant whose packets want them. A tenant's first few pass in any case, so
+// that nobody is kept from his neighbours by what others scan.
+func (m *machine) mayAsk(f *netif, by flow.TenantID, now uint64) bool {
+	for len(m.tenants) <= int(by) {
+		m.tenants = append(m.tenants, asked{})
+	}
+	t := &m.tenants[by]
+	return allow(&t.sure, now, sureEvery, sureBurst) || allow(&t.all, now, tenantEvery, tenantBurst) && allow(&f.asked, now, askEvery, askBurst)
+}
+
+// bound sees to it that one more entry may be unanswered. A party may have as many as would still fit, so there is room for one more
+// party whoever scans; an interface three quarters of all. Beyond, who has the most gives up his oldest.
+func (m *machine) bound(iface uint16, by flow.TenantID) {
+	if m.t.unanswered < m.resolves/4 {
+		return
+	}
+	here := 0
+	for _, i := range m.t.active[1:] {
+		if p := &m.t.parties[i]; p.key.iface == iface {
+			here += p.n()
+		}
+	}
+	mine, ok := m.t.byParty[partyKey{iface, by}]
+	switch {
+	case ok && m.t.parties[mine].n() > m.resolves-m.t.unanswered:
+		m.giveUp(mine)
+	case here >= m.resolves-m.resolves/4:
+		m.giveUp(m.t.greediest(func(p *party) int {
+			if p.key.iface != iface {
+				return 0
+			}
+			return p.n()
+		}))
+	case m.t.unanswered >= m.resolves:
+		m.giveUp(m.t.greediest((*party).n))
+	}
+}
+
+// giveUp forgets a party's oldest entry, one that failed first.
+func (m *machine) giveUp(p int32) {
+	if i := m.t.parties[p].failed.head; i != none {
+		m.forget(i, verdict.NoNeighbor)
+		return
+	}
+	m.forget(m.t.parties[p].resolving.head, verdict.NeighborQueueFull)
 }
 
 // makeRoom sees to it that an entry can be made, never at the cost of one in use (RFC 6583 section 7.1).
@@ -187,15 +244,21 @@ func (m *machine) makeRoom(resolving bool) bool {
 	if m.t.len() < len(m.t.all) {
 		return true
 	}
-	if i := m.t.lists[listFailed].head; i != none {
-		m.forget(i, verdict.NoNeighbor)
+	if p := m.t.greediest(func(p *party) int { return p.failed.n }); p != none {
+		m.giveUp(p)
 		return true
 	}
 	for range 8 {
-		i := m.t.lists[listIdle].head
-		if i == none {
+		most := int32(none) // the interface with the most that nobody uses: a flood on one link does not empty another's
+		for _, i := range m.t.idlers {
+			if most == none || m.t.idle[i].n > m.t.idle[most].n {
+				most = i
+			}
+		}
+		if most == none {
 			break
 		}
+		i := m.t.idle[most].head
 		if e := &m.t.all[i]; m.cfg.Neighbors.Used(e.key.iface, e.key.family, &e.key.addr, false) {
 			m.t.enlist(i, listIdle) // used since it was last looked at: not this one
 			continue
@@ -203,8 +266,8 @@ func (m *machine) makeRoom(resolving bool) bool {
 		m.forget(i, verdict.NoNeighbor)
 		return true
 	}
-	if i := m.t.lists[listResolving].head; resolving && i != none {
-		m.forget(i, verdict.NeighborQueueFull)
+	if p := m.t.greediest(func(p *party) int { return p.resolving.n }); resolving && p != none {
+		m.giveUp(p)
 		return true
 	}
 	m.stats.TableFull++
@@ -233,7 +296,11 @@ func (m *machine) ask(i int32, now uint64) {
 func (m *machine) again(i int32, mac [6]byte, now uint64) {
 	e := &m.t.all[i]
 	e.tries++
-	m.t.arm(i, now+retransTimer)
+	wait := retransTimer
+	if e.route != nil && e.route.Shared && e.state == fib.Probe {
+		wait = lookAgain
+	}
+	m.t.arm(i, now+wait)
 	f := m.ifaces[e.key.iface]
 	a := e.key.addr.Netip(e.key.family)
 	src, byKernel := f.source(a)
@@ -274,7 +341,18 @@ func (m *machine) publish(i int32, state fib.State, mac [6]byte, now uint64) {
 	case fib.Stale:
 		to, wait = listIdle, staleLook
 	case fib.Permanent:
-		wait = kernelLook
+		wait = m.kernelLook(e)
+	}
+	if r := e.route; r != nil {
+		switch {
+		case state == fib.Stale:
+			wait = 0 // it can reach us: do we reach it?
+		case state == fib.Reachable || state == fib.Permanent:
+			m.answered(r, now)
+			if state == fib.Reachable && r.Shared {
+				wait = lookEvery
+			}
+		}
 	}
 	m.t.enlist(i, to)
 	m.t.arm(i, now+wait)
@@ -297,6 +375,9 @@ func (m *machine) forward(f *netif, e *entry, b []byte) {
 
 // expire runs the timers that are due, a bounded number at a time; more reports that others wait.
 func (m *machine) expire(now uint64) (more bool) {
+	if m.unmet != 0 && now >= m.unmet {
+		m.lookAfter(now)
+	}
 	for range timersPerStep {
 		if len(m.t.heap) == 0 || m.t.all[m.t.heap[0]].due > now {
 			return false
@@ -308,7 +389,7 @@ func (m *machine) expire(now uint64) (more bool) {
 
 func (m *machine) timer(i int32, now uint64) {
 	e := &m.t.all[i]
-	used := e.state.Usable() && m.cfg.Neighbors.Used(e.key.iface, e.key.family, &e.key.addr, true)
+	used := e.state.Usable() && m.cfg.Neighbors.Used(e.key.iface, e.key.family, &e.key.addr, true) || e.route != nil
 	if used {
 		e.wanted = now
 	}
@@ -323,8 +404,17 @@ func (m *machine) timer(i int32, now uint64) {
 		}
 		e.state = fib.Unreachable
 		m.t.enlist(i, listFailed)
+		if e.route != nil { // asked again and again
+			m.silent(e.route, now)
+			m.t.arm(i, now+lookEvery)
+			return
+		}
 		m.t.arm(i, now+failedTime)
 	case fib.Unreachable:
+		if e.route != nil {
+			m.ask(i, now)
+			return
+		}
 		m.forget(i, verdict.NoNeighbor)
 	case fib.Reachable, fib.Stale:
 		// RFC 4861 section 7.3.3 lets a used entry be stale until the next packet and then waits for 5 s before the first probe. Here use is seen
@@ -341,9 +431,17 @@ func (m *machine) timer(i int32, now uint64) {
 			m.t.arm(i, now+staleLook)
 		}
 	case fib.Probe:
+		shared := e.route != nil && e.route.Shared
 		if e.tries < maxTries {
-			m.again(i, e.mac, now)
+			mac := e.mac
+			if shared && e.tries == maxTries-1 {
+				mac = [6]byte{} // it may have moved: found before it is given up
+			}
+			m.again(i, mac, now)
 			return
+		}
+		if shared {
+			m.silent(e.route, now)
 		}
 		// It may have moved: everyone is asked, and nothing more is sent to the old MAC.
 		m.cfg.Neighbors.Delete(e.key.iface, e.key.family, &e.key.addr)
@@ -353,13 +451,21 @@ func (m *machine) timer(i int32, now uint64) {
 			m.forget(i, verdict.NoNeighbor)
 			return
 		}
-		m.t.arm(i, now+kernelLook)
+		m.t.arm(i, now+m.kernelLook(e))
 		if used {
 			m.askHost(m.ifaces[e.key.iface], e.key.addr.Netip(e.key.family))
 		}
 	default:
 		m.forget(i, verdict.NoNeighbor)
 	}
+}
+
+// kernelLook is how often the kernel is told that an entry of its own is in use.
+func (m *machine) kernelLook(e *entry) uint64 {
+	if e.route != nil && e.route.Shared {
+		return routeKernelLook
+	}
+	return kernelLook
 }
 
 // learned takes what the kernel knows about a neighbour that it resolves for us.
@@ -379,6 +485,10 @@ func (m *machine) learned(iface uint16, a netip.Addr, mac [6]byte, now uint64) {
 		}
 		e.confirmed = now
 		m.publish(i, fib.Permanent, mac, now)
+	case e.route != nil && e.state != fib.Unreachable:
+		m.silent(e.route, now)
+		m.cfg.Neighbors.Delete(k.iface, k.family, &k.addr)
+		m.ask(i, now)
 	case e.state.Usable():
 		m.forget(i, verdict.NoNeighbor)
 	}
@@ -395,11 +505,6 @@ func (m *machine) complain(at *uint64, now uint64, msg string, attrs ...any) {
 	}
 }
 
-func (m *machine) duplicate(f *netif, a netip.Addr, mac [6]byte, now uint64) {
-	m.stats.Duplicates++
-	m.complain(&f.complained, now, "another station uses our address", "interface", f.Name, "address", a, "mac", macText(mac))
-}
-
 func macText(mac [6]byte) slog.Value {
 	return slog.StringValue(fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]))
 }
@@ -411,9 +516,10 @@ func (m *machine) setInterfaces(list []Interface, now uint64) {
 	for _, c := range list {
 		f := newNetif(c)
 		if o := old[c.Index]; o != nil && sameLink(o, f) {
-			f.asked, f.answered, f.complained, f.moved = o.asked, o.answered, o.complained, o.moved
+			f.asked, f.answered, f.complained, f.moved, f.probed = o.asked, o.answered, o.complained, o.moved, o.probed
 		}
 		m.ifaces[c.Index] = f
+		m.t.interfaces(c.Index)
 	}
 	for i := range m.t.all {
 		e := &m.t.all[i]
@@ -431,6 +537,7 @@ func (m *machine) setInterfaces(list []Interface, now uint64) {
 		}
 	}
 	m.announceNew(old, now)
+	m.lookAfter(now)
 }
 
 func sameLink(a, b *netif) bool {
@@ -452,8 +559,11 @@ func (m *machine) shutdown() {
 // next is when something is due, ^0 when nothing is.
 func (m *machine) next() uint64 {
 	at := ^uint64(0)
+	if m.unmet != 0 {
+		at = m.unmet
+	}
 	if len(m.t.heap) > 0 {
-		at = m.t.all[m.t.heap[0]].due
+		at = min(at, m.t.all[m.t.heap[0]].due)
 	}
 	for i := range m.jobs {
 		at = min(at, max(m.jobs[i].due, m.pace))

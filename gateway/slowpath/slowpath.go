@@ -101,8 +101,8 @@ func New(c Config) *Slow {
 }
 
 // Input takes a copy of data. It is called by worker number worker only, never blocks or allocates, and returns false when there is no
-// room. For Learn, nextHop may be nil; for Resolve, family and nextHop say whose MAC is wanted on iface.
-func (s *Slow) Input(worker int, kind Kind, iface uint16, family uint8, nextHop *flow.Addr, data []byte) bool {
+// room. For Learn, nextHop may be nil; for Resolve, family and nextHop say whose MAC is wanted on iface, and by for whose packet.
+func (s *Slow) Input(worker int, kind Kind, iface uint16, by flow.TenantID, family uint8, nextHop *flow.Addr, data []byte) bool {
 	r := s.learn[worker]
 	if kind == Resolve {
 		r = s.resolve[worker]
@@ -111,7 +111,7 @@ func (s *Slow) Input(worker int, kind Kind, iface uint16, family uint8, nextHop 
 			return false
 		}
 	}
-	if !r.push(iface, family, nextHop, data) {
+	if !r.push(iface, by, family, nextHop, data) {
 		return false
 	}
 	// Run sets sleeping and then looks at the rings; we fill the ring and then look at sleeping: one of us sees the other.
@@ -128,10 +128,19 @@ func (s *Slow) kick() {
 	}
 }
 
-// SetInterfaces replaces the list of interfaces. Entries of those that went are forgotten, new addresses are announced.
+// SetInterfaces replaces the list of interfaces: those that have link. Entries of those that went are forgotten, new addresses are announced.
 func (s *Slow) SetInterfaces(list []Interface) {
 	s.mu.Lock()
 	s.m.setInterfaces(list, s.now())
+	s.mu.Unlock()
+	s.kick()
+}
+
+// SetNextHops replaces the list of routers that routes name: they are asked for whether or not packets want them, and what is found out is
+// written into their states. After SetInterfaces, if both change.
+func (s *Slow) SetNextHops(list []NextHop) {
+	s.mu.Lock()
+	s.m.setNextHops(list, s.now())
 	s.mu.Unlock()
 	s.kick()
 }
@@ -188,7 +197,7 @@ func (s *Slow) step() (more bool, at uint64) {
 			if in == nil {
 				break
 			}
-			s.m.resolve(w, in.iface, in.family, &in.hop, data, now)
+			s.m.resolve(w, in.iface, in.by, in.family, &in.hop, data, now)
 			s.resolve[w].pop()
 		}
 		for range drainPerStep {
@@ -259,6 +268,15 @@ func (s *Slow) Neighbors() []Entry {
 	return out
 }
 
+// Conflicts lists the addresses of ours that other stations used, the latest first.
+func (s *Slow) Conflicts() []Conflict {
+	s.mu.Lock()
+	out := slices.Clone(s.m.clashes)
+	s.mu.Unlock()
+	slices.SortFunc(out, func(a, b Conflict) int { return cmp.Compare(b.LastNs, a.LastNs) })
+	return out
+}
+
 // Stats counts since New. Of the frames that came to wait, Resolves = Forwarded + NoNeighbor + QueueFull + Dropped + Waiting.
 type Stats struct {
 	Learned     uint64 // ARP and ND frames looked at
@@ -274,12 +292,17 @@ type Stats struct {
 	Dropped     uint64 // waiting frames given up: port full, interface gone, shutdown
 	SendFull    uint64 // frames of our own that Send refused
 	Duplicates  uint64 // another station spoke for one of our addresses
+	Defended    uint64 // and was answered before all
+	Probed      uint64 // another station asked whether one of our addresses is free
 	MACChanges  uint64 // a known neighbour moved to another MAC
 	Malformed   uint64 // frames that were not sound ARP or ND
 	Ignored     uint64 // sound frames that asked nothing of us and told nothing new
 	RateLimited uint64 // answers or questions withheld by the interface's rate
 	TableFull   uint64 // entries refused because all are in use
+	Died        uint64 // times that a router of a route stopped to answer
+	Returned    uint64 // times that one answered again
 	Waiting     int    // frames that wait now
+	Unanswered  int    // entries that are asked for or did not answer now, those of routers not counted
 	Entries     int    // neighbours now, in all states
 }
 
@@ -287,7 +310,7 @@ type Stats struct {
 func (s *Slow) Stats() Stats {
 	s.mu.Lock()
 	st := s.m.stats
-	st.Waiting, st.Entries = s.m.t.nWaiting, s.m.t.len()
+	st.Waiting, st.Unanswered, st.Entries = s.m.t.nWaiting, s.m.t.unanswered, s.m.t.len()
 	s.mu.Unlock()
 	for w := range s.learn {
 		st.RingFull += s.learn[w].full.Load() + s.resolve[w].full.Load()

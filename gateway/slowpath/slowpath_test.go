@@ -91,7 +91,7 @@ func TestInputAgainstRun(t *testing.T) {
 				if w == 0 { // the one that receives
 					select {
 					case b := <-answers:
-						s.Input(w, Learn, 1, 0, nil, b)
+						s.Input(w, Learn, 1, 0, 0, nil, b)
 					default:
 					}
 				}
@@ -99,7 +99,7 @@ func TestInputAgainstRun(t *testing.T) {
 				if _, ok := s.m.cfg.Neighbors.Lookup(1, 4, &hop); ok {
 					continue
 				}
-				for !s.Input(w, Resolve, 1, 4, &hop, frame) {
+				for !s.Input(w, Resolve, 1, 0, 4, &hop, frame) {
 					runtime.Gosched()
 				}
 				accepted.Add(1)
@@ -137,7 +137,7 @@ func TestWake(t *testing.T) {
 	for i := range 200 {
 		eventually(t, "asleep", s.sleeping.Load)
 		before := s.Stats().Replies
-		if !s.Input(0, Learn, 1, 0, nil, ask) {
+		if !s.Input(0, Learn, 1, 0, 0, nil, ask) {
 			t.Fatal("no room")
 		}
 		eventually(t, "an answer", func() bool { return s.Stats().Replies == before+1 })
@@ -166,37 +166,44 @@ func TestRing(t *testing.T) {
 	r := newRing(16, 100)
 	data := make([]byte, 100)
 	n := 0
-	for i := range 16 { // one interface gets a quarter
+	for i := range 16 { // one interface may hold half as many as are free
 		data[0] = byte(i)
-		if r.push(1, 4, &flow.Addr{byte(i)}, data[:50+i]) {
+		if r.push(1, 0, 4, &flow.Addr{byte(i)}, data[:50+i]) {
 			n++
 		}
 	}
-	if n != 4 || r.full.Load() != 12 {
+	if n != 6 || r.full.Load() != 10 {
 		t.Fatalf("one interface holds %d of 16, %d refused", n, r.full.Load())
 	}
-	if r.push(2, 4, nil, make([]byte, 101)) {
+	if r.push(2, 0, 4, nil, make([]byte, 101)) {
 		t.Error("took a frame longer than a slot")
 	}
-	for i := range 4 {
+	if !r.push(1, 7, 4, nil, data[:1]) { // and another tenant's packets still get in there
+		t.Error("no room for a second tenant's packet")
+	}
+	for i := range 6 {
 		s, b := r.peek()
 		if s == nil || b[0] != byte(i) || len(b) != 50+i || s.hop[0] != byte(i) || s.iface != 1 || s.family != 4 {
 			t.Fatalf("%d: %+v %v", i, s, b)
 		}
 		r.pop()
 	}
+	if s, _ := r.peek(); s == nil || s.by != 7 {
+		t.Fatal("the other tenant's is not there")
+	}
+	r.pop()
 	if s, _ := r.peek(); s != nil || !r.empty() {
 		t.Error("not empty")
 	}
 	for i := range uint16(40) { // fills with many interfaces, and no further
-		r.push(i, 4, nil, data)
+		r.push(i, 0, 4, nil, data)
 	}
 	if got := r.tail.Load() - r.head.Load(); got != 16 {
 		t.Errorf("holds %d of 16", got)
 	}
 	for i := range uint16(100) { // round and round
 		r.pop()
-		if !r.push(i%shares, 4, nil, data) {
+		if !r.push(i%shares, 0, 4, nil, data) {
 			t.Fatal("no room after pop")
 		}
 	}
@@ -205,8 +212,8 @@ func TestRing(t *testing.T) {
 func TestInputRefuses(t *testing.T) {
 	s := newSlow(2, func(uint16, []byte) bool { return true }, nil)
 	hop := flow.Addr{192, 0, 2, 9}
-	if s.Input(0, Resolve, 1, 4, &hop, make([]byte, 13)) || s.Input(0, Resolve, 1, 4, nil, make([]byte, 60)) || s.Input(0, Resolve, 1, 4, &hop, make([]byte, 2049)) ||
-		s.Input(1, Learn, 1, 0, nil, make([]byte, learnBytes+1)) {
+	if s.Input(0, Resolve, 1, 0, 4, &hop, make([]byte, 13)) || s.Input(0, Resolve, 1, 0, 4, nil, make([]byte, 60)) || s.Input(0, Resolve, 1, 0, 4, &hop, make([]byte, 2049)) ||
+		s.Input(1, Learn, 1, 0, 0, nil, make([]byte, learnBytes+1)) {
 		t.Error("took what it cannot hold")
 	}
 	if n := s.Stats().RingFull; n != 4 {
@@ -221,8 +228,8 @@ func TestInputDoesNotAllocate(t *testing.T) {
 	var i uint16
 	if n := testing.AllocsPerRun(1000, func() {
 		i++
-		s.Input(0, Resolve, i, 4, &hop, data)
-		s.Input(0, Learn, i, 4, nil, data[:60])
+		s.Input(0, Resolve, i, 0, 4, &hop, data)
+		s.Input(0, Learn, i, 0, 4, nil, data[:60])
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -235,7 +242,7 @@ func TestNeighborsForTheOperator(t *testing.T) {
 	now := realNow()
 	for _, a := range []string{"192.0.2.10", "192.0.2.9"} {
 		k := keyOf(1, netip.MustParseAddr(a))
-		s.m.resolve(0, 1, 4, &k.addr, make([]byte, 60), now)
+		s.m.resolve(0, 1, 0, 4, &k.addr, make([]byte, 60), now)
 	}
 	s.m.learn(1, arpReply(hostMAC, "192.0.2.10", "192.0.2.1"), now)
 	hop := flow.Addr{192, 0, 2, 10}
@@ -257,7 +264,7 @@ func BenchmarkInput(b *testing.B) {
 	hop := flow.Addr{192, 0, 2, 9}
 	data := make([]byte, 60)
 	for b.Loop() {
-		s.Input(0, Resolve, 1, 4, &hop, data)
+		s.Input(0, Resolve, 1, 0, 4, &hop, data)
 		s.resolve[0].pop()
 	}
 }
@@ -284,6 +291,6 @@ func BenchmarkScan(b *testing.B) {
 		i++
 		now += ms
 		binary.BigEndian.PutUint64(hop[8:], i<<16)
-		s.m.resolve(0, 1, 6, &hop, data, now)
+		s.m.resolve(0, 1, 0, 6, &hop, data, now)
 	}
 }

@@ -64,6 +64,8 @@ type compiler struct {
 	byIf  map[string]uint16
 	byPub map[flow.Addr]uint32 // index into v.Publics
 	next  flow.TenantID        // ids below are taken, or rest
+	byVia map[viaKey]uint16    // number of each router, those of the View before included
+	named map[uint16]bool      // those that a route of this View names
 	hops  []fib.NextHop
 	route []fib.Route
 	errs  []error
@@ -88,9 +90,11 @@ func Compile(in Input) (*View, error) {
 		maps.Copy(c.v.retired, p.retired)
 		maps.Copy(c.v.marked, p.marked)
 	}
+	c.keepVias()
 	c.interfaces()
 	c.tenants()
 	c.backbone()
+	c.dropVias()
 	c.reserve()
 	if p := in.Prev; p != nil {
 		for name, id := range p.byName {
@@ -211,8 +215,8 @@ func (c *compiler) claim(name string, zone flow.TenantID, who string) uint16 {
 }
 
 func (c *compiler) hop(h Hop) uint16 {
-	if len(c.hops) >= 65535 {
-		c.fail("more than 65,535 next hops")
+	if len(c.hops) >= topVia {
+		c.fail("more than %d next hops", topVia)
 		return 0
 	}
 	c.hops = append(c.hops, fib.NextHop{Iface: h.Iface, Family: h.Family, Via: h.Via, OnLink: h.OnLink, Discard: h.Kind == HopDiscard, Local: h.Kind == HopLocal})
@@ -249,29 +253,6 @@ func (c *compiler) connected(i uint16) {
 func (c *compiler) isPublic(a netip.Addr) bool {
 	_, ok := c.byPub[flow.AddrFrom(a)]
 	return ok && a.Is4()
-}
-
-// static adds a configured route; ifaces are those of the zone.
-func (c *compiler) static(zone flow.TenantID, r configs.Route, ifaces []uint16, who string) {
-	if r.Discard {
-		c.add(zone, r.Prefix, c.hop(Hop{Kind: HopDiscard, Family: family(r.Prefix.Addr())}))
-		return
-	}
-	for _, i := range ifaces {
-		f := &c.v.Ifaces[i]
-		if r.Interface != "" && f.Name != r.Interface {
-			continue
-		}
-		onLink := r.Interface != "" && r.Via.IsLinkLocalUnicast()
-		for _, p := range f.Addrs {
-			onLink = onLink || p.Contains(r.Via)
-		}
-		if onLink {
-			c.add(zone, r.Prefix, c.hop(Hop{Kind: HopForward, Iface: i, Via: flow.AddrFrom(r.Via), Family: family(r.Via)}))
-			return
-		}
-	}
-	c.fail("%s: route %s: via %s is in the prefix of none of its interfaces' addresses", who, r.Prefix, r.Via)
 }
 
 func (c *compiler) backbone() {

@@ -29,7 +29,7 @@ func plan() (*configs.Policy, *configs.Node) {
 	}
 	p := &configs.Policy{
 		Backbone: configs.Backbone{Interfaces: []string{"backbone"}},
-		Routes:   []configs.Route{{Prefix: pfx("0.0.0.0/0"), Via: adr("203.0.113.254")}},
+		Routes:   []configs.Route{{Prefix: pfx("0.0.0.0/0"), Via: []netip.Addr{adr("203.0.113.254")}}},
 		Tenants: []configs.Tenant{
 			{Name: "alpha", Interfaces: []string{"alpha"}, Prefixes: []netip.Prefix{pfx("198.18.10.0/24"), pfx("2001:db8:a::/64")},
 				NAT:   configs.NAT{Pool: []string{"192.0.2.16"}},
@@ -72,10 +72,12 @@ func TestWhatCannotBeCompiledSaysWhy(t *testing.T) {
 			[]string{`backbone: interface "alpha" belongs to somebody else already`}},
 		{"tenant twice", func(p *configs.Policy, _ *configs.Node, _ *Input) { p.Tenants[1].Name = "alpha" }, []string{`tenant "alpha" is there twice`}},
 		{"too many tenants", func(_ *configs.Policy, n *configs.Node, _ *Input) { n.Tables.Tenants = 1 }, []string{`2 tenants, but the node file's tables.tenants is 1`}},
-		{"route via nowhere", func(p *configs.Policy, _ *configs.Node, _ *Input) { p.Routes[0].Via = adr("198.51.100.1") },
+		{"route via nowhere", func(p *configs.Policy, _ *configs.Node, _ *Input) {
+			p.Routes[0].Via = []netip.Addr{adr("198.51.100.1")}
+		},
 			[]string{`backbone: route 0.0.0.0/0: via 198.51.100.1 is in the prefix of none of its interfaces' addresses`}},
 		{"route of a tenant via the backbone", func(p *configs.Policy, _ *configs.Node, _ *Input) {
-			p.Tenants[0].Routes = []configs.Route{{Prefix: pfx("198.19.0.0/16"), Via: adr("203.0.113.9")}}
+			p.Tenants[0].Routes = []configs.Route{{Prefix: pfx("198.19.0.0/16"), Via: []netip.Addr{adr("203.0.113.9")}}}
 		}, []string{`tenant "alpha": route 198.19.0.0/16: via 203.0.113.9`}},
 		{"prefix untranslated twice", func(p *configs.Policy, _ *configs.Node, _ *Input) {
 			p.Tenants[0].NAT, p.Tenants[1].NAT = configs.NAT{}, configs.NAT{}
@@ -129,7 +131,7 @@ func lookup(v *View, zone flow.TenantID, a string) *Hop {
 func TestRoutesOfEachZone(t *testing.T) {
 	p, n := plan()
 	p.Routes = append(p.Routes, configs.Route{Prefix: pfx("198.51.100.0/24"), Discard: true})
-	p.Tenants[0].Routes = []configs.Route{{Prefix: pfx("198.19.0.0/16"), Via: adr("198.18.10.254")}}
+	p.Tenants[0].Routes = []configs.Route{{Prefix: pfx("198.19.0.0/16"), Via: []netip.Addr{adr("198.18.10.254")}}}
 	p.Tenants[0].Prefixes = append(p.Tenants[0].Prefixes, pfx("198.19.0.0/16"))
 	p.Tenants[0].NAT.Bypass = []netip.Prefix{pfx("203.0.113.64/28")}
 	n.Ports[0].Host.Shared = []netip.Addr{adr("203.0.113.1")}

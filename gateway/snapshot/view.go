@@ -57,6 +57,11 @@ type Hop struct {
 	OnLink bool
 	Family uint8
 	Via    flow.Addr
+
+	Vias   []uint16      // of a route: the numbers of its routers; Iface and Via are the first one's
+	State  *fib.HopState // of a router: whether it lives; nil for all else
+	weight uint64        // of a router: what Choose hashes
+	shared bool          // of a router: some route has others beside it
 }
 
 // Forward is the inside end of a port forward.
@@ -216,7 +221,8 @@ type View struct {
 	ports     [][]uint16 // [port][vlan] -> interface, 0 = none
 	Tenants   []*Tenant  // by id; nil where there is none
 	FIB       *fib.Table
-	Hops      []Hop // parallel to the FIB's
+	Hops      []Hop // of the routes, parallel to the FIB's
+	vias      []Hop // routers, by topVia - number; HopDiscard where a number is free
 	Publics   []Public
 	OneTenant bool // there is nobody whom its sessions could leave without room
 	Timeouts  conntrack.Timeouts

@@ -106,7 +106,7 @@ func (w *Worker) resume(slots []pipeline.Slot) (done bool) {
 }
 
 func (w *Worker) slow(kind slowpath.Kind, s *pipeline.Slot) {
-	if !w.cfg.Slow.Input(w.cfg.ID, kind, s.OutIface, s.Key.Family, &s.NextHop, s.Frame()) {
+	if !w.cfg.Slow.Input(w.cfg.ID, kind, s.OutIface, s.Tenant, s.Key.Family, &s.NextHop, s.Frame()) {
 		w.shard.Dropped(s.Tenant, verdict.SlowPathFull, s.Port, s.Frame(), kind == slowpath.Resolve)
 	}
 	w.free(s.Area, s.Addr)

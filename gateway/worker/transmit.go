@@ -75,7 +75,7 @@ func (w *Worker) send(port uint16, area uint8, addr uint64, off, n int) {
 func (w *Worker) Originate(port, iface uint16, family uint8, hop *flow.Addr, frame []byte) {
 	mac, ok := w.shard.Neighbors.Lookup(iface, family, hop)
 	if !ok {
-		if !w.cfg.Slow.Input(w.cfg.ID, slowpath.Resolve, iface, family, hop, frame) {
+		if !w.cfg.Slow.Input(w.cfg.ID, slowpath.Resolve, iface, 0, family, hop, frame) {
 			w.shard.Dropped(0, verdict.SlowPathFull, trace.NoPort, frame, true)
 		}
 		return
