@@ -276,7 +276,7 @@ func (w *teller) opening() {
 		w.say(stageACL, "%s", w.rule(by))
 		w.ends(stageACL)
 		if j.RuleDir == uint8(meter.In) && j.Hop != trace.NoHop {
-			w.say(stageRoute, "inside: %s", w.hopText(&v.Hops[j.Hop]))
+			w.say(stageRoute, "inside: %s", w.hopText(v.Hop(j.Hop)))
 		}
 		w.ends(stageRoute)
 	} else {
@@ -321,7 +321,7 @@ func (w *teller) routeText(zone flow.TenantID) string {
 	if j.Hop == trace.NoHop {
 		return text
 	}
-	return text + ": " + w.hopText(&w.v.Hops[j.Hop])
+	return text + ": " + w.hopText(w.v.Hop(j.Hop))
 }
 
 func (w *teller) hopText(h *snapshot.Hop) string {

@@ -26,14 +26,14 @@ func (sh *Shard) openOut(s *Slot) verdict.Verdict {
 	if back != noHop && v.Hops[back].Kind == snapshot.HopLocal {
 		return sh.drop(s, verdict.SpoofedSource) // our own address
 	}
-	nh := hopTo(v, t.ID, k.Family, &k.Dst)
+	nh := v.Choose(hopTo(v, t.ID, k.Family, &k.Dst), k, noHop)
 	if nh == noHop {
 		return sh.noRoute(s)
 	}
 	if sh.watch.tr != nil {
 		sh.watch.tr.Hop = nh
 	}
-	hop := &v.Hops[nh]
+	hop := v.Hop(nh)
 	switch hop.Kind {
 	case snapshot.HopLocal:
 		return sh.local(s)
@@ -63,7 +63,7 @@ func (sh *Shard) openOut(s *Slot) verdict.Verdict {
 	if d := t.Judge(meter.Out, &ak); !sh.allowed(s, t, meter.Out, &se, d) {
 		return sh.refuse(s, howToRefuse(t, d.Rule), s.Reason)
 	}
-	nh, back = v.Choose(nh, k, noHop), v.Choose(back, k, noHop)
+	back = v.Choose(back, k, noHop)
 	if _, v := sh.usable(s, t, nh); v != verdict.Next {
 		return v // what goes no further leaves nothing behind
 	}
@@ -150,17 +150,16 @@ func (sh *Shard) openIn(s *Slot) verdict.Verdict {
 	if !sh.allowed(s, t, meter.In, &se, d) {
 		return verdict.Drop
 	}
-	ih := hopInto(v, t.ID, k.Family, &inside)
+	ih := v.Choose(hopInto(v, t.ID, k.Family, &inside), k, noHop)
 	if sh.watch.tr != nil {
 		sh.watch.tr.Hop = ih
 	}
-	if ih == noHop || v.Hops[ih].Kind == snapshot.HopDiscard {
+	if ih == noHop || v.Hop(ih).Kind == snapshot.HopDiscard {
 		return sh.drop(s, verdict.NoRoute)
 	}
-	if v.Hops[ih].Kind == snapshot.HopLocal {
+	if v.Hop(ih).Kind == snapshot.HopLocal {
 		return sh.drop(s, verdict.LocalUnhandled)
 	}
-	ih = v.Choose(ih, k, noHop)
 	if _, v := sh.usable(s, t, ih); v != verdict.Next {
 		return v
 	}
