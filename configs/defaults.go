@@ -31,6 +31,7 @@ const (
 	DefaultNeighbors = 4096
 	DefaultTenants   = 1024
 	DefaultFrames    = 16384 // per worker: 32 MiB of 2 KiB frames
+	DefaultFragments = 4096  // over all workers: 8 MiB, touched only when so many wait
 )
 
 func defaultTo[T comparable](field *T, v T) {
@@ -110,6 +111,7 @@ func (n *Node) Defaults() {
 	defaultTo(&n.Tables.Neighbors, DefaultNeighbors)
 	defaultTo(&n.Tables.Tenants, DefaultTenants)
 	defaultTo(&n.Tables.Frames, DefaultFrames)
+	defaultTo(&n.Tables.Fragments, DefaultFragments)
 	defaultTo(&n.API.Socket, path.Join(n.DataDir, "demarc.sock"))
 	defaultTo(&n.Log.Level, "info")
 	defaultTo(&n.Log.Format, "text")

@@ -36,6 +36,7 @@ func checkNode(at loc, n *Node) {
 	checkCount(tables, "neighbors", n.Tables.Neighbors, 16, 65_535)
 	checkCount(tables, "tenants", n.Tables.Tenants, 1, MaxTenants)
 	checkCount(tables, "frames", n.Tables.Frames, 1024, 1<<22)
+	checkCount(tables, "fragments", n.Tables.Fragments, 64, 1<<20)
 	checkAPI(at.key("api"), &n.API)
 	checkChoice(at.key("log"), "level", n.Log.Level, "debug", "info", "warn", "error")
 	checkChoice(at.key("log"), "format", n.Log.Format, "text", "json")

@@ -211,6 +211,7 @@ type Tables struct {
 	Neighbors int `toml:"neighbors"` // default 4096, at most 65,535
 	Tenants   int `toml:"tenants"`   // default 1024
 	Frames    int `toml:"frames"`    // per worker and memory area; default 16,384
+	Fragments int `toml:"fragments"` // fragments that may wait for the first of their datagram, over all workers; default 4096
 }
 
 // API says where the node listens for its operator.

@@ -60,17 +60,19 @@ type Gateway struct {
 	workers []*worker.Worker
 	shards  []*pipeline.Shard
 	mem     [][]byte // mmapped tables
-	areas   []*xsk.UMEM
-	chunk   int // bytes a frame of packet memory
-	slow    *slowpath.Slow
-	space   *nat.Space
-	neigh   *fib.Neighbors
-	blocks  blocks
-	prober  prober
-	store   *revisions.Store
-	dir     io.Closer // the lock of the data directory
-	eph     [2]uint16
-	seed    uint64
+
+	tableBytes []uint64 // of mem, by worker
+	areas      []*xsk.UMEM
+	chunk      int // bytes a frame of packet memory
+	slow       *slowpath.Slow
+	space      *nat.Space
+	neigh      *fib.Neighbors
+	blocks     blocks
+	prober     prober
+	store      *revisions.Store
+	dir        io.Closer // the lock of the data directory
+	eph        [2]uint16
+	seed       uint64
 
 	linkMu    sync.Mutex // of portFacts, which reports read without mu
 	mu        sync.Mutex // serialises apply, link changes
@@ -123,6 +125,7 @@ func New(o Options) (*Gateway, error) {
 		return nil, fmt.Errorf("tables.neighbors = %d: no table of that size", n.Tables.Neighbors)
 	}
 	g.space = nat.NewSpace(4096)
+	g.space.Idents.Seed = g.seed ^ 0x94d049bb133111eb
 	if err := g.findPorts(); err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"demarc/configs"
 	"demarc/gateway/conntrack"
+	"demarc/gateway/frag"
 	"demarc/gateway/hostnet"
 	"demarc/gateway/nat"
 	"demarc/gateway/pipeline"
@@ -402,8 +403,15 @@ func (g *Gateway) makeWorkers() error {
 			return err
 		}
 		g.mem = append(g.mem, pm)
+		fragments := max(64, n.Tables.Fragments/count)
+		fm, err := mapTable(frag.Bytes(fragments, chunk))
+		if err != nil {
+			return err
+		}
+		g.mem = append(g.mem, fm)
+		g.tableBytes = append(g.tableBytes, uint64(len(sm)+len(nm)+len(pm)+len(fm)))
 		shard, err := pipeline.NewShard(pipeline.Config{Worker: id, SessionMem: sm, Sessions: sessions, NATMem: nm, Mappings: mappings, PermitMem: pm,
-			Tenants: snapshot.MaxTenantID(n), ShaperMax: n.Tables.Frames / 2, Seed: g.seed + uint64(id)*0x9e3779b97f4a7c15, Space: g.space, Neighbors: g.neigh})
+			Tenants: snapshot.MaxTenantID(n), ShaperMax: n.Tables.Frames / 2, Seed: g.seed + uint64(id)*0x9e3779b97f4a7c15, Fragments: fragments, FrameBytes: chunk, FragMem: fm, Space: g.space, Neighbors: g.neigh})
 		if err != nil {
 			return fmt.Errorf("worker %d: %w", id, err)
 		}

@@ -72,8 +72,12 @@ type Worker struct {
 	Bursts       uint64  `json:"bursts"`         // receive bursts that held at least one packet
 	Wakeups      uint64  `json:"wakeups"`        // times it slept and was woken
 	UMEMBytes    uint64  `json:"umem_bytes"`     // packet memory
-	TableBytes   uint64  `json:"table_bytes"`    // sessions, index, mappings
+	TableBytes   uint64  `json:"table_bytes"`    // sessions, index, mappings, waiting fragments
 	Crossings    uint64  `json:"area_crossings"` // packets copied between a zero-copy and another memory area
+
+	FragmentsWaiting int `json:"fragments_waiting"` // that came before the first of their datagram
+	FragmentsCap     int `json:"fragments_cap"`     // how many may
+	FragmentedKnown  int `json:"fragmented_known"`  // datagrams in fragments that are followed beside those: their first one has come
 }
 
 // Port is one network device.

@@ -131,6 +131,12 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 		c := &p.Conflicts[i]
 		fmt.Fprintf(w, "CONFLICT  %s on %s is used by %s too: %s, the last one %s ago\n", clean(c.Address), clean(c.Interface), clean(c.MAC), plural(int(c.Count), "time"), seconds(c.Age))
 	}
+	waiting, most, known := 0, 0, 0
+	for i := range s.Workers {
+		k := &s.Workers[i]
+		waiting, most, known = waiting+k.FragmentsWaiting, most+k.FragmentsCap, known+k.FragmentedKnown
+	}
+	fmt.Fprintf(w, "fragments %d of %d waiting, %s followed\n", waiting, most, plural(known, "datagram"))
 
 	fmt.Fprintln(w)
 	writeTenants(w, s, last)

@@ -131,7 +131,7 @@ func (d *Doctor) memoryNeeded(node *configs.Node) (n need) {
 		}
 	}
 	n.locked = uint64(max(node.Workers.Count, 1)) * uint64(max(node.Tables.Frames, 0)) * chunk
-	n.tables = uint64(max(node.Tables.Sessions, 0)) * bytesPerSession
+	n.tables = uint64(max(node.Tables.Sessions, 0))*bytesPerSession + uint64(max(node.Tables.Fragments, 0))*chunk
 	return n
 }
 

@@ -83,11 +83,15 @@ var (
 	workerWakeups    = counter("worker_wakeups", "Times that the worker slept and was woken.", "worker")
 	workerCrossings  = counter("worker_area_crossing_packets", "Packets copied between a zero-copy and another memory area.", "worker")
 	workerUMEM       = gauge("worker_umem_bytes", "Packet memory.", "worker")
-	workerTables     = gauge("worker_table_bytes", "Memory of sessions, index and mappings.", "worker")
+	workerTables     = gauge("worker_table_bytes", "Memory of sessions, index, mappings and waiting fragments.", "worker")
 	sessions         = gauge("conntrack_sessions", "Live sessions.", "worker")
 	sessionsCapacity = gauge("conntrack_capacity_sessions", "Sessions that fit in the table.", "worker")
 	mappings         = gauge("nat_mappings", "Live NAT mappings, held ports not counted.", "worker")
 	mappingsCapacity = gauge("nat_capacity_mappings", "NAT mappings that fit in the table.", "worker")
+
+	fragmentsWaiting = gauge("frag_waiting_fragments", "Fragments that came before the first of their datagram and wait for it.", "worker")
+	fragmentsMost    = gauge("frag_capacity_fragments", "Fragments that may wait.", "worker")
+	fragmentsKnown   = gauge("frag_known_datagrams", "Datagrams in fragments that are followed: their first fragment has come, others may.", "worker")
 
 	tenantPackets  = counter("meter_tenant_packets", "Packets passed on; out = from the tenant to the backbone.", "tenant", "direction")
 	tenantBytes    = counter("meter_tenant_bytes", "IP bytes passed on; out = from the tenant to the backbone.", "tenant", "direction")
@@ -283,6 +287,9 @@ func (o out) workers(s *api.Status) {
 		o.put(sessionsCapacity, float64(w.SessionsCap), id)
 		o.put(mappings, float64(w.Mappings), id)
 		o.put(mappingsCapacity, float64(w.MappingsCap), id)
+		o.put(fragmentsWaiting, float64(w.FragmentsWaiting), id)
+		o.put(fragmentsMost, float64(w.FragmentsCap), id)
+		o.put(fragmentsKnown, float64(w.FragmentedKnown), id)
 	}
 }
 

@@ -101,6 +101,8 @@ type Space struct {
 	owner  []atomic.Uint32             // by AddrID<<10 | port>>6: a byte for each class, worker+1, 0 = nobody. The block's owner: its byte, all: ro
 	resGen atomic.Uint32               // control: rw, workers: ro. Counts changes of reserved ports
 	ids    map[[4]byte]AddrID          // control only
+
+	Idents Idents // all: rw
 }
 
 // NewSpace makes room for maxAddrs public addresses. An address takes memory when it is registered, see Bytes.

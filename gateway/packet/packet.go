@@ -111,8 +111,11 @@ type Packet struct {
 	Window     uint16 // TCP, unscaled
 	PayloadLen uint16 // TCP: payload bytes in this packet
 
-	FragID  uint32 // valid with FlagFragFirst or FlagFragLater
-	FragOff uint16 // bytes
+	// Valid with FlagFragFirst or FlagFragLater. Off and Len are bytes of the part that was fragmented: of IPv6 it begins behind the
+	// fragment header.
+	FragID           uint32
+	FragOff, FragLen uint16
+	FragMore         bool
 }
 
 // Frame is the frame's bytes, valid as long as Buf.

@@ -29,7 +29,7 @@ func (p *Packet) reset() {
 	p.Flags, p.TTL, p.TOS, p.TCPFlags, p.ICMPType, p.ICMPCode, p.Extra = 0, 0, 0, 0, 0, 0, 0
 	p.Key = flow.Key{}
 	p.Seq, p.Ack, p.Window, p.PayloadLen = 0, 0, 0, 0
-	p.FragID, p.FragOff = 0, 0
+	p.FragID, p.FragOff, p.FragLen, p.FragMore = 0, 0, 0, false
 }
 
 // Parse reads the frame's headers into p, after clearing what an earlier Parse had found, and returns verdict.Pass or why the
@@ -137,7 +137,7 @@ func parse4(p *Packet, f []byte, l3 int) verdict.Reason {
 // fragment checks one fragment of either family: off and n are bytes, head is what precedes the fragmented part in the datagram
 // put together again. proto is the transport protocol, or what else follows.
 func fragment(p *Packet, off uint16, more bool, proto uint8, n, head int) verdict.Reason {
-	p.FragOff = off
+	p.FragOff, p.FragLen, p.FragMore = off, uint16(n), more
 	switch {
 	case n == 0, // carries nothing: only of use to keep reassembly busy
 		more && n%8 != 0,              // RFC 791 section 3.2, RFC 8200 section 4.5: only the last one may be odd

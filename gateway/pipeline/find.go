@@ -112,5 +112,8 @@ func segment(p *packet.Packet) conntrack.Segment {
 	if p.TCPFlags&packet.TCPSyn != 0 {
 		seg.Scale = packet.WindowScale(p)
 	}
+	if p.Flags&packet.FlagFragFirst != 0 && seg.Flags&(packet.TCPFin|packet.TCPSyn|packet.TCPRst|packet.TCPAck) == packet.TCPFin|packet.TCPAck {
+		seg.Flags &^= packet.TCPFin // it stands behind the last fragment, see continuation
+	}
 	return seg
 }

@@ -32,8 +32,13 @@ func (sh *Shard) forward(s *Slot, se *conntrack.Session, dir int) verdict.Verdic
 	if se.Flags&conntrack.FlagNAT != 0 {
 		src, dst, sport, dport := se.Out(dir)
 		packet.Translate4(&s.Packet, src, dst, sport, dport)
+		if !packet.Atomic(&s.Packet) && !sh.rename(s, se) {
+			v = sh.drop(s, verdict.FragmentNoID)
+		}
 	}
-	v = sh.send(s, t, hop)
+	if v == verdict.Next {
+		v = sh.send(s, t, hop)
+	}
 	if h != nil && (v == verdict.Drop || v == verdict.Neighbor) {
 		sh.giveHost(h, t, s.Dir, int(s.IPLen))
 	}

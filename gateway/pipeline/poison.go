@@ -100,7 +100,7 @@ func (sh *Shard) Poisoned() int { return sh.poisons.live }
 // the burst, -1 when none was under way, and whether there was something to put right. Go on with Resume.
 func (sh *Shard) Contain(slots []Slot) (at int, repaired bool) {
 	at = -1
-	if (sh.sweep == sweepParse || sh.sweep == sweepCarry) && sh.at < len(slots) {
+	if (sh.sweep == sweepParse || sh.sweep == sweepCarry || sh.sweep == sweepPieces) && sh.at < len(slots) {
 		at = sh.at
 		s := &slots[at]
 		if sh.sweep == sweepParse {
@@ -195,6 +195,10 @@ func (sh *Shard) Recover() bool {
 	if sh.keeping != conntrack.NoMapping {
 		sh.letGo()
 		repaired = true
+	}
+	if sh.frag != nil {
+		sh.frags.Kill(sh.frag, verdict.InternalError, sh.tick)
+		sh.frag, repaired = nil, true
 	}
 	return repaired
 }

@@ -33,6 +33,7 @@ const (
 	sweepParse
 	sweepTouch
 	sweepCarry
+	sweepPieces // SendPieces, which nobody is blocked for: what was cut has been translated
 )
 
 // Resume goes on with a burst after Contain, behind the frame that was under way.
@@ -53,6 +54,8 @@ func (sh *Shard) Resume(slots []Slot) {
 			}
 		}
 		sh.carry(slots, from)
+	case sweepPieces:
+		sh.pieces(slots, sh.at+1)
 	}
 }
 
@@ -100,11 +103,19 @@ func (sh *Shard) carry(slots []Slot, from int) {
 			continue
 		}
 		sh.at, sh.key = i, s.Key // which translation changes
-		if s.Verdict = sh.find(s); s.Verdict == verdict.Drop {
+		if s.Verdict = sh.onward(s); s.Verdict == verdict.Drop {
 			sh.dropped(s)
 		}
 	}
 	sh.sweep = sweepDone
+}
+
+// onward takes a packet to its end.
+func (sh *Shard) onward(s *Slot) verdict.Verdict {
+	if s.Flags&inPieces != 0 {
+		return sh.fragment(s)
+	}
+	return sh.find(s)
 }
 
 func (sh *Shard) drop(s *Slot, r verdict.Reason) verdict.Verdict {
@@ -114,7 +125,7 @@ func (sh *Shard) drop(s *Slot, r verdict.Reason) verdict.Verdict {
 
 // receive parses a frame and finds out where it came in, and whether it is this worker's.
 func (sh *Shard) receive(s *Slot) verdict.Verdict {
-	s.Verdict, s.Reason, s.Tenant, s.Voice, s.in = verdict.Drop, verdict.Unset, 0, false, nil
+	s.Verdict, s.Reason, s.Tenant, s.Voice, s.in, s.cut = verdict.Drop, verdict.Unset, 0, false, nil, 0
 	s.Key.Family = 0 // of the frame that was here before: should anything panic now, nobody is to blame
 	if r := packet.Parse(&s.Packet); r != verdict.Pass {
 		if f := sh.ingress(s); f != nil {
@@ -154,8 +165,8 @@ func (sh *Shard) receive(s *Slot) verdict.Verdict {
 	if sh.poisons.live > 0 && sh.poisons.has(&s.Key, sh.now) {
 		return sh.drop(s, verdict.FlowBlocked)
 	}
-	if s.Flags&(packet.FlagFragFirst|packet.FlagFragLater) != 0 {
-		return sh.drop(s, verdict.Fragment)
+	if s.Flags&inPieces != 0 {
+		return sh.gather(s)
 	}
 	if sh.view.Workers > 1 && !s.Handed {
 		if w := sh.home(s); w != sh.Worker {

@@ -12,7 +12,8 @@ import (
 )
 
 // usable checks that a packet may go to a next hop as it is: there is one, it lives, hop limit, size. It answers verdict.Next, or what becomes of
-// the packet instead. It runs before translation, so that an ICMP error quotes what its sender wrote.
+// the packet instead. It runs before translation, so that an ICMP error quotes what its sender wrote. What is too large and may be cut
+// (IPv4 without DF, RFC 1812 section 5.2.6) is noted in s.cut.
 func (sh *Shard) usable(s *Slot, t *snapshot.Tenant, nh uint16) (*snapshot.Hop, verdict.Verdict) {
 	if nh == noHop {
 		return nil, sh.noRoute(s)
@@ -38,10 +39,10 @@ func (sh *Shard) usable(s *Slot, t *snapshot.Tenant, nh uint16) (*snapshot.Hop, 
 			if s.Key.Family == 6 {
 				return nil, sh.tell(s, verdict.TooBig, packet.ICMP6TooBig, 0, mtu)
 			}
-			if s.Frame()[s.L3+6]&0x40 == 0 {
-				return nil, sh.drop(s, verdict.TooBig)
+			if s.Frame()[s.L3+6]&0x40 != 0 {
+				return nil, sh.tell(s, verdict.TooBig, packet.ICMPUnreachable, 4, mtu)
 			}
-			return nil, sh.tell(s, verdict.TooBig, packet.ICMPUnreachable, 4, mtu)
+			s.cut = uint16(mtu)
 		}
 	}
 	return hop, verdict.Next
@@ -68,9 +69,15 @@ func (sh *Shard) send(s *Slot, t *snapshot.Tenant, hop *snapshot.Hop) verdict.Ve
 		if !ok {
 			v = verdict.Neighbor
 		}
-		packet.DecTTL(&s.Packet)
-		if s.TCPFlags&packet.TCPSyn != 0 && s.Key.Proto == flow.TCP {
-			sh.clampMSS(s, f)
+		if s.cut != isPiece {
+			packet.DecTTL(&s.Packet)
+			if s.TCPFlags&packet.TCPSyn != 0 && s.Key.Proto == flow.TCP {
+				sh.clampMSS(s, f)
+			}
+			if s.cut != 0 {
+				s.hop = hop
+				return verdict.Cut
+			}
 		}
 		if !packet.SetL2(&s.Packet, mac, f.MAC, f.VLAN) {
 			return sh.drop(s, verdict.FrameTooLarge)
@@ -165,6 +172,9 @@ func (sh *Shard) related(s *Slot) verdict.Verdict {
 			}
 		}
 		packet.TranslateOuter4(&s.Packet, outer, dst)
+		if !packet.Atomic(&s.Packet) && !sh.rename(s, se) {
+			return sh.drop(s, verdict.FragmentNoID)
+		}
 	}
 	return sh.send(s, t, hop)
 }

@@ -1,6 +1,8 @@
 package pipeline
 
 import (
+	"cmp"
+	"math/bits"
 	"sync/atomic"
 	"time"
 
@@ -8,6 +10,7 @@ import (
 	"demarc/gateway/conntrack"
 	"demarc/gateway/fib"
 	"demarc/gateway/flow"
+	"demarc/gateway/frag"
 	"demarc/gateway/meter"
 	"demarc/gateway/nat"
 	"demarc/gateway/packet"
@@ -38,6 +41,9 @@ type Slot struct {
 	Looped bool   // left a tenant towards one of our own public addresses and enters from the backbone side
 	Handed bool   // came from another worker, which has decided that it belongs here
 
+	// A fragment that came from another worker, since those of its datagram meet here; with Hand: one that should do so at Home.
+	Gathered bool
+
 	// With Looped: a finished frame that comes back because its next hop on OutIface did not answer. Process sends an error to its sender, or drops it.
 	Unreached bool
 
@@ -58,6 +64,8 @@ type Slot struct {
 
 	in   *snapshot.Iface
 	hash uint64
+	hop  *snapshot.Hop // with Cut
+	cut  uint16        // bytes of IP that the next hop takes, where that is less than IPLen and the packet may be cut; or isPiece; else 0
 }
 
 // Event is a line for the log: a rule with `log` decided about a new conversation.
@@ -81,7 +89,10 @@ type Config struct {
 	Mappings   int
 	PermitMem  []byte // nat.PermitBytes(Sessions); touched only where tenants filter by address
 	Tenants    int
-	ShaperMax  int // packets that all shaper queues together may hold
+	ShaperMax  int    // packets that all shaper queues together may hold
+	Fragments  int    // fragments that may wait for the first of their datagram; 0 = 64
+	FrameBytes int    // the longest frame; 0 = 2,048
+	FragMem    []byte // frag.Bytes(Fragments, FrameBytes)
 	Seed       uint64
 	Space      *nat.Space
 	Neighbors  *fib.Neighbors
@@ -113,6 +124,12 @@ type Shard struct {
 	watch    watching
 	blocks   *block.List // nil = none
 	asked    *asked
+	frags    *frag.Table
+	frag     *frag.Datagram // that the fragment under way is of, nil between fragments
+	names    *nat.Idents
+	idents   [wholeWords]uint16
+	identLo  uint16 // identifications of whole packets are this worker's from here on
+	identMsk uint16
 
 	// What Contain goes by after a panic.
 	sweep     sweep    // where Process is
@@ -160,7 +177,7 @@ func NewShard(c Config) (*Shard, error) {
 		return nil, err
 	}
 	tenants := c.Tenants + 1
-	return &Shard{
+	sh := &Shard{
 		eventLog: &eventLog{},
 		Worker:   c.Worker, Sessions: st, NAT: ns, permits: permits, Space: c.Space, Neighbors: c.Neighbors,
 		Shaper: police.NewShaper(c.ShaperMax, tenants*2), Meter: meter.NewShard(tenants),
@@ -168,12 +185,28 @@ func NewShard(c Config) (*Shard, error) {
 		watch:    watching{drops: trace.NewRecorder()},
 		asked:    newAsked(),
 		echoRate: police.PacketRate(echoPerSecond, 100*time.Millisecond),
-	}, nil
+	}
+	sh.frags = frag.New(frag.Config{Datagrams: cmp.Or(c.Fragments, 64), Mem: c.FragMem, Size: cmp.Or(c.FrameBytes, 2048), Tenants: tenants, Seed: c.Seed ^ 0x165667b19e3779f9,
+		Lost: func(t flow.TenantID, r verdict.Reason, n int) { sh.Meter.DropN(t, r, uint64(n)) }})
+	sh.names = &sh.Space.Idents
+	for i := range sh.idents {
+		sh.idents[i] = uint16(sh.random())
+	}
+	return sh, nil
 }
 
 // SetView hands the shard a new View. Sessions judged under an older one are judged again on their next packet, and by Maintain if none comes.
 func (sh *Shard) SetView(v *snapshot.View) {
+	if sh.view != nil {
+		for _, t := range sh.view.Tenants {
+			if t != nil && v.Tenant(t.ID) == nil {
+				sh.frags.Flush(t.ID, verdict.SessionCut)
+			}
+		}
+	}
 	sh.view = v
+	n := nat.WholeIdents >> bits.Len(uint(max(1, v.Workers)-1)) // workers share them by powers of two
+	sh.identLo, sh.identMsk = uint16(sh.Worker*n), uint16(n-1)
 	for _, id := range v.Fresh {
 		sh.Meter.Reset(id)
 	}
@@ -268,6 +301,7 @@ func (sh *Shard) Maintain(nowNs uint64, budget int) {
 		sh.poisonAt = sh.now
 		sh.poisons.sweep(sh.now)
 	}
+	sh.frags.Sweep(sh.tick, budget)
 }
 
 // Rejudge brings at most budget table slots up to the current View and ends the sessions that it denies. Call it until Settled.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 
+	"demarc/gateway/flow"
+	"demarc/gateway/frag"
 	"demarc/gateway/meter"
 	"demarc/gateway/police"
 	"demarc/gateway/snapshot"
@@ -85,6 +87,8 @@ func (sh *Shard) twin(l *undo.Log, v *snapshot.View) *Shard {
 	c.Meter = meter.NewShard(sh.Meter.Tenants())
 	c.held = append([]held(nil), sh.held...)
 	c.echo = copyWords(sh.echo)
+	c.frags = frag.New(frag.Config{Datagrams: 1, Size: 4096, Tenants: 1, Lost: func(flow.TenantID, verdict.Reason, int) {}}) // of its datagram nothing else has come
+	c.names = nil
 	return &c
 }
 

@@ -22,7 +22,7 @@ func unfinished(p *packet.Packet) bool {
 		return false
 	}
 	f := p.Frame()
-	if at+2 > p.L3End {
+	if at+2 > p.L3End || p.Flags&packet.FlagFragFirst != 0 { // of a fragment nobody can say; who cuts has finished it before
 		return false
 	}
 	n := p.L3End - p.L4

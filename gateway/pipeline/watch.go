@@ -77,10 +77,10 @@ func (sh *Shard) follow(s *Slot) {
 	}
 }
 
-// journey is find, with j to say what was decided.
+// journey is onward, with j to say what was decided.
 func (sh *Shard) journey(j *trace.Journey, s *Slot) {
 	sh.watch.tr = j
-	if s.Verdict = sh.find(s); s.Verdict == verdict.Drop {
+	if s.Verdict = sh.onward(s); s.Verdict == verdict.Drop {
 		sh.dropped(s)
 	}
 	sh.watch.tr = nil

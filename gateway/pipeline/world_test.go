@@ -32,6 +32,14 @@ type world struct {
 	slots  [1]Slot
 
 	passed, dropped uint64 // verdicts given
+	kept            uint64 // fragments that the pipeline has a copy of
+}
+
+// arrival is a frame that somebody has to process.
+type arrival struct {
+	worker, port             int
+	looped, handed, gathered bool
+	frame                    []byte
 }
 
 func newWorld(t testing.TB, workers int, policy string) *world {
@@ -81,9 +89,15 @@ type hop struct {
 // carry brings a frame in on a port at a worker and follows it. The last hop is what became of it.
 func (w *world) carry(worker, port int, looped, handed bool, frame []byte) (hops []hop) {
 	w.t.Helper()
-	for range 6 {
+	return w.arrive(arrival{worker, port, looped, handed, false, frame})
+}
+
+func (w *world) arrive(a arrival) (hops []hop) {
+	w.t.Helper()
+	worker, port, looped, handed, gathered, frame := a.worker, a.port, a.looped, a.handed, a.gathered, a.frame
+	for range 8 {
 		s := &w.slots[0]
-		*s = Slot{Port: uint16(port), Looped: looped, Handed: handed, Verdict: 99}
+		*s = Slot{Port: uint16(port), Looped: looped, Handed: handed, Gathered: gathered, Verdict: 99}
 		s.Buf, s.Off, s.Len = w.buf[:], 256, copy(w.buf[256:], frame)
 		w.shards[worker].Process(w.slots[:], w.now)
 		w.sound(s)
@@ -91,28 +105,76 @@ func (w *world) carry(worker, port int, looped, handed bool, frame []byte) (hops
 		hops = append(hops, h)
 		switch s.Verdict {
 		case verdict.Hand:
-			if handed || int(s.Home) == worker || int(s.Home) >= len(w.shards) {
+			if handed || gathered && s.Gathered || int(s.Home) == worker || int(s.Home) >= len(w.shards) {
 				w.t.Fatalf("worker %d hands to %d (handed already: %v)", worker, s.Home, handed)
 			}
-			worker, handed, frame = int(s.Home), true, h.frame
+			worker, handed, gathered, frame = int(s.Home), !s.Gathered, s.Gathered, h.frame
 		case verdict.Loop:
 			if looped {
 				w.t.Fatal("went round twice")
 			}
 			w.passed++
-			looped, handed, port, frame = true, false, 0, h.frame
+			looped, handed, gathered, port, frame = true, false, false, 0, h.frame
 		case verdict.Drop:
 			w.dropped++
-			return hops
+			return append(hops, w.late()...)
 		case verdict.Punt:
 			return hops
+		case verdict.Keep:
+			w.kept++
+			return hops
+		case verdict.Cut:
+			hops = append(hops[:len(hops)-1], w.cut(worker, s)...)
+			return append(hops, w.late()...)
 		default:
 			w.passed++
-			return hops
+			return append(hops, w.late()...)
 		}
 	}
 	w.t.Fatalf("no end: %+v", hops)
 	return nil
+}
+
+// cut makes the pieces of a slot and sends them.
+func (w *world) cut(worker int, s *Slot) (hops []hop) {
+	w.t.Helper()
+	for from, more := 0, true; more; {
+		pieces := []Slot{{}}
+		pieces[0].Buf = make([]byte, len(w.buf))
+		next, ok := w.shards[worker].Piece(s, &pieces[0], from, 256)
+		if !ok {
+			w.dropped++
+			return append(hops, hop{worker: worker, verdict: verdict.Drop, reason: verdict.TooBig, tenant: s.Tenant})
+		}
+		w.shards[worker].SendPieces(pieces)
+		p := &pieces[0]
+		w.sound(p)
+		if p.Verdict == verdict.Drop {
+			w.dropped++
+		} else {
+			w.passed++
+		}
+		hops = append(hops, hop{worker: worker, verdict: p.Verdict, reason: p.Reason, tenant: p.Tenant, port: p.OutPort, frame: append([]byte(nil), p.Frame()...)})
+		from, more = next, next != 0
+	}
+	return hops
+}
+
+// late carries the fragments that wait no longer.
+func (w *world) late() (hops []hop) {
+	w.t.Helper()
+	for i, sh := range w.shards {
+		for sh.Ready() > 0 {
+			s := Slot{}
+			s.Buf = make([]byte, len(w.buf))
+			if !sh.Fetch(&s, 256) {
+				w.t.Fatal("a fragment was ready and is not")
+			}
+			w.kept--
+			hops = append(hops, w.arrive(arrival{i, int(s.Port), s.Looped, s.Handed, s.Gathered, append([]byte(nil), s.Frame()...)})...)
+		}
+	}
+	return hops
 }
 
 // sound checks what holds for every slot after Process.
@@ -123,7 +185,7 @@ func (w *world) sound(s *Slot) {
 		if s.Reason == verdict.Unset || s.Reason == verdict.Pass || s.Reason >= verdict.NumReasons {
 			w.t.Fatalf("dropped for %s", s.Reason)
 		}
-	case verdict.Send, verdict.Queue, verdict.Hand, verdict.Loop, verdict.Punt, verdict.Neighbor:
+	case verdict.Send, verdict.Queue, verdict.Hand, verdict.Loop, verdict.Punt, verdict.Neighbor, verdict.Keep, verdict.Cut:
 	default:
 		w.t.Fatalf("verdict %d (%s)", s.Verdict, s.Verdict)
 	}

@@ -14,10 +14,12 @@ const (
 	Punt                    // copy to the slow path (ARP, neighbour discovery) and free
 	Neighbor                // rewritten, but its next hop has no MAC yet: copy to the slow path and free
 	Taken                   // to the gateway itself, and somebody waited for it: noted already, free the frame
+	Keep                    // a later fragment: the pipeline has a copy until the first one comes: free
+	Cut                     // translated, but too large for its next hop: cut, send the pieces, free
 	numVerdicts
 )
 
-var verdictText = [numVerdicts]string{"drop", "next", "send", "queue", "hand", "loop", "punt", "neighbor", "taken"}
+var verdictText = [numVerdicts]string{"drop", "next", "send", "queue", "hand", "loop", "punt", "neighbor", "taken", "keep", "cut"}
 
 // String returns the verdict's lower-case name.
 func (v Verdict) String() string {
@@ -60,8 +62,10 @@ const (
 	HeaderRefused // the same of an IPv6 extension header
 	Fragment
 	FragmentOverlap
+	FragmentDuplicate
 	FragmentTableFull
 	FragmentTimeout
+	FragmentNoID // every identification that it could have outside may still be in use
 	UnsupportedProtocol
 	FrameTooLarge
 	UnfinishedChecksum
@@ -143,7 +147,8 @@ var reasonText = [NumReasons]string{
 	BadVersion: "bad_version", BadHeaderLength: "bad_header_length", BadTotalLength: "bad_total_length",
 	BadHeaderChecksum: "bad_header_checksum", BadL4Length: "bad_l4_length", BadL4Header: "bad_l4_header",
 	BadExtensionHeader: "bad_extension_header", IPOptions: "ip_options", SourceRoute: "source_route", OptionRefused: "ip_option_refused", HeaderRefused: "extension_header_refused",
-	Fragment: "fragment", FragmentOverlap: "fragment_overlap", FragmentTableFull: "fragment_table_full", FragmentTimeout: "fragment_timeout",
+	Fragment: "fragment", FragmentOverlap: "fragment_overlap", FragmentDuplicate: "fragment_duplicate", FragmentTableFull: "fragment_table_full", FragmentTimeout: "fragment_timeout",
+	FragmentNoID:        "fragment_no_id",
 	UnsupportedProtocol: "unsupported_protocol", FrameTooLarge: "frame_too_large", UnfinishedChecksum: "unfinished_checksum",
 	Martian: "martian", Multicast: "multicast", LinkLocal: "link_local", Land: "land", SpoofedSource: "spoofed_source",
 	TTLExceeded: "ttl_exceeded", TooBig: "too_big", NoRoute: "no_route", NoNeighbor: "no_neighbor",

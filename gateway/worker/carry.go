@@ -23,19 +23,24 @@ func (w *Worker) receive(s *sockState, now uint64) int {
 		sl.Buf = mem[base : base+chunk]
 		sl.Off, sl.Len = int(d.Addr-base), int(d.Len)
 		sl.Port, sl.Looped, sl.Handed, sl.Area, sl.Addr = s.Port, false, false, s.Area, base
+		sl.Gathered = false
 		bytes += uint64(d.Len)
 	}
 	s.rxPackets.Add(uint64(k))
 	s.rxBytes.Add(bytes)
 	w.count.bursts.Add(1)
 	w.judge(w.slots[:k], now)
-	w.runLoop(now)
+	w.settle(now)
 	return k
 }
 
 // judge has the pipeline decide and carries it out.
 func (w *Worker) judge(slots []pipeline.Slot, now uint64) {
-	w.contained(slots, now)
+	w.contained(slots, now, false)
+	w.carryOut(slots, now)
+}
+
+func (w *Worker) carryOut(slots []pipeline.Slot, now uint64) {
 	for i := range slots {
 		s := &slots[i]
 		switch s.Verdict {
@@ -45,8 +50,13 @@ func (w *Worker) judge(slots []pipeline.Slot, now uint64) {
 			w.held[s.Area]++
 		case verdict.Hand:
 			kind := uint8(handProcess)
-			if s.Looped {
+			switch {
+			case s.Looped && s.Gathered:
+				kind = handGatherLoop
+			case s.Looped:
 				kind = handLoop
+			case s.Gathered:
+				kind = handGather
 			}
 			w.hand(int(s.Home), kind, s.Port, s.Frame(), s)
 			w.free(s.Area, s.Addr)
@@ -56,18 +66,49 @@ func (w *Worker) judge(slots []pipeline.Slot, now uint64) {
 			w.slow(slowpath.Learn, s)
 		case verdict.Neighbor:
 			w.slow(slowpath.Resolve, s)
-		default:
+		case verdict.Cut:
+			w.cut(s, now)
+		default: // dropped, or the pipeline has its copy
 			w.free(s.Area, s.Addr)
 		}
 	}
 }
 
+// cut makes pieces of a frame that is too large for its next hop, sends them and frees it. What there are no frames for is lost: its
+// receiver will ask for all of it again.
+func (w *Worker) cut(s *pipeline.Slot, now uint64) {
+	u := w.cfg.Areas[s.Area]
+	for from, more := 0, true; more; {
+		k := 0
+		for more && k < len(w.pieces) {
+			addr, ok := u.Alloc()
+			if !ok {
+				w.shard.Meter.Drop(s.Tenant, verdict.FrameExhausted)
+				more = false
+				break
+			}
+			p := &w.pieces[k]
+			p.Buf, p.Area, p.Addr = u.Mem()[addr:addr+uint64(u.Chunk())], s.Area, addr
+			if from, ok = w.shard.Piece(s, p, from, handHeadroom); !ok {
+				w.free(s.Area, addr)
+				more = false
+				break
+			}
+			k++
+			more = from != 0
+		}
+		w.contained(w.pieces[:k], now, true)
+		w.carryOut(w.pieces[:k], now)
+	}
+	w.free(s.Area, s.Addr)
+}
+
 // contained runs the pipeline and survives panics in it: the frame under way is dropped and its flow blocked, the rest of the burst goes on.
-func (w *Worker) contained(slots []pipeline.Slot, now uint64) {
+func (w *Worker) contained(slots []pipeline.Slot, now uint64, pieces bool) {
 	for i := range slots {
 		slots[i].Verdict, slots[i].Reason = verdict.Drop, verdict.Unset
 	}
-	if w.process(slots, now) {
+	if w.process(slots, now, pieces) {
 		return
 	}
 	for range slots { // each panic takes a frame out of the burst
@@ -85,13 +126,17 @@ func (w *Worker) contained(slots []pipeline.Slot, now uint64) {
 	w.shard.Meter.DropN(0, verdict.InternalError, n)
 }
 
-func (w *Worker) process(slots []pipeline.Slot, now uint64) (done bool) {
+func (w *Worker) process(slots []pipeline.Slot, now uint64, pieces bool) (done bool) {
 	defer func() {
 		if e := recover(); e != nil {
 			w.poisoned(slots, e)
 		}
 	}()
-	w.shard.Process(slots, now)
+	if pieces {
+		w.shard.SendPieces(slots)
+	} else {
+		w.shard.Process(slots, now)
+	}
 	return true
 }
 
@@ -182,14 +227,17 @@ func (w *Worker) takeOver(r *ring, now uint64) (n int) {
 		sl := &w.slots[k]
 		k++
 		sl.Buf, sl.Off, sl.Len = mem, handHeadroom, int(m.n)
-		sl.Port, sl.Looped, sl.Handed, sl.Area, sl.Addr = m.port, m.kind == handLoop, true, 0, addr
+		sl.Port, sl.Looped, sl.Handed, sl.Area, sl.Addr = m.port, m.kind == handLoop || m.kind == handGatherLoop, true, 0, addr
+		if sl.Gathered = m.kind >= handGather; sl.Gathered {
+			sl.Handed = false
+		}
 	}
 	if n > 0 {
 		w.count.handedIn.Add(uint64(n))
 	}
 	if k > 0 {
 		w.judge(w.slots[:k], now)
-		w.runLoop(now)
+		w.settle(now)
 	}
 	return n
 }
@@ -204,6 +252,32 @@ func (w *Worker) pushLoop(area uint8, addr uint64, off, n int, now uint64) {
 	w.loops++
 	sl.Buf, sl.Off, sl.Len = u.Mem()[addr:addr+uint64(u.Chunk())], off, n
 	sl.Port, sl.Looped, sl.Handed, sl.Area, sl.Addr = 0, true, false, area, addr
+	sl.Gathered = false
+}
+
+// settle goes on with what a burst has set free: frames that went round, and fragments that waited for their first one. It ends: frames
+// go round once, and a fragment that waits again waits for somebody else.
+func (w *Worker) settle(now uint64) {
+	w.runLoop(now)
+	for w.shard.Ready() > 0 {
+		u, k := w.cfg.Areas[0], 0
+		for k < len(w.late) && w.shard.Ready() > 0 {
+			addr, ok := u.Alloc()
+			if !ok {
+				w.shard.GiveUp()
+				continue
+			}
+			s := &w.late[k]
+			s.Buf, s.Area, s.Addr = u.Mem()[addr:addr+uint64(u.Chunk())], 0, addr
+			if !w.shard.Fetch(s, handHeadroom) {
+				w.free(0, addr)
+				continue
+			}
+			k++
+		}
+		w.judge(w.late[:k], now)
+		w.runLoop(now)
+	}
 }
 
 // runLoop judges the frames that entered again. None of them can do so twice, but one that is too big may become an ICMP error that goes

@@ -8,9 +8,11 @@ import (
 
 // What a handed-over frame is for.
 const (
-	handProcess = iota // judge it: it belongs to the receiver
-	handLoop           // judge it as entering from the backbone side
-	handSend           // send it on a port where the sender has no socket
+	handProcess    = iota // judge it: it belongs to the receiver
+	handLoop              // judge it as entering from the backbone side
+	handSend              // send it on a port where the sender has no socket
+	handGather            // judge it: a fragment, and those of its datagram meet here; it may be handed on
+	handGatherLoop        // the same, entering from the backbone side
 )
 
 const (

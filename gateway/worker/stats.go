@@ -9,6 +9,8 @@ import (
 type Stats struct {
 	Sessions, Mappings             int // gauges
 	Frames, Free, Held             int // gauges
+	Fragments, FragmentsCap        int // gauges: those that wait for the first of their datagram, and how many may
+	Datagrams                      int // gauge: those in fragments whose first one has come, while more may
 	Bursts, Wakeups, Panics        uint64
 	HandedOut, HandedIn, Crossings uint64
 	BusyNs                         uint64
@@ -21,6 +23,7 @@ type counters struct {
 	bursts, wakeups, panics                 atomic.Uint64
 	handedOut, handedIn, crossings, busyNs  atomic.Uint64
 	gen                                     atomic.Uint32
+	fragments, fragmentsCap, datagrams      atomic.Int64
 }
 
 func (w *Worker) gauges() int {
@@ -30,6 +33,10 @@ func (w *Worker) gauges() int {
 	}
 	w.count.free.Store(int64(free))
 	w.count.held.Store(int64(w.shard.Shaper.Held()))
+	waiting, most, known := w.shard.Fragments()
+	w.count.fragments.Store(int64(waiting))
+	w.count.fragmentsCap.Store(int64(most))
+	w.count.datagrams.Store(int64(known))
 	w.count.sessions.Store(int64(w.shard.Sessions.Len()))
 	w.count.mappings.Store(int64(w.shard.NAT.Len()))
 	w.count.blocked.Store(int64(w.shard.Poisoned()))
@@ -45,6 +52,7 @@ func (w *Worker) Stats() Stats {
 	}
 	return Stats{
 		Sessions: int(c.sessions.Load()), Mappings: int(c.mappings.Load()), Frames: frames, Free: int(c.free.Load()), Held: int(c.held.Load()), Blocked: int(c.blocked.Load()),
+		Fragments: int(c.fragments.Load()), FragmentsCap: int(c.fragmentsCap.Load()), Datagrams: int(c.datagrams.Load()),
 		Bursts: c.bursts.Load(), Wakeups: c.wakeups.Load(), Panics: c.panics.Load(), HandedOut: c.handedOut.Load(), HandedIn: c.handedIn.Load(),
 		Crossings: c.crossings.Load(), BusyNs: c.busyNs.Load(), Gen: c.gen.Load(),
 	}

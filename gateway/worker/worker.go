@@ -95,7 +95,9 @@ type Worker struct {
 	returned [1]pipeline.Slot
 	loop     [pipeline.Burst]pipeline.Slot
 	loops    int
-	held     []int // frames in the shaper, per memory area
+	late     [pipeline.Burst]pipeline.Slot // fragments that have waited
+	pieces   [pipeline.Burst]pipeline.Slot // of one frame that is cut
+	held     []int                         // frames in the shaper, per memory area
 	polls    []unix.PollFd
 	maintain uint64        // ns of the last upkeep
 	stackAt  uint64        // ns of the last panic that was logged; 0 = none yet
@@ -314,7 +316,7 @@ func (w *Worker) turn(now uint64) (n int) {
 	}
 	if w.shard.Shaper.Held() > 0 {
 		n += w.shard.Shaper.Release(now, w.look, w.release)
-		w.runLoop(now)
+		w.settle(now)
 	}
 	n += w.orders(now)
 	for _, s := range w.socks {
@@ -447,6 +449,7 @@ func (w *Worker) drainOnExit() {
 	for _, s := range w.socks {
 		w.flush(s)
 	}
+	w.shard.Leave()
 	w.shard.Meter.Publish()
 	w.gauges()
 	for {

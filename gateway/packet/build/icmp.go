@@ -141,43 +141,59 @@ func ICMPError6(p *packet.Packet, src [16]byte, typ, code uint8, mtu uint32) boo
 	return again(p)
 }
 
-// EchoReply turns an echo request, IPv4 or IPv6, into its reply. It returns false for anything else, for fragments, for a wrong
-// ICMP checksum (as the end of the conversation we must look), and for addresses that are no single host's. IPv4 options go back as
-// they came (RFC 1122 section 3.2.2.6).
+// EchoReply turns an echo request, IPv4 or IPv6, into its reply. It returns false for anything else, for a wrong ICMP checksum (as the end
+// of the conversation we must look), and for addresses that are no single host's. IPv4 options go back as they came (RFC 1122
+// section 3.2.2.6). A request in fragments is answered piece by piece, its checksum right or wrong as it was; whoever calls knows that
+// a later one belongs to a request.
 func EchoReply(p *packet.Packet) bool {
-	const ends = packet.FlagICMPQuery | packet.FlagICMPReply | packet.FlagFragFirst | packet.FlagFragLater
-	if p.Flags&ends != packet.FlagICMPQuery {
+	first, later := p.Flags&packet.FlagFragFirst != 0, p.Flags&packet.FlagFragLater != 0
+	if !later && p.Flags&(packet.FlagICMPQuery|packet.FlagICMPReply) != packet.FlagICMPQuery {
 		return false
 	}
 	f := p.Frame()
-	m := f[p.L4:p.L3End]
+	h, m := f[p.L3:p.L4], f[p.L4:p.L3End]
 	if p.Key.Family == 4 {
-		if p.ICMPType != packet.ICMPEcho || !host4(&p.Key.Src) || group4(&p.Key.Dst) || csum.Fold(csum.Sum(0, m)) != 0xffff {
+		if !later && p.ICMPType != packet.ICMPEcho || p.Key.Proto != flow.ICMP || !host4(&p.Key.Src) || group4(&p.Key.Dst) ||
+			!first && !later && csum.Fold(csum.Sum(0, m)) != 0xffff {
 			return false
 		}
-		h := f[p.L3:p.L4]
 		copy(h[12:16], p.Key.Dst[:4])
 		copy(h[16:20], p.Key.Src[:4])
 		h[8] = ttl
 		be.PutUint16(h[10:12], 0)
 		be.PutUint16(h[10:12], csum.Checksum(csum.Sum(0, h)))
-		m[0], m[1] = packet.ICMPEchoReply, 0
-		be.PutUint16(m[2:4], 0)
-		be.PutUint16(m[2:4], csum.Checksum(csum.Sum(0, m)))
+		if !later {
+			reply(m, packet.ICMPEchoReply, first, 0)
+		}
 		return again(p)
 	}
 	src, dst := [16]byte(p.Key.Src), [16]byte(p.Key.Dst)
-	if p.ICMPType != packet.ICMP6Echo || !host6(&p.Key.Src) || p.Key.Dst[0] == 0xff ||
-		p.L4 != p.L3+ip6Len || // extension headers would have to be answered by their own rules
-		csum.Fold(csum.Sum(csum.Pseudo6(&src, &dst, flow.ICMPv6, len(m)), m)) != 0xffff {
+	ext := 0 // other extension headers would have to be answered by their own rules
+	if first || later {
+		ext = 8
+	}
+	pseudo := csum.Pseudo6(&src, &dst, flow.ICMPv6, len(m))
+	if !later && p.ICMPType != packet.ICMP6Echo || p.Key.Proto != flow.ICMPv6 || !host6(&p.Key.Src) || p.Key.Dst[0] == 0xff ||
+		p.L4 != p.L3+ip6Len+ext || !first && !later && csum.Fold(csum.Sum(pseudo, m)) != 0xffff {
 		return false
 	}
-	h := f[p.L3:p.L4]
 	copy(h[8:24], dst[:])
 	copy(h[24:40], src[:])
 	h[7] = ttl
-	m[0], m[1] = packet.ICMP6EchoReply, 0
-	be.PutUint16(m[2:4], 0)
-	be.PutUint16(m[2:4], csum.Checksum(csum.Sum(csum.Pseudo6(&src, &dst, flow.ICMPv6, len(m)), m)))
+	if !later {
+		reply(m, packet.ICMP6EchoReply, first, pseudo)
+	}
 	return again(p)
+}
+
+// reply makes a request the reply. Of a piece the checksum cannot be computed, only changed with the type (RFC 1624).
+func reply(m []byte, typ uint8, piece bool, pseudo uint64) {
+	was := be.Uint16(m[0:2])
+	m[0], m[1] = typ, 0
+	if piece {
+		be.PutUint16(m[2:4], csum.Update16(be.Uint16(m[2:4]), was, be.Uint16(m[0:2])))
+		return
+	}
+	be.PutUint16(m[2:4], 0)
+	be.PutUint16(m[2:4], csum.Checksum(csum.Sum(pseudo, m)))
 }

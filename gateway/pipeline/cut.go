@@ -1,0 +1,80 @@
+package pipeline
+
+import (
+	"encoding/binary"
+
+	"demarc/gateway/conntrack"
+	"demarc/gateway/flow"
+	"demarc/gateway/packet"
+	"demarc/gateway/verdict"
+)
+
+// isPiece in Slot.cut says that the slot is a piece of what was cut.
+const isPiece = 0xffff
+
+// wholeWords is how many counters of identifications a worker has, by a hash of far ends: 8 KiB, so that they stay near.
+const wholeWords = 1 << 12
+
+// Piece makes the piece of s, whose verdict is Cut, that begins at byte from of its payload, in a slot whose Buf, Area and Addr are the
+// driver's. next is where the one after it begins, 0 = that was the last. Pieces go through SendPieces. False when no piece fits:
+// then s is dropped.
+func (sh *Shard) Piece(s, piece *Slot, from, off int) (next int, ok bool) {
+	buf := piece.Buf
+	n, next := packet.Cut(&s.Packet, from, int(s.cut), buf[off:])
+	if n == 0 {
+		sh.drop(s, verdict.TooBig)
+		sh.dropped(s)
+		return 0, false
+	}
+	area, addr := piece.Area, piece.Addr
+	*piece = *s
+	piece.Buf, piece.Off, piece.Len, piece.Area, piece.Addr = buf, off, n, area, addr
+	piece.IPLen, piece.cut = binary.BigEndian.Uint16(buf[off+s.L3+2:]), isPiece
+	piece.L4, piece.L3End = s.L3+int(buf[off+s.L3]&15)*4, s.L3+int(piece.IPLen)
+	return next, true
+}
+
+// SendPieces carries what Piece made to the next hop of the whole.
+func (sh *Shard) SendPieces(slots []Slot) {
+	sh.pieces(slots, 0)
+}
+
+func (sh *Shard) pieces(slots []Slot, from int) {
+	sh.sweep, sh.key = sweepPieces, flow.Key{}
+	for i := from; i < len(slots); i++ {
+		sh.at = i
+		s := &slots[i]
+		if s.Verdict = sh.send(s, sh.view.Tenant(s.Tenant), s.hop); s.Verdict == verdict.Drop {
+			sh.dropped(s)
+		}
+	}
+	sh.sweep = sweepDone
+}
+
+// rename gives a translated IPv4 packet that is a fragment, or may become one, an identification of its own between its addresses as they are
+// now (RFC 6864 section 5.3.1, RFC 7857 section 10). What is in pieces, or about to be, has one that no other inside host has at the
+// same time; false when there is none.
+func (sh *Shard) rename(s *Slot, se *conntrack.Session) bool {
+	src, dst := [4]byte(s.Key.Src[:4]), [4]byte(s.Key.Dst[:4])
+	if s.cut == 0 && s.Flags&inPieces == 0 {
+		h := (uint64(s.Key.Src.V4())<<32 | uint64(s.Key.Dst.V4())) * 0x9e3779b97f4a7c15
+		w := &sh.idents[(h>>52^uint64(s.Key.Proto))%wholeWords]
+		*w++
+		packet.SetID(&s.Packet, sh.identLo|*w&sh.identMsk)
+		return true
+	}
+	if d := sh.frag; d != nil && d.Reissued {
+		packet.SetID(&s.Packet, d.ID)
+		return true
+	}
+	family, a := insideOf(se)
+	id, ok := sh.names.Take(src, dst, s.Key.Proto, uint32(flow.HomeHash(se.Tenant, family, &a, sh.view.HomeSeed))|1, sh.now)
+	if !ok {
+		return false
+	}
+	if d := sh.frag; d != nil {
+		d.ID, d.Reissued = id, true
+	}
+	packet.SetID(&s.Packet, id)
+	return true
+}
