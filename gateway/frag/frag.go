@@ -169,6 +169,7 @@ type Table struct {
 	ready  list              // buffers whose first fragment has come; weight = how many
 	used   int               // buffers in use, the ready ones among them
 	known  int               // datagrams that are not Waiting
+	lost   uint64
 }
 
 // Bytes is the memory that New wants.
@@ -195,6 +196,14 @@ func New(c Config) *Table {
 func (t *Table) Waiting() int  { return t.used }
 func (t *Table) Capacity() int { return t.cfg.Datagrams }
 func (t *Table) Known() int    { return t.known }
+
+// Lost is how many frames that waited have been given up since the start.
+func (t *Table) Lost() uint64 { return t.lost }
+
+func (t *Table) giveUp(tenant flow.TenantID, r verdict.Reason, n int) {
+	t.lost += uint64(n)
+	t.cfg.Lost(tenant, r, n)
+}
 
 // Outcome is what Note says of a piece.
 type Outcome uint8
@@ -424,7 +433,7 @@ func (t *Table) lose(d *Datagram, r verdict.Reason) {
 	t.b[d.last].next, t.freeB = t.freeB, d.first
 	t.used -= int(d.waiting)
 	t.weigh(d, awaiting, -int(d.waiting))
-	t.cfg.Lost(d.owner.Tenant, r, int(d.waiting))
+	t.giveUp(d.owner.Tenant, r, int(d.waiting))
 	d.first, d.last, d.waiting = none, none, 0
 }
 
@@ -464,7 +473,7 @@ func (t *Table) Fetch(dst []byte) (n int, m Meta, ok bool) {
 	if ok = len(dst) >= int(b.n); ok {
 		n, m = copy(dst, t.cfg.Mem[from:from+int(b.n)]), b.Meta
 	} else {
-		t.cfg.Lost(b.tenant, verdict.FrameExhausted, 1)
+		t.giveUp(b.tenant, verdict.FrameExhausted, 1)
 	}
 	t.ready.weight--
 	if t.ready.weight == 0 {
@@ -516,7 +525,7 @@ func (t *Table) Flush(tenant flow.TenantID, r verdict.Reason) {
 // Clear gives up all that waits.
 func (t *Table) Clear(r verdict.Reason) {
 	for t.ready.weight > 0 {
-		t.cfg.Lost(t.b[t.ready.oldest].tenant, r, 1)
+		t.giveUp(t.b[t.ready.oldest].tenant, r, 1)
 		at := t.ready.oldest
 		t.ready.oldest = t.b[at].next
 		t.ready.weight--

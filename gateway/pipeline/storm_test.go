@@ -61,12 +61,16 @@ type storm struct {
 	mem   [Burst][2048]byte
 	sent  [Burst][stormMax + 64]byte // what was put into the slots, before anything was done to it
 	size  [Burst]int
+	had   [Burst]bool // it had been sent to where its fragments meet
+	spare [2048]byte
 	again []follow // handed over, or round by one of our own addresses: for the next burst
 
 	executions, ours uint64 // packets put through Process; those of them that the gateway answered with one of its own
-	verdicts         [8]uint64
+	verdicts         [10]uint64
+	fetched, kept    uint64 // fragments that waited; those of them that went on
 	reasons          [verdict.NumReasons]uint64
 	base             uint64 // metered drops before this world
+	dropPiece        uint64
 }
 
 // follow is a frame that another call of Process must take further.
@@ -74,19 +78,21 @@ type follow struct {
 	worker         int
 	port           uint16
 	looped, handed bool
+	gathered       bool
 	data           []byte
 }
 
 func newStorm(t testing.TB, seed uint64) *storm {
 	s := &storm{policies: stormPolicies(t)}
-	s.g = &generator{rng: rand.New(rand.NewPCG(seed, 0x73746f726d)), corpus: stormCorpus(t, seed)}
+	s.g = &generator{rng: rand.New(rand.NewPCG(seed, 0x73746f726d)), corpus: stormCorpus(t, seed), long: stormLong(t)}
+	s.g.corpus = append(s.g.corpus, s.g.long...)
 	return s
 }
 
 // begin builds a new node.
 func (s *storm) begin(t testing.TB, workers int) {
 	s.world = newWorld(t, workers, s.policies[0])
-	s.policy, s.again, s.base, s.ours = 0, s.again[:0], s.verdicts[verdict.Drop], 0
+	s.policy, s.again, s.base, s.ours, s.kept, s.fetched, s.dropPiece = 0, s.again[:0], s.verdicts[verdict.Drop], 0, 0, 0, 0
 	s.establish()
 	s.passed, s.dropped = 0, 0
 	for _, sh := range s.shards {
@@ -98,12 +104,12 @@ func (s *storm) begin(t testing.TB, workers int) {
 // burst fills slots from the generator, or with what has to go on, and lets one worker process them.
 func (s *storm) burst() {
 	worker, n := s.g.rng.IntN(len(s.shards)), 0
-	put := func(port uint16, looped, handed bool, data []byte) {
+	put := func(port uint16, looped, handed, gathered bool, data []byte) {
 		sl := &s.slots[n]
-		*sl = Slot{Port: port, Looped: looped, Handed: handed, Addr: uint64(n), Verdict: 99}
+		*sl = Slot{Port: port, Looped: looped, Handed: handed, Gathered: gathered, Addr: uint64(n), Verdict: 99}
 		sl.Buf, sl.Off = s.mem[n][:], 256
 		sl.Len = copy(sl.Buf[256:], data)
-		s.size[n] = copy(s.sent[n][:], data)
+		s.size[n], s.had[n] = copy(s.sent[n][:], data), gathered
 		n++
 	}
 	if len(s.again) >= 32 || len(s.again) > 0 && s.g.rng.IntN(4) == 0 {
@@ -111,7 +117,7 @@ func (s *storm) burst() {
 		rest := s.again[:0]
 		for _, f := range s.again {
 			if f.worker == worker && n < Burst {
-				put(f.port, f.looped, f.handed, f.data)
+				put(f.port, f.looped, f.handed, f.gathered, f.data)
 			} else {
 				rest = append(rest, f)
 			}
@@ -120,13 +126,14 @@ func (s *storm) burst() {
 	}
 	for fill := 1 + s.g.rng.IntN(Burst); n < fill; {
 		f := s.g.next()
-		put(f.port, false, false, f.data)
+		put(f.port, false, false, false, f.data)
 	}
 	s.now += s.g.rng.Uint64N(2e5)
 	s.process(worker, n)
 	for i := range n {
 		s.after(worker, i)
 	}
+	s.late()
 	s.executions += uint64(n)
 	for _, sh := range s.shards {
 		sh.Shaper.Release(s.now, func(q int) (*police.Dir, *police.Words) {
@@ -146,6 +153,56 @@ func (s *storm) process(worker, n int) {
 		}
 	}()
 	s.shards[worker].Process(s.slots[:n], s.now)
+}
+
+// late takes up the fragments that wait no longer.
+func (s *storm) late() {
+	for i, sh := range s.shards {
+		for sh.Ready() > 0 {
+			if s.g.rng.IntN(64) == 0 { // no frame is free
+				sh.GiveUp()
+				continue
+			}
+			sl := Slot{}
+			if sl.Buf = s.spare[:]; !sh.Fetch(&sl, 256) {
+				s.t.Fatal("a fragment was ready and is not")
+			}
+			s.fetched++
+			s.again = append(s.again, follow{i, sl.Port, sl.Looped, sl.Handed, sl.Gathered, bytes.Clone(sl.Frame())})
+		}
+	}
+}
+
+// cut makes the pieces of a slot and holds them against it: together they are its payload.
+func (s *storm) cut(worker int, sl *Slot, fail func(string, ...any)) {
+	whole := sl.Frame()[sl.L4:sl.L3End]
+	for from, more := 0, true; more; {
+		p := []Slot{{}}
+		p[0].Buf = s.spare[:]
+		next, ok := s.shards[worker].Piece(sl, &p[0], from, 256)
+		if !ok {
+			fail("too large, and no piece fits")
+		}
+		s.shards[worker].SendPieces(p)
+		piece := &p[0]
+		switch piece.Verdict {
+		case verdict.Send, verdict.Queue, verdict.Neighbor:
+			s.passed++
+		case verdict.Drop:
+			s.dropPiece++
+			s.reasons[piece.Reason]++
+		default:
+			fail("a piece has the verdict %s", piece.Verdict)
+		}
+		q := packet.Packet{Buf: piece.Frame(), Len: piece.Len}
+		if r := packet.Parse(&q); r != verdict.Pass && (from == 0 || r != verdict.Fragment) { // the second piece of TCP may be at byte 8 after all
+			fail("cut into a piece that is %s: %x", r, piece.Frame())
+		}
+		if q.L3End-q.L3 > 1500 || !bytes.Equal(q.Buf[q.L4:q.L3End], whole[from:from+q.L3End-q.L4]) {
+			fail("cut into a piece that is another: %x", piece.Frame())
+		}
+		from, more = next, next != 0
+	}
 }
 
 // after holds what became of a slot against what went in.
@@ -180,7 +237,19 @@ func (s *storm) after(worker, i int) {
 		if !bytes.Equal(in, out) {
 			fail("changed before it was handed over")
 		}
-		s.again = append(s.again, follow{int(sl.Home), sl.Port, sl.Looped, true, bytes.Clone(out)})
+		if sl.Gathered && (q(in).Flags&inPieces == 0 || s.had[i]) {
+			fail("gathered, and is no fragment or was before")
+		}
+		s.again = append(s.again, follow{int(sl.Home), sl.Port, sl.Looped, !sl.Gathered, sl.Gathered, bytes.Clone(out)})
+		return
+	case verdict.Keep:
+		if q(in).Flags&packet.FlagFragLater == 0 {
+			fail("kept, and is no later fragment")
+		}
+		s.kept++
+		return
+	case verdict.Cut:
+		s.cut(worker, sl, fail)
 		return
 	case verdict.Punt: // what the slow path does with it first
 		_, arp := build.ParseARP(&sl.Packet)
@@ -193,7 +262,7 @@ func (s *storm) after(worker, i int) {
 		if sl.Looped && !ourError(in, out) {
 			fail("went round twice")
 		}
-		s.again = append(s.again, follow{s.g.rng.IntN(len(s.shards)), 0, true, false, bytes.Clone(out)})
+		s.again = append(s.again, follow{s.g.rng.IntN(len(s.shards)), 0, true, false, false, bytes.Clone(out)})
 	}
 	s.carried(sl, in, out, fail)
 	if sl.Verdict == verdict.Send || sl.Verdict == verdict.Queue && sl.OutIface != 0 {
@@ -233,7 +302,7 @@ func (s *storm) carried(sl *Slot, in, out []byte, fail func(string, ...any)) {
 	proto, l4, end := p.Key.Proto, p.L4, p.L3End
 	if ours(in[il3:], out[l3:], iproto, proto, il4-il3, l4-l3) {
 		s.ours++
-		if !sound(out, l3, l4, end, family, proto) {
+		if p.Flags&inPieces == 0 && !sound(out, l3, l4, end, family, proto) {
 			fail("made with a wrong checksum")
 		}
 		return
@@ -251,6 +320,9 @@ func (s *storm) carried(sl *Slot, in, out []byte, fail func(string, ...any)) {
 	if proto != iproto || end-l4 != iend-il4 || p.Flags&(packet.FlagFragFirst|packet.FlagFragLater) != 0 {
 		if proto != iproto {
 			fail("protocol %d became %d", iproto, proto)
+		}
+		if p.Flags&packet.FlagFragLater != 0 && !bytes.Equal(in[il4:iend], out[l4:end]) {
+			fail("the payload of a fragment changed")
 		}
 		return
 	}
@@ -288,10 +360,24 @@ func (s *storm) places(port uint16, loop bool, p *packet.Packet, fail func(strin
 
 // ours says whether the gateway made the packet itself: an error about it, or the answer to a ping. Both are IP packets.
 func ours(in, out []byte, iproto, proto byte, il4, l4 int) bool {
+	src, size := 12, 4
+	if out[0]>>4 == 6 {
+		src, size = 8, 16
+	}
+	if len(in) >= src+2*size && in[0]>>4 == out[0]>>4 && bytes.Equal(in[src:src+size], out[src+size:src+2*size]) && bytes.Equal(out[src:src+size], in[src+size:src+2*size]) {
+		return true // turned round, be it a later fragment of a ping
+	}
 	if proto != flow.ICMP && proto != flow.ICMPv6 || l4 >= len(out) {
 		return false
 	}
 	return iproto != proto || il4 < len(in) && in[il4] != out[l4]
+}
+
+// q parses a frame.
+func q(f []byte) *packet.Packet {
+	p := &packet.Packet{Buf: f, Len: len(f)}
+	packet.Parse(p)
+	return p
 }
 
 func ourError(in, out []byte) bool {
@@ -342,7 +428,18 @@ func (s *storm) interval() {
 	}
 	s.whole()
 	passed, dropped := s.metered()
-	if given := s.verdicts[verdict.Drop] - s.base; passed != s.passed || dropped < given || dropped > given+s.ours {
+	lost, waiting := uint64(0), uint64(0)
+	for i, sh := range s.shards {
+		lost += sh.frags.Lost()
+		waiting += uint64(sh.frags.Waiting())
+		if err := sh.frags.Check(); err != nil {
+			s.t.Fatalf("worker %d: %v", i, err)
+		}
+	}
+	if s.kept != s.fetched+lost+waiting {
+		s.t.Fatalf("%d fragments were kept; %d went on, %d were given up, %d wait", s.kept, s.fetched, lost, waiting)
+	}
+	if given := s.verdicts[verdict.Drop] - s.base + lost + s.dropPiece; passed != s.passed || dropped < given || dropped > given+s.ours {
 		s.t.Fatalf("metered %d passed and %d dropped; given %d, %d and %d of our own", passed, dropped, s.passed, given, s.ours)
 	}
 }

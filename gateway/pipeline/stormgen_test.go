@@ -3,6 +3,7 @@ package pipeline
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"net"
 	"testing"
 
 	"github.com/google/gopacket"
@@ -28,6 +29,9 @@ const stormMax = 1600 // bytes of a frame
 type generator struct {
 	rng    *rand.Rand
 	corpus []stormFrame
+	long   []stormFrame // first packets that are worth cutting
+	pieces []stormFrame // of such a one, still to be sent
+	id     uint16
 	seen   [1024]stormFrame // what left lately
 	seenN  uint64
 	out    [stormMax]byte
@@ -84,10 +88,63 @@ func stormCorpus(t testing.TB, seed uint64) (all []stormFrame) {
 	return all
 }
 
+// stormLong is what is sent in fragments, and what is too large for the next hop.
+func stormLong(t testing.TB) (all []stormFrame) {
+	for _, size := range []int{64, 200, 700, 1480, 1530} {
+		load := gopacket.Payload(make([]byte, size))
+		for i := range load {
+			load[i] = byte(i * 7)
+		}
+		add := func(port int, src, dst string, sp, dp uint16) {
+			u := frame(t, eth(macs[port], layers.EthernetTypeIPv4), ip4(src, dst, layers.IPProtocolUDP), udp(sp, dp), load)
+			c := frame(t, eth(macs[port], layers.EthernetTypeIPv4), ip4(src, dst, layers.IPProtocolTCP), &layers.TCP{SrcPort: layers.TCPPort(sp), DstPort: layers.TCPPort(dp), SYN: true, Seq: 1000, Window: 9000}, load)
+			p := frame(t, eth(macs[port], layers.EthernetTypeIPv4), ip4(src, dst, layers.IPProtocolICMPv4), &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(8, 0), Id: sp, Seq: 1}, load)
+			e := frame(t, eth(macs[port], layers.EthernetTypeIPv4), ip4(src, dst, layers.IPProtocolESP), load)
+			all = append(all, stormFrame{uint16(port), u}, stormFrame{uint16(port), c}, stormFrame{uint16(port), p}, stormFrame{uint16(port), e})
+			if port == 1 {
+				all = append(all, stormFrame{1, tagged(u, 20)})
+			}
+		}
+		for n := range uint16(4) {
+			for _, far := range []string{"203.0.113.11", "192.0.2.16", "192.0.2.48", "192.0.2.100", "198.18.10.1"} {
+				add(1, "198.18.10.5", far, 4000+n, 53)
+				add(1, "198.18.10.100", far, 4000+n, 8080)
+				add(2, "198.18.30.5", far, 4000+n, 53)
+			}
+			for _, to := range []string{"192.0.2.16", "192.0.2.48", "192.0.2.100", "203.0.113.1"} {
+				add(0, "203.0.113.11", to, 4000+n, 8080)
+			}
+		}
+		ip := &layers.IPv6{Version: 6, HopLimit: 64, SrcIP: net.ParseIP("2001:db8:a::5"), DstIP: net.ParseIP("2001:db8:ff::11"), NextHeader: layers.IPProtocolUDP}
+		all = append(all, stormFrame{1, frame(t, eth(macs[1], layers.EthernetTypeIPv6), ip, udp(4000, 53), load)})
+		ip = &layers.IPv6{Version: 6, HopLimit: 64, SrcIP: net.ParseIP("2001:db8:ff::11"), DstIP: net.ParseIP("2001:db8:a::5"), NextHeader: layers.IPProtocolUDP}
+		all = append(all, stormFrame{0, frame(t, eth(macs[0], layers.EthernetTypeIPv6), ip, udp(53, 4000), load)})
+		ip = &layers.IPv6{Version: 6, HopLimit: 64, SrcIP: net.ParseIP("2001:db8:a::5"), DstIP: net.ParseIP("2001:db8:a::1"), NextHeader: layers.IPProtocolICMPv6}
+		all = append(all, stormFrame{1, frame(t, eth(macs[1], layers.EthernetTypeIPv6), ip, &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(128, 0)}, &layers.ICMPv6Echo{Identifier: 3}, load)})
+	}
+	return all
+}
+
 // next makes one frame. It is valid until the next call.
 func (g *generator) next() stormFrame {
 	var f stormFrame
+	if n := len(g.pieces); n > 0 && g.rng.IntN(4) > 0 {
+		i := g.rng.IntN(n)
+		f = g.copyOf(g.pieces[i])
+		if g.rng.IntN(8) > 0 { // else it comes twice, or for ever
+			g.pieces[i] = g.pieces[n-1]
+			g.pieces = g.pieces[:n-1]
+		}
+		if g.rng.IntN(16) == 0 {
+			f.data = g.damage(f.data)
+			seal(f.data)
+		}
+		return f
+	}
 	switch n := g.rng.IntN(100); {
+	case n < 4:
+		g.split(g.long[g.rng.IntN(len(g.long))])
+		f = g.copyOf(g.corpus[g.rng.IntN(len(g.corpus))])
 	case n < 45 || g.seenN == 0:
 		f = g.copyOf(g.corpus[g.rng.IntN(len(g.corpus))])
 	case n < 72:
@@ -354,6 +411,54 @@ func (g *generator) fragment(old stormFrame) stormFrame {
 		be.PutUint16(b[l3+4:], uint16(len(b)-l3-40))
 	}
 	return stormFrame{f.port, b}
+}
+
+// split makes all the fragments of a packet, which are sent in any order among other things.
+func (g *generator) split(old stormFrame) {
+	if len(g.pieces) > 64 {
+		g.pieces = g.pieces[:0]
+	}
+	b := old.data
+	l3, family := l3Of(b)
+	head := map[byte]int{4: 20, 6: 40}[family]
+	payload := b[l3+head:]
+	if g.id++; g.rng.IntN(16) == 0 {
+		g.id = uint16(g.rng.IntN(64))
+	}
+	for from := 0; from < len(payload); {
+		size := 8 * (1 + g.rng.IntN(8))
+		if from == 0 {
+			size += 24
+		}
+		if g.rng.IntN(4) == 0 {
+			size += 1024
+		}
+		size = min(size, len(payload)-from)
+		more := from+size < len(payload)
+		f := append([]byte(nil), b[:l3+head]...)
+		if family == 6 {
+			f[l3+6] = 44
+			f = append(f, b[l3+6], 0, byte(from>>8), byte(from), 0, 0, byte(g.id>>8), byte(g.id))
+			if more {
+				f[l3+43] |= 1
+			}
+		}
+		f = append(f, payload[from:from+size]...)
+		if family == 6 {
+			be.PutUint16(f[l3+4:], uint16(size+8))
+		} else {
+			be.PutUint16(f[l3+2:], uint16(20+size))
+			be.PutUint16(f[l3+4:], g.id)
+			fo := uint16(from / 8)
+			if more {
+				fo |= 0x2000
+			}
+			be.PutUint16(f[l3+6:], fo)
+			seal(f)
+		}
+		g.pieces = append(g.pieces, stormFrame{old.port, f})
+		from += size
+	}
 }
 
 // damage changes a frame in one way. It may become shorter or longer.
