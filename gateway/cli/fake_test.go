@@ -147,7 +147,7 @@ func someSessions() []api.Session {
 
 func someStatus() *api.Status {
 	return &api.Status{Node: "edge1", Version: "v0.1", Started: time.Date(2026, 3, 4, 0, 0, 0, 0, time.UTC), Uptime: 3725, Ready: true, Revision: someRevision(),
-		Workers: []api.Worker{{ID: 0, CPU: 2, Sessions: 12, SessionsCap: 65536, Mappings: 8, MappingsCap: 65536, Frames: 8192, FramesFree: 4000, FramesHeld: 3, Busy: 0.42, HandedOut: 5},
+		Workers: []api.Worker{{ID: 0, CPU: 2, Sessions: 12, SessionsCap: 65536, Mappings: 8, MappingsCap: 65536, Frames: 8192, FramesFree: 4000, FramesHeld: 3, FragmentsWaiting: 2, FragmentsCap: 4096, FragmentedKnown: 17, Busy: 0.42, HandedOut: 5},
 			{ID: 1, CPU: -1, SessionsCap: 65536, MappingsCap: 65536, Frames: 8192, FramesFree: 4096, HandedIn: 5}},
 		Ports: somePorts(),
 		Tenants: []api.Tenant{{ID: 1, Name: "alpha", Sessions: 12, Out: api.Counter{Packets: 1000, Bytes: 1_234_567}, In: api.Counter{Packets: 2000, Bytes: 999_999},

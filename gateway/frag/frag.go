@@ -357,6 +357,7 @@ func (t *Table) Kill(d *Datagram, r verdict.Reason, tick uint32) {
 	d.Reason = r
 	if d.State != Waiting {
 		d.State = Dead
+		t.due(d.self, tick)
 		return
 	}
 	t.lose(d, r)

@@ -40,12 +40,8 @@ type identWord struct {
 // Take names a datagram from src to dst that an inside host (a hash of it, not 0) has a part in. It is false while all names may still be in use,
 // and not only by that host: whoever speaks alone to a far end may overtake himself, as without a gateway.
 func (x *Idents) Take(src, dst [4]byte, proto uint8, host uint32, nowNs uint64) (uint16, bool) {
-	if x == nil { // for a trial, which must take none
-		return WholeIdents, true
-	}
-	h := identHash(src, dst, proto, x.Seed)
-	w := &x.words[h%identWords]
-	alone := w.alone(host, uint32(nowNs>>20))
+	h, w := x.word(src, dst, proto)
+	alone := w.alone(host, uint32(nowNs>>20), true)
 	for {
 		old := w.due.Load()
 		due := max(old, nowNs) + identEvery
@@ -56,13 +52,29 @@ func (x *Idents) Take(src, dst [4]byte, proto uint8, host uint32, nowNs uint64) 
 			due = nowNs + 2*uint64(Reassembly) // and nobody else has one until all of these are out of the way
 		}
 		if w.due.CompareAndSwap(old, due) {
-			return uint16(WholeIdents + (w.next.Add(1)+uint32(h>>32)&0xffff)%pieceIdents), true
+			return ident(h, w.next.Add(1)), true
 		}
 	}
 }
 
-// alone notes the user and reports whether no other one had a name within Reassembly.
-func (w *identWord) alone(host, tick uint32) bool {
+// Look is what Take would say, and takes nothing.
+func (x *Idents) Look(src, dst [4]byte, proto uint8, host uint32, nowNs uint64) (uint16, bool) {
+	h, w := x.word(src, dst, proto)
+	ok := max(w.due.Load(), nowNs)+identEvery <= nowNs+uint64(Reassembly) || w.alone(host, uint32(nowNs>>20), false)
+	return ident(h, w.next.Load()+1), ok
+}
+
+func (x *Idents) word(src, dst [4]byte, proto uint8) (uint64, *identWord) {
+	h := identHash(src, dst, proto, x.Seed)
+	return h, &x.words[h%identWords]
+}
+
+func ident(h uint64, n uint32) uint16 {
+	return uint16(WholeIdents + (n+uint32(h>>32)&0xffff)%pieceIdents)
+}
+
+// alone notes the user, if it shall, and reports whether no other one had a name within Reassembly.
+func (w *identWord) alone(host, tick uint32, note bool) bool {
 	for {
 		old := w.user.Load()
 		last, until := uint32(old>>32), uint32(old)
@@ -73,7 +85,7 @@ func (w *identWord) alone(host, tick uint32) bool {
 		if last != 0 {
 			until += uint32(Reassembly>>20) + 1
 		}
-		if w.user.CompareAndSwap(old, uint64(host)<<32|uint64(until)) {
+		if !note || w.user.CompareAndSwap(old, uint64(host)<<32|uint64(until)) {
 			return last == 0
 		}
 	}

@@ -68,7 +68,11 @@ func (sh *Shard) rename(s *Slot, se *conntrack.Session) bool {
 		return true
 	}
 	family, a := insideOf(se)
-	id, ok := sh.names.Take(src, dst, s.Key.Proto, uint32(flow.HomeHash(se.Tenant, family, &a, sh.view.HomeSeed))|1, sh.now)
+	take := sh.Space.Idents.Take
+	if sh.looks {
+		take = sh.Space.Idents.Look
+	}
+	id, ok := take(src, dst, s.Key.Proto, uint32(flow.HomeHash(se.Tenant, family, &a, sh.view.HomeSeed))|1, sh.now)
 	if !ok {
 		return false
 	}

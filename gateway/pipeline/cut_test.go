@@ -95,6 +95,7 @@ func TestFragmentsAreFragmented(t *testing.T) {
 		}
 	}
 	w := cutWorld(t, 1, 1500, 300)
+	w.view.Tenant(w.tenant("alpha")).Extra = 0xff
 	f := bigUDP(t, 1, hostA, 4000, far, 53, 1000)
 	with := append(append([]byte(nil), f[:34]...), 7, 7, 4, 0, 0, 0, 0, 1, 148, 4, 0, 0) // record route, which is not copied, and router alert, which is
 	with = append(with, f[34:]...)

@@ -126,7 +126,7 @@ type Shard struct {
 	asked    *asked
 	frags    *frag.Table
 	frag     *frag.Datagram // that the fragment under way is of, nil between fragments
-	names    *nat.Idents
+	looks    bool           // at the identifications that all share, and takes none: a twin
 	idents   [wholeWords]uint16
 	identLo  uint16 // identifications of whole packets are this worker's from here on
 	identMsk uint16
@@ -188,7 +188,6 @@ func NewShard(c Config) (*Shard, error) {
 	}
 	sh.frags = frag.New(frag.Config{Datagrams: cmp.Or(c.Fragments, 64), Mem: c.FragMem, Size: cmp.Or(c.FrameBytes, 2048), Tenants: tenants, Seed: c.Seed ^ 0x165667b19e3779f9,
 		Lost: func(t flow.TenantID, r verdict.Reason, n int) { sh.Meter.DropN(t, r, uint64(n)) }})
-	sh.names = &sh.Space.Idents
 	for i := range sh.idents {
 		sh.idents[i] = uint16(sh.random())
 	}

@@ -36,7 +36,7 @@ func judged(w *Worker, now uint64, frames ...[]byte) []pipeline.Slot {
 		mem := make([]byte, 2048)
 		slots[i].Buf, slots[i].Off, slots[i].Len, slots[i].Port, slots[i].Handed = mem, 256, copy(mem[256:], f), 1, true
 	}
-	w.contained(slots, now)
+	w.contained(slots, now, false)
 	w.shard.Meter.Publish()
 	return slots
 }
@@ -225,7 +225,7 @@ func BenchmarkPoison(b *testing.B) {
 				if c == "each" {
 					now += 61e9
 				}
-				w.contained(slots, now)
+				w.contained(slots, now, false)
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/pipeline.Burst, "ns/packet")
 			b.ReportMetric(float64(w.Stats().Panics)/float64(b.N)/pipeline.Burst, "panics/packet")
