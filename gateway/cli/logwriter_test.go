@@ -28,7 +28,11 @@ func (broken) Write([]byte) (int, error) { return 0, errors.New("no space left o
 func TestLogNeverHoldsUp(t *testing.T) {
 	h := &hanging{let: make(chan struct{})}
 	l := newLogWriter(h)
-	for i := range 3 * logLines {
+	fmt.Fprint(l, "line -\n")
+	for len(l.lines) > 0 { // until the writer holds it: what comes now fills the queue and no more
+		time.Sleep(time.Millisecond)
+	}
+	for i := range 3*logLines - 1 {
 		if n, err := fmt.Fprintf(l, "line %d\n", i); err != nil || n == 0 {
 			t.Fatal(n, err)
 		}
