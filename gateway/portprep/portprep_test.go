@@ -208,6 +208,22 @@ func TestKilledThenPutBack(t *testing.T) {
 	}
 }
 
+// A setting that two starts changed, the first of them killed, goes back to what it was before both.
+func TestKilledThenChangedAgain(t *testing.T) {
+	c, dir := newCard(), t.TempDir()
+	was := c.state()
+	if _, err := prepare(c, dir, "eth0", "id", Want{Queues: 2}); err != nil {
+		t.Fatal(err)
+	}
+	p, err := prepare(c, dir, "eth0", "id", Want{Queues: 4})
+	if err != nil || c.channels.Combined != 4 || !slices.Contains(names(p.Changes()), "queues combined 8 -> combined 4") {
+		t.Fatal(err, c.state(), p.Changes())
+	}
+	if _, err := p.Restore(); err != nil || c.state() != was || files(t, dir) != 0 {
+		t.Errorf("%v, the driver has\n%s\nwas\n%s", err, c.state(), was)
+	}
+}
+
 // A start that fails puts back what it found itself: after kill -9 the prepared port, and the record of what the first one found.
 func TestFailedStart(t *testing.T) {
 	c, dir := newCard(), t.TempDir()
