@@ -89,7 +89,10 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 		return nil, err
 	}
 	s.Ports = ports.Ports
-	drops, _ := b.Drops(ctx)
+	drops, err := b.Drops(ctx)
+	if err != nil {
+		return nil, err // the client gave up while the workers were asked
+	}
 	s.Drops, s.Blocks = drops.ByReason, drops.ByBlock
 	for _, t := range v.Tenants {
 		if t != nil {

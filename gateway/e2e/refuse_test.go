@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -251,5 +252,30 @@ func TestRefuseClients(t *testing.T) {
 	r.cmd.Process.Signal(unix.SIGCONT)
 	if st := new(api.Status); r.api.Get(t.Context(), api.PathStatus, st) != nil || !st.Ready {
 		t.Error("after SIGSTOP and SIGCONT the node does not answer")
+	}
+	// A client that gives up, at whatever moment of its answer, is nobody's trouble but its own.
+	began := time.Now()
+	if _, err := r.api.Text(t.Context(), api.PathMetrics); err != nil {
+		t.Fatal(err)
+	}
+	whole, gaveUp := time.Since(began), 0
+	for i := range 300 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i%100)*whole/80)
+		var err error
+		if i < 150 {
+			_, err = r.api.Text(ctx, api.PathMetrics)
+		} else {
+			err = r.api.Get(ctx, api.PathStatus, new(api.Status))
+		}
+		cancel()
+		if err != nil {
+			gaveUp++
+		}
+	}
+	if st := new(api.Status); r.api.Get(t.Context(), api.PathStatus, st) != nil || !st.Ready {
+		t.Errorf("after %d clients that gave up the node does not answer:\n%s", gaveUp, r.logged())
+	}
+	if gaveUp < 50 {
+		t.Errorf("only %d clients gave up", gaveUp)
 	}
 }
