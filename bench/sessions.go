@@ -389,7 +389,7 @@ func sessionsCommand() *cobra.Command {
 	f.BoolVar(&asJSON, "json", false, "print one JSON object; progress goes to standard error")
 	f.IntVar(&q.Sessions, "sessions", 1<<20, "a power of two")
 	f.IntVar(&q.Rounds, "rounds", 4, "data frames of each session, and answers")
-	f.Float64Var(&q.Rate, "rate", 200_000, "frames per second, first ones and data, and as many answers; halved while something is lost")
+	f.Float64Var(&q.Rate, "rate", 50_000, "frames per second, first ones and data, and as many answers; halved while something is lost")
 	f.IntVar(&q.Rules, "rules", 100, "of the access list; the last one matches")
 	f.StringVar(&q.Binary, "binary", q.Binary, "the gateway's binary")
 	f.StringVar(&q.BreakStage, "break", "", "switch a stage of the gateway off; the bench must then fail")

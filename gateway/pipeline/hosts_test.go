@@ -122,3 +122,28 @@ func TestMemoryPerSessionAllIncluded(t *testing.T) {
 		t.Errorf("%.1f bytes a session, want at most 192", each)
 	}
 }
+
+// A tenth of the table's upkeep is a tenth of the blocks' and the hosts', however few they are beside the table.
+func TestUpkeepIsInProportion(t *testing.T) {
+	r := newRig(t, testNode, limitedBeta(t, "[tenant.limits]\nhost_sessions = 100\n"))
+	for i := range 120 {
+		r.want(&r.send(1, tagged(udp4(t, 1, fmt.Sprintf("198.18.10.%d", 20+i), uint16(4000+i), "203.0.113.9", 53), 20))[0], verdict.Send)
+	}
+	r.sh.Cut(func(*sessionT) bool { return true })
+	r.now += 600e9
+	blocks, hosts := r.sh.NAT.Blocks(), r.sh.hosts.n
+	if blocks < 8 || hosts != 120 {
+		t.Fatalf("%d blocks, %d hosts", blocks, hosts)
+	}
+	tenth := r.sh.Sessions.Capacity() / 10
+	r.sh.Maintain(r.now, tenth)
+	if b, h := r.sh.NAT.Blocks(), r.sh.hosts.n; b < blocks-blocks/10-1 || h < hosts*3/4 || h == hosts {
+		t.Errorf("after a tenth of a round %d of %d blocks and %d of %d hosts are left", b, blocks, h, hosts)
+	}
+	for range 16 { // a host that is forgotten counts as one that was looked at
+		r.sh.Maintain(r.now, tenth)
+	}
+	if b, h := r.sh.NAT.Blocks(), r.sh.hosts.n; b != 0 || h != 0 {
+		t.Errorf("after a round %d blocks and %d hosts are left", b, h)
+	}
+}

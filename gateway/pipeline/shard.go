@@ -294,8 +294,8 @@ func (sh *Shard) Maintain(nowNs uint64, budget int) {
 	}
 	sh.setNow(nowNs)
 	sh.Sessions.Sweep(sh.tick, &sh.view.Timeouts, budget, sh.hurry, sh.release)
-	sh.NAT.Sweep(sh.tick, budget)
-	sh.sweepHosts(budget)
+	sh.NAT.Sweep(sh.tick, sh.part(sh.NAT.Blocks(), budget))
+	sh.sweepHosts(sh.part(len(sh.hosts.slots), budget))
 	if sh.now-sh.poisonAt >= uint64(time.Second) {
 		sh.poisonAt = sh.now
 		sh.poisons.sweep(sh.now)
@@ -314,6 +314,10 @@ func (sh *Shard) Rejudge(nowNs uint64, budget int) {
 	})
 	sh.rejudge, sh.stale = next, !done
 }
+
+// part is as much of n other things as budget is of the session table, so that one round of either takes as long: what is walked in a round of
+// its own, however small it is, costs most of a worker's time when the table is large.
+func (sh *Shard) part(n, budget int) int { return n*budget/sh.Sessions.Capacity() + 1 }
 
 func (sh *Shard) setNow(nowNs uint64) {
 	sh.now = nowNs
