@@ -2,6 +2,7 @@ package bench
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ type demarc struct {
 	rate       uint64
 	table      int    // sessions
 	breakStage string // for the test that a broken gateway gets no ratio
+	asked      string // mode of the ports; "" = auto
 	env        []string
 
 	cmd    *exec.Cmd
@@ -49,6 +51,7 @@ func (d *demarc) pids() []int {
 }
 
 func (d *demarc) node() string {
+	asked := cmp.Or(d.asked, "auto")
 	return fmt.Sprintf(`schema = 1
 name = "bench"
 data_dir = %q
@@ -66,9 +69,11 @@ level = "warn"
 
 [[port]]
 device = %q
+mode = %q
 
 [[port]]
 device = %q
+mode = %q
 
 [[interface]]
 name = "in"
@@ -79,7 +84,7 @@ addresses = ["198.19.0.3/24"]
 name = "out"
 port = %q
 addresses = ["198.51.100.3/24"]
-`, filepath.Join(dirRun, "data"), deviceCPU, d.table, devIn, devOut, devIn, devOut)
+`, filepath.Join(dirRun, "data"), deviceCPU, d.table, devIn, asked, devOut, asked, devIn, devOut)
 }
 
 func (d *demarc) start(ctx context.Context) error {

@@ -26,6 +26,7 @@ type quick struct {
 	Budget     time.Duration // no pair is repeated past it
 	Binary     string        // that is the gateway
 	BreakStage string
+	Mode       string    // that the gateway's ports are asked for; "" = auto
 	Progress   io.Writer // a line per step
 
 	room  *room
@@ -100,7 +101,7 @@ func (q *quick) run(ctx context.Context) (out *outcome, err error) {
 		return out, err
 	}
 	defer func() { err = errors.Join(err, q.room.Close()) }()
-	q.d = &demarc{r: q.room, binary: q.Binary, rules: rules, pool: pool, rate: q.Rate, table: max(4096, 2*q.Flows), breakStage: q.BreakStage}
+	q.d = &demarc{r: q.room, binary: q.Binary, rules: rules, pool: pool, rate: q.Rate, table: max(4096, 2*q.Flows), breakStage: q.BreakStage, asked: q.Mode}
 	if err := q.chooseForm(ctx, rules, out); err != nil {
 		return out, err
 	}
