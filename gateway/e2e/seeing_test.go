@@ -448,9 +448,11 @@ func TestSeeingEnterpriseExample(t *testing.T) {
 
 // The provider example runs with 4 workers on 4 queues; only the mode is another, since veth has no zero-copy, and the tables are smaller.
 func TestSeeingProviderExample(t *testing.T) {
-	l := exampleLab(t, "provider", 4, []string{"ens1f0", "ens1f1"}, []exampleHost{
+	l := exampleLab(t, "provider", 4, []string{"ens1f0", "ens2f0", "ens1f1"}, []exampleHost{
 		{"upstream", "ens1f0", 0, []string{"203.0.113.1/29", "2001:db8:ff::1/64", "198.51.100.53/32"},
 			map[string]string{"192.0.2.0/24": "203.0.113.2", "2001:db8:1::/48": "2001:db8:ff::2", "198.51.100.128/26": "203.0.113.2", "198.18.64.0/18": "203.0.113.2"}},
+		{"upstream-b", "ens2f0", 0, []string{"203.0.113.9/29", "2001:db8:fe::1/64", "198.51.100.53/32"},
+			map[string]string{"192.0.2.0/24": "203.0.113.10"}},
 		{"c101", "ens1f1", 101, []string{"198.18.0.10/24", "2001:db8:1:101::10/64"}, map[string]string{"0.0.0.0/0": "198.18.0.1", "::/0": "2001:db8:1:101::1"}},
 		{"c102", "ens1f1", 102, []string{"198.18.0.10/24"}, map[string]string{"0.0.0.0/0": "198.18.0.1"}},
 		{"c103", "ens1f1", 103, []string{"198.19.103.2/30", "198.18.64.25/32"}, map[string]string{"0.0.0.0/0": "198.19.103.1"}},
@@ -481,6 +483,20 @@ func TestSeeingProviderExample(t *testing.T) {
 		if a.Banner != x.banner || rigAddr(a.SeenAs).String() != x.as {
 			t.Errorf("%s to %s: %s, %q, seen as %s, want %q, %s", x.from, x.dst, a.How, a.Banner, a.SeenAs, x.banner, x.as)
 		}
+	}
+	// What lies behind both upstreams goes by one and the other.
+	r.serve("upstream-b", "tcp-serve", "-addr", ":80", "-banner", "upstream-b")
+	by := map[string]int{}
+	for range 24 {
+		var a host.Attempt
+		r.wait(r.spawn("c101", &a, "tcp-connect", "-dst", "198.51.100.53:80", "-timeout", "2500ms"))
+		by[a.Banner]++
+		if rigAddr(a.SeenAs).String() != "192.0.2.1" {
+			t.Errorf("behind the upstreams: %s, %q, seen as %s", a.How, a.Banner, a.SeenAs)
+		}
+	}
+	if by["upstream"] == 0 || by["upstream-b"] == 0 || by["upstream"]+by["upstream-b"] != 24 {
+		t.Errorf("24 connections went by %v", by)
 	}
 	// Many flows, so that all queues and the hand-over between workers have something to do.
 	r.serve("upstream", "udp-echo", "-addr", ":7007")
