@@ -606,6 +606,7 @@ func TestApplyManyRules(t *testing.T) {
 	jobs := []*job{r.spawn(r.Alpha1.Name, &a, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "1000", "-duration", "5s", "-wait", "1s"),
 		r.spawn(r.Beta1.Name, &b, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "1000", "-duration", "5s", "-wait", "1s")}
 	time.Sleep(500 * time.Millisecond)
+	before := r.status()
 	var d api.Diff
 	start := time.Now()
 	r.ask(&d, "diff", path)
@@ -618,7 +619,7 @@ func TestApplyManyRules(t *testing.T) {
 	t.Logf("10,000 rules: diff %v, apply %.0f ms, all with the way back %v; alpha %d of %d, longest gap %.1f ms; beta %d of %d, %.1f ms", diffed.Round(time.Millisecond),
 		applied.Took*1e3, all.Round(time.Millisecond), a.Received, a.Sent, a.LongestMs, b.Received, b.Sent, b.LongestMs)
 	if a.Received != a.Sent || b.Received != b.Sent || all > 4400*time.Millisecond {
-		t.Errorf("alpha %d of %d, beta %d of %d, in %v", a.Received, a.Sent, b.Received, b.Sent, all)
+		t.Errorf("alpha %d of %d, beta %d of %d, in %v; dropped: %v", a.Received, a.Sent, b.Received, b.Sent, all, drops(before, r.status()))
 	}
 }
 

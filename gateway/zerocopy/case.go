@@ -117,7 +117,9 @@ type bench struct {
 	tag   uint64
 	wants map[uint64]want
 	pubs  map[pub]*flow
-	exact int // frames right to the byte since the last check
+
+	idents map[ident]bool // of IPv4, on what has come out
+	exact  int            // frames right to the byte since the last check
 }
 
 // want is a frame that must arrive, named by the tag in its payload.
@@ -132,6 +134,13 @@ type pub struct {
 	port  uint16
 }
 
+// ident is an identification and what it must be unique for (RFC 6864 section 4.1).
+type ident struct {
+	src, dst netip.Addr
+	proto    byte
+	id       uint16
+}
+
 // flow is one conversation as its two ends see it.
 type flow struct {
 	proto          byte
@@ -143,7 +152,7 @@ type flow struct {
 }
 
 func runCase(name string, devs [4]net.Interface, fars [2]*far, out io.Writer) bool {
-	b := &bench{name: name, devs: devs, far: fars, out: out, wants: map[uint64]want{}, pubs: map[pub]*flow{}, gw: [2]mac{mac(devs[0].HardwareAddr), mac(devs[1].HardwareAddr)}}
+	b := &bench{name: name, devs: devs, far: fars, out: out, wants: map[uint64]want{}, pubs: map[pub]*flow{}, idents: map[ident]bool{}, gw: [2]mac{mac(devs[0].HardwareAddr), mac(devs[1].HardwareAddr)}}
 	ok := b.run()
 	(&record{Case: name, End: true}).write(out)
 	return ok
@@ -422,6 +431,15 @@ func (b *bench) judge(side int, got []byte) error {
 			b.pubs[k] = f
 		}
 		w.m.sport = f.pport
+		if w.m.src.Is4() {
+			// Inside hosts with the same identification must not meet outside, so the gateway chooses (RFC 7857 section 10).
+			w.m.id = binary.BigEndian.Uint16(got[18:])
+			k := ident{w.m.src, w.m.dst, w.m.proto, w.m.id}
+			if b.idents[k] {
+				return fmt.Errorf("identification %d was given twice to %s", w.m.id, w.m.dst)
+			}
+			b.idents[k] = true
+		}
 	}
 	if expected := w.m.frame(); !bytes.Equal(got, expected) {
 		return fmt.Errorf("a frame is not right at side %d: got % x (%d bytes), want % x (%d bytes)", side, got[:min(len(got), 80)], len(got), expected[:min(len(expected), 80)], len(expected))
