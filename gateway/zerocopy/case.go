@@ -431,15 +431,15 @@ func (b *bench) judge(side int, got []byte) error {
 			b.pubs[k] = f
 		}
 		w.m.sport = f.pport
-		if w.m.src.Is4() {
-			// Inside hosts with the same identification must not meet outside, so the gateway chooses (RFC 7857 section 10).
-			w.m.id = binary.BigEndian.Uint16(got[18:])
-			k := ident{w.m.src, w.m.dst, w.m.proto, w.m.id}
-			if b.idents[k] {
-				return fmt.Errorf("identification %d was given twice to %s", w.m.id, w.m.dst)
-			}
-			b.idents[k] = true
+	}
+	if w.m.src.Is4() {
+		// Hosts with the same identification must not meet behind the translation, so the gateway chooses (RFC 7857 section 10).
+		w.m.id = binary.BigEndian.Uint16(got[18:])
+		k := ident{w.m.src, w.m.dst, w.m.proto, w.m.id}
+		if b.idents[k] {
+			return fmt.Errorf("identification %d was given twice to %s", w.m.id, w.m.dst)
 		}
+		b.idents[k] = true
 	}
 	if expected := w.m.frame(); !bytes.Equal(got, expected) {
 		return fmt.Errorf("a frame is not right at side %d: got % x (%d bytes), want % x (%d bytes)", side, got[:min(len(got), 80)], len(got), expected[:min(len(expected), 80)], len(expected))
