@@ -201,7 +201,9 @@ func (s *site) sipServer(h netlab.Host, shown string) {
 func (s *site) sipCalls(h netlab.Host, to string, calls, packets int) {
 	media, scenario, stat := filepath.Join(s.dir, h.Name+".pcap"), filepath.Join(s.dir, h.Name+".xml"), filepath.Join(s.dir, h.Name+".csv")
 	rtpFile(s.t, media, packets)
-	if err := os.WriteFile(scenario, fmt.Appendf(nil, sipCaller, media, packets*20+300), 0o644); err != nil {
+	// An offer of many candidates makes an INVITE of two fragments, as people's telephones do.
+	caller := strings.Replace(sipCaller, "a=rtpmap:8 PCMA/8000\n", "a=rtpmap:8 PCMA/8000\n"+strings.Repeat("a=candidate:1 1 UDP 2130706431 192.0.2.200 10000 typ host\n", 30), 1)
+	if err := os.WriteFile(scenario, fmt.Appendf(nil, caller, media, packets*20+300), 0o644); err != nil {
 		s.t.Error(err)
 		return
 	}
