@@ -603,6 +603,11 @@ func TestApplyManyRules(t *testing.T) {
 	path := filepath.Join(r.dir, "many.toml")
 	r.write(path, rigPolicy(rules.String(), ""))
 	var a, b host.Probe
+	// Everybody knows everybody before it counts: a next hop that is being asked for holds only so many packets.
+	for _, ns := range []string{r.Alpha1.Name, r.Beta1.Name} {
+		r.wait(r.spawn(ns, &a, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "20", "-duration", "200ms", "-wait", "1s"))
+	}
+	a = host.Probe{}
 	jobs := []*job{r.spawn(r.Alpha1.Name, &a, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "1000", "-duration", "5s", "-wait", "1s"),
 		r.spawn(r.Beta1.Name, &b, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "1000", "-duration", "5s", "-wait", "1s")}
 	time.Sleep(500 * time.Millisecond)
