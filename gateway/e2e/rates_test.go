@@ -176,8 +176,9 @@ func TestRatesOneTCPStream(t *testing.T) {
 				out, ierr = r.Exec(r.Alpha1.Name, "iperf3", args...)
 			}()
 			time.Sleep(time.Second) // past slow start, which iperf3 leaves out too
-			r.wait(r.spawn(r.Alpha2.Name, &own, "ping", "-dst", r.Public1.V4.String(), "-count", "70", "-interval", "50ms"),
-				r.spawn(r.Beta2.Name, &other, "ping", "-dst", r.Public1.V4.String(), "-count", "70", "-interval", "50ms"),
+			// So many pings that p99 is not one hiccup.
+			r.wait(r.spawn(r.Alpha2.Name, &own, "ping", "-dst", r.Public1.V4.String(), "-count", "350", "-interval", "10ms"),
+				r.spawn(r.Beta2.Name, &other, "ping", "-dst", r.Public1.V4.String(), "-count", "350", "-interval", "10ms"),
 				r.spawn(r.Beta1.Name, &stream, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "400", "-duration", "3500ms"))
 			<-done
 			var rep iperf
