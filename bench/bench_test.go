@@ -231,22 +231,7 @@ func clean(t *testing.T) {
 
 // The whole command, short: figures of both sides, one JSON object of the promised form, no wrong frame, nothing left behind.
 func TestQuick(t *testing.T) {
-	roottest.Require(t)
-	c := Command()
-	var stdout, stderr bytes.Buffer
-	c.SetOut(&stdout)
-	c.SetErr(&stderr)
-	c.SetArgs([]string{"quick", "--json", "--pairs", "2", "--seconds", "0.5", "--step", "0.1", "--flows", "4096", "--budget", "20s", "--binary", binary(t)})
-	if err := c.ExecuteContext(context.Background()); err != nil {
-		t.Fatalf("%v\n%s", err, stderr.String())
-	}
-	clean(t)
-	var r report.Output
-	d := json.NewDecoder(&stdout)
-	d.DisallowUnknownFields()
-	if err := d.Decode(&r); err != nil || d.More() {
-		t.Fatalf("not one object: %v", err)
-	}
+	r, said := quickReport(t, "--pairs", "2", "--seconds", "0.5")
 	if r.Schema != 1 || r.Machine.CPUs < 2 || r.Machine.Kernel == "" || !strings.Contains(r.Machine.Mode, "copy") {
 		t.Errorf("machine: %+v", r.Machine)
 	}
@@ -274,10 +259,44 @@ func TestQuick(t *testing.T) {
 		t.Errorf("wrong frames: %+v", w)
 	}
 	for _, p := range []string{"pair 1 demarc", "pair 2 nft-expert"} {
-		if !strings.Contains(stderr.String(), p) {
-			t.Errorf("no line %q in\n%s", p, stderr.String())
+		if !strings.Contains(said, p) {
+			t.Errorf("no line %q in\n%s", p, said)
 		}
 	}
+}
+
+// Generic mode is measured on devices as the kernel's own forwarding has them.
+func TestQuickGeneric(t *testing.T) {
+	r, _ := quickReport(t, "--pairs", "1", "--seconds", "0.3", "--mode", "generic")
+	if !strings.Contains(r.Machine.Mode, "generic (generic attach)") {
+		t.Errorf("mode %s", r.Machine.Mode)
+	}
+	for _, f := range r.Results {
+		if f.Metric == "rate" && f.Demarc.Min <= 0 || f.Metric == "established" && f.Demarc.Min != 4096 || f.Metric == "wrong" && f.Demarc.Max != 0 {
+			t.Errorf("%+v", f)
+		}
+	}
+}
+
+// quickReport runs the bench on 4,096 flows and reads its JSON.
+func quickReport(t *testing.T, args ...string) (r report.Output, said string) {
+	t.Helper()
+	roottest.Require(t)
+	c := Command()
+	var stdout, stderr bytes.Buffer
+	c.SetOut(&stdout)
+	c.SetErr(&stderr)
+	c.SetArgs(append([]string{"quick", "--json", "--step", "0.1", "--flows", "4096", "--budget", "20s", "--binary", binary(t)}, args...))
+	if err := c.ExecuteContext(context.Background()); err != nil {
+		t.Fatalf("%v\n%s", err, stderr.String())
+	}
+	clean(t)
+	d := json.NewDecoder(&stdout)
+	d.DisallowUnknownFields()
+	if err := d.Decode(&r); err != nil || d.More() {
+		t.Fatalf("not one object: %v", err)
+	}
+	return r, stderr.String()
 }
 
 // With a stage switched off there is no ratio, and the exit says why.

@@ -31,6 +31,7 @@ type demarc struct {
 	table      int    // sessions
 	breakStage string // for the test that a broken gateway gets no ratio
 	asked      string // mode of the ports; "" = auto
+	threads    []int  // NAPI, in generic mode
 	env        []string
 
 	cmd    *exec.Cmd
@@ -41,17 +42,21 @@ type demarc struct {
 	took   time.Duration // from exec to forwarding
 }
 
+const generic = "generic"
+
 func (d *demarc) name() string { return "demarc" }
 
 func (d *demarc) pids() []int {
 	if d.cmd == nil {
 		return nil
 	}
-	return []int{d.cmd.Process.Pid}
+	return append([]int{d.cmd.Process.Pid}, d.threads...)
 }
 
 func (d *demarc) node() string {
 	asked := cmp.Or(d.asked, "auto")
+	// Generic mode is behind the devices' NAPI, as the peer is; preparing them would take it away.
+	prepare := asked != generic
 	return fmt.Sprintf(`schema = 1
 name = "bench"
 data_dir = %q
@@ -70,10 +75,12 @@ level = "warn"
 [[port]]
 device = %q
 mode = %q
+prepare = %v
 
 [[port]]
 device = %q
 mode = %q
+prepare = %v
 
 [[interface]]
 name = "in"
@@ -84,7 +91,7 @@ addresses = ["198.19.0.3/24"]
 name = "out"
 port = %q
 addresses = ["198.51.100.3/24"]
-`, filepath.Join(dirRun, "data"), deviceCPU, d.table, devIn, asked, devOut, asked, devIn, devOut)
+`, filepath.Join(dirRun, "data"), deviceCPU, d.table, devIn, asked, prepare, devOut, asked, prepare, devIn, devOut)
 }
 
 func (d *demarc) start(ctx context.Context) error {
@@ -108,6 +115,11 @@ func (d *demarc) start(ctx context.Context) error {
 	args := []string{"run", "--node", nodeFile, "--policy", policyFile}
 	if d.breakStage != "" {
 		args = append(args, "--break", d.breakStage)
+	}
+	if d.asked == generic {
+		if d.threads, err = d.r.interrupts(); err != nil {
+			return err
+		}
 	}
 	cmd := d.r.Command(nsGW, d.binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log
@@ -227,12 +239,16 @@ func lacks(st *api.Status, pol *configs.Policy, rules, flows int) string {
 }
 
 func (d *demarc) stop() error {
+	var errs []error
+	if d.threads != nil {
+		errs = append(errs, d.r.noInterrupts())
+		d.threads = nil
+	}
 	if d.cmd == nil {
-		return nil
+		return errors.Join(errs...)
 	}
 	d.client.Close()
 	_ = d.cmd.Process.Signal(unix.SIGTERM) // it may have ended, which is told below
-	var errs []error
 	select {
 	case <-d.ended:
 		if d.err != nil {

@@ -72,33 +72,8 @@ func (k *kernel) start(ctx context.Context) error {
 		return err
 	}
 	k.loaded = true
-	// Frames reach a veth from XDP only if it has NAPI, which GRO brings. The inside's runs as a thread on the device's CPU, as an interrupt
-	// of a real device would; the maker's CPU stays the maker's.
-	before := napiThreads()
-	err = k.r.Do(nsGW, func() error {
-		return errors.Join(hostnet.SetOffloads(devIn, true, hostnet.GRO), hostnet.SetOffloads(devOut, true, hostnet.GRO), threaded(devIn, true))
-	})
-	if err != nil {
+	if k.threads, err = k.r.interrupts(); err != nil {
 		return err
-	}
-	deadline := time.Now().Add(2 * time.Second)
-	for k.threads = nil; len(k.threads) == 0; {
-		for p := range napiThreads() {
-			if !before[p] {
-				k.threads = append(k.threads, p)
-			}
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("%s got no NAPI thread within 2 s", devIn)
-		}
-		time.Sleep(time.Millisecond)
-	}
-	var set unix.CPUSet
-	set.Set(deviceCPU)
-	for _, p := range k.threads {
-		if err := unix.SchedSetaffinity(p, &set); err != nil {
-			return fmt.Errorf("pin the NAPI thread of %s: %w", devIn, err)
-		}
 	}
 	return errors.Join(k.r.Sysctl(nsGW, "net.ipv4.ip_forward", "1"), ctx.Err())
 }
@@ -106,9 +81,7 @@ func (k *kernel) start(ctx context.Context) error {
 func (k *kernel) stop() error {
 	k.threads = nil
 	errs := []error{k.r.Sysctl(nsGW, "net.ipv4.ip_forward", "0")}
-	errs = append(errs, k.r.Do(nsGW, func() error {
-		return errors.Join(threaded(devIn, false), hostnet.SetOffloads(devIn, false, hostnet.GRO), hostnet.SetOffloads(devOut, false, hostnet.GRO))
-	}))
+	errs = append(errs, k.r.noInterrupts())
 	if k.loaded {
 		_, err := k.r.Exec(nsGW, "nft", "flush", "ruleset")
 		errs = append(errs, err)
@@ -141,6 +114,45 @@ func (k *kernel) missing(_ context.Context, flows int) (string, error) {
 		return "", err
 	}
 	return peers.Inspect(string(listing)).Missing(len(k.rules), flows), nil
+}
+
+// interrupts gives the gateway's devices NAPI, without which no frame of ours reaches a veth that has no native XDP program; GRO brings it. The
+// inside's runs as a thread on the device's CPU, as an interrupt of a real device would; the maker's CPU stays the maker's. It returns the threads.
+func (r *room) interrupts() (threads []int, err error) {
+	before := napiThreads()
+	err = r.Do(nsGW, func() error {
+		return errors.Join(hostnet.SetOffloads(devIn, true, hostnet.GRO), hostnet.SetOffloads(devOut, true, hostnet.GRO), threaded(devIn, true))
+	})
+	if err != nil {
+		return nil, err
+	}
+	deadline := time.Now().Add(2 * time.Second)
+	for len(threads) == 0 {
+		for p := range napiThreads() {
+			if !before[p] {
+				threads = append(threads, p)
+			}
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("%s got no NAPI thread within 2 s", devIn)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	var set unix.CPUSet
+	set.Set(deviceCPU)
+	for _, p := range threads {
+		if err := unix.SchedSetaffinity(p, &set); err != nil {
+			return nil, fmt.Errorf("pin the NAPI thread of %s: %w", devIn, err)
+		}
+	}
+	return threads, nil
+}
+
+// noInterrupts takes back what interrupts did.
+func (r *room) noInterrupts() error {
+	return r.Do(nsGW, func() error {
+		return errors.Join(threaded(devIn, false), hostnet.SetOffloads(devIn, false, hostnet.GRO), hostnet.SetOffloads(devOut, false, hostnet.GRO))
+	})
 }
 
 // threaded moves a device's NAPI into threads or back. It must be called on a thread that ends, in the device's namespace: the
