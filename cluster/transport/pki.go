@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -94,7 +95,7 @@ func (a *Authority) Issue(dir, name string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	t := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, URIs: []*url.URL{memberURI(name)}, NotBefore: now.Add(-backdate),
+	t := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, URIs: []*url.URL{memberURI(name)}, DNSNames: hostName(name), NotBefore: now.Add(-backdate),
 		NotAfter: now.Add(MemberLife), KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
 	der, err := x509.CreateCertificate(rand.Reader, t, a.cert, pub, a.key)
 	if err != nil {
@@ -108,6 +109,19 @@ func (a *Authority) Issue(dir, name string, now time.Time) error {
 		return err
 	}
 	return writeKey(filepath.Join(dir, MemberKey), key)
+}
+
+// hostName is the name of a member as others than us look for it in a certificate: curl, or a browser. Members and our own clients go by memberURI.
+func hostName(name string) []string {
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > 63 || strings.HasPrefix(label, "-") || strings.HasSuffix(label, "-") ||
+			strings.ContainsFunc(label, func(r rune) bool {
+				return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-'
+			}) {
+			return nil
+		}
+	}
+	return []string{name}
 }
 
 // memberURI says in a certificate that it is a member's, and whose.
