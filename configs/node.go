@@ -74,6 +74,21 @@ func checkAPI(at loc, a *API) {
 			at.key("metrics").bad(a.Metrics, "is not an address and port", `such as "127.0.0.1:9090"`)
 		}
 	}
+	if a.Listen != "" {
+		if ap, err := netip.ParseAddrPort(a.Listen); err != nil || ap.Port() == 0 {
+			at.key("listen").bad(a.Listen, "is not an address and port", `such as "192.0.2.1:7443"`)
+		} else if a.Listen == a.Metrics {
+			at.key("listen").bad(a.Listen, "is the address of api.metrics", "another port")
+		}
+		if a.Keys == "" {
+			at.key("keys").bad(nil, "is missing", "the directory of this node's certificate, as `demarc cluster cert` makes it")
+		}
+	} else if a.Keys != "" {
+		at.key("keys").bad(a.Keys, "is for api.listen, which is not there", `listen = "ADDRESS:7443" beside it, or no keys`)
+	}
+	if a.Keys != "" && (!path.IsAbs(a.Keys) || len(a.Keys) > 4000) {
+		at.key("keys").bad(a.Keys, "is not an absolute path", `such as "/etc/demarc/keys"`)
+	}
 }
 
 // checkPorts returns the names that interfaces may use.
