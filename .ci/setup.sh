@@ -8,6 +8,7 @@ need() { # PROGRAM PACKAGE
 	PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
 }
 need curl curl
+need jq jq
 need iperf3 iperf3
 need ping iputils-ping
 need traceroute traceroute

@@ -90,6 +90,9 @@ type Gateway struct {
 	look      looking
 	fatal     chan error
 
+	remote *api.Remote // what the interface on TCP needs; nil where there is none
+	server *api.Server // set before anything asks it
+
 	startFailed bool        // of Run alone
 	keepPorts   atomic.Bool // another start follows
 }
@@ -127,6 +130,9 @@ func New(o Options) (*Gateway, error) {
 	g.space = nat.NewSpace(4096)
 	g.space.Idents.Seed = g.seed ^ 0x94d049bb133111eb
 	if err := g.findPorts(); err != nil {
+		return nil, err
+	}
+	if g.remote, err = openRemote(n.API, g.log); err != nil {
 		return nil, err
 	}
 	if g.store, err = revisions.Open(filepath.Join(n.DataDir, "policies")); err != nil {
@@ -348,5 +354,7 @@ func (g *Gateway) walk(ctx context.Context, fn func(w int, sh *pipeline.Shard, s
 }
 
 func (g *Gateway) listen() (*api.Server, error) {
-	return api.Listen(api.ServerConfig{Socket: g.o.Node.API.Socket, Metrics: g.o.Node.API.Metrics, Backend: backend{g}, Handler: metrics.Handler(backend{g}), Log: g.log})
+	s, err := api.Listen(api.ServerConfig{Socket: g.o.Node.API.Socket, Metrics: g.o.Node.API.Metrics, Remote: g.remote, Backend: backend{g}, Handler: metrics.Handler(backend{g}), Log: g.log})
+	g.server = s
+	return s, err
 }

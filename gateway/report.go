@@ -111,6 +111,7 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 		Routers: b.routers(v), Unanswered: ss.Unanswered, Limited: ss.RateLimited, TableFull: ss.TableFull, MACChanges: ss.MACChanges,
 		Duplicates: ss.Duplicates, Defended: ss.Defended, Probed: ss.Probed, Conflicts: b.conflicts(v)}
 	s.SlowPath.Routers.Died, s.SlowPath.Routers.Returned = ss.Died, ss.Returned
+	s.API = g.server.State()
 	for _, e := range g.slow.Neighbors() {
 		s.SlowPath.Waiting += e.Waiting
 		if e.MAC != [6]byte{} {
@@ -312,7 +313,7 @@ func (b backend) Drops(ctx context.Context) (*api.Drops, error) {
 			d.ByTenant[t.Name] = m
 			for _, h := range ruleHits(t) {
 				if h.Action != "allow" && h.Hits > 0 {
-					h.Name = t.Name + ": " + h.Name
+					h.Tenant, h.Name = t.Name, t.Name+": "+h.Name
 					d.ByRule = append(d.ByRule, h)
 				}
 			}

@@ -104,29 +104,6 @@ type Unblocked struct {
 	NotKept string  `json:"not_kept,omitempty"` // why a restart would block them again
 }
 
-// acts serves them.
-func (s *Server) acts(mux *http.ServeMux) {
-	b := s.cfg.Backend
-	mux.HandleFunc("GET "+PathBlocks, func(w http.ResponseWriter, r *http.Request) {
-		answer(w, r, func(r *http.Request) (any, error) { return b.Blocks(r.Context()) })
-	})
-	post(mux, PathCut, b.Cut)
-	post(mux, PathBlock, b.Block)
-	post(mux, PathUnblock, b.Unblock)
-}
-
-func post[Q, A any](mux *http.ServeMux, path string, fn func(context.Context, Q) (A, error)) {
-	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
-		answer(w, r, func(r *http.Request) (any, error) {
-			var q Q
-			if err := body(w, r, &q); err != nil {
-				return nil, err
-			}
-			return fn(r.Context(), q)
-		})
-	})
-}
-
 // BadRequest is a Fault with status 400.
 func BadRequest(format string, args ...any) *Fault {
 	return &Fault{Status: http.StatusBadRequest, Err: fmt.Errorf(format, args...)}

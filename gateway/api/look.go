@@ -2,13 +2,11 @@ package api
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"time"
 )
 
@@ -182,77 +180,16 @@ type DroppedFrame struct {
 	Data    []byte    `json:"data"`              // the first 128 bytes
 }
 
-func (s *Server) lookRoutes(mux *http.ServeMux) {
-	l, ok := s.cfg.Backend.(Looker)
-	if !ok {
-		return
-	}
-	mux.HandleFunc("POST "+PathExplain, func(w http.ResponseWriter, r *http.Request) {
-		answer(w, r, func(r *http.Request) (any, error) {
-			var q ExplainRequest
-			if err := body(w, r, &q); err != nil {
-				return nil, err
-			}
-			return l.Explain(r.Context(), q)
-		})
-	})
-	mux.HandleFunc("POST "+PathFollow, func(w http.ResponseWriter, r *http.Request) { stream(w, r, l.Trace) })
-	mux.HandleFunc("POST "+PathCapture, func(w http.ResponseWriter, r *http.Request) { stream(w, r, l.Capture) })
-	mux.HandleFunc("POST "+PathDropped, func(w http.ResponseWriter, r *http.Request) { stream(w, r, l.Dropped) })
-}
-
-// stream lets fn send lines until it returns. An error before the first line is an answer like any; after it, it is the last line.
-func stream[T any](w http.ResponseWriter, r *http.Request, fn func(context.Context, T, func(*StreamLine) error) error) {
-	var q T
-	if err := body(w, r, &q); err != nil {
-		refuse(w, err)
-		return
-	}
-	c := http.NewResponseController(w)
-	_ = c.SetReadDeadline(time.Time{}) // else the server's own would end it
-	e, begun := json.NewEncoder(w), false
-	emit := func(l *StreamLine) error {
-		if !begun {
-			begun = true
-			w.Header().Set("Content-Type", "application/x-ndjson")
-		}
-		_ = c.SetWriteDeadline(time.Now().Add(10 * time.Second)) // who stops reading is gone
-		if err := e.Encode(l); err != nil {
-			return err
-		}
-		return c.Flush()
-	}
-	if err := fn(r.Context(), q, emit); err != nil && r.Context().Err() == nil {
-		if !begun {
-			refuse(w, err)
-			return
-		}
-		_ = emit(&StreamLine{End: &StreamEnd{Why: err.Error()}})
-	}
-}
-
 // Stream sends a request and calls fn with each line of the answer until the stream or ctx ends; the latter is no error.
 func (c *Client) Stream(ctx context.Context, path string, req any, fn func(*StreamLine) error) error {
-	b, err := json.Marshal(req)
-	if err != nil {
-		return err
-	}
-	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://demarc"+path, bytes.NewReader(b))
-	if err != nil {
-		return err
-	}
-	res, err := (&http.Client{Transport: c.http.Transport}).Do(hr) // without the time limit of an answer
+	res, err := c.open(ctx, path, req)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
-		return c.unreachable(err)
+		return err
 	}
 	defer res.Body.Close()
-	if res.StatusCode/100 != 2 {
-		b, _ := io.ReadAll(io.LimitReader(res.Body, 1<<20))
-		return faultOf(res, b)
-	}
 	in := bufio.NewReaderSize(res.Body, 64<<10)
 	for {
 		line, err := in.ReadBytes('\n')

@@ -2,14 +2,10 @@ package api
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
-	"time"
 )
 
 // Paths of what the node sends of its own. Both answer with a line of JSON for each event, as it happens.
@@ -77,71 +73,16 @@ type ProbeEvent struct {
 	Remark   string  `json:"remark,omitempty"` // why nothing may have come
 }
 
-func (s *Server) probes(mux *http.ServeMux) {
-	b := s.cfg.Backend
-	mux.HandleFunc("POST "+PathPing, func(w http.ResponseWriter, r *http.Request) { lines(w, r, b.Ping) })
-	mux.HandleFunc("POST "+PathTrace, func(w http.ResponseWriter, r *http.Request) { lines(w, r, b.Traceroute) })
-}
-
-// lines answers with what fn emits, each at once. What goes wrong before the first is an ordinary refusal, after it a line with an error.
-func lines(w http.ResponseWriter, r *http.Request, fn func(context.Context, ProbeRequest, func(*ProbeEvent) error) error) {
-	var q ProbeRequest
-	if err := body(w, r, &q); err != nil {
-		refuse(w, err)
-		return
-	}
-	c, begun := http.NewResponseController(w), false
-	_ = c.SetReadDeadline(time.Time{}) // else the server's own would end it
-	err := fn(r.Context(), q, func(e *ProbeEvent) error {
-		if !begun {
-			begun = true
-			w.Header().Set("Content-Type", "application/x-ndjson")
-		}
-		_ = c.SetWriteDeadline(time.Now().Add(10 * time.Second)) // who stops reading is gone
-		if err := json.NewEncoder(w).Encode(e); err != nil {
-			return err
-		}
-		return c.Flush()
-	})
-	if err == nil || r.Context().Err() != nil {
-		return
-	}
-	if !begun {
-		refuse(w, err)
-		return
-	}
-	_ = json.NewEncoder(w).Encode(&ProbeEvent{Event: "failed", Error: err.Error()})
-}
-
 // Probe sends r and calls fn for each event, until the node says that it is over or ctx ends, which is no error.
 func (c *Client) Probe(ctx context.Context, path string, r ProbeRequest, fn func(*ProbeEvent) error) error {
-	text, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	if _, err := c.do(ctx, http.MethodGet, PathBlocks, nil); err != nil { // says in plain words that no node is there
-		return err
-	}
-	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://demarc"+path, bytes.NewReader(text))
-	if err != nil {
-		return err
-	}
-	res, err := (&http.Client{Transport: c.http.Transport}).Do(hr) // without the time limit of an answer
+	res, err := c.open(ctx, path, r)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
-		return fmt.Errorf("ask the node at %s: %w", c.path, err)
+		return err
 	}
 	defer res.Body.Close()
-	if res.StatusCode/100 != 2 {
-		b, _ := io.ReadAll(io.LimitReader(res.Body, 1<<20))
-		var e Error
-		if json.Unmarshal(b, &e) != nil || e.Error == "" {
-			e.Error = "the node answered " + res.Status
-		}
-		return &Fault{Status: res.StatusCode, Err: errors.New(e.Error)}
-	}
 	in := bufio.NewScanner(res.Body)
 	for in.Scan() {
 		var e ProbeEvent

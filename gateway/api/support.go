@@ -1,9 +1,6 @@
 package api
 
-import (
-	"context"
-	"net/http"
-)
+import "context"
 
 // Paths of what a ticket needs beside the rest. Texts are as they are: who sends them on leaves secrets out.
 const (
@@ -23,24 +20,4 @@ type Supporter interface {
 type Revisions struct {
 	Revisions []Revision `json:"revisions"`
 	Damaged   []string   `json:"damaged"` // files and what is wrong with them
-}
-
-func (s *Server) support(mux *http.ServeMux) {
-	b := s.cfg.Backend
-	text := func(path string, fn func(context.Context) ([]byte, error)) {
-		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
-			t, err := fn(r.Context())
-			if err != nil {
-				refuse(w, err)
-				return
-			}
-			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-			_, _ = w.Write(t)
-		})
-	}
-	text(PathNode, b.NodeFile)
-	text(PathLog, b.Log)
-	mux.HandleFunc("GET "+PathRevisions, func(w http.ResponseWriter, r *http.Request) {
-		answer(w, r, func(r *http.Request) (any, error) { return b.Revisions(r.Context()) })
-	})
 }

@@ -4,16 +4,17 @@ import "time"
 
 // Paths of the interface. All but PathApply and PathDiff are read with GET.
 const (
-	PathStatus     = "/v1/status"     // Status
-	PathSessions   = "/v1/sessions"   // Sessions; query as in SessionFilter
-	PathDrops      = "/v1/drops"      // Drops
-	PathRoutes     = "/v1/routes"     // Routes
-	PathNeighbours = "/v1/neighbours" // Neighbours
-	PathPorts      = "/v1/ports"      // Ports
-	PathDiff       = "/v1/diff"       // POST DiffRequest -> Diff
-	PathApply      = "/v1/apply"      // POST ApplyRequest -> Applied
-	PathPolicy     = "/v1/policy"     // the text of the policy that is served, text/plain
-	PathMetrics    = "/metrics"       // Prometheus text
+	PathStatus     = "/v1/status"       // Status
+	PathSessions   = "/v1/sessions"     // Sessions; query as in SessionFilter
+	PathDrops      = "/v1/drops"        // Drops
+	PathRoutes     = "/v1/routes"       // Routes
+	PathNeighbours = "/v1/neighbours"   // Neighbours
+	PathPorts      = "/v1/ports"        // Ports
+	PathDiff       = "/v1/diff"         // POST DiffRequest -> Diff
+	PathApply      = "/v1/apply"        // POST ApplyRequest -> Applied
+	PathPolicy     = "/v1/policy"       // the text of the policy that is served, text/plain
+	PathMetrics    = "/metrics"         // Prometheus text
+	PathOpenAPI    = "/v1/openapi.json" // this interface as an OpenAPI document
 )
 
 // Counter is packets and bytes of one direction.
@@ -41,6 +42,17 @@ type Status struct {
 	Drops        map[string]uint64 `json:"drops"`     // packets by reason, all tenants and ports, XDP's included; every reason is there
 	SlowPath     SlowPath          `json:"slow_path"` // neighbour resolution
 	Conservation Conservation      `json:"conservation"`
+	API          APIState          `json:"api"`                   // the interface on TCP
+	OnlyTenant   string            `json:"only_tenant,omitempty"` // who asks may see this tenant alone: all that is not the tenant's is left out here, whatever its value
+}
+
+// APIState is the interface itself.
+type APIState struct {
+	Listen      string            `json:"listen,omitempty"` // TCP address; empty = only the unix socket
+	Connections int               `json:"connections"`      // over TCP, now
+	Refused     map[string]uint64 `json:"refused"`          // connections over TCP that were turned away, by kind
+	Forbidden   uint64            `json:"forbidden"`        // requests beyond the role of who sent them
+	Until       *time.Time        `json:"certificate_until,omitempty"`
 }
 
 // Revision is the policy that is served.
@@ -221,7 +233,8 @@ type Pool struct {
 
 // RuleHits is how often one rule decided about a new session.
 type RuleHits struct {
-	Rule      int    `json:"rule"` // position in the tenant's list, from 0; -1 = the default
+	Tenant    string `json:"tenant,omitempty"` // whose rule it is, where rules of several stand together
+	Rule      int    `json:"rule"`             // position in the tenant's list, from 0; -1 = the default
 	Name      string `json:"name"`
 	Direction string `json:"direction"` // out, in
 	Action    string `json:"action"`    // allow, deny, reject

@@ -131,6 +131,11 @@ var (
 	queueKicks  = counter("xsk_queue_kicks", "System calls that asked the kernel to send.", "port", "queue")
 	queueLost   = counter("xsk_queue_kernel_lost_packets", "Packets that the kernel lost or refused at the socket, by cause.", "port", "queue", "cause")
 
+	apiOpen      = gauge("api_connections", "Connections to the interface over TCP.")
+	apiRefused   = counter("api_refused_connections", "Connections to the interface over TCP that were turned away, by kind.", "kind")
+	apiForbidden = counter("api_forbidden_requests", "Requests that were refused because the role of who sent them is not enough.")
+	apiUntil     = gauge("api_certificate_expiry_timestamp_seconds", "When the certificate that the interface over TCP shows ends, Unix time; 0 where there is none.")
+
 	neighbours   = gauge("slowpath_neighbours", "Neighbour entries in use.")
 	neighPending = gauge("slowpath_pending_neighbours", "Next hops that are being asked for.")
 	neighWaiting = gauge("slowpath_waiting_packets", "Packets that wait for a next hop's MAC address.")
@@ -215,6 +220,16 @@ func (o out) node(s *api.Status) {
 	o.put(conserved, truth(s.Conservation.OK))
 	o.put(outerErrors, float64(s.Backbone.ICMPErrors.Sent), "sent")
 	o.put(outerErrors, float64(s.Backbone.ICMPErrors.Held), "held")
+	o.put(apiOpen, float64(s.API.Connections))
+	for kind, n := range s.API.Refused {
+		o.put(apiRefused, float64(n), kind)
+	}
+	o.put(apiForbidden, float64(s.API.Forbidden))
+	until := 0.0
+	if s.API.Until != nil {
+		until = float64(s.API.Until.Unix())
+	}
+	o.put(apiUntil, until)
 	p := &s.SlowPath
 	o.put(neighbours, float64(p.Neighbours))
 	o.put(neighPending, float64(p.Pending))

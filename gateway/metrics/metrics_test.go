@@ -34,7 +34,7 @@ func fresh() *fake {
 			Tenants: []api.Tenant{{ID: 1, Name: "alpha"}, {ID: 2, Name: "be\"ta\n"}},
 			Ports: []api.Port{{Name: "wan", Device: "eth0", Driver: "veth", Attach: "native", Up: true, Carrier: true,
 				Queues: []api.Queue{{Queue: 0, Worker: 0, Mode: "copy", Asked: "auto", InFill: 30, InTx: 10}, {Queue: 1, Worker: 1, Mode: "zerocopy", Asked: "auto"}}}},
-			Conservation: api.Conservation{OK: true}},
+			API: api.APIState{Refused: map[string]uint64{"busy": 0}}, Conservation: api.Conservation{OK: true}},
 		drops: &api.Drops{ByReason: map[string]uint64{}},
 	}
 }
