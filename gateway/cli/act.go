@@ -51,7 +51,10 @@ func (a *app) cutCmd() *cobra.Command {
 }
 
 func (a *app) cut(cmd *cobra.Command, r api.CutRequest, yes bool) error {
-	c := api.Dial(a.socket)
+	c, err := a.dial()
+	if err != nil {
+		return err
+	}
 	defer c.Close()
 	if !yes || r.DryRun {
 		look := r

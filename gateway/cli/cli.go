@@ -32,12 +32,19 @@ const (
 // DefaultSocket is where a node listens unless its node file says otherwise.
 const DefaultSocket = "/var/lib/demarc/demarc.sock"
 
-// socketEnv overrides DefaultSocket.
-const socketEnv = "DEMARC_SOCKET"
+// What the environment says instead of --socket, --server and --keys.
+const (
+	socketEnv = "DEMARC_SOCKET"
+	serverEnv = "DEMARC_SERVER"
+	keysEnv   = "DEMARC_KEYS"
+)
 
 // app is what the commands of one invocation share.
 type app struct {
 	socket  string
+	server  string // of a node elsewhere; "" = the socket
+	keys    string // directory of a client's keys, for server
+	given   func(flag string) bool
 	json    bool
 	version string
 }
@@ -144,6 +151,9 @@ func New(version string, extra ...*cobra.Command) *cobra.Command {
 	root.SetVersionTemplate("demarc {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&a.socket, "socket", socket, "socket of the node to ask ("+socketEnv+")")
+	root.PersistentFlags().StringVar(&a.server, "server", os.Getenv(serverEnv), "`URL` of a node elsewhere, https://ADDRESS:PORT, instead of a socket ("+serverEnv+")")
+	root.PersistentFlags().StringVar(&a.keys, "keys", os.Getenv(keysEnv), "`directory` of a client's keys, for --server ("+keysEnv+")")
+	a.given = root.PersistentFlags().Changed
 	root.AddGroup(&cobra.Group{ID: "node", Title: "Run a node:"}, &cobra.Group{ID: "policy", Title: "Change what it does:"},
 		&cobra.Group{ID: "act", Title: "Act for the moment:"},
 		&cobra.Group{ID: "see", Title: "See what it does:"}, &cobra.Group{ID: "try", Title: "Try it:"})
@@ -153,7 +163,7 @@ func New(version string, extra ...*cobra.Command) *cobra.Command {
 		}
 		root.AddCommand(list...)
 	}
-	group("node", a.runCmd(), a.doctorCmd(), a.supportCmd(), a.releaseCmd())
+	group("node", a.runCmd(), a.doctorCmd(), a.supportCmd(), a.releaseCmd(), a.clusterCmd())
 	group("policy", a.checkCmd(), a.diffCmd(), a.applyCmd(), a.policyCmd())
 	group("see", a.statusCmd(), a.sessionsCmd(), a.dropsCmd(), a.routesCmd(), a.neighboursCmd(), a.portsCmd(),
 		a.explainCmd(), a.traceCmd(), a.captureCmd())
@@ -218,7 +228,10 @@ func (a *app) data(c *cobra.Command) *cobra.Command {
 
 // ask calls fn with a client.
 func (a *app) ask(fn func(c *api.Client) error) error {
-	c := api.Dial(a.socket)
+	c, err := a.dial()
+	if err != nil {
+		return err
+	}
 	defer c.Close()
 	return fn(c)
 }

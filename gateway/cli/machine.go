@@ -140,7 +140,9 @@ func (a *app) device(cmd *cobra.Command, name, node string, force bool) (r relea
 	ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Second)
 	defer cancel()
 	var served api.Ports
-	if err := a.ask(func(c *api.Client) error { return c.Get(ctx, api.PathPorts, &served) }); err != nil {
+	c := api.Dial(a.socket) // whatever node --server names: devices are this machine's
+	defer c.Close()
+	if err := c.Get(ctx, api.PathPorts, &served); err != nil {
 		return r, nil // nobody serves here
 	}
 	for i := range served.Ports {

@@ -80,11 +80,14 @@ func (a *app) tracerouteCmd() *cobra.Command {
 
 // probe follows the node's events and prints them with one of the printers, or as lines of JSON.
 func (a *app) probe(cmd *cobra.Command, path string, r api.ProbeRequest, human func(io.Writer, *api.ProbeEvent)) error {
-	c := api.Dial(a.socket)
+	c, err := a.dial()
+	if err != nil {
+		return err
+	}
 	defer c.Close()
 	w, got := cmd.OutOrStdout(), 0
 	var stats stats
-	err := c.Probe(cmd.Context(), path, r, func(e *api.ProbeEvent) error {
+	err = c.Probe(cmd.Context(), path, r, func(e *api.ProbeEvent) error {
 		if e.Event == "reply" || e.Event == "probe" && e.From != "" {
 			got++
 		}

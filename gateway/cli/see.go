@@ -123,7 +123,10 @@ type event struct {
 // follow prints what changes between looks. While more match than the limit, ends are not told, since a session that is not in the list
 // may only have been pushed out of it.
 func (a *app) follow(cmd *cobra.Command, f api.SessionFilter, every time.Duration) error {
-	c := api.Dial(a.socket)
+	c, err := a.dial()
+	if err != nil {
+		return err
+	}
 	defer c.Close()
 	var known map[sessionID]api.Session
 	told := false

@@ -48,7 +48,10 @@ func (a *app) watch(cmd *cobra.Command, path string, every time.Duration) error 
 	out := cmd.OutOrStdout()
 	f, ok := out.(*os.File)
 	redraw := ok && !a.json && term.IsTerminal(int(f.Fd()))
-	c := api.Dial(a.socket)
+	c, err := a.dial()
+	if err != nil {
+		return err
+	}
 	defer c.Close()
 	var last *api.Status
 	for {
@@ -85,6 +88,10 @@ func (a *app) watch(cmd *cobra.Command, path string, every time.Duration) error 
 
 // writeStatus prints totals, or with an earlier look at the same process, rates since then.
 func writeStatus(w io.Writer, s, last *api.Status) {
+	if s.OnlyTenant != "" {
+		writeTenantStatus(w, s, last)
+		return
+	}
 	state := "forwarding"
 	if !s.Ready {
 		state = "NOT READY"
@@ -105,6 +112,16 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 	fmt.Fprintf(w, "          %s\n", r.Digest)
 	for _, d := range s.Damaged {
 		fmt.Fprintf(w, "DAMAGED   %s: passed over at start\n", clean(d))
+	}
+	if i := &s.API; i.Listen != "" {
+		refused := uint64(0)
+		for _, n := range i.Refused {
+			refused += n
+		}
+		fmt.Fprintf(w, "api       %s, %s, %d refused, %d beyond the role\n", clean(i.Listen), plural(i.Connections, "connection"), refused, i.Forbidden)
+		if i.Until != nil && i.Until.Sub(s.Started.Add(time.Duration(s.Uptime*1e9))) < warnCertificate {
+			fmt.Fprintf(w, "RENEW     the certificate of %s: it is good until %s\n", clean(i.Listen), i.Until.UTC().Format("2006-01-02 15:04:05 UTC"))
+		}
 	}
 	frames := "frames ok: "
 	if !s.Conservation.OK {
@@ -166,6 +183,31 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 			fmt.Fprintf(w, "\nrules of %s:\n", clean(s.Tenants[i].Name))
 			writeRules(w, s.Tenants[i].Rules)
 		}
+	}
+}
+
+// warnCertificate is how long before its end a certificate is spoken of.
+const warnCertificate = 30 * 24 * time.Hour
+
+// writeTenantStatus prints what a tenant's certificate shows: its own figures, and none of the node's.
+func writeTenantStatus(w io.Writer, s, last *api.Status) {
+	state := "forwarding"
+	if !s.Ready {
+		state = "NOT READY"
+	}
+	fmt.Fprintf(w, "node      %s, %s\n", clean(s.Node), state)
+	fmt.Fprintf(w, "policy    revision %d, applied %s\n", s.Revision.Number, s.Revision.AppliedAt.UTC().Format("2006-01-02 15:04:05 UTC"))
+	if len(s.Tenants) == 0 {
+		fmt.Fprintf(w, "the node serves no tenant %s\n", clean(s.OnlyTenant))
+		return
+	}
+	fmt.Fprintln(w)
+	writeTenants(w, s, last)
+	fmt.Fprintln(w)
+	writeReasons(w, s.Drops, false)
+	if len(s.Tenants[0].Rules) > 0 {
+		fmt.Fprintln(w)
+		writeRules(w, s.Tenants[0].Rules)
 	}
 }
 

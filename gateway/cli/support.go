@@ -96,7 +96,10 @@ func (b *bundle) lacks(name string, err error) {
 
 func (a *app) support(cmd *cobra.Command, file, nodeFile string) error {
 	b := &bundle{t: time.Now().UTC()}
-	c := api.Dial(a.socket)
+	c, err := a.dial()
+	if err != nil {
+		return err
+	}
 	defer c.Close()
 	b.json("version.json", map[string]string{"version": a.version, "go": runtime.Version(), "arch": runtime.GOARCH})
 	name := b.running(cmd, c)
@@ -108,14 +111,18 @@ func (a *app) support(cmd *cobra.Command, file, nodeFile string) error {
 			b.lacks("ports, doctor (the node file is not sound)", err)
 		}
 	}
-	if name == "" {
+	if a.elsewhere() {
+		b.missing = append(b.missing, "machine, doctor.txt, what is on disk: the node is not this machine: make an archive there")
+	} else if name == "" {
 		dir := defaultDataDir
 		if n != nil {
 			name, dir = n.Name, n.DataDir
 		}
 		b.onDisk(dir)
 	}
-	b.machine(n)
+	if !a.elsewhere() {
+		b.machine(n)
+	}
 
 	b.readme(cmp.Or(name, "unknown"))
 	if file == "" {
