@@ -36,6 +36,7 @@ type Config struct {
 	transport store.Transport // nil = a cluster of one
 	peers     Peers           // nil with it
 	timers    time.Duration   // of Raft, for tests; 0 = its defaults
+	tune      func(*store.Config)
 }
 
 // Node is one member of a cluster.
@@ -92,8 +93,12 @@ func Open(c Config) (*Node, error) {
 	if n.id, err = identity(filepath.Join(c.Dir, identityTxt)); err != nil {
 		return nil, err
 	}
-	n.st, err = store.Open(store.Config{Dir: c.Dir, ID: n.id, Transport: c.transport, Log: n.log, Heartbeat: c.timers, Election: c.timers, Lease: c.timers / 2,
-		Applied: func(store.Applied) { n.look() }, Reset: func(*command.State) { n.look() }})
+	sc := store.Config{Dir: c.Dir, ID: n.id, Transport: c.transport, Log: n.log, Heartbeat: c.timers, Election: c.timers, Lease: c.timers / 2,
+		Applied: func(store.Applied) { n.look() }, Reset: func(*command.State) { n.look() }}
+	if c.tune != nil {
+		c.tune(&sc)
+	}
+	n.st, err = store.Open(sc)
 	if err != nil {
 		return nil, err
 	}

@@ -38,6 +38,8 @@ func entry(k Kind, body any, text string) *Entry {
 		e.Member = b
 	case *Forget:
 		e.Forget = b
+	case *Recover:
+		e.Recover = b
 	}
 	return e
 }
@@ -110,6 +112,7 @@ func TestRefusals(t *testing.T) {
 		{"a name twice", []*Entry{begin(), gw("1", "a"), gw("2", "a")}, WhyConflict, "called a already (1)", 0, 0},
 		{"a member again", []*Entry{begin(), gw("1", "a"), gw("1", "b")}, "", "", 0, 0},
 		{"a member that was forgotten", []*Entry{begin(), gw("1", "a"), entry(KindForget, &Forget{ID: "1"}, ""), gw("1", "a")}, WhyGone, "was removed from this cluster", 0, 0},
+		{"the only one left", []*Entry{begin(), gw("1", "a"), gw("2", "b"), entry(KindRecover, &Recover{ID: "2"}, ""), gw("1", "a")}, WhyGone, "was removed from this cluster", 0, 0},
 		{"nobody to forget", []*Entry{begin(), entry(KindForget, &Forget{ID: "1"}, "")}, WhyUnknown, "no member 1", 0, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -286,6 +289,7 @@ func golden() map[string]*Entry {
 		"expire":   entry(KindExpire, &Expire{Revision: 4, Manual: true}, ""),
 		"member":   entry(KindMember, &Member{ID: "id1", Name: "gw1", Address: "192.0.2.1:7400", Role: RoleGateway, Version: "v0.1", Level: 1}, ""),
 		"forget":   entry(KindForget, &Forget{ID: "id1", By: "id2"}, ""),
+		"recover":  entry(KindRecover, &Recover{ID: "id1", Copy: true}, ""),
 		"smallest": {Level: 1, Kind: KindConfirm, Confirm: &Confirm{1}},
 	}
 	m["revise"].Who.Nonce = "5f"
@@ -409,6 +413,7 @@ func TestEncodeRefuses(t *testing.T) {
 		"revision 0":      entry(KindConfirm, &Confirm{}, ""),
 		"no role":         entry(KindMember, &Member{ID: "1", Name: "a", Level: 1}, ""),
 		"no id":           entry(KindForget, &Forget{}, ""),
+		"nobody left":     entry(KindRecover, &Recover{}, ""),
 		"too few bounds":  entry(KindInit, &Init{Cluster: "c", Bounds: Bounds{Revisions: 1, TextBytes: 1 << 30, Audit: 1}}, ""),
 		"no cluster":      entry(KindInit, &Init{Bounds: DefaultBounds()}, ""),
 		"level to come":   {Level: Level + 1, Kind: KindConfirm, Confirm: &Confirm{1}},

@@ -31,6 +31,7 @@ const (
 	KindExpire  Kind = "expire"  // the provisional revision goes: its time is over, or somebody took it back
 	KindMember  Kind = "member"  // a member is there, or tells what it is and runs
 	KindForget  Kind = "forget"  // a member has gone for good
+	KindRecover Kind = "recover" // the other voters were lost for good: one member is all that is left. It stands in no log, but at the end of a snapshot
 )
 
 // Who is behind an entry, for the audit log. Nothing is decided by it.
@@ -53,6 +54,7 @@ type Entry struct {
 	Expire  *Expire  `json:"expire,omitempty"`
 	Member  *Member  `json:"member,omitempty"`
 	Forget  *Forget  `json:"forget,omitempty"`
+	Recover *Recover `json:"recover,omitempty"`
 
 	Text []byte `json:"-"` // with Revise: the policy
 }
@@ -123,6 +125,12 @@ type Member struct {
 type Forget struct {
 	ID string `json:"id"`
 	By string `json:"replaced_by,omitempty"`
+}
+
+// Recover leaves one member of a cluster. All others are forgotten.
+type Recover struct {
+	ID   string `json:"id"`
+	Copy bool   `json:"from_copy,omitempty"` // log and snapshots were damaged: from the copy of the state
 }
 
 // ErrUnreadable means that this build cannot carry out an entry: it is damaged, or of a later release. A node that meets one stops applying.
@@ -198,7 +206,7 @@ func Decode(b []byte) (*Entry, error) {
 // check holds the entry to what its kind needs. It looks at the entry alone.
 func (e *Entry) check() error {
 	bodies := map[Kind]bool{KindInit: e.Init != nil, KindRevise: e.Revise != nil, KindConfirm: e.Confirm != nil, KindExpire: e.Expire != nil,
-		KindMember: e.Member != nil, KindForget: e.Forget != nil}
+		KindMember: e.Member != nil, KindForget: e.Forget != nil, KindRecover: e.Recover != nil}
 	if _, known := bodies[e.Kind]; !known {
 		return fmt.Errorf("kind %q is not known to this build", e.Kind)
 	}
@@ -229,6 +237,11 @@ func (e *Entry) check() error {
 		return numbered(e.Expire.Revision)
 	case KindMember:
 		return e.Member.check()
+	case KindRecover:
+		if e.Recover.ID == "" || len(e.Recover.ID) > 64 {
+			return errors.New("the member that is left needs its id")
+		}
+		return nil
 	}
 	if e.Forget.ID == "" {
 		return errors.New("a member to be forgotten needs its id")

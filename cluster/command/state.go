@@ -157,6 +157,8 @@ func (s *State) Apply(index uint64, e *Entry) (*State, Result) {
 		r.Refused = n.member(*e.Member)
 	case e.Kind == KindForget:
 		r.Refused = n.forget(e.Forget)
+	case e.Kind == KindRecover:
+		n.recover(e.Recover)
 	}
 	n.note(index, e, r)
 	return &n, r
@@ -314,6 +316,20 @@ func (s *State) forget(f *Forget) *Refusal {
 	return nil
 }
 
+// recover forgets everybody else. The one that is left may be missing: its own entry can have been lost.
+func (s *State) recover(r *Recover) {
+	s.Gone = slices.Clip(s.Gone)
+	var left []Member
+	for _, m := range s.Members {
+		if m.ID == r.ID {
+			left = append(left, m)
+		} else {
+			s.Gone = append(s.Gone, m.ID)
+		}
+	}
+	s.Members = left
+}
+
 func (s *State) find(id string) (int, bool) {
 	return slices.BinarySearchFunc(s.Members, id, func(m Member, id string) int {
 		switch {
@@ -350,6 +366,11 @@ func (s *State) note(index uint64, e *Entry, r Result) {
 		l.What = fmt.Sprintf("member %s (%s), %s, version %s", e.Member.Name, e.Member.ID, e.Member.Role, e.Member.Version)
 	case e.Kind == KindForget:
 		l.What = "member " + e.Forget.ID + " is forgotten"
+	case e.Kind == KindRecover:
+		l.What = "recovered with " + e.Recover.ID + " as the only member: all others are forgotten, and what only they knew is lost"
+		if e.Recover.Copy {
+			l.What += "; from the copy, since log and snapshots were damaged"
+		}
 	}
 	s.Audit = append(slices.Clip(s.Audit), l)
 	if limit := max(s.Bounds.Audit, 1); len(s.Audit) > limit {

@@ -27,6 +27,7 @@ type fsm struct {
 	texts   *texts
 	told    func(Applied) // after each entry, on Raft's goroutine
 	reset   func(*command.State)
+	hooks   *Hooks
 }
 
 // stop ends applying for good: this build, or this disk, cannot go where the others go. What was applied stays; a restart tries again.
@@ -34,6 +35,10 @@ func (f *fsm) stop(err error) error {
 	why := err.Error()
 	f.stopped.CompareAndSwap(nil, &why)
 	return err
+}
+
+func stoppedBy(why string) error {
+	return fmt.Errorf("this node has stopped applying entries: %s", why)
 }
 
 // outcome is what Apply answers through Raft.
@@ -45,11 +50,14 @@ type outcome struct {
 // Apply is called with each committed entry.
 func (f *fsm) Apply(l *raft.Log) any {
 	if why := f.stopped.Load(); why != nil {
-		return outcome{err: fmt.Errorf("this node has stopped applying entries: %s", *why)}
+		return outcome{err: stoppedBy(*why)}
 	}
 	e, err := command.Decode(l.Data)
 	if err != nil {
 		return outcome{err: f.stop(fmt.Errorf("entry %d: %w", l.Index, err))}
+	}
+	if h := f.hooks; h != nil && h.Applying != nil {
+		h.Applying(e)
 	}
 	s, r := f.state.Load().Apply(l.Index, e)
 	if e.Kind == command.KindRevise && r.Refused == nil {
@@ -73,17 +81,18 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if err := f.texts.settle(); err != nil {
 		return nil, fmt.Errorf("no snapshot while the log is the only place of a text: %w", err)
 	}
-	return &image{f.state.Load(), f.texts}, nil
+	s := f.state.Load()
+	if h := f.hooks; h != nil && h.Picture != nil {
+		s = h.Picture(s)
+	}
+	return &image{s}, nil
 }
 
-type image struct {
-	state *command.State
-	texts *texts
-}
+type image struct{ state *command.State }
 
 const imageMagic = "demarc-state 1\n"
 
-// Persist writes the magic, the state and each text, every one with its length. Raft's file snapshots have a checksum of their own.
+// Persist writes the magic, the state with its length, and for each text a zero: it is in a file of its own, and is put in where the snapshot is read.
 func (m *image) Persist(sink raft.SnapshotSink) error {
 	err := m.write(sink)
 	if err != nil {
@@ -99,18 +108,9 @@ func (m *image) write(to io.Writer) error {
 		return err
 	}
 	_, _ = w.WriteString(imageMagic) // a bufio.Writer keeps its error until Flush
-	block := func(b []byte) {
-		_, _ = w.Write(binary.AppendUvarint(nil, uint64(len(b))))
-		_, _ = w.Write(b)
-	}
-	block(b)
-	for _, d := range m.state.Digests() {
-		text, err := m.texts.get(d)
-		if err != nil {
-			return err
-		}
-		block(text)
-	}
+	_, _ = w.Write(binary.AppendUvarint(nil, uint64(len(b))))
+	_, _ = w.Write(b)
+	_, _ = w.Write(make([]byte, len(m.state.Digests())))
 	return w.Flush()
 }
 
@@ -137,43 +137,56 @@ func (f *fsm) Restore(from io.ReadCloser) error {
 
 const maxState = 64 << 20 // bytes of a state without texts
 
-func (f *fsm) read(from io.Reader) (*command.State, error) {
-	r := bufio.NewReaderSize(from, 1<<16)
+// readHead reads a snapshot up to its first text. head is what was read.
+func readHead(r *bufio.Reader) (s *command.State, head []byte, err error) {
 	magic := make([]byte, len(imageMagic))
 	if _, err := io.ReadFull(r, magic); err != nil || string(magic) != imageMagic {
-		return nil, fmt.Errorf("%w: it is not a snapshot of this program, or of a later release", command.ErrUnreadable)
+		return nil, nil, fmt.Errorf("%w: it is not a snapshot of this program, or of a later release", command.ErrUnreadable)
 	}
-	block := func(most uint64) ([]byte, error) {
-		n, err := binary.ReadUvarint(r)
-		if err != nil {
-			return nil, fmt.Errorf("it ends too early: %w", err)
-		}
-		if n > most {
-			return nil, fmt.Errorf("a part of %d bytes, at most %d", n, most)
-		}
-		b := make([]byte, n)
-		if _, err := io.ReadFull(r, b); err != nil {
-			return nil, fmt.Errorf("it ends too early: %w", err)
-		}
-		return b, nil
-	}
-	b, err := block(maxState)
+	b, err := block(r, maxState)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	s, err := command.DecodeState(b)
+	if s, err = command.DecodeState(b); err != nil {
+		return nil, nil, err
+	}
+	return s, append(binary.AppendUvarint(magic, uint64(len(b))), b...), nil
+}
+
+// block reads a length and so many bytes.
+func block(r *bufio.Reader, most uint64) ([]byte, error) {
+	n, err := binary.ReadUvarint(r)
+	if err != nil {
+		return nil, fmt.Errorf("it ends too early: %w", err)
+	}
+	if n > most {
+		return nil, fmt.Errorf("a part of %d bytes, at most %d", n, most)
+	}
+	b := make([]byte, n)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return nil, fmt.Errorf("it ends too early: %w", err)
+	}
+	return b, nil
+}
+
+func (f *fsm) read(from io.Reader) (*command.State, error) {
+	r := bufio.NewReaderSize(from, 1<<16)
+	s, _, err := readHead(r)
 	if err != nil {
 		return nil, err
 	}
 	for _, d := range s.Digests() {
-		text, err := block(command.MaxText)
-		if err != nil {
+		text, err := block(r, command.MaxText)
+		switch {
+		case err != nil:
 			return nil, err
-		}
-		if command.Digest(text) != d {
+		case len(text) == 0:
+			f.texts.miss(d)
+		case command.Digest(text) != d:
 			return nil, fmt.Errorf("the text of %s is damaged", d)
+		default:
+			f.texts.put(text)
 		}
-		f.texts.put(text)
 	}
 	// What is owed now is not in the log: a restart could not have it.
 	return s, f.texts.settle()

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -36,6 +38,8 @@ type Config struct {
 	// TrailingEntries stay in the log after a snapshot, SnapshotEntries make the next one due. Zero means 64 and 256: an entry may be 8 MiB.
 	TrailingEntries, SnapshotEntries uint64
 
+	Hooks *Hooks // nil = none; for tests
+
 	// Applied is told each entry that has taken effect, in order, on the goroutine that applies: it must not block. At a start it is told those
 	// again that the last snapshot does not hold.
 	Applied func(Applied)
@@ -45,12 +49,18 @@ type Config struct {
 
 // Store is the replicated state of one node.
 type Store struct {
-	cfg  Config
-	raft *raft.Raft
-	db   *raftboltdb.BoltStore
-	log  checkedLog
-	fsm  *fsm
-	tail raft.Log // the last entry that was on disk at the start, without its data; Index 0 = none
+	cfg     Config
+	raft    *raft.Raft    // after started
+	started chan struct{} // closed when raft is set
+	disk    *disk
+	snaps   *snapshots
+	fsm     *fsm
+	tail    raft.Log // the last entry that was on disk at the start, without its data; Index 0 = none
+
+	keepWake chan struct{} // the state has changed
+	keepEnd  chan struct{} // closed at the end
+	keepDone chan struct{}
+	once     sync.Once
 }
 
 // ErrNotLeader means that an entry must be proposed elsewhere; nothing was done.
@@ -59,11 +69,33 @@ var ErrNotLeader = errors.New("this node does not lead the cluster")
 // ErrUnknownOutcome means that an entry may or may not take effect later: the leader was lost while it was on its way.
 var ErrUnknownOutcome = errors.New("whether it took effect is not known")
 
+// memberRoom is what a change of members may take on disk, generously.
+const memberRoom = 8 << 10
+
 // ErrDamaged wraps what is wrong with the files of a data directory.
 var ErrDamaged = errors.New("the replicated state on disk is damaged")
 
 // Open reads what is on disk and starts Raft. A store that was never begun or joined waits for either.
-func Open(c Config) (_ *Store, err error) {
+func Open(c Config) (*Store, error) {
+	s, logger, err := newStore(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.openFiles(logger); err != nil {
+		return nil, err
+	}
+	s.raft, err = raft.NewRaft(s.raftConfig(logger), s.fsm, s.disk, s.disk, s.snaps, s.cfg.Transport)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrDamaged, err), s.disk.close())
+	}
+	close(s.started)
+	go s.keep()
+	s.hurry()
+	return s, nil
+}
+
+// newStore makes a store without log and snapshots.
+func newStore(c Config) (*Store, hclog.Logger, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -72,39 +104,31 @@ func Open(c Config) (_ *Store, err error) {
 	}
 	for _, d := range []string{c.Dir, filepath.Join(c.Dir, "snapshots")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("open the replicated state: %w", err)
+			return nil, nil, fmt.Errorf("open the replicated state: %w%s", err, helps(err))
 		}
 	}
-	t, err := openTexts(filepath.Join(c.Dir, "texts"))
+	t, err := openTexts(filepath.Join(c.Dir, "texts"), c.Hooks)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	s := &Store{cfg: c, fsm: &fsm{texts: t, told: c.Applied, reset: c.Reset}}
+	s := &Store{cfg: c, fsm: &fsm{texts: t, hooks: c.Hooks}, started: make(chan struct{}),
+		keepWake: make(chan struct{}, 1), keepEnd: make(chan struct{}), keepDone: make(chan struct{})}
+	s.fsm.told = func(a Applied) {
+		select {
+		case s.keepWake <- struct{}{}:
+		default:
+		}
+		if c.Applied != nil {
+			c.Applied(a)
+		}
+	}
+	s.fsm.reset = c.Reset
 	s.fsm.state.Store(&command.State{})
-	logger := hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Warn, Output: lines{c.Log}, DisableTime: true})
-	file := filepath.Join(c.Dir, "raft.db")
-	// The lock is waited for only shortly: who holds it is another process, and says so better than a hang.
-	s.db, err = raftboltdb.New(raftboltdb.Options{Path: file, BoltOptions: &bbolt.Options{Timeout: time.Second}})
-	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
-		return nil, fmt.Errorf("open %s: another process uses it: a data directory belongs to one node", file)
-	case err != nil:
-		return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, file, err)
-	}
-	defer func() {
-		if err != nil {
-			s.db.Close()
-		}
-	}()
-	s.log = checkedLog{s.db}
-	if s.tail, err = s.log.check(); err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, file, err)
-	}
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(c.Dir, 2, logger)
-	if err != nil {
-		return nil, fmt.Errorf("open the snapshots: %w", err)
-	}
-	cfg := raft.DefaultConfig()
+	return s, hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Warn, Output: lines{c.Log}, DisableTime: true}), nil
+}
+
+func (s *Store) raftConfig(logger hclog.Logger) *raft.Config {
+	c, cfg := s.cfg, raft.DefaultConfig()
 	cfg.LocalID = raft.ServerID(c.ID)
 	cfg.HeartbeatTimeout = cmp.Or(c.Heartbeat, 500*time.Millisecond)
 	cfg.ElectionTimeout = cmp.Or(c.Election, 500*time.Millisecond)
@@ -116,11 +140,129 @@ func Open(c Config) (_ *Store, err error) {
 	cfg.MaxAppendEntries = 8 // of up to 8 MiB each
 	cfg.NoLegacyTelemetry = true
 	cfg.Logger = logger
-	s.raft, err = raft.NewRaft(cfg, s.fsm, s.log, s.db, snaps, c.Transport)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	return cfg
+}
+
+// openFiles opens log and snapshots and holds them against each other.
+func (s *Store) openFiles(logger hclog.Logger) (err error) {
+	dir := s.cfg.Dir
+	file := filepath.Join(dir, "raft.db")
+	damaged := func(errs ...error) error {
+		all := errs[0]
+		for _, err := range errs[1:] {
+			all = fmt.Errorf("%w; %w", all, err)
+		}
+		return fmt.Errorf("%w: %s: %w: see docs/recovery.md", ErrDamaged, file, all)
 	}
-	return s, nil
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		// Without it a node would vote again where it has voted: whoever takes it away takes the rest as well.
+		for _, rest := range []string{keptFile, "snapshots/*-*"} {
+			if list, _ := filepath.Glob(filepath.Join(dir, rest)); len(list) > 0 {
+				return damaged(fmt.Errorf("it is gone, and %s is there", list[0]))
+			}
+		}
+	}
+	var in engine
+	err = guard(func() (err error) {
+		if err := whole(file); err != nil {
+			return err
+		}
+		// The lock is waited for only shortly: who holds it is another process, and says so better than a hang.
+		in, err = raftboltdb.New(raftboltdb.Options{Path: file, BoltOptions: &bbolt.Options{Timeout: time.Second}})
+		return err
+	})
+	switch {
+	case errors.Is(err, bbolt.ErrTimeout):
+		return fmt.Errorf("open %s: another process uses it: a data directory belongs to one node", file)
+	case refusal(err):
+		return fmt.Errorf("open %s: %w%s", file, err, helps(err))
+	case err != nil:
+		return damaged(err)
+	}
+	if s.cfg.Hooks != nil {
+		in = &hooked{in, s.cfg.Hooks}
+	}
+	if s.disk, err = openDisk(in, s.cfg.Log, s.halt); err != nil {
+		return errors.Join(damaged(err), in.Close())
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.disk.close())
+		}
+	}()
+	files, err := raft.NewFileSnapshotStoreWithLogger(dir, 2, logger)
+	if err != nil {
+		return fmt.Errorf("open the snapshots: %w%s", err, helps(err))
+	}
+	s.snaps = &snapshots{in: files, dir: filepath.Join(dir, "snapshots"), aside: filepath.Join(dir, "damaged-snapshot"), texts: s.fsm.texts, log: s.cfg.Log,
+		hooks: s.cfg.Hooks, writing: map[string]bool{}}
+	m, bad, err := s.snaps.newest()
+	if err != nil {
+		return fmt.Errorf("open the snapshots: %w", err)
+	}
+	base := uint64(0)
+	if m != nil {
+		base = m.Index
+	}
+	if s.tail, err = s.disk.check(base); err != nil {
+		return damaged(append(bad, err)...)
+	}
+	switch {
+	case len(bad) > 0 && m == nil && s.tail.Index == 0:
+		return damaged(bad...) // it was all that there is
+	case len(bad) > 0:
+		s.cfg.Log.Warn("a damaged snapshot is not needed: the log and the one before it have everything", "err", errors.Join(bad...))
+		return s.snaps.putAside()
+	}
+	return nil
+}
+
+// whole finds a file that is shorter than what is in it. The engine would map memory that is not there, and fault when it gets to it.
+func whole(file string) error {
+	f, err := os.Stat(file)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && f.Size() == 0 {
+		return nil // it is made
+	}
+	if err != nil {
+		return err
+	}
+	db, err := bbolt.Open(file, 0, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	return db.View(func(tx *bbolt.Tx) error {
+		if tx.Size() > f.Size() {
+			return fmt.Errorf("it has %d bytes, and %d are in use: its end is cut off", f.Size(), tx.Size())
+		}
+		return nil
+	})
+}
+
+// halt ends taking part in the cluster for good: the files stay as they are, and State and Problem go on answering. It returns at once.
+func (s *Store) halt(err error) {
+	_ = s.fsm.stop(err)
+	s.disk.shut()
+	go func() {
+		<-s.started
+		s.raft.Shutdown()
+	}()
+}
+
+// hurry has a sole voter elect itself now. Raft would first wait whether somebody leads, and it takes a shorter time-out as a reason to look at once.
+func (s *Store) hurry() {
+	v, err := s.Voters()
+	if err != nil || len(v) != 1 || v[0].ID != s.cfg.ID || !v[0].Votes {
+		return
+	}
+	c := s.raft.ReloadableConfig()
+	h := c.HeartbeatTimeout
+	c.HeartbeatTimeout = h - time.Millisecond
+	err = s.raft.ReloadConfig(c)
+	c.HeartbeatTimeout = h
+	if err := errors.Join(err, s.raft.ReloadConfig(c)); err != nil {
+		s.cfg.Log.Warn("the first election takes its time", "err", err)
+	}
 }
 
 // lines hands Raft's own messages to our log.
@@ -136,9 +278,18 @@ func (s *Store) Begun() bool { return s.raft.LastIndex() > 0 }
 
 // Bootstrap makes this node a cluster of one. It is done once, by the node that begins the cluster.
 func (s *Store) Bootstrap() error {
+	if err := s.disk.undo(); err != nil {
+		return err
+	}
+	if err := s.disk.room(memberRoom); err != nil { // Raft waits for a term to be written
+		return &notWritten{err}
+	}
 	err := s.raft.BootstrapCluster(raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(s.cfg.ID), Address: s.cfg.Transport.LocalAddr()}}}).Error()
 	if errors.Is(err, raft.ErrCantBootstrap) {
 		return errors.New("this node is part of a cluster already")
+	}
+	if err == nil {
+		s.hurry()
 	}
 	return err
 }
@@ -146,9 +297,22 @@ func (s *Store) Bootstrap() error {
 // Propose has an entry carried out by the cluster and waits for that here. The result is the cluster's answer, which may be a refusal;
 // the error says that there is no answer.
 func (s *Store) Propose(ctx context.Context, e *command.Entry) (command.Result, error) {
+	if h := s.cfg.Hooks; h != nil && h.Proposing != nil {
+		if r, err, done := h.Proposing(s, e); done {
+			return r, err
+		}
+	}
 	b, err := e.Encode()
 	if err != nil {
 		return command.Result{}, err
+	}
+	if why := s.fsm.stopped.Load(); why != nil {
+		return command.Result{}, stoppedBy(*why)
+	}
+	if s.disk.refuses() != nil && !s.Leads() {
+		if err := s.disk.room(len(b)); err != nil { // somebody may have made room a moment ago
+			return command.Result{}, s.refused(&notWritten{err})
+		}
 	}
 	timeout := 5 * time.Second
 	if d, ok := ctx.Deadline(); ok {
@@ -163,13 +327,26 @@ func (s *Store) Propose(ctx context.Context, e *command.Entry) (command.Result, 
 		return command.Result{}, fmt.Errorf("%w: %w", ErrUnknownOutcome, ctx.Err())
 	}
 	switch {
+	case errors.Is(err, ErrNotWritten):
+		return command.Result{}, s.refused(err)
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress), errors.Is(err, raft.ErrEnqueueTimeout):
+		if why := s.disk.refuses(); why != nil { // which is why it does not lead any more
+			return command.Result{}, s.refused(&notWritten{why})
+		}
 		return command.Result{}, fmt.Errorf("%w: %w", ErrNotLeader, err)
 	case err != nil:
 		return command.Result{}, fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
 	}
 	o := f.Response().(outcome)
 	return o.result, o.err
+}
+
+// refused says of an entry that was not written here whether another node may take it: Raft gives up the lead where it cannot write.
+func (s *Store) refused(err error) error {
+	if v, verr := s.Voters(); verr == nil && len(v) > 1 {
+		return fmt.Errorf("%w: %w", ErrNotLeader, err)
+	}
+	return err
 }
 
 // State is the state so far, never nil.
@@ -183,8 +360,14 @@ func (s *Store) Problem() string {
 	if why := s.fsm.stopped.Load(); why != nil {
 		return "no entry is applied any more: " + *why
 	}
+	if err := s.disk.refuses(); err != nil {
+		return "the disk refuses the replicated log: " + err.Error() + helps(err)
+	}
 	if err := s.fsm.texts.problem(); err != nil {
-		return err.Error()
+		return err.Error() + helps(err)
+	}
+	if err := s.snaps.problem(); err != nil {
+		return "no snapshot can be written, so the log grows: " + err.Error() + helps(err)
 	}
 	return ""
 }
@@ -218,12 +401,15 @@ func (s *Store) CaughtUp() bool {
 		return false
 	}
 	var l raft.Log
+	if s.fsm.stopped.Load() != nil {
+		return false
+	}
 	// Our last entry is either agreed on by now, or was never and has been overwritten.
-	if commit < s.tail.Index && s.log.GetLog(s.tail.Index, &l) == nil && l.Term == s.tail.Term {
+	if commit < s.tail.Index && s.disk.read(s.tail.Index, &l) == nil && l.Term == s.tail.Term {
 		return false
 	}
 	for i := commit; i > s.fsm.state.Load().Index; i-- {
-		if s.log.GetLog(i, &l) != nil || l.Type == raft.LogCommand {
+		if s.disk.read(i, &l) != nil || l.Type == raft.LogCommand {
 			return false
 		}
 	}
@@ -251,17 +437,35 @@ func (s *Store) Voters() ([]Voter, error) {
 
 // AddLearner has the leader replicate to a node that has no vote yet; Promote gives it one; Remove ends both. Leader only.
 func (s *Store) AddLearner(id, address string, timeout time.Duration) error {
-	return s.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(address), 0, timeout).Error()
+	return s.change(func() raft.IndexFuture {
+		return s.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(address), 0, timeout)
+	})
 }
 
 // Promote gives a learner its vote.
 func (s *Store) Promote(id, address string, timeout time.Duration) error {
-	return s.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(address), 0, timeout).Error()
+	return s.change(func() raft.IndexFuture {
+		return s.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(address), 0, timeout)
+	})
 }
 
 // Remove takes a node out.
 func (s *Store) Remove(id string, timeout time.Duration) error {
-	return s.raft.RemoveServer(raft.ServerID(id), 0, timeout).Error()
+	return s.change(func() raft.IndexFuture { return s.raft.RemoveServer(raft.ServerID(id), 0, timeout) })
+}
+
+// change changes whom Raft replicates to. It looks first whether the disk will take it: see disk.StoreLogs.
+func (s *Store) change(fn func() raft.IndexFuture) error {
+	if s.Leads() {
+		if err := s.disk.room(memberRoom); err != nil {
+			return &notWritten{err}
+		}
+	}
+	err := fn().Error()
+	if errors.Is(err, raft.ErrNotLeader) {
+		return fmt.Errorf("%w: %w", ErrNotLeader, err)
+	}
+	return err
 }
 
 // Yield hands the lead to another node; "" = to whichever is best.
@@ -283,9 +487,12 @@ func (s *Store) Compact() error {
 
 // Close stops Raft and closes the files. What was proposed and not answered has an unknown outcome.
 func (s *Store) Close() error {
+	s.disk.shut()
 	err := s.raft.Shutdown().Error()
+	s.once.Do(func() { close(s.keepEnd) })
+	<-s.keepDone
 	if c, ok := s.cfg.Transport.(io.Closer); ok {
 		err = errors.Join(err, c.Close())
 	}
-	return errors.Join(err, s.db.Close())
+	return errors.Join(err, s.disk.close())
 }

@@ -12,20 +12,27 @@ import (
 )
 
 // texts is a directory with one file a policy, named by the digest of what is in it. What the disk refuses stays in memory and is tried
-// again: the log has it too, and is not shortened before everything is here.
+// again: the log has it too, and is not shortened before everything is here and durable. So a text need not be durable when it is put.
 type texts struct {
-	dir string
+	dir   string
+	hooks *Hooks
 
-	mu   sync.Mutex
-	owed map[string][]byte // by digest: not on disk yet
-	why  error             // of the last refusal
+	mu    sync.Mutex
+	owed  map[string][]byte // by digest: not on disk yet
+	loose map[string]bool   // by digest: written, perhaps not durable yet
+	lost  map[string]bool   // by digest: should be here and cannot be read
+	why   error             // of the last refusal
 }
 
-func openTexts(dir string) (*texts, error) {
+func openTexts(dir string, h *Hooks) (*texts, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open the texts of policies: %w", err)
 	}
-	return &texts{dir: dir, owed: map[string][]byte{}}, nil
+	return newTexts(dir, h), nil
+}
+
+func newTexts(dir string, h *Hooks) *texts {
+	return &texts{dir: dir, hooks: h, owed: map[string][]byte{}, loose: map[string]bool{}, lost: map[string]bool{}}
 }
 
 func (t *texts) path(digest string) string { return filepath.Join(t.dir, digest) }
@@ -35,12 +42,24 @@ func (t *texts) put(text []byte) {
 	digest := command.Digest(text)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	delete(t.lost, digest)
 	if err := t.write(digest, text); err != nil {
 		t.owed[digest], t.why = text, err
+		return
+	}
+	t.loose[digest] = true
+}
+
+// miss notes that a text should be here and is not, unless it is.
+func (t *texts) miss(digest string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, err := t.read(digest); err != nil {
+		t.lost[digest] = true
 	}
 }
 
-// settle writes what is owed. Its error is the first text's that the disk still refuses.
+// settle writes what is owed and makes everything durable. Its error is the first that the disk gives.
 func (t *texts) settle() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -50,43 +69,63 @@ func (t *texts) settle() error {
 			return err
 		}
 		delete(t.owed, digest)
+		t.loose[digest] = true
+	}
+	for digest := range t.loose {
+		if err := syncFile(t.path(digest)); err != nil {
+			// Whether it is there after the next power cut nobody knows: it is written anew.
+			// One that is gone stays loose: the log is not shortened, and the next start takes it from there.
+			if text, rerr := t.read(digest); rerr == nil {
+				t.owed[digest] = text
+				_ = os.Remove(t.path(digest))
+				delete(t.loose, digest)
+			}
+			t.why = fmt.Errorf("keep text %s: %w", digest, err)
+			return t.why
+		}
+	}
+	if len(t.loose) > 0 {
+		if err := syncFile(t.dir); err != nil {
+			t.why = err
+			return err
+		}
+		clear(t.loose)
 	}
 	t.why = nil
 	return nil
 }
 
-// problem is why a text is owed; nil when none is.
+// problem is why a text is owed, or which are lost; nil when all are there.
 func (t *texts) problem() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.owed) == 0 {
-		return nil
+	if len(t.owed) > 0 {
+		return t.why
 	}
-	return t.why
+	for digest := range t.lost {
+		return fmt.Errorf("%d texts of old revisions are damaged or gone, %s first: apply or roll back to another one where it is needed", len(t.lost), t.path(digest))
+	}
+	return nil
 }
 
-// write makes a text durable: written under another name, synced, renamed, the name synced. A file that is there is looked into first, since
-// one that was damaged is mended by this.
+// write writes a text under another name and renames it. A file that is there is looked into first, since one that was damaged is mended by this.
 func (t *texts) write(digest string, text []byte) error {
 	if _, err := t.read(digest); err == nil {
 		return nil
+	}
+	if err := t.hooks.write(len(text)); err != nil {
+		return fmt.Errorf("keep text %s: %w", digest, err)
 	}
 	f, err := os.CreateTemp(t.dir, "new-*")
 	if err != nil {
 		return fmt.Errorf("keep text %s: %w", digest, err)
 	}
 	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
 	if err == nil {
 		err = os.Rename(f.Name(), t.path(digest))
-	}
-	if err == nil {
-		err = syncDir(t.dir)
 	}
 	if err != nil {
 		_ = os.Remove(f.Name()) // gone already when it was renamed
@@ -123,6 +162,8 @@ func (t *texts) drop(digest string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.owed, digest)
+	delete(t.loose, digest)
+	delete(t.lost, digest)
 	_ = os.Remove(t.path(digest))
 }
 
@@ -132,6 +173,13 @@ func (t *texts) retain(digests []string) error {
 	for _, d := range digests {
 		keep[d] = true
 	}
+	t.mu.Lock()
+	for d := range t.lost {
+		if !keep[d] {
+			delete(t.lost, d)
+		}
+	}
+	t.mu.Unlock()
 	list, err := os.ReadDir(t.dir)
 	if err != nil {
 		return err
@@ -144,11 +192,12 @@ func (t *texts) retain(digests []string) error {
 	return err
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// syncFile makes a file durable, or the names in a directory.
+func syncFile(name string) error {
+	f, err := os.Open(name)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	return d.Sync()
+	defer f.Close()
+	return f.Sync()
 }
