@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -13,18 +14,24 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"demarc/cluster/command"
 	"demarc/cluster/store"
+	"demarc/cluster/transport"
 )
 
-// Config is what a Node is opened with. Dir, Name, Serve, Mono and Wall are required.
+// Config is what a Node is opened with. Dir, Name, Mono and Wall are required, and Serve but on a witness.
 type Config struct {
-	Dir     string // of the replicated state; belongs to this node alone
-	Name    string // from the node file
-	Version string // of the binary
+	Dir     string       // of the replicated state; belongs to this node alone
+	Name    string       // from the node file
+	Version string       // of the binary
+	Role    command.Role // empty = gateway
 	Log     *slog.Logger
+
+	Net      *Net     // where other members reach this node; nil = nobody does, it is a cluster of one
+	Compiler Compiler // nil = every text is taken as one that can be served
 
 	// Serve has the gateway serve a revision and returns when every worker does, or why not. One goroutine calls it. A revision that is not
 	// confirmed yet has command.FateProvisional.
@@ -37,6 +44,22 @@ type Config struct {
 	peers     Peers           // nil with it
 	timers    time.Duration   // of Raft, for tests; 0 = its defaults
 	tune      func(*store.Config)
+}
+
+// Net is the [cluster] section of a node file.
+type Net struct {
+	Listen    string
+	Advertise string        // empty = Listen
+	Keys      string        // directory, see transport.Keyring
+	RoundTrip time.Duration // to the farthest member, where that is long: timers follow it
+}
+
+// RoundTrip is how long an answer takes from the farthest member, as the node file says.
+func (c *Config) RoundTrip() time.Duration {
+	if c.Net == nil {
+		return 0
+	}
+	return c.Net.RoundTrip
 }
 
 // Node is one member of a cluster.
@@ -53,7 +76,31 @@ type Node struct {
 	changed chan struct{} // mu: closed and replaced when served changes
 	applied chan struct{} // mu: closed and replaced when an entry was applied
 	pending *pending      // mu: the confirm time that runs
-	current bool          // Run only: the log of before the start has been gone through
+	current atomic.Bool   // Run: wo, all: ro; the log of before the start has been gone through
+
+	keys    *transport.Keyring   // nil without Net
+	tr      *transport.Transport // nil without Net
+	address string               // where others reach this node; "" = nowhere
+	joined  *Joined              // what it was told when it joined; nil = it did not
+	pool    pool
+	large   chan struct{}
+	opened  chan struct{}          // closed when st is there: Raft dials before Open has it
+	turned  atomic.Pointer[turned] // that another member would not let this one in
+
+	peersMu  sync.Mutex
+	seen     map[string]seen // peersMu: by id, of other members
+	changing sync.Mutex      // of Raft's list of members
+
+	led    time.Time     // tend only: since when this node leads
+	handed time.Time     // tend only: when it last handed the lead to a witness
+	hold   time.Duration // tend only: how long it leads before the next time
+}
+
+// turned is what a member said that would not let this node in.
+type turned struct {
+	why  string
+	kind transport.Refusal
+	at   time.Time
 }
 
 // served is what the gateway was last told.
@@ -82,7 +129,9 @@ const (
 
 // Open reads what is on disk and takes part. Run does the work.
 func Open(c Config) (*Node, error) {
-	n := &Node{cfg: c, log: c.Log, wake: make(chan struct{}, 1), changed: make(chan struct{}), applied: make(chan struct{})}
+	c.Role = cmp.Or(c.Role, command.RoleGateway)
+	n := &Node{cfg: c, log: c.Log, wake: make(chan struct{}, 1), changed: make(chan struct{}), applied: make(chan struct{}), large: make(chan struct{}, maxLarge),
+		opened: make(chan struct{})}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
@@ -93,17 +142,99 @@ func Open(c Config) (*Node, error) {
 	if n.id, err = identity(filepath.Join(c.Dir, identityTxt)); err != nil {
 		return nil, err
 	}
-	sc := store.Config{Dir: c.Dir, ID: n.id, Transport: c.transport, Log: n.log, Heartbeat: c.timers, Election: c.timers, Lease: c.timers / 2,
+	if n.joined, err = readJoined(c.Dir); err != nil {
+		return nil, err
+	}
+	if c.Net != nil {
+		if err := n.connect(); err != nil {
+			return nil, err
+		}
+	}
+	t := n.cfg.timers
+	if rt := c.RoundTrip(); t == 0 && rt > 0 {
+		t = 500*time.Millisecond + 4*rt
+	}
+	sc := store.Config{Dir: c.Dir, ID: n.id, Transport: n.cfg.transport, Log: n.log, Heartbeat: t, Election: t, Lease: t / 2,
 		Applied: func(store.Applied) { n.look() }, Reset: func(*command.State) { n.look() }}
 	if c.tune != nil {
 		c.tune(&sc)
 	}
 	n.st, err = store.Open(sc)
 	if err != nil {
+		if n.tr != nil {
+			err = errors.Join(err, n.tr.Close())
+		}
 		return nil, err
+	}
+	close(n.opened)
+	if n.tr != nil {
+		n.tr.Open()
 	}
 	return n, nil
 }
+
+// connect listens on the cluster's port. Nothing is accepted before the store is there.
+func (n *Node) connect() (err error) {
+	c := n.cfg.Net
+	if n.keys, err = transport.OpenKeyring(c.Keys, n.cfg.Wall, n.log); err != nil {
+		return keysError(c.Keys, n.cfg.Name, err)
+	}
+	if name := n.keys.Name(); name != n.cfg.Name {
+		return fmt.Errorf("the certificate in %s is %s's, the node file says that this node is %s", c.Keys, name, n.cfg.Name)
+	}
+	n.tr, err = transport.Listen(transport.Config{Address: c.Listen, Advertise: c.Advertise, Keys: n.keys, Log: n.log, Timeout: 5*time.Second + 4*c.RoundTrip, Held: true,
+		Allowed: func(p transport.Peer) error {
+			<-n.opened
+			if !p.Raft || !p.Dialed {
+				return nil // who comes is judged by what it says and asks, and is told why not: TLS could not say it
+			}
+			return n.mayEnter(p, "")
+		},
+		Self: func() transport.Hello {
+			<-n.opened
+			return transport.Hello{Cluster: n.clusterID(), ID: n.id}
+		},
+		Greet: func(p transport.Peer, h transport.Hello) error {
+			if id := n.clusterID(); h.Cluster != id && h.Cluster != "" && id != "" {
+				return transport.Refuse(transport.RefusedCluster, "%s belongs to cluster %s, %s is of %s", p.Name, h.Cluster, n.cfg.Name, id)
+			}
+			return n.mayEnter(p, h.ID)
+		},
+		Turned: func(kind transport.Refusal, why string) { n.turned.Store(&turned{why, kind, time.Now()}) },
+	})
+	if err != nil {
+		return err
+	}
+	n.address = n.tr.Address()
+	n.cfg.transport, n.cfg.peers = n.tr.Raft(), n.tr
+	return nil
+}
+
+// pace is how often what recurs is done, shorter in tests.
+func (n *Node) pace(usual time.Duration) time.Duration {
+	if n.cfg.timers > 0 {
+		return min(usual, n.cfg.timers)
+	}
+	return max(usual, n.cfg.RoundTrip())
+}
+
+// leaderWait is how long a change waits for a leader.
+func (n *Node) leaderWait() time.Duration { return leaderWait + 8*n.cfg.RoundTrip() }
+
+// Refused counts the connections that other members and strangers were refused, by kind.
+func (n *Node) Refused() map[transport.Refusal]uint64 {
+	if n.tr == nil {
+		out := map[transport.Refusal]uint64{}
+		for _, r := range transport.Refusals {
+			out[r] = 0
+		}
+		return out
+	}
+	return n.tr.Refused()
+}
+
+// Address is where other members reach this node; "" = nowhere.
+func (n *Node) Address() string { return n.address }
 
 // identity is the member's id: made once for a data directory.
 func identity(file string) (string, error) {
@@ -143,8 +274,8 @@ func (n *Node) look() {
 	}
 }
 
-// Begun reports whether this node is part of a cluster.
-func (n *Node) Begun() bool { return n.st.Begun() }
+// Begun reports whether this node is part of a cluster: it has begun one or joined one.
+func (n *Node) Begun() bool { return n.joined != nil || n.st.Begun() }
 
 // First is the policy that a cluster begins with.
 type First struct {
@@ -156,13 +287,16 @@ type First struct {
 
 // Begin makes this node a cluster of one that serves f. The gateway serves it already.
 func (n *Node) Begin(ctx context.Context, f First) (command.Revision, error) {
+	if n.joined != nil {
+		return command.Revision{}, errors.New("this node has joined a cluster: it begins none")
+	}
 	if err := n.st.Bootstrap(); err != nil {
 		return command.Revision{}, err
 	}
-	who := command.Who{Author: "start"}
+	who, me := command.Who{Author: "start"}, n.self()
 	for _, e := range []*command.Entry{
 		{Kind: command.KindInit, Init: &command.Init{Cluster: random(), Bounds: command.DefaultBounds(), Last: f.Last}},
-		{Kind: command.KindMember, Member: &command.Member{ID: n.id, Name: n.cfg.Name, Role: command.RoleGateway, Version: n.cfg.Version, Level: command.Level}},
+		{Kind: command.KindMember, Member: &me},
 	} {
 		e.Who = who
 		if _, err := n.propose(ctx, e); err != nil {
@@ -231,43 +365,14 @@ func (n *Node) propose(ctx context.Context, e *command.Entry) (command.Result, e
 	if e.Kind == command.KindRevise && e.Who.Nonce == "" {
 		e.Who.Nonce = random()
 	}
-	ctx, cancel := context.WithTimeout(ctx, leaderWait)
+	b, err := e.Encode()
+	if err != nil {
+		return command.Result{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.leaderWait())
 	defer cancel()
-	if p := n.st.Problem(); p != "" {
-		return command.Result{}, errors.New(p)
-	}
-	unknown := ""
-	for {
-		a := answer{}
-		if n.st.Leads() || n.cfg.peers == nil {
-			a = n.here(ctx, e)
-		} else if _, address := n.st.Leader(); address != "" {
-			var err error
-			if a, err = n.there(ctx, address, e); err != nil {
-				a = answer{Leads: true, Unknown: err.Error()}
-			}
-		}
-		switch {
-		case a.Refused != "":
-			return command.Result{}, errors.New(a.Refused)
-		case a.Unknown != "":
-			unknown = a.Unknown
-		case a.Leads && a.Result.Refused != nil:
-			return a.Result, a.Result.Refused
-		case a.Leads:
-			return a.Result, nil
-		}
-		t := time.NewTimer(20 * time.Millisecond)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			if unknown != "" {
-				return command.Result{}, fmt.Errorf("%w: %s", store.ErrUnknownOutcome, unknown)
-			}
-			return command.Result{}, fmt.Errorf("the cluster has no leader: nothing was changed: %w", ctx.Err())
-		}
-	}
+	a, _, err := n.atLeader(ctx, request{Kind: askPropose}, b, func(ctx context.Context) (answer, []byte) { return n.here(ctx, e), nil })
+	return a.Result, err
 }
 
 // State is what the cluster has agreed on as far as this node knows.
@@ -300,6 +405,15 @@ func (n *Node) Left() (number uint64, left time.Duration, ok bool) {
 func (n *Node) Problem() string {
 	if p := n.st.Problem(); p != "" {
 		return p
+	}
+	if g, gone := n.st.State().Left(n.id); gone {
+		return g.Words() + "; it serves what it served last"
+	}
+	if t := n.turned.Load(); t != nil && (t.kind == transport.RefusedRemoved || time.Since(t.at) < 10*time.Second) {
+		return t.why
+	}
+	if e := n.expiring(); e != "" {
+		return e
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -350,20 +464,12 @@ func (n *Node) Run(ctx context.Context) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	if n.cfg.peers != nil {
-		l := n.cfg.peers.Requests()
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			n.listen(ctx, l)
-		}()
-		defer func() {
-			l.Close()
-			<-done
-		}()
+		defer n.attend(ctx)()
 	}
 	for {
 		idle := false
-		if n.current = n.current || n.st.CaughtUp(); n.current {
+		if n.current.Load() || n.st.CaughtUp() {
+			n.current.Store(true)
 			n.follow(ctx)
 			idle = n.count(ctx)
 		}
@@ -381,6 +487,25 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 }
 
+// attend starts what answers other members and looks after them. What it returns ends it.
+func (n *Node) attend(ctx context.Context) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	l := n.cfg.peers.Requests()
+	wg.Go(func() { n.listen(ctx, l) })
+	wg.Go(func() { n.watch(ctx) })
+	wg.Go(func() { n.tend(ctx) })
+	if n.keys != nil {
+		wg.Go(func() { n.renewals(ctx) })
+	}
+	return func() {
+		cancel()
+		l.Close()
+		n.pool.close(nil)
+		wg.Wait()
+	}
+}
+
 // follow has the gateway serve what the state says.
 func (n *Node) follow(ctx context.Context) {
 	s := n.st.State()
@@ -395,6 +520,10 @@ func (n *Node) follow(ctx context.Context) {
 }
 
 func (n *Node) serve(ctx context.Context, r command.Revision, alone bool) {
+	if n.cfg.Serve == nil { // a witness has nobody to tell
+		n.set(served{number: r.Number, digest: r.Digest, alone: alone})
+		return
+	}
 	text, err := n.st.Text(r.Digest)
 	if err == nil {
 		err = n.cfg.Serve(ctx, r, text)
@@ -511,4 +640,10 @@ func writeFile(name string, b []byte) error {
 }
 
 // Close leaves everything as it is on disk. After Run has returned.
-func (n *Node) Close() error { return n.st.Close() }
+func (n *Node) Close() error {
+	err := n.st.Close()
+	if n.tr != nil {
+		err = errors.Join(err, n.tr.Close())
+	}
+	return err
+}

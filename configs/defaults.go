@@ -113,6 +113,9 @@ func (n *Node) Defaults() {
 	defaultTo(&n.Tables.Frames, DefaultFrames)
 	defaultTo(&n.Tables.Fragments, DefaultFragments)
 	defaultTo(&n.API.Socket, path.Join(n.DataDir, "demarc.sock"))
+	if n.Cluster != nil {
+		n.Cluster.defaults()
+	}
 	defaultTo(&n.Log.Level, "info")
 	defaultTo(&n.Log.Format, "text")
 	for i := range n.Interfaces {

@@ -26,9 +26,7 @@ const (
 func checkNode(at loc, n *Node) {
 	checkSchema(at, n.Schema)
 	checkText(at, "name", n.Name)
-	if n.DataDir != "" && (!path.IsAbs(n.DataDir) || len(n.DataDir) > 4000) {
-		at.key("data_dir").bad(n.DataDir, "is not an absolute path", quote(DefaultDataDir))
-	}
+	checkPath(at, "data_dir", n.DataDir, DefaultDataDir)
 	checkWorkers(at.key("workers"), &n.Workers)
 	tables := at.key("tables")
 	checkCount(tables, "sessions", n.Tables.Sessions, 1024, 1<<27)
@@ -40,8 +38,21 @@ func checkNode(at loc, n *Node) {
 	checkAPI(at.key("api"), &n.API)
 	checkChoice(at.key("log"), "level", n.Log.Level, "debug", "info", "warn", "error")
 	checkChoice(at.key("log"), "format", n.Log.Format, "text", "json")
+	if n.Cluster != nil {
+		checkCluster(at, n)
+	}
+	if n.Witness() {
+		checkWitness(at, n)
+		return
+	}
 	ports := checkPorts(at, n.Ports)
 	checkInterfaces(at, n.Interfaces, ports)
+}
+
+func checkPath(at loc, key, dir, such string) {
+	if dir != "" && (!path.IsAbs(dir) || len(dir) > 4000) {
+		at.key(key).bad(dir, "is not an absolute path", quote(such))
+	}
 }
 
 func checkWorkers(at loc, w *Workers) {

@@ -190,6 +190,7 @@ type Node struct {
 	Ports      []Port      `toml:"port"`
 	Interfaces []Interface `toml:"interface"`
 	Log        Log         `toml:"log"`
+	Cluster    *Cluster    `toml:"cluster"` // nil = a cluster of one
 
 	src *source // where it was written; nil when it was not decoded
 }

@@ -40,6 +40,10 @@ func entry(k Kind, body any, text string) *Entry {
 		e.Forget = b
 	case *Recover:
 		e.Recover = b
+	case *Token:
+		e.Token = b
+	case *Join:
+		e.Join = b
 	}
 	return e
 }
@@ -83,6 +87,25 @@ func TestRefusals(t *testing.T) {
 	}
 	confirm := func(n uint64) *Entry { return entry(KindConfirm, &Confirm{n}, "") }
 	expire := func(n uint64) *Entry { return entry(KindExpire, &Expire{Revision: n}, "") }
+	hash := func(t string) string { return Digest([]byte(t)) }
+	token := func(t string) *Entry {
+		return entry(KindToken, &Token{Hash: hash(t), Role: RoleGateway, Expires: t0.Add(time.Hour)}, "")
+	}
+	join := func(id, name, t, replace string) *Entry {
+		return entry(KindJoin, &Join{Member: Member{ID: id, Name: name, Role: RoleGateway, Level: 1}, Token: hash(t), Replace: replace}, "")
+	}
+	late := join("1", "a", "x", "")
+	late.Time = t0.Add(time.Hour)
+	wit := join("1", "a", "x", "")
+	wit.Join.Member.Role = RoleWitness
+	many := []*Entry{begin()}
+	for i := range MaxMembers + 1 {
+		many = append(many, gw(fmt.Sprint(10+i), fmt.Sprint("n", i)))
+	}
+	tokens := []*Entry{begin()}
+	for i := range maxTokens + 1 {
+		tokens = append(tokens, token(fmt.Sprint(i)))
+	}
 	again := rev("same", 0, 0)
 	again.Who.Nonce = "n1"
 	for _, c := range []struct {
@@ -113,6 +136,18 @@ func TestRefusals(t *testing.T) {
 		{"a member again", []*Entry{begin(), gw("1", "a"), gw("1", "b")}, "", "", 0, 0},
 		{"a member that was forgotten", []*Entry{begin(), gw("1", "a"), entry(KindForget, &Forget{ID: "1"}, ""), gw("1", "a")}, WhyGone, "was removed from this cluster", 0, 0},
 		{"the only one left", []*Entry{begin(), gw("1", "a"), gw("2", "b"), entry(KindRecover, &Recover{ID: "2"}, ""), gw("1", "a")}, WhyGone, "was removed from this cluster", 0, 0},
+		{"joined", []*Entry{begin(), token("x"), join("1", "a", "x", "")}, "", "", 0, 0},
+		{"joined again by who did not hear the answer", []*Entry{begin(), token("x"), join("1", "a", "x", ""), join("1", "a", "x", "")}, "", "", 0, 0},
+		{"without a token", []*Entry{begin(), join("1", "a", "x", "")}, WhyToken, "not known here", 0, 0},
+		{"by a used token", []*Entry{begin(), token("x"), join("1", "a", "x", ""), join("2", "b", "x", "")}, WhyToken, "it was used", 0, 0},
+		{"by an old token", []*Entry{begin(), token("x"), late}, WhyToken, "was good until 2026-11-26T13:00:00Z", 0, 0},
+		{"by a token of another role", []*Entry{begin(), token("x"), wit}, WhyToken, "is for a gateway, and a is a witness", 0, 0},
+		{"in place of another", []*Entry{begin(), gw("1", "a"), token("x"), join("2", "a", "x", "1")}, "", "", 0, 0},
+		{"in place of nobody", []*Entry{begin(), token("x"), join("2", "a", "x", "1")}, WhyUnknown, "no member 1", 0, 0},
+		{"in place of one, by the name of another", []*Entry{begin(), gw("1", "a"), gw("3", "b"), token("x"), join("2", "b", "x", "1")}, WhyConflict, "called b already", 0, 0},
+		{"the replaced one comes back", []*Entry{begin(), gw("1", "a"), token("x"), join("2", "b", "x", "1"), gw("1", "a")}, WhyGone, "a (1) was replaced by b", 0, 0},
+		{"too many members", many, WhyFull, "has 15 members", 0, 0},
+		{"too many tokens", tokens, WhyFull, "50 tokens are good already", 0, 0},
 		{"nobody to forget", []*Entry{begin(), entry(KindForget, &Forget{ID: "1"}, "")}, WhyUnknown, "no member 1", 0, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -156,7 +191,9 @@ func TestApplyChangesNothingOld(t *testing.T) {
 func randomEntry(rt *rapid.T, i int, s *State) *Entry {
 	n := func(name string) uint64 { return rapid.Uint64Range(1, s.Last+1).Draw(rt, name) }
 	var e *Entry
-	k := rapid.IntRange(0, 9).Draw(rt, "kind")
+	k := rapid.IntRange(0, 12).Draw(rt, "kind")
+	at := t0.Add(time.Duration(rapid.IntRange(0, 200).Draw(rt, "minutes")) * time.Minute)
+	pick := func(name string, from ...string) string { return rapid.SampledFrom(from).Draw(rt, name) }
 	switch {
 	case i == 0:
 		e = begin()
@@ -175,10 +212,15 @@ func randomEntry(rt *rapid.T, i int, s *State) *Entry {
 	case k < 9:
 		id := rapid.SampledFrom([]string{"1", "2", "3"}).Draw(rt, "id")
 		e = entry(KindMember, &Member{ID: id, Name: rapid.SampledFrom([]string{"a", "b"}).Draw(rt, "name"), Role: RoleWitness, Level: 1}, "")
+	case k < 11:
+		e = entry(KindToken, &Token{Hash: Digest([]byte(pick("token", "x", "y"))), Role: RoleWitness, Expires: at.Add(time.Hour)}, "")
+	case k < 12:
+		e = entry(KindJoin, &Join{Member: Member{ID: pick("id", "1", "2", "3"), Name: pick("name", "a", "b"), Role: RoleWitness, Level: 1, Key: Digest([]byte(pick("key", "k", "l")))},
+			Token: Digest([]byte(pick("token", "x", "y"))), Replace: pick("replace", "", "1", "2")}, "")
 	default:
 		e = entry(KindForget, &Forget{ID: rapid.SampledFrom([]string{"1", "2", "3"}).Draw(rt, "id")}, "")
 	}
-	e.Time = t0.Add(time.Duration(rapid.IntRange(0, 200).Draw(rt, "minutes")) * time.Minute)
+	e.Time = at
 	return e
 }
 
@@ -283,11 +325,14 @@ func TestRetention(t *testing.T) {
 // golden are entries of level 1 as they were first written. Later builds must read them to the same entries.
 func golden() map[string]*Entry {
 	m := map[string]*Entry{
-		"init":     begin(),
-		"revise":   entry(KindRevise, &Revise{Expected: 3, Name: "lab", Source: "/etc/p.toml", Comment: "web", Back: 2, Confirm: time.Minute}, "schema = 1\n"),
-		"confirm":  entry(KindConfirm, &Confirm{4}, ""),
-		"expire":   entry(KindExpire, &Expire{Revision: 4, Manual: true}, ""),
-		"member":   entry(KindMember, &Member{ID: "id1", Name: "gw1", Address: "192.0.2.1:7400", Role: RoleGateway, Version: "v0.1", Level: 1}, ""),
+		"init":    begin(),
+		"revise":  entry(KindRevise, &Revise{Expected: 3, Name: "lab", Source: "/etc/p.toml", Comment: "web", Back: 2, Confirm: time.Minute}, "schema = 1\n"),
+		"confirm": entry(KindConfirm, &Confirm{4}, ""),
+		"expire":  entry(KindExpire, &Expire{Revision: 4, Manual: true}, ""),
+		"member":  entry(KindMember, &Member{ID: "id1", Name: "gw1", Address: "192.0.2.1:7400", Role: RoleGateway, Version: "v0.1", Level: 1}, ""),
+		"token":   entry(KindToken, &Token{Hash: Digest([]byte("t")), Role: RoleWitness, Expires: t0.Add(time.Hour), By: "root"}, ""),
+		"join": entry(KindJoin, &Join{Member: Member{ID: "id2", Name: "w", Address: "192.0.2.3:7400", Role: RoleWitness, Version: "v0.1", Level: 1, Key: Digest([]byte("k"))},
+			Token: Digest([]byte("t")), Replace: "id1"}, ""),
 		"forget":   entry(KindForget, &Forget{ID: "id1", By: "id2"}, ""),
 		"recover":  entry(KindRecover, &Recover{ID: "id1", Copy: true}, ""),
 		"smallest": {Level: 1, Kind: KindConfirm, Confirm: &Confirm{1}},
@@ -333,7 +378,9 @@ func TestGoldenEntries(t *testing.T) {
 // TestGoldenState: the state that a log of every kind leads to, as it was first written.
 func TestGoldenState(t *testing.T) {
 	s, _ := run(t, begin(), golden()["member"], entry(KindRevise, &Revise{}, "a"), entry(KindRevise, &Revise{Confirm: time.Minute}, "b"),
-		entry(KindExpire, &Expire{Revision: 2}, ""), entry(KindRevise, &Revise{Confirm: time.Hour, Comment: "again"}, "b"), golden()["forget"])
+		entry(KindExpire, &Expire{Revision: 2}, ""), entry(KindRevise, &Revise{Confirm: time.Hour, Comment: "again"}, "b"), golden()["token"], golden()["join"],
+		entry(KindMember, &Member{ID: "id3", Name: "gw3", Role: RoleGateway, Level: 1}, ""), entry(KindForget, &Forget{ID: "id3"}, ""),
+		entry(KindToken, &Token{Hash: Digest([]byte("u")), Role: RoleGateway, Expires: t0.Add(time.Hour)}, ""))
 	file := filepath.Join("testdata", "level1", "state.json")
 	b, err := s.EncodeState()
 	if err != nil {
@@ -354,6 +401,22 @@ func TestGoldenState(t *testing.T) {
 	}
 	if d := cmp.Diff(s, got); d != "" {
 		t.Error(d)
+	}
+}
+
+// TestTakenBackByToken: whoever is sent with a new token may come with the certificate that had to go, and until then may not.
+func TestTakenBackByToken(t *testing.T) {
+	key := Digest([]byte("key"))
+	log := []*Entry{begin(), entry(KindMember, &Member{ID: "1", Name: "a", Role: RoleGateway, Level: 1, Key: key}, ""), entry(KindForget, &Forget{ID: "1"}, "")}
+	s, _ := run(t, log...)
+	if g, ok := s.Left("1"); !ok || g.Key != key || g.Name != "a" {
+		t.Errorf("%+v", g)
+	}
+	log = append(log, entry(KindToken, &Token{Hash: Digest([]byte("x")), Role: RoleGateway, Expires: t0.Add(time.Hour)}, ""),
+		entry(KindJoin, &Join{Member: Member{ID: "2", Name: "a", Role: RoleGateway, Level: 1, Key: key}, Token: Digest([]byte("x"))}, ""))
+	s, _ = run(t, log...)
+	if g, ok := s.Left("1"); !ok || g.Key != "" || len(s.Tokens) != 0 {
+		t.Errorf("%+v, tokens %v", g, s.Tokens)
 	}
 }
 
@@ -412,6 +475,10 @@ func TestEncodeRefuses(t *testing.T) {
 		"negative":        entry(KindRevise, &Revise{Confirm: -1}, "a"),
 		"revision 0":      entry(KindConfirm, &Confirm{}, ""),
 		"no role":         entry(KindMember, &Member{ID: "1", Name: "a", Level: 1}, ""),
+		"no hash":         entry(KindToken, &Token{Hash: "t", Role: RoleWitness, Expires: t0.Add(time.Hour)}, ""),
+		"a long token":    entry(KindToken, &Token{Hash: Digest(nil), Role: RoleWitness, Expires: t0.Add(MaxTokenLife + 1)}, ""),
+		"a token of old":  entry(KindToken, &Token{Hash: Digest(nil), Role: RoleWitness, Expires: t0}, ""),
+		"no newcomer":     entry(KindJoin, &Join{Token: Digest(nil)}, ""),
 		"no id":           entry(KindForget, &Forget{}, ""),
 		"nobody left":     entry(KindRecover, &Recover{}, ""),
 		"too few bounds":  entry(KindInit, &Init{Cluster: "c", Bounds: Bounds{Revisions: 1, TextBytes: 1 << 30, Audit: 1}}, ""),

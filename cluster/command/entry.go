@@ -32,6 +32,8 @@ const (
 	KindMember  Kind = "member"  // a member is there, or tells what it is and runs
 	KindForget  Kind = "forget"  // a member has gone for good
 	KindRecover Kind = "recover" // the other voters were lost for good: one member is all that is left. It stands in no log, but at the end of a snapshot
+	KindToken   Kind = "token"   // whoever has it may join, once and for a while
+	KindJoin    Kind = "join"    // a newcomer, by its token
 )
 
 // Who is behind an entry, for the audit log. Nothing is decided by it.
@@ -55,6 +57,8 @@ type Entry struct {
 	Member  *Member  `json:"member,omitempty"`
 	Forget  *Forget  `json:"forget,omitempty"`
 	Recover *Recover `json:"recover,omitempty"`
+	Token   *Token   `json:"token,omitempty"`
+	Join    *Join    `json:"join,omitempty"`
 
 	Text []byte `json:"-"` // with Revise: the policy
 }
@@ -117,8 +121,9 @@ type Member struct {
 	Name    string `json:"name"`    // from the node file
 	Address string `json:"address"` // where other members reach it
 	Role    Role   `json:"role"`
-	Version string `json:"version"` // of the binary
-	Level   int    `json:"level"`   // what entries it reads
+	Version string `json:"version"`       // of the binary
+	Level   int    `json:"level"`         // what entries it reads
+	Key     string `json:"key,omitempty"` // of its certificate, 64 hex digits of SHA-256: refused once the member has gone
 }
 
 // Forget takes a member out of the list; its id is refused from then on.
@@ -131,6 +136,24 @@ type Forget struct {
 type Recover struct {
 	ID   string `json:"id"`
 	Copy bool   `json:"from_copy,omitempty"` // log and snapshots were damaged: from the copy of the state
+}
+
+// Token lets one newcomer join. The state has its hash only: who reads the state, or a copy of it, cannot join by it.
+type Token struct {
+	Hash    string    `json:"hash"`    // SHA-256 of the token, 64 hex digits
+	Role    Role      `json:"role"`    // of whoever comes by it
+	Expires time.Time `json:"expires"` // by the times of entries
+	By      string    `json:"by,omitempty"`
+}
+
+// MaxTokenLife is the longest that a token may be good for.
+const MaxTokenLife = 7 * 24 * time.Hour
+
+// Join takes a newcomer in and uses its token up.
+type Join struct {
+	Member  Member `json:"member"`
+	Token   string `json:"token"`             // its hash
+	Replace string `json:"replace,omitempty"` // the id of the member whose place it takes
 }
 
 // ErrUnreadable means that this build cannot carry out an entry: it is damaged, or of a later release. A node that meets one stops applying.
@@ -206,7 +229,7 @@ func Decode(b []byte) (*Entry, error) {
 // check holds the entry to what its kind needs. It looks at the entry alone.
 func (e *Entry) check() error {
 	bodies := map[Kind]bool{KindInit: e.Init != nil, KindRevise: e.Revise != nil, KindConfirm: e.Confirm != nil, KindExpire: e.Expire != nil,
-		KindMember: e.Member != nil, KindForget: e.Forget != nil, KindRecover: e.Recover != nil}
+		KindMember: e.Member != nil, KindForget: e.Forget != nil, KindRecover: e.Recover != nil, KindToken: e.Token != nil, KindJoin: e.Join != nil}
 	if _, known := bodies[e.Kind]; !known {
 		return fmt.Errorf("kind %q is not known to this build", e.Kind)
 	}
@@ -242,6 +265,10 @@ func (e *Entry) check() error {
 			return errors.New("the member that is left needs its id")
 		}
 		return nil
+	case KindToken:
+		return e.Token.check(e.Time)
+	case KindJoin:
+		return e.Join.check()
 	}
 	if e.Forget.ID == "" {
 		return errors.New("a member to be forgotten needs its id")
@@ -301,6 +328,38 @@ func (m *Member) check() error {
 		return fmt.Errorf("member %s: level %d, want at least 1", m.Name, m.Level)
 	case len(m.Address) > MaxField || len(m.Version) > MaxField:
 		return fmt.Errorf("member %s: address or version longer than %d bytes", m.Name, MaxField)
+	case m.Key != "" && !isHash(m.Key):
+		return fmt.Errorf("member %s: the key of its certificate is not 64 hex digits", m.Name)
 	}
 	return nil
+}
+
+func isHash(s string) bool {
+	for _, c := range s {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return len(s) == 64
+}
+
+func (t *Token) check(now time.Time) error {
+	switch {
+	case !isHash(t.Hash):
+		return errors.New("a token is known by 64 hex digits")
+	case t.Role != RoleGateway && t.Role != RoleWitness:
+		return fmt.Errorf("token for role %q: want gateway or witness", t.Role)
+	case t.Expires.Sub(now) <= 0 || t.Expires.Sub(now) > MaxTokenLife:
+		return fmt.Errorf("a token good for %s: want more than nothing and at most %s", t.Expires.Sub(now), MaxTokenLife)
+	case len(t.By) > MaxField:
+		return fmt.Errorf("token: whose it is takes %d bytes, at most %d", len(t.By), MaxField)
+	}
+	return nil
+}
+
+func (j *Join) check() error {
+	if !isHash(j.Token) || len(j.Replace) > 64 {
+		return errors.New("a newcomer needs the 64 hex digits of its token, and an id of at most 64 bytes of whom it replaces")
+	}
+	return j.Member.check()
 }

@@ -63,9 +63,26 @@ type State struct {
 	Confirmed uint64     `json:"confirmed"` // what they go back to; the same as Serving unless that is provisional
 	Revisions []Revision `json:"revisions"` // kept ones, oldest first
 	Members   []Member   `json:"members"`   // by id
-	Gone      []string   `json:"gone"`      // ids of members that were forgotten
+	Gone      []Gone     `json:"gone"`      // members that were forgotten, oldest first
+	Tokens    []Token    `json:"tokens"`    // that newcomers may still come by
+	Level     int        `json:"level"`     // the highest of the entries so far: a newcomer must be able to read them
 	Audit     []Line     `json:"audit"`     // oldest first
 }
+
+// Gone is a member that was forgotten. It is not let in any more, nor is anybody with its certificate.
+type Gone struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+	Key  string `json:"key,omitempty"`         // see Member
+	By   string `json:"replaced_by,omitempty"` // name of the member that took its place
+}
+
+// Bounds of lists that entries add to.
+const (
+	MaxMembers = 15
+	maxGone    = 500
+	maxTokens  = 50
+)
 
 // Result is what the proposer of an entry is told, the same on every node.
 type Result struct {
@@ -94,6 +111,8 @@ const (
 	WhyUnknown     Why = "unknown"     // no such revision or member
 	WhyBegun       Why = "begun"       // the cluster was begun already, or was not yet
 	WhyGone        Why = "gone"        // a member that was forgotten
+	WhyToken       Why = "token"       // not one that somebody may join by
+	WhyFull        Why = "full"        // as many as there may be
 )
 
 // Pending is the provisional revision, if there is one.
@@ -138,7 +157,7 @@ func (s *State) Readable() (level int, who []string) {
 // Apply is the state after one more entry, and what its proposer is told. The entry was decoded by this build. s stays as it is.
 func (s *State) Apply(index uint64, e *Entry) (*State, Result) {
 	n := *s
-	n.Index = index
+	n.Index, n.Level = index, max(s.Level, e.Level)
 	var r Result
 	switch {
 	case e.Kind == KindInit && s.Cluster != "":
@@ -159,6 +178,10 @@ func (s *State) Apply(index uint64, e *Entry) (*State, Result) {
 		r.Refused = n.forget(e.Forget)
 	case e.Kind == KindRecover:
 		n.recover(e.Recover)
+	case e.Kind == KindToken:
+		r.Refused = n.token(*e.Token, e.Time)
+	case e.Kind == KindJoin:
+		r.Refused = n.join(e.Join, e.Time)
 	}
 	n.note(index, e, r)
 	return &n, r
@@ -288,14 +311,17 @@ func (s *State) prune(now time.Time) (dropped []string) {
 }
 
 func (s *State) member(m Member) *Refusal {
-	if slices.Contains(s.Gone, m.ID) {
-		return refuse(WhyGone, "%s (%s) was removed from this cluster: join it as a new node", m.Name, m.ID)
+	if g, ok := s.Left(m.ID); ok {
+		return refuse(WhyGone, "%s", g.Words())
 	}
 	i, there := s.find(m.ID)
-	for j, o := range s.Members {
+	for _, o := range s.Members {
 		if o.Name == m.Name && o.ID != m.ID {
-			return refuse(WhyConflict, "a member is called %s already (%s): remove or replace that one, or choose another name", o.Name, s.Members[j].ID)
+			return refuse(WhyConflict, "a member is called %s already (%s): remove or replace that one, or choose another name", o.Name, o.ID)
 		}
+	}
+	if !there && len(s.Members) >= MaxMembers {
+		return refuse(WhyFull, "the cluster has %d members, more there may not be", MaxMembers)
 	}
 	s.Members = slices.Clone(s.Members)
 	if there {
@@ -311,8 +337,98 @@ func (s *State) forget(f *Forget) *Refusal {
 	if !there {
 		return refuse(WhyUnknown, "there is no member %s", f.ID)
 	}
+	m := s.Members[i]
 	s.Members = slices.Delete(slices.Clone(s.Members), i, i+1)
-	s.Gone = append(slices.Clip(s.Gone), f.ID)
+	s.Gone = append(slices.Clip(s.Gone), Gone{ID: m.ID, Name: m.Name, Key: m.Key, By: f.By})
+	if len(s.Gone) > maxGone {
+		s.Gone = slices.Clone(s.Gone[len(s.Gone)-maxGone:])
+	}
+	return nil
+}
+
+// Left finds a member that was forgotten.
+func (s *State) Left(id string) (Gone, bool) {
+	i := slices.IndexFunc(s.Gone, func(g Gone) bool { return g.ID == id })
+	if i < 0 {
+		return Gone{}, false
+	}
+	return s.Gone[i], true
+}
+
+// Words say what became of it, and what it may do.
+func (g Gone) Words() string {
+	if g.By != "" {
+		return fmt.Sprintf("%s (%s) was replaced by %s: it is no member any more; join it as a new node", g.Name, g.ID, g.By)
+	}
+	return fmt.Sprintf("%s (%s) was removed from this cluster: join it as a new node", g.Name, g.ID)
+}
+
+// Named finds a member by its name.
+func (s *State) Named(name string) (Member, bool) {
+	i := slices.IndexFunc(s.Members, func(m Member) bool { return m.Name == name })
+	if i < 0 {
+		return Member{}, false
+	}
+	return s.Members[i], true
+}
+
+// Member finds one by its id.
+func (s *State) Member(id string) (Member, bool) {
+	i, ok := s.find(id)
+	if !ok {
+		return Member{}, false
+	}
+	return s.Members[i], true
+}
+
+func (s *State) token(t Token, now time.Time) *Refusal {
+	var good []Token
+	for _, o := range s.Tokens {
+		if o.Expires.After(now) && o.Hash != t.Hash {
+			good = append(good, o)
+		}
+	}
+	if len(good) >= maxTokens {
+		return refuse(WhyFull, "%d tokens are good already, more there may not be: use them, or wait until they are over", len(good))
+	}
+	s.Tokens = append(good, t)
+	return nil
+}
+
+// join: the token is checked by the time of the entry, so that every node says the same.
+func (s *State) join(j *Join, now time.Time) *Refusal {
+	if _, there := s.find(j.Member.ID); there { // again, by a newcomer that did not hear the answer
+		return s.member(j.Member)
+	}
+	i := slices.IndexFunc(s.Tokens, func(t Token) bool { return t.Hash == j.Token })
+	switch {
+	case i < 0:
+		return refuse(WhyToken, "this token is not known here: it was used, is over, or is of another cluster: `demarc cluster token` makes one")
+	case !s.Tokens[i].Expires.After(now):
+		return refuse(WhyToken, "this token was good until %s: `demarc cluster token` makes one", s.Tokens[i].Expires.Format(time.RFC3339))
+	case s.Tokens[i].Role != j.Member.Role:
+		return refuse(WhyToken, "this token is for a %s, and %s is a %s: `demarc cluster token --role %s` makes one", s.Tokens[i].Role, j.Member.Name, j.Member.Role, j.Member.Role)
+	case j.Member.Level < s.Level:
+		return refuse(WhyUnknown, "%s reads entries up to level %d, the cluster has some of level %d: upgrade it first", j.Member.Name, j.Member.Level, s.Level)
+	}
+	before := *s
+	if j.Replace != "" {
+		if r := s.forget(&Forget{ID: j.Replace, By: j.Member.Name}); r != nil {
+			return r
+		}
+	}
+	if r := s.member(j.Member); r != nil {
+		*s = before
+		return r
+	}
+	s.Tokens = slices.Delete(slices.Clone(s.Tokens), i, i+1)
+	// Whoever has a token may come with a certificate that had to go: an operator says so by the token.
+	s.Gone = slices.Clone(s.Gone)
+	for i := range s.Gone {
+		if s.Gone[i].Key == j.Member.Key {
+			s.Gone[i].Key = ""
+		}
+	}
 	return nil
 }
 
@@ -324,7 +440,7 @@ func (s *State) recover(r *Recover) {
 		if m.ID == r.ID {
 			left = append(left, m)
 		} else {
-			s.Gone = append(s.Gone, m.ID)
+			s.Gone = append(s.Gone, Gone{ID: m.ID, Name: m.Name, Key: m.Key})
 		}
 	}
 	s.Members = left
@@ -366,10 +482,21 @@ func (s *State) note(index uint64, e *Entry, r Result) {
 		l.What = fmt.Sprintf("member %s (%s), %s, version %s", e.Member.Name, e.Member.ID, e.Member.Role, e.Member.Version)
 	case e.Kind == KindForget:
 		l.What = "member " + e.Forget.ID + " is forgotten"
+		if g, ok := s.Left(e.Forget.ID); ok {
+			l.What = "member " + g.Name + " (" + g.ID + ") is forgotten"
+		}
 	case e.Kind == KindRecover:
 		l.What = "recovered with " + e.Recover.ID + " as the only member: all others are forgotten, and what only they knew is lost"
 		if e.Recover.Copy {
 			l.What += "; from the copy, since log and snapshots were damaged"
+		}
+	case e.Kind == KindToken:
+		l.What = fmt.Sprintf("a token for a %s, good until %s", e.Token.Role, e.Token.Expires.Format(time.RFC3339))
+	case e.Kind == KindJoin:
+		m := e.Join.Member
+		l.What = fmt.Sprintf("%s %s (%s) joins, version %s", m.Role, m.Name, m.ID, m.Version)
+		if g, ok := s.Left(e.Join.Replace); ok {
+			l.What += ", in place of " + g.Name + " (" + g.ID + ")"
 		}
 	}
 	s.Audit = append(slices.Clip(s.Audit), l)

@@ -134,7 +134,7 @@ func TestWrongCertificates(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	// A client's certificate opens no port of the cluster.
-	if err := node.verify([]*x509.Certificate{good.cert.Leaf}, nil); err == nil || !strings.Contains(err.Error(), "is not a member's") {
+	if err := node.verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{good.cert.Leaf}}, nil); err == nil || !strings.Contains(err.Error(), "is not a member's") {
 		t.Errorf("a client among members: %v", err)
 	}
 

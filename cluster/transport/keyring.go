@@ -3,11 +3,14 @@ package transport
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -25,10 +28,43 @@ const (
 	RefusedNotMember     Refusal = "not_a_member"
 	RefusedHandshake     Refusal = "handshake" // not TLS, too slow, another protocol
 	RefusedBusy          Refusal = "busy"      // too many at a time
+	RefusedRemoved       Refusal = "removed"   // was a member
+	RefusedCluster       Refusal = "other_cluster"
+	RefusedRequest       Refusal = "bad_request" // a member's, that makes no sense, is too large or does not come to its end
 )
 
 // Refusals lists all kinds.
-var Refusals = []Refusal{RefusedNoCertificate, RefusedAuthority, RefusedClock, RefusedNotMember, RefusedHandshake, RefusedBusy}
+var Refusals = []Refusal{RefusedNoCertificate, RefusedAuthority, RefusedClock, RefusedNotMember, RefusedHandshake, RefusedBusy, RefusedRemoved, RefusedCluster,
+	RefusedRequest}
+
+// Peer is the other side of a connection, by the certificate that it has shown.
+type Peer struct {
+	Name   string `json:"name"`
+	Key    string `json:"key"` // SHA-256 of the certificate's public key, 64 hex digits
+	Raft   bool   `json:"-"`   // the connection is for Raft; else for requests
+	Dialed bool   `json:"-"`   // this side has dialled
+}
+
+// PeerOf says who is at the other end; the zero Peer where the connection is not one of a Transport.
+func PeerOf(c net.Conn) Peer {
+	t, ok := c.(*tls.Conn)
+	if !ok {
+		return Peer{}
+	}
+	return peer(t.ConnectionState())
+}
+
+func peer(s tls.ConnectionState) Peer {
+	if len(s.PeerCertificates) == 0 {
+		return Peer{}
+	}
+	return Peer{Name: memberOf(s.PeerCertificates[0]), Key: keyOf(s.PeerCertificates[0]), Raft: s.NegotiatedProtocol == protoRaft}
+}
+
+func keyOf(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	return hex.EncodeToString(sum[:])
+}
 
 // refused is an error with the kind that it counts as.
 type refused struct {
@@ -41,6 +77,17 @@ func (r *refused) Unwrap() error { return r.err }
 
 func refuse(kind Refusal, format string, args ...any) error {
 	return &refused{kind, fmt.Errorf(format, args...)}
+}
+
+// Refuse is an error for Config.Allowed and Config.Greet that says as what a refusal counts.
+func Refuse(kind Refusal, format string, args ...any) error { return refuse(kind, format, args...) }
+
+// KindOf is as what an error counts.
+func KindOf(err error) Refusal {
+	if r := (*refused)(nil); errors.As(err, &r) {
+		return r.kind
+	}
+	return RefusedHandshake
 }
 
 // Keyring is a member's certificate and its authority, as the files in a directory say. It reads them again when they change.
@@ -145,6 +192,15 @@ func (k *Keyring) Name() string {
 	return memberOf(c.Leaf)
 }
 
+// Key is the public key of the member's certificate, as in Peer.
+func (k *Keyring) Key() string {
+	c, _ := k.current()
+	return keyOf(c.Leaf)
+}
+
+// Dir is where the files are.
+func (k *Keyring) Dir() string { return k.dir }
+
 // Expiry is when the certificate ends, and whether it is to be renewed by now: two thirds of its life are over.
 func (k *Keyring) Expiry() (end time.Time, renew bool) {
 	c, _ := k.current()
@@ -153,7 +209,7 @@ func (k *Keyring) Expiry() (end time.Time, renew bool) {
 }
 
 // config is for both sides of a connection.
-func (k *Keyring) config(allowed func(name string) bool, protocols ...string) *tls.Config {
+func (k *Keyring) config(allowed func(Peer) error, protocols ...string) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		NextProtos: protocols,
@@ -169,12 +225,13 @@ func (k *Keyring) config(allowed func(name string) bool, protocols ...string) *t
 		// Members are known by the authority and their names, not by host names: all is checked in VerifyConnection, on both sides.
 		InsecureSkipVerify:     true,
 		SessionTicketsDisabled: true, // a resumed connection would not show its certificate again
-		VerifyConnection:       func(s tls.ConnectionState) error { return k.verify(s.PeerCertificates, allowed) },
+		VerifyConnection:       func(s tls.ConnectionState) error { return k.verify(s, allowed) },
 	}
 }
 
 // verify judges a peer's certificate.
-func (k *Keyring) verify(chain []*x509.Certificate, allowed func(name string) bool) error {
+func (k *Keyring) verify(s tls.ConnectionState, allowed func(Peer) error) error {
+	chain := s.PeerCertificates
 	if len(chain) == 0 {
 		return refuse(RefusedNoCertificate, "the peer has shown no certificate")
 	}
@@ -200,8 +257,8 @@ func (k *Keyring) verify(chain []*x509.Certificate, allowed func(name string) bo
 	case now.After(c.NotAfter):
 		return refuse(RefusedClock, "the certificate of %s was valid until %s, here it is %s: renew it, or mend the clock that is off", name,
 			c.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
-	case allowed != nil && !allowed(name):
-		return refuse(RefusedNotMember, "%s is not a member of this cluster, or not any more", name)
+	case allowed != nil:
+		return allowed(peer(s))
 	}
 	return nil
 }

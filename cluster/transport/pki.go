@@ -34,9 +34,13 @@ const (
 
 // Authority issues certificates for the members of one cluster.
 type Authority struct {
+	dir  string
 	cert *x509.Certificate
 	key  ed25519.PrivateKey
 }
+
+// Dir is where its files are.
+func (a *Authority) Dir() string { return a.dir }
 
 // NewAuthority makes one in dir, which must not hold one yet. now is wall time.
 func NewAuthority(dir, name string, now time.Time) (*Authority, error) {
@@ -80,7 +84,7 @@ func OpenAuthority(dir string) (*Authority, error) {
 	if pub, ok := cert.PublicKey.(ed25519.PublicKey); !ok || !pub.Equal(key.Public()) {
 		return nil, fmt.Errorf("%s: %s and %s do not belong together", dir, AuthorityCert, AuthorityKey)
 	}
-	return &Authority{cert, key}, nil
+	return &Authority{dir, cert, key}, nil
 }
 
 // Issue writes certificate, key and the authority's certificate for a member into dir. What is there is replaced, the key last.
@@ -95,17 +99,37 @@ func (a *Authority) Issue(dir, name string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	t := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, URIs: []*url.URL{memberURI(name)}, DNSNames: hostName(name), NotBefore: now.Add(-backdate),
-		NotAfter: now.Add(MemberLife), KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
-	der, err := x509.CreateCertificate(rand.Reader, t, a.cert, pub, a.key)
+	der, err := a.sign(name, pub, now)
 	if err != nil {
 		return err
 	}
-	if err := writePEM(filepath.Join(dir, AuthorityCert), "CERTIFICATE", a.cert.Raw, 0o644); err != nil {
+	return install(dir, a.cert.Raw, der, key)
+}
+
+// sign makes a member's certificate for a key.
+func (a *Authority) sign(name string, pub ed25519.PublicKey, now time.Time) ([]byte, error) {
+	from, to := now.Add(-backdate), now.Add(MemberLife)
+	if from.Before(a.cert.NotBefore) {
+		from = a.cert.NotBefore
+	}
+	if to.After(a.cert.NotAfter) { // never longer than the authority: what it signs would be called another authority's then
+		to = a.cert.NotAfter
+	}
+	if !to.After(from) {
+		return nil, fmt.Errorf("the authority was good until %s: make another one, and certificates for all members", a.cert.NotAfter.UTC().Format(time.RFC3339))
+	}
+	t := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, URIs: []*url.URL{memberURI(name)}, DNSNames: hostName(name), NotBefore: from,
+		NotAfter: to, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
+	return x509.CreateCertificate(rand.Reader, t, a.cert, pub, a.key)
+}
+
+// install writes a member's files.
+func install(dir string, ca, cert []byte, key ed25519.PrivateKey) error {
+	if err := writePEM(filepath.Join(dir, AuthorityCert), "CERTIFICATE", ca, 0o644); err != nil {
 		return err
 	}
 	// The certificate first: a reader that meets the new one beside the old key finds that they do not fit, and keeps what it has.
-	if err := writePEM(filepath.Join(dir, MemberCert), "CERTIFICATE", der, 0o644); err != nil {
+	if err := writePEM(filepath.Join(dir, MemberCert), "CERTIFICATE", cert, 0o644); err != nil {
 		return err
 	}
 	return writeKey(filepath.Join(dir, MemberKey), key)
@@ -122,6 +146,64 @@ func hostName(name string) []string {
 		}
 	}
 	return []string{name}
+}
+
+// Renewal is a new key that waits for its certificate.
+type Renewal struct {
+	Request []byte // PKCS #10, DER
+	key     ed25519.PrivateKey
+}
+
+// NewRenewal makes a key for the member of k.
+func (k *Keyring) NewRenewal() (*Renewal, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: k.Name()}}, key)
+	return &Renewal{der, key}, err
+}
+
+// Renew signs the request of a member whose name is known: what the request says of itself counts for nothing but its key.
+func (a *Authority) Renew(request []byte, name string, now time.Time) ([]byte, error) {
+	r, err := x509.ParseCertificateRequest(request)
+	if err == nil {
+		err = r.CheckSignature()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the request for a certificate: %w", err)
+	}
+	pub, ok := r.PublicKey.(ed25519.PublicKey)
+	if !ok {
+		return nil, errors.New("the request for a certificate: want an Ed25519 key")
+	}
+	if name == "" || len(name) > 255 {
+		return nil, errors.New("a certificate needs a member's name of 1 to 255 bytes")
+	}
+	return a.sign(name, pub, now)
+}
+
+// Finish writes the certificate that came for a renewal, if it is one for its key, this member and the same authority.
+func (k *Keyring) Finish(r *Renewal, cert []byte) error {
+	c, err := x509.ParseCertificate(cert)
+	if err != nil {
+		return fmt.Errorf("the renewed certificate: %w", err)
+	}
+	ca, err := readCert(filepath.Join(k.dir, AuthorityCert))
+	if err != nil {
+		return err
+	}
+	pub, ok := c.PublicKey.(ed25519.PublicKey)
+	switch {
+	case !ok || !pub.Equal(r.key.Public()):
+		return errors.New("the renewed certificate is for another key")
+	case memberOf(c) != k.Name():
+		return fmt.Errorf("the renewed certificate is for %q, this member is %q", memberOf(c), k.Name())
+	}
+	if err := c.CheckSignatureFrom(ca); err != nil {
+		return fmt.Errorf("the renewed certificate: %w", err)
+	}
+	return install(k.dir, ca.Raw, cert, r.key)
 }
 
 // memberURI says in a certificate that it is a member's, and whose.

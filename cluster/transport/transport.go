@@ -4,8 +4,11 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -29,11 +32,30 @@ type Config struct {
 	Address   string // to listen on, "192.0.2.1:7400"
 	Advertise string // what others reach it by; empty = Address
 	Keys      *Keyring
-	Allowed   func(name string) bool // who may connect and be connected to; nil = every member's certificate
+	Allowed   func(Peer) error               // who may connect and be connected to, see Refuse; nil = every member's certificate
+	Self      func() Hello                   // what this side says of itself on a stream of Raft's; nil = nothing
+	Greet     func(Peer, Hello) error        // judges what the other side says of itself, see Refuse; nil = anything will do
+	Turned    func(kind Refusal, why string) // this side was refused by a member on a stream of Raft's; may be nil
 	Log       *slog.Logger
 	Timeout   time.Duration // of a handshake, and of one message of Raft; 0 = 5 s
 	Handshake int           // at a time; 0 = 64
+	Held      bool          // accept nothing before Open is called
 }
+
+// Hello is what a member says before Raft's messages: a certificate says neither which cluster a data directory is of, nor which machine it
+// was issued to before.
+type Hello struct {
+	Cluster string `json:"cluster"` // "" = it is not known yet
+	ID      string `json:"id"`
+}
+
+// welcome answers a Hello.
+type welcome struct {
+	Kind Refusal `json:"kind,omitempty"`
+	Why  string  `json:"why,omitempty"` // "" = come in
+}
+
+const maxHello = 4 << 10 // bytes of either
 
 // Transport is one listening port and the connections that leave from here.
 type Transport struct {
@@ -45,11 +67,12 @@ type Transport struct {
 	refused  map[Refusal]*atomic.Uint64
 	said     atomic.Int64 // unix seconds of the last refusal that was logged
 	wg       sync.WaitGroup
+	begin    sync.Once
 	once     sync.Once
 	end      chan struct{}
 }
 
-// Listen opens the port and begins to accept.
+// Listen opens the port and begins to accept, unless that is held back.
 func Listen(c Config) (*Transport, error) {
 	c.Timeout, c.Handshake = cmp.Or(c.Timeout, 5*time.Second), cmp.Or(c.Handshake, 64)
 	if c.Log == nil {
@@ -67,9 +90,14 @@ func Listen(c Config) (*Transport, error) {
 		t.refused[r] = new(atomic.Uint64)
 	}
 	t.raft, t.requests = newPipe(l.Addr(), t.end), newPipe(l.Addr(), t.end)
-	t.wg.Go(t.accept)
+	if !c.Held {
+		t.Open()
+	}
 	return t, nil
 }
+
+// Open begins to accept, where Listen was told to hold that back: what judges peers may need what is opened in between.
+func (t *Transport) Open() { t.begin.Do(func() { t.wg.Go(t.accept) }) }
 
 // Address is what others reach this member by.
 func (t *Transport) Address() string { return t.cfg.Advertise }
@@ -113,6 +141,9 @@ func (t *Transport) shake(raw net.Conn) {
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	err := c.HandshakeContext(ctx)
+	if err == nil && c.ConnectionState().NegotiatedProtocol == protoRaft {
+		err = t.greet(c)
+	}
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -129,18 +160,62 @@ func (t *Transport) shake(raw net.Conn) {
 		t.refuse(raw, refuse(RefusedHandshake, "the peer wants no protocol of ours"))
 		return
 	}
-	if !to.put(c) {
+	if !to.put(ctx, c) {
 		c.Close()
 	}
 }
 
+// greet reads what a peer says of itself and answers it. The caller ends the connection when that takes too long.
+func (t *Transport) greet(c net.Conn) error {
+	var h Hello
+	if err := readJSON(c, &h); err != nil {
+		return refuse(RefusedHandshake, "the peer says nothing sensible of itself: %w", err)
+	}
+	if t.cfg.Greet == nil {
+		return writeJSON(c, welcome{})
+	}
+	err := t.cfg.Greet(PeerOf(c), h)
+	if err == nil {
+		return writeJSON(c, welcome{})
+	}
+	_ = writeJSON(c, welcome{KindOf(err), err.Error()}) // it is refused in any case
+	return err
+}
+
+func writeJSON(w io.Writer, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(b) > maxHello {
+		return fmt.Errorf("%d bytes, at most %d", len(b), maxHello)
+	}
+	_, err = w.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...))
+	return err
+}
+
+func readJSON(r io.Reader, v any) error {
+	var head [2]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint16(head[:])
+	if n > maxHello {
+		return fmt.Errorf("%d bytes, at most %d", n, maxHello)
+	}
+	b := make([]byte, n)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return err
+	}
+	return json.Unmarshal(b, v)
+}
+
+// Refuse counts what a user of a connection found wrong with it, and says so at most once a second.
+func (t *Transport) Refuse(c net.Conn, err error) { t.refuse(c, err) }
+
 // refuse counts, says so at most once a second, and closes.
 func (t *Transport) refuse(c net.Conn, err error) {
-	kind := RefusedHandshake
-	var r *refused
-	if errors.As(err, &r) {
-		kind = r.kind
-	}
+	kind := KindOf(err)
 	t.refused[kind].Add(1)
 	if now := time.Now().Unix(); t.said.Swap(now) != now {
 		t.cfg.Log.Warn("cluster connection refused", "from", c.RemoteAddr().String(), "why", string(kind), "err", err)
@@ -151,12 +226,40 @@ func (t *Transport) refuse(c net.Conn, err error) {
 func (t *Transport) dial(ctx context.Context, address, proto string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.Timeout)
 	defer cancel()
-	var d net.Dialer
-	raw, err := d.DialContext(ctx, "tcp", address)
+	var allowed func(Peer) error
+	if t.cfg.Allowed != nil {
+		allowed = func(p Peer) error {
+			p.Dialed = true
+			return t.cfg.Allowed(p)
+		}
+	}
+	c, err := dial(ctx, address, t.cfg.Keys.config(allowed, proto), proto)
 	if err != nil {
 		return nil, err
 	}
-	c := tls.Client(raw, t.cfg.Keys.config(t.cfg.Allowed, proto))
+	if proto == protoRaft {
+		if err := t.present(ctx, c); err != nil {
+			c.Close()
+			return nil, fmt.Errorf("%s: %w", address, err)
+		}
+	}
+	return c, nil
+}
+
+// DialRequest opens a connection for requests from a node that does not run.
+func DialRequest(ctx context.Context, k *Keyring, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return dial(ctx, address, k.config(nil, protoRequest), protoRequest)
+}
+
+func dial(ctx context.Context, address string, cfg *tls.Config, proto string) (net.Conn, error) {
+	var d net.Dialer
+	raw, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", address, err)
+	}
+	c := tls.Client(raw, cfg)
 	if err := c.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		return nil, fmt.Errorf("%s: %w", address, err)
@@ -166,6 +269,30 @@ func (t *Transport) dial(ctx context.Context, address, proto string) (net.Conn, 
 		return nil, fmt.Errorf("%s: speaks no %s", address, proto)
 	}
 	return c, nil
+}
+
+// present says who this side is and waits until it is let in.
+func (t *Transport) present(ctx context.Context, c net.Conn) error {
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	var h Hello
+	if t.cfg.Self != nil {
+		h = t.cfg.Self()
+	}
+	if err := writeJSON(c, h); err != nil {
+		return err
+	}
+	var w welcome
+	if err := readJSON(c, &w); err != nil {
+		return err
+	}
+	if w.Why != "" {
+		if t.cfg.Turned != nil {
+			t.cfg.Turned(w.Kind, w.Why)
+		}
+		return fmt.Errorf("does not let this node in: %s", w.Why)
+	}
+	return nil
 }
 
 // Dial opens a connection for requests to another member.
@@ -234,10 +361,11 @@ func newPipe(a net.Addr, end <-chan struct{}) *pipe {
 }
 
 // put hands a connection on. False when nobody will take it.
-func (p *pipe) put(c net.Conn) bool {
+func (p *pipe) put(ctx context.Context, c net.Conn) bool {
 	select {
 	case p.c <- c:
 		return true
+	case <-ctx.Done(): // else connections that nobody takes would keep the places of those that shake hands
 	case <-p.end:
 	case <-p.shut:
 	}

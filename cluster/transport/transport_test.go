@@ -131,7 +131,12 @@ func TestMembersTalk(t *testing.T) {
 // TestRefused: who is not let in is counted under its kind, learns nothing, and the log names why.
 func TestRefused(t *testing.T) {
 	a, c := authority(t), at(noon)
-	only := func(name string) bool { return name != "gone" }
+	only := func(p Peer) error {
+		if p.Name == "gone" {
+			return Refuse(RefusedNotMember, "%s is not a member", p.Name)
+		}
+		return nil
+	}
 	server := listen(t, Config{Keys: keys(t, a, "gw1", c.now), Allowed: only, Timeout: 300 * time.Millisecond})
 	echo(t, server)
 	// dial as a client whose own checks are off.

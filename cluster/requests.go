@@ -1,0 +1,555 @@
+package cluster
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"demarc/cluster/command"
+	"demarc/cluster/store"
+	"demarc/cluster/transport"
+)
+
+// Peers connects a node to the others for requests, beside Raft's own streams.
+type Peers interface {
+	Dial(ctx context.Context, address string) (net.Conn, error)
+	Requests() net.Listener
+}
+
+// What one member asks of another.
+const (
+	askPropose = "propose" // the leader: have an entry carried out. Body: the entry
+	askCheck   = "check"   // a gateway: could it serve this text, and what would that end. Body: the text
+	askServed  = "served"  // a gateway: wait until it serves a revision
+	askStatus  = "status"  // anybody
+	askRenew   = "renew"   // who has the authority's key: a certificate. Body: the request for it
+	askJoin    = "join"    // anybody, by a newcomer: take it in
+	askRemove  = "remove"  // the leader: take a member out
+	askPromote = "promote" // the leader: give a learner its vote now
+	askYield   = "yield"   // the leader: let another one lead
+)
+
+// A connection carries one request after the other. A request is a head as JSON and a body, an answer the same; each of the four has its
+// length before it, 4 bytes, big-endian.
+const (
+	maxHead   = 256 << 10 // of a request
+	maxBody   = command.MaxText + 128<<10
+	maxAnswer = 1 << 20
+	maxConns  = 128 // at a time, and
+	maxOfPeer = 24  // of them, of one member
+	maxLarge  = 4   // bodies above largeBody at a time, so that members cannot take all memory
+	largeBody = 64 << 10
+	patience  = 10 * time.Second // for the next bytes of what has begun, and for the first request
+	idleTime  = 2 * time.Minute  // between two requests
+	keepIdle  = 90 * time.Second // this side's, shorter so that it does not meet the other's end
+	longWait  = time.Minute      // the longest that a member has another one wait
+)
+
+// request is the head of a request.
+type request struct {
+	Kind    string        `json:"kind"`
+	Cluster string        `json:"cluster,omitempty"` // that the asker belongs to; "" = a newcomer
+	ID      string        `json:"id,omitempty"`      // of the asker
+	Wait    time.Duration `json:"wait_ns,omitempty"` // how long it waits for the answer
+
+	Source string      `json:"source,omitempty"` // check
+	Number uint64      `json:"number,omitempty"` // served
+	Target string      `json:"target,omitempty"` // remove, promote, yield: a member's name
+	Who    command.Who `json:"who"`
+
+	Member  *command.Member `json:"member,omitempty"` // join: the newcomer
+	Token   string          `json:"token,omitempty"`
+	Replace string          `json:"replace,omitempty"` // name of the member whose place it takes
+	Seen    *transport.Peer `json:"seen,omitempty"`    // the newcomer's certificate, as the member saw it that passes this on
+}
+
+// answer is the head of an answer.
+type answer struct {
+	Result  command.Result    `json:"result"`
+	Leads   bool              `json:"leads"`             // of what only the leader does; false: ask another, nothing was done
+	Unknown string            `json:"unknown,omitempty"` // the outcome is not known, and why
+	Refused string            `json:"refused,omitempty"` // it was not done, and why
+	Turned  transport.Refusal `json:"turned,omitempty"`  // the asker is not answered at all, and as what that counts
+
+	Report *Report `json:"report,omitempty"`
+	Status *Status `json:"status,omitempty"`
+	Joined *Joined `json:"joined,omitempty"`
+}
+
+// listen answers the requests of other members until the listener ends.
+func (n *Node) listen(ctx context.Context, l net.Listener) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	var mu sync.Mutex
+	all, of := 0, map[string]int{}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		name := transport.PeerOf(c).Name
+		mu.Lock()
+		busy := all >= maxConns || of[name] >= maxOfPeer
+		if !busy {
+			all++
+			of[name]++
+		}
+		mu.Unlock()
+		if busy { // who asks will ask again
+			n.refuseConn(c, transport.Refuse(transport.RefusedBusy, "too many connections for requests"))
+			continue
+		}
+		wg.Go(func() {
+			defer func() {
+				c.Close()
+				mu.Lock()
+				all--
+				if of[name]--; of[name] == 0 {
+					delete(of, name)
+				}
+				mu.Unlock()
+			}()
+			stop := context.AfterFunc(ctx, func() { c.Close() })
+			defer stop()
+			if err := n.serveRequests(ctx, c); err != nil && ctx.Err() == nil {
+				n.refuseConn(c, err)
+			}
+		})
+	}
+}
+
+// refuseConn counts and closes a connection whose requests are not answered any more.
+func (n *Node) refuseConn(c net.Conn, err error) {
+	if n.tr != nil {
+		n.tr.Refuse(c, err)
+		return
+	}
+	n.log.Warn("request of a member", "from", c.RemoteAddr().String(), "err", err)
+	c.Close()
+}
+
+// serveRequests answers what comes on one connection. The error is why it came to its end before the peer ended it.
+func (n *Node) serveRequests(ctx context.Context, c net.Conn) error {
+	p := transport.PeerOf(c)
+	r := bufio.NewReaderSize(c, 16<<10)
+	for first := true; ; first = false {
+		wait := idleTime
+		if first {
+			wait = patience
+		}
+		_ = c.SetReadDeadline(time.Now().Add(wait))
+		if _, err := r.Peek(1); err != nil {
+			if first {
+				return transport.Refuse(transport.RefusedRequest, "nothing was asked: %w", err)
+			}
+			return nil
+		}
+		q, body, err := n.readRequest(c, r)
+		if err != nil {
+			return err
+		}
+		a, out, end := n.handle(ctx, p, q, body)
+		head, err := json.Marshal(a)
+		if err != nil {
+			return err
+		}
+		if len(head) > maxAnswer {
+			return fmt.Errorf("the answer to %q takes %d bytes, at most %d", q.Kind, len(head), maxAnswer)
+		}
+		_ = c.SetWriteDeadline(time.Now().Add(patience))
+		if err := writeBlock(c, head); err != nil {
+			return nil // the peer has gone
+		}
+		_ = c.SetWriteDeadline(time.Now().Add(longWait))
+		if err := writeBlock(c, out); err != nil {
+			return nil
+		}
+		if end != nil {
+			return end
+		}
+	}
+}
+
+// readRequest reads one request. The bytes of a large body are taken only when there is a place for it.
+func (n *Node) readRequest(c net.Conn, r *bufio.Reader) (q request, body []byte, err error) {
+	bad := func(err error) error { return transport.Refuse(transport.RefusedRequest, "a request: %w", err) }
+	head, err := readBlock(c, r, maxHead, patience)
+	if err != nil {
+		return q, nil, bad(err)
+	}
+	if err := json.Unmarshal(head, &q); err != nil {
+		return q, nil, bad(err)
+	}
+	size, err := r.Peek(4)
+	if err != nil {
+		return q, nil, bad(err)
+	}
+	if binary.BigEndian.Uint32(size) > largeBody {
+		select {
+		case n.large <- struct{}{}:
+			defer func() { <-n.large }()
+		case <-time.After(patience):
+			return q, nil, transport.Refuse(transport.RefusedBusy, "too many large requests at a time")
+		}
+	}
+	if body, err = readBlock(c, r, maxBody, patience); err != nil {
+		return q, nil, bad(err)
+	}
+	return q, body, nil
+}
+
+// handle carries out one request. end is set when the peer is not to be answered after this.
+func (n *Node) handle(ctx context.Context, p transport.Peer, q request, body []byte) (a answer, out []byte, end error) {
+	if err := n.mayAsk(p, &q); err != nil {
+		return answer{Leads: true, Refused: err.Error(), Turned: transport.KindOf(err)}, nil, err
+	}
+	wait := longWait
+	if q.Wait > 0 {
+		wait = min(wait, q.Wait)
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	switch q.Kind {
+	case askPropose, askRemove, askPromote, askYield:
+		a, out = n.lead(ctx, &q, body)
+	case askJoin:
+		if q.Seen == nil && p.Name != "" { // else a member has passed it on, and is believed
+			q.Seen = &p
+			a, out = n.passOn(ctx, &q)
+		} else {
+			a, out = n.lead(ctx, &q, body)
+		}
+	case askCheck:
+		a = n.checkHere(ctx, q.Source, body)
+	case askServed:
+		if err := n.Await(ctx, q.Number); err != nil {
+			a.Refused = err.Error()
+		}
+	case askStatus:
+		a.Status = n.status()
+	case askRenew:
+		a, out = n.renewFor(p, body)
+	default:
+		a = answer{Leads: true, Refused: fmt.Sprintf("%s (version %s) does not know the request %q: upgrade it", n.cfg.Name, n.cfg.Version, q.Kind)}
+	}
+	return a, out, nil
+}
+
+// mayAsk holds the asker to be of this cluster, and a member of it unless it is about to become one.
+func (n *Node) mayAsk(p transport.Peer, q *request) error {
+	id := n.clusterID()
+	newcomer := q.Kind == askJoin && q.Seen == nil
+	switch {
+	case newcomer && q.Cluster == "":
+	case q.Cluster != id && id != "":
+		return transport.Refuse(transport.RefusedCluster, "%s belongs to cluster %s, %s is of %s", orUnnamed(p.Name), q.Cluster, n.cfg.Name, id)
+	}
+	if newcomer || p.Name == "" { // a Peer without a name is not of a Transport
+		return nil
+	}
+	return n.mayEnter(p, q.ID)
+}
+
+func orUnnamed(name string) string {
+	if name == "" {
+		return "the asker"
+	}
+	return name
+}
+
+// mayEnter refuses who was removed and, once this node knows who is a member, who is none.
+func (n *Node) mayEnter(p transport.Peer, id string) error {
+	s := n.st.State()
+	for _, g := range s.Gone {
+		if g.ID == id || g.Key != "" && g.Key == p.Key {
+			return transport.Refuse(transport.RefusedRemoved, "%s", g.Words())
+		}
+	}
+	if _, ok := s.Named(p.Name); !ok && n.current.Load() && s.Cluster != "" {
+		return transport.Refuse(transport.RefusedNotMember, "%s is not a member of this cluster: `demarc cluster join` makes it one", p.Name)
+	}
+	return nil
+}
+
+// lead does what only the leader does. Where another one leads, the answer says so.
+func (n *Node) lead(ctx context.Context, q *request, body []byte) (answer, []byte) {
+	if !n.st.Leads() {
+		return answer{}, nil
+	}
+	switch q.Kind {
+	case askPropose:
+		e, err := command.Decode(body)
+		if err != nil {
+			return answer{Leads: true, Refused: fmt.Sprintf("%s cannot read it: %v", n.cfg.Name, err)}, nil
+		}
+		return n.here(ctx, e), nil
+	case askJoin:
+		return n.takeIn(ctx, q)
+	case askRemove:
+		return n.takeOut(ctx, q), nil
+	case askPromote:
+		return n.promote(ctx, q.Target), nil
+	}
+	return n.yield(q.Target), nil
+}
+
+// here proposes an entry on this node, once.
+func (n *Node) here(ctx context.Context, e *command.Entry) answer {
+	if why := unreadable(n.st.State(), e); why != "" && n.st.Leads() {
+		return answer{Leads: true, Refused: why}
+	}
+	r, err := n.st.Propose(ctx, e)
+	switch {
+	case err == nil:
+		return answer{Result: r, Leads: true}
+	case errors.Is(err, store.ErrNotLeader):
+		return answer{}
+	case errors.Is(err, store.ErrUnknownOutcome):
+		return answer{Leads: true, Unknown: err.Error()}
+	}
+	return answer{Leads: true, Refused: err.Error()}
+}
+
+// unreadable names the members that could not read an entry; "" = every one can. One that cannot would stop where it is.
+func unreadable(s *command.State, e *command.Entry) string {
+	level, who := s.Readable()
+	switch {
+	case e.Level <= level:
+		return ""
+	case len(who) == 1:
+		return fmt.Sprintf("%s runs a release that does not know this yet (it reads level %d, this is level %d): upgrade it first", who[0], level, e.Level)
+	}
+	return fmt.Sprintf("%s run releases that do not know this yet (they read level %d, this is level %d): upgrade them first", list(who), level, e.Level)
+}
+
+// atLeader has whoever leads do something, again and again until there is an answer or ctx ends. That it may get there twice must do no harm.
+func (n *Node) atLeader(ctx context.Context, q request, body []byte, here func(context.Context) (answer, []byte)) (answer, []byte, error) {
+	if p := n.st.Problem(); p != "" {
+		return answer{}, nil, errors.New(p)
+	}
+	unknown := ""
+	for {
+		var a answer
+		var out []byte
+		if n.st.Leads() || n.cfg.peers == nil {
+			a, out = here(ctx)
+		} else if _, address := n.st.Leader(); address != "" {
+			var err error
+			sent := false
+			a, out, sent, err = n.call(ctx, address, q, body)
+			switch {
+			case err != nil && !sent:
+				a = answer{} // it did not get there: as good as no leader
+			case err != nil:
+				a = answer{Leads: true, Unknown: err.Error()}
+			}
+		}
+		switch {
+		case a.Refused != "":
+			return a, out, errors.New(a.Refused)
+		case a.Unknown != "":
+			unknown = a.Unknown
+		case a.Leads && a.Result.Refused != nil:
+			return a, out, a.Result.Refused
+		case a.Leads:
+			return a, out, nil
+		}
+		t := time.NewTimer(20 * time.Millisecond)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			if unknown != "" {
+				return answer{}, nil, fmt.Errorf("%w: %s", store.ErrUnknownOutcome, unknown)
+			}
+			return answer{}, nil, fmt.Errorf("the cluster has no leader: nothing was changed: %w", ctx.Err())
+		}
+	}
+}
+
+// pool keeps connections to other members for the next request.
+type pool struct {
+	mu   sync.Mutex
+	idle map[string][]idleConn
+	shut bool
+}
+
+type idleConn struct {
+	net.Conn
+	since time.Time
+}
+
+const idlePerPeer = 3
+
+func (p *pool) take(address string) net.Conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for list := p.idle[address]; len(list) > 0; {
+		c := list[len(list)-1]
+		list = list[:len(list)-1]
+		p.idle[address] = list
+		if time.Since(c.since) < keepIdle {
+			return c.Conn
+		}
+		c.Close()
+	}
+	return nil
+}
+
+func (p *pool) put(address string, c net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.shut || len(p.idle[address]) >= idlePerPeer {
+		c.Close()
+		return
+	}
+	if p.idle == nil {
+		p.idle = map[string][]idleConn{}
+	}
+	p.idle[address] = append(p.idle[address], idleConn{c, time.Now()})
+}
+
+// close ends what is idle, for addresses that are not in keep. No address in keep: for good.
+func (p *pool) close(keep []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shut = p.shut || len(keep) == 0
+	for a, list := range p.idle {
+		if !slices.Contains(keep, a) {
+			for _, c := range list {
+				c.Close()
+			}
+			delete(p.idle, a)
+		}
+	}
+}
+
+// call asks one member. sent says that the request may have got there.
+func (n *Node) call(ctx context.Context, address string, q request, body []byte) (a answer, out []byte, sent bool, err error) {
+	q.Cluster, q.ID = n.clusterID(), n.id
+	if d, ok := ctx.Deadline(); ok {
+		q.Wait = max(time.Until(d), time.Millisecond)
+	}
+	if c := n.pool.take(address); c != nil {
+		a, out, err = exchange(ctx, c, q, body)
+		if err == nil {
+			n.pool.put(address, c)
+			return a, out, true, nil
+		}
+		c.Close()
+		if ctx.Err() != nil {
+			return a, out, true, err
+		}
+		sent = true // on a connection that had ended, most likely: again on a new one
+	}
+	c, err := n.cfg.peers.Dial(ctx, address)
+	if err != nil {
+		return a, nil, sent, err
+	}
+	if a, out, err = exchange(ctx, c, q, body); err != nil {
+		c.Close()
+		return a, nil, true, err
+	}
+	if a.Turned != "" {
+		c.Close()
+		n.turned.Store(&turned{a.Refused, a.Turned, time.Now()})
+		return a, out, true, nil
+	}
+	n.pool.put(address, c)
+	return a, out, true, nil
+}
+
+// exchange sends one request and reads its answer.
+func exchange(ctx context.Context, c net.Conn, q request, body []byte) (a answer, out []byte, err error) {
+	head, err := json.Marshal(q)
+	if err != nil {
+		return a, nil, err
+	}
+	if len(head) > maxHead {
+		return a, nil, fmt.Errorf("the request takes %d bytes, at most %d", len(head), maxHead)
+	}
+	wait := longWait
+	if q.Wait > 0 {
+		wait = q.Wait
+	}
+	_ = c.SetDeadline(time.Now().Add(wait + patience))
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer func() {
+		if !stop() && err == nil { // it is closed by now
+			err = ctx.Err()
+		}
+	}()
+	if err := writeBlock(c, head); err != nil {
+		return a, nil, err
+	}
+	if err := writeBlock(c, body); err != nil {
+		return a, nil, err
+	}
+	r := bufio.NewReaderSize(c, 16<<10)
+	b, err := readBlock(nil, r, maxAnswer, 0)
+	if err != nil {
+		return a, nil, err
+	}
+	if err := json.Unmarshal(b, &a); err != nil {
+		return a, nil, fmt.Errorf("the answer: %w", err)
+	}
+	out, err = readBlock(nil, r, maxBody, 0)
+	return a, out, err
+}
+
+func writeBlock(w io.Writer, b []byte) error {
+	head := binary.BigEndian.AppendUint32(nil, uint32(len(b)))
+	if len(b) <= largeBody { // in one piece, which TLS makes one record of
+		_, err := w.Write(append(head, b...))
+		return err
+	}
+	if _, err := w.Write(head); err != nil {
+		return err
+	}
+	_, err := w.Write(b)
+	return err
+}
+
+// readBlock reads what writeBlock wrote. With a connection, each next piece must come within wait. A length alone takes no memory.
+func readBlock(c net.Conn, r io.Reader, most int, wait time.Duration) ([]byte, error) {
+	more := func() {
+		if c != nil {
+			_ = c.SetReadDeadline(time.Now().Add(wait))
+		}
+	}
+	more()
+	var h [4]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		return nil, err
+	}
+	size := int64(binary.BigEndian.Uint32(h[:]))
+	if size > int64(most) {
+		return nil, fmt.Errorf("a message of %d bytes, at most %d", size, most)
+	}
+	var out []byte
+	for int64(len(out)) < size {
+		piece := min(size-int64(len(out)), 64<<10)
+		at := len(out)
+		out = slices.Grow(out, int(piece))[:at+int(piece)]
+		more()
+		if _, err := io.ReadFull(r, out[at:]); err != nil {
+			return nil, noEOF(err)
+		}
+	}
+	return out, nil
+}
+
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

@@ -1,0 +1,41 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// Progress is how far this node's log has come.
+type Progress struct {
+	Applied   uint64 // the last entry that was carried out here, Raft's own included
+	Committed uint64 // the last one that is known to be agreed on
+	Term      uint64
+}
+
+// Progress can be asked at any time. On another node, Applied at or beyond the leader's Committed of before means that it has caught up.
+func (s *Store) Progress() Progress {
+	return Progress{s.raft.AppliedIndex(), s.raft.CommitIndex(), s.raft.CurrentTerm()}
+}
+
+// Current makes sure that this node leads still, by asking a majority. Leader only.
+func (s *Store) Current() error {
+	err := s.raft.VerifyLeader().Error()
+	if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipLost) {
+		return fmt.Errorf("%w: %w", ErrNotLeader, err)
+	}
+	return err
+}
+
+// Heard is when the leader was last heard of; the zero time on the leader itself, or when there never was one.
+func (s *Store) Heard() time.Time { return s.raft.LastContact() }
+
+// Move changes the address of a member, whose vote stays what it is. Leader only.
+func (s *Store) Move(v Voter, address string, timeout time.Duration) error {
+	if v.Votes {
+		return s.raft.AddVoter(raft.ServerID(v.ID), raft.ServerAddress(address), 0, timeout).Error()
+	}
+	return s.raft.AddNonvoter(raft.ServerID(v.ID), raft.ServerAddress(address), 0, timeout).Error()
+}
