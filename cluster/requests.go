@@ -265,7 +265,13 @@ func orUnnamed(name string) string {
 	return name
 }
 
-// mayEnter refuses who was removed and, once this node knows who is a member, who is none.
+// informed reports whether this node's list of members can be taken to be whole: it leads, or hears of who leads. Else somebody who has joined meanwhile may
+// lead by now, and refusing it would keep this node from ever learning so.
+func (n *Node) informed() bool {
+	return n.current.Load() && (n.st.Leads() || time.Since(n.st.Heard()) < n.pace(time.Second)+4*n.cfg.RoundTrip())
+}
+
+// mayEnter refuses who was removed and, while this node knows who is a member, who is none.
 func (n *Node) mayEnter(p transport.Peer, id string) error {
 	s := n.st.State()
 	for _, g := range s.Gone {
@@ -273,7 +279,7 @@ func (n *Node) mayEnter(p transport.Peer, id string) error {
 			return transport.Refuse(transport.RefusedRemoved, "%s", g.Words())
 		}
 	}
-	if _, ok := s.Named(p.Name); !ok && n.current.Load() && s.Cluster != "" {
+	if _, ok := s.Named(p.Name); !ok && s.Cluster != "" && n.informed() {
 		return transport.Refuse(transport.RefusedNotMember, "%s is not a member of this cluster: `demarc cluster join` makes it one", p.Name)
 	}
 	return nil
