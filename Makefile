@@ -28,7 +28,7 @@ install: build
 	install -D -m 0755 demarc $(DESTDIR)$(PREFIX)/sbin/demarc
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/doc/demarc/examples
 	sed 's|/usr/local/|$(PREFIX)/|g' packaging/demarc.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/demarc.service
-	install -m 0644 README.md docs/*.md $(DESTDIR)$(PREFIX)/share/doc/demarc/
+	install -m 0644 README.md docs/*.md docs/openapi.json $(DESTDIR)$(PREFIX)/share/doc/demarc/
 	install -m 0644 configs/examples/*.toml $(DESTDIR)$(PREFIX)/share/doc/demarc/examples/
 
 uninstall:

@@ -59,13 +59,16 @@ func (tenants) Status(context.Context, bool) (*Status, error) {
 }
 
 func (tenants) Sessions(_ context.Context, f SessionFilter) (*Sessions, error) {
-	if f.Address == "198.18.66.1" {
+	switch f.Address {
+	case "198.18.66.1":
 		return nil, errors.New("worker 3 of beta's is late")
+	case "198.18.77.1":
+		return &Sessions{Sessions: []Session{{Tenant: f.Tenant, Src: strings.Repeat("x", 32<<20)}}}, nil // more than sockets hold
 	}
 	return &Sessions{Matched: 1, Sessions: []Session{{Tenant: f.Tenant, Src: "198.18.10.1:1"}, {Tenant: "beta", Src: "198.18.66.9:1"}}}, nil
 }
 
-func remote(t *testing.T, lim limits) *far {
+func remote(t *testing.T, lim limits, b Backend) *far {
 	t.Helper()
 	f := &far{t: t, dir: t.TempDir(), log: new(safeBuffer), client: map[string]string{}}
 	var err error
@@ -91,7 +94,7 @@ func remote(t *testing.T, lim limits) *far {
 	}
 	old := remoteLimits
 	remoteLimits = lim
-	f.s, err = Listen(ServerConfig{Socket: filepath.Join(t.TempDir(), "s"), Remote: r, Backend: tenants{}, Handler: http.NotFoundHandler(), Log: slog.New(slog.NewTextHandler(f.log, nil))})
+	f.s, err = Listen(ServerConfig{Socket: filepath.Join(t.TempDir(), "s"), Remote: r, Backend: b, Handler: http.NotFoundHandler(), Log: slog.New(slog.NewTextHandler(f.log, nil))})
 	remoteLimits = old
 	if err != nil {
 		t.Fatal(err)
@@ -154,7 +157,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 // TestRoles asks for every route as every role, and compares with what the table promises.
 func TestRoles(t *testing.T) {
-	f := remote(t, remoteLimits)
+	f := remote(t, remoteLimits, tenants{})
 	for name, role := range map[string]Role{"alice": RoleOperator, "robert": RoleReadOnly, "anna": RoleTenant} {
 		c := f.as(name)
 		for _, rt := range routes {
@@ -213,10 +216,14 @@ func TestRoles(t *testing.T) {
 	if err := f.as("alice").Post(t.Context(), PathBlock, map[string]any{"planted-secret": 1}, new(Blocked)); err == nil {
 		t.Error("nonsense was taken")
 	}
-	for _, want := range []string{`msg="change asked for and carried out" by=alice from=127.0.0.1:`, `what=/v1/apply`, `msg="change refused" by=alice from=127.0.0.1:`, `what=/v1/block status=400`} {
+	for _, want := range []string{`msg="change asked for and carried out" by=alice from=127.0.0.1:`, `what=/v1/apply`, `msg="change refused" by=alice from=127.0.0.1:`, `what=/v1/block status=400`,
+		`msg="request refused: the role is not enough" by=`} {
 		if !strings.Contains(f.log.String(), want) {
 			t.Errorf("the log lacks %s:\n%s", want, f.log)
 		}
+	}
+	if n := strings.Count(f.log.String(), "the role is not enough"); n > 5 { // of some 25 within a second or so
+		t.Errorf("%d lines about what was forbidden:\n%s", n, f.log)
 	}
 	if strings.Contains(f.log.String(), "planted-secret") {
 		t.Errorf("the log holds what was sent:\n%s", f.log)
@@ -234,9 +241,8 @@ func tenantsHave(rt *route) bool {
 
 // TestPeerOfARequest: the backend is told the name in the certificate and the address, or who opened the socket.
 func TestPeerOfARequest(t *testing.T) {
-	f := remote(t, remoteLimits)
 	seen := make(chan Peer, 1)
-	f.s.cfg.Backend = watched{seen: seen}
+	f := remote(t, remoteLimits, watched{seen: seen})
 	if err := f.as("alice").Get(t.Context(), PathDrops, new(Drops)); err != nil {
 		t.Fatal(err)
 	}
@@ -280,7 +286,7 @@ func (r *recorder) Write(b []byte) (int, error) { return len(b), nil }
 
 // TestStrangers: each is refused under its kind, told in plain words where our own client asks, and the log says so without its own flood.
 func TestStrangers(t *testing.T) {
-	f := remote(t, remoteLimits)
+	f := remote(t, remoteLimits, tenants{})
 	other, err := transport.NewAuthority(filepath.Join(t.TempDir(), "ca"), "cluster", time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -369,7 +375,7 @@ func TestStrangers(t *testing.T) {
 
 // TestACertificateIsJudgedEachTime: on a connection that stands, one that has ended is refused at its next request, and one of an authority that was replaced.
 func TestACertificateIsJudgedEachTime(t *testing.T) {
-	f := remote(t, remoteLimits)
+	f := remote(t, remoteLimits, tenants{})
 	f.issue(f.ca, "short", transport.Client{Name: "short", Role: transport.RoleReadOnly}, time.Hour, time.Now())
 	c, a := f.as("short"), f.as("alice")
 	for _, c := range []*Client{c, a} {
@@ -406,8 +412,8 @@ func TestACertificateIsJudgedEachTime(t *testing.T) {
 func TestBounds(t *testing.T) {
 	lim := remoteLimits
 	lim.handshakes, lim.perSource, lim.connections, lim.tenants, lim.caller = 8, 4, 12, 6, 3
-	lim.handshake, lim.header, lim.body = 500*time.Millisecond, 500*time.Millisecond, time.Second
-	f := remote(t, lim)
+	lim.handshake, lim.header, lim.body, lim.answer = 500*time.Millisecond, 500*time.Millisecond, time.Second, 2*time.Second
+	f := remote(t, lim, tenants{})
 	addr := f.s.door.Addr().String()
 	dial := func() net.Conn {
 		t.Helper()
@@ -483,6 +489,17 @@ func TestBounds(t *testing.T) {
 		}
 		c.Close()
 	})
+	t.Run("an answer that nobody reads", func(t *testing.T) {
+		c, err := secure(keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, "GET "+PathSessions+"?address=198.18.77.1 HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the request is under way", func() bool { return f.s.State().Connections == 1 })
+		eventually(t, "the connection is given up", func() bool { return f.s.State().Connections == 0 })
+	})
 	eventually(t, "all of them are gone", func() bool { return f.s.State().Connections == 0 })
 	t.Run("connections", func(t *testing.T) {
 		f.issue(f.ca, "anton", transport.Client{Name: "anton", Role: transport.RoleTenant, Tenant: "alpha"}, 0, time.Now())
@@ -527,7 +544,7 @@ func TestBounds(t *testing.T) {
 
 // TestAnotherSitesPage cannot have a browser change anything with the certificate that it holds.
 func TestAnotherSitesPage(t *testing.T) {
-	f := remote(t, remoteLimits)
+	f := remote(t, remoteLimits, tenants{})
 	c := f.as("alice")
 	for origin, want := range map[string]int{"": http.StatusOK, "https://evil.example": http.StatusForbidden, "null": http.StatusForbidden} {
 		req := must(http.NewRequestWithContext(t.Context(), http.MethodPost, c.base+PathApply, strings.NewReader("{}")))

@@ -217,6 +217,9 @@ func (s *Server) enter(rt *route, w http.ResponseWriter, r *http.Request) {
 	p := PeerOf(r.Context())
 	if !rt.may(p) {
 		s.forbidden.Add(1)
+		if now := time.Now().Unix(); s.said.Swap(now) != now {
+			s.cfg.Log.Warn("request refused: the role is not enough", "by", p.Name, "from", p.From, "what", rt.path)
+		}
 		refuse(w, &Fault{Status: http.StatusForbidden, Err: fmt.Errorf("%s %s needs the role %s, and %s", rt.method, rt.path, rt.needs(), p.describe())})
 		return
 	}

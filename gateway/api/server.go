@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -65,6 +66,7 @@ type Server struct {
 
 	turns     turns
 	forbidden atomic.Uint64 // requests beyond their sender's role
+	said      atomic.Int64  // unix seconds of the last one that was logged
 }
 
 // Listen opens the sockets. A socket file that nobody serves any more is taken over; one that is served is an error.
@@ -102,6 +104,9 @@ func Listen(c ServerConfig) (*Server, error) {
 			s.unix.Close()
 			if s.metrics != nil {
 				s.metrics.Close()
+			}
+			if errors.Is(err, syscall.EADDRNOTAVAIL) {
+				err = fmt.Errorf("%w: it must be an address of this host, as `ip addr` shows them, not one that the gateway answers for", err)
 			}
 			return nil, fmt.Errorf("interface address %s: %w", c.Remote.Listen, err)
 		}

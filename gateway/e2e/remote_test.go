@@ -161,6 +161,16 @@ func TestRemoteInterface(t *testing.T) {
 		t.Errorf("metrics: %s %.300s", code, text)
 	}
 
+	// Not even a socket that somebody has opened to all lets others in.
+	check(t, os.Chmod(s.socket, 0o666))
+	for user, want := range map[string]string{"0": "200", "65534": "403"} {
+		out, err := s.Exec(netlab.GW, "setpriv", "--reuid", user, "--clear-groups", "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--unix-socket", s.socket, "http://demarc"+api.PathStatus)
+		if err != nil || string(out) != want {
+			t.Errorf("user %s on the socket: %v, %s, want %s", user, err, out, want)
+		}
+	}
+	check(t, os.Chmod(s.socket, 0o600))
+
 	// The command line, from elsewhere.
 	cli := func(who string, args ...string) (string, error) {
 		out, err := s.Exec(netlab.GW, program(t), append([]string{"--server", "https://" + remoteAddress, "--keys", keysOf[who]}, args...)...)
