@@ -62,8 +62,9 @@ const (
 type disk struct {
 	in   engine
 	log  *slog.Logger
-	stop func(error)   // ends taking part, for good
-	end  chan struct{} // closed when the store closes or has stopped
+	stop func(error)                 // ends taking part, for good
+	base func() (index, term uint64) // what the newest snapshot is of; nil = nobody knows of any
+	end  chan struct{}               // closed when the store closes or has stopped
 	once sync.Once
 	wg   sync.WaitGroup
 
@@ -473,6 +474,14 @@ func (d *disk) GetLog(index uint64, l *raft.Log) error {
 		// Nothing is applied after stop, so it matters to nobody what this is.
 		*l = raft.Log{Index: index, Type: raft.LogNoop}
 		return nil
+	}
+	if errors.Is(err, raft.ErrLogNotFound) && d.base != nil && calledBy("appendEntries") {
+		// The log begins behind the snapshot, and a leader asks whether it may go on from there. Raft looks into the log only: it would refuse for ever
+		// where what follows the snapshot here was never agreed on.
+		if i, term := d.base(); i == index {
+			*l = raft.Log{Index: index, Term: term, Type: raft.LogNoop}
+			return nil
+		}
 	}
 	return err
 }

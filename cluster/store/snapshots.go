@@ -32,6 +32,14 @@ type snapshots struct {
 	mu      sync.Mutex
 	writing map[string]bool // mu: directories that are being written
 	trouble error           // mu: why the last one could not be written; nil = it could
+	last    caption         // mu: the newest one that is whole
+}
+
+// base is what the newest snapshot is of.
+func (s *snapshots) base() (index, term uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last.Index, s.last.Term
 }
 
 const tmpSuffix = ".tmp" // of the file store: a snapshot that is being written
@@ -93,11 +101,11 @@ func (s *snapshots) Create(v raft.SnapshotVersion, index, term uint64, c raft.Co
 		s.clean()
 		return nil, s.note(err)
 	}
-	k := &sink{SnapshotSink: in, s: s, name: filepath.Join(s.dir, in.ID()+tmpSuffix)}
+	k := &sink{SnapshotSink: in, s: s, name: filepath.Join(s.dir, in.ID()+tmpSuffix), of: caption{index, term, c, ci}}
 	s.mu.Lock()
 	s.writing[k.name] = true
 	s.mu.Unlock()
-	head, err := json.Marshal(caption{index, term, c, ci})
+	head, err := json.Marshal(k.of)
 	if err == nil {
 		_, err = in.Write(append(binary.AppendUvarint(nil, uint64(len(head))), head...))
 	}
@@ -112,6 +120,7 @@ type sink struct {
 	raft.SnapshotSink
 	s    *snapshots
 	name string
+	of   caption
 }
 
 func (k *sink) done() {
@@ -124,6 +133,13 @@ func (k *sink) done() {
 // Close finishes the snapshot.
 func (k *sink) Close() error {
 	err := k.s.note(k.SnapshotSink.Close())
+	if err == nil {
+		k.s.mu.Lock()
+		if k.of.Index > k.s.last.Index {
+			k.s.last = k.of
+		}
+		k.s.mu.Unlock()
+	}
 	k.done()
 	return err
 }
@@ -225,6 +241,11 @@ func (s *snapshots) newest() (m *raft.SnapshotMeta, damaged []error, err error) 
 		if m == nil || o.Index > m.Index || o.Index == m.Index && o.Term > m.Term {
 			m = o
 		}
+	}
+	if m != nil {
+		s.mu.Lock()
+		s.last = captionOf(m)
+		s.mu.Unlock()
 	}
 	return m, damaged, nil
 }

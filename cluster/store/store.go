@@ -196,6 +196,7 @@ func (s *Store) openFiles(logger hclog.Logger) (err error) {
 	}
 	s.snaps = &snapshots{in: files, dir: filepath.Join(dir, "snapshots"), aside: filepath.Join(dir, "damaged-snapshot"), texts: s.fsm.texts, log: s.cfg.Log,
 		hooks: s.cfg.Hooks, writing: map[string]bool{}}
+	s.disk.base = s.snaps.base
 	m, bad, err := s.snaps.newest()
 	if err != nil {
 		return fmt.Errorf("open the snapshots: %w", err)

@@ -224,6 +224,36 @@ func TestFullAfterTruncation(t *testing.T) {
 	}
 }
 
+// TestConflictBehindSnapshot: a member whose log begins right behind its snapshot, with entries that were never agreed on, takes the leader's instead.
+// Raft would refuse them for ever.
+func TestConflictBehindSnapshot(t *testing.T) {
+	x := newTrio(t)
+	lead := x.leader(0, 1, 2)
+	a, b := (lead+1)%3, (lead+2)%3
+	x.change("a", lead)
+	x.level(0, 1, 2)
+	x.split([]int{a, b})
+	for i := range 3 {
+		ctx, cancel := contextFor(t, 20*time.Millisecond)
+		_, _ = x.s[lead].Propose(ctx, revise(fmt.Sprint("alone ", i)))
+		cancel()
+	}
+	c := x.s[lead].raft.ReloadableConfig()
+	c.TrailingLogs = 1
+	if err := errors.Join(x.s[lead].raft.ReloadConfig(c), x.s[lead].Compact()); err != nil {
+		t.Fatal(err)
+	}
+	first, err := x.s[lead].disk.FirstIndex()
+	if base, _ := x.s[lead].snaps.base(); err != nil || base == 0 || first != base+1 {
+		t.Fatalf("the log begins with %d, the snapshot is of %d (%v)", first, base, err)
+	}
+	for i := range 3 {
+		x.change(fmt.Sprint("agreed ", i), a, b)
+	}
+	x.split()
+	x.level(0, 1, 2)
+}
+
 // TestUnreadableEntry: a committed entry that cannot be read when it is to be applied stops that node, which says so and goes on answering; Raft would
 // panic. A restart with the disk mended goes on where it was.
 func TestUnreadableEntry(t *testing.T) {

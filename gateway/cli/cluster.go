@@ -14,6 +14,6 @@ func (a *app) clusterCmd() *cobra.Command {
 		}
 		return usageError{fmt.Errorf("there is no command \"cluster %s\"", args[0])}
 	})
-	c.AddCommand(a.clientCmd())
+	c.AddCommand(a.clientCmd(), a.recoverCmd())
 	return c
 }
