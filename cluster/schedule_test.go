@@ -79,6 +79,7 @@ type sched struct {
 	ops   []porcupine.Operation
 	calls map[string]int64 // by digest: when a revision with a confirm time was asked for
 	times map[string]time.Duration
+	torn  *schedMember // the goroutine that makes faults only
 	log   []string
 	count map[string]int // what happened how often
 
@@ -115,6 +116,7 @@ func (s *sched) start(m *schedMember) error {
 	if s.plant != nil {
 		s.plant(h)
 	}
+	m.disk.full.Store(false)
 	n, err := Open(Config{Dir: m.dir, Name: m.name, Version: "test", Wall: time.Now, Mono: func() uint64 { return uint64(s.now()) + 1<<40 },
 		Serve:     func(context.Context, command.Revision, []byte) error { return nil },
 		Log:       slog.New(slog.NewTextHandler(says{s, m.name}, nil)),
@@ -244,11 +246,12 @@ func (s *sched) run() (err error) {
 	}
 	var ferr error
 	for range schedFaults {
-		if ferr = s.fault(dice); ferr != nil {
+		if ferr = errors.Join(s.mend(), s.fault(dice)); ferr != nil {
 			break
 		}
 	}
 	s.heal()
+	ferr = errors.Join(ferr, s.mend())
 	wg.Wait()
 	if ferr != nil {
 		return ferr
@@ -345,6 +348,10 @@ func (s *sched) nodeOf(m *schedMember) *Node {
 
 // tear stops a member and damages the end of its log's file. Where that matters it must say so, and then it comes back as a new member with an empty directory.
 func (s *sched) tear(d *rand.Rand, m *schedMember) error {
+	if s.torn != nil {
+		m = s.torn // there may be damage that nobody has met yet, and two of three is more than a cluster bears
+	}
+	s.torn = m
 	s.mu.Lock()
 	old := m.n.id
 	file := filepath.Join(m.dir, "raft.db")
@@ -375,7 +382,19 @@ func (s *sched) tear(d *rand.Rand, m *schedMember) error {
 		return fmt.Errorf("damaged and not called so: %w", err)
 	}
 	s.mu.Unlock()
+	return s.renew(m, old)
+}
+
+// renew has a damaged member come back as a new one with an empty directory.
+func (s *sched) renew(m *schedMember, old string) error {
+	s.torn = nil
 	s.note("the file of %s is damaged: it comes back as a new member", m.name)
+	s.mu.Lock()
+	err := s.stop(m)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	if err := s.until("the old member is taken out", func() bool {
 		l := s.lead()
 		if l == nil {
@@ -399,6 +418,17 @@ func (s *sched) tear(d *rand.Rand, m *schedMember) error {
 		return err
 	}
 	return s.join(m)
+}
+
+// mend renews the member, if there is one, whose damage came to light while it ran.
+func (s *sched) mend() error {
+	s.mu.Lock()
+	i := slices.IndexFunc(s.ms, func(m *schedMember) bool { return m.n != nil && strings.Contains(m.n.Problem(), "is damaged") })
+	s.mu.Unlock()
+	if i < 0 {
+		return nil
+	}
+	return s.renew(s.ms[i], s.ms[i].n.id)
 }
 
 // What a client asks for, and what it hears.
@@ -609,6 +639,9 @@ func schedStep(s schedState, in schedIn, out schedOut) []any {
 func (s *sched) judge() error {
 	var final *command.State
 	if err := s.until("every member has the same state", func() bool {
+		if s.mend() != nil {
+			return false
+		}
 		l := s.lead()
 		if l == nil || l.st.Barrier(time.Second) != nil {
 			return false

@@ -135,6 +135,7 @@ func (d *disk) guard(fn func() error) (err error) {
 		d.mu.Lock()
 		d.broken = err
 		d.mu.Unlock()
+		d.stop(err) // what it has in memory cannot be trusted any more
 	}
 	return err
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -207,6 +208,30 @@ func flip(t testing.TB, pattern, mark string) {
 		must(t, os.WriteFile(name, b, 0o600))
 	}
 }
+
+// TestLostEnd: the engine goes back to the commit before when the page that names the last one is damaged. An entry that was carried out is then gone, and that is damage.
+func TestLostEnd(t *testing.T) {
+	dir := t.TempDir()
+	s := begin(t, dir)
+	propose(t, s, revise("a"))
+	propose(t, s, revise("b"))
+	must(t, s.Close())
+	file := filepath.Join(dir, "raft.db")
+	b, err := os.ReadFile(file)
+	must(t, err)
+	page := 0
+	if txid(b[4096:]) > txid(b) {
+		page = 4096
+	}
+	b[page+60] ^= 1
+	must(t, os.WriteFile(file, b, 0o600))
+	if _, err := Open(config(dir)); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "its end is lost") {
+		t.Errorf("%v", err)
+	}
+}
+
+// txid is which commit one of bbolt's first two pages is of: a header of 16 bytes, then 48 before it.
+func txid(page []byte) uint64 { return binary.LittleEndian.Uint64(page[16+48:]) }
 
 // TestDamagedSnapshotThatIsNotNeeded: where the log has everything, a damaged snapshot is put aside and the node goes on.
 func TestDamagedSnapshotThatIsNotNeeded(t *testing.T) {

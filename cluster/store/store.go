@@ -89,6 +89,9 @@ func Open(c Config) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrDamaged, err), s.disk.close())
 	}
 	close(s.started)
+	if s.fsm.stopped.Load() != nil {
+		s.raft.Shutdown()
+	}
 	go s.keep()
 	s.hurry()
 	return s, nil
@@ -208,6 +211,10 @@ func (s *Store) openFiles(logger hclog.Logger) (err error) {
 	if s.tail, err = s.disk.check(base); err != nil {
 		return damaged(append(bad, err)...)
 	}
+	if st, err := readKept(dir); err == nil && st.Index > max(base, s.tail.Index) {
+		// The engine goes back to the commit before when the page that names the last one is damaged.
+		return damaged(append(bad, fmt.Errorf("the log ends with entry %d, and %d was carried out: its end is lost", max(base, s.tail.Index), st.Index))...)
+	}
 	switch {
 	case len(bad) > 0 && m == nil && s.tail.Index == 0:
 		return damaged(bad...) // it was all that there is
@@ -244,10 +251,11 @@ func whole(file string) error {
 func (s *Store) halt(err error) {
 	_ = s.fsm.stop(err)
 	s.disk.shut()
-	go func() {
-		<-s.started
+	select {
+	case <-s.started:
 		s.raft.Shutdown()
-	}()
+	default: // Open looks
+	}
 }
 
 // hurry has a sole voter elect itself now. Raft would first wait whether somebody leads, and it takes a shorter time-out as a reason to look at once.
