@@ -79,7 +79,6 @@ type sched struct {
 	ops   []porcupine.Operation
 	calls map[string]int64 // by digest: when a revision with a confirm time was asked for
 	times map[string]time.Duration
-	torn  *schedMember // the goroutine that makes faults only
 	log   []string
 	count map[string]int // what happened how often
 
@@ -346,12 +345,8 @@ func (s *sched) nodeOf(m *schedMember) *Node {
 	return m.n
 }
 
-// tear stops a member and damages the end of its log's file. Where that matters it must say so, and then it comes back as a new member with an empty directory.
+// tear stops a member and cuts the end of its log's file off. Where that matters it must say so, and then it comes back as a new member with an empty directory.
 func (s *sched) tear(d *rand.Rand, m *schedMember) error {
-	if s.torn != nil {
-		m = s.torn // there may be damage that nobody has met yet, and two of three is more than a cluster bears
-	}
-	s.torn = m
 	s.mu.Lock()
 	old := m.n.id
 	file := filepath.Join(m.dir, "raft.db")
@@ -359,14 +354,8 @@ func (s *sched) tear(d *rand.Rand, m *schedMember) error {
 	if err == nil {
 		var b []byte
 		if b, err = os.ReadFile(file); err == nil {
-			if n := len(b); d.IntN(2) == 0 {
-				b = b[:n-1-d.IntN(min(n-1, 40000))]
-			} else {
-				for range 20 {
-					b[n-1-d.IntN(min(n-1, 40000))] ^= byte(1 << d.IntN(8))
-				}
-			}
-			err = os.WriteFile(file, b, 0o600)
+			n := len(b)
+			err = os.WriteFile(file, b[:n-1-d.IntN(min(n-1, 40000))], 0o600)
 		}
 	}
 	if err == nil {
@@ -375,7 +364,7 @@ func (s *sched) tear(d *rand.Rand, m *schedMember) error {
 	switch {
 	case err == nil:
 		s.mu.Unlock()
-		s.note("the file of %s was damaged where nothing is kept", m.name)
+		s.note("the file of %s was cut where nothing is kept", m.name)
 		return nil
 	case !errors.Is(err, store.ErrDamaged):
 		s.mu.Unlock()
@@ -387,8 +376,7 @@ func (s *sched) tear(d *rand.Rand, m *schedMember) error {
 
 // renew has a damaged member come back as a new one with an empty directory.
 func (s *sched) renew(m *schedMember, old string) error {
-	s.torn = nil
-	s.note("the file of %s is damaged: it comes back as a new member", m.name)
+	s.note("the file of %s is cut off: it comes back as a new member", m.name)
 	s.mu.Lock()
 	err := s.stop(m)
 	s.mu.Unlock()

@@ -74,6 +74,8 @@ type disk struct {
 	vote    uint64 // mu: the term of a vote that is being given
 	cut     bool   // mu: the log's end was taken off and what replaces it is not there yet
 	trouble error  // mu: why the last write failed; nil = it did not
+	sizes   []int  // mu: of the last entries that were appended, the newest last
+	fresh   int64  // mu: bytes that were appended since the last snapshot was asked for
 	looking bool   // mu: whether it works again is looked at in the background
 	broken  error  // mu: the engine panicked: it is not called any more
 }
@@ -203,6 +205,21 @@ func (d *disk) write(size int) error {
 		return err
 	}
 	return d.guard(func() error { return d.in.Set(roomKey, []byte{}) })
+}
+
+// due reports whether so many bytes were appended since the last time that it was true, and how many of the last entries are within keep bytes.
+func (d *disk) due(most, keep int64) (trailing uint64, due bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fresh < most {
+		return 0, false
+	}
+	d.fresh = 0
+	for i := len(d.sizes) - 1; i >= 0 && keep >= int64(d.sizes[i]); i-- {
+		keep -= int64(d.sizes[i])
+		trailing++
+	}
+	return max(trailing, 1), true
 }
 
 // room looks whether so many bytes can be written now.
@@ -395,6 +412,11 @@ func (d *disk) StoreLogs(list []*raft.Log) error {
 		cut := d.cut
 		if err == nil {
 			d.cut = false
+			d.fresh += int64(size)
+			for _, l := range out {
+				d.sizes = append(d.sizes, len(l.Data))
+			}
+			d.sizes = d.sizes[max(0, len(d.sizes)-maxTrailing):]
 		}
 		d.mu.Unlock()
 		if err == nil {
@@ -471,6 +493,9 @@ func (d *disk) LastIndex() (n uint64, err error) {
 func (d *disk) GetLog(index uint64, l *raft.Log) error {
 	err := d.read(index, l)
 	if err != nil && calledBy("processLogs") {
+		if errors.Is(err, raft.ErrLogNotFound) {
+			err = fmt.Errorf("the log is damaged: entry %d is missing", index)
+		}
 		d.stop(err)
 		// Nothing is applied after stop, so it matters to nobody what this is.
 		*l = raft.Log{Index: index, Type: raft.LogNoop}

@@ -22,7 +22,7 @@ const (
 	keptPace  = 100 * time.Millisecond // between two writes
 )
 
-// keep writes the copy in the background, never more often than its pace, and once more at the end.
+// keep writes the copy in the background, never more often than its pace, and once more at the end. It also shortens the log.
 func (s *Store) keep() {
 	defer close(s.keepDone)
 	last := uint64(0)
@@ -41,6 +41,7 @@ func (s *Store) keep() {
 		select {
 		case <-s.keepWake:
 			write()
+			s.compact()
 		case <-s.keepEnd:
 			write()
 			return

@@ -35,7 +35,9 @@ type Config struct {
 	// Timers of Raft. Zero means what suits machines in one site; a cluster over a satellite needs longer ones.
 	Heartbeat, Election, Lease, Commit time.Duration
 
-	// TrailingEntries stay in the log after a snapshot, SnapshotEntries make the next one due. Zero means 64 and 256: an entry may be 8 MiB.
+	// A snapshot is due after SnapshotBytes or SnapshotEntries, whichever comes first; TrailingBytes of the log stay behind it, at most TrailingEntries.
+	// Zero means 4 MiB, 256, 2 MiB and 64.
+	SnapshotBytes, TrailingBytes     int64
 	TrailingEntries, SnapshotEntries uint64
 
 	Hooks *Hooks // nil = none; for tests
@@ -61,6 +63,7 @@ type Store struct {
 	keepEnd  chan struct{} // closed at the end
 	keepDone chan struct{}
 	once     sync.Once
+	tuning   sync.Mutex // of Raft's configuration, which is read, changed and written
 }
 
 // ErrNotLeader means that an entry must be proposed elsewhere; nothing was done.
@@ -68,6 +71,9 @@ var ErrNotLeader = errors.New("this node does not lead the cluster")
 
 // ErrUnknownOutcome means that an entry may or may not take effect later: the leader was lost while it was on its way.
 var ErrUnknownOutcome = errors.New("whether it took effect is not known")
+
+// maxTrailing is how many entries stay in the log behind a snapshot, however small they are.
+const maxTrailing = 64
 
 // memberRoom is what a change of members may take on disk, generously.
 const memberRoom = 8 << 10
@@ -137,10 +143,10 @@ func (s *Store) raftConfig(logger hclog.Logger) *raft.Config {
 	cfg.ElectionTimeout = cmp.Or(c.Election, 500*time.Millisecond)
 	cfg.LeaderLeaseTimeout = cmp.Or(c.Lease, 250*time.Millisecond)
 	cfg.CommitTimeout = cmp.Or(c.Commit, 20*time.Millisecond)
-	cfg.TrailingLogs = cmp.Or(c.TrailingEntries, 64)
+	cfg.TrailingLogs = cmp.Or(c.TrailingEntries, maxTrailing)
 	cfg.SnapshotThreshold = cmp.Or(c.SnapshotEntries, 256)
 	cfg.SnapshotInterval = 30 * time.Second
-	cfg.MaxAppendEntries = 8 // of up to 8 MiB each
+	cfg.MaxAppendEntries = 2 // of up to 8 MiB each, and a member that is behind is sent several messages at a time
 	cfg.NoLegacyTelemetry = true
 	cfg.Logger = logger
 	return cfg
@@ -264,6 +270,8 @@ func (s *Store) hurry() {
 	if err != nil || len(v) != 1 || v[0].ID != s.cfg.ID || !v[0].Votes {
 		return
 	}
+	s.tuning.Lock()
+	defer s.tuning.Unlock()
 	c := s.raft.ReloadableConfig()
 	h := c.HeartbeatTimeout
 	c.HeartbeatTimeout = h - time.Millisecond
@@ -483,6 +491,22 @@ func (s *Store) Yield(id, address string) error {
 		return s.raft.LeadershipTransfer().Error()
 	}
 	return s.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(address)).Error()
+}
+
+// compact writes a snapshot when enough bytes have come, and has the log keep only as many entries as its bytes allow.
+func (s *Store) compact() {
+	trailing, due := s.disk.due(cmp.Or(s.cfg.SnapshotBytes, 4<<20), cmp.Or(s.cfg.TrailingBytes, 2<<20))
+	if !due {
+		return
+	}
+	s.tuning.Lock()
+	c := s.raft.ReloadableConfig()
+	c.TrailingLogs = min(trailing, cmp.Or(s.cfg.TrailingEntries, maxTrailing))
+	err := s.raft.ReloadConfig(c)
+	s.tuning.Unlock()
+	if err = errors.Join(err, s.Compact()); err != nil {
+		s.cfg.Log.Debug("shorten the log", "err", err) // the disk's trouble is told by Problem; it comes due again
+	}
 }
 
 // Compact writes a snapshot now and shortens the log.
