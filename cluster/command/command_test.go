@@ -322,6 +322,29 @@ func TestRetention(t *testing.T) {
 	}
 }
 
+// TestWrongClocksForgetNothing: an entry from a node whose clock is wrong by years, in either direction and again and again, makes no revision too old.
+func TestWrongClocksForgetNothing(t *testing.T) {
+	log := []*Entry{begin()} // 30 days
+	for i, at := range []time.Time{t0, t0.AddDate(50, 0, 0), t0.Add(time.Minute), time.Unix(0, 0), t0.Add(2 * time.Minute), {}, t0.AddDate(250, 0, 0), t0.Add(3 * time.Minute)} {
+		e := entry(KindRevise, &Revise{}, fmt.Sprint("p", i))
+		e.Time = at
+		log = append(log, e)
+	}
+	s, _ := run(t, log...)
+	if len(s.Revisions) != 8 {
+		t.Errorf("%d revisions are kept, want all 8", len(s.Revisions))
+	}
+	for i := range 40 { // days go by
+		e := entry(KindRevise, &Revise{}, fmt.Sprint("q", i))
+		e.Time = t0.AddDate(0, 0, i)
+		log = append(log, e)
+	}
+	s, _ = run(t, log...)
+	if first := s.Revisions[0].Number; first <= 8 {
+		t.Errorf("after 40 days revision %d is kept", first)
+	}
+}
+
 // golden are entries of level 1 as they were first written. Later builds must read them to the same entries.
 func golden() map[string]*Entry {
 	m := map[string]*Entry{

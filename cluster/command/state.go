@@ -30,6 +30,7 @@ type Revision struct {
 	Before  uint64        `json:"before"`               // the revision that was served until then; 0 = none
 	Confirm time.Duration `json:"confirm_ns,omitempty"` // it had to be confirmed within this
 	Fate    Fate          `json:"fate"`
+	Since   time.Duration `json:"since_ns,omitempty"` // State.Elapsed when it was accepted
 }
 
 // Fate is what became of a revision.
@@ -62,11 +63,15 @@ type State struct {
 	Serving   uint64     `json:"serving"`   // what gateways serve; 0 = nothing yet
 	Confirmed uint64     `json:"confirmed"` // what they go back to; the same as Serving unless that is provisional
 	Revisions []Revision `json:"revisions"` // kept ones, oldest first
-	Members   []Member   `json:"members"`   // by id
-	Gone      []Gone     `json:"gone"`      // members that were forgotten, oldest first
-	Tokens    []Token    `json:"tokens"`    // that newcomers may still come by
-	Level     int        `json:"level"`     // the highest of the entries so far: a newcomer must be able to read them
-	Audit     []Line     `json:"audit"`     // oldest first
+	// Elapsed is what the age of revisions is measured by: the times of entries that revise, of which Seen is the last, each counted with a day at
+	// most and none backwards. So a node whose clock is wrong by years makes nobody forget what is kept.
+	Elapsed time.Duration `json:"elapsed_ns"`
+	Seen    time.Time     `json:"seen"`
+	Members []Member      `json:"members"` // by id
+	Gone    []Gone        `json:"gone"`    // members that were forgotten, oldest first
+	Tokens  []Token       `json:"tokens"`  // that newcomers may still come by
+	Level   int           `json:"level"`   // the highest of the entries so far: a newcomer must be able to read them
+	Audit   []Line        `json:"audit"`   // oldest first
 }
 
 // Gone is a member that was forgotten. It is not let in any more, nor is anybody with its certificate.
@@ -215,8 +220,12 @@ func (s *State) revise(e *Entry) (r Result) {
 		return r
 	}
 	s.Last++
+	if !s.Seen.IsZero() {
+		s.Elapsed += min(max(e.Time.Sub(s.Seen), 0), 24*time.Hour)
+	}
+	s.Seen = e.Time
 	rev := Revision{Number: s.Last, Digest: v.Digest, Bytes: v.Bytes, Name: v.Name, Source: v.Source, Comment: v.Comment, Author: e.Who.Author,
-		From: e.Who.From, Nonce: e.Who.Nonce, Time: e.Time, Back: v.Back, Before: s.Serving, Confirm: v.Confirm, Fate: FateConfirmed}
+		From: e.Who.From, Nonce: e.Who.Nonce, Time: e.Time, Back: v.Back, Before: s.Serving, Confirm: v.Confirm, Fate: FateConfirmed, Since: s.Elapsed}
 	s.Serving = s.Last
 	// The first policy has nothing before it to go back to.
 	if v.Confirm > 0 && s.Confirmed != 0 {
@@ -225,7 +234,7 @@ func (s *State) revise(e *Entry) (r Result) {
 		s.Confirmed = s.Last
 	}
 	s.Revisions = append(slices.Clip(s.Revisions), rev)
-	r.Revision, r.Dropped = s.Last, s.prune(e.Time)
+	r.Revision, r.Dropped = s.Last, s.prune()
 	return r
 }
 
@@ -281,8 +290,8 @@ func (s *State) setFate(n uint64, f Fate) {
 	}
 }
 
-// prune forgets the oldest revisions beyond the bounds, never one that is served, gone back to, or newer than such. now is the time of the entry.
-func (s *State) prune(now time.Time) (dropped []string) {
+// prune forgets the oldest revisions beyond the bounds, never one that is served, gone back to, or newer than such.
+func (s *State) prune() (dropped []string) {
 	total := int64(0)
 	seen := map[string]bool{}
 	first := len(s.Revisions)
@@ -293,7 +302,7 @@ func (s *State) prune(now time.Time) (dropped []string) {
 		}
 		kept := len(s.Revisions) - first
 		// A revision's age counts from when the next one replaced it.
-		old := kept > 0 && now.Sub(s.Revisions[first].Time) > s.Bounds.Age
+		old := kept > 0 && s.Elapsed-s.Revisions[first].Since > s.Bounds.Age
 		if r.Number < s.Confirmed && (kept >= s.Bounds.Revisions || total > s.Bounds.TextBytes || old) {
 			break
 		}
