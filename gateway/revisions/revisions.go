@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -25,7 +27,9 @@ const (
 	maxMeta = 64 << 10
 	magic   = "demarc-revision 1 "
 	suffix  = ".revision"
+	aside   = "aside-" // before the name of a revision of another history
 	temp    = "new.tmp"
+	last    = "last" // the highest number that is known to be given, when no file has it
 )
 
 // ErrNone means that no intact revision is there.
@@ -94,32 +98,146 @@ func open(dir string, fs filesystem) (*Store, error) {
 	return s, nil
 }
 
-// Save keeps text as the newest revision. When it returns without an error the revision survives a power loss; with one, what
+// Save keeps text as the newest revision, under the next number. When it returns without an error the revision survives a power loss; with one, what
 // was kept before is untouched and Latest gives the same as before.
 func (s *Store) Save(text []byte, meta Meta) (Revision, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(text) > MaxText {
-		return Revision{}, fmt.Errorf("keep revision: %d bytes are more than %d", len(text), MaxText)
-	}
-	numbers, err := s.numbers()
+	n, err := s.last()
 	if err != nil {
 		return Revision{}, fmt.Errorf("keep revision: %w", err)
 	}
-	next := uint64(1)
-	if len(numbers) > 0 {
-		next = numbers[0] + 1
+	r, err := s.save(n+1, text, meta)
+	if err == nil {
+		s.prune()
 	}
-	r := Revision{Number: next, Digest: digest(text), Meta: meta, Text: bytes.Clone(text)}
+	return r, err
+}
+
+// SaveAs is Save under a number that others have given. Latest gives that one from then on: another text under the same number, and what has a
+// higher one, is of another history (another cluster's, or of after the moment that a backup was made at) and is set aside under another name.
+// What is kept as it should be is not written again.
+func (s *Store) SaveAs(number uint64, text []byte, meta Meta) (r Revision, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if number == 0 || number > math.MaxInt64 {
+		return r, fmt.Errorf("keep revision %d: numbers are from 1 to %d", number, int64(math.MaxInt64))
+	}
+	numbers, err := s.numbers()
+	if err != nil {
+		return r, fmt.Errorf("keep revision %d: %w", number, err)
+	}
+	there := false
+	if slices.Contains(numbers, number) {
+		old, err := s.read(number)
+		if there = err == nil && bytes.Equal(old.Text, text); there {
+			r = old
+		} else if err == nil { // a damaged one is only written anew
+			if err := s.setAside(number); err != nil {
+				return r, err
+			}
+		}
+	}
+	if !there {
+		if r, err = s.save(number, text, meta); err != nil {
+			return r, err
+		}
+	}
+	for _, n := range numbers {
+		if n > number {
+			if err := s.setAside(n); err != nil {
+				return r, err
+			}
+		}
+	}
+	if !there {
+		s.prune()
+	}
+	return r, nil
+}
+
+// setAside takes a revision out of the row without losing it.
+func (s *Store) setAside(n uint64) error {
+	if err := s.fs.Rename(s.path(n), filepath.Join(s.dir, aside+filepath.Base(s.path(n)))); err != nil {
+		return fmt.Errorf("set revision %d aside, which is of another history: %w%s", n, err, hint(err))
+	}
+	return nil
+}
+
+// save writes a revision. The caller holds mu.
+func (s *Store) save(n uint64, text []byte, meta Meta) (Revision, error) {
+	if len(text) > MaxText {
+		return Revision{}, fmt.Errorf("keep revision: %d bytes are more than %d", len(text), MaxText)
+	}
+	r := Revision{Number: n, Digest: digest(text), Meta: meta, Text: bytes.Clone(text)}
 	data, err := encode(&r)
 	if err != nil {
-		return Revision{}, fmt.Errorf("keep revision %d: %w", next, err)
+		return Revision{}, fmt.Errorf("keep revision %d: %w", n, err)
 	}
-	if err := s.write(next, data); err != nil {
-		return Revision{}, fmt.Errorf("keep revision %d: %w%s; what was kept before is untouched", next, err, hint(err))
+	if err := s.write(n, data); err != nil {
+		return Revision{}, fmt.Errorf("keep revision %d: %w%s; what was kept before is untouched", n, err, hint(err))
 	}
-	s.prune()
 	return r, nil
+}
+
+// Prove says whether a text could be kept now, by writing it and taking it away again. It is asked before others agree on the text: what no disk
+// takes must not become the policy.
+func (s *Store) Prove(text []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(text) > MaxText {
+		return fmt.Errorf("keep revision: %d bytes are more than %d", len(text), MaxText)
+	}
+	name := filepath.Join(s.dir, temp)
+	err := s.put(name, text)
+	if rmErr := s.fs.Remove(name); err == nil {
+		err = rmErr
+	}
+	if err != nil {
+		return fmt.Errorf("keep revision: %w%s; what was kept before is untouched", err, hint(err))
+	}
+	return nil
+}
+
+// Reserve notes that a number was given which has no file, so that Last knows it after a restart.
+func (s *Store) Reserve(number uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n, err := s.last(); err == nil && n >= number {
+		return nil
+	}
+	name, final := filepath.Join(s.dir, temp), filepath.Join(s.dir, last)
+	err := s.put(name, []byte(strconv.FormatUint(number, 10)+"\n"))
+	if err == nil {
+		if err = s.fs.Rename(name, final); err == nil {
+			return s.fs.SyncDir(s.dir)
+		}
+	}
+	_ = s.fs.Remove(name) // the first error is the one that matters
+	return fmt.Errorf("note that revision %d was given: %w%s", number, err, hint(err))
+}
+
+// Last is the highest number that was given as far as is known here, to a damaged file too; 0 = none.
+func (s *Store) Last() (uint64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last()
+}
+
+func (s *Store) last() (n uint64, err error) {
+	numbers, err := s.numbers()
+	if err != nil {
+		return 0, err
+	}
+	if len(numbers) > 0 {
+		n = numbers[0]
+	}
+	if b, err := s.fs.Read(filepath.Join(s.dir, last), 32); err == nil {
+		if noted, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 63); err == nil { // damaged: as good as none
+			n = max(n, noted)
+		}
+	}
+	return n, nil
 }
 
 // hint says what would help, where the error itself does not.
@@ -137,6 +255,23 @@ func hint(err error) string {
 // made durable, renamed, the name made durable.
 func (s *Store) write(n uint64, data []byte) error {
 	name, final := filepath.Join(s.dir, temp), s.path(n)
+	err := s.put(name, data)
+	if err == nil {
+		if err = s.fs.Rename(name, final); err == nil {
+			if err = s.fs.SyncDir(s.dir); err == nil {
+				return nil
+			}
+			name = final // it is there but perhaps not for long: an error must not leave it as the newest
+		}
+	}
+	if rmErr := s.fs.Remove(name); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) { // it could not even be made
+		return errors.Join(err, rmErr)
+	}
+	return err
+}
+
+// put makes a file with data in it, on disk for good but for its name. What an error leaves is the caller's to remove.
+func (s *Store) put(name string, data []byte) error {
 	f, err := s.fs.Create(name)
 	if err != nil {
 		return err
@@ -147,17 +282,6 @@ func (s *Store) write(n uint64, data []byte) error {
 	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
-	}
-	if err == nil {
-		if err = s.fs.Rename(name, final); err == nil {
-			if err = s.fs.SyncDir(s.dir); err == nil {
-				return nil
-			}
-			name = final // it is there but perhaps not for long: an error must not leave it as the newest
-		}
-	}
-	if rmErr := s.fs.Remove(name); rmErr != nil {
-		return errors.Join(err, rmErr)
 	}
 	return err
 }
