@@ -36,6 +36,9 @@ type Config struct {
 	// Serve has the gateway serve a revision and returns when every worker does, or why not. One goroutine calls it. A revision that is not
 	// confirmed yet has command.FateProvisional.
 	Serve func(ctx context.Context, r command.Revision, text []byte) error
+	// Keep has the gateway keep a revision, which it serves and which is confirmed, where a start finds it without the cluster. It is tried again while
+	// it fails. The same goroutine calls it. nil = nobody keeps any.
+	Keep func(ctx context.Context, r command.Revision, text []byte) error
 	// Mono is CLOCK_BOOTTIME in ns: confirm times are counted by it. Wall is wall time, which is shown and decides nothing.
 	Mono func() uint64
 	Wall func() time.Time
@@ -69,10 +72,12 @@ type Node struct {
 	log *slog.Logger
 	st  *store.Store
 
-	wake chan struct{} // something changed: look again
+	wake  chan struct{} // something changed: look again
+	ready chan struct{} // closed when current
 
 	mu      sync.Mutex
 	served  served        // mu: what the gateway serves
+	kept    kept          // mu: what of it is kept
 	changed chan struct{} // mu: closed and replaced when served changes
 	applied chan struct{} // mu: closed and replaced when an entry was applied
 	pending *pending      // mu: the confirm time that runs
@@ -107,8 +112,9 @@ type turned struct {
 type served struct {
 	number uint64
 	digest string
-	err    error // why the gateway does not serve number
-	alone  bool  // it went back by itself, without an entry that says so
+	err    error  // why the gateway does not serve number
+	alone  bool   // it went back by itself, without an entry that says so
+	at     uint64 // Mono
 }
 
 // pending is a confirm time that runs.
@@ -123,6 +129,7 @@ const (
 	writeEvery  = time.Second            // the rest of a confirm time, to disk
 	grace       = 300 * time.Millisecond // after the deadline, for the leader's entry, before a node goes back by itself
 	leaderWait  = 5 * time.Second
+	againAfter  = time.Second // until what the gateway could not serve or keep is tried again
 	restFile    = "confirm.json"
 	identityTxt = "id"
 )
@@ -130,7 +137,7 @@ const (
 // Open reads what is on disk and takes part. Run does the work.
 func Open(c Config) (*Node, error) {
 	c.Role = cmp.Or(c.Role, command.RoleGateway)
-	n := &Node{cfg: c, log: c.Log, wake: make(chan struct{}, 1), changed: make(chan struct{}), applied: make(chan struct{}), large: make(chan struct{}, maxLarge),
+	n := &Node{cfg: c, log: c.Log, wake: make(chan struct{}, 1), ready: make(chan struct{}), changed: make(chan struct{}), applied: make(chan struct{}), large: make(chan struct{}, maxLarge),
 		opened: make(chan struct{})}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
@@ -285,12 +292,12 @@ type First struct {
 	Last   uint64 // revisions up to this number were given before there was a cluster
 }
 
-// Begin makes this node a cluster of one that serves f. The gateway serves it already.
+// Begin makes this node a cluster of one that serves f. The gateway serves it already. One that was cut short is carried on with.
 func (n *Node) Begin(ctx context.Context, f First) (command.Revision, error) {
 	if n.joined != nil {
 		return command.Revision{}, errors.New("this node has joined a cluster: it begins none")
 	}
-	if err := n.st.Bootstrap(); err != nil {
+	if err := n.st.Bootstrap(); err != nil && !n.Halfway() {
 		return command.Revision{}, err
 	}
 	who, me := command.Who{Author: "start"}, n.self()
@@ -299,7 +306,8 @@ func (n *Node) Begin(ctx context.Context, f First) (command.Revision, error) {
 		{Kind: command.KindMember, Member: &me},
 	} {
 		e.Who = who
-		if _, err := n.propose(ctx, e); err != nil {
+		ref := (*command.Refusal)(nil)
+		if _, err := n.propose(ctx, e); err != nil && !(errors.As(err, &ref) && ref.Why == command.WhyBegun) {
 			return command.Revision{}, err
 		}
 	}
@@ -418,6 +426,8 @@ func (n *Node) Problem() string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	switch {
+	case n.kept.err != nil:
+		return fmt.Sprintf("revision %d is served and not in this node's own copy, so a start would begin with an older one: %v", n.kept.number, n.kept.err)
 	case n.served.err != nil:
 		return fmt.Sprintf("revision %d is agreed on and not served: %v", n.served.number, n.served.err)
 	case n.served.alone:
@@ -452,6 +462,7 @@ func (n *Node) Serving(number uint64, digest string) {
 }
 
 func (n *Node) set(s served) {
+	s.at = n.cfg.Mono()
 	n.mu.Lock()
 	n.served = s
 	close(n.changed)
@@ -468,10 +479,14 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	for {
 		idle := false
-		if n.current.Load() || n.st.CaughtUp() {
+		if !n.current.Load() && n.st.CaughtUp() {
 			n.current.Store(true)
+			close(n.ready)
+		}
+		if n.current.Load() {
 			n.follow(ctx)
-			idle = n.count(ctx)
+			done := n.keep(ctx)
+			idle = n.count(ctx) && done
 		}
 		var clock <-chan time.Time
 		if !idle {
@@ -513,7 +528,10 @@ func (n *Node) follow(ctx context.Context) {
 	n.mu.Lock()
 	now := n.served
 	n.mu.Unlock()
-	if !ok || now.number == r.Number && now.digest == r.Digest || now.alone && now.number == s.Confirmed {
+	if !ok || now.alone && now.number == s.Confirmed {
+		return
+	}
+	if now.number == r.Number && now.digest == r.Digest && (now.err == nil || n.cfg.Mono()-now.at < uint64(againAfter)) {
 		return
 	}
 	n.serve(ctx, *r, false)

@@ -19,9 +19,36 @@ import (
 
 // gw is what a gateway does for a node: it notes what it was told to serve.
 type gw struct {
-	mu    sync.Mutex
-	texts []string
-	fail  error
+	mu     sync.Mutex
+	texts  []string
+	fail   error
+	kept   []string
+	noKeep error
+}
+
+func (g *gw) keep(_ context.Context, r command.Revision, text []byte) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.noKeep != nil {
+		return g.noKeep
+	}
+	g.kept = append(g.kept, fmt.Sprintf("%d %s", r.Number, text))
+	return nil
+}
+
+func (g *gw) set(fn func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	fn()
+}
+
+func (g *gw) lastKept() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.kept) == 0 {
+		return ""
+	}
+	return g.kept[len(g.kept)-1]
 }
 
 func (g *gw) serve(_ context.Context, _ command.Revision, text []byte) error {
@@ -54,7 +81,7 @@ func start(t testing.TB, dir, name string, tr store.Transport) *member {
 	t.Helper()
 	g := &gw{}
 	begin := time.Now()
-	n, err := Open(Config{Dir: dir, Name: name, Version: "test", Serve: g.serve, Mono: func() uint64 { return uint64(time.Since(begin)) + 1<<40 },
+	n, err := Open(Config{Dir: dir, Name: name, Version: "test", Serve: g.serve, Keep: g.keep, Mono: func() uint64 { return uint64(time.Since(begin)) + 1<<40 },
 		Wall: time.Now, transport: tr, timers: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)

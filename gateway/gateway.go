@@ -76,6 +76,9 @@ type Gateway struct {
 
 	linkMu    sync.Mutex // of portFacts, which reports read without mu
 	mu        sync.Mutex // serialises apply, link changes
+	agreed    agreed
+	prepared  *prepared // under mu
+	outcomes  []outcome // of the last revisions, the latest last; under mu
 	view      atomic.Pointer[snapshot.View]
 	policy    *configs.Policy // of view; under mu
 	text      []byte          // of policy; under mu
@@ -112,7 +115,7 @@ func New(o Options) (*Gateway, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	g := &Gateway{o: o, log: o.Log, started: time.Now(), fatal: make(chan error, 8), seed: o.Seed, look: looking{slow: trace.NewRecorder()}}
+	g := &Gateway{o: o, log: o.Log, started: time.Now(), fatal: make(chan error, 8), seed: o.Seed, look: looking{slow: trace.NewRecorder()}, agreed: newAgreed()}
 	if g.seed == 0 {
 		g.seed = rand.Uint64() | 1
 	}
@@ -188,12 +191,14 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	run("interface", srv.Run)
 	run("upkeep", g.upkeep)
 	run("ports", g.mendPorts)
+	agree := sync.OnceFunc(func() { run("replicated state", g.agree) })
 	// A start that is told to end has not failed: its programs stay, closed.
-	if err := g.begin(ctx); err != nil && ctx.Err() == nil {
+	if err := g.begin(ctx, agree); err != nil && ctx.Err() == nil {
 		cancel()
 		wg.Wait()
 		return errors.Join(err, g.restorePorts())
 	}
+	agree()
 	select {
 	case <-ctx.Done():
 	case err = <-g.fatal:
@@ -222,8 +227,8 @@ func contained(log *slog.Logger, what string, fn func() error) (err error) {
 }
 
 // begin lets traffic in once every worker serves the view. Only here is it settled that the node can serve its first policy, so only here
-// is that one kept.
-func (g *Gateway) begin(ctx context.Context) error {
+// is that one kept. agree has the node take part in the cluster, which comes after that, but where the node has nothing else to serve.
+func (g *Gateway) begin(ctx context.Context, agree func()) error {
 	taken := make(chan error, 1)
 	go func() { taken <- g.waitFor(ctx, g.view.Load().Gen) }() // ends with ctx at the latest
 	var err error
@@ -233,6 +238,12 @@ func (g *Gateway) begin(ctx context.Context) error {
 	}
 	if err != nil {
 		return err
+	}
+	if g.unkept && g.hasAgreed() {
+		agree()
+		if err := g.awaitAgreed(ctx); err != nil {
+			return err
+		}
 	}
 	if err := g.keepFirst(); err != nil {
 		return err

@@ -47,7 +47,7 @@ func (g *Gateway) firstPolicy() error {
 		if g.o.Source != "" && digest(g.o.Policy) != "sha256:"+r.Digest {
 			src = fmt.Sprintf("kept revision %d (applied from %s), not %s", r.Number, r.Meta.Source, g.o.Source)
 		}
-		g.serve(p, v, r.Text, &api.Revision{Number: r.Number, Digest: "sha256:" + r.Digest, Source: src, Name: p.Name, AppliedAt: r.Meta.Time})
+		g.serve(p, v, r.Text, &api.Revision{Number: r.Number, Digest: "sha256:" + r.Digest, Source: src, Name: p.Name, Author: r.Meta.Author, Comment: r.Meta.Comment, AppliedAt: r.Meta.Time})
 		return nil
 	}
 	if len(g.o.Policy) == 0 {
@@ -73,14 +73,13 @@ func (g *Gateway) keepFirst() error {
 	if !g.unkept {
 		return nil
 	}
-	r, err := g.keep(g.text, g.o.Source)
+	k, err := g.store.Save(g.text, revisions.Meta{Author: "start", Source: g.o.Source, Time: time.Now().UTC()})
 	if err != nil {
-		return err
+		return fmt.Errorf("keep the policy: %w", err)
 	}
-	r.Name = g.policy.Name
 	g.unkept = false
-	g.view.Load().Revision = r.Number // only the control side reads it
-	g.revision.Store(r)
+	g.view.Load().Revision = k.Number // only the control side reads it
+	g.revision.Store(&api.Revision{Number: k.Number, Digest: "sha256:" + k.Digest, Source: g.o.Source, Name: g.policy.Name, Author: k.Meta.Author, AppliedAt: k.Meta.Time})
 	return nil
 }
 
@@ -98,15 +97,6 @@ func (g *Gateway) compile(source string, text []byte, prev *snapshot.View) (*con
 		LinkLocal: slowpath.LinkLocal, Break: g.o.Break,
 	})
 	return p, v, err
-}
-
-// keep writes a text to disk before it is served.
-func (g *Gateway) keep(text []byte, source string) (*api.Revision, error) {
-	r, err := g.store.Save(text, revisions.Meta{Source: source, Time: time.Now().UTC()})
-	if err != nil {
-		return nil, fmt.Errorf("keep the policy: %w", err)
-	}
-	return &api.Revision{Number: r.Number, Digest: "sha256:" + r.Digest, Source: source, AppliedAt: r.Meta.Time}, nil
 }
 
 // serve makes v, whose addresses are registered, what workers will read. The caller holds mu, or is New.
@@ -169,50 +159,6 @@ func (g *Gateway) recompile() error {
 	return nil
 }
 
-// ErrConflict says that the served revision is not the one that the caller had seen.
-var ErrConflict = errors.New("conflict")
-
-// Apply serves a new policy: checked, compiled, kept on disk, published, and taken up by every worker before it returns.
-func (g *Gateway) Apply(ctx context.Context, req api.ApplyRequest) (*api.Applied, error) {
-	start := time.Now()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if now := g.revision.Load().Number; req.Expected != 0 && req.Expected != now {
-		return nil, fmt.Errorf("%w: revision %d is served, not %d: look at the difference again", ErrConflict, now, req.Expected)
-	}
-	if err := g.settle(ctx); err != nil {
-		return nil, err
-	}
-	p, v, err := g.compile(req.Source, []byte(req.Policy), g.view.Load())
-	if err != nil {
-		return nil, err
-	}
-	cut, _, _, err := g.impact(ctx, v, 0)
-	if err != nil {
-		return nil, err
-	}
-	if err := v.Register(g.space); err != nil {
-		return nil, err
-	}
-	changes := wireChanges(configs.Diff(g.policy, p))
-	r, err := g.keep([]byte(req.Policy), req.Source)
-	if err != nil {
-		return nil, err
-	}
-	r.Name = p.Name
-	g.unkept = false
-	g.serve(p, v, []byte(req.Policy), r)
-	if err := g.waitFor(ctx, v.Gen); err != nil {
-		return nil, fmt.Errorf("revision %d is kept and published, but %w", r.Number, err)
-	}
-	v.Acknowledged(g.space)
-	if err := g.republishBlocks(ctx); err != nil {
-		return nil, fmt.Errorf("revision %d is served, but its tenants' blocked addresses are not taken up: %w", r.Number, err)
-	}
-	g.log.Info("policy applied", "revision", r.Number, "digest", r.Digest, "source", r.Source, "cut", cut, "took", time.Since(start).String())
-	return &api.Applied{Revision: *r, Changes: changes, Cut: cut, Took: time.Since(start).Seconds()}, nil
-}
-
 // settle notes how far the workers have come with judging sessions again. It waits for nothing.
 func (g *Gateway) settle(ctx context.Context) error {
 	gen, all := g.view.Load().Gen, true
@@ -224,36 +170,32 @@ func (g *Gateway) settle(ctx context.Context) error {
 	return err
 }
 
-// Diff says what a policy would change and which live sessions it would end. It changes nothing.
-func (g *Gateway) Diff(ctx context.Context, req api.DiffRequest) (*api.Diff, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	p, v, err := g.compile(req.Source, []byte(req.Policy), g.view.Load())
-	if err != nil {
-		return nil, err
-	}
-	d := &api.Diff{From: *g.revision.Load(), Digest: digest([]byte(req.Policy)), Changes: wireChanges(configs.Diff(g.policy, p))}
-	d.Same = len(d.Changes) == 0
-	if d.Cut, d.Checked, d.Cuts, err = g.impact(ctx, v, 100); err != nil {
-		return nil, err
-	}
-	return d, nil
+// impact is what a view would do to live sessions.
+type impact struct {
+	cut      int
+	byTenant map[string]int
+	checked  int
+	cuts     []api.Session // the first of them
 }
 
 // impact counts the live sessions that would end under v, and lists the first of them.
-func (g *Gateway) impact(ctx context.Context, v *snapshot.View, list int) (cut, checked int, cuts []api.Session, err error) {
-	now := uint32(g.clock.Now() >> 20)
+func (g *Gateway) impact(ctx context.Context, v *snapshot.View, list int) (out impact, err error) {
+	now, is := uint32(g.clock.Now()>>20), g.view.Load()
+	out.byTenant = map[string]int{}
 	err = g.walk(ctx, func(w int, sh *pipeline.Shard, slot uint32, se *conntrack.Session) bool {
-		checked++
+		out.checked++
 		if sh.WouldCut(v, se) {
-			cut++
-			if len(cuts) < list {
-				cuts = append(cuts, g.wireSession(w, slot, se, now))
+			out.cut++
+			if t := is.Tenant(se.Tenant); t != nil {
+				out.byTenant[t.Name]++
+			}
+			if len(out.cuts) < list {
+				out.cuts = append(out.cuts, g.wireSession(w, slot, se, now))
 			}
 		}
 		return true
 	})
-	return cut, checked, cuts, err
+	return out, err
 }
 
 func wireChanges(in []configs.Change) []api.Change {

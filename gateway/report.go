@@ -23,9 +23,12 @@ type backend struct{ g *Gateway }
 
 func faultOf(err error) error {
 	var list configs.ErrorList
+	var f *api.Fault
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &f):
+		return err
 	case errors.As(err, &list):
 		f := &api.Fault{Status: http.StatusUnprocessableEntity, Err: err}
 		for _, e := range list {
@@ -44,21 +47,11 @@ func (b backend) Policy(context.Context) ([]byte, error) {
 	return b.g.text, nil
 }
 
-func (b backend) Apply(ctx context.Context, r api.ApplyRequest) (*api.Applied, error) {
-	a, err := b.g.Apply(ctx, r)
-	return a, faultOf(err)
-}
-
-func (b backend) Diff(ctx context.Context, r api.DiffRequest) (*api.Diff, error) {
-	d, err := b.g.Diff(ctx, r)
-	return d, faultOf(err)
-}
-
 func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 	g := b.g
 	v := g.view.Load()
 	s := &api.Status{Node: g.o.Node.Name, Version: g.o.Version, Started: g.started, Uptime: time.Since(g.started).Seconds(), Ready: g.ready.Load(),
-		Broken: string(g.o.Break), Revision: *g.revision.Load(), Drops: map[string]uint64{}}
+		Broken: string(g.o.Break), Revision: *g.revision.Load(), Cluster: g.clusterStatus(), Drops: map[string]uint64{}}
 	if !s.Ready {
 		s.WhyNotReady = "starting or stopping"
 	}

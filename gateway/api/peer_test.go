@@ -28,6 +28,7 @@ func TestPeerOfUnixSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := localPeer("/proc", os.Getpid(), uint32(os.Getuid()))
+	want.Role = RoleOperator
 	if got := <-w.seen; got != want || got.Name == "" || got.From != fmt.Sprintf("unix socket, pid %d", os.Getpid()) {
 		t.Errorf("%+v, want %+v", got, want)
 	}

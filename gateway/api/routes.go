@@ -20,6 +20,12 @@ var routes = []*route{
 	get(PathPolicy, RoleReadOnly, "The text of the policy that is served.", Backend.Policy),
 	post(PathDiff, RoleOperator, "What a policy would change, and which live sessions it would end.", Backend.Diff),
 	changing(post(PathApply, RoleOperator, "Serve a new policy; answers when every worker serves it.", Backend.Apply)),
+	changing(post(PathConfirm, RoleOperator, "Keep the provisional revision.", Historian.Confirm)),
+	changing(post(PathRollback, RoleOperator, "Serve the text of an earlier revision again as a new one, or take the provisional one back.", Historian.Rollback)),
+	get(PathHistory, RoleReadOnly, "The revisions that are kept, newest first: who, when, why, and what became of them.", Historian.History),
+	ask(PathRevision, RoleReadOnly, "One kept revision with its text; without a number the one that is served.",
+		func(b Historian, ctx context.Context, q RevisionQuery) (*Shown, error) { return b.Show(ctx, q.Number) }),
+	get(PathAudit, RoleOperator, "Who wanted which change, and what came of it; the latest last.", Historian.Audit),
 	get(PathRevisions, RoleReadOnly, "The applied policies that are kept, newest first.", Supporter.Revisions),
 
 	get(PathBlocks, RoleReadOnly, "Addresses that are blocked for a while.", Actor.Blocks),

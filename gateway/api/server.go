@@ -31,6 +31,8 @@ type Backend interface {
 	Actor
 	Prober
 	Supporter
+	Historian
+	Historian
 }
 
 // Fault is an error with its HTTP status.

@@ -41,6 +41,22 @@ func (e echo) Apply(_ context.Context, r ApplyRequest) (*Applied, error) {
 	return &Applied{Revision: Revision{Number: r.Expected}}, e.fault
 }
 
+func (e echo) Confirm(_ context.Context, r ConfirmRequest) (*Confirmed, error) {
+	return &Confirmed{Revision: Revision{Number: r.Revision}}, e.fault
+}
+func (e echo) Rollback(_ context.Context, r RollbackRequest) (*Applied, error) {
+	return &Applied{Revision: Revision{Number: r.To}, Confirm: r.Confirm}, e.fault
+}
+func (e echo) History(context.Context) (*History, error) {
+	return &History{Cluster: "c", Revisions: []Past{{Revision: Revision{Number: 3}, From: "n", Fate: "expired"}}}, e.fault
+}
+func (e echo) Show(_ context.Context, n uint64) (*Shown, error) {
+	return &Shown{Past: Past{Revision: Revision{Number: n}}, Policy: "p"}, e.fault
+}
+func (e echo) Audit(context.Context) (*Audit, error) {
+	return &Audit{Lines: []AuditLine{{Index: 4, What: "w"}}}, e.fault
+}
+
 // serve runs a server until the test ends.
 func serve(t *testing.T, b Backend) (*Client, string) {
 	t.Helper()
@@ -94,6 +110,29 @@ func TestEachPathReachesItsMethod(t *testing.T) {
 	if err := c.Post(ctx, PathDiff, DiffRequest{Policy: "p", Source: "s"}, &d); err != nil || d.Digest != "p|s" {
 		t.Errorf("diff: %+v, %v", d, err)
 	}
+	var co Confirmed
+	if err := c.Post(ctx, PathConfirm, ConfirmRequest{Revision: 6}, &co); err != nil || co.Revision.Number != 6 {
+		t.Errorf("confirm: %+v, %v", co, err)
+	}
+	var back Applied
+	if err := c.Post(ctx, PathRollback, RollbackRequest{To: 2, Confirm: 1.5}, &back); err != nil || back.Revision.Number != 2 || back.Confirm != 1.5 {
+		t.Errorf("rollback: %+v, %v", back, err)
+	}
+	var h History
+	if err := c.Get(ctx, PathHistory, &h); err != nil || len(h.Revisions) != 1 || h.Revisions[0].Number != 3 || h.Revisions[0].Fate != "expired" {
+		t.Errorf("history: %+v, %v", h, err)
+	}
+	var sh Shown
+	if err := c.Get(ctx, PathRevision+"?number=7", &sh); err != nil || sh.Number != 7 || sh.Policy != "p" {
+		t.Errorf("show: %+v, %v", sh, err)
+	}
+	if err := c.Get(ctx, PathRevision, &sh); err != nil || sh.Number != 0 {
+		t.Errorf("show the served one: %+v, %v", sh, err)
+	}
+	var au Audit
+	if err := c.Get(ctx, PathAudit, &au); err != nil || len(au.Lines) != 1 || au.Lines[0].Index != 4 {
+		t.Errorf("audit: %+v, %v", au, err)
+	}
 	var a Applied
 	if err := c.Post(ctx, PathApply, ApplyRequest{Policy: strings.Repeat("x", MaxPolicy), Expected: 5}, &a); err != nil || a.Revision.Number != 5 {
 		t.Errorf("apply of the largest policy: %+v, %v", a, err)
@@ -109,6 +148,11 @@ func TestRefusals(t *testing.T) {
 	}
 	for _, q := range []string{"?port=x", "?limit=-1"} {
 		if err := c.Get(t.Context(), PathSessions+q, new(Sessions)); !errors.As(err, &f) || f.Status != http.StatusBadRequest {
+			t.Errorf("%s: %v", q, err)
+		}
+	}
+	for _, q := range []string{"?number=x", "?number=-1", "?nummer=1"} {
+		if err := c.Get(t.Context(), PathRevision+q, new(Shown)); !errors.As(err, &f) || f.Status != http.StatusBadRequest {
 			t.Errorf("%s: %v", q, err)
 		}
 	}

@@ -34,6 +34,7 @@ type Status struct {
 	Broken       string            `json:"broken,omitempty"`           // the stage that was switched off on purpose for a lab; empty in any real gateway
 	Damaged      []string          `json:"damaged_policies,omitempty"` // kept policies that were found torn at start and passed over: file and why
 	Revision     Revision          `json:"revision"`
+	Cluster      Cluster           `json:"cluster"`
 	Workers      []Worker          `json:"workers"`
 	Ports        []Port            `json:"ports"`
 	Tenants      []Tenant          `json:"tenants"`
@@ -57,10 +58,12 @@ type APIState struct {
 
 // Revision is the policy that is served.
 type Revision struct {
-	Number    uint64    `json:"number"` // counts up with each apply on this node, from 1
+	Number    uint64    `json:"number"` // counts up with each revision that the cluster agrees on, from 1
 	Digest    string    `json:"digest"` // "sha256:" and 64 hex digits of the text
 	Source    string    `json:"source"` // the file or "apply" that it came from; says so when a kept one is served instead of the file given
 	Name      string    `json:"name"`   // free text from the policy
+	Author    string    `json:"author,omitempty"`
+	Comment   string    `json:"comment,omitempty"`
 	AppliedAt time.Time `json:"applied_at"`
 }
 
@@ -407,8 +410,10 @@ type Interface struct {
 
 // DiffRequest asks what a policy would change. ApplyRequest carries it out.
 type DiffRequest struct {
-	Policy string `json:"policy"` // the text
-	Source string `json:"source"` // where it came from, for error messages
+	Policy string `json:"policy"`         // the text
+	Source string `json:"source"`         // where it came from, for error messages
+	To     uint64 `json:"to,omitempty"`   // a kept revision, instead of Policy and Source
+	From   uint64 `json:"from,omitempty"` // changes are told against this kept revision; 0 = against what is served
 }
 
 // Diff is what a policy would change, and cut.
@@ -416,10 +421,13 @@ type Diff struct {
 	From    Revision  `json:"from"`
 	Digest  string    `json:"digest"` // of the new text
 	Changes []Change  `json:"changes"`
-	Cut     int       `json:"cut"`     // live sessions that the new policy would end
-	Cuts    []Session `json:"cuts"`    // the first 100 of them
-	Checked int       `json:"checked"` // live sessions that were judged
-	Same    bool      `json:"same"`    // nothing would change
+	Cut     int       `json:"cut"`          // live sessions that the new policy would end
+	Cuts    []Session `json:"cuts"`         // the first 100 of them
+	Checked int       `json:"checked"`      // live sessions that were judged
+	Same    bool      `json:"same"`         // nothing would change
+	To      *Revision `json:"to,omitempty"` // when it was asked about a kept revision
+
+	CutByTenant map[string]int `json:"cut_by_tenant"` // of Cut; tenants that lose none are left out
 }
 
 // Change is one difference.
@@ -434,14 +442,22 @@ type ApplyRequest struct {
 	Policy   string `json:"policy"`
 	Source   string `json:"source"`
 	Expected uint64 `json:"expected,omitempty"` // refuse unless this is the served revision; 0 = do not compare
+	Comment  string `json:"comment,omitempty"`  // why, for the history
+
+	// Unless it is confirmed within so many seconds the revision before is served again; 0 = it stays.
+	Confirm float64 `json:"confirm_seconds,omitempty"`
 }
 
 // Applied says that every worker serves the revision.
 type Applied struct {
 	Revision Revision `json:"revision"`
 	Changes  []Change `json:"changes"`
-	Cut      int      `json:"cut"`     // sessions that will end on their next packet
-	Took     float64  `json:"seconds"` // from the request to the last worker's acknowledgement
+	Cut      int      `json:"cut"`                       // sessions that will end on their next packet
+	Took     float64  `json:"seconds"`                   // from the request to the last worker's acknowledgement
+	Confirm  float64  `json:"confirm_seconds,omitempty"` // it is provisional, and must be confirmed within so many seconds
+	NotKept  string   `json:"not_kept,omitempty"`        // why it is not in this node's own copy yet: a start would serve an older one first
+
+	CutByTenant map[string]int `json:"cut_by_tenant"` // of Cut; tenants that lose none are left out
 }
 
 // Error is the body of every answer whose status is not 2xx.

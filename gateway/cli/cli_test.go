@@ -31,6 +31,7 @@ func TestOutputs(t *testing.T) {
 	for name, args := range map[string][]string{
 		"status": {"status"}, "sessions": {"sessions"}, "drops": {"drops"}, "drops-all": {"drops", "--all"}, "routes": {"routes"},
 		"neighbours": {"neighbours"}, "ports": {"ports"}, "policy": {"policy"}, "diff": {"diff", policy}, "apply": {"apply", policy},
+		"apply-confirm": {"apply", policy, "--confirm", "90s"}, "confirm": {"confirm"}, "rollback": {"rollback", "3"}, "history": {"history"}, "show": {"show", "5"}, "export": {"export"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := call(t, t.Context(), "", append(args, "--socket", serve(t, &fake{}))...)
@@ -67,6 +68,11 @@ func TestJSONIsTheWireStruct(t *testing.T) {
 		{[]string{"policy"}, map[string]string{"policy": "schema = 1\n# <b>\n"}},
 		{[]string{"diff", policy}, must(f.Diff(ctx, api.DiffRequest{}))},
 		{[]string{"apply", policy}, must(f.Apply(ctx, api.ApplyRequest{}))},
+		{[]string{"confirm"}, must(f.Confirm(ctx, api.ConfirmRequest{}))},
+		{[]string{"rollback", "3"}, must(f.Rollback(ctx, api.RollbackRequest{}))},
+		{[]string{"history"}, must(f.History(ctx))},
+		{[]string{"show", "5"}, must(f.Show(ctx, 5))},
+		{[]string{"export", "5"}, must(f.Show(ctx, 5))},
 	} {
 		t.Run(c.args[0], func(t *testing.T) {
 			r := call(t, ctx, "", append(c.args, "--json", "--socket", serve(t, &fake{}))...)
@@ -109,6 +115,26 @@ func TestWhatTheNodeIsAsked(t *testing.T) {
 	}
 	call(t, t.Context(), "piped", "apply", "-", "--socket", s)
 	if d := cmp.Diff(api.ApplyRequest{Policy: "piped", Source: "standard input"}, f.apply); d != "" {
+		t.Error(d)
+	}
+	call(t, t.Context(), "piped", "apply", "-", "--confirm", "90s", "--comment", "because", "--socket", s)
+	if d := cmp.Diff(api.ApplyRequest{Policy: "piped", Source: "standard input", Confirm: 90, Comment: "because"}, f.apply); d != "" {
+		t.Error(d)
+	}
+	call(t, t.Context(), "", "confirm", "5", "--socket", s)
+	call(t, t.Context(), "", "rollback", "3", "--confirm", "1m", "--comment", "x", "--expect", "6", "--socket", s)
+	call(t, t.Context(), "", "show", "4", "--socket", s)
+	if d := cmp.Diff(recalled{api.ConfirmRequest{Revision: 5}, api.RollbackRequest{To: 3, Confirm: 60, Comment: "x", Expected: 6}, 4}, f.recalled, cmp.AllowUnexported(recalled{})); d != "" {
+		t.Error(d)
+	}
+	call(t, t.Context(), "", "confirm", "--socket", s)
+	call(t, t.Context(), "", "rollback", "--socket", s)
+	call(t, t.Context(), "", "export", "--socket", s)
+	if d := cmp.Diff(recalled{}, f.recalled, cmp.AllowUnexported(recalled{})); d != "" {
+		t.Error(d)
+	}
+	call(t, t.Context(), "", "diff", "--to", "4", "--from", "2", "--socket", s)
+	if d := cmp.Diff(api.DiffRequest{To: 4, From: 2}, f.diff); d != "" {
 		t.Error(d)
 	}
 	call(t, t.Context(), "piped", "diff", "-", "--socket", s)
@@ -163,7 +189,9 @@ func TestUsageErrors(t *testing.T) {
 		{"apply"}, {"apply", "a", "b"}, {"apply", "a", "--expect", "-1"}, {"diff"}, {"status", "extra"}, {"status", "--nonsense"}, {"status", "--watch", "--interval", "1ms"},
 		{"sessions", "--port", "70000"}, {"sessions", "--port", "http"}, {"sessions", "--limit", "-1"}, {"sessions", "--follow", "--interval", "0s"}, {"drops", "extra"}, {"routes", "extra"},
 		{"neighbours", "extra"}, {"ports", "extra"}, {"policy", "extra"}, {"doctor", "extra"}, {"release"}, {"release", "a", "b"}, {"lab", "extra"}, {"lab", "--break", "everything"},
-		{"version", "extra"}, {"sessions", "--proto", "foo"}, {"sessions", "--proto", "300"}, {"sessions", "--address", "foo"}, {"lab", "--duration", "1s"}, {"completion"}, {"completion", "foo"},
+		{"version", "extra"}, {"confirm", "x"}, {"confirm", "0"}, {"confirm", "1", "2"}, {"rollback", "-1"}, {"rollback", "--confirm", "60s"}, {"rollback", "--comment", "x"}, {"rollback", "3", "--confirm", "0s"},
+		{"apply", "a", "--confirm", "25h"}, {"apply", "a", "--confirm", "10ms"}, {"apply", "a", "--confirm", "60"}, {"apply", "a", "--expect", "0"}, {"history", "extra"}, {"show"}, {"show", "last"}, {"export", "0"},
+		{"diff", "a", "--to", "3"}, {"diff", "--from", "3"}, {"diff", "--to", "0"}, {"diff", "a", "--from", "0"}, {"sessions", "--proto", "foo"}, {"sessions", "--proto", "300"}, {"sessions", "--address", "foo"}, {"lab", "--duration", "1s"}, {"completion"}, {"completion", "foo"},
 	} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			r := call(t, t.Context(), "", args...)
@@ -377,8 +405,17 @@ func TestStatusOfATroubledNode(t *testing.T) {
 	s.SlowPath.Conflicts = []api.Conflict{{Interface: "alpha", Address: "198.18.10.1", MAC: "02:00:00:00:00:66", Count: 12, Age: 3}}
 	s.Tenants[0].Rules = []api.RuleHits{{Rule: 0, Name: "web", Direction: "in", Action: "allow", Hits: 3}, {Rule: -1, Name: "default", Direction: "in", Action: "deny"}}
 	s.Drops = map[string]uint64{"no_route": 0}
+	s.Cluster.Leads, s.Cluster.Leader, s.Cluster.Revision, s.Cluster.Problem = false, "", 5, "no room\x1b"
+	s.Cluster.Provisional = &api.Provisional{Revision: 5, Before: 4, Author: "eve\n", Left: 41.7}
 	var b bytes.Buffer
 	writeStatus(&b, s, nil)
+	for state, want := range map[string]string{api.ClusterReading: "revision 4 is served from this node's own copy", api.ClusterClosed: "CLOSED"} {
+		var b bytes.Buffer
+		s.Cluster.State = state
+		if writeCluster(&b, s); !strings.Contains(b.String(), want) {
+			t.Errorf("%s: %s", state, b.String())
+		}
+	}
 	golden(t, "status-troubled", b.String())
 	if strings.Contains(b.String(), "\x1b") {
 		t.Error("a name moves the cursor")

@@ -38,6 +38,7 @@ type fake struct {
 	refuse   error
 	looked   int
 	acted    acted
+	recalled recalled
 	enough   func() // called when status and sessions have all been given
 }
 
@@ -99,7 +100,7 @@ func (f *fake) Diff(_ context.Context, r api.DiffRequest) (*api.Diff, error) {
 	if strings.Contains(r.Policy, "same") {
 		return &api.Diff{From: someRevision(), Same: true, Checked: 9}, nil
 	}
-	return &api.Diff{From: someRevision(), Changes: someChanges(), Cut: 2, Checked: 9, Cuts: someSessions()[:1]}, nil
+	return &api.Diff{From: someRevision(), Changes: someChanges(), Cut: 2, CutByTenant: map[string]int{"alpha": 2}, Checked: 9, Cuts: someSessions()[:1]}, nil
 }
 
 func (f *fake) Apply(_ context.Context, r api.ApplyRequest) (*api.Applied, error) {
@@ -109,7 +110,7 @@ func (f *fake) Apply(_ context.Context, r api.ApplyRequest) (*api.Applied, error
 	}
 	rev := someRevision()
 	rev.Number++
-	return &api.Applied{Revision: rev, Changes: someChanges(), Cut: 1, Took: 0.0123}, nil
+	return &api.Applied{Revision: rev, Changes: someChanges(), Cut: 1, CutByTenant: map[string]int{"alpha": 1}, Took: 0.0123, Confirm: r.Confirm}, nil
 }
 
 func someRevision() api.Revision {
@@ -146,7 +147,8 @@ func someSessions() []api.Session {
 }
 
 func someStatus() *api.Status {
-	return &api.Status{Node: "edge1", Version: "v0.1", Started: time.Date(2026, 3, 4, 0, 0, 0, 0, time.UTC), Uptime: 3725, Ready: true, Revision: someRevision(),
+	return &api.Status{Node: "edge1", Version: "v0.1", Started: time.Date(2026, 3, 4, 0, 0, 0, 0, time.UTC), Uptime: 3725, Ready: true, Revision: someRevision(), Cluster: api.Cluster{ID: "c1", State: api.ClusterCurrent, Leader: "edge1", Leads: true, Revision: 4, Confirmed: 4,
+		Members: []api.Member{{ID: "m1", Name: "edge1", Role: "gateway", Version: "v0.1", Self: true}}},
 		Workers: []api.Worker{{ID: 0, CPU: 2, Sessions: 12, SessionsCap: 65536, Mappings: 8, MappingsCap: 65536, Frames: 8192, FramesFree: 4000, FramesHeld: 3, FragmentsWaiting: 2, FragmentsCap: 4096, FragmentedKnown: 17, Busy: 0.42, HandedOut: 5},
 			{ID: 1, CPU: -1, SessionsCap: 65536, MappingsCap: 65536, Frames: 8192, FramesFree: 4096, HandedIn: 5}},
 		Ports: somePorts(),

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -113,25 +116,39 @@ func problems(list configs.ErrorList) []api.Problem {
 }
 
 func (a *app) diffCmd() *cobra.Command {
-	return a.data(command("diff FILE", "say what a policy would change and how many live sessions it would cut",
-		"Ask the node what FILE (- is standard input) would change in what it serves, and which live sessions it would end. Changes nothing.",
-		cobra.ExactArgs(1), func(cmd *cobra.Command, args []string) error {
-			text, source, err := read(cmd, args[0])
-			if err == nil {
-				err = sayable(source, text)
+	var from, to uint64
+	c := command("diff FILE | diff --to N", "say what a policy would change and how many live sessions it would cut",
+		"Ask the node what FILE (- is standard input), or revision N with --to, would change in what it serves, and which live sessions it would end, by tenant.\n"+
+			"With --from M the changes are told against revision M; sessions are always those that live now. Changes nothing.",
+		cobra.MaximumNArgs(1), func(cmd *cobra.Command, args []string) error {
+			for _, name := range []string{"from", "to"} {
+				if v := cmd.Flags().Lookup(name); v.Changed && v.Value.String() == "0" {
+					return usageError{fmt.Errorf("--%s 0: want the number of a revision, from 1", name)}
+				}
 			}
-			if err != nil {
-				return err
+			if (len(args) == 0) == (to == 0) {
+				return usageError{errors.New("name either a policy file or a revision with --to")}
+			}
+			q := api.DiffRequest{To: to, From: from}
+			if len(args) == 1 {
+				text, source, err := read(cmd, args[0])
+				if err == nil {
+					err = sayable(source, text)
+				}
+				if err != nil {
+					return err
+				}
+				q.Policy, q.Source = string(text), source
 			}
 			var d api.Diff
-			err = a.ask(func(c *api.Client) error {
-				return c.Post(cmd.Context(), api.PathDiff, api.DiffRequest{Policy: string(text), Source: source}, &d)
-			})
-			if err != nil {
+			if err := a.ask(func(c *api.Client) error { return c.Post(cmd.Context(), api.PathDiff, q, &d) }); err != nil {
 				return err
 			}
 			return show(a, cmd, &d, writeDiff)
-		}))
+		})
+	c.Flags().Uint64Var(&to, "to", 0, "revision `N` instead of a file")
+	c.Flags().Uint64Var(&from, "from", 0, "tell the changes against revision `M` instead of what is served")
+	return a.data(c)
 }
 
 // sayable refuses text that the node's interface could not carry as it is: JSON is UTF-8, and what is not would arrive changed.
@@ -151,13 +168,15 @@ func sayable(source string, text []byte) error {
 }
 
 func (a *app) applyCmd() *cobra.Command {
-	var expect uint64
+	var f changeFlags
 	c := command("apply FILE", "serve another policy, without losing a packet of what does not change",
-		"Hand FILE (- is standard input) to the node. It returns when every worker serves the new policy, which is kept on disk first.\n"+
-			"A policy with errors is refused whole, with every error.",
+		"Hand FILE (- is standard input) to the node. It returns when every worker serves the new policy, which is agreed on and kept on disk.\n"+
+			"A policy with errors is refused whole, with every error. If another change comes in between, it is refused as a conflict.\n\n"+
+			"With --confirm the policy is provisional: unless `demarc confirm` comes in time, the one before is served again, whatever happens to this\n"+
+			"terminal, to the node or to its leader meanwhile.",
 		cobra.ExactArgs(1), func(cmd *cobra.Command, args []string) error {
-			if cmd.Flags().Changed("expect") && expect == 0 {
-				return usageError{errors.New("--expect 0: want the number of a revision, from 1")}
+			if err := f.check(cmd); err != nil {
+				return err
 			}
 			text, source, err := read(cmd, args[0])
 			if err == nil {
@@ -168,14 +187,14 @@ func (a *app) applyCmd() *cobra.Command {
 			}
 			var d api.Applied
 			err = a.ask(func(c *api.Client) error {
-				return c.Post(cmd.Context(), api.PathApply, api.ApplyRequest{Policy: string(text), Source: source, Expected: expect}, &d)
+				return c.Post(cmd.Context(), api.PathApply, api.ApplyRequest{Policy: string(text), Source: source, Expected: f.expect, Confirm: f.confirm.Seconds(), Comment: f.comment}, &d)
 			})
 			if err != nil {
 				return err
 			}
 			return show(a, cmd, &d, writeApplied)
 		})
-	c.Flags().Uint64Var(&expect, "expect", 0, "refuse unless revision `N` is the one served now")
+	f.add(c)
 	return a.data(c)
 }
 
@@ -215,14 +234,18 @@ func writeChanges(w io.Writer, list []api.Change) {
 }
 
 func writeDiff(w io.Writer, d *api.Diff) {
-	fmt.Fprintf(w, "against revision %d (%s)\n", d.From.Number, d.From.Source)
+	to := ""
+	if d.To != nil {
+		to = fmt.Sprintf("revision %d (%s) ", d.To.Number, clean(d.To.Source))
+	}
+	fmt.Fprintf(w, "%sagainst revision %d (%s)\n", to, d.From.Number, clean(d.From.Source))
 	if d.Same {
 		fmt.Fprintln(w, "nothing would change")
 	} else {
 		fmt.Fprintf(w, "%s:\n", plural(len(d.Changes), "change"))
 		writeChanges(w, d.Changes)
 	}
-	fmt.Fprintf(w, "%s of %d would be cut\n", plural(d.Cut, "session"), d.Checked)
+	fmt.Fprintf(w, "%s of %d would be cut%s\n", plural(d.Cut, "session"), d.Checked, byTenant(d.CutByTenant))
 	if len(d.Cuts) > 0 {
 		writeSessions(w, d.Cuts)
 		if d.Cut > len(d.Cuts) {
@@ -235,8 +258,24 @@ func writeApplied(w io.Writer, d *api.Applied) {
 	fmt.Fprintf(w, "revision %d is served (%s, %.0f ms)\n", d.Revision.Number, plural(len(d.Changes), "change"), d.Took*1e3)
 	writeChanges(w, d.Changes)
 	if d.Cut > 0 {
-		fmt.Fprintf(w, "%s cut\n", plural(d.Cut, "session"))
+		fmt.Fprintf(w, "%s cut%s\n", plural(d.Cut, "session"), byTenant(d.CutByTenant))
 	}
+	if d.Confirm > 0 {
+		fmt.Fprintf(w, "not confirmed: the revision before is served again in %s unless you run: demarc confirm %d\n", seconds(d.Confirm), d.Revision.Number)
+	}
+	writeNotKept(w, d.NotKept)
+}
+
+// byTenant says whose they are.
+func byTenant(m map[string]int) string {
+	if len(m) == 0 {
+		return ""
+	}
+	var list []string
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		list = append(list, fmt.Sprintf("%s %d", clean(name), m[name]))
+	}
+	return ": " + strings.Join(list, ", ")
 }
 
 // plural is "1 rule", "2 rules".

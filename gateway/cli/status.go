@@ -86,6 +86,34 @@ func (a *app) watch(cmd *cobra.Command, path string, every time.Duration) error 
 	}
 }
 
+// writeCluster says what was agreed on, and what this node lacks of it.
+func writeCluster(w io.Writer, s *api.Status) {
+	c := &s.Cluster
+	lead := "nobody leads"
+	switch {
+	case c.Leads && len(c.Members) == 1:
+		lead = "this node by itself"
+	case c.Leads:
+		lead = "this node leads"
+	case c.Leader != "":
+		lead = clean(c.Leader) + " leads"
+	}
+	switch c.State {
+	case api.ClusterReading:
+		fmt.Fprintf(w, "cluster   reading what was agreed on: revision %d is served from this node's own copy\n", s.Revision.Number)
+	case api.ClusterClosed:
+		fmt.Fprintf(w, "cluster   CLOSED\n")
+	default:
+		fmt.Fprintf(w, "cluster   %s, revision %d is agreed on, %d confirmed\n", lead, c.Revision, c.Confirmed)
+	}
+	if p := c.Provisional; p != nil {
+		fmt.Fprintf(w, "UNCONFIRMED revision %d by %s: revision %d comes back in %s unless you run: demarc confirm %d\n", p.Revision, clean(p.Author), p.Before, seconds(p.Left), p.Revision)
+	}
+	if c.Problem != "" {
+		fmt.Fprintf(w, "PROBLEM   %s\n", clean(c.Problem))
+	}
+}
+
 // writeStatus prints totals, or with an earlier look at the same process, rates since then.
 func writeStatus(w io.Writer, s, last *api.Status) {
 	if s.OnlyTenant != "" {
@@ -110,6 +138,7 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 	}
 	fmt.Fprintf(w, "policy    revision %d%s from %s, applied %s\n", r.Number, clean(name), clean(r.Source), r.AppliedAt.UTC().Format("2006-01-02 15:04:05 UTC"))
 	fmt.Fprintf(w, "          %s\n", r.Digest)
+	writeCluster(w, s)
 	for _, d := range s.Damaged {
 		fmt.Fprintf(w, "DAMAGED   %s: passed over at start\n", clean(d))
 	}

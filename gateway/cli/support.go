@@ -38,7 +38,7 @@ func (a *app) supportCmd() *cobra.Command {
 	var file, node string
 	c := command("support [-o FILE]", "write one archive for a ticket, secrets left out",
 		"Write what somebody who is to help needs into one archive, mode 0600: version, status, ports, routes, neighbours, drops, blocks, sessions (counted,\n"+
-			"the first listed), metrics, policy, node file, revisions, the last log lines, what doctor says, kernel and network devices. Values of keys\n"+
+			"the first listed), metrics, policy, node file, revisions, history, audit log, the last log lines, what doctor says, kernel and network devices. Values of keys\n"+
 			"that are called like secrets, and what looks like one, are left out; addresses of hosts are in it. It works when the node is down\n"+
 			"too, with what is on disk, and says what is missing. -o - writes to standard output.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
@@ -174,6 +174,8 @@ func (b *bundle) running(cmd *cobra.Command, c *api.Client) (name string) {
 	get("drops.json", api.PathDrops, new(api.Drops))
 	get("blocks.json", api.PathBlocks, new(api.Blocks))
 	get("revisions.json", api.PathRevisions, new(api.Revisions))
+	get("history.json", api.PathHistory, new(api.History))
+	get("audit.json", api.PathAudit, new(api.Audit))
 	for file, path := range map[string]string{"metrics.txt": api.PathMetrics, "policy.toml": api.PathPolicy, "log.txt": api.PathLog} {
 		if text, err := c.Text(ctx, path); err != nil {
 			b.lacks(file, err)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -441,10 +442,13 @@ func TestApplyKeepsPolicies(t *testing.T) {
 	if err := os.Mkdir(data, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("dm-e2e", data, "tmpfs", 0, "size=256k"); err != nil {
+	if err := unix.Mount("dm-e2e", data, "tmpfs", 0, "size=4m"); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { unix.Unmount(data, unix.MNT_DETACH) })
+	t.Cleanup(func() {
+		for unix.Unmount(data, unix.MNT_DETACH) == nil { // whatever lies on top of it, too
+		}
+	})
 	r.write(r.node, rigNode(data, r.socket, ""))
 	served := func(name string, number uint64) {
 		t.Helper()
@@ -479,19 +483,42 @@ func TestApplyKeepsPolicies(t *testing.T) {
 	}
 	r.stop()
 
-	// Torn: the one before is served, and the damage named.
+	// Torn: the damage is named, and what was agreed on is served and kept again. Without the replicated state it is the one before.
 	newest := files[len(files)-1]
 	if err := os.Truncate(newest, 300); err != nil {
 		t.Fatal(err)
 	}
+	named := func() {
+		t.Helper()
+		if text, _, _ := r.cli("status"); !strings.Contains(text, filepath.Base(newest)) {
+			t.Errorf("status does not name the damaged file %s:\n%s", filepath.Base(newest), text)
+		}
+		if log := read(t, r.log); !strings.Contains(log, filepath.Base(newest)) {
+			t.Errorf("the log does not name the damaged file:\n%s", log)
+		}
+	}
+	agreed := filepath.Join(data, "cluster", "raft.db")
+	if err := os.Rename(agreed, agreed+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(agreed, 0o700); err != nil { // nothing that can be opened
+		t.Fatal(err)
+	}
 	r.start()
 	served("number 11", 12)
-	if text, _, _ := r.cli("status"); !strings.Contains(text, filepath.Base(newest)) {
-		t.Errorf("status does not name the damaged file %s:\n%s", filepath.Base(newest), text)
+	named()
+	r.stop()
+	if err := errors.Join(os.Remove(agreed), os.Rename(agreed+".away", agreed)); err != nil {
+		t.Fatal(err)
 	}
-	if log := r.logged(); !strings.Contains(log, filepath.Base(newest)) {
-		t.Errorf("the log does not name the damaged file:\n%s", log)
-	}
+	r.start()
+	r.serves(2*time.Second, 13)
+	served("number 12", 13)
+	named()
+	r.until(2*time.Second, "the torn file is whole again", func() (bool, string) {
+		i, err := os.Stat(newest)
+		return err == nil && i.Size() > 300, fmt.Sprint(err)
+	})
 	// The next one gets a number that was never used, and is served after a crash.
 	if a := r.apply(policy(14)); a.Revision.Number != 14 {
 		t.Errorf("after a torn 13 the next is %d", a.Revision.Number)
@@ -513,18 +540,27 @@ func TestApplyKeepsPolicies(t *testing.T) {
 		served("number 14", 14)
 	}
 	fill := filepath.Join(data, "fill")
-	if err := os.WriteFile(fill, bytes.Repeat([]byte{1}, 4<<20), 0o600); err == nil {
+	if err := os.WriteFile(fill, bytes.Repeat([]byte{1}, 8<<20), 0o600); err == nil {
 		t.Error("the small disk is not full")
 	}
 	refused("full disk", "no space left")
 	os.Remove(fill)
-	if err := unix.Mount("", data, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+	// A file that is open for writing keeps a file system writable, so the read-only one lies on top of it.
+	if err := errors.Join(unix.Mount(data, data, "", unix.MS_BIND, ""), unix.Mount("", data, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")); err != nil {
 		t.Fatal(err)
 	}
 	refused("read-only disk", "read-only")
 	r.kill()
+	if err := errors.Join(unix.Unmount(data, unix.MNT_DETACH), unix.Mount("", data, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")); err != nil {
+		t.Fatal(err)
+	}
 	r.start() // a node whose disk takes nothing still serves what it has
 	served("number 14", 14)
+	r.until(5*time.Second, "status says what it lacks", func() (bool, string) {
+		c := r.status().Cluster
+		return c.State == api.ClusterClosed && strings.Contains(c.Problem, "read-only file system"), fmt.Sprintf("%+v", c)
+	})
+	refused("still read-only", "read-only")
 	if err := unix.Mount("", data, "", unix.MS_REMOUNT, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -634,7 +670,7 @@ func TestApplyKilledAnyTime(t *testing.T) {
 		return strings.Replace(rigPolicy("", ""), `name = "e2e"`, fmt.Sprintf("name = \"number %d\"", n), 1)
 	}
 	r := newRig(t, "killed", policy(0))
-	next := 1
+	next, some := 1, false
 	for round := range 6 {
 		r.start()
 		acked := r.status().Revision.Name
@@ -655,7 +691,9 @@ func TestApplyKilledAnyTime(t *testing.T) {
 		}()
 		time.Sleep(time.Duration(100+37*round) * time.Millisecond)
 		r.kill()
+		before := acked
 		acked = <-done
+		some = some || acked != before
 		r.start()
 		got := r.status().Revision
 		t.Logf("round %d: acknowledged %q, served after the crash: %q, revision %d", round, acked, got.Name, got.Number)
@@ -664,6 +702,9 @@ func TestApplyKilledAnyTime(t *testing.T) {
 		}
 		next++
 		r.kill()
+	}
+	if !some {
+		t.Error("no apply was acknowledged before a kill: this has shown nothing")
 	}
 	r.start()
 }

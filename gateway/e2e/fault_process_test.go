@@ -87,7 +87,7 @@ func faultPolicy(n int) string {
 // does a log that the disk has no room for.
 func TestFaultDiskFull(t *testing.T) {
 	r := newRig(t, "full", faultPolicy(0))
-	wrap, at := r.smallDisk("256k")
+	wrap, at := r.smallDisk("1m")
 	r.start(wrap...)
 	r.apply(faultPolicy(1))
 	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
@@ -120,8 +120,11 @@ func TestFaultDiskFull(t *testing.T) {
 	}
 	r.refused(faultPolicy(2), "no space left on device")
 	room()
-	if a := r.apply(faultPolicy(2)); a.Revision.Number != 3 {
-		t.Errorf("with room again: %+v", a.Revision)
+	if a := r.apply(faultPolicy(2)); a.Revision.Number != 3 || a.NotKept != "" {
+		t.Errorf("with room again: %+v", a)
+	}
+	if c := r.status().Cluster; c.State != api.ClusterCurrent || c.Problem != "" || c.Revision != 3 {
+		t.Errorf("with room again: %+v", c)
 	}
 	r.stop()
 }
@@ -131,12 +134,13 @@ func TestFaultDiskFull(t *testing.T) {
 func TestFaultDataReadOnly(t *testing.T) {
 	r := newRig(t, "readonly", faultPolicy(0))
 	wrap, at := r.smallDisk("1m")
-	mount := func(how string) {
+	inside := func(args ...string) {
 		t.Helper()
-		if out, err := exec.Command(wrap[0], append(wrap[1:], "mount", "-o", "remount,"+how, r.data)...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
+		if out, err := exec.Command(wrap[0], append(wrap[1:], args...)...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
 		}
 	}
+	mount := func(how string) { t.Helper(); inside("mount", "-o", "remount,"+how, r.data) }
 	refuse := func(why, want string, wrap ...string) {
 		t.Helper()
 		os.Remove(r.log)
@@ -151,15 +155,27 @@ func TestFaultDataReadOnly(t *testing.T) {
 	mount("rw")
 	r.start(wrap...)
 	r.apply(faultPolicy(1))
-	mount("ro")
+	// A file that is open for writing keeps a file system writable, so the read-only one lies on top of it.
+	inside("mount", "--bind", r.data, r.data)
+	inside("mount", "-o", "remount,bind,ro", r.data)
 	r.refused(faultPolicy(2), "read-only file system", "the data directory must be writable")
 	r.stop()
+	inside("umount", r.data)
+	mount("ro")
 	r.start(wrap...)
 	if st := r.status(); !st.Ready || st.Revision.Number != 2 {
 		t.Errorf("restart on a read-only directory: ready %v, revision %d", st.Ready, st.Revision.Number)
 	}
 	r.refused(faultPolicy(2), "read-only file system")
+	r.until(5*time.Second, "status says what it lacks", func() (bool, string) {
+		c := r.status().Cluster
+		return c.State == api.ClusterClosed && strings.Contains(c.Problem, "read-only file system"), fmt.Sprintf("%+v", c)
+	})
 	mount("rw")
+	r.until(8*time.Second, "the replicated state is open again, by itself", func() (bool, string) {
+		c := r.status().Cluster
+		return c.State == api.ClusterCurrent && c.Problem == "", fmt.Sprintf("%+v", c)
+	})
 	check(t, os.Rename(filepath.Join(at, "policies"), filepath.Join(at, "elsewhere")))
 	r.refused(faultPolicy(2), "no such file or directory")
 	check(t, os.Rename(filepath.Join(at, "elsewhere"), filepath.Join(at, "policies")))
@@ -403,9 +419,15 @@ func TestFaultManyApplies(t *testing.T) {
 	if now > goroutines+4 {
 		t.Errorf("%v goroutines, there were %v", now, goroutines)
 	}
-	files, err := filepath.Glob(filepath.Join(r.data, "*", "*"))
-	if err != nil || len(files) > 12 {
-		t.Errorf("%d files in the data directory (%v)", len(files), err)
+	files, err := filepath.Glob(filepath.Join(r.data, "policies", "*"))
+	if err != nil || len(files) > 10 {
+		t.Errorf("%d files among the node's own copies (%v)", len(files), err)
+	}
+	if h := r.history(); len(h.Revisions) != 200 || h.Serving != uint64(total+1) {
+		t.Errorf("%d revisions in the history, %d is served", len(h.Revisions), h.Serving)
+	}
+	if texts, err := filepath.Glob(filepath.Join(r.data, "cluster", "texts", "*")); err != nil || len(texts) > 200 {
+		t.Errorf("%d texts are kept (%v)", len(texts), err)
 	}
 	st := r.status()
 	if d := st.Drops; !st.Conservation.OK || d["unset"] > 0 || rigTenantOf(st, "alpha").Created != 1 {

@@ -70,6 +70,16 @@ var (
 	conserved = gauge("gateway_frames_conserved", "1 when every frame of packet memory is in exactly one place.")
 	dropped   = counter("meter_dropped_packets", "Packets dropped, by reason, the XDP program's included.", "reason")
 
+	clusterCurrent     = gauge("cluster_current", "1 when this node knows what was agreed on, so that changes can be made.")
+	clusterLeads       = gauge("cluster_leader", "1 on the node that leads the cluster.")
+	clusterLed         = gauge("cluster_led", "1 when this node knows who leads.")
+	clusterMembers     = gauge("cluster_members", "Nodes of the cluster.")
+	clusterRevision    = gauge("cluster_revision", "Number of the policy revision that was agreed on; what this node serves is demarc_gateway_policy_revision.")
+	clusterConfirmed   = gauge("cluster_confirmed_revision", "Number of the last confirmed revision; another than the one agreed on while that is provisional.")
+	clusterProvisional = gauge("cluster_provisional", "1 while a revision waits for its confirmation.")
+	clusterLeft        = gauge("cluster_provisional_seconds_left", "Time left to confirm it; 0 when none waits.")
+	clusterProblem     = gauge("cluster_problem", "1 when something is wrong with this node's part in the cluster; status says what.")
+
 	blockEntries     = gauge("block_entries", "Addresses and prefixes that are blocked for a while; what they drop is counted under the reason blocked.")
 	workerBusy       = gauge("worker_busy_ratio", "Part of the last second with packets in hand.", "worker")
 	workerFrames     = gauge("worker_frames", "Frames of packet memory by place; tx includes the completion ring.", "worker", "place")
@@ -216,6 +226,20 @@ func (o out) node(s *api.Status) {
 	o.put(started, float64(s.Started.UnixMilli())/1e3)
 	o.put(revision, float64(s.Revision.Number))
 	o.put(appliedAt, float64(s.Revision.AppliedAt.UnixMilli())/1e3)
+	c := &s.Cluster
+	o.put(clusterCurrent, truth(c.State == api.ClusterCurrent))
+	o.put(clusterLeads, truth(c.Leads))
+	o.put(clusterLed, truth(c.Leader != ""))
+	o.put(clusterMembers, float64(len(c.Members)))
+	o.put(clusterRevision, float64(c.Revision))
+	o.put(clusterConfirmed, float64(c.Confirmed))
+	o.put(clusterProvisional, truth(c.Provisional != nil))
+	left := 0.0
+	if c.Provisional != nil {
+		left = c.Provisional.Left
+	}
+	o.put(clusterLeft, left)
+	o.put(clusterProblem, truth(c.Problem != ""))
 	o.put(blockEntries, float64(len(s.Blocks)))
 	o.put(conserved, truth(s.Conservation.OK))
 	o.put(outerErrors, float64(s.Backbone.ICMPErrors.Sent), "sent")

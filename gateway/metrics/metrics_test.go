@@ -92,10 +92,14 @@ func TestValues(t *testing.T) {
 	s.Ports[0].Queues[0].Rings.FillEmpty = 11
 	s.Ports[0].Carrier = false
 	f.drops.ByReason["acl_deny"] = 2
+	s.Cluster = api.Cluster{State: api.ClusterCurrent, Leader: "n1", Leads: true, Revision: 9, Confirmed: 8, Problem: "x", Members: make([]api.Member, 3),
+		Provisional: &api.Provisional{Revision: 9, Left: 12.5}}
 	text, _ := scrape(t, f)
 	want(t, text,
 		`demarc_gateway_ready 1`, `demarc_gateway_policy_revision 7`, `demarc_gateway_policy_applied_timestamp_seconds 900.5`, `demarc_gateway_frames_conserved 1`,
 		`demarc_gateway_stage_off 0`,
+		`demarc_cluster_current 1`, `demarc_cluster_leader 1`, `demarc_cluster_led 1`, `demarc_cluster_members 3`, `demarc_cluster_revision 9`, `demarc_cluster_confirmed_revision 8`,
+		`demarc_cluster_provisional 1`, `demarc_cluster_provisional_seconds_left 12.5`, `demarc_cluster_problem 1`,
 		`demarc_worker_busy_ratio{worker="0"} 0.25`, `demarc_worker_frames{place="free",worker="0"} 60`, `demarc_worker_frames{place="fill",worker="0"} 30`,
 		`demarc_worker_frames{place="tx",worker="0"} 10`, `demarc_worker_frames{place="fill",worker="1"} 0`, `demarc_worker_memory_frames{worker="0"} 100`,
 		`demarc_conntrack_sessions{worker="0"} 3`, `demarc_conntrack_capacity_sessions{worker="1"} 64`, `demarc_nat_mappings{worker="0"} 2`,

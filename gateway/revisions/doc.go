@@ -1,4 +1,4 @@
-// Package revisions keeps the texts of applied policies on disk, so that a restart after kill -9 or power loss serves the last
+// Package revisions keeps the last confirmed policies of a node on disk, so that a restart after kill -9 or power loss serves the last
 // applied one.
 //
 // It does not know what a policy is: text comes in and comes out byte for byte, or not at all. A file that was torn or
