@@ -162,6 +162,9 @@ func TestRemoteInterface(t *testing.T) {
 	}
 
 	// Not even a socket that somebody has opened to all lets others in.
+	for _, name := range []string{filepath.Dir(s.dir), s.dir} {
+		check(t, os.Chmod(name, 0o755))
+	}
 	check(t, os.Chmod(s.socket, 0o666))
 	for user, want := range map[string]string{"0": "200", "65534": "403"} {
 		out, err := s.Exec(netlab.GW, "setpriv", "--reuid", user, "--clear-groups", "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--unix-socket", s.socket, "http://demarc"+api.PathStatus)
