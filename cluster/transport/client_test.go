@@ -7,11 +7,13 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -295,6 +297,37 @@ func TestHostName(t *testing.T) {
 	for name, want := range map[string]int{"gw1": 1, "gw1.example": 1, "a b": 0, "-x": 0, "x-": 0, "x..y": 0, "ü": 0, "x_y": 0, strings.Repeat("x", 64): 0} {
 		if got := hostName(name); len(got) != want {
 			t.Errorf("%q: %v", name, got)
+		}
+	}
+}
+
+// file is a file as its system describes it.
+type file struct {
+	fs.FileInfo
+	mode fs.FileMode
+	uid  uint32
+}
+
+func (f file) Mode() fs.FileMode { return f.mode }
+func (f file) Sys() any          { return &syscall.Stat_t{Uid: f.uid} }
+
+// TestPrivate: a key is ours alone, or it is refused with what mends it.
+func TestPrivate(t *testing.T) {
+	for _, c := range []struct {
+		key, dir file
+		euid     int
+		says     string // "" = good
+	}{
+		{file{mode: 0o600}, file{mode: 0o755}, 0, ""}, {file{mode: 0o400}, file{mode: 0o700}, 0, ""}, {file{mode: 0o600, uid: 7}, file{mode: 0o700, uid: 7}, 7, ""}, {file{mode: 0o600}, file{mode: 0o755}, 7, ""},
+		{file{mode: 0o600, uid: 7}, file{mode: fs.ModeSticky | 0o777}, 7, ""},
+		{file{mode: 0o640}, file{mode: 0o700}, 0, "chmod 600"}, {file{mode: 0o604}, file{mode: 0o700}, 0, "chmod 600"}, {file{mode: 0o620}, file{mode: 0o700}, 0, "chmod 600"},
+		{file{mode: 0o600, uid: 7}, file{mode: 0o700}, 0, "k/x.key: it belongs to user 7"}, {file{mode: 0o600}, file{mode: 0o700, uid: 7}, 0, "k: it belongs to user 7"},
+		{file{mode: 0o600, uid: 8}, file{mode: 0o700, uid: 7}, 7, "k/x.key: it belongs to user 8"},
+		{file{mode: 0o600}, file{mode: 0o777}, 0, "chmod 700"},
+	} {
+		err := private("k/x.key", c.key, c.dir, c.euid)
+		if c.says == "" && err != nil || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) {
+			t.Errorf("%v %d in %v %d for %d: %v, want %q", c.key.mode, c.key.uid, c.dir.mode, c.dir.uid, c.euid, err, c.says)
 		}
 	}
 }

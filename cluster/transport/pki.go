@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -283,14 +284,37 @@ func readCert(name string) (*x509.Certificate, error) {
 	return c, nil
 }
 
-// readKey refuses a key that others may read: then it is not known to be ours alone.
+// private says whether a key's file, or what may be put in its place, is not ours alone. The user that runs the program and root are us.
+func private(name string, key, dir fs.FileInfo, euid int) error {
+	if p := key.Mode().Perm(); p&0o077 != 0 {
+		return fmt.Errorf("%s: its mode is %04o, others may read it: chmod 600 it, and make a new one if they could have", name, p)
+	}
+	for _, f := range []struct {
+		name string
+		fs.FileInfo
+	}{{name, key}, {filepath.Dir(name), dir}} {
+		if st, ok := f.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != euid {
+			return fmt.Errorf("%s: it belongs to user %d, who may change it: chown it to who uses it", f.name, st.Uid)
+		}
+	}
+	if m := dir.Mode(); m.Perm()&0o002 != 0 && m&fs.ModeSticky == 0 {
+		return fmt.Errorf("%s: its mode is %04o, anybody may put another key there: chmod 700 it", filepath.Dir(name), m.Perm())
+	}
+	return nil
+}
+
+// readKey refuses a key that is not known to be ours alone.
 func readKey(name string) (ed25519.PrivateKey, error) {
 	st, err := os.Stat(name)
 	if err != nil {
 		return nil, err
 	}
-	if st.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%s: its mode is %04o, others may read it: chmod 600 it, and make a new one if they could have", name, st.Mode().Perm())
+	dir, err := os.Stat(filepath.Dir(name))
+	if err != nil {
+		return nil, err
+	}
+	if err := private(name, st, dir, os.Geteuid()); err != nil {
+		return nil, err
 	}
 	der, err := readPEM(name, "PRIVATE KEY")
 	if err != nil {
