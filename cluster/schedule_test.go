@@ -146,6 +146,16 @@ func (s *sched) stop(m *schedMember) error {
 	return n.Close()
 }
 
+// members is a copy of them as they are now.
+func (s *sched) members() (out []schedMember) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.ms {
+		out = append(out, *m)
+	}
+	return out
+}
+
 func (s *sched) nodes() (out []*Node) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -168,7 +178,16 @@ func (s *sched) lead() *Node {
 func (s *sched) until(what string, ok func() bool) error {
 	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
-			return fmt.Errorf("waited in vain: %s", what)
+			err := fmt.Errorf("waited in vain: %s", what)
+			for _, m := range s.members() {
+				if m.n == nil {
+					err = fmt.Errorf("%w; %s is not there", err, m.name)
+					continue
+				}
+				v, _ := m.n.st.Voters()
+				err = fmt.Errorf("%w; %s (%.6s): entry %d, leads %v, %q, voters %.300v", err, m.name, m.n.id, m.n.State().Index, m.n.st.Leads(), m.n.Problem(), v)
+			}
+			return err
 		}
 	}
 	return nil
@@ -642,9 +661,6 @@ func (s *sched) judge() error {
 		}
 		return true
 	}); err != nil {
-		for i, n := range s.nodes() {
-			err = fmt.Errorf("%w; n%d: entry %d, leads %v, %q", err, i, n.State().Index, n.st.Leads(), n.Problem())
-		}
 		return err
 	}
 	want, err := final.EncodeState()
@@ -732,7 +748,7 @@ func TestSchedules(t *testing.T) {
 				s := &sched{seed: from + i, base: filepath.Join(base, fmt.Sprint(i))}
 				if err := s.run(); err != nil {
 					failed.Store(true)
-					t.Errorf("-seed %d -schedules 1: %v\n%s\n%s", s.seed, err, strings.Join(s.log, "\n"), strings.Join(s.said[max(0, len(s.said)-100):], ""))
+					t.Errorf("-seed %d -schedules 1: %v\n%s\n%s", s.seed, err, strings.Join(s.log, "\n"), strings.Join(s.said[max(0, len(s.said)-600):], ""))
 				}
 				_ = os.RemoveAll(s.base)
 				mu.Lock()

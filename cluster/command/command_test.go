@@ -2,6 +2,7 @@ package command
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -345,6 +346,43 @@ func TestWrongClocksForgetNothing(t *testing.T) {
 	}
 }
 
+// TestPackedTexts: a large text takes less room in an entry, comes back as it was, and cannot become larger than a text may be.
+func TestPackedTexts(t *testing.T) {
+	rules := strings.Repeat("to = \"198.51.100.7\"\n", 50_000)
+	noise := make([]byte, packFrom)
+	for i := range noise {
+		sum := Digest([]byte{byte(i), byte(i >> 8)})
+		noise[i] = sum[0] ^ sum[1]<<4 ^ byte(i*i)
+	}
+	for name, text := range map[string]string{"rules": rules, "small": "schema = 1\n", "at the bound": strings.Repeat("x", MaxText)} {
+		e := entry(KindRevise, &Revise{}, text)
+		b, err := e.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name != "small" && len(b) > len(text)/5 {
+			t.Errorf("%s: %d bytes of %d", name, len(b), len(text))
+		}
+		got, err := Decode(b)
+		if err != nil || string(got.Text) != text {
+			t.Errorf("%s: does not come back: %v", name, err)
+		}
+	}
+	head, err := json.Marshal(entry(KindRevise, &Revise{}, "x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := func(packed []byte) []byte {
+		b := binary.AppendUvarint([]byte{formatPacked}, uint64(len(head)))
+		return append(append(b, head...), packed...)
+	}
+	for name, packed := range map[string][]byte{"too large": pack(make([]byte, MaxText+1)), "cut off": pack([]byte(rules))[:40], "noise": noise} {
+		if _, err := Decode(in(packed)); !errors.Is(err, ErrUnreadable) || !strings.Contains(err.Error(), "cannot be unpacked") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // golden are entries of level 1 as they were first written. Later builds must read them to the same entries.
 func golden() map[string]*Entry {
 	m := map[string]*Entry{
@@ -358,6 +396,7 @@ func golden() map[string]*Entry {
 			Token: Digest([]byte("t")), Replace: "id1"}, ""),
 		"forget":   entry(KindForget, &Forget{ID: "id1", By: "id2"}, ""),
 		"recover":  entry(KindRecover, &Recover{ID: "id1", Copy: true}, ""),
+		"packed":   entry(KindRevise, &Revise{Name: "large"}, strings.Repeat("to = \"198.51.100.7\"\n", 300)),
 		"smallest": {Level: 1, Kind: KindConfirm, Confirm: &Confirm{1}},
 	}
 	m["revise"].Who.Nonce = "5f"
@@ -457,7 +496,7 @@ func TestUnreadable(t *testing.T) {
 		says string
 	}{
 		{"empty", nil, "empty"},
-		{"format", []byte{9, 0}, "format 9, this build reads 1"},
+		{"format", []byte{9, 0}, "format 9, this build reads 1 and 2"},
 		{"length", []byte{format, 200, 1, '{'}, "wrong length"},
 		{"level", head(`{"level":2,"kind":"quota","quota":{}}`, ""), `"quota" of level 2, this build (level 1) is too old: upgrade`},
 		{"kind", head(`{"level":1,"kind":"quota"}`, ""), `kind "quota" is not known`},

@@ -2,10 +2,12 @@ package command
 
 import (
 	"bytes"
+	"compress/flate"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 )
 
@@ -159,7 +161,30 @@ type Join struct {
 // ErrUnreadable means that this build cannot carry out an entry: it is damaged, or of a later release. A node that meets one stops applying.
 var ErrUnreadable = errors.New("entry cannot be read")
 
-const format = 1 // first byte of an encoded entry: format, length of the header, header, text
+// The first byte of an encoded entry: format, length of the header, header, text. A packed text is deflated (RFC 1951): logs, links to a satellite and the memory of
+// a witness carry a fifth of it or less.
+const (
+	format       = 1
+	formatPacked = 2
+	packFrom     = 4 << 10 // bytes of a text that is worth it
+)
+
+func pack(text []byte) []byte {
+	var b bytes.Buffer
+	w, _ := flate.NewWriter(&b, flate.BestSpeed) // fails for a wrong level only
+	_, _ = w.Write(text)                         // a Buffer takes everything
+	_ = w.Close()
+	return b.Bytes()
+}
+
+// unpack reads no more than an entry may have.
+func unpack(b []byte) ([]byte, error) {
+	text, err := io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(b)), MaxText+1))
+	if err == nil && len(text) > MaxText {
+		err = fmt.Errorf("it has more than %d bytes", MaxText)
+	}
+	return text, err
+}
 
 // Encode writes the entry. It refuses one that Decode would.
 func (e *Entry) Encode() ([]byte, error) {
@@ -173,11 +198,17 @@ func (e *Entry) Encode() ([]byte, error) {
 	if len(head) > maxHeader {
 		return nil, fmt.Errorf("author, source, comment and name take %d bytes, at most %d", len(head), maxHeader)
 	}
-	out := make([]byte, 0, 1+binary.MaxVarintLen32+len(head)+len(e.Text))
-	out = append(out, format)
+	f, text := byte(format), e.Text
+	if len(text) >= packFrom {
+		if p := pack(text); len(p) < len(text) {
+			f, text = formatPacked, p
+		}
+	}
+	out := make([]byte, 0, 1+binary.MaxVarintLen32+len(head)+len(text))
+	out = append(out, f)
 	out = binary.AppendUvarint(out, uint64(len(head)))
 	out = append(out, head...)
-	return append(out, e.Text...), nil
+	return append(out, text...), nil
 }
 
 // Decode reads an entry. Every error wraps ErrUnreadable and says what is there that this build does not know.
@@ -188,8 +219,8 @@ func Decode(b []byte) (*Entry, error) {
 	if len(b) == 0 {
 		return bad("it is empty")
 	}
-	if b[0] != format {
-		return bad("format %d, this build reads %d", b[0], format)
+	if b[0] != format && b[0] != formatPacked {
+		return bad("format %d, this build reads %d and %d", b[0], format, formatPacked)
 	}
 	n, used := binary.Uvarint(b[1:])
 	if used <= 0 || n > maxHeader || n > uint64(len(b)-1-used) {
@@ -215,6 +246,12 @@ func Decode(b []byte) (*Entry, error) {
 	}
 	if _, err := d.Token(); err == nil {
 		return bad("something follows its header")
+	}
+	if b[0] == formatPacked {
+		var err error
+		if text, err = unpack(text); err != nil {
+			return bad("its text cannot be unpacked: %v", err)
+		}
 	}
 	e.Text = text
 	if len(text) == 0 {

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -25,7 +26,7 @@ func TestBounds(t *testing.T) {
 	must(t, s.Bootstrap())
 	b := command.DefaultBounds()
 	propose(t, s, &command.Entry{Level: 1, Kind: command.KindInit, Init: &command.Init{Cluster: "c", Bounds: b}})
-	rules := strings.Repeat("[[tenant.rule]]\naction = \"allow\"\nto = \"198.51.100.17/32\"\nproto = \"tcp\"\nports = \"8080\"\n", 13_000)[:1_000_000]
+	rules := rulesOf(1_000_000)
 	began := time.Now()
 	look := func(when string) {
 		t.Helper()
@@ -89,4 +90,14 @@ func resident(t testing.TB) string {
 		}
 	}
 	return strings.Join(out, ", ")
+}
+
+// rulesOf is so many bytes that look like a policy of many rules, no two alike.
+func rulesOf(bytes int) string {
+	dice := rand.New(rand.NewPCG(1, 2))
+	var b strings.Builder
+	for i := 0; b.Len() < bytes; i++ {
+		fmt.Fprintf(&b, "[[tenant.rule]]\nname = \"rule-%d\"\naction = \"allow\"\nto = \"198.%d.%d.%d/32\"\nproto = \"tcp\"\nports = \"%d\"\n", i, 18+dice.IntN(2), dice.IntN(256), dice.IntN(256), 1+dice.IntN(65535))
+	}
+	return b.String()[:bytes]
 }

@@ -67,17 +67,19 @@ type disk struct {
 	end  chan struct{}               // closed when the store closes or has stopped
 	once sync.Once
 	wg   sync.WaitGroup
+	cold bool // for tests: every entry is read from the engine
 
 	mu      sync.Mutex
-	hard    hard   // mu: as it is on disk
-	kept    bool   // mu: hard is on disk
-	vote    uint64 // mu: the term of a vote that is being given
-	cut     bool   // mu: the log's end was taken off and what replaces it is not there yet
-	trouble error  // mu: why the last write failed; nil = it did not
-	sizes   []int  // mu: of the last entries that were appended, the newest last
-	fresh   int64  // mu: bytes that were appended since the last snapshot was asked for
-	looking bool   // mu: whether it works again is looked at in the background
-	broken  error  // mu: the engine panicked: it is not called any more
+	hard    hard       // mu: as it is on disk
+	kept    bool       // mu: hard is on disk
+	vote    uint64     // mu: the term of a vote that is being given
+	cut     bool       // mu: the log's end was taken off and what replaces it is not there yet
+	trouble error      // mu: why the last write failed; nil = it did not
+	last    []raft.Log // mu: the last entries that were appended, a few; what is read from the engine stays in memory that is mapped from its file
+	sizes   []int      // mu: of the last entries that were appended, the newest last
+	fresh   int64      // mu: bytes that were appended since the last snapshot was asked for
+	looking bool       // mu: whether it works again is looked at in the background
+	broken  error      // mu: the engine panicked: it is not called any more
 }
 
 func openDisk(in engine, log *slog.Logger, stop func(error)) (*disk, error) {
@@ -381,12 +383,12 @@ func (d *disk) Get(key []byte) ([]byte, error) {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-func sum(l *raft.Log, data []byte) uint32 {
+func sum(l *raft.Log) uint32 {
 	var head [17]byte
 	binary.LittleEndian.PutUint64(head[0:], l.Index)
 	binary.LittleEndian.PutUint64(head[8:], l.Term)
 	head[16] = byte(l.Type)
-	return crc32.Update(crc32.Checksum(head[:], castagnoli), castagnoli, data)
+	return crc32.Update(crc32.Checksum(head[:], castagnoli), castagnoli, l.Data)
 }
 
 // StoreLog is StoreLogs of one.
@@ -398,7 +400,7 @@ func (d *disk) StoreLogs(list []*raft.Log) error {
 	size, members := 0, false
 	for i, l := range list {
 		o := *l
-		o.Data = append(binary.LittleEndian.AppendUint32(make([]byte, 0, 4+len(l.Data)), sum(l, l.Data)), l.Data...)
+		o.Extensions = binary.LittleEndian.AppendUint32(nil, sum(l))
 		out[i] = &o
 		size += len(o.Data)
 		members = members || l.Type == raft.LogConfiguration
@@ -413,9 +415,17 @@ func (d *disk) StoreLogs(list []*raft.Log) error {
 		if err == nil {
 			d.cut = false
 			d.fresh += int64(size)
-			for _, l := range out {
+			for i, l := range list {
 				d.sizes = append(d.sizes, len(l.Data))
+				d.last = append(d.last, *list[i])
 			}
+			n, bytes := len(d.last)-1, 0
+			for ; n > 0; n-- {
+				if bytes += len(d.last[n].Data); bytes+len(d.last[n-1].Data) > recentBytes || len(d.last)-n >= maxTrailing {
+					break
+				}
+			}
+			d.last = append([]raft.Log(nil), d.last[n:]...)
 			d.sizes = d.sizes[max(0, len(d.sizes)-maxTrailing):]
 		}
 		d.mu.Unlock()
@@ -437,6 +447,21 @@ func (d *disk) StoreLogs(list []*raft.Log) error {
 		}
 		return err
 	}
+}
+
+// recentBytes of the last entries are kept in memory: a follower applies them a moment later, a leader sends them on.
+const recentBytes = 3 << 20
+
+func (d *disk) recent(index uint64, l *raft.Log) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range d.last {
+		if d.last[i].Index == index {
+			*l = d.last[i]
+			return true
+		}
+	}
+	return false
 }
 
 // append tries once. A commit of the engine's may fail after it was written, so what is there is looked at and taken away.
@@ -465,6 +490,9 @@ func (d *disk) DeleteRange(from, to uint64) error {
 	if err != nil {
 		return err
 	}
+	d.mu.Lock()
+	d.last = nil
+	d.mu.Unlock()
 	if err := d.guard(func() error { return d.in.DeleteRange(from, to) }); err != nil {
 		d.failed(0, err)
 		return err
@@ -513,20 +541,22 @@ func (d *disk) GetLog(index uint64, l *raft.Log) error {
 }
 
 func (d *disk) read(index uint64, l *raft.Log) error {
+	if !d.cold && d.recent(index, l) {
+		return nil
+	}
 	if err := d.guard(func() error { return d.in.GetLog(index, l) }); err != nil {
 		if errors.Is(err, raft.ErrLogNotFound) {
 			return err
 		}
 		return fmt.Errorf("log entry %d: %w", index, err)
 	}
-	if len(l.Data) < 4 {
+	if len(l.Extensions) != 4 {
 		return fmt.Errorf("log entry %d is damaged: it has no checksum", index)
 	}
-	want, data := binary.LittleEndian.Uint32(l.Data), l.Data[4:]
-	if l.Index != index || sum(l, data) != want {
+	if l.Index != index || sum(l) != binary.LittleEndian.Uint32(l.Extensions) {
 		return fmt.Errorf("log entry %d is damaged: its checksum does not match", index)
 	}
-	l.Data = data
+	l.Extensions = nil
 	return nil
 }
 

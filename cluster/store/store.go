@@ -36,7 +36,7 @@ type Config struct {
 	Heartbeat, Election, Lease, Commit time.Duration
 
 	// A snapshot is due after SnapshotBytes or SnapshotEntries, whichever comes first; TrailingBytes of the log stay behind it, at most TrailingEntries.
-	// Zero means 4 MiB, 256, 2 MiB and 64.
+	// Zero means 2 MiB, 256, 2 MiB and 64.
 	SnapshotBytes, TrailingBytes     int64
 	TrailingEntries, SnapshotEntries uint64
 
@@ -495,7 +495,7 @@ func (s *Store) Yield(id, address string) error {
 
 // compact writes a snapshot when enough bytes have come, and has the log keep only as many entries as its bytes allow.
 func (s *Store) compact() {
-	trailing, due := s.disk.due(cmp.Or(s.cfg.SnapshotBytes, 4<<20), cmp.Or(s.cfg.TrailingBytes, 2<<20))
+	trailing, due := s.disk.due(cmp.Or(s.cfg.SnapshotBytes, 2<<20), cmp.Or(s.cfg.TrailingBytes, 2<<20))
 	if !due {
 		return
 	}

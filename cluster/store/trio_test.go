@@ -266,6 +266,7 @@ func TestUnreadableEntry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	x.s[bad].disk.cold = true
 	x.f[bad].bad.Store(last + 1)
 	x.change("b", lead, 3-lead-bad)
 	eventually(t, "it has stopped", func() bool {

@@ -79,7 +79,7 @@ var pureImports = []string{"cmp", "embed", "encoding/binary", "errors", "fmt", "
 // pureExtra is what single ones may import besides. A seeded generator is an argument, not a die.
 var pureExtra = map[string][]string{
 	"acl/aclgen":                {"math/rand/v2"},
-	"cluster/command":           {"bytes", "crypto/sha256", "encoding/hex", "encoding/json"},
+	"cluster/command":           {"bytes", "compress/flate", "crypto/sha256", "encoding/hex", "encoding/json", "io"},
 	"configs":                   {"github.com/BurntSushi/toml"},
 	"gateway/conntrack":         {"unsafe"},
 	"gateway/fib":               {"github.com/gaissmai/bart"},

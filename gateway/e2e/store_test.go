@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,7 +41,10 @@ func TestReplicatedStateOnFullDisk(t *testing.T) {
 		}
 	}
 	revise := func(s *store.Store, c byte, size int) (command.Result, error) {
-		text := []byte(strings.Repeat(string(c), size))
+		text, dice := make([]byte, size), rand.New(rand.NewPCG(uint64(c), 1)) // nothing that becomes small when it is packed
+		for i := range text {
+			text[i] = byte(33 + dice.IntN(94))
+		}
 		return propose(s, &command.Entry{Level: 1, Kind: command.KindRevise, Text: text, Revise: &command.Revise{Digest: command.Digest(text), Bytes: size}})
 	}
 	s := open()
