@@ -22,6 +22,7 @@ type Compiler interface {
 type Report struct {
 	Problems []Problem      `json:"problems,omitempty"` // none: it can be served here
 	More     int            `json:"more,omitempty"`     // problems beyond those
+	Name     string         `json:"name,omitempty"`     // of the policy, from its text
 	Sessions int            `json:"sessions"`           // live ones that were looked at
 	Cut      int            `json:"cut"`                // of them, those that would end
 	Tenants  map[string]int `json:"tenants,omitempty"`  // cut, by tenant
@@ -86,13 +87,20 @@ func (o *Outcome) Late() (late []Ack) {
 	return late
 }
 
-// Check asks every gateway what it says of a text. Own is asked like the others unless this node has compiled it already. Names in except
-// must be gateways.
+// ErrExcept means that somebody is to be excepted who is no gateway.
+var ErrExcept = errors.New("there is no gateway")
+
+// Check asks every gateway what it says of a text. Names in except must be gateways.
 func (n *Node) Check(ctx context.Context, source string, text []byte, except []string) ([]Checked, error) {
+	return n.check(ctx, source, text, except, false)
+}
+
+// check spares this node where it has compiled the text already.
+func (n *Node) check(ctx context.Context, source string, text []byte, except []string, own bool) ([]Checked, error) {
 	gateways := n.gateways()
 	for _, e := range except {
 		if !slices.ContainsFunc(gateways, func(m command.Member) bool { return m.Name == e }) {
-			return nil, fmt.Errorf("--except %s: there is no gateway of that name: the gateways are %s", e, list(names(gateways)))
+			return nil, fmt.Errorf("%w %s: the gateways are %s", ErrExcept, e, list(names(gateways)))
 		}
 	}
 	if len(text) == 0 || len(text) > command.MaxText {
@@ -103,6 +111,9 @@ func (n *Node) Check(ctx context.Context, source string, text []byte, except []s
 	for i, m := range gateways {
 		c := &out[i]
 		c.Name, c.Spared = m.Name, slices.Contains(except, m.Name)
+		if own && m.ID == n.id {
+			continue
+		}
 		wg.Go(func() {
 			var a answer
 			if m.ID == n.id {
@@ -161,11 +172,14 @@ func cut(s string, most int) string {
 func (n *Node) Apply(ctx context.Context, c Change, except ...string) (Outcome, error) {
 	var o Outcome
 	var err error
-	if o.Checked, err = n.Check(ctx, c.Source, c.Text, except); err != nil {
+	if o.Checked, err = n.check(ctx, c.Source, c.Text, except, c.Checked); err != nil {
 		return o, err
 	}
 	var bad []Checked
 	for _, k := range o.Checked {
+		if c.Name == "" {
+			c.Name = k.Report.Name
+		}
 		if len(k.Report.Problems) > 0 && !k.Spared {
 			bad = append(bad, k)
 		}

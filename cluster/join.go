@@ -133,8 +133,8 @@ func readJoined(dir string) (*Joined, error) {
 	return &j, nil
 }
 
-// clusterID is the cluster that this node belongs to; "" = none yet.
-func (n *Node) clusterID() string {
+// ClusterID is the cluster that this node belongs to; "" = none yet.
+func (n *Node) ClusterID() string {
 	if s := n.st.State(); s.Cluster != "" {
 		return s.Cluster
 	}

@@ -31,7 +31,7 @@ type Status struct {
 
 func (n *Node) status() *Status {
 	p := n.st.Progress()
-	s := &Status{Member: n.self(), Cluster: n.clusterID(), Applied: p.Applied, Committed: p.Committed, Current: n.current.Load(), Leads: n.st.Leads(),
+	s := &Status{Member: n.self(), Cluster: n.ClusterID(), Applied: p.Applied, Committed: p.Committed, Current: n.current.Load(), Leads: n.st.Leads(),
 		Problem: n.Problem(), Clock: n.cfg.Wall().UTC()}
 	if n.cfg.Role == command.RoleGateway {
 		n.mu.Lock()

@@ -199,10 +199,10 @@ func (n *Node) connect() (err error) {
 		},
 		Self: func() transport.Hello {
 			<-n.opened
-			return transport.Hello{Cluster: n.clusterID(), ID: n.id}
+			return transport.Hello{Cluster: n.ClusterID(), ID: n.id}
 		},
 		Greet: func(p transport.Peer, h transport.Hello) error {
-			if id := n.clusterID(); h.Cluster != id && h.Cluster != "" && id != "" {
+			if id := n.ClusterID(); h.Cluster != id && h.Cluster != "" && id != "" {
 				return transport.Refuse(transport.RefusedCluster, "%s belongs to cluster %s, %s is of %s", p.Name, h.Cluster, n.cfg.Name, id)
 			}
 			return n.mayEnter(p, h.ID)
@@ -324,6 +324,7 @@ type Change struct {
 	Back     uint64        // whose text it is
 	Confirm  time.Duration // 0 = it stays
 	Who      command.Who
+	Checked  bool // this node has compiled it already
 }
 
 // Revise has the cluster agree on a change and returns when it has. The gateway is told meanwhile: see Await. The error is a *command.Refusal when

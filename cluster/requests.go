@@ -245,7 +245,7 @@ func (n *Node) handle(ctx context.Context, p transport.Peer, q request, body []b
 
 // mayAsk holds the asker to be of this cluster, and a member of it unless it is about to become one.
 func (n *Node) mayAsk(p transport.Peer, q *request) error {
-	id := n.clusterID()
+	id := n.ClusterID()
 	newcomer := q.Kind == askJoin && q.Seen == nil
 	switch {
 	case newcomer && q.Cluster == "":
@@ -440,7 +440,7 @@ func (p *pool) close(keep []string) {
 
 // call asks one member. sent says that the request may have got there.
 func (n *Node) call(ctx context.Context, address string, q request, body []byte) (a answer, out []byte, sent bool, err error) {
-	q.Cluster, q.ID = n.clusterID(), n.id
+	q.Cluster, q.ID = n.ClusterID(), n.id
 	if d, ok := ctx.Deadline(); ok {
 		q.Wait = max(time.Until(d), time.Millisecond)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"demarc/cluster"
@@ -43,7 +44,8 @@ const outcomesKept = 16
 // change is a policy that somebody wants served, with what was found out about it.
 type change struct {
 	cluster.Change
-	base uint64 // the revision that it was held against
+	base   uint64   // the revision that it was held against
+	except []string // gateways whose problems stop nothing
 }
 
 // serveRevision has the node serve what was agreed on: on its way forward, and on its way back. It returns when every worker does. The cluster's
@@ -109,24 +111,30 @@ func (g *Gateway) check(ctx context.Context, c *change) error {
 	if c.Expected != 0 && c.Expected != c.base {
 		return fmt.Errorf("%w: revision %d is served, not %d: look at the difference again", ErrConflict, c.base, c.Expected)
 	}
+	_, err := g.checkText(ctx, c)
+	return err
+}
+
+// checkText is check without what only the node knows that was asked. The caller holds mu.
+func (g *Gateway) checkText(ctx context.Context, c *change) (impact, error) {
 	if err := g.settle(ctx); err != nil {
-		return err
+		return impact{}, err
 	}
 	p, err := g.judge(ctx, c.Source, c.Text) // with the header of an export, so that errors name lines of the file as it was given
 	if err != nil {
-		return err
+		return impact{}, err
 	}
 	c.Text = withoutHeader(c.Text)
 	p.digest = command.Digest(c.Text)
 	if err := g.store.Prove(c.Text); err != nil {
-		return fmt.Errorf("keep the policy: %w", err)
+		return impact{}, fmt.Errorf("keep the policy: %w", err)
 	}
 	if err := p.view.Register(g.space); err != nil {
-		return err
+		return impact{}, err
 	}
 	c.Name = p.policy.Name
 	g.prepared = p
-	return nil
+	return p.impact, nil
 }
 
 // propose checks a change, has the cluster agree on it, and returns when the node serves it.
@@ -140,7 +148,8 @@ func (g *Gateway) propose(ctx context.Context, start time.Time, c change) (*api.
 		c.base = g.revision.Load().Number
 	}
 	// A policy's own errors come first: they are there whatever becomes of the rest.
-	if err := g.check(ctx, &c); err != nil {
+	spared := slices.Contains(c.except, g.o.Node.Name)
+	if err := g.check(ctx, &c); err != nil && !spared {
 		return nil, err
 	}
 	if closed != nil {
@@ -148,17 +157,57 @@ func (g *Gateway) propose(ctx context.Context, start time.Time, c change) (*api.
 	}
 	// What was found out holds against what was served then: another change in between is a conflict, also for whoever named no revision.
 	c.Expected = c.base
-	r, err := m.Revise(ctx, c.Change)
+	c.Change.Checked = !spared
+	o, err := m.Apply(ctx, c.Change, c.except...)
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return g.applied(ctx, m, start, r)
+	a, err := g.applied(ctx, m, start, o.Revision)
+	if err != nil && spared { // it was said before, and that it does not matter
+		a, err = &api.Applied{Revision: wireRevision(&o.Revision), Changes: []api.Change{}, CutByTenant: map[string]int{}, Took: time.Since(start).Seconds()}, nil
+	}
+	if err == nil {
+		outcomeOf(a, &o, g.o.Node.Name)
+	}
+	return a, err
+}
+
+// outcomeOf adds what other gateways have said and done to what this node, by its name, knows of itself.
+func outcomeOf(a *api.Applied, o *cluster.Outcome, own string) {
+	for i, k := range o.Acks {
+		n := api.Serves{Node: k.Name, Why: k.Why}
+		if i < len(o.Checked) && o.Checked[i].Name == k.Name {
+			c := &o.Checked[i]
+			n.Later = c.Later != ""
+			if n.Cut = c.Report.Cut; k.Name == own {
+				n.Cut = a.Cut
+			}
+			for _, p := range c.Report.Problems {
+				n.Problems = append(n.Problems, p.Text)
+			}
+		}
+		a.Nodes = append(a.Nodes, n)
+	}
 }
 
 // refusal makes what the cluster said no with a Fault.
 func refusal(err error) error {
 	var ref *command.Refusal
+	var no *cluster.Rejection
 	switch {
+	case errors.As(err, &no):
+		f := &api.Fault{Status: http.StatusUnprocessableEntity, Err: err}
+		for _, n := range no.Nodes {
+			for _, p := range n.Report.Problems {
+				f.Problems = append(f.Problems, api.Problem{Node: n.Name, File: p.File, Line: p.Line, Path: p.Path, Value: p.Value, Want: p.Want, Text: n.Name + ": " + p.Text})
+			}
+			if n.Report.More > 0 {
+				f.Problems = append(f.Problems, api.Problem{Node: n.Name, Text: fmt.Sprintf("%s: and %d more", n.Name, n.Report.More)})
+			}
+		}
+		return f
+	case errors.Is(err, cluster.ErrExcept):
+		return &api.Fault{Status: http.StatusBadRequest, Err: err}
 	case errors.As(err, &ref) && ref.Why == command.WhyUnknown:
 		return &api.Fault{Status: http.StatusNotFound, Err: err}
 	case errors.As(err, &ref):
@@ -209,7 +258,7 @@ func (g *Gateway) Apply(ctx context.Context, req api.ApplyRequest) (*api.Applied
 		return nil, err
 	}
 	return g.propose(ctx, start, change{Change: cluster.Change{Text: []byte(req.Policy), Source: req.Source, Comment: req.Comment, Expected: req.Expected,
-		Confirm: confirm, Who: g.who(ctx)}})
+		Confirm: confirm, Who: g.who(ctx)}, except: req.Except})
 }
 
 func confirmTime(seconds float64) (time.Duration, error) {
@@ -234,7 +283,7 @@ func (g *Gateway) Confirm(ctx context.Context, req api.ConfirmRequest) (*api.Con
 	if number == 0 {
 		p, ok := m.Pending()
 		if !ok {
-			return nil, &api.Fault{Status: http.StatusConflict, Err: nothingPends(m)}
+			return nil, &api.Fault{Status: http.StatusConflict, Err: nothingPends(m.Node)}
 		}
 		number = p.Number
 	}
@@ -256,7 +305,7 @@ func (g *Gateway) Confirm(ctx context.Context, req api.ConfirmRequest) (*api.Con
 }
 
 // nothingPends says why there is nothing to confirm or take back: most often because it is too late.
-func nothingPends(m *member) error {
+func nothingPends(m *cluster.Node) error {
 	s := m.State()
 	if n := len(s.Revisions); n > 0 {
 		if r := &s.Revisions[n-1]; r.Fate == command.FateExpired {
@@ -303,7 +352,7 @@ func (g *Gateway) takeBack(ctx context.Context, start time.Time, who command.Who
 	p, ok := m.Pending()
 	switch {
 	case !ok:
-		return nil, &api.Fault{Status: http.StatusConflict, Err: fmt.Errorf("%w: name the revision to go back to", nothingPends(m))}
+		return nil, &api.Fault{Status: http.StatusConflict, Err: fmt.Errorf("%w: name the revision to go back to", nothingPends(m.Node))}
 	case expected != 0 && expected != p.Number:
 		return nil, fmt.Errorf("%w: revision %d is served, not %d: look at the history again", ErrConflict, p.Number, expected)
 	}
@@ -316,7 +365,11 @@ func (g *Gateway) takeBack(ctx context.Context, start time.Time, who command.Who
 	if !ok {
 		return nil, fmt.Errorf("revision %d is taken back, and revision %d is not kept", p.Number, s.Serving)
 	}
-	return g.applied(ctx, m, start, *r)
+	a, err := g.applied(ctx, m, start, *r)
+	if err == nil {
+		outcomeOf(a, &cluster.Outcome{Acks: m.Acknowledged(ctx, r.Number, nil)}, g.o.Node.Name)
+	}
+	return a, err
 }
 
 // forget drops the outcome of a revision that is about to be served again.

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
+	"demarc/cluster"
 	"demarc/cluster/command"
 	"demarc/gateway/api"
 )
@@ -37,12 +39,16 @@ func (b backend) History(context.Context) (*api.History, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := m.State()
+	return historyOf(m.Node), nil
+}
+
+func historyOf(n *cluster.Node) *api.History {
+	s := n.State()
 	h := &api.History{Cluster: s.Cluster, Serving: s.Serving, Confirmed: s.Confirmed, Revisions: []api.Past{}}
 	for i := len(s.Revisions) - 1; i >= 0; i-- {
 		h.Revisions = append(h.Revisions, wirePast(s, &s.Revisions[i]))
 	}
-	return h, nil
+	return h
 }
 
 func wirePast(s *command.State, r *command.Revision) api.Past {
@@ -56,14 +62,18 @@ func (b backend) Show(_ context.Context, number uint64) (*api.Shown, error) {
 	if err != nil {
 		return nil, err
 	}
+	return shownOf(m.Node, number)
+}
+
+func shownOf(n *cluster.Node, number uint64) (*api.Shown, error) {
 	if number == 0 {
-		number = m.State().Serving
+		number = n.State().Serving
 	}
-	r, text, err := b.g.kept(number)
+	r, text, err := n.Text(number)
 	if err != nil {
-		return nil, err
+		return nil, &api.Fault{Status: http.StatusNotFound, Err: err}
 	}
-	s := m.State()
+	s := n.State()
 	return &api.Shown{Past: wirePast(s, &r), Policy: string(text), Export: string(export(s.Cluster, &r, text))}, nil
 }
 
@@ -73,11 +83,15 @@ func (b backend) Audit(context.Context) (*api.Audit, error) {
 	if err != nil {
 		return nil, err
 	}
+	return auditOf(m.Node), nil
+}
+
+func auditOf(n *cluster.Node) *api.Audit {
 	out := &api.Audit{Lines: []api.AuditLine{}}
-	for _, l := range m.State().Audit {
+	for _, l := range n.State().Audit {
 		out.Lines = append(out.Lines, api.AuditLine{Index: l.Index, Time: l.Time, Author: l.Who.Author, From: l.Who.From, Kind: string(l.Kind), What: l.What, OK: l.OK})
 	}
-	return out, nil
+	return out
 }
 
 // clusterStatus is what this node knows of what was agreed on. It waits for nothing.

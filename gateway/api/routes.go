@@ -17,9 +17,9 @@ var routes = []*route{
 	get(PathNeighbours, RoleReadOnly, "Next hops and hosts on the links, with their MAC addresses.", Backend.Neighbours),
 	get(PathPorts, RoleReadOnly, "Network devices, their queues and settings, and the interfaces on them.", Backend.Ports),
 
-	get(PathPolicy, RoleReadOnly, "The text of the policy that is served.", Backend.Policy),
+	get(PathPolicy, RoleReadOnly, "The text of the policy that is served.", Changer.Policy),
 	post(PathDiff, RoleOperator, "What a policy would change, and which live sessions it would end.", Backend.Diff),
-	changing(post(PathApply, RoleOperator, "Serve a new policy; answers when every worker serves it.", Backend.Apply)),
+	changing(post(PathApply, RoleOperator, "Serve a new policy; answers when every worker serves it.", Changer.Apply)),
 	changing(post(PathConfirm, RoleOperator, "Keep the provisional revision.", Historian.Confirm)),
 	changing(post(PathRollback, RoleOperator, "Serve the text of an earlier revision again as a new one, or take the provisional one back.", Historian.Rollback)),
 	get(PathHistory, RoleReadOnly, "The revisions that are kept, newest first: who, when, why, and what became of them.", Historian.History),
@@ -39,6 +39,13 @@ var routes = []*route{
 	stream(PathDropped, RoleOperator, "Dropped packets one by one, with their first bytes.", Looker.Dropped, endOfStream),
 	stream(PathPing, RoleOperator, "Send echo requests from an address of the gateway.", Prober.Ping, endOfProbe),
 	stream(PathTrace, RoleOperator, "Find the way to an address, from one of the gateway's.", Prober.Traceroute, endOfProbe),
+
+	get(PathMembers, RoleReadOnly, "The members of the cluster as this node sees them.", Membership.Members),
+	changing(post(PathToken, RoleOperator, "Make a token that one node may join by, once and for a while.", Membership.Token)),
+	changing(post(PathRemove, RoleOperator, "Take a member out for good.", Membership.Remove)),
+	changing(post(PathPromote, RoleOperator, "Give a newcomer that has caught up its vote.", Membership.Promote)),
+	changing(post(PathLead, RoleOperator, "Let a member lead.", Membership.Lead)),
+	changing(post(PathLeave, RoleOperator, "Take the node that is asked out for good.", Membership.Leave)),
 
 	get(PathNode, RoleOperator, "The text of the node file that the node was started with.", Supporter.NodeFile),
 	get(PathLog, RoleOperator, "The last lines of the node's log.", Supporter.Log),

@@ -17,6 +17,12 @@ import (
 // MaxPolicy is the largest policy text that is taken, bytes.
 const MaxPolicy = 8 << 20
 
+// Changer is the part of Backend that a node without ports has too.
+type Changer interface {
+	Policy(ctx context.Context) ([]byte, error)
+	Apply(ctx context.Context, r ApplyRequest) (*Applied, error)
+}
+
 // Backend answers requests. Errors may be a *Fault, whose status and problems are passed on; others are status 500.
 type Backend interface {
 	Status(ctx context.Context, rules bool) (*Status, error)
@@ -25,13 +31,11 @@ type Backend interface {
 	Routes(ctx context.Context) (*Routes, error)
 	Neighbours(ctx context.Context) (*Neighbours, error)
 	Ports(ctx context.Context) (*Ports, error)
-	Policy(ctx context.Context) ([]byte, error)
 	Diff(ctx context.Context, r DiffRequest) (*Diff, error)
-	Apply(ctx context.Context, r ApplyRequest) (*Applied, error)
 	Actor
 	Prober
 	Supporter
-	Historian
+	Changer
 	Historian
 }
 
@@ -50,10 +54,10 @@ func (f *Fault) Unwrap() error { return f.Err }
 
 // ServerConfig is what Listen needs.
 type ServerConfig struct {
-	Socket  string  // path of the unix socket; only root may connect
-	Metrics string  // TCP address for /metrics alone; empty = only on the socket
-	Remote  *Remote // the interface on TCP; nil = only on the socket
-	Backend Backend
+	Socket  string       // path of the unix socket; only root may connect
+	Metrics string       // TCP address for /metrics alone; empty = only on the socket
+	Remote  *Remote      // the interface on TCP; nil = only on the socket
+	Backend any          // a Backend, or what has some of its parts: of the others there are no paths
 	Handler http.Handler // serves /metrics
 	Log     *slog.Logger
 }

@@ -444,6 +444,8 @@ type ApplyRequest struct {
 	Expected uint64 `json:"expected,omitempty"` // refuse unless this is the served revision; 0 = do not compare
 	Comment  string `json:"comment,omitempty"`  // why, for the history
 
+	Except []string `json:"except,omitempty"` // gateways by name whose problems with the policy stop nothing: they go on with what they serve
+
 	// Unless it is confirmed within so many seconds the revision before is served again; 0 = it stays.
 	Confirm float64 `json:"confirm_seconds,omitempty"`
 }
@@ -458,6 +460,17 @@ type Applied struct {
 	NotKept  string   `json:"not_kept,omitempty"`        // why it is not in this node's own copy yet: a start would serve an older one first
 
 	CutByTenant map[string]int `json:"cut_by_tenant"` // of Cut; tenants that lose none are left out
+
+	Nodes []Serves `json:"nodes,omitempty"` // every gateway of the cluster, this one too
+}
+
+// Serves is what one gateway of a cluster has come to.
+type Serves struct {
+	Node     string   `json:"node"`
+	Why      string   `json:"why,omitempty"`      // why it does not serve the revision, as far as is known; empty = every worker of it does
+	Later    bool     `json:"later,omitempty"`    // it could not be asked before: it compiles when it is back
+	Cut      int      `json:"cut,omitempty"`      // sessions of it that end
+	Problems []string `json:"problems,omitempty"` // that it had with the policy, where it was excepted
 }
 
 // Error is the body of every answer whose status is not 2xx.
@@ -468,6 +481,7 @@ type Error struct {
 
 // Problem is one error of a configuration file.
 type Problem struct {
+	Node  string `json:"node,omitempty"` // that cannot serve it; empty: the file itself is wrong
 	File  string `json:"file"`
 	Line  int    `json:"line"`
 	Path  string `json:"path"`

@@ -40,7 +40,7 @@ var only = map[string][]string{
 	"bench/pktgen":  {},
 	"bench/report":  {},
 	"gateway/e2e":   {}, // its tests import what they drive; the package itself is empty
-	"gateway/cli":   {"cluster/transport", "configs", "gateway", "gateway/api", "gateway/confine", "gateway/doctor", "gateway/hostnet", "gateway/lab", "gateway/netlab", "gateway/revisions", "gateway/snapshot", "gateway/trace", "gateway/xsk", "gateway/zerocopy"},
+	"gateway/cli":   {"cluster", "cluster/command", "cluster/transport", "configs", "gateway", "gateway/api", "gateway/confine", "gateway/doctor", "gateway/hostnet", "gateway/lab", "gateway/netlab", "gateway/revisions", "gateway/snapshot", "gateway/trace", "gateway/xsk", "gateway/zerocopy"},
 	"acl/aclref":    {},
 	"acl/aclgen":    {},
 	"gateway/xsk":   {"gateway/verdict"},

@@ -12,6 +12,8 @@ type acted struct {
 	blocked  []api.BlockRequest
 	unblocks []api.UnblockRequest
 	probes   []api.ProbeRequest
+	tokens   []api.TokenRequest
+	members  []string
 }
 
 func (f *fake) Cut(_ context.Context, r api.CutRequest) (*api.Cut, error) {

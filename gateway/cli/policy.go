@@ -169,9 +169,12 @@ func sayable(source string, text []byte) error {
 
 func (a *app) applyCmd() *cobra.Command {
 	var f changeFlags
+	var except []string
 	c := command("apply FILE", "serve another policy, without losing a packet of what does not change",
 		"Hand FILE (- is standard input) to the node. It returns when every worker serves the new policy, which is agreed on and kept on disk.\n"+
-			"A policy with errors is refused whole, with every error. If another change comes in between, it is refused as a conflict.\n\n"+
+			"A policy with errors is refused whole, with every error. If another change comes in between, it is refused as a conflict.\n"+
+			"In a cluster every gateway compiles the policy first and serves it before this returns; one that does not answer is named, and does so when it\n"+
+			"is back.\n\n"+
 			"With --confirm the policy is provisional: unless `demarc confirm` comes in time, the one before is served again, whatever happens to this\n"+
 			"terminal, to the node or to its leader meanwhile.",
 		cobra.ExactArgs(1), func(cmd *cobra.Command, args []string) error {
@@ -187,7 +190,7 @@ func (a *app) applyCmd() *cobra.Command {
 			}
 			var d api.Applied
 			err = a.ask(func(c *api.Client) error {
-				return c.Post(cmd.Context(), api.PathApply, api.ApplyRequest{Policy: string(text), Source: source, Expected: f.expect, Confirm: f.confirm.Seconds(), Comment: f.comment}, &d)
+				return c.Post(cmd.Context(), api.PathApply, api.ApplyRequest{Policy: string(text), Source: source, Expected: f.expect, Confirm: f.confirm.Seconds(), Comment: f.comment, Except: except}, &d)
 			})
 			if err != nil {
 				return err
@@ -195,6 +198,7 @@ func (a *app) applyCmd() *cobra.Command {
 			return show(a, cmd, &d, writeApplied)
 		})
 	f.add(c)
+	c.Flags().StringSliceVar(&except, "except", nil, "apply although the gateway `NODE` cannot serve it: it goes on with what it serves")
 	return a.data(c)
 }
 
@@ -260,10 +264,45 @@ func writeApplied(w io.Writer, d *api.Applied) {
 	if d.Cut > 0 {
 		fmt.Fprintf(w, "%s cut%s\n", plural(d.Cut, "session"), byTenant(d.CutByTenant))
 	}
+	writeNodes(w, d.Nodes)
 	if d.Confirm > 0 {
 		fmt.Fprintf(w, "not confirmed: the revision before is served again in %s unless you run: demarc confirm %d\n", seconds(d.Confirm), d.Revision.Number)
 	}
 	writeNotKept(w, d.NotKept)
+}
+
+// writeNodes says who serves it, where there are several.
+func writeNodes(w io.Writer, list []api.Serves) {
+	if len(list) < 2 {
+		return
+	}
+	var good []string
+	for i := range list {
+		if list[i].Why == "" {
+			good = append(good, clean(list[i].Node))
+		}
+	}
+	switch len(good) {
+	case 0:
+	case 1:
+		fmt.Fprintf(w, "%s serves it\n", good[0])
+	default:
+		fmt.Fprintf(w, "%s and %s serve it\n", strings.Join(good[:len(good)-1], ", "), good[len(good)-1])
+	}
+	for i := range list {
+		n := &list[i]
+		if n.Why == "" {
+			continue
+		}
+		fmt.Fprintf(w, "%s does not serve it yet: %s", clean(n.Node), clean(n.Why))
+		if n.Later {
+			fmt.Fprint(w, "; it compiles it when it is back")
+		}
+		fmt.Fprintln(w)
+		for _, p := range n.Problems {
+			fmt.Fprintf(w, "  %s\n", clean(p))
+		}
+	}
 }
 
 // byTenant says whose they are.

@@ -62,6 +62,9 @@ func (a *app) run(cmd *cobra.Command, node, policy string, broken snapshot.Break
 	if err != nil {
 		return err
 	}
+	if n.Witness() {
+		return fmt.Errorf("%s: is a witness's: start demarc witness", node)
+	}
 	out := newLogWriter(cmd.ErrOrStderr())
 	defer out.Close(time.Second) // before the error is told, which comes last
 	lines := gateway.NewLogLines(logKept)

@@ -27,8 +27,7 @@ const scrapeTimeout = 10 * time.Second
 // Handler serves the figures of src, and the Go runtime's and the process's own. A source that does not answer makes the scrape fail
 // with status 500: zeroes would look like a gateway without traffic.
 func Handler(src Source) http.Handler {
-	own := prometheus.NewRegistry()
-	own.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	own := processRegistry()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), scrapeTimeout)
 		defer cancel()
@@ -37,6 +36,13 @@ func Handler(src Source) http.Handler {
 		reg.MustRegister(&collector{ctx, src})
 		promhttp.HandlerFor(prometheus.Gatherers{own, reg}, promhttp.HandlerOpts{}).ServeHTTP(w, r)
 	})
+}
+
+// processRegistry has the Go runtime's and the process's own figures.
+func processRegistry() *prometheus.Registry {
+	own := prometheus.NewRegistry()
+	own.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return own
 }
 
 // family is all series of one name.
@@ -190,6 +196,13 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	o := out(ch)
+	if src, ok := c.src.(MemberSource); ok {
+		m, err := src.Members(c.ctx)
+		if err != nil { // the replicated state is not open: what the node itself does goes on, and is told
+			m = &api.Members{}
+		}
+		o.members(m)
+	}
 	o.node(s)
 	o.drops(d)
 	o.workers(s)

@@ -26,6 +26,30 @@ type fake struct {
 func (f *fake) Status(context.Context, bool) (*api.Status, error) { return f.status, f.err }
 func (f *fake) Drops(context.Context) (*api.Drops, error)         { return f.drops, f.dropsE }
 
+func (f *fake) Members(context.Context) (*api.Members, error) { return someMembers(), nil }
+
+func someMembers() *api.Members {
+	ago, until := 0.2, time.Unix(5000, 0)
+	return &api.Members{Tokens: 1, Refused: map[string]uint64{"clock": 2}, Members: []api.MemberState{{Name: "gw1", Self: true, Votes: true, Applied: 9, Until: &until, Answered: new(float64)},
+		{Name: "gw2", Problem: "no answer in time", Applied: 7, ClockOff: -60}, {Name: "wit", Votes: true, Answered: &ago}}}
+}
+
+// TestMembers: what is told of the others, by a gateway and by a witness alike.
+func TestMembers(t *testing.T) {
+	w := httptest.NewRecorder()
+	Members(fresh()).ServeHTTP(w, httptest.NewRequest(http.MethodGet, api.PathMetrics, nil))
+	gateway, _ := scrape(t, fresh())
+	for _, text := range []string{w.Body.String(), gateway} {
+		want(t, text, `demarc_cluster_member_answers{member="gw1"} 1`, `demarc_cluster_member_answers{member="gw2"} 0`, `demarc_cluster_member_answers{member="wit"} 1`,
+			`demarc_cluster_member_votes{member="gw1"} 1`, `demarc_cluster_member_votes{member="gw2"} 0`, `demarc_cluster_member_applied_entries{member="gw2"} 7`,
+			`demarc_cluster_member_certificate_expiry_timestamp_seconds{member="gw1"} 5000`, `demarc_cluster_member_certificate_expiry_timestamp_seconds{member="wit"} 0`,
+			`demarc_cluster_member_clock_off_seconds{member="gw2"} -60`, `demarc_cluster_tokens 1`, `demarc_cluster_refused_connections_total{why="clock"} 2`)
+	}
+	if strings.Contains(w.Body.String(), "demarc_gateway_ready") || !strings.Contains(w.Body.String(), "process_resident_memory_bytes") {
+		t.Error("a witness shows what it has not, or not its memory")
+	}
+}
+
 // fresh is a node that has seen no packet.
 func fresh() *fake {
 	return &fake{

@@ -1,0 +1,82 @@
+package api
+
+import (
+	"context"
+	"time"
+)
+
+// Paths of the cluster's members.
+const (
+	PathMembers = "/v1/cluster/members" // Members
+	PathToken   = "/v1/cluster/token"   // POST TokenRequest -> Token
+	PathRemove  = "/v1/cluster/remove"  // POST MemberRequest -> Members
+	PathPromote = "/v1/cluster/promote" // POST MemberRequest -> Members
+	PathLead    = "/v1/cluster/lead"    // POST MemberRequest -> Members
+	PathLeave   = "/v1/cluster/leave"   // POST MemberRequest -> Left
+)
+
+// Membership is the part of Backend that knows the other members.
+type Membership interface {
+	Members(ctx context.Context) (*Members, error)
+	Token(ctx context.Context, r TokenRequest) (*Token, error)
+	Remove(ctx context.Context, r MemberRequest) (*Members, error)
+	Promote(ctx context.Context, r MemberRequest) (*Members, error)
+	Lead(ctx context.Context, r MemberRequest) (*Members, error)
+	Leave(ctx context.Context, r MemberRequest) (*Left, error)
+}
+
+// Members answers PathMembers: the members as this node sees them.
+type Members struct {
+	Cluster string            `json:"cluster"`           // id; empty = not known yet
+	Node    string            `json:"node"`              // that answers
+	Address string            `json:"address,omitempty"` // where others reach it; empty = nowhere, it has no [cluster] section
+	Leader  string            `json:"leader,omitempty"`  // name; empty = nobody leads, nothing can be changed
+	Tokens  int               `json:"tokens"`            // that somebody may join by
+	Refused map[string]uint64 `json:"refused"`           // connections that this node let not in, by kind; every kind is there
+	Members []MemberState     `json:"members"`           // by name
+}
+
+// MemberState is one of them.
+type MemberState struct {
+	Name     string     `json:"name"`
+	ID       string     `json:"id"`   // of its data directory
+	Role     string     `json:"role"` // gateway, witness
+	Address  string     `json:"address,omitempty"`
+	Version  string     `json:"version"`
+	Level    int        `json:"level"` // of the entries of the log that it reads
+	Votes    bool       `json:"votes"` // false: it is catching up
+	Leads    bool       `json:"leads"`
+	Self     bool       `json:"self"`
+	Answered *float64   `json:"answered_seconds_ago,omitempty"` // missing = never since this node started; of the node itself 0
+	Serving  uint64     `json:"serving"`                        // revision; 0 = none, or a witness
+	Applied  uint64     `json:"applied"`                        // entries of the log that it has carried out
+	Until    *time.Time `json:"certificate_until,omitempty"`
+	ClockOff float64    `json:"clock_off_seconds,omitempty"` // its wall clock against this node's, where that is too much
+	Problem  string     `json:"problem,omitempty"`           // why it does not answer, or what is wrong with it
+}
+
+// TokenRequest asks for a token.
+type TokenRequest struct {
+	Role    string  `json:"role"` // gateway, witness
+	Seconds float64 `json:"seconds"`
+}
+
+// Token lets one node join. It is shown once: the cluster keeps its hash only.
+type Token struct {
+	Token   string    `json:"token"`
+	Role    string    `json:"role"`
+	Until   time.Time `json:"until"`
+	Address string    `json:"address"` // of the node that made it; any member's will do
+}
+
+// MemberRequest names a member. PathLeave wants the name of the node that is asked, so that nobody takes out another one by mistake.
+type MemberRequest struct {
+	Name string `json:"name"`
+}
+
+// Left answers PathLeave.
+type Left struct {
+	Name    string `json:"name"`
+	Serving uint64 `json:"serving"` // what it goes on serving; 0 = a witness
+	Dir     string `json:"dir"`     // to be moved away before it joins again, or begins anew
+}

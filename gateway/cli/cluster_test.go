@@ -1,0 +1,149 @@
+package cli
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"demarc/cluster/transport"
+	"demarc/gateway/api"
+)
+
+func TestClusterMembersAre(t *testing.T) {
+	socket := serve(t, &fake{})
+	run := func(args ...string) result {
+		return call(t, t.Context(), "", append([]string{"--socket", socket}, args...)...)
+	}
+	golden(t, "members", run("cluster", "members").out)
+	if r := run("cluster", "init"); r.code != exitOK || !strings.Contains(r.out, "cluster 8e4c0a7d, 3 members, reachable at 192.0.2.1:7400") {
+		t.Error(r)
+	}
+}
+
+func TestClusterChanges(t *testing.T) {
+	f := &fake{}
+	socket := serve(t, f)
+	run := func(args ...string) result {
+		return call(t, t.Context(), "", append([]string{"--socket", socket}, args...)...)
+	}
+	// A token alone on standard output, so that it can be read into a variable.
+	if r := run("cluster", "token", "--role", "witness", "--for", "10m"); r.code != exitOK || r.out != "demarc-abc\n" || !strings.Contains(r.err, "for one witness") {
+		t.Error(r)
+	}
+	if len(f.acted.tokens) != 1 || f.acted.tokens[0] != (api.TokenRequest{Role: "witness", Seconds: 600}) {
+		t.Errorf("%+v", f.acted.tokens)
+	}
+	for _, args := range [][]string{{"token", "--role", "arbiter"}, {"token", "--for", "0s"}, {"token", "--for", "200h"}, {"remove"}, {"join"}, {"join", "192.0.2.1:7400"}, {"unheard"}, {},
+		{"join", "192.0.2.1", "--node", "x", "--token", "y"}, {"cert", "a/b"}, {"replace", "gw2"}} {
+		if r := run(append([]string{"cluster"}, args...)...); r.code == exitOK || r.code == exitFailed && args[0] != "join" {
+			t.Errorf("%v: %v", args, r)
+		}
+	}
+	if r := run("cluster", "remove", "wit"); r.code != exitFailed || !strings.Contains(r.err, "edge2 does not answer") {
+		t.Error(r)
+	}
+	for _, verb := range []string{"remove", "promote", "lead"} {
+		if r := run("cluster", verb, "edge2"); r.code != exitOK || !strings.Contains(r.out, "edge2 ") || !strings.Contains(r.out, "wit leads") {
+			t.Error(r)
+		}
+	}
+	if r := run("cluster", "leave"); r.code != exitFailed || !strings.Contains(r.err, "say --yes") {
+		t.Error(r)
+	}
+	if r := run("cluster", "leave", "--yes"); r.code != exitOK || !strings.Contains(r.out, "edge1 has left and goes on serving revision 7") || !strings.Contains(r.out, "mv /var/lib/demarc/cluster") {
+		t.Error(r)
+	}
+	if want := []string{"remove wit", "remove edge2", "promote edge2", "lead edge2", "leave edge1"}; !slices.Equal(f.acted.members, want) {
+		t.Errorf("%q, want %q", f.acted.members, want)
+	}
+}
+
+// TestClusterKeys: an authority, certificates of it, and what stands in the way.
+func TestClusterKeys(t *testing.T) {
+	dir := t.TempDir()
+	ca, out := filepath.Join(dir, "ca"), filepath.Join(dir, "out")
+	run := func(args ...string) result { return call(t, t.Context(), "", args...) }
+	if r := run("cluster", "cert", "gw1", "--ca", ca, "--out", out); r.code != exitFailed || !strings.Contains(r.err, "`demarc cluster ca` makes one") {
+		t.Error(r)
+	}
+	if r := run("cluster", "ca", "--dir", ca); r.code != exitOK {
+		t.Error(r)
+	}
+	if r := run("cluster", "ca", "--dir", ca); r.code != exitFailed || !strings.Contains(r.err, "is there already") {
+		t.Error(r)
+	}
+	if r := run("cluster", "cert", "gw1", "gw2", "--ca", ca, "--out", out); r.code != exitOK || strings.Count(r.out, "certificate until") != 2 {
+		t.Error(r)
+	}
+	for _, name := range []string{"gw1", "gw2"} {
+		if st, err := os.Stat(filepath.Join(out, name, transport.MemberKey)); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", name, st, err)
+		}
+	}
+	node := filepath.Join(dir, "node.toml")
+	write := func(cluster string) {
+		t.Helper()
+		text := fmt.Sprintf("schema = 1\nname = \"gw1\"\ndata_dir = %q\n%s", filepath.Join(dir, "data"), cluster)
+		if !strings.Contains(cluster, "witness") {
+			text += "[[port]]\ndevice = \"eth0\"\n[[interface]]\nname = \"wan\"\nport = \"eth0\"\naddresses = [\"198.18.0.1/24\"]\n"
+		}
+		if err := os.WriteFile(node, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := l.Addr().String()
+	l.Close()
+	join := func() result { return run("cluster", "join", nobody, "--node", node, "--token", "demarc-x") }
+	write("")
+	if r := join(); r.code != exitFailed || !strings.Contains(r.err, "has no [cluster] section") {
+		t.Error(r)
+	}
+	write(fmt.Sprintf("[cluster]\nlisten = \"192.0.2.1:7400\"\nkeys = %q\n", filepath.Join(dir, "nowhere")))
+	if r := join(); r.code != exitFailed || !strings.Contains(r.err, "make them with `demarc cluster cert gw1`") {
+		t.Error(r)
+	}
+	write(fmt.Sprintf("[cluster]\nlisten = \"192.0.2.1:7400\"\nkeys = %q\n", filepath.Join(out, "gw2")))
+	if r := join(); r.code != exitFailed || !strings.Contains(r.err, "is gw2's, the node file says that this node is gw1") {
+		t.Error(r)
+	}
+	write(fmt.Sprintf("[cluster]\nlisten = \"192.0.2.1:7400\"\nkeys = %q\n", filepath.Join(out, "gw1")))
+	if r := join(); r.code != exitFailed || !strings.Contains(r.err, "no member answers at "+nobody) {
+		t.Error(r)
+	}
+	if r := run("witness", "--node", node); r.code != exitFailed || !strings.Contains(r.err, "is a gateway's: start demarc run") {
+		t.Error(r)
+	}
+	write(fmt.Sprintf("[cluster]\nlisten = \"127.0.0.1:0\"\nrole = \"witness\"\nkeys = %q\n", filepath.Join(out, "gw1")))
+	if r := run("witness", "--node", node); r.code != exitFailed || !strings.Contains(r.err, "is not an address and port") {
+		t.Error(r)
+	}
+	write(fmt.Sprintf("[cluster]\nlisten = %q\nrole = \"witness\"\nkeys = %q\n", nobody, filepath.Join(out, "gw1")))
+	if r := run("witness", "--node", node); r.code != exitFailed || !strings.Contains(r.err, "belongs to no cluster yet") {
+		t.Error(r)
+	}
+	if r := run("run", "--node", node); r.code != exitFailed || !strings.Contains(r.err, "start demarc witness") {
+		t.Error(r)
+	}
+}
+
+// TestApplyOnSeveral: who serves it, who does not, and why.
+func TestApplyOnSeveral(t *testing.T) {
+	var b strings.Builder
+	writeNodes(&b, []api.Serves{{Node: "gw1"}})
+	if b.Len() != 0 {
+		t.Errorf("alone: %s", b.String())
+	}
+	writeNodes(&b, []api.Serves{{Node: "gw1"}, {Node: "gw2", Why: "not reached: no answer in time", Later: true}, {Node: "gw3"}, {Node: "gw4", Why: "it does not fit", Problems: []string{"p.toml:3: x"}}})
+	want := "gw1 and gw3 serve it\ngw2 does not serve it yet: not reached: no answer in time; it compiles it when it is back\ngw4 does not serve it yet: it does not fit\n  p.toml:3: x\n"
+	if b.String() != want {
+		t.Errorf("%s", b.String())
+	}
+}

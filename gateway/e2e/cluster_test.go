@@ -1,0 +1,167 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/gateway/api"
+	"demarc/gateway/netlab/host"
+)
+
+// stream is traffic through a gateway, from its host inside to its host outside.
+func (m *machine) stream(duration string) (wait func() host.Probe) {
+	r := m.trio
+	r.t.Helper()
+	echo, err := r.Serve(m.space+"out", "udp-echo", "-addr", ":7007")
+	check(r.t, err)
+	var p host.Probe
+	done := make(chan error, 1)
+	go func() {
+		done <- r.Run(r.t.Context(), m.space+"in", &p, "udp-probe", "-dst", "203.0.113.2:7007", "-pps", "100", "-duration", duration, "-wait", "1s")
+	}()
+	return func() host.Probe {
+		r.t.Helper()
+		check(r.t, <-done)
+		check(r.t, echo.Stop(nil))
+		return p
+	}
+}
+
+// TestClusterOfThree: an apply on any node reaches all; the leader is killed and the next change is accepted; a node that is cut off goes on with its
+// packets and catches up; a confirm time ends although the leader died.
+func TestClusterOfThree(t *testing.T) {
+	r := newTrio(t)
+	gw1, gw2, wit := r.begin()
+	all, gateways := []*machine{gw1, gw2, wit}, []*machine{gw1, gw2}
+	for _, m := range all {
+		name := "by-" + m.name
+		out := m.must("apply", r.policy(name))
+		for _, g := range gateways {
+			g.serves(name, 0) // it has returned: every gateway has acknowledged
+		}
+		if !strings.Contains(out, "gw1 and gw2 serve it") {
+			t.Errorf("apply on %s: %s", m.name, out)
+		}
+	}
+
+	// The leader is killed, packets do not notice, the next change is accepted within 3 s.
+	var lead *machine
+	if !until(15*time.Second, func() bool { lead = r.nodes[gw1.members().Leader]; return lead == wit }) {
+		t.Errorf("%s leads, not the witness", lead.name)
+	}
+	ping := gw1.stream("2s")
+	wit.kill()
+	began := time.Now()
+	out := gw2.must("apply", r.policy("after-kill"))
+	took := time.Since(began)
+	t.Logf("a change %s after the leader was killed", took)
+	if took > 3*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	for _, g := range gateways {
+		g.serves("after-kill", 0)
+	}
+	if !strings.Contains(out, "gw1 and gw2 serve it") {
+		t.Error(out)
+	}
+	if p := ping(); p.Received != p.Sent {
+		t.Errorf("%d of %d packets came back while the leader was killed", p.Received, p.Sent)
+	}
+	wit.start()
+	gw1.whole(3)
+
+	// One gateway is cut off: it forwards, the others agree without it, and apply says so.
+	ping = gw2.stream("3s")
+	check(t, r.SetUp("gw2", "mgmt", false))
+	began = time.Now()
+	out, _, err := gw1.cli("apply", r.policy("without-gw2"))
+	if err != nil || !strings.Contains(out, "gw2 does not serve it yet: not reached") {
+		t.Errorf("%v, after %s: %s", err, time.Since(began), out)
+	}
+	gw1.serves("without-gw2", 0)
+	gw2.serves("after-kill", 0)
+	if p := ping(); p.Received != p.Sent {
+		t.Errorf("%d of %d packets came back through the one that was cut off", p.Received, p.Sent)
+	}
+	check(t, r.SetUp("gw2", "mgmt", true))
+	gw2.serves("without-gw2", 10*time.Second)
+	gw2.whole(3)
+
+	// Nobody confirms, and the leader is dead.
+	gw1.must("apply", r.policy("unconfirmed"), "--confirm", "3s")
+	began = time.Now()
+	lead = r.nodes[gw1.members().Leader]
+	lead.kill()
+	for _, g := range gateways {
+		if g == lead {
+			continue
+		}
+		g.serves("unconfirmed", 0)
+		g.serves("without-gw2", 4*time.Second-time.Since(began)+time.Second/2)
+		t.Logf("%s is back after %s", g.name, time.Since(began))
+	}
+}
+
+// TestClusterMembers: new hardware takes a dead node's place and its name, the old one is refused by name, a member leaves, and one that the rest needs stays.
+func TestClusterMembers(t *testing.T) {
+	r := newTrio(t)
+	gw1, gw2, wit := r.begin()
+	if out := gw1.must("cluster", "init"); !strings.Contains(out, "3 members, reachable at 192.0.2.1:7400") {
+		t.Error(out)
+	}
+	gw2.kill()
+	if _, bad, err := gw1.cli("cluster", "remove", "wit"); err == nil || !strings.Contains(bad, "gw2 does not answer") {
+		t.Errorf("one of two that live was removed: %v, %s", err, bad)
+	}
+	fresh := r.machine("gw2", "gw2b", 4, false)
+	fresh.enter(wit, "gw2")
+	for _, m := range []*machine{gw1, fresh, wit} {
+		m.whole(3)
+	}
+	if out := fresh.must("apply", r.policy("replaced")); !strings.Contains(out, "gw1 and gw2 serve it") {
+		t.Error(out)
+	}
+	gw2.start()
+	if !until(10*time.Second, func() bool {
+		var s api.Members
+		if gw2.client.Get(t.Context(), api.PathMembers, &s) != nil {
+			return false
+		}
+		for _, m := range s.Members {
+			if m.Self && strings.Contains(m.Problem, "was replaced by gw2") {
+				return true
+			}
+		}
+		out, _, _ := gw2.cli("status")
+		return strings.Contains(out, "was replaced by gw2")
+	}) {
+		t.Errorf("the old one is not told: %s", gw2.must("cluster", "members"))
+	}
+	gw2.serves("first", 0) // it has nothing newer, and does not stop
+	if _, _, err := gw2.cli("apply", r.policy("mine")); err == nil {
+		t.Error("the old one changed something")
+	}
+	var metrics []byte
+	metrics, err := gw1.client.Text(t.Context(), api.PathMetrics)
+	check(t, err)
+	if !strings.Contains(string(metrics), `demarc_cluster_member_answers{member="gw2"} 1`) || !strings.Contains(string(metrics), `demarc_cluster_refused_connections_total{why="removed"}`) {
+		t.Error("metrics do not tell of members")
+	}
+	check(t, r.end(gw2.p, unix.SIGTERM))
+
+	out := fresh.must("cluster", "leave", "--yes")
+	if !strings.Contains(out, "gw2 has left and goes on serving") {
+		t.Error(out)
+	}
+	gw1.whole(2)
+	if out := gw1.must("apply", r.policy("two")); !strings.Contains(out, "is served") {
+		t.Error(out)
+	}
+	fresh.serves("replaced", 0)
+	if _, bad, err := fresh.cli("apply", r.policy("mine")); err == nil || !strings.Contains(bad, "removed from this cluster") {
+		t.Errorf("a node that has left changed something: %v, %s", err, bad)
+	}
+}

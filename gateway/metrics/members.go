@@ -1,0 +1,82 @@
+package metrics
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"demarc/gateway/api"
+)
+
+// MemberSource is who knows the members of the cluster.
+type MemberSource interface {
+	Members(ctx context.Context) (*api.Members, error)
+}
+
+var (
+	memberAnswers = gauge("cluster_member_answers", "1 when the member answers this node; of the node itself always.", "member")
+	memberVotes   = gauge("cluster_member_votes", "1 when the member has a vote; a newcomer has none until it has caught up.", "member")
+	memberApplied = gauge("cluster_member_applied_entries", "Entries of the log that the member has carried out, as it last said.", "member")
+	memberUntil   = gauge("cluster_member_certificate_expiry_timestamp_seconds", "When the member's certificate ends, Unix time; 0 where that is not known, or there is none.", "member")
+	memberClock   = gauge("cluster_member_clock_off_seconds", "The member's wall clock against this node's, where that is too much; else 0.", "member")
+	clusterTokens = gauge("cluster_tokens", "Tokens that somebody may join by.")
+	peersRefused  = counter("cluster_refused_connections", "Connections to the cluster's port that were not let in, by kind.", "why")
+
+	memberFamilies = []*family{memberAnswers, memberVotes, memberApplied, memberUntil, memberClock, clusterTokens, peersRefused}
+)
+
+func (o out) members(m *api.Members) {
+	for i := range m.Members {
+		x := &m.Members[i]
+		o.put(memberAnswers, truth(x.Self || x.Problem == "" && x.Answered != nil || x.Answered != nil && *x.Answered < 10), x.Name)
+		o.put(memberVotes, truth(x.Votes), x.Name)
+		o.put(memberApplied, float64(x.Applied), x.Name)
+		until := 0.0
+		if x.Until != nil {
+			until = float64(x.Until.Unix())
+		}
+		o.put(memberUntil, until, x.Name)
+		o.put(memberClock, x.ClockOff, x.Name)
+	}
+	o.put(clusterTokens, float64(m.Tokens))
+	for kind, n := range m.Refused {
+		o.put(peersRefused, float64(n), kind)
+	}
+}
+
+// Members serves what a witness has: its members, and the process's own figures.
+func Members(src MemberSource) http.Handler {
+	own := processRegistry()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), scrapeTimeout)
+		defer cancel()
+		reg := prometheus.NewRegistry()
+		reg.MustRegister(&memberCollector{ctx, src})
+		promhttp.HandlerFor(prometheus.Gatherers{own, reg}, promhttp.HandlerOpts{}).ServeHTTP(w, r)
+	})
+}
+
+// memberCollector is one scrape of a witness.
+type memberCollector struct {
+	ctx context.Context
+	src MemberSource
+}
+
+// Describe lists the families of members.
+func (c *memberCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, f := range memberFamilies {
+		ch <- f.desc
+	}
+}
+
+// Collect reads the source once.
+func (c *memberCollector) Collect(ch chan<- prometheus.Metric) {
+	m, err := c.src.Members(c.ctx)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(clusterTokens.desc, err)
+		return
+	}
+	out(ch).members(m)
+}

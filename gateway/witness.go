@@ -1,0 +1,216 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"demarc/cluster"
+	"demarc/cluster/command"
+	"demarc/configs"
+	"demarc/gateway/api"
+	"demarc/gateway/metrics"
+	"demarc/gateway/worker"
+)
+
+// A witness keeps its memory small: what it handles are texts of up to 8 MiB, one after the other, of which nothing stays.
+const (
+	witnessMemory = 24 << 20 // for the collector to aim at
+	witnessGrowth = 40       // percent
+)
+
+// Witness is a member without ports: it votes, and takes what operators ask of the cluster.
+type Witness struct {
+	node *configs.Node
+	log  *slog.Logger
+	n    *cluster.Node
+	dir  interface{ Close() error }
+}
+
+// OpenWitness reads what is on disk and listens. Run does the work.
+func OpenWitness(n *configs.Node, version string, log *slog.Logger) (*Witness, error) {
+	clock, err := worker.NewClock()
+	if err != nil {
+		return nil, err
+	}
+	w := &Witness{node: n, log: log}
+	if w.dir, err = lockDir(n.DataDir); err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(n.DataDir, "cluster")
+	w.n, err = cluster.Open(cluster.Config{Dir: dir, Name: n.Name, Version: version, Role: command.RoleWitness, Log: log, Net: clusterNet(n.Cluster), Mono: clock.Now, Wall: time.Now})
+	if err != nil {
+		return nil, errors.Join(err, w.dir.Close())
+	}
+	if !w.n.Begun() {
+		return nil, errors.Join(fmt.Errorf("witness %s belongs to no cluster yet: demarc cluster join ADDRESS --token TOKEN --node FILE", n.Name), w.n.Close(), w.dir.Close())
+	}
+	debug.SetGCPercent(witnessGrowth)
+	debug.SetMemoryLimit(witnessMemory)
+	return w, nil
+}
+
+// Run votes and answers until ctx ends. ready is called once it does.
+func (w *Witness) Run(ctx context.Context, ready func()) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		cancel()
+		err = errors.Join(err, w.n.Close(), w.dir.Close())
+	}()
+	b := witnessBackend{membership{name: w.node.Name, dir: filepath.Join(w.node.DataDir, "cluster"), node: func() (*cluster.Node, error) { return w.n, nil },
+		ready: func(ctx context.Context) (context.Context, *cluster.Node, func(), error) {
+			return ctx, w.n, func() {}, nil
+		}}}
+	remote, err := openRemote(w.node.API, w.log)
+	if err != nil {
+		return err
+	}
+	srv, err := api.Listen(api.ServerConfig{Socket: w.node.API.Socket, Metrics: w.node.API.Metrics, Remote: remote, Backend: b, Handler: metrics.Members(b), Log: w.log})
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 2)
+	go func() { done <- contained(w.log, "interface", func() error { return srv.Run(ctx) }) }()
+	go func() { done <- contained(w.log, "cluster", func() error { return w.n.Run(ctx) }) }()
+	ready()
+	w.log.Info("witness", "node", w.node.Name, "address", w.n.Address())
+	select {
+	case <-ctx.Done():
+		err = <-done
+	case err = <-done: // one without the other is no witness
+		cancel()
+	}
+	return errors.Join(err, <-done)
+}
+
+// Headline is the witness in a line, for systemd.
+func (w *Witness) Headline() string {
+	if p := w.n.Problem(); p != "" {
+		return p
+	}
+	for _, m := range w.n.Members() {
+		if m.Leads {
+			return "witness; " + m.Member.Name + " leads"
+		}
+	}
+	return "witness; nobody leads"
+}
+
+// witnessBackend is what a witness can be asked: all of the cluster, nothing of packets.
+type witnessBackend struct{ membership }
+
+func (w witnessBackend) own() *cluster.Node {
+	n, _ := w.node() // of a witness it is there from the start
+	return n
+}
+
+// Policy is what gateways serve.
+func (w witnessBackend) Policy(context.Context) ([]byte, error) {
+	s, err := shownOf(w.own(), 0)
+	if err != nil {
+		return nil, err
+	}
+	return []byte(s.Policy), nil
+}
+
+// Apply has the gateways compile a policy, the cluster agree on it and the gateways serve it. What it changes only a gateway can say.
+func (w witnessBackend) Apply(ctx context.Context, r api.ApplyRequest) (*api.Applied, error) {
+	confirm, err := confirmTime(r.Confirm)
+	if err != nil {
+		return nil, err
+	}
+	return w.change(ctx, cluster.Change{Text: withoutHeader([]byte(r.Policy)), Source: r.Source, Comment: r.Comment, Expected: r.Expected, Confirm: confirm, Who: w.who(ctx)}, r.Except)
+}
+
+func (w witnessBackend) change(ctx context.Context, c cluster.Change, except []string) (*api.Applied, error) {
+	start, n := time.Now(), w.own()
+	if c.Expected == 0 { // another change in between is a conflict, also for whoever named no revision
+		c.Expected = n.State().Serving
+	}
+	o, err := n.Apply(ctx, c, except...)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	a := &api.Applied{Revision: wireRevision(&o.Revision), Changes: []api.Change{}, CutByTenant: map[string]int{}}
+	if o.Revision.Fate == command.FateProvisional {
+		a.Confirm = o.Revision.Confirm.Seconds()
+	}
+	for _, k := range o.Checked {
+		a.Cut += k.Report.Cut
+		for t, cut := range k.Report.Tenants {
+			a.CutByTenant[t] += cut
+		}
+	}
+	outcomeOf(a, &o, w.name)
+	a.Took = time.Since(start).Seconds()
+	return a, nil
+}
+
+// Confirm keeps the provisional revision.
+func (w witnessBackend) Confirm(ctx context.Context, r api.ConfirmRequest) (*api.Confirmed, error) {
+	n := w.own()
+	number := r.Revision
+	if number == 0 {
+		p, ok := n.Pending()
+		if !ok {
+			return nil, &api.Fault{Status: http.StatusConflict, Err: nothingPends(n)}
+		}
+		number = p.Number
+	}
+	if err := n.Confirm(ctx, number, w.who(ctx)); err != nil {
+		return nil, refusal(err)
+	}
+	s, err := shownOf(n, number)
+	if err != nil {
+		return nil, err
+	}
+	return &api.Confirmed{Revision: s.Revision}, nil
+}
+
+// Rollback has an earlier text served again, or takes the provisional revision back.
+func (w witnessBackend) Rollback(ctx context.Context, r api.RollbackRequest) (*api.Applied, error) {
+	n := w.own()
+	confirm, err := confirmTime(r.Confirm)
+	if err != nil {
+		return nil, err
+	}
+	if r.To != 0 {
+		old, text, err := n.Text(r.To)
+		if err != nil {
+			return nil, &api.Fault{Status: http.StatusNotFound, Err: err}
+		}
+		return w.change(ctx, cluster.Change{Text: text, Source: old.Source, Comment: r.Comment, Expected: r.Expected, Back: r.To, Confirm: confirm, Who: w.who(ctx)}, nil)
+	}
+	p, ok := n.Pending()
+	if !ok {
+		return nil, &api.Fault{Status: http.StatusConflict, Err: nothingPends(n)}
+	}
+	if err := n.TakeBack(ctx, p.Number, w.who(ctx)); err != nil {
+		return nil, refusal(err)
+	}
+	s, err := shownOf(n, 0)
+	if err != nil {
+		return nil, err
+	}
+	a := &api.Applied{Revision: s.Revision, Changes: []api.Change{}, CutByTenant: map[string]int{}}
+	outcomeOf(a, &cluster.Outcome{Acks: n.Acknowledged(ctx, s.Number, nil)}, w.name)
+	return a, nil
+}
+
+// History lists the kept revisions.
+func (w witnessBackend) History(context.Context) (*api.History, error) {
+	return historyOf(w.own()), nil
+}
+
+// Show is one of them with its text.
+func (w witnessBackend) Show(_ context.Context, number uint64) (*api.Shown, error) {
+	return shownOf(w.own(), number)
+}
+
+// Audit is who did what.
+func (w witnessBackend) Audit(context.Context) (*api.Audit, error) { return auditOf(w.own()), nil }
