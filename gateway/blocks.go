@@ -228,7 +228,7 @@ func (b backend) Block(ctx context.Context, r api.BlockRequest) (*api.Blocked, e
 	}
 	out := &api.Blocked{ByTenant: map[string]int{}, DryRun: r.DryRun, Block: api.Block{Address: text(p), Side: r.Side, Seconds: r.Seconds}}
 	v := g.view.Load()
-	if err := g.walk(ctx, func(_ int, _ *pipeline.Shard, _ uint32, se *conntrack.Session) bool {
+	if err := g.walk(ctx, walkLook, func(_ int, _ *pipeline.Shard, _ uint32, se *conntrack.Session) bool {
 		if touches(se, p, any, zone) {
 			out.Sessions++
 			if t := v.Tenant(se.Tenant); t != nil {

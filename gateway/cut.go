@@ -12,7 +12,7 @@ import (
 
 // What of a cut is done between two bursts. Ending a session costs a few cache misses, looking at one hardly anything.
 const (
-	cutLook = 2048
+	cutLook = walkLook
 	cutEnd  = 256
 )
 
@@ -30,7 +30,8 @@ func (b backend) Cut(ctx context.Context, r api.CutRequest) (*api.Cut, error) {
 	if f.Limit == 0 {
 		f.Limit = 20
 	}
-	out := &api.Cut{ByTenant: map[string]int{}, Sessions: []api.Session{}}
+	out := &api.Cut{ByTenant: map[string]int{}}
+	var first []picked
 	now, v := uint32(g.clock.Now()>>20), g.view.Load()
 	touched := map[flow.TenantID]bool{}
 	note := func(w int, slot uint32, se *conntrack.Session) bool {
@@ -43,8 +44,8 @@ func (b backend) Cut(ctx context.Context, r api.CutRequest) (*api.Cut, error) {
 			out.ByTenant[t.Name]++
 		}
 		touched[se.Tenant] = true
-		if len(out.Sessions) < f.Limit {
-			out.Sessions = append(out.Sessions, g.wireSession(w, slot, se, now))
+		if len(first) < f.Limit {
+			first = append(first, picked{w, slot, *se})
 		}
 		return !r.DryRun
 	}
@@ -63,6 +64,7 @@ func (b backend) Cut(ctx context.Context, r api.CutRequest) (*api.Cut, error) {
 			}
 		}
 	}
+	out.Sessions = g.wire(first, now)
 	if out.Cut > 0 {
 		if err := g.drained(ctx, touched); err != nil {
 			return nil, err

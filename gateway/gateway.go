@@ -19,7 +19,6 @@ import (
 
 	"demarc/configs"
 	"demarc/gateway/api"
-	"demarc/gateway/conntrack"
 	"demarc/gateway/fib"
 	"demarc/gateway/hostnet"
 	"demarc/gateway/metrics"
@@ -329,39 +328,6 @@ func (g *Gateway) waitFor(ctx context.Context, gen uint32) error {
 			return fmt.Errorf("worker %d has not taken up view %d within 5s", late, gen)
 		}
 	}
-}
-
-// each runs fn on every worker between two bursts, one after the other.
-func (g *Gateway) each(ctx context.Context, fn func(i int, sh *pipeline.Shard)) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	for i, w := range g.workers {
-		if err := w.Do(ctx, func(sh *pipeline.Shard) { fn(i, sh) }); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// walk calls fn for every session of every worker, a chunk at a time so that packets go on in between.
-func (g *Gateway) walk(ctx context.Context, fn func(w int, sh *pipeline.Shard, slot uint32, se *conntrack.Session) bool) error {
-	for i := range g.workers {
-		from, done, stop := uint32(0), false, false
-		for !done && !stop {
-			c, cancel := context.WithTimeout(ctx, 10*time.Second)
-			err := g.workers[i].Do(c, func(sh *pipeline.Shard) {
-				from, done = sh.Sessions.Each(from, 2048, func(slot uint32, se *conntrack.Session) bool {
-					stop = !fn(i, sh, slot, se)
-					return !stop
-				})
-			})
-			cancel()
-			if err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 func (g *Gateway) listen() (*api.Server, error) {

@@ -12,6 +12,7 @@ import (
 	"demarc/configs"
 	"demarc/gateway/api"
 	"demarc/gateway/conntrack"
+	"demarc/gateway/flow"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/revisions"
 	"demarc/gateway/slowpath"
@@ -181,21 +182,32 @@ type impact struct {
 // impact counts the live sessions that would end under v, and lists the first of them.
 func (g *Gateway) impact(ctx context.Context, v *snapshot.View, list int) (out impact, err error) {
 	now, is := uint32(g.clock.Now()>>20), g.view.Load()
-	out.byTenant = map[string]int{}
-	err = g.walk(ctx, func(w int, sh *pipeline.Shard, slot uint32, se *conntrack.Session) bool {
-		out.checked++
+	byTenant, cut, checked := map[flow.TenantID]int{}, 0, 0
+	var first []picked
+	err = g.walk(ctx, walkJudge, func(w int, sh *pipeline.Shard, slot uint32, se *conntrack.Session) bool {
+		checked++
 		if sh.WouldCut(v, se) {
-			out.cut++
-			if t := is.Tenant(se.Tenant); t != nil {
-				out.byTenant[t.Name]++
-			}
-			if len(out.cuts) < list {
-				out.cuts = append(out.cuts, g.wireSession(w, slot, se, now))
+			cut++
+			byTenant[se.Tenant]++
+			if len(first) < list {
+				first = append(first, picked{w, slot, *se})
 			}
 		}
 		return true
 	})
-	return out, err
+	if err != nil {
+		return impact{}, err
+	}
+	out = impact{cut: cut, checked: checked, byTenant: map[string]int{}}
+	for id, n := range byTenant {
+		if t := is.Tenant(id); t != nil {
+			out.byTenant[t.Name] += n
+		}
+	}
+	if len(first) > 0 {
+		out.cuts = g.wire(first, now)
+	}
+	return out, nil
 }
 
 func wireChanges(in []configs.Change) []api.Change {

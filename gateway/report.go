@@ -74,7 +74,7 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 		}
 		s.Workers = append(s.Workers, api.Worker{ID: i, CPU: cpu, Sessions: st.Sessions, SessionsCap: g.shards[i].Sessions.Capacity(), Mappings: st.Mappings,
 			MappingsCap: max(64, g.o.Node.Tables.Mappings/len(g.workers)), Frames: st.Frames, FramesFree: st.Free, FramesHeld: st.Held, Generation: uint64(st.Gen),
-			Busy: busy[i], HandedOut: st.HandedOut, HandedIn: st.HandedIn, Panics: st.Panics, BlockedFlows: st.Blocked, Bursts: st.Bursts, Wakeups: st.Wakeups, Crossings: st.Crossings, UMEMBytes: uint64(st.Frames) * uint64(g.chunk),
+			Busy: busy[i], HandedOut: st.HandedOut, HandedIn: st.HandedIn, Panics: st.Panics, BlockedFlows: st.Blocked, Bursts: st.Bursts, Wakeups: st.Wakeups, Crossings: st.Crossings, Orders: st.Orders, LongestOrder: st.LongestOrder.Seconds(), UMEMBytes: uint64(st.Frames) * uint64(g.chunk),
 			TableBytes: g.tableBytes[i], FragmentsWaiting: st.Fragments, FragmentsCap: st.FragmentsCap, FragmentedKnown: st.Datagrams})
 	}
 	ports, err := b.ports(&in)
@@ -142,15 +142,31 @@ func (g *Gateway) unfit() (why string) {
 // inside is what only the workers themselves can tell.
 type inside struct {
 	conservation api.Conservation
-	queued       map[flow.TenantID][2]int // packets in the shapers, by meter.Out, meter.In
-	inUse, held  map[nat.AddrID]int       // public ports
-	rings        map[[2]int][3]int        // port, queue -> frames in fill, rx, tx and completion
+	queued       []int             // packets in the shapers, by queue: a tenant's id and direction
+	use          []nat.Use         // of public addresses, by id
+	rings        map[[2]int][3]int // port, queue -> frames in fill, rx, tx and completion
 }
 
-// ask has every worker tell, between two bursts.
+// askTenants is how many tenants a worker is asked about between two bursts.
+const askTenants = 1024
+
+// ask has every worker tell, between two bursts: a step for each queue of a port, public address and tenant, and none for each session, mapping or
+// block of ports, of which there may be millions.
 func (b backend) ask(ctx context.Context) (in inside) {
-	in = inside{queued: map[flow.TenantID][2]int{}, inUse: map[nat.AddrID]int{}, held: map[nat.AddrID]int{}, rings: map[[2]int][3]int{}}
 	g := b.g
+	v := g.view.Load()
+	in = inside{queued: make([]int, 2*len(v.Tenants)), rings: map[[2]int][3]int{}}
+	addrs := 0
+	for _, t := range v.Tenants {
+		if t != nil {
+			for _, id := range t.Pool {
+				addrs = max(addrs, int(id)+1)
+			}
+		}
+	}
+	in.use = make([]nat.Use, addrs)
+	type ring struct{ port, queue, fill, rx, tx int }
+	rings := make([]ring, 0, 256)
 	var errs []error
 	frames := 0
 	err := g.each(ctx, func(i int, sh *pipeline.Shard) {
@@ -158,30 +174,48 @@ func (b backend) ask(ctx context.Context) (in inside) {
 			errs = append(errs, err)
 		}
 		frames += g.workers[i].Stats().Frames
-		for _, t := range g.view.Load().Tenants {
-			if t == nil {
-				continue
-			}
-			q := in.queued[t.ID]
-			for d := range q {
-				n, _ := sh.Shaper.HeldIn(int(t.ID)*2 + d)
-				q[d] += n
-			}
-			in.queued[t.ID] = q
-		}
-		sh.NAT.EachBlock(func(u nat.Use) bool {
-			in.inUse[u.Addr] += u.InUse
-			in.held[u.Addr] += u.Held
-			return true
+		sh.NAT.Use(in.use)
+		g.workers[i].Rings(func(port uint16, queue, fill, rx, tx int) {
+			rings = append(rings, ring{int(port), queue, fill, rx, tx})
 		})
-		g.workers[i].Rings(func(port uint16, queue, fill, rx, tx int) { in.rings[[2]int{int(port), queue}] = [3]int{fill, rx, tx} })
 	})
-	if err = errors.Join(append(errs, err)...); err != nil {
+	for from := 0; from < len(in.queued) && err == nil; from += 2 * askTenants {
+		err = g.each(ctx, func(_ int, sh *pipeline.Shard) { addQueued(sh, in.queued, from) })
+	}
+	if err != nil { // a worker that was late may yet write to what it was given
+		return inside{conservation: api.Conservation{Detail: err.Error()}}
+	}
+	for _, r := range rings {
+		in.rings[[2]int{r.port, r.queue}] = [3]int{r.fill, r.rx, r.tx}
+	}
+	if err := errors.Join(errs...); err != nil {
 		in.conservation.Detail = err.Error()
 		return in
 	}
 	in.conservation = api.Conservation{OK: true, Detail: fmt.Sprintf("all %d frames accounted for", frames)}
 	return in
+}
+
+// addQueued adds what waits in the queues of askTenants tenants, from queue from on.
+func addQueued(sh *pipeline.Shard, sum []int, from int) {
+	for q := from; q < min(len(sum), from+2*askTenants); q++ {
+		n, _ := sh.Shaper.HeldIn(q)
+		sum[q] += n
+	}
+}
+
+func (in *inside) queuedOf(t flow.TenantID, d meter.Dir) int {
+	if q := int(t)*2 + int(d); q < len(in.queued) {
+		return in.queued[q]
+	}
+	return 0 // of a policy that was applied while the workers were asked
+}
+
+func (in *inside) useOf(a nat.AddrID) (u nat.Use) {
+	if int(a) < len(in.use) {
+		u = in.use[a]
+	}
+	return u
 }
 
 func (b backend) volume(t flow.TenantID, d meter.Dir) (c api.Counter) {
@@ -210,7 +244,7 @@ func (b backend) dropsOf(t flow.TenantID) map[string]uint64 {
 func (b backend) tenant(t *snapshot.Tenant, in *inside, rules bool) api.Tenant {
 	a := api.Tenant{ID: int(t.ID), Name: t.Name, Sessions: int(t.Shared.Sessions.Load()), SessionsCap: int(t.MaxSessions), Created: t.Shared.Created.Load(), Inbound: int(t.Shared.Inbound.Load()),
 		Unanswered: api.TenantUnanswered{Out: int(t.Shared.Unanswered[meter.Out].Load()), In: int(t.Shared.Unanswered[meter.In].Load()), Cap: int(t.MaxUnanswered)},
-		In:         b.volume(t.ID, meter.In), Out: b.volume(t.ID, meter.Out), Drops: b.dropsOf(t.ID), Queued: api.TenantQueued{Out: in.queued[t.ID][meter.Out], In: in.queued[t.ID][meter.In]}}
+		In:         b.volume(t.ID, meter.In), Out: b.volume(t.ID, meter.Out), Drops: b.dropsOf(t.ID), Queued: api.TenantQueued{Out: in.queuedOf(t.ID, meter.Out), In: in.queuedOf(t.ID, meter.In)}}
 	a.ICMPErrors = errorsOf(&t.Shared.Told)
 	for _, sh := range b.g.shards {
 		for d, c := range map[meter.Dir]*api.Counter{meter.Out: &a.Offered.Out, meter.In: &a.Offered.In} {
@@ -231,8 +265,9 @@ func (b backend) tenant(t *snapshot.Tenant, in *inside, rules bool) api.Tenant {
 		a.Pool = &api.Pool{Addresses: len(t.Pool), Ports: len(t.Pool) * 64512}
 		var free [3]int // by class: what is short is what tells
 		for _, id := range t.Pool {
-			a.Pool.InUse += in.inUse[id]
-			a.Pool.Held += in.held[id]
+			u := in.useOf(id)
+			a.Pool.InUse += int(u.InUse)
+			a.Pool.Held += int(u.Held)
 			for c := range free {
 				free[c] += b.g.space.FreeBlocks(id, nat.Class(c))
 			}

@@ -82,21 +82,26 @@ func (b backend) Sessions(ctx context.Context, f api.SessionFilter) (*api.Sessio
 	if f.Limit == 0 {
 		f.Limit = 1000
 	}
-	out := &api.Sessions{Sessions: []api.Session{}}
+	out := &api.Sessions{}
 	now := uint32(b.g.clock.Now() >> 20)
-	err = b.g.walk(ctx, func(w int, _ *pipeline.Shard, slot uint32, se *conntrack.Session) bool {
+	var list []picked
+	err = b.g.walk(ctx, walkLook, func(w int, _ *pipeline.Shard, slot uint32, se *conntrack.Session) bool {
 		out.Total++
 		if m.matches(se) {
 			out.Matched++
-			if len(out.Sessions) < f.Limit {
-				out.Sessions = append(out.Sessions, b.g.wireSession(w, slot, se, now))
+			if len(list) < f.Limit {
+				list = append(list, picked{w, slot, *se})
 			} else {
 				out.Truncated = true
 			}
 		}
 		return true
 	})
-	return out, err
+	if err != nil {
+		return nil, err
+	}
+	out.Sessions = b.g.wire(list, now)
+	return out, nil
 }
 
 func protoName(p uint8) string {
@@ -113,7 +118,7 @@ func protoName(p uint8) string {
 	return strconv.Itoa(int(p))
 }
 
-// wireSession runs on the session's worker.
+// wireSession puts a session into the interface's struct. Where se is not a copy, it runs on the session's worker.
 func (g *Gateway) wireSession(w int, slot uint32, se *conntrack.Session, now uint32) api.Session {
 	v := g.view.Load()
 	a := addresses(se)

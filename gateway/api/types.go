@@ -89,6 +89,8 @@ type Worker struct {
 	UMEMBytes    uint64  `json:"umem_bytes"`     // packet memory
 	TableBytes   uint64  `json:"table_bytes"`    // sessions, index, mappings, waiting fragments
 	Crossings    uint64  `json:"area_crossings"` // packets copied between a zero-copy and another memory area
+	Orders       uint64  `json:"orders"`         // what control had it do between two bursts: reports, looks, changes
+	LongestOrder float64 `json:"longest_order"`  // seconds that one of these has kept packets waiting, at most, since start
 
 	FragmentsWaiting int `json:"fragments_waiting"` // that came before the first of their datagram
 	FragmentsCap     int `json:"fragments_cap"`     // how many may

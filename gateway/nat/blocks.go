@@ -3,7 +3,6 @@ package nat
 import (
 	"math/bits"
 
-	"demarc/gateway/flow"
 	"demarc/gateway/undo"
 )
 
@@ -182,10 +181,11 @@ func (k *block) resting() (n int) {
 	return n
 }
 
-// turnOver ends the generations of held ports whose time is over: what was freed in a turn may be used after gens-1 further whole turns.
-func (k *block) turnOver(now uint32) (freed bool) {
+// turnOver ends the generations of held ports whose time is over, and says how many ports that were: what was freed in a turn may be used
+// after gens-1 further whole turns.
+func (k *block) turnOver(now uint32) (freed int) {
 	if k.held == [gens]uint64{} {
-		return false
+		return 0
 	}
 	for range gens {
 		if int32(now-k.start) < int32(k.turn) {
@@ -193,7 +193,7 @@ func (k *block) turnOver(now uint32) (freed bool) {
 		}
 		if old := k.held[gens-1]; old != 0 {
 			k.busy &^= old
-			freed = true
+			freed += bits.OnesCount64(old)
 		}
 		copy(k.held[1:], k.held[:gens-1])
 		k.held[0] = 0
@@ -221,7 +221,9 @@ func (s *Shard) Sweep(now uint32, budget int) {
 		b := s.hand
 		k := s.block(b)
 		s.hand = k.shardNext
-		k.turnOver(now)
+		if n := k.turnOver(now); n > 0 {
+			s.portUse(addrOf(b)).Held -= int32(n)
+		}
 		s.relink(b)
 		if k.busy == 0 {
 			s.close(b)
@@ -229,28 +231,24 @@ func (s *Shard) Sweep(now uint32, budget int) {
 	}
 }
 
-// Use is how one block stands: 64 ports of one address and class, of one tenant.
-type Use struct {
-	Tenant flow.TenantID
-	Addr   AddrID
-	Class  Class
-	InUse  int
-	Held   int
-}
-
 // Blocks is how many blocks the shard owns.
 func (s *Shard) Blocks() int { return s.blocks }
 
-// EachBlock calls fn once for each block that the shard owns. For status: it walks all of them.
-func (s *Shard) EachBlock(fn func(Use) bool) {
-	b := s.hand
-	for range s.blocks {
-		k := s.block(b)
-		held := k.resting()
-		u := Use{Tenant: flow.TenantID(s.groupOf(b).key.tenant), Addr: addrOf(b), Class: classIn(b), InUse: bits.OnesCount64(k.busy) - held, Held: held}
-		if !fn(u) {
-			return
-		}
-		b = k.shardNext
+// Use is how many ports of a public address, of all classes, a shard's mappings have, and how many rest after theirs.
+type Use struct{ InUse, Held int32 }
+
+// Use adds the shard's use of each address to sum, by AddrID. It costs a step an address, however many blocks and mappings there are: it is
+// asked between two bursts.
+func (s *Shard) Use(sum []Use) {
+	for i := range sum[:min(len(sum), len(s.use))] {
+		sum[i].InUse += s.use[i].InUse
+		sum[i].Held += s.use[i].Held
 	}
+}
+
+// portUse is the count of an address, about to be changed.
+func (s *Shard) portUse(a AddrID) *Use {
+	u := &s.use[a]
+	undo.Keep(s.log, u)
+	return u
 }

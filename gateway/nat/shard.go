@@ -82,6 +82,7 @@ type Shard struct {
 	live    int
 	hand    blockID // where Sweep goes on in the list of all blocks, or noBlock
 	blocks  int
+	use     []Use // by AddrID: what reports ask for, kept so that none has to walk the blocks
 	log     *undo.Log
 }
 
@@ -123,7 +124,7 @@ func NewShard(mem []byte, capacity, worker int, sp *Space, seed uint64) (*Shard,
 	if uintptr(p)&63 != 0 {
 		return nil, fmt.Errorf("mapping table: memory at %#x is not aligned to 64 bytes", uintptr(p))
 	}
-	s := &Shard{sp: sp, seed: seed, worker: worker, free: noMapping, hand: noBlock}
+	s := &Shard{sp: sp, seed: seed, worker: worker, free: noMapping, hand: noBlock, use: make([]Use, len(sp.addrs))}
 	// The only unsafe of this package: the layout above laid over the memory handed in.
 	n := numLines(capacity)
 	idBits := uint(bits.Len(uint(capacity)))
@@ -265,6 +266,7 @@ func (s *Shard) Map(r *Request, rnd uint64) (id uint32, reason verdict.Reason) {
 	}
 	undo.Keep(s.log, &s.maps[id])
 	s.block(b).busy |= 1 << bit
+	s.portUse(addrOf(b)).InUse++
 	s.relink(b)
 	if r.Pooling != Arbitrary && s.anchors.hold(r.Tenant, r.Inside, addrOf(b), r.Pool) {
 		flags |= mapAnchored
@@ -414,10 +416,13 @@ func (s *Shard) Unref(id uint32, now uint32) {
 		s.relink(b)
 		return
 	}
-	if k.turnOver(now) {
+	u := s.portUse(addrOf(b))
+	if n := k.turnOver(now); n > 0 {
+		u.Held -= int32(n)
 		s.relink(b)
 	}
 	k.rest(bit, hold, now)
+	u.Held++
 }
 
 // Drop ends a mapping that no session ever used: its port may be used at once.
@@ -442,6 +447,7 @@ func (s *Shard) end(id uint32) {
 		s.anchors.release(m.tenant, m.inside)
 	}
 	s.outside.erase(s.hashOutside(m.addr, m.class, m.public), id)
+	s.portUse(m.addr).InUse--
 	m.flags = 0
 	m.refs = s.free
 	s.free = id

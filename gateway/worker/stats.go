@@ -3,6 +3,7 @@ package worker
 import (
 	"fmt"
 	"sync/atomic"
+	"time"
 )
 
 // Stats is what a worker says of itself; all figures since start but the gauges.
@@ -13,15 +14,17 @@ type Stats struct {
 	Datagrams                      int // gauge: those in fragments whose first one has come, while more may
 	Bursts, Wakeups, Panics        uint64
 	HandedOut, HandedIn, Crossings uint64
-	BusyNs                         uint64
-	Blocked                        int    // gauge: flows and sources that have made it panic
-	Gen                            uint32 // of the view that it works with
+	BusyNs, Orders                 uint64
+	LongestOrder                   time.Duration // how long one has kept packets waiting, at most, since start
+	Blocked                        int           // gauge: flows and sources that have made it panic
+	Gen                            uint32        // of the view that it works with
 }
 
 type counters struct {
 	sessions, mappings, free, held, blocked atomic.Int64
 	bursts, wakeups, panics                 atomic.Uint64
 	handedOut, handedIn, crossings, busyNs  atomic.Uint64
+	orders, longestOrder                    atomic.Uint64
 	gen                                     atomic.Uint32
 	fragments, fragmentsCap, datagrams      atomic.Int64
 }
@@ -54,7 +57,7 @@ func (w *Worker) Stats() Stats {
 		Sessions: int(c.sessions.Load()), Mappings: int(c.mappings.Load()), Frames: frames, Free: int(c.free.Load()), Held: int(c.held.Load()), Blocked: int(c.blocked.Load()),
 		Fragments: int(c.fragments.Load()), FragmentsCap: int(c.fragmentsCap.Load()), Datagrams: int(c.datagrams.Load()),
 		Bursts: c.bursts.Load(), Wakeups: c.wakeups.Load(), Panics: c.panics.Load(), HandedOut: c.handedOut.Load(), HandedIn: c.handedIn.Load(),
-		Crossings: c.crossings.Load(), BusyNs: c.busyNs.Load(), Gen: c.gen.Load(),
+		Crossings: c.crossings.Load(), BusyNs: c.busyNs.Load(), Orders: c.orders.Load(), LongestOrder: time.Duration(c.longestOrder.Load()), Gen: c.gen.Load(),
 	}
 }
 

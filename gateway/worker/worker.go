@@ -99,7 +99,8 @@ type Worker struct {
 	pieces   [pipeline.Burst]pipeline.Slot // of one frame that is cut
 	held     []int                         // frames in the shaper, per memory area
 	polls    []unix.PollFd
-	maintain uint64        // ns of the last upkeep
+	maintain uint64        // ns when upkeep was last found to be due
+	owed     int           // table slots that upkeep has still to look at
 	stackAt  uint64        // ns of the last panic that was logged; 0 = none yet
 	unlogged uint64        // panics since then
 	nap      time.Duration // the longest sleep: upkeep is due then, whatever happens
@@ -107,6 +108,10 @@ type Worker struct {
 	look     func(int) (*police.Dir, *police.Words)
 	closed   atomic.Bool
 }
+
+// upkeepStep is how many table slots upkeep looks at in a turn, or a 256th of what it owes if that is more: a worker with millions that has slept or was
+// kept from its CPU would else do all that is due at once, for tens of milliseconds, while packets wait.
+const upkeepStep = 512
 
 type job struct {
 	fn   func(*pipeline.Shard)
@@ -323,12 +328,15 @@ func (w *Worker) turn(now uint64) (n int) {
 		w.flush(s)
 		w.refill(s)
 	}
-	budget := 0
 	if now-w.maintain > uint64(10*time.Millisecond) {
-		elapsed := min(now-w.maintain, uint64(time.Second))
-		budget = int(uint64(w.shard.Sessions.Capacity())*elapsed/uint64(time.Second)) + 64
+		elapsed, table := min(now-w.maintain, uint64(time.Second)), w.shard.Sessions.Capacity()
+		w.owed = min(w.owed+int(uint64(table)*elapsed/uint64(time.Second)), table) + 64
 		w.maintain = now
 		n += w.gauges()
+	}
+	budget := min(w.owed, max(upkeepStep, w.owed/256))
+	if w.owed -= budget; w.owed > 0 {
+		n++ // the rest is for the next turn, behind what has come meanwhile
 	}
 	unsettled := !w.shard.Settled()
 	if unsettled {
@@ -394,9 +402,13 @@ func (w *Worker) orders(now uint64) (n int) {
 		}
 		w.pool.Put(m.frame)
 	}
-	for len(w.box) > 0 {
+	if len(w.box) > 0 { // one a turn: however many ask at once, packets go on in between
 		j := <-w.box
-		j.done <- w.order(&j)
+		began := w.cfg.Clock.Now()
+		err := w.order(&j)
+		w.count.orders.Add(1)
+		w.count.longestOrder.Store(max(w.count.longestOrder.Load(), w.cfg.Clock.Now()-began))
+		j.done <- err
 		n++
 	}
 	return n

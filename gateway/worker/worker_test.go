@@ -171,6 +171,61 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// Who asks much at once is served one order a turn, and each turn begins with the packets that have come.
+func TestOneOrderATurn(t *testing.T) {
+	w := newWorkers(t, 1)[0]
+	const asked = 5
+	done := make(chan error, asked+1)
+	for range asked {
+		w.box <- job{func(*pipeline.Shard) {}, done}
+	}
+	for i := range asked {
+		w.turn(w.cfg.Clock.Now())
+		if st := w.Stats(); len(done) != i+1 || st.Orders != uint64(i+1) {
+			t.Fatalf("turn %d: %d orders were done, %d counted", i, len(done), st.Orders)
+		}
+	}
+	w.box <- job{func(*pipeline.Shard) { time.Sleep(20 * time.Millisecond) }, done}
+	w.turn(w.cfg.Clock.Now())
+	if d := w.Stats().LongestOrder; d < 20*time.Millisecond || d > 10*time.Second {
+		t.Errorf("the longest order took %s, want 20 ms or somewhat more", d)
+	}
+}
+
+// However long nothing was done, a turn does a step of upkeep, and all that is due within as many turns as that takes.
+func TestUpkeepIsDoneInSteps(t *testing.T) {
+	w := newWorkers(t, 1)[0]
+	now := w.cfg.Clock.Now()
+	tick := uint32(now >> 20)
+	w.turn(now) // takes up the view, and does what was due from the start on
+	for w.owed > 0 {
+		w.turn(now)
+	}
+	const sessions = 1000
+	for i := range uint16(sessions) {
+		se := conntrack.Session{OrigSrc: flow.Addr{198, 18, 10, 11}, OrigDst: flow.Addr{203, 0, 113, 11}, XlatSrc: [4]byte{198, 18, 10, 11}, XlatDst: [4]byte{203, 0, 113, 11},
+			OrigSPort: i, OrigDPort: 53, XlatSPort: i, XlatDPort: 53, Proto: flow.UDP, Tenant: w.shard.View().TenantByName("alpha").ID, Mapping: conntrack.NoMapping,
+			ViewGen: w.shard.View().Gen, LastSeen: [2]uint32{tick - 1<<24, tick - 1<<24}}
+		if _, r := w.shard.Sessions.Create(&se, tick-1<<24, 1); r != verdict.Pass {
+			t.Fatal(r)
+		}
+	}
+	now += uint64(time.Hour)
+	left := sessions
+	for turns := 1; left > 0; turns++ {
+		if w.turn(now) == 0 && w.shard.Sessions.Len() > 0 {
+			t.Fatal("a worker with upkeep to do says that there is nothing to do, and would sleep")
+		}
+		n := w.shard.Sessions.Len()
+		if ended := left - n; ended > upkeepStep {
+			t.Fatalf("turn %d: %d sessions were ended at once, want at most %d", turns, ended, upkeepStep)
+		}
+		if left = n; turns > 4 {
+			t.Fatalf("%d sessions are left after %d turns", left, turns)
+		}
+	}
+}
+
 func TestRingKeepsOrderAndContent(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
