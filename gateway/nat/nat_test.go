@@ -115,6 +115,25 @@ func check(t testing.TB, s *Shard) {
 	if !slices.Equal(use, s.use) {
 		t.Fatalf("%v in use and held by address, counted %v", use, s.use)
 	}
+	for i := range s.sp.addrs {
+		for c := range numClasses {
+			st := s.sp.state(AddrID(i))
+			if st == nil {
+				continue
+			}
+			n := 0
+			for w := range st.free[c] {
+				m := st.free[c][w].Load()
+				if w == 0 {
+					m &^= lowBlockMask
+				}
+				n += bits.OnesCount64(m)
+			}
+			if got := int(st.left[c].Load()); got != n {
+				t.Fatalf("address %d, class %d: %d blocks above the low ports are free, counted %d", i, c, n, got)
+			}
+		}
+	}
 	if len(used) != 0 {
 		t.Fatalf("mappings in blocks that the shard does not own: %v", used)
 	}
@@ -297,6 +316,92 @@ func TestEveryPortOfAnAddress(t *testing.T) {
 			t.Fatalf("UDP while all TCP ports are taken: %v", r)
 		} else if _, p := s.Mapping(id).Public(); p >= 1024 || p&1 == 0 {
 			t.Fatalf("inside UDP port 5 got %d", p)
+		}
+	}
+}
+
+// One worker wants all ports of an address, of which others have a few each. While there are many, those spread theirs over eight blocks; once
+// blocks are short they pack, and as their mappings come and go nearly all of what they do not need becomes free for who asks. What is missing in
+// the end is what is free in blocks that the others have in use, and they get that themselves.
+func TestEveryPortBesideOtherWorkers(t *testing.T) {
+	const few = 40 // mappings that each of the others has at any time
+	for _, workers := range []int{2, 4} {
+		rng := seeded(t)
+		sp := NewSpace(1)
+		ids := pool(t, sp, 1)
+		var all []*Shard
+		for w := range workers {
+			all = append(all, newShard(t, 65536, w, sp))
+		}
+		var now uint32
+		port := make([]uint16, workers)
+		live := make([][]uint32, workers)
+		one := func(w int) bool {
+			port[w]++
+			id, r := all[w].Map(&Request{Tenant: 1, Class: TCP, Inside: [4]byte{198, 18, byte(w), byte(port[w] >> 14)}, Port: 1024 + port[w]&0x3fff, Pool: ids, Hold: 1 << holdShift}, rng.Uint64())
+			if r != verdict.Pass {
+				if r != verdict.NATNoPort {
+					t.Fatalf("worker %d: %v", w, r)
+				}
+				return false
+			}
+			all[w].Ref(id)
+			live[w] = append(live[w], id)
+			return true
+		}
+		missing := func() (n int) {
+			n = 64512
+			for w := range all {
+				n -= len(live[w])
+			}
+			return n
+		}
+		for w := 1; w < workers; w++ {
+			for range few {
+				one(w)
+			}
+		}
+		for one(0) {
+		}
+		first := missing()
+		if bound := (workers - 1) * (spread*blockPorts - few); first == 0 || first > bound {
+			t.Errorf("%d workers: %d ports are missing at first, want some and at most %d", workers, first, bound)
+		}
+		for range 400 {
+			for w := 1; w < workers; w++ {
+				all[w].Unref(live[w][0], now)
+				live[w] = live[w][1:]
+				one(w) // unless all that it has rests: it is next then
+				for len(live[w]) < few && one(w) {
+				}
+			}
+			now += 128
+			for _, s := range all {
+				s.Sweep(now, 2048)
+			}
+			for one(0) {
+			}
+		}
+		now += 1 << 13
+		for _, s := range all {
+			s.Sweep(now, 2048)
+		}
+		for w := 1; w < workers; w++ {
+			for len(live[w]) < few && one(w) {
+			}
+		}
+		for one(0) {
+		}
+		last := missing()
+		t.Logf("figure: %d workers, %d mappings each but one: %d of 64512 ports missing at first, %d after those have come and gone", workers, few, first, last)
+		if bound := (workers - 1) * blockPorts; last > bound {
+			t.Errorf("%d workers: %d ports are missing in the end, want at most %d", workers, last, bound)
+		}
+		for w, s := range all {
+			check(t, s)
+			if w > 0 && len(live[w]) != few {
+				t.Errorf("worker %d has %d mappings, not %d: it went without", w, len(live[w]), few)
+			}
 		}
 	}
 }

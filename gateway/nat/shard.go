@@ -335,11 +335,16 @@ func (s *Shard) neighbour(r *Request) (blockID, uint, bool) {
 func (s *Shard) portIn(of blockID, key *groupKey, parity int, rnd uint64) (blockID, uint, bool) {
 	leader := s.findGroup(of, key)
 	perHost := key.flags&groupPerHost != 0
-	if leader == noBlock || !perHost && s.block(leader).group.blocks < spread {
+	short := !perHost && s.sp.short(of)
+	if leader == noBlock || !perHost && !short && s.block(leader).group.blocks < spread {
 		s.open(of, key, leader, parity, rnd)
 		if leader = s.findGroup(of, key); leader == noBlock {
 			return noBlock, 0, false
 		}
+	}
+	if short {
+		s.fullest(leader, parity)
+		rnd &^= spread - 1
 	}
 	if b, bit, ok := s.pick(leader, parity, rnd); ok {
 		return b, bit, true
@@ -354,6 +359,23 @@ func (s *Shard) portIn(of blockID, key *groupKey, parity int, rnd uint64) (block
 		return noBlock, 0, false
 	}
 	return s.pick(leader, parity, rnd)
+}
+
+// fullest puts the block with the fewest free ports of the next few in front, so that the emptier ones become empty and go back.
+func (s *Shard) fullest(leader blockID, parity int) {
+	head := &s.block(leader).group.head[parity]
+	if *head == noNumber {
+		return
+	}
+	best, fewest := *head, blockPorts+1
+	b := beside(leader, *head)
+	for range spread {
+		if m := s.sp.usable(b); m&parityMask(parity) != 0 && bits.OnesCount64(m) < fewest {
+			best, fewest = numberOf(b), bits.OnesCount64(m)
+		}
+		b = beside(b, s.block(b).next[parity])
+	}
+	*head = best
 }
 
 // pick chooses a port at random in one of the next few blocks of the group's list, and lets the next choice go on from there.

@@ -91,6 +91,7 @@ const (
 type addrState struct {
 	addr     [4]byte
 	free     [numClasses][blocksPerAddr / 64]atomic.Uint64 // set: the block belongs to nobody
+	left     [numClasses]atomic.Int32                      // how many of those are above the low ports
 	reserved [numClasses][blocksPerAddr]atomic.Uint64      // ports that are never handed out
 	blocks   [numClasses][blocksPerAddr]block              // owner of the block: rw
 }
@@ -130,6 +131,7 @@ func (sp *Space) Register(addr [4]byte) (AddrID, error) {
 		for i := range st.free[c] {
 			st.free[c][i].Store(^uint64(0))
 		}
+		st.left[c].Store(blocksPerAddr - lowBlocks)
 		st.reserved[c][0].Store(1) // port 0 is no port
 	}
 	sp.ids[addr] = id
@@ -253,6 +255,9 @@ func (sp *Space) claim(id AddrID, worker int, low bool, class Class, parity int,
 				continue
 			}
 			if st.free[class][w].CompareAndSwap(old, old&^(1<<bit)) {
+				if b >= lowBlocks {
+					st.left[class].Add(-1)
+				}
 				sp.owner[int(id)*blocksPerAddr|int(b)].Or(uint32(worker+1) << (8 * class))
 				return blockOf(id, class, uint16(b<<6)), true
 			}
@@ -265,7 +270,21 @@ func (sp *Space) claim(id AddrID, worker int, low bool, class Class, parity int,
 func (sp *Space) giveBack(b blockID) {
 	c, n := classIn(b), numberOf(b)
 	sp.owner[int(addrOf(b))*blocksPerAddr|int(n)].And(^(uint32(0xff) << (8 * c)))
-	sp.addrs[addrOf(b)].Load().free[c][n/64].Or(1 << (n & 63))
+	st := sp.addrs[addrOf(b)].Load()
+	st.free[c][n/64].Or(1 << (n & 63))
+	if n >= lowBlocks {
+		st.left[c].Add(1)
+	}
+}
+
+// shortOf is how few blocks of an address may be left before workers stop to spread their mappings and pack them, so that what one of them does not
+// need another may have: a worker that keeps eight blocks open for a few mappings keeps 500 ports from all others.
+const shortOf = 64
+
+// short reports whether the blocks of the address and class of block of are about to be used up.
+func (sp *Space) short(of blockID) bool {
+	st := sp.state(addrOf(of))
+	return st != nil && st.left[classIn(of)].Load() < shortOf
 }
 
 func (sp *Space) block(b blockID) *block {
