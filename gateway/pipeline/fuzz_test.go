@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/google/gopacket/layers"
@@ -72,6 +73,14 @@ func FuzzProcess(f *testing.F) {
 	}
 	f.Add(byte(2), udp4(f, 2, "198.18.30.5", 4000, "192.0.2.16", 8080))
 	f.Add(byte(0), icmpError(f, 0, "203.0.113.254", "192.0.2.100", udp4(f, 0, "192.0.2.100", 4000, "203.0.113.11", 53)[14:]))
+	for _, p := range fuzzFragments(f) {
+		f.Add(byte(p.port), p.data)
+	}
+	for i, size := range []int{40, 300, 1500} { // cut by the target
+		f.Add(byte(1|i<<4|0x40), bigUDP(f, 1, "198.18.10.5", 4000, "203.0.113.11", 53, size))
+		f.Add(byte(0|i<<4|0x40), bigUDP(f, 0, "203.0.113.11", 53, "192.0.2.16", 8080, size))
+		f.Add(byte(1|i<<4|0x40), bigUDP6(f, 1, "2001:db8:a::5", 4000, "2001:db8:ff::11", 53, size))
+	}
 	var w *world
 	n := 0
 	f.Fuzz(func(t *testing.T, how byte, frame []byte) {
@@ -85,8 +94,86 @@ func FuzzProcess(f *testing.F) {
 		n++
 		w.t = t
 		w.now += 1e6
-		// Bits 0 and 1 are the port, which may not exist; 2 and 3 what a driver may have said of the frame.
-		w.carry(n%len(w.shards), int(how&3), how&4 != 0, how&8 != 0 || how&4 != 0, frame)
+		// Bits 0 and 1 are the port, which may not exist; 2 and 3 what a driver may have said of the frame; 6 that it comes in fragments, 4 and 5 of
+		// which length and in what order.
+		frames := [][]byte{frame}
+		if how&0x40 != 0 {
+			frames = inFragments(frame, uint16(n), int(how>>4&3))
+		}
+		for i, f := range frames {
+			w.carry((n+i)%len(w.shards), int(how&3), how&4 != 0, how&8 != 0 || how&4 != 0, f)
+		}
+		w.waiting() // is its table as it should be?
 		w.whole()
 	})
+}
+
+// inFragments cuts whatever claims to be an IP packet behind a header of the least length, however little sense that makes.
+func inFragments(f []byte, id uint16, how int) (all [][]byte) {
+	l3, family := l3Of(f)
+	head := map[byte]int{4: 20, 6: 40}[family]
+	size := []int{8, 24, 256, 16}[how]
+	payload := f[min(len(f), l3+head):]
+	if family == 0 || len(payload) <= size || family == 4 && f[l3]&15 != 5 {
+		return [][]byte{f}
+	}
+	for from := 0; from < len(payload); from += size {
+		to := min(len(payload), from+size)
+		all = append(all, fragmentOf(f[:l3+head], family, id, from, to < len(payload), payload[from:to]))
+		if how == 3 && from > 0 { // half of it once more, as other bytes
+			all = append(all, fragmentOf(f[:l3+head], family, id, from-8, true, payload[:size]))
+		}
+	}
+	if how != 2 {
+		slices.Reverse(all)
+	}
+	return all
+}
+
+// fragmentOf is a fragment behind a header that a whole packet had.
+func fragmentOf(header []byte, family byte, id uint16, from int, more bool, data []byte) []byte {
+	f := append([]byte(nil), header...)
+	if family == 6 {
+		l3 := len(header) - 40
+		f = append(f, f[l3+6], 0, byte(from>>8), byte(from), 0, 0, byte(id>>8), byte(id))
+		if more {
+			f[l3+43] |= 1
+		}
+		f[l3+6] = 44
+		f = append(f, data...)
+		be.PutUint16(f[l3+4:], uint16(8+len(data)))
+		return f
+	}
+	l3 := len(header) - 20
+	be.PutUint16(f[l3+2:], uint16(20+len(data)))
+	be.PutUint16(f[l3+4:], id)
+	be.PutUint16(f[l3+6:], uint16(from/8))
+	if more {
+		f[l3+6] |= 0x20
+	}
+	f = append(f, data...)
+	seal(f)
+	return f
+}
+
+// fuzzFragments is each kind of fragment: first and later ones of datagrams that open something, tiny, overlapping, orphans, the largest place that
+// there is, an IPv6 fragment header that divides nothing.
+func fuzzFragments(t testing.TB) (all []stormFrame) {
+	for _, e := range []stormFrame{
+		{1, bigUDP(t, 1, "198.18.10.5", 4000, "203.0.113.11", 53, 100)}, {0, bigUDP(t, 0, "203.0.113.11", 53, "192.0.2.16", 4000, 100)},
+		{1, bigEcho(t, 1, "198.18.10.5", "203.0.113.11", 8, 7, 100)}, {1, bigUDP6(t, 1, "2001:db8:a::5", 4000, "2001:db8:ff::11", 53, 100)},
+		{1, bigUDP(t, 1, "198.18.10.5", 4000, "192.0.2.16", 8080, 100)},
+		{1, frame(t, eth(macs[1], layers.EthernetTypeIPv4), ip4("198.18.10.5", "203.0.113.11", layers.IPProtocolTCP), &layers.TCP{SrcPort: 4000, DstPort: 80, SYN: true}, load(100))},
+	} {
+		for how := range 4 {
+			for _, p := range inFragments(e.data, 9, how) {
+				all = append(all, stormFrame{e.port, p})
+			}
+		}
+		l3, family := l3Of(e.data)
+		head := e.data[:l3+map[byte]int{4: 20, 6: 40}[family]]
+		all = append(all, stormFrame{e.port, fragmentOf(head, family, 10, 65528, true, load(8))}, stormFrame{e.port, fragmentOf(head, family, 11, 8, false, load(1))},
+			stormFrame{e.port, fragmentOf(head, family, 12, 0, true, nil)}, stormFrame{e.port, fragmentOf(head, family, 13, 0, false, e.data[len(head):])})
+	}
+	return all
 }

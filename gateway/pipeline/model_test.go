@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
 	"demarc/gateway/conntrack"
@@ -253,7 +252,7 @@ func modelFrame(t testing.TB, port int, proto uint8, src, dst netip.AddrPort, an
 	s, d := src.Addr().String(), dst.Addr().String()
 	switch proto {
 	case flow.UDP:
-		return udp4(t, port, s, src.Port(), d, dst.Port())
+		return bigUDP(t, port, s, src.Port(), d, dst.Port(), 23)
 	case flow.TCP:
 		return tcp4(t, port, s, src.Port(), d, dst.Port(), func(tc *layers.TCP) {
 			tc.SYN = true
@@ -266,7 +265,49 @@ func modelFrame(t testing.TB, port int, proto uint8, src, dst netip.AddrPort, an
 	if answer {
 		typ, id = 0, dst.Port()
 	}
-	return frame(t, eth(macs[port], layers.EthernetTypeIPv4), ip4(s, d, layers.IPProtocolICMPv4), &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(typ, 0), Id: id, Seq: 1}, gopacket.Payload("abcd"))
+	return frame(t, eth(macs[port], layers.EthernetTypeIPv4), ip4(s, d, layers.IPProtocolICMPv4), &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(typ, 0), Id: id, Seq: 1}, load(20))
+}
+
+// enter carries a frame in, whole, or in fragments in any order and each at any worker. The hops of fragments become those of their datagram: all
+// of it goes on, put together by the test's own eyes, or nothing does.
+func (w *world) enter(rng *rand.Rand, port int, proto uint8, f []byte, kinds map[string]int) (out []hop) {
+	w.t.Helper()
+	if proto == flow.TCP || rng.IntN(4) > 0 { // a SYN is not more than its header
+		return w.carry(rng.IntN(len(w.shards)), port, false, false, f)
+	}
+	kinds["in fragments"]++
+	w.now += 1e6
+	in := split(w.t, f, uint16(kinds["in fragments"]), 8*(1+rng.IntN(2)))
+	rng.Shuffle(len(in), func(i, j int) { in[i], in[j] = in[j], in[i] })
+	var all []hop
+	for _, p := range in {
+		all = append(all, w.carry(rng.IntN(len(w.shards)), port, false, false, p)...)
+	}
+	if n := w.waiting(); n != 0 {
+		w.t.Fatalf("all fragments have come, and %d wait", n)
+	}
+	for _, v := range []verdict.Verdict{verdict.Loop, verdict.Send, verdict.Drop} {
+		var last hop
+		var frames [][]byte
+		for _, h := range all {
+			if h.verdict == v {
+				last, frames = h, append(frames, h.frame)
+			}
+		}
+		if len(frames) == 0 {
+			continue
+		}
+		if v != verdict.Drop {
+			if len(frames) != len(in) {
+				w.t.Fatalf("%d of %d fragments: %s", len(frames), len(in), v)
+			}
+			last.frame = join(w.t, frames)
+		} else if n := len(out); n > 0 && out[n-1].verdict == verdict.Send {
+			w.t.Fatalf("a part of a datagram was sent, and %d fragments dropped (%s)", len(frames), last.reason)
+		}
+		out = append(out, last)
+	}
+	return out
 }
 
 // Also the reference of RFC 4787 REQ-1, REQ-3, REQ-8, REQ-9 and REQ-11: no state, no order of packets and no mode makes the translation or
@@ -335,7 +376,7 @@ func runModel(t *testing.T, workers int, ways map[string]way, rng *rand.Rand, st
 			if tenant == "beta" {
 				vlan, f = 20, tagged(f, 20)
 			}
-			hops = w.carry(rng.IntN(workers), 1, false, false, f)
+			hops = w.enter(rng, 1, proto, f, kinds)
 			want, ok := r.outward(tenant, proto, src, dst)
 			round := dst.Addr().As4()[0] == 192
 			last := hops[len(hops)-1]
@@ -392,7 +433,7 @@ func runModel(t *testing.T, workers int, ways map[string]way, rng *rand.Rand, st
 			}
 			if src.Addr().As4()[0] == 192 {
 				// A source that is ours, over the wire: whatever sessions there are, it is false.
-				hops = w.carry(rng.IntN(workers), 0, false, false, modelFrame(t, 0, proto, src, dst, answer))
+				hops = w.enter(rng, 0, proto, modelFrame(t, 0, proto, src, dst, answer), kinds)
 				if last := hops[len(hops)-1]; last.verdict != verdict.Drop {
 					t.Fatalf("step %d: %v > %v came over the wire with a source of ours and was carried: %+v", step, src, dst, last)
 				}
@@ -407,15 +448,18 @@ func runModel(t *testing.T, workers int, ways map[string]way, rng *rand.Rand, st
 				continue
 			}
 		}
-		hops = w.carry(rng.IntN(workers), 0, false, false, modelFrame(t, 0, proto, src, dst, answer))
+		hops = w.enter(rng, 0, proto, modelFrame(t, 0, proto, src, dst, answer), kinds)
 		w.wantIn(t, r, step, proto, src, dst, hops[len(hops)-1], kinds)
 	}
 	w.whole()
+	for _, sh := range w.shards {
+		w.dropped += sh.frags.Lost() // those that waited for a first one which was refused
+	}
 	if passed, dropped := w.metered(); passed != w.passed || dropped != w.dropped {
 		t.Fatalf("metered %d passed, %d dropped; given %d and %d", passed, dropped, w.passed, w.dropped)
 	}
 	w.oneHome()
-	for _, k := range []string{"out", "denied out", "round", "delivered", "denied in", "impostor"} {
+	for _, k := range []string{"in fragments", "out", "denied out", "round", "delivered", "denied in", "impostor"} {
 		if kinds[k] < 20 {
 			t.Fatalf("only %d packets were %s: %v", kinds[k], k, kinds)
 		}

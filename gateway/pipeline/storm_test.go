@@ -69,7 +69,9 @@ type storm struct {
 	verdicts         [11]uint64
 	fetched, kept    uint64 // fragments that waited; those of them that went on
 	reasons          [verdict.NumReasons]uint64
-	base             uint64 // metered drops before this world
+	pieces           [6]uint64 // fragments that came in, by kind
+	went             uint64    // of those that waited, in all worlds
+	base             uint64    // metered drops before this world
 	dropPiece        uint64
 }
 
@@ -127,6 +129,7 @@ func (s *storm) burst() {
 	for fill := 1 + s.g.rng.IntN(Burst); n < fill; {
 		f := s.g.next()
 		put(f.port, false, false, false, f.data)
+		s.count(f.data)
 	}
 	s.now += s.g.rng.Uint64N(2e5)
 	s.process(worker, n)
@@ -141,6 +144,37 @@ func (s *storm) burst() {
 			return &tn.Dir[q%2], &tn.Shared.Words[q%2]
 		}, func(*police.Item) bool { return true })
 	}
+}
+
+// pieceKinds are how fragments are counted: each must have a real share.
+var pieceKinds = [6]string{"first, IPv4", "later, IPv4", "tiny first, IPv4", "first, IPv6", "later, IPv6", "tiny first, IPv6"}
+
+// count notes which kind of fragment a frame is, by its own header.
+func (s *storm) count(f []byte) {
+	l3, family := l3Of(f)
+	kind := 0
+	switch fo := uint16(0); {
+	case family == 4:
+		if fo = be.Uint16(f[l3+6:]); fo&0x3fff == 0 {
+			return
+		}
+		switch {
+		case fo&0x1fff != 0:
+			kind = 1
+		case be.Uint16(f[l3+2:]) < 20+20:
+			kind = 2
+		}
+	case family == 6 && f[l3+6] == 44 && len(f) >= l3+48:
+		switch kind = 3; {
+		case be.Uint16(f[l3+42:])&^7 != 0:
+			kind = 4
+		case be.Uint16(f[l3+4:]) < 8+20:
+			kind = 5
+		}
+	default:
+		return
+	}
+	s.pieces[kind]++
 }
 
 func (s *storm) process(worker, n int) {
@@ -168,6 +202,7 @@ func (s *storm) late() {
 				s.t.Fatal("a fragment was ready and is not")
 			}
 			s.fetched++
+			s.went++
 			s.again = append(s.again, follow{i, sl.Port, sl.Looped, sl.Handed, sl.Gathered, bytes.Clone(sl.Frame())})
 		}
 	}
@@ -494,6 +529,21 @@ func TestStorm(t *testing.T) {
 	t.Logf("verdicts %v, %d reasons, %d of our own in the last world", s.verdicts, said, s.ours)
 	if said < 36 {
 		t.Errorf("only %d reasons were given", said)
+	}
+	all := uint64(0)
+	for kind, n := range s.pieces {
+		all += n
+		if t.Logf("%9d fragments: %s", n, pieceKinds[kind]); n < s.executions/1000 {
+			t.Errorf("only %d fragments of %d packets were %s", n, s.executions, pieceKinds[kind])
+		}
+	}
+	if t.Logf("%9d waited and went on", s.went); all < s.executions/5 || s.went < s.executions/200 {
+		t.Errorf("%d of %d packets were fragments, and %d of them waited and went on", all, s.executions, s.went)
+	}
+	for _, r := range []verdict.Reason{verdict.Fragment, verdict.FragmentOverlap, verdict.FragmentDuplicate, verdict.FragmentTableFull} {
+		if s.reasons[r] < s.executions/2000 {
+			t.Errorf("only %d fragments were dropped as %s", s.reasons[r], r)
+		}
 	}
 }
 

@@ -117,6 +117,8 @@ func stormLong(t testing.TB) (all []stormFrame) {
 		}
 		ip := &layers.IPv6{Version: 6, HopLimit: 64, SrcIP: net.ParseIP("2001:db8:a::5"), DstIP: net.ParseIP("2001:db8:ff::11"), NextHeader: layers.IPProtocolUDP}
 		all = append(all, stormFrame{1, frame(t, eth(macs[1], layers.EthernetTypeIPv6), ip, udp(4000, 53), load)})
+		all = append(all, stormFrame{1, frame(t, eth(macs[1], layers.EthernetTypeIPv6), &layers.IPv6{Version: 6, HopLimit: 64, SrcIP: ip.SrcIP, DstIP: ip.DstIP, NextHeader: layers.IPProtocolTCP},
+			&layers.TCP{SrcPort: 4000, DstPort: 80, SYN: true, Seq: 1000, Window: 9000}, load)})
 		ip = &layers.IPv6{Version: 6, HopLimit: 64, SrcIP: net.ParseIP("2001:db8:ff::11"), DstIP: net.ParseIP("2001:db8:a::5"), NextHeader: layers.IPProtocolUDP}
 		all = append(all, stormFrame{0, frame(t, eth(macs[0], layers.EthernetTypeIPv6), ip, udp(53, 4000), load)})
 		ip = &layers.IPv6{Version: 6, HopLimit: 64, SrcIP: net.ParseIP("2001:db8:a::5"), DstIP: net.ParseIP("2001:db8:a::1"), NextHeader: layers.IPProtocolICMPv6}
@@ -413,7 +415,8 @@ func (g *generator) fragment(old stormFrame) stormFrame {
 	return stormFrame{f.port, b}
 }
 
-// split makes all the fragments of a packet, which are sent in any order among other things.
+// split makes all the fragments of a packet, which are sent in any order among other things. Of some the first one is tiny, pieces overlap, or the
+// first one never comes.
 func (g *generator) split(old stormFrame) {
 	if len(g.pieces) > 64 {
 		g.pieces = g.pieces[:0]
@@ -425,38 +428,24 @@ func (g *generator) split(old stormFrame) {
 	if g.id++; g.rng.IntN(16) == 0 {
 		g.id = uint16(g.rng.IntN(64))
 	}
+	tiny, laps, orphans := g.rng.IntN(6) == 0, g.rng.IntN(12) == 0, g.rng.IntN(12) == 0
 	for from := 0; from < len(payload); {
 		size := 8 * (1 + g.rng.IntN(8))
-		if from == 0 {
+		if from == 0 && !tiny {
 			size += 24
 		}
-		if g.rng.IntN(4) == 0 {
+		if g.rng.IntN(4) == 0 && !(tiny && from == 0) {
 			size += 1024
 		}
 		size = min(size, len(payload)-from)
-		more := from+size < len(payload)
-		f := append([]byte(nil), b[:l3+head]...)
-		if family == 6 {
-			f[l3+6] = 44
-			f = append(f, b[l3+6], 0, byte(from>>8), byte(from), 0, 0, byte(g.id>>8), byte(g.id))
-			if more {
-				f[l3+43] |= 1
-			}
+		begin := from
+		if laps && from > 0 && g.rng.IntN(3) == 0 {
+			begin -= 8
 		}
-		f = append(f, payload[from:from+size]...)
-		if family == 6 {
-			be.PutUint16(f[l3+4:], uint16(size+8))
-		} else {
-			be.PutUint16(f[l3+2:], uint16(20+size))
-			be.PutUint16(f[l3+4:], g.id)
-			fo := uint16(from / 8)
-			if more {
-				fo |= 0x2000
-			}
-			be.PutUint16(f[l3+6:], fo)
-			seal(f)
+		if from > 0 || !orphans {
+			f := fragmentOf(b[:l3+head], family, g.id, begin, from+size < len(payload), payload[begin:from+size])
+			g.pieces = append(g.pieces, stormFrame{old.port, f})
 		}
-		g.pieces = append(g.pieces, stormFrame{old.port, f})
 		from += size
 	}
 }
