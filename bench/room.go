@@ -227,17 +227,17 @@ func (r *room) trial(ctx context.Context, rate float64, d time.Duration, pids []
 	return t, err
 }
 
-// establish sends each flow once, at rate, learns its translated source and sees an answer come back through it, again and slower for
-// those that were lost.
+// establish sends each flow once, at rate, learns its translated source and sees an answer come back through it, again for those that were
+// lost, and slower where they were many.
 func (r *room) establish(ctx context.Context, flows int, rate float64) (e pktgen.Established, took time.Duration, err error) {
 	if err := errors.Join(r.ends.Forget(), r.ends.Learn(true)); err != nil {
 		return e, 0, err
 	}
 	start := time.Now()
-	patience := 30*time.Second + time.Duration(flows)*40*time.Microsecond
+	patience := 30*time.Second + time.Duration(4*float64(flows)/rate*float64(time.Second))
 	var sending float64 // seconds
 	for try := range retries {
-		s, err := r.send(ctx, pktgen.Order{Duration: 20*time.Second + patience/2, Frames: uint64(flows), Rate: rate})
+		s, err := r.send(ctx, pktgen.Order{Duration: patience, Frames: uint64(flows), Rate: rate})
 		if err != nil {
 			return e, 0, err
 		}
@@ -264,7 +264,9 @@ func (r *room) establish(ctx context.Context, flows int, rate float64) (e pktgen
 			return e, 0, fmt.Errorf("of %d flows %d got through and %d were answered (%d frames sent in the last round); at the outside %v; at the inside %v",
 				flows, e.Learned, e.Answered, s.Frames, j.Counts.WrongKinds(), a.WrongKinds())
 		}
-		rate = max(5000, rate/1.5)
+		if flows-e.Answered > flows/50 { // else it was a hiccup
+			rate = max(5000, rate/1.5)
+		}
 	}
 	return e, 0, fmt.Errorf("of %d flows %d got through and %d were answered after %d rounds", flows, e.Learned, e.Answered, retries)
 }

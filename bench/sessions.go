@@ -44,6 +44,7 @@ type held struct {
 	Resident  [3]int64      // bytes: ready, with all sessions, at the end
 	Pauses    pauses        // of the garbage collector, from the start to the end
 	Ask       time.Duration // the slowest answer of the interface while the data went
+	Order     time.Duration // the longest that a report has kept packets waiting, as the gateway says
 	Mode      string
 	Took      time.Duration
 }
@@ -149,7 +150,7 @@ func (q *manySessions) run(ctx context.Context) (out *held, err error) {
 	e, took, err := r.establish(ctx, q.Sessions, q.Rate)
 	if err != nil {
 		if st, e := d.status(ctx, false); e == nil {
-			err = fmt.Errorf("%w; dropped by the gateway, all in all: %v; try a lower --rate", err, dropped(st))
+			err = fmt.Errorf("%w; dropped by the gateway, all in all: %v, by the kernel at its queues: %v; try a lower --rate", err, dropped(st), atQueues(st))
 		}
 		return out, fmt.Errorf("establish %d sessions: %w", q.Sessions, err)
 	}
@@ -193,6 +194,7 @@ func (q *manySessions) run(ctx context.Context) (out *held, err error) {
 	}
 	for _, w := range st.Workers {
 		out.Sessions += w.Sessions
+		out.Order = max(out.Order, time.Duration(w.LongestOrder*float64(time.Second)))
 	}
 	log, err := os.ReadFile(filepath.Join(dirRun, "log"))
 	if err != nil {
@@ -206,7 +208,7 @@ func (q *manySessions) run(ctx context.Context) (out *held, err error) {
 		return out, fmt.Errorf("the gateway holds %d sessions after the data, want %d", out.Sessions, q.Sessions)
 	case !last.whole():
 		lost, back := last.lost()
-		return out, fmt.Errorf("%d frames were lost there and %d back in the last of %d tries; dropped by the gateway, all in all: %v; try a lower --rate, or a machine that does nothing else", lost, back, len(out.Rounds), dropped(st))
+		return out, fmt.Errorf("%d frames were lost there and %d back in the last of %d tries; dropped by the gateway, all in all: %v, by the kernel at its queues: %v; try a lower --rate, or a machine that does nothing else", lost, back, len(out.Rounds), dropped(st), atQueues(st))
 	}
 	return out, nil
 }
@@ -214,6 +216,21 @@ func (q *manySessions) run(ctx context.Context) (out *held, err error) {
 // dropped is what a gateway dropped, by reason.
 func dropped(st *api.Status) map[string]uint64 {
 	m := maps.Clone(st.Drops)
+	maps.DeleteFunc(m, func(_ string, n uint64) bool { return n == 0 })
+	return m
+}
+
+// atQueues is what the kernel lost in front of the gateway, by port: who was kept from its rings too long loses here.
+func atQueues(st *api.Status) map[string]uint64 {
+	m := map[string]uint64{}
+	for _, p := range st.Ports {
+		for _, q := range p.Queues {
+			m[p.Name+" rx dropped"] += q.Rings.RxDropped
+			m[p.Name+" rx ring full"] += q.Rings.RxRingFull
+			m[p.Name+" fill ring empty"] += q.Rings.FillEmpty
+			m[p.Name+" tx ring full"] += q.TxFull
+		}
+	}
 	maps.DeleteFunc(m, func(_ string, n uint64) bool { return n == 0 })
 	return m
 }
@@ -315,6 +332,7 @@ func (q *manySessions) figures(h *held) []report.Result {
 	add("gc-pauses", "ms", h.Pauses.Sum.Seconds()*1e3)
 	add("gc-heap", "MiB", float64(h.Pauses.LargestMiB))
 	add("slowest-answer", "ms", h.Ask.Seconds()*1e3)
+	add("longest-order", "ms", h.Order.Seconds()*1e3)
 	return list
 }
 

@@ -96,8 +96,8 @@ func TestSessionsCarryData(t *testing.T) {
 	if by["gc"] == 0 || by["gc-longest-pause"] > 50 {
 		t.Errorf("%v collections, the longest pause %v ms", by["gc"], by["gc-longest-pause"])
 	}
-	t.Logf("figure: 256k sessions: start %.2f s, establish %.1f s, %.0f MiB, %.1f bytes each, data at %.0f/s after %v tries, %v collections, longest pause %.2f ms",
-		by["start"], by["establish"], by["resident"], by["added-per-session"], by["data-rate"], by["tries"], by["gc"], by["gc-longest-pause"])
+	t.Logf("figure: 256k sessions: start %.2f s, establish %.1f s, %.0f MiB, %.1f bytes each, data at %.0f/s after %v tries, %v collections, longest pause %.2f ms, longest order %.2f ms",
+		by["start"], by["establish"], by["resident"], by["added-per-session"], by["data-rate"], by["tries"], by["gc"], by["gc-longest-pause"], by["longest-order"])
 }
 
 // A gateway that does not translate establishes nothing here.
