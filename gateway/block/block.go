@@ -45,6 +45,7 @@ type List struct {
 	entries []Entry
 	any     *fib.Table // of entries with Any, all in zone 0; nil = none
 	zoned   *fib.Table // of the others
+	quiet   bool       // counts nothing
 }
 
 // Compile makes a List. No entries give nil, which is what readers compare with. Of equal prefixes on one side the last is taken.
@@ -88,16 +89,13 @@ func Compile(entries []Entry) (*List, error) {
 	return l, nil
 }
 
-// Quiet is the same list with counters of its own, for who only asks.
+// Quiet is the same list for who only asks: it counts nothing.
 func (l *List) Quiet() *List {
 	if l == nil {
 		return nil
 	}
 	q := *l
-	q.entries = append([]Entry(nil), l.entries...)
-	for i := range q.entries {
-		q.entries[i].Hits = NewHits(len(l.entries[i].Hits.per))
-	}
+	q.quiet = true
 	return &q
 }
 
@@ -121,6 +119,8 @@ func (l *List) hit(i uint16, now uint64, w int) bool {
 	if e.Until <= now {
 		return false
 	}
-	e.Hits.per[w].n.Add(1)
+	if !l.quiet {
+		e.Hits.per[w].n.Add(1)
+	}
 	return true
 }

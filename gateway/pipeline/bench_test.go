@@ -4,11 +4,18 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/gopacket/layers"
 
 	"demarc/gateway/flow"
 	"demarc/gateway/packet/csum"
+	"demarc/gateway/police"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/trace"
 	"demarc/gateway/verdict"
 )
 
@@ -184,6 +191,53 @@ func BenchmarkNewSession(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/Burst, "ns/packet")
 		})
 	}
+}
+
+// BenchmarkTrial is how long explain holds a worker: from Run to End, one worker, tables of the default size with a quarter of a million sessions, so
+// many tenants. What a trial prepares before it holds anybody is not in it.
+func BenchmarkTrial(b *testing.B) {
+	for _, tenants := range []int{1, 1000} {
+		text := strings.NewReplacer("tenants = 8", "tenants = 1024").Replace(benchNode(288 << 10))
+		r := newRig(b, text, benchPolicy(1000))
+		for id := len(r.view.Tenants); id <= tenants; id++ {
+			r.view.Tenants = append(r.view.Tenants, &snapshot.Tenant{ID: flow.TenantID(id), Shared: &snapshot.Shared{}})
+		}
+		r.sh.Shaper = police.NewShaper(8192, 2*(snapshot.MaxTenantID(r.node)+1))
+		fl := &flood{r: r, flows: 256 << 10, template: udp4(b, 1, "198.18.0.1", 1024, "203.0.113.11", 9)}
+		fl.template = append(fl.template, make([]byte, max(0, 60-len(fl.template)))...)
+		fl.establish(b)
+		for name, f := range map[string][]byte{
+			"new":         udp4(b, 1, "198.18.10.77", 1024, "203.0.113.11", 9),
+			"established": fl.frame(7),
+			"denied":      tcp4(b, 1, "198.18.10.77", 1024, "203.0.113.11", 9, func(t *layers.TCP) { t.SYN = true }),
+		} {
+			b.Run(fmt.Sprintf("tenants=%d/%s", tenants, name), func(b *testing.B) {
+				var took []time.Duration
+				buf := make([]byte, 2048)
+				for b.Loop() {
+					tr := NewTrial(r.view)
+					var j trace.Journey
+					s := Slot{Port: 1}
+					s.Buf, s.Off, s.Len = buf, 256, copy(buf[256:], f)
+					began := time.Now()
+					if err := tr.Run(r.sh, &s, r.now, &j); err != nil {
+						b.Fatal(err)
+					}
+					tr.End()
+					took = append(took, time.Since(began))
+				}
+				slices.Sort(took)
+				b.ReportMetric(float64(took[len(took)/2].Nanoseconds()), "ns-held")
+				b.ReportMetric(float64(took[len(took)*9/10].Nanoseconds()), "ns-held-p90")
+			})
+		}
+	}
+}
+
+// frame is the packet of flow n.
+func (f *flood) frame(n int) []byte {
+	f.put(0, n)
+	return append([]byte(nil), f.r.slots[0].Frame()...)
 }
 
 // BenchmarkDropped is a flood of frames that are dropped by their MAC already: nothing else is spent on them, so what the recorder costs shows most.

@@ -18,7 +18,7 @@ import (
 // works in the shard's own tables and keeps what it writes over, has copies of what is small, and of what workers share; in the end the tables are put
 // back to the last bit. So what a trial says is what Process does, and no stage has to know that it is one.
 //
-// The trial holds up each worker that it comes to, from its Run until End: some tens of microseconds.
+// The trial holds up each worker that it comes to, from its Run until End: some tens of microseconds, and a tenth of one for each tenant (BenchmarkTrial).
 type Trial struct {
 	of, view *snapshot.View
 	fresh    bool
@@ -81,10 +81,10 @@ func (sh *Shard) twin(l *undo.Log, v *snapshot.View) *Shard {
 	c.watch = watching{}
 	c.Sessions, c.NAT, c.permits, c.hosts = sh.Sessions.Twin(l), sh.NAT.Twin(l), sh.permits.Twin(l), sh.hosts.twin(l)
 	c.Neighbors = sh.Neighbors.Quiet()
-	c.Shaper = sh.Shaper.Twin()
+	c.Shaper = sh.Shaper.Twin(l)
 	c.blocks = sh.blocks.Quiet()
 	c.asked = sh.asked.quiet()
-	c.Meter = meter.NewShard(sh.Meter.Tenants())
+	c.Meter = meter.NewShard(1) // a sink: nobody reads it
 	c.held = append([]held(nil), sh.held...)
 	c.echo = copyWords(sh.echo)
 	c.frags = frag.New(frag.Config{Datagrams: 1, Size: 4096, Tenants: 1, Lost: func(flow.TenantID, verdict.Reason, int) {}}) // of its datagram nothing else has come

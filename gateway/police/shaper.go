@@ -1,6 +1,7 @@
 package police
 
 import (
+	"demarc/gateway/undo"
 	"demarc/gateway/verdict"
 )
 
@@ -114,6 +115,7 @@ type Shaper struct {
 	heap        []timer
 	first, last uint32 // the round: a list of ready queues
 	held        int
+	log         *undo.Log // of a twin
 }
 
 // NewShaper makes a shaper for at most maxItems packets in queues 0..maxQueues-1 (tenant*2+direction).
@@ -137,12 +139,27 @@ func NewShaper(maxItems, maxQueues int) *Shaper {
 	return s
 }
 
-// Twin is a copy: what waits in it does not leave by s.
-func (s *Shaper) Twin() *Shaper {
+// Twin is a shaper in the same memory that remembers in l what it writes. Until l is undone, only the twin may be used, and of it only Offer and HeldIn.
+func (s *Shaper) Twin(l *undo.Log) *Shaper {
 	c := *s
-	c.nodes, c.queues = append([]node(nil), s.nodes...), append([]queue(nil), s.queues...)
-	c.heap = append(make([]timer, 0, cap(s.heap)), s.heap...)
+	c.log = l
 	return &c
+}
+
+// keep remembers what holding one more item in queue q writes. Nothing else of a twin writes to what it shares.
+func (s *Shaper) keep(q, tail uint32) {
+	undo.Keep(s.log, &s.queues[q])
+	undo.Keep(s.log, &s.nodes[s.free])
+	if tail != none {
+		undo.Keep(s.log, &s.nodes[tail])
+	}
+	heap, was := s.heap, append([]timer(nil), s.heap...) // as many as there are tenants with packets that wait
+	s.log.Then(func() {
+		copy(heap, was)
+		for i := range was {
+			s.queues[was[i].q].pos = uint32(i)
+		}
+	})
 }
 
 // Offer decides what becomes of it now: Send (the rate is taken), Queue (the shaper owns the frame now) or Drop with
@@ -196,6 +213,9 @@ func (s *Shaper) hold(q uint32, d *Dir, w *Words, it *Item, now uint64, voice bo
 			d.Voice.Refund(&w.Voice, n)
 		}
 		return verdict.Drop, r
+	}
+	if s.log != nil {
+		s.keep(q, f.tail)
 	}
 	i := s.free
 	nd := &s.nodes[i]
