@@ -224,14 +224,14 @@ func TestStatusAsksForSums(t *testing.T) {
 		err := w.Do(t.Context(), func(sh *pipeline.Shard) {
 			for n := range 10 * (i + 1) {
 				inside := [4]byte{198, 18, 10, byte(i)}
-				r := nat.Request{Tenant: t0.ID, Class: nat.UDP, Inside: inside, Port: uint16(4000 + n), Pool: t0.Pool[i:], First: 0, Hold: 1000}
+				r := nat.Request{Tenant: t0.ID, Class: nat.UDP, Inside: inside, Port: uint16(4000 + n), Pool: t0.Pool[i:], First: 0, Hold: 1 << 20}
 				id, why := sh.NAT.Map(&r, uint64(binary.BigEndian.Uint32(inside[:]))+uint64(n)<<32)
 				if why != verdict.Pass {
 					t.Errorf("map: %s", why)
 				}
 				sh.NAT.Ref(id)
 				if n < 3 {
-					sh.NAT.Unref(id, 0)
+					sh.NAT.Unref(id, uint32(g.clock.Now()>>20))
 				}
 			}
 		})
