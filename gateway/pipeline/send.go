@@ -83,10 +83,16 @@ func (sh *Shard) send(s *Slot, t *snapshot.Tenant, hop *snapshot.Hop) verdict.Ve
 			return sh.drop(s, verdict.FrameTooLarge)
 		}
 	}
-	if s.Dir != meter.Inside && v != verdict.Neighbor {
+	if s.Dir != meter.Inside {
 		it.Off, it.Len = uint16(s.Off), uint16(s.Len)
 		sh.Meter.Offer(t.ID, s.Dir, int(s.IPLen))
-		switch ov, r := sh.Shaper.Offer(int(t.ID)*2+int(s.Dir), &t.Dir[s.Dir], &t.Shared.Words[s.Dir], &it, sh.now); ov {
+		d := &t.Dir[s.Dir]
+		if v == verdict.Neighbor { // it waits elsewhere: it may take of the rate what there is, and not stand in its queue as well
+			strict := *d
+			strict.Shape = false
+			d = &strict
+		}
+		switch ov, r := sh.Shaper.Offer(int(t.ID)*2+int(s.Dir), d, &t.Shared.Words[s.Dir], &it, sh.now); ov {
 		case verdict.Drop:
 			return sh.drop(s, r)
 		case verdict.Queue:
