@@ -97,6 +97,35 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// TestAPIKeys: the interface over TCP shows the certificate that the node has for the cluster, unless it is given its own.
+func TestAPIKeys(t *testing.T) {
+	const rest = "[[port]]\ndevice = \"e\"\n[[interface]]\nname = \"i\"\nport = \"e\"\naddresses = [\"192.0.2.1/24\"]\n"
+	for text, want := range map[string]string{
+		"[api]\nlisten = \"192.0.2.1:7443\"\n":                                                             DefaultKeys,
+		"[api]\nlisten = \"192.0.2.1:7443\"\nkeys = \"/k\"\n":                                              "/k",
+		"[api]\nlisten = \"192.0.2.1:7443\"\n" + "[cluster]\nlisten = \"192.0.2.1:7400\"\nkeys = \"/c\"\n": "/c",
+		"[cluster]\nlisten = \"192.0.2.1:7400\"\nkeys = \"/c\"\n":                                          "",
+		"[api]\nlisten = \"192.0.2.1:7443\"\n[cluster]\nlisten = \"192.0.2.1:7400\"\n":                     DefaultKeys,
+		"": "",
+	} {
+		n, err := DecodeNode("n.toml", []byte("schema = 1\nname = \"n\"\ndata_dir = \"/d\"\n"+text+rest))
+		if err != nil || n.API.Keys != want {
+			t.Errorf("%q: %v, want %s, %v", text, n, want, err)
+		}
+	}
+	for text, want := range map[string]string{
+		"keys = \"/k\"\n":            "is for api.listen, which is not there",
+		"listen = \":7443\"\n":       "is not an address and port",
+		"listen = \"192.0.2.1:0\"\n": "is not an address and port",
+		"listen = \"192.0.2.1:7\"\nmetrics = \"192.0.2.1:7\"\n": "is the address of api.metrics",
+		"listen = \"192.0.2.1:7443\"\nkeys = \"k\"\n":           "is not an absolute path",
+	} {
+		if _, err := DecodeNode("n.toml", []byte("schema = 1\nname = \"n\"\ndata_dir = \"/d\"\n[api]\n"+text+rest)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+	}
+}
+
 // Lines must be right for every way of writing the same thing.
 func TestLines(t *testing.T) {
 	for _, c := range []struct {

@@ -116,6 +116,13 @@ func (n *Node) Defaults() {
 	if n.Cluster != nil {
 		n.Cluster.defaults()
 	}
+	if n.API.Listen != "" {
+		keys := DefaultKeys
+		if n.Cluster != nil {
+			keys = n.Cluster.Keys
+		}
+		defaultTo(&n.API.Keys, keys)
+	}
 	defaultTo(&n.Log.Level, "info")
 	defaultTo(&n.Log.Format, "text")
 	for i := range n.Interfaces {

@@ -91,9 +91,6 @@ func checkAPI(at loc, a *API) {
 		} else if a.Listen == a.Metrics {
 			at.key("listen").bad(a.Listen, "is the address of api.metrics", "another port")
 		}
-		if a.Keys == "" {
-			at.key("keys").bad(nil, "is missing", "the directory of this node's certificate, as `demarc cluster cert` makes it")
-		}
 	} else if a.Keys != "" {
 		at.key("keys").bad(a.Keys, "is for api.listen, which is not there", `listen = "ADDRESS:7443" beside it, or no keys`)
 	}

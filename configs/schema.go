@@ -220,7 +220,7 @@ type API struct {
 	Socket  string `toml:"socket"`  // unix socket; default DataDir/demarc.sock
 	Metrics string `toml:"metrics"` // "127.0.0.1:9090"; empty = only on the socket
 	Listen  string `toml:"listen"`  // "192.0.2.1:7443": the same over TCP, for who shows a client's certificate; empty = only the socket
-	Keys    string `toml:"keys"`    // directory with ca.crt, node.crt and node.key, as `demarc cluster cert` makes it; listen needs it
+	Keys    string `toml:"keys"`    // directory with ca.crt, node.crt and node.key, as `demarc cluster cert` makes it; default: the cluster's, else /etc/demarc/keys
 }
 
 // Log says how much the node writes to standard error.

@@ -188,6 +188,10 @@ func TestRemoteInterface(t *testing.T) {
 	if out, err := cli("alice", "apply", s.policy); err != nil || !strings.Contains(out, "is served") {
 		t.Errorf("%v\n%s", err, out)
 	}
+	var past api.History
+	if out, err := cli("noc", "history", "--json"); err != nil || json.Unmarshal([]byte(out), &past) != nil || past.Revisions[0].Author != "alice" || !strings.Contains(past.Revisions[0].From, "127.0.0.1:") {
+		t.Errorf("who has applied it: %v\n%s", err, out)
+	}
 	for who, says := range map[string]string{"noc": `needs the role operator, and "noc" is read-only`, "expired": "is not valid now", "foreign": "is not of the authority in"} {
 		if out, err := cli(who, "apply", s.policy); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s applies: %v\n%s", who, err, out)
