@@ -194,7 +194,7 @@ func (d *door) shake(raw net.Conn) {
 		if errors.As(err, &plain) && plain.Conn != nil && slices.Contains([]string{"GET /", "HEAD ", "POST ", "PUT /"}, string(plain.RecordHeader[:])) {
 			_, _ = io.WriteString(raw, "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\nthis port speaks TLS: use https://\n")
 		}
-		part(raw)
+		part(raw, 500*time.Millisecond)
 		return
 	}
 	leave, ok := d.stay(p)
@@ -212,11 +212,11 @@ func (d *door) shake(raw net.Conn) {
 }
 
 // part closes a connection so that what was said last arrives: a socket that is closed with unread bytes sends a reset, which overtakes it.
-func part(c net.Conn) {
+func part(c net.Conn, wait time.Duration) {
 	if t, ok := c.(*net.TCPConn); ok {
 		_ = t.CloseWrite()
 	}
-	_ = c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+	_ = c.SetReadDeadline(time.Now().Add(wait))
 	_, _ = io.CopyN(io.Discard, c, 64<<10)
 	c.Close()
 }

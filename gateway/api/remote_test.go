@@ -373,6 +373,38 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
+// TestPart: whoever is turned away in the middle of a sentence is not cut short by a reset, which would overtake what it was told.
+func TestPart(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	go part(s, 30*time.Second)
+	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Fatalf("the end is not told: %v", err)
+	}
+	for range 64 {
+		if _, err := c.Write(make([]byte, 1<<10)); err != nil {
+			t.Fatalf("cut short: %v", err)
+		}
+	}
+	// And not for ever.
+	eventually(t, "it ends", func() bool {
+		_, err := c.Write([]byte("x"))
+		return err != nil
+	})
+}
+
 // TestACertificateIsJudgedEachTime: on a connection that stands, one that has ended is refused at its next request, and one of an authority that was replaced.
 func TestACertificateIsJudgedEachTime(t *testing.T) {
 	f := remote(t, remoteLimits, tenants{})
