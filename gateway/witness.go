@@ -70,7 +70,9 @@ func (w *Witness) Run(ctx context.Context, ready func()) (err error) {
 	if err != nil {
 		return err
 	}
-	srv, err := api.Listen(api.ServerConfig{Socket: w.node.API.Socket, Metrics: w.node.API.Metrics, Remote: remote, Backend: b, Handler: metrics.Members(b), Log: w.log})
+	var srv *api.Server // there before anybody asks it
+	srv, err = api.Listen(api.ServerConfig{Socket: w.node.API.Socket, Metrics: w.node.API.Metrics, Remote: remote, Backend: b,
+		Handler: metrics.Members(b, func() api.APIState { return srv.State() }), Log: w.log})
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package metrics
 import (
 	"context"
 	"net/http"
+	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -46,27 +47,28 @@ func (o out) members(m *api.Members) {
 	}
 }
 
-// Members serves what a witness has: its members, and the process's own figures.
-func Members(src MemberSource) http.Handler {
+// Members serves what a witness has: its members, its interface, and the process's own figures.
+func Members(src MemberSource, state func() api.APIState) http.Handler {
 	own := processRegistry()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), scrapeTimeout)
 		defer cancel()
 		reg := prometheus.NewRegistry()
-		reg.MustRegister(&memberCollector{ctx, src})
+		reg.MustRegister(&memberCollector{ctx, src, state})
 		promhttp.HandlerFor(prometheus.Gatherers{own, reg}, promhttp.HandlerOpts{}).ServeHTTP(w, r)
 	})
 }
 
 // memberCollector is one scrape of a witness.
 type memberCollector struct {
-	ctx context.Context
-	src MemberSource
+	ctx   context.Context
+	src   MemberSource
+	state func() api.APIState
 }
 
 // Describe lists the families of members.
 func (c *memberCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, f := range memberFamilies {
+	for _, f := range slices.Concat(memberFamilies, apiFamilies) {
 		ch <- f.desc
 	}
 }
@@ -79,4 +81,6 @@ func (c *memberCollector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	out(ch).members(m)
+	a := c.state()
+	out(ch).api(&a)
 }

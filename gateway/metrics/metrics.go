@@ -154,6 +154,8 @@ var (
 	apiForbidden = counter("api_forbidden_requests", "Requests that were refused because the role of who sent them is not enough.")
 	apiUntil     = gauge("api_certificate_expiry_timestamp_seconds", "When the certificate that the interface over TCP shows ends, Unix time; 0 where there is none.")
 
+	apiFamilies = []*family{apiOpen, apiRefused, apiForbidden, apiUntil}
+
 	neighbours   = gauge("slowpath_neighbours", "Neighbour entries in use.")
 	neighPending = gauge("slowpath_pending_neighbours", "Next hops that are being asked for.")
 	neighWaiting = gauge("slowpath_waiting_packets", "Packets that wait for a next hop's MAC address.")
@@ -259,16 +261,7 @@ func (o out) node(s *api.Status) {
 	o.put(conserved, truth(s.Conservation.OK))
 	o.put(outerErrors, float64(s.Backbone.ICMPErrors.Sent), "sent")
 	o.put(outerErrors, float64(s.Backbone.ICMPErrors.Held), "held")
-	o.put(apiOpen, float64(s.API.Connections))
-	for kind, n := range s.API.Refused {
-		o.put(apiRefused, float64(n), kind)
-	}
-	o.put(apiForbidden, float64(s.API.Forbidden))
-	until := 0.0
-	if s.API.Until != nil {
-		until = float64(s.API.Until.Unix())
-	}
-	o.put(apiUntil, until)
+	o.api(&s.API)
 	p := &s.SlowPath
 	o.put(neighbours, float64(p.Neighbours))
 	o.put(neighPending, float64(p.Pending))
@@ -292,6 +285,20 @@ func (o out) node(s *api.Status) {
 	o.put(moved, float64(r.Moved))
 	o.put(slowReceived, float64(p.Received))
 	o.put(slowSent, float64(p.Sent))
+}
+
+// api is the interface itself.
+func (o out) api(a *api.APIState) {
+	o.put(apiOpen, float64(a.Connections))
+	for kind, n := range a.Refused {
+		o.put(apiRefused, float64(n), kind)
+	}
+	o.put(apiForbidden, float64(a.Forbidden))
+	until := 0.0
+	if a.Until != nil {
+		until = float64(a.Until.Unix())
+	}
+	o.put(apiUntil, until)
 }
 
 // drops goes by the list of reasons and not by the answer, so that no series appears only when its first packet dies.

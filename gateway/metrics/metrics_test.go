@@ -37,7 +37,7 @@ func someMembers() *api.Members {
 // TestMembers: what is told of the others, by a gateway and by a witness alike.
 func TestMembers(t *testing.T) {
 	w := httptest.NewRecorder()
-	Members(fresh()).ServeHTTP(w, httptest.NewRequest(http.MethodGet, api.PathMetrics, nil))
+	Members(fresh(), func() api.APIState { return api.APIState{Connections: 3, Refused: map[string]uint64{"clock": 2}} }).ServeHTTP(w, httptest.NewRequest(http.MethodGet, api.PathMetrics, nil))
 	gateway, _ := scrape(t, fresh())
 	for _, text := range []string{w.Body.String(), gateway} {
 		want(t, text, `demarc_cluster_member_answers{member="gw1"} 1`, `demarc_cluster_member_answers{member="gw2"} 0`, `demarc_cluster_member_answers{member="wit"} 1`,
@@ -45,6 +45,7 @@ func TestMembers(t *testing.T) {
 			`demarc_cluster_member_certificate_expiry_timestamp_seconds{member="gw1"} 5000`, `demarc_cluster_member_certificate_expiry_timestamp_seconds{member="wit"} 0`,
 			`demarc_cluster_member_clock_off_seconds{member="gw2"} -60`, `demarc_cluster_tokens 1`, `demarc_cluster_refused_connections_total{why="clock"} 2`)
 	}
+	want(t, w.Body.String(), `demarc_api_connections 3`, `demarc_api_refused_connections_total{kind="clock"} 2`, `demarc_api_forbidden_requests_total 0`, `demarc_api_certificate_expiry_timestamp_seconds 0`)
 	if strings.Contains(w.Body.String(), "demarc_gateway_ready") || !strings.Contains(w.Body.String(), "process_resident_memory_bytes") {
 		t.Error("a witness shows what it has not, or not its memory")
 	}
