@@ -496,6 +496,8 @@ func (n *Node) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-n.st.Again(): // whoever opened this node does so again
+			return errors.New(n.st.Problem())
 		case <-n.wake:
 		case <-clock:
 		case <-n.st.Leadership():

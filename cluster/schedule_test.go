@@ -84,6 +84,9 @@ type sched struct {
 
 	saidMu sync.Mutex
 	said   []string
+	full   bool              // saidMu: nothing more is kept
+	done   map[uint64]string // saidMu: by place in the log: the digest of the entry that was carried out
+	split  error             // saidMu: two members carried out different ones
 }
 
 func (s *sched) now() int64 { return int64(time.Since(s.begin)) }
@@ -105,8 +108,27 @@ type says struct {
 func (w says) Write(b []byte) (int, error) {
 	w.s.saidMu.Lock()
 	defer w.s.saidMu.Unlock()
-	w.s.said = append(w.s.said, w.name+" "+string(b))
+	if !w.s.full {
+		w.s.said = append(w.s.said, w.name+" "+string(b))
+	}
 	return len(b), nil
+}
+
+// applied holds what a member carries out against what others carried out at the same place of the log.
+func (s *sched) applied(name string, a store.Applied) {
+	b, err := a.Entry.Encode()
+	if err != nil {
+		return
+	}
+	s.saidMu.Lock()
+	defer s.saidMu.Unlock()
+	d := command.Digest(b)
+	if was, ok := s.done[a.State.Index]; ok && was != d && s.split == nil {
+		s.split = fmt.Errorf("%s carries out another entry %d than a member before: %.120s", name, a.State.Index, b)
+		s.said = append(s.said, s.split.Error()+"\n")
+		s.full = true
+	}
+	s.done[a.State.Index] = d
 }
 
 // start opens and runs a member. The caller holds mu.
@@ -120,7 +142,14 @@ func (s *sched) start(m *schedMember) error {
 		Serve:     func(context.Context, command.Revision, []byte) error { return nil },
 		Log:       slog.New(slog.NewTextHandler(says{s, m.name}, nil)),
 		transport: s.net.Join(m.name), timers: schedTimers,
-		tune: func(c *store.Config) { c.Hooks, c.TrailingEntries = h, 2 }})
+		tune: func(c *store.Config) {
+			c.Hooks, c.TrailingEntries = h, 2
+			next := c.Applied
+			c.Applied = func(a store.Applied) {
+				s.applied(m.name, a)
+				next(a)
+			}
+		}})
 	if err != nil {
 		return err
 	}
@@ -193,8 +222,8 @@ func (s *sched) until(what string, ok func() bool) error {
 	return nil
 }
 
-// join makes a member a voter. The others are there.
-func (s *sched) join(m *schedMember) error {
+// join makes a member a voter, and takes the one out whose place it has. What was not agreed on when the lead changes is done again.
+func (s *sched) join(m *schedMember, old string) error {
 	id := m.n.id
 	return s.until(m.name+" votes", func() bool {
 		l := s.lead()
@@ -203,6 +232,10 @@ func (s *sched) join(m *schedMember) error {
 		}
 		v, err := l.st.Voters()
 		if err != nil {
+			return false
+		}
+		if slices.ContainsFunc(v, func(v store.Voter) bool { return v.ID == old }) {
+			_ = l.st.Remove(old, time.Second)
 			return false
 		}
 		if i := slices.IndexFunc(v, func(v store.Voter) bool { return v.ID == id }); i < 0 {
@@ -220,7 +253,7 @@ func (s *sched) join(m *schedMember) error {
 func (s *sched) run() (err error) {
 	dice := rand.New(rand.NewPCG(s.seed, 0))
 	s.net, s.begin, s.calls, s.times = &clustertest.Network{}, time.Now(), map[string]int64{}, map[string]time.Duration{}
-	s.count = map[string]int{}
+	s.count, s.done = map[string]int{}, map[uint64]string{}
 	s.net.Dice(s.seed)
 	defer func() {
 		s.mu.Lock()
@@ -242,7 +275,7 @@ func (s *sched) run() (err error) {
 		return err
 	}
 	for _, m := range s.ms[1:] {
-		if err := s.join(m); err != nil {
+		if err := s.join(m, ""); err != nil {
 			return err
 		}
 	}
@@ -271,10 +304,12 @@ func (s *sched) run() (err error) {
 	s.heal()
 	ferr = errors.Join(ferr, s.mend())
 	wg.Wait()
-	if ferr != nil {
-		return ferr
+	if ferr == nil {
+		ferr = s.judge()
 	}
-	return s.judge()
+	s.saidMu.Lock()
+	defer s.saidMu.Unlock()
+	return errors.Join(s.split, ferr)
 }
 
 // heal takes every fault away but a damaged file.
@@ -366,6 +401,23 @@ func (s *sched) nodeOf(m *schedMember) *Node {
 
 // tear stops a member and cuts the end of its log's file off. Where that matters it must say so, and then it comes back as a new member with an empty directory.
 func (s *sched) tear(d *rand.Rand, m *schedMember) error {
+	// Raft gives no vote to a candidate that is not in its own list of members: one that is lost for good while another has an old list leaves nobody who
+	// could be elected (DESIGN.md of store).
+	if err := s.until("all know the same members", func() bool {
+		var first []store.Voter
+		for i, n := range s.nodes() {
+			v, err := n.st.Voters()
+			if i == 0 {
+				first = v
+			}
+			if err != nil || len(v) != 3 || !slices.Equal(v, first) {
+				return false
+			}
+		}
+		return true
+	}); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	old := m.n.id
 	file := filepath.Join(m.dir, "raft.db")
@@ -402,20 +454,6 @@ func (s *sched) renew(m *schedMember, old string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.until("the old member is taken out", func() bool {
-		l := s.lead()
-		if l == nil {
-			return false
-		}
-		v, err := l.st.Voters()
-		if err == nil && !slices.ContainsFunc(v, func(v store.Voter) bool { return v.ID == old }) {
-			return true
-		}
-		_ = l.st.Remove(old, time.Second)
-		return false
-	}); err != nil {
-		return err
-	}
 	s.mu.Lock()
 	s.dirs++
 	m.dir = filepath.Join(s.base, fmt.Sprint("d", s.dirs))
@@ -424,7 +462,7 @@ func (s *sched) renew(m *schedMember, old string) error {
 	if err != nil {
 		return err
 	}
-	return s.join(m)
+	return s.join(m, old)
 }
 
 // mend renews the member, if there is one, whose damage came to light while it ran.
@@ -432,10 +470,19 @@ func (s *sched) mend() error {
 	s.mu.Lock()
 	i := slices.IndexFunc(s.ms, func(m *schedMember) bool { return m.n != nil && strings.Contains(m.n.Problem(), "is damaged") })
 	s.mu.Unlock()
-	if i < 0 {
-		return nil
+	if i >= 0 {
+		return s.renew(s.ms[i], s.ms[i].n.id)
 	}
-	return s.renew(s.ms[i], s.ms[i].n.id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.ms { // what its gateway does
+		if m.n != nil && strings.Contains(m.n.Problem(), "is opened again") {
+			if err := errors.Join(s.stop(m), s.start(m)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // What a client asks for, and what it hears.

@@ -505,6 +505,25 @@ func (d *disk) DeleteRange(from, to uint64) error {
 	return nil
 }
 
+// differs reports whether the log has an entry of another term at index.
+func (d *disk) differs(index, term uint64) bool {
+	var l raft.Log
+	return d.read(index, &l) == nil && l.Term != term
+}
+
+// clear takes everything off the log. Before Raft begins.
+func (d *disk) clear() error {
+	first, err := d.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := d.LastIndex()
+	if err != nil {
+		return err
+	}
+	return d.guard(func() error { return d.in.DeleteRange(first, last) })
+}
+
 // FirstIndex is the log's first entry; 0 = none.
 func (d *disk) FirstIndex() (n uint64, err error) {
 	err = d.guard(func() (err error) { n, err = d.in.FirstIndex(); return err })

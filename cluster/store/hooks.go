@@ -53,7 +53,7 @@ func (e *hooked) Set(key, val []byte) error {
 func (e *hooked) StoreLogs(list []*raft.Log) error {
 	n := 0
 	for _, l := range list {
-		n += len(l.Data)
+		n += len(l.Data) + len(l.Extensions)
 	}
 	if err := e.h.write(n); err != nil {
 		return err

@@ -28,6 +28,7 @@ type snapshots struct {
 	texts *texts
 	log   *slog.Logger
 	hooks *Hooks
+	took  func(caption) error // is told of a snapshot from the leader before it takes effect; its error refuses it
 
 	mu      sync.Mutex
 	writing map[string]bool // mu: directories that are being written
@@ -133,6 +134,9 @@ func (k *sink) done() {
 // Close finishes the snapshot.
 func (k *sink) Close() error {
 	err := k.s.note(k.SnapshotSink.Close())
+	if err == nil && k.s.took != nil && calledBy("installSnapshot") {
+		err = k.s.took(k.of)
+	}
 	if err == nil {
 		k.s.mu.Lock()
 		if k.of.Index > k.s.last.Index {

@@ -63,7 +63,9 @@ type Store struct {
 	keepEnd  chan struct{} // closed at the end
 	keepDone chan struct{}
 	once     sync.Once
-	tuning   sync.Mutex // of Raft's configuration, which is read, changed and written
+	ended    sync.Once
+	again    chan struct{} // closed when it must be opened again
+	tuning   sync.Mutex    // of Raft's configuration, which is read, changed and written
 }
 
 // ErrNotLeader means that an entry must be proposed elsewhere; nothing was done.
@@ -121,7 +123,7 @@ func newStore(c Config) (*Store, hclog.Logger, error) {
 		return nil, nil, err
 	}
 	s := &Store{cfg: c, fsm: &fsm{texts: t, hooks: c.Hooks}, started: make(chan struct{}),
-		keepWake: make(chan struct{}, 1), keepEnd: make(chan struct{}), keepDone: make(chan struct{})}
+		keepWake: make(chan struct{}, 1), keepEnd: make(chan struct{}), keepDone: make(chan struct{}), again: make(chan struct{})}
 	s.fsm.told = func(a Applied) {
 		select {
 		case s.keepWake <- struct{}{}:
@@ -213,7 +215,14 @@ func (s *Store) openFiles(logger hclog.Logger) (err error) {
 	base := uint64(0)
 	if m != nil {
 		base = m.Index
+		// Entries that were never agreed on, in the way of a snapshot from the leader: see took.
+		if s.disk.differs(m.Index, m.Term) {
+			if err := s.disk.clear(); err != nil {
+				return fmt.Errorf("take off what was never agreed on: %w%s", err, helps(err))
+			}
+		}
 	}
+	s.snaps.took = s.took
 	if s.tail, err = s.disk.check(base); err != nil {
 		return damaged(append(bad, err)...)
 	}
@@ -229,6 +238,18 @@ func (s *Store) openFiles(logger hclog.Logger) (err error) {
 		return s.snaps.putAside()
 	}
 	return nil
+}
+
+// took looks whether the log has another entry where a snapshot from the leader ends. Raft would keep that one in mind, hold the leader's entries against it and
+// refuse them all, until a restart. So this node starts again, from the snapshot.
+func (s *Store) took(c caption) error {
+	if !s.disk.differs(c.Index, c.Term) {
+		return nil
+	}
+	err := errors.New("the log has entries that were never agreed on where the leader's snapshot ends: the replicated state is opened again")
+	s.halt(err)
+	s.ended.Do(func() { close(s.again) })
+	return err
 }
 
 // whole finds a file that is shorter than what is in it. The engine would map memory that is not there, and fault when it gets to it.
@@ -365,6 +386,9 @@ func (s *Store) refused(err error) error {
 	}
 	return err
 }
+
+// Again is closed when this store takes part no more until it is closed and opened again, for the reason that Problem gives. Nothing is damaged.
+func (s *Store) Again() <-chan struct{} { return s.again }
 
 // State is the state so far, never nil.
 func (s *Store) State() *command.State { return s.fsm.state.Load() }
