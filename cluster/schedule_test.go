@@ -454,6 +454,24 @@ func (s *sched) renew(m *schedMember, old string) error {
 	if err != nil {
 		return err
 	}
+	// Before the new one is there, which stands at the old one's address, all others must know.
+	if err := s.until("the old member is taken out", func() bool {
+		if l := s.lead(); l != nil {
+			_ = l.st.Remove(old, time.Second) // looked at below
+		}
+		for _, n := range s.nodes() {
+			if n == nil {
+				continue
+			}
+			v, err := n.st.Voters()
+			if err != nil || slices.ContainsFunc(v, func(v store.Voter) bool { return v.ID == old }) {
+				return false
+			}
+		}
+		return true
+	}); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	s.dirs++
 	m.dir = filepath.Join(s.base, fmt.Sprint("d", s.dirs))
