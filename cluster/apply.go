@@ -95,6 +95,12 @@ func (n *Node) Check(ctx context.Context, source string, text []byte, except []s
 	return n.check(ctx, source, text, except, false)
 }
 
+// CheckOthers asks every gateway but this one.
+func (n *Node) CheckOthers(ctx context.Context, source string, text []byte) ([]Checked, error) {
+	list, err := n.check(ctx, source, text, nil, true)
+	return slices.DeleteFunc(list, func(c Checked) bool { return c.Name == n.cfg.Name }), err
+}
+
 // check spares this node where it has compiled the text already.
 func (n *Node) check(ctx context.Context, source string, text []byte, except []string, own bool) ([]Checked, error) {
 	gateways := n.gateways()

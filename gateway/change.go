@@ -422,6 +422,35 @@ func (g *Gateway) Diff(ctx context.Context, req api.DiffRequest) (*api.Diff, err
 		}
 		d.From = wireRevision(&r)
 	}
+	if err := g.difference(ctx, d, from, source, text); err != nil {
+		return nil, err
+	}
+	d.Nodes = g.elsewhere(ctx, source, withoutHeader(text))
+	return d, nil
+}
+
+// elsewhere asks the other gateways what a text would end there.
+func (g *Gateway) elsewhere(ctx context.Context, source string, text []byte) (out []api.Elsewhere) {
+	m, err := g.known()
+	if err != nil {
+		return nil // status says why
+	}
+	list, err := m.CheckOthers(ctx, source, text)
+	if err != nil {
+		return nil
+	}
+	for _, c := range list {
+		e := api.Elsewhere{Node: c.Name, Why: c.Later, Cut: c.Report.Cut, Checked: c.Report.Sessions, CutByTenant: c.Report.Tenants}
+		for _, p := range c.Report.Problems {
+			e.Problems = append(e.Problems, p.Text)
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// difference fills in what this node knows. A nil from is what it serves.
+func (g *Gateway) difference(ctx context.Context, d *api.Diff, from *configs.Policy, source string, text []byte) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if from == nil {
@@ -429,13 +458,13 @@ func (g *Gateway) Diff(ctx context.Context, req api.DiffRequest) (*api.Diff, err
 	}
 	p, v, err := g.compile(source, text, g.view.Load())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	d.Digest, d.Changes = digest(withoutHeader(text)), wireChanges(configs.Diff(from, p))
 	d.Same = len(d.Changes) == 0
 	i, err := g.impact(ctx, v, 100)
 	d.Cut, d.CutByTenant, d.Checked, d.Cuts = i.cut, i.byTenant, i.checked, i.cuts
-	return d, err
+	return err
 }
 
 func wireRevision(r *command.Revision) api.Revision {

@@ -430,6 +430,18 @@ type Diff struct {
 	To      *Revision `json:"to,omitempty"` // when it was asked about a kept revision
 
 	CutByTenant map[string]int `json:"cut_by_tenant"` // of Cut; tenants that lose none are left out
+
+	Nodes []Elsewhere `json:"nodes,omitempty"` // the other gateways of the cluster; what stands above is of the node that is asked
+}
+
+// Elsewhere is what a policy would do on another gateway.
+type Elsewhere struct {
+	Node        string         `json:"node"`
+	Why         string         `json:"why,omitempty"` // it could not be asked, and why
+	Cut         int            `json:"cut"`
+	Checked     int            `json:"checked"`
+	CutByTenant map[string]int `json:"cut_by_tenant,omitempty"`
+	Problems    []string       `json:"problems,omitempty"` // why it could not serve the policy
 }
 
 // Change is one difference.

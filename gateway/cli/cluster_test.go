@@ -147,3 +147,14 @@ func TestApplyOnSeveral(t *testing.T) {
 		t.Errorf("%s", b.String())
 	}
 }
+
+// TestDiffOnSeveral: what a policy would end on other gateways, and which of them could not serve it.
+func TestDiffOnSeveral(t *testing.T) {
+	var b strings.Builder
+	writeDiff(&b, &api.Diff{Same: true, Nodes: []api.Elsewhere{{Node: "gw2", Cut: 3, Checked: 40, CutByTenant: map[string]int{"a": 3}}, {Node: "gw3", Why: "no answer in time"},
+		{Node: "gw4", Problems: []string{"p.toml:3: x"}}}})
+	want := "on gw2 3 sessions of 40 would be cut: a 3\ngw3 could not be asked: no answer in time\ngw4 could not serve it:\n  p.toml:3: x\n"
+	if !strings.HasSuffix(b.String(), want) {
+		t.Errorf("%s", b.String())
+	}
+}

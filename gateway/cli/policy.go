@@ -256,6 +256,20 @@ func writeDiff(w io.Writer, d *api.Diff) {
 			fmt.Fprintf(w, "and %d more\n", d.Cut-len(d.Cuts))
 		}
 	}
+	for i := range d.Nodes {
+		n := &d.Nodes[i]
+		switch {
+		case n.Why != "":
+			fmt.Fprintf(w, "%s could not be asked: %s\n", clean(n.Node), clean(n.Why))
+		case len(n.Problems) > 0:
+			fmt.Fprintf(w, "%s could not serve it:\n", clean(n.Node))
+		default:
+			fmt.Fprintf(w, "on %s %s of %d would be cut%s\n", clean(n.Node), plural(n.Cut, "session"), n.Checked, byTenant(n.CutByTenant))
+		}
+		for _, p := range n.Problems {
+			fmt.Fprintf(w, "  %s\n", clean(p))
+		}
+	}
 }
 
 func writeApplied(w io.Writer, d *api.Applied) {

