@@ -412,16 +412,25 @@ func (n *Node) promote(ctx context.Context, name string) answer {
 func (n *Node) promoteIf(ctx context.Context, m command.Member) error {
 	agreed := n.st.Progress().Committed
 	s, err := n.ping(ctx, m)
-	switch {
-	case err != nil:
+	if err != nil {
 		return fmt.Errorf("%s does not answer, so it gets no vote yet: %w", m.Name, err)
-	case s.Applied < agreed:
-		return fmt.Errorf("%s has not caught up: it is at entry %d of %d", m.Name, s.Applied, agreed)
+	}
+	if err := caughtUp(s, agreed); err != nil {
+		return err
 	}
 	if err := n.st.Promote(m.ID, m.Address, changeTime); err != nil {
 		return fmt.Errorf("give %s its vote: %w", m.Name, err)
 	}
 	n.log.Info("member has its vote", "name", m.Name)
+	return nil
+}
+
+// caughtUp holds what a member says of itself against what had been agreed on when it was asked. A vote of one that is behind could leave the cluster
+// waiting for it.
+func caughtUp(s *Status, agreed uint64) error {
+	if s.Applied < agreed {
+		return fmt.Errorf("%s has not caught up: it is at entry %d of %d", s.Member.Name, s.Applied, agreed)
+	}
 	return nil
 }
 
@@ -557,7 +566,7 @@ func (n *Node) prefer(ctx context.Context, s *command.State, voters []store.Vote
 		}
 		agreed := n.st.Progress().Committed
 		st, err := n.ping(ctx, m)
-		if err != nil || st.Applied < agreed {
+		if err != nil || caughtUp(st, agreed) != nil {
 			continue
 		}
 		n.hold, n.handed = min(2*n.hold, holdMost), time.Now()

@@ -532,6 +532,9 @@ func TestOddRequests(t *testing.T) {
 	if a := ask(request{Kind: askJoin}, nil); !strings.Contains(a.Refused, "must say what it is") {
 		t.Errorf("%+v", a)
 	}
+	if a := ask(request{Kind: askJoin, Member: &command.Member{ID: "x", Name: "gw9", Role: command.RoleGateway, Level: 1, Address: "192.0.2.9:7400"}}, nil); !strings.Contains(a.Refused, "the certificate is gw1's, the node is called gw9") {
+		t.Errorf("another name than the certificate's: %+v", a)
+	}
 	if a := ask(request{Kind: askStatus}, nil); a.Status == nil || a.Status.Member.Name != "gw1" {
 		t.Errorf("%+v", a)
 	}
@@ -624,6 +627,34 @@ func TestClockIsNamed(t *testing.T) {
 			t.Errorf("%s: %s", m.Member.Name, m.Offset)
 		}
 	}
+}
+
+// TestVoteWaitsForTheLog: who is behind what was agreed on when it was asked gets no vote, and who does not run gets none either.
+func TestVoteWaitsForTheLog(t *testing.T) {
+	s := &Status{Member: command.Member{Name: "gw2"}, Applied: 8}
+	if err := caughtUp(s, 9); err == nil || !strings.Contains(err.Error(), "gw2 has not caught up: it is at entry 8 of 9") {
+		t.Error(err)
+	}
+	if err := caughtUp(s, 8); err != nil {
+		t.Error(err)
+	}
+	site := newSite(t)
+	m := site.host("gw1", command.RoleGateway).run()
+	begun(t, m)
+	token, _, err := m.Token(t.Context(), command.RoleGateway, time.Hour, command.Who{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := site.host("gw2", command.RoleGateway).join(m.Address(), token, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Promote(t.Context(), "gw2", command.Who{}); err == nil || !strings.Contains(err.Error(), "gw2 does not answer, so it gets no vote yet") {
+		t.Errorf("one that does not run: %v", err)
+	}
+	if err := m.Promote(t.Context(), "gw1", command.Who{}); err == nil || !strings.Contains(err.Error(), "has its vote already") {
+		t.Errorf("one that has it: %v", err)
+	}
+	apply(t, m, "alone it can be changed still")
 }
 
 // TestOldReleasesAreNamed: what a member could not read is not proposed.

@@ -145,7 +145,7 @@ func TestClusterOfThree(t *testing.T) {
 	// What a gateway's own file has no place for is refused by its name, wherever it is applied.
 	check(t, os.WriteFile(filepath.Join(r.dir, "unfit.toml"), []byte(strings.Replace(fmt.Sprintf(clusterPolicy, "unfit"), `"in"`, `"elsewhere"`, 1)), 0o644))
 	if _, bad, err := wit.cli("apply", filepath.Join(r.dir, "unfit.toml")); err == nil || !strings.Contains(bad, "gw1: ") || !strings.Contains(bad, "gw2: ") ||
-		!strings.Contains(bad, `"elsewhere": is not an interface of the node`) {
+		!strings.Contains(bad, `"elsewhere" is not an interface of the node`) {
 		t.Errorf("%v: %s", err, bad)
 	}
 	resident(t, wit.p.cmd.Process.Pid, 40<<10)
