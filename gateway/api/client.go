@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -42,14 +44,71 @@ func DialTLS(server string, conf *tls.Config, why func(error) error) (*Client, e
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.Port() == "" || u.User != nil || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
 		return nil, fmt.Errorf("server %q: want https://ADDRESS:PORT, the api.listen of its node file", server)
 	}
-	d := net.Dialer{Timeout: 10 * time.Second}
-	t := &http.Transport{DialContext: d.DialContext, TLSClientConfig: conf, TLSHandshakeTimeout: 10 * time.Second} // and no proxy: the node is known by its certificate
+	conf = conf.Clone()
+	conf.ServerName = u.Hostname()
+	var last atomic.Pointer[hearing]
+	t := &http.Transport{DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) { // and no proxy: the node is known by its certificate
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		last.Store(nil)
+		var d net.Dialer
+		raw, err := d.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		h := &hearing{Conn: tls.Client(raw, conf), ended: make(chan struct{})}
+		if err := h.HandshakeContext(ctx); err != nil {
+			raw.Close()
+			return nil, err
+		}
+		last.Store(h)
+		return h, nil
+	}}
 	return &Client{http: &http.Client{Transport: t, Timeout: answerTime}, base: "https://" + u.Host, name: server, why: func(err error) error {
-		if known := why(err); known != nil {
+		known := why(err)
+		if h := last.Load(); known == nil && h != nil {
+			if said := h.said(200 * time.Millisecond); said != nil {
+				known = why(said)
+			}
+		}
+		if known != nil {
 			return fmt.Errorf("%s: %w", server, known)
 		}
 		return remoteWhy(server, err)
 	}}, nil
+}
+
+// hearing keeps what the other side said last. A node judges a certificate when the handshake is over on this side, so its word comes while a request
+// is being sent; and then the sending fails first, with an error that says nothing.
+type hearing struct {
+	*tls.Conn
+	once  sync.Once
+	ended chan struct{}
+	err   error // why reading ended; valid once ended is closed
+}
+
+// Read notes the first error.
+func (h *hearing) Read(b []byte) (int, error) {
+	n, err := h.Conn.Read(b)
+	if err != nil {
+		h.once.Do(func() {
+			h.err = err
+			close(h.ended)
+		})
+	}
+	return n, err
+}
+
+// said waits a moment for the end of reading; nil when it has not come.
+func (h *hearing) said(wait time.Duration) error {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-h.ended:
+		return h.err
+	case <-t.C:
+		return nil
+	}
 }
 
 // Close ends idle connections.

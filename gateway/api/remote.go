@@ -194,7 +194,7 @@ func (d *door) shake(raw net.Conn) {
 		if errors.As(err, &plain) && plain.Conn != nil && slices.Contains([]string{"GET /", "HEAD ", "POST ", "PUT /"}, string(plain.RecordHeader[:])) {
 			_, _ = io.WriteString(raw, "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\nthis port speaks TLS: use https://\n")
 		}
-		part(raw, 500*time.Millisecond)
+		part(raw, 2*time.Second)
 		return
 	}
 	leave, ok := d.stay(p)
@@ -217,7 +217,7 @@ func part(c net.Conn, wait time.Duration) {
 		_ = t.CloseWrite()
 	}
 	_ = c.SetReadDeadline(time.Now().Add(wait))
-	_, _ = io.CopyN(io.Discard, c, 64<<10)
+	_, _ = io.CopyN(io.Discard, c, 4*MaxPolicy) // more than any request
 	c.Close()
 }
 
