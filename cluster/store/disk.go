@@ -346,24 +346,11 @@ func (d *disk) Set(key, val []byte) error {
 	if d.ended() {
 		return errEnded
 	}
-	if last, err := d.LastIndex(); err != nil || last == 0 && !d.based() {
-		// Raft has a node without any log vote, and who asks knows it by its address: it may stand where another one was, whose vote it must not give.
-		return errors.Join(err, errors.New("this node has no log yet, and so no vote"))
-	}
 	d.mu.Lock()
 	h := d.hard
 	h.voted, h.candidate = d.vote, append([]byte(nil), val...)
 	d.mu.Unlock()
 	return d.keep(h)
-}
-
-// based reports whether there is a snapshot.
-func (d *disk) based() bool {
-	if d.base == nil {
-		return false
-	}
-	i, _ := d.base()
-	return i > 0
 }
 
 // GetUint64 answers from memory, which is as on disk.
