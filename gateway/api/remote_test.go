@@ -22,7 +22,7 @@ import (
 	"demarc/cluster/transport"
 )
 
-// far is a server over TCP with an authority of its own, and everybody who might come.
+// far is a server over TCP with an authority of its own, and everybody who might come. It is what every test of this long file stands on, so they stand together.
 type far struct {
 	t      *testing.T
 	s      *Server
