@@ -35,7 +35,8 @@ func TestMain(m *testing.M) {
 
 // beWitness runs a witness until its input ends.
 func beWitness(at []string) error {
-	debug.SetMemoryLimit(18 << 20)
+	debug.SetGCPercent(40) // as the program does
+	debug.SetMemoryLimit(24 << 20)
 	begin := time.Now()
 	n, err := Open(Config{Dir: at[0], Name: "wit", Role: command.RoleWitness, Version: "test", Mono: func() uint64 { return uint64(time.Since(begin)) + 1<<40 }, Wall: time.Now,
 		Serve: func(context.Context, command.Revision, []byte) error { return nil }, Net: &Net{Keys: at[1], Listen: at[2]}})

@@ -22,7 +22,7 @@ func (s *Store) Progress() Progress {
 
 // Current makes sure that this node leads still, by asking a majority. Leader only.
 func (s *Store) Current() error {
-	err := s.raft.VerifyLeader().Error()
+	err := s.wait(s.raft.VerifyLeader())
 	if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipLost) {
 		return fmt.Errorf("%w: %w", ErrNotLeader, err)
 	}
@@ -35,7 +35,7 @@ func (s *Store) Heard() time.Time { return s.raft.LastContact() }
 // Move changes the address of a member, whose vote stays what it is. Leader only.
 func (s *Store) Move(v Voter, address string, timeout time.Duration) error {
 	if v.Votes {
-		return s.raft.AddVoter(raft.ServerID(v.ID), raft.ServerAddress(address), 0, timeout).Error()
+		return s.wait(s.raft.AddVoter(raft.ServerID(v.ID), raft.ServerAddress(address), 0, timeout))
 	}
-	return s.raft.AddNonvoter(raft.ServerID(v.ID), raft.ServerAddress(address), 0, timeout).Error()
+	return s.wait(s.raft.AddNonvoter(raft.ServerID(v.ID), raft.ServerAddress(address), 0, timeout))
 }

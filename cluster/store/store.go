@@ -322,7 +322,7 @@ func (s *Store) Bootstrap() error {
 	if err := s.disk.room(memberRoom); err != nil { // Raft waits for a term to be written
 		return &notWritten{err}
 	}
-	err := s.raft.BootstrapCluster(raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(s.cfg.ID), Address: s.cfg.Transport.LocalAddr()}}}).Error()
+	err := s.wait(s.raft.BootstrapCluster(raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(s.cfg.ID), Address: s.cfg.Transport.LocalAddr()}}}))
 	if errors.Is(err, raft.ErrCantBootstrap) {
 		return errors.New("this node is part of a cluster already")
 	}
@@ -358,7 +358,7 @@ func (s *Store) Propose(ctx context.Context, e *command.Entry) (command.Result, 
 	}
 	f := s.raft.Apply(b, timeout)
 	done := make(chan error, 1)
-	go func() { done <- f.Error() }() // ends with Raft at the latest
+	go func() { done <- s.wait(f) }()
 	select {
 	case err = <-done:
 	case <-ctx.Done():
@@ -425,9 +425,29 @@ func (s *Store) Leader() (id, address string) {
 // Leadership tells each change: true when this node begins to lead. One reader.
 func (s *Store) Leadership() <-chan bool { return s.raft.LeaderCh() }
 
+// wait waits for an answer of Raft's. Raft leaves some without one when it ends: what was on the way to be applied.
+func (s *Store) wait(f interface{ Error() error }) error {
+	done := make(chan error, 1)
+	go func() { done <- f.Error() }()
+	select {
+	case err := <-done:
+		return err
+	case <-s.disk.end:
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(endWait):
+		return fmt.Errorf("%w: %w", ErrUnknownOutcome, errEnded)
+	}
+}
+
+// endWait is how long an answer may take once the store is being closed.
+const endWait = 200 * time.Millisecond
+
 // Barrier waits until everything that was committed before is applied here. Leader only.
 func (s *Store) Barrier(timeout time.Duration) error {
-	err := s.raft.Barrier(timeout).Error()
+	err := s.wait(s.raft.Barrier(timeout))
 	if errors.Is(err, raft.ErrNotLeader) {
 		return fmt.Errorf("%w: %w", ErrNotLeader, err)
 	}
@@ -502,7 +522,7 @@ func (s *Store) change(fn func() raft.IndexFuture) error {
 			return &notWritten{err}
 		}
 	}
-	err := fn().Error()
+	err := s.wait(fn())
 	if errors.Is(err, raft.ErrNotLeader) {
 		return fmt.Errorf("%w: %w", ErrNotLeader, err)
 	}
@@ -512,9 +532,9 @@ func (s *Store) change(fn func() raft.IndexFuture) error {
 // Yield hands the lead to another node; "" = to whichever is best.
 func (s *Store) Yield(id, address string) error {
 	if id == "" {
-		return s.raft.LeadershipTransfer().Error()
+		return s.wait(s.raft.LeadershipTransfer())
 	}
-	return s.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(address)).Error()
+	return s.wait(s.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(address)))
 }
 
 // compact writes a snapshot when enough bytes have come, and has the log keep only as many entries as its bytes allow.
@@ -535,7 +555,7 @@ func (s *Store) compact() {
 
 // Compact writes a snapshot now and shortens the log.
 func (s *Store) Compact() error {
-	err := s.raft.Snapshot().Error()
+	err := s.wait(s.raft.Snapshot())
 	if errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return nil
 	}

@@ -179,6 +179,33 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+type silent struct{ end chan struct{} }
+
+func (f silent) Error() error { <-f.end; return nil }
+
+// TestNoAnswerAtTheEnd: Raft leaves some of those who wait without an answer when it ends. They get one: that the outcome is not known.
+func TestNoAnswerAtTheEnd(t *testing.T) {
+	s := begin(t, t.TempDir())
+	f := silent{make(chan struct{})}
+	defer close(f.end)
+	done := make(chan error, 1)
+	go func() { done <- s.wait(f) }()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-done:
+		if !errors.Is(err, ErrUnknownOutcome) {
+			t.Errorf("%v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it waits for ever")
+	}
+	if err := s.Barrier(time.Second); err == nil {
+		t.Error("a barrier in a closed store")
+	}
+}
+
 // TestUnreadableEntryStops: what this build cannot read stops the node where it is, with a say, and it stays so until a build that can.
 func TestUnreadableEntryStops(t *testing.T) {
 	s := begin(t, t.TempDir())

@@ -109,11 +109,20 @@ func (x *trio) split(groups ...[]int) {
 // leader waits for one among some members.
 func (x *trio) leader(among ...int) (lead int) {
 	x.t.Helper()
-	eventually(x.t, fmt.Sprint("one of ", among, " leads"), func() bool {
-		lead = slices.IndexFunc(x.s, func(s *Store) bool { return s.Leads() })
-		return slices.Contains(among, lead)
-	})
-	return lead
+	for end := time.Now().Add(15 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		for _, i := range among {
+			if x.s[i].Leads() {
+				return i
+			}
+		}
+		if time.Now().After(end) {
+			for i, s := range x.s {
+				v, _ := s.Voters()
+				x.t.Logf("n%d: up %v, leads %v, entry %d, %q, %v, %v", i, x.up[i], s.Leads(), s.State().Index, s.Problem(), s.raft.Stats(), v)
+			}
+			x.t.Fatal("waited in vain: one of ", among, " leads")
+		}
+	}
 }
 
 // level waits until members have the same state.
