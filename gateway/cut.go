@@ -87,7 +87,8 @@ func (g *Gateway) drained(ctx context.Context, tenants map[flow.TenantID]bool) e
 		}
 		for d := range t.Dir {
 			if t.Dir[d].Shape {
-				waits[int(id)*2+d] = start + t.Dir[d].QueueNs + uint64(20*time.Millisecond)
+				q := t.Dir[d].QueueNs
+				waits[int(id)*2+d] = start + q + q/4 + uint64(20*time.Millisecond) // the shaper lets a packet wait a quarter more
 			}
 		}
 	}

@@ -371,10 +371,17 @@ func TestRefusedChangesNothing(t *testing.T) {
 		r.no(x.want, x.args...)
 	}
 	var f *api.Fault
-	for body, path := range map[any]string{api.ApplyRequest{Policy: confirmClosed(), Confirm: 0.1}: api.PathApply, api.ApplyRequest{Policy: confirmClosed(), Confirm: -5}: api.PathApply,
-		api.RollbackRequest{Confirm: 60}: api.PathRollback, api.DiffRequest{Policy: "x", To: 1}: api.PathDiff} {
-		if err := r.api.Post(t.Context(), path, body, new(any)); !faulted(err, &f, 400) {
-			t.Errorf("%s %+v: %v", path, body, err)
+	for _, x := range []struct {
+		path string
+		body any
+	}{
+		{api.PathApply, api.ApplyRequest{Policy: confirmClosed(), Confirm: 0.1}},
+		{api.PathApply, api.ApplyRequest{Policy: confirmClosed(), Confirm: -5}},
+		{api.PathRollback, api.RollbackRequest{Confirm: 60}},
+		{api.PathDiff, api.DiffRequest{Policy: "x", To: 1}},
+	} {
+		if err := r.api.Post(t.Context(), x.path, x.body, new(any)); !faulted(err, &f, 400) {
+			t.Errorf("%s %+v: %v", x.path, x.body, err)
 		}
 	}
 	if now, h := r.status().Revision, r.history(); now != before || fmt.Sprint(h) != fmt.Sprint(was) {
