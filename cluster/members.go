@@ -295,6 +295,18 @@ func (n *Node) takeIn(ctx context.Context, q *request) (answer, []byte) {
 		return a, nil
 	}
 	n.reconcile()
+	// Raft asks for votes by address, and a newcomer's log is empty: it must not start where a lost member was while that one's removal may still be
+	// undone. Behind a barrier it is agreed on. Until then the newcomer asks again, which changes nothing more.
+	voters, err := n.st.Voters()
+	if err == nil && slices.ContainsFunc(voters, func(v store.Voter) bool { return v.Address == m.Address && v.ID != m.ID }) {
+		err = fmt.Errorf("the member that had %s is not taken out yet", m.Address)
+	}
+	if err == nil {
+		err = n.st.Barrier(changeTime)
+	}
+	if err != nil {
+		return answer{Leads: true, Unknown: fmt.Sprintf("%s is taken in, but %v: join again", m.Name, err)}, nil
+	}
 	s = n.st.State()
 	a := answer{Leads: true, Joined: &Joined{Cluster: s.Cluster, Members: s.Members}}
 	r, ok := s.Revision(s.Confirmed)

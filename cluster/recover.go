@@ -23,7 +23,9 @@ type Recovery struct {
 
 // Recover makes the node of a data directory the only member of its cluster, when a majority of the others is lost for good. Without the cluster's id nothing is changed: the error comes
 // with what was found. The node must not run.
-func Recover(dir, cluster string, who command.Who, now time.Time) (Recovery, error) {
+//
+// last is the highest revision number that the node's own copies know of: numbers go on from there if the state knows of fewer.
+func Recover(dir, cluster string, who command.Who, now time.Time, last uint64) (Recovery, error) {
 	b, err := os.ReadFile(filepath.Join(dir, identityTxt))
 	if err != nil {
 		return Recovery{}, fmt.Errorf("%s is no directory of a node's replicated state: %w", dir, err)
@@ -32,7 +34,7 @@ func Recover(dir, cluster string, who command.Who, now time.Time) (Recovery, err
 	if len(id) != 32 {
 		return Recovery{}, fmt.Errorf("%s: is damaged: want 32 hex digits", filepath.Join(dir, identityTxt))
 	}
-	found, err := store.Recover(store.Config{Dir: dir, ID: id}, cluster, &command.Entry{Time: now.UTC(), Who: who})
+	found, err := store.Recover(store.Config{Dir: dir, ID: id}, cluster, &command.Entry{Time: now.UTC(), Who: who, Recover: &command.Recover{Last: last}})
 	r := Recovery{Cluster: found.Cluster, Damage: found.Damage, Aside: found.Aside}
 	if found.State != nil {
 		r.Serving, r.Index = found.State.Serving, found.State.Index

@@ -136,6 +136,7 @@ func TestRefusals(t *testing.T) {
 		{"a name twice", []*Entry{begin(), gw("1", "a"), gw("2", "a")}, WhyConflict, "called a already (1)", 0, 0},
 		{"a member again", []*Entry{begin(), gw("1", "a"), gw("1", "b")}, "", "", 0, 0},
 		{"a member that was forgotten", []*Entry{begin(), gw("1", "a"), entry(KindForget, &Forget{ID: "1"}, ""), gw("1", "a")}, WhyGone, "was removed from this cluster", 0, 0},
+		{"a copy that is a moment old gives no number twice", []*Entry{begin(), gw("1", "a"), entry(KindRecover, &Recover{ID: "1", Copy: true, Last: 7}, ""), rev("a", 0, 0)}, "", "", 8, 8},
 		{"the only one left", []*Entry{begin(), gw("1", "a"), gw("2", "b"), entry(KindRecover, &Recover{ID: "2"}, ""), gw("1", "a")}, WhyGone, "was removed from this cluster", 0, 0},
 		{"joined", []*Entry{begin(), token("x"), join("1", "a", "x", "")}, "", "", 0, 0},
 		{"joined again by who did not hear the answer", []*Entry{begin(), token("x"), join("1", "a", "x", ""), join("1", "a", "x", "")}, "", "", 0, 0},

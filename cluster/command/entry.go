@@ -138,6 +138,7 @@ type Forget struct {
 type Recover struct {
 	ID   string `json:"id"`
 	Copy bool   `json:"from_copy,omitempty"` // log and snapshots were damaged: from the copy of the state
+	Last uint64 `json:"last,omitempty"`      // the highest revision number that the node knows to be given: the copy may be a moment older
 }
 
 // Token lets one newcomer join. The state has its hash only: who reads the state, or a copy of it, cannot join by it.

@@ -453,6 +453,7 @@ func (s *State) recover(r *Recover) {
 		}
 	}
 	s.Members = left
+	s.Last = max(s.Last, r.Last)
 }
 
 func (s *State) find(id string) (int, bool) {

@@ -24,7 +24,7 @@ type Recovery struct {
 }
 
 // Recover makes this node the only member of its cluster, for a cluster whose other voters are lost for good. What only they knew is lost, and what
-// they had not agreed on yet may take effect. entry is what the state notes; its body is filled in. Without the cluster's id nothing is
+// they had not agreed on yet may take effect. entry is what the state notes; who is left is filled in. Without the cluster's id nothing is
 // changed, and the error comes with what was found. The store must be closed.
 func Recover(c Config, cluster string, entry *command.Entry) (r Recovery, err error) {
 	if _, err := os.Stat(filepath.Join(c.Dir, "raft.db")); errors.Is(err, fs.ErrNotExist) {
@@ -63,7 +63,11 @@ func Recover(c Config, cluster string, entry *command.Entry) (r Recovery, err er
 		return r, fmt.Errorf("this is a node of cluster %q, not of %q: nothing was changed", r.Cluster, cluster)
 	}
 	e := *entry
-	e.Level, e.Kind, e.Recover = 1, command.KindRecover, &command.Recover{ID: c.ID, Copy: r.Damage != nil}
+	body := command.Recover{ID: c.ID, Copy: r.Damage != nil}
+	if entry.Recover != nil {
+		body.Last = entry.Recover.Last
+	}
+	e.Level, e.Kind, e.Recover = 1, command.KindRecover, &body
 	if _, err := e.Encode(); err != nil {
 		return r, err
 	}

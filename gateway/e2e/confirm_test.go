@@ -424,6 +424,10 @@ func TestReplicatedStateDamaged(t *testing.T) {
 			r.apply(faultPolicy(2))
 			r.applyWith(faultPolicy(3), "--confirm", "1h")
 			cluster := r.history().Cluster
+			r.until(5*time.Second, "the copy of the state has the last change", func() (bool, string) {
+				b, err := os.ReadFile(filepath.Join(r.data, "cluster", "kept.state"))
+				return bytes.Contains(b, []byte(`"confirmed":3`)) && bytes.Contains(b, []byte(`"last":4`)), fmt.Sprint(err)
+			})
 			r.kill()
 			file := filepath.Join(r.data, "cluster", "raft.db")
 			b, err := os.ReadFile(file)
@@ -522,7 +526,6 @@ func (r *rig) recovers(cluster string) {
 		c := r.status().Cluster
 		return c.State == api.ClusterCurrent && c.Problem == "", fmt.Sprintf("%+v", c)
 	})
-	// The copy is written after each change, so kill -9 right after the last one may have come before it.
 	h := r.history()
 	if h.Cluster != cluster || h.Confirmed != 3 || len(h.Revisions) < 3 {
 		r.t.Errorf("after the recovery: %+v", h)
@@ -530,7 +533,7 @@ func (r *rig) recovers(cluster string) {
 	if h.Serving == 4 {
 		r.ask(new(api.Applied), "rollback")
 	}
-	if a := r.apply(faultPolicy(5)); a.Revision.Number < 4 {
+	if a := r.apply(faultPolicy(5)); a.Revision.Number < 5 {
 		r.t.Errorf("revision %d", a.Revision.Number)
 	}
 	r.stop()
