@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"demarc/cluster/command"
+	"demarc/cluster/store"
 	"demarc/cluster/transport"
 )
 
@@ -100,7 +101,7 @@ func Join(ctx context.Context, w Newcomer) (Joined, error) {
 	}
 	b, err := json.Marshal(j)
 	if err == nil {
-		err = writeFile(filepath.Join(w.Dir, joinedFile), b)
+		err = store.ReplaceFile(filepath.Join(w.Dir, joinedFile), b)
 	}
 	if err != nil {
 		return j, fmt.Errorf("join: %w", err)

@@ -257,7 +257,7 @@ func identity(file string) (string, error) {
 		return "", fmt.Errorf("read this member's id: %w", err)
 	}
 	id := random()
-	if err := writeFile(file, []byte(id+"\n")); err != nil {
+	if err := store.ReplaceFile(file, []byte(id+"\n")); err != nil {
 		return "", fmt.Errorf("keep this member's id: %w", err)
 	}
 	return id, nil
@@ -625,39 +625,11 @@ func (n *Node) rest(p *command.Revision) time.Duration {
 func (n *Node) write(r rest) {
 	b, err := json.Marshal(r)
 	if err == nil {
-		err = writeFile(filepath.Join(n.cfg.Dir, restFile), b)
+		err = store.ReplaceFile(filepath.Join(n.cfg.Dir, restFile), b)
 	}
 	if err != nil {
 		n.log.Warn("keep the rest of the confirm time", "err", err) // after a restart it is counted from the beginning
 	}
-}
-
-// writeFile replaces a file as a whole, durably.
-func writeFile(name string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(name), "new-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return err
-	}
-	d, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // Close leaves everything as it is on disk. After Run has returned.

@@ -64,7 +64,11 @@ func writeKept(dir string, s *command.State) error {
 	}
 	b := append([]byte(keptMagic), body...)
 	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
-	name := filepath.Join(dir, keptFile)
+	return ReplaceFile(filepath.Join(dir, keptFile), b)
+}
+
+// ReplaceFile replaces a file as a whole, durably. What a crash leaves beside it is overwritten by the next call; a file has one writer at a time.
+func ReplaceFile(name string, b []byte) error {
 	f, err := os.OpenFile(name+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
@@ -83,7 +87,7 @@ func writeKept(dir string, s *command.State) error {
 		_ = os.Remove(name + ".new")
 		return err
 	}
-	return syncFile(dir)
+	return syncFile(filepath.Dir(name))
 }
 
 // readKept reads the copy of a data directory.
