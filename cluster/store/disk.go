@@ -560,6 +560,8 @@ func (d *disk) GetLog(index uint64, l *raft.Log) error {
 }
 
 func (d *disk) read(index uint64, l *raft.Log) error {
+	// The engine decodes into the bytes that l has already, and those may be an entry's that is kept here and on its way to others.
+	*l = raft.Log{}
 	if !d.cold && d.recent(index, l) {
 		return nil
 	}
