@@ -211,6 +211,12 @@ func (n *Node) Token(ctx context.Context, role command.Role, life time.Duration,
 	return token, until, nil
 }
 
+// Keep changes how much of the past the cluster keeps. What is 0 in b stays as it is; less than now forgets at once.
+func (n *Node) Keep(ctx context.Context, b command.Bounds, who command.Who) error {
+	_, err := n.propose(ctx, &command.Entry{Kind: command.KindBounds, Who: who, Bounds: &b})
+	return err
+}
+
 // Remove takes a member out, by its name. Removing this node is leaving.
 func (n *Node) Remove(ctx context.Context, name string, who command.Who) error {
 	return n.member(ctx, askRemove, name, who)

@@ -77,18 +77,24 @@ func shownOf(n *cluster.Node, number uint64) (*api.Shown, error) {
 	return &api.Shown{Past: wirePast(s, &r), Policy: string(text), Export: string(export(s.Cluster, &r, text))}, nil
 }
 
-// Audit is who did what, the latest last.
-func (b backend) Audit(context.Context) (*api.Audit, error) {
+// Audit is who did what after an index, the latest last.
+func (b backend) Audit(_ context.Context, after uint64) (*api.Audit, error) {
 	m, err := b.g.known()
 	if err != nil {
 		return nil, err
 	}
-	return auditOf(m.Node), nil
+	return auditOf(m.Node.State(), after), nil
 }
 
-func auditOf(n *cluster.Node) *api.Audit {
-	out := &api.Audit{Lines: []api.AuditLine{}}
-	for _, l := range n.State().Audit {
+func auditOf(s *command.State, after uint64) *api.Audit {
+	out := &api.Audit{Lines: []api.AuditLine{}, Bound: s.Bounds.Audit}
+	// The first entry of a cluster begins it: where that line is kept, nothing is gone.
+	out.Forgotten = len(s.Audit) > 0 && s.Audit[0].Kind != command.KindInit && after < s.Audit[0].Index
+	for _, l := range s.Audit {
+		// A recovery stands in no log and has the index of the entry before it: rather twice in an archive than never.
+		if l.Index < after || l.Index == after && l.Kind != command.KindRecover {
+			continue
+		}
 		out.Lines = append(out.Lines, api.AuditLine{Index: l.Index, Time: l.Time, Author: l.Who.Author, From: l.Who.From, Kind: string(l.Kind), What: l.What, OK: l.OK})
 	}
 	return out

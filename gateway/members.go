@@ -99,6 +99,45 @@ func (m membership) Token(ctx context.Context, r api.TokenRequest) (*api.Token, 
 	return &api.Token{Token: token, Role: r.Role, Until: until, Address: n.Address()}, nil
 }
 
+// Kept is how much of the past the cluster keeps, and has.
+func (m membership) Kept(context.Context) (*api.Kept, error) {
+	n, err := m.node()
+	if err != nil {
+		return nil, err
+	}
+	s := n.State()
+	k := &api.Kept{Bounds: api.Bounds{Revisions: s.Bounds.Revisions, Seconds: s.Bounds.Age.Seconds(), TextBytes: s.Bounds.TextBytes, Audit: s.Bounds.Audit}}
+	k.Now.Revisions, k.Now.Audit = len(s.Revisions), len(s.Audit)
+	if len(s.Revisions) > 1 {
+		k.Now.Seconds = (s.Elapsed - s.Revisions[1].Since).Seconds()
+	}
+	seen := map[string]bool{}
+	for i := range s.Revisions {
+		if r := &s.Revisions[i]; !seen[r.Digest] {
+			seen[r.Digest] = true
+			k.Now.TextBytes += int64(r.Bytes)
+		}
+	}
+	return k, nil
+}
+
+// Keep changes it.
+func (m membership) Keep(ctx context.Context, r api.KeepRequest) (*api.Kept, error) {
+	b := command.Bounds{Revisions: r.Revisions, Age: time.Duration(r.Seconds * float64(time.Second)), TextBytes: r.TextBytes, Audit: r.Audit}
+	if err := b.Check(); err != nil {
+		return nil, api.BadRequest("%v", err)
+	}
+	ctx, n, done, err := m.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := n.Keep(ctx, b, m.who(ctx)); err != nil {
+		return nil, refusedByMembers(err)
+	}
+	return m.Kept(ctx)
+}
+
 // change makes one change and lists the members after it.
 func (m membership) change(ctx context.Context, r api.MemberRequest, fn func(n *cluster.Node, ctx context.Context, name string, who command.Who) error) (*api.Members, error) {
 	if r.Name == "" {
@@ -192,6 +231,12 @@ func (b backend) Lead(ctx context.Context, r api.MemberRequest) (*api.Members, e
 
 func (b backend) Leave(ctx context.Context, r api.MemberRequest) (*api.Left, error) {
 	return b.g.membership().Leave(ctx, r)
+}
+
+func (b backend) Kept(ctx context.Context) (*api.Kept, error) { return b.g.membership().Kept(ctx) }
+
+func (b backend) Keep(ctx context.Context, r api.KeepRequest) (*api.Kept, error) {
+	return b.g.membership().Keep(ctx, r)
 }
 
 // compiler is what this gateway says of a text to whichever node proposes it.

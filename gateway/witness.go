@@ -214,5 +214,7 @@ func (w witnessBackend) Show(_ context.Context, number uint64) (*api.Shown, erro
 	return shownOf(w.own(), number)
 }
 
-// Audit is who did what.
-func (w witnessBackend) Audit(context.Context) (*api.Audit, error) { return auditOf(w.own()), nil }
+// Audit is who did what after an index.
+func (w witnessBackend) Audit(_ context.Context, after uint64) (*api.Audit, error) {
+	return auditOf(w.own().State(), after), nil
+}

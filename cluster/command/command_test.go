@@ -45,6 +45,8 @@ func entry(k Kind, body any, text string) *Entry {
 		e.Token = b
 	case *Join:
 		e.Join = b
+	case *Bounds:
+		e.Bounds = b
 	}
 	return e
 }
@@ -193,7 +195,7 @@ func TestApplyChangesNothingOld(t *testing.T) {
 func randomEntry(rt *rapid.T, i int, s *State) *Entry {
 	n := func(name string) uint64 { return rapid.Uint64Range(1, s.Last+1).Draw(rt, name) }
 	var e *Entry
-	k := rapid.IntRange(0, 12).Draw(rt, "kind")
+	k := rapid.IntRange(0, 13).Draw(rt, "kind")
 	at := t0.Add(time.Duration(rapid.IntRange(0, 200).Draw(rt, "minutes")) * time.Minute)
 	pick := func(name string, from ...string) string { return rapid.SampledFrom(from).Draw(rt, name) }
 	switch {
@@ -219,6 +221,8 @@ func randomEntry(rt *rapid.T, i int, s *State) *Entry {
 	case k < 12:
 		e = entry(KindJoin, &Join{Member: Member{ID: pick("id", "1", "2", "3"), Name: pick("name", "a", "b"), Role: RoleWitness, Level: 1, Key: Digest([]byte(pick("key", "k", "l")))},
 			Token: Digest([]byte(pick("token", "x", "y"))), Replace: pick("replace", "", "1", "2")}, "")
+	case k < 13:
+		e = entry(KindBounds, &Bounds{Revisions: rapid.IntRange(2, 6).Draw(rt, "revisions"), Age: time.Duration(rapid.IntRange(0, 4).Draw(rt, "hours")) * time.Hour}, "")
 	default:
 		e = entry(KindForget, &Forget{ID: rapid.SampledFrom([]string{"1", "2", "3"}).Draw(rt, "id")}, "")
 	}
@@ -324,6 +328,40 @@ func TestRetention(t *testing.T) {
 	}
 }
 
+// TestBoundsCanBeChanged: less forgets at once, but neither what is served nor what is gone back to; what is not named stays.
+func TestBoundsCanBeChanged(t *testing.T) {
+	log := []*Entry{begin()}
+	for i := range 6 {
+		log = append(log, entry(KindRevise, &Revise{}, fmt.Sprint("p", i)))
+	}
+	log = append(log, entry(KindRevise, &Revise{Confirm: time.Minute}, "p0"), entry(KindBounds, &Bounds{Revisions: 2, Audit: 100}, ""))
+	s, rs := run(t, log...)
+	if want := (Bounds{Revisions: 2, Age: DefaultBounds().Age, TextBytes: DefaultBounds().TextBytes, Audit: 100}); s.Bounds != want {
+		t.Errorf("%+v, want %+v", s.Bounds, want)
+	}
+	if len(s.Revisions) != 2 || s.Confirmed != 6 || s.Serving != 7 || s.Revisions[0].Number != 6 {
+		t.Errorf("kept: %+v", s.Revisions)
+	}
+	// p0 is the text of revision 7 too.
+	var want []string
+	for i := 1; i < 5; i++ {
+		want = append(want, Digest([]byte(fmt.Sprint("p", i))))
+	}
+	if d := cmp.Diff(want, rs[len(rs)-1].Dropped); d != "" {
+		t.Errorf("dropped: %s", d)
+	}
+	for range 150 {
+		log = append(log, entry(KindConfirm, &Confirm{99}, ""))
+	}
+	if s, _ = run(t, log...); len(s.Audit) != 100 {
+		t.Errorf("%d lines of the audit log, want 100", len(s.Audit))
+	}
+	s, _ = run(t, append(log, entry(KindBounds, &Bounds{Age: 240 * time.Hour}, ""))...)
+	if l := s.Audit[len(s.Audit)-1]; s.Bounds.Revisions != 2 || s.Bounds.Age != 240*time.Hour || !l.OK || !strings.Contains(l.What, "kept are 2 revisions, for 240h") {
+		t.Errorf("%+v, %+v", s.Bounds, l)
+	}
+}
+
 // TestWrongClocksForgetNothing: an entry from a node whose clock is wrong by years, in either direction and again and again, makes no revision too old.
 func TestWrongClocksForgetNothing(t *testing.T) {
 	log := []*Entry{begin()} // 30 days
@@ -395,6 +433,7 @@ func golden() map[string]*Entry {
 		"token":   entry(KindToken, &Token{Hash: Digest([]byte("t")), Role: RoleWitness, Expires: t0.Add(time.Hour), By: "root"}, ""),
 		"join": entry(KindJoin, &Join{Member: Member{ID: "id2", Name: "w", Address: "192.0.2.3:7400", Role: RoleWitness, Version: "v0.1", Level: 1, Key: Digest([]byte("k"))},
 			Token: Digest([]byte("t")), Replace: "id1"}, ""),
+		"bounds":   entry(KindBounds, &Bounds{Revisions: 50, Age: 240 * time.Hour}, ""),
 		"forget":   entry(KindForget, &Forget{ID: "id1", By: "id2"}, ""),
 		"recover":  entry(KindRecover, &Recover{ID: "id1", Copy: true}, ""),
 		"packed":   entry(KindRevise, &Revise{Name: "large"}, strings.Repeat("to = \"198.51.100.7\"\n", 300)),
@@ -545,6 +584,11 @@ func TestEncodeRefuses(t *testing.T) {
 		"no id":           entry(KindForget, &Forget{}, ""),
 		"nobody left":     entry(KindRecover, &Recover{}, ""),
 		"too few bounds":  entry(KindInit, &Init{Cluster: "c", Bounds: Bounds{Revisions: 1, TextBytes: 1 << 30, Audit: 1}}, ""),
+		"one revision":    entry(KindBounds, &Bounds{Revisions: 1}, ""),
+		"negative bound":  entry(KindBounds, &Bounds{Audit: -100}, ""),
+		"all texts":       entry(KindBounds, &Bounds{TextBytes: MostBounds.TextBytes + 1}, ""),
+		"half hours":      entry(KindBounds, &Bounds{Age: 90 * time.Minute}, ""),
+		"no bound":        entry(KindBounds, &Bounds{}, ""),
 		"no cluster":      entry(KindInit, &Init{Bounds: DefaultBounds()}, ""),
 		"level to come":   {Level: Level + 1, Kind: KindConfirm, Confirm: &Confirm{1}},
 		"kind of nothing": {Level: 1, Kind: "x"},

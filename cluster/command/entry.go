@@ -36,6 +36,7 @@ const (
 	KindRecover Kind = "recover" // the other voters were lost for good: one member is all that is left. It stands in no log, but at the end of a snapshot
 	KindToken   Kind = "token"   // whoever has it may join, once and for a while
 	KindJoin    Kind = "join"    // a newcomer, by its token
+	KindBounds  Kind = "bounds"  // how much of the past is kept from now on
 )
 
 // Who is behind an entry, for the audit log. Nothing is decided by it.
@@ -61,6 +62,7 @@ type Entry struct {
 	Recover *Recover `json:"recover,omitempty"`
 	Token   *Token   `json:"token,omitempty"`
 	Join    *Join    `json:"join,omitempty"`
+	Bounds  *Bounds  `json:"bounds,omitempty"` // what is 0 stays as it is
 
 	Text []byte `json:"-"` // with Revise: the policy
 }
@@ -78,6 +80,36 @@ type Bounds struct {
 	Age       time.Duration `json:"age_ns"`    // of these, none that was replaced longer ago than this, by the entries' times,
 	TextBytes int64         `json:"text_bytes"`
 	Audit     int           `json:"audit"` // lines of the audit log
+}
+
+// The least and the most that may be asked to be kept. Of everything but texts the state is held in memory, also by a witness.
+var (
+	LeastBounds = Bounds{Revisions: 2, Age: time.Hour, TextBytes: 2 * MaxText, Audit: 100}
+	MostBounds  = Bounds{Revisions: 2000, Age: 10 * 365 * 24 * time.Hour, TextBytes: 4 << 30, Audit: 50_000}
+)
+
+// Check holds a change of bounds to what may be asked for.
+func (b *Bounds) Check() error {
+	if *b == (Bounds{}) {
+		return errors.New("nothing is said of how much is to be kept")
+	}
+	for _, f := range []struct {
+		what              string
+		have, least, most int64
+	}{
+		{"revisions", int64(b.Revisions), int64(LeastBounds.Revisions), int64(MostBounds.Revisions)},
+		{"hours", int64(b.Age / time.Hour), int64(LeastBounds.Age / time.Hour), int64(MostBounds.Age / time.Hour)},
+		{"bytes of text", b.TextBytes, LeastBounds.TextBytes, MostBounds.TextBytes},
+		{"lines of the audit log", int64(b.Audit), int64(LeastBounds.Audit), int64(MostBounds.Audit)},
+	} {
+		if f.have != 0 && (f.have < f.least || f.have > f.most) {
+			return fmt.Errorf("%d %s to be kept: want %d to %d", f.have, f.what, f.least, f.most)
+		}
+	}
+	if b.Age%time.Hour != 0 {
+		return fmt.Errorf("revisions to be kept for %s: want whole hours", b.Age)
+	}
+	return nil
 }
 
 // DefaultBounds are 200 revisions, 30 days, 256 MiB, 10,000 audit lines.
@@ -267,7 +299,8 @@ func Decode(b []byte) (*Entry, error) {
 // check holds the entry to what its kind needs. It looks at the entry alone.
 func (e *Entry) check() error {
 	bodies := map[Kind]bool{KindInit: e.Init != nil, KindRevise: e.Revise != nil, KindConfirm: e.Confirm != nil, KindExpire: e.Expire != nil,
-		KindMember: e.Member != nil, KindForget: e.Forget != nil, KindRecover: e.Recover != nil, KindToken: e.Token != nil, KindJoin: e.Join != nil}
+		KindMember: e.Member != nil, KindForget: e.Forget != nil, KindRecover: e.Recover != nil, KindToken: e.Token != nil, KindJoin: e.Join != nil,
+		KindBounds: e.Bounds != nil}
 	if _, known := bodies[e.Kind]; !known {
 		return fmt.Errorf("kind %q is not known to this build", e.Kind)
 	}
@@ -307,6 +340,8 @@ func (e *Entry) check() error {
 		return e.Token.check(e.Time)
 	case KindJoin:
 		return e.Join.check()
+	case KindBounds:
+		return e.Bounds.Check()
 	}
 	if e.Forget.ID == "" {
 		return errors.New("a member to be forgotten needs its id")

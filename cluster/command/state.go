@@ -1,6 +1,7 @@
 package command
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -93,7 +94,7 @@ const (
 type Result struct {
 	Revision uint64   // with revise: its number
 	Refused  *Refusal // nil = carried out
-	Dropped  []string // digests of texts that no kept revision has any more
+	Dropped  []string // digests of texts that no kept revision has any more: with revise and bounds
 }
 
 // Refusal says why an entry that is in the log changed nothing.
@@ -187,6 +188,9 @@ func (s *State) Apply(index uint64, e *Entry) (*State, Result) {
 		r.Refused = n.token(*e.Token, e.Time)
 	case e.Kind == KindJoin:
 		r.Refused = n.join(e.Join, e.Time)
+	case e.Kind == KindBounds:
+		n.Bounds = n.Bounds.with(*e.Bounds)
+		r.Dropped = n.prune()
 	}
 	n.note(index, e, r)
 	return &n, r
@@ -288,6 +292,11 @@ func (s *State) setFate(n uint64, f Fate) {
 			s.Revisions[i].Fate = f
 		}
 	}
+}
+
+// with is b with what c says.
+func (b Bounds) with(c Bounds) Bounds {
+	return Bounds{Revisions: cmp.Or(c.Revisions, b.Revisions), Age: cmp.Or(c.Age, b.Age), TextBytes: cmp.Or(c.TextBytes, b.TextBytes), Audit: cmp.Or(c.Audit, b.Audit)}
 }
 
 // prune forgets the oldest revisions beyond the bounds, never one that is served, gone back to, or newer than such.
@@ -508,6 +517,8 @@ func (s *State) note(index uint64, e *Entry, r Result) {
 		if g, ok := s.Left(e.Join.Replace); ok {
 			l.What += ", in place of " + g.Name + " (" + g.ID + ")"
 		}
+	case e.Kind == KindBounds:
+		l.What = fmt.Sprintf("kept are %d revisions, for %s, %d bytes of text, %d lines of this log", s.Bounds.Revisions, s.Bounds.Age, s.Bounds.TextBytes, s.Bounds.Audit)
 	}
 	s.Audit = append(slices.Clip(s.Audit), l)
 	if limit := max(s.Bounds.Audit, 1); len(s.Audit) > limit {

@@ -11,12 +11,17 @@ const (
 	PathRollback = "/v1/rollback" // POST RollbackRequest -> Applied
 	PathHistory  = "/v1/history"  // History
 	PathRevision = "/v1/revision" // Shown; ?number=N, without it the one that is served
-	PathAudit    = "/v1/audit"    // Audit
+	PathAudit    = "/v1/audit"    // Audit; ?after=N, only what came after that index
 )
 
 // RevisionQuery is the query of PathRevision.
 type RevisionQuery struct {
 	Number uint64 `json:"number,omitempty"` // 0 = the one that is served
+}
+
+// AuditQuery is the query of PathAudit.
+type AuditQuery struct {
+	After uint64 `json:"after,omitempty"` // only lines with a higher index: what an archive does not have yet
 }
 
 // Historian is the part of Backend for what was agreed on.
@@ -25,7 +30,7 @@ type Historian interface {
 	Rollback(ctx context.Context, r RollbackRequest) (*Applied, error)
 	History(ctx context.Context) (*History, error)
 	Show(ctx context.Context, number uint64) (*Shown, error)
-	Audit(ctx context.Context) (*Audit, error)
+	Audit(ctx context.Context, after uint64) (*Audit, error)
 }
 
 // ConfirmRequest keeps a provisional revision.
@@ -77,6 +82,9 @@ type Shown struct {
 // Audit answers PathAudit.
 type Audit struct {
 	Lines []AuditLine `json:"lines"` // the latest last
+	// Forgotten: lines between the index asked for and the first that is kept may have been there, and are gone.
+	Forgotten bool `json:"forgotten"`
+	Bound     int  `json:"bound"` // lines that are kept
 }
 
 // AuditLine is one change that somebody wanted.

@@ -13,6 +13,8 @@ const (
 	PathPromote = "/v1/cluster/promote" // POST MemberRequest -> Members
 	PathLead    = "/v1/cluster/lead"    // POST MemberRequest -> Members
 	PathLeave   = "/v1/cluster/leave"   // POST MemberRequest -> Left
+	PathKept    = "/v1/cluster/kept"    // Kept
+	PathKeep    = "/v1/cluster/keep"    // POST KeepRequest -> Kept
 )
 
 // Membership is the part of Backend that knows the other members.
@@ -23,6 +25,27 @@ type Membership interface {
 	Promote(ctx context.Context, r MemberRequest) (*Members, error)
 	Lead(ctx context.Context, r MemberRequest) (*Members, error)
 	Leave(ctx context.Context, r MemberRequest) (*Left, error)
+	Kept(ctx context.Context) (*Kept, error)
+	Keep(ctx context.Context, r KeepRequest) (*Kept, error)
+}
+
+// Bounds say how much of the past the cluster keeps.
+type Bounds struct {
+	Revisions int     `json:"revisions"`   // at most so many, but always those that are served and gone back to,
+	Seconds   float64 `json:"age_seconds"` // of these, none that was replaced longer ago than this,
+	TextBytes int64   `json:"text_bytes"`  // and no more than so many bytes of their texts
+	Audit     int     `json:"audit_lines"` // lines of the audit log
+}
+
+// KeepRequest changes them; what is 0 stays as it is.
+type KeepRequest struct {
+	Bounds
+}
+
+// Kept answers PathKept and PathKeep: the bounds, and what is there.
+type Kept struct {
+	Bounds
+	Now Bounds `json:"now"` // age: of the oldest since it was replaced, by the times of changes
 }
 
 // Members answers PathMembers: the members as this node sees them.

@@ -9,6 +9,10 @@ func (e echo) Members(context.Context) (*Members, error) { return &Members{Clust
 func (e echo) Token(_ context.Context, r TokenRequest) (*Token, error) {
 	return &Token{Role: r.Role, Address: "a"}, e.fault
 }
+func (e echo) Kept(context.Context) (*Kept, error) { return &Kept{Now: Bounds{Audit: 3}}, e.fault }
+func (e echo) Keep(_ context.Context, r KeepRequest) (*Kept, error) {
+	return &Kept{Bounds: r.Bounds}, e.fault
+}
 func (e echo) Remove(_ context.Context, r MemberRequest) (*Members, error) {
 	return &Members{Leader: "remove " + r.Name}, e.fault
 }
@@ -36,6 +40,13 @@ func TestMembersReachTheirMethods(t *testing.T) {
 	var k Token
 	if err := c.Post(t.Context(), PathToken, TokenRequest{Role: "witness"}, &k); err != nil || k.Role != "witness" || k.Address != "a" {
 		t.Errorf("%+v, %v", k, err)
+	}
+	var kept Kept
+	if err := c.Get(t.Context(), PathKept, &kept); err != nil || kept.Now.Audit != 3 {
+		t.Errorf("%+v, %v", kept, err)
+	}
+	if err := c.Post(t.Context(), PathKeep, KeepRequest{Bounds{Revisions: 9}}, &kept); err != nil || kept.Revisions != 9 {
+		t.Errorf("%+v, %v", kept, err)
 	}
 	var l Left
 	if err := c.Post(t.Context(), PathLeave, MemberRequest{Name: "gw1"}, &l); err != nil || l.Name != "gw1" {

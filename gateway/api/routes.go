@@ -25,7 +25,8 @@ var routes = []*route{
 	get(PathHistory, RoleReadOnly, "The revisions that are kept, newest first: who, when, why, and what became of them.", Historian.History),
 	ask(PathRevision, RoleReadOnly, "One kept revision with its text; without a number the one that is served.",
 		func(b Historian, ctx context.Context, q RevisionQuery) (*Shown, error) { return b.Show(ctx, q.Number) }),
-	get(PathAudit, RoleOperator, "Who wanted which change, and what came of it; the latest last.", Historian.Audit),
+	ask(PathAudit, RoleOperator, "Who wanted which change, and what came of it; the latest last.",
+		func(b Historian, ctx context.Context, q AuditQuery) (*Audit, error) { return b.Audit(ctx, q.After) }),
 	get(PathRevisions, RoleReadOnly, "The applied policies that are kept, newest first.", Supporter.Revisions),
 
 	get(PathBlocks, RoleReadOnly, "Addresses that are blocked for a while.", Actor.Blocks),
@@ -46,6 +47,9 @@ var routes = []*route{
 	changing(post(PathPromote, RoleOperator, "Give a newcomer that has caught up its vote.", Membership.Promote)),
 	changing(post(PathLead, RoleOperator, "Let a member lead.", Membership.Lead)),
 	changing(post(PathLeave, RoleOperator, "Take the node that is asked out for good.", Membership.Leave)),
+
+	get(PathKept, RoleReadOnly, "How much of the past the cluster keeps, and has.", Membership.Kept),
+	changing(post(PathKeep, RoleOperator, "Keep more or less of the past.", Membership.Keep)),
 
 	get(PathNode, RoleOperator, "The text of the node file that the node was started with.", Supporter.NodeFile),
 	get(PathLog, RoleOperator, "The last lines of the node's log.", Supporter.Log),

@@ -53,8 +53,8 @@ func (e echo) History(context.Context) (*History, error) {
 func (e echo) Show(_ context.Context, n uint64) (*Shown, error) {
 	return &Shown{Past: Past{Revision: Revision{Number: n}}, Policy: "p"}, e.fault
 }
-func (e echo) Audit(context.Context) (*Audit, error) {
-	return &Audit{Lines: []AuditLine{{Index: 4, What: "w"}}}, e.fault
+func (e echo) Audit(_ context.Context, after uint64) (*Audit, error) {
+	return &Audit{Lines: []AuditLine{{Index: after + 4, What: "w"}}}, e.fault
 }
 
 // serve runs a server until the test ends.
@@ -132,6 +132,9 @@ func TestEachPathReachesItsMethod(t *testing.T) {
 	var au Audit
 	if err := c.Get(ctx, PathAudit, &au); err != nil || len(au.Lines) != 1 || au.Lines[0].Index != 4 {
 		t.Errorf("audit: %+v, %v", au, err)
+	}
+	if err := c.Get(ctx, PathAudit+"?after=5", &au); err != nil || au.Lines[0].Index != 9 {
+		t.Errorf("audit after an index: %+v, %v", au, err)
 	}
 	var a Applied
 	if err := c.Post(ctx, PathApply, ApplyRequest{Policy: strings.Repeat("x", MaxPolicy), Expected: 5}, &a); err != nil || a.Revision.Number != 5 {

@@ -13,6 +13,7 @@ type acted struct {
 	unblocks []api.UnblockRequest
 	probes   []api.ProbeRequest
 	tokens   []api.TokenRequest
+	kept     []api.KeepRequest
 	members  []string
 }
 

@@ -31,7 +31,7 @@ func TestOutputs(t *testing.T) {
 	for name, args := range map[string][]string{
 		"status": {"status"}, "sessions": {"sessions"}, "drops": {"drops"}, "drops-all": {"drops", "--all"}, "routes": {"routes"},
 		"neighbours": {"neighbours"}, "ports": {"ports"}, "policy": {"policy"}, "diff": {"diff", policy}, "apply": {"apply", policy},
-		"apply-confirm": {"apply", policy, "--confirm", "90s"}, "confirm": {"confirm"}, "rollback": {"rollback", "3"}, "history": {"history"}, "show": {"show", "5"}, "export": {"export"},
+		"apply-confirm": {"apply", policy, "--confirm", "90s"}, "confirm": {"confirm"}, "rollback": {"rollback", "3"}, "history": {"history"}, "audit": {"audit", "--after", "6"}, "show": {"show", "5"}, "export": {"export"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := call(t, t.Context(), "", append(args, "--socket", serve(t, &fake{}))...)
@@ -71,6 +71,7 @@ func TestJSONIsTheWireStruct(t *testing.T) {
 		{[]string{"confirm"}, must(f.Confirm(ctx, api.ConfirmRequest{}))},
 		{[]string{"rollback", "3"}, must(f.Rollback(ctx, api.RollbackRequest{}))},
 		{[]string{"history"}, must(f.History(ctx))},
+		{[]string{"audit"}, must(f.Audit(ctx, 0))},
 		{[]string{"show", "5"}, must(f.Show(ctx, 5))},
 		{[]string{"export", "5"}, must(f.Show(ctx, 5))},
 	} {
@@ -124,12 +125,14 @@ func TestWhatTheNodeIsAsked(t *testing.T) {
 	call(t, t.Context(), "", "confirm", "5", "--socket", s)
 	call(t, t.Context(), "", "rollback", "3", "--confirm", "1m", "--comment", "x", "--expect", "6", "--socket", s)
 	call(t, t.Context(), "", "show", "4", "--socket", s)
-	if d := cmp.Diff(recalled{api.ConfirmRequest{Revision: 5}, api.RollbackRequest{To: 3, Confirm: 60, Comment: "x", Expected: 6}, 4}, f.recalled, cmp.AllowUnexported(recalled{})); d != "" {
+	call(t, t.Context(), "", "audit", "--after", "88", "--socket", s)
+	if d := cmp.Diff(recalled{api.ConfirmRequest{Revision: 5}, api.RollbackRequest{To: 3, Confirm: 60, Comment: "x", Expected: 6}, 4, 88}, f.recalled, cmp.AllowUnexported(recalled{})); d != "" {
 		t.Error(d)
 	}
 	call(t, t.Context(), "", "confirm", "--socket", s)
 	call(t, t.Context(), "", "rollback", "--socket", s)
 	call(t, t.Context(), "", "export", "--socket", s)
+	call(t, t.Context(), "", "audit", "--socket", s)
 	if d := cmp.Diff(recalled{}, f.recalled, cmp.AllowUnexported(recalled{})); d != "" {
 		t.Error(d)
 	}
@@ -190,7 +193,7 @@ func TestUsageErrors(t *testing.T) {
 		{"sessions", "--port", "70000"}, {"sessions", "--port", "http"}, {"sessions", "--limit", "-1"}, {"sessions", "--follow", "--interval", "0s"}, {"drops", "extra"}, {"routes", "extra"},
 		{"neighbours", "extra"}, {"ports", "extra"}, {"policy", "extra"}, {"doctor", "extra"}, {"release"}, {"release", "a", "b"}, {"lab", "extra"}, {"lab", "--break", "everything"},
 		{"version", "extra"}, {"confirm", "x"}, {"confirm", "0"}, {"confirm", "1", "2"}, {"rollback", "-1"}, {"rollback", "--confirm", "60s"}, {"rollback", "--comment", "x"}, {"rollback", "3", "--confirm", "0s"},
-		{"apply", "a", "--confirm", "25h"}, {"apply", "a", "--confirm", "10ms"}, {"apply", "a", "--confirm", "60"}, {"apply", "a", "--expect", "0"}, {"history", "extra"}, {"show"}, {"show", "last"}, {"export", "0"},
+		{"apply", "a", "--confirm", "25h"}, {"apply", "a", "--confirm", "10ms"}, {"apply", "a", "--confirm", "60"}, {"apply", "a", "--expect", "0"}, {"history", "extra"}, {"audit", "--after", "-1"}, {"show"}, {"show", "last"}, {"export", "0"},
 		{"diff", "a", "--to", "3"}, {"diff", "--from", "3"}, {"diff", "--to", "0"}, {"diff", "a", "--from", "0"}, {"sessions", "--proto", "foo"}, {"sessions", "--proto", "300"}, {"sessions", "--address", "foo"}, {"lab", "--duration", "1s"}, {"completion"}, {"completion", "foo"},
 	} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {

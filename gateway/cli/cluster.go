@@ -30,7 +30,7 @@ func (a *app) clusterCmd() *cobra.Command {
 			return usageError{fmt.Errorf("there is no command \"cluster %s\"", args[0])}
 		})
 	c.AddCommand(a.clientCmd(), a.recoverCmd(), a.clusterCACmd(), a.clusterCertCmd(), a.clusterInitCmd(), a.clusterTokenCmd(), a.clusterJoinCmd(), a.clusterReplaceCmd(), a.clusterMembersCmd(),
-		a.clusterPromoteCmd(), a.clusterLeadCmd(), a.clusterLeaveCmd(), a.clusterRemoveCmd())
+		a.clusterPromoteCmd(), a.clusterLeadCmd(), a.clusterLeaveCmd(), a.clusterRemoveCmd(), a.clusterKeepCmd())
 	return c
 }
 
@@ -127,6 +127,48 @@ func (a *app) clusterTokenCmd() *cobra.Command {
 	c.Flags().StringVar(&r.Role, "role", string(roleGateway), "what the newcomer is: gateway or witness")
 	c.Flags().DurationVar(&life, "for", time.Hour, "how long it is good")
 	return a.data(c)
+}
+
+func (a *app) clusterKeepCmd() *cobra.Command {
+	var r api.KeepRequest
+	var days, mib uint32
+	c := command("keep [--revisions N] [--days N] [--text MIB] [--audit N]", "say or change how much of the past the cluster keeps",
+		"Say how many revisions and lines of the audit log the cluster keeps and has, or change it; less than now forgets the oldest at once. The policy\n"+
+			"that is served, and the one that would be gone back to, are always kept. Archive first: demarc audit --json, demarc export N.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+			given := 0
+			for _, name := range []string{"revisions", "days", "text", "audit"} {
+				if f := cmd.Flags().Lookup(name); f.Changed {
+					given++
+					if f.Value.String() == "0" {
+						return usageError{fmt.Errorf("--%s 0: want at least 1; how much may be asked for the node says", name)}
+					}
+				}
+			}
+			if given == 0 {
+				return get(a, cmd, api.PathKept, writeKept)
+			}
+			r.Seconds, r.TextBytes = 86400*float64(days), int64(mib)<<20
+			var k api.Kept
+			if err := a.ask(func(c *api.Client) error { return c.Post(cmd.Context(), api.PathKeep, r, &k) }); err != nil {
+				return err
+			}
+			return show(a, cmd, &k, writeKept)
+		})
+	c.Flags().IntVar(&r.Revisions, "revisions", 0, "at most `N` revisions")
+	c.Flags().Uint32Var(&days, "days", 0, "none that was replaced more than `N` days ago")
+	c.Flags().Uint32Var(&mib, "text", 0, "at most `MIB` mebibytes of their texts")
+	c.Flags().IntVar(&r.Audit, "audit", 0, "at most `N` lines of the audit log")
+	return a.data(c)
+}
+
+func writeKept(w io.Writer, k *api.Kept) {
+	t := newTable(w, "KEPT", "AT MOST", "NOW")
+	t.row("revisions", k.Revisions, k.Now.Revisions)
+	t.row("days since replaced", fmt.Sprintf("%.3g", k.Seconds/86400), fmt.Sprintf("%.3g", k.Now.Seconds/86400))
+	t.row("MiB of their texts", fmt.Sprintf("%.5g", float64(k.TextBytes)/(1<<20)), fmt.Sprintf("%.3g", float64(k.Now.TextBytes)/(1<<20)))
+	t.row("lines of the audit log", k.Audit, k.Now.Audit)
+	t.flush()
 }
 
 const (

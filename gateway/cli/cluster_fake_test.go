@@ -49,3 +49,14 @@ func (f *fake) Leave(_ context.Context, r api.MemberRequest) (*api.Left, error) 
 	f.acted.members = append(f.acted.members, "leave "+r.Name)
 	return &api.Left{Name: r.Name, Serving: 7, Dir: "/var/lib/demarc/cluster"}, nil
 }
+
+func someKept() *api.Kept {
+	return &api.Kept{Bounds: api.Bounds{Revisions: 200, Seconds: 30 * 86400, TextBytes: 256 << 20, Audit: 10_000}, Now: api.Bounds{Revisions: 17, Seconds: 216_000, TextBytes: 3 << 19, Audit: 321}}
+}
+
+func (f *fake) Kept(context.Context) (*api.Kept, error) { return someKept(), nil }
+
+func (f *fake) Keep(_ context.Context, r api.KeepRequest) (*api.Kept, error) {
+	f.acted.kept = append(f.acted.kept, r)
+	return someKept(), nil
+}

@@ -19,6 +19,7 @@ func TestClusterMembersAre(t *testing.T) {
 		return call(t, t.Context(), "", append([]string{"--socket", socket}, args...)...)
 	}
 	golden(t, "members", run("cluster", "members").out)
+	golden(t, "keep", run("cluster", "keep").out)
 	if r := run("cluster", "init"); r.code != exitOK || !strings.Contains(r.out, "cluster 8e4c0a7d, 3 members, reachable at 192.0.2.1:7400") {
 		t.Error(r)
 	}
@@ -38,7 +39,7 @@ func TestClusterChanges(t *testing.T) {
 		t.Errorf("%+v", f.acted.tokens)
 	}
 	for _, args := range [][]string{{"token", "--role", "arbiter"}, {"token", "--for", "0s"}, {"token", "--for", "200h"}, {"remove"}, {"join"}, {"join", "192.0.2.1:7400"}, {"unheard"}, {},
-		{"join", "192.0.2.1", "--node", "x", "--token", "y"}, {"cert", "a/b"}, {"replace", "gw2"}} {
+		{"join", "192.0.2.1", "--node", "x", "--token", "y"}, {"cert", "a/b"}, {"replace", "gw2"}, {"keep", "--revisions", "0"}, {"keep", "--days", "-1"}, {"keep", "9"}} {
 		if r := run(append([]string{"cluster"}, args...)...); r.code == exitOK || r.code == exitFailed && args[0] != "join" {
 			t.Errorf("%v: %v", args, r)
 		}
@@ -50,6 +51,12 @@ func TestClusterChanges(t *testing.T) {
 		if r := run("cluster", verb, "edge2"); r.code != exitOK || !strings.Contains(r.out, "edge2 ") || !strings.Contains(r.out, "wit leads") {
 			t.Error(r)
 		}
+	}
+	if r := run("cluster", "keep", "--revisions", "50", "--days", "7", "--text", "64", "--audit", "500"); r.code != exitOK || !strings.Contains(r.out, "revisions") {
+		t.Error(r)
+	}
+	if want := []api.KeepRequest{{Bounds: api.Bounds{Revisions: 50, Seconds: 7 * 86400, TextBytes: 64 << 20, Audit: 500}}}; !slices.Equal(f.acted.kept, want) {
+		t.Errorf("%+v, want %+v", f.acted.kept, want)
 	}
 	if r := run("cluster", "leave"); r.code != exitFailed || !strings.Contains(r.err, "say --yes") {
 		t.Error(r)

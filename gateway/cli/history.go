@@ -123,6 +123,38 @@ func writeHistory(w io.Writer, h *api.History) {
 	t.flush()
 }
 
+func (a *app) auditCmd() *cobra.Command {
+	var after uint64
+	c := command("audit", "list who wanted which change, and what came of it",
+		"List every change that somebody wanted and that came to be decided on, the latest last: policies, confirmations, members, tokens; also those that were\n"+
+			"refused. As many lines as the cluster keeps (see demarc cluster keep). For an archive: --json, and --after with the last index that it has.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+			path := api.PathAudit
+			if after != 0 {
+				path += fmt.Sprintf("?after=%d", after)
+			}
+			return get(a, cmd, path, writeAudit)
+		})
+	c.Flags().Uint64Var(&after, "after", 0, "only what came after the line of index `N`")
+	return a.data(c)
+}
+
+func writeAudit(w io.Writer, l *api.Audit) {
+	if l.Forgotten {
+		fmt.Fprintf(w, "older lines are gone: %d are kept\n", l.Bound)
+	}
+	t := newTable(w, "INDEX", "TIME", "AUTHOR", "FROM", "KIND", "DONE", "WHAT")
+	for i := range l.Lines {
+		a := &l.Lines[i]
+		done := "yes"
+		if !a.OK {
+			done = "no"
+		}
+		t.row(a.Index, a.Time.UTC().Format("2006-01-02 15:04:05"), a.Author, a.From, a.Kind, done, a.What)
+	}
+	t.flush()
+}
+
 // short is enough of a digest to tell two apart.
 func short(digest string) string {
 	d := strings.TrimPrefix(digest, "sha256:")

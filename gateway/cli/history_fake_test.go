@@ -13,6 +13,7 @@ type recalled struct {
 	confirm  api.ConfirmRequest
 	rollback api.RollbackRequest
 	show     uint64
+	audit    uint64
 }
 
 func (f *fake) Confirm(_ context.Context, r api.ConfirmRequest) (*api.Confirmed, error) {
@@ -32,8 +33,13 @@ func (f *fake) Show(_ context.Context, n uint64) (*api.Shown, error) {
 	return &api.Shown{Past: someHistory().Revisions[1], Policy: "schema = 1\n", Export: "# exported\nschema = 1\n"}, f.refuse
 }
 
-func (f *fake) Audit(context.Context) (*api.Audit, error) {
-	return &api.Audit{Lines: []api.AuditLine{{Index: 7, Author: "alice", From: "edge1, unix socket, pid 12", Kind: "confirm", What: "revision 4 is confirmed", OK: true}}}, f.refuse
+func (f *fake) Audit(_ context.Context, after uint64) (*api.Audit, error) {
+	f.recalled.audit = after
+	at := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	return &api.Audit{Forgotten: true, Bound: 10_000, Lines: []api.AuditLine{
+		{Index: 7, Time: at, Author: "alice", From: "edge1, unix socket, pid 12", Kind: "confirm", What: "revision 4 is confirmed", OK: true},
+		{Index: 9, Time: at.Add(time.Minute), From: "edge2, 198.51.100.7", Kind: "revise", What: "conflict: revision 4 is served,\nnot 3", OK: false},
+	}}, f.refuse
 }
 
 func someHistory() *api.History {

@@ -392,6 +392,20 @@ func TestRefusedChangesNothing(t *testing.T) {
 	if n := len(audit.Lines); n == 0 || !strings.Contains(audit.Lines[n-1].What, "revision 2") {
 		t.Errorf("audit: %+v", audit)
 	}
+	// An archive asks for what it does not have. The line of the change itself comes after it.
+	last := audit.Lines[len(audit.Lines)-1].Index
+	var kept api.Kept
+	check(t, r.api.Post(t.Context(), api.PathKeep, api.KeepRequest{Bounds: api.Bounds{Audit: 500}}, &kept))
+	if kept.Audit != 500 || kept.Revisions != 200 || kept.TextBytes != 256<<20 || kept.Now.Revisions != 2 {
+		t.Errorf("kept: %+v", kept)
+	}
+	check(t, r.api.Get(t.Context(), fmt.Sprintf("%s?after=%d", api.PathAudit, last), &audit))
+	if len(audit.Lines) != 1 || audit.Lines[0].Kind != "bounds" || audit.Lines[0].Author == "" || audit.Forgotten || audit.Bound != 500 {
+		t.Errorf("audit after %d: %+v", last, audit)
+	}
+	if err := r.api.Post(t.Context(), api.PathKeep, api.KeepRequest{Bounds: api.Bounds{Revisions: 1}}, new(any)); !faulted(err, &f, 400) {
+		t.Errorf("keeping one revision: %v", err)
+	}
 	r.stop()
 }
 
