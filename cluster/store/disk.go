@@ -64,6 +64,7 @@ type disk struct {
 	log  *slog.Logger
 	stop func(error)                 // ends taking part, for good
 	base func() (index, term uint64) // what the newest snapshot is of; nil = nobody knows of any
+	done func() uint64               // the last entry that was carried out; nil = nobody knows
 	end  chan struct{}               // closed when the store closes or has stopped
 	once sync.Once
 	wg   sync.WaitGroup
@@ -490,6 +491,13 @@ func (d *disk) DeleteRange(from, to uint64) error {
 	if err != nil {
 		return err
 	}
+	if to >= last && from <= last && d.done != nil {
+		if n := d.done(); from <= n {
+			err := fmt.Errorf("the leader has another entry %d than the one that was carried out here, and %d were: it has lost what was agreed on, or this node has", from, n)
+			d.stop(err)
+			return err
+		}
+	}
 	d.mu.Lock()
 	d.last = nil
 	d.mu.Unlock()
@@ -622,6 +630,9 @@ func (d *disk) check(base uint64) (tail raft.Log, err error) {
 		case errors.Is(err, raft.ErrLogNotFound):
 			return tail, fmt.Errorf("log entry %d is missing: the last one is %d", i, last)
 		case err != nil:
+			return tail, err
+		}
+		if err := entrySound(&tail); err != nil { // Raft would panic, at each start
 			return tail, err
 		}
 	}

@@ -24,6 +24,7 @@ type faulty struct {
 	why  atomic.Pointer[error]
 	late atomic.Pointer[error] // of a commit that is there all the same
 	bad  atomic.Uint64         // an entry that cannot be read
+	none atomic.Int64          // so many more reads fail
 	logs atomic.Bool           // entries fail, terms and votes do not
 	Hooks
 }
@@ -47,7 +48,7 @@ func newFaulty() *faulty {
 		return nil
 	}
 	f.Read = func(i uint64) error {
-		if i == f.bad.Load() {
+		if i == f.bad.Load() || f.none.Load() > 0 && f.none.Add(-1) >= 0 {
 			return errors.New("a page that cannot be read")
 		}
 		return nil

@@ -22,9 +22,6 @@ import (
 	"demarc/cluster/command"
 )
 
-// Transport carries Raft's messages between members. The alias lets others hand one on without knowing Raft.
-type Transport = raft.Transport
-
 // Config is what a Store is opened with. Dir and ID are required.
 type Config struct {
 	Dir       string       // belongs to this store alone
@@ -55,6 +52,7 @@ type Store struct {
 	raft    *raft.Raft    // after started
 	started chan struct{} // closed when raft is set
 	disk    *disk
+	screen  *screen
 	snaps   *snapshots
 	fsm     *fsm
 	tail    raft.Log // the last entry that was on disk at the start, without its data; Index 0 = none
@@ -92,11 +90,14 @@ func Open(c Config) (*Store, error) {
 	if err := s.openFiles(logger); err != nil {
 		return nil, err
 	}
-	s.raft, err = raft.NewRaft(s.raftConfig(logger), s.fsm, s.disk, s.disk, s.snaps, s.cfg.Transport)
+	s.screen = newScreen(s.cfg.Transport, s.cfg.Log)
+	s.screen.stand, s.screen.members, s.disk.done = s.stand, s.members, s.applied
+	s.raft, err = raft.NewRaft(s.raftConfig(logger), s.fsm, s.disk, s.disk, s.snaps, s.screen)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrDamaged, err), s.disk.close())
 	}
 	close(s.started)
+	go s.screen.pass()
 	if s.fsm.stopped.Load() != nil {
 		s.raft.Shutdown()
 	}
@@ -104,6 +105,28 @@ func Open(c Config) (*Store, error) {
 	s.hurry()
 	return s, nil
 }
+
+// stand is where Raft stands. A snapshot that is on disk counts once Raft knows of it.
+func (s *Store) stand() standing {
+	at := standing{term: s.raft.CurrentTerm(), applied: s.applied()}
+	if i, term := s.snaps.base(); i <= at.applied {
+		at.base, at.baseTerm = i, term
+	}
+	return at
+}
+
+// applied is the last entry that Raft has had carried out.
+func (s *Store) applied() uint64 {
+	select {
+	case <-s.started:
+		return s.raft.AppliedIndex()
+	default:
+		return 0
+	}
+}
+
+// members is Raft's own list.
+func (s *Store) members() raft.Configuration { return s.raft.GetConfiguration().Configuration() }
 
 // newStore makes a store without log and snapshots.
 func newStore(c Config) (*Store, hclog.Logger, error) {
@@ -410,7 +433,7 @@ func (s *Store) Problem() string {
 	if err := s.snaps.problem(); err != nil {
 		return "no snapshot can be written, so the log grows: " + err.Error() + helps(err)
 	}
-	return ""
+	return s.screen.problem()
 }
 
 // Leads reports whether this node leads.

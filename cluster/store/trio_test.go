@@ -16,12 +16,13 @@ import (
 
 // trio is three stores and the wires between them.
 type trio struct {
-	t  testing.TB
-	s  []*Store
-	c  []Config
-	f  []*faulty
-	tr []*raft.InmemTransport
-	up []bool
+	t    testing.TB
+	s    []*Store
+	c    []Config
+	f    []*faulty
+	tr   []*raft.InmemTransport
+	addr []string
+	up   []bool
 }
 
 // newTrio makes a cluster of three.
@@ -30,7 +31,7 @@ func newTrio(t testing.TB) *trio {
 	for i := range 3 {
 		c, f := faultyConfig(t.TempDir())
 		c.ID, c.Heartbeat, c.Election, c.Lease = fmt.Sprint("n", i), 150*time.Millisecond, 150*time.Millisecond, 100*time.Millisecond
-		x.c, x.f, x.s, x.tr, x.up = append(x.c, c), append(x.f, f), append(x.s, nil), append(x.tr, nil), append(x.up, false)
+		x.c, x.f, x.s, x.tr, x.up, x.addr = append(x.c, c), append(x.f, f), append(x.s, nil), append(x.tr, nil), append(x.up, false), append(x.addr, c.ID)
 		x.start(i)
 	}
 	t.Cleanup(func() {
@@ -68,7 +69,7 @@ func (x *trio) join(id string, among ...int) {
 
 func (x *trio) start(i int) {
 	x.t.Helper()
-	_, x.tr[i] = raft.NewInmemTransportWithTimeout(raft.ServerAddress(x.c[i].ID), 100*time.Millisecond)
+	_, x.tr[i] = raft.NewInmemTransportWithTimeout(raft.ServerAddress(x.addr[i]), 100*time.Millisecond)
 	x.c[i].Transport = x.tr[i]
 	x.up[i] = true
 	x.split()
@@ -460,7 +461,7 @@ func TestDamagedMemberComesBack(t *testing.T) {
 	if err := x.s[lead].Remove(x.c[bad].ID, 5*time.Second); err != nil {
 		t.Fatal(err)
 	}
-	x.c[bad].Dir, x.c[bad].ID = t.TempDir(), "n3"
+	x.c[bad].Dir, x.c[bad].ID, x.addr[bad] = t.TempDir(), "n3", "n3"
 	x.start(bad)
 	x.join("n3", lead, 3-lead-bad)
 	x.level(0, 1, 2)
