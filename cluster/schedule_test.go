@@ -143,10 +143,7 @@ func (s *sched) start(m *schedMember) error {
 		Log:       slog.New(slog.NewTextHandler(says{s, m.name}, nil)),
 		transport: s.net.Join(m.name), timers: schedTimers,
 		tune: func(c *store.Config) {
-			c.Hooks, c.TrailingEntries = h, 32
-			if *schedules > 10 {
-				c.TrailingEntries = 2 // looks for more, and finds what DESIGN.md of store says is not mended, about twice in 700
-			}
+			c.Hooks, c.TrailingEntries = h, 2 // so that members need what only a snapshot has
 			next := c.Applied
 			c.Applied = func(a store.Applied) {
 				s.applied(m.name, a)
@@ -225,7 +222,8 @@ func (s *sched) until(what string, ok func() bool) error {
 	return nil
 }
 
-// join makes a member a voter, and takes the one out whose place it has. What was not agreed on when the lead changes is done again.
+// join makes a member a voter, and takes the one out whose place it has. What was not agreed on when the lead changes is done again. When it returns all of it is agreed
+// on, and not everybody may know yet.
 func (s *sched) join(m *schedMember, old string) error {
 	id := m.n.id
 	return s.until(m.name+" votes", func() bool {
@@ -248,7 +246,7 @@ func (s *sched) join(m *schedMember, old string) error {
 			_ = l.st.Promote(id, m.name, time.Second)
 			return false
 		}
-		return true
+		return l.st.Barrier(time.Second) == nil
 	})
 }
 
@@ -404,23 +402,6 @@ func (s *sched) nodeOf(m *schedMember) *Node {
 
 // tear stops a member and cuts the end of its log's file off. Where that matters it must say so, and then it comes back as a new member with an empty directory.
 func (s *sched) tear(d *rand.Rand, m *schedMember) error {
-	// Raft gives no vote to a candidate that is not in its own list of members: one that is lost for good while another has an old list leaves nobody who
-	// could be elected (DESIGN.md of store).
-	if err := s.until("all know the same members", func() bool {
-		var first []store.Voter
-		for i, n := range s.nodes() {
-			v, err := n.st.Voters()
-			if i == 0 {
-				first = v
-			}
-			if err != nil || len(v) != 3 || !slices.Equal(v, first) {
-				return false
-			}
-		}
-		return true
-	}); err != nil {
-		return err
-	}
 	s.mu.Lock()
 	old := m.n.id
 	file := filepath.Join(m.dir, "raft.db")
@@ -445,35 +426,35 @@ func (s *sched) tear(d *rand.Rand, m *schedMember) error {
 		return fmt.Errorf("damaged and not called so: %w", err)
 	}
 	s.mu.Unlock()
-	return s.renew(m, old)
+	return s.renew(m, old, d.IntN(2) == 0)
 }
 
-// renew has a damaged member come back as a new one with an empty directory.
-func (s *sched) renew(m *schedMember, old string) error {
-	s.note("the file of %s is cut off: it comes back as a new member", m.name)
+// renew has a damaged member come back as a new one with an empty directory, at the same address: early while the old one may still be asked for votes there, or once it is
+// taken out.
+func (s *sched) renew(m *schedMember, old string, early bool) error {
+	when := "after the old one is taken out"
+	if early {
+		when = "at once"
+	}
+	s.note("the file of %s is cut off: it comes back as a new member, %s", m.name, when)
 	s.mu.Lock()
 	err := s.stop(m)
 	s.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	// Before the new one is there, which stands at the old one's address, all others must know.
-	if err := s.until("the old member is taken out", func() bool {
-		if l := s.lead(); l != nil {
-			_ = l.st.Remove(old, time.Second) // looked at below
-		}
-		for _, n := range s.nodes() {
-			if n == nil {
-				continue
-			}
-			v, err := n.st.Voters()
-			if err != nil || slices.ContainsFunc(v, func(v store.Voter) bool { return v.ID == old }) {
+	if !early {
+		if err := s.until("the old member is taken out", func() bool {
+			l := s.lead()
+			if l == nil {
 				return false
 			}
+			_ = l.st.Remove(old, time.Second) // looked at below
+			v, err := l.st.Voters()
+			return err == nil && !slices.ContainsFunc(v, func(v store.Voter) bool { return v.ID == old }) && l.st.Barrier(time.Second) == nil
+		}); err != nil {
+			return err
 		}
-		return true
-	}); err != nil {
-		return err
 	}
 	s.mu.Lock()
 	s.dirs++
@@ -492,7 +473,7 @@ func (s *sched) mend() error {
 	i := slices.IndexFunc(s.ms, func(m *schedMember) bool { return m.n != nil && strings.Contains(m.n.Problem(), "is damaged") })
 	s.mu.Unlock()
 	if i >= 0 {
-		return s.renew(s.ms[i], s.ms[i].n.id)
+		return s.renew(s.ms[i], s.ms[i].n.id, false)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
