@@ -21,6 +21,8 @@ type Joined struct {
 	Cluster  string           `json:"cluster"`
 	Members  []command.Member `json:"members"`
 	Revision command.Revision `json:"revision"` // the confirmed one; Number 0 = there is none
+
+	Revoked []command.Revoked `json:"revoked,omitempty"` // clients that it must not let in before it has the log
 }
 
 // joinedFile lies beside the store's files. It is written last: it is there = the node has joined.
@@ -100,6 +102,9 @@ func Join(ctx context.Context, w Newcomer) (Joined, error) {
 		}
 	}
 	b, err := json.Marshal(j)
+	if err == nil && len(j.Revoked) > 0 {
+		err = writeRevoked(w.Dir, j.Revoked)
+	}
 	if err == nil {
 		err = store.ReplaceFile(filepath.Join(w.Dir, joinedFile), b)
 	}

@@ -315,6 +315,9 @@ func (n *Node) takeIn(ctx context.Context, q *request) (answer, []byte) {
 	}
 	s = n.st.State()
 	a := answer{Leads: true, Joined: &Joined{Cluster: s.Cluster, Members: s.Members}}
+	for _, v := range s.Revoked { // without the words, which the log has and which could be longer than an answer
+		a.Joined.Revoked = append(a.Joined.Revoked, command.Revoked{Client: v.Client, Key: v.Key, Time: v.Time})
+	}
 	r, ok := s.Revision(s.Confirmed)
 	if !ok {
 		return a, nil

@@ -39,6 +39,9 @@ type Config struct {
 	// Keep has the gateway keep a revision, which it serves and which is confirmed, where a start finds it without the cluster. It is tried again while
 	// it fails. The same goroutine calls it. nil = nobody keeps any.
 	Keep func(ctx context.Context, r command.Revision, text []byte) error
+	// Revoked is told the clients whose certificates are refused: once this node knows what was agreed on, and again whenever that changes. It must not
+	// block. Before, ReadRevoked is what it last knew. nil = nobody asks.
+	Revoked func([]command.Revoked)
 	// Mono is CLOCK_BOOTTIME in ns: confirm times are counted by it. Wall is wall time, which is shown and decides nothing.
 	Mono func() uint64
 	Wall func() time.Time
@@ -95,6 +98,10 @@ type Node struct {
 	peersMu  sync.Mutex
 	seen     map[string]seen // peersMu: by id, of other members
 	changing sync.Mutex      // of Raft's list of members
+
+	telling sync.Mutex         // of who is revoked, in order
+	told    *[]command.Revoked // telling: what was told last; nil = nothing yet
+	copied  copied
 
 	led    time.Time     // tend only: since when this node leads
 	handed time.Time     // tend only: when it last handed the lead to a witness
@@ -271,6 +278,11 @@ func random() string {
 
 // look has Run look again, and those that wait for an entry.
 func (n *Node) look() {
+	select {
+	case <-n.opened:
+		n.tellRevoked() // not by Run, which may be waiting for workers
+	default:
+	}
 	n.mu.Lock()
 	close(n.applied)
 	n.applied = make(chan struct{})
@@ -483,11 +495,13 @@ func (n *Node) Run(ctx context.Context) error {
 		if !n.current.Load() && n.st.CaughtUp() {
 			n.current.Store(true)
 			close(n.ready)
+			n.tellRevoked()
 		}
 		if n.current.Load() {
+			copied := n.keepRevoked()
 			n.follow(ctx)
 			done := n.keep(ctx)
-			idle = n.count(ctx) && done
+			idle = n.count(ctx) && done && copied
 		}
 		var clock <-chan time.Time
 		if !idle {

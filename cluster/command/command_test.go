@@ -47,6 +47,8 @@ func entry(k Kind, body any, text string) *Entry {
 		e.Join = b
 	case *Bounds:
 		e.Bounds = b
+	case *Revoke:
+		e.Revoke = b
 	}
 	return e
 }
@@ -111,6 +113,13 @@ func TestRefusals(t *testing.T) {
 	}
 	again := rev("same", 0, 0)
 	again.Who.Nonce = "n1"
+	revoke := func(client, key string, undo bool) *Entry {
+		return entry(KindRevoke, &Revoke{Client: client, Key: key, Undo: undo}, "")
+	}
+	revoked := []*Entry{begin()}
+	for i := range maxRevoked + 1 {
+		revoked = append(revoked, revoke(fmt.Sprint("c", i), "", false))
+	}
 	for _, c := range []struct {
 		name      string
 		in        []*Entry
@@ -152,6 +161,11 @@ func TestRefusals(t *testing.T) {
 		{"the replaced one comes back", []*Entry{begin(), gw("1", "a"), token("x"), join("2", "b", "x", "1"), gw("1", "a")}, WhyGone, "a (1) was replaced by b", 0, 0},
 		{"too many members", many, WhyFull, "has 15 members", 0, 0},
 		{"too many tokens", tokens, WhyFull, "50 tokens are good already", 0, 0},
+		{"a client is revoked, twice", []*Entry{begin(), revoke("al", "", false), revoke("al", "", false)}, "", "", 0, 0},
+		{"and let in again", []*Entry{begin(), revoke("al", "", false), revoke("al", "", true)}, "", "", 0, 0},
+		{"another of its certificates is let in", []*Entry{begin(), revoke("al", Digest([]byte("k")), false), revoke("al", "", true)}, WhyUnknown, "every certificate of al is not revoked", 0, 0},
+		{"one is let in that was not revoked", []*Entry{begin(), revoke("al", Digest([]byte("k")), true)}, WhyUnknown, "the certificate of al for key 8254c329a92850f6… is not revoked", 0, 0},
+		{"too many are revoked", revoked, WhyFull, "1000 clients are revoked already", 0, 0},
 		{"nobody to forget", []*Entry{begin(), entry(KindForget, &Forget{ID: "1"}, "")}, WhyUnknown, "no member 1", 0, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -195,7 +209,7 @@ func TestApplyChangesNothingOld(t *testing.T) {
 func randomEntry(rt *rapid.T, i int, s *State) *Entry {
 	n := func(name string) uint64 { return rapid.Uint64Range(1, s.Last+1).Draw(rt, name) }
 	var e *Entry
-	k := rapid.IntRange(0, 13).Draw(rt, "kind")
+	k := rapid.IntRange(0, 15).Draw(rt, "kind")
 	at := t0.Add(time.Duration(rapid.IntRange(0, 200).Draw(rt, "minutes")) * time.Minute)
 	pick := func(name string, from ...string) string { return rapid.SampledFrom(from).Draw(rt, name) }
 	switch {
@@ -223,6 +237,8 @@ func randomEntry(rt *rapid.T, i int, s *State) *Entry {
 			Token: Digest([]byte(pick("token", "x", "y"))), Replace: pick("replace", "", "1", "2")}, "")
 	case k < 13:
 		e = entry(KindBounds, &Bounds{Revisions: rapid.IntRange(2, 6).Draw(rt, "revisions"), Age: time.Duration(rapid.IntRange(0, 4).Draw(rt, "hours")) * time.Hour}, "")
+	case k < 15:
+		e = entry(KindRevoke, &Revoke{Client: pick("client", "a", "b"), Key: pick("key", "", Digest([]byte("k"))), Undo: rapid.Bool().Draw(rt, "undo")}, "")
 	default:
 		e = entry(KindForget, &Forget{ID: rapid.SampledFrom([]string{"1", "2", "3"}).Draw(rt, "id")}, "")
 	}
@@ -437,6 +453,7 @@ func golden() map[string]*Entry {
 		"forget":   entry(KindForget, &Forget{ID: "id1", By: "id2"}, ""),
 		"recover":  entry(KindRecover, &Recover{ID: "id1", Copy: true}, ""),
 		"packed":   entry(KindRevise, &Revise{Name: "large"}, strings.Repeat("to = \"198.51.100.7\"\n", 300)),
+		"revoke":   entry(KindRevoke, &Revoke{Client: "alice", Key: Digest([]byte("k")), Why: "lost laptop"}, ""),
 		"smallest": {Level: 1, Kind: KindConfirm, Confirm: &Confirm{1}},
 	}
 	m["revise"].Who.Nonce = "5f"
@@ -482,7 +499,8 @@ func TestGoldenState(t *testing.T) {
 	s, _ := run(t, begin(), golden()["member"], entry(KindRevise, &Revise{}, "a"), entry(KindRevise, &Revise{Confirm: time.Minute}, "b"),
 		entry(KindExpire, &Expire{Revision: 2}, ""), entry(KindRevise, &Revise{Confirm: time.Hour, Comment: "again"}, "b"), golden()["token"], golden()["join"],
 		entry(KindMember, &Member{ID: "id3", Name: "gw3", Role: RoleGateway, Level: 1}, ""), entry(KindForget, &Forget{ID: "id3"}, ""),
-		entry(KindToken, &Token{Hash: Digest([]byte("u")), Role: RoleGateway, Expires: t0.Add(time.Hour)}, ""))
+		entry(KindToken, &Token{Hash: Digest([]byte("u")), Role: RoleGateway, Expires: t0.Add(time.Hour)}, ""),
+		golden()["revoke"], entry(KindRevoke, &Revoke{Client: "robert"}, ""), entry(KindRevoke, &Revoke{Client: "robert", Undo: true}, ""))
 	file := filepath.Join("testdata", "level1", "state.json")
 	b, err := s.EncodeState()
 	if err != nil {
@@ -503,6 +521,26 @@ func TestGoldenState(t *testing.T) {
 	}
 	if d := cmp.Diff(s, got); d != "" {
 		t.Error(d)
+	}
+}
+
+// TestRevoked: a name covers every certificate of it, a key that one, and nobody else is meant.
+func TestRevoked(t *testing.T) {
+	k, l := Digest([]byte("k")), Digest([]byte("l"))
+	s, _ := run(t, begin(), entry(KindRevoke, &Revoke{Client: "alice"}, ""), entry(KindRevoke, &Revoke{Client: "robert", Key: k, Why: "lost"}, ""))
+	for _, c := range []struct {
+		client, key string
+		want        bool
+	}{{"alice", k, true}, {"alice", l, true}, {"robert", k, true}, {"robert", l, false}, {"anna", k, false}} {
+		if got := slices.ContainsFunc(s.Revoked, func(r Revoked) bool { return r.Covers(c.client, c.key) }); got != c.want {
+			t.Errorf("%s with %.4s: %v", c.client, c.key, got)
+		}
+	}
+	if r := s.Revoked[1]; r.By != "root" || r.Why != "lost" || !r.Time.Equal(t0) {
+		t.Errorf("%+v", r)
+	}
+	if l := s.Audit[len(s.Audit)-1].What; l != "the certificate of robert for key 8254c329a92850f6… is revoked: lost" {
+		t.Errorf("audit: %s", l)
 	}
 }
 

@@ -37,6 +37,7 @@ const (
 	KindToken   Kind = "token"   // whoever has it may join, once and for a while
 	KindJoin    Kind = "join"    // a newcomer, by its token
 	KindBounds  Kind = "bounds"  // how much of the past is kept from now on
+	KindRevoke  Kind = "revoke"  // a client's certificates are refused, or are let in again
 )
 
 // Who is behind an entry, for the audit log. Nothing is decided by it.
@@ -63,6 +64,7 @@ type Entry struct {
 	Token   *Token   `json:"token,omitempty"`
 	Join    *Join    `json:"join,omitempty"`
 	Bounds  *Bounds  `json:"bounds,omitempty"` // what is 0 stays as it is
+	Revoke  *Revoke  `json:"revoke,omitempty"`
 
 	Text []byte `json:"-"` // with Revise: the policy
 }
@@ -191,6 +193,15 @@ type Join struct {
 	Replace string `json:"replace,omitempty"` // the id of the member whose place it takes
 }
 
+// Revoke has a client's certificates refused by every node, or takes that back. Certificates are named by what no clock can move: whose they are, or which key
+// they are for.
+type Revoke struct {
+	Client string `json:"client"`        // the name in the certificate
+	Key    string `json:"key,omitempty"` // of one certificate, 64 hex digits of SHA-256; empty = every certificate of that name, those to come as well
+	Why    string `json:"why,omitempty"`
+	Undo   bool   `json:"undo,omitempty"`
+}
+
 // ErrUnreadable means that this build cannot carry out an entry: it is damaged, or of a later release. A node that meets one stops applying.
 var ErrUnreadable = errors.New("entry cannot be read")
 
@@ -300,7 +311,7 @@ func Decode(b []byte) (*Entry, error) {
 func (e *Entry) check() error {
 	bodies := map[Kind]bool{KindInit: e.Init != nil, KindRevise: e.Revise != nil, KindConfirm: e.Confirm != nil, KindExpire: e.Expire != nil,
 		KindMember: e.Member != nil, KindForget: e.Forget != nil, KindRecover: e.Recover != nil, KindToken: e.Token != nil, KindJoin: e.Join != nil,
-		KindBounds: e.Bounds != nil}
+		KindBounds: e.Bounds != nil, KindRevoke: e.Revoke != nil}
 	if _, known := bodies[e.Kind]; !known {
 		return fmt.Errorf("kind %q is not known to this build", e.Kind)
 	}
@@ -342,6 +353,8 @@ func (e *Entry) check() error {
 		return e.Join.check()
 	case KindBounds:
 		return e.Bounds.Check()
+	case KindRevoke:
+		return e.Revoke.check()
 	}
 	if e.Forget.ID == "" {
 		return errors.New("a member to be forgotten needs its id")
@@ -435,4 +448,16 @@ func (j *Join) check() error {
 		return errors.New("a newcomer needs the 64 hex digits of its token, and an id of at most 64 bytes of whom it replaces")
 	}
 	return j.Member.check()
+}
+
+func (r *Revoke) check() error {
+	switch {
+	case r.Client == "" || len(r.Client) > 64:
+		return errors.New("a client that is revoked has a name of 1 to 64 bytes")
+	case r.Key != "" && !isHash(r.Key):
+		return fmt.Errorf("client %s: the key of its certificate is not 64 hex digits", r.Client)
+	case len(r.Why) > MaxField:
+		return fmt.Errorf("why client %s is revoked takes %d bytes, at most %d", r.Client, len(r.Why), MaxField)
+	}
+	return nil
 }

@@ -68,11 +68,34 @@ type State struct {
 	// most and none backwards. So a node whose clock is wrong by years makes nobody forget what is kept.
 	Elapsed time.Duration `json:"elapsed_ns"`
 	Seen    time.Time     `json:"seen"`
-	Members []Member      `json:"members"` // by id
-	Gone    []Gone        `json:"gone"`    // members that were forgotten, oldest first
-	Tokens  []Token       `json:"tokens"`  // that newcomers may still come by
-	Level   int           `json:"level"`   // the highest of the entries so far: a newcomer must be able to read them
-	Audit   []Line        `json:"audit"`   // oldest first
+	Members []Member      `json:"members"`           // by id
+	Gone    []Gone        `json:"gone"`              // members that were forgotten, oldest first
+	Tokens  []Token       `json:"tokens"`            // that newcomers may still come by
+	Level   int           `json:"level"`             // the highest of the entries so far: a newcomer must be able to read them
+	Audit   []Line        `json:"audit"`             // oldest first
+	Revoked []Revoked     `json:"revoked,omitempty"` // clients whose certificates are refused, oldest first
+}
+
+// Revoked is a client whose certificates are refused: all of them, or the one for Key.
+type Revoked struct {
+	Client string    `json:"client"`
+	Key    string    `json:"key,omitempty"` // see Revoke
+	Why    string    `json:"why,omitempty"`
+	By     string    `json:"by,omitempty"`
+	Time   time.Time `json:"time"` // of the entry
+}
+
+// Covers says whether a certificate, by the name and the key in it, is meant.
+func (r *Revoked) Covers(client, key string) bool {
+	return r.Client == client && (r.Key == "" || r.Key == key)
+}
+
+// Which is what of the client's is refused, in words.
+func (r *Revoked) Which() string {
+	if r.Key == "" {
+		return "every certificate of " + r.Client
+	}
+	return "the certificate of " + r.Client + " for key " + r.Key[:16] + "…"
 }
 
 // Gone is a member that was forgotten. It is not let in any more, nor is anybody with its certificate.
@@ -88,6 +111,7 @@ const (
 	MaxMembers = 15
 	maxGone    = 500
 	maxTokens  = 50
+	maxRevoked = 1000
 )
 
 // Result is what the proposer of an entry is told, the same on every node.
@@ -191,6 +215,8 @@ func (s *State) Apply(index uint64, e *Entry) (*State, Result) {
 	case e.Kind == KindBounds:
 		n.Bounds = n.Bounds.with(*e.Bounds)
 		r.Dropped = n.prune()
+	case e.Kind == KindRevoke:
+		r.Refused = n.revoke(e)
 	}
 	n.note(index, e, r)
 	return &n, r
@@ -450,6 +476,24 @@ func (s *State) join(j *Join, now time.Time) *Refusal {
 	return nil
 }
 
+// revoke: saying it twice changes nothing, so that whoever did not hear the answer can say it again.
+func (s *State) revoke(e *Entry) *Refusal {
+	v := e.Revoke
+	i := slices.IndexFunc(s.Revoked, func(r Revoked) bool { return r.Client == v.Client && r.Key == v.Key })
+	switch {
+	case v.Undo && i < 0:
+		return refuse(WhyUnknown, "%s is not revoked: `demarc cluster members` lists what is", (&Revoked{Client: v.Client, Key: v.Key}).Which())
+	case v.Undo:
+		s.Revoked = slices.Delete(slices.Clone(s.Revoked), i, i+1)
+	case i >= 0:
+	case len(s.Revoked) >= maxRevoked:
+		return refuse(WhyFull, "%d clients are revoked already, more there may not be: take back those whose certificates have ended", len(s.Revoked))
+	default:
+		s.Revoked = append(slices.Clip(s.Revoked), Revoked{Client: v.Client, Key: v.Key, Why: v.Why, By: e.Who.Author, Time: e.Time})
+	}
+	return nil
+}
+
 // recover forgets everybody else. The one that is left may be missing: its own entry can have been lost.
 func (s *State) recover(r *Recover) {
 	s.Gone = slices.Clip(s.Gone)
@@ -519,6 +563,15 @@ func (s *State) note(index uint64, e *Entry, r Result) {
 		}
 	case e.Kind == KindBounds:
 		l.What = fmt.Sprintf("kept are %d revisions, for %s, %d bytes of text, %d lines of this log", s.Bounds.Revisions, s.Bounds.Age, s.Bounds.TextBytes, s.Bounds.Audit)
+	case e.Kind == KindRevoke:
+		v := e.Revoke
+		l.What = (&Revoked{Client: v.Client, Key: v.Key}).Which() + " is revoked"
+		if v.Undo {
+			l.What += " no more"
+		}
+		if v.Why != "" {
+			l.What += ": " + v.Why
+		}
 	}
 	s.Audit = append(slices.Clip(s.Audit), l)
 	if limit := max(s.Bounds.Audit, 1); len(s.Audit) > limit {

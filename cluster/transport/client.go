@@ -175,8 +175,26 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 // RefusedNotClient counts those whose certificate is of the authority and not a client's.
 const RefusedNotClient Refusal = "not_a_client"
 
+// RefusedRevoked counts clients whose certificates are good and were revoked.
+const RefusedRevoked Refusal = "revoked"
+
 // ClientRefusals lists the kinds that a server for clients counts.
-var ClientRefusals = []Refusal{RefusedNoCertificate, RefusedAuthority, RefusedClock, RefusedNotClient, RefusedHandshake}
+var ClientRefusals = []Refusal{RefusedNoCertificate, RefusedAuthority, RefusedClock, RefusedNotClient, RefusedRevoked, RefusedHandshake}
+
+// KeyOf is by what a certificate is revoked: SHA-256 of its public key, 64 hex digits.
+func KeyOf(c *x509.Certificate) string { return keyOf(c) }
+
+// ReadClient says whose a client's certificate in a file is, and its key as KeyOf.
+func ReadClient(file string) (who Client, key string, err error) {
+	c, err := readCert(file)
+	if err != nil {
+		return who, "", err
+	}
+	if who, err = clientOf(c); err != nil {
+		return who, "", fmt.Errorf("%s: %w", file, err)
+	}
+	return who, keyOf(c), nil
+}
 
 // Client judges a client's certificate by the authority and the time that hold now.
 func (k *Keyring) Client(chain []*x509.Certificate) (Client, error) {
