@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -158,7 +157,7 @@ func newStore(c Config) (*Store, hclog.Logger, error) {
 	}
 	s.fsm.reset = c.Reset
 	s.fsm.state.Store(&command.State{})
-	return s, hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Warn, Output: lines{c.Log}, DisableTime: true}), nil
+	return s, (&lines{log: c.Log, now: time.Now, said: map[about]*said{}}).logger(), nil
 }
 
 func (s *Store) raftConfig(logger hclog.Logger) *raft.Config {
@@ -324,14 +323,6 @@ func (s *Store) hurry() {
 	if err := errors.Join(err, s.raft.ReloadConfig(c)); err != nil {
 		s.cfg.Log.Warn("the first election takes its time", "err", err)
 	}
-}
-
-// lines hands Raft's own messages to our log.
-type lines struct{ log *slog.Logger }
-
-func (l lines) Write(b []byte) (int, error) {
-	l.log.Warn("raft", "says", strings.TrimSpace(string(b)))
-	return len(b), nil
 }
 
 // Begun reports whether the store is part of a cluster, by what is on disk.
