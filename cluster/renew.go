@@ -12,7 +12,8 @@ import (
 
 const (
 	warnBefore = 30 * 24 * time.Hour // an expiry is warned of
-	renewEvery = time.Hour           // a renewal that came to nothing is tried again
+	renewEvery = time.Hour           // a renewal that came to nothing is tried again, the first times sooner:
+	renewSoon  = 2 * time.Second     // after that, then twice that, and so on: who could renew may be starting as well
 )
 
 // renewFor signs a member's new certificate, if the authority's key is here.
@@ -40,27 +41,29 @@ func hasAuthority(dir string) bool {
 // renewals renews this node's certificate when two thirds of its life are over: by the authority's key if it is here, else by a member that has
 // it. Where nobody has, an operator must, and is told.
 func (n *Node) renewals(ctx context.Context) {
-	t := time.NewTicker(n.pace(time.Minute))
+	t := time.NewTicker(n.pace(renewSoon))
 	defer t.Stop()
-	var tried time.Time
-	var said time.Time
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
+	var next, said time.Time
+	wait := n.pace(renewSoon)
+	for begun := false; ; begun = true {
+		if begun {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+			}
 		}
 		until, due := n.keys.Expiry()
-		if !due || !tried.IsZero() && time.Since(tried) < n.pace(renewEvery) {
+		if !due || time.Now().Before(next) {
 			continue
 		}
-		tried = time.Now()
 		err := n.renew(ctx)
 		if err == nil {
 			n.log.Info("certificate renewed", "for", n.cfg.Name)
-			tried = time.Time{}
+			next, wait = time.Time{}, n.pace(renewSoon)
 			continue
 		}
+		next, wait = time.Now().Add(wait), min(2*wait, n.pace(renewEvery))
 		if left := until.Sub(n.cfg.Wall()); left < warnBefore && time.Since(said) > 24*time.Hour {
 			said = time.Now()
 			n.log.Warn("the certificate of this node ends soon and was not renewed", "valid_until", until, "err", err)
