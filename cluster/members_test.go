@@ -45,6 +45,7 @@ type host struct {
 	comp    *compiler
 	kept    string       // that it was given when it joined
 	wall    atomic.Int64 // offset of its wall clock
+	hears   *listener    // who is revoked
 }
 
 // compiler is a gateway's that a test tells what to say.
@@ -69,7 +70,7 @@ func (c *compiler) say(r Report) {
 
 func (s *site) host(name string, role command.Role) *host {
 	s.t.Helper()
-	h := &host{site: s, name: name, role: role, dir: filepath.Join(s.t.TempDir(), "cluster"), keys: s.t.TempDir(), comp: &compiler{}}
+	h := &host{site: s, name: name, role: role, dir: filepath.Join(s.t.TempDir(), "cluster"), keys: s.t.TempDir(), comp: &compiler{}, hears: &listener{}}
 	if err := s.ca.Issue(h.keys, name, time.Now()); err != nil {
 		s.t.Fatal(err)
 	}
@@ -89,7 +90,7 @@ func (h *host) run() *member {
 	g := &gw{}
 	begin := time.Now()
 	c := Config{Dir: h.dir, Name: h.name, Role: h.role, Version: "test", Serve: g.serve, Mono: func() uint64 { return uint64(time.Since(begin)) + 1<<40 },
-		Wall: func() time.Time { return time.Now().Add(time.Duration(h.wall.Load())) }, Net: &Net{Listen: h.address, Keys: h.keys}, timers: 100 * time.Millisecond}
+		Wall: func() time.Time { return time.Now().Add(time.Duration(h.wall.Load())) }, Net: &Net{Listen: h.address, Keys: h.keys}, timers: 100 * time.Millisecond, Revoked: h.hears.tell}
 	if h.role == command.RoleGateway {
 		c.Compiler = h.comp
 	}

@@ -42,9 +42,10 @@ type Options struct {
 	Source   string    // where that text came from
 	Version  string
 	Log      *slog.Logger
-	Break    snapshot.Break // switches a stage off, for the lab's own test
-	Ready    func()         // called once when traffic is forwarded; may be nil
-	Seed     uint64         // 0 = random; of hashes and port choice
+	Break    snapshot.Break   // switches a stage off, for the lab's own test
+	Ready    func()           // called once when traffic is forwarded; may be nil
+	Seed     uint64           // 0 = random; of hashes and port choice
+	Wall     func() time.Time // wall time, of certificates and for the history; nil = the machine's
 }
 
 // Gateway is one running node.
@@ -92,8 +93,9 @@ type Gateway struct {
 	look      looking
 	fatal     chan error
 
-	remote *api.Remote // what the interface on TCP needs; nil where there is none
-	server *api.Server // set before anything asks it
+	remote  *api.Remote // what the interface on TCP needs; nil where there is none
+	revoked *revoked    // whom it does not let in
+	server  *api.Server // set before anything asks it
 
 	startFailed bool        // of Run alone
 	keepPorts   atomic.Bool // another start follows
@@ -113,6 +115,9 @@ func mapTable(n int) ([]byte, error) {
 func New(o Options) (*Gateway, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Wall == nil {
+		o.Wall = time.Now
 	}
 	g := &Gateway{o: o, log: o.Log, started: time.Now(), fatal: make(chan error, 8), seed: o.Seed, look: looking{slow: trace.NewRecorder()}, agreed: newAgreed()}
 	if g.seed == 0 {
@@ -134,7 +139,8 @@ func New(o Options) (*Gateway, error) {
 	if err := g.findPorts(); err != nil {
 		return nil, err
 	}
-	if g.remote, err = openRemote(n.API, g.log); err != nil {
+	g.revoked = readRevoked(g.clusterDir(), g.log)
+	if g.remote, err = openRemote(n.API, g.revoked, g.o.Wall, g.log); err != nil {
 		return nil, err
 	}
 	if g.store, err = revisions.Open(filepath.Join(n.DataDir, "policies")); err != nil {

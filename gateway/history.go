@@ -114,13 +114,18 @@ func (g *Gateway) clusterStatus() api.Cluster {
 		c.Problem = fmt.Sprintf("%v: this node serves its own copy and takes no change", why)
 		return c
 	}
+	return clusterOf(m.Node, m.up)
+}
+
+// clusterOf is what an open node knows; up is closed once changes can be proposed.
+func clusterOf(m *cluster.Node, up <-chan struct{}) api.Cluster {
+	c := api.Cluster{State: api.ClusterReading, Members: []api.Member{}}
 	s := m.State()
 	c.ID, c.Revision, c.Confirmed = s.Cluster, s.Serving, s.Confirmed
 	c.Leader, c.Leads = m.Lead()
 	c.Problem = m.Problem()
-	c.State = api.ClusterReading
 	select {
-	case <-m.up:
+	case <-up:
 		c.State = api.ClusterCurrent
 	default:
 	}

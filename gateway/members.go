@@ -45,7 +45,10 @@ func (m membership) Members(context.Context) (*api.Members, error) {
 		return nil, err
 	}
 	s := n.State()
-	out := &api.Members{Cluster: n.ClusterID(), Node: m.name, Address: n.Address(), Tokens: len(s.Tokens), Refused: map[string]uint64{}, Members: []api.MemberState{}}
+	out := &api.Members{Cluster: n.ClusterID(), Node: m.name, Address: n.Address(), Tokens: len(s.Tokens), Refused: map[string]uint64{}, Members: []api.MemberState{}, Revoked: []api.RevokedClient{}}
+	for _, v := range s.Revoked {
+		out.Revoked = append(out.Revoked, api.RevokedClient{Client: v.Client, Key: v.Key, Why: v.Why, By: v.By, Time: v.Time})
+	}
 	for kind, count := range n.Refused() {
 		out.Refused[string(kind)] = count
 	}
@@ -190,6 +193,21 @@ func (m membership) Leave(ctx context.Context, r api.MemberRequest) (*api.Left, 
 	return &api.Left{Name: m.name, Serving: serving, Dir: m.dir}, nil
 }
 
+func (m membership) Revoke(ctx context.Context, r api.RevokeRequest) (*api.Members, error) {
+	ctx, n, done, err := m.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if r.Client == "" {
+		return nil, api.BadRequest("name a client")
+	}
+	if err := n.Revoke(ctx, command.Revoke{Client: r.Client, Key: r.Key, Why: r.Why, Undo: r.Undo}, m.who(ctx)); err != nil {
+		return nil, refusedByMembers(err)
+	}
+	return m.Members(ctx)
+}
+
 // membership answers for the gateway.
 func (g *Gateway) membership() membership {
 	return membership{name: g.o.Node.Name, dir: g.clusterDir(),
@@ -237,6 +255,10 @@ func (b backend) Kept(ctx context.Context) (*api.Kept, error) { return b.g.membe
 
 func (b backend) Keep(ctx context.Context, r api.KeepRequest) (*api.Kept, error) {
 	return b.g.membership().Keep(ctx, r)
+}
+
+func (b backend) Revoke(ctx context.Context, r api.RevokeRequest) (*api.Members, error) {
+	return b.g.membership().Revoke(ctx, r)
 }
 
 // compiler is what this gateway says of a text to whichever node proposes it.

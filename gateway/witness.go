@@ -30,20 +30,28 @@ type Witness struct {
 	log  *slog.Logger
 	n    *cluster.Node
 	dir  interface{ Close() error }
+
+	version string
+	started time.Time // by wall
+	began   time.Time
+	wall    func() time.Time
+	revoked *revoked
 }
 
-// OpenWitness reads what is on disk and listens. Run does the work.
-func OpenWitness(n *configs.Node, version string, log *slog.Logger) (*Witness, error) {
+// OpenWitness reads what is on disk and listens. Run does the work. wall is wall time, time.Now.
+func OpenWitness(n *configs.Node, version string, log *slog.Logger, wall func() time.Time) (*Witness, error) {
 	clock, err := worker.NewClock()
 	if err != nil {
 		return nil, err
 	}
-	w := &Witness{node: n, log: log}
+	w := &Witness{node: n, log: log, version: version, started: wall(), began: time.Now(), wall: wall}
 	if w.dir, err = lockDir(n.DataDir); err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(n.DataDir, "cluster")
-	w.n, err = cluster.Open(cluster.Config{Dir: dir, Name: n.Name, Version: version, Role: command.RoleWitness, Log: log, Net: clusterNet(n.Cluster), Mono: clock.Now, Wall: time.Now})
+	w.revoked = readRevoked(dir, log)
+	w.n, err = cluster.Open(cluster.Config{Dir: dir, Name: n.Name, Version: version, Role: command.RoleWitness, Log: log, Net: clusterNet(n.Cluster), Mono: clock.Now, Wall: wall,
+		Revoked: w.revoked.set})
 	if err != nil {
 		return nil, errors.Join(err, w.dir.Close())
 	}
@@ -62,17 +70,17 @@ func (w *Witness) Run(ctx context.Context, ready func()) (err error) {
 		cancel()
 		err = errors.Join(err, w.n.Close(), w.dir.Close())
 	}()
-	b := witnessBackend{membership{name: w.node.Name, dir: filepath.Join(w.node.DataDir, "cluster"), node: func() (*cluster.Node, error) { return w.n, nil },
+	var srv *api.Server // there before anybody asks it
+	b := witnessBackend{w, func() api.APIState { return srv.State() }, membership{name: w.node.Name, dir: filepath.Join(w.node.DataDir, "cluster"), node: func() (*cluster.Node, error) { return w.n, nil },
 		ready: func(ctx context.Context) (context.Context, *cluster.Node, func(), error) {
 			return ctx, w.n, func() {}, nil
 		}}}
-	remote, err := openRemote(w.node.API, w.log)
+	remote, err := openRemote(w.node.API, w.revoked, w.wall, w.log)
 	if err != nil {
 		return err
 	}
-	var srv *api.Server // there before anybody asks it
 	srv, err = api.Listen(api.ServerConfig{Socket: w.node.API.Socket, Metrics: w.node.API.Metrics, Remote: remote, Backend: b,
-		Handler: metrics.Members(b, func() api.APIState { return srv.State() }), Log: w.log})
+		Handler: metrics.Members(b, b.state), Log: w.log})
 	if err != nil {
 		return err
 	}
@@ -104,7 +112,23 @@ func (w *Witness) Headline() string {
 }
 
 // witnessBackend is what a witness can be asked: all of the cluster, nothing of packets.
-type witnessBackend struct{ membership }
+type witnessBackend struct {
+	w     *Witness
+	state func() api.APIState
+	membership
+}
+
+// Status is what a witness has of it: no ports, no workers, no tenants.
+func (w witnessBackend) Status(context.Context, bool) (*api.Status, error) {
+	n := w.own()
+	s := &api.Status{Node: w.name, Role: string(command.RoleWitness), Version: w.w.version, Started: w.w.started, Uptime: time.Since(w.w.began).Seconds(), Ready: true,
+		Cluster: clusterOf(n, n.Current()), Workers: []api.Worker{}, Ports: []api.Port{}, Tenants: []api.Tenant{}, Blocks: []api.Block{}, Drops: map[string]uint64{},
+		Conservation: api.Conservation{OK: true}, API: w.state()}
+	if r, ok := n.State().Revision(n.State().Serving); ok {
+		s.Revision = wireRevision(r)
+	}
+	return s, nil
+}
 
 func (w witnessBackend) own() *cluster.Node {
 	n, _ := w.node() // of a witness it is there from the start

@@ -15,6 +15,7 @@ const (
 	PathLeave   = "/v1/cluster/leave"   // POST MemberRequest -> Left
 	PathKept    = "/v1/cluster/kept"    // Kept
 	PathKeep    = "/v1/cluster/keep"    // POST KeepRequest -> Kept
+	PathRevoke  = "/v1/cluster/revoke"  // POST RevokeRequest -> Members
 )
 
 // Membership is the part of Backend that knows the other members.
@@ -27,6 +28,7 @@ type Membership interface {
 	Leave(ctx context.Context, r MemberRequest) (*Left, error)
 	Kept(ctx context.Context) (*Kept, error)
 	Keep(ctx context.Context, r KeepRequest) (*Kept, error)
+	Revoke(ctx context.Context, r RevokeRequest) (*Members, error)
 }
 
 // Bounds say how much of the past the cluster keeps.
@@ -57,6 +59,24 @@ type Members struct {
 	Tokens  int               `json:"tokens"`            // that somebody may join by
 	Refused map[string]uint64 `json:"refused"`           // connections that this node let not in, by kind; every kind is there
 	Members []MemberState     `json:"members"`           // by name
+	Revoked []RevokedClient   `json:"revoked"`           // clients whose certificates are refused, oldest first
+}
+
+// RevokedClient is a client whose certificates are refused before their end.
+type RevokedClient struct {
+	Client string    `json:"client"`        // the name in the certificate
+	Key    string    `json:"key,omitempty"` // of one certificate: SHA-256 of its public key, 64 hex digits; empty = every certificate of that name
+	Why    string    `json:"why,omitempty"`
+	By     string    `json:"by,omitempty"`
+	Time   time.Time `json:"time"`
+}
+
+// RevokeRequest has every node refuse a client's certificates: all of its name, those to come as well, or the one for Key.
+type RevokeRequest struct {
+	Client string `json:"client"`
+	Key    string `json:"key,omitempty"` // see RevokedClient
+	Why    string `json:"why,omitempty"`
+	Undo   bool   `json:"undo,omitempty"` // let in again what was refused by the same client and key
 }
 
 // MemberState is one of them.

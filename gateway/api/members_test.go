@@ -22,6 +22,10 @@ func (e echo) Promote(_ context.Context, r MemberRequest) (*Members, error) {
 func (e echo) Lead(_ context.Context, r MemberRequest) (*Members, error) {
 	return &Members{Leader: "lead " + r.Name}, e.fault
 }
+func (e echo) Revoke(_ context.Context, r RevokeRequest) (*Members, error) {
+	return &Members{Revoked: []RevokedClient{{Client: r.Client, Key: r.Key, Why: r.Why}}}, e.fault
+}
+
 func (e echo) Leave(_ context.Context, r MemberRequest) (*Left, error) {
 	return &Left{Name: r.Name}, e.fault
 }
@@ -47,6 +51,9 @@ func TestMembersReachTheirMethods(t *testing.T) {
 	}
 	if err := c.Post(t.Context(), PathKeep, KeepRequest{Bounds{Revisions: 9}}, &kept); err != nil || kept.Revisions != 9 {
 		t.Errorf("%+v, %v", kept, err)
+	}
+	if err := c.Post(t.Context(), PathRevoke, RevokeRequest{Client: "al", Key: "k", Why: "w"}, &m); err != nil || len(m.Revoked) != 1 || m.Revoked[0] != (RevokedClient{Client: "al", Key: "k", Why: "w"}) {
+		t.Errorf("%+v, %v", m, err)
 	}
 	var l Left
 	if err := c.Post(t.Context(), PathLeave, MemberRequest{Name: "gw1"}, &l); err != nil || l.Name != "gw1" {

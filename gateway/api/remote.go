@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -24,6 +25,10 @@ type Remote struct {
 	Kind   func(error) string                            // sorts handshakes that failed
 	Kinds  []string                                      // all that Kind gives, so that each is counted from the start
 	Until  func() time.Time                              // when the node's own certificate ends
+
+	// Changed is closed when Who may judge otherwise than before: connections that stand are judged again then, and every few seconds in any case. nil = only that.
+	Changed func() <-chan struct{}
+	Revoked func() int // clients that Who refuses although their certificates are good; nil = none
 }
 
 // KindBusy counts connections that were refused because there are too many.
@@ -36,10 +41,11 @@ type limits struct {
 	connections, tenants, caller int
 	handshake                    time.Duration
 	header, body, answer, idle   time.Duration
+	again                        time.Duration // between two judgements of a connection that stands
 }
 
 var remoteLimits = limits{handshakes: 64, perSource: 16, connections: 256, tenants: 192, caller: 16,
-	handshake: 5 * time.Second, header: 5 * time.Second, body: 30 * time.Second, answer: 2 * time.Minute, idle: 60 * time.Second}
+	handshake: 5 * time.Second, header: 5 * time.Second, body: 30 * time.Second, answer: 2 * time.Minute, idle: 60 * time.Second, again: 5 * time.Second}
 
 // door is the listener of the interface on TCP: what comes out of it has shown a good certificate.
 type door struct {
@@ -61,6 +67,7 @@ type door struct {
 	inside  map[string]int       // mu: connections by who holds them
 	guests  int                  // mu: their sum
 	tenants int                  // mu: of them, those of tenants
+	stands  map[*guest]bool      // mu: connections behind their handshake
 }
 
 // guest is a connection behind its handshake.
@@ -68,6 +75,10 @@ type guest struct {
 	*tls.Conn
 	chain []*x509.Certificate
 	leave func()
+
+	life context.Context // ends, with the reason as its cause, when its certificate is good no more: streams end with it
+	cut  context.CancelCauseFunc
+	idle atomic.Bool // between two requests
 }
 
 // Close ends the connection and gives its place free.
@@ -76,17 +87,75 @@ func (g *guest) Close() error {
 	return g.Conn.Close()
 }
 
+// turn ends a guest whose certificate is good no more. What it has asked for is answered, but for streams, which could last for ever.
+func (g *guest) turn(why error) {
+	g.cut(why)
+	if g.idle.Load() {
+		g.Close()
+	}
+}
+
+// turned is why a guest was cut; nil = it was not.
+func (g *guest) turned() error { return context.Cause(g.life) }
+
+// follows is a ConnState: it knows who waits for a request.
+func follows(c net.Conn, s http.ConnState) {
+	g, ok := c.(*guest)
+	if !ok {
+		return
+	}
+	g.idle.Store(s == http.StateIdle)
+	if s == http.StateIdle && g.turned() != nil {
+		g.Close()
+	}
+}
+
 func openDoor(r *Remote, lim limits, log *slog.Logger) (*door, error) {
 	l, err := net.Listen("tcp", r.Listen)
 	if err != nil {
 		return nil, err
 	}
-	d := &door{Listener: l, r: r, lim: lim, log: log, ready: make(chan *guest), end: make(chan struct{}), refused: map[string]*atomic.Uint64{}, shaking: map[netip.Prefix]int{}, inside: map[string]int{}}
+	d := &door{Listener: l, r: r, lim: lim, log: log, ready: make(chan *guest), end: make(chan struct{}), refused: map[string]*atomic.Uint64{}, shaking: map[netip.Prefix]int{}, inside: map[string]int{}, stands: map[*guest]bool{}}
 	for _, k := range append([]string{KindBusy}, r.Kinds...) {
 		d.refused[k] = new(atomic.Uint64)
 	}
 	d.wg.Go(d.answer)
+	d.wg.Go(d.watch)
 	return d, nil
+}
+
+// watch judges again who is inside: a certificate may be revoked or end, and an authority be replaced, while a stream runs.
+func (d *door) watch() {
+	t := time.NewTicker(d.lim.again)
+	defer t.Stop()
+	for {
+		var changed <-chan struct{}
+		if d.r.Changed != nil {
+			changed = d.r.Changed()
+		}
+		d.judgeAll() // after Changed was asked for: a change in between is met by one of the two
+		select {
+		case <-changed:
+		case <-t.C:
+		case <-d.end:
+			return
+		}
+	}
+}
+
+func (d *door) judgeAll() {
+	d.mu.Lock()
+	list := slices.Collect(maps.Keys(d.stands))
+	d.mu.Unlock()
+	for _, g := range list {
+		if g.turned() != nil {
+			continue
+		}
+		if _, err := d.r.Who(g.chain); err != nil {
+			d.turnAway(g, d.r.Kind(err), err)
+			g.turn(err)
+		}
+	}
 }
 
 func (d *door) answer() {
@@ -203,7 +272,18 @@ func (d *door) shake(raw net.Conn) {
 		c.Close()
 		return
 	}
-	g := &guest{Conn: c, chain: c.ConnectionState().PeerCertificates, leave: leave}
+	g := &guest{Conn: c, chain: c.ConnectionState().PeerCertificates}
+	g.life, g.cut = context.WithCancelCause(context.Background())
+	g.leave = func() {
+		leave()
+		d.mu.Lock()
+		delete(d.stands, g)
+		d.mu.Unlock()
+		g.cut(nil) // gives back what the context holds
+	}
+	d.mu.Lock()
+	d.stands[g] = true
+	d.mu.Unlock()
 	select {
 	case d.ready <- g:
 	case <-d.end:
@@ -268,6 +348,17 @@ func remember(ctx context.Context, c net.Conn) context.Context {
 	return ctx
 }
 
+// untilTurned ends with a request, or with the right of who sent it; the cause says which.
+func untilTurned(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	g, ok := ctx.Value(guestKey{}).(*guest)
+	if !ok {
+		return ctx, func() { cancel(nil) }
+	}
+	stop := context.AfterFunc(g.life, func() { cancel(g.turned()) })
+	return ctx, func() { stop(); cancel(nil) }
+}
+
 // judged finds out for each request anew who sends it: a certificate may end, and an authority be replaced, while a connection stands.
 func (d *door) judged(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -278,6 +369,10 @@ func (d *door) judged(next http.Handler) http.Handler {
 		}
 		p, err := d.r.Who(g.chain)
 		if err != nil {
+			if g.turned() == nil {
+				d.turnAway(g, d.r.Kind(err), err)
+				g.turn(err)
+			}
 			w.Header().Set("Connection", "close")
 			refuse(w, &Fault{Status: http.StatusUnauthorized, Err: err})
 			return
@@ -291,7 +386,7 @@ func (d *door) judged(next http.Handler) http.Handler {
 func (d *door) server(routes http.Handler) *http.Server {
 	// Browsers have certificates too, and send them along with what another site's page makes them ask for.
 	safe := http.NewCrossOriginProtection().Handler(routes)
-	return &http.Server{Handler: d.judged(safe), ConnContext: remember, ReadHeaderTimeout: d.lim.header, ReadTimeout: d.lim.body, WriteTimeout: d.lim.answer, IdleTimeout: d.lim.idle,
+	return &http.Server{Handler: d.judged(safe), ConnContext: remember, ConnState: follows, ReadHeaderTimeout: d.lim.header, ReadTimeout: d.lim.body, WriteTimeout: d.lim.answer, IdleTimeout: d.lim.idle,
 		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)}
 }
 
@@ -304,6 +399,9 @@ func (d *door) state() APIState {
 	if d.r.Until != nil {
 		t := d.r.Until()
 		out.Until = &t
+	}
+	if d.r.Revoked != nil {
+		out.Revoked = d.r.Revoked()
 	}
 	d.mu.Lock()
 	out.Connections = d.guests

@@ -32,6 +32,19 @@ type far struct {
 	log    *safeBuffer
 	skew   atomic.Int64 // of the node's clock
 	client map[string]string
+
+	mu      sync.Mutex
+	barred  string        // name of a client that is refused; "" = nobody
+	changed chan struct{} // closed when that changes
+}
+
+// bar has a client refused from now on.
+func (f *far) bar(name string) {
+	f.mu.Lock()
+	f.barred = name
+	close(f.changed)
+	f.changed = make(chan struct{})
+	f.mu.Unlock()
 }
 
 type safeBuffer struct {
@@ -70,7 +83,7 @@ func (tenants) Sessions(_ context.Context, f SessionFilter) (*Sessions, error) {
 
 func remote(t *testing.T, lim limits, b Backend) *far {
 	t.Helper()
-	f := &far{t: t, dir: t.TempDir(), log: new(safeBuffer), client: map[string]string{}}
+	f := &far{t: t, dir: t.TempDir(), log: new(safeBuffer), client: map[string]string{}, changed: make(chan struct{})}
 	var err error
 	now := func() time.Time { return time.Now().Add(time.Duration(f.skew.Load())) }
 	if f.ca, err = transport.NewAuthority(filepath.Join(t.TempDir(), "ca"), "cluster", time.Now()); err != nil {
@@ -86,9 +99,19 @@ func remote(t *testing.T, lim limits, b Backend) *far {
 	r := &Remote{Listen: "127.0.0.1:0", TLS: keys.ServeClients(), Until: func() time.Time { end, _ := keys.Expiry(); return end },
 		Who: func(chain []*x509.Certificate) (Peer, error) {
 			c, err := keys.Client(chain)
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if err == nil && c.Name == f.barred {
+				err = transport.Refuse(transport.RefusedRevoked, "%s was revoked", c.Name)
+			}
 			return Peer{Name: c.Name, Role: Role(c.Role), Tenant: c.Tenant}, err
 		},
-		Kind: func(err error) string { return string(transport.ClientRefusal(err)) }}
+		Kind: func(err error) string { return string(transport.ClientRefusal(err)) },
+		Changed: func() <-chan struct{} {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return f.changed
+		}}
 	for _, k := range transport.ClientRefusals {
 		r.Kinds = append(r.Kinds, string(k))
 	}
@@ -450,6 +473,106 @@ func TestACertificateIsJudgedEachTime(t *testing.T) {
 	f.issue(other, "new", transport.Client{Name: "new", Role: transport.RoleOperator}, 0, time.Now())
 	if _, err := f.as("new").Text(t.Context(), PathStatus); err != nil {
 		t.Errorf("the new authority's: %v", err)
+	}
+}
+
+// lasting streams until it is told to end, and answers slowly what is no stream.
+type lasting struct {
+	streamer
+	slow chan struct{}
+}
+
+func (l lasting) Sessions(ctx context.Context, f SessionFilter) (*Sessions, error) {
+	l.slow <- struct{}{}
+	<-l.slow
+	return l.echo.Sessions(ctx, f)
+}
+
+// TestATurnedGuestIsCut: whose certificate is good no more loses a stream that runs, with the reason as its last line, and connections that wait; what it has asked for
+// is answered. Others notice nothing.
+func TestATurnedGuestIsCut(t *testing.T) {
+	lim := remoteLimits
+	lim.again = time.Hour // by the change alone; below by the time alone
+	for name, by := range map[string]func(f *far){
+		"a change": func(f *far) { f.bar("alice") },
+		"the time": func(f *far) { f.skew.Store(int64(30 * time.Hour)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "the time" {
+				lim.again = 20 * time.Millisecond
+			}
+			b := lasting{streamer{gone: make(chan error, 2)}, make(chan struct{})}
+			f := remote(t, lim, b)
+			f.issue(f.ca, "alice", transport.Client{Name: "alice", Role: transport.RoleOperator}, 24*time.Hour, time.Now())
+			var ends sync.WaitGroup
+			why := make(chan string, 1)
+			begun := make(chan struct{}, 2)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			follow := func(name string, end func(string)) {
+				c := f.as(name)
+				ends.Go(func() {
+					err := c.Stream(ctx, PathFollow, TraceRequest{}, func(l *StreamLine) error {
+						if l.Begin != nil {
+							begun <- struct{}{}
+						}
+						if l.End != nil {
+							end(l.End.Why)
+						}
+						return nil
+					})
+					if err != nil && ctx.Err() == nil {
+						t.Errorf("%s: %v", name, err)
+					}
+				})
+			}
+			follow("alice", func(s string) { why <- s })
+			f.issue(f.ca, "other", transport.Client{Name: "other", Role: transport.RoleOperator}, 0, time.Now())
+			follow("other", func(s string) { t.Errorf("the other one's stream ends: %s", s) })
+			<-begun
+			<-begun
+			idle := must(tls.Dial("tcp", f.s.door.Addr().String(), must(transport.OpenClientKeys(f.client["alice"], time.Now)).TLS()))
+			defer idle.Close()
+			if _, err := io.WriteString(idle, "GET "+PathDrops+" HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := idle.Read(make([]byte, 64<<10)); err != nil {
+				t.Fatal(err)
+			}
+			asked := make(chan error, 1)
+			c := f.as("alice")
+			go func() { asked <- c.Get(t.Context(), PathSessions, new(Sessions)) }()
+			<-b.slow
+			before := f.refused(transport.RefusedRevoked) + f.refused(transport.RefusedClock)
+			by(f)
+			select {
+			case s := <-why:
+				if !strings.Contains(s, "was revoked") && !strings.Contains(s, "was valid until") {
+					t.Errorf("the stream ends with %q", s)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("the stream goes on")
+			}
+			_ = idle.SetDeadline(time.Now().Add(10 * time.Second))
+			if _, err := io.Copy(io.Discard, idle); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("a connection that waits for a request is kept")
+			}
+			b.slow <- struct{}{}
+			if err := <-asked; err != nil {
+				t.Errorf("what was asked for before: %v", err)
+			}
+			if _, err := f.as("alice").Text(t.Context(), PathDrops); err == nil {
+				t.Error("it comes in again")
+			}
+			eventually(t, "all three connections, and the one after, are counted", func() bool {
+				return f.refused(transport.RefusedRevoked)+f.refused(transport.RefusedClock) == before+4
+			})
+			cancel()
+			ends.Wait()
+			if err := <-b.gone; err == nil {
+				t.Error("the backend was not told")
+			}
+		})
 	}
 }
 

@@ -126,7 +126,12 @@ func stream[B, Q, L any](path string, least Role, does string, fn func(B, contex
 			}
 			return c.Flush()
 		}
-		err := fn(any(s.cfg.Backend).(B), r.Context(), *q, emit)
+		ctx, end := untilTurned(r.Context())
+		defer end()
+		err := fn(any(s.cfg.Backend).(B), ctx, *q, emit)
+		if why := context.Cause(ctx); why != nil && r.Context().Err() == nil {
+			err = &Fault{Status: http.StatusUnauthorized, Err: why}
+		}
 		if err == nil || r.Context().Err() != nil {
 			return nil
 		}

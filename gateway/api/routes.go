@@ -10,7 +10,7 @@ import (
 // routes is everything that a node can be asked. A new line here is served, checked and, after `go test ./gateway/api -run TestOpenAPI -update`, documented.
 var routes = []*route{
 	forTenant(ask(PathStatus, RoleTenant, "The whole node at one moment; a tenant sees its own figures alone.",
-		func(b Backend, ctx context.Context, q StatusQuery) (*Status, error) { return b.Status(ctx, q.Rules) }), anyStatus, statusOfTenant),
+		func(b Stater, ctx context.Context, q StatusQuery) (*Status, error) { return b.Status(ctx, q.Rules) }), anyStatus, statusOfTenant),
 	forTenant(ask(PathSessions, RoleTenant, "Live sessions that the query matches.", Backend.Sessions), narrowSessions, sessionsOfTenant),
 	forTenant(get(PathDrops, RoleTenant, "Dropped packets by reason, tenant, port, block and rule.", Backend.Drops), func(*none, string) error { return nil }, dropsOfTenant),
 	get(PathRoutes, RoleReadOnly, "The routing tables of the backbone and of every tenant.", Backend.Routes),
@@ -47,6 +47,7 @@ var routes = []*route{
 	changing(post(PathPromote, RoleOperator, "Give a newcomer that has caught up its vote.", Membership.Promote)),
 	changing(post(PathLead, RoleOperator, "Let a member lead.", Membership.Lead)),
 	changing(post(PathLeave, RoleOperator, "Take the node that is asked out for good.", Membership.Leave)),
+	changing(post(PathRevoke, RoleOperator, "Refuse a client's certificates on every node, or take that back.", Membership.Revoke)),
 
 	get(PathKept, RoleReadOnly, "How much of the past the cluster keeps, and has.", Membership.Kept),
 	changing(post(PathKeep, RoleOperator, "Keep more or less of the past.", Membership.Keep)),

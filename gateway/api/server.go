@@ -23,9 +23,14 @@ type Changer interface {
 	Apply(ctx context.Context, r ApplyRequest) (*Applied, error)
 }
 
+// Stater is the part of Backend that every node has.
+type Stater interface {
+	Status(ctx context.Context, rules bool) (*Status, error)
+}
+
 // Backend answers requests. Errors may be a *Fault, whose status and problems are passed on; others are status 500.
 type Backend interface {
-	Status(ctx context.Context, rules bool) (*Status, error)
+	Stater
 	Sessions(ctx context.Context, f SessionFilter) (*Sessions, error)
 	Drops(ctx context.Context) (*Drops, error)
 	Routes(ctx context.Context) (*Routes, error)

@@ -26,6 +26,7 @@ type Counter struct {
 // Status is the whole node at one moment.
 type Status struct {
 	Node         string            `json:"node"`           // name from the node file
+	Role         string            `json:"role,omitempty"` // "witness"; empty = gateway. A witness has nothing of what has to do with packets
 	Version      string            `json:"version"`        // of the binary
 	Started      time.Time         `json:"started"`        // when the process started
 	Uptime       float64           `json:"uptime_seconds"` // since then, by the monotonic clock
@@ -53,6 +54,7 @@ type APIState struct {
 	Connections int               `json:"connections"`      // over TCP, now
 	Refused     map[string]uint64 `json:"refused"`          // connections over TCP that were turned away, by kind
 	Forbidden   uint64            `json:"forbidden"`        // requests beyond the role of who sent them
+	Revoked     int               `json:"revoked_clients"`  // clients whose certificates are refused before their end
 	Until       *time.Time        `json:"certificate_until,omitempty"`
 }
 

@@ -15,6 +15,7 @@ type acted struct {
 	tokens   []api.TokenRequest
 	kept     []api.KeepRequest
 	members  []string
+	revoked  []api.RevokeRequest
 }
 
 func (f *fake) Cut(_ context.Context, r api.CutRequest) (*api.Cut, error) {

@@ -30,7 +30,8 @@ func (a *app) clusterCmd() *cobra.Command {
 			return usageError{fmt.Errorf("there is no command \"cluster %s\"", args[0])}
 		})
 	c.AddCommand(a.clientCmd(), a.recoverCmd(), a.clusterCACmd(), a.clusterCertCmd(), a.clusterInitCmd(), a.clusterTokenCmd(), a.clusterJoinCmd(), a.clusterReplaceCmd(), a.clusterMembersCmd(),
-		a.clusterPromoteCmd(), a.clusterLeadCmd(), a.clusterLeaveCmd(), a.clusterRemoveCmd(), a.clusterKeepCmd())
+		a.clusterPromoteCmd(), a.clusterLeadCmd(), a.clusterLeaveCmd(), a.clusterRemoveCmd(), a.clusterKeepCmd(),
+		a.clusterRevokeCmd())
 	return c
 }
 
@@ -301,6 +302,23 @@ func writeMembers(w io.Writer, c *api.Members) {
 			fmt.Fprintf(w, "%s: its clock differs from this node's by %s: one of the two is wrong\n", clean(m.Name), time.Duration(m.ClockOff*float64(time.Second)).Round(time.Second))
 		}
 	}
+	writeRevoked(w, c.Revoked)
+}
+
+func writeRevoked(w io.Writer, list []api.RevokedClient) {
+	if len(list) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	t := newTable(w, "REVOKED CLIENT", "KEY", "SINCE", "BY", "WHY")
+	for _, v := range list {
+		key := "every certificate"
+		if v.Key != "" {
+			key = v.Key
+		}
+		t.row(v.Client, key, v.Time.UTC().Format("2006-01-02 15:04:05 UTC"), v.By, v.Why)
+	}
+	t.flush()
 }
 
 func answered(m *api.MemberState) string {
@@ -376,5 +394,57 @@ func (a *app) clusterLeaveCmd() *cobra.Command {
 			})
 		})
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return a.data(c)
+}
+
+func (a *app) clusterRevokeCmd() *cobra.Command {
+	var r api.RevokeRequest
+	var cert string
+	c := command("revoke [CLIENT] [--cert FILE] [--why TEXT] [--undo]", "refuse a client's certificate before its end",
+		"Have every node refuse the certificates of CLIENT, the name that `demarc cluster client` gave: those that there are and those to come, whatever their role.\n"+
+			"With --cert only the one in FILE, which is its client.crt, so that CLIENT goes on with another one. Connections and streams that stand are cut.\n"+
+			"It holds on each node as soon as that follows the cluster; one that is cut off goes on as it was until it meets the others.\n"+
+			"--undo takes it back, said the same way. `demarc cluster members` lists who is revoked.",
+		cobra.MaximumNArgs(1), func(cmd *cobra.Command, args []string) error {
+			if cert != "" {
+				who, key, err := transport.ReadClient(cert)
+				if err != nil {
+					return err
+				}
+				r.Client, r.Key = who.Name, key
+			}
+			switch {
+			case len(args) == 0 && cert == "":
+				return usageError{errors.New("name a client, or its certificate with --cert")}
+			case len(args) == 1 && cert != "" && args[0] != r.Client:
+				return usageError{fmt.Errorf("%s is a certificate of %s, not of %s", cert, r.Client, args[0])}
+			case len(args) == 1:
+				r.Client = args[0]
+			}
+			var c api.Members
+			if err := a.ask(func(cl *api.Client) error { return cl.Post(cmd.Context(), api.PathRevoke, r, &c) }); err != nil {
+				return err
+			}
+			return show(a, cmd, &c, func(w io.Writer, c *api.Members) {
+				what := "every certificate of " + r.Client
+				if r.Key != "" {
+					what = "the certificate of " + r.Client + " in " + cert
+				}
+				done := "is refused from now on"
+				if r.Undo {
+					done = "is let in again"
+				}
+				fmt.Fprintf(w, "%s %s\n", what, done)
+				for _, m := range c.Members {
+					if !m.Self && m.Problem != "" {
+						fmt.Fprintf(w, "%s may not know it yet: %s\n", clean(m.Name), clean(m.Problem))
+					}
+				}
+				writeRevoked(w, c.Revoked)
+			})
+		})
+	c.Flags().StringVar(&cert, "cert", "", "`file` with one certificate of the client")
+	c.Flags().StringVar(&r.Why, "why", "", "`text` for the list and the audit log")
+	c.Flags().BoolVar(&r.Undo, "undo", false, "let in again")
 	return a.data(c)
 }

@@ -45,6 +45,13 @@ func (f *fake) Lead(_ context.Context, r api.MemberRequest) (*api.Members, error
 	return f.member("lead", r)
 }
 
+func (f *fake) Revoke(_ context.Context, r api.RevokeRequest) (*api.Members, error) {
+	f.acted.revoked = append(f.acted.revoked, r)
+	m := someMembers()
+	m.Revoked = []api.RevokedClient{{Client: r.Client, Key: r.Key, Why: r.Why, By: "root", Time: time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC)}}
+	return m, nil
+}
+
 func (f *fake) Leave(_ context.Context, r api.MemberRequest) (*api.Left, error) {
 	f.acted.members = append(f.acted.members, "leave "+r.Name)
 	return &api.Left{Name: r.Name, Serving: 7, Dir: "/var/lib/demarc/cluster"}, nil

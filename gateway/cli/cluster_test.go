@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"demarc/cluster/transport"
 	"demarc/gateway/api"
@@ -66,6 +67,76 @@ func TestClusterChanges(t *testing.T) {
 	}
 	if want := []string{"remove wit", "remove edge2", "promote edge2", "lead edge2", "leave edge1"}; !slices.Equal(f.acted.members, want) {
 		t.Errorf("%q, want %q", f.acted.members, want)
+	}
+}
+
+// TestClusterRevoke: by name and by certificate, and what is no client's.
+func TestClusterRevoke(t *testing.T) {
+	f := &fake{}
+	socket, dir := serve(t, f), t.TempDir()
+	ca, err := transport.NewAuthority(filepath.Join(dir, "ca"), "x", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ca.IssueClient(filepath.Join(dir, "al"), transport.Client{Name: "al", Role: transport.RoleReadOnly}, 0, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := ca.Issue(filepath.Join(dir, "gw1"), "gw1", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	cert := filepath.Join(dir, "al", transport.ClientCert)
+	_, key, err := transport.ReadClient(cert)
+	if err != nil || len(key) != 64 {
+		t.Fatal(key, err)
+	}
+	run := func(args ...string) result {
+		return call(t, t.Context(), "", append([]string{"--socket", socket, "cluster", "revoke"}, args...)...)
+	}
+	if r := run("al", "--why", "has left"); r.code != exitOK || !strings.Contains(r.out, "every certificate of al is refused from now on") || !strings.Contains(r.out, "edge2 may not know it yet: no answer in time") ||
+		!strings.Contains(r.out, "has left") {
+		t.Error(r)
+	}
+	if r := run("--cert", cert); r.code != exitOK || !strings.Contains(r.out, "the certificate of al in "+cert+" is refused from now on") || !strings.Contains(r.out, key) {
+		t.Error(r)
+	}
+	if r := run("al", "--cert", cert, "--undo"); r.code != exitOK || !strings.Contains(r.out, "is let in again") {
+		t.Error(r)
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{nil, exitUsage, "name a client"},
+		{[]string{"robert", "--cert", cert}, exitUsage, "is a certificate of al, not of robert"},
+		{[]string{"--cert", filepath.Join(dir, "none")}, exitFailed, "no such file"},
+		{[]string{"--cert", filepath.Join(dir, "gw1", transport.MemberCert)}, exitFailed, "it is a member's"},
+	} {
+		if r := run(c.args...); r.code != c.code || !strings.Contains(r.err, c.want) {
+			t.Errorf("%v: %v", c.args, r)
+		}
+	}
+	if want := []api.RevokeRequest{{Client: "al", Why: "has left"}, {Client: "al", Key: key}, {Client: "al", Key: key, Undo: true}}; !slices.Equal(f.acted.revoked, want) {
+		t.Errorf("%+v, want %+v", f.acted.revoked, want)
+	}
+}
+
+// TestStatusOfAWitness is what it has, and nothing about packets.
+func TestStatusOfAWitness(t *testing.T) {
+	var b strings.Builder
+	writeStatus(&b, &api.Status{Node: "wit", Role: "witness", Version: "v0.1", Uptime: 5, Ready: true, Revision: api.Revision{Number: 4, Source: "p.toml", Digest: "sha256:00"},
+		Cluster: api.Cluster{State: api.ClusterCurrent, Leader: "wit", Leads: true, Revision: 4, Confirmed: 4, Members: make([]api.Member, 3)},
+		API:     api.APIState{Listen: "192.0.2.3:7443", Revoked: 2}}, nil)
+	text := b.String()
+	for _, want := range []string{"node      wit, demarc v0.1, up 5s, a witness\n", "policy    revision 4 from p.toml", "this node leads, revision 4 is agreed on", "2 clients revoked"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("lacks %q:\n%s", want, text)
+		}
+	}
+	for _, not := range []string{"WORKER", "next hops", "frames", "forwarding"} {
+		if strings.Contains(text, not) {
+			t.Errorf("has %q:\n%s", not, text)
+		}
 	}
 }
 

@@ -120,7 +120,10 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 		writeTenantStatus(w, s, last)
 		return
 	}
-	state := "forwarding"
+	state, witness := "forwarding", s.Role == string(roleWitness)
+	if witness {
+		state = "a witness"
+	}
 	if !s.Ready {
 		state = "NOT READY"
 	}
@@ -136,8 +139,10 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 	if r.Name != "" {
 		name = fmt.Sprintf(" %q", r.Name)
 	}
-	fmt.Fprintf(w, "policy    revision %d%s from %s, applied %s\n", r.Number, clean(name), clean(r.Source), r.AppliedAt.UTC().Format("2006-01-02 15:04:05 UTC"))
-	fmt.Fprintf(w, "          %s\n", r.Digest)
+	if r.Number > 0 || !witness {
+		fmt.Fprintf(w, "policy    revision %d%s from %s, applied %s\n", r.Number, clean(name), clean(r.Source), r.AppliedAt.UTC().Format("2006-01-02 15:04:05 UTC"))
+		fmt.Fprintf(w, "          %s\n", r.Digest)
+	}
 	writeCluster(w, s)
 	for _, d := range s.Damaged {
 		fmt.Fprintf(w, "DAMAGED   %s: passed over at start\n", clean(d))
@@ -147,10 +152,17 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 		for _, n := range i.Refused {
 			refused += n
 		}
-		fmt.Fprintf(w, "api       %s, %s, %d refused, %d beyond the role\n", clean(i.Listen), plural(i.Connections, "connection"), refused, i.Forbidden)
+		fmt.Fprintf(w, "api       %s, %s, %d refused, %d beyond the role", clean(i.Listen), plural(i.Connections, "connection"), refused, i.Forbidden)
+		if i.Revoked > 0 {
+			fmt.Fprintf(w, ", %s revoked (demarc cluster members)", plural(i.Revoked, "client"))
+		}
+		fmt.Fprintln(w)
 		if i.Until != nil && i.Until.Sub(s.Started.Add(time.Duration(s.Uptime*1e9))) < warnCertificate {
 			fmt.Fprintf(w, "RENEW     the certificate of %s: it is good until %s\n", clean(i.Listen), i.Until.UTC().Format("2006-01-02 15:04:05 UTC"))
 		}
+	}
+	if witness { // the rest is about packets
+		return
 	}
 	frames := "frames ok: "
 	if !s.Conservation.OK {
@@ -220,7 +232,10 @@ const warnCertificate = 30 * 24 * time.Hour
 
 // writeTenantStatus prints what a tenant's certificate shows: its own figures, and none of the node's.
 func writeTenantStatus(w io.Writer, s, last *api.Status) {
-	state := "forwarding"
+	state, witness := "forwarding", s.Role == string(roleWitness)
+	if witness {
+		state = "a witness"
+	}
 	if !s.Ready {
 		state = "NOT READY"
 	}

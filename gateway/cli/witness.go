@@ -44,7 +44,7 @@ func (a *app) witness(cmd *cobra.Command, node string) error {
 	log := logger(io.MultiWriter(lines, out), n.Log)
 	defer onHangup(log)()
 	signal.Ignore(syscall.SIGPIPE)
-	w, err := gateway.OpenWitness(n, a.version, log)
+	w, err := gateway.OpenWitness(n, a.version, log, time.Now)
 	if err != nil {
 		return err
 	}

@@ -153,8 +153,9 @@ var (
 	apiRefused   = counter("api_refused_connections", "Connections to the interface over TCP that were turned away, by kind.", "kind")
 	apiForbidden = counter("api_forbidden_requests", "Requests that were refused because the role of who sent them is not enough.")
 	apiUntil     = gauge("api_certificate_expiry_timestamp_seconds", "When the certificate that the interface over TCP shows ends, Unix time; 0 where there is none.")
+	apiRevoked   = gauge("api_revoked_clients", "Clients whose certificates are refused before their end, as far as this node knows.")
 
-	apiFamilies = []*family{apiOpen, apiRefused, apiForbidden, apiUntil}
+	apiFamilies = []*family{apiOpen, apiRefused, apiForbidden, apiUntil, apiRevoked}
 
 	neighbours   = gauge("slowpath_neighbours", "Neighbour entries in use.")
 	neighPending = gauge("slowpath_pending_neighbours", "Next hops that are being asked for.")
@@ -294,6 +295,7 @@ func (o out) api(a *api.APIState) {
 		o.put(apiRefused, float64(n), kind)
 	}
 	o.put(apiForbidden, float64(a.Forbidden))
+	o.put(apiRevoked, float64(a.Revoked))
 	until := 0.0
 	if a.Until != nil {
 		until = float64(a.Until.Unix())
