@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"demarc/cluster/command"
+	"demarc/cluster/store"
 	"demarc/cluster/transport"
 )
 
@@ -45,7 +46,8 @@ type host struct {
 	comp    *compiler
 	kept    string       // that it was given when it joined
 	wall    atomic.Int64 // offset of its wall clock
-	hears   *listener    // who is revoked
+	tune    func(*store.Config)
+	hears   *listener // who is revoked
 }
 
 // compiler is a gateway's that a test tells what to say.
@@ -90,7 +92,7 @@ func (h *host) run() *member {
 	g := &gw{}
 	begin := time.Now()
 	c := Config{Dir: h.dir, Name: h.name, Role: h.role, Version: "test", Serve: g.serve, Mono: func() uint64 { return uint64(time.Since(begin)) + 1<<40 },
-		Wall: func() time.Time { return time.Now().Add(time.Duration(h.wall.Load())) }, Net: &Net{Listen: h.address, Keys: h.keys}, timers: 100 * time.Millisecond, Revoked: h.hears.tell}
+		Wall: func() time.Time { return time.Now().Add(time.Duration(h.wall.Load())) }, Net: &Net{Listen: h.address, Keys: h.keys}, timers: 100 * time.Millisecond, Revoked: h.hears.tell, tune: h.tune}
 	if h.role == command.RoleGateway {
 		c.Compiler = h.comp
 	}

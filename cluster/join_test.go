@@ -1,0 +1,72 @@
+package cluster
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"demarc/cluster/command"
+	"demarc/cluster/store"
+)
+
+// TestNewcomerWaitsForTheRemoval: a newcomer at a lost member's address is answered, and so starts Raft, only once it is agreed on that the lost one is out. Until then
+// it has the lost one's place in nobody's list, and asking again changes nothing more.
+func TestNewcomerWaitsForTheRemoval(t *testing.T) {
+	s := newSite(t)
+	hs := []*host{s.host("gw1", command.RoleGateway), s.host("gw2", command.RoleGateway), s.host("gw3", command.RoleGateway)}
+	fresh := s.host("gw2", command.RoleGateway)
+	fresh.address = hs[1].address
+	first := hs[0].run()
+	begun(t, first)
+	// The third one hears the leader and agrees to the newcomer; then its disk is full, so that nothing of what follows is agreed on.
+	var full atomic.Bool
+	var lost string
+	taken := func() bool {
+		m, ok := first.State().Named("gw2")
+		return ok && m.ID != lost
+	}
+	hs[2].tune = func(c *store.Config) {
+		c.Hooks = &store.Hooks{Write: func(int) error {
+			if full.Load() && taken() {
+				return syscall.ENOSPC
+			}
+			return nil
+		}}
+	}
+	ms := []*member{first, hs[1].enter(first, ""), hs[2].enter(first, "")}
+	voting(t, ms, 3)
+	lost = ms[1].id
+	eventually(t, "the first one leads", func() bool {
+		_ = first.Yield(t.Context(), "gw1", command.Who{})
+		return first.st.Leads()
+	})
+	ms[1].stop()
+	token, _, err := first.Token(t.Context(), command.RoleGateway, time.Hour, command.Who{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	full.Store(true)
+	join := func(wait time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), wait)
+		defer cancel()
+		_, err := Join(ctx, Newcomer{Dir: fresh.dir, Name: fresh.name, Role: fresh.role, Version: "test", Address: fresh.address, Keys: fresh.keys, Contact: first.Address(),
+			Token: token, Replace: "gw2"})
+		return err
+	}
+	if err := join(2 * time.Second); err == nil {
+		t.Error("it is answered while the one whose place it has may come back by a vote")
+	}
+	if !taken() {
+		t.Fatal("it was not taken in: nothing was tried")
+	}
+	full.Store(false)
+	eventually(t, "it is answered", func() bool { return join(2*time.Second) == nil })
+	v, err := first.st.Voters()
+	if err != nil || slices.ContainsFunc(v, func(v store.Voter) bool { return v.ID == lost }) {
+		t.Errorf("answered with the lost one in the list: %v, %v", v, err)
+	}
+	voting(t, []*member{first, fresh.run(), ms[2]}, 3)
+}
