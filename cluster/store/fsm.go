@@ -125,9 +125,8 @@ func (f *fsm) Restore(from io.ReadCloser) error {
 		return f.stop(fmt.Errorf("snapshot: %w", err))
 	}
 	f.state.Store(s)
-	if err := f.texts.retain(s.Digests()); err != nil {
-		return fmt.Errorf("remove texts that the snapshot does not name: %w", err)
-	}
+	// What cannot be removed is removed another time. An error would have Raft stay where it was, with a state that is beyond that.
+	_ = f.texts.retain(s.Digests())
 	f.stopped.Store(nil)
 	if f.reset != nil {
 		f.reset(s)

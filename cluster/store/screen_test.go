@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -232,6 +234,49 @@ func TestCarriedOutStays(t *testing.T) {
 	d.done = func() uint64 { return 9 }
 	if err := d.DeleteRange(1, 1); err != nil { // it is shortened at its beginning
 		t.Error(err)
+	}
+}
+
+// TestRestoreLeavesNothingHalf: a snapshot counts also when what it does not name cannot be removed. Raft would stay where it was, and carry out again what the state has.
+func TestRestoreLeavesNothingHalf(t *testing.T) {
+	s := open(t, config(t.TempDir()))
+	if err := s.Bootstrap(); err != nil {
+		t.Fatal(err)
+	}
+	propose(t, s, initEntry())
+	propose(t, s, revise("a"))
+	var b bytes.Buffer
+	if err := (&image{s.State()}).write(&b); err != nil {
+		t.Fatal(err)
+	}
+	stuck := filepath.Join(s.cfg.Dir, "texts", strings.Repeat("0", 64))
+	if err := os.MkdirAll(filepath.Join(stuck, "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.fsm.texts.retain(s.State().Digests()); err == nil {
+		t.Fatal("it could be removed")
+	}
+	if err := s.fsm.Restore(io.NopCloser(&b)); err != nil || s.Problem() != "" {
+		t.Errorf("%v, says %q", err, s.Problem())
+	}
+}
+
+// TestStoppedAnswersForNothing: what Raft takes for carried out on a node that has stopped was not, so a snapshot of it is not answered for, and nothing is left out.
+func TestStoppedAnswersForNothing(t *testing.T) {
+	s := open(t, config(t.TempDir()))
+	if err := s.Bootstrap(); err != nil {
+		t.Fatal(err)
+	}
+	propose(t, s, initEntry())
+	if err := s.Compact(); err != nil {
+		t.Fatal(err)
+	}
+	if at := s.stand(); at.applied == 0 || at.base == 0 || at.baseTerm == 0 || at.base > at.applied || at.term == 0 {
+		t.Errorf("%+v", at)
+	}
+	_ = s.fsm.stop(errors.New("for a test"))
+	if at := s.stand(); at.applied != 0 || at.base != 0 || at.term == 0 {
+		t.Errorf("stopped: %+v", at)
 	}
 }
 

@@ -107,7 +107,11 @@ func Open(c Config) (*Store, error) {
 
 // stand is where Raft stands. A snapshot that is on disk counts once Raft knows of it.
 func (s *Store) stand() standing {
-	at := standing{term: s.raft.CurrentTerm(), applied: s.applied()}
+	at := standing{term: s.raft.CurrentTerm()}
+	if s.fsm.stopped.Load() != nil {
+		return at // what Raft takes for carried out was not
+	}
+	at.applied = s.applied()
 	if i, term := s.snaps.base(); i <= at.applied {
 		at.base, at.baseTerm = i, term
 	}
