@@ -17,6 +17,7 @@ import (
 type source struct {
 	file string
 	root *pos
+	uses []string // features, sorted
 }
 
 // loc is the root of the file for a checker; it works for a policy that was not decoded (no lines then).
@@ -35,6 +36,7 @@ func DecodePolicy(file string, data []byte) (*Policy, error) {
 	if ok {
 		p.src = &source{file: file, root: at.node}
 		checkPolicy(at, p)
+		p.src.uses = at.c.features(p.Schema)
 	}
 	if err := at.c.done(); err != nil {
 		return nil, err
@@ -260,6 +262,9 @@ func fillList(at loc, v any, dst reflect.Value, options string) {
 // indexes takes the positions out of a path, which gives a TOML header. Paths hold few of them.
 var indexes = strings.NewReplacer("[1]", "", "[2]", "", "[3]", "", "[4]", "", "[5]", "", "[6]", "", "[7]", "", "[8]", "", "[9]", "")
 
+// notAKey is what is said of a key that this build does not know.
+const notAKey = "is not a key of this schema"
+
 func fillStruct(at loc, t map[string]any, dst reflect.Value) {
 	typ := dst.Type()
 	fields := make(map[string]int, typ.NumField())
@@ -277,11 +282,15 @@ func fillStruct(at loc, t map[string]any, dst reflect.Value) {
 			if at.path == "" {
 				want = belongs(k, typ, want)
 			}
-			at.key(k).bad(nil, "is not a key of this schema", want)
+			at.key(k).bad(nil, notAKey, want)
 			continue
 		}
+		where := at.key(k)
+		if typ.Field(i).Tag.Get(addedTag) != "" {
+			at.c.use(featureOf(where.path))
+		}
 		_, options, _ := strings.Cut(typ.Field(i).Tag.Get("toml"), ",")
-		fill(at.key(k), t[k], dst.Field(i), options)
+		fill(where, t[k], dst.Field(i), options)
 	}
 }
 

@@ -87,6 +87,8 @@ type checker struct {
 	more int
 
 	guessed int // names that were compared to find the nearest
+
+	uses map[string]bool // features that the file uses
 }
 
 // maxGuesses bounds the search for what was meant in a file that names thousands of unknown things.
