@@ -26,6 +26,7 @@ type Report struct {
 	Sessions int            `json:"sessions"`           // live ones that were looked at
 	Cut      int            `json:"cut"`                // of them, those that would end
 	Tenants  map[string]int `json:"tenants,omitempty"`  // cut, by tenant
+	Features []string       `json:"features,omitempty"` // that the text uses, sorted
 }
 
 // Problem is one thing that is wrong with a text, or with the two files together.
@@ -186,10 +187,17 @@ func (n *Node) Apply(ctx context.Context, c Change, except ...string) (Outcome, 
 		if c.Name == "" {
 			c.Name = k.Report.Name
 		}
+		c.Features = union(c.Features, k.Report.Features)
 		if len(k.Report.Problems) > 0 && !k.Spared {
 			bad = append(bad, k)
 		}
 	}
+	// Whose release is too old says more than what it could not read.
+	ids, no := n.lacking(c.Features, except)
+	if no != nil {
+		return o, no
+	}
+	c.except = ids
 	if len(bad) > 0 {
 		return o, &Rejection{bad}
 	}
@@ -274,9 +282,4 @@ func names(list []command.Member) (out []string) {
 }
 
 // list is "a", "a and b", "a, b and c".
-func list(l []string) string {
-	if len(l) < 2 {
-		return strings.Join(l, "")
-	}
-	return strings.Join(l[:len(l)-1], ", ") + " and " + l[len(l)-1]
-}
+func list(l []string) string { return command.Listed(l) }

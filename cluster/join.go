@@ -34,11 +34,13 @@ type Newcomer struct {
 	Name    string
 	Role    command.Role
 	Version string
-	Address string // where the others will reach it
-	Keys    string // directory
-	Contact string // address of any member
-	Token   string
-	Replace string // name of the member whose place it takes; may be its own
+
+	Features []string // see Config
+	Address  string   // where the others will reach it
+	Keys     string   // directory
+	Contact  string   // address of any member
+	Token    string
+	Replace  string // name of the member whose place it takes; may be its own
 
 	// Keep has the node keep the confirmed policy where its start finds it: it has something to serve before it has the log. nil on a witness.
 	Keep func(r command.Revision, text []byte) error
@@ -69,7 +71,7 @@ func Join(ctx context.Context, w Newcomer) (Joined, error) {
 	if err != nil {
 		return j, err
 	}
-	m := command.Member{ID: id, Name: w.Name, Role: w.Role, Address: w.Address, Version: w.Version, Level: command.Level, Key: keys.Key()}
+	m := command.Member{ID: id, Name: w.Name, Role: w.Role, Address: w.Address, Version: w.Version, Level: command.Level, Key: keys.Key(), Features: w.Features}
 	c, err := transport.DialRequest(ctx, keys, w.Contact)
 	if err != nil {
 		return j, fmt.Errorf("no member answers at %w", err)

@@ -25,6 +25,7 @@ type Status struct {
 	Leads     bool           `json:"leads"`
 	Serving   uint64         `json:"serving"` // the revision that its gateway serves; 0 = none
 	Problem   string         `json:"problem,omitempty"`
+	Stopped   string         `json:"stopped,omitempty"` // why it carries out no entry any more
 	Until     time.Time      `json:"certificate_until"`
 	Clock     time.Time      `json:"clock"` // its wall time
 }
@@ -32,7 +33,10 @@ type Status struct {
 func (n *Node) status() *Status {
 	p := n.st.Progress()
 	s := &Status{Member: n.self(), Cluster: n.ClusterID(), Applied: p.Applied, Committed: p.Committed, Current: n.current.Load(), Leads: n.st.Leads(),
-		Problem: n.Problem(), Clock: n.cfg.Wall().UTC()}
+		Problem: n.Problem(), Stopped: n.st.Stopped(), Clock: n.cfg.Wall().UTC()}
+	if s.Stopped != "" { // Raft counts on
+		s.Applied = n.st.State().Index
+	}
 	if n.cfg.Role == command.RoleGateway {
 		n.mu.Lock()
 		s.Serving = n.served.number
@@ -46,7 +50,7 @@ func (n *Node) status() *Status {
 
 // self is what the cluster is to know of this node.
 func (n *Node) self() command.Member {
-	m := command.Member{ID: n.id, Name: n.cfg.Name, Role: n.cfg.Role, Version: n.cfg.Version, Level: command.Level, Address: n.address}
+	m := command.Member{ID: n.id, Name: n.cfg.Name, Role: n.cfg.Role, Version: n.cfg.Version, Level: command.Level, Address: n.address, Features: n.cfg.Features}
 	if n.keys != nil {
 		m.Key = n.keys.Key()
 	}
@@ -156,6 +160,7 @@ type MemberStatus struct {
 	Ago     time.Duration // since then
 	Problem string        // why it cannot be reached, or what is wrong with it
 	Offset  time.Duration // of its wall clock against ours, when that is more than clockOff
+	Lacks   []string      // what other members' releases know and its own does not: refused until it is upgraded
 }
 
 // clockOff is by how much a wall clock may differ: certificates and the times in the history are about days and minutes.
@@ -166,8 +171,9 @@ func (n *Node) Members() []MemberStatus {
 	voters, _ := n.st.Voters() // none of them on a node that is in no cluster
 	leader, _ := n.st.Leader()
 	var out []MemberStatus
-	for _, m := range n.st.State().Members {
-		s := MemberStatus{Member: m, Self: m.ID == n.id, Leads: m.ID == leader,
+	state := n.st.State()
+	for _, m := range state.Members {
+		s := MemberStatus{Member: m, Self: m.ID == n.id, Leads: m.ID == leader, Lacks: lacks(state, m),
 			Votes: slices.ContainsFunc(voters, func(v store.Voter) bool { return v.ID == m.ID && v.Votes })}
 		if s.Self {
 			s.Status = n.status()
@@ -233,6 +239,9 @@ func (n *Node) Yield(ctx context.Context, name string, who command.Who) error {
 }
 
 func (n *Node) member(ctx context.Context, kind, name string, who command.Who) error {
+	if err := n.able(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, n.leaderWait()+5*time.Second)
 	defer cancel()
 	q := request{Kind: kind, Target: name, Who: who}
@@ -250,6 +259,9 @@ func refused(format string, args ...any) answer {
 
 // passOn has the leader take a newcomer in that has asked here.
 func (n *Node) passOn(ctx context.Context, q *request) (answer, []byte) {
+	if err := n.able(); err != nil {
+		return refused("%v", err), nil
+	}
 	a, out, err := n.atLeader(ctx, *q, nil, func(ctx context.Context) (answer, []byte) { return n.lead(ctx, q, nil) })
 	if err != nil && a.Refused == "" {
 		a = refused("%v", err)
@@ -512,24 +524,32 @@ func (n *Node) reconcile() {
 func (n *Node) tend(ctx context.Context) {
 	t := time.NewTicker(n.pace(250 * time.Millisecond))
 	defer t.Stop()
-	var told time.Time
+	var told, stepped time.Time
+	said := false // who is stopped tells once what it is: it cannot see that it was heard
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 		}
-		if !n.current.Load() {
+		if time.Since(stepped) > stepEvery {
+			stepped = time.Now()
+			n.step()
+		}
+		if _, leader := n.st.Leader(); n.Stopped() != "" && !said && leader != "" && time.Since(told) > 5*time.Second {
+			told = time.Now()
+			said = n.tell(ctx) == nil
+		}
+		if !n.current.Load() || n.Stopped() != "" {
 			continue
 		}
 		s := n.st.State()
 		if _, gone := s.Left(n.id); gone || s.Cluster == "" {
 			continue
 		}
-		if m, ok := s.Member(n.id); (!ok || m != n.self()) && time.Since(told) > 5*time.Second {
+		if m, ok := s.Member(n.id); (!ok || !m.Equal(n.self())) && time.Since(told) > 5*time.Second {
 			told = time.Now()
-			me := n.self()
-			if _, err := n.propose(ctx, &command.Entry{Kind: command.KindMember, Who: command.Who{Author: n.cfg.Name}, Member: &me}); err != nil {
+			if err := n.tell(ctx); err != nil {
 				n.log.Warn("tell the others what this node is", "err", err)
 			}
 		}
@@ -557,6 +577,13 @@ func (n *Node) tend(ctx context.Context) {
 		}
 		n.prefer(ctx, s, voters)
 	}
+}
+
+// tell has the cluster know what this node is and runs.
+func (n *Node) tell(ctx context.Context) error {
+	me := n.self()
+	_, err := n.hand(ctx, &command.Entry{Kind: command.KindMember, Who: command.Who{Author: n.cfg.Name}, Member: &me})
+	return err
 }
 
 // Of the hold-down of the lead: an unstable witness must not be handed it over and over.

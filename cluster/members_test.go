@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +46,8 @@ type host struct {
 	address string
 	comp    *compiler
 	kept    string       // that it was given when it joined
+	version string       // of its binary; "" = test
+	knows   []string     // features of its binary
 	wall    atomic.Int64 // offset of its wall clock
 	tune    func(*store.Config)
 	hears   *listener // who is revoked
@@ -91,7 +94,7 @@ func (h *host) run() *member {
 	t.Helper()
 	g := &gw{}
 	begin := time.Now()
-	c := Config{Dir: h.dir, Name: h.name, Role: h.role, Version: "test", Serve: g.serve, Mono: func() uint64 { return uint64(time.Since(begin)) + 1<<40 },
+	c := Config{Dir: h.dir, Name: h.name, Role: h.role, Version: cmp.Or(h.version, "test"), Features: h.knows, Serve: g.serve, Mono: func() uint64 { return uint64(time.Since(begin)) + 1<<40 },
 		Wall: func() time.Time { return time.Now().Add(time.Duration(h.wall.Load())) }, Net: &Net{Listen: h.address, Keys: h.keys}, timers: 100 * time.Millisecond, Revoked: h.hears.tell, tune: h.tune}
 	if h.role == command.RoleGateway {
 		c.Compiler = h.comp
@@ -112,7 +115,7 @@ func (h *host) run() *member {
 func (h *host) join(contact, token, replace string) (Joined, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	return Join(ctx, Newcomer{Dir: h.dir, Name: h.name, Role: h.role, Version: "test", Address: h.address, Keys: h.keys, Contact: contact, Token: token, Replace: replace,
+	return Join(ctx, Newcomer{Dir: h.dir, Name: h.name, Role: h.role, Version: cmp.Or(h.version, "test"), Features: h.knows, Address: h.address, Keys: h.keys, Contact: contact, Token: token, Replace: replace,
 		Keep: func(r command.Revision, text []byte) error { h.kept = fmt.Sprintf("%d %s", r.Number, text); return nil }})
 }
 
@@ -662,11 +665,11 @@ func TestVoteWaitsForTheLog(t *testing.T) {
 
 // TestOldReleasesAreNamed: what a member could not read is not proposed.
 func TestOldReleasesAreNamed(t *testing.T) {
-	s := &command.State{Members: []command.Member{{ID: "1", Name: "gw1", Level: 1}, {ID: "2", Name: "gw2", Level: 3}}}
+	s := &command.State{Members: []command.Member{{ID: "1", Name: "gw1", Version: "v0.1", Level: 1}, {ID: "2", Name: "gw2", Level: 3}}}
 	if why := unreadable(s, &command.Entry{Level: 1}); why != "" {
 		t.Error(why)
 	}
-	if why := unreadable(s, &command.Entry{Level: 2}); !strings.Contains(why, "gw1 runs a release that does not know this yet (it reads level 1") {
+	if why := unreadable(s, &command.Entry{Level: 2, Kind: "quota"}); why != `gw1 (version v0.1) does not know "quota" entries of level 2 (reading up to 1): upgrade it first` {
 		t.Error(why)
 	}
 }

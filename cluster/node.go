@@ -24,11 +24,13 @@ import (
 
 // Config is what a Node is opened with. Dir, Name, Mono and Wall are required, and Serve but on a witness.
 type Config struct {
-	Dir     string       // of the replicated state; belongs to this node alone
-	Name    string       // from the node file
-	Version string       // of the binary
-	Role    command.Role // empty = gateway
-	Log     *slog.Logger
+	Dir     string // of the replicated state; belongs to this node alone
+	Name    string // from the node file
+	Version string // of the binary
+
+	Features []string     // of policies that the binary knows, sorted; see command.Member
+	Role     command.Role // empty = gateway
+	Log      *slog.Logger
 
 	Net      *Net     // where other members reach this node; nil = nobody does, it is a cluster of one
 	Compiler Compiler // nil = every text is taken as one that can be served
@@ -98,6 +100,7 @@ type Node struct {
 	peersMu  sync.Mutex
 	seen     map[string]seen // peersMu: by id, of other members
 	changing sync.Mutex      // of Raft's list of members
+	entering sync.Mutex      // who leads: a member joins, or an entry that not every release reads is proposed
 
 	telling sync.Mutex         // of who is revoked, in order
 	told    *[]command.Revoked // telling: what was told last; nil = nothing yet
@@ -302,6 +305,8 @@ type First struct {
 	Name   string
 	Source string
 	Last   uint64 // revisions up to this number were given before there was a cluster
+
+	Features []string // that the text uses, sorted
 }
 
 // Begin makes this node a cluster of one that serves f. The gateway serves it already. One that was cut short is carried on with.
@@ -323,7 +328,7 @@ func (n *Node) Begin(ctx context.Context, f First) (command.Revision, error) {
 			return command.Revision{}, err
 		}
 	}
-	return n.Revise(ctx, Change{Text: f.Text, Name: f.Name, Source: f.Source, Who: who})
+	return n.Revise(ctx, Change{Text: f.Text, Name: f.Name, Source: f.Source, Who: who, Features: f.Features})
 }
 
 // Change is a policy that somebody wants served.
@@ -337,13 +342,16 @@ type Change struct {
 	Confirm  time.Duration // 0 = it stays
 	Who      command.Who
 	Checked  bool // this node has compiled it already
+
+	Features []string // that the text uses, sorted, as far as who wants it knows
+	except   []string // ids of gateways that go on with what they serve
 }
 
 // Revise has the cluster agree on a change and returns when it has. The gateway is told meanwhile: see Await. The error is a *command.Refusal when
 // the cluster said no.
 func (n *Node) Revise(ctx context.Context, c Change) (command.Revision, error) {
 	r, err := n.propose(ctx, &command.Entry{Kind: command.KindRevise, Who: c.Who, Text: c.Text, Revise: &command.Revise{Expected: c.Expected,
-		Digest: command.Digest(c.Text), Bytes: len(c.Text), Name: c.Name, Source: c.Source, Comment: c.Comment, Back: c.Back, Confirm: c.Confirm}})
+		Digest: command.Digest(c.Text), Bytes: len(c.Text), Name: c.Name, Source: c.Source, Comment: c.Comment, Back: c.Back, Confirm: c.Confirm, Features: c.Features, Except: c.except}})
 	if err != nil {
 		return command.Revision{}, err
 	}
@@ -379,16 +387,27 @@ func (n *Node) TakeBack(ctx context.Context, number uint64, who command.Who) err
 	return err
 }
 
-// propose fills in what every entry has and hands it to whoever leads, again and again until there is an answer or ctx ends. That an entry may get
-// there twice does no harm: revisions carry a nonce, and confirming or taking back twice is refused.
+// propose has the cluster carry an entry out, if this node can.
 func (n *Node) propose(ctx context.Context, e *command.Entry) (command.Result, error) {
-	e.Level, e.Time = 1, n.cfg.Wall().UTC()
+	if err := n.able(); err != nil {
+		return command.Result{}, err
+	}
+	return n.hand(ctx, e)
+}
+
+// hand fills in what every entry has and hands it to whoever leads, again and again until there is an answer or ctx ends. That an entry may get
+// there twice does no harm: revisions carry a nonce, and confirming or taking back twice is refused.
+func (n *Node) hand(ctx context.Context, e *command.Entry) (command.Result, error) {
+	e.Level, e.Time = e.Least(), n.cfg.Wall().UTC()
 	if e.Kind == command.KindRevise && e.Who.Nonce == "" {
 		e.Who.Nonce = random()
 	}
 	b, err := e.Encode()
 	if err != nil {
 		return command.Result{}, err
+	}
+	if why := unreadable(n.st.State(), e); why != "" { // who leads may be one of those that do not know it
+		return command.Result{}, errors.New(why)
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.leaderWait())
 	defer cancel()
@@ -457,6 +476,9 @@ func (n *Node) Await(ctx context.Context, number uint64) error {
 		n.mu.Unlock()
 		if s.number == number {
 			return s.err
+		}
+		if why := n.st.Stopped(); why != "" {
+			return errors.New("no entry is applied there any more: " + why)
 		}
 		if st := n.st.State(); st.Last >= number && st.Serving != number {
 			return fmt.Errorf("revision %d has been replaced by %d already", number, st.Serving)

@@ -268,7 +268,7 @@ func orUnnamed(name string) string {
 // informed reports whether this node's list of members can be taken to be whole: it leads, or hears of who leads. Else somebody who has joined meanwhile may
 // lead by now, and refusing it would keep this node from ever learning so.
 func (n *Node) informed() bool {
-	return n.current.Load() && (n.st.Leads() || time.Since(n.st.Heard()) < n.pace(time.Second)+4*n.cfg.RoundTrip())
+	return n.current.Load() && n.st.Stopped() == "" && (n.st.Leads() || time.Since(n.st.Heard()) < n.pace(time.Second)+4*n.cfg.RoundTrip())
 }
 
 // mayEnter refuses who was removed and, while this node knows who is a member, who is none.
@@ -309,6 +309,17 @@ func (n *Node) lead(ctx context.Context, q *request, body []byte) (answer, []byt
 
 // here proposes an entry on this node, once.
 func (n *Node) here(ctx context.Context, e *command.Entry) answer {
+	if e.Level > 1 || e.Kind == command.KindJoin { // who joins while it is being looked who could read an entry might not be able to
+		n.entering.Lock()
+		defer n.entering.Unlock()
+	}
+	if e.Level > 1 && n.st.Leads() {
+		if err := n.st.Barrier(changeTime); errors.Is(err, store.ErrNotLeader) {
+			return answer{}
+		} else if err != nil {
+			return answer{Leads: true, Refused: fmt.Sprintf("it cannot be said who could read this: %v", err)}
+		}
+	}
 	if why := unreadable(n.st.State(), e); why != "" && n.st.Leads() {
 		return answer{Leads: true, Refused: why}
 	}
@@ -324,23 +335,16 @@ func (n *Node) here(ctx context.Context, e *command.Entry) answer {
 	return answer{Leads: true, Refused: err.Error()}
 }
 
-// unreadable names the members that could not read an entry; "" = every one can. One that cannot would stop where it is.
-func unreadable(s *command.State, e *command.Entry) string {
-	level, who := s.Readable()
-	switch {
-	case e.Level <= level:
-		return ""
-	case len(who) == 1:
-		return fmt.Sprintf("%s runs a release that does not know this yet (it reads level %d, this is level %d): upgrade it first", who[0], level, e.Level)
+// able says why this node takes no changes.
+func (n *Node) able() error {
+	if p := n.st.Problem(); p != "" {
+		return errors.New(p)
 	}
-	return fmt.Sprintf("%s run releases that do not know this yet (they read level %d, this is level %d): upgrade them first", list(who), level, e.Level)
+	return nil
 }
 
 // atLeader has whoever leads do something, again and again until there is an answer or ctx ends. That it may get there twice must do no harm.
 func (n *Node) atLeader(ctx context.Context, q request, body []byte, here func(context.Context) (answer, []byte)) (answer, []byte, error) {
-	if p := n.st.Problem(); p != "" {
-		return answer{}, nil, errors.New(p)
-	}
 	unknown := ""
 	for {
 		var a answer

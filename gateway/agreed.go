@@ -14,6 +14,7 @@ import (
 
 	"demarc/cluster"
 	"demarc/cluster/command"
+	"demarc/configs"
 	"demarc/gateway/api"
 	"demarc/gateway/revisions"
 )
@@ -57,7 +58,7 @@ func (g *Gateway) openCluster() (n *cluster.Node, err error) {
 			err = fmt.Errorf("%w: %s: %v", cluster.ErrDamaged, filepath.Join(g.clusterDir(), "raft.db"), e)
 		}
 	}()
-	return cluster.Open(cluster.Config{Dir: g.clusterDir(), Name: g.o.Node.Name, Version: g.o.Version, Log: g.log,
+	return cluster.Open(cluster.Config{Dir: g.clusterDir(), Name: g.o.Node.Name, Version: g.o.Version, Features: configs.Features(), Log: g.log,
 		Serve: g.serveRevision, Keep: g.keepRevision, Compiler: compiler{g}, Net: clusterNet(g.o.Node.Cluster), Mono: g.clock.Now, Wall: g.o.Wall, Revoked: g.revoked.set})
 }
 
@@ -81,7 +82,7 @@ func (g *Gateway) agree(ctx context.Context) error {
 			g.log.Error("the replicated state cannot be opened: the node serves its own copy and takes no change", "dir", g.clusterDir(), "revision", g.revision.Load().Number, "err", err)
 		}
 		a.set(nil, err)
-		if errors.Is(err, cluster.ErrDamaged) { // files do not mend themselves, and what is wrong with them should not be said otherwise a moment later
+		if hopeless(err) { // files do not mend themselves, and what is wrong with them should not be said otherwise a moment later
 			<-ctx.Done()
 			return nil
 		}
@@ -95,9 +96,14 @@ func (g *Gateway) agree(ctx context.Context) error {
 	}
 }
 
+// hopeless is what only another start can mend.
+func hopeless(err error) bool {
+	return errors.Is(err, cluster.ErrDamaged) || errors.Is(err, cluster.ErrLater)
+}
+
 func (a *agreed) set(m *member, why error) {
 	a.mu.Lock()
-	a.member, a.why, a.final = m, why, errors.Is(why, cluster.ErrDamaged)
+	a.member, a.why, a.final = m, why, hopeless(why)
 	close(a.tried)
 	a.tried = make(chan struct{})
 	a.mu.Unlock()
@@ -159,7 +165,7 @@ func (g *Gateway) beginCluster(ctx context.Context, n *cluster.Node) error {
 		}
 	}
 	g.mu.Lock()
-	r, text := *g.revision.Load(), g.text
+	r, text, uses := *g.revision.Load(), g.text, g.policy.Uses()
 	g.mu.Unlock()
 	last, err := g.store.Last()
 	if err != nil {
@@ -168,7 +174,7 @@ func (g *Gateway) beginCluster(ctx context.Context, n *cluster.Node) error {
 	if last == r.Number && last > 0 {
 		last--
 	}
-	first, err := n.Begin(ctx, cluster.First{Text: text, Name: r.Name, Source: r.Source, Last: last})
+	first, err := n.Begin(ctx, cluster.First{Text: text, Name: r.Name, Source: r.Source, Last: last, Features: uses})
 	if err == nil {
 		g.log.Info("the replicated state begins: this node is a cluster of one", "revision", first.Number)
 	}
@@ -223,7 +229,7 @@ func (g *Gateway) policiesDir() string { return filepath.Join(g.o.Node.DataDir, 
 
 // keepRevision has the node's own copy follow what is confirmed: a start serves that without asking anybody.
 func (g *Gateway) keepRevision(_ context.Context, r command.Revision, text []byte) error {
-	_, err := g.store.SaveAs(r.Number, text, revisions.Meta{Author: r.Author, Comment: r.Comment, Time: r.Time, Source: r.Source})
+	_, err := g.store.SaveAs(r.Number, text, revisions.Meta{Author: r.Author, Comment: r.Comment, Time: r.Time, Source: r.Source, Features: r.Features})
 	return err
 }
 

@@ -52,6 +52,9 @@ type change struct {
 // node calls it, one at a time.
 func (g *Gateway) serveRevision(ctx context.Context, r command.Revision, text []byte) error {
 	start := time.Now()
+	if unknown := configs.Unknown(r.Features); len(unknown) > 0 {
+		return fmt.Errorf("it uses %s, which this node's release (version %s) does not know: upgrade this node", command.Listed(unknown), g.o.Version)
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err := g.settle(ctx); err != nil {
@@ -132,7 +135,7 @@ func (g *Gateway) checkText(ctx context.Context, c *change) (impact, error) {
 	if err := p.view.Register(g.space); err != nil {
 		return impact{}, err
 	}
-	c.Name = p.policy.Name
+	c.Name, c.Features = p.policy.Name, p.policy.Uses()
 	g.prepared = p
 	return p.impact, nil
 }
@@ -210,6 +213,8 @@ func refusal(err error) error {
 		return &api.Fault{Status: http.StatusBadRequest, Err: err}
 	case errors.As(err, &ref) && ref.Why == command.WhyUnknown:
 		return &api.Fault{Status: http.StatusNotFound, Err: err}
+	case errors.As(err, &ref) && ref.Why == command.WhyRelease:
+		return &api.Fault{Status: http.StatusUnprocessableEntity, Err: err}
 	case errors.As(err, &ref):
 		return &api.Fault{Status: http.StatusConflict, Err: err}
 	case errors.Is(err, cluster.ErrUnknownOutcome):

@@ -86,6 +86,7 @@ type Gateway struct {
 	revision  atomic.Pointer[api.Revision]
 	settled   atomic.Uint32
 	problems  atomic.Pointer[[]string] // kept policies that were damaged, found at start
+	later     []string                 // kept policies of a later release, passed over at start; New: wo
 	ready     atomic.Bool
 	slowDrops [verdict.NumReasons]atomic.Uint64 // packets that waited for a neighbour in vain
 	busy      []float64                         // per worker, under busyMu

@@ -129,6 +129,9 @@ func clusterOf(m *cluster.Node, up <-chan struct{}) api.Cluster {
 		c.State = api.ClusterCurrent
 	default:
 	}
+	if m.Stopped() != "" {
+		c.State = api.ClusterStopped
+	}
 	if p, ok := s.Pending(); ok && c.State == api.ClusterCurrent {
 		c.Provisional = &api.Provisional{Revision: p.Number, Before: s.Confirmed, Author: p.Author, Left: p.Confirm.Seconds()}
 		if n, left, ok := m.Left(); ok && n == p.Number {

@@ -54,10 +54,11 @@ func (m membership) Members(context.Context) (*api.Members, error) {
 	}
 	for _, x := range n.Members() {
 		o := api.MemberState{Name: x.Member.Name, ID: x.Member.ID, Role: string(x.Member.Role), Address: x.Member.Address, Version: x.Member.Version, Level: x.Member.Level,
+			Features: x.Member.Features, Lacks: x.Lacks,
 			Votes: x.Votes, Leads: x.Leads, Self: x.Self, ClockOff: math.Round(x.Offset.Seconds()), Problem: x.Problem}
 		if x.Status != nil {
 			ago := x.Ago.Seconds()
-			o.Answered, o.Serving, o.Applied = &ago, x.Status.Serving, x.Status.Applied
+			o.Answered, o.Serving, o.Applied, o.Stopped = &ago, x.Status.Serving, x.Status.Applied, x.Status.Stopped
 			if !x.Status.Until.IsZero() {
 				o.Until = &x.Status.Until
 			}
@@ -271,7 +272,7 @@ func (c compiler) Check(ctx context.Context, source string, text []byte) cluster
 	i, err := c.g.checkText(ctx, &ch)
 	c.g.mu.Unlock()
 	if err == nil {
-		return cluster.Report{Name: ch.Name, Sessions: i.checked, Cut: i.cut, Tenants: i.byTenant}
+		return cluster.Report{Name: ch.Name, Features: ch.Features, Sessions: i.checked, Cut: i.cut, Tenants: i.byTenant}
 	}
 	var out cluster.Report
 	if f := (*api.Fault)(nil); errors.As(faultOf(err), &f) {

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"time"
 
+	"demarc/cluster/command"
 	"demarc/configs"
 	"demarc/gateway/api"
 	"demarc/gateway/conntrack"
@@ -36,6 +37,11 @@ func (g *Gateway) firstPolicy() error {
 		g.log.Warn("kept policy is damaged and was passed over", "file", d.String())
 	}
 	g.problems.Store(&lines)
+	if err == nil {
+		if r, err = g.readable(r); err != nil {
+			return err
+		}
+	}
 	if err == nil {
 		p, v, cerr := g.compile(r.Meta.Source, r.Text, nil)
 		if cerr != nil {
@@ -66,6 +72,50 @@ func (g *Gateway) firstPolicy() error {
 	return nil
 }
 
+// readable is the newest kept policy from r on backwards that uses nothing that this release does not know: after a downgrade the node serves what it served before, and
+// never a part of a policy. What was passed over is said.
+func (g *Gateway) readable(r revisions.Revision) (revisions.Revision, error) {
+	all, _, err := g.store.List()
+	if err != nil {
+		return r, err
+	}
+	var passed []string
+	for _, o := range all {
+		if o.Number > r.Number {
+			continue
+		}
+		unknown := configs.Unknown(o.Meta.Features)
+		if len(unknown) == 0 {
+			g.later = passed
+			if o.Number == r.Number {
+				return r, nil
+			}
+			return g.store.Get(o.Number)
+		}
+		why := fmt.Sprintf("revision %d uses %s, which this release (version %s) does not know", o.Number, command.Listed(unknown), g.o.Version)
+		g.log.Error("kept policy is of a later release and is not served: upgrade this node", "why", why)
+		passed = append(passed, why)
+	}
+	return r, fmt.Errorf("%s, and no earlier policy is kept: upgrade this node; nothing is served, its ports stay closed", passed[0])
+}
+
+// ofLater says of keys that this release does not know, and another member's does, what would be right.
+func (g *Gateway) ofLater(err error) error {
+	var list configs.ErrorList
+	m, _ := g.known()
+	if m == nil || !errors.As(err, &list) {
+		return err
+	}
+	for i := range list {
+		if f := list[i].Feature(); f != "" {
+			if who := m.KnownTo(f); who != "" {
+				list[i].Msg, list[i].Want = "is of a later release, which "+who+" runs", fmt.Sprintf("upgrade %s (version %s) first", g.o.Node.Name, g.o.Version)
+			}
+		}
+	}
+	return err
+}
+
 // keepFirst keeps the policy given at start. Not sooner than it is served: a start that fails must not decide what the next one serves,
 // whose file may have been mended meanwhile.
 func (g *Gateway) keepFirst() error {
@@ -74,7 +124,7 @@ func (g *Gateway) keepFirst() error {
 	if !g.unkept {
 		return nil
 	}
-	k, err := g.store.Save(g.text, revisions.Meta{Author: "start", Source: g.o.Source, Time: time.Now().UTC()})
+	k, err := g.store.Save(g.text, revisions.Meta{Author: "start", Source: g.o.Source, Time: time.Now().UTC(), Features: g.policy.Uses()})
 	if err != nil {
 		return fmt.Errorf("keep the policy: %w", err)
 	}
@@ -88,7 +138,7 @@ func (g *Gateway) keepFirst() error {
 func (g *Gateway) compile(source string, text []byte, prev *snapshot.View) (*configs.Policy, *snapshot.View, error) {
 	p, err := configs.DecodePolicy(source, text)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, g.ofLater(err)
 	}
 	if err := configs.CheckTogether(p, g.o.Node); err != nil {
 		return nil, nil, err

@@ -61,6 +61,7 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 	if p := g.problems.Load(); p != nil {
 		s.Damaged = *p
 	}
+	s.Later = g.later
 	in := b.ask(ctx)
 	s.Conservation = in.conservation
 	g.busyMu.Lock()

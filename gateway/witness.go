@@ -50,7 +50,7 @@ func OpenWitness(n *configs.Node, version string, log *slog.Logger, wall func() 
 	}
 	dir := filepath.Join(n.DataDir, "cluster")
 	w.revoked = readRevoked(dir, log)
-	w.n, err = cluster.Open(cluster.Config{Dir: dir, Name: n.Name, Version: version, Role: command.RoleWitness, Log: log, Net: clusterNet(n.Cluster), Mono: clock.Now, Wall: wall,
+	w.n, err = cluster.Open(cluster.Config{Dir: dir, Name: n.Name, Version: version, Features: configs.Features(), Role: command.RoleWitness, Log: log, Net: clusterNet(n.Cluster), Mono: clock.Now, Wall: wall,
 		Revoked: w.revoked.set})
 	if err != nil {
 		return nil, errors.Join(err, w.dir.Close())

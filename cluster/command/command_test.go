@@ -455,6 +455,9 @@ func golden() map[string]*Entry {
 		"packed":   entry(KindRevise, &Revise{Name: "large"}, strings.Repeat("to = \"198.51.100.7\"\n", 300)),
 		"revoke":   entry(KindRevoke, &Revoke{Client: "alice", Key: Digest([]byte("k")), Why: "lost laptop"}, ""),
 		"smallest": {Level: 1, Kind: KindConfirm, Confirm: &Confirm{1}},
+		"features": entry(KindRevise, &Revise{Name: "new", Features: []string{"tenant.x"}, Except: []string{"id1"}}, "schema = 1\n"),
+		"knows": entry(KindMember, &Member{ID: "id1", Name: "gw1", Address: "192.0.2.1:7400", Role: RoleGateway, Version: "v0.2", Level: 1,
+			Features: []string{"tenant.x", "tenant.y"}}, ""),
 	}
 	m["revise"].Who.Nonce = "5f"
 	return m
@@ -576,7 +579,7 @@ func TestUnreadable(t *testing.T) {
 		{"empty", nil, "empty"},
 		{"format", []byte{9, 0}, "format 9, this build reads 1 and 2"},
 		{"length", []byte{format, 200, 1, '{'}, "wrong length"},
-		{"level", head(`{"level":2,"kind":"quota","quota":{}}`, ""), `"quota" of level 2, this build (level 1) is too old: upgrade`},
+		{"level", head(`{"level":2,"kind":"quota","quota":{}}`, ""), `it is of a later release: "quota" of level 2, this build reads up to 1: upgrade this node`},
 		{"kind", head(`{"level":1,"kind":"quota"}`, ""), `kind "quota" is not known`},
 		{"field", head(`{"level":1,"kind":"confirm","confirm":{"revision":1,"soft":true}}`, ""), `unknown field "soft"`},
 		{"no body", head(`{"level":1,"kind":"confirm"}`, ""), "must have the body of that kind"},

@@ -18,8 +18,8 @@ const (
 	MaxField  = 4 << 10  // bytes of an author, a comment, a source
 )
 
-// Level is what a build can read and write of entries: it goes up with each kind or field that is added. An entry carries the least level that
-// reads it, members tell theirs, and nothing is proposed that a member could not read.
+// Level is what a build can read and write of entries: it goes up with each kind or field that a release adds. An entry carries the least level that
+// reads it, members tell theirs, and nothing is proposed that a member could not read. testdata has what each level is.
 const Level = 1
 
 // Kind says what an entry does.
@@ -129,6 +129,8 @@ type Revise struct {
 	Comment  string        `json:"comment,omitempty"`
 	Back     uint64        `json:"rollback_of,omitempty"` // the revision whose text it is, when somebody rolled back to one
 	Confirm  time.Duration `json:"confirm_ns,omitempty"`  // unless it is confirmed within this, the revision before is served again
+	Features []string      `json:"features,omitempty"`    // that the text uses, sorted: every member must know them,
+	Except   []string      `json:"except,omitempty"`      // but for those with these ids, which go on with what they serve
 }
 
 // Confirm keeps a provisional revision.
@@ -160,6 +162,8 @@ type Member struct {
 	Version string `json:"version"`       // of the binary
 	Level   int    `json:"level"`         // what entries it reads
 	Key     string `json:"key,omitempty"` // of its certificate, 64 hex digits of SHA-256: refused once the member has gone
+
+	Features []string `json:"features,omitempty"` // of policies that its release knows, sorted
 }
 
 // Forget takes a member out of the list; its id is refused from then on.
@@ -280,7 +284,7 @@ func Decode(b []byte) (*Entry, error) {
 		return bad("its header is damaged: %v", err)
 	}
 	if l.Level > Level {
-		return bad("%q of level %d, this build (level %d) is too old: upgrade this node", l.Kind, l.Level, Level)
+		return nil, later("%q of level %d, this build reads up to %d", l.Kind, l.Level, Level)
 	}
 	var e Entry
 	d := json.NewDecoder(bytes.NewReader(head))
@@ -322,6 +326,9 @@ func (e *Entry) check() error {
 	}
 	if e.Level < 1 || e.Level > Level {
 		return fmt.Errorf("level %d, want 1 to %d", e.Level, Level)
+	}
+	if n := e.Least(); e.Level < n {
+		return fmt.Errorf("level %d, and only level %d reads this", e.Level, n)
 	}
 	if e.Kind != KindRevise && len(e.Text) > 0 {
 		return fmt.Errorf("an entry of kind %q has no text", e.Kind)
@@ -392,6 +399,16 @@ func (r *Revise) check(text []byte) error {
 		return errors.New("the text does not have the digest that the entry names")
 	case r.Confirm < 0 || r.Confirm > MaxConfirm:
 		return fmt.Errorf("confirm within %s: want up to %s", r.Confirm, MaxConfirm)
+	case len(r.Except) > MaxMembers:
+		return fmt.Errorf("%d members are excepted, and there are %d at most", len(r.Except), MaxMembers)
+	}
+	for _, id := range r.Except {
+		if id == "" || len(id) > 64 {
+			return errors.New("who is excepted is named by an id of up to 64 bytes")
+		}
+	}
+	if err := checkFeatures("the policy", r.Features); err != nil {
+		return err
 	}
 	for _, f := range []struct{ name, text string }{{"name", r.Name}, {"source", r.Source}, {"comment", r.Comment}} {
 		if len(f.text) > MaxField {
@@ -417,7 +434,7 @@ func (m *Member) check() error {
 	case m.Key != "" && !isHash(m.Key):
 		return fmt.Errorf("member %s: the key of its certificate is not 64 hex digits", m.Name)
 	}
-	return nil
+	return checkFeatures("member "+m.Name, m.Features)
 }
 
 func isHash(s string) bool {

@@ -11,12 +11,13 @@ type snapshotHead struct {
 	Level int `json:"level"`
 }
 
-// EncodeState writes the state for a snapshot, without texts.
+// EncodeState writes the state for a snapshot, without texts. It carries the level of the entries that led to it and not this build's: a member of an earlier release
+// may need it, and until something is used that its release does not know it can read it. What a later level adds to the state is left out while it is empty.
 func (s *State) EncodeState() ([]byte, error) {
 	return json.Marshal(struct {
 		snapshotHead
 		State *State `json:"state"`
-	}{snapshotHead{Level}, s})
+	}{snapshotHead{max(s.Level, 1)}, s})
 }
 
 // DecodeState is the reverse of EncodeState. Every error wraps ErrUnreadable.
@@ -25,8 +26,11 @@ func DecodeState(b []byte) (*State, error) {
 	if err := json.Unmarshal(b, &h); err != nil {
 		return nil, fmt.Errorf("%w: the state is damaged: %v", ErrUnreadable, err)
 	}
-	if h.Level < 1 || h.Level > Level {
-		return nil, fmt.Errorf("%w: a state of level %d, this build reads up to %d: upgrade this node", ErrUnreadable, h.Level, Level)
+	if h.Level < 1 {
+		return nil, fmt.Errorf("%w: the state is damaged: level %d", ErrUnreadable, h.Level)
+	}
+	if h.Level > Level {
+		return nil, later("a state of level %d, this build reads up to %d", h.Level, Level)
 	}
 	var v struct {
 		snapshotHead

@@ -32,6 +32,8 @@ type Revision struct {
 	Confirm time.Duration `json:"confirm_ns,omitempty"` // it had to be confirmed within this
 	Fate    Fate          `json:"fate"`
 	Since   time.Duration `json:"since_ns,omitempty"` // State.Elapsed when it was accepted
+
+	Features []string `json:"features,omitempty"` // that its text uses, sorted
 }
 
 // Fate is what became of a revision.
@@ -71,7 +73,7 @@ type State struct {
 	Members []Member      `json:"members"`           // by id
 	Gone    []Gone        `json:"gone"`              // members that were forgotten, oldest first
 	Tokens  []Token       `json:"tokens"`            // that newcomers may still come by
-	Level   int           `json:"level"`             // the highest of the entries so far: a newcomer must be able to read them
+	Level   int           `json:"level"`             // the highest of the entries so far: what reads this, and what a newcomer must be able to read
 	Audit   []Line        `json:"audit"`             // oldest first
 	Revoked []Revoked     `json:"revoked,omitempty"` // clients whose certificates are refused, oldest first
 }
@@ -143,6 +145,7 @@ const (
 	WhyGone        Why = "gone"        // a member that was forgotten
 	WhyToken       Why = "token"       // not one that somebody may join by
 	WhyFull        Why = "full"        // as many as there may be
+	WhyRelease     Why = "release"     // a member's release does not know something
 )
 
 // Pending is the provisional revision, if there is one.
@@ -168,20 +171,6 @@ func (s *State) Revision(n uint64) (*Revision, bool) {
 		return nil, false
 	}
 	return &s.Revisions[i], true
-}
-
-// Readable is the level that every member can read: what may be proposed. Who names those that are at it.
-func (s *State) Readable() (level int, who []string) {
-	level = Level
-	for _, m := range s.Members {
-		if m.Level < level {
-			level, who = m.Level, nil
-		}
-		if m.Level == level {
-			who = append(who, m.Name)
-		}
-	}
-	return level, who
 }
 
 // Apply is the state after one more entry, and what its proposer is told. The entry was decoded by this build. s stays as it is.
@@ -249,13 +238,17 @@ func (s *State) revise(e *Entry) (r Result) {
 		r.Refused = refuse(WhyProvisional, "revision %d by %s waits for its confirmation: confirm it or take it back first", p.Number, orSomebody(p.Author))
 		return r
 	}
+	if l := s.Lacking(v.Features, v.Except); len(l) > 0 {
+		r.Refused = refuse(WhyRelease, "%s", LackWords(l))
+		return r
+	}
 	s.Last++
 	if !s.Seen.IsZero() {
 		s.Elapsed += min(max(e.Time.Sub(s.Seen), 0), 24*time.Hour)
 	}
 	s.Seen = e.Time
 	rev := Revision{Number: s.Last, Digest: v.Digest, Bytes: v.Bytes, Name: v.Name, Source: v.Source, Comment: v.Comment, Author: e.Who.Author,
-		From: e.Who.From, Nonce: e.Who.Nonce, Time: e.Time, Back: v.Back, Before: s.Serving, Confirm: v.Confirm, Fate: FateConfirmed, Since: s.Elapsed}
+		From: e.Who.From, Nonce: e.Who.Nonce, Time: e.Time, Back: v.Back, Before: s.Serving, Confirm: v.Confirm, Fate: FateConfirmed, Since: s.Elapsed, Features: v.Features}
 	s.Serving = s.Last
 	// The first policy has nothing before it to go back to.
 	if v.Confirm > 0 && s.Confirmed != 0 {
@@ -453,7 +446,14 @@ func (s *State) join(j *Join, now time.Time) *Refusal {
 	case s.Tokens[i].Role != j.Member.Role:
 		return refuse(WhyToken, "this token is for a %s, and %s is a %s: `demarc cluster token --role %s` makes one", s.Tokens[i].Role, j.Member.Name, j.Member.Role, j.Member.Role)
 	case j.Member.Level < s.Level:
-		return refuse(WhyUnknown, "%s reads entries up to level %d, the cluster has some of level %d: upgrade it first", j.Member.Name, j.Member.Level, s.Level)
+		return refuse(WhyRelease, "%s reads entries up to level %d, the cluster has some of level %d: upgrade it first", j.Member.Release(), j.Member.Level, s.Level)
+	}
+	for _, number := range []uint64{s.Serving, s.Confirmed} {
+		if r, ok := s.Revision(number); ok {
+			if unknown := j.Member.Unknown(r.Features); len(unknown) > 0 {
+				return refuse(WhyRelease, "%s does not know %s, which revision %d uses: upgrade it first", j.Member.Release(), Listed(unknown), number)
+			}
+		}
 	}
 	before := *s
 	if j.Replace != "" {

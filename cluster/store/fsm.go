@@ -53,6 +53,9 @@ func (f *fsm) Apply(l *raft.Log) any {
 		return outcome{err: stoppedBy(*why)}
 	}
 	e, err := command.Decode(l.Data)
+	if h := f.hooks; err == nil && h != nil && h.Decoding != nil {
+		err = h.Decoding(e)
+	}
 	if err != nil {
 		return outcome{err: f.stop(fmt.Errorf("entry %d: %w", l.Index, err))}
 	}

@@ -17,6 +17,8 @@ type Hooks struct {
 
 	// Proposing may answer for Propose.
 	Proposing func(s *Store, e *command.Entry) (r command.Result, err error, done bool)
+	// Decoding may say that this build cannot read an entry.
+	Decoding func(e *command.Entry) error
 	// Applying may change an entry before it is applied.
 	Applying func(e *command.Entry)
 	// Picture may change what a snapshot holds.

@@ -8,6 +8,14 @@ import (
 	"github.com/hashicorp/raft"
 )
 
+// Stopped says why no entry is applied any more; "" = they are. What was applied stays; entries are still kept and voted on unless Raft has ended here.
+func (s *Store) Stopped() string {
+	if why := s.fsm.stopped.Load(); why != nil {
+		return *why
+	}
+	return ""
+}
+
 // Progress is how far this node's log has come.
 type Progress struct {
 	Applied   uint64 // the last entry that was carried out here, Raft's own included

@@ -254,6 +254,17 @@ func (s *snapshots) newest() (m *raft.SnapshotMeta, damaged []error, err error) 
 	return m, damaged, nil
 }
 
+// readable reads the state of a snapshot and says whether this build can.
+func (s *snapshots) readable(id string) error {
+	_, r, _, err := s.open(id)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, _, err = readHead(bufio.NewReaderSize(r, 1<<16))
+	return err
+}
+
 // putAside moves the damaged snapshots out of Raft's way, which would count them when it removes old ones. The last one is kept for whoever wants to look.
 func (s *snapshots) putAside() error {
 	list, err := os.ReadDir(s.dir)

@@ -240,6 +240,10 @@ func (s *Store) openFiles(logger hclog.Logger) (err error) {
 	}
 	base := uint64(0)
 	if m != nil {
+		if err := s.snaps.readable(m.ID); errors.Is(err, command.ErrLater) {
+			// Raft would take the one before, whose log is gone.
+			return fmt.Errorf("%s: %w", filepath.Join(dir, "snapshots", m.ID), err)
+		}
 		base = m.Index
 		// Entries that were never agreed on, in the way of a snapshot from the leader: see took.
 		if s.disk.differs(m.Index, m.Term) {
@@ -363,7 +367,7 @@ func (s *Store) Propose(ctx context.Context, e *command.Entry) (command.Result, 
 		return command.Result{}, err
 	}
 	if why := s.fsm.stopped.Load(); why != nil {
-		return command.Result{}, stoppedBy(*why)
+		return command.Result{}, s.refused(stoppedBy(*why))
 	}
 	if s.disk.refuses() != nil && !s.Leads() {
 		if err := s.disk.room(len(b)); err != nil { // somebody may have made room a moment ago
@@ -394,10 +398,13 @@ func (s *Store) Propose(ctx context.Context, e *command.Entry) (command.Result, 
 		return command.Result{}, fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
 	}
 	o := f.Response().(outcome)
-	return o.result, o.err
+	if o.err != nil { // it is agreed on: those that can carry it out
+		return o.result, fmt.Errorf("%w: %w", ErrUnknownOutcome, o.err)
+	}
+	return o.result, nil
 }
 
-// refused says of an entry that was not written here whether another node may take it: Raft gives up the lead where it cannot write.
+// refused says of an entry that is not in the log whether another node may take it: the lead is given up where it cannot be written or carried out.
 func (s *Store) refused(err error) error {
 	if v, verr := s.Voters(); verr == nil && len(v) > 1 {
 		return fmt.Errorf("%w: %w", ErrNotLeader, err)

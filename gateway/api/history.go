@@ -103,12 +103,13 @@ const (
 	ClusterCurrent = "current" // changes can be made
 	ClusterReading = "reading" // what was agreed on is not known here yet
 	ClusterClosed  = "closed"  // the replicated state cannot be opened
+	ClusterStopped = "stopped" // an entry of the log cannot be read or carried out here, so that none after it is
 )
 
 // Cluster is what this node knows of what was agreed on. A node by itself is a cluster of one.
 type Cluster struct {
 	ID          string       `json:"id"`        // "" = not known yet
-	State       string       `json:"state"`     // current, reading, closed
+	State       string       `json:"state"`     // current, reading, closed, stopped
 	Leader      string       `json:"leader"`    // name of the node that leads; "" = nobody, as far as this node knows
 	Leads       bool         `json:"leads"`     // it is this node
 	Revision    uint64       `json:"revision"`  // that was agreed on; what this node serves stands in status

@@ -96,6 +96,9 @@ type MemberState struct {
 	Until    *time.Time `json:"certificate_until,omitempty"`
 	ClockOff float64    `json:"clock_off_seconds,omitempty"` // its wall clock against this node's, where that is too much
 	Problem  string     `json:"problem,omitempty"`           // why it does not answer, or what is wrong with it
+	Stopped  string     `json:"stopped,omitempty"`           // why it carries out no entry of the log any more, as it last said: it cannot read one, or its disk is damaged
+	Features []string   `json:"features,omitempty"`          // keys of policies that later releases than the first have added, and its own knows
+	Lacks    []string   `json:"lacks,omitempty"`             // what another member's release knows and its own does not; it is refused until this member is upgraded
 }
 
 // TokenRequest asks for a token.

@@ -34,6 +34,7 @@ type Status struct {
 	WhyNotReady  string            `json:"why_not_ready,omitempty"`
 	Broken       string            `json:"broken,omitempty"`           // the stage that was switched off on purpose for a lab; empty in any real gateway
 	Damaged      []string          `json:"damaged_policies,omitempty"` // kept policies that were found torn at start and passed over: file and why
+	Later        []string          `json:"later_policies,omitempty"`   // kept policies that this release does not know how to serve, passed over at start: which and why
 	Revision     Revision          `json:"revision"`
 	Cluster      Cluster           `json:"cluster"`
 	Workers      []Worker          `json:"workers"`

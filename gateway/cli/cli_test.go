@@ -402,6 +402,7 @@ func TestFollow(t *testing.T) {
 func TestStatusOfATroubledNode(t *testing.T) {
 	s := someStatus()
 	s.Ready, s.WhyNotReady, s.Broken, s.Damaged = false, "starting or stopping", "nat", []string{"0000000007.policy: the digest does not fit"}
+	s.Later = []string{"revision 6 uses tenant.contact, which this release (version v0.1) does not know"}
 	s.Conservation = api.Conservation{Detail: "worker 0: 3 frames are nowhere"}
 	s.Node = "evil\x1b[2J"
 	s.SlowPath.Routers = api.Routers{Up: 1, NoAnswer: 2, NoLink: 1, Dead: []api.DeadHop{{Interface: "wan", Address: "203.0.113.10", Why: "no answer", Since: 75}, {Interface: "sat", Address: "198.51.100.10", Why: "no link", Since: 3}}}
@@ -412,7 +413,8 @@ func TestStatusOfATroubledNode(t *testing.T) {
 	s.Cluster.Provisional = &api.Provisional{Revision: 5, Before: 4, Author: "eve\n", Left: 41.7}
 	var b bytes.Buffer
 	writeStatus(&b, s, nil)
-	for state, want := range map[string]string{api.ClusterReading: "revision 4 is served from this node's own copy", api.ClusterClosed: "CLOSED"} {
+	for state, want := range map[string]string{api.ClusterReading: "revision 4 is served from this node's own copy", api.ClusterClosed: "CLOSED",
+		api.ClusterStopped: "STOPPED, nobody leads: no entry is applied here any more; revision 4 goes on being served"} {
 		var b bytes.Buffer
 		s.Cluster.State = state
 		if writeCluster(&b, s); !strings.Contains(b.String(), want) {

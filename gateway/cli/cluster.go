@@ -232,7 +232,7 @@ func (a *app) join(cmd *cobra.Command, address string, j joining) error {
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second+10*n.Cluster.RoundTrip.Duration)
 	defer cancel()
-	got, err := cluster.Join(ctx, cluster.Newcomer{Dir: clusterDir(n), Name: n.Name, Role: log.Role(n.Cluster.Role), Version: a.version, Address: n.Cluster.Advertise,
+	got, err := cluster.Join(ctx, cluster.Newcomer{Dir: clusterDir(n), Name: n.Name, Role: log.Role(n.Cluster.Role), Version: a.version, Features: configs.Features(), Address: n.Cluster.Advertise,
 		Keys: n.Cluster.Keys, Contact: address, Token: j.token, Replace: j.replace,
 		Keep: func(r log.Revision, text []byte) error { return keepJoined(n, r, text) }})
 	if err != nil {
@@ -259,7 +259,7 @@ func keepJoined(n *configs.Node, r log.Revision, text []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.SaveAs(r.Number, text, revisions.Meta{Author: r.Author, Comment: r.Comment, Time: r.Time, Source: r.Source})
+	_, err = s.SaveAs(r.Number, text, revisions.Meta{Author: r.Author, Comment: r.Comment, Time: r.Time, Source: r.Source, Features: r.Features})
 	return err
 }
 
@@ -297,6 +297,9 @@ func writeMembers(w io.Writer, c *api.Members) {
 	for _, m := range c.Members {
 		if m.Problem != "" {
 			fmt.Fprintf(w, "%s: %s\n", clean(m.Name), clean(m.Problem))
+		}
+		if len(m.Lacks) > 0 {
+			fmt.Fprintf(w, "%s: its release (version %s) does not know %s: refused until it is upgraded\n", clean(m.Name), clean(m.Version), clean(log.Listed(m.Lacks)))
 		}
 		if m.ClockOff != 0 {
 			fmt.Fprintf(w, "%s: its clock differs from this node's by %s: one of the two is wrong\n", clean(m.Name), time.Duration(m.ClockOff*float64(time.Second)).Round(time.Second))

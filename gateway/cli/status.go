@@ -103,6 +103,8 @@ func writeCluster(w io.Writer, s *api.Status) {
 		fmt.Fprintf(w, "cluster   reading what was agreed on: revision %d is served from this node's own copy\n", s.Revision.Number)
 	case api.ClusterClosed:
 		fmt.Fprintf(w, "cluster   CLOSED\n")
+	case api.ClusterStopped:
+		fmt.Fprintf(w, "cluster   STOPPED, %s: no entry is applied here any more; revision %d goes on being served\n", lead, s.Revision.Number)
 	default:
 		fmt.Fprintf(w, "cluster   %s, revision %d is agreed on, %d confirmed\n", lead, c.Revision, c.Confirmed)
 	}
@@ -146,6 +148,9 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 	writeCluster(w, s)
 	for _, d := range s.Damaged {
 		fmt.Fprintf(w, "DAMAGED   %s: passed over at start\n", clean(d))
+	}
+	for _, l := range s.Later {
+		fmt.Fprintf(w, "LATER     %s: passed over at start; upgrade this node\n", clean(l))
 	}
 	if i := &s.API; i.Listen != "" {
 		refused := uint64(0)

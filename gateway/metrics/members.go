@@ -22,10 +22,12 @@ var (
 	memberApplied = gauge("cluster_member_applied_entries", "Entries of the log that the member has carried out, as it last said.", "member")
 	memberUntil   = gauge("cluster_member_certificate_expiry_timestamp_seconds", "When the member's certificate ends, Unix time; 0 where that is not known, or there is none.", "member")
 	memberClock   = gauge("cluster_member_clock_off_seconds", "The member's wall clock against this node's, where that is too much; else 0.", "member")
+	memberStopped = gauge("cluster_member_stopped", "1 when the member has said that it carries out no entry of the log any more: it cannot read one, or its disk is damaged.", "member")
+	memberBehind  = gauge("cluster_member_behind", "1 when another member's release knows what this one's does not: that is refused until it is upgraded.", "member")
 	clusterTokens = gauge("cluster_tokens", "Tokens that somebody may join by.")
 	peersRefused  = counter("cluster_refused_connections", "Connections to the cluster's port that were not let in, by kind.", "why")
 
-	memberFamilies = []*family{memberAnswers, memberVotes, memberApplied, memberUntil, memberClock, clusterTokens, peersRefused}
+	memberFamilies = []*family{memberAnswers, memberVotes, memberApplied, memberUntil, memberClock, memberStopped, memberBehind, clusterTokens, peersRefused}
 )
 
 func (o out) members(m *api.Members) {
@@ -40,6 +42,8 @@ func (o out) members(m *api.Members) {
 		}
 		o.put(memberUntil, until, x.Name)
 		o.put(memberClock, x.ClockOff, x.Name)
+		o.put(memberStopped, truth(x.Stopped != ""), x.Name)
+		o.put(memberBehind, truth(len(x.Lacks) > 0), x.Name)
 	}
 	o.put(clusterTokens, float64(m.Tokens))
 	for kind, n := range m.Refused {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -63,7 +64,7 @@ func TestSaveAsAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := again.SaveAs(7, []byte("text"), meta(9)); err != nil || r.Meta != want.Meta || fs.steps > 0 {
+	if r, err := again.SaveAs(7, []byte("text"), meta(9)); err != nil || !reflect.DeepEqual(r.Meta, want.Meta) || fs.steps > 0 {
 		t.Errorf("%+v, %v, steps %v", r, err, fs.names)
 	}
 	if err := os.Truncate(s.path(7), 30); err != nil {

@@ -44,6 +44,8 @@ type Meta struct {
 	Comment string    `json:"comment,omitempty"`
 	Time    time.Time `json:"time"`
 	Source  string    `json:"source,omitempty"` // the file that it came from
+
+	Features []string `json:"features,omitempty"` // that the text uses: a release that does not know them cannot serve it
 }
 
 // Revision is one applied policy.
