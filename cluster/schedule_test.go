@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -84,6 +85,7 @@ type sched struct {
 
 	saidMu sync.Mutex
 	said   []string
+	often  map[string]int    // saidMu: how often something was said, but for the numbers in it
 	full   bool              // saidMu: nothing more is kept
 	done   map[uint64]string // saidMu: by place in the log: the digest of the entry that was carried out
 	split  error             // saidMu: two members carried out different ones
@@ -99,6 +101,8 @@ func (s *sched) note(format string, args ...any) {
 	s.log = append(s.log, fmt.Sprintf("%6.0f ms  ", float64(s.now())/1e6)+fmt.Sprintf(format, args...))
 }
 
+var digits = regexp.MustCompile(`[0-9]+`)
+
 // says keeps what members log. It is printed when a schedule fails.
 type says struct {
 	s    *sched
@@ -108,8 +112,12 @@ type says struct {
 func (w says) Write(b []byte) (int, error) {
 	w.s.saidMu.Lock()
 	defer w.s.saidMu.Unlock()
-	if !w.s.full {
-		w.s.said = append(w.s.said, w.name+" "+string(b))
+	line := w.name + " " + string(b)
+	_, what, _ := strings.Cut(line, "level=")
+	what = w.name + digits.ReplaceAllString(what, "")
+	// What is said over and over would push out what happened before it.
+	if w.s.often[what]++; !w.s.full && w.s.often[what] <= 20 {
+		w.s.said = append(w.s.said, line)
 	}
 	return len(b), nil
 }
@@ -254,7 +262,7 @@ func (s *sched) join(m *schedMember, old string) error {
 func (s *sched) run() (err error) {
 	dice := rand.New(rand.NewPCG(s.seed, 0))
 	s.net, s.begin, s.calls, s.times = &clustertest.Network{}, time.Now(), map[string]int64{}, map[string]time.Duration{}
-	s.count, s.done = map[string]int{}, map[uint64]string{}
+	s.count, s.done, s.often = map[string]int{}, map[uint64]string{}, map[string]int{}
 	s.net.Dice(s.seed)
 	defer func() {
 		s.mu.Lock()
