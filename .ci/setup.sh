@@ -26,6 +26,7 @@ need sshd openssh-server
 need ip iproute2
 need systemd-analyze systemd
 need setpriv util-linux
+need strace strace
 need clang clang
 need llvm-strip llvm
 [ -n "$missing" ] || exit 0

@@ -110,7 +110,11 @@ func (n *Node) expiring() string {
 	}
 	until, due := n.keys.Expiry()
 	left := until.Sub(n.cfg.Wall())
+	begins, early := n.keys.Early()
 	switch {
+	case early:
+		return fmt.Sprintf("the wall clock of this node is off: it says %s, and its own certificate begins at %s: it meets no other member before the clock is set",
+			n.cfg.Wall().UTC().Format(time.RFC3339), begins.UTC().Format(time.RFC3339))
 	case left <= 0:
 		return fmt.Sprintf("the certificate of this node has ended at %s: connections that stand go on, new ones do not come about; `demarc cluster cert %s` makes a new one",
 			until.UTC().Format(time.RFC3339), n.cfg.Name)

@@ -466,6 +466,9 @@ func (n *Node) call(ctx context.Context, address string, q request, body []byte)
 	}
 	if a, out, err = exchange(ctx, c, q, body); err != nil {
 		c.Close()
+		if n.tr != nil { // the other side judges our certificate when the handshake is over here
+			err = n.tr.Named(err)
+		}
 		return a, nil, true, err
 	}
 	if a.Turned != "" {

@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 )
@@ -208,6 +209,12 @@ func (k *Keyring) Expiry() (end time.Time, renew bool) {
 	return c.Leaf.NotAfter, k.now().After(c.Leaf.NotBefore.Add(life * 2 / 3))
 }
 
+// Early is when the certificate begins, if that is still to come: then it is this node's clock that is off, most likely.
+func (k *Keyring) Early() (begins time.Time, early bool) {
+	c, _ := k.current()
+	return c.Leaf.NotBefore, k.now().Before(c.Leaf.NotBefore)
+}
+
 // config is for both sides of a connection.
 func (k *Keyring) config(allowed func(Peer) error, protocols ...string) *tls.Config {
 	return &tls.Config{
@@ -229,16 +236,63 @@ func (k *Keyring) config(allowed func(Peer) error, protocols ...string) *tls.Con
 	}
 }
 
+// serve is config for the side that is dialled. The library judges first, because it says by the right alert that a certificate is not valid at our time: so a peer
+// hears that a clock is off, and need not guess. who it is comes from verify, as on the other side.
+func (k *Keyring) serve(allowed func(Peer) error, protocols ...string) *tls.Config {
+	c := k.config(allowed, protocols...)
+	c.ClientAuth, c.Time = tls.VerifyClientCertIfGiven, k.now // none at all is named below
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		now := c.Clone()
+		now.GetConfigForClient = nil
+		_, now.ClientCAs = k.current()
+		return now, nil
+	}
+	return c
+}
+
+// named says in our words, and with the kind that it counts as, what the library found wrong with a certificate, or what the other side's alert means.
+func (k *Keyring) named(err error) error {
+	var r *refused
+	var unknown x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	var bad *x509.Certificate
+	switch {
+	case err == nil, errors.As(err, &r):
+		return err
+	case errors.As(err, &unknown):
+		bad = unknown.Cert
+	case errors.As(err, &invalid):
+		bad = invalid.Cert
+	case strings.HasSuffix(err.Error(), "remote error: tls: expired certificate"):
+		c, _ := k.current()
+		return refuse(RefusedClock, "it finds that the certificate of %s (%s until %s) is not valid now, and here it is %s: one of the two clocks is off", memberOf(c.Leaf),
+			stamp(c.Leaf.NotBefore), stamp(c.Leaf.NotAfter), stamp(k.now()))
+	}
+	if bad == nil {
+		return err
+	}
+	if why := k.judge(bad); why != nil {
+		return why
+	}
+	return refuse(RefusedAuthority, "the peer's certificate (%s): %w", bad.Subject, err)
+}
+
 // verify judges a peer's certificate.
 func (k *Keyring) verify(s tls.ConnectionState, allowed func(Peer) error) error {
 	chain := s.PeerCertificates
 	if len(chain) == 0 {
 		return refuse(RefusedNoCertificate, "the peer has shown no certificate")
 	}
+	if err := k.judge(chain[0]); err != nil || allowed == nil {
+		return err
+	}
+	return allowed(peer(s))
+}
+
+// judge says what is wrong with the certificate of a peer, by itself.
+func (k *Keyring) judge(c *x509.Certificate) error {
 	_, roots := k.current()
-	now := k.now()
-	c := chain[0]
-	name := memberOf(c)
+	now, name := k.now(), memberOf(c)
 	// First by the authority alone, at a time at which the certificate is valid: so that a wrong clock is not called a wrong authority.
 	at := c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2)
 	if _, err := c.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
@@ -257,8 +311,6 @@ func (k *Keyring) verify(s tls.ConnectionState, allowed func(Peer) error) error 
 	case now.After(c.NotAfter):
 		return refuse(RefusedClock, "the certificate of %s was valid until %s, here it is %s: renew it, or mend the clock that is off", name,
 			c.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
-	case allowed != nil:
-		return allowed(peer(s))
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +40,7 @@ type Config struct {
 	Log       *slog.Logger
 	Timeout   time.Duration // of a handshake, and of one message of Raft; 0 = 5 s
 	Handshake int           // at a time; 0 = 64
+	PerSource int           // of them, from one address; 0 = 16
 	Held      bool          // accept nothing before Open is called
 }
 
@@ -64,6 +66,8 @@ type Transport struct {
 	raft     *pipe
 	requests *pipe
 	slots    chan struct{}
+	mu       sync.Mutex
+	shaking  map[netip.Addr]int // mu: handshakes by where they come from
 	refused  map[Refusal]*atomic.Uint64
 	said     atomic.Int64 // unix seconds of the last refusal that was logged
 	wg       sync.WaitGroup
@@ -74,7 +78,7 @@ type Transport struct {
 
 // Listen opens the port and begins to accept, unless that is held back.
 func Listen(c Config) (*Transport, error) {
-	c.Timeout, c.Handshake = cmp.Or(c.Timeout, 5*time.Second), cmp.Or(c.Handshake, 64)
+	c.Timeout, c.Handshake, c.PerSource = cmp.Or(c.Timeout, 5*time.Second), cmp.Or(c.Handshake, 64), cmp.Or(c.PerSource, 16)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -85,7 +89,7 @@ func Listen(c Config) (*Transport, error) {
 	if c.Advertise == "" {
 		c.Advertise = l.Addr().String()
 	}
-	t := &Transport{cfg: c, l: l, slots: make(chan struct{}, c.Handshake), refused: map[Refusal]*atomic.Uint64{}, end: make(chan struct{})}
+	t := &Transport{cfg: c, l: l, slots: make(chan struct{}, c.Handshake), shaking: map[netip.Addr]int{}, refused: map[Refusal]*atomic.Uint64{}, end: make(chan struct{})}
 	for _, r := range Refusals {
 		t.refused[r] = new(atomic.Uint64)
 	}
@@ -122,21 +126,48 @@ func (t *Transport) accept() {
 				continue
 			}
 		}
-		select {
-		case t.slots <- struct{}{}:
-			t.wg.Go(func() {
-				defer func() { <-t.slots }()
-				t.shake(c)
-			})
-		default:
+		leave, ok := t.enter(c.RemoteAddr())
+		if !ok {
 			t.refuse(c, &refused{RefusedBusy, errors.New("too many connections are shaking hands")})
+			continue
 		}
+		t.wg.Go(func() {
+			defer leave()
+			t.shake(c)
+		})
 	}
+}
+
+// enter takes a place for a handshake. One address has only some of them: whoever holds connections half open must not keep members out.
+func (t *Transport) enter(a net.Addr) (leave func(), ok bool) {
+	from := netip.Addr{}
+	if ap, err := netip.ParseAddrPort(a.String()); err == nil {
+		from = ap.Addr().Unmap()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.shaking[from] >= t.cfg.PerSource {
+		return nil, false
+	}
+	select {
+	case t.slots <- struct{}{}:
+	default:
+		return nil, false
+	}
+	t.shaking[from]++
+	return func() {
+		<-t.slots
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.shaking[from]--; t.shaking[from] == 0 {
+			delete(t.shaking, from)
+		}
+	}, true
 }
 
 // shake finishes the handshake and hands the connection on.
 func (t *Transport) shake(raw net.Conn) {
-	c := tls.Server(raw, t.cfg.Keys.config(t.cfg.Allowed, protoRaft, protoRequest))
+	c := tls.Server(raw, t.cfg.Keys.serve(t.cfg.Allowed, protoRaft, protoRequest))
 	ctx, cancel := context.WithTimeout(context.Background(), t.cfg.Timeout)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
@@ -148,7 +179,7 @@ func (t *Transport) shake(raw net.Conn) {
 		err = ctx.Err()
 	}
 	if err != nil {
-		t.refuse(raw, err)
+		t.refuse(raw, t.cfg.Keys.named(err))
 		return
 	}
 	to := t.requests
@@ -240,7 +271,7 @@ func (t *Transport) dial(ctx context.Context, address, proto string) (net.Conn, 
 	if proto == protoRaft {
 		if err := t.present(ctx, c); err != nil {
 			c.Close()
-			return nil, fmt.Errorf("%s: %w", address, err)
+			return nil, fmt.Errorf("%s: %w", address, t.cfg.Keys.named(err))
 		}
 	}
 	return c, nil
@@ -294,6 +325,9 @@ func (t *Transport) present(ctx context.Context, c net.Conn) error {
 	}
 	return nil
 }
+
+// Named says what is behind an error of a connection, where that is a certificate.
+func (t *Transport) Named(err error) error { return t.cfg.Keys.named(err) }
 
 // Dial opens a connection for requests to another member.
 func (t *Transport) Dial(ctx context.Context, address string) (net.Conn, error) {

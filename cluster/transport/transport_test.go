@@ -198,6 +198,63 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestAClockIsNamedOnBothSides: a member whose clock says 1970 names that, and so do those that it refuses: the alert tells them.
+func TestAClockIsNamedOnBothSides(t *testing.T) {
+	a, c, epoch := authority(t), at(noon), at(time.Unix(0, 0))
+	old := listen(t, Config{Keys: keys(t, a, "old", epoch.now)})
+	echo(t, old)
+	good := listen(t, Config{Keys: keys(t, a, "gw1", c.now)})
+	conn, err := good.Dial(t.Context(), old.Address())
+	if err != nil {
+		t.Fatal(err) // TLS 1.3: the other side judges after that
+	}
+	defer conn.Close()
+	err = good.Named(ask(conn))
+	if KindOf(err) != RefusedClock || !strings.Contains(err.Error(), "it finds that the certificate of gw1") || !strings.Contains(err.Error(), "one of the two clocks is off") {
+		t.Errorf("%v", err)
+	}
+	eventually(t, "it is counted there", func() bool { return old.Refused()[RefusedClock] == 1 })
+	if _, err := good.dial(t.Context(), old.Address(), protoRaft); KindOf(err) != RefusedClock {
+		t.Errorf("for Raft: %v", err)
+	}
+	if _, err := old.Dial(t.Context(), good.Address()); KindOf(err) != RefusedClock || !strings.Contains(err.Error(), "here it is 1970-01-01") {
+		t.Errorf("the other way: %v", err)
+	}
+	if _, early := old.cfg.Keys.Early(); !early {
+		t.Error("it does not know that its clock is off")
+	}
+	if _, early := good.cfg.Keys.Early(); early {
+		t.Error("the right clock is called wrong")
+	}
+}
+
+// TestOneAddressHoldsItsShare: half-open connections from one address leave room for others.
+func TestOneAddressHoldsItsShare(t *testing.T) {
+	a, c := authority(t), at(noon)
+	server := listen(t, Config{Keys: keys(t, a, "gw1", c.now), Handshake: 8, PerSource: 3})
+	echo(t, server)
+	for range 12 {
+		conn, err := net.Dial("tcp", server.Address())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	eventually(t, "nine of twelve are refused", func() bool { return server.Refused()[RefusedBusy] == 9 })
+	cfg := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protoRequest}, MinVersion: tls.VersionTLS13}
+	cert, _ := keys(t, a, "gw2", c.now).current()
+	cfg.Certificates = []tls.Certificate{*cert}
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	raw, err := d.Dial("tcp", server.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	if err := ask(tls.Client(raw, cfg)); err != nil {
+		t.Errorf("a member from another address: %v", err)
+	}
+}
+
 // TestHalfOpenAreBounded: connections that say nothing hold only so many places, and for so long.
 func TestHalfOpenAreBounded(t *testing.T) {
 	a, c := authority(t), at(noon)

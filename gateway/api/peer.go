@@ -39,6 +39,9 @@ func PeerOf(ctx context.Context) Peer {
 
 // unixPeer is a ConnContext for the unix socket: the kernel says who connected.
 func unixPeer(ctx context.Context, c net.Conn) context.Context {
+	if p, is := c.(*place); is {
+		c = p.Conn
+	}
 	u, ok := c.(*net.UnixConn)
 	if !ok {
 		return ctx

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -76,6 +77,7 @@ type Server struct {
 	servers []*http.Server
 
 	turns     turns
+	crowded   atomic.Uint64 // connections on the socket and to the metrics that were closed at once, because there were too many
 	forbidden atomic.Uint64 // requests beyond their sender's role
 	said      atomic.Int64  // unix seconds of the last one that was logged
 }
@@ -139,11 +141,11 @@ func (s *Server) Run(ctx context.Context) error {
 			ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelWarn)}
 	}
 	routes := s.handler()
-	serve(s.unix, local(routes))
+	serve(&bounded{Listener: s.unix, most: localConns, refused: &s.crowded}, local(routes))
 	if s.metrics != nil {
 		mux := http.NewServeMux()
 		mux.Handle("GET "+PathMetrics, s.cfg.Handler)
-		serve(s.metrics, local(mux))
+		serve(&bounded{Listener: s.metrics, most: localConns, refused: &s.crowded}, local(mux))
 	}
 	if s.door != nil {
 		serve(s.door, s.door.server(routes))
@@ -174,5 +176,46 @@ func (s *Server) State() APIState {
 		a = s.door.state()
 	}
 	a.Forbidden = s.forbidden.Load()
+	a.Refused[KindBusy] += s.crowded.Load()
 	return a
+}
+
+// localConns is how many connections the unix socket takes at a time, and the metrics' address: each is a descriptor and a goroutine of the node's.
+const localConns = 256
+
+// bounded is a listener that closes what is too much.
+type bounded struct {
+	net.Listener
+	most    int64
+	open    atomic.Int64
+	refused *atomic.Uint64
+}
+
+// Accept gives the next connection that there is a place for.
+func (b *bounded) Accept() (net.Conn, error) {
+	for {
+		c, err := b.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		leave := sync.OnceFunc(func() { b.open.Add(-1) })
+		if b.open.Add(1) <= b.most {
+			return &place{c, leave}, nil
+		}
+		leave()
+		b.refused.Add(1)
+		c.Close()
+	}
+}
+
+// place is a connection that gives its place back.
+type place struct {
+	net.Conn
+	leave func()
+}
+
+// Close ends the connection.
+func (p *place) Close() error {
+	p.leave()
+	return p.Conn.Close()
 }

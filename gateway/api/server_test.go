@@ -238,3 +238,19 @@ func TestSessionFilter(t *testing.T) {
 		}
 	}
 }
+
+// TestTheSocketIsBounded: connections that say nothing take so many places, and for so long; who comes then is served.
+func TestTheSocketIsBounded(t *testing.T) {
+	c, path := serve(t, echo{})
+	for range localConns + 44 {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	if err := c.Get(t.Context(), PathStatus, new(Status)); err == nil {
+		t.Error("there is a place beyond the bound")
+	}
+	eventually(t, "the silent ones are given up", func() bool { return c.Get(t.Context(), PathStatus, new(Status)) == nil })
+}

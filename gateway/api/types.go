@@ -53,7 +53,7 @@ type Status struct {
 type APIState struct {
 	Listen      string            `json:"listen,omitempty"` // TCP address; empty = only the unix socket
 	Connections int               `json:"connections"`      // over TCP, now
-	Refused     map[string]uint64 `json:"refused"`          // connections over TCP that were turned away, by kind
+	Refused     map[string]uint64 `json:"refused"`          // connections that were turned away, by kind; on the socket only those that were too many
 	Forbidden   uint64            `json:"forbidden"`        // requests beyond the role of who sent them
 	Revoked     int               `json:"revoked_clients"`  // clients whose certificates are refused before their end
 	Until       *time.Time        `json:"certificate_until,omitempty"`

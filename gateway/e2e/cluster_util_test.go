@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +46,9 @@ type machine struct {
 	witness bool
 	p       *process
 	client  *api.Client
+	wrap    []string // goes before its command; nil = nothing
+	env     []string // of its process, besides
+	binary  string   // that it runs; "" = program
 }
 
 const (
@@ -61,7 +66,10 @@ nat.pool = ["203.0.113.10"]
 )
 
 // newTrio makes the machines, and the authority; nothing runs yet.
-func newTrio(t testing.TB) *trio {
+func newTrio(t testing.TB) *trio { return newTrioOf(t, nil) }
+
+// newTrioOf is newTrio with an authority that the test makes; nil = as operators make it.
+func newTrioOf(t testing.TB, authority func(dir string)) *trio {
 	t.Helper()
 	roottest.Require(t)
 	program(t)
@@ -92,7 +100,10 @@ func newTrio(t testing.TB) *trio {
 	})
 	check(t, l.AddSwitch("net"))
 	r.ca = filepath.Join(r.dir, "ca")
-	r.offline("cluster", "ca", "--dir", r.ca)
+	if authority == nil {
+		authority = func(dir string) { r.offline("cluster", "ca", "--dir", dir) }
+	}
+	authority(r.ca)
 	r.machine("gw1", "gw1", 1, false)
 	r.machine("gw2", "gw2", 2, false)
 	r.machine("wit", "wit", 3, true)
@@ -125,6 +136,45 @@ func (r *trio) machine(name, space string, n int, witness bool) *machine {
 	m.client = api.Dial(m.socket)
 	r.nodes[space] = m
 	return m
+}
+
+// edit changes a piece of the machine's node file, which is read at its next start.
+func (m *machine) edit(old, now string) {
+	m.trio.t.Helper()
+	check(m.trio.t, os.WriteFile(m.node, []byte(replace(m.trio.t, read(m.trio.t, m.node), old, now)), 0o644))
+}
+
+func (m *machine) status() *api.Status {
+	m.trio.t.Helper()
+	s := new(api.Status)
+	check(m.trio.t, m.client.Get(m.trio.t.Context(), api.PathStatus, s))
+	return s
+}
+
+// self is what a machine says of itself among its members.
+func (m *machine) self() (self api.MemberState) {
+	m.trio.t.Helper()
+	return m.says(m.name)
+}
+
+// says is what a machine says of a member.
+func (m *machine) says(of string) (one api.MemberState) {
+	m.trio.t.Helper()
+	for _, x := range m.members().Members {
+		if x.Name == of {
+			one = x
+		}
+	}
+	return one
+}
+
+// eventually polls, and ends the test with what was seen last when it was in vain.
+func (r *trio) eventually(within time.Duration, what string, ok func() (bool, string)) {
+	r.t.Helper()
+	var seen string
+	if !until(within, func() (good bool) { good, seen = ok(); return good }) {
+		r.t.Fatalf("in %s not: %s; last seen: %s", within, what, seen)
+	}
 }
 
 // offline runs a command that needs no node.
@@ -185,6 +235,13 @@ func (m *machine) must(args ...string) string {
 
 // start has the machine's process run, and waits until it answers.
 func (m *machine) start(extra ...string) {
+	m.trio.t.Helper()
+	m.launch(extra...)
+	m.ready()
+}
+
+// launch has it run.
+func (m *machine) launch(extra ...string) {
 	r := m.trio
 	r.t.Helper()
 	r.runs++
@@ -193,7 +250,9 @@ func (m *machine) start(extra ...string) {
 		verb = "witness"
 	}
 	p := &process{log: filepath.Join(r.dir, fmt.Sprintf("%s-%d.log", m.space, r.runs)), ended: make(chan struct{})}
-	p.cmd = r.Command(m.space, program(r.t), append([]string{verb, "--node", m.node}, extra...)...)
+	args := append(append(slices.Clone(m.wrap), cmp.Or(m.binary, program(r.t)), verb, "--node", m.node), extra...)
+	p.cmd = r.Command(m.space, args[0], args[1:]...)
+	p.cmd.Env = append(p.cmd.Env, m.env...)
 	log, err := os.Create(p.log)
 	check(r.t, err)
 	defer log.Close()
@@ -204,6 +263,13 @@ func (m *machine) start(extra ...string) {
 		close(p.ended)
 	}()
 	m.p = p
+}
+
+// ready waits until it answers.
+func (m *machine) ready() {
+	r, p := m.trio, m.p
+	r.t.Helper()
+	var err error
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		var s api.Status
 		var l api.Members

@@ -24,6 +24,9 @@ import (
 
 func TestMain(m *testing.M) {
 	netlab.Init()
+	if os.Getenv(epochEnv) != "" {
+		os.Exit(beEpochGateway(os.Args))
+	}
 	code := m.Run()
 	if built.dir != "" {
 		os.RemoveAll(built.dir)

@@ -150,7 +150,7 @@ var (
 	queueLost   = counter("xsk_queue_kernel_lost_packets", "Packets that the kernel lost or refused at the socket, by cause.", "port", "queue", "cause")
 
 	apiOpen      = gauge("api_connections", "Connections to the interface over TCP.")
-	apiRefused   = counter("api_refused_connections", "Connections to the interface over TCP that were turned away, by kind.", "kind")
+	apiRefused   = counter("api_refused_connections", "Connections to the interface that were turned away, by kind.", "kind")
 	apiForbidden = counter("api_forbidden_requests", "Requests that were refused because the role of who sent them is not enough.")
 	apiUntil     = gauge("api_certificate_expiry_timestamp_seconds", "When the certificate that the interface over TCP shows ends, Unix time; 0 where there is none.")
 	apiRevoked   = gauge("api_revoked_clients", "Clients whose certificates are refused before their end, as far as this node knows.")
