@@ -1,0 +1,193 @@
+package failover
+
+import (
+	"fmt"
+	"slices"
+)
+
+func (n *Node) condition(e Condition, now Time) {
+	if !slices.Contains(Conditions, e.Cause) {
+		return
+	}
+	set := n.conds
+	if e.Group != "" {
+		set = n.group(e.Group).conds
+	}
+	was := map[string]bool{}
+	for name, g := range n.groups {
+		was[name] = n.has(g, CausePanics)
+	}
+	if set[e.Cause] = e.Count; e.Count <= 0 {
+		delete(set, e.Cause)
+	}
+	for name, g := range n.groups {
+		if !was[name] && n.has(g, CausePanics) {
+			// A poison flow comes along with the group. Only the first node that it meets may pass it on, until it has been quiet for long.
+			g.mayPanic = g.panicked == 0 || now.Sub(g.panicked) >= n.t.PanicRest
+			g.panicked = max(now, 1)
+		}
+	}
+}
+
+func (n *Node) has(g *group, c Cause) bool { return n.conds[c] > 0 || g.conds[c] > 0 }
+
+// faults counts what is against this node, panics apart: those follow the group.
+func (n *Node) faults(g *group) (sum int) {
+	for _, c := range Conditions {
+		if c != CausePanics {
+			sum += n.conds[c] + g.conds[c]
+		}
+	}
+	return sum
+}
+
+// worst names the condition that a move is for.
+func (n *Node) worst(g *group) Cause {
+	for _, c := range Conditions {
+		if n.has(g, c) {
+			return c
+		}
+	}
+	return CauseMove
+}
+
+// moved keeps account of moves that nobody asked for: a group that has moved stays for a while, each time twice as long.
+func (n *Node) moved(g *group, before Ownership, now Time) {
+	if before.Epoch == 0 || g.at.From == g.at.Node {
+		return
+	}
+	if !slices.Contains(Conditions, g.at.Cause) && g.at.Cause != CausePrefer {
+		return
+	}
+	if g.hold == 0 || now.Sub(g.lastMove) > 2*n.t.HoldMost {
+		g.hold = n.t.HoldFirst
+	} else {
+		g.hold = min(2*g.hold, n.t.HoldMost)
+	}
+	g.lastMove, g.holdUntil = now, now.Add(g.hold)
+}
+
+// consider looks for a node that serves the group better, by the same measures, and hands over to it. Never to nobody.
+func (n *Node) consider(g *group, now Time) {
+	if n.has(g, CausePanics) {
+		g.panicked = max(now, 1)
+	}
+	if g.until <= now { // without a majority nothing can be agreed on
+		return
+	}
+	if slices.Contains(n.state.Drained, n.name) || n.leaving {
+		if to := n.best(g, now, func(View) bool { return true }); to != "" {
+			n.hand(g, to, CauseDrain, now)
+		} else if g.stuck != "drain" {
+			g.stuck = "drain"
+			n.tell(g, "this node is to own nothing, and there is no node with a whole copy to hand over to: it serves on")
+		}
+		return
+	}
+	g.stuck = ""
+	if now < g.holdUntil {
+		return
+	}
+	own, panics := n.faults(g), n.has(g, CausePanics)
+	if own > 0 {
+		if to := n.best(g, now, func(v View) bool { return v.Faults < own }); to != "" {
+			n.hand(g, to, n.worst(g), now)
+			return
+		}
+	}
+	if panics && g.mayPanic {
+		if to := n.best(g, now, func(v View) bool { return v.Faults <= own && !v.Panics }); to != "" {
+			n.hand(g, to, CausePanics, now)
+			return
+		}
+	}
+	if i := slices.Index(g.conf.Nodes, n.name); g.conf.Prefer && i > 0 && !panics {
+		to := n.best(g, now, func(v View) bool { return v.Faults <= own && !v.Panics })
+		if j := slices.Index(g.conf.Nodes, to); j >= 0 && j < i {
+			n.hand(g, to, CausePrefer, now)
+		}
+	}
+}
+
+// best is the best node of those that live, are in sync, may own the group and are good enough; "" = there is none.
+func (n *Node) best(g *group, now Time, good func(View) bool) (name string) {
+	var best View
+	for _, o := range g.conf.Nodes {
+		v, ok := n.view(o, g)
+		if o == n.name || !ok || !n.alive(o, now) || !slices.Contains(g.at.InSync, o) || !v.Whole || slices.Contains(n.state.Drained, o) || !good(v) {
+			continue
+		}
+		if name == "" || v.Faults < best.Faults || v.Faults == best.Faults && best.Panics && !v.Panics {
+			name, best = o, v
+		}
+	}
+	return name
+}
+
+func (n *Node) view(name string, g *group) (v View, ok bool) {
+	p := n.peers[name]
+	if p == nil {
+		return v, false
+	}
+	v, ok = p.views[g.name]
+	return v, ok
+}
+
+// hand proposes that another node is the owner. This one serves until that is agreed on, by its lease alone: it might not hear of it.
+func (n *Node) hand(g *group, to string, c Cause, now Time) {
+	n.passes(g)
+	g.moving = &planned{to, g.at.Rev, now}
+	n.tell(g, fmt.Sprintf("handing over to %s: %s", to, c))
+	n.propose(g, now, Entry{Kind: KindClaim, Term: Term{g.at.Epoch + 1, to, n.peers[to].life}, By: g.at.Term, Alone: n.want(g), Cause: c, Why: RightOwner})
+}
+
+// move is an operator's.
+func (n *Node) move(g *group, to string, now Time) {
+	why := ""
+	switch v, known := n.view(to, g); {
+	case !n.mine(g) || g.until <= now:
+		why = "this node does not own the group with a majority behind it: ask the owner"
+	case to == n.name:
+		why = "this node owns the group already"
+	case !slices.Contains(g.conf.Nodes, to):
+		why = fmt.Sprintf("%s is not one of the group's nodes, which are %v", to, g.conf.Nodes)
+	case slices.Contains(n.state.Drained, to):
+		why = to + " is drained: end that first"
+	case !known || !n.alive(to, now):
+		why = "nothing is heard of " + to
+	case !slices.Contains(g.at.InSync, to) || !v.Whole:
+		why = "the copy of " + to + " is not in sync: sessions would be lost; wait for it, or take the group there by force"
+	case g.moving != nil:
+		why = "it is being moved to " + g.moving.to
+	}
+	if why != "" {
+		n.do(Tell{Group: g.name, Words: why, Refused: true})
+		return
+	}
+	n.hand(g, to, CauseMove, now)
+}
+
+// end gives up what could not be handed over.
+func (n *Node) end(now Time) {
+	for _, name := range n.names {
+		g := n.groups[name]
+		if n.mine(g) || g.solo > 0 {
+			g.conf.Nodes, g.solo = nil, 0
+			n.emit(g, 0, now)
+			if n.mine(g) {
+				g.past = g.at.Term
+			}
+		}
+	}
+}
+
+// Owns says which groups this node may emit for, and until when: what a node that leaves waits for, and what its parent must be able to release.
+func (n *Node) Owns() map[string]Term {
+	all := map[string]Term{}
+	for name, g := range n.groups {
+		if g.serving {
+			all[name] = g.at.Term
+		}
+	}
+	return all
+}

@@ -1,0 +1,460 @@
+package failover
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// Config of a node.
+type Config struct {
+	Name  string
+	Life  uint64 // drawn anew at each start, never 0
+	Times Times
+}
+
+// Group is what the policy says of one.
+type Group struct {
+	Name   string
+	Nodes  []string // who may own it, the preferred one first
+	Alone  Alone    // "" = fence where there is a witness, keep for two nodes
+	Stale  bool     // whose copy is not in sync may take over, once the lease has run out
+	Prefer bool     // a preferred node takes over again when it is back and whole
+}
+
+// Event is something that has happened.
+type Event interface{ event() }
+
+// The events.
+type (
+	// Tick: nothing but time has passed. There must be one at least every quarter of the guard.
+	Tick struct{}
+	// Received is a message from a member, as opened and checked by who carries them.
+	Received struct {
+		From string
+		Message
+	}
+	// Agreed is the state after what this node has carried out of the log. Behind: there may be more in its log than it knows to be agreed on.
+	Agreed struct {
+		State
+		Behind bool
+	}
+	// Voters are those of the newest configuration in this node's log, agreed on or not. Version only goes up.
+	Voters struct {
+		Version uint64
+		Names   []string
+	}
+	// Groups are those of the policy that is served.
+	Groups []Group
+	// Condition begins, changes or ends. Group "" = all of them.
+	Condition struct {
+		Group string
+		Cause Cause
+		Count int // 0 = it is over
+	}
+	// Copied tells an owner how far a peer's copy is behind. Equal: their digests were equal at Seq.
+	Copied struct {
+		Group, Peer string
+		Lag         time.Duration
+		Equal       bool
+		Seq         uint64
+	}
+	// Marked tells a standby that its digest was equal to the owner's, in the stream of this epoch.
+	Marked struct {
+		Group string
+		Epoch uint64
+	}
+	// Stopped: all workers have passed a check since the Lease action with this turn.
+	Stopped struct {
+		Group string
+		Turn  uint64
+	}
+	// Move: an operator asks for a planned move. It goes to the owner.
+	Move struct{ Group, To string }
+	// Take: an operator forces this node to own the group, and answers for it that nobody else does.
+	Take struct{ Group string }
+	// Leave: this node is about to end. It hands over what it can. Now: it ends, and gives up what is left.
+	Leave struct{ Now bool }
+)
+
+func (Tick) event()      {}
+func (Received) event()  {}
+func (Agreed) event()    {}
+func (Voters) event()    {}
+func (Groups) event()    {}
+func (Condition) event() {}
+func (Copied) event()    {}
+func (Marked) event()    {}
+func (Stopped) event()   {}
+func (Move) event()      {}
+func (Take) event()      {}
+func (Leave) event()     {}
+
+// Action is something to be done, in the order given: the next one only when this one is.
+type Action interface{ action() }
+
+// The actions.
+type (
+	// Send a message to one member, on every path there is.
+	Send struct {
+		To string
+		Message
+	}
+	// Lease writes until when this node may emit for the group into the table that worker and XDP program read. 0 = not at all: what is queued
+	// dies, and Stopped with this Turn is told when no worker can have anything in hand.
+	Lease struct {
+		Group string
+		Epoch uint64
+		Until Time
+		Turn  uint64
+	}
+	// Announce where the group's addresses are now. Round 0 is the first one after a takeover.
+	Announce struct {
+		Group string
+		Epoch uint64
+		Round int
+	}
+	// Propose an entry to the log. Its fate is told by Agreed, or by nothing.
+	Propose struct{ Entry }
+	// Tell is a line for the log and for the operator who asked.
+	Tell struct {
+		Group, Words string
+		Refused      bool // what an operator asked for is not done
+	}
+)
+
+func (Send) action()     {}
+func (Lease) action()    {}
+func (Announce) action() {}
+func (Propose) action()  {}
+func (Tell) action()     {}
+
+// plants are faults that tests put in, to see that they are found. Nothing else sets one.
+type plants struct {
+	fromReply  bool // the lease counts from the answer
+	noWait     bool // a voter that has just started promises at once
+	noEpoch    bool // a voter does not look at the epoch
+	earlyWord  bool // a standby announces when it claims
+	staleTakes bool // a node takes over whatever its copy is
+	keepTakes  bool // a standby takes over from an owner that serves on alone
+	early      bool // a release goes out before the workers have stopped
+	minority   bool // one promise is enough
+	overlap    bool // a voter does not wait for its last promise to run out
+	reborn     bool // a restarted node takes its old term for its own
+}
+
+// Node is the machine of one node: voter for all groups, owner of some, standby for others.
+type Node struct {
+	name  string
+	life  uint64
+	t     Times
+	last  Time // the newest reading of the clock
+	quiet Time // as a voter it promises nothing before
+
+	voters   Voters
+	votersAt Time // since when
+	state    State
+	known    bool // state was told
+	behind   bool // the log may hold more than state
+	groups   map[string]*group
+	names    []string // of groups, sorted: the same order each time
+	peers    map[string]*peer
+	seq      uint64
+	floor    uint64 // answers to older questions count for nothing: before a gap
+	awake    Time   // since when readings of the clock have had no gap
+	nextBeat Time
+	conds    map[Cause]int // of all groups
+	leaving  bool
+
+	out   []Action
+	plant plants
+}
+
+type peer struct {
+	heard Time
+	life  uint64
+	views map[string]View
+}
+
+// New is a node that has just started. It promises nothing for one lease, because it may have promised something before it ended.
+func New(c Config, now Time) *Node {
+	n := &Node{name: c.Name, life: c.Life, t: c.Times, last: now, quiet: now.Add(c.Times.Lease), awake: now, votersAt: now,
+		groups: map[string]*group{}, peers: map[string]*peer{}, conds: map[Cause]int{}}
+	return n
+}
+
+// Step takes in one event that happened at now, and says what is to be done. A clock that goes back stands still.
+func (n *Node) Step(now Time, e Event) []Action {
+	n.out = nil
+	now = max(now, n.last)
+	if now.Sub(n.last) > n.t.Guard {
+		n.gap(now)
+	}
+	n.last = now
+	switch e := e.(type) {
+	case Received:
+		n.received(e.From, e.Message, now)
+	case Agreed:
+		n.agreed(e, now)
+	case Voters:
+		if e.Version > n.voters.Version || n.voters.Names == nil {
+			n.voters, n.votersAt = Voters{e.Version, slices.Clone(e.Names)}, now
+		}
+	case Groups:
+		n.policy(e)
+	case Condition:
+		n.condition(e, now)
+	case Copied:
+		if e.Peer != n.name {
+			n.group(e.Group).copies[e.Peer] = copyOf{at: now, lag: e.Lag, equal: e.Equal, seq: e.Seq}
+		}
+	case Marked:
+		g := n.group(e.Group)
+		g.marker, g.marked = now, e.Epoch
+	case Stopped:
+		if g := n.group(e.Group); e.Turn == g.turn {
+			g.closing = false
+		}
+	case Move:
+		n.move(n.group(e.Group), e.To, now)
+	case Take:
+		n.take(n.group(e.Group), now)
+	case Leave:
+		n.leaving = true
+		if e.Now {
+			n.end(now)
+		}
+	}
+	n.run(now)
+	return n.out
+}
+
+// gap: the node did not run for a while, and others may have gone on without it. What it knew of them is old, and what they have said lies unread.
+func (n *Node) gap(now Time) {
+	n.awake, n.floor = now, n.seq+1
+	for _, p := range n.peers {
+		p.heard = now // silence counts from here
+	}
+	for _, name := range n.names {
+		g := n.groups[name]
+		clear(g.got)
+		clear(g.free)
+		g.nextRenew, g.nextAsk, g.since = now, now, 0
+		g.until = 0
+		n.emit(g, 0, now)
+	}
+}
+
+func (n *Node) run(now Time) {
+	for _, name := range n.names {
+		g := n.groups[name]
+		if n.mine(g) || g.solo > 0 {
+			n.lead(g, now)
+		} else {
+			n.emit(g, 0, now)
+			n.follow(g, now)
+		}
+		n.release(g, now)
+		n.lapse(g, now)
+		n.announce(g, now)
+	}
+	if now >= n.nextBeat { // last: what it says is what was written
+		n.beat(now)
+	}
+}
+
+// mine: this very life of the node has the term.
+func (n *Node) mine(g *group) bool {
+	return g.at.Epoch > 0 && g.at.Node == n.name && (g.at.Life == n.life || n.plant.reborn)
+}
+
+func (n *Node) me(epoch uint64) Term { return Term{epoch, n.name, n.life} }
+
+func (n *Node) do(a Action) { n.out = append(n.out, a) }
+
+func (n *Node) tell(g *group, words string) { n.do(Tell{Group: g.name, Words: words}) }
+
+func (n *Node) send(to string, m Message) {
+	m.Life = n.life
+	n.do(Send{to, m})
+}
+
+// majority is how many voters that is; 0 = there are no voters.
+func (n *Node) majority() int {
+	if len(n.voters.Names) == 0 {
+		return 0
+	}
+	if n.plant.minority {
+		return 1
+	}
+	return len(n.voters.Names)/2 + 1
+}
+
+func (n *Node) votes(name string) bool { return slices.Contains(n.voters.Names, name) }
+
+// others are all members that matter, sorted, without this node.
+func (n *Node) others() []string {
+	all := map[string]bool{}
+	for _, v := range n.voters.Names {
+		all[v] = true
+	}
+	for _, g := range n.groups {
+		for _, v := range g.conf.Nodes {
+			all[v] = true
+		}
+	}
+	delete(all, n.name)
+	return slices.Sorted(maps.Keys(all))
+}
+
+func (n *Node) group(name string) *group {
+	g := n.groups[name]
+	if g == nil {
+		g = &group{name: name, got: map[string]Time{}, free: map[string]answer{}, copies: map[string]copyOf{}, conds: map[Cause]int{}}
+		n.groups[name] = g
+		n.names = slices.Sorted(maps.Keys(n.groups))
+	}
+	return g
+}
+
+func (n *Node) policy(list Groups) {
+	for _, g := range n.groups {
+		g.conf = Group{}
+	}
+	for _, c := range list {
+		c.Nodes = slices.Clone(c.Nodes)
+		n.group(c.Name).conf = c
+	}
+}
+
+// agreed takes in what the log says now. Terms that were passed over make no difference: who had one was told by the releases and the promises.
+func (n *Node) agreed(e Agreed, now Time) {
+	first := !n.known
+	n.state, n.behind, n.known = e.State, e.Behind, true
+	for name, o := range e.State.Groups {
+		g := n.group(name)
+		if o.Rev <= g.at.Rev {
+			continue
+		}
+		before, was := g.at, n.mine(g)
+		g.at = o
+		g.nextPropose = now
+		if o.Panicked != before.Panicked {
+			g.panicked = max(now, 1) // a restarted node counts from its start: longer, never shorter
+		}
+		if o.Term == before.Term {
+			continue
+		}
+		g.new(now)
+		if first {
+			g.began = 0 // it had this term before this node started, for all that is known
+		}
+		n.moved(g, before, now)
+		switch {
+		case was && !n.mine(g): // it stops below, and says so then
+			g.past = before.Term
+			if o.From == n.name && o.Epoch == before.Epoch+1 {
+				g.marker, g.marked = now, o.Epoch // nobody has a newer one
+			}
+		case o.Node == n.name && !n.mine(g): // an earlier life of this node, which is certainly over
+			g.past = o.Term
+		}
+		if n.mine(g) {
+			n.tell(g, "this node is the owner by agreement, "+string(o.Cause))
+			if g.solo > 0 && o.Epoch >= g.solo {
+				g.held = true // it has served already
+			}
+		} else if g.solo > 0 && o.Epoch >= g.solo {
+			n.tell(g, "another node is the owner by agreement: this one stops serving alone")
+			g.solo = 0
+		}
+	}
+}
+
+// beat tells everybody that this node lives, and how it stands with each group.
+func (n *Node) beat(now Time) {
+	n.nextBeat = now.Add(n.t.Renew)
+	m := Message{Kind: Beat}
+	for _, name := range n.names {
+		g := n.groups[name]
+		v := View{Group: name, Epoch: g.at.Epoch, Serving: g.serving, Whole: n.whole(g, now), Faults: n.faults(g), Panics: n.has(g, CausePanics)}
+		if g.serving {
+			v.Epoch = g.epoch
+		}
+		m.Views = append(m.Views, v)
+	}
+	for _, o := range n.others() {
+		n.send(o, m)
+	}
+}
+
+// patience is for how long a node that is not heard of counts as there: three beats in a row may be lost.
+func (n *Node) patience() time.Duration { return n.t.Renew * 7 / 2 }
+
+func (n *Node) alive(name string, now Time) bool {
+	p := n.peers[name]
+	return p != nil && now.Sub(p.heard) <= n.patience()
+}
+
+func (n *Node) received(from string, m Message, now Time) {
+	if from == n.name {
+		return
+	}
+	p := n.peers[from]
+	if p == nil {
+		p = &peer{}
+		n.peers[from] = p
+	}
+	p.heard = now
+	if m.Kind == Beat {
+		n.heard(from, p, m, now)
+		return
+	}
+	if m.Group == "" {
+		return
+	}
+	g := n.group(m.Group)
+	switch m.Kind {
+	case Renew:
+		yes, gone := n.grant(g, from, m.Term, m.Voters, now)
+		n.send(from, Message{Kind: Promise, Group: g.name, Term: m.Term, Seq: m.Seq, Yes: yes, Gone: gone})
+	case Promise:
+		n.promised(g, from, m, now)
+	case Ask:
+		yes, gone := n.helps(g, m.Term, now)
+		n.send(from, Message{Kind: Free, Group: g.name, Term: m.Term, Seq: m.Seq, Yes: yes, Gone: gone})
+	case Free:
+		n.freed(g, from, m)
+	case Release:
+		n.gone(g, from, m.Term, now)
+	}
+}
+
+// heard takes in how another node stands. Two that serve the same group: the lower epoch yields, then the lower name.
+func (n *Node) heard(from string, p *peer, m Message, now Time) {
+	p.life, p.views = m.Life, map[string]View{}
+	for _, v := range m.Views {
+		p.views[v.Group] = v
+		g := n.groups[v.Group]
+		if g == nil {
+			continue
+		}
+		if v.Panics {
+			g.panicked = max(now, 1)
+		}
+		if !v.Serving {
+			continue
+		}
+		mine := g.at.Epoch
+		if g.solo > 0 {
+			mine = g.solo
+		}
+		if (n.mine(g) || g.solo > 0) && (v.Epoch > mine || v.Epoch == mine && from > n.name) {
+			if g.serving {
+				n.tell(g, from+" serves this group too, under a later epoch or a later name: this node yields")
+			}
+			g.yield = now.Add(n.t.Lease)
+			g.solo = 0
+		}
+	}
+}

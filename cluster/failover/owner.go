@@ -1,0 +1,338 @@
+package failover
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// group is one group as one node sees it. It has many fields because one node has three parts in a group, and each reads the others': a voter
+// frees what its own standby waits for, an owner becomes a standby within one event.
+type group struct {
+	name string
+	conf Group // no nodes = the policy does not know it
+	at   Ownership
+
+	// As a voter.
+	promise promise
+	rel     Term // given up for good by its owner
+	began   Time // when this node heard of the term that is agreed on
+
+	// As the owner.
+	sent        []question      // the newest ones
+	got         map[string]Time // voter -> when the question was sent that it answered last
+	until       Time            // the lease
+	held        bool            // it has had a lease in this term
+	serving     bool
+	epoch       uint64   // that it serves under, or last did
+	lapsed      Time     // when it last ceased to
+	told        uint64   // the epoch under which it said that it serves; 0 = it does not
+	written     Time     // what the last Lease action said
+	turn        uint64   // of it
+	closing     bool     // workers may still have something in hand
+	past        Term     // to be released as soon as nothing is emitted any more
+	words       int      // how often that is still to be said
+	nextWord    Time     // and when
+	yield       Time     // until then another is left to serve
+	unsettled   bool     // at rev unsettledAt something was proposed that passes the group on: it may yet be agreed on
+	unsettledAt uint64   //
+	moving      *planned // a move that was proposed
+	nextRenew   Time
+	round       int
+	nextRound   Time
+	copies      map[string]copyOf
+
+	// As a standby.
+	free        map[string]answer
+	nextAsk     Time
+	nextPropose Time
+	claimed     uint64 // the epoch that it was told of
+	since       Time   // since when it might take over; 0 = it might not
+	marker      Time   // when its digest was last equal
+	marked      uint64
+	forced      Time   // when an operator said so; 0 = not
+	solo        uint64 // it serves alone, under this epoch, that nobody has agreed on; 0 = not
+
+	conds     map[Cause]int
+	hold      time.Duration // how long the group stays after the last move
+	holdUntil Time
+	lastMove  Time
+	panicked  Time // when panics were last heard of, here or elsewhere; 0 = never
+	mayPanic  bool // the panics that last began after a rest: they may move the group
+	stuck     string
+}
+
+type question struct {
+	seq uint64
+	at  Time
+}
+
+type answer struct {
+	at         Time // when the question was sent
+	free, gone bool
+}
+
+type copyOf struct {
+	at    Time
+	lag   time.Duration
+	equal bool
+	seq   uint64
+}
+
+type planned struct {
+	to    string
+	rev   uint64
+	since Time
+}
+
+// new: another term has begun.
+func (g *group) new(now Time) {
+	g.began = now
+	g.sent, g.until, g.held, g.moving, g.unsettled, g.round = nil, 0, false, nil, false, 0
+	clear(g.got)
+	clear(g.free)
+	clear(g.copies)
+	g.since, g.yield, g.forced = 0, 0, 0
+	g.nextRenew, g.nextAsk = now, now
+}
+
+// lead is an owner's turn.
+func (n *Node) lead(g *group, now Time) {
+	if !slices.Contains(g.conf.Nodes, n.name) { // the policy has taken it away
+		g.solo = 0
+		n.emit(g, 0, now)
+		return
+	}
+	if now < g.yield {
+		n.emit(g, 0, now)
+		return
+	}
+	if n.mine(g) {
+		if now >= g.nextRenew {
+			n.renew(g, now)
+		}
+		n.count(g, now)
+		n.upkeep(g, now)
+	} else if now >= g.nextPropose { // it serves alone, and has it agreed on as soon as there is somebody to agree
+		n.propose(g, now, Entry{Kind: KindClaim, Term: n.me(g.solo), Alone: n.want(g), Cause: CauseSilence, Why: RightSolo, Stale: true})
+	}
+	switch {
+	case g.until > now:
+		g.solo = 0
+		n.emit(g, g.until, now)
+	case n.keeps(g, now):
+		if g.written.Sub(now) < n.t.Use()-n.t.Renew {
+			n.emit(g, now.Add(n.t.Use()), now)
+		}
+	default:
+		n.emit(g, 0, now)
+	}
+}
+
+// keeps says whether the owner goes on without a lease. Not before it has had one in this term: another may still have the last term's. Not while
+// something that it proposed could make another the owner without its hearing of it. And not right after a gap: it listens first.
+func (n *Node) keeps(g *group, now Time) bool {
+	if now < n.awake.Add(n.t.Lease) && g.written <= now {
+		return false
+	}
+	if g.solo > 0 {
+		return true
+	}
+	return g.at.Alone != Fence && g.held && !(g.unsettled && g.unsettledAt == g.at.Rev) && g.at.Term != g.past
+}
+
+// renew asks every voter for its promise. The time that counts is this one, before anything is sent.
+func (n *Node) renew(g *group, now Time) {
+	n.seq++
+	g.sent = append(g.sent, question{n.seq, now})
+	if len(g.sent) > 64 {
+		g.sent = slices.Clone(g.sent[32:])
+	}
+	for _, v := range n.voters.Names {
+		if v != n.name {
+			n.send(v, Message{Kind: Renew, Group: g.name, Term: g.at.Term, Seq: n.seq, Voters: n.voters.Version})
+		} else if yes, _ := n.grant(g, n.name, g.at.Term, n.voters.Version, now); yes {
+			g.got[v] = now
+		}
+	}
+	g.nextRenew = now.Add(n.t.Renew)
+	if g.until <= now.Add(n.t.Renew) {
+		g.nextRenew = now.Add(n.t.Ask)
+	}
+}
+
+// promised takes in an answer to Renew.
+func (n *Node) promised(g *group, from string, m Message, now Time) {
+	if !n.mine(g) || m.Term != g.at.Term || m.Seq < n.floor || !n.votes(from) {
+		return
+	}
+	i := slices.IndexFunc(g.sent, func(q question) bool { return q.seq == m.Seq })
+	if i < 0 {
+		return
+	}
+	if m.Yes {
+		at := g.sent[i].at
+		if n.plant.fromReply {
+			at = now
+		}
+		g.got[from] = max(g.got[from], at)
+		return
+	}
+	if m.Gone && g.at.Alone != Fence && now >= g.nextPropose { // a term of this node that a voter takes for ended: another one does it
+		n.propose(g, now, Entry{Kind: KindClaim, Term: n.me(g.at.Epoch + 1), Alone: n.want(g), Cause: CauseReleased, Why: RightOwner, By: g.at.Term, Stale: true})
+	}
+}
+
+// count works out the lease: the promises of a majority of the newest voters, each from when it was asked for.
+func (n *Node) count(g *group, now Time) {
+	var at []Time
+	for v, t := range g.got {
+		if n.votes(v) {
+			at = append(at, t)
+		}
+	}
+	need := n.majority()
+	if need == 0 || len(at) < need {
+		g.until = 0
+		return
+	}
+	slices.Sort(at)
+	until := at[len(at)-need].Add(n.t.Use())
+	// Other voters than before, and no lease from them yet: somebody may still have one from those that were before the ones before. Theirs has
+	// run out after a lease. Whoever has one goes on: its majority meets the next one.
+	if g.until <= now && now < n.votersAt.Add(n.t.Lease) {
+		until = 0
+	}
+	g.until = until
+	if until > now {
+		g.held = true
+	}
+}
+
+// emit says until when the data plane may emit. Whoever has nothing to lose is not told twice.
+func (n *Node) emit(g *group, until, now Time) {
+	if until == 0 && !g.serving && g.written == 0 || until == g.written {
+		return
+	}
+	began := until > 0 && !g.serving
+	if g.serving && until == 0 {
+		g.lapsed = now
+	}
+	g.serving, g.written = until > 0, until
+	if until > 0 {
+		g.epoch = g.at.Epoch
+		if g.solo > 0 {
+			g.epoch = g.solo
+		}
+	}
+	epoch := g.epoch
+	g.turn++
+	g.closing = until == 0 && !n.plant.early
+	n.do(Lease{Group: g.name, Epoch: epoch, Until: until, Turn: g.turn})
+	if began && g.told != epoch {
+		g.told, g.round, g.nextRound = epoch, 0, now
+		n.tell(g, fmt.Sprintf("this node serves, epoch %d", epoch))
+	}
+}
+
+// lapse tells that this node serves no more, if that is more than a lease that came late.
+func (n *Node) lapse(g *group, now Time) {
+	if g.told == 0 || g.serving || (n.mine(g) || g.solo > 0) && now.Sub(g.lapsed) < 200*time.Millisecond {
+		return
+	}
+	n.tell(g, fmt.Sprintf("this node does not serve any more, epoch %d", g.told))
+	g.told = 0
+}
+
+// Announcements: three rounds, then every 30 s, for hosts and switches that forget or have missed them.
+var rounds = []time.Duration{100 * time.Millisecond, time.Second, 30 * time.Second}
+
+func (n *Node) announce(g *group, now Time) {
+	if !g.serving || now < g.nextRound || now >= g.written {
+		return
+	}
+	n.do(Announce{Group: g.name, Epoch: g.told, Round: g.round})
+	g.nextRound = now.Add(rounds[min(g.round, len(rounds)-1)])
+	g.round++
+}
+
+// release says that a term of this node is over: when the workers have stopped, and three times, since it is not answered.
+func (n *Node) release(g *group, now Time) {
+	if g.past.Epoch > 0 && !g.serving && !g.closing {
+		n.gone(g, n.name, g.past, now)
+		g.words, g.nextWord = 3, now
+		g.past = Term{}
+	}
+	if g.words == 0 || now < g.nextWord || g.rel.Node != n.name {
+		return
+	}
+	g.words--
+	g.nextWord = now.Add(n.t.Renew)
+	for _, o := range n.others() {
+		n.send(o, Message{Kind: Release, Group: g.name, Term: g.rel})
+	}
+}
+
+// upkeep is what an owner does beside serving: it says whose copy is in sync, what it does alone, and looks for a better node.
+func (n *Node) upkeep(g *group, now Time) {
+	if m := g.moving; m != nil && (g.at.Rev != m.rev || now.Sub(m.since) > time.Second) {
+		if g.at.Rev == m.rev {
+			n.tell(g, "the move to "+m.to+" was not agreed on within a second: this node stays the owner")
+		}
+		g.moving = nil
+	}
+	if g.moving != nil || now < g.nextPropose {
+		return
+	}
+	if want := n.want(g); want != g.at.Alone || g.unsettled && g.unsettledAt == g.at.Rev {
+		if want == Fence { // from the moment that it is proposed it may be agreed on
+			n.passes(g)
+		}
+		n.propose(g, now, Entry{Kind: KindAlone, By: g.at.Term, Alone: want})
+		return
+	}
+	for _, p := range g.conf.Nodes {
+		c, told := g.copies[p]
+		if p == n.name {
+			continue
+		}
+		is := slices.Contains(g.at.InSync, p)
+		in := told && c.equal && c.lag+now.Sub(c.at) <= n.t.MaxLag
+		if !told && is && now.Sub(g.began) <= n.t.MaxLag { // who handed over, until it has been looked at
+			in = true
+		}
+		if in != is {
+			n.propose(g, now, Entry{Kind: KindSync, By: g.at.Term, Node: p, On: in, Seq: c.seq})
+			return
+		}
+	}
+	n.consider(g, now)
+}
+
+// want is what the owner shall do alone, by the policy and by who votes. While a node is drained nobody takes over but by force, so the owner need
+// not stop when the rest is being worked on.
+func (n *Node) want(g *group) Alone {
+	for _, o := range g.conf.Nodes {
+		if slices.Contains(n.state.Drained, o) && o != n.name {
+			return Keep
+		}
+	}
+	switch {
+	case g.conf.Alone == Auto && len(n.voters.Names) == 2, g.conf.Alone == Keep, g.conf.Alone == Fence:
+		return g.conf.Alone
+	case g.conf.Alone == "" && len(n.voters.Names) == 2:
+		return Keep
+	}
+	return Fence
+}
+
+func (n *Node) passes(g *group) { g.unsettled, g.unsettledAt = true, g.at.Rev }
+
+func (n *Node) propose(g *group, now Time, e Entry) {
+	e.Group, e.After = g.name, g.at.Rev
+	if e.By == (Term{}) {
+		e.By = n.me(g.at.Epoch)
+	}
+	g.nextPropose = now.Add(n.t.Retry)
+	n.do(Propose{e})
+}

@@ -1,0 +1,252 @@
+package failover
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// follow is the turn of a node that does not own the group: should it?
+func (n *Node) follow(g *group, now Time) {
+	if !slices.Contains(g.conf.Nodes, n.name) || !n.known || g.at.Rev == 0 && n.behind {
+		g.since = 0
+		return
+	}
+	if g.forced > 0 {
+		n.push(g, now)
+		return
+	}
+	if slices.Contains(n.state.Drained, n.name) || n.leaving {
+		g.since = 0
+		return
+	}
+	n.ask(g, now)
+	right, cause := n.right(g, now)
+	if right == "" || n.served(g, now) {
+		g.since = 0
+		return
+	}
+	if g.since == 0 {
+		g.since = max(now, 1)
+	}
+	wait, stale, ok := n.turn(g, now)
+	if !ok || now.Sub(g.since) < wait {
+		return
+	}
+	if right == RightSolo {
+		n.goAlone(g, now, cause)
+		return
+	}
+	if now >= g.nextPropose {
+		if g.claimed != g.at.Epoch+1 {
+			g.claimed = g.at.Epoch + 1
+			n.tell(g, fmt.Sprintf("claiming epoch %d: %s", g.claimed, cause))
+		}
+		if n.plant.earlyWord {
+			n.do(Announce{Group: g.name, Epoch: g.at.Epoch + 1})
+		}
+		n.propose(g, now, Entry{Kind: KindClaim, Term: n.me(g.at.Epoch + 1), Alone: n.want(g), Cause: cause, Why: right, Stale: stale})
+	}
+}
+
+// ask finds out whether the voters still help the owner, once it is silent for half a lease. A node that cannot hear the owner is no proof: a link
+// between the two may be all that is broken.
+func (n *Node) ask(g *group, now Time) {
+	if g.at.Epoch == 0 || now < g.nextAsk {
+		return
+	}
+	v, known := n.view(g.at.Node, g)
+	p := n.peers[g.at.Node]
+	silent := g.at.Node == n.name || g.rel == g.at.Term || !known || now.Sub(p.heard) > n.t.Lease/2 || !v.Serving
+	if !silent {
+		clear(g.free)
+		return
+	}
+	g.nextAsk = now.Add(n.t.Ask)
+	if len(g.free) > 0 && g.since > 0 && now.Sub(g.since) > 10*n.t.Lease {
+		g.nextAsk = now.Add(n.t.Renew) // it will be a while
+	}
+	n.seq++
+	g.sent = append(g.sent, question{n.seq, now})
+	if len(g.sent) > 64 {
+		g.sent = slices.Clone(g.sent[32:])
+	}
+	for _, o := range n.voters.Names {
+		if o != n.name {
+			n.send(o, Message{Kind: Ask, Group: g.name, Term: g.at.Term, Seq: n.seq})
+		} else {
+			free, gone := n.helps(g, g.at.Term, now)
+			g.free[o] = answer{now, free, gone}
+		}
+	}
+}
+
+func (n *Node) freed(g *group, from string, m Message) {
+	i := slices.IndexFunc(g.sent, func(q question) bool { return q.seq == m.Seq })
+	if m.Term != g.at.Term || m.Seq < n.floor || i < 0 || !n.votes(from) {
+		return
+	}
+	if at := g.sent[i].at; at >= g.free[from].at {
+		g.free[from] = answer{at, m.Yes, m.Gone}
+	}
+}
+
+// right is what gives this node the right to the group, so far as it can know; the log has the last word. "" = nothing does.
+func (n *Node) right(g *group, now Time) (Right, Cause) {
+	if g.at.Epoch == 0 {
+		return RightExpired, CauseFirst
+	}
+	free, gone := 0, g.rel == g.at.Term
+	for v, a := range g.free {
+		if n.votes(v) && now.Sub(a.at) <= n.t.Lease {
+			if a.free {
+				free++
+			}
+			gone = gone || a.gone
+		}
+	}
+	most := n.majority() > 0 && free >= n.majority()
+	switch {
+	case n.lonely(g, now): // a claim would go nowhere
+		return RightSolo, CauseSilence
+	case gone:
+		return RightReleased, CauseReleased
+	case most && (g.at.Alone == Fence || g.at.Node == n.name || n.plant.keepTakes):
+		if n.plant.keepTakes {
+			return RightReleased, CauseLease
+		}
+		return RightExpired, CauseLease
+	}
+	return "", ""
+}
+
+// served says whether somebody that lives serves the group under a later epoch than is agreed on: that will be agreed on next.
+func (n *Node) served(g *group, now Time) bool {
+	for _, o := range n.others() {
+		if v, ok := n.view(o, g); ok && n.alive(o, now) && v.Serving && v.Epoch > g.at.Epoch {
+			return true
+		}
+	}
+	return false
+}
+
+// lonely says whether this node may go on without a majority: it hears nobody at all, and either the group's choice is auto, or it was the owner
+// itself before it restarted and nobody else can have become it, because there is no majority without this node's own log.
+func (n *Node) lonely(g *group, now Time) bool {
+	if len(n.voters.Names) != 2 || !n.votes(n.name) || n.behind {
+		return false
+	}
+	if !(g.at.Alone == Auto || g.at.Alone == Keep && g.at.Node == n.name) {
+		return false
+	}
+	for _, o := range n.others() {
+		heard := n.awake
+		if p := n.peers[o]; p != nil {
+			heard = max(heard, p.heard)
+		}
+		if now.Sub(heard) <= n.t.Lease*6/5 {
+			return false
+		}
+	}
+	return true
+}
+
+func (n *Node) goAlone(g *group, now Time, cause Cause) {
+	n.tell(g, fmt.Sprintf("serving alone, without a majority: %s; the copy is %s", cause, n.age(g, now)))
+	g.solo = g.at.Epoch + 1
+	g.yield, g.since, g.forced = 0, 0, 0
+	g.nextPropose = now
+}
+
+// whole says whether this node's copy is in sync: the owner must have said so, and a digest must have been equal not long ago.
+func (n *Node) whole(g *group, now Time) bool {
+	if n.mine(g) {
+		return g.serving
+	}
+	return g.marker > 0 && g.marked == g.at.Epoch && now.Sub(g.marker) <= n.t.MaxMarker && slices.Contains(g.at.InSync, n.name)
+}
+
+func (n *Node) age(g *group, now Time) string {
+	if g.marker == 0 {
+		return "none"
+	}
+	return "of " + now.Sub(g.marker).Round(time.Millisecond).String() + " ago"
+}
+
+// turn says how long this node leaves others first, and whether it may take over at all. One that is heard of and better has time to do it. One
+// that is in sync but not heard of keeps only a stale one waiting.
+func (n *Node) turn(g *group, now Time) (wait time.Duration, stale, ok bool) {
+	whole := n.whole(g, now) || g.at.Epoch == 0
+	stale = !whole
+	if stale && n.plant.staleTakes {
+		return 0, true, true
+	}
+	if stale && !g.conf.Stale {
+		if g.stuck != "stale" {
+			g.stuck = "stale"
+			n.tell(g, "this node could take over, but its copy is not whole ("+n.age(g, now)+") and the group is to wait: `demarc group take --force` does it")
+		}
+		return 0, true, false
+	}
+	for i, o := range g.conf.Nodes {
+		if o == n.name || slices.Contains(n.state.Drained, o) {
+			continue
+		}
+		v, known := n.view(o, g)
+		live := known && n.alive(o, now)
+		in := slices.Contains(g.at.InSync, o) && (!live || v.Whole)
+		switch {
+		case stale && in && live:
+			wait = max(wait, 20*n.t.Lease)
+		case stale && in:
+			wait = max(wait, 4*n.t.Lease)
+		case live && (in || stale || g.at.Epoch == 0) && n.ahead(g, o, v, i):
+			wait = max(wait, 2*n.t.Lease)
+		case g.at.Epoch == 0 && i < slices.Index(g.conf.Nodes, n.name): // at first the preferred ones are waited for: all may be starting
+			wait = max(wait, 4*n.t.Lease)
+		}
+	}
+	return wait, stale, true
+}
+
+// ahead says whether another node as whole as this one comes first: fewer conditions, then preference.
+func (n *Node) ahead(g *group, other string, v View, place int) bool {
+	mine := n.faults(g)
+	if v.Faults != mine {
+		return v.Faults < mine
+	}
+	if v.Panics != n.has(g, CausePanics) {
+		return !v.Panics
+	}
+	return place < slices.Index(g.conf.Nodes, n.name)
+}
+
+// take is an operator's word. It goes by the log where that has a majority, and without it otherwise.
+func (n *Node) take(g *group, now Time) {
+	why := ""
+	switch {
+	case !slices.Contains(g.conf.Nodes, n.name):
+		why = fmt.Sprintf("this node is not one of the group's nodes, which are %v", g.conf.Nodes)
+	case n.mine(g) && g.serving || g.solo > 0:
+		why = "this node serves the group already"
+	}
+	if why != "" {
+		n.do(Tell{Group: g.name, Words: why, Refused: true})
+		return
+	}
+	g.forced, g.nextPropose = max(now, 1), now
+	if n.mine(g) { // it has the term and cannot serve: no majority
+		n.goAlone(g, now, CauseForce)
+	}
+}
+
+// push claims by force, and serves alone if nothing is agreed on within a second.
+func (n *Node) push(g *group, now Time) {
+	if now.Sub(g.forced) > time.Second {
+		n.goAlone(g, now, CauseForce)
+		return
+	}
+	if now >= g.nextPropose {
+		n.propose(g, now, Entry{Kind: KindClaim, Term: n.me(g.at.Epoch + 1), Alone: n.want(g), Cause: CauseForce, Why: RightForce, Stale: true})
+	}
+}

@@ -1,0 +1,59 @@
+package failover
+
+// promise is what this node as a voter has promised: that it helps nobody but the holder of the term until then, on its own clock.
+type promise struct {
+	Term
+	until Time
+}
+
+// grant answers Renew. It is the whole of fencing: a voter has at most one live promise, and two majorities share a voter.
+func (n *Node) grant(g *group, from string, t Term, voters uint64, now Time) (yes, gone bool) {
+	switch {
+	case n.young(now): // what it promised before it ended may still be relied on
+		return false, false
+	case from != n.name && n.busy(g, now): // this node emits for the group itself
+		return false, false
+	case voters < n.voters.Version: // the owner counts by voters that are not the newest: its majority may not meet another's
+		return false, false
+	case n.plant.noEpoch:
+		g.promise = promise{t, now.Add(n.t.Lease)}
+		return true, false
+	case t != g.at.Term || from != t.Node: // only a term that this node knows to be agreed on, and no other than the last one
+		return false, false
+	case t == g.rel: // a question that was on its way when the owner gave up
+		return false, true
+	case g.promise.Term != t && now < g.promise.until && g.promise.Term != g.rel && !n.plant.overlap:
+		return false, false
+	}
+	g.promise = promise{t, now.Add(n.t.Lease)}
+	return true, false
+}
+
+// helps answers Ask: is the holder of the term still helped by this voter? A term that has just begun has time to ask for its first lease.
+func (n *Node) helps(g *group, t Term, now Time) (free, gone bool) {
+	if t != g.at.Term || n.young(now) || n.busy(g, now) {
+		return false, false
+	}
+	if t == g.rel {
+		return true, true
+	}
+	return now >= g.promise.until && now >= g.began.Add(2*n.t.Lease), false
+}
+
+// young: a voter that has started less than a lease ago. It has forgotten its promises, and others rely on them.
+func (n *Node) young(now Time) bool { return now < n.quiet && !n.plant.noWait }
+
+// busy: what this node's own data plane may emit counts as a promise too. Workers that have not said within a lease that they have stopped have
+// found the deadline closed at any rate.
+func (n *Node) busy(g *group, now Time) bool {
+	return g.serving || g.closing && now < g.lapsed.Add(n.t.Lease)
+}
+
+// gone takes in a release. Only who had the term can give it up; its parent and its next life speak for it.
+func (n *Node) gone(g *group, from string, t Term, now Time) {
+	if from != t.Node || t.Epoch < g.rel.Epoch {
+		return
+	}
+	g.rel = t
+	g.nextRenew, g.nextAsk, g.nextPropose = now, now, now
+}

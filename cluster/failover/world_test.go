@@ -1,0 +1,588 @@
+package failover
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+const ms = int64(time.Millisecond)
+
+// world is a simulated cluster: clocks of several speeds, two networks that lose, delay and break, a log that is agreed on where a majority can
+// be reached, data planes with frames in hand. Time is true time in ns; every node has its own.
+type world struct {
+	now    int64
+	seq    int
+	queue  events
+	dice   *rand.Rand
+	boxes  []*box
+	voters []string
+	groups []Group
+	times  Times
+
+	paths  map[[2]string]*path // datagrams, one way
+	raft   map[[2]string]bool  // cut for the log, one way
+	sync   map[[2]string]bool  // cut for copies
+	slow   int64               // the longest delay of a datagram
+	calm   bool                // nothing takes long
+	stall  int64               // nothing is agreed on before
+	log    []Entry
+	states []State // states[i] is the one after i entries
+	plant  plants
+	noKick bool // the data plane does not look before it kicks
+
+	judge judge
+	trace func(format string, args ...any)
+	tells int
+}
+
+type path struct {
+	cut  bool
+	loss float64
+	late int64 // longer than others
+}
+
+// box is a machine.
+type box struct {
+	w       *world
+	name    string
+	gateway bool
+	rate    float64
+	offset  int64
+	m       *Node
+	gen     int // of the process: what was scheduled for another one does not happen
+	up      bool
+	paused  bool
+	pauses  int
+	waiting []waiting
+	carried int // entries
+	disk    int // entries in its log
+	dp      map[string]*plane
+	table   map[string]*table
+}
+
+type waiting struct {
+	plane bool
+	do    func()
+}
+
+// plane is a group in the data plane: what the Lease action wrote.
+type plane struct {
+	until Time
+	epoch uint64
+	life  uint64
+	turn  uint64
+	hand  int  // bursts behind the last look, not yet on the wire
+	busy  bool // it looks again by itself
+}
+
+// table is a node's copy of the sessions of a group.
+type table struct {
+	whole  bool
+	synced int64 // true time up to which it has everything
+	begun  int64 // when a bulk copy began; 0 = none
+}
+
+type event struct {
+	at  int64
+	seq int
+	do  func()
+}
+
+type events []event
+
+func (q events) less(i, j int) bool {
+	return q[i].at < q[j].at || q[i].at == q[j].at && q[i].seq < q[j].seq
+}
+
+func (q *events) push(e event) {
+	*q = append(*q, e)
+	for i := len(*q) - 1; i > 0; {
+		up := (i - 1) / 2
+		if !q.less(i, up) {
+			return
+		}
+		(*q)[i], (*q)[up] = (*q)[up], (*q)[i]
+		i = up
+	}
+}
+
+func (q *events) pop() event {
+	h := *q
+	first, n := h[0], len(h)-1
+	h[0] = h[n]
+	h[n] = event{}
+	*q = h[:n]
+	for i := 0; ; {
+		c := 2*i + 1
+		if c >= n {
+			return first
+		}
+		if c+1 < n && q.less(c+1, c) {
+			c++
+		}
+		if !q.less(c, i) {
+			return first
+		}
+		h[i], h[c] = h[c], h[i]
+		i = c
+	}
+}
+
+func newWorld(seed uint64, gateways, witnesses int, groups []Group, times Times) *world {
+	w := &world{dice: rand.New(rand.NewPCG(seed, 7)), paths: map[[2]string]*path{}, raft: map[[2]string]bool{}, sync: map[[2]string]bool{},
+		slow: 2 * ms, states: []State{{}}, groups: groups, times: times, trace: func(string, ...any) {}}
+	for i := range gateways + witnesses {
+		name := string(rune('a' + i))
+		if i >= gateways {
+			name = "w" + name
+		}
+		w.boxes = append(w.boxes, &box{w: w, name: name, gateway: i < gateways, table: map[string]*table{}})
+		w.voters = append(w.voters, name)
+	}
+	for _, a := range w.voters {
+		for _, b := range w.voters {
+			w.paths[[2]string{a, b}] = &path{}
+		}
+	}
+	for _, b := range w.boxes {
+		b.rate = 1 + (w.dice.Float64()-0.5)/10
+		switch w.dice.IntN(4) { // the ends are where it is hardest
+		case 0:
+			b.rate = 0.95
+		case 1:
+			b.rate = 1.05
+		}
+		b.offset = w.dice.Int64N(1e15)
+		b.start()
+	}
+	w.agree()
+	return w
+}
+
+func (w *world) at(t int64, do func()) {
+	w.seq++
+	w.queue.push(event{max(t, w.now), w.seq, do})
+}
+
+func (w *world) run(until int64) {
+	for len(w.queue) > 0 && w.queue[0].at <= until {
+		e := w.queue.pop()
+		w.now = e.at
+		e.do()
+	}
+	w.now = until
+}
+
+func (w *world) box(name string) *box {
+	return w.boxes[slices.IndexFunc(w.boxes, func(b *box) bool { return b.name == name })]
+}
+
+func (w *world) between(a, b int64) int64 { return a + w.dice.Int64N(b-a+1) }
+
+func (b *box) clock() Time { return Time(b.offset + int64(float64(b.w.now)*b.rate)) }
+
+// after has the process do something a while from now. A paused one does it when it wakes; one that is gone does not.
+func (b *box) after(d int64, plane bool, do func()) {
+	gen := b.gen
+	b.w.at(b.w.now+d, func() {
+		switch {
+		case gen != b.gen || !b.up:
+		case b.paused:
+			if len(b.waiting) < 400 { // a socket's buffer
+				b.waiting = append(b.waiting, waiting{plane, do})
+			}
+		default:
+			do()
+		}
+	})
+}
+
+func (b *box) start() {
+	b.gen++
+	b.up, b.paused, b.waiting = true, false, nil
+	b.dp = map[string]*plane{}
+	life := b.w.dice.Uint64() | 1
+	b.m = New(Config{Name: b.name, Life: life, Times: b.w.times}, b.clock())
+	b.m.plant = b.w.plant
+	b.step(Voters{1, b.w.voters})
+	b.step(Groups(b.w.groups))
+	// What it has on disk for carried out may be older than what it had carried out, and its log may have more.
+	if b.carried > 0 && b.w.dice.IntN(3) == 0 {
+		b.carried -= b.w.dice.IntN(min(b.carried, 3) + 1)
+	}
+	b.step(Agreed{b.w.states[b.carried], b.disk > b.carried})
+	b.tick()
+	if b.gateway {
+		for _, g := range b.w.groups {
+			b.dp[g.Name] = &plane{life: life}
+			b.table[g.Name] = &table{}
+			b.copies(g.Name)
+		}
+	}
+}
+
+func (b *box) tick() {
+	b.step(Tick{})
+	b.after(b.w.between(3*ms, 6*ms), false, b.tick)
+}
+
+func (b *box) kill() {
+	b.up, b.paused, b.waiting = false, false, nil
+	b.gen++
+	b.pauses++
+}
+
+func (b *box) restart(after int64) {
+	if !b.up {
+		return
+	}
+	b.w.trace("-- %s restarts", b.name)
+	b.kill()
+	b.w.at(b.w.now+after, func() {
+		if !b.up {
+			b.start()
+		}
+	})
+}
+
+func (b *box) pause(d int64) {
+	if !b.up || b.paused {
+		return
+	}
+	b.paused = true
+	b.pauses++
+	gen := b.gen
+	b.w.at(b.w.now+d, func() {
+		if gen != b.gen || !b.paused {
+			return
+		}
+		b.paused = false
+		list := b.waiting
+		b.waiting = nil
+		if b.w.dice.IntN(2) == 0 { // threads wake in any order
+			slices.SortStableFunc(list, func(x, y waiting) int { return btoi(y.plane) - btoi(x.plane) })
+		}
+		for _, x := range list {
+			if gen == b.gen && b.up {
+				x.do()
+			}
+		}
+	})
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// step gives the machine an event and carries out what it says.
+func (b *box) step(e Event) {
+	for _, a := range b.m.Step(b.clock(), e) {
+		switch a := a.(type) {
+		case Send:
+			b.w.send(b, a)
+		case Lease:
+			p := b.dp[a.Group]
+			if p == nil {
+				continue
+			}
+			p.until, p.epoch, p.turn = a.Until, a.Epoch, a.Turn
+			if a.Until > 0 && !p.busy {
+				p.busy = true
+				b.burst(a.Group)
+			}
+			if a.Until == 0 {
+				b.stopped(a.Group, a.Turn)
+			}
+		case Announce:
+			b.emit(a.Group, a.Epoch, false, "announce")
+		case Propose:
+			b.w.trace("%s proposes %s %s %v by %v %s %s stale %v after %d", b.name, a.Kind, a.Entry.Group, a.Entry.Term, a.By, a.Cause, a.Why, a.Stale, a.After)
+			b.w.propose(b, a.Entry)
+		case Tell:
+			b.w.tells++
+			b.w.trace("%s %s: %s", b.name, a.Group, a.Words)
+		}
+	}
+}
+
+func (w *world) send(b *box, s Send) {
+	p := w.paths[[2]string{b.name, s.To}]
+	if p.cut || p.loss > 0 && w.dice.Float64() < p.loss {
+		return
+	}
+	to := w.box(s.To)
+	n := 1
+	if w.dice.IntN(200) == 0 {
+		n = 2 // by another path
+	}
+	for range n {
+		d := w.between(ms/10, 1*ms)
+		if w.slow > 2*ms {
+			d = w.between(ms/10, w.slow)
+		}
+		w.at(w.now+d+p.late, func() {
+			if !to.up || w.paths[[2]string{b.name, s.To}].cut {
+				return
+			}
+			to.after(0, false, func() { to.step(Received{b.name, s.Message}) })
+		})
+	}
+}
+
+// quorum is the voters that one can reach both ways for the log, itself included, if they are a majority.
+func (w *world) quorum(leader *box) []*box {
+	var in []*box
+	for _, b := range w.boxes {
+		if b == leader || !w.raft[[2]string{leader.name, b.name}] && !w.raft[[2]string{b.name, leader.name}] {
+			if b.up && !b.paused {
+				in = append(in, b)
+			}
+		}
+	}
+	if !leader.up || leader.paused || len(in) < len(w.voters)/2+1 {
+		return nil
+	}
+	return in
+}
+
+// propose brings an entry to somebody who may lead. There it is lost, agreed on, or agreed on much later.
+func (w *world) propose(b *box, e Entry) {
+	leader := w.boxes[w.dice.IntN(len(w.boxes))]
+	if leader != b && (w.raft[[2]string{b.name, leader.name}] || !leader.up) {
+		leader = b
+	}
+	d := w.between(1*ms, 4*ms)
+	if !w.calm && w.dice.IntN(20) == 0 {
+		d = w.between(20*ms, 400*ms)
+	}
+	tries := 0
+	var try func()
+	try = func() {
+		in := w.quorum(leader)
+		if in == nil || w.now < w.stall {
+			if tries++; tries < 8 && w.dice.IntN(3) > 0 {
+				w.at(w.now+w.between(20*ms, 200*ms), try)
+			}
+			return
+		}
+		s, err := w.states[len(w.states)-1].Apply(e)
+		if err != nil {
+			w.trace("refused: %s %v: %v", e.Kind, e.Term, err)
+			return
+		}
+		w.log, w.states = append(w.log, e), append(w.states, s)
+		w.trace("agreed: %s %s %v by %s %s", e.Kind, e.Group, e.Term, e.By.Node, e.Cause)
+		for _, v := range in {
+			v.disk = len(w.log)
+		}
+	}
+	w.at(w.now+d, try)
+}
+
+// agree brings what is agreed on to all that can hear of it.
+func (w *world) agree() {
+	for _, b := range w.boxes {
+		if !b.up || b.paused || w.now < w.stall && w.dice.IntN(4) > 0 {
+			continue
+		}
+		if b.carried == len(w.log) && (b.m == nil || !b.m.behind) || w.dice.IntN(5) == 0 {
+			continue
+		}
+		for _, l := range w.boxes {
+			in := w.quorum(l)
+			if !slices.Contains(in, b) {
+				continue
+			}
+			b.carried, b.disk = len(w.log), len(w.log)
+			b.step(Agreed{w.states[b.carried], false})
+			break
+		}
+	}
+	w.at(w.now+w.between(1*ms, 4*ms), w.agree)
+}
+
+// burst is the worker: a check before it publishes, one before it kicks, and then the kernel has it.
+func (b *box) burst(g string) {
+	p := b.dp[g]
+	if p.busy = May(b.clock(), p.until); !p.busy {
+		return
+	}
+	epoch := p.epoch
+	b.after(b.w.between(ms/10, 4*ms), true, func() {
+		if !b.w.noKick && !May(b.clock(), p.until) {
+			return
+		}
+		pauses, took := b.pauses, b.w.between(0, ms/2)
+		if b.w.dice.IntN(8) == 0 {
+			took = b.w.between(0, 8*ms) // a system call may take long
+		}
+		p.hand++
+		b.after(took, true, func() {
+			p.hand--
+			b.emit(g, epoch, b.pauses != pauses, "data")
+		})
+	})
+	b.after(b.w.between(4*ms, 7*ms), true, func() { b.burst(g) })
+}
+
+// stopped tells when no worker has anything in hand any more.
+func (b *box) stopped(g string, turn uint64) {
+	b.after(b.w.between(ms/10, ms), false, func() {
+		if b.dp[g].hand > 0 {
+			b.stopped(g, turn)
+			return
+		}
+		b.step(Stopped{g, turn})
+	})
+}
+
+// copies is the owner's side of the copy of sessions, every 50 ms.
+func (b *box) copies(g string) {
+	b.after(50*ms, false, func() {
+		defer b.copies(g)
+		p := b.dp[g]
+		if !May(b.clock(), p.until) {
+			return
+		}
+		epoch := p.epoch
+		for _, o := range b.w.boxes {
+			if o == b || !o.gateway || !o.up || o.paused || b.w.sync[[2]string{b.name, o.name}] || b.w.sync[[2]string{o.name, b.name}] {
+				continue
+			}
+			t := o.table[g]
+			if !t.whole && t.begun == 0 {
+				t.begun = b.w.now
+			}
+			if !t.whole && b.w.now-t.begun < 300*ms {
+				continue
+			}
+			t.whole, t.begun, t.synced = true, 0, b.w.now
+			o.after(b.w.between(ms, 3*ms), false, func() { o.step(Marked{g, epoch}) })
+			b.after(b.w.between(2*ms, 5*ms), false, func() { b.step(Copied{Group: g, Peer: o.name, Equal: true, Seq: uint64(b.w.now)}) })
+		}
+	})
+}
+
+// emit is a frame on the wire, seen by the judge.
+func (b *box) emit(g string, epoch uint64, inHand bool, kind string) {
+	b.w.judge.see(b, frame{at: b.w.now, node: b.name, gen: b.gen, group: g, epoch: epoch, inHand: inHand, pause: b.pauses, kind: kind})
+	t := b.table[g]
+	t.whole, t.synced = true, b.w.now
+}
+
+// frame is one that was seen on the wire.
+type frame struct {
+	at     int64
+	node   string
+	gen    int
+	group  string
+	epoch  uint64
+	inHand bool // the node was stopped between the last look and the wire
+	pause  int
+	kind   string
+}
+
+type holder struct {
+	group string
+	epoch uint64
+	node  string
+	gen   int
+}
+
+// judge looks at frames alone. A frame of an owner after the first one of a later owner is an offence.
+type judge struct {
+	last   map[string]frame   // by group: the newest frame
+	term   map[string]frame   // by group: the first frame of the newest term
+	runs   map[string][]frame // by group: the first frame of each run of one node
+	burst  map[string]frame   // what was in hand when a node was stopped: once each time
+	worst  map[string]int64   // by group: the longest silence since mark
+	mark   int64
+	forced map[string]int64 // by group: when an operator answered for it
+	auto   bool             // two may serve until they have met
+	faults []string
+	stale  []string
+	wait   map[string]bool    // groups that no stale copy may serve
+	seen   map[holder]bool    // of terms
+	any    map[[2]string]bool // groups and nodes that emitted since mark
+}
+
+func (j *judge) reset(mark int64) {
+	j.mark, j.worst, j.any = mark, map[string]int64{}, map[[2]string]bool{}
+}
+
+func (j *judge) offence(format string, args ...any) {
+	if len(j.faults) < 8 {
+		j.faults = append(j.faults, fmt.Sprintf(format, args...))
+	}
+}
+
+func (j *judge) see(b *box, f frame) {
+	if j.last == nil {
+		j.seen = map[holder]bool{}
+		j.last, j.term, j.runs, j.burst = map[string]frame{}, map[string]frame{}, map[string][]frame{}, map[string]frame{}
+		if j.worst == nil {
+			j.reset(0)
+		}
+	}
+	last, ok := j.last[f.group]
+	term := j.term[f.group]
+	// Who served alone and who was agreed on meanwhile may have the same epoch: whoever comes later counts, and the other one must be silent then.
+	same := f.node == term.node && f.gen == term.gen && f.epoch == term.epoch
+	older := ok && !same && !j.auto && (f.epoch < term.epoch || j.seen[holder{f.group, f.epoch, f.node, f.gen}])
+	if !same {
+		j.seen[holder{f.group, f.epoch, f.node, f.gen}] = true
+	}
+	if older && f.inHand {
+		key := fmt.Sprint(f.group, f.node, f.pause)
+		if first, again := j.burst[key]; !again || first.at == f.at && f.kind == "data" {
+			j.burst[key] = f
+			return // the burst in hand
+		}
+	}
+	if older && f.at > j.forced[f.group] {
+		j.offence("%.3f ms: %s of %s under epoch %d in group %s, which %s has served since %.3f ms under epoch %d", float64(f.at)/1e6, f.kind, f.node, f.epoch, f.group, term.node, float64(term.at)/1e6, term.epoch)
+	}
+	if older {
+		return
+	}
+	if !ok || !same {
+		j.term[f.group] = f
+		if t := b.table[f.group]; ok && j.wait[f.group] && f.at > j.forced[f.group] && (!t.whole || f.at-t.synced > 3300*ms) {
+			j.stale = append(j.stale, fmt.Sprintf("%.3f ms: %s serves %s with a copy that is not whole (%v, %.0f ms old)", float64(f.at)/1e6, f.node, f.group, t.whole, float64(f.at-t.synced)/1e6))
+		}
+	}
+	if ok && f.at > j.mark {
+		j.worst[f.group] = max(j.worst[f.group], f.at-max(last.at, j.mark))
+	}
+	if !ok || last.node != f.node {
+		j.runs[f.group] = append(j.runs[f.group], f)
+	}
+	if f.at > j.mark {
+		j.any[[2]string{f.group, f.node}] = true
+	}
+	j.last[f.group] = f
+}
+
+func (w *world) isolate(name string, cut bool) {
+	for _, o := range w.voters {
+		if o != name {
+			w.link(name, o, cut)
+			w.link(o, name, cut)
+		}
+	}
+}
+
+// link cuts or mends one way, for everything.
+func (w *world) link(a, b string, cut bool) {
+	w.paths[[2]string{a, b}].cut = cut
+	w.raft[[2]string{a, b}] = cut
+	w.sync[[2]string{a, b}] = cut
+}
+
+// owner is who emitted last.
+func (w *world) owner(g string) string { return w.judge.last[g].node }
