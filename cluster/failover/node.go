@@ -1,6 +1,7 @@
 package failover
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -22,6 +23,24 @@ type Group struct {
 	Prefer bool     // a preferred node takes over again when it is back and whole
 }
 
+// Check says what is wrong with a group.
+func (g Group) Check() error {
+	switch {
+	case g.Name == "":
+		return fmt.Errorf("a group has a name")
+	case len(g.Nodes) == 0:
+		return fmt.Errorf("group %s names no node: say who may own it, the preferred one first", g.Name)
+	case g.Alone != "" && !g.Alone.known():
+		return fmt.Errorf("group %s: %q is nothing that an owner does alone: %s, %s or %s", g.Name, g.Alone, Fence, Keep, Auto)
+	}
+	for i, o := range g.Nodes {
+		if o == "" || slices.Contains(g.Nodes[:i], o) {
+			return fmt.Errorf("group %s names %q twice, or not at all", g.Name, o)
+		}
+	}
+	return nil
+}
+
 // Event is something that has happened.
 type Event interface{ event() }
 
@@ -34,7 +53,8 @@ type (
 		From string
 		Message
 	}
-	// Agreed is the state after what this node has carried out of the log. Behind: there may be more in its log than it knows to be agreed on.
+	// Agreed is the state after what this node has carried out of the log. Behind: its log has more, not known to be agreed on, by which another
+	// node is the owner of something.
 	Agreed struct {
 		State
 		Behind bool
@@ -155,10 +175,11 @@ type Node struct {
 	votersAt Time // since when
 	state    State
 	known    bool // state was told
-	behind   bool // the log may hold more than state
+	behind   bool // the log may have another owner for something
 	groups   map[string]*group
 	names    []string // of groups, sorted: the same order each time
 	peers    map[string]*peer
+	others   []string // members that matter, sorted, without this node
 	seq      uint64
 	floor    uint64 // answers to older questions count for nothing: before a gap
 	awake    Time   // since when readings of the clock have had no gap
@@ -172,6 +193,7 @@ type Node struct {
 
 type peer struct {
 	heard Time
+	trip  time.Duration // how long it took to answer last
 	life  uint64
 	views map[string]View
 }
@@ -199,6 +221,7 @@ func (n *Node) Step(now Time, e Event) []Action {
 	case Voters:
 		if e.Version > n.voters.Version || n.voters.Names == nil {
 			n.voters, n.votersAt = Voters{e.Version, slices.Clone(e.Names)}, now
+			n.know()
 		}
 	case Groups:
 		n.policy(e)
@@ -292,8 +315,8 @@ func (n *Node) majority() int {
 
 func (n *Node) votes(name string) bool { return slices.Contains(n.voters.Names, name) }
 
-// others are all members that matter, sorted, without this node.
-func (n *Node) others() []string {
+// know works out who the other members that matter are: voters, and who may own a group.
+func (n *Node) know() {
 	all := map[string]bool{}
 	for _, v := range n.voters.Names {
 		all[v] = true
@@ -304,7 +327,7 @@ func (n *Node) others() []string {
 		}
 	}
 	delete(all, n.name)
-	return slices.Sorted(maps.Keys(all))
+	n.others = slices.Sorted(maps.Keys(all))
 }
 
 func (n *Node) group(name string) *group {
@@ -325,6 +348,7 @@ func (n *Node) policy(list Groups) {
 		c.Nodes = slices.Clone(c.Nodes)
 		n.group(c.Name).conf = c
 	}
+	n.know()
 }
 
 // agreed takes in what the log says now. Terms that were passed over make no difference: who had one was told by the releases and the promises.
@@ -383,7 +407,7 @@ func (n *Node) beat(now Time) {
 		}
 		m.Views = append(m.Views, v)
 	}
-	for _, o := range n.others() {
+	for _, o := range n.others {
 		n.send(o, m)
 	}
 }
@@ -410,10 +434,10 @@ func (n *Node) received(from string, m Message, now Time) {
 		n.heard(from, p, m, now)
 		return
 	}
-	if m.Group == "" {
+	g := n.groups[m.Group]
+	if g == nil { // neither the policy nor the log knows it, so nobody owns it
 		return
 	}
-	g := n.group(m.Group)
 	switch m.Kind {
 	case Renew:
 		yes, gone := n.grant(g, from, m.Term, m.Voters, now)
@@ -434,11 +458,11 @@ func (n *Node) received(from string, m Message, now Time) {
 func (n *Node) heard(from string, p *peer, m Message, now Time) {
 	p.life, p.views = m.Life, map[string]View{}
 	for _, v := range m.Views {
-		p.views[v.Group] = v
 		g := n.groups[v.Group]
 		if g == nil {
 			continue
 		}
+		p.views[v.Group] = v
 		if v.Panics {
 			g.panicked = max(now, 1)
 		}

@@ -170,6 +170,7 @@ func (n *Node) promised(g *group, from string, m Message, now Time) {
 	if i < 0 {
 		return
 	}
+	n.peers[from].trip = max(now.Sub(g.sent[i].at), 1)
 	if m.Yes {
 		at := g.sent[i].at
 		if n.plant.fromReply {
@@ -268,7 +269,7 @@ func (n *Node) release(g *group, now Time) {
 	}
 	g.words--
 	g.nextWord = now.Add(n.t.Renew)
-	for _, o := range n.others() {
+	for _, o := range n.others {
 		n.send(o, Message{Kind: Release, Group: g.name, Term: g.rel})
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -11,10 +13,16 @@ import (
 )
 
 var (
-	schedules = flag.Int("schedules", 600, "how many random schedules TestSchedules goes through, of each kind of cluster")
+	schedules = flag.Int("schedules", 150, "how many random schedules TestSchedules goes through, of each kind of cluster")
 	seed      = flag.Uint64("seed", 0, "of the first schedule; 0 = by the clock. It is printed")
 	showTrace = flag.Bool("trace", false, "print what happens in a schedule")
 )
+
+// Garbage is most of what schedules cost.
+func TestMain(m *testing.M) {
+	debug.SetGCPercent(1000)
+	os.Exit(m.Run())
+}
 
 // shape is a kind of cluster.
 type shape struct {

@@ -122,7 +122,7 @@ func (n *Node) right(g *group, now Time) (Right, Cause) {
 
 // served says whether somebody that lives serves the group under a later epoch than is agreed on: that will be agreed on next.
 func (n *Node) served(g *group, now Time) bool {
-	for _, o := range n.others() {
+	for _, o := range n.others {
 		if v, ok := n.view(o, g); ok && n.alive(o, now) && v.Serving && v.Epoch > g.at.Epoch {
 			return true
 		}
@@ -139,7 +139,7 @@ func (n *Node) lonely(g *group, now Time) bool {
 	if !(g.at.Alone == Auto || g.at.Alone == Keep && g.at.Node == n.name) {
 		return false
 	}
-	for _, o := range n.others() {
+	for _, o := range n.others {
 		heard := n.awake
 		if p := n.peers[o]; p != nil {
 			heard = max(heard, p.heard)

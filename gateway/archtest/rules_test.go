@@ -22,6 +22,7 @@ var only = map[string][]string{
 	"configs":             {},
 	"cluster":             {"cluster/command", "cluster/store", "cluster/transport"},
 	"cluster/command":     {},
+	"cluster/failover":    {},
 	"cluster/store":       {"cluster/command"},
 	"cluster/transport":   {"cluster/store"},
 	"cluster/clustertest": {"cluster/store"},
@@ -69,7 +70,7 @@ var importedBy = map[string][]string{
 
 // pure packages do no I/O, start no goroutine, take no lock, read no clock and roll no dice of their own, so that all of them are
 // fuzzed and benchmarked without root.
-var pure = []string{"acl", "cluster/command", "configs", "gateway/block", "gateway/conntrack", "gateway/fib", "gateway/flow", "gateway/frag", "gateway/meter", "gateway/nat", "gateway/packet",
+var pure = []string{"acl", "cluster/command", "cluster/failover", "configs", "gateway/block", "gateway/conntrack", "gateway/fib", "gateway/flow", "gateway/frag", "gateway/meter", "gateway/nat", "gateway/packet",
 	"gateway/pipeline", "gateway/police", "gateway/snapshot", "gateway/trace", "gateway/undo", "gateway/verdict"}
 
 // pureImports is all that a pure package may import beside what is ours. What is not here either does I/O, or nobody needed it yet.

@@ -1,0 +1,317 @@
+package failover
+
+import (
+	"encoding/json"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestApply: what the log takes, and what it refuses with which words.
+func TestApply(t *testing.T) {
+	owner := Term{3, "a", 10}
+	base := State{Groups: map[string]Ownership{"g": {Term: owner, Rev: 7, Alone: Fence, InSync: []string{"b"}}}}
+	kept := State{Groups: map[string]Ownership{"g": {Term: owner, Rev: 7, Alone: Keep, InSync: []string{"b"}}}}
+	drained := State{Groups: base.Groups, Drained: []string{"b"}}
+	claim := func(node string, right Right, change ...func(*Entry)) Entry {
+		e := Entry{Kind: KindClaim, Group: "g", After: 7, By: Term{0, node, 20}, Term: Term{4, node, 20}, Alone: Fence, Cause: CauseLease, Why: right}
+		for _, c := range change {
+			c(&e)
+		}
+		return e
+	}
+	for _, c := range []struct {
+		name string
+		s    State
+		e    Entry
+		want string // part of the refusal; "" = taken
+	}{
+		{"in sync, the lease ran out", base, claim("b", RightExpired), ""},
+		{"not in sync", base, claim("c", RightExpired), "not in sync"},
+		{"not in sync, and says so", base, claim("c", RightExpired, func(e *Entry) { e.Stale = true }), ""},
+		{"somebody was first", base, claim("b", RightExpired, func(e *Entry) { e.After = 6 }), "look again"},
+		{"an epoch that was", base, claim("b", RightExpired, func(e *Entry) { e.Term.Epoch = 3 }), "not above"},
+		{"the owner serves on", kept, claim("b", RightExpired), "or by force"},
+		{"the owner has stopped", kept, claim("b", RightReleased), ""},
+		{"force", kept, claim("c", RightForce), ""},
+		{"force on a drained one", drained, claim("b", RightForce), ""},
+		{"drained", drained, claim("b", RightExpired), "drained"},
+		{"no right", base, claim("b", ""), "gives no right"},
+		{"handed over by the owner", kept, claim("b", RightOwner, func(e *Entry) { e.By = owner }), ""},
+		{"handed over by somebody else", base, claim("b", RightOwner), "only the owner"},
+		{"handed over by an earlier life", base, claim("b", RightOwner, func(e *Entry) { e.By = Term{3, "a", 9} }), "only the owner"},
+		{"handed over to one that is not in sync", base, claim("c", RightOwner, func(e *Entry) { e.By = owner }), "not in sync"},
+		{"the same node again", kept, claim("a", RightExpired, func(e *Entry) { e.Stale = true }), ""},
+		{"says not what it does alone", base, claim("b", RightExpired, func(e *Entry) { e.Alone = "" }), "alone"},
+		{"a first owner", State{}, claim("c", RightExpired, func(e *Entry) { e.After = 0 }), ""},
+		{"in sync, by the owner", base, Entry{Kind: KindSync, Group: "g", After: 7, By: owner, Node: "c", On: true}, ""},
+		{"in sync, by another", base, Entry{Kind: KindSync, Group: "g", After: 7, By: Term{3, "a", 9}, Node: "c", On: true}, "only the owner"},
+		{"in sync with itself", base, Entry{Kind: KindSync, Group: "g", After: 7, By: owner, Node: "a", On: true}, "not the owner's"},
+		{"alone, by another", base, Entry{Kind: KindAlone, Group: "g", After: 7, By: Term{3, "b", 1}, Alone: Keep}, "only the owner"},
+		{"alone, unheard", base, Entry{Kind: KindAlone, Group: "g", After: 7, By: owner, Alone: "pray"}, "fence, keep or auto"},
+		{"drain nobody", base, Entry{Kind: KindDrain, On: true}, "has a name"},
+		{"no group", base, Entry{Kind: KindSync}, "has a name"},
+		{"no kind", base, Entry{Kind: "sing", Group: "g", After: 7}, "no kind"},
+	} {
+		before, _ := json.Marshal(c.s)
+		got, err := c.s.Apply(c.e)
+		if after, _ := json.Marshal(c.s); string(after) != string(before) {
+			t.Errorf("%s: the state that was is changed", c.name)
+		}
+		switch {
+		case c.want == "" && err != nil:
+			t.Errorf("%s: refused: %v", c.name, err)
+		case c.want == "" && got.Groups["g"].Rev != c.s.Groups["g"].Rev+1:
+			t.Errorf("%s: is not counted: %+v", c.name, got)
+		case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+			t.Errorf("%s: %v, want %q", c.name, err, c.want)
+		case c.want != "":
+			if d := cmp.Diff(c.s, got); d != "" {
+				t.Errorf("%s: refused, and yet: %s", c.name, d)
+			}
+		}
+	}
+	s, _ := base.Apply(claim("b", RightOwner, func(e *Entry) { e.By = owner }))
+	if want := (Ownership{Term: Term{4, "b", 20}, Rev: 8, Alone: Fence, InSync: []string{"a"}, Cause: CauseLease, From: "a"}); !cmp.Equal(s.Groups["g"], want) {
+		t.Errorf("after a move: %+v, want %+v", s.Groups["g"], want)
+	}
+}
+
+// TestApplyRandom: whatever entries come, epochs only go up, and a refusal changes nothing.
+func TestApplyRandom(t *testing.T) {
+	dice := rand.New(rand.NewPCG(3, 4))
+	pick := func(s ...string) string { return s[dice.IntN(len(s))] }
+	s, taken := State{}, 0
+	for range 20_000 {
+		e := Entry{Kind: Kind(pick("claim", "sync", "alone", "drain", "")), Group: pick("g", "h", ""), Node: pick("a", "b", ""), On: dice.IntN(2) == 0,
+			By: Term{uint64(dice.IntN(4)), pick("a", "b"), uint64(dice.IntN(2))}, Term: Term{s.Groups["g"].Epoch + uint64(dice.IntN(3)), pick("a", "b", ""), uint64(dice.IntN(2))},
+			Alone: Alone(pick("fence", "keep", "auto", "")), Why: Right(pick("owner", "expired", "released", "solo", "force", "")), Stale: dice.IntN(2) == 0}
+		e.After = s.Groups[e.Group].Rev - uint64(dice.IntN(2))
+		if dice.IntN(2) == 0 {
+			e.By = s.Groups[e.Group].Term
+		}
+		n, err := s.Apply(e)
+		for name, g := range s.Groups {
+			o := n.Groups[name]
+			if o.Epoch < g.Epoch || o.Rev < g.Rev || err != nil && o.Rev != g.Rev || o.Rev == g.Rev && o.Term != g.Term || o.Epoch == g.Epoch && o.Term != g.Term {
+				t.Fatalf("%+v after %+v is %+v (%v)", g, e, o, err)
+			}
+		}
+		if err == nil {
+			taken++
+		}
+		s = n
+	}
+	if taken < 1000 {
+		t.Errorf("only %d of 20000 entries were taken: nothing was tried", taken)
+	}
+}
+
+// TestVoter: one promise at a time, for the term that is agreed on, and for voters that are the newest.
+func TestVoter(t *testing.T) {
+	term := func(epoch uint64, node string) Term { return Term{epoch, node, 5} }
+	agreed := func(rev uint64, x Term) Agreed {
+		return Agreed{State: State{Groups: map[string]Ownership{"g": {Term: x, Rev: rev, Alone: Fence}}}}
+	}
+	at := func(ms int) Time { return Time(1e9).Add(time.Duration(ms) * time.Millisecond) }
+	var n *Node
+	ask := func(now Time, from string, x Term, voters uint64) bool {
+		for _, a := range n.Step(now, Received{from, Message{Kind: Renew, Group: "g", Term: x, Seq: 1, Voters: voters}}) {
+			if s, ok := a.(Send); ok && s.Kind == Promise {
+				return s.Yes
+			}
+		}
+		t.Fatal("no answer")
+		return false
+	}
+	begin := func() {
+		n = New(Config{"w", 9, Default}, at(0))
+		n.Step(at(0), Voters{4, []string{"a", "b", "w"}})
+		n.Step(at(0), agreed(1, term(1, "a")))
+	}
+	begin()
+	for _, c := range []struct {
+		name   string
+		at     int
+		from   string
+		term   Term
+		voters uint64
+		before func(now Time)
+		want   bool
+	}{
+		{"just started", 149, "a", term(1, "a"), 4, nil, false},
+		{"a lease after the start", 151, "a", term(1, "a"), 4, nil, true},
+		{"another life", 152, "a", Term{1, "a", 6}, 4, nil, false},
+		{"somebody else's term", 153, "b", term(1, "a"), 4, nil, false},
+		{"not agreed on yet", 154, "b", term(2, "b"), 4, nil, false},
+		{"older voters", 155, "a", term(1, "a"), 3, nil, false},
+		{"newer voters than here", 156, "a", term(1, "a"), 5, nil, true},
+		{"the last promise lasts", 200, "b", term(2, "b"), 4, func(now Time) { n.Step(now, agreed(2, term(2, "b"))) }, false},
+		{"the term before", 201, "a", term(1, "a"), 4, nil, false},
+		{"until the very end", 156 + 149, "b", term(2, "b"), 4, nil, false},
+		{"it has run out", 156 + 150, "b", term(2, "b"), 4, nil, true},
+		{"released", 310, "a", term(3, "a"), 4, func(now Time) {
+			n.Step(now, agreed(3, term(3, "a")))
+			n.Step(now, Received{"b", Message{Kind: Release, Group: "g", Term: term(2, "b")}})
+		}, true},
+		{"released by somebody else", 320, "b", term(4, "b"), 4, func(now Time) {
+			n.Step(now, agreed(4, term(4, "b")))
+			n.Step(now, Received{"b", Message{Kind: Release, Group: "g", Term: term(3, "a")}})
+		}, false},
+		{"an older release again", 330, "b", term(4, "b"), 4, func(now Time) {
+			n.Step(now, Received{"b", Message{Kind: Release, Group: "g", Term: term(2, "b")}})
+		}, false},
+		{"a question that was on its way", 340, "b", term(4, "b"), 4, func(now Time) {
+			n.Step(now, Received{"a", Message{Kind: Release, Group: "g", Term: term(3, "a")}})
+			n.Step(now, Received{"b", Message{Kind: Release, Group: "g", Term: term(4, "b")}})
+		}, false},
+	} {
+		if c.before != nil {
+			c.before(at(c.at))
+		}
+		if got := ask(at(c.at), c.from, c.term, c.voters); got != c.want {
+			t.Errorf("%s: promised %v", c.name, got)
+		}
+	}
+	begin() // a clock that jumps ahead, or a node that slept, makes no difference to what was promised
+	if !ask(at(160), "a", term(1, "a"), 4) {
+		t.Fatal("not promised")
+	}
+	n.Step(at(160), agreed(2, term(2, "b")))
+	if ask(at(100), "b", term(2, "b"), 4) || !ask(at(5000), "b", term(2, "b"), 4) {
+		t.Error("a clock that goes back frees a promise, or one that went on does not")
+	}
+}
+
+// TestOwnerCounts: a lease is a majority of the newest voters, from when each was asked; after a gap in the clock's readings it asks again; and
+// where voters have changed a first lease waits until those of before have certainly run out.
+func TestOwnerCounts(t *testing.T) {
+	at := func(ms int) Time { return Time(1e9).Add(time.Duration(ms) * time.Millisecond) }
+	n := New(Config{"a", 5, Default}, at(0))
+	var seq uint64
+	var until Time
+	var sent Time
+	step := func(ms int, e Event) {
+		for now := n.last.Add(10 * time.Millisecond); now < at(ms); now = now.Add(10 * time.Millisecond) {
+			for _, a := range n.Step(now, Tick{}) {
+				if s, ok := a.(Send); ok && s.Kind == Renew {
+					seq, sent = s.Seq, now
+				}
+			}
+		}
+		for _, a := range n.Step(at(ms), e) {
+			switch a := a.(type) {
+			case Lease:
+				until = a.Until
+			case Send:
+				if a.Kind == Renew {
+					seq, sent = a.Seq, at(ms)
+				}
+			}
+		}
+	}
+	yes := func(from string) Received {
+		return Received{from, Message{Kind: Promise, Group: "g", Term: Term{1, "a", 5}, Seq: seq, Yes: true}}
+	}
+	step(0, Voters{1, []string{"a", "b", "c", "d", "e"}})
+	step(0, Groups{{Name: "g", Nodes: []string{"a", "b"}}})
+	step(0, Agreed{State: State{Groups: map[string]Ownership{"g": {Term: Term{1, "a", 5}, Rev: 1, Alone: Fence}}}})
+	step(200, Tick{})
+	asked := sent
+	step(201, yes("b"))
+	step(202, yes("b")) // twice the same
+	step(203, yes("x")) // no voter
+	if until != 0 {
+		t.Fatal("two of five are a majority")
+	}
+	step(204, yes("c"))
+	if want := asked.Add(Default.Use()); until != want {
+		t.Errorf("until %d, want %d: the lease counts from the question", until, want)
+	}
+	old := seq
+	n.Step(at(230), Tick{}) // 26 ms without a reading
+	if n.groups["g"].serving {
+		t.Error("a gap ends no lease")
+	}
+	seq = old
+	step(231, yes("b"))
+	step(232, yes("c"))
+	if n.groups["g"].serving {
+		t.Error("answers from before the gap count")
+	}
+	step(240, Tick{})
+	step(241, yes("b"))
+	step(242, yes("c"))
+	if !n.groups["g"].serving {
+		t.Error("it does not serve again after the gap")
+	}
+	step(300, Voters{2, []string{"a", "f", "g"}}) // those that promised have no vote any more
+	if n.groups["g"].serving {
+		t.Error("promises of those who do not vote count")
+	}
+	step(320, yes("f"))
+	if n.groups["g"].serving {
+		t.Error("a first lease from other voters counts at once: somebody may have one from those before")
+	}
+	step(440, Tick{})
+	step(441, yes("f"))
+	step(460, yes("f"))
+	if !n.groups["g"].serving {
+		t.Error("it does not count later either")
+	}
+}
+
+// TestStatus says why a group is not protected, in words.
+func TestStatus(t *testing.T) {
+	w := quietWorld(t, 30, 2, 1, Group{})
+	status := func(node string) (Status, string) {
+		s := w.box(node).m.Status("g", 4*time.Millisecond, w.box(node).clock())
+		return s, strings.Join(s.Why, "; ")
+	}
+	for _, node := range []string{"a", "b", "wc"} {
+		s, why := status(node)
+		if why != "" || s.Gap < 154*time.Millisecond || s.Gap > 170*time.Millisecond || s.Serving != (node == "a") || s.Node != "a" {
+			t.Errorf("%s: %+v", node, s)
+		}
+		if (s.Left > 0) != (node == "a") || s.Left > Default.Use() {
+			t.Errorf("%s has %s left", node, s.Left)
+		}
+	}
+	for _, c := range []struct {
+		do   func()
+		want string
+	}{
+		{func() { w.box("b").step(Condition{"", CausePort, 2}) }, "b has 2 conditions against it"},
+		{func() { w.sync[[2]string{"a", "b"}] = true }, "the copy of b is not in sync"},
+		{func() { w.box("b").kill() }, "nothing is heard of b"},
+		{func() { w.propose(w.box("a"), Entry{Kind: KindDrain, Node: "b", On: true}) }, "b is drained"},
+		{func() { w.box("wc").kill() }, "served without a majority"},
+	} {
+		c.do()
+		w.run(w.now + 2500*ms)
+		if s, why := status("a"); !strings.Contains(why, c.want) || s.Gap != 0 {
+			t.Errorf("%q, gap %s; want %q", why, s.Gap, c.want)
+		}
+	}
+	if s, why := status("wc"); s.Serving || why == "" {
+		t.Errorf("the witness that is gone: %+v", s)
+	}
+}
+
+// TestGroupCheck: what is wrong is said, with what would be right.
+func TestGroupCheck(t *testing.T) {
+	for want, g := range map[string]Group{
+		"":                    {Name: "g", Nodes: []string{"a", "b"}, Alone: Auto},
+		"has a name":          {Nodes: []string{"a"}},
+		"names no node":       {Name: "g"},
+		"fence, keep or auto": {Name: "g", Nodes: []string{"a"}, Alone: "both"},
+		"twice":               {Name: "g", Nodes: []string{"a", "b", "a"}},
+	} {
+		if err := g.Check(); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v, want %q", g, err, want)
+		}
+	}
+}

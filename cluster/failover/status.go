@@ -1,0 +1,99 @@
+package failover
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Status is how a group stands, as this node knows it.
+type Status struct {
+	Ownership
+	Serving bool
+	Alone   bool          // without a majority
+	Left    time.Duration // of this node's lease
+	Gap     time.Duration // what a death of the owner would cost: a lease, a commit, a round trip to the nearest voter. 0 = there is nobody to take over
+	Why     []string      // why the group is not protected now; empty = it is
+}
+
+// Status of a group. commit is how long one takes.
+func (n *Node) Status(name string, commit time.Duration, now Time) Status {
+	g := n.groups[name]
+	if g == nil {
+		return Status{Why: []string{"no such group is known here"}}
+	}
+	now = max(now, n.last)
+	s := Status{Ownership: g.at, Serving: g.serving && now < g.written}
+	if s.Serving {
+		s.Left = max(g.until.Sub(now), 0)
+		s.Alone = g.until <= now
+	}
+	why := func(format string, args ...any) { s.Why = append(s.Why, fmt.Sprintf(format, args...)) }
+	switch v, ok := n.view(g.at.Node, g); {
+	case g.at.Epoch == 0:
+		why("nobody has owned it yet")
+	case g.at.Node == n.name && !s.Serving:
+		why("this node is its owner and has no lease: a majority of the voters does not answer")
+	case g.at.Node != n.name && (!ok || !n.alive(g.at.Node, now)):
+		why("nothing is heard of its owner, %s", g.at.Node)
+	case g.at.Node != n.name && !v.Serving:
+		why("its owner, %s, has no lease", g.at.Node)
+	}
+	if s.Alone {
+		why("it is served without a majority: nothing can be agreed on, so nobody can take over")
+	}
+	if g.at.Alone != Fence && g.at.Epoch > 0 {
+		why("its owner serves on without a majority (%s): nobody takes over without proof that it has stopped", g.at.Alone)
+	}
+	ready := 0
+	var others []string
+	for _, o := range g.conf.Nodes {
+		if o == g.at.Node {
+			continue
+		}
+		if w := n.unready(g, o, now); w != "" {
+			others = append(others, w)
+		} else {
+			ready++
+		}
+	}
+	switch {
+	case len(g.conf.Nodes) < 2:
+		why("it has no other node")
+	case ready == 0: // one is enough
+		s.Why = append(s.Why, others...)
+	case g.at.Alone == Fence && !s.Alone:
+		s.Gap = n.t.Lease + commit + n.nearest()
+	}
+	return s
+}
+
+// unready says why a node could not take over without loss; "" = it could.
+func (n *Node) unready(g *group, name string, now Time) string {
+	v, ok := n.view(name, g)
+	ok = ok && n.alive(name, now)
+	if name == n.name {
+		v, ok = View{Whole: n.whole(g, now), Faults: n.faults(g)}, true
+	}
+	switch {
+	case slices.Contains(n.state.Drained, name):
+		return name + " is drained"
+	case !ok:
+		return "nothing is heard of " + name
+	case !v.Whole || !slices.Contains(g.at.InSync, name):
+		return "the copy of " + name + " is not in sync"
+	case v.Faults > 0:
+		return fmt.Sprintf("%s has %d conditions against it", name, v.Faults)
+	}
+	return ""
+}
+
+// nearest is how long the fastest voter took to answer last.
+func (n *Node) nearest() (d time.Duration) {
+	for _, v := range n.voters.Names {
+		if p := n.peers[v]; p != nil && p.trip > 0 && (d == 0 || p.trip < d) {
+			d = p.trip
+		}
+	}
+	return d
+}
