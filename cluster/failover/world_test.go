@@ -317,7 +317,7 @@ func (b *box) step(e Event) {
 
 func (w *world) send(b *box, s Send) {
 	p := w.paths[[2]string{b.name, s.To}]
-	if p.cut || p.loss > 0 && w.dice.Float64() < p.loss {
+	if p == nil || p.cut || p.loss > 0 && w.dice.Float64() < p.loss {
 		return
 	}
 	to := w.box(s.To)
