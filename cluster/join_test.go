@@ -10,6 +10,7 @@ import (
 
 	"demarc/cluster/command"
 	"demarc/cluster/store"
+	"demarc/cluster/transport"
 )
 
 // TestNewcomerWaitsForTheRemoval: a newcomer at a lost member's address is answered, and so starts Raft, only once it is agreed on that the lost one is out. Until then
@@ -69,4 +70,25 @@ func TestNewcomerWaitsForTheRemoval(t *testing.T) {
 		t.Errorf("answered with the lost one in the list: %v, %v", v, err)
 	}
 	voting(t, []*member{first, fresh.run(), ms[2]}, 3)
+}
+
+// TestLetInAgain: what a member said when it did not know this node yet is forgotten when it lets it in, and only that.
+func TestLetInAgain(t *testing.T) {
+	_, ms := trio(t)
+	later := time.Now().Add(time.Minute)
+	ms[1].turned.Store(&turned{ms[0].Address(), "who is that?", transport.RefusedCluster, later})
+	eventually(t, "it is forgotten", func() bool { return ms[1].Problem() == "" })
+	ms[1].turned.Store(&turned{"192.0.2.1:7400", "who is that?", transport.RefusedCluster, later})
+	ms[0].turned.Store(&turned{ms[1].Address(), "taken out", transport.RefusedRemoved, later})
+	for _, m := range ms[:2] {
+		if _, err := m.ping(t.Context(), ms[2].self()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := ms[0].ping(t.Context(), ms[1].self()); err != nil {
+		t.Fatal(err)
+	}
+	if ms[0].Problem() != "taken out" || ms[1].Problem() != "who is that?" {
+		t.Errorf("%q, %q", ms[0].Problem(), ms[1].Problem())
+	}
 }

@@ -113,6 +113,7 @@ type Node struct {
 
 // turned is what a member said that would not let this node in.
 type turned struct {
+	by   string // address
 	why  string
 	kind transport.Refusal
 	at   time.Time
@@ -217,7 +218,9 @@ func (n *Node) connect() (err error) {
 			}
 			return n.mayEnter(p, h.ID)
 		},
-		Turned: func(kind transport.Refusal, why string) { n.turned.Store(&turned{why, kind, time.Now()}) },
+		Turned: func(address string, kind transport.Refusal, why string) {
+			n.turned.Store(&turned{address, why, kind, time.Now()})
+		},
 	})
 	if err != nil {
 		return err

@@ -451,6 +451,7 @@ func (n *Node) call(ctx context.Context, address string, q request, body []byte)
 	if c := n.pool.take(address); c != nil {
 		a, out, err = exchange(ctx, c, q, body)
 		if err == nil {
+			n.letIn(address)
 			n.pool.put(address, c)
 			return a, out, true, nil
 		}
@@ -473,11 +474,19 @@ func (n *Node) call(ctx context.Context, address string, q request, body []byte)
 	}
 	if a.Turned != "" {
 		c.Close()
-		n.turned.Store(&turned{a.Refused, a.Turned, time.Now()})
+		n.turned.Store(&turned{address, a.Refused, a.Turned, time.Now()})
 		return a, out, true, nil
 	}
+	n.letIn(address)
 	n.pool.put(address, c)
 	return a, out, true, nil
+}
+
+// letIn forgets that the member at address would not let this node in: it knows better by now. That this node was taken out stays.
+func (n *Node) letIn(address string) {
+	if t := n.turned.Load(); t != nil && t.by == address && t.kind != transport.RefusedRemoved {
+		n.turned.CompareAndSwap(t, nil)
+	}
 }
 
 // exchange sends one request and reads its answer.

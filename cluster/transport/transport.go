@@ -33,10 +33,10 @@ type Config struct {
 	Address   string // to listen on, "192.0.2.1:7400"
 	Advertise string // what others reach it by; empty = Address
 	Keys      *Keyring
-	Allowed   func(Peer) error               // who may connect and be connected to, see Refuse; nil = every member's certificate
-	Self      func() Hello                   // what this side says of itself on a stream of Raft's; nil = nothing
-	Greet     func(Peer, Hello) error        // judges what the other side says of itself, see Refuse; nil = anything will do
-	Turned    func(kind Refusal, why string) // this side was refused by a member on a stream of Raft's; may be nil
+	Allowed   func(Peer) error                               // who may connect and be connected to, see Refuse; nil = every member's certificate
+	Self      func() Hello                                   // what this side says of itself on a stream of Raft's; nil = nothing
+	Greet     func(Peer, Hello) error                        // judges what the other side says of itself, see Refuse; nil = anything will do
+	Turned    func(address string, kind Refusal, why string) // this side was refused by the member there on a stream of Raft's; may be nil
 	Log       *slog.Logger
 	Timeout   time.Duration // of a handshake, and of one message of Raft; 0 = 5 s
 	Handshake int           // at a time; 0 = 64
@@ -269,7 +269,7 @@ func (t *Transport) dial(ctx context.Context, address, proto string) (net.Conn, 
 		return nil, err
 	}
 	if proto == protoRaft {
-		if err := t.present(ctx, c); err != nil {
+		if err := t.present(ctx, address, c); err != nil {
 			c.Close()
 			return nil, fmt.Errorf("%s: %w", address, t.cfg.Keys.named(err))
 		}
@@ -303,7 +303,7 @@ func dial(ctx context.Context, address string, cfg *tls.Config, proto string) (n
 }
 
 // present says who this side is and waits until it is let in.
-func (t *Transport) present(ctx context.Context, c net.Conn) error {
+func (t *Transport) present(ctx context.Context, address string, c net.Conn) error {
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
 	var h Hello
@@ -319,7 +319,7 @@ func (t *Transport) present(ctx context.Context, c net.Conn) error {
 	}
 	if w.Why != "" {
 		if t.cfg.Turned != nil {
-			t.cfg.Turned(w.Kind, w.Why)
+			t.cfg.Turned(address, w.Kind, w.Why)
 		}
 		return fmt.Errorf("does not let this node in: %s", w.Why)
 	}
