@@ -25,6 +25,7 @@ type screen struct {
 	Transport
 	stand   func() standing
 	members func() raft.Configuration
+	stale   func() raft.ServerAddress // the leader that Raft has in mind although it looks for another one; "" = none
 	log     *slog.Logger
 	out     chan raft.RPC
 	end     chan struct{}
@@ -110,9 +111,9 @@ func (c *screen) judge(command any) (out, answer any, err error) {
 		}
 		return nil, &raft.InstallSnapshotResponse{}, c.refuse(from, err)
 	case *raft.RequestVoteRequest:
-		return screenVote(q, c.members()), nil, nil
+		return screenVote(q, c.members(), c.stale()), nil, nil
 	case *raft.RequestPreVoteRequest:
-		return screenPreVote(q, c.members()), nil, nil
+		return screenPreVote(q, c.members(), c.stale()), nil, nil
 	default:
 		return command, nil, nil
 	}
@@ -218,23 +219,28 @@ func votes(c raft.Configuration, id []byte) bool {
 // screenVote lets a candidate be voted for that has no vote by this node's list of members, because that list may be old: where a leader is lost a moment after it gave
 // somebody a vote, nobody else might be electable (Raft dissertation, section 4.1: a server votes for who is not in its list). Raft looks nobody up who gives no
 // id. That a removed member disturbs nobody is up to the pre-vote, and to those who hear a leader and give none.
-func screenVote(q *raft.RequestVoteRequest, c raft.Configuration) *raft.RequestVoteRequest {
-	if len(q.ID) == 0 || votes(c, q.ID) {
-		return q
-	}
+//
+// And it has Raft vote although it has a leader in mind, where that one is stale: installSnapshot names the leader and leaves a candidate a candidate, which would refuse
+// everybody from then on. A hand-over of the lead is voted for in any case.
+func screenVote(q *raft.RequestVoteRequest, c raft.Configuration, stale raft.ServerAddress) *raft.RequestVoteRequest {
 	out := *q
-	out.ID = nil
+	if !votes(c, q.ID) {
+		out.ID = nil
+	}
+	out.LeadershipTransfer = q.LeadershipTransfer || stale != ""
 	return &out
 }
 
-// screenPreVote does the same for a pre-vote. There Raft wants an id in its list in any case: it gets the one of somebody who has a vote. It is used for nothing else.
-func screenPreVote(q *raft.RequestPreVoteRequest, c raft.Configuration) *raft.RequestPreVoteRequest {
-	i := slices.IndexFunc(c.Servers, func(s raft.Server) bool { return s.Suffrage == raft.Voter })
-	if i < 0 || votes(c, q.ID) {
-		return q
-	}
+// screenPreVote does the same for a pre-vote. There Raft wants an id in its list in any case: it gets the one of somebody who has a vote; and the one whom it may vote for
+// beside a leader is that leader, by address. Neither is used for anything else.
+func screenPreVote(q *raft.RequestPreVoteRequest, c raft.Configuration, stale raft.ServerAddress) *raft.RequestPreVoteRequest {
 	out := *q
-	out.ID = []byte(c.Servers[i].ID)
+	if i := slices.IndexFunc(c.Servers, func(s raft.Server) bool { return s.Suffrage == raft.Voter }); i >= 0 && !votes(c, q.ID) {
+		out.ID = []byte(c.Servers[i].ID)
+	}
+	if stale != "" {
+		out.Addr = []byte(stale)
+	}
 	return &out
 }
 

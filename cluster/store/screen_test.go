@@ -131,17 +131,27 @@ func TestScreenVote(t *testing.T) {
 	for _, v := range []struct{ id, vote, pre string }{{"n1", "n1", "n1"}, {"n0", "", "n1"}, {"n9", "", "n1"}, {"", "", "n1"}} {
 		q, p := &raft.RequestVoteRequest{Term: 3}, &raft.RequestPreVoteRequest{Term: 3}
 		q.ID, p.ID = []byte(v.id), []byte(v.id)
-		if got := screenVote(q, c); string(got.ID) != v.vote || got.Term != 3 || string(q.ID) != v.id {
-			t.Errorf("%s: a vote for %q", v.id, got.ID)
-		}
-		if got := screenPreVote(p, c); string(got.ID) != v.pre || got.Term != 3 || string(p.ID) != v.id {
-			t.Errorf("%s: a pre-vote for %q", v.id, got.ID)
+		q.Addr, p.Addr = []byte("here"), []byte("here")
+		for _, stale := range []raft.ServerAddress{"", "lost"} {
+			by := "here"
+			if stale != "" {
+				by = "lost"
+			}
+			if got := screenVote(q, c, stale); string(got.ID) != v.vote || got.Term != 3 || string(q.ID) != v.id || got.LeadershipTransfer != (stale != "") || string(got.Addr) != "here" {
+				t.Errorf("%s, %q: a vote for %+v", v.id, stale, got)
+			}
+			if got := screenPreVote(p, c, stale); string(got.ID) != v.pre || got.Term != 3 || string(p.ID) != v.id || string(got.Addr) != by || string(p.Addr) != "here" {
+				t.Errorf("%s, %q: a pre-vote for %+v", v.id, stale, got)
+			}
 		}
 	}
-	p := &raft.RequestPreVoteRequest{}
+	q, p := &raft.RequestVoteRequest{LeadershipTransfer: true}, &raft.RequestPreVoteRequest{}
 	p.ID = []byte("n1")
-	if got := screenPreVote(p, raft.Configuration{}); got != p {
+	if got := screenPreVote(p, raft.Configuration{}, ""); string(got.ID) != "n1" {
 		t.Error("a node without a list changes what it is asked")
+	}
+	if !screenVote(q, c, "").LeadershipTransfer {
+		t.Error("a hand-over of the lead is none any more")
 	}
 }
 
@@ -466,6 +476,55 @@ func TestLeaderLostAfterPromotion(t *testing.T) {
 	}
 	x.change("after", old, young)
 	x.level(old, young)
+}
+
+// TestCandidateForgetsItsLeader: a member that gets a snapshot while it looks for a leader votes for another one when the sender is lost. Raft has the sender in mind from
+// then on, without following it, and refuses everybody; where it cannot win itself nobody ever leads.
+func TestCandidateForgetsItsLeader(t *testing.T) {
+	x := newTrio(t)
+	lead := x.leader(0, 1, 2)
+	seeks, other := (lead+1)%3, (lead+2)%3
+	x.level(0, 1, 2)
+	x.split([]int{lead, other})
+	x.change("a", lead, other)
+	x.level(lead, other)
+	if lead != x.leader(lead, other) {
+		lead, other = other, lead
+	}
+	if err := x.s[lead].Compact(); err != nil {
+		t.Fatal(err)
+	}
+	m, _, err := x.s[lead].snaps.newest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	meta, r, err := x.s[lead].snaps.Open(m.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	eventually(t, "it looks for a leader", func() bool { return x.s[seeks].raft.State() == raft.Candidate })
+	_, probe := raft.NewInmemTransportWithTimeout("probe", time.Second)
+	probe.Connect(x.tr[seeks].LocalAddr(), x.tr[seeks])
+	q := &raft.InstallSnapshotRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(x.c[lead].ID), Addr: []byte(x.addr[lead])},
+		SnapshotVersion: meta.Version, Term: x.s[seeks].raft.CurrentTerm(), LastLogIndex: meta.Index, LastLogTerm: meta.Term, Size: meta.Size,
+		Configuration: raft.EncodeConfiguration(meta.Configuration), ConfigurationIndex: meta.ConfigurationIndex}
+	var a raft.InstallSnapshotResponse
+	if err := probe.InstallSnapshot("", x.tr[seeks].LocalAddr(), q, &a, r); err != nil || !a.Success {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	if l, _ := x.s[seeks].raft.LeaderWithID(); string(l) != x.addr[lead] || x.s[seeks].raft.State() != raft.Candidate {
+		t.Fatalf("it has %q in mind and is %s", l, x.s[seeks].raft.State())
+	}
+	if id, _ := x.s[seeks].Leader(); id != "" {
+		t.Errorf("it says that %s leads", id)
+	}
+	x.change("b", lead, other) // which the one that seeks does not have, so that it cannot win
+	x.level(lead, other)
+	x.stop(lead)
+	x.split()
+	x.change("after", other, seeks)
+	x.level(other, seeks)
 }
 
 // TestNewcomerAtLostAddress: a new member with an empty log, at the address of one that is lost, gives none of that one's votes: what that one had agreed on would be

@@ -90,7 +90,7 @@ func Open(c Config) (*Store, error) {
 		return nil, err
 	}
 	s.screen = newScreen(s.cfg.Transport, s.cfg.Log)
-	s.screen.stand, s.screen.members, s.disk.done = s.stand, s.members, s.applied
+	s.screen.stand, s.screen.members, s.screen.stale, s.disk.done = s.stand, s.members, s.stale, s.applied
 	s.raft, err = raft.NewRaft(s.raftConfig(logger), s.fsm, s.disk, s.disk, s.snaps, s.screen)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrDamaged, err), s.disk.close())
@@ -126,6 +126,15 @@ func (s *Store) applied() uint64 {
 	default:
 		return 0
 	}
+}
+
+// stale is a leader that Raft has in mind although it looks for another one.
+func (s *Store) stale() raft.ServerAddress {
+	if s.raft.State() != raft.Candidate {
+		return ""
+	}
+	a, _ := s.raft.LeaderWithID()
+	return a
 }
 
 // members is Raft's own list.
@@ -444,6 +453,9 @@ func (s *Store) Leads() bool { return s.raft.State() == raft.Leader }
 // Leader is who leads as far as this node knows; "" = nobody.
 func (s *Store) Leader() (id, address string) {
 	a, i := s.raft.LeaderWithID()
+	if s.raft.State() == raft.Candidate {
+		return "", "" // see stale
+	}
 	return string(i), string(a)
 }
 
