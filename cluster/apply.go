@@ -96,6 +96,23 @@ func (n *Node) Check(ctx context.Context, source string, text []byte, except []s
 	return n.check(ctx, source, text, except, false)
 }
 
+// Asked is a question to every gateway but this one that is on its way.
+type Asked struct {
+	done chan struct{}
+	list []Checked
+	err  error
+}
+
+// Ask has every other gateway compile a text while this node does so itself. ctx ends it.
+func (n *Node) Ask(ctx context.Context, source string, text []byte, except []string) *Asked {
+	a := &Asked{done: make(chan struct{})}
+	go func() {
+		defer close(a.done)
+		a.list, a.err = n.check(ctx, source, text, except, true)
+	}()
+	return a
+}
+
 // CheckOthers asks every gateway but this one.
 func (n *Node) CheckOthers(ctx context.Context, source string, text []byte) ([]Checked, error) {
 	list, err := n.check(ctx, source, text, nil, true)
@@ -179,7 +196,13 @@ func cut(s string, most int) string {
 func (n *Node) Apply(ctx context.Context, c Change, except ...string) (Outcome, error) {
 	var o Outcome
 	var err error
-	if o.Checked, err = n.check(ctx, c.Source, c.Text, except, c.Checked); err != nil {
+	if a := c.Asked; a != nil && c.Checked {
+		<-a.done
+		o.Checked, err = a.list, a.err
+	} else {
+		o.Checked, err = n.check(ctx, c.Source, c.Text, except, c.Checked)
+	}
+	if err != nil {
 		return o, err
 	}
 	var bad []Checked

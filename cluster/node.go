@@ -172,7 +172,9 @@ func Open(c Config) (*Node, error) {
 	if rt := c.RoundTrip(); t == 0 && rt > 0 {
 		t = 500*time.Millisecond + 4*rt
 	}
-	sc := store.Config{Dir: c.Dir, ID: n.id, Transport: n.cfg.transport, Log: n.log, Heartbeat: t, Election: t, Lease: t / 2,
+	// Over a long way each message takes its time until it is answered, and only so many are under way: those that say nothing new must not hold up those that do.
+	commit := max(20*time.Millisecond, c.RoundTrip())
+	sc := store.Config{Dir: c.Dir, Commit: commit, ID: n.id, Transport: n.cfg.transport, Log: n.log, Heartbeat: t, Election: t, Lease: t / 2,
 		Applied: func(store.Applied) { n.look() }, Reset: func(*command.State) { n.look() }}
 	if c.tune != nil {
 		c.tune(&sc)
@@ -200,7 +202,7 @@ func (n *Node) connect() (err error) {
 	if name := n.keys.Name(); name != n.cfg.Name {
 		return fmt.Errorf("the certificate in %s is %s's, the node file says that this node is %s", c.Keys, name, n.cfg.Name)
 	}
-	n.tr, err = transport.Listen(transport.Config{Address: c.Listen, Advertise: c.Advertise, Keys: n.keys, Log: n.log, Timeout: 5*time.Second + 4*c.RoundTrip, Held: true,
+	n.tr, err = transport.Listen(transport.Config{Address: c.Listen, Advertise: c.Advertise, Keys: n.keys, Log: n.log, Timeout: 5*time.Second + 4*c.RoundTrip, InFlight: inFlight(c.RoundTrip), Held: true,
 		Allowed: func(p transport.Peer) error {
 			<-n.opened
 			if !p.Raft || !p.Dialed {
@@ -228,6 +230,15 @@ func (n *Node) connect() (err error) {
 	n.address = n.tr.Address()
 	n.cfg.transport, n.cfg.peers = n.tr.Raft(), n.tr
 	return nil
+}
+
+// inFlight is how many messages of Raft to one member may wait for their answer; 0 = Raft's own choice, two. An entry and the word that it is agreed on take two, and the
+// next change must not wait a round trip behind them. Each may hold two texts in memory, so they are not many.
+func inFlight(roundTrip time.Duration) int {
+	if roundTrip == 0 {
+		return 0
+	}
+	return 8
 }
 
 // pace is how often what recurs is done, shorter in tests.
@@ -344,7 +355,8 @@ type Change struct {
 	Back     uint64        // whose text it is
 	Confirm  time.Duration // 0 = it stays
 	Who      command.Who
-	Checked  bool // this node has compiled it already
+	Checked  bool   // this node has compiled it already
+	Asked    *Asked // what others say of it; nil = they are asked by Apply
 
 	Features []string // that the text uses, sorted, as far as who wants it knows
 	except   []string // ids of gateways that go on with what they serve
@@ -633,6 +645,7 @@ func (n *Node) count(ctx context.Context) (idle bool) {
 		_, err := n.st.Propose(ctx, &command.Entry{Level: 1, Kind: command.KindExpire, Time: n.cfg.Wall().UTC(), Who: command.Who{Author: "confirm time"},
 			Expire: &command.Expire{Revision: p.Number}})
 		if err == nil {
+			n.st.Spread()
 			return false // the state has changed: the next look follows it
 		}
 	}

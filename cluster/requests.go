@@ -326,6 +326,7 @@ func (n *Node) here(ctx context.Context, e *command.Entry) answer {
 	r, err := n.st.Propose(ctx, e)
 	switch {
 	case err == nil:
+		n.st.Spread()
 		return answer{Result: r, Leads: true}
 	case errors.Is(err, store.ErrNotLeader):
 		return answer{}

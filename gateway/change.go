@@ -150,8 +150,13 @@ func (g *Gateway) propose(ctx context.Context, start time.Time, c change) (*api.
 	} else {
 		c.base = g.revision.Load().Number
 	}
-	// A policy's own errors come first: they are there whatever becomes of the rest.
+	// A policy's own errors come first: they are there whatever becomes of the rest. The others compile it meanwhile.
 	spared := slices.Contains(c.except, g.o.Node.Name)
+	if closed == nil && !spared && (c.Change.Expected == 0 || c.Change.Expected == c.base) {
+		asking, stop := context.WithCancel(ctx)
+		defer stop()
+		c.Asked = m.Ask(asking, c.Source, withoutHeader(c.Text), c.except)
+	}
 	if err := g.check(ctx, &c); err != nil && !spared {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -56,13 +57,14 @@ type Store struct {
 	fsm     *fsm
 	tail    raft.Log // the last entry that was on disk at the start, without its data; Index 0 = none
 
-	keepWake chan struct{} // the state has changed
-	keepEnd  chan struct{} // closed at the end
-	keepDone chan struct{}
-	once     sync.Once
-	ended    sync.Once
-	again    chan struct{} // closed when it must be opened again
-	tuning   sync.Mutex    // of Raft's configuration, which is read, changed and written
+	keepWake  chan struct{} // the state has changed
+	keepEnd   chan struct{} // closed at the end
+	keepDone  chan struct{}
+	once      sync.Once
+	ended     sync.Once
+	again     chan struct{} // closed when it must be opened again
+	spreading atomic.Bool   // Spread is under way
+	tuning    sync.Mutex    // of Raft's configuration, which is read, changed and written
 }
 
 // ErrNotLeader means that an entry must be proposed elsewhere; nothing was done.

@@ -41,6 +41,7 @@ type Config struct {
 	Timeout   time.Duration // of a handshake, and of one message of Raft; 0 = 5 s
 	Handshake int           // at a time; 0 = 64
 	PerSource int           // of them, from one address; 0 = 16
+	InFlight  int           // messages of Raft to one member that wait for their answer, at most; 0 = 2
 	Held      bool          // accept nothing before Open is called
 }
 
@@ -340,7 +341,7 @@ func (t *Transport) Requests() net.Listener { return t.requests }
 // Raft is the transport for a store. It is closed by the store.
 func (t *Transport) Raft() store.Transport {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: stream{t}, MaxPool: 3, Timeout: t.cfg.Timeout,
+		Stream: stream{t}, MaxPool: 3, Timeout: t.cfg.Timeout, MaxRPCsInFlight: t.cfg.InFlight,
 		Logger: hclog.New(&hclog.LoggerOptions{Name: "raft-net", Level: hclog.Error, Output: lines{t.cfg.Log}, DisableTime: true}),
 	})
 }

@@ -394,3 +394,34 @@ func TestRaftGoesThrough(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestMessagesUnderWay: as many messages of Raft as were asked for may wait for their answer, where it takes long to come.
+func TestMessagesUnderWay(t *testing.T) {
+	a, c := authority(t), at(noon)
+	s, d := listen(t, Config{Keys: keys(t, a, "gw1", c.now)}), listen(t, Config{Keys: keys(t, a, "gw2", c.now), InFlight: 8})
+	st, dt := s.Raft().(*raft.NetworkTransport), d.Raft().(*raft.NetworkTransport)
+	defer st.Close()
+	defer dt.Close()
+	p, err := dt.AppendEntriesPipeline("gw1", raft.ServerAddress(s.Address()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	sent := make(chan error, 8)
+	go func() {
+		for range 6 { // nobody answers
+			_, err := p.AppendEntries(&raft.AppendEntriesRequest{Term: 1}, new(raft.AppendEntriesResponse))
+			sent <- err
+		}
+	}()
+	for i := range 6 {
+		select {
+		case err := <-sent:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(3 * time.Second):
+			t.Fatalf("message %d waits for the answers to those before", i+1)
+		}
+	}
+}
