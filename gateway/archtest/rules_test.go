@@ -35,8 +35,9 @@ var only = map[string][]string{
 	"gateway/netlab":      {},                                 // what the hosts measure is measured without the gateway
 	"gateway/metrics":     {"gateway/api", "gateway/verdict"}, // a scrape and the CLI cannot disagree
 	// The demo knows the gateway by its command line and its status interface, like anybody.
-	"gateway/lab":   {"configs/examples", "gateway/api", "gateway/netlab", "gateway/verdict"},
-	"bench":         {"acl", "configs", "gateway/api", "gateway/hostnet", "gateway/netlab", "gateway/xsk"},
+	"gateway/lab":   {"configs/examples", "gateway/api", "gateway/netlab", "gateway/trio", "gateway/verdict"},
+	"gateway/trio":  {"gateway/api", "gateway/netlab"},
+	"bench":         {"acl", "configs", "gateway/api", "gateway/hostnet", "gateway/netlab", "gateway/trio", "gateway/xsk"},
 	"bench/peers":   {"acl"},
 	"bench/pktgen":  {},
 	"bench/report":  {},
@@ -58,6 +59,7 @@ var importedBy = map[string][]string{
 	"gateway":                   {"gateway/cli", "gateway/zerocopy"},
 	"gateway/cli":               {"."},
 	"gateway/lab":               {"gateway/cli"},
+	"gateway/trio":              {"bench", "gateway/lab"},
 	"gateway/zerocopy":          {".", "gateway/cli"},
 	"gateway/e2e":               {},
 	"gateway/archtest":          {},
@@ -65,7 +67,7 @@ var importedBy = map[string][]string{
 	"gateway/netlab/roottest":   {},
 	// Schema structs stop at snapshot, wire structs at api.
 	"configs":     {"bench", "gateway", "gateway/cli", "gateway/doctor", "gateway/lab", "gateway/snapshot", "gateway/zerocopy"},
-	"gateway/api": {"bench", "gateway", "gateway/cli", "gateway/lab", "gateway/metrics", "gateway/zerocopy"},
+	"gateway/api": {"bench", "gateway", "gateway/cli", "gateway/lab", "gateway/metrics", "gateway/trio", "gateway/zerocopy"},
 }
 
 // pure packages do no I/O, start no goroutine, take no lock, read no clock and roll no dice of their own, so that all of them are

@@ -177,9 +177,8 @@ func udpProbe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error)
 	total := uint64(float64(*duration) / float64(time.Second) * *rate)
 
 	var mu sync.Mutex
-	all := make(chan struct{})
 	received := make([]bool, total)
-	rtt := make([]time.Duration, 0, total)
+	var rtt []time.Duration
 	go func() {
 		buf := make([]byte, 1<<16)
 		highest, last := uint64(0), time.Time{}
@@ -213,9 +212,6 @@ func udpProbe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error)
 					r.LongestMs = max(r.LongestMs, float64(now.Sub(last))/1e6)
 				}
 				last = now
-				if r.Received == total {
-					close(all)
-				}
 			}
 			mu.Unlock()
 		}
@@ -234,10 +230,14 @@ func udpProbe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error)
 		r.Sent++
 		r.SentBytes += uint64(*size + ipOverhead(dst.Addr()))
 	}
-	select {
-	case <-all:
-	case <-ctx.Done():
-	case <-time.After(*wait):
+	// One that is told to stop waits for the answers to what it has sent.
+	for end := time.Now().Add(*wait); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		mu.Lock()
+		whole := r.Received == r.Sent
+		mu.Unlock()
+		if whole {
+			break
+		}
 	}
 	mu.Lock()
 	defer mu.Unlock()
