@@ -31,9 +31,11 @@ func Command() *cobra.Command {
 		Short: "measure the gateway beside the kernel's nftables",
 		Long:  "Measure the gateway beside the kernel's own nftables, on the same devices in the same run.",
 		Args:  noArgs,
-		RunE:  func(*cobra.Command, []string) error { return usageError{errors.New("name a bench: quick or sessions")} },
+		RunE: func(*cobra.Command, []string) error {
+			return usageError{errors.New("name a bench: quick, sessions or cluster")}
+		},
 	}
-	c.AddCommand(quickCommand(), sessionsCommand())
+	c.AddCommand(quickCommand(), sessionsCommand(), clusterCommand())
 	return c
 }
 

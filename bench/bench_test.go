@@ -48,11 +48,11 @@ func TestParseStat(t *testing.T) {
 }
 
 func TestParsePidStat(t *testing.T) {
-	got, err := parsePidStat("77 (a b) c) S 1 77 77 0 -1 4194560 1 2 3 4 150 50 7 8 20 0 1 0 5 6 7")
-	if err != nil || got != 200 {
-		t.Errorf("%v ticks, %v; want 200", got, err)
+	got, children, err := parsePidStat("77 (a b) c) S 1 77 77 0 -1 4194560 1 2 3 4 150 50 7 8 20 0 1 0 5 6 7")
+	if err != nil || got != 200 || children != 15 {
+		t.Errorf("%v ticks, children %v, %v; want 200 and 15", got, children, err)
 	}
-	if _, err := parsePidStat("77 (x) S 1"); err == nil {
+	if _, _, err := parsePidStat("77 (x) S 1"); err == nil {
 		t.Error("a short line is no error")
 	}
 }

@@ -56,18 +56,20 @@ func parseStat(text string) (map[int]cpuTimes, error) {
 	return out, nil
 }
 
-// parsePidStat is the CPU time of a process and of its threads, in ticks. The name in brackets may hold anything.
-func parsePidStat(text string) (float64, error) {
+// parsePidStat is the CPU time of a process and of its threads, and of its children that have ended and were waited for, in ticks. The name in brackets may
+// hold anything.
+func parsePidStat(text string) (own, children float64, err error) {
 	f := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
-	if len(f) < 13 {
-		return 0, fmt.Errorf("%q is no process", text)
+	if len(f) < 15 {
+		return 0, 0, fmt.Errorf("%q is no process", text)
 	}
-	u, err := strconv.ParseFloat(f[11], 64)
-	if err != nil {
-		return 0, err
+	var v [4]float64
+	for i := range v {
+		if v[i], err = strconv.ParseFloat(f[11+i], 64); err != nil {
+			return 0, 0, err
+		}
 	}
-	s, err := strconv.ParseFloat(f[12], 64)
-	return u + s, err
+	return v[0] + v[1], v[2] + v[3], nil
 }
 
 // sampleCPU looks at all CPUs and at the named processes, ours among them.
@@ -80,16 +82,18 @@ func sampleCPU(pids []int) (s cpuSample, err error) {
 	if s.cpus, err = parseStat(string(b)); err != nil {
 		return s, err
 	}
-	for _, p := range append([]int{unix.Getpid()}, pids...) {
+	for i, p := range append([]int{unix.Getpid()}, pids...) {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p))
 		if err != nil {
 			return s, err
 		}
-		t, err := parsePidStat(string(b))
+		t, children, err := parsePidStat(string(b))
 		if err != nil {
 			return s, err
 		}
-		s.ours += t
+		if s.ours += t; i == 0 { // what began and ended between two samples is ours too
+			s.ours += children
+		}
 	}
 	return s, nil
 }

@@ -67,7 +67,31 @@ type room struct {
 	lock *os.File
 }
 
-// openRoom builds it. Only one bench runs on a machine at a time: two would measure each other.
+// takeRun makes the directory of a run. Only one bench runs on a machine at a time: two would measure each other.
+func takeRun() (lock *os.File, err error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("the bench needs root (namespaces, XDP)")
+	}
+	if lock, err = os.OpenFile(dirRun+".lock", os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("another bench runs on this machine (%s.lock is held): wait for its end", dirRun)
+	}
+	// What a run that was killed left behind.
+	if err := errors.Join(os.RemoveAll(dirRun), os.Mkdir(dirRun, 0o700)); err != nil {
+		return nil, errors.Join(err, leaveRun(lock))
+	}
+	return lock, nil
+}
+
+// leaveRun removes it.
+func leaveRun(lock *os.File) error {
+	return errors.Join(os.RemoveAll(dirRun), os.Remove(dirRun+".lock"), lock.Close())
+}
+
+// openRoom builds it.
 func openRoom(p pktgen.Plan) (r *room, err error) {
 	r = &room{}
 	defer func() {
@@ -75,22 +99,7 @@ func openRoom(p pktgen.Plan) (r *room, err error) {
 			err = errors.Join(err, r.Close())
 		}
 	}()
-	if os.Geteuid() != 0 {
-		return r, errors.New("the bench needs root (namespaces, XDP)")
-	}
-	if r.lock, err = os.OpenFile(dirRun+".lock", os.O_CREATE|os.O_RDWR, 0o600); err != nil {
-		return r, err
-	}
-	if err := unix.Flock(int(r.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		r.lock.Close()
-		r.lock = nil
-		return r, fmt.Errorf("another bench runs on this machine (%s.lock is held): wait for its end", dirRun)
-	}
-	// What a run that was killed left behind.
-	if err := os.RemoveAll(dirRun); err != nil {
-		return r, err
-	}
-	if err := os.Mkdir(dirRun, 0o700); err != nil {
+	if r.lock, err = takeRun(); err != nil {
 		return r, err
 	}
 	if r.Lab, err = netlab.New("bench"); err != nil {
@@ -146,7 +155,7 @@ func (r *room) Close() error {
 		errs = append(errs, r.Lab.Close())
 	}
 	if r.lock != nil {
-		errs = append(errs, os.RemoveAll(dirRun), os.Remove(dirRun+".lock"), r.lock.Close())
+		errs = append(errs, leaveRun(r.lock))
 		r.lock = nil
 	}
 	return errors.Join(errs...)

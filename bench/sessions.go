@@ -98,18 +98,21 @@ func parsePauses(log []byte) (p pauses) {
 }
 
 // resident is the memory of a process that is in RAM, in bytes.
-func resident(pid int) (int64, error) {
+func resident(pid int) (int64, error) { return memory(pid, "VmRSS:") }
+
+// memory is one of the sizes that the kernel knows of a process, in bytes.
+func memory(pid int, field string) (int64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
 	for line := range bytes.Lines(b) {
-		if f := strings.Fields(string(line)); len(f) == 3 && f[0] == "VmRSS:" {
+		if f := strings.Fields(string(line)); len(f) == 3 && f[0] == field {
 			kib, err := strconv.ParseInt(f[1], 10, 64)
 			return kib << 10, err
 		}
 	}
-	return 0, fmt.Errorf("process %d has no VmRSS", pid)
+	return 0, fmt.Errorf("process %d has no %s", pid, field)
 }
 
 // table is the size of the gateway's tables: a little more than the sessions, since those that wait for their answer may be half of what is free.

@@ -30,9 +30,11 @@ type Machine struct {
 	Mode      string  `json:"mode"`   // AF_XDP mode and attach of the gateway's ports, as the kernel says
 	Nft       string  `json:"nft"`    // version
 	Seconds   float64 `json:"seconds"`
-	Disturbed int     `json:"disturbed_pairs"` // pairs kept although something else ran
-	Repeated  int     `json:"repeated_pairs"`  // pairs thrown away and repeated because something else ran
-	Again     int     `json:"repeated_loads"`  // single loads likewise
+	Disturbed int     `json:"disturbed_pairs"`        // pairs kept although something else ran
+	Repeated  int     `json:"repeated_pairs"`         // pairs thrown away and repeated because something else ran
+	Again     int     `json:"repeated_loads"`         // single loads likewise
+	Seed      uint64  `json:"seed,omitempty"`         // of what was made at random
+	Foreign   float64 `json:"foreign_cpus,omitempty"` // CPUs' worth of time that went to what is not the bench's, over the whole run; cluster only
 }
 
 // Result is one metric of one case.
@@ -43,6 +45,20 @@ type Result struct {
 	Unit     string          `json:"unit"`
 	Demarc   Stat            `json:"demarc"`
 	Peers    map[string]Peer `json:"peers"`
+	Limit    *Limit          `json:"limit,omitempty"` // what was promised of it, where something was
+}
+
+// Limit is what a figure must keep to.
+type Limit struct {
+	Of   string  `json:"of"` // which number of it: p99, max
+	Most float64 `json:"most"`
+	Held bool    `json:"held"`
+}
+
+// Hold puts a limit on a result.
+func (r *Result) Hold(of string, most float64) {
+	v := map[string]float64{"p99": r.Demarc.P99, "max": r.Demarc.Max}[of]
+	r.Limit = &Limit{Of: of, Most: most, Held: r.Demarc.N > 0 && v <= most}
 }
 
 // Stat is what a number of runs gave.
@@ -51,6 +67,7 @@ type Stat struct {
 	Min    float64 `json:"min"`
 	Max    float64 `json:"max"`
 	N      int     `json:"n"`
+	P99    float64 `json:"p99,omitempty"` // with OfMany only
 }
 
 // Peer is the same of somebody else.
@@ -76,6 +93,16 @@ func Of(values []float64) Stat {
 	return Stat{Median: m, Min: v[0], Max: v[len(v)-1], N: len(v)}
 }
 
+// OfMany is Of with the 99th percentile: the smallest value that 99 in a hundred do not exceed.
+func OfMany(values []float64) Stat {
+	s := Of(values)
+	if s.N > 0 {
+		v := slices.Sorted(slices.Values(values))
+		s.P99 = v[(99*len(v)+99)/100-1]
+	}
+	return s
+}
+
 // Ratio is a over b, or nil when b is nothing to divide by.
 func Ratio(a, b Stat) *float64 {
 	if a.N == 0 || b.N == 0 || b.Median <= 0 {
@@ -89,7 +116,7 @@ func Ratio(a, b Stat) *float64 {
 func (s Stat) Round(digits int) Stat {
 	f := math.Pow(10, float64(digits))
 	r := func(v float64) float64 { return math.Round(v*f) / f }
-	return Stat{r(s.Median), r(s.Min), r(s.Max), s.N}
+	return Stat{r(s.Median), r(s.Min), r(s.Max), s.N, r(s.P99)}
 }
 
 // JSON writes the object and a newline.

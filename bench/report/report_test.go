@@ -15,9 +15,9 @@ func TestOf(t *testing.T) {
 		want Stat
 	}{
 		{"none", nil, Stat{}},
-		{"one", []float64{3}, Stat{3, 3, 3, 1}},
-		{"odd, unsorted", []float64{5, 1, 3}, Stat{3, 1, 5, 3}},
-		{"even", []float64{4, 1, 2, 9}, Stat{3, 1, 9, 4}},
+		{"one", []float64{3}, Stat{3, 3, 3, 1, 0}},
+		{"odd, unsorted", []float64{5, 1, 3}, Stat{3, 1, 5, 3, 0}},
+		{"even", []float64{4, 1, 2, 9}, Stat{3, 1, 9, 4, 0}},
 	} {
 		in := append([]float64(nil), c.in...)
 		if d := cmp.Diff(c.want, Of(c.in)); d != "" {
@@ -29,11 +29,44 @@ func TestOf(t *testing.T) {
 	}
 }
 
+// The percentile is one of the values: of 200 the 198th, of 100 the 99th, of few the largest.
+func TestOfMany(t *testing.T) {
+	var v []float64
+	for i := range 200 {
+		v = append(v, float64(200-i))
+	}
+	for _, c := range []struct {
+		in   []float64
+		want float64
+	}{{v, 198}, {v[100:], 99}, {v[199:], 1}, {v[150:], 50}, {nil, 0}} {
+		if got := OfMany(c.in); got.P99 != c.want || got.N != len(c.in) {
+			t.Errorf("%d values: %+v, want %v", len(c.in), got, c.want)
+		}
+	}
+}
+
+func TestHold(t *testing.T) {
+	for _, c := range []struct {
+		of   string
+		most float64
+		want bool
+	}{{"p99", 198, true}, {"p99", 197.9, false}, {"max", 200, true}, {"max", 199, false}} {
+		r := Result{Demarc: Stat{Median: 100, Min: 1, Max: 200, N: 200, P99: 198}}
+		if r.Hold(c.of, c.most); r.Limit.Held != c.want {
+			t.Errorf("%+v", r.Limit)
+		}
+	}
+	var none Result
+	if none.Hold("max", 1); none.Limit.Held {
+		t.Error("a limit holds of what was not measured")
+	}
+}
+
 func TestRatio(t *testing.T) {
-	if r := Ratio(Stat{3, 1, 9, 5}, Stat{2, 1, 4, 5}); r == nil || *r != 1.5 {
+	if r := Ratio(Stat{3, 1, 9, 5, 0}, Stat{2, 1, 4, 5, 0}); r == nil || *r != 1.5 {
 		t.Errorf("3 over 2 is %v", r)
 	}
-	if Ratio(Stat{3, 1, 9, 5}, Stat{0, 0, 0, 5}) != nil || Ratio(Stat{}, Stat{1, 1, 1, 1}) != nil {
+	if Ratio(Stat{3, 1, 9, 5, 0}, Stat{0, 0, 0, 5, 0}) != nil || Ratio(Stat{}, Stat{1, 1, 1, 1, 0}) != nil {
 		t.Error("a ratio of nothing")
 	}
 }
@@ -42,8 +75,8 @@ func TestRatio(t *testing.T) {
 func TestJSONIsOneObject(t *testing.T) {
 	r := 1.5
 	o := Output{Schema: Schema, Results: []Result{{
-		Scenario: "throughput", Case: "64B/64k/nat44", Metric: "rate", Unit: "Mpps", Demarc: Stat{3, 1, 9, 5},
-		Peers: map[string]Peer{"nft-expert": {Stat: Stat{2, 1, 4, 5}, Ratio: &r}},
+		Scenario: "throughput", Case: "64B/64k/nat44", Metric: "rate", Unit: "Mpps", Demarc: Stat{3, 1, 9, 5, 0},
+		Peers: map[string]Peer{"nft-expert": {Stat: Stat{2, 1, 4, 5, 0}, Ratio: &r}},
 	}}}
 	var b bytes.Buffer
 	if err := o.JSON(&b); err != nil {
