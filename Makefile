@@ -18,7 +18,7 @@ GOTESTFLAGS := -count=1 -p 1 -timeout 20m
 
 PREFIX := /usr/local
 
-.PHONY: build install uninstall demo test test-pure test-root check generate clean bench-quick zerocopy
+.PHONY: build install uninstall demo demo-cluster test test-pure test-root check generate clean bench-quick bench-cluster zerocopy
 
 build:
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o demarc .
@@ -37,6 +37,9 @@ uninstall:
 
 demo: build
 	@./demarc lab
+
+demo-cluster: build
+	@./demarc lab --cluster
 
 check:
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt -w these:" $$bad; exit 1; fi
@@ -60,6 +63,9 @@ generate:
 
 bench-quick: build
 	@./demarc bench quick
+
+bench-cluster: build
+	@./demarc bench cluster
 
 zerocopy: build
 	@./demarc zerocopy

@@ -191,7 +191,7 @@ func TestUsageErrors(t *testing.T) {
 		{}, {"nonsense"}, {"--nonsense"}, {"run"}, {"run", "extra", "--node", "n"}, {"run", "--node", "n", "--break", "everything"}, {"check"}, {"check", "a", "b"},
 		{"apply"}, {"apply", "a", "b"}, {"apply", "a", "--expect", "-1"}, {"diff"}, {"status", "extra"}, {"status", "--nonsense"}, {"status", "--watch", "--interval", "1ms"},
 		{"sessions", "--port", "70000"}, {"sessions", "--port", "http"}, {"sessions", "--limit", "-1"}, {"sessions", "--follow", "--interval", "0s"}, {"drops", "extra"}, {"routes", "extra"},
-		{"neighbours", "extra"}, {"ports", "extra"}, {"policy", "extra"}, {"doctor", "extra"}, {"release"}, {"release", "a", "b"}, {"lab", "extra"}, {"lab", "--break", "everything"},
+		{"neighbours", "extra"}, {"ports", "extra"}, {"policy", "extra"}, {"doctor", "extra"}, {"release"}, {"release", "a", "b"}, {"lab", "extra"}, {"lab", "--break", "everything"}, {"lab", "--cluster", "--break", "nat"}, {"lab", "--cluster", "--duration", "20s"},
 		{"version", "extra"}, {"confirm", "x"}, {"confirm", "0"}, {"confirm", "1", "2"}, {"rollback", "-1"}, {"rollback", "--confirm", "60s"}, {"rollback", "--comment", "x"}, {"rollback", "3", "--confirm", "0s"},
 		{"apply", "a", "--confirm", "25h"}, {"apply", "a", "--confirm", "10ms"}, {"apply", "a", "--confirm", "60"}, {"apply", "a", "--expect", "0"}, {"history", "extra"}, {"audit", "--after", "-1"}, {"show"}, {"show", "last"}, {"export", "0"},
 		{"diff", "a", "--to", "3"}, {"diff", "--from", "3"}, {"diff", "--to", "0"}, {"diff", "a", "--from", "0"}, {"sessions", "--proto", "foo"}, {"sessions", "--proto", "300"}, {"sessions", "--address", "foo"}, {"lab", "--duration", "1s"}, {"completion"}, {"completion", "foo"},

@@ -161,12 +161,22 @@ func (a *app) device(cmd *cobra.Command, name, node string, force bool) (r relea
 
 func (a *app) labCmd() *cobra.Command {
 	var o lab.Options
+	var cluster bool
 	c := command("lab", "build a lab in namespaces, run the gateway in it, and check what it promises",
 		"Build two tenants and a public side in network namespaces of this machine, run the gateway between them over AF_XDP, send real traffic\n"+
-			"through it and check each promise from the hosts' side. Ends by itself; exit status 1 when a promise did not hold. Needs root.",
+			"through it and check each promise from the hosts' side. Ends by itself; exit status 1 when a promise did not hold. Needs root.\n\n"+
+			"With --cluster it is two gateways and a witness: a policy is applied and reaches all of them, another one is tried with --confirm and taken back\n"+
+			"because nobody confirms it, and traffic runs through both gateways all along.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
-			if o.Break != "" && !slices.Contains(lab.Stages, o.Break) {
-				return usageError{fmt.Errorf("--break %q: want one of %s", o.Break, strings.Join(lab.Stages, ", "))}
+			stages, run := lab.Stages, lab.Run
+			if cluster {
+				stages, run = lab.ClusterStages, lab.RunCluster
+				if cmd.Flags().Changed("duration") {
+					return usageError{errors.New("--duration is of the demo with one gateway: with --cluster what is shown takes its own time")}
+				}
+			}
+			if o.Break != "" && !slices.Contains(stages, o.Break) {
+				return usageError{fmt.Errorf("--break %q: want one of %s", o.Break, strings.Join(stages, ", "))}
 			}
 			if o.Duration < lab.MinDuration {
 				return usageError{fmt.Errorf("--duration %s: want at least %s, or the limit cannot be measured", o.Duration, lab.MinDuration)}
@@ -175,7 +185,7 @@ func (a *app) labCmd() *cobra.Command {
 			if a.json {
 				o.Out = nil
 			}
-			r, err := lab.Run(cmd.Context(), o)
+			r, err := run(cmd.Context(), o)
 			if err != nil {
 				return err
 			}
@@ -189,9 +199,10 @@ func (a *app) labCmd() *cobra.Command {
 			}
 			return nil
 		})
+	c.Flags().BoolVar(&cluster, "cluster", false, "two gateways and a witness: an apply that reaches all, and one that nobody confirms")
 	c.Flags().BoolVar(&o.Keep, "keep", false, "leave the lab up after the verdict, until interrupted")
 	c.Flags().DurationVar(&o.Duration, "duration", 15*time.Second, "of the traffic, at least 8s")
-	c.Flags().StringVar(&o.Break, "break", "", "start the gateway with one stage off, to see that the lab notices: "+strings.Join(lab.Stages, ", "))
+	c.Flags().StringVar(&o.Break, "break", "", "start the gateway with one stage off, to see that the lab notices: "+strings.Join(append(slices.Clone(lab.Stages), lab.ClusterStages...), ", "))
 	_ = c.Flags().MarkHidden("break") // it exists
 	return a.data(c)
 }
