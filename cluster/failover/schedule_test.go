@@ -273,9 +273,11 @@ func (f *fault) strike() {
 		}
 	case 17, 18: // an owner and a standby do not hear each other, and whoever the owner relies on restarts
 		o := w.owner(g.Name)
-		if o == "" || o == other.name || !other.gateway {
+		standbys := slices.DeleteFunc(slices.Clone(g.Nodes), func(n string) bool { return n == o })
+		if o == "" {
 			return
 		}
+		other = w.box(standbys[dice.IntN(len(standbys))])
 		w.trace("-- link %s to %s is cut, and the others restart", o, other.name)
 		w.link(o, other.name, true)
 		w.link(other.name, o, true)
@@ -363,4 +365,4 @@ func TestPlantedFaults(t *testing.T) {
 	}
 }
 
-const plantedWithin = 300
+const plantedWithin = 100
