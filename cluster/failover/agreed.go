@@ -172,6 +172,7 @@ func (a Alone) known() bool { return a == Fence || a == Keep || a == Auto }
 func (s State) claim(g *Ownership, e Entry) error {
 	handed := e.Why == RightOwner && e.By == g.Term && g.Epoch > 0
 	_, whole := slices.BinarySearch(g.InSync, e.Term.Node)
+	whole = whole || e.Term.Node == g.Node && e.Term.Life == g.Life
 	switch {
 	case e.Term.Node == "" || !e.Alone.known():
 		return fmt.Errorf("a term has a node, and says what that does alone")

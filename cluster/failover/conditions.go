@@ -114,7 +114,7 @@ func (n *Node) best(g *group, now Time, good func(View) bool) (name string) {
 	var best View
 	for _, o := range g.conf.Nodes {
 		v, ok := n.view(o, g)
-		if o == n.name || !ok || !n.alive(o, now) || !slices.Contains(g.at.InSync, o) || !v.Whole || slices.Contains(n.state.Drained, o) || !good(v) {
+		if o == n.name || !ok || v.Leaving || !n.alive(o, now) || !slices.Contains(g.at.InSync, o) || !v.Whole || slices.Contains(n.state.Drained, o) || !good(v) {
 			continue
 		}
 		if name == "" || v.Faults < best.Faults || v.Faults == best.Faults && best.Panics && !v.Panics {
@@ -155,6 +155,8 @@ func (n *Node) move(g *group, to string, now Time) {
 		why = to + " is drained: end that first"
 	case !known || !n.alive(to, now):
 		why = "nothing is heard of " + to
+	case v.Leaving:
+		why = to + " is about to end"
 	case !slices.Contains(g.at.InSync, to) || !v.Whole:
 		why = "the copy of " + to + " is not in sync: sessions would be lost; wait for it, or take the group there by force"
 	case g.moving != nil:
@@ -168,15 +170,11 @@ func (n *Node) move(g *group, to string, now Time) {
 }
 
 // end gives up what could not be handed over.
-func (n *Node) end(now Time) {
+func (n *Node) end() {
 	for _, name := range n.names {
 		g := n.groups[name]
 		if n.mine(g) || g.solo > 0 {
-			g.conf.Nodes, g.solo = nil, 0
-			n.emit(g, 0, now)
-			if n.mine(g) {
-				g.past = g.at.Term
-			}
+			g.conf.Nodes = nil
 		}
 	}
 }

@@ -111,6 +111,53 @@ func TestPlannedMove(t *testing.T) {
 	}
 }
 
+// TestLeaves: a node that ends gives up what it could not hand over, so that nobody has to wait for its lease.
+func TestLeaves(t *testing.T) {
+	for seed := range uint64(10) {
+		w := quietWorld(t, seed, 2, 1, Group{Stale: true})
+		w.sync[[2]string{"a", "b"}] = true
+		w.run(w.now + 1500*ms) // b is not in sync any more
+		w.judge.reset(w.now)
+		w.box("a").step(Leave{})
+		w.run(w.now + 300*ms)
+		w.served(t, seed, "a") // there is nobody to hand over to
+		w.box("a").step(Leave{Now: true})
+		w.run(w.now + 300*ms)
+		w.served(t, seed, "b")
+		if w.judge.worst["g"] > 60*ms {
+			t.Errorf("seed %d: %d ms of silence", seed, w.judge.worst["g"]/ms)
+		}
+	}
+}
+
+// TestPolicyChanges: a node that the policy takes a group from gives it up, and takes it again when it is given back.
+func TestPolicyChanges(t *testing.T) {
+	w := quietWorld(t, 50, 2, 1, Group{})
+	policy := func(list ...Group) {
+		for _, b := range w.boxes {
+			b.step(Groups(list))
+		}
+	}
+	policy()
+	w.run(w.now + 500*ms)
+	if l := w.judge.last["g"]; w.now-l.at < 480*ms {
+		t.Errorf("%s emitted %d ms ago for a group that is not there any more", l.node, (w.now-l.at)/ms)
+	}
+	policy(Group{Name: "g", Nodes: []string{"a", "b"}}) // back again, and nobody has had it meanwhile
+	w.run(w.now + 700*ms)
+	w.served(t, 50, w.owner("g"))
+	w.box(w.owner("g")).step(Take{"g"})
+	other := map[string]string{"a": "b", "b": "a"}[w.owner("g")]
+	w.run(w.now + 500*ms)
+	w.judge.reset(w.now)
+	policy(Group{Name: "g", Nodes: []string{other}, Stale: true})
+	w.run(w.now + 500*ms)
+	w.served(t, 50, other)
+	if w.judge.worst["g"] > 60*ms {
+		t.Errorf("%d ms of silence", w.judge.worst["g"]/ms)
+	}
+}
+
 // TestShortPauseMovesNothing: a node that is stopped for less than half a lease keeps its groups, whatever clocks do.
 func TestShortPauseMovesNothing(t *testing.T) {
 	for seed := range uint64(60) {
@@ -208,6 +255,45 @@ func TestIsolatedOwner(t *testing.T) {
 		w.run(w.now + 1000*ms)
 		w.served(t, 1, "a")
 	})
+}
+
+// TestMoveUnheard: an owner that serves on alone has proposed a move and is cut off before it hears that it was agreed on. It goes by its lease then.
+func TestMoveUnheard(t *testing.T) {
+	for seed := range uint64(20) {
+		w := quietWorld(t, seed, 2, 1, Group{Alone: Keep})
+		n := len(w.log)
+		w.box("a").step(Move{"g", "b"})
+		for len(w.log) == n && w.now < 4000*ms {
+			for _, o := range []string{"b", "wc"} { // what a says is heard, and a hears nothing
+				w.link(o, "a", true)
+				w.raft[[2]string{o, "a"}] = false
+			}
+			w.run(w.now + ms/10)
+		}
+		w.isolate("a", true)
+		w.run(w.now + 2000*ms)
+		w.served(t, seed, "b")
+		w.isolate("a", false)
+		w.run(w.now + 1000*ms)
+		w.served(t, seed, "b")
+	}
+}
+
+// TestMoveNotAgreedOn: nothing is agreed on for a while, so a move is given up; the owner serves on, alone too, once that is settled.
+func TestMoveNotAgreedOn(t *testing.T) {
+	w := quietWorld(t, 31, 2, 1, Group{Alone: Keep})
+	w.stall = w.now + 1500*ms
+	w.box("a").step(Move{"g", "b"})
+	w.run(w.now + 1400*ms)
+	w.served(t, 31, "a")
+	w.run(w.now + 1500*ms)
+	owner := w.owner("g") // an entry that waited may have been agreed on after all
+	if s := w.states[len(w.states)-1].Groups["g"]; s.Node != owner {
+		t.Fatalf("%s serves, agreed is %+v", owner, s)
+	}
+	w.isolate(owner, true)
+	w.run(w.now + 2000*ms)
+	w.served(t, 31, owner)
 }
 
 // TestKeptOwnerRestarts: two alone, the other one is away: whoever was the owner serves again, since nobody else can have become it.

@@ -35,4 +35,5 @@ type View struct {
 	Whole   bool   `json:"whole,omitempty"`   // in sync, as far as it can tell
 	Faults  int    `json:"faults,omitempty"`  // how many conditions count against it, panics apart
 	Panics  bool   `json:"panics,omitempty"`
+	Leaving bool   `json:"leaving,omitempty"` // it takes nothing over any more
 }

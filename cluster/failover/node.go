@@ -245,7 +245,7 @@ func (n *Node) Step(now Time, e Event) []Action {
 	case Leave:
 		n.leaving = true
 		if e.Now {
-			n.end(now)
+			n.end()
 		}
 	}
 	n.run(now)
@@ -286,9 +286,9 @@ func (n *Node) run(now Time) {
 	}
 }
 
-// mine: this very life of the node has the term.
+// mine: this very life of the node has the term, and has not given it up.
 func (n *Node) mine(g *group) bool {
-	return g.at.Epoch > 0 && g.at.Node == n.name && (g.at.Life == n.life || n.plant.reborn)
+	return g.at.Epoch > 0 && g.at.Node == n.name && g.at.Term != g.rel && (g.at.Life == n.life || n.plant.reborn)
 }
 
 func (n *Node) me(epoch uint64) Term { return Term{epoch, n.name, n.life} }
@@ -401,7 +401,7 @@ func (n *Node) beat(now Time) {
 	m := Message{Kind: Beat}
 	for _, name := range n.names {
 		g := n.groups[name]
-		v := View{Group: name, Epoch: g.at.Epoch, Serving: g.serving, Whole: n.whole(g, now), Faults: n.faults(g), Panics: n.has(g, CausePanics)}
+		v := View{Group: name, Epoch: g.at.Epoch, Serving: g.serving, Whole: n.whole(g, now), Faults: n.faults(g), Panics: n.has(g, CausePanics), Leaving: n.leaving}
 		if g.serving {
 			v.Epoch = g.epoch
 		}

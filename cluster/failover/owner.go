@@ -98,9 +98,12 @@ func (g *group) new(now Time) {
 
 // lead is an owner's turn.
 func (n *Node) lead(g *group, now Time) {
-	if !slices.Contains(g.conf.Nodes, n.name) { // the policy has taken it away
+	if !slices.Contains(g.conf.Nodes, n.name) { // the policy has taken it away, or the node ends
 		g.solo = 0
 		n.emit(g, 0, now)
+		if n.mine(g) {
+			g.past = g.at.Term
+		}
 		return
 	}
 	if now < g.yield {

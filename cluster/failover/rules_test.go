@@ -164,7 +164,7 @@ func TestVoter(t *testing.T) {
 		{"an older release again", 330, "b", term(4, "b"), 4, func(now Time) {
 			n.Step(now, Received{"b", Message{Kind: Release, Group: "g", Term: term(2, "b")}})
 		}, false},
-		{"a question that was on its way", 340, "b", term(4, "b"), 4, func(now Time) {
+		{"a question that was on its way", 500, "b", term(4, "b"), 4, func(now Time) {
 			n.Step(now, Received{"a", Message{Kind: Release, Group: "g", Term: term(3, "a")}})
 			n.Step(now, Received{"b", Message{Kind: Release, Group: "g", Term: term(4, "b")}})
 		}, false},
@@ -174,6 +174,19 @@ func TestVoter(t *testing.T) {
 		}
 		if got := ask(at(c.at), c.from, c.term, c.voters); got != c.want {
 			t.Errorf("%s: promised %v", c.name, got)
+		}
+	}
+	// A term that has just begun has two leases' time to get its first promise before anybody may take the group from it.
+	begin()
+	n.Step(at(160), agreed(2, term(2, "b")))
+	for _, c := range []struct {
+		at   int
+		want bool
+	}{{170, false}, {459, false}, {461, true}} {
+		for _, a := range n.Step(at(c.at), Received{"a", Message{Kind: Ask, Group: "g", Term: term(2, "b"), Seq: 1}}) {
+			if s, ok := a.(Send); ok && s.Kind == Free && s.Yes != c.want {
+				t.Errorf("%d ms: free %v", c.at, s.Yes)
+			}
 		}
 	}
 	begin() // a clock that jumps ahead, or a node that slept, makes no difference to what was promised
@@ -261,6 +274,45 @@ func TestOwnerCounts(t *testing.T) {
 	step(460, yes("f"))
 	if !n.groups["g"].serving {
 		t.Error("it does not count later either")
+	}
+}
+
+// TestListensFirst: an owner that serves on without a majority does so without a hole, but after a gap in its clock's readings it listens for one lease:
+// who has taken over meanwhile is heard then.
+func TestListensFirst(t *testing.T) {
+	now := Time(1e9)
+	n := New(Config{"a", 5, Default}, now)
+	term := Term{1, "a", 5}
+	serving := func() bool { return n.groups["g"].serving }
+	tick := func(d, step time.Duration) {
+		for end := now.Add(d); now < end; {
+			now = now.Add(step)
+			n.Step(now, Tick{})
+		}
+	}
+	n.Step(now, Voters{1, []string{"a", "b"}})
+	n.Step(now, Groups{{Name: "g", Nodes: []string{"a", "b"}}})
+	n.Step(now, Agreed{State: State{Groups: map[string]Ownership{"g": {Term: term, Rev: 1, Alone: Keep}}}})
+	tick(400*time.Millisecond, 5*time.Millisecond)
+	if serving() {
+		t.Fatal("it serves before it had any lease: who had the term before may still serve")
+	}
+	n.Step(now, Received{"b", Message{Kind: Promise, Group: "g", Term: term, Seq: n.groups["g"].sent[len(n.groups["g"].sent)-1].seq, Yes: true}})
+	for range 100 {
+		if tick(5*time.Millisecond, 5*time.Millisecond); !serving() {
+			t.Fatal("it stops though it is to serve on alone")
+		}
+	}
+	tick(50*time.Millisecond, 50*time.Millisecond)
+	for d := 5 * time.Millisecond; d < Default.Lease; d += 5 * time.Millisecond {
+		if serving() {
+			t.Fatalf("it serves %s after a gap", d)
+		}
+		tick(5*time.Millisecond, 5*time.Millisecond)
+	}
+	tick(10*time.Millisecond, 5*time.Millisecond)
+	if !serving() {
+		t.Error("it does not serve again")
 	}
 }
 

@@ -163,6 +163,9 @@ func (n *Node) whole(g *group, now Time) bool {
 	if n.mine(g) {
 		return g.serving
 	}
+	if g.at.Epoch > 0 && g.at.Term == n.me(g.at.Epoch) { // it gave the term up, and nobody has had another since
+		return true
+	}
 	return g.marker > 0 && g.marked == g.at.Epoch && now.Sub(g.marker) <= n.t.MaxMarker && slices.Contains(g.at.InSync, n.name)
 }
 
@@ -194,6 +197,9 @@ func (n *Node) turn(g *group, now Time) (wait time.Duration, stale, ok bool) {
 		}
 		v, known := n.view(o, g)
 		live := known && n.alive(o, now)
+		if live && v.Leaving {
+			continue
+		}
 		in := slices.Contains(g.at.InSync, o) && (!live || v.Whole)
 		switch {
 		case stale && in && live:

@@ -80,6 +80,8 @@ func (n *Node) unready(g *group, name string, now Time) string {
 		return name + " is drained"
 	case !ok:
 		return "nothing is heard of " + name
+	case v.Leaving:
+		return name + " is about to end"
 	case !v.Whole || !slices.Contains(g.at.InSync, name):
 		return "the copy of " + name + " is not in sync"
 	case v.Faults > 0:
