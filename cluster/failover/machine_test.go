@@ -130,6 +130,48 @@ func TestLeaves(t *testing.T) {
 	}
 }
 
+// TestRestartProves: a node that is back says that its last life's term is over. That is said three times, since it is not answered.
+func TestRestartProves(t *testing.T) {
+	for seed := range uint64(10) {
+		w := quietWorld(t, seed, 2, 1, Group{Alone: Keep}) // nobody takes over without proof
+		a := w.box("a")
+		a.kill()
+		w.run(w.now + 10*ms)
+		deaf := func(cut bool) {
+			w.paths[[2]string{"a", "b"}].cut = cut
+			w.paths[[2]string{"a", "wc"}].cut = cut
+		}
+		deaf(true)
+		a.start()
+		w.run(w.now + 35*ms) // two of the three are lost
+		deaf(false)
+		w.run(w.now + 500*ms)
+		w.served(t, seed, "b")
+		if w.judge.worst["g"] > 140*ms {
+			t.Errorf("seed %d: %d ms of silence", seed, w.judge.worst["g"]/ms)
+		}
+	}
+}
+
+// TestWholeFirst: an empty node lets one that is in sync go first, heard of or not, but not for ever.
+func TestWholeFirst(t *testing.T) {
+	for seed := range uint64(10) {
+		w := quietWorld(t, seed, 2, 1, Group{Stale: true})
+		w.box("a").restart(10 * ms)
+		w.run(w.now + 1000*ms)
+		w.served(t, seed, "b")
+
+		w = quietWorld(t, seed, 2, 1, Group{Stale: true})
+		w.box("b").kill() // in sync by the log, and dead before the owner can say otherwise
+		w.box("a").restart(10 * ms)
+		w.run(w.now + 1500*ms)
+		w.served(t, seed, "a")
+		if s := w.judge.worst["g"]; s < 550*ms || s > 900*ms {
+			t.Errorf("seed %d: the empty node waited %d ms for the one that is in sync", seed, s/ms)
+		}
+	}
+}
+
 // TestPolicyChanges: a node that the policy takes a group from gives it up, and takes it again when it is given back.
 func TestPolicyChanges(t *testing.T) {
 	w := quietWorld(t, 50, 2, 1, Group{})
