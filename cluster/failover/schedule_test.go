@@ -305,6 +305,7 @@ func TestSchedules(t *testing.T) {
 	}
 	for _, sh := range shapes {
 		t.Run(sh.name, func(t *testing.T) {
+			t.Parallel()
 			bad, moves := 0, 0
 			for k := range *schedules {
 				s := first + uint64(k)
