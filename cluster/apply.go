@@ -91,6 +91,9 @@ func (o *Outcome) Late() (late []Ack) {
 // ErrExcept means that somebody is to be excepted who is no gateway.
 var ErrExcept = errors.New("there is no gateway")
 
+// ErrUnasked means that nobody has looked at a policy: it could be any text.
+var ErrUnasked = errors.New("nothing is changed")
+
 // Check asks every gateway what it says of a text. Names in except must be gateways.
 func (n *Node) Check(ctx context.Context, source string, text []byte, except []string) ([]Checked, error) {
 	return n.check(ctx, source, text, except, false)
@@ -223,6 +226,13 @@ func (n *Node) Apply(ctx context.Context, c Change, except ...string) (Outcome, 
 	c.except = ids
 	if len(bad) > 0 {
 		return o, &Rejection{bad}
+	}
+	if !c.Checked && !slices.ContainsFunc(o.Checked, func(k Checked) bool { return k.Later == "" }) {
+		why := "there is none"
+		if len(o.Checked) > 0 {
+			why = o.Checked[0].Name + ": " + o.Checked[0].Later
+		}
+		return o, fmt.Errorf("%w: no gateway could be asked whether it can serve this: %s", ErrUnasked, why)
 	}
 	if o.Revision, err = n.Revise(ctx, c); err != nil {
 		return o, err

@@ -616,6 +616,26 @@ func TestRenewal(t *testing.T) {
 	}
 }
 
+// TestNobodyHasLooked: a policy that no gateway could compile is not agreed on, whatever majority there is.
+func TestNobodyHasLooked(t *testing.T) {
+	s := newSite(t)
+	gw1, w1, w2 := s.host("gw1", command.RoleGateway).run(), s.host("wit1", command.RoleWitness), s.host("wit2", command.RoleWitness)
+	begun(t, gw1)
+	m1, m2 := w1.enter(gw1, ""), w2.enter(gw1, "")
+	voting(t, []*member{gw1, m1, m2}, 3)
+	if o := apply(t, m1, "second"); len(o.Late()) != 0 {
+		t.Errorf("%+v", o)
+	}
+	gw1.stop()
+	_, err := m2.Apply(t.Context(), Change{Text: []byte("third")})
+	if !errors.Is(err, ErrUnasked) || !strings.Contains(err.Error(), "no gateway could be asked whether it can serve this: gw1: ") {
+		t.Errorf("nobody has looked at it: %v", err)
+	}
+	if s := m2.State(); s.Last != 2 {
+		t.Errorf("revision %d was agreed on", s.Last)
+	}
+}
+
 // TestClockIsNamed: a member whose wall clock is off is told by that.
 func TestClockIsNamed(t *testing.T) {
 	hs, ms := trio(t)

@@ -483,8 +483,10 @@ func (n *Node) Problem() string {
 	return ""
 }
 
-// Await waits until the gateway has been told revision number, or a later one.
+// Await waits until the gateway has been told revision number, or a later one. It does not wait for room on a disk.
 func (n *Node) Await(ctx context.Context, number uint64) error {
+	again := time.NewTicker(5 * lookEvery)
+	defer again.Stop()
 	for {
 		n.mu.Lock()
 		s, changed := n.served, n.changed
@@ -497,9 +499,12 @@ func (n *Node) Await(ctx context.Context, number uint64) error {
 		}
 		if st := n.st.State(); st.Last >= number && st.Serving != number {
 			return fmt.Errorf("revision %d has been replaced by %d already", number, st.Serving)
+		} else if err := n.st.Refused(); err != nil && st.Last < number {
+			return err
 		}
 		select {
 		case <-changed:
+		case <-again.C:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -222,6 +222,8 @@ func refusal(err error) error {
 		return &api.Fault{Status: http.StatusUnprocessableEntity, Err: err}
 	case errors.As(err, &ref):
 		return &api.Fault{Status: http.StatusConflict, Err: err}
+	case errors.Is(err, cluster.ErrUnasked):
+		return &api.Fault{Status: http.StatusServiceUnavailable, Err: err}
 	case errors.Is(err, cluster.ErrUnknownOutcome):
 		return &api.Fault{Status: http.StatusGatewayTimeout, Err: fmt.Errorf("%w: demarc history tells", err)}
 	}

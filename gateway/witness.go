@@ -72,9 +72,7 @@ func (w *Witness) Run(ctx context.Context, ready func()) (err error) {
 	}()
 	var srv *api.Server // there before anybody asks it
 	b := witnessBackend{w, func() api.APIState { return srv.State() }, membership{name: w.node.Name, dir: filepath.Join(w.node.DataDir, "cluster"), node: func() (*cluster.Node, error) { return w.n, nil },
-		ready: func(ctx context.Context) (context.Context, *cluster.Node, func(), error) {
-			return ctx, w.n, func() {}, nil
-		}}}
+		ready: w.changer}}
 	remote, err := openRemote(w.node.API, w.revoked, w.wall, w.log)
 	if err != nil {
 		return err
@@ -96,6 +94,24 @@ func (w *Witness) Run(ctx context.Context, ready func()) (err error) {
 		cancel()
 	}
 	return errors.Join(err, <-done)
+}
+
+// changer is the node once it knows what the cluster had agreed on at its start: before, it knows of no gateway that could compile a policy.
+func (w *Witness) changer(ctx context.Context) (context.Context, *cluster.Node, func(), error) {
+	wait, stop := context.WithTimeout(ctx, 5*time.Second)
+	defer stop()
+	select {
+	case <-w.n.Current():
+		return ctx, w.n, func() {}, nil
+	case <-wait.Done():
+	}
+	why := "it is still reading the log"
+	if p := w.n.Problem(); p != "" {
+		why = p
+	} else if name, _ := w.n.Lead(); name == "" {
+		why = "nobody leads it"
+	}
+	return nil, nil, nil, &api.Fault{Status: http.StatusServiceUnavailable, Err: errors.New("nothing is changed, because this node does not know yet what the cluster has agreed on: " + why)}
 }
 
 // Headline is the witness in a line, for systemd.
@@ -154,7 +170,12 @@ func (w witnessBackend) Apply(ctx context.Context, r api.ApplyRequest) (*api.App
 }
 
 func (w witnessBackend) change(ctx context.Context, c cluster.Change, except []string) (*api.Applied, error) {
-	start, n := time.Now(), w.own()
+	start := time.Now()
+	ctx, n, done, err := w.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	if c.Expected == 0 { // another change in between is a conflict, also for whoever named no revision
 		c.Expected = n.State().Serving
 	}
@@ -179,7 +200,11 @@ func (w witnessBackend) change(ctx context.Context, c cluster.Change, except []s
 
 // Confirm keeps the provisional revision.
 func (w witnessBackend) Confirm(ctx context.Context, r api.ConfirmRequest) (*api.Confirmed, error) {
-	n := w.own()
+	ctx, n, done, err := w.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	number := r.Revision
 	if number == 0 {
 		p, ok := n.Pending()
@@ -200,11 +225,15 @@ func (w witnessBackend) Confirm(ctx context.Context, r api.ConfirmRequest) (*api
 
 // Rollback has an earlier text served again, or takes the provisional revision back.
 func (w witnessBackend) Rollback(ctx context.Context, r api.RollbackRequest) (*api.Applied, error) {
-	n := w.own()
 	confirm, err := confirmTime(r.Confirm)
 	if err != nil {
 		return nil, err
 	}
+	ctx, n, done, err := w.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	if r.To != 0 {
 		old, text, err := n.Text(r.To)
 		if err != nil {

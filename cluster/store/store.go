@@ -432,13 +432,21 @@ func (s *Store) State() *command.State { return s.fsm.state.Load() }
 // Text finds the text of a revision.
 func (s *Store) Text(digest string) ([]byte, error) { return s.fsm.texts.get(digest) }
 
+// Refused is why the disk takes no entry at the moment; nil when it does.
+func (s *Store) Refused() error {
+	if err := s.disk.refuses(); err != nil {
+		return fmt.Errorf("the disk refuses the replicated log: %w%s", err, helps(err))
+	}
+	return nil
+}
+
 // Problem says why this node does not follow the log, or does not keep what it should; "" when it does.
 func (s *Store) Problem() string {
 	if why := s.fsm.stopped.Load(); why != nil {
 		return "no entry is applied any more: " + *why
 	}
-	if err := s.disk.refuses(); err != nil {
-		return "the disk refuses the replicated log: " + err.Error() + helps(err)
+	if err := s.Refused(); err != nil {
+		return err.Error()
 	}
 	if err := s.fsm.texts.problem(); err != nil {
 		return err.Error() + helps(err)
