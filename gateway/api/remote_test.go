@@ -561,6 +561,7 @@ func TestATurnedGuestIsCut(t *testing.T) {
 			if err := <-asked; err != nil {
 				t.Errorf("what was asked for before: %v", err)
 			}
+			eventually(t, "its connections are closed", func() bool { return f.s.State().Connections == 1 })
 			if _, err := f.as("alice").Text(t.Context(), PathDrops); err == nil {
 				t.Error("it comes in again")
 			}
