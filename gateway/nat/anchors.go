@@ -94,15 +94,16 @@ func (x *anchors) release(t flow.TenantID, inside [4]byte) {
 	x.slots[i] = anchor{}
 }
 
-// address says where in the pool to begin, and how many addresses may be tried.
-func (s *Shard) address(r *Request, rnd uint64) (first, tries int) {
+// address says where in the pool to begin, how many addresses may be tried, and whether all there is at the first is to be tried before another:
+// the host has it already, or there is no other.
+func (s *Shard) address(r *Request, rnd uint64) (first, tries int, stay bool) {
 	n := len(r.Pool)
 	if n == 1 {
-		return 0, 1
+		return 0, 1, true
 	}
 	if r.Pooling == Arbitrary {
 		hi, _ := bits.Mul64(mix(rnd, 0x589965cc75374cc3), uint64(n))
-		return int(hi), n
+		return int(hi), n, false
 	}
 	if a, ok := s.anchors.find(r.Tenant, r.Inside); ok {
 		for i, p := range r.Pool {
@@ -110,10 +111,10 @@ func (s *Shard) address(r *Request, rnd uint64) (first, tries int) {
 				continue
 			}
 			if r.Pooling == Paired {
-				return i, 1
+				return i, 1, true
 			}
-			return i, n
+			return i, n, true
 		}
 	}
-	return flow.Home(r.First, n), n
+	return flow.Home(r.First, n), n, false
 }

@@ -29,11 +29,14 @@ func (s *Shard) open(of blockID, key *groupKey, leader blockID, parity int, rnd 
 	if !ok {
 		return false
 	}
-	if s.log != nil {
-		s.log.Then(func() { s.sp.giveBack(b) })
-	}
 	k, n := s.block(b), numberOf(b)
-	*k = block{next: [2]blockNo{noNumber, noNumber}}
+	*k = owned{next: [2]blockNo{noNumber, noNumber}}
+	if s.log == nil {
+		s.sp.enter(b)
+	} else {
+		s.log.Then(func() { s.sp.giveBack(b, 0) })
+		s.aside[b] = ^uint64(0)
+	}
 	if leader == noBlock {
 		h := s.hashGroup(of, key)
 		k.group = group{key: *key, chain: s.heads[h] - 1, resGen: s.sp.resGen.Load(), head: [2]blockNo{noNumber, noNumber}}
@@ -64,7 +67,7 @@ func (s *Shard) open(of blockID, key *groupKey, leader blockID, parity int, rnd 
 	return true
 }
 
-// close gives an empty block back.
+// close gives an empty block back, which has been shut.
 func (s *Shard) close(b blockID) {
 	k := s.block(b)
 	for parity := range 2 {
@@ -84,7 +87,7 @@ func (s *Shard) close(b blockID) {
 	s.block(k.shardPrev).shardNext = k.shardNext
 	s.block(k.shardNext).shardPrev = k.shardPrev
 	s.blocks--
-	s.sp.giveBack(b)
+	s.sp.giveBack(b, 1)
 }
 
 // groupOf is the group that the block belongs to.
@@ -120,7 +123,7 @@ func (s *Shard) moveGroup(b blockID) {
 // relink makes the block a member of exactly those lists in which it has a free port.
 func (s *Shard) relink(b blockID) {
 	k := s.block(b)
-	free := s.sp.usable(b)
+	free := s.usable(b)
 	for parity := range 2 {
 		switch has, in := free&parityMask(parity) != 0, k.next[parity] != noNumber; {
 		case has && !in:
@@ -174,16 +177,16 @@ func (s *Shard) relinkGroup(leader blockID, gen uint32) {
 	s.block(leader).group.resGen = gen
 }
 
-func (k *block) resting() (n int) {
+func (k *owned) resting() (n int) {
 	for _, h := range k.held {
 		n += bits.OnesCount64(h)
 	}
 	return n
 }
 
-// turnOver ends the generations of held ports whose time is over, and says how many ports that were: what was freed in a turn may be used
+// turnOver ends the generations of held ports whose time is over, and says which ports those were: what was freed in a turn may be used
 // after gens-1 further whole turns.
-func (k *block) turnOver(now uint32) (freed int) {
+func (k *owned) turnOver(now uint32) (freed uint64) {
 	if k.held == [gens]uint64{} {
 		return 0
 	}
@@ -191,10 +194,7 @@ func (k *block) turnOver(now uint32) (freed int) {
 		if int32(now-k.start) < int32(k.turn) {
 			return freed
 		}
-		if old := k.held[gens-1]; old != 0 {
-			k.busy &^= old
-			freed += bits.OnesCount64(old)
-		}
+		freed |= k.held[gens-1]
 		copy(k.held[1:], k.held[:gens-1])
 		k.held[0] = 0
 		k.start += k.turn
@@ -204,12 +204,22 @@ func (k *block) turnOver(now uint32) (freed int) {
 }
 
 // rest lets freed ports of the block rest for hold ticks.
-func (k *block) rest(ports uint64, hold, now uint32) {
+func (k *owned) rest(ports uint64, hold, now uint32) {
 	if k.resting() == 0 {
 		k.turn, k.start = 0, now
 	}
 	k.turn = max(k.turn, (hold+gens-2)/(gens-1))
 	k.held[0] |= ports
+}
+
+// wake ends the holds of a block that are over, and reports whether there were any.
+func (s *Shard) wake(b blockID, now uint32) bool {
+	freed := s.block(b).turnOver(now)
+	if freed != 0 {
+		s.portUse(addrOf(b)).Held -= int32(bits.OnesCount64(freed))
+		s.put(b, freed)
+	}
+	return freed != 0
 }
 
 // Sweep looks at the next budget blocks, round and round: it ends holds and gives empty blocks back to the Space.
@@ -221,11 +231,12 @@ func (s *Shard) Sweep(now uint32, budget int) {
 		b := s.hand
 		k := s.block(b)
 		s.hand = k.shardNext
-		if n := k.turnOver(now); n > 0 {
-			s.portUse(addrOf(b)).Held -= int32(n)
+		s.wake(b, now)
+		if ports, hold := s.sp.returned(b); ports != 0 {
+			k.rest(ports, hold, now)
 		}
 		s.relink(b)
-		if k.busy == 0 {
+		if s.sp.shut(b) {
 			s.close(b)
 		}
 	}
@@ -237,7 +248,8 @@ func (s *Shard) Blocks() int { return s.blocks }
 // Use is how many ports of a public address, of all classes, a shard's mappings have, and how many rest after theirs.
 type Use struct{ InUse, Held int32 }
 
-// Use adds the shard's use of each address to sum, by AddrID. It costs a step an address, however many blocks and mappings there are: it is
+// Use adds the shard's use of each address to sum, by AddrID. Only all shards' sum says something: a port that was lent begins its rest with one and ends
+// it with another. It costs a step an address, however many blocks and mappings there are: it is
 // asked between two bursts.
 func (s *Shard) Use(sum []Use) {
 	for i := range sum[:min(len(sum), len(s.use))] {

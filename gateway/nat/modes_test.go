@@ -221,8 +221,7 @@ func TestAProtocolUsedUpLeavesTheOthers(t *testing.T) {
 			}
 		}
 	}
-	check(t, greedy)
-	check(t, other)
+	check(t, greedy, other)
 }
 
 func TestAnchorsAgainstAMap(t *testing.T) {
@@ -328,80 +327,5 @@ func TestPermitsAgainstAMap(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(100, func() { x.Add(1, [4]byte{9}); x.Has(1, [4]byte{9}); x.Remove(1, [4]byte{9}) }); n != 0 {
 		t.Errorf("%v allocations", n)
-	}
-}
-
-// Workers that ask alike use every port before one of them is refused. Where one asks for nearly all, the free rest of the blocks that others
-// have opened is beyond it, eight blocks of each at most, and theirs: nobody is refused while a whole block is free, and in the end every port is used.
-func TestEveryPortBetweenWorkers(t *testing.T) {
-	const all = 64512
-	for _, workers := range []int{2, 3, 8} {
-		for _, few := range []int{0, 1, spread, 100} { // mappings of all workers but the first, before that one asks; 0 = all ask alike
-			rng := seeded(t)
-			sp := NewSpace(1)
-			ids := pool(t, sp, 1)
-			var shards []*Shard
-			next := make([]int, workers)
-			for w := range workers {
-				shards = append(shards, newShard(t, 1<<17, w, sp))
-			}
-			seen := make([]bool, 65536)
-			used := 0
-			take := func(w int) bool {
-				n := next[w]
-				next[w]++
-				r := &Request{Tenant: 1, Class: UDP, Inside: [4]byte{198, 18, byte(w), byte(n / 60000)}, Port: uint16(1024 + n%60000), Pool: ids, Pooling: Arbitrary}
-				id, why := shards[w].Map(r, rng.Uint64())
-				if why == verdict.NATNoPort {
-					if free := sp.FreeBlocks(ids[0], UDP); free > lowBlocks {
-						t.Fatalf("worker %d was refused while %d blocks are free", w, free)
-					}
-					return false
-				}
-				if why != verdict.Pass {
-					t.Fatal(why)
-				}
-				shards[w].Ref(id)
-				if _, p := shards[w].Mapping(id).Public(); p < 1024 || seen[p] {
-					t.Fatalf("port %d, given before: %v", p, seen[p])
-				} else {
-					seen[p] = true
-				}
-				used++
-				return true
-			}
-			if few > 0 {
-				for w := 1; w < workers; w++ {
-					for range few {
-						take(w)
-					}
-				}
-				for take(0) {
-				}
-				if least := all - (workers-1)*min(few, spread)*(64-1); used < least {
-					t.Fatalf("%d workers, %d mappings of each other: the first was refused after %d in all, want %d", workers, few, used, least)
-				}
-			}
-			first := 0
-			for open := workers; open > 0; {
-				open = 0
-				for w := range workers {
-					if take(w) {
-						open++
-					} else if first == 0 {
-						first = used
-					}
-				}
-			}
-			if used != all {
-				t.Errorf("%d workers, %d mappings of each other: %d ports of %d were used in the end", workers, few, used, all)
-			}
-			if few == 0 && first < all-64*workers {
-				t.Errorf("%d workers alike: the first was refused after %d", workers, first)
-			}
-			for _, s := range shards {
-				check(t, s)
-			}
-		}
 	}
 }

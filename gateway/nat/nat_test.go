@@ -48,82 +48,115 @@ func seeded(t testing.TB) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 1))
 }
 
-// check holds every list, bitmap and owner entry of a shard against its mappings: what must be true after any sequence of calls.
-func check(t testing.TB, s *Shard) {
+// check holds every list, bitmap and owner entry of a Space against the mappings of all shards that there are on it: what must be true after any
+// sequence of calls.
+func check(t testing.TB, all ...*Shard) {
 	t.Helper()
-	used := map[blockID]uint64{}
-	n := 0
-	s.Each(0, 1<<30, func(id uint32, m *Mapping) bool {
-		n++
-		a, p := m.Public()
-		k := blockOf(a, m.class, p)
-		if used[k]>>(p&63)&1 != 0 {
-			t.Fatalf("public port %d of address %d, class %d has two mappings", p, a, m.class)
-		}
-		used[k] |= 1 << (p & 63)
-		if got, ok := s.Lookup(a, m.class, p); !ok || got != id {
-			t.Fatalf("Lookup(%d, %d, %d) = %d, %v: want %d", a, m.class, p, got, ok, id)
-		}
-		if w, ok := s.sp.Owner(a, m.class, p); !ok || w != s.worker {
-			t.Fatalf("Owner(%d, %d, %d) = %d, %v: want %d", a, m.class, p, w, ok, s.worker)
-		}
-		return true
-	})
-	if n != s.Len() {
-		t.Fatalf("%d mappings, Len says %d", n, s.Len())
-	}
-	seen := map[blockID]bool{}
-	use := make([]Use, len(s.use))
-	s.Each(0, 1<<30, func(_ uint32, m *Mapping) bool {
-		use[m.addr].InUse++
-		return true
-	})
-	b := s.hand
-	for range s.blocks {
-		if seen[b] {
-			t.Fatalf("block %d twice in the shard's list", b)
-		}
-		seen[b] = true
-		k := s.sp.block(b)
-		if leader := beside(b, k.leader); s.findGroup(b, &s.sp.block(leader).group.key) != leader {
-			t.Fatalf("block %d: its leader %d is not found", b, leader)
-		}
-		var rest uint64
-		for _, h := range k.held {
-			if rest&h != 0 {
-				t.Fatalf("block %d: a port held in two generations", b)
+	sp := all[0].sp
+	used, lent := map[blockID]uint64{}, map[blockID]map[uint16]int{}
+	use, counted := make([]Use, len(sp.addrs)), make([]Use, len(sp.addrs))
+	for _, s := range all {
+		n := 0
+		s.Each(0, 1<<30, func(id uint32, m *Mapping) bool {
+			n++
+			a, p := m.Public()
+			k := blockOf(a, m.class, p)
+			if used[k]>>(p&63)&1 != 0 {
+				t.Fatalf("public port %d of address %d, class %d has two mappings", p, a, m.class)
 			}
-			rest |= h
-		}
-		use[addrOf(b)].Held += int32(bits.OnesCount64(rest))
-		u := used[b]
-		delete(used, b)
-		if k.busy != u|rest || u&rest != 0 {
-			t.Fatalf("block %d: busy %x, in use %x, held %x", b, k.busy, u, rest)
-		}
-		for parity := range 2 {
-			has, in := s.sp.usable(b)&parityMask(parity) != 0, k.next[parity] != noNumber
-			if has && !in && s.sp.resGen.Load() == s.groupOf(b).resGen {
-				t.Fatalf("block %d parity %d has a free port and is in no list", b, parity)
+			used[k] |= 1 << (p & 63)
+			use[a].InUse++
+			if m.flags&mapLent != 0 {
+				if lent[k] == nil {
+					lent[k] = map[uint16]int{}
+				}
+				lent[k][p] = s.worker
 			}
+			if got, ok := s.Lookup(a, m.class, p); !ok || got != id {
+				t.Fatalf("Lookup(%d, %d, %d) = %d, %v: want %d", a, m.class, p, got, ok, id)
+			}
+			if w, ok := sp.Owner(a, m.class, p); !ok || w != s.worker {
+				t.Fatalf("Owner(%d, %d, %d) = %d, %v: want %d", a, m.class, p, w, ok, s.worker)
+			}
+			return true
+		})
+		if n != s.Len() {
+			t.Fatalf("%d mappings, Len says %d", n, s.Len())
 		}
-		b = k.shardNext
+		s.Use(counted)
 	}
-	if s.blocks > 0 && b != s.hand {
-		t.Fatal("the shard's list of blocks is not a ring")
+	seen := map[blockID]int{}
+	for _, s := range all {
+		b := s.hand
+		for range s.blocks {
+			if w, twice := seen[b]; twice {
+				t.Fatalf("block %d is in the lists of workers %d and %d", b, w, s.worker)
+			}
+			seen[b] = s.worker
+			k := sp.block(b)
+			c, n := classIn(b), numberOf(b)
+			if leader := beside(b, k.leader); s.findGroup(b, &sp.block(leader).group.key) != leader {
+				t.Fatalf("block %d: its leader %d is not found", b, leader)
+			}
+			back := sp.state(addrOf(b)).lending.back[c][n].Load()
+			rest := back
+			for _, h := range k.held {
+				if rest&h != 0 {
+					t.Fatalf("block %d: a port held in two generations", b)
+				}
+				rest |= h
+			}
+			use[addrOf(b)].Held += int32(bits.OnesCount64(rest))
+			u := used[b]
+			delete(used, b)
+			if free := k.free.Load(); free != ^(u|rest) || u&rest != 0 {
+				t.Fatalf("block %d: free %x, in use %x, held %x", b, free, u, rest)
+			}
+			for bit := range uint16(blockPorts) {
+				p := n<<6 | bit
+				w, has := lent[b][p]
+				if got := int(sp.borrower(addrOf(b), c, p)) - 1; got != w && has || got != -1 && !has || has && w == s.worker {
+					t.Fatalf("port %d of block %d, which is worker %d's, is lent to %d, %v: noted for %d", p, b, s.worker, w, has, got)
+				}
+			}
+			lends := len(lent[b]) > 0 || back != 0
+			if !sp.lends(b) && lends {
+				t.Fatalf("block %d lends ports and does not say so", b)
+			}
+			for parity := range 2 {
+				usable := sp.usable(b)&parityMask(parity) != 0
+				if usable && sp.state(addrOf(b)).some[c][parity][n/64].Load()>>(n&63)&1 == 0 {
+					t.Fatalf("block %d parity %d has a free port that nobody finds", b, parity)
+				}
+				if in := k.next[parity] != noNumber; usable && !in && sp.resGen.Load() == s.groupOf(b).resGen && len(all) == 1 {
+					t.Fatalf("block %d parity %d has a free port and is in no list", b, parity)
+				}
+			}
+			b = k.shardNext
+		}
+		if s.blocks > 0 && b != s.hand {
+			t.Fatal("the shard's list of blocks is not a ring")
+		}
 	}
-	if !slices.Equal(use, s.use) {
-		t.Fatalf("%v in use and held by address, counted %v", use, s.use)
+	if !slices.Equal(use, counted) {
+		t.Fatalf("%v in use and held by address, counted %v", use, counted)
 	}
-	for i := range s.sp.addrs {
+	for i := range sp.addrs {
 		for c := range numClasses {
-			st := s.sp.state(AddrID(i))
+			st := sp.state(AddrID(i))
 			if st == nil {
 				continue
 			}
 			n := 0
 			for w := range st.free[c] {
 				m := st.free[c][w].Load()
+				for bit := range 64 {
+					if b := blockOf(AddrID(i), c, uint16((w*64+bit)<<6)); m>>bit&1 != 0 && (sp.block(b).free.Load() != 0 || sp.owner[i*blocksPerAddr|w*64|bit].Load()>>(8*c)&0xff != 0) {
+						t.Fatalf("block %d is nobody's and has an owner or ports to take", b)
+					} else if _, owned := seen[b]; owned == (m>>bit&1 != 0) {
+						t.Fatalf("block %d is lost, or free and owned", b)
+					}
+				}
 				if w == 0 {
 					m &^= lowBlockMask
 				}
@@ -132,10 +165,13 @@ func check(t testing.TB, s *Shard) {
 			if got := int(st.left[c].Load()); got != n {
 				t.Fatalf("address %d, class %d: %d blocks above the low ports are free, counted %d", i, c, n, got)
 			}
+			if m := st.moves[c].Load(); uint32(m) != 0 {
+				t.Fatalf("address %d, class %d: %d blocks are still moving", i, c, uint32(m))
+			}
 		}
 	}
 	if len(used) != 0 {
-		t.Fatalf("mappings in blocks that the shard does not own: %v", used)
+		t.Fatalf("mappings in blocks that nobody owns: %v", used)
 	}
 }
 
@@ -284,7 +320,7 @@ func TestEveryPortOfAnAddress(t *testing.T) {
 		for _, id := range took {
 			other.Unref(id, 5)
 		}
-		check(t, other)
+		check(t, other, s)
 		other.Sweep(5+2*hold, 1<<20)
 		if other.Blocks() != 0 {
 			t.Fatalf("an idle worker keeps %d blocks", other.Blocks())
@@ -304,7 +340,7 @@ func TestEveryPortOfAnAddress(t *testing.T) {
 			}
 			seen[p] = true
 		}
-		check(t, s)
+		check(t, s, other)
 		req.Inside[3]++
 		if _, r := s.Map(&req, 1); r != verdict.NATNoPort {
 			t.Fatalf("one more: %v", r)
@@ -316,92 +352,6 @@ func TestEveryPortOfAnAddress(t *testing.T) {
 			t.Fatalf("UDP while all TCP ports are taken: %v", r)
 		} else if _, p := s.Mapping(id).Public(); p >= 1024 || p&1 == 0 {
 			t.Fatalf("inside UDP port 5 got %d", p)
-		}
-	}
-}
-
-// One worker wants all ports of an address, of which others have a few each. While there are many, those spread theirs over eight blocks; once
-// blocks are short they pack, and as their mappings come and go nearly all of what they do not need becomes free for who asks. What is missing in
-// the end is what is free in blocks that the others have in use, and they get that themselves.
-func TestEveryPortBesideOtherWorkers(t *testing.T) {
-	const few = 40 // mappings that each of the others has at any time
-	for _, workers := range []int{2, 4} {
-		rng := seeded(t)
-		sp := NewSpace(1)
-		ids := pool(t, sp, 1)
-		var all []*Shard
-		for w := range workers {
-			all = append(all, newShard(t, 65536, w, sp))
-		}
-		var now uint32
-		port := make([]uint16, workers)
-		live := make([][]uint32, workers)
-		one := func(w int) bool {
-			port[w]++
-			id, r := all[w].Map(&Request{Tenant: 1, Class: TCP, Inside: [4]byte{198, 18, byte(w), byte(port[w] >> 14)}, Port: 1024 + port[w]&0x3fff, Pool: ids, Hold: 1 << holdShift}, rng.Uint64())
-			if r != verdict.Pass {
-				if r != verdict.NATNoPort {
-					t.Fatalf("worker %d: %v", w, r)
-				}
-				return false
-			}
-			all[w].Ref(id)
-			live[w] = append(live[w], id)
-			return true
-		}
-		missing := func() (n int) {
-			n = 64512
-			for w := range all {
-				n -= len(live[w])
-			}
-			return n
-		}
-		for w := 1; w < workers; w++ {
-			for range few {
-				one(w)
-			}
-		}
-		for one(0) {
-		}
-		first := missing()
-		if bound := (workers - 1) * (spread*blockPorts - few); first == 0 || first > bound {
-			t.Errorf("%d workers: %d ports are missing at first, want some and at most %d", workers, first, bound)
-		}
-		for range 400 {
-			for w := 1; w < workers; w++ {
-				all[w].Unref(live[w][0], now)
-				live[w] = live[w][1:]
-				one(w) // unless all that it has rests: it is next then
-				for len(live[w]) < few && one(w) {
-				}
-			}
-			now += 128
-			for _, s := range all {
-				s.Sweep(now, 2048)
-			}
-			for one(0) {
-			}
-		}
-		now += 1 << 13
-		for _, s := range all {
-			s.Sweep(now, 2048)
-		}
-		for w := 1; w < workers; w++ {
-			for len(live[w]) < few && one(w) {
-			}
-		}
-		for one(0) {
-		}
-		last := missing()
-		t.Logf("figure: %d workers, %d mappings each but one: %d of 64512 ports missing at first, %d after those have come and gone", workers, few, first, last)
-		if bound := (workers - 1) * blockPorts; last > bound {
-			t.Errorf("%d workers: %d ports are missing in the end, want at most %d", workers, last, bound)
-		}
-		for w, s := range all {
-			check(t, s)
-			if w > 0 && len(live[w]) != few {
-				t.Errorf("worker %d has %d mappings, not %d: it went without", w, len(live[w]), few)
-			}
 		}
 	}
 }
@@ -682,9 +632,7 @@ func TestTwoWorkersRace(t *testing.T) {
 	wg.Wait()
 	close(stop)
 	ctl.Wait()
-	for _, s := range shards {
-		check(t, s)
-	}
+	check(t, shards[:]...)
 	n := sp.FreeBlocks(ids[0], TCP) + shards[0].Blocks() + shards[1].Blocks()
 	if n != blocksPerAddr {
 		t.Fatalf("%d blocks free or owned, want %d", n, blocksPerAddr)

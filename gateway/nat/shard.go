@@ -31,6 +31,7 @@ const (
 	mapLive     uint8 = 1 << iota
 	mapAside          // not in the inside index: replaced by another for new sessions, or made for one session
 	mapAnchored       // counted by its host's anchor
+	mapLent           // its port is of another worker's block
 
 	holdShift = 10 // 2^10 ticks: about 1.07 s
 	noMapping = 1<<32 - 1
@@ -84,20 +85,30 @@ type Shard struct {
 	blocks  int
 	use     []Use // by AddrID: what reports ask for, kept so that none has to walk the blocks
 	log     *undo.Log
+	aside   map[blockID]uint64 // a twin's: ports that it has freed, which the others shall not see
 }
 
-// Twin is a shard over the same memory that remembers in l what it writes, blocks included. Until l is undone, only the twin may be used.
+// Twin is a shard over the same memory that remembers in l what it writes, blocks included. Until l is undone, only the twin may be used. Ports that
+// it takes nobody else can have meanwhile, and those that it frees neither.
 func (s *Shard) Twin(l *undo.Log) *Shard {
 	c := *s
 	c.log, c.inside.log, c.outside.log, c.anchors.log = l, l, l, l
+	c.aside = map[blockID]uint64{}
 	return &c
 }
 
 // block is the state of a block that the shard owns.
-func (s *Shard) block(b blockID) *block {
-	k := s.sp.block(b)
+func (s *Shard) block(b blockID) *owned {
+	k := &s.sp.block(b).owned
 	undo.Keep(s.log, k)
 	return k
+}
+
+// place is a port that was taken for a mapping.
+type place struct {
+	block blockID
+	bit   uint8
+	lent  bool // the block is another worker's
 }
 
 func numHeads(capacity int) int { return 1 << bits.Len(uint(capacity/32)) }
@@ -249,10 +260,11 @@ func (s *Shard) Map(r *Request, rnd uint64) (id uint32, reason verdict.Reason) {
 	if s.free == noMapping && int(s.fresh) == len(s.maps) {
 		return noMapping, verdict.NATMappingTableFull
 	}
-	b, bit, ok := s.port(r, rnd)
+	p, ok := s.port(r, rnd)
 	if !ok {
 		return noMapping, verdict.NATNoPort
 	}
+	b := p.block
 	if found {
 		s.inside.erase(h, old)
 		undo.Keep(s.log, &s.maps[old])
@@ -265,15 +277,18 @@ func (s *Shard) Map(r *Request, rnd uint64) (id uint32, reason verdict.Reason) {
 		s.fresh++
 	}
 	undo.Keep(s.log, &s.maps[id])
-	s.block(b).busy |= 1 << bit
 	s.portUse(addrOf(b)).InUse++
-	s.relink(b)
+	if p.lent {
+		flags |= mapLent
+	} else {
+		s.relink(b)
+	}
 	if r.Pooling != Arbitrary && s.anchors.hold(r.Tenant, r.Inside, addrOf(b), r.Pool) {
 		flags |= mapAnchored
 	}
 	s.maps[id] = Mapping{
 		inside: r.Inside, port: r.Port, tenant: r.Tenant, class: r.Class, flags: flags, remote: remote,
-		addr: addrOf(b), public: uint16(numberOf(b))<<6 | uint16(bit),
+		addr: addrOf(b), public: uint16(numberOf(b))<<6 | uint16(p.bit),
 		hold: uint16(min((uint64(r.Hold)+1<<holdShift-1)>>holdShift, 0xffff)),
 	}
 	if flags&mapAside == 0 {
@@ -284,79 +299,115 @@ func (s *Shard) Map(r *Request, rnd uint64) (id uint32, reason verdict.Reason) {
 	return id, verdict.Pass
 }
 
-// port chooses a free port for r: the address, the block, opened if need be, and the place in it.
-func (s *Shard) port(r *Request, rnd uint64) (blockID, uint, bool) {
+// port takes a free port for r: the address, the block, opened if need be, and the place in it. What other workers have free in their blocks is
+// asked for last, but before a host leaves the address that it has.
+func (s *Shard) port(r *Request, rnd uint64) (place, bool) {
 	if r.Class == UDP && r.Mapping != AddressAndPortDependent {
-		if b, bit, ok := s.neighbour(r); ok {
-			return b, bit, true
+		if p, ok := s.neighbour(r); ok {
+			return p, true
 		}
 	}
 	key := groupKey{tenant: uint16(r.Tenant)}
 	if r.PerHost {
 		key.flags, key.inside = groupPerHost, r.Inside
 	}
-	first, tries := s.address(r, rnd)
-	want := int(r.Port & 1)
+	first, tries, stay := s.address(r, rnd)
+	if r.PerHost {
+		stay = false // its ports are in its blocks, and nowhere else
+	}
 	for i := range tries {
-		of := blockOf(r.Pool[(first+i)%len(r.Pool)], r.Class, 0)
-		for _, parity := range [2]int{want, 1 - want} {
-			if r.Port < 1024 && r.Class != ICMP {
-				low := key
-				low.flags |= groupLow
-				if b, bit, ok := s.portIn(of, &low, parity, rnd); ok {
-					return b, bit, true
-				}
-			}
-			if b, bit, ok := s.portIn(of, &key, parity, rnd); ok {
-				return b, bit, true
-			}
+		if p, ok := s.portAt(r, r.Pool[(first+i)%len(r.Pool)], &key, stay && i == 0, rnd); ok {
+			return p, true
 		}
 	}
-	return noBlock, 0, false
+	if r.PerHost {
+		return place{}, false
+	}
+	for i := range tries {
+		if stay && i == 0 {
+			continue
+		}
+		if p, ok := s.portAt(r, r.Pool[(first+i)%len(r.Pool)], &key, true, rnd); ok {
+			return p, true
+		}
+	}
+	return place{}, false
+}
+
+// portAt takes a free port of one address. With lend it is false only if there was an instant at which the address had none: what moved past the
+// search, from where it had not yet looked to where it had, is seen by the count of moves. A worker that the kernel stops amid such a move, a few
+// instructions long, is not waited for.
+func (s *Shard) portAt(r *Request, a AddrID, key *groupKey, lend bool, rnd uint64) (p place, ok bool) {
+	of, want := blockOf(a, r.Class, 0), int(r.Port&1)
+	low := *key
+	low.flags |= groupLow
+	for range searches {
+		before := s.sp.moved(of)
+		for _, parity := range [2]int{want, 1 - want} {
+			if r.Port < 1024 && r.Class != ICMP {
+				if p, ok = s.portIn(of, &low, parity, rnd); !ok && lend {
+					p, ok = s.lend(of, true, parity, rnd)
+				}
+			}
+			if !ok {
+				if p, ok = s.portIn(of, key, parity, rnd); !ok && lend {
+					p, ok = s.lend(of, false, parity, rnd)
+				}
+			}
+			if ok {
+				return p, true
+			}
+		}
+		if after := s.sp.moved(of); !lend || after == before && uint32(after) == 0 {
+			break
+		}
+	}
+	return place{}, false
 }
 
 // neighbour is the port beside the one that the other port of an RTP pair has, if it is free. A block never parts a pair.
-func (s *Shard) neighbour(r *Request) (blockID, uint, bool) {
-	p, remote := r.Port^1, r.remote()
-	id, ok := s.findInside(s.hashInside(r.Tenant, UDP, r.Inside, p, remote), r.Tenant, UDP, r.Inside, p, remote)
+func (s *Shard) neighbour(r *Request) (place, bool) {
+	port, remote := r.Port^1, r.remote()
+	id, ok := s.findInside(s.hashInside(r.Tenant, UDP, r.Inside, port, remote), r.Tenant, UDP, r.Inside, port, remote)
 	if !ok {
-		return noBlock, 0, false
+		return place{}, false
 	}
 	m := &s.maps[id]
-	if (m.public^p)&1 != 0 || !inPool(r.Pool, m.addr) {
-		return noBlock, 0, false
+	lent := m.flags&mapLent != 0
+	if (m.public^port)&1 != 0 || !inPool(r.Pool, m.addr) || lent && r.PerHost {
+		return place{}, false
 	}
-	b, bit := blockOf(m.addr, UDP, m.public), uint(m.public&63)^1
-	return b, bit, s.sp.usable(b)>>bit&1 != 0
+	p := place{blockOf(m.addr, UDP, m.public), uint8(m.public&63) ^ 1, lent}
+	return p, s.usable(p.block)>>p.bit&1 != 0 && s.take(p)
 }
 
-// portIn chooses a free port of one group of the address and class of the block of, opening a block where the group has none, or too few
+// portIn takes a free port of one group of the address and class of the block of, opening a block where the group has none, or too few
 // to choose from.
-func (s *Shard) portIn(of blockID, key *groupKey, parity int, rnd uint64) (blockID, uint, bool) {
+func (s *Shard) portIn(of blockID, key *groupKey, parity int, rnd uint64) (place, bool) {
 	leader := s.findGroup(of, key)
 	perHost := key.flags&groupPerHost != 0
 	short := !perHost && s.sp.short(of)
 	if leader == noBlock || !perHost && !short && s.block(leader).group.blocks < spread {
 		s.open(of, key, leader, parity, rnd)
 		if leader = s.findGroup(of, key); leader == noBlock {
-			return noBlock, 0, false
+			return place{}, false
 		}
 	}
 	if short {
 		s.fullest(leader, parity)
 		rnd &^= spread - 1
 	}
-	if b, bit, ok := s.pick(leader, parity, rnd); ok {
-		return b, bit, true
+	if p, ok := s.pick(leader, parity, rnd); ok {
+		return p, true
 	}
 	if gen := s.sp.resGen.Load(); s.block(leader).group.resGen != gen {
 		s.relinkGroup(leader, gen)
-		if b, bit, ok := s.pick(leader, parity, rnd); ok {
-			return b, bit, true
+		if p, ok := s.pick(leader, parity, rnd); ok {
+			return p, true
 		}
 	}
 	if !s.open(of, key, leader, parity, rnd) {
-		return noBlock, 0, false
+		return place{}, false
 	}
 	return s.pick(leader, parity, rnd)
 }
@@ -370,7 +421,7 @@ func (s *Shard) fullest(leader blockID, parity int) {
 	best, fewest := *head, blockPorts+1
 	b := beside(leader, *head)
 	for range spread {
-		if m := s.sp.usable(b); m&parityMask(parity) != 0 && bits.OnesCount64(m) < fewest {
+		if m := s.usable(b); m&parityMask(parity) != 0 && bits.OnesCount64(m) < fewest {
 			best, fewest = numberOf(b), bits.OnesCount64(m)
 		}
 		b = beside(b, s.block(b).next[parity])
@@ -378,33 +429,41 @@ func (s *Shard) fullest(leader blockID, parity int) {
 	*head = best
 }
 
-// pick chooses a port at random in one of the next few blocks of the group's list, and lets the next choice go on from there.
-func (s *Shard) pick(leader blockID, parity int, rnd uint64) (blockID, uint, bool) {
+// pick takes a port at random in one of the next few blocks of the group's list, and lets the next choice go on from there.
+func (s *Shard) pick(leader blockID, parity int, rnd uint64) (place, bool) {
 	head := &s.block(leader).group.head[parity]
 	if *head == noNumber {
-		return noBlock, 0, false
+		return place{}, false
 	}
 	b := beside(leader, *head)
 	for range rnd & (spread - 1) {
 		b = beside(b, s.block(b).next[parity])
 	}
 	for {
-		m := s.sp.usable(b) & parityMask(parity)
+		m := s.usable(b) & parityMask(parity)
 		if m != 0 {
-			*head = numberOf(b)
-			for range (rnd >> 8 & 0xffff) * uint64(bits.OnesCount64(m)) >> 16 {
-				m &= m - 1
+			if p := (place{block: b, bit: anyOf(m, rnd)}); s.take(p) {
+				*head = numberOf(b)
+				return p, true
 			}
-			return b, uint(bits.TrailingZeros64(m)), true
+			continue // it was lent just now
 		}
-		// Ports were reserved since: the list is made true where that is noticed.
+		// Ports were reserved or lent since: the list is made true where that is noticed.
 		next := s.block(b).next[parity]
 		s.unlink(b, parity)
 		if *head == noNumber {
-			return noBlock, 0, false
+			return place{}, false
 		}
 		b = beside(b, next)
 	}
+}
+
+// anyOf chooses one of the ports of m, which has some.
+func anyOf(m, rnd uint64) uint8 {
+	for range (rnd >> 8 & 0xffff) * uint64(bits.OnesCount64(m)) >> 16 {
+		m &= m - 1
+	}
+	return uint8(bits.TrailingZeros64(m))
 }
 
 // Mapping is the mapping with that id. It stays valid until the mapping ends.
@@ -430,21 +489,21 @@ func (s *Shard) Unref(id uint32, now uint32) {
 	if m.refs--; m.refs != 0 {
 		return
 	}
-	b, bit, hold := blockOf(m.addr, m.class, m.public), uint64(1)<<(m.public&63), uint32(m.hold)<<holdShift
+	b, bit, hold, lent := blockOf(m.addr, m.class, m.public), uint64(1)<<(m.public&63), uint32(m.hold)<<holdShift, m.flags&mapLent != 0
 	s.end(id)
-	k := s.block(b)
 	if hold == 0 {
-		k.busy &^= bit
-		s.relink(b)
+		s.letGo(b, bit, lent)
 		return
 	}
-	u := s.portUse(addrOf(b))
-	if n := k.turnOver(now); n > 0 {
-		u.Held -= int32(n)
+	s.portUse(addrOf(b)).Held++
+	if lent {
+		s.bringBack(b, bit, hold)
+		return
+	}
+	if s.wake(b, now) {
 		s.relink(b)
 	}
-	k.rest(bit, hold, now)
-	u.Held++
+	s.block(b).rest(bit, hold, now)
 }
 
 // Drop ends a mapping that no session ever used: its port may be used at once.
@@ -453,9 +512,18 @@ func (s *Shard) Drop(id uint32) {
 		return
 	}
 	m := &s.maps[id]
-	b, bit := blockOf(m.addr, m.class, m.public), uint64(1)<<(m.public&63)
+	b, bit, lent := blockOf(m.addr, m.class, m.public), uint64(1)<<(m.public&63), m.flags&mapLent != 0
 	s.end(id)
-	s.block(b).busy &^= bit
+	s.letGo(b, bit, lent)
+}
+
+// letGo frees a port that need not rest.
+func (s *Shard) letGo(b blockID, bit uint64, lent bool) {
+	if lent {
+		s.unlend(b, bit)
+		return
+	}
+	s.put(b, bit)
 	s.relink(b)
 }
 

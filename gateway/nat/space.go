@@ -46,10 +46,15 @@ func beside(b blockID, n blockNo) blockID { return b&^(blocksPerAddr-1) | blockI
 // gens is how many generations of held ports a block remembers: a port rests for its hold time, and at most a third of it longer.
 const gens = 4
 
-// block is the state of 64 ports of one class. Its owner alone touches it; giving it back and claiming it (addrState.free) pass it on.
+// block is the state of 64 ports of one class.
 type block struct {
-	busy uint64       // in use or held
-	held [gens]uint64 // those freed, the last turn's first
+	free atomic.Uint64 // ports that whoever clears the bit has got; none while the block belongs to nobody. All: rw
+	owned
+}
+
+// owned is what of a block its owner alone touches; giving it back and claiming it (addrState.free) pass it on.
+type owned struct {
+	held [gens]uint64 // ports that rest, the last turn's first
 
 	shardNext, shardPrev blockID // all blocks of the shard, circular
 	start                uint32  // tick at which held[0] was begun; valid while anything is held
@@ -87,19 +92,31 @@ const (
 	groupLow           // blocks of ports below 1024
 )
 
-// addrState is all that one public address needs; made by Register, of no pointers.
+// addrState is all that one public address needs; made by Register.
 type addrState struct {
+	lending  *lending // the one pointer
 	addr     [4]byte
 	free     [numClasses][blocksPerAddr / 64]atomic.Uint64 // set: the block belongs to nobody
 	left     [numClasses]atomic.Int32                      // how many of those are above the low ports
 	reserved [numClasses][blocksPerAddr]atomic.Uint64      // ports that are never handed out
-	blocks   [numClasses][blocksPerAddr]block              // owner of the block: rw
+	blocks   [numClasses][blocksPerAddr]block
+
+	barred [numClasses][2][blocksPerAddr / 64]atomic.Uint64 // by parity: blocks of which every port is reserved. Control: wo
+	some   [numClasses][2][blocksPerAddr / 64]atomic.Uint64 // by parity: blocks with a port to take; true of more than have one, never of less
+	moves  [numClasses]atomic.Uint64                        // lower half: blocks between nobody and an owner now; upper half: how often ports came where there were none
+}
+
+// lending is what an address needs for ports that are lent. No page of it is touched before one is.
+type lending struct {
+	to   [numClasses][65536 / 4]atomic.Uint32     // a byte a port: worker+1, 0 = the block's owner has it. Who has it: wo, all: ro
+	back [numClasses][blocksPerAddr]atomic.Uint64 // ports that shall rest, their mappings being over. Who had them: wo, owner of the block: rw
+	rest [numClasses][blocksPerAddr]atomic.Uint32 // ticks, the longest that any of them shall; likewise
 }
 
 // Space is all public IPv4 addresses of a node and the ownership of their ports in blocks of 64.
 type Space struct {
 	addrs  []atomic.Pointer[addrState] // control: wo, all: ro
-	owner  []atomic.Uint32             // by AddrID<<10 | port>>6: a byte for each class, worker+1, 0 = nobody. The block's owner: its byte, all: ro
+	owner  []atomic.Uint32             // by AddrID<<10 | port>>6: a byte for each class, worker+1, 0 = nobody, which its owner writes; above them a bit for each, see lends. All: ro
 	resGen atomic.Uint32               // control: rw, workers: ro. Counts changes of reserved ports
 	ids    map[[4]byte]AddrID          // control only
 
@@ -126,7 +143,7 @@ func (sp *Space) Register(addr [4]byte) (AddrID, error) {
 		return NoAddr, fmt.Errorf("public address %d.%d.%d.%d: all %d places are taken", addr[0], addr[1], addr[2], addr[3], len(sp.addrs))
 	}
 	id := AddrID(len(sp.ids))
-	st := &addrState{addr: addr}
+	st := &addrState{addr: addr, lending: new(lending)}
 	for c := range numClasses {
 		for i := range st.free[c] {
 			st.free[c][i].Store(^uint64(0))
@@ -171,12 +188,26 @@ func (sp *Space) SetReserved(id AddrID, class Class, ports *[1024]uint64) {
 	if st == nil || class >= numClasses {
 		return
 	}
+	var barred [2][blocksPerAddr / 64]uint64
 	for i, w := range ports {
 		if i == 0 {
 			w |= 1
 		}
-		st.reserved[class][i].Store(w)
+		for parity := range barred {
+			if ^w&parityMask(parity) == 0 {
+				barred[parity][i/64] |= 1 << (i & 63)
+			}
+		}
+		if was := st.reserved[class][i].Swap(w); was&^w != 0 {
+			st.offer(class, blockNo(i), was&^w&st.blocks[class][i].free.Load())
+		}
 	}
+	for parity := range barred {
+		for i, w := range barred[parity] {
+			st.barred[class][parity][i].Store(w)
+		}
+	}
+	st.moves[class].Add(1 << 32)
 	sp.resGen.Add(1)
 }
 
@@ -195,11 +226,18 @@ func (sp *Space) Owner(id AddrID, class Class, port uint16) (worker int, ok bool
 	if i >= len(sp.owner) || class >= numClasses {
 		return 0, false
 	}
-	w := sp.owner[i].Load() >> (8 * class) & 0xff
+	o := sp.owner[i].Load()
+	w := o >> (8 * class) & 0xff
+	if o>>(lendsShift+class)&1 != 0 {
+		if l := sp.borrower(id, class, port); l != 0 {
+			w = l
+		}
+	}
 	return int(w) - 1, w != 0
 }
 
-// Bytes is the memory that the space takes now: it grows with each registered address.
+// Bytes is the memory that the space takes now: it grows with each registered address. Not in it are 228 KiB an address that are used only where ports
+// are lent.
 func (sp *Space) Bytes() int {
 	return len(sp.owner)*4 + len(sp.addrs)*8 + len(sp.ids)*int(unsafe.Sizeof(addrState{}))
 }
@@ -223,7 +261,7 @@ const (
 func parityMask(parity int) uint64 { return evenPorts << (parity & 1) }
 
 // claim takes a free block of the address that has a port of that class and parity which is not reserved, at random, and enters the
-// worker as its owner.
+// worker as its owner. It counts as moving until enter or giveBack; nobody sees its ports meanwhile.
 func (sp *Space) claim(id AddrID, worker int, low bool, class Class, parity int, rnd uint64) (blockID, bool) {
 	st := sp.state(id)
 	if st == nil {
@@ -241,7 +279,7 @@ func (sp *Space) claim(id AddrID, worker int, low bool, class Class, parity int,
 		} else if low {
 			continue
 		}
-		var dull uint64 // nothing to be had there
+		dull := st.barred[class][parity][w].Load() // nothing to be had there
 		for {
 			old := st.free[class][w].Load()
 			m := old & in &^ dull
@@ -254,6 +292,7 @@ func (sp *Space) claim(id AddrID, worker int, low bool, class Class, parity int,
 				dull |= 1 << bit
 				continue
 			}
+			st.moves[class].Add(1)
 			if st.free[class][w].CompareAndSwap(old, old&^(1<<bit)) {
 				if b >= lowBlocks {
 					st.left[class].Add(-1)
@@ -261,20 +300,51 @@ func (sp *Space) claim(id AddrID, worker int, low bool, class Class, parity int,
 				sp.owner[int(id)*blocksPerAddr|int(b)].Or(uint32(worker+1) << (8 * class))
 				return blockOf(id, class, uint16(b<<6)), true
 			}
+			st.moves[class].Add(^uint64(0))
 		}
 	}
 	return noBlock, false
 }
 
-// giveBack is the opposite: the last thing that an owner does with a block.
-func (sp *Space) giveBack(b blockID) {
-	c, n := classIn(b), numberOf(b)
-	sp.owner[int(addrOf(b))*blocksPerAddr|int(n)].And(^(uint32(0xff) << (8 * c)))
-	st := sp.addrs[addrOf(b)].Load()
+// enter shows the ports of a claimed block to all.
+func (sp *Space) enter(b blockID) {
+	st, c, n := sp.addrs[addrOf(b)].Load(), classIn(b), numberOf(b)
+	st.blocks[c][n].free.Store(^uint64(0))
+	st.offer(c, n, ^uint64(0))
+	st.moves[c].Add(^uint64(0))
+}
+
+// shut takes an empty block out of sight, so that it can be given back; false where a port of it is in use or rests. It counts as moving then.
+func (sp *Space) shut(b blockID) bool {
+	st, c := sp.addrs[addrOf(b)].Load(), classIn(b)
+	k := &st.blocks[c][numberOf(b)]
+	if k.free.Load() != ^uint64(0) {
+		return false
+	}
+	st.moves[c].Add(1)
+	if !k.free.CompareAndSwap(^uint64(0), 0) {
+		st.moves[c].Add(^uint64(0))
+		return false
+	}
+	for parity := range 2 {
+		st.some[c][parity][numberOf(b)/64].And(^(uint64(1) << (numberOf(b) & 63)))
+	}
+	if sp.lends(b) {
+		st.lending.rest[c][numberOf(b)].Store(0)
+	}
+	return true
+}
+
+// giveBack is the opposite of claim: the last thing that an owner does with a block, which nobody sees now. came is 1, or 0 where nobody knew that
+// it was taken.
+func (sp *Space) giveBack(b blockID, came uint64) {
+	st, c, n := sp.addrs[addrOf(b)].Load(), classIn(b), numberOf(b)
+	sp.owner[int(addrOf(b))*blocksPerAddr|int(n)].And(^(uint32(0xff)<<(8*c) | 1<<(lendsShift+c)))
 	st.free[c][n/64].Or(1 << (n & 63))
 	if n >= lowBlocks {
 		st.left[c].Add(1)
 	}
+	st.moves[c].Add(came<<32 - 1)
 }
 
 // shortOf is how few blocks of an address may be left before workers stop to spread their mappings and pack them, so that what one of them does not
@@ -291,9 +361,9 @@ func (sp *Space) block(b blockID) *block {
 	return &sp.addrs[addrOf(b)].Load().blocks[classIn(b)][numberOf(b)]
 }
 
-// usable is the ports of a block that are neither busy nor reserved.
+// usable is the ports of a block that are free and not reserved.
 func (sp *Space) usable(b blockID) uint64 {
 	st := sp.addrs[addrOf(b)].Load()
 	c, n := classIn(b), numberOf(b)
-	return ^(st.blocks[c][n].busy | st.reserved[c][n].Load())
+	return st.blocks[c][n].free.Load() &^ st.reserved[c][n].Load()
 }
