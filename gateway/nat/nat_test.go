@@ -151,7 +151,7 @@ func check(t testing.TB, all ...*Shard) {
 			for w := range st.free[c] {
 				m := st.free[c][w].Load()
 				for bit := range 64 {
-					if b := blockOf(AddrID(i), c, uint16((w*64+bit)<<6)); m>>bit&1 != 0 && (sp.block(b).free.Load() != 0 || sp.owner[i*blocksPerAddr|w*64|bit].Load()>>(8*c)&0xff != 0) {
+					if b := blockOf(AddrID(i), c, uint16((w*64+bit)<<6)); m>>bit&1 != 0 && (sp.block(b).free.Load() != 0 || sp.owner[i*blocksPerAddr|w*64|bit].Load()>>(8*c)&0xff != 0 || sp.lends(b)) {
 						t.Fatalf("block %d is nobody's and has an owner or ports to take", b)
 					} else if _, owned := seen[b]; owned == (m>>bit&1 != 0) {
 						t.Fatalf("block %d is lost, or free and owned", b)
