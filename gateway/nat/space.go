@@ -116,7 +116,7 @@ type lending struct {
 // Space is all public IPv4 addresses of a node and the ownership of their ports in blocks of 64.
 type Space struct {
 	addrs  []atomic.Pointer[addrState] // control: wo, all: ro
-	owner  []atomic.Uint32             // by AddrID<<10 | port>>6: a byte for each class, worker+1, 0 = nobody, which its owner writes; above them a bit for each, see lends. All: ro
+	owner  []atomic.Uint32             // by AddrID<<10 | port>>6: a byte for each class, worker+1, 0 = nobody, which its owner writes; above them a bit for each, see lends, which a borrower sets. All: ro
 	resGen atomic.Uint32               // control: rw, workers: ro. Counts changes of reserved ports
 	ids    map[[4]byte]AddrID          // control only
 

@@ -54,7 +54,7 @@ var words = [NumReasons][2]string{
 	ICMPNoSession:       {"an answer or error to nothing that went through here", ""},
 	ICMPBadInner:        {"an ICMP error whose quoted packet is malformed, or which goes elsewhere than to its sender", ""},
 	ICMPRateLimited:     {"more pings to the gateway itself than it answers", ""},
-	NATNoPort:           {"no public port is free in the whole pool", "more addresses in nat.pool, or limits.host_sessions"},
+	NATNoPort:           {"no public port is free at the address that the host keeps, or in the whole pool", "more addresses in nat.pool, or limits.host_sessions"},
 	NATNoPool:           {"the tenant must be translated and has no pool for this host", "nat.pool"},
 	NATUnusedAddress:    {"to a public address and a port that nobody has", "normal: the noise of the Internet"},
 	NATFiltered:         {"to a mapped port, from somebody that the inside host has not spoken to", "nat.filtering = \"endpoint-independent\" where that is wanted"},
