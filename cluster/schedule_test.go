@@ -213,7 +213,8 @@ func (s *sched) lead() *Node {
 }
 
 func (s *sched) until(what string, ok func() bool) error {
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	// Long, because with timers of 50 ms a machine that is busy with something else keeps members from electing anybody: 20 s were too short beside a build.
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			err := fmt.Errorf("waited in vain: %s", what)
 			for _, m := range s.members() {
