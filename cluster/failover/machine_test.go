@@ -162,6 +162,15 @@ func TestWholeFirst(t *testing.T) {
 		w.served(t, seed, "b")
 
 		w = quietWorld(t, seed, 2, 1, Group{Stale: true})
+		raft := func(cut bool) { w.raft[[2]string{"b", "a"}], w.raft[[2]string{"b", "wc"}] = cut, cut }
+		raft(true) // it lives, and what it proposes goes nowhere for a while
+		w.box("a").restart(10 * ms)
+		w.run(w.now + 1200*ms)
+		raft(false)
+		w.run(w.now + 500*ms)
+		w.served(t, seed, "b")
+
+		w = quietWorld(t, seed, 2, 1, Group{Stale: true})
 		w.box("b").kill() // in sync by the log, and dead before the owner can say otherwise
 		w.box("a").restart(10 * ms)
 		w.run(w.now + 1500*ms)

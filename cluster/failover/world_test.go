@@ -492,8 +492,8 @@ type frame struct {
 	kind   string
 }
 
-// oldest is how old a whole copy may be: two seconds by a slow clock when it was claimed, and as long as an entry takes that is agreed on late.
-const oldest = 2110*ms + 8*200*ms + 500*ms
+// oldest is how far behind the last frame of the owner before a whole copy may be: two seconds by a slow clock when it was claimed, and as long as an entry takes that is agreed on late.
+const oldest = 2110*ms + 400*ms + 8*200*ms + 300*ms
 
 type holder struct {
 	group string
@@ -560,8 +560,8 @@ func (j *judge) see(b *box, f frame) {
 	}
 	if !ok || !same {
 		j.term[f.group] = f
-		if t := b.table[f.group]; ok && j.wait[f.group] && f.at > j.forced[f.group] && (!t.whole || f.at-t.synced > oldest) {
-			j.stale = append(j.stale, fmt.Sprintf("%.3f ms: %s serves %s with a copy that is not whole (%v, %.0f ms old)", float64(f.at)/1e6, f.node, f.group, t.whole, float64(f.at-t.synced)/1e6))
+		if t := b.table[f.group]; ok && j.wait[f.group] && f.at > j.forced[f.group] && (!t.whole || last.at-t.synced > oldest) {
+			j.stale = append(j.stale, fmt.Sprintf("%.3f ms: %s serves %s with a copy that is not whole (%v, %.0f ms behind the owner before)", float64(f.at)/1e6, f.node, f.group, t.whole, float64(last.at-t.synced)/1e6))
 		}
 	}
 	if ok && f.at > j.mark {
