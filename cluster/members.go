@@ -524,7 +524,7 @@ func (n *Node) reconcile() {
 func (n *Node) tend(ctx context.Context) {
 	t := time.NewTicker(n.pace(250 * time.Millisecond))
 	defer t.Stop()
-	var told, stepped time.Time
+	var told time.Time
 	said := false // who is stopped tells once what it is: it cannot see that it was heard
 	for {
 		select {
@@ -532,11 +532,7 @@ func (n *Node) tend(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		if time.Since(stepped) > stepEvery {
-			stepped = time.Now()
-			n.step()
-		}
-		if _, leader := n.st.Leader(); n.Stopped() != "" && !said && leader != "" && time.Since(told) > 5*time.Second {
+		if _, leader := n.st.Leader(); n.Stopped() != "" && !said && leader != "" && !n.st.Leads() && time.Since(told) > 5*time.Second {
 			told = time.Now()
 			said = n.tell(ctx) == nil
 		}

@@ -569,6 +569,7 @@ func (n *Node) attend(ctx context.Context) (end func()) {
 	wg.Go(func() { n.listen(ctx, l) })
 	wg.Go(func() { n.watch(ctx) })
 	wg.Go(func() { n.tend(ctx) })
+	wg.Go(func() { n.standDown(ctx) })
 	if n.keys != nil {
 		wg.Go(func() { n.renewals(ctx) })
 	}

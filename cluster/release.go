@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -85,5 +86,16 @@ func (n *Node) step() {
 	n.log.Info("the lead is handed on: this node applies no entries", "why", n.st.Stopped())
 }
 
-// stepEvery is how often that is tried.
-const stepEvery = time.Second
+// standDown does so whenever this node has come to lead. What tends may be waiting for the very leader that this node is.
+func (n *Node) standDown(ctx context.Context) {
+	t := time.NewTicker(n.pace(time.Second))
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			n.step()
+		}
+	}
+}

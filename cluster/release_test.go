@@ -120,7 +120,7 @@ func TestStoppedMember(t *testing.T) {
 		for _, l := range ms[0].Members() {
 			if l.Member.Name == "wit" && l.Status != nil && strings.Contains(l.Status.Stopped, "upgrade this node") && strings.Contains(l.Problem, "upgrade this node") &&
 				l.Member.Version == "v0.0" {
-				return l.Status.Applied < ms[0].State().Index // what it has carried out, not what it has kept
+				return l.Status.Applied == ms[2].State().Index && l.Status.Committed > l.Status.Applied // what it has carried out, not what it has kept
 			}
 		}
 		return false

@@ -192,6 +192,9 @@ func (g *Gateway) changer(ctx context.Context) (context.Context, context.CancelF
 	if m == nil {
 		return refuse(fmt.Errorf("nothing is changed, because the replicated state is not open: %w", why))
 	}
+	if m.Stopped() != "" {
+		return refuse(errors.New("nothing is changed by this node: " + m.Problem()))
+	}
 	select {
 	case <-m.up:
 	case <-m.life.Done():

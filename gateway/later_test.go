@@ -1,11 +1,14 @@
 package gateway
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"strings"
 	"testing"
 
+	"demarc/cluster"
 	"demarc/gateway/revisions"
 )
 
@@ -47,5 +50,20 @@ func TestKeptPolicyOfALaterRelease(t *testing.T) {
 	}
 	if l := strings.Join(g.later, "; "); l != "revision 4 uses tenant.quota, which this release (version v0.1) does not know; revision 3 uses tenant.contact, which this release (version v0.1) does not know" {
 		t.Errorf("passed over: %s", l)
+	}
+}
+
+// TestStateOfALaterRelease: a replicated state that a later release has written is not tried again and again, and whoever asks is told at once.
+func TestStateOfALaterRelease(t *testing.T) {
+	a := newAgreed()
+	for err, want := range map[error]bool{cluster.ErrLater: true, cluster.ErrDamaged: true, errors.New("no room"): false} {
+		a.set(nil, fmt.Errorf("a snapshot: %w", err))
+		if a.final != want {
+			t.Errorf("%v: for good = %v", err, a.final)
+		}
+	}
+	a.set(nil, fmt.Errorf("a snapshot: %w", cluster.ErrLater))
+	if m, why := a.get(t.Context()); m != nil || !errors.Is(why, cluster.ErrLater) {
+		t.Errorf("%v, %v", m, why)
 	}
 }
