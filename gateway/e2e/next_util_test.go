@@ -36,7 +36,7 @@ func nextRelease(t testing.TB) string {
 			return
 		}
 		next.path = filepath.Join(built.dir, "demarc-next")
-		next.err = goTool("build", "-overlay", next.overlay, "-ldflags", "-X main.version="+nextVersion, "-o", next.path, "demarc")
+		next.err = goTool("build", "-overlay", next.overlay, "-ldflags", "-s -w -X main.version="+nextVersion, "-o", next.path, "demarc")
 	})
 	check(t, next.err)
 	return next.path
