@@ -557,9 +557,9 @@ func (d *disk) GetLog(index uint64, l *raft.Log) error {
 		*l = raft.Log{Index: index, Type: raft.LogNoop}
 		return nil
 	}
-	if errors.Is(err, raft.ErrLogNotFound) && d.base != nil && calledBy("appendEntries") {
-		// The log begins behind the snapshot, and a leader asks whether it may go on from there. Raft looks into the log only: it would refuse for ever
-		// where what follows the snapshot here was never agreed on.
+	if errors.Is(err, raft.ErrLogNotFound) && d.base != nil && (calledBy("appendEntries") || calledBy("setPreviousLog")) {
+		// The log begins behind the snapshot, and a leader asks whether it may go on from there, or goes on from there itself. Raft looks into the log only: it would refuse
+		// for ever where what follows the snapshot here was never agreed on, and send its snapshot for ever where it has an older one in mind.
 		if i, term := d.base(); i == index {
 			*l = raft.Log{Index: index, Term: term, Type: raft.LogNoop}
 			return nil

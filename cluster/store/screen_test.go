@@ -527,6 +527,54 @@ func TestCandidateForgetsItsLeader(t *testing.T) {
 	x.level(other, seeks)
 }
 
+// TestOvertakenSnapshot: a snapshot that was begun before the leader's newer one came is not kept. Raft would take it for the newest, and as a leader look in the log for
+// what only the other one has, and send that again and again.
+func TestOvertakenSnapshot(t *testing.T) {
+	s := open(t, config(t.TempDir()))
+	if err := s.Bootstrap(); err != nil {
+		t.Fatal(err)
+	}
+	propose(t, s, initEntry())
+	create := func(index uint64) (raft.SnapshotSink, error) {
+		return s.snaps.Create(1, index, 2, three(raft.Voter), 1, s.cfg.Transport)
+	}
+	fill := func(k raft.SnapshotSink) {
+		t.Helper()
+		if err := (&image{s.State()}).write(k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old, err := create(18)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(old)
+	young, err := create(26)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(young)
+	if err := young.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Close(); err == nil || !strings.Contains(err.Error(), "one of entry 26 has come meanwhile") {
+		t.Errorf("%v", err)
+	}
+	if _, err := create(19); err == nil {
+		t.Error("an older one is begun")
+	}
+	list, err := s.snaps.List()
+	if err != nil || len(list) != 1 || list[0].Index != 26 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(s.snaps.dir, "*"+tmpSuffix)); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+	if p := s.Problem(); p != "" {
+		t.Errorf("says %q", p)
+	}
+}
+
 // TestNewcomerAtLostAddress: a new member with an empty log, at the address of one that is lost, gives none of that one's votes: what that one had agreed on would be
 // overwritten. Raft asks by address.
 func TestNewcomerAtLostAddress(t *testing.T) {

@@ -91,6 +91,9 @@ func (s *snapshots) problem() error {
 
 // Create begins a snapshot.
 func (s *snapshots) Create(v raft.SnapshotVersion, index, term uint64, c raft.Configuration, ci uint64, t raft.Transport) (raft.SnapshotSink, error) {
+	if err := s.overtaken(index); err != nil {
+		return nil, err
+	}
 	s.clean()
 	in, err := s.in.Create(v, index, term, c, ci, t)
 	if err != nil {
@@ -117,6 +120,15 @@ func (s *snapshots) Create(v raft.SnapshotVersion, index, term uint64, c raft.Co
 	return k, nil
 }
 
+// overtaken refuses a snapshot when there is a newer one: Raft began it, the leader's came meanwhile, and Raft would take the older one for the newest. A leader would then
+// look for entries in the log that only its snapshot has, and send that for ever.
+func (s *snapshots) overtaken(index uint64) error {
+	if newest, _ := s.base(); index < newest && !calledBy("installSnapshot") {
+		return fmt.Errorf("a snapshot of entry %d is not needed: one of entry %d has come meanwhile", index, newest)
+	}
+	return nil
+}
+
 type sink struct {
 	raft.SnapshotSink
 	s    *snapshots
@@ -133,6 +145,9 @@ func (k *sink) done() {
 
 // Close finishes the snapshot.
 func (k *sink) Close() error {
+	if err := k.s.overtaken(k.of.Index); err != nil {
+		return errors.Join(err, k.Cancel())
+	}
 	err := k.s.note(k.SnapshotSink.Close())
 	if err == nil && k.s.took != nil && calledBy("installSnapshot") {
 		err = k.s.took(k.of)
