@@ -704,8 +704,8 @@ func BenchmarkMapNew(b *testing.B) {
 	ids := pool(b, sp, 16)
 	s := newShard(b, 1<<20, 0, sp)
 	rng := rand.New(rand.NewPCG(1, 2))
-	req := Request{Tenant: 1, Class: UDP, Pool: ids, Hold: 0}
-	const keep = 500_000 // mappings alive
+	req := Request{Tenant: 1, Class: UDP, Pooling: Arbitrary, Pool: ids, Hold: 0} // paired, the first address would be full
+	const keep = 500_000                                                          // mappings alive
 	ring := make([]uint32, keep)
 	for i := 0; b.Loop(); i++ {
 		req.Inside = [4]byte{198, 18, byte(i >> 8), byte(i)}
