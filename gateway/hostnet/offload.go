@@ -219,29 +219,32 @@ func SetOffloads(name string, on bool, which ...Offload) error {
 	if err != nil {
 		return fmt.Errorf("read offloads of %s: %w", name, err)
 	}
-	list := nested(unix.ETHTOOL_A_BITSET_BITS)
-	n := 0
+	var list []string
 	for _, o := range which {
 		if o >= NumOffloads {
 			return fmt.Errorf("set offloads of %s: no offload %d", name, o)
 		}
 		for _, f := range features[o] {
-			if !changeable[f] || never[f] {
-				continue
+			if changeable[f] && !never[f] {
+				list = append(list, f)
 			}
-			bit := nested(unix.ETHTOOL_A_BITSET_BITS_BIT)
-			bit.AddRtAttr(unix.ETHTOOL_A_BITSET_BIT_NAME, nl.ZeroTerminated(f))
-			if on {
-				bit.AddRtAttr(unix.ETHTOOL_A_BITSET_BIT_VALUE, nil)
-			}
-			list.AddChild(bit)
-			n++
 		}
 	}
-	if n > 0 {
-		wanted := nested(unix.ETHTOOL_A_FEATURES_WANTED)
-		wanted.AddChild(list)
-		if _, err := genl("ethtool", unix.ETHTOOL_MSG_FEATURES_SET, unix.NLM_F_ACK, header(unix.ETHTOOL_A_FEATURES_HEADER, name), wanted); err != nil {
+	// The kernel remembers a wish that the driver refused and asks it no more when the same is wished again. So what was refused is wished no
+	// longer, whoever wished it, and wished anew once: virtio_net refuses rx-gro-hw only while a program is attached.
+	for range 2 {
+		if err := wish(name, on, list); err != nil {
+			return fmt.Errorf("set offloads of %s: %w", name, err)
+		}
+		active, _, _, err := readFeatures(name)
+		if err != nil {
+			return fmt.Errorf("read offloads of %s: %w", name, err)
+		}
+		refused := slices.DeleteFunc(slices.Clone(list), func(f string) bool { return active[f] == on })
+		if len(refused) == 0 {
+			break
+		}
+		if err := wish(name, !on, refused); err != nil {
 			return fmt.Errorf("set offloads of %s: %w", name, err)
 		}
 	}
@@ -259,6 +262,26 @@ func SetOffloads(name string, on bool, which ...Offload) error {
 		return fmt.Errorf("set offloads of %s: the driver does not change %s: %w", name, strings.Join(stuck, ", "), ErrNotSupported)
 	}
 	return nil
+}
+
+// wish asks for features, by the kernel's names; for none it asks nothing.
+func wish(name string, on bool, list []string) error {
+	if len(list) == 0 {
+		return nil
+	}
+	names := nested(unix.ETHTOOL_A_BITSET_BITS)
+	for _, f := range list {
+		bit := nested(unix.ETHTOOL_A_BITSET_BITS_BIT)
+		bit.AddRtAttr(unix.ETHTOOL_A_BITSET_BIT_NAME, nl.ZeroTerminated(f))
+		if on {
+			bit.AddRtAttr(unix.ETHTOOL_A_BITSET_BIT_VALUE, nil)
+		}
+		names.AddChild(bit)
+	}
+	wanted := nested(unix.ETHTOOL_A_FEATURES_WANTED)
+	wanted.AddChild(names)
+	_, err := genl("ethtool", unix.ETHTOOL_MSG_FEATURES_SET, unix.NLM_F_ACK, header(unix.ETHTOOL_A_FEATURES_HEADER, name), wanted)
+	return err
 }
 
 // Queues tells how many receive and transmit queues a device really has now.
