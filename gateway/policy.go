@@ -194,6 +194,11 @@ func (g *Gateway) steer(v *snapshot.View) {
 			continue
 		}
 		pt.loaded = c
+		if pt.prep != nil {
+			if err := pt.prep.Exchanged(); err != nil {
+				g.log.Error("received packets may reach queues that nobody has bound", "port", pt.cfg.Name, "err", err)
+			}
+		}
 	}
 }
 

@@ -109,12 +109,15 @@ func (g *Gateway) comeBack(i int, p *port) error {
 		})
 		g.log.Info("device is back, closed", "port", p.cfg.Name, "device", p.cfg.Device, "ifindex", l.Index)
 	}
-	g.change(p, func() { p.link = l })
+	g.change(p, func() { p.link = bound(p, l) })
 	if err := g.admit(p.cfg, l); err != nil {
 		return err
 	}
 	if p.ready != l.Index {
 		if err := g.prepare(p); err != nil { // the number of queues may be another one from here on
+			return err
+		}
+		if err := g.lookAgain(p); err != nil {
 			return err
 		}
 	}

@@ -151,6 +151,9 @@ func (g *Gateway) open() (err error) {
 		if err = g.attach(p); err != nil {
 			return err
 		}
+		if err = g.lookAgain(p); err != nil {
+			return err
+		}
 		if err = g.decideMode(p); err != nil {
 			return err
 		}
@@ -266,7 +269,7 @@ func (p *port) unlock() (err error) {
 // programConfig is what the XDP program of port i must know.
 func (g *Gateway) programConfig(i int, v *snapshot.View) xsk.ProgramConfig {
 	p := g.ports[i]
-	c := xsk.ProgramConfig{Ifindex: p.link.Index, Queues: max(1, p.link.RxQueues), MAC: p.link.MAC, EphemeralLo: g.eph[0], EphemeralHi: g.eph[1], Shared: p.cfg.Host.Shared}
+	c := xsk.ProgramConfig{Ifindex: p.link.Index, Queues: max(1, p.link.RxQueues, p.link.MostRxQueues), MAC: p.link.MAC, EphemeralLo: g.eph[0], EphemeralHi: g.eph[1], Shared: p.cfg.Host.Shared}
 	for _, n := range p.cfg.Host.TCPPorts {
 		c.SharedTCP = append(c.SharedTCP, uint16(n))
 	}

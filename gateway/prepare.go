@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"demarc/gateway/hostnet"
 	"demarc/gateway/portprep"
@@ -41,7 +44,7 @@ func (g *Gateway) prepare(p *port) error {
 	if p.cfg.Prepared() {
 		prep, err := portprep.Prepare(prepDir(g.o.Node.DataDir), p.cfg.Device, p.link.Index, g.wanted(p))
 		if err != nil {
-			return ofPort(p.cfg.Name, err)
+			return ofPort(p.cfg.Name, underProgram(p, err))
 		}
 		p.prep = prep
 		warnings, changes = prep.Warnings, prep.Changes()
@@ -69,9 +72,55 @@ func (g *Gateway) prepare(p *port) error {
 	if err != nil {
 		return fmt.Errorf("port %s: %w", p.cfg.Name, err)
 	}
-	g.change(p, func() { p.link, p.changes, p.warnings = l, changes, warnings })
+	g.change(p, func() { p.link, p.changes, p.warnings = bound(p, l), changes, warnings })
 	p.ready = l.Index
 	return nil
+}
+
+// bound is a link with the queues that are to be bound, which may be fewer than the device has.
+func bound(p *port, l hostnet.Link) hostnet.Link {
+	if p.prep != nil && p.prep.Queues > 0 {
+		l.RxQueues = min(l.RxQueues, p.prep.Queues)
+	}
+	return l
+}
+
+// lookAgain looks at a device again once the program is on it, before the sockets: virtio_net has more queues from then on, and spreads packets over
+// those as well.
+func (g *Gateway) lookAgain(p *port) error {
+	if p.prep != nil {
+		before := portprep.Join(p.prep.Changes())
+		if err := p.prep.Settle(); err != nil {
+			return fmt.Errorf("port %s: %w", p.cfg.Name, err)
+		}
+		if now := p.prep.Changes(); portprep.Join(now) != before {
+			g.log.Info("port prepared anew, as its driver has more queues with a program", "port", p.cfg.Name, "device", p.cfg.Device, "changed", portprep.Join(now))
+			promiscuous := slices.DeleteFunc(slices.Clone(p.changes), func(c portprep.Change) bool { return c.What != "promiscuous" })
+			g.change(p, func() { p.changes = append(now, promiscuous...) })
+		}
+		g.change(p, func() { p.warnings = p.prep.Warnings })
+	}
+	l, err := hostnet.LinkByIndex(p.link.Index)
+	if err != nil {
+		return fmt.Errorf("port %s: %w", p.cfg.Name, err)
+	}
+	if l = bound(p, l); l.RxQueues != p.link.RxQueues {
+		g.log.Info("the driver has another number of queues with a program", "port", p.cfg.Name, "device", p.cfg.Device, "without", p.link.RxQueues, "with", l.RxQueues)
+	}
+	g.change(p, func() { p.link.RxQueues, p.link.TxQueues = l.RxQueues, l.TxQueues })
+	return nil
+}
+
+// underProgram adds what helps when a driver will not change a setting because of the program that an earlier gateway left on the device:
+// virtio_net does not change its queues then, whoever asks.
+func underProgram(p *port, err error) error {
+	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	if _, id, _, ours, aerr := xsk.Attached(p.link.Index); aerr != nil || id == 0 || !ours {
+		return err
+	}
+	return fmt.Errorf("%w; the driver may refuse it because of the program that keeps the port closed: demarc release %s, then start again", err, p.cfg.Device)
 }
 
 // KeepPorts says that another start follows at once: the ports stay prepared when Run ends, and what was found stays on record for it. On many

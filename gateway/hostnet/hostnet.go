@@ -29,6 +29,7 @@ type Link struct {
 	Up                 bool // administratively
 	Carrier            bool
 	RxQueues, TxQueues int    // real ones; Watch reports those allocated, which may be more
+	MostRxQueues       int    // as many receive queues as the device can have without being made anew
 	Driver             string // "" when the driver does not say; Watch leaves it empty
 	XDP                XDP
 	Addrs              []netip.Prefix // Watch leaves it empty and reports each as an event
@@ -59,7 +60,7 @@ func fromNetlink(nl netlink.Link) Link {
 	a := nl.Attrs()
 	l := Link{
 		Index: a.Index, Name: a.Name, Kind: nl.Type(), MTU: a.MTU, Up: a.RawFlags&unix.IFF_UP != 0, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0,
-		RxQueues: a.NumRxQueues, TxQueues: a.NumTxQueues, Master: a.MasterIndex,
+		RxQueues: a.NumRxQueues, TxQueues: a.NumTxQueues, MostRxQueues: a.NumRxQueues, Master: a.MasterIndex,
 	}
 	copy(l.MAC[:], a.HardwareAddr)
 	if x := a.Xdp; x != nil && x.Attached && int(x.AttachMode) < len(xdpModes) {

@@ -33,6 +33,8 @@ type Port struct {
 
 	// Warnings are what the driver refused and the gateway can live with.
 	Warnings []string
+	// Queues says how many of the device's queues, from the first, are to be bound: the table leaves out the others, if there are any. 0 = all.
+	Queues int
 	// Promiscuous says why the device must receive everything; "" = it need not.
 	Promiscuous string
 }
@@ -200,24 +202,93 @@ func (p *Port) spreadOut(n int) error {
 		}
 		want := c.Channels.With(n)
 		if err := p.set(queues, c, &value{Channels: &want}); err != nil {
-			return fmt.Errorf("queues = %d: %w", n, err)
+			if t == nil || n > c.Channels.Queues() || p.hold(n) != nil {
+				return fmt.Errorf("queues = %d: %w", n, err)
+			}
 		}
 		if t, err = read(p.d, p.name, rss); err != nil {
 			return err
 		}
 	}
-	if n = queueCount(p.d, p.name); t == nil || n == 0 || even(t.Table, n) {
+	p.Queues = n
+	return p.evenOut()
+}
+
+// hold keeps received packets to the first n queues, where the driver has more and does not take them away. virtio_net does not while a program is
+// on it, and adds one for each CPU when it gets one.
+func (p *Port) hold(n int) error {
+	t, err := read(p.d, p.name, rss)
+	if err != nil || t == nil || even(t.Table, n) {
+		return err
+	}
+	return p.set(rss, t, &value{Table: spread(len(t.Table), n)})
+}
+
+// evenOut spreads received packets over the queues that are to be bound.
+func (p *Port) evenOut() error {
+	there := queueCount(p.d, p.name)
+	n := there
+	if p.Queues > 0 {
+		n = p.Queues
+	}
+	t, err := read(p.d, p.name, rss)
+	if err != nil {
+		return err
+	}
+	if t == nil && n < there { // then all of them
+		p.warn("the driver has %d queues, not %d, and no table to leave some out: all are bound", there, n)
+		p.Queues = 0
+	}
+	if t == nil || n == 0 {
 		return nil
 	}
-	if err := p.set(rss, t, &value{Table: spread(len(t.Table), n)}); err != nil {
-		p.Warnings = append(p.Warnings, fmt.Sprintf("received packets are not spread evenly over the %d queues: %v", n, err))
+	if err := p.hold(n); err != nil {
+		p.warn("received packets are not spread evenly over the %d queues: %v", n, err)
+		if n < there {
+			p.Queues = 0
+		}
 	}
 	return nil
 }
 
+// Settle looks again once the program is on the device: the driver may have changed its queues for it, and reads otherwise now.
+func (p *Port) Settle() error {
+	c, err := read(p.d, p.name, queues)
+	if err != nil {
+		return err
+	}
+	for _, r := range []*record{p.first, &p.mine} {
+		for i := range r.Steps {
+			if s := &r.Steps[i]; s.What == queues && c != nil && !c.same(&s.Now) {
+				s.Under = c
+			}
+		}
+	}
+	if err := p.evenOut(); err != nil {
+		return err
+	}
+	if err := p.first.save(p.dir); err != nil {
+		p.warn("a kill -9 would lose what was found: %v", err)
+	}
+	return p.Exchanged()
+}
+
+// Exchanged writes the table again that was set: each program that comes has virtio_net tell its device the number of queues, and by that the device
+// (virtio 1.2, 5.1.6.5.5) forgets a table that is not the driver's own, while the driver goes on to show it.
+func (p *Port) Exchanged() error {
+	if p.Queues == 0 && !slices.ContainsFunc(p.first.Steps, func(s step) bool { return s.What == rss }) {
+		return nil
+	}
+	t, err := read(p.d, p.name, rss)
+	if err != nil || t == nil {
+		return err
+	}
+	return p.d.SetRSS(p.name, t.Table)
+}
+
 // set changes one setting: first the memory of it, then the thing.
 func (p *Port) set(what string, was, now *value) error {
-	s := step{what, *was, *now}
+	s := step{What: what, Was: *was, Now: *now}
 	first, mine := p.first.clone(), p.mine.clone()
 	p.first.note(s)
 	p.mine.note(s)
@@ -291,7 +362,7 @@ func undo(d device, r *record) (done []Change, err error) {
 		if errors.Is(rerr, hostnet.ErrNotFound) {
 			continue // with the device its settings went
 		}
-		if rerr == nil && (is == nil || is.same(&s.Was) || !is.same(&s.Now)) {
+		if ours := is != nil && (is.same(&s.Now) || s.Under != nil && is.same(s.Under)); rerr == nil && (!ours || is.same(&s.Was)) {
 			continue
 		}
 		if rerr == nil {

@@ -331,7 +331,8 @@ func TestRefusals(t *testing.T) {
 		"lro stays":                            {func(c *card) { c.offloads[hostnet.LRO].On, c.stuck["lro"] = true, true }, Want{}, "ethtool -K eth0 lro off", ""},
 		"joins in hardware":                    {func(c *card) { c.offloads[hostnet.HWGRO].On, c.stuck["rx-gro-hw"] = true, true }, Want{}, "", "rx-gro-hw"},
 		"too many queues":                      {func(*card) {}, Want{Queues: 9}, "queues = 9", ""},
-		"queues cannot be changed":             {func(c *card) { c.stuck[queues] = true }, Want{Queues: 2}, "queues = 2", ""},
+		"queues cannot be changed":             {func(c *card) { c.stuck[queues], c.stuck[rss] = true, true }, Want{Queues: 2}, "queues = 2", ""},
+		"nor can more be had":                  {func(c *card) { c.stuck[queues], c.channels.Combined, c.table = true, 4, spread(128, 4) }, Want{Queues: 6}, "queues = 6", ""},
 		"no queues to change":                  {func(c *card) { c.channels = hostnet.Channels{} }, Want{Queues: 2}, "leave queues out", ""},
 		"a table that cannot be changed":       {func(c *card) { c.table, c.stuck[rss] = []uint32{0, 0}, true }, Want{}, "", "not spread evenly over the 8 queues"},
 		"filters tags and cannot stop, trunk":  {func(c *card) { c.stuck["rx-vlan-filter"] = true }, trunk, "", ""},
@@ -364,6 +365,65 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("put back: %v, %d files\n%s\nwas\n%s", err, files(t, dir), d.state(), was)
 			}
 		})
+	}
+}
+
+// A driver that has more queues while a program is on it, and changes their number only without, as virtio_net.
+func TestProgramChangesTheQueues(t *testing.T) {
+	c, dir := newCard(), t.TempDir()
+	c.channels = hostnet.Channels{Combined: 4, MaxCombined: 4}
+	c.table = spread(128, 4)
+	was := c.state()
+	forgot := false // the device, the table that was set
+	c.before = func(call string) { forgot = forgot && call != "rss 128" }
+	attach := func(more int) {
+		forgot = !c.own
+		c.stuck[queues] = more > 0
+		if c.channels.Combined += more; c.own && c.table != nil {
+			c.table = spread(128, c.channels.Combined)
+		}
+	}
+	said := []string{"gro on -> off", "rxvlan on -> off", "rx-vlan-filter on -> off", "queues combined 4 -> combined 2", "rss even over 3 queues -> even over 2 queues"}
+	for start := range 2 { // the second after kill -9
+		p, err := prepare(c, dir, "eth0", "id", Want{Queues: 2})
+		if err != nil || p.Queues != 2 {
+			t.Fatalf("start %d: %d queues, %v", start, p.Queues, err)
+		}
+		attach(1 - start)
+		c.stuck[queues] = true
+		if err := p.Settle(); err != nil || p.Queues != 2 || !even(c.table, 2) || forgot || c.channels.Combined != 3 || len(p.Warnings) > 0 {
+			t.Errorf("start %d: %d of %d queues, table %v, %v, %v", start, p.Queues, c.channels.Combined, c.table, p.Warnings, err)
+		}
+		if d := cmp.Diff(said, names(p.Changes())); d != "" {
+			t.Errorf("start %d: %s", start, d)
+		}
+		forgot = true // another program
+		if err := p.Exchanged(); err != nil || forgot {
+			t.Errorf("start %d: the device works by another table, %v", start, err)
+		}
+		if start == 1 {
+			if _, err := p.Restore(); err == nil || !strings.Contains(err.Error(), "put queues back to combined 4") || !even(c.table, 3) {
+				t.Errorf("%v, table %v", err, c.table)
+			}
+		}
+	}
+	attach(-1)
+	r, err := load(dir, "eth0", "id")
+	if err != nil || len(r.Steps) != 1 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if _, err := restore(c, dir, r); err != nil || c.state() != was || files(t, dir) != 0 {
+		t.Errorf("%v, the driver has\n%s\nwas\n%s", err, c.state(), was)
+	}
+	// Without a table nothing keeps packets off the queues that came with the program, so they are bound.
+	c.table = nil
+	p, err := prepare(c, dir, "eth0", "id", Want{Queues: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	attach(1)
+	if err := p.Settle(); err != nil || p.Queues != 0 || !strings.Contains(strings.Join(p.Warnings, ""), "3 queues, not 2, and no table to leave some out: all are bound") {
+		t.Errorf("%d queues, %v, %v", p.Queues, p.Warnings, err)
 	}
 }
 

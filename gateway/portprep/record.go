@@ -15,6 +15,8 @@ type step struct {
 	What string `json:"what"`
 	Was  value  `json:"was"`
 	Now  value  `json:"now"`
+
+	Under *value `json:"under,omitempty"` // as it reads while the program is on the device, where that is another
 }
 
 // record is what a device's file holds. Identity says which device of which namespace and boot it is about.
