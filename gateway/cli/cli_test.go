@@ -547,6 +547,28 @@ func TestFirstDeploymentOfReadme(t *testing.T) {
 	}
 }
 
+// A start that comes before its ports waits as long as it is told, says for which, and then says what is missing.
+func TestRunWaitsForPorts(t *testing.T) {
+	dir := t.TempDir()
+	node := file(t, "n.toml", "schema = 1\nname = \"n\"\ndata_dir = \""+dir+"/data\"\n[[port]]\ndevice = \"dmnone0\"\n[[port]]\ndevice = \"lo\"\n[[interface]]\nname = \"i\"\nport = \"dmnone0\"\naddresses = [\"203.0.113.1/24\"]\n")
+	start := time.Now()
+	r := call(t, t.Context(), "", "run", "--node", node, "--wait", "300ms")
+	if took := time.Since(start); r.code != exitFailed || took < 300*time.Millisecond || strings.Count(r.err, `msg="waiting for ports to be there and up" devices=dmnone0 most=300ms`) != 1 || !strings.Contains(r.err, "device dmnone0") {
+		t.Errorf("exit %d after %s, %s", r.code, took, r)
+	}
+	if r := call(t, t.Context(), "", "run", "--node", node); r.code != exitFailed || strings.Contains(r.err, "waiting") {
+		t.Errorf("without --wait: exit %d, %s", r.code, r)
+	}
+	if r := call(t, t.Context(), "", "run", "--node", node, "--wait", "-1s"); r.code != exitUsage || !strings.Contains(r.err, "want a time like 30s") {
+		t.Errorf("exit %d, %s", r.code, r)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(100*time.Millisecond, cancel) // as SIGTERM does
+	if r := call(t, ctx, "", "run", "--node", node, "--wait", "1m"); r.code != exitOK {
+		t.Errorf("ended while it waits: exit %d, %s", r.code, r)
+	}
+}
+
 // A start that cannot be says every reason, a line each, before it touches anything.
 func TestRunRefusesBadFiles(t *testing.T) {
 	r := call(t, t.Context(), "", "run", "--node", file(t, "n.toml", "schema = 1\nname = 5\nprot = 1\n"))

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"demarc/configs"
 	"demarc/gateway"
 	"demarc/gateway/confine"
+	"demarc/gateway/hostnet"
 	"demarc/gateway/lab"
 	"demarc/gateway/snapshot"
 )
@@ -27,12 +29,14 @@ import (
 func (a *app) runCmd() *cobra.Command {
 	var node, policy, broken string
 	var seed uint64
+	var wait time.Duration
 	c := command("run --node FILE [--policy FILE]", "run the gateway until SIGINT or SIGTERM",
 		"Run the gateway on this machine until SIGINT or SIGTERM. SIGHUP changes nothing.\n\n"+
 			"The policy of --policy is served at the first start only. From then on the node serves the last policy that was applied to it,\n"+
 			"also after a crash; `demarc status` names it. Under systemd (Type=notify) the node says when it forwards.\n"+
 			"Each port is prepared: what its device does to packets is switched off, said in the log and by `demarc ports`, and put back at the end;\n"+
 			"not after SIGUSR1, which ends the gateway as well and says that the next one starts at once.\n"+
+			"With --wait a start that comes before the ports, as at boot, waits for them; without, a port that is missing or down is refused at once.\n"+
 			"The XDP programs stay on the ports, closed, when the gateway ends: `demarc release` takes them off.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
 			if node == "" {
@@ -41,10 +45,14 @@ func (a *app) runCmd() *cobra.Command {
 			if broken != "" && broken != string(snapshot.BreakPoison) && !slices.Contains(lab.Stages, broken) {
 				return usageError{fmt.Errorf("--break %q: want one of %s", broken, strings.Join(lab.Stages, ", "))}
 			}
-			return a.run(cmd, node, policy, snapshot.Break(broken), seed)
+			if wait < 0 {
+				return usageError{fmt.Errorf("--wait %s: want a time like 30s", wait)}
+			}
+			return a.run(cmd, node, policy, wait, snapshot.Break(broken), seed)
 		})
 	c.Flags().StringVar(&node, "node", "", "node `file`")
 	c.Flags().StringVar(&policy, "policy", "", "policy `file` for the first start")
+	c.Flags().DurationVar(&wait, "wait", 0, "how long to wait for ports that are missing or down, like 30s")
 	c.Flags().StringVar(&broken, "break", "", "switch one stage off, for the lab's own test: "+strings.Join(lab.Stages, ", "))
 	c.Flags().Uint64Var(&seed, "seed", 0, "of hashes and port choice, so that a test knows which worker a host belongs to; 0 = random")
 	for _, name := range []string{"break", "seed"} {
@@ -53,7 +61,7 @@ func (a *app) runCmd() *cobra.Command {
 	return c
 }
 
-func (a *app) run(cmd *cobra.Command, node, policy string, broken snapshot.Break, seed uint64) error {
+func (a *app) run(cmd *cobra.Command, node, policy string, wait time.Duration, broken snapshot.Break, seed uint64) error {
 	text, source, err := read(cmd, node)
 	if err != nil {
 		return err
@@ -77,6 +85,26 @@ func (a *app) run(cmd *cobra.Command, node, policy string, broken snapshot.Break
 			return err
 		}
 	}
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	var made atomic.Pointer[gateway.Gateway] // what there is to tell of a restart
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, syscall.SIGUSR1)
+	defer signal.Stop(again)
+	go func() { // ends with ctx
+		select {
+		case <-again:
+			if g := made.Load(); g != nil {
+				g.KeepPorts()
+			}
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	waitForPorts(ctx, n, wait, log)
+	if ctx.Err() != nil {
+		return nil // ended before it began
+	}
 	var g *gateway.Gateway
 	ready := make(chan struct{})
 	o.Ready = func() {
@@ -87,19 +115,7 @@ func (a *app) run(cmd *cobra.Command, node, policy string, broken snapshot.Break
 	if g, err = gateway.New(o); err != nil {
 		return rootHint(err, os.Geteuid())
 	}
-	ctx, cancel := context.WithCancel(cmd.Context())
-	defer cancel()
-	again := make(chan os.Signal, 1)
-	signal.Notify(again, syscall.SIGUSR1)
-	defer signal.Stop(again)
-	go func() { // ends with ctx
-		select {
-		case <-again:
-			g.KeepPorts()
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
+	made.Store(g)
 	go func() { // ends with ctx
 		select {
 		case <-ready:
@@ -109,6 +125,29 @@ func (a *app) run(cmd *cobra.Command, node, policy string, broken snapshot.Break
 	}()
 	defer context.AfterFunc(ctx, func() { notify("STOPPING=1", "STATUS=ending") })()
 	return rootHint(g.Run(ctx), os.Geteuid())
+}
+
+// waitForPorts returns when all devices of the node file are there and up, or after a while, or when ctx ends; what is missing then the start says.
+// A unit whose first start fails takes down at boot what requires it, although the second one would have succeeded.
+func waitForPorts(ctx context.Context, n *configs.Node, most time.Duration, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	for told := false; ; told = true {
+		var missing []string
+		for _, p := range n.Ports {
+			if l, err := hostnet.LinkByName(p.Device); err != nil || !l.Up {
+				missing = append(missing, p.Device)
+			}
+		}
+		if len(missing) == 0 || ctx.Err() != nil {
+			return
+		}
+		if !told {
+			log.Info("waiting for ports to be there and up", "devices", strings.Join(missing, " "), "most", most)
+			notify("STATUS=waiting for " + strings.Join(missing, " ") + " to be there and up")
+		}
+		sleep(ctx, 100*time.Millisecond)
+	}
 }
 
 // confined gives up what only the start needed.
