@@ -316,6 +316,83 @@ func TestListensFirst(t *testing.T) {
 	}
 }
 
+// TestStandbyHolds: what keeps a standby from claiming, though the owner's term was released.
+func TestStandbyHolds(t *testing.T) {
+	start := Time(1e9)
+	owner := Term{3, "a", 7}
+	for _, c := range []struct {
+		name   string
+		inSync []string
+		marked uint64
+		age    time.Duration
+		serves uint64 // another one says that it serves under this epoch
+		want   bool
+	}{
+		{"in sync", []string{"b"}, 3, time.Second, 0, true},
+		{"the log does not say so", nil, 3, time.Second, 0, false},
+		{"the last digest is old", []string{"b"}, 3, 2100 * time.Millisecond, 0, false},
+		{"the digest was another owner's", []string{"b"}, 2, time.Second, 0, false},
+		{"no digest at all", []string{"b"}, 0, time.Second, 0, false},
+		{"somebody serves already", []string{"b"}, 3, time.Second, 4, false},
+	} {
+		n := New(Config{"b", 5, Default}, start)
+		n.Step(start, Voters{1, []string{"a", "b", "w"}})
+		n.Step(start, Groups{{Name: "g", Nodes: []string{"a", "b", "c"}}})
+		n.Step(start, Agreed{State: State{Groups: map[string]Ownership{"g": {Term: owner, Rev: 9, Alone: Fence, InSync: c.inSync}}}})
+		if c.marked > 0 {
+			n.Step(start, Marked{"g", c.marked})
+		}
+		now := start
+		for now < start.Add(c.age) {
+			now = now.Add(5 * time.Millisecond)
+			n.Step(now, Received{"a", Message{Kind: Beat, Life: 7, Views: []View{{Group: "g", Epoch: 3, Serving: true}}}})
+		}
+		if c.serves > 0 {
+			n.Step(now, Received{"c", Message{Kind: Beat, Life: 8, Views: []View{{Group: "g", Epoch: c.serves, Serving: true}}}})
+		}
+		got := false
+		for _, a := range n.Step(now, Received{"a", Message{Kind: Release, Group: "g", Term: owner}}) {
+			if p, ok := a.(Propose); ok && p.Kind == KindClaim {
+				got = true
+			}
+		}
+		if got != c.want {
+			t.Errorf("%s: it claims: %v", c.name, got)
+		}
+	}
+}
+
+// TestPanicsAreRemembered: by the log over a restart, and as long as they last.
+func TestPanicsAreRemembered(t *testing.T) {
+	now := Time(1e9)
+	may := func(n *Node) bool {
+		n.Step(now, Condition{"g", CausePanics, 1})
+		return n.groups["g"].mayPanic
+	}
+	begin := func(panicked uint64) *Node {
+		n := New(Config{"a", 5, Default}, now)
+		n.Step(now, Voters{1, []string{"a"}})
+		n.Step(now, Groups{{Name: "g", Nodes: []string{"a", "b"}}})
+		n.Step(now, Agreed{State: State{Groups: map[string]Ownership{"g": {Term: Term{3, "a", 5}, Rev: 9, Alone: Fence, Panicked: panicked}}}})
+		return n
+	}
+	if !may(begin(0)) {
+		t.Error("the first panics of all may not move the group")
+	}
+	n := begin(2)
+	if may(n) {
+		t.Error("after a restart it is forgotten that panics have moved the group")
+	}
+	for end := now.Add(Default.PanicRest + time.Minute); now < end; {
+		now = now.Add(10 * time.Millisecond)
+		n.Step(now, Tick{})
+	}
+	n.Step(now, Condition{"g", CausePanics, 0})
+	if may(n) {
+		t.Error("panics that have lasted for long count as long past")
+	}
+}
+
 // TestStatus says why a group is not protected, in words.
 func TestStatus(t *testing.T) {
 	w := quietWorld(t, 30, 2, 1, Group{})

@@ -34,7 +34,7 @@ type world struct {
 
 	judge judge
 	trace func(format string, args ...any)
-	tells int
+	said  map[Say]int
 }
 
 type path struct {
@@ -132,7 +132,7 @@ func (q *events) pop() event {
 
 func newWorld(seed uint64, gateways, witnesses int, groups []Group, times Times) *world {
 	w := &world{dice: rand.New(rand.NewPCG(seed, 7)), paths: map[[2]string]*path{}, raft: map[[2]string]bool{}, sync: map[[2]string]bool{},
-		slow: 2 * ms, states: []State{{}}, groups: groups, times: times, trace: func(string, ...any) {}}
+		slow: 2 * ms, states: []State{{}}, said: map[Say]int{}, groups: groups, times: times, trace: func(string, ...any) {}}
 	for i := range gateways + witnesses {
 		name := string(rune('a' + i))
 		if i >= gateways {
@@ -309,13 +309,13 @@ func (b *box) step(e Event) {
 			b.w.trace("%s proposes %s %s %v by %v %s %s stale %v after %d", b.name, a.Kind, a.Entry.Group, a.Entry.Term, a.By, a.Cause, a.Why, a.Stale, a.After)
 			b.w.propose(b, a.Entry)
 		case Tell:
-			b.w.tells++
 			b.w.trace("%s %s: %s", b.name, a.Group, a.Words)
 		}
 	}
 }
 
 func (w *world) send(b *box, s Send) {
+	w.said[s.Kind]++
 	p := w.paths[[2]string{b.name, s.To}]
 	if p == nil || p.cut || p.loss > 0 && w.dice.Float64() < p.loss {
 		return
@@ -504,19 +504,20 @@ type holder struct {
 
 // judge looks at frames alone. A frame of an owner after the first one of a later owner is an offence.
 type judge struct {
-	last   map[string]frame   // by group: the newest frame
-	term   map[string]frame   // by group: the first frame of the newest term
-	runs   map[string][]frame // by group: the first frame of each run of one node
-	burst  map[string]frame   // what was in hand when a node was stopped: once each time
-	worst  map[string]int64   // by group: the longest silence since mark
-	mark   int64
-	forced map[string]int64 // by group: when an operator answered for it
-	auto   bool             // two may serve until they have met
-	faults []string
-	stale  []string
-	wait   map[string]bool    // groups that no stale copy may serve
-	seen   map[holder]bool    // of terms
-	any    map[[2]string]bool // groups and nodes that emitted since mark
+	last      map[string]frame   // by group: the newest frame
+	term      map[string]frame   // by group: the first frame of the newest term
+	runs      map[string][]frame // by group: the first frame of each run of one node
+	burst     map[string]frame   // what was in hand when a node was stopped: once each time
+	worst     map[string]int64   // by group: the longest silence since mark
+	mark      int64
+	forced    map[string]int64 // by group: when an operator answered for it
+	auto      bool             // two may serve until they have met
+	faults    []string
+	stale     []string
+	wait      map[string]bool // groups that no stale copy may serve
+	announced int
+	seen      map[holder]bool    // of terms
+	any       map[[2]string]bool // groups and nodes that emitted since mark
 }
 
 func (j *judge) reset(mark int64) {
@@ -537,6 +538,7 @@ func (j *judge) see(b *box, f frame) {
 			j.reset(0)
 		}
 	}
+	j.announced += btoi(f.kind == "announce")
 	last, ok := j.last[f.group]
 	term := j.term[f.group]
 	// Who served alone and who was agreed on meanwhile may have the same epoch: whoever comes later counts, and the other one must be silent then.
