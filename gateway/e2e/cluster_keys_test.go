@@ -157,7 +157,7 @@ func TestClusterCertificates(t *testing.T) {
 		own, seen := gw2.status().Cluster.Problem, gw1.says("gw2").Problem
 		return strings.Contains(own, "the wall clock of this node is off: it says 1970-01-01") && strings.Contains(seen, "one of the two clocks is off") && gw2.members().Refused["clock"] > 0, own + " / " + seen
 	})
-	if out := gw1.must("apply", r.policy("without-it")); !strings.Contains(out, "gw2 does not serve it yet: not reached") || !strings.Contains(out, "one of the two clocks is off") {
+	if out := gw1.must("apply", r.policy("without-it")); !strings.Contains(out, "gw2 does not serve it yet: not reached") {
 		t.Error(out)
 	}
 	gw2.serves("after-the-end", 0)

@@ -1,0 +1,270 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/gateway/api"
+)
+
+// steady is a stream of applies to some machines, for as long as it runs.
+type steady struct {
+	r    *trio
+	stop context.CancelFunc
+	done chan struct{}
+
+	mu    sync.Mutex
+	acked map[uint64]string // revision -> name, of those that were acknowledged
+}
+
+// applies begins, with one author for each machine. Whoever does not take a change (no majority, killed meanwhile, another author was first) is asked again.
+func (r *trio) applies(to ...*machine) *steady {
+	ctx, cancel := context.WithCancel(r.t.Context())
+	s := &steady{r: r, stop: cancel, done: make(chan struct{}), acked: map[uint64]string{}}
+	var all sync.WaitGroup
+	for _, m := range to {
+		all.Go(func() {
+			rest := time.NewTicker(40 * time.Millisecond) // it is not about how many there are
+			defer rest.Stop()
+			for i := 0; ctx.Err() == nil; i++ {
+				name := fmt.Sprintf("steady-%s-%d", m.name, i)
+				try, end := context.WithTimeout(ctx, 15*time.Second)
+				var a api.Applied
+				err := m.client.Post(try, api.PathApply, api.ApplyRequest{Policy: fmt.Sprintf(clusterPolicy, name), Source: name}, &a)
+				end()
+				if err == nil {
+					s.mu.Lock()
+					s.acked[a.Revision.Number] = name
+					s.mu.Unlock()
+				}
+				<-rest.C
+			}
+		})
+	}
+	go func() { all.Wait(); close(s.done) }()
+	return s
+}
+
+// count is how many were acknowledged so far.
+func (s *steady) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.acked)
+}
+
+// more waits until n changes more were acknowledged.
+func (s *steady) more(what string, n int, within time.Duration) {
+	s.r.t.Helper()
+	from, began := s.count(), time.Now()
+	s.r.eventually(within, what, func() (bool, string) { c := s.count() - from; return c >= n, fmt.Sprintf("%d of %d changes", c, n) })
+	s.r.t.Logf("%s: %d changes in %s", what, n, time.Since(began).Round(time.Millisecond))
+}
+
+// end stops it. What was acknowledged is in every machine's history, under the number and the text that it was acknowledged with; all are at the same revision, and every
+// gateway serves it.
+func (s *steady) end(ms ...*machine) {
+	t := s.r.t
+	t.Helper()
+	s.stop()
+	<-s.done
+	for _, m := range ms {
+		m.whole(3)
+	}
+	ms[0].must("apply", s.r.policy("the-end"))
+	var digest string
+	for _, m := range ms {
+		if !m.witness {
+			m.serves("the-end", 5*time.Second)
+		}
+		var h api.History
+		s.r.eventually(5*time.Second, m.name+" knows the last change", func() (bool, string) {
+			h = api.History{}
+			check(t, m.client.Get(t.Context(), api.PathHistory, &h))
+			return h.Revisions[0].Name == "the-end", h.Revisions[0].Name
+		})
+		var all strings.Builder
+		names := map[uint64]string{}
+		for _, v := range h.Revisions {
+			names[v.Number] = v.Name
+			fmt.Fprintln(&all, v.Number, v.Digest, v.Fate)
+		}
+		for n, name := range s.acked {
+			if names[n] != name {
+				t.Errorf("%s: revision %d was acknowledged as %q and is %q", m.name, n, name, names[n])
+			}
+		}
+		st := m.status()
+		fmt.Fprintln(&all, st.Revision.Digest, st.Cluster.Revision, st.Cluster.Confirmed)
+		switch {
+		case digest == "":
+			digest = all.String()
+		case digest != all.String():
+			t.Errorf("%s and %s disagree:\n%s\n%s", ms[0].name, m.name, digest, all.String())
+		}
+	}
+	t.Logf("%d changes were acknowledged", len(s.acked))
+}
+
+// nft gives a machine's namespace these rules alone; "" = none.
+func (m *machine) nft(rules string) {
+	m.trio.t.Helper()
+	text := "table inet fault\ndelete table inet fault\n"
+	if rules != "" {
+		text += "table inet fault {\nchain in {\ntype filter hook input priority 0;\n" + rules + "\n}\n}\n"
+	}
+	c := m.trio.Command(m.space, "nft", "-f", "-")
+	c.Stdin = strings.NewReader(text)
+	if out, err := c.CombinedOutput(); err != nil {
+		m.trio.t.Fatalf("nft in %s: %v\n%s", m.space, err, out)
+	}
+}
+
+// TestClusterKilledAndCut: a stream of changes goes on while followers and leaders are killed, the network is cut 1|2 and 2|1 and loses packets in one direction, and through a
+// start of all at once. Nothing that was acknowledged is lost, all agree, and the packets of the gateway that lives through it do not notice.
+func TestClusterKilledAndCut(t *testing.T) {
+	r := newTrio(t)
+	gw1, gw2, wit := r.begin()
+	began := time.Now()
+	ping := gw1.stream("12s")
+	s := r.applies(gw1, gw2, wit)
+	s.more("all are there", 3, 10*time.Second)
+	for range 2 {
+		for _, m := range []*machine{gw2, wit} { // one of them leads, or will
+			m.kill()
+			s.more("without "+m.name, 1, 15*time.Second)
+			m.start()
+		}
+	}
+	lead := r.nodes[gw1.members().Leader]
+	if lead == nil || lead == gw1 {
+		lead = wit
+	}
+	lead.kill()
+	s.more("without "+lead.name+", which led", 1, 15*time.Second)
+	lead.start()
+
+	// 1|2: the one that is alone takes no change, and serves.
+	for _, alone := range []*machine{gw1, wit} { // as two gateways without the witness, and a gateway by itself
+		alone.nft("iifname mgmt tcp dport 7400 drop; iifname mgmt tcp sport 7400 drop;")
+		s.more(alone.name+" is cut off", 1, 15*time.Second)
+		if alone == gw1 {
+			if _, bad, err := alone.cli("apply", r.policy("alone")); err == nil {
+				t.Error("one of three that is alone has taken a change")
+			} else if !strings.Contains(bad, "no leader") && !strings.Contains(bad, "not known") {
+				t.Errorf("one of three that is alone says: %s", bad)
+			}
+		}
+		alone.nft("")
+	}
+	// What one hears is lost in part, what it says is not.
+	gw2.nft("iifname mgmt numgen random mod 100 < 40 drop;")
+	s.more("gw2 hears 6 of 10 packets", 2, 20*time.Second)
+	gw2.nft("")
+	if p := ping(); p.Received != p.Sent {
+		t.Errorf("%d of %d packets came back through gw1, which was never killed", p.Received, p.Sent)
+	}
+
+	// All at once.
+	all := []*machine{gw1, gw2, wit}
+	for _, m := range all {
+		m.kill()
+	}
+	for _, m := range all {
+		m.launch()
+	}
+	for _, m := range all {
+		m.ready()
+	}
+	s.more("after a start of all", 1, 20*time.Second)
+	s.end(all...)
+	t.Logf("all of it took %s", time.Since(began).Round(time.Millisecond))
+}
+
+// TestClusterDisks: one member's disk is slow, another's is full, then its log is damaged: the others go on, it says what is wrong, its packets flow, and it comes back.
+func TestClusterDisks(t *testing.T) {
+	r := newTrio(t)
+	gw1, gw2, wit := r.nodes["gw1"], r.nodes["gw2"], r.nodes["wit"]
+	data := filepath.Join(gw2.dir, "data")
+	check(t, os.MkdirAll(data, 0o755))
+	check(t, unix.Mount("dm-e2e", data, "tmpfs", 0, "size=12m,mode=755"))
+	t.Cleanup(func() { check(t, unix.Unmount(data, unix.MNT_DETACH)) })
+	// Each sync of the witness takes 100 ms longer; it is the one that leads.
+	wit.wrap = []string{"strace", "-D", "-f", "--seccomp-bpf", "-qq", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=100ms", "-o", "/dev/null"}
+	r.begin()
+	r.eventually(15*time.Second, "the one with the slow disk leads", func() (bool, string) { l := gw1.members().Leader; return l == "wit", l })
+	ping := gw2.stream("6s")
+	s := r.applies(gw1, wit, gw2)
+	began := time.Now()
+	s.more("with a slow disk that leads", 3, 20*time.Second)
+	if each := time.Since(began) / 3; each < 100*time.Millisecond {
+		t.Errorf("a change takes %s: the disk is not slow", each)
+	}
+
+	s.end(gw1, gw2, wit)
+	room := fill(t, data)
+	if _, bad, err := gw1.cli("apply", r.policy("full")); err == nil || !strings.Contains(bad, "gw2: ") || !strings.Contains(bad, "no space left on device (make room on that file system and apply again)") {
+		t.Errorf("an apply while the disk of gw2 is full: %v, %s", err, bad)
+	}
+	// More than the file of the log has free, and nothing that becomes small when it is packed.
+	dice := make([]byte, 1<<20)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(dice)
+	large := filepath.Join(r.dir, "large.toml")
+	check(t, os.WriteFile(large, fmt.Appendf(nil, clusterPolicy+"# %s\n", "large", base64.StdEncoding.EncodeToString(dice)), 0o644))
+	began = time.Now()
+	out := gw1.must("apply", large, "--except", "gw2")
+	if took := time.Since(began); took > 6*time.Second || !strings.Contains(out, "gw1 serves it") || !strings.Contains(out, "gw2 does not serve it yet: the disk refuses the replicated log: ") {
+		t.Errorf("an apply that excepts it, after %s: %s", took, out)
+	}
+	if p := gw2.status().Cluster.Problem; !strings.Contains(p, "no space left on device") || !strings.Contains(p, "make room") {
+		t.Errorf("gw2 says of its disk: %q", p)
+	}
+	room()
+	s = r.applies(gw1, wit, gw2)
+	r.eventually(15*time.Second, "gw2 follows again by itself", func() (bool, string) {
+		own, agreed := gw2.status(), gw1.status().Cluster.Revision
+		return own.Cluster.Problem == "" && own.Revision.Number+1 >= agreed, fmt.Sprintf("%d of %d, %q", own.Revision.Number, agreed, own.Cluster.Problem)
+	})
+	if p := ping(); p.Received != p.Sent {
+		t.Errorf("%d of %d packets came back through the gateway with the full disk", p.Received, p.Sent)
+	}
+
+	// Bits of its log are other ones.
+	check(t, r.end(gw2.p, unix.SIGTERM))
+	file := filepath.Join(data, "cluster", "raft.db")
+	b, err := os.ReadFile(file)
+	check(t, err)
+	flipped := bytes.ReplaceAll(b, []byte(`"revise":{`), []byte(`"Revise":{`)) // one bit each
+	if bytes.Equal(flipped, b) {
+		t.Fatal("there is no entry in the log")
+	}
+	check(t, os.WriteFile(file, flipped, 0o600))
+	gw2.launch() // it is not ready as a member
+	r.eventually(20*time.Second, "gw2 serves and names the damage", func() (bool, string) {
+		st := new(api.Status)
+		err := gw2.client.Get(t.Context(), api.PathStatus, st)
+		c := st.Cluster
+		return err == nil && st.Ready && c.State == api.ClusterClosed && strings.Contains(c.Problem, "is damaged") && strings.Contains(c.Problem, file), fmt.Sprintf("%v %+v", err, c)
+	})
+	ping = gw2.stream("500ms")
+	s.more("while the log of gw2 is damaged", 1, 20*time.Second)
+	if p := ping(); p.Received != p.Sent {
+		t.Errorf("%d of %d packets came back through the gateway with the damaged log", p.Received, p.Sent)
+	}
+	// As docs/recovery.md says.
+	check(t, r.end(gw2.p, unix.SIGTERM))
+	check(t, os.Rename(filepath.Join(data, "cluster"), filepath.Join(data, "cluster.old")))
+	gw1.must("cluster", "remove", "gw2")
+	gw2.enter(gw1, "")
+	s.end(gw1, gw2, wit)
+}
