@@ -392,6 +392,9 @@ func (s *sched) fault(d *rand.Rand) error {
 	case 8:
 		s.note("all write snapshots, the disk of %s is full for %s", a.name, last)
 		a.disk.full.Store(true)
+		// A member whose log's end was taken off waits for room, and its snapshot with it.
+		room := time.AfterFunc(last, func() { a.disk.full.Store(false) })
+		defer room.Stop()
 		for _, n := range s.nodes() {
 			_ = n.st.Compact()
 		}
