@@ -311,6 +311,12 @@ func (w *Worker) turn(now uint64) (n int) {
 		w.shard.SetView(v)
 		w.count.gen.Store(v.Gen)
 	}
+	// Before what has come: after a pause (the kernel gave the CPU to somebody else) what waits is older than it may be, and everything behind it
+	// would be dropped for a queue that its rate has meanwhile emptied.
+	if w.shard.Shaper.Held() > 0 {
+		n += w.shard.Shaper.Release(now, w.look, w.release)
+		w.settle(now)
+	}
 	for _, s := range w.socks {
 		n += w.receive(s, now)
 	}
@@ -318,10 +324,6 @@ func (w *Worker) turn(now uint64) (n int) {
 		if r != nil {
 			n += w.takeOver(r, now)
 		}
-	}
-	if w.shard.Shaper.Held() > 0 {
-		n += w.shard.Shaper.Release(now, w.look, w.release)
-		w.settle(now)
 	}
 	n += w.orders(now)
 	for _, s := range w.socks {

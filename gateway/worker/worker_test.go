@@ -450,6 +450,29 @@ func TestShapedFramesComeBackAtTheEnd(t *testing.T) {
 	}
 }
 
+// A worker that was not run for a while sends what waits before it looks at what has come: the line was idle meanwhile, nothing is to be dropped.
+func TestAPauseFillsNoQueue(t *testing.T) {
+	ws := newWorkers(t, 2)
+	w := ws[1]
+	frame := udp(4000, 1000) // 80 ms of the rate; a queue of 500 ms, a burst of 20 ms
+	now := w.cfg.Clock.Now()
+	for range 2 {
+		ws[0].hand(1, handProcess, 1, frame, nil)
+	}
+	w.turn(now)
+	if held := w.shard.Shaper.Held(); held != 1 {
+		t.Fatalf("%d packets wait, want 1: this proves nothing", held)
+	}
+	ws[0].hand(1, handProcess, 1, frame, nil)
+	w.turn(now + uint64(700*time.Millisecond))
+	if n := w.dropsOf(verdict.TenantQueueFull); n != 0 {
+		t.Errorf("%d packets dropped for a full queue", n)
+	}
+	if err := w.Account(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTransmitNeedsASocket(t *testing.T) {
 	ws := newWorkers(t, 1)
 	if ws[0].Transmit(0, []byte("x")) || ws[0].Transmit(99, []byte("x")) {
