@@ -150,7 +150,7 @@ func TestClusterCertificates(t *testing.T) {
 	gw2.kill()
 	exe, err := os.Executable()
 	check(t, err)
-	gw2.binary, gw2.env = exe, []string{epochEnv + "=1"}
+	gw2.tool, gw2.binary, gw2.env = program(t), exe, []string{epochEnv + "=1"}
 	gw2.start()
 	ping := gw2.stream("1s")
 	r.eventually(10*time.Second, "the clock is named, there and here", func() (bool, string) {

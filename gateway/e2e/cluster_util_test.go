@@ -49,6 +49,7 @@ type machine struct {
 	wrap    []string // goes before its command; nil = nothing
 	env     []string // of its process, besides
 	binary  string   // that it runs; "" = program
+	tool    string   // whose command line asks it; "" = that of binary
 }
 
 const (
@@ -212,7 +213,7 @@ func (r *trio) policy(name string) string {
 func (m *machine) cli(args ...string) (out, bad string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
-	c := m.trio.Command(m.space, cmp.Or(m.binary, program(m.trio.t)), append([]string{"--socket", m.socket}, args...)...)
+	c := m.trio.Command(m.space, cmp.Or(m.tool, m.binary, program(m.trio.t)), append([]string{"--socket", m.socket}, args...)...)
 	var o, e bytes.Buffer
 	c.Stdout, c.Stderr = &o, &e
 	if err := c.Start(); err != nil {

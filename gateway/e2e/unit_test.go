@@ -297,9 +297,10 @@ func (s *site) watchLinks() *linkWatch {
 					return
 				}
 				if e.Gone || !l.Up || !l.Carrier || l.XDP.ID == 0 {
-					if w.down.Add(1) == 1 || l.Up { // one is enough of a port that is down for good
+					if w.down.Load() == 0 || l.Up { // one is enough of a port that is down for good
 						w.bad <- fmt.Sprintf("%s gone %v up %v carrier %v program %d", l.Name, e.Gone, l.Up, l.Carrier, l.XDP.ID)
 					}
+					w.down.Add(1) // last: who sees it finds it in the list
 				}
 				select {
 				case first <- struct{}{}:
