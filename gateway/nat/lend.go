@@ -32,7 +32,7 @@ func (sp *Space) borrower(id AddrID, c Class, port uint16) uint32 {
 	return w.Load() >> shift & 0xff
 }
 
-// moved changes whenever ports have come where there were none, or are about to; its lower half is not 0 while they are.
+// moved changes whenever ports have come where there were none, or were hidden, or are about to; its lower half is not 0 while they are.
 func (sp *Space) moved(of blockID) uint64 {
 	if st := sp.state(addrOf(of)); st != nil {
 		return st.moves[classIn(of)].Load()
@@ -50,14 +50,18 @@ func (st *addrState) offer(c Class, n blockNo, ports uint64) {
 	}
 }
 
-// dry notes that a block has no more port of that parity to take, and is false where it has one after all.
+// dry notes that a block has no more port of that parity to take, and is false where it has one after all. It counts as moving: until the second look
+// such a port is hidden from who searches.
 func (st *addrState) dry(c Class, n blockNo, parity int) bool {
 	w, bit := &st.some[c][parity][n/64], uint64(1)<<(n&63)
+	st.moves[c].Add(1)
 	w.And(^bit)
 	if (st.blocks[c][n].free.Load()&^st.reserved[c][n].Load())&parityMask(parity) == 0 {
+		st.moves[c].Add(^uint64(0))
 		return true // who frees one after this look sees the bit cleared
 	}
 	w.Or(bit)
+	st.moves[c].Add(1<<32 - 1)
 	return false
 }
 

@@ -472,13 +472,20 @@ func TestABlockIsDryOnlyAfterASecondLook(t *testing.T) {
 	b := c.all[0].hand
 	st, n := c.sp.state(addrOf(b)), numberOf(b)
 	some := func(parity int) bool { return st.some[TCP][parity][n/64].Load()>>(n&63)&1 != 0 }
+	moved := c.sp.moved(b)
 	if st.dry(TCP, n, 0) || !some(0) {
 		t.Fatal("dry with even ports free")
 	}
-	moved := c.sp.moved(b)
+	if now := c.sp.moved(b); now == moved || uint32(now) != 0 {
+		t.Fatalf("ports were hidden, and nobody knows: moves %x, then %x", moved, now)
+	}
 	st.blocks[TCP][n].free.And(^uint64(evenPorts))
+	moved = c.sp.moved(b)
 	if !st.dry(TCP, n, 0) || some(0) || !some(1) {
 		t.Fatal("not dry without even ports")
+	}
+	if now := c.sp.moved(b); now != moved {
+		t.Fatalf("nothing came: moves %x, then %x", moved, now)
 	}
 	if c.sp.put(b, 1<<6); !some(0) || c.sp.moved(b) == moved {
 		t.Fatal("a port came back, and nobody knows")

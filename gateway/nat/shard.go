@@ -86,6 +86,7 @@ type Shard struct {
 	use     []Use // by AddrID: what reports ask for, kept so that none has to walk the blocks
 	log     *undo.Log
 	aside   map[blockID]uint64 // a twin's: ports that it has freed, which the others shall not see
+	missed  func()             // tests: called after each look at an address that found no port
 }
 
 // Twin is a shard over the same memory that remembers in l what it writes, blocks included. Until l is undone, only the twin may be used. Ports that
@@ -357,6 +358,9 @@ func (s *Shard) portAt(r *Request, a AddrID, key *groupKey, lend bool, rnd uint6
 			if ok {
 				return p, true
 			}
+		}
+		if s.missed != nil {
+			s.missed()
 		}
 		if after := s.sp.moved(of); !lend || after == before && uint32(after) == 0 {
 			break

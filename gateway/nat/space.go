@@ -103,7 +103,7 @@ type addrState struct {
 
 	barred [numClasses][2][blocksPerAddr / 64]atomic.Uint64 // by parity: blocks of which every port is reserved. Control: wo
 	some   [numClasses][2][blocksPerAddr / 64]atomic.Uint64 // by parity: blocks with a port to take; true of more than have one, never of less
-	moves  [numClasses]atomic.Uint64                        // lower half: blocks between nobody and an owner now; upper half: how often ports came where there were none
+	moves  [numClasses]atomic.Uint64                        // lower half: blocks between nobody and an owner, or in dry, now; upper half: how often ports came where there were none to be seen
 }
 
 // lending is what an address needs for ports that are lent. No page of it is touched before one is.
