@@ -213,13 +213,9 @@ func (q *clusterBench) print(w io.Writer, r *report.Output) error {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	m := &r.Machine
-	virtual := ""
-	if m.Virtual {
-		virtual = ", virtual machine"
-	}
 	p("")
 	p("demarc bench cluster: two gateways and a witness, a process and a namespace each, log synced to disk, mutual TLS; far: %s round trip over a line in user space", q.RoundTrip)
-	p("machine     %s, %d CPUs, %d MiB%s, kernel %s", m.CPU, m.CPUs, m.MemoryMiB, virtual, m.Kernel)
+	p("machine     %s", machineWords(m))
 	p("demarc      %s, %s, AF_XDP: %s; seed %d", m.Demarc, m.Go, m.Mode, m.Seed)
 	p("")
 	p("%-30s %-26s %12s %12s %12s %12s %5s  %s", "case", "figure", "least", "median", "p99", "most", "n", "promised")

@@ -121,11 +121,7 @@ func (q *quick) table(w io.Writer, out *outcome, r *report.Output) error {
 	p("")
 	p("demarc bench quick: %s, access list of %d rules (the last one matches), NAT over 16 addresses, limit %d Gbit/s each way, counters on",
 		caseName(q.Flows), q.Rules, q.Rate/1e9)
-	virtual := ""
-	if m.Virtual {
-		virtual = ", virtual machine"
-	}
-	p("machine     %s, %d CPUs, %d MiB%s, kernel %s", m.CPU, m.CPUs, m.MemoryMiB, virtual, m.Kernel)
+	p("machine     %s", machineWords(&m))
 	p("demarc      %s, %s, AF_XDP: %s; one worker on CPU %d, frames made on CPU %d", m.Demarc, m.Go, m.Mode, deviceCPU, makerCPU)
 	if len(out.Pairs) == 0 {
 		_, err := io.WriteString(w, b.String())
@@ -212,4 +208,13 @@ func withoutList(ruleset string) string {
 	}
 	fmt.Fprintf(&b, "  # access list: %d chains with %d rules\n", chains, lines)
 	return b.String()
+}
+
+// machineWords is the machine that a figure belongs to.
+func machineWords(m *report.Machine) string {
+	virtual := ""
+	if m.Virtual {
+		virtual = ", virtual machine"
+	}
+	return fmt.Sprintf("%s, %d CPUs, %d MiB%s, kernel %s", m.CPU, m.CPUs, m.MemoryMiB, virtual, m.Kernel)
 }

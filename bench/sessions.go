@@ -153,7 +153,7 @@ func (q *manySessions) run(ctx context.Context) (out *held, err error) {
 	e, took, err := r.establish(ctx, q.Sessions, q.Rate)
 	if err != nil {
 		if st, e := d.status(ctx, false); e == nil {
-			err = fmt.Errorf("%w; dropped by the gateway, all in all: %v, by the kernel at its queues: %v; try a lower --rate", err, dropped(st), atQueues(st))
+			err = fmt.Errorf("%w; dropped by the gateway, all in all: %v, by the kernel at its queues: %v; try a lower --rate", err, dropped(st), st.AtQueues())
 		}
 		return out, fmt.Errorf("establish %d sessions: %w", q.Sessions, err)
 	}
@@ -211,7 +211,7 @@ func (q *manySessions) run(ctx context.Context) (out *held, err error) {
 		return out, fmt.Errorf("the gateway holds %d sessions after the data, want %d", out.Sessions, q.Sessions)
 	case !last.whole():
 		lost, back := last.lost()
-		return out, fmt.Errorf("%d frames were lost there and %d back in the last of %d tries; dropped by the gateway, all in all: %v, by the kernel at its queues: %v; try a lower --rate, or a machine that does nothing else", lost, back, len(out.Rounds), dropped(st), atQueues(st))
+		return out, fmt.Errorf("%d frames were lost there and %d back in the last of %d tries; dropped by the gateway, all in all: %v, by the kernel at its queues: %v; try a lower --rate, or a machine that does nothing else", lost, back, len(out.Rounds), dropped(st), st.AtQueues())
 	}
 	return out, nil
 }
@@ -219,21 +219,6 @@ func (q *manySessions) run(ctx context.Context) (out *held, err error) {
 // dropped is what a gateway dropped, by reason.
 func dropped(st *api.Status) map[string]uint64 {
 	m := maps.Clone(st.Drops)
-	maps.DeleteFunc(m, func(_ string, n uint64) bool { return n == 0 })
-	return m
-}
-
-// atQueues is what the kernel lost in front of the gateway, by port: who was kept from its rings too long loses here.
-func atQueues(st *api.Status) map[string]uint64 {
-	m := map[string]uint64{}
-	for _, p := range st.Ports {
-		for _, q := range p.Queues {
-			m[p.Name+" rx dropped"] += q.Rings.RxDropped
-			m[p.Name+" rx ring full"] += q.Rings.RxRingFull
-			m[p.Name+" fill ring empty"] += q.Rings.FillEmpty
-			m[p.Name+" tx ring full"] += q.TxFull
-		}
-	}
 	maps.DeleteFunc(m, func(_ string, n uint64) bool { return n == 0 })
 	return m
 }
@@ -356,13 +341,9 @@ func (q *manySessions) print(w io.Writer, r *report.Output) error {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	m := &r.Machine
-	virtual := ""
-	if m.Virtual {
-		virtual = ", virtual machine"
-	}
 	p("")
 	p("demarc bench sessions: %s, access list of %d rules, every session a mapping of its own; tables for %d sessions", r.Results[0].Case, q.Rules, q.table())
-	p("machine     %s, %d CPUs, %d MiB%s, kernel %s", m.CPU, m.CPUs, m.MemoryMiB, virtual, m.Kernel)
+	p("machine     %s", machineWords(m))
 	p("demarc      %s, %s, AF_XDP: %s; one worker on CPU %d, frames made on CPU %d", m.Demarc, m.Go, m.Mode, deviceCPU, makerCPU)
 	p("")
 	for _, f := range r.Results {

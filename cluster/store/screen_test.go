@@ -320,17 +320,7 @@ func TestLeaderGoesBack(t *testing.T) {
 	a, b := (lead+1)%3, (lead+2)%3
 	x.change("a", lead)
 	x.level(0, 1, 2)
-	x.split([]int{a, b})
-	for i := range 3 {
-		ctx, cancel := contextFor(t, 20*time.Millisecond)
-		_, _ = x.s[lead].Propose(ctx, revise(fmt.Sprint("alone ", i)))
-		cancel()
-	}
-	c := x.s[lead].raft.ReloadableConfig()
-	c.TrailingLogs = 1
-	if err := errors.Join(x.s[lead].raft.ReloadConfig(c), x.s[lead].Compact()); err != nil {
-		t.Fatal(err)
-	}
+	x.alone(lead, a, b)
 	first, err := x.s[lead].disk.FirstIndex()
 	if base, _ := x.s[lead].snaps.base(); err != nil || base == 0 || first < 2 {
 		t.Fatalf("the log begins with %d, the snapshot is of %d (%v)", first, base, err)

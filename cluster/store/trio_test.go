@@ -257,6 +257,22 @@ func fullAfterTruncation(t *testing.T) (met bool) {
 	return true
 }
 
+// alone cuts a leader off, has it write three entries that nobody agrees on, and shortens its log to a snapshot and what comes behind it.
+func (x *trio) alone(lead, a, b int) {
+	x.t.Helper()
+	x.split([]int{a, b})
+	for i := range 3 {
+		ctx, cancel := contextFor(x.t, 20*time.Millisecond)
+		_, _ = x.s[lead].Propose(ctx, revise(fmt.Sprint("alone ", i)))
+		cancel()
+	}
+	c := x.s[lead].raft.ReloadableConfig()
+	c.TrailingLogs = 1
+	if err := errors.Join(x.s[lead].raft.ReloadConfig(c), x.s[lead].Compact()); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
 // TestConflictBehindSnapshot: a member whose log begins right behind its snapshot, with entries that were never agreed on, takes the leader's instead.
 // Raft would refuse them for ever.
 func TestConflictBehindSnapshot(t *testing.T) {
@@ -265,17 +281,7 @@ func TestConflictBehindSnapshot(t *testing.T) {
 	a, b := (lead+1)%3, (lead+2)%3
 	x.change("a", lead)
 	x.level(0, 1, 2)
-	x.split([]int{a, b})
-	for i := range 3 {
-		ctx, cancel := contextFor(t, 20*time.Millisecond)
-		_, _ = x.s[lead].Propose(ctx, revise(fmt.Sprint("alone ", i)))
-		cancel()
-	}
-	c := x.s[lead].raft.ReloadableConfig()
-	c.TrailingLogs = 1
-	if err := errors.Join(x.s[lead].raft.ReloadConfig(c), x.s[lead].Compact()); err != nil {
-		t.Fatal(err)
-	}
+	x.alone(lead, a, b)
 	first, err := x.s[lead].disk.FirstIndex()
 	if base, _ := x.s[lead].snaps.base(); err != nil || base == 0 || first != base+1 {
 		t.Fatalf("the log begins with %d, the snapshot is of %d (%v)", first, base, err)

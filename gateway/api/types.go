@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"maps"
+	"time"
+)
 
 // Paths of the interface. All but PathApply and PathDiff are read with GET.
 const (
@@ -505,4 +508,19 @@ type Problem struct {
 	Value string `json:"value"`
 	Want  string `json:"want"` // what would be right
 	Text  string `json:"text"` // all of it in one line
+}
+
+// AtQueues is what the kernel lost in front of the gateway's queues and what found no room behind them, by port and kind; only what is not 0.
+func (s *Status) AtQueues() map[string]uint64 {
+	m := map[string]uint64{}
+	for _, p := range s.Ports {
+		for _, q := range p.Queues {
+			m[p.Name+" rx dropped"] += q.Rings.RxDropped
+			m[p.Name+" rx ring full"] += q.Rings.RxRingFull
+			m[p.Name+" fill ring empty"] += q.Rings.FillEmpty
+			m[p.Name+" tx ring full"] += q.TxFull
+		}
+	}
+	maps.DeleteFunc(m, func(_ string, n uint64) bool { return n == 0 })
+	return m
 }

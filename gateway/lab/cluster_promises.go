@@ -136,7 +136,7 @@ func judgeSteady(s *clusterSeen) Promise {
 		if a := s.After[g]; a != nil {
 			p.require(a.Conservation.OK, "%s's account of frames does not close: %s", g, a.Conservation.Detail)
 			if f.Lost() > 0 {
-				p.fail("%s dropped, the door's packets among them: %s; lost before it: %s", g, reasons(more(a.Drops, s.Before[g])), reasons(atQueues(a)))
+				p.fail("%s dropped, the door's packets among them: %s; lost before it: %s", g, reasons(more(a.Drops, s.Before[g])), reasons(a.AtQueues()))
 			}
 		}
 	}
@@ -152,20 +152,6 @@ func more(drops map[string]uint64, then *api.Status) map[string]uint64 {
 			n = since(n, then.Drops[reason])
 		}
 		out[reason] = n
-	}
-	return out
-}
-
-// atQueues is what the kernel lost in front of a gateway, or behind it, for want of room.
-func atQueues(s *api.Status) map[string]uint64 {
-	out := map[string]uint64{}
-	for _, p := range s.Ports {
-		for _, q := range p.Queues {
-			out[p.Name+" rx dropped"] += q.Rings.RxDropped
-			out[p.Name+" rx ring full"] += q.Rings.RxRingFull
-			out[p.Name+" fill ring empty"] += q.Rings.FillEmpty
-			out[p.Name+" tx ring full"] += q.TxFull
-		}
 	}
 	return out
 }
