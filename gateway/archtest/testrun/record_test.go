@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -94,6 +95,24 @@ func TestRunIsHonest(t *testing.T) {
 				t.Errorf("the record: %q, %v", b, e)
 			}
 		})
+	}
+}
+
+func TestSecondRunIsInTheSameRecord(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"go.mod": "module x\ngo 1.24\n", "a/a_test.go": "package a\nimport \"testing\"\nfunc TestA(t *testing.T) { t.Fail() }\n",
+		"b/b_test.go": "package b\nimport \"testing\"\nfunc TestB(t *testing.T) {}\n"} {
+		file := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Chdir(dir)
+	var out strings.Builder
+	err := run(&out, "", filepath.Join(dir, "record.txt"), 3, []string{"-count=1", "./a", "--", "-count=1", "./b"})
+	b, e := os.ReadFile(filepath.Join(dir, "record.txt"))
+	if err == nil || e != nil || !strings.Contains(string(b), "TestA") || !strings.Contains(string(b), "TestB") {
+		t.Errorf("a failed first run and a good second one: got %v, %v, record %q\n%s", err, e, b, out.String())
 	}
 }
 
