@@ -17,6 +17,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"demarc/cluster/failover"
 )
 
 var update = flag.Bool("update", false, "write the golden files of this level again; those of older levels are never written again")
@@ -49,6 +51,8 @@ func entry(k Kind, body any, text string) *Entry {
 		e.Bounds = b
 	case *Revoke:
 		e.Revoke = b
+	case *failover.Entry:
+		e.Group = b
 	}
 	return e
 }
@@ -209,7 +213,7 @@ func TestApplyChangesNothingOld(t *testing.T) {
 func randomEntry(rt *rapid.T, i int, s *State) *Entry {
 	n := func(name string) uint64 { return rapid.Uint64Range(1, s.Last+1).Draw(rt, name) }
 	var e *Entry
-	k := rapid.IntRange(0, 15).Draw(rt, "kind")
+	k := rapid.IntRange(0, 18).Draw(rt, "kind")
 	at := t0.Add(time.Duration(rapid.IntRange(0, 200).Draw(rt, "minutes")) * time.Minute)
 	pick := func(name string, from ...string) string { return rapid.SampledFrom(from).Draw(rt, name) }
 	switch {
@@ -239,6 +243,12 @@ func randomEntry(rt *rapid.T, i int, s *State) *Entry {
 		e = entry(KindBounds, &Bounds{Revisions: rapid.IntRange(2, 6).Draw(rt, "revisions"), Age: time.Duration(rapid.IntRange(0, 4).Draw(rt, "hours")) * time.Hour}, "")
 	case k < 15:
 		e = entry(KindRevoke, &Revoke{Client: pick("client", "a", "b"), Key: pick("key", "", Digest([]byte("k"))), Undo: rapid.Bool().Draw(rt, "undo")}, "")
+	case k < 18:
+		term := func(name string) failover.Term {
+			return failover.Term{Epoch: rapid.Uint64Range(1, 4).Draw(rt, name), Node: pick(name+" node", "a", "b"), Life: 1}
+		}
+		e = entry(KindGroup, &failover.Entry{Kind: rapid.SampledFrom(failover.Kinds).Draw(rt, "group kind"), Group: pick("group", "east", "west"), After: rapid.Uint64Range(0, 4).Draw(rt, "after"),
+			By: term("by"), Term: term("term"), Alone: failover.Fence, On: rapid.Bool().Draw(rt, "on"), Node: pick("about", "a", "b"), Cause: failover.CauseLease, Why: failover.RightExpired, Stale: true}, "")
 	default:
 		e = entry(KindForget, &Forget{ID: rapid.SampledFrom([]string{"1", "2", "3"}).Draw(rt, "id")}, "")
 	}
@@ -458,6 +468,11 @@ func golden() map[string]*Entry {
 		"features": entry(KindRevise, &Revise{Name: "new", Features: []string{"tenant.x"}, Except: []string{"id1"}}, "schema = 1\n"),
 		"knows": entry(KindMember, &Member{ID: "id1", Name: "gw1", Address: "192.0.2.1:7400", Role: RoleGateway, Version: "v0.2", Level: 1,
 			Features: []string{"tenant.x", "tenant.y"}}, ""),
+		"claim": entry(KindGroup, &failover.Entry{Kind: failover.KindClaim, Group: "east", After: 3, By: failover.Term{Epoch: 2, Node: "gw1", Life: 7},
+			Term: failover.Term{Epoch: 3, Node: "gw2", Life: 8}, Alone: failover.Fence, Cause: failover.CauseLease, Why: failover.RightExpired, Stale: true}, ""),
+		"sync":  entry(KindGroup, &failover.Entry{Kind: failover.KindSync, Group: "east", After: 1, By: failover.Term{Epoch: 1, Node: "gw1", Life: 7}, Node: "gw2", On: true, Seq: 99}, ""),
+		"alone": entry(KindGroup, &failover.Entry{Kind: failover.KindAlone, Group: "east", After: 2, By: failover.Term{Epoch: 1, Node: "gw1", Life: 7}, Alone: failover.Keep}, ""),
+		"drain": entry(KindGroup, &failover.Entry{Kind: failover.KindDrain, Node: "gw1", On: true}, ""),
 	}
 	m["revise"].Who.Nonce = "5f"
 	return m
@@ -503,7 +518,9 @@ func TestGoldenState(t *testing.T) {
 		entry(KindExpire, &Expire{Revision: 2}, ""), entry(KindRevise, &Revise{Confirm: time.Hour, Comment: "again"}, "b"), golden()["token"], golden()["join"],
 		entry(KindMember, &Member{ID: "id3", Name: "gw3", Role: RoleGateway, Level: 1}, ""), entry(KindForget, &Forget{ID: "id3"}, ""),
 		entry(KindToken, &Token{Hash: Digest([]byte("u")), Role: RoleGateway, Expires: t0.Add(time.Hour)}, ""),
-		golden()["revoke"], entry(KindRevoke, &Revoke{Client: "robert"}, ""), entry(KindRevoke, &Revoke{Client: "robert", Undo: true}, ""))
+		golden()["revoke"], entry(KindRevoke, &Revoke{Client: "robert"}, ""), entry(KindRevoke, &Revoke{Client: "robert", Undo: true}, ""),
+		entry(KindGroup, &failover.Entry{Kind: failover.KindClaim, Group: "east", Term: failover.Term{Epoch: 1, Node: "gw1", Life: 7}, Alone: failover.Fence, Cause: failover.CauseFirst,
+			Why: failover.RightExpired}, ""), golden()["sync"], golden()["alone"], entry(KindMember, &Member{ID: "id4", Name: "gw1", Role: RoleGateway, Level: 1}, ""), golden()["drain"])
 	file := filepath.Join("testdata", "level1", "state.json")
 	b, err := s.EncodeState()
 	if err != nil {
@@ -633,6 +650,8 @@ func TestEncodeRefuses(t *testing.T) {
 		"no cluster":      entry(KindInit, &Init{Bounds: DefaultBounds()}, ""),
 		"level to come":   {Level: Level + 1, Kind: KindConfirm, Confirm: &Confirm{1}},
 		"kind of nothing": {Level: 1, Kind: "x"},
+		"no group entry":  entry(KindGroup, &failover.Entry{Kind: "steal", Group: "east"}, ""),
+		"long group":      entry(KindGroup, &failover.Entry{Kind: failover.KindClaim, Group: strings.Repeat("x", 256)}, ""),
 	} {
 		if _, err := e.Encode(); err == nil {
 			t.Errorf("%s: encoded", name)

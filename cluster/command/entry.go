@@ -8,7 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
+
+	"demarc/cluster/failover"
 )
 
 // Bounds of one entry. A proposer is held to them, and a decoder too: an entry beyond them is not ours.
@@ -38,6 +41,7 @@ const (
 	KindJoin    Kind = "join"    // a newcomer, by its token
 	KindBounds  Kind = "bounds"  // how much of the past is kept from now on
 	KindRevoke  Kind = "revoke"  // a client's certificates are refused, or are let in again
+	KindGroup   Kind = "group"   // who owns a group, whose copy is whole, who is to own nothing: see failover
 )
 
 // Who is behind an entry, for the audit log. Nothing is decided by it.
@@ -65,6 +69,8 @@ type Entry struct {
 	Join    *Join    `json:"join,omitempty"`
 	Bounds  *Bounds  `json:"bounds,omitempty"` // what is 0 stays as it is
 	Revoke  *Revoke  `json:"revoke,omitempty"`
+
+	Group *failover.Entry `json:"group,omitempty"`
 
 	Text []byte `json:"-"` // with Revise: the policy
 }
@@ -315,7 +321,7 @@ func Decode(b []byte) (*Entry, error) {
 func (e *Entry) check() error {
 	bodies := map[Kind]bool{KindInit: e.Init != nil, KindRevise: e.Revise != nil, KindConfirm: e.Confirm != nil, KindExpire: e.Expire != nil,
 		KindMember: e.Member != nil, KindForget: e.Forget != nil, KindRecover: e.Recover != nil, KindToken: e.Token != nil, KindJoin: e.Join != nil,
-		KindBounds: e.Bounds != nil, KindRevoke: e.Revoke != nil}
+		KindBounds: e.Bounds != nil, KindRevoke: e.Revoke != nil, KindGroup: e.Group != nil}
 	if _, known := bodies[e.Kind]; !known {
 		return fmt.Errorf("kind %q is not known to this build", e.Kind)
 	}
@@ -362,6 +368,8 @@ func (e *Entry) check() error {
 		return e.Bounds.Check()
 	case KindRevoke:
 		return e.Revoke.check()
+	case KindGroup:
+		return checkGroup(e.Group)
 	}
 	if e.Forget.ID == "" {
 		return errors.New("a member to be forgotten needs its id")
@@ -465,6 +473,20 @@ func (j *Join) check() error {
 		return errors.New("a newcomer needs the 64 hex digits of its token, and an id of at most 64 bytes of whom it replaces")
 	}
 	return j.Member.check()
+}
+
+// checkGroup holds an entry about a group to lengths and kinds. What it may do is looked at when it is carried out.
+func checkGroup(e *failover.Entry) error {
+	if !slices.Contains(failover.Kinds, e.Kind) {
+		return fmt.Errorf("%q is no kind of entry about a group", e.Kind)
+	}
+	for _, f := range []struct{ what, text string }{{"the group", e.Group}, {"the node", e.Node}, {"who proposes", e.By.Node}, {"the node of the term", e.Term.Node},
+		{"the cause", string(e.Cause)}, {"the right", string(e.Why)}, {"what is done alone", string(e.Alone)}} {
+		if len(f.text) > 255 {
+			return fmt.Errorf("%s takes %d bytes, at most 255", f.what, len(f.text))
+		}
+	}
+	return nil
 }
 
 func (r *Revoke) check() error {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"demarc/cluster/failover"
 )
 
 // Digest is the SHA-256 of a text in 64 hex digits.
@@ -76,6 +78,8 @@ type State struct {
 	Level   int           `json:"level"`             // the highest of the entries so far: what reads this, and what a newcomer must be able to read
 	Audit   []Line        `json:"audit"`             // oldest first
 	Revoked []Revoked     `json:"revoked,omitempty"` // clients whose certificates are refused, oldest first
+
+	Groups failover.State `json:"groups,omitzero"` // who owns which, and who is to own none
 }
 
 // Revoked is a client whose certificates are refused: all of them, or the one for Key.
@@ -114,6 +118,7 @@ const (
 	maxGone    = 500
 	maxTokens  = 50
 	maxRevoked = 1000
+	maxGroups  = 1000 // names that were ever owned: a policy has 255 at most at a time
 )
 
 // Result is what the proposer of an entry is told, the same on every node.
@@ -146,6 +151,7 @@ const (
 	WhyToken       Why = "token"       // not one that somebody may join by
 	WhyFull        Why = "full"        // as many as there may be
 	WhyRelease     Why = "release"     // a member's release does not know something
+	WhyGroup       Why = "group"       // what is agreed on about a group says otherwise
 )
 
 // Pending is the provisional revision, if there is one.
@@ -206,6 +212,8 @@ func (s *State) Apply(index uint64, e *Entry) (*State, Result) {
 		r.Dropped = n.prune()
 	case e.Kind == KindRevoke:
 		r.Refused = n.revoke(e)
+	case e.Kind == KindGroup:
+		r.Refused = n.group(*e.Group)
 	}
 	n.note(index, e, r)
 	return &n, r
@@ -380,6 +388,8 @@ func (s *State) forget(f *Forget) *Refusal {
 	if len(s.Gone) > maxGone {
 		s.Gone = slices.Clone(s.Gone[len(s.Gone)-maxGone:])
 	}
+	// Who comes by this name next is not drained.
+	s.Groups, _ = s.Groups.Apply(failover.Entry{Kind: failover.KindDrain, Node: m.Name}) // refused for a node without a name only
 	return nil
 }
 
@@ -494,6 +504,28 @@ func (s *State) revoke(e *Entry) *Refusal {
 	return nil
 }
 
+// group: the rules are failover's. Here stands only what those do not know, members and bounds.
+func (s *State) group(e failover.Entry) *Refusal {
+	switch {
+	case e.Kind == failover.KindDrain && e.On:
+		if m, ok := s.Named(e.Node); !ok {
+			return refuse(WhyUnknown, "there is no member %s to drain", e.Node)
+		} else if m.Role == RoleWitness {
+			return refuse(WhyGroup, "%s is a witness: it owns no group", e.Node)
+		}
+	case e.Kind == failover.KindClaim:
+		if _, known := s.Groups.Groups[e.Group]; !known && len(s.Groups.Groups) >= maxGroups {
+			return refuse(WhyFull, "%d groups have had an owner: more there may not be, use the name of one that is no more", maxGroups)
+		}
+	}
+	next, err := s.Groups.Apply(e)
+	if err != nil {
+		return refuse(WhyGroup, "%v", err)
+	}
+	s.Groups = next
+	return nil
+}
+
 // recover forgets everybody else. The one that is left may be missing: its own entry can have been lost.
 func (s *State) recover(r *Recover) {
 	s.Gone = slices.Clip(s.Gone)
@@ -503,6 +535,7 @@ func (s *State) recover(r *Recover) {
 			left = append(left, m)
 		} else {
 			s.Gone = append(s.Gone, Gone{ID: m.ID, Name: m.Name, Key: m.Key})
+			s.Groups, _ = s.Groups.Apply(failover.Entry{Kind: failover.KindDrain, Node: m.Name})
 		}
 	}
 	s.Members = left
@@ -521,8 +554,12 @@ func (s *State) find(id string) (int, bool) {
 	})
 }
 
-// note writes the audit log.
+// note writes the audit log. Entries about groups that are refused are left out: nodes propose again until something is agreed on, ten times a second,
+// and would have pushed out within minutes what operators did. Who asked is told, and the node's own log has it.
 func (s *State) note(index uint64, e *Entry, r Result) {
+	if e.Kind == KindGroup && r.Refused != nil {
+		return
+	}
 	l := Line{Index: index, Time: e.Time, Who: e.Who, Kind: e.Kind, OK: r.Refused == nil}
 	switch {
 	case r.Refused != nil:
@@ -572,6 +609,8 @@ func (s *State) note(index uint64, e *Entry, r Result) {
 		if v.Why != "" {
 			l.What += ": " + v.Why
 		}
+	case e.Kind == KindGroup:
+		l.What = e.Group.Words()
 	}
 	s.Audit = append(slices.Clip(s.Audit), l)
 	if limit := max(s.Bounds.Audit, 1); len(s.Audit) > limit {

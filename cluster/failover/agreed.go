@@ -76,6 +76,9 @@ const (
 	KindDrain Kind = "drain" // a node is to own nothing, or may again
 )
 
+// Kinds are all of them.
+var Kinds = []Kind{KindClaim, KindSync, KindAlone, KindDrain}
+
 // Entry is one entry of the log about groups.
 type Entry struct {
 	Kind  Kind   `json:"kind"`
@@ -91,6 +94,29 @@ type Entry struct {
 	Cause Cause `json:"cause,omitempty"` // claim
 	Why   Right `json:"right,omitempty"` // claim: what gives the right to it
 	Stale bool  `json:"stale,omitempty"` // claim: knowing that the copy is not whole
+}
+
+// Words say what the entry does, for who reads the audit log.
+func (e Entry) Words() string {
+	switch e.Kind {
+	case KindClaim:
+		w := fmt.Sprintf("group %s: %s owns it, epoch %d: %s", e.Group, e.Term.Node, e.Term.Epoch, e.Cause)
+		if e.Stale {
+			w += "; its copy was not whole"
+		}
+		return w
+	case KindSync:
+		if e.On {
+			return fmt.Sprintf("group %s: the copy of %s is in sync", e.Group, e.Node)
+		}
+		return fmt.Sprintf("group %s: the copy of %s is not in sync any more", e.Group, e.Node)
+	case KindAlone:
+		return fmt.Sprintf("group %s: without a majority its owner does %q", e.Group, e.Alone)
+	}
+	if e.On {
+		return e.Node + " is drained: it is to own no group"
+	}
+	return e.Node + " may own groups again"
 }
 
 // Right is what gives a node the right to a term.
