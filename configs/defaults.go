@@ -59,6 +59,10 @@ func (p *Policy) Defaults() {
 	for i := range p.Tenants {
 		p.Tenants[i].defaults()
 	}
+	for i := range p.Groups { // alone goes by whether there is a witness, which no policy knows
+		defaultTo(&p.Groups[i].Stale, "serve")
+		defaultTo(&p.Groups[i].MAC, "virtual")
+	}
 }
 
 func (t *Tenant) defaults() {

@@ -115,6 +115,7 @@ func Diff(old, new *Policy) []Change {
 	d.set("backbone.interfaces", old.Backbone.Interfaces, new.Backbone.Interfaces)
 	d.keyed("route", routes(old.Routes), routes(new.Routes))
 	d.objects(old.Objects, new.Objects)
+	d.groups(old.Groups, new.Groups)
 	was, is := tenantsByName(old), tenantsByName(new)
 	for i := range old.Tenants {
 		t := &old.Tenants[i]
@@ -133,6 +134,42 @@ func Diff(old, new *Policy) []Change {
 		}
 	}
 	return d.out
+}
+
+// groups compares what moves together. The order of the nodes says who is preferred.
+func (d *differ) groups(old, new []Group) {
+	for i := range old {
+		g := &old[i]
+		j := slices.IndexFunc(new, func(n Group) bool { return n.Name == g.Name })
+		if j < 0 {
+			d.add("removed", "group "+quote(g.Name), g.String(), "")
+			continue
+		}
+		now, at := &new[j], "group "+quote(g.Name)+" "
+		d.value(at+"id", g.ID, now.ID)
+		d.value(at+"nodes", join(g.Nodes), join(now.Nodes))
+		d.set(at+"tenants", g.Tenants, now.Tenants)
+		d.value(at+"alone", g.Alone, now.Alone)
+		d.value(at+"stale", g.Stale, now.Stale)
+		d.value(at+"prefer", g.Prefer, now.Prefer)
+		d.value(at+"mac", g.MAC, now.MAC)
+		d.set(at+"address", g.placed(), now.placed())
+	}
+	for i := range new {
+		if !slices.ContainsFunc(old, func(o Group) bool { return o.Name == new[i].Name }) {
+			d.add("added", "group "+quote(new[i].Name), "", new[i].String())
+		}
+	}
+}
+
+// placed lists the virtual addresses with their interfaces.
+func (g *Group) placed() (out []string) {
+	for _, a := range g.Addresses {
+		for _, p := range a.Addresses {
+			out = append(out, p.String()+" on "+a.Interface)
+		}
+	}
+	return out
 }
 
 func tenantsByName(p *Policy) map[string]*Tenant {

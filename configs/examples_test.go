@@ -30,7 +30,7 @@ func readExample(t *testing.T, name string) (*Policy, *Node) {
 
 func TestExamples(t *testing.T) {
 	files, err := filepath.Glob("examples/*.policy.toml")
-	if err != nil || len(files) != 3 {
+	if err != nil || len(files) != 4 {
 		t.Fatalf("%d examples: %v", len(files), err)
 	}
 	for _, file := range files {

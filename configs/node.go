@@ -261,16 +261,7 @@ func checkAddresses(at loc, f *Interface) {
 			continue
 		}
 		v6 = v6 || p.Addr().Is6()
-		switch a := p.Addr(); {
-		case publicAddr(a) != nil:
-			item.bad(p, publicAddr(a).Error(), "")
-		case p.Bits() == 0:
-			item.bad(p, "has no network", "such as /24 or /64")
-		case a.Is4() && p.Bits() < 31 && a == p.Masked().Addr():
-			item.bad(p, "is the address of the network itself", fmt.Sprintf("did you mean %s?", quote(netip.PrefixFrom(a.Next(), p.Bits()).String())))
-		case a.Is4() && p.Bits() < 31 && a == lastAddr(p):
-			item.bad(p, "is the broadcast address", "")
-		}
+		checkIfaceAddr(item, p)
 		for _, q := range f.Addresses[:i] {
 			if q.IsValid() && q.Addr() == p.Addr() {
 				item.bad(p, "is there twice", "")
@@ -288,6 +279,23 @@ func checkAddresses(at loc, f *Interface) {
 			at.key("mss_clamp").bad(f.MSSClamp, "is not a clamp", `"mtu", or a number of bytes from 88 to 9176`)
 		}
 	}
+}
+
+// checkIfaceAddr refuses what no interface can have as its address in a network.
+func checkIfaceAddr(item loc, p netip.Prefix) bool {
+	switch a := p.Addr(); {
+	case publicAddr(a) != nil:
+		item.bad(p, publicAddr(a).Error(), "")
+	case p.Bits() == 0:
+		item.bad(p, "has no network", "such as /24 or /64")
+	case a.Is4() && p.Bits() < 31 && a == p.Masked().Addr():
+		item.bad(p, "is the address of the network itself", fmt.Sprintf("did you mean %s?", quote(netip.PrefixFrom(a.Next(), p.Bits()).String())))
+	case a.Is4() && p.Bits() < 31 && a == lastAddr(p):
+		item.bad(p, "is the broadcast address", "")
+	default:
+		return true
+	}
+	return false
 }
 
 // MSS is the number of bytes to which an interface clamps TCP segments of a family (4 or 6), given the MTU in force; 0 is off.

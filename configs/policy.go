@@ -32,14 +32,15 @@ const (
 type policyCheck struct {
 	p       *Policy
 	root    loc
-	tenants []string
-	usedBy  map[string]int // interface -> the tenant that has it, -1 for the backbone
-	public  []claim        // every public address that somebody uses
+	named   map[string]bool // tenants
+	grouped map[string]int  // tenant -> the group that has it
+	usedBy  map[string]int  // interface -> the tenant that has it, -1 for the backbone
+	public  []claim         // every public address that somebody uses
 	rules   int
 }
 
 func checkPolicy(at loc, p *Policy) {
-	c := &policyCheck{p: p, root: at, usedBy: map[string]int{}}
+	c := &policyCheck{p: p, root: at, usedBy: map[string]int{}, named: map[string]bool{}, grouped: map[string]int{}}
 	checkSchema(at, p.Schema)
 	checkText(at, "name", p.Name)
 	c.timeouts()
@@ -64,7 +65,9 @@ func checkPolicy(at loc, p *Policy) {
 			}
 		}
 		c.tenant(where, i, t)
+		c.named[t.Name] = true
 	}
+	c.groups()
 	c.overlaps()
 	c.publicConflicts()
 }
@@ -496,7 +499,7 @@ func (c *policyCheck) overlaps() {
 	}
 	for _, o := range all {
 		if o.p.Addr().Is4() {
-			c.public = append(c.public, claim{addrRange{o.p.Addr(), lastAddr(o.p)}, o.at, o.tenant, "prefix", o.p.String()})
+			c.public = append(c.public, claim{addrRange: addrRange{o.p.Addr(), lastAddr(o.p)}, at: o.at, tenant: o.tenant, kind: "prefix", text: o.p.String()})
 		}
 	}
 }

@@ -13,8 +13,9 @@ type claim struct {
 	addrRange
 	at     loc
 	tenant int
-	kind   string // "pool", "static", "forward", "prefix"
+	kind   string // "pool", "static", "forward", "prefix"; "virtual": an address of a group, on an interface of the tenant, or of the backbone (-1)
 	text   string
+	group  int // with "virtual"
 }
 
 func (c *policyCheck) nat(at loc, tenant int, t *Tenant) {
@@ -32,7 +33,7 @@ func (c *policyCheck) nat(at loc, tenant int, t *Tenant) {
 			continue
 		}
 		outside(where, t, item, r)
-		c.public = append(c.public, claim{r, where, tenant, "pool", item})
+		c.public = append(c.public, claim{addrRange: r, at: where, tenant: tenant, kind: "pool", text: item})
 	}
 	if len(n.Static) > maxStatics || len(n.Forward) > maxStatics {
 		at.bad(nil, "has too many static or forward entries", fmt.Sprintf("at most %d each", maxStatics))
@@ -45,7 +46,7 @@ func (c *policyCheck) nat(at loc, tenant int, t *Tenant) {
 		where.missing("inside", "")
 		if checkNATAddr(where.key("public"), s.Public) {
 			outside(where.key("public"), t, s.Public, addrRange{s.Public, s.Public})
-			c.public = append(c.public, claim{addrRange{s.Public, s.Public}, where.key("public"), tenant, "static", s.Public.String()})
+			c.public = append(c.public, claim{addrRange: addrRange{s.Public, s.Public}, at: where.key("public"), tenant: tenant, kind: "static", text: s.Public.String()})
 		}
 		if checkInside(where.key("inside"), t, s.Inside) {
 			if first, dup := inside[s.Inside]; dup {
@@ -84,7 +85,7 @@ func (c *policyCheck) nat(at loc, tenant int, t *Tenant) {
 			if !addrs[f.Public] { // many forwards on one address are one claim on it
 				addrs[f.Public] = true
 				outside(where.key("public"), t, f.Public, addrRange{f.Public, f.Public})
-				c.public = append(c.public, claim{addrRange{f.Public, f.Public}, where.key("public"), tenant, "forward", f.Public.String()})
+				c.public = append(c.public, claim{addrRange: addrRange{f.Public, f.Public}, at: where.key("public"), tenant: tenant, kind: "forward", text: f.Public.String()})
 			}
 		}
 		checkInside(where.key("inside"), t, f.Inside)
@@ -149,7 +150,7 @@ func checkInside(at loc, t *Tenant, a netip.Addr) bool {
 func (c *policyCheck) publicConflicts() {
 	var total uint64
 	for _, k := range c.public {
-		if k.kind != "prefix" {
+		if k.kind != "prefix" && k.kind != "virtual" {
 			total += k.count()
 		}
 	}
@@ -178,6 +179,14 @@ func (c *policyCheck) publicConflicts() {
 func (c *policyCheck) conflict(a, b claim) bool {
 	if a.at.line > b.at.line {
 		a, b = b, a
+	}
+	switch {
+	case a.kind == "virtual" && b.kind == "virtual":
+		return false // groups has said so
+	case a.kind == "virtual":
+		return c.virtualConflict(a, b)
+	case b.kind == "virtual":
+		return c.virtualConflict(b, a)
 	}
 	var msg, want string
 	other := quote(c.p.Tenants[a.tenant].Name)

@@ -20,6 +20,8 @@ type Policy struct {
 
 	ICMPErrors ICMPErrors `toml:"icmp_errors"`
 
+	Groups []Group `toml:"group" added:"v0.2"`
+
 	src *source // where it was written; nil when it was not decoded
 }
 
@@ -177,6 +179,36 @@ type Rule struct {
 	Service   []string `toml:"service"` // as in objects.services
 	Class     string   `toml:"class"`   // "" | "voice"
 	Log       bool     `toml:"log"`
+}
+
+// Group is tenants and virtual addresses that move together from one node to another. One node serves it at a time: it alone carries its tenants' packets,
+// on either side, answers for its addresses and for its tenants' NAT addresses, and sends from its MAC. Tenants that are in no group are served by every
+// node. The node files stay as they are: each node has addresses of its own beside the virtual ones, and those live on where it does not serve.
+//
+// On each interface of its tenants that has IPv6, and of the backbone, it has a link-local address too, fe80::200:5eff:fe00:2XX with the id in
+// hexadecimal for XX: IPv6 hosts may have it as their router. Router advertisements are not sent; hosts are told by their own configuration.
+type Group struct {
+	Name    string   `toml:"name"`
+	ID      int      `toml:"id"`      // 1 to 255, unlike that of each other group, and of each VRRP router on the same links: the virtual MACs end with it
+	Nodes   []string `toml:"nodes"`   // who may serve it, the preferred one first: names of members
+	Tenants []string `toml:"tenants"` // a tenant is in one group at most
+
+	// Alone is what its owner does when it hears no majority. "fence": it stops when its lease ends, so that another can take over; default where there is a witness.
+	// "keep": it serves on, and nobody takes over by itself; default for two nodes without one. "auto", two nodes: it serves on, and the other
+	// one takes over when it hears nothing of it; if every path between them is cut, both serve.
+	Alone  string `toml:"alone"`
+	Stale  string `toml:"stale"`  // "serve" (default) | "wait": whether a node whose copy of the sessions is not whole takes over, once the lease has run out
+	Prefer bool   `toml:"prefer"` // a preferred node takes the group back once it is whole again. Default: it stays where it is
+	MAC    string `toml:"mac"`    // "virtual" (default): 00-00-5E-00-01-id for IPv4, 00-00-5E-00-02-id for IPv6 (RFC 9568) | "port": the port's own, where the platform forbids others
+
+	Addresses []GroupAddress `toml:"address"`
+}
+
+// GroupAddress is virtual addresses on one interface: of one of the group's tenants, whose hosts have them as their router, or of the backbone, where
+// routers send what is for its tenants to them. Each lies in a network, and has the length, of an address of the node's own on that interface.
+type GroupAddress struct {
+	Interface string         `toml:"interface"`
+	Addresses []netip.Prefix `toml:"addresses"`
 }
 
 // Node is what belongs to one machine: its ports, CPUs, addresses, directories.

@@ -13,6 +13,8 @@ type side struct {
 	name   string
 	ifaces []*Interface
 	where  []loc // of each interface, in the node file
+
+	virtual map[netip.Addr]string // addresses of groups here, and of which
 }
 
 // CheckTogether checks what only both files together show. The error is an ErrorList; it names lines when the files were decoded.
@@ -29,8 +31,9 @@ func CheckTogether(p *Policy, n *Node) error {
 		nAt.key("tables").key("tenants").bad(tables, fmt.Sprintf("is less than the %d tenants of the policy", len(p.Tenants)), "")
 	}
 	has := "the node file has " + cut(strings.Join(names, ", "))
+	sides := map[string]*side{}
 	gather := func(at loc, name string, list []string) *side {
-		s := &side{at: at, name: name}
+		s := &side{at: at, name: name, virtual: map[netip.Addr]string{}}
 		for i, f := range list {
 			j, ok := byName[f]
 			if !ok {
@@ -39,20 +42,25 @@ func CheckTogether(p *Policy, n *Node) error {
 			}
 			s.ifaces = append(s.ifaces, &n.Interfaces[j])
 			s.where = append(s.where, nAt.key("interface").at(j))
+			sides[f] = s
 		}
 		return s
 	}
 	backbone := gather(pAt.key("backbone"), "the backbone", p.Backbone.Interfaces)
+	var tenants []*side
+	for i := range p.Tenants {
+		tenants = append(tenants, gather(pAt.key("tenant").at(i), "tenant "+quote(p.Tenants[i].Name), p.Tenants[i].Interfaces))
+	}
+	groupsTogether(pAt, nAt, p, n, sides)
 	backbone.connected()
 	backbone.routes(pAt, p.Routes)
-	for i := range p.Tenants {
+	groups := p.GroupsByTenant()
+	for i, s := range tenants {
 		t := &p.Tenants[i]
-		at := pAt.key("tenant").at(i)
-		s := gather(at, "tenant "+quote(t.Name), t.Interfaces)
 		s.connected()
-		s.routes(at, t.Routes)
-		s.reachable(at, t)
-		publicAddresses(at, t, n, backbone)
+		s.routes(s.at, t.Routes)
+		s.reachable(s.at, t)
+		publicAddresses(s.at, t, n, backbone, groups[t.Name])
 	}
 	list := append(pAt.c.list, nAt.c.list...).sort()
 	return list.err()
@@ -112,6 +120,8 @@ func (s *side) hop(at loc, iface string, via netip.Addr) {
 	switch {
 	case own:
 		at.bad(via, "is the gateway itself", "the address of the next router")
+	case s.virtual[bare] != "":
+		at.bad(via, "is an address of group "+quote(s.virtual[bare])+": the gateway itself", "the address of the next router")
 	case on == 0 && len(s.ifaces) > 0:
 		at.bad(via, "is on no network of "+s.name, "an address in "+s.networks(via.Is4()))
 	}
@@ -153,7 +163,7 @@ func (s *side) reachable(at loc, t *Tenant) {
 }
 
 // publicAddresses checks a tenant's translation against the addresses of the node.
-func publicAddresses(at loc, t *Tenant, n *Node, backbone *side) {
+func publicAddresses(at loc, t *Tenant, n *Node, backbone *side, g *Group) {
 	nat := at.key("nat")
 	for i, item := range t.NAT.Pool {
 		r, err := parsePool(item)
@@ -162,6 +172,9 @@ func publicAddresses(at loc, t *Tenant, n *Node, backbone *side) {
 		}
 		backbone.usable(nat.key("pool").item(i), item, r)
 		hostOwns(nat.key("pool").item(i), item, r, n)
+		if g != nil {
+			moves(nat.key("pool").item(i), g, n, item, r)
+		}
 	}
 	for i, s := range t.NAT.Static {
 		if !s.Public.IsValid() {
@@ -191,6 +204,9 @@ func publicAddresses(at loc, t *Tenant, n *Node, backbone *side) {
 		one := addrRange{f.Public, f.Public}
 		backbone.usable(where.key("public"), f.Public.String(), one)
 		hostOwns(where.key("public"), f.Public.String(), one, n)
+		if g != nil {
+			moves(where.key("public"), g, n, f.Public.String(), one)
+		}
 		for j := range n.Ports {
 			h := &n.Ports[j].Host
 			taken := h.TCPPorts

@@ -29,6 +29,7 @@ func (p *Policy) Warnings() ErrorList {
 		}
 		w.rules(where, t)
 	}
+	p.warnGroups(at)
 	if w.budget < 0 {
 		at.bad(nil, "is too large to look for all rules that never match", "")
 	}

@@ -1,0 +1,237 @@
+package configs
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const grouped = small + `[tenant.nat]
+pool = ["203.0.113.8"]
+[[group]]
+name = "east"
+id = 0x2a
+nodes = ["gw-a", "gw-b"]
+tenants = ["a"]
+[[group.address]]
+interface = "in"
+addresses = ["198.18.0.1/24"]
+[[group.address]]
+interface = "wan"
+addresses = ["203.0.113.8/24", "2001:db8::8/64"]
+`
+
+// TestGroup: what is left out has its default, the addresses are those of RFC 9568, and a NAT address of the group's own tenant may be a virtual one.
+func TestGroup(t *testing.T) {
+	p := decodePolicy(t, grouped)
+	want := []Group{{Name: "east", ID: 42, Nodes: []string{"gw-a", "gw-b"}, Tenants: []string{"a"}, Stale: "serve", MAC: "virtual", Addresses: []GroupAddress{
+		{"in", []netip.Prefix{netip.MustParsePrefix("198.18.0.1/24")}},
+		{"wan", []netip.Prefix{netip.MustParsePrefix("203.0.113.8/24"), netip.MustParsePrefix("2001:db8::8/64")}}}}}
+	if d := cmp.Diff(want, p.Groups, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
+		t.Error(d)
+	}
+	g := &p.Groups[0]
+	v4, v6 := g.MACs()
+	if got, want := fmt.Sprintf("% x | % x | %s", v4, v6, g.LinkLocal()), "00 00 5e 00 01 2a | 00 00 5e 00 02 2a | fe80::200:5eff:fe00:22a"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if m := p.GroupsByTenant(); len(m) != 1 || m["a"] != g {
+		t.Errorf("by tenant: %v", m)
+	}
+	if w := p.Warnings(); len(w) != 0 {
+		t.Error(w)
+	}
+}
+
+// TestGroupIsAFeature: a member whose release knows no groups is named before a policy with one is agreed on; a policy without one asks nothing of it.
+func TestGroupIsAFeature(t *testing.T) {
+	if u := decodePolicy(t, grouped).Uses(); !slices.Equal(u, []string{"group"}) {
+		t.Errorf("a policy with a group uses %v", u)
+	}
+	if u := decodePolicy(t, small).Uses(); len(u) != 0 {
+		t.Errorf("one without uses %v", u)
+	}
+	if !slices.Contains(Features(), "group") {
+		t.Errorf("this build tells the others %v", Features())
+	}
+}
+
+func TestDiffGroups(t *testing.T) {
+	old := decodePolicy(t, grouped)
+	for name, c := range map[string]struct {
+		change *strings.Replacer
+		want   string
+	}{
+		"same": {strings.NewReplacer(), ""},
+		"fields": {strings.NewReplacer("id = 0x2a", "id = 43\nalone = \"keep\"\nstale = \"wait\"\nprefer = true\nmac = \"port\"", `"gw-a", "gw-b"`, `"gw-b", "gw-a"`), `
+changed group "east" id: 42 -> 43
+changed group "east" nodes: gw-a,gw-b -> gw-b,gw-a
+changed group "east" alone: none -> keep
+changed group "east" stale: serve -> wait
+changed group "east" prefer: false -> true
+changed group "east" mac: virtual -> port`},
+		"addresses": {strings.NewReplacer(`"203.0.113.8/24", `, "", "198.18.0.1/24", "198.18.0.2/24"), `
+removed group "east" address: 198.18.0.1/24 on in
+removed group "east" address: 203.0.113.8/24 on wan
+added group "east" address: 198.18.0.2/24 on in`},
+		"another": {strings.NewReplacer(`"east"`, `"west"`), `
+removed group "east": id 42, nodes gw-a,gw-b, tenants a, 198.18.0.1/24 on in, 203.0.113.8/24 on wan, 2001:db8::8/64 on wan
+added group "west": id 42, nodes gw-a,gw-b, tenants a, 198.18.0.1/24 on in, 203.0.113.8/24 on wan, 2001:db8::8/64 on wan`},
+	} {
+		if d := cmp.Diff(strings.TrimSpace(c.want), lines(Diff(old, decodePolicy(t, c.change.Replace(grouped))))); d != "" {
+			t.Errorf("%s:\n%s", name, d)
+		}
+	}
+}
+
+func TestWarnsOfGroups(t *testing.T) {
+	p := decodePolicy(t, `schema = 1
+[backbone]
+interfaces = ["wan"]
+[[tenant]]
+name = "a"
+interfaces = ["in", "in2"]
+prefixes = ["198.18.0.0/24", "2001:db8:1::/64"]
+[tenant.nat]
+pool = ["203.0.113.8"]
+[[group]]
+name = "east"
+id = 1
+nodes = ["gw-a"]
+tenants = ["a"]
+[[group.address]]
+interface = "in"
+addresses = ["198.18.0.1/24"]
+`)
+	want := `p.toml:13: group[1].nodes: "gw-a" is alone: name another node, which takes over when this one is gone
+p.toml:14: group[1].tenants: "a" has addresses that the backbone routes here, to one that does not move: a [[group.address]] on an interface of the backbone
+p.toml:14: group[1].tenants: "a" has interface "in2" without a virtual address: hosts there have an address as their router that does not move`
+	if d := cmp.Diff(want, p.Warnings().Error()); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestGroupsTogether: virtual addresses stand beside the node's own, and what moves is nothing that stays.
+func TestGroupsTogether(t *testing.T) {
+	policy := `schema = 1
+[backbone]
+interfaces = ["wan"]
+[[route]]
+prefix = "0.0.0.0/0"
+via = "203.0.113.9"
+[[route]]
+prefix = "::/0"
+via = "fe80::200:5eff:fe00:201"
+[[tenant]]
+name = "a"
+interfaces = ["in"]
+prefixes = ["198.18.0.0/24"]
+[tenant.nat]
+pool = ["203.0.113.2", "203.0.113.40"]
+[[tenant.nat.forward]]
+public = "203.0.113.41"
+proto = "tcp"
+port = 80
+inside = "198.18.0.5"
+[[group]]
+name = "east"
+id = 1
+nodes = ["gw-a", "gw-b"]
+tenants = ["a"]
+[[group.address]]
+interface = "in"
+addresses = ["198.18.0.2/24", "198.18.0.3/25", "198.19.0.1/24", "2001:db8:1::1/64", "198.18.0.70/24"]
+[[group.address]]
+interface = "wan"
+addresses = ["203.0.113.9/24", "203.0.113.50/24", "2001:db8::9/64"]
+`
+	node := `schema = 1
+name = "gw-a"
+[[port]]
+device = "eth0"
+[port.host]
+addresses = ["203.0.113.48/29"]
+shared = ["203.0.113.40", "203.0.113.41"]
+[[port]]
+device = "eth1"
+[port.host]
+addresses = ["198.18.0.64/29"]
+[[interface]]
+name = "wan"
+port = "eth0"
+addresses = ["203.0.113.2/24", "2001:db8::2/64"]
+[[interface]]
+name = "in"
+port = "eth1"
+vlan = 5
+addresses = ["198.18.0.2/24"]
+`
+	p := decodePolicy(t, policy)
+	check := func(what, node, want string) {
+		t.Helper()
+		n, err := DecodeNode("node.toml", []byte(node))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		if err := CheckTogether(p, n); err != nil {
+			got = err.Error()
+		}
+		if d := cmp.Diff(strings.TrimSpace(want), got); d != "" {
+			t.Errorf("%s:\n%s", what, d)
+		}
+	}
+	const moves = `
+p.toml:15: tenant[1].nat.pool: "203.0.113.2" holds the node's own address on interface "wan": NAT addresses of a tenant in group "east" move with it
+p.toml:15: tenant[1].nat.pool: "203.0.113.40" holds an address that is shared with the host on port "eth0": NAT addresses of a tenant in group "east" move with it
+p.toml:17: tenant[1].nat.forward[1].public: "203.0.113.41" holds an address that is shared with the host on port "eth0": NAT addresses of a tenant in group "east" move with it`
+	const routes = `
+p.toml:6: route[1].via: "203.0.113.9" is an address of group "east": the gateway itself: the address of the next router
+p.toml:9: route[2].via: "fe80::200:5eff:fe00:201" is an address of group "east": the gateway itself: the address of the next router` + moves
+	const own = `
+p.toml:28: group[1].address[1].addresses: "198.18.0.2/24" is the node's own address on interface "in": a virtual address moves, so each node has another one of its own beside it`
+	check("a node of the group", node, routes+own+`
+p.toml:28: group[1].address[1].addresses: "198.18.0.3/25" is in no network of the node's own addresses on interface "in": an address in 198.18.0.0/24, of that length
+p.toml:28: group[1].address[1].addresses: "198.19.0.1/24" is in no network of the node's own addresses on interface "in": an address in 198.18.0.0/24, of that length
+p.toml:28: group[1].address[1].addresses: "2001:db8:1::1/64" is of a family of which the node has no address on interface "in": give the node one of its own in that network: it asks for neighbours from there
+p.toml:31: group[1].address[2].addresses: "203.0.113.50/24" is the host's: 203.0.113.48/29 in host.addresses of port "eth0": what the host has does not move: another address`)
+	check("a node that never serves it", strings.Replace(node, "gw-a", "gw-c", 1), routes+own)
+	check("a node without a name", strings.Replace(node, "name = \"gw-a\"\n", "", 1), `
+node.toml:1: name: is missing: groups of the policy go by the names of nodes`+routes+own)
+}
+
+// TestExamplePair: the policy of the pair goes with the files of both nodes.
+func TestExamplePair(t *testing.T) {
+	p, a := readExample(t, "pair")
+	data, err := os.ReadFile("examples/pair-b.node.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := DecodeNode("pair-b.node.toml", data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := CheckTogether(p, b); err != nil {
+		t.Error(err)
+	}
+	if w := p.Warnings(); len(w) != 0 {
+		t.Error(w)
+	}
+	for i := range p.Groups {
+		if nodes := p.Groups[i].Nodes; !slices.Contains(nodes, a.Name) || !slices.Contains(nodes, b.Name) {
+			t.Errorf("group %s has nodes %v, the files are %s's and %s's", p.Groups[i].Name, nodes, a.Name, b.Name)
+		}
+	}
+	for i := range a.Interfaces {
+		for _, q := range a.Interfaces[i].Addresses {
+			if slices.Contains(b.Interfaces[i].Addresses, q) {
+				t.Errorf("both have %s", q)
+			}
+		}
+	}
+}
