@@ -69,6 +69,8 @@ type compiler struct {
 	hops  []fib.NextHop
 	route []fib.Route
 	errs  []error
+
+	groupOf map[string]*Group // by tenant
 }
 
 func (c *compiler) fail(format string, args ...any) {
@@ -78,7 +80,7 @@ func (c *compiler) fail(format string, args ...any) {
 // Compile makes the View of a policy on this node, or says everything that is wrong with it. It changes nothing: Input.Prev stays as
 // it is, and public addresses have no number until Register.
 func Compile(in Input) (*View, error) {
-	c := &compiler{in: in, byIf: map[string]uint16{}, byPub: map[flow.Addr]uint32{}, next: 1}
+	c := &compiler{in: in, byIf: map[string]uint16{}, byPub: map[flow.Addr]uint32{}, next: 1, groupOf: map[string]*Group{}}
 	c.v = &View{
 		Gen: 1, Workers: max(1, in.Node.Workers.Count), HomeSeed: in.HomeSeed,
 		Timeouts: timeouts(in.Policy.Timeouts), NATHold: ticks(in.Policy.Timeouts.NATHold.Duration), OneTenant: len(in.Policy.Tenants) == 1,
@@ -92,8 +94,10 @@ func Compile(in Input) (*View, error) {
 	}
 	c.keepVias()
 	c.interfaces()
+	c.groups()
 	c.tenants()
 	c.backbone()
+	c.presences()
 	c.dropVias()
 	c.reserve()
 	if p := in.Prev; p != nil {
@@ -270,7 +274,7 @@ func (c *compiler) backbone() {
 	for i := range c.v.Publics {
 		p := &c.v.Publics[i]
 		a := p.Addr.Netip(4)
-		c.add(flow.Backbone, netip.PrefixFrom(a, 32), c.hop(Hop{Kind: HopPublic, Public: uint32(i), Tenant: p.Tenant, Family: 4}))
+		c.add(flow.Backbone, netip.PrefixFrom(a, 32), c.hop(Hop{Kind: HopPublic, Public: uint32(i), Tenant: p.Tenant, Group: c.v.GroupOf(p.Tenant), Family: 4}))
 	}
 	for _, r := range c.in.Policy.Routes {
 		c.static(flow.Backbone, r, ifs, "backbone")
@@ -357,6 +361,9 @@ func (c *compiler) tenant(ct *configs.Tenant, id flow.TenantID, seen map[netip.P
 	if prev != nil {
 		t.Shared = prev.Shared
 	}
+	if t.Group = c.groupOf[ct.Name]; t.Group != nil {
+		t.Group.Tenants = append(t.Group.Tenants, id)
+	}
 	for _, list := range [][]string{ct.IPv4Options, ct.IPv6Headers} {
 		for _, word := range list {
 			t.Extra |= extras[word]
@@ -390,7 +397,7 @@ func (c *compiler) tenant(ct *configs.Tenant, id flow.TenantID, seen map[netip.P
 			continue
 		}
 		seen[p] = ct.Name
-		c.add(flow.Backbone, p, c.hop(Hop{Kind: HopTenant, Tenant: id, Family: family(p.Addr())}))
+		c.add(flow.Backbone, p, c.hop(Hop{Kind: HopTenant, Tenant: id, Group: t.Group, Family: family(p.Addr())}))
 	}
 	c.rules(ct, t, prev, who)
 	c.limits(ct, t)

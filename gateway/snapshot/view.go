@@ -34,6 +34,9 @@ type Iface struct {
 	Has6      bool
 	LinkLocal flow.Addr // fe80::/64 address of the gateway on this link
 	NoErrors  bool      // no error of our own is sent out of here (RFC 5508 REQ-9)
+
+	Groups      []Presence // the groups that are here: its tenant's, or all on the backbone
+	here, here6 bits256    // their ids; and of those with a link-local address here
 }
 
 // HopKind says what a next hop is to the pipeline.
@@ -52,8 +55,9 @@ const (
 type Hop struct {
 	Kind   HopKind
 	Iface  uint16
-	Tenant flow.TenantID // HopTenant
+	Tenant flow.TenantID // HopTenant, HopPublic
 	Public uint32        // HopPublic: index into View.Publics
+	Group  *Group        // HopLocal: a virtual address of that group; HopPublic, HopTenant: the tenant's group; nil = every node has it
 	OnLink bool
 	Family uint8
 	Via    flow.Addr
@@ -175,6 +179,7 @@ type Shared struct {
 type Tenant struct {
 	ID             flow.TenantID
 	Name           string
+	Group          *Group // that serves it; nil = every node does
 	Ifaces         []uint16
 	Prefixes       PrefixSet
 	Inside         []netip.Prefix  // the same, as they were written
@@ -234,6 +239,7 @@ type View struct {
 	HomeSeed  uint64
 	Fresh     []flow.TenantID // ids that this View gives to new tenants: their counters start at 0
 
+	groups   *[256]*Group // by id; nil where there is none, and altogether when the policy has none
 	byName   map[string]flow.TenantID
 	retired  map[flow.TenantID]uint32 // ids that rest, and the View from which on their tenant is gone
 	marked   map[flow.Addr]bool       // addresses of which nat.Space may still hold a reservation, also when no tenant has them now
