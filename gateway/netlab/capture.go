@@ -5,17 +5,19 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"sync"
 	"time"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
 // Frame is one captured frame, with its 802.1Q tag where it was on the wire.
 type Frame struct {
-	At       time.Time
-	Outgoing bool // sent by the device, not received
+	At       time.Time // when the kernel had it
+	Outgoing bool      // sent by the device, not received
 	Data     []byte
 }
 
@@ -34,6 +36,35 @@ type Capture struct {
 // Capture starts to record what a device sends and receives, whole frames. keep chooses the frames to hold (nil: all); it runs on the
 // capture's goroutine and must not hold on to the data. At most limit frames are held. Stop or Close of the lab ends it.
 func (l *Lab) Capture(ns, dev string, limit int, keep func(frame []byte) bool) (*Capture, error) {
+	return l.capture(ns, dev, limit, keep, nil, 1<<16)
+}
+
+// CaptureSources is Capture of the first snap bytes of what a device receives from certain MACs: those that begin with these bytes. It is
+// the kernel that chooses, so it costs others nothing.
+func (l *Lab) CaptureSources(ns, dev string, limit, snap int, macs ...net.HardwareAddr) (*Capture, error) {
+	program := []bpf.Instruction{
+		bpf.LoadExtension{Num: bpf.ExtType}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipFalse: 1}, bpf.RetConstant{},
+	}
+	for _, m := range macs {
+		var next []bpf.Instruction
+		for i := len(m) - 1; i >= 0; i-- {
+			// Past all that is left of this one, to the next.
+			next = append([]bpf.Instruction{bpf.LoadAbsolute{Off: uint32(6 + i), Size: 1}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(m[i]), SkipFalse: uint8(len(next) + 1)}}, next...)
+		}
+		program = append(append(program, next...), bpf.RetConstant{Val: uint32(snap)})
+	}
+	raw, err := bpf.Assemble(append(program, bpf.RetConstant{}))
+	if err != nil {
+		return nil, fmt.Errorf("filter of %d addresses: %w", len(macs), err)
+	}
+	filter := make([]unix.SockFilter, len(raw))
+	for i, r := range raw {
+		filter[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
+	}
+	return l.capture(ns, dev, limit, nil, filter, snap)
+}
+
+func (l *Lab) capture(ns, dev string, limit int, keep func(frame []byte) bool, filter []unix.SockFilter, snap int) (*Capture, error) {
 	_, link, err := l.link(ns, dev)
 	if err != nil {
 		return nil, err
@@ -45,7 +76,14 @@ func (l *Lab) Capture(ns, dev string, limit int, keep func(frame []byte) bool) (
 			return err
 		}
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20) // with less it still works, Stop tells losses
-		if err = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1); err == nil {
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)
+		if err == nil && filter != nil {
+			err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+		}
+		if err == nil {
+			err = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1)
+		}
+		if err == nil {
 			err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: link.Attrs().Index})
 		}
 		if err != nil {
@@ -57,19 +95,19 @@ func (l *Lab) Capture(ns, dev string, limit int, keep func(frame []byte) bool) (
 		return nil, fmt.Errorf("capture on %s in %s: %w", dev, ns, err)
 	}
 	c := &Capture{f: os.NewFile(uintptr(fd), "capture"), done: make(chan struct{}), limit: limit}
-	go c.read(keep)
+	go c.read(keep, snap)
 	l.AtEnd(func() { c.Stop() })
 	return c, nil
 }
 
-func (c *Capture) read(keep func([]byte) bool) {
+func (c *Capture) read(keep func([]byte) bool, snap int) {
 	defer close(c.done)
 	raw, err := c.f.SyscallConn()
 	if err != nil {
 		c.fail(err)
 		return
 	}
-	buf, oob := make([]byte, 1<<16), make([]byte, 256)
+	buf, oob := make([]byte, snap), make([]byte, 256)
 	for {
 		var n, oobn int
 		var from unix.Sockaddr
@@ -96,7 +134,7 @@ func (c *Capture) read(keep func([]byte) bool) {
 		c.mu.Lock()
 		c.seen++
 		if len(c.frames) < c.limit {
-			c.frames = append(c.frames, Frame{time.Now(), ll != nil && ll.Pkttype == unix.PACKET_OUTGOING, bytes.Clone(frame)})
+			c.frames = append(c.frames, Frame{arrived(oob[:oobn]), ll != nil && ll.Pkttype == unix.PACKET_OUTGOING, bytes.Clone(frame)})
 		}
 		c.mu.Unlock()
 	}
@@ -106,6 +144,17 @@ func (c *Capture) fail(err error) {
 	c.mu.Lock()
 	c.err = err
 	c.mu.Unlock()
+}
+
+// arrived is the kernel's time of a frame (a struct timespec).
+func arrived(oob []byte) time.Time {
+	msgs, _ := unix.ParseSocketControlMessage(oob)
+	for _, m := range msgs {
+		if m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SCM_TIMESTAMPNS && len(m.Data) >= 16 {
+			return time.Unix(int64(binary.NativeEndian.Uint64(m.Data)), int64(binary.NativeEndian.Uint64(m.Data[8:])))
+		}
+	}
+	return time.Now()
 }
 
 // withTag puts the tag back that the kernel took out of the frame into struct tpacket_auxdata

@@ -85,10 +85,13 @@ func (l *Lab) Serve(ns string, args ...string) (*Server, error) {
 }
 
 // Stop ends the server and decodes what it saw into result, which may be nil. Calling it again decodes the same.
-func (s *Server) Stop(result any) error {
+func (s *Server) Stop(result any) error { return s.StopWithin(5*time.Second, result) }
+
+// StopWithin is Stop for one that takes its time at the end.
+func (s *Server) StopWithin(d time.Duration, result any) error {
 	s.once.Do(func() {
 		s.stdin.Close()
-		guard := time.AfterFunc(5*time.Second, func() { s.cmd.Process.Kill() })
+		guard := time.AfterFunc(d, func() { s.cmd.Process.Kill() })
 		defer guard.Stop()
 		s.line, _ = s.out.ReadBytes('\n') // Wait has the error that counts
 		if err := s.cmd.Wait(); err != nil {

@@ -32,6 +32,10 @@ var tools = []tool{
 	{"dns-query", "asks it", dnsQuery},
 	{"tcp-serve", "accepts connections and says who it is", tcpServe},
 	{"tcp-connect", "tries one connection", tcpConnect},
+	{"flows-talk", "the inside of many paced flows, with every silence", flowsTalk},
+	{"flows-answer", "the outside of them", flowsAnswer},
+	{"tcp-hold", "holds connections and says which are lost", tcpHold},
+	{"tcp-hold-serve", "the outside of them", tcpHoldServe},
 }
 
 // Main runs one tool and returns the exit status: 0 when it could measure, whatever it measured; 1 when it could not; 2 for a wrong call.

@@ -1,0 +1,224 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+)
+
+// holdBlock is what goes each way in one exchange.
+const holdBlock = 1024
+
+// block is what the connection id says in a round, the one way or the other. Both ends know it: a block of another connection, or another round,
+// is found.
+func block(id, round uint64, reply bool) []byte {
+	var key [32]byte
+	binary.BigEndian.PutUint64(key[:], id)
+	binary.BigEndian.PutUint64(key[8:], round)
+	if reply {
+		key[16] = 1
+	}
+	b := make([]byte, holdBlock)
+	rand.NewChaCha8(key).Read(b)
+	binary.BigEndian.PutUint64(b, id)
+	binary.BigEndian.PutUint64(b[8:], round)
+	return b
+}
+
+// HoldServed is what the outside of held connections saw.
+type HoldServed struct {
+	Accepted int    `json:"accepted"`
+	Blocks   uint64 `json:"blocks"`
+	Bad      int    `json:"bad"` // with content that is not what its connection and round say
+}
+
+func tcpHoldServe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
+	addr := fs.String("addr", ":8081", "listen address")
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	ln, err := net.Listen("tcp", *addr)
+	if err != nil {
+		return nil, err
+	}
+	end, err := serving(ctx, ln.Addr().String())
+	if err != nil {
+		return nil, err
+	}
+	context.AfterFunc(end, func() { ln.Close() })
+	var mu sync.Mutex
+	var r HoldServed
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			if end.Err() != nil {
+				return r, nil
+			}
+			return nil, err
+		}
+		mu.Lock()
+		r.Accepted++
+		mu.Unlock()
+		go func() {
+			defer c.Close()
+			b := make([]byte, holdBlock)
+			for {
+				if _, err := io.ReadFull(c, b); err != nil {
+					return // who opened it says what that means
+				}
+				id, round := binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])
+				good := bytes.Equal(b, block(id, round, false))
+				mu.Lock()
+				r.Blocks++
+				if !good {
+					r.Bad++
+				}
+				mu.Unlock()
+				if !good {
+					return
+				}
+				if _, err := c.Write(block(id, round, true)); err != nil {
+					return
+				}
+			}
+		}()
+	}
+}
+
+// Held is what became of connections.
+type Held struct {
+	Opened    int            `json:"opened"`
+	Lost      int            `json:"lost"` // that could not carry a further block each way, with the right content, in time at the end
+	Why       map[string]int `json:"why,omitempty"`
+	Blocks    uint64         `json:"blocks"`     // that went there and back
+	LongestMs float64        `json:"longest_ms"` // for one of them
+}
+
+// tcpHold opens connections, has a block go there and back on each now and then, and once more at the end. It is ready when all are open.
+func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
+	dst := fs.String("dst", "", "ADDRESS:PORT of tcp-hold-serve")
+	list := fs.String("from", "", "own addresses, with commas between; empty = what the system takes")
+	count := fs.Int("count", 10, "connections")
+	every := fs.Duration("every", 0, "between two blocks on each; 0 = idle until the end")
+	patience := fs.Duration("patience", 8*time.Second, "to open all")
+	within := fs.Duration("within", 5*time.Second, "what takes longer at the end is lost")
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	if _, err := netip.ParseAddrPort(*dst); err != nil {
+		return nil, err
+	}
+	if *count < 1 || *every < 0 {
+		return nil, errors.New("want a connection at least, and no negative time")
+	}
+	from := strings.Split(*list, ",")
+	opening, cancel := context.WithTimeout(ctx, *patience)
+	defer cancel()
+	first := rand.Uint64()
+	var mu sync.Mutex
+	r := Held{Why: map[string]int{}}
+	conns := make([]net.Conn, *count)
+	defer func() {
+		for _, c := range conns {
+			if c != nil {
+				c.Close()
+			}
+		}
+	}()
+	exchange := func(c net.Conn, id, round uint64) error {
+		began := time.Now()
+		if _, err := c.Write(block(id, round, false)); err != nil {
+			return err
+		}
+		b := make([]byte, holdBlock)
+		if _, err := io.ReadFull(c, b); err != nil {
+			return err
+		}
+		if !bytes.Equal(b, block(id, round, true)) {
+			return errors.New("wrong content")
+		}
+		mu.Lock()
+		r.Blocks++
+		r.LongestMs = max(r.LongestMs, float64(time.Since(began))/1e6)
+		mu.Unlock()
+		return nil
+	}
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 32)
+	var bad error
+	for i := range conns {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			d := net.Dialer{}
+			if a := from[i%len(from)]; a != "" {
+				d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(a)}
+			}
+			c, err := d.DialContext(opening, "tcp", *dst)
+			if err == nil {
+				conns[i] = c
+				end, _ := opening.Deadline()
+				c.SetDeadline(end)
+				if err = exchange(c, first+uint64(i), 0); err == nil {
+					c.SetDeadline(time.Time{})
+				}
+			}
+			if err != nil {
+				mu.Lock()
+				bad = fmt.Errorf("connection %d of %d: %w", i+1, *count, err)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if bad != nil {
+		return nil, bad
+	}
+	r.Opened, r.LongestMs, r.Blocks = *count, 0, 0
+	end, err := serving(ctx, *dst)
+	if err != nil {
+		return nil, err
+	}
+	for i, c := range conns {
+		wg.Go(func() {
+			err := func() error {
+				round, id := uint64(0), first+uint64(i)
+				due := time.Now().Add(*every * time.Duration(i) / time.Duration(*count)) // not all at once
+				for *every > 0 && sleepUntil(end, due) {
+					round++
+					if err := exchange(c, id, round); err != nil {
+						return err
+					}
+					due = due.Add(*every)
+				}
+				<-end.Done()
+				return exchange(c, id, round+1)
+			}()
+			if err != nil {
+				mu.Lock()
+				r.Lost++
+				r.Why[howFailed(err)]++
+				mu.Unlock()
+			}
+		})
+	}
+	<-end.Done()
+	// One that waits for an answer has this long for it and for one more.
+	for _, c := range conns {
+		c.SetDeadline(time.Now().Add(*within))
+	}
+	wg.Wait()
+	return r, nil
+}

@@ -1,0 +1,114 @@
+package netlab
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+)
+
+// Valve lets through what a device receives, or some of it, by who sent it: a cable that can be cut, or made lossy, for each sender and
+// each direction by itself.
+type Valve struct{ m *ebpf.Map }
+
+// prioValve: before anything counts.
+const prioValve = 20
+
+// Valve hangs one on a device. It is open at first. IPv4 only; ARP passes.
+func (l *Lab) Valve(ns, dev string) (*Valve, error) {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "dm_valve", Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 256})
+	if err != nil {
+		return nil, err
+	}
+	drop := asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.Mov.Imm(asm.R2, 0),
+		asm.Mov.Reg(asm.R3, asm.RFP),
+		asm.Add.Imm(asm.R3, stackFrame),
+		asm.Mov.Imm(asm.R4, 14+20),
+		asm.FnSkbLoadBytes.Call(),
+		asm.JNE.Imm(asm.R0, 0, "pass"),
+		asm.LoadMem(asm.R2, asm.RFP, stackIP-2, asm.Half),
+		asm.JNE.Imm(asm.R2, 0x0008, "pass"),
+		asm.LoadMem(asm.R2, asm.RFP, stackIP+12, asm.Word),
+		asm.StoreMem(asm.RFP, stackKey, asm.R2, asm.Word),
+		asm.LoadMapPtr(asm.R1, m.FD()),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, stackKey),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "pass"),
+		asm.LoadMem(asm.R7, asm.R0, 0, asm.Word),
+		asm.FnGetPrandomU32.Call(),
+		asm.LSh.Imm(asm.R0, 32), // it is the lower half that counts
+		asm.RSh.Imm(asm.R0, 32),
+		asm.JGT.Reg(asm.R0, asm.R7, "pass"),
+		asm.Mov.Imm(asm.R0, tcShot),
+		asm.Return(),
+		asm.Mov.Imm(asm.R0, tcNext).WithSymbol("pass"),
+		asm.Return(),
+	}
+	if err := l.attach(ns, dev, Ingress, prioValve, "dm_valve", drop); err != nil {
+		m.Close()
+		return nil, err
+	}
+	v := &Valve{m}
+	l.AtEnd(func() { m.Close() })
+	return v, nil
+}
+
+// Lose has a share of a sender's packets be lost: 0 = none, 1 = all of them.
+func (v *Valve) Lose(from netip.Addr, share float64) error {
+	if !from.Is4() || share < 0 || share > 1 {
+		return fmt.Errorf("lose %v of %s: want an IPv4 address, and a share between 0 and 1", share, from)
+	}
+	key := from.As4()
+	if share == 0 {
+		if err := v.m.Delete(key); err != nil && err != ebpf.ErrKeyNotExist {
+			return err
+		}
+		return nil
+	}
+	return v.m.Put(key, uint32(share*(1<<32-1)))
+}
+
+// Deafen has a host not hear announcements: gratuitous ARP and unsolicited neighbour advertisements. It resolves as others do.
+func (l *Lab) Deafen(ns, dev string) error {
+	const unsolicited = 136 // a neighbour advertisement; without the flag S
+	ins := asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.Mov.Imm(asm.R2, 0),
+		asm.Mov.Reg(asm.R3, asm.RFP),
+		asm.Add.Imm(asm.R3, stackFrame),
+		asm.Mov.Imm(asm.R4, 14+28),
+		asm.FnSkbLoadBytes.Call(),
+		asm.JNE.Imm(asm.R0, 0, "pass"),
+		asm.LoadMem(asm.R2, asm.RFP, stackIP-2, asm.Half),
+		asm.JNE.Imm(asm.R2, 0x0608, "not-arp"),
+		// sender's address = the one asked for
+		asm.LoadMem(asm.R2, asm.RFP, stackIP+14, asm.Half), asm.LoadMem(asm.R3, asm.RFP, stackIP+24, asm.Half), asm.JNE.Reg(asm.R2, asm.R3, "pass"),
+		asm.LoadMem(asm.R2, asm.RFP, stackIP+16, asm.Half), asm.LoadMem(asm.R3, asm.RFP, stackIP+26, asm.Half), asm.JNE.Reg(asm.R2, asm.R3, "pass"),
+		asm.Ja.Label("drop"),
+		asm.JNE.Imm(asm.R2, 0xdd86, "pass").WithSymbol("not-arp"),
+		asm.LoadMem(asm.R2, asm.RFP, stackIP+6, asm.Byte),
+		asm.JNE.Imm(asm.R2, unix.IPPROTO_ICMPV6, "pass"),
+		asm.Mov.Reg(asm.R1, asm.R6),
+		asm.Mov.Imm(asm.R2, 14+40),
+		asm.Mov.Reg(asm.R3, asm.RFP),
+		asm.Add.Imm(asm.R3, stackIP),
+		asm.Mov.Imm(asm.R4, 8),
+		asm.FnSkbLoadBytes.Call(),
+		asm.JNE.Imm(asm.R0, 0, "pass"),
+		asm.LoadMem(asm.R2, asm.RFP, stackIP, asm.Byte),
+		asm.JNE.Imm(asm.R2, unsolicited, "pass"),
+		asm.LoadMem(asm.R2, asm.RFP, stackIP+4, asm.Byte),
+		asm.And.Imm(asm.R2, 0x40),
+		asm.JNE.Imm(asm.R2, 0, "pass"),
+		asm.Mov.Imm(asm.R0, tcShot).WithSymbol("drop"),
+		asm.Return(),
+		asm.Mov.Imm(asm.R0, tcNext).WithSymbol("pass"),
+		asm.Return(),
+	}
+	return l.attach(ns, dev, Ingress, prioValve+1, "dm_deaf", ins)
+}
