@@ -38,6 +38,8 @@ type Options struct {
 	Gateway   string        // more of a gateway's node file; "" = small tables
 	// Wire connects a node's device to the switch; nil = by a cable.
 	Wire func(l *netlab.Lab, e netlab.End) error
+	// Ports makes what a gateway's ports are connected to, and returns their part of its node file; nil = hosts of its own on either side.
+	Ports func(n *Node, number int) (string, error)
 }
 
 // Trio is three nodes.
@@ -83,6 +85,9 @@ func New(o Options) (t *Trio, err error) {
 		o.Wire = func(l *netlab.Lab, e netlab.End) error { return l.Plug(Switch, e, 1, 1500) }
 	}
 	t = &Trio{o: o, ca: filepath.Join(o.Dir, "ca")}
+	if t.o.Ports == nil {
+		t.o.Ports = t.ownHosts
+	}
 	if t.Lab, err = netlab.New(o.Lab); err != nil {
 		return nil, err
 	}
@@ -161,23 +166,35 @@ func (t *Trio) add(name string, number int, witness bool) (*Node, error) {
 	if witness {
 		text += "role = \"witness\"\n"
 	} else {
-		for _, side := range []struct{ host, dev, name, at, far string }{{"in", "in0", "in", "198.18.1.1/24", Inside}, {"out", "wan0", "wan", "203.0.113.1/24", Outside}} {
-			err := errors.Join(t.AddNamespace(name+side.host), t.AddLink(netlab.LinkSpec{A: netlab.End{NS: name, Name: side.dev},
-				B: netlab.End{NS: name + side.host, Name: "eth0", Addrs: []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(side.far), 24)}}}))
-			if err != nil {
-				return nil, err
-			}
-			text += fmt.Sprintf("\n[[port]]\ndevice = %q\n\n[[interface]]\nname = %q\nport = %q\naddresses = [%q]\n", side.dev, side.name, side.dev, side.at)
-		}
-		if err := t.AddRoute(name+"in", netip.MustParsePrefix("203.0.113.0/24"), netip.MustParseAddr("198.18.1.1")); err != nil {
+		ports, err := t.o.Ports(n, number)
+		if err != nil {
 			return nil, err
 		}
+		text += ports
 		text += "\n" + t.o.Gateway
 	}
 	if err := os.WriteFile(n.File, []byte(text), 0o644); err != nil {
 		return nil, err
 	}
 	return n, t.offline("cluster", "cert", name, "--ca", t.ca, "--out", dir)
+}
+
+// ownHosts gives a gateway a host inside and one outside.
+func (t *Trio) ownHosts(n *Node, _ int) (text string, err error) {
+	for _, side := range []struct{ host, dev, name, at, far string }{{"in", "in0", "in", "198.18.1.1/24", Inside}, {"out", "wan0", "wan", "203.0.113.1/24", Outside}} {
+		err := errors.Join(t.AddNamespace(n.Name+side.host), t.AddLink(netlab.LinkSpec{A: netlab.End{NS: n.Name, Name: side.dev},
+			B: netlab.End{NS: n.Name + side.host, Name: "eth0", Addrs: []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(side.far), 24)}}}))
+		if err != nil {
+			return "", err
+		}
+		text += portText(side.dev, side.name, side.at)
+	}
+	return text, t.AddRoute(n.Name+"in", netip.MustParsePrefix("203.0.113.0/24"), netip.MustParseAddr("198.18.1.1"))
+}
+
+// portText is a port and the interface on it in a node file.
+func portText(device, name string, addresses ...string) string {
+	return fmt.Sprintf("\n[[port]]\ndevice = %q\n\n[[interface]]\nname = %q\nport = %q\naddresses = [\"%s\"]\n", device, name, device, strings.Join(addresses, `", "`))
 }
 
 // Begin is the README's five commands: gw1 begins with a policy, the others join, and it waits until all have a vote and the witness leads.

@@ -1,0 +1,297 @@
+package trio
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/judge"
+)
+
+// Addresses of a pair. Both tenants use the same inside network. The last byte is the node's number in its own addresses, and 1 in those that belong to the
+// group.
+const (
+	PairInside4   = "198.18.10."
+	PairInside6   = "2001:db8:%s::" // a: alpha, b: beta
+	PairOutside4  = "203.0.113."
+	PairOutside6  = "2001:db8:ff::"
+	PairRouted    = "198.51.100.0/24" // where alpha's pool is: the outside sends it to the group's address
+	PairGroup     = "east"
+	PairGroupID   = 1
+	PairFlowPort  = 7100 // of the flows, at the outside
+	PairHoldPort  = 7200 // of held connections
+	pairFirstHost = 11
+)
+
+// Namespaces of a pair's hosts.
+const (
+	PairAlpha = "alpha" // a host of tenant alpha, with many addresses
+	PairBeta  = "beta"
+	PairDeaf  = "deaf" // one of alpha that hears no announcement
+	PairOut   = "out"
+)
+
+// pairPolicy has one group with both tenants in it. alpha's pool is routed to the group, beta's is on the backbone's link. IPv6 is not translated.
+const pairPolicy = `schema = 1
+name = "pair"
+
+[backbone]
+interfaces = ["wan"]
+
+[[tenant]]
+name = "alpha"
+interfaces = ["alpha"]
+prefixes = ["198.18.10.0/24", "2001:db8:a::/64"]
+default_out = "allow"
+nat.pool = ["198.51.100.16/30"]
+
+[[tenant]]
+name = "beta"
+interfaces = ["beta"]
+prefixes = ["198.18.10.0/24", "2001:db8:b::/64"]
+default_out = "allow"
+nat.pool = ["203.0.113.64/30"]
+
+[[group]]
+name = "east"
+id = 1
+nodes = ["gw1", "gw2"]
+tenants = ["alpha", "beta"]
+%s
+[[group.address]]
+interface = "wan"
+addresses = ["203.0.113.1/24", "2001:db8:ff::1/64"]
+
+[[group.address]]
+interface = "alpha"
+addresses = ["198.18.10.1/24", "2001:db8:a::1/64"]
+
+[[group.address]]
+interface = "beta"
+addresses = ["198.18.10.1/24", "2001:db8:b::1/64"]
+`
+
+// PairPolicy is the policy of a pair, with more about the group: `alone = "keep"`.
+func PairPolicy(more string) string { return fmt.Sprintf(pairPolicy, more) }
+
+// Pair is a trio whose gateways serve the same networks: each side is a learning switch that both are plugged into, with the hosts on it. Hosts
+// know the group's addresses alone.
+type Pair struct {
+	*Trio
+	Hosts  int // addresses of a tenant's host
+	valves map[string]*netlab.Valve
+	taps   map[tap]*netlab.Capture
+}
+
+// tap is where a gateway's frames come into a switch.
+type tap struct{ node, side string }
+
+// pairSides are the switches: of the tenants, and "" for the backbone.
+var pairSides = map[string]struct{ sw, dev, net4, net6 string }{
+	"alpha": {"swa", "alpha0", PairInside4, fmt.Sprintf(PairInside6, "a")},
+	"beta":  {"swb", "beta0", PairInside4, fmt.Sprintf(PairInside6, "b")},
+	"":      {"swo", "wan0", PairOutside4, PairOutside6},
+}
+
+func pairInterface(side string) string {
+	if side == "" {
+		return "wan"
+	}
+	return side
+}
+
+// NewPair makes namespaces, keys and files; nothing runs yet. Hosts of tenants have so many addresses of each family.
+func NewPair(o Options, hosts int) (p *Pair, err error) {
+	p = &Pair{Hosts: hosts, valves: map[string]*netlab.Valve{}, taps: map[tap]*netlab.Capture{}}
+	made := false
+	o.Ports = func(n *Node, number int) (text string, err error) {
+		for _, side := range slices.Sorted(maps.Keys(pairSides)) {
+			s := pairSides[side]
+			if !made {
+				if err := n.t.AddSwitch(s.sw); err != nil {
+					return "", err
+				}
+			}
+			own := byte(number + 1)
+			// What a switch has learned of a port is by its MAC: it says which node it is, for whoever looks.
+			e := netlab.End{NS: n.Name, Name: s.dev, MAC: net.HardwareAddr{0x02, 0xd3, 0, 1, s.sw[2], own}}
+			if err := n.t.Plug(s.sw, e, 1, 1500); err != nil {
+				return "", err
+			}
+			text += portText(s.dev, pairInterface(side), fmt.Sprintf("%s%d/24", s.net4, own), fmt.Sprintf("%s%d/64", s.net6, own))
+		}
+		made = true
+		return text, nil
+	}
+	if p.Trio, err = New(o); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.Close())
+		}
+	}()
+	for _, h := range []struct {
+		ns, side string
+		n, first int
+	}{{PairAlpha, "alpha", hosts, pairFirstHost}, {PairDeaf, "alpha", 1, 250}, {PairBeta, "beta", hosts, pairFirstHost}, {PairOut, "", 1, pairFirstHost}} {
+		s := pairSides[h.side]
+		var addrs []netip.Prefix
+		for i := range h.n {
+			addrs = append(addrs, netip.MustParsePrefix(fmt.Sprintf("%s%d/24", s.net4, h.first+i)), netip.MustParsePrefix(fmt.Sprintf("%s%x/64", s.net6, h.first+i)))
+		}
+		if err := errors.Join(p.AddNamespace(h.ns), p.Plug(s.sw, netlab.End{NS: h.ns, Name: netlab.HostDevice, Addrs: addrs}, 1, 1500)); err != nil {
+			return nil, err
+		}
+		routes := []string{"0.0.0.0/0", "::/0"}
+		if h.side == "" {
+			routes = []string{PairRouted, "2001:db8:a::/64", "2001:db8:b::/64"}
+		}
+		for _, r := range routes {
+			to := netip.MustParsePrefix(r)
+			via := s.net4 + "1"
+			if to.Addr().Is6() {
+				via = s.net6 + "1"
+			}
+			if err := p.AddRoute(h.ns, to, netip.MustParseAddr(via)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := p.Deafen(PairDeaf, netlab.HostDevice); err != nil {
+		return nil, err
+	}
+	for _, n := range p.Nodes() {
+		if p.valves[n.Name], err = p.Valve(n.Name, "mgmt"); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// Lose has a share of what one node sends another over the cluster's network be lost: 1 = the way is cut. The other direction is another matter.
+func (p *Pair) Lose(from, to *Node, share float64) error {
+	a, err := netip.ParseAddrPort(from.Address)
+	if err != nil {
+		return err
+	}
+	return p.valves[to.Name].Lose(a.Addr(), share)
+}
+
+// Cut has two nodes not reach each other, or reach each other again.
+func (p *Pair) Cut(a, b *Node, cut bool) error {
+	share := 0.0
+	if cut {
+		share = 1
+	}
+	return errors.Join(p.Lose(a, b, share), p.Lose(b, a, share))
+}
+
+// Isolate cuts a node off from both others.
+func (p *Pair) Isolate(n *Node, cut bool) error {
+	var errs []error
+	for _, o := range p.Nodes() {
+		if o != n {
+			errs = append(errs, p.Cut(n, o, cut))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// hosts are the addresses of a tenant's host.
+func (p *Pair) hosts(side string, six bool) (list []netip.Addr) {
+	s := pairSides[side]
+	for i := range p.Hosts {
+		if six {
+			list = append(list, netip.MustParseAddr(fmt.Sprintf("%s%x", s.net6, pairFirstHost+i)))
+		} else {
+			list = append(list, netip.MustParseAddr(fmt.Sprintf("%s%d", s.net4, pairFirstHost+i)))
+		}
+	}
+	return list
+}
+
+// Outside is the address of the host outside.
+func (p *Pair) Outside(six bool) netip.Addr {
+	if six {
+		return netip.MustParseAddr(fmt.Sprintf("%s%x", PairOutside6, pairFirstHost))
+	}
+	return netip.MustParseAddr(fmt.Sprintf("%s%d", PairOutside4, pairFirstHost))
+}
+
+// Inside is the first address of a tenant's host.
+func (p *Pair) Inside(side string, six bool) netip.Addr { return p.hosts(side, six)[0] }
+
+// FlowSpecs are flows of both tenants and both families, and of the deaf host: so many of each address and family of a tenant's host, and one of the deaf one.
+func (p *Pair) FlowSpecs(ports int, interval time.Duration) (list []netlab.FlowSpec) {
+	for _, six := range []bool{false, true} {
+		to := netip.AddrPortFrom(p.Outside(six), PairFlowPort)
+		suffix, port := "", 20000
+		if six {
+			suffix, port = "6", 30000
+		}
+		for _, side := range []string{"alpha", "beta"} {
+			list = append(list, netlab.FlowSpec{Inside: side, From: p.hosts(side, six), Port: port, Ports: ports, Tag: side + suffix, Outside: PairOut, To: to, Interval: interval})
+		}
+		deaf := netip.MustParseAddr(PairInside4 + "250")
+		if six {
+			deaf = netip.MustParseAddr(fmt.Sprintf("%s%x", fmt.Sprintf(PairInside6, "a"), 250))
+		}
+		list = append(list, netlab.FlowSpec{Inside: PairDeaf, From: []netip.Addr{deaf}, Port: port, Tag: "deaf" + suffix, Outside: PairOut, To: to, Interval: interval})
+	}
+	return list
+}
+
+// pairTags says on which side the flows of a tag are.
+var pairTags = map[string]string{"alpha": "alpha", "alpha6": "alpha", "beta": "beta", "beta6": "beta", "deaf": "alpha", "deaf6": "alpha"}
+
+// snapFrames is what a judge needs of a frame: IPv6, UDP and the mark of a flow, with a tag.
+const snapFrames = 18 + 40 + 8 + 52
+
+// tapFrames is how many frames a capture holds: one that holds no more says so.
+const tapFrames = 1 << 20
+
+// Watch begins to record what either gateway sends with a group's address, at each switch's port.
+func (p *Pair) Watch() error {
+	if len(p.taps) > 0 {
+		return errors.New("the pair is watched already")
+	}
+	for _, n := range p.Gateways() {
+		for side, s := range pairSides {
+			c, err := p.CaptureSources(s.sw, n.Name+"-"+s.dev, tapFrames, snapFrames, net.HardwareAddr{0, 0, 0x5e, 0, 1}, net.HardwareAddr{0, 0, 0x5e, 0, 2})
+			if err != nil {
+				return err
+			}
+			p.taps[tap{n.Name, side}] = c
+		}
+	}
+	return nil
+}
+
+// Judge ends the recording and looks at it. An error says that it is not whole, and so proves nothing.
+func (p *Pair) Judge() (*judge.Verdict, error) {
+	var frames []judge.Frame
+	var errs []error
+	for t, c := range p.taps {
+		seen, err := c.Stop()
+		if err == nil && seen > tapFrames {
+			err = fmt.Errorf("%d frames came, and %d are held", seen, tapFrames)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("capture of %s, %s: %w", t.node, pairInterface(t.side), err))
+		}
+		for _, f := range c.Frames() {
+			frames = append(frames, judge.Frame{At: f.At, Node: t.node, Side: t.side, Data: f.Data})
+		}
+	}
+	clear(p.taps)
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	return judge.Judge(judge.Case{Groups: map[uint8]string{PairGroupID: PairGroup}, Sides: pairTags}, frames), nil
+}
