@@ -589,7 +589,7 @@ const (
 	holdReset = 10 * time.Minute // without a hand-over
 )
 
-// prefer hands the lead to a witness: a gateway that leads and dies takes the leader away from its own group just when that needs one.
+// prefer hands the lead to a witness, else to a gateway that owns no group: an owner that leads and dies takes the leader away from its own group just when that needs one.
 func (n *Node) prefer(ctx context.Context, s *command.State, voters []store.Voter) {
 	if n.cfg.Role == command.RoleWitness {
 		return
@@ -600,11 +600,13 @@ func (n *Node) prefer(ctx context.Context, s *command.State, voters []store.Vote
 	if time.Since(n.led) < n.hold {
 		return
 	}
+	var to []command.Member
 	for _, v := range voters {
-		m, ok := s.Member(v.ID)
-		if !ok || !v.Votes || m.Role != command.RoleWitness {
-			continue
+		if m, ok := s.Member(v.ID); ok && v.Votes && m.Role == command.RoleWitness {
+			to = append(to, m)
 		}
+	}
+	for _, m := range append(to, n.better(s, voters)...) {
 		if seen, _ := n.seenOf(m.ID); seen.status == nil || seen.err != "" {
 			continue
 		}
@@ -615,9 +617,9 @@ func (n *Node) prefer(ctx context.Context, s *command.State, voters []store.Vote
 		}
 		n.hold, n.handed = min(2*n.hold, holdMost), time.Now()
 		if err := n.st.Yield(m.ID, m.Address); err != nil {
-			n.log.Warn("hand the lead to the witness", "name", m.Name, "err", err)
+			n.log.Warn("hand the lead on", "name", m.Name, "role", string(m.Role), "err", err)
 		} else {
-			n.log.Info("the witness leads", "name", m.Name)
+			n.log.Info("the lead is handed on", "name", m.Name, "role", string(m.Role))
 		}
 		return
 	}

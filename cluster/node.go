@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"demarc/cluster/command"
+	"demarc/cluster/failover"
 	"demarc/cluster/store"
 	"demarc/cluster/transport"
 )
@@ -44,6 +45,8 @@ type Config struct {
 	// Revoked is told the clients whose certificates are refused: once this node knows what was agreed on, and again whenever that changes. It must not
 	// block. Before, ReadRevoked is what it last knew. nil = nobody asks.
 	Revoked func([]command.Revoked)
+	// Groups drives who serves a group. It is not this node's own: it lives longer. nil = this node neither votes for nor serves any.
+	Groups *Driver
 	// Mono is CLOCK_BOOTTIME in ns: confirm times are counted by it. Wall is wall time, which is shown and decides nothing.
 	Mono func() uint64
 	Wall func() time.Time
@@ -105,6 +108,11 @@ type Node struct {
 	telling sync.Mutex         // of who is revoked, in order
 	told    *[]command.Revoked // telling: what was told last; nil = nothing yet
 	copied  copied
+
+	groupsMu   sync.Mutex      // of what the driver of groups was told last, in order
+	toldVoters failover.Voters // groupsMu
+	toldGroups failover.Agreed // groupsMu
+	toldAt     uint64          // groupsMu: the entry that toldGroups is of; 0 = nothing was told yet
 
 	led    time.Time     // tend only: since when this node leads
 	handed time.Time     // tend only: when it last handed the lead to a witness
@@ -175,7 +183,7 @@ func Open(c Config) (*Node, error) {
 	// Over a long way each message takes its time until it is answered, and only so many are under way: those that say nothing new must not hold up those that do.
 	commit := max(20*time.Millisecond, c.RoundTrip())
 	sc := store.Config{Dir: c.Dir, Commit: commit, ID: n.id, Transport: n.cfg.transport, Log: n.log, Heartbeat: t, Election: t, Lease: t / 2,
-		Applied: func(store.Applied) { n.look() }, Reset: func(*command.State) { n.look() }}
+		Applied: func(store.Applied) { n.look() }, Reset: func(*command.State) { n.look() }, Members: n.tellVoters}
 	if c.tune != nil {
 		c.tune(&sc)
 	}
@@ -187,6 +195,7 @@ func Open(c Config) (*Node, error) {
 		return nil, err
 	}
 	close(n.opened)
+	n.attach()
 	if n.tr != nil {
 		n.tr.Open()
 	}
@@ -298,6 +307,7 @@ func (n *Node) look() {
 	select {
 	case <-n.opened:
 		n.tellRevoked() // not by Run, which may be waiting for workers
+		n.tellGroups(n.st.State())
 	default:
 	}
 	n.mu.Lock()
@@ -538,6 +548,7 @@ func (n *Node) Run(ctx context.Context) error {
 			n.current.Store(true)
 			close(n.ready)
 			n.tellRevoked()
+			n.tellGroups(n.st.State())
 		}
 		if n.current.Load() {
 			copied := n.keepRevoked()
@@ -692,6 +703,7 @@ func (n *Node) write(r rest) {
 
 // Close leaves everything as it is on disk. After Run has returned.
 func (n *Node) Close() error {
+	n.detach()
 	err := n.st.Close()
 	if n.tr != nil {
 		err = errors.Join(err, n.tr.Close())

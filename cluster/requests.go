@@ -35,6 +35,7 @@ const (
 	askRemove  = "remove"  // the leader: take a member out
 	askPromote = "promote" // the leader: give a learner its vote now
 	askYield   = "yield"   // the leader: let another one lead
+	askMove    = "move"    // the owner of a group: hand it over
 )
 
 // A connection carries one request after the other. A request is a head as JSON and a body, an answer the same; each of the four has its
@@ -62,7 +63,8 @@ type request struct {
 
 	Source string      `json:"source,omitempty"` // check
 	Number uint64      `json:"number,omitempty"` // served
-	Target string      `json:"target,omitempty"` // remove, promote, yield: a member's name
+	Target string      `json:"target,omitempty"` // remove, promote, yield, move: a member's name
+	Group  string      `json:"group,omitempty"`  // move
 	Who    command.Who `json:"who"`
 
 	Member  *command.Member `json:"member,omitempty"` // join: the newcomer
@@ -237,6 +239,8 @@ func (n *Node) handle(ctx context.Context, p transport.Peer, q request, body []b
 		a.Status = n.status()
 	case askRenew:
 		a, out = n.renewFor(p, body)
+	case askMove:
+		a = n.moveHere(ctx, &q)
 	default:
 		a = answer{Leads: true, Refused: fmt.Sprintf("%s (version %s) does not know the request %q: upgrade it", n.cfg.Name, n.cfg.Version, q.Kind)}
 	}

@@ -179,6 +179,26 @@ func (n *Node) end() {
 	}
 }
 
+// Heirs is how many of the groups that this node serves are being handed over, or could be.
+func (n *Node) Heirs() (sum int) {
+	for _, g := range n.groups {
+		if g.serving && n.mine(g) && (g.moving != nil || g.until > n.last && n.best(g, n.last, func(View) bool { return true }) != "") {
+			sum++
+		}
+	}
+	return sum
+}
+
+// Quiet says whether nothing is served and nothing is left to be said of it: a node that ends may go.
+func (n *Node) Quiet() bool {
+	for _, g := range n.groups {
+		if g.serving || g.closing || g.past.Epoch > 0 || g.words > 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // Owns says which groups this node may emit for, and until when: what a node that leaves waits for, and what its parent must be able to release.
 func (n *Node) Owns() map[string]Term {
 	all := map[string]Term{}

@@ -59,7 +59,8 @@ type (
 		State
 		Behind bool
 	}
-	// Voters are those of the newest configuration in this node's log, agreed on or not. Version only goes up.
+	// Voters are those of the newest configuration in this node's log, agreed on or not. Version is the number of its entry: the same on every node that has it. It goes
+	// back where that was never agreed on and is taken off the log again: those before are neighbours too, and counted from anew.
 	Voters struct {
 		Version uint64
 		Names   []string
@@ -219,7 +220,7 @@ func (n *Node) Step(now Time, e Event) []Action {
 	case Agreed:
 		n.agreed(e, now)
 	case Voters:
-		if e.Version > n.voters.Version || n.voters.Names == nil {
+		if e.Version != n.voters.Version || n.voters.Names == nil || !slices.Equal(e.Names, n.voters.Names) {
 			n.voters, n.votersAt = Voters{e.Version, slices.Clone(e.Names)}, now
 			n.know()
 		}

@@ -99,3 +99,24 @@ func (n *Node) nearest() (d time.Duration) {
 	}
 	return d
 }
+
+// Groups are those that the policy or the log knows. One that the policy does not know has no nodes.
+func (n *Node) Groups() map[string]Group {
+	out := map[string]Group{}
+	for name, g := range n.groups {
+		if len(g.conf.Nodes) > 0 || g.at.Epoch > 0 {
+			out[name] = g.conf
+		}
+	}
+	return out
+}
+
+// Drained are those of some nodes that are to own nothing.
+func (n *Node) Drained(of []string) (out []string) {
+	for _, o := range of {
+		if slices.Contains(n.state.Drained, o) {
+			out = append(out, o)
+		}
+	}
+	return out
+}

@@ -60,15 +60,16 @@ const (
 // Every entry has a checksum: the engine would hand out a page whose bits have changed, which on a follower would be another
 // state than everybody else's, without a word.
 type disk struct {
-	in   engine
-	log  *slog.Logger
-	stop func(error)                 // ends taking part, for good
-	base func() (index, term uint64) // what the newest snapshot is of; nil = nobody knows of any
-	done func() uint64               // the last entry that was carried out; nil = nobody knows
-	end  chan struct{}               // closed when the store closes or has stopped
-	once sync.Once
-	wg   sync.WaitGroup
-	cold bool // for tests: every entry is read from the engine
+	in     engine
+	log    *slog.Logger
+	stop   func(error)                 // ends taking part, for good
+	base   func() (index, term uint64) // what the newest snapshot is of; nil = nobody knows of any
+	done   func() uint64               // the last entry that was carried out; nil = nobody knows
+	end    chan struct{}               // closed when the store closes or has stopped
+	once   sync.Once
+	wg     sync.WaitGroup
+	others func() // is told that the newest members in the log are others; nil = nobody is
+	cold   bool   // for tests: every entry is read from the engine
 
 	mu      sync.Mutex
 	hard    hard       // mu: as it is on disk
@@ -81,6 +82,8 @@ type disk struct {
 	fresh   int64      // mu: bytes that were appended since the last snapshot was asked for
 	looking bool       // mu: whether it works again is looked at in the background
 	broken  error      // mu: the engine panicked: it is not called any more
+	newest  *newest    // mu: valid when scanned; nil = there is none in the log
+	scanned bool       // mu
 }
 
 func openDisk(in engine, log *slog.Logger, stop func(error)) (*disk, error) {
@@ -419,6 +422,7 @@ func (d *disk) StoreLogs(list []*raft.Log) error {
 			for i, l := range list {
 				d.sizes = append(d.sizes, len(l.Data))
 				d.last = append(d.last, *list[i])
+				d.noted(list[i])
 			}
 			n, bytes := len(d.last)-1, 0
 			for ; n > 0; n-- {
@@ -431,6 +435,9 @@ func (d *disk) StoreLogs(list []*raft.Log) error {
 		}
 		d.mu.Unlock()
 		if err == nil {
+			if members && d.others != nil {
+				d.others()
+			}
 			return nil
 		}
 		d.failed(size, err)
@@ -506,10 +513,12 @@ func (d *disk) DeleteRange(from, to uint64) error {
 		d.failed(0, err)
 		return err
 	}
-	if to >= last && from <= last {
-		d.mu.Lock()
-		d.cut = true
-		d.mu.Unlock()
+	d.mu.Lock()
+	d.cut = d.cut || to >= last && from <= last
+	gone := d.forgot(from, to, last)
+	d.mu.Unlock()
+	if gone && d.others != nil {
+		d.others()
 	}
 	return nil
 }

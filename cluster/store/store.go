@@ -42,6 +42,8 @@ type Config struct {
 	// Applied is told each entry that has taken effect, in order, on the goroutine that applies: it must not block. At a start it is told those
 	// again that the last snapshot does not hold.
 	Applied func(Applied)
+	// Members is called when the newest members in the log are others than before, agreed on or not, before anything goes on by them. It must not block.
+	Members func()
 	// Reset is told a state that replaces everything: a snapshot from the leader, or the one that a start begins with.
 	Reset func(*command.State)
 }
@@ -264,6 +266,7 @@ func (s *Store) openFiles(logger hclog.Logger) (err error) {
 		}
 	}
 	s.snaps.took = s.took
+	s.disk.others = s.cfg.Members
 	if s.tail, err = s.disk.check(base); err != nil {
 		return damaged(append(bad, err)...)
 	}

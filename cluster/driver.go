@@ -1,0 +1,554 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/cluster/command"
+	"demarc/cluster/failover"
+)
+
+// Leases is where deadlines are written, which the data plane looks at before it emits.
+type Leases interface {
+	// Write says until when this node may emit for a group, by CLOCK_BOOTTIME; 0 = not at all, and done is called, once and from anywhere, when every worker has looked since.
+	// done is nil with any other time. It must not block. It may be told of a group that the policy does not know any more.
+	Write(group string, epoch uint64, until failover.Time, done func())
+}
+
+// Announcer tells hosts and switches where a group's addresses are now. Round 0 is the first one after a takeover. It must not block.
+type Announcer interface {
+	Announce(group string, epoch uint64, round int)
+}
+
+// Carrier carries messages to other members, as datagrams on every path there is. It must not block.
+type Carrier interface {
+	Send(to string, m failover.Message)
+}
+
+// DriverConfig is what a Driver is made with. Name and Clock are required.
+type DriverConfig struct {
+	Name   string
+	Times  failover.Times       // zero = failover.Default
+	Clock  func() failover.Time // CLOCK_BOOTTIME: it must go on in a suspend
+	Wall   func() time.Time     // is shown; nil = the machine's
+	Log    *slog.Logger
+	Leases Leases    // nil = this node emits for nobody: a witness
+	Words  Announcer // nil with it
+	CPU    int       // that its thread is pinned to; negative = any
+}
+
+// Driver runs the failover machine of one node for the life of the process: votes for all groups, lease and announcements of its own. It outlives a Node that is closed and
+// opened again, because neither a full disk nor an election may take a lease from a healthy owner.
+//
+// One goroutine on a thread of its own owns the machine. It waits for nothing but the next event: whatever blocks is done by others.
+type Driver struct {
+	c    DriverConfig
+	log  *slog.Logger
+	life uint64
+
+	mu    sync.Mutex
+	queue []func(now failover.Time) // mu: what is to be done by Run
+	heard int                       // mu: of them, messages
+	shut  bool                      // mu: Run has ended, or never began
+	wake  int                       // eventfd, written when something is queued; closed by Run
+
+	node     atomic.Pointer[Node]    // where entries are proposed; nil = nowhere
+	carrier  atomic.Pointer[Carrier] // nil = nobody is heard of
+	lost     atomic.Uint64           // messages that came faster than they were read
+	gaps     atomic.Uint64           // between two readings of the clock that were longer than the guard
+	longest  atomic.Int64            // of them, ns
+	commit   atomic.Int64            // how long the last entries took to be agreed on, ns
+	realtime atomic.Bool             // the thread has real-time priority
+
+	m       *failover.Node         // Run
+	last    failover.Time          // Run: the last reading of the clock
+	groups  map[string]*groupTrack // Run
+	refused *[]string              // Run: where words of refusal go while an operator's wish is carried out; nil = nobody asks
+
+	eventsMu sync.Mutex
+	events   []GroupEvent // eventsMu: the newest last
+
+	proposeMu sync.Mutex
+	waiting   map[string]failover.Entry // proposeMu: by group, what is to be proposed next
+	proposing map[string]bool           // proposeMu
+	wished    map[string]command.Who    // proposeMu: by group, the operator who last asked for something
+}
+
+// groupTrack is what is remembered of a group to tell how its last move went.
+type groupTrack struct {
+	epoch  uint64 // that somebody was last seen to serve under
+	node   string
+	at     failover.Time // when
+	moved  *Failover
+	served bool // by this node, now
+	until  failover.Time
+}
+
+// Failover is a move of a group from one node to another, as this node saw it.
+type Failover struct {
+	Epoch    uint64
+	From, To string
+	Cause    failover.Cause
+	Gap      time.Duration // from when the one was last seen to serve until the other first was
+	Seen     bool          // Gap was measured: this node had seen the one before serve
+	At       time.Time     // wall time
+}
+
+// GroupEvent is one line of what this node did and saw.
+type GroupEvent struct {
+	Time  time.Time
+	Group string
+	Words string
+}
+
+// GroupStatus is how a group stands, as this node knows it.
+type GroupStatus struct {
+	Group failover.Group
+	failover.Status
+	Drained []string // of its nodes
+	Last    *Failover
+}
+
+// Bounds and paces of the driver.
+const (
+	tickPace    = 2 * time.Millisecond // between two readings of the clock; the machine wants one in 5 ms
+	maxHeard    = 4096                 // messages that wait
+	maxEvents   = 500
+	proposeTime = 300 * time.Millisecond // for one try: a leader that died is not waited for, the machine asks again
+	leaveTime   = 2 * time.Second        // for handing over
+	quietTime   = 500 * time.Millisecond // for what is left to be said after that
+)
+
+// NewDriver draws the life of this process.
+func NewDriver(c DriverConfig) (*Driver, error) {
+	if c.Times == (failover.Times{}) {
+		c.Times = failover.Default
+	}
+	if err := c.Times.Check(); err != nil {
+		return nil, err
+	}
+	if c.Wall == nil {
+		c.Wall = time.Now
+	}
+	d := &Driver{c: c, log: c.Log, groups: map[string]*groupTrack{}, waiting: map[string]failover.Entry{}, proposing: map[string]bool{}, wished: map[string]command.Who{}, wake: -1}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	d.life = binary.LittleEndian.Uint64(b[:]) | 1
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("open an eventfd for the leases: %w", err)
+	}
+	d.wake = fd
+	d.m = failover.New(failover.Config{Name: c.Name, Life: d.life, Times: c.Times}, c.Clock())
+	d.last = c.Clock()
+	return d, nil
+}
+
+// Life tells this process from the one before: see failover.Term.
+func (d *Driver) Life() uint64 { return d.life }
+
+// Carry sets who carries messages; nil = nobody.
+func (d *Driver) Carry(c Carrier) {
+	if c == nil {
+		d.carrier.Store(nil)
+		return
+	}
+	d.carrier.Store(&c)
+}
+
+// post has Run do something. A message is dropped when too many wait: it is a datagram.
+func (d *Driver) post(message bool, fn func(now failover.Time)) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.shut {
+		return false
+	}
+	if message {
+		if d.heard >= maxHeard {
+			d.lost.Add(1)
+			return false
+		}
+		d.heard++
+		next := fn
+		fn = func(now failover.Time) {
+			d.mu.Lock()
+			d.heard--
+			d.mu.Unlock()
+			next(now)
+		}
+	}
+	d.queue = append(d.queue, fn)
+	if len(d.queue) == 1 {
+		var one [8]byte
+		binary.NativeEndian.PutUint64(one[:], 1)
+		_, _ = unix.Write(d.wake, one[:]) // full = it is awake
+	}
+	return true
+}
+
+// ask has Run do something and waits for it.
+func (d *Driver) ask(ctx context.Context, fn func(now failover.Time)) error {
+	done := make(chan struct{})
+	if !d.post(false, func(now failover.Time) { fn(now); close(done) }) {
+		return errors.New("this node takes no part in who serves a group: it is starting or ending")
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Receive takes in a message that was opened and checked.
+func (d *Driver) Receive(from string, m failover.Message) {
+	d.post(true, func(now failover.Time) {
+		if m.Kind == failover.Beat {
+			for _, v := range m.Views {
+				if v.Serving {
+					d.saw(v.Group, from, v.Epoch, now)
+				}
+			}
+		}
+		d.step(now, failover.Received{From: from, Message: m})
+	})
+}
+
+// Policy tells which groups there are.
+func (d *Driver) Policy(list []failover.Group) {
+	d.post(false, func(now failover.Time) { d.step(now, failover.Groups(list)) })
+}
+
+// Condition tells that something counts against this node, or does not any more.
+func (d *Driver) Condition(c failover.Condition) {
+	d.post(false, func(now failover.Time) { d.step(now, c) })
+}
+
+// Copied and Marked tell how session copies stand: see failover.
+func (d *Driver) Copied(c failover.Copied) {
+	d.post(false, func(now failover.Time) { d.step(now, c) })
+}
+
+// Marked tells a standby that its digest was equal.
+func (d *Driver) Marked(m failover.Marked) {
+	d.post(false, func(now failover.Time) { d.step(now, m) })
+}
+
+// Run is the driver's thread. It ends with ctx, and what this node may emit ends with it: call Leave first to hand over.
+func (d *Driver) Run(ctx context.Context) error {
+	runtime.LockOSThread() // for good: a thread with other rights than its siblings goes with its goroutine
+	d.prioritise()
+	stop := context.AfterFunc(ctx, func() { d.post(false, func(failover.Time) {}) })
+	defer stop()
+	defer d.close()
+	fds := []unix.PollFd{{Fd: int32(d.wake), Events: unix.POLLIN}}
+	var drain [8]byte
+	for ctx.Err() == nil {
+		// A call of the system and no timer of Go's: the kernel wakes this very thread.
+		if n, err := unix.Poll(fds, int(tickPace/time.Millisecond)); n > 0 && err == nil {
+			_, _ = unix.Read(d.wake, drain[:])
+		}
+		d.mu.Lock()
+		list := d.queue
+		d.queue = nil
+		d.mu.Unlock()
+		d.step(d.now(), failover.Tick{})
+		for _, fn := range list {
+			fn(d.now())
+		}
+	}
+	return nil
+}
+
+// now reads the clock, and counts gaps.
+func (d *Driver) now() failover.Time {
+	now := max(d.c.Clock(), d.last)
+	if gap := now.Sub(d.last); gap > d.c.Times.Guard {
+		d.gaps.Add(1)
+		d.longest.Store(max(d.longest.Load(), int64(gap)))
+	}
+	d.last = now
+	return now
+}
+
+// prioritise pins the thread, and asks for real-time priority where that is allowed. Without either it works as well as the scheduler lets it.
+func (d *Driver) prioritise() {
+	if d.c.CPU >= 0 {
+		var set unix.CPUSet
+		set.Set(d.c.CPU)
+		if err := unix.SchedSetaffinity(0, &set); err != nil {
+			d.log.Warn("pin the thread of the leases", "cpu", d.c.CPU, "err", err)
+		}
+	}
+	err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1, Flags: unix.SCHED_FLAG_RESET_ON_FORK}, 0)
+	d.realtime.Store(err == nil)
+	if err != nil {
+		d.log.Info("the thread of the leases has no real-time priority: a machine under load may cost a lease", "err", err)
+	}
+}
+
+// close ends everything: no deadline is written any more, and those that are, run out.
+func (d *Driver) close() {
+	d.step(d.now(), failover.Leave{Now: true}) // nothing of ours is emitted while nobody drives
+	d.mu.Lock()
+	d.shut = true
+	rest := d.queue
+	d.queue = nil
+	unix.Close(d.wake)
+	d.mu.Unlock()
+	for _, fn := range rest { // those who wait are answered
+		fn(d.last)
+	}
+}
+
+// Leave hands over what this node serves, if there is a node to take it, gives up the rest, and says so. Nothing is served when it returns; it takes no longer than ctx, and
+// at most three seconds.
+func (d *Driver) Leave(ctx context.Context) {
+	until := func(limit time.Duration, ok func() bool) {
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		t := time.NewTicker(tickPace)
+		defer t.Stop()
+		for {
+			yes := false
+			if d.ask(ctx, func(failover.Time) { yes = ok() }) != nil || yes {
+				return
+			}
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+	d.post(false, func(now failover.Time) { d.step(now, failover.Leave{}) })
+	until(leaveTime, func() bool { return d.m.Heirs() == 0 })
+	d.post(false, func(now failover.Time) { d.step(now, failover.Leave{Now: true}) })
+	until(quietTime, func() bool { return d.m.Quiet() })
+}
+
+// step gives the machine an event and carries out what it says, in order.
+func (d *Driver) step(now failover.Time, e failover.Event) {
+	for _, a := range d.m.Step(now, e) {
+		switch a := a.(type) {
+		case failover.Send:
+			if c := d.carrier.Load(); c != nil {
+				(*c).Send(a.To, a.Message)
+			}
+		case failover.Lease:
+			d.lease(now, a)
+		case failover.Announce:
+			if d.c.Words != nil {
+				d.c.Words.Announce(a.Group, a.Epoch, a.Round)
+			}
+		case failover.Propose:
+			d.propose(a.Entry)
+		case failover.Tell:
+			if a.Refused && d.refused != nil {
+				*d.refused = append(*d.refused, a.Words)
+				continue
+			}
+			d.note(a.Group, a.Words)
+		}
+	}
+}
+
+func (d *Driver) lease(now failover.Time, a failover.Lease) {
+	var done func()
+	if a.Until == 0 {
+		turn := failover.Stopped{Group: a.Group, Turn: a.Turn}
+		done = func() { d.post(false, func(now failover.Time) { d.step(now, turn) }) }
+	}
+	t := d.track(a.Group)
+	if t.served { // until it stopped, or ran out
+		d.saw(a.Group, d.c.Name, t.epoch, min(now, t.until))
+	}
+	t.served, t.until = a.Until > 0, a.Until
+	if t.served {
+		d.saw(a.Group, d.c.Name, a.Epoch, now)
+	}
+	switch {
+	case d.c.Leases != nil:
+		d.c.Leases.Write(a.Group, a.Epoch, a.Until, done)
+	case done != nil:
+		done()
+	}
+}
+
+func (d *Driver) track(group string) *groupTrack {
+	t := d.groups[group]
+	if t == nil {
+		t = &groupTrack{}
+		d.groups[group] = t
+	}
+	return t
+}
+
+// saw notes that a node serves a group at a time. The first time under a later epoch is a failover.
+func (d *Driver) saw(group, node string, epoch uint64, at failover.Time) {
+	t := d.track(group)
+	switch {
+	case epoch < t.epoch:
+		return
+	case epoch > t.epoch:
+		f := &Failover{Epoch: epoch, From: t.node, To: node, Seen: t.epoch > 0, At: d.c.Wall().UTC()}
+		if f.Seen {
+			f.Gap = max(at.Sub(t.at), 0)
+		}
+		t.moved = f
+		t.epoch, t.node = epoch, node
+	}
+	t.at = max(t.at, at)
+}
+
+func (d *Driver) note(group, words string) {
+	d.log.Info("group", "group", group, "what", words)
+	d.eventsMu.Lock()
+	defer d.eventsMu.Unlock()
+	d.events = append(d.events, GroupEvent{d.c.Wall().UTC(), group, words})
+	if len(d.events) > maxEvents {
+		d.events = slices.Clone(d.events[len(d.events)-maxEvents:])
+	}
+}
+
+// Events are what this node did and saw of groups since it started, the newest last; a bounded number of them.
+func (d *Driver) Events() []GroupEvent {
+	d.eventsMu.Lock()
+	defer d.eventsMu.Unlock()
+	return slices.Clone(d.events)
+}
+
+// propose has somebody else hand an entry to whoever leads. Of each group one is on its way, and the newest waits: an older one would be refused.
+func (d *Driver) propose(e failover.Entry) {
+	d.proposeMu.Lock()
+	defer d.proposeMu.Unlock()
+	if d.node.Load() == nil {
+		return // it is proposed again
+	}
+	d.waiting[e.Group] = e
+	if d.proposing[e.Group] {
+		return
+	}
+	d.proposing[e.Group] = true
+	go func() {
+		for {
+			d.proposeMu.Lock()
+			e, ok := d.waiting[e.Group]
+			delete(d.waiting, e.Group)
+			who := command.Who{Author: d.c.Name, From: d.c.Name}
+			if w, asked := d.wished[e.Group]; asked && (e.Cause == failover.CauseMove || e.Cause == failover.CauseForce) {
+				who = w
+			}
+			n := d.node.Load()
+			if !ok || n == nil {
+				delete(d.proposing, e.Group)
+				d.proposeMu.Unlock()
+				return
+			}
+			d.proposeMu.Unlock()
+			began := d.c.Clock()
+			ctx, cancel := context.WithTimeout(context.Background(), proposeTime+4*n.cfg.RoundTrip())
+			_, err := n.hand(ctx, &command.Entry{Kind: command.KindGroup, Who: who, Group: &e})
+			cancel()
+			if r := (*command.Refusal)(nil); errors.As(err, &r) {
+				d.log.Debug("group", "group", e.Group, "refused", r.Text) // somebody was first: the machine hears what holds
+			} else if err == nil {
+				took := int64(d.c.Clock().Sub(began))
+				if was := d.commit.Load(); was > 0 {
+					took = (7*was + took) / 8
+				}
+				d.commit.Store(took)
+			}
+		}
+	}()
+}
+
+// Move asks for a planned move of a group that this node owns. It is refused in words; that it was begun is no refusal, State tells when it is done.
+func (d *Driver) Move(ctx context.Context, group, to string, who command.Who) error {
+	return d.wish(ctx, group, who, "a move to "+to+" is asked for", failover.Move{Group: group, To: to})
+}
+
+// Take has this node own a group by force: the operator answers for it that no other one emits.
+func (d *Driver) Take(ctx context.Context, group string, who command.Who) error {
+	return d.wish(ctx, group, who, "this node is to own it by force", failover.Take{Group: group})
+}
+
+func (d *Driver) wish(ctx context.Context, group string, who command.Who, words string, e failover.Event) error {
+	refused := []string(nil)
+	if err := d.ask(ctx, func(now failover.Time) {
+		if _, known := d.m.Groups()[group]; !known {
+			refused = []string{fmt.Sprintf("there is no group %s: `demarc group` lists those that there are", group)}
+			return
+		}
+		d.note(group, fmt.Sprintf("%s, by %s", words, cmp.Or(who.Author, "somebody")))
+		d.proposeMu.Lock()
+		d.wished[group] = who
+		d.proposeMu.Unlock()
+		d.refused = &refused
+		d.step(now, e)
+		d.refused = nil
+	}); err != nil {
+		return err
+	}
+	if len(refused) > 0 {
+		return refuseGroup("%s", refused[0])
+	}
+	return nil
+}
+
+// Status of all groups that the policy or the log knows, by name.
+func (d *Driver) Status(ctx context.Context) (out []GroupStatus, err error) {
+	err = d.ask(ctx, func(now failover.Time) {
+		known := d.m.Groups()
+		for _, name := range slices.Sorted(maps.Keys(known)) {
+			s := GroupStatus{Group: known[name], Status: d.m.Status(name, time.Duration(cmp.Or(d.commit.Load(), int64(5*time.Millisecond))), now)}
+			s.Group.Name = name
+			if t := d.groups[name]; t != nil && t.moved != nil {
+				f := *t.moved
+				if s.Epoch == f.Epoch {
+					f.Cause = s.Cause
+					f.From = cmp.Or(s.From, f.From)
+				}
+				s.Last = &f
+			}
+			s.Drained = d.m.Drained(s.Group.Nodes)
+			out = append(out, s)
+		}
+	})
+	return out, err
+}
+
+// Owns says which groups this node may emit for.
+func (d *Driver) Owns(ctx context.Context) (all map[string]failover.Term, err error) {
+	err = d.ask(ctx, func(failover.Time) { all = d.m.Owns() })
+	return all, err
+}
+
+// DriverFigures are for metrics.
+type DriverFigures struct {
+	Gaps     uint64        // between two readings of the clock that were longer than the guard: each ended this node's leases
+	Longest  time.Duration // of them
+	Lost     uint64        // messages that came faster than they were read
+	Realtime bool          // the thread has real-time priority
+}
+
+// Figures of the driver's own.
+func (d *Driver) Figures() DriverFigures {
+	return DriverFigures{Gaps: d.gaps.Load(), Longest: time.Duration(d.longest.Load()), Lost: d.lost.Load(), Realtime: d.realtime.Load()}
+}
