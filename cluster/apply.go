@@ -198,7 +198,10 @@ func cut(s string, most int) string {
 // problems stop nothing: they go on with what they serve.
 func (n *Node) Apply(ctx context.Context, c Change, except ...string) (Outcome, error) {
 	var o Outcome
-	var err error
+	err := n.out() // it has nobody to ask
+	if err != nil {
+		return o, err
+	}
 	if a := c.Asked; a != nil && c.Checked {
 		<-a.done
 		o.Checked, err = a.list, a.err

@@ -13,6 +13,7 @@ import (
 
 	"demarc/cluster/command"
 	"demarc/cluster/store"
+	"demarc/cluster/transport"
 )
 
 // Status is what a node says of itself to other members.
@@ -246,6 +247,10 @@ func (n *Node) member(ctx context.Context, kind, name string, who command.Who) e
 	defer cancel()
 	q := request{Kind: kind, Target: name, Who: who}
 	_, _, err := n.atLeader(ctx, q, nil, func(ctx context.Context) (answer, []byte) { return n.lead(ctx, &q, nil) })
+	if err == nil && kind == askRemove && name == n.cfg.Name {
+		// The entry that says so may never get here: nothing is sent to who is out.
+		n.turned.Store(&turned{n.address, command.Gone{ID: n.id, Name: n.cfg.Name}.Words(), transport.RefusedRemoved, time.Now()})
+	}
 	return err
 }
 

@@ -392,8 +392,9 @@ func TestRemoveKeepsAMajority(t *testing.T) {
 	eventually(t, "it is counted", func() bool {
 		return ms[0].Refused()[transport.RefusedRemoved]+ms[2].Refused()[transport.RefusedRemoved] > 0
 	})
-	if _, err := back.Apply(t.Context(), Change{Text: []byte("mine")}); err == nil {
-		t.Error("a removed node changed something")
+	out := "was removed from this cluster" // and not that there is no leader: it would look for one for ever
+	if _, err := back.Apply(t.Context(), Change{Text: []byte("mine")}); err == nil || !strings.Contains(err.Error(), out) {
+		t.Errorf("a removed node changed something, or does not say why it cannot: %v", err)
 	}
 	back.stop()
 
@@ -401,6 +402,9 @@ func TestRemoveKeepsAMajority(t *testing.T) {
 	lead := two[leader(two)]
 	if err := lead.Remove(t.Context(), lead.cfg.Name, command.Who{}); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := lead.Apply(t.Context(), Change{Text: []byte("mine")}); err == nil || !strings.Contains(err.Error(), out) {
+		t.Errorf("a node that has left changed something, or does not say why it cannot: %v", err)
 	}
 	rest := two[0]
 	if rest == lead {

@@ -345,7 +345,21 @@ func (n *Node) able() error {
 	if p := n.st.Problem(); p != "" {
 		return errors.New(p)
 	}
-	return nil
+	return n.out()
+}
+
+// out says that this node was taken out of the cluster: it would look for somebody who leads it for ever.
+func (n *Node) out() error {
+	why := ""
+	if g, gone := n.st.State().Left(n.id); gone {
+		why = g.Words()
+	} else if t := n.turned.Load(); t != nil && t.kind == transport.RefusedRemoved {
+		why = t.why
+	}
+	if why == "" {
+		return nil
+	}
+	return fmt.Errorf("nothing was changed: %s", why)
 }
 
 // atLeader has whoever leads do something, again and again until there is an answer or ctx ends. That it may get there twice must do no harm.
@@ -376,6 +390,9 @@ func (n *Node) atLeader(ctx context.Context, q request, body []byte, here func(c
 			return a, out, a.Result.Refused
 		case a.Leads:
 			return a, out, nil
+		}
+		if err := n.out(); err != nil && unknown == "" {
+			return answer{}, nil, err
 		}
 		t := time.NewTimer(20 * time.Millisecond)
 		select {
