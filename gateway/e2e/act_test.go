@@ -40,6 +40,7 @@ func drain(c *net.UDPConn, wait time.Duration) (n int, from *net.UDPAddr) {
 // Cut sessions forward not one packet more once the cut has returned, what waited in the shaper included; their ports rest; the rest of the
 // tenant's and the other tenant's sessions go on as they were.
 func TestCutOnTheWire(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "cut", rigPolicy("[tenant.rates.out]\nbits = \"1M\"\nqueue = \"300ms\"\n", ""))
 	r.start()
 	for _, ns := range []string{r.Public1.Name, r.Public2.Name} {
@@ -151,6 +152,7 @@ func TestCutOnTheWire(t *testing.T) {
 // A block stops everything from and to an address at the next packet, on the side that was named; it survives an apply, a restart and kill -9 with the
 // time that was left; it ends by itself.
 func TestBlockOnTheWire(t *testing.T) {
+	mostlyWaits(t)
 	policy := rigPolicy("", "")
 	r := newRig(t, "block", policy)
 	r.start()

@@ -77,6 +77,7 @@ func (s *site) listens(ns, proto, port string) {
 // The tools with which people look at a network, from a host of each tenant: tracepath, mtr in three protocols, dig over both transports,
 // curl with many connections and with one.
 func TestClientsTools(t *testing.T) {
+	mostlyWaits(t)
 	s := standard(t, netlab.Options{})
 	check(t, s.Sysctl(s.Public1.Name, "net.ipv4.icmp_ratelimit", "0")) // each tenant is one peer to it
 	check(t, s.Sysctl(s.Public1.Name, "net.ipv6.icmp.ratelimit", "0"))
@@ -174,6 +175,7 @@ func TestClientsIperf(t *testing.T) {
 
 // nmap from outside sees what is forwarded and nothing else, whatever it sends, and harms nobody; from inside it sees the far side as it is.
 func TestClientsNmap(t *testing.T) {
+	mostlyWaits(t)
 	s := standard(t, netlab.Options{})
 	check(t, s.Sysctl(s.Public1.Name, "net.ipv4.icmp_ratelimit", "0"))
 	check(t, s.Sysctl(s.Public1.Name, "net.ipv4.icmp_msgs_per_sec", "10000"))

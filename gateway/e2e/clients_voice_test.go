@@ -36,6 +36,7 @@ func clientNode(t testing.TB) string {
 // Debian's STUN server with two addresses classifies the translation as RFC 5780 does: mapping endpoint-independent for both tenants, filtering
 // as each tenant chose.
 func TestClientsSTUN(t *testing.T) {
+	mostlyWaits(t)
 	const independent, address, both = "NAT with Endpoint Independent %s!", "NAT with Address Dependent %s!", "NAT with Address and Port Dependent %s!"
 	type behaviour struct{ key, mapping, filtering string }
 	for name, c := range map[string][2]behaviour{

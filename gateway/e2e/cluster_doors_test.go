@@ -37,6 +37,7 @@ func withRemote(ms ...*machine) (servers []string) {
 // TestClusterExcept: a gateway whose tables are too small refuses by name, line and reason; --except goes round it, it goes on with what it serves and says why,
 // also after a start, and follows again once there is a policy that it can serve.
 func TestClusterExcept(t *testing.T) {
+	mostlyWaits(t)
 	r := newTrio(t)
 	gw1, gw2, wit := r.nodes["gw1"], r.nodes["gw2"], r.nodes["wit"]
 	for _, m := range []*machine{gw1, gw2} {
@@ -96,6 +97,7 @@ func TestClusterExcept(t *testing.T) {
 // TestClusterDoors: a client that is revoked on one node is shut out of all, out of a stream that runs as well; a witness says how it is. Garbage, oversize and half-open
 // connections to the cluster's port, the interface over TCP and the socket are refused, counted and given up, while changes go on.
 func TestClusterDoors(t *testing.T) {
+	mostlyWaits(t)
 	r := newTrio(t)
 	gw1, gw2, wit := r.nodes["gw1"], r.nodes["gw2"], r.nodes["wit"]
 	servers := withRemote(gw1, gw2, wit)

@@ -141,6 +141,7 @@ func (m *machine) nft(rules string) {
 // TestClusterKilledAndCut: a stream of changes goes on while followers and leaders are killed, the network is cut 1|2 and 2|1 and loses packets in one direction, and through a
 // start of all at once. Nothing that was acknowledged is lost, all agree, and the packets of the gateway that lives through it do not notice.
 func TestClusterKilledAndCut(t *testing.T) {
+	mostlyWaits(t)
 	r := newTrio(t)
 	gw1, gw2, wit := r.begin()
 	began := time.Now()
@@ -201,6 +202,7 @@ func TestClusterKilledAndCut(t *testing.T) {
 
 // TestClusterDisks: one member's disk is slow, another's is full, then its log is damaged: the others go on, it says what is wrong, its packets flow, and it comes back.
 func TestClusterDisks(t *testing.T) {
+	mostlyWaits(t)
 	r := newTrio(t)
 	gw1, gw2, wit := r.nodes["gw1"], r.nodes["gw2"], r.nodes["wit"]
 	data := filepath.Join(gw2.dir, "data")

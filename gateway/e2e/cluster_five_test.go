@@ -15,6 +15,7 @@ import (
 // TestClusterOfFive: four gateways and a witness. A newcomer that does not run gets no vote, and one that has caught up has it by itself; the lead goes where it is told, and
 // back to the witness; two may die; one leaves and goes on serving, and is no part of what is agreed on any more.
 func TestClusterOfFive(t *testing.T) {
+	mostlyWaits(t)
 	r := newTrio(t)
 	gw3, gw4 := r.machine("gw3", "gw3", 4, false), r.machine("gw4", "gw4", 5, false)
 	gw1, gw2, wit := r.begin()
@@ -100,6 +101,7 @@ via = "192.0.2.254"
 // TestClusterPolicyCutsTheLinks: each gateway carries its own cluster's packets, through a tenant. A policy that denies that tenant everything cuts every link of the cluster, nobody
 // can agree on anything, and when nobody has confirmed it in time each gateway goes back by itself; then they meet again and the log catches up.
 func TestClusterPolicyCutsTheLinks(t *testing.T) {
+	mostlyWaits(t)
 	r := newTrio(t)
 	gw1, gw2, wit := r.nodes["gw1"], r.nodes["gw2"], r.nodes["wit"]
 	// The management network's router knows which gateway has which host behind it.

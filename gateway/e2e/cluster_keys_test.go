@@ -59,6 +59,7 @@ func (m *machine) keys() string { return filepath.Join(m.dir, m.name) }
 // authority's, or one that is not valid now is refused and counted; two thirds of a life are followed by a renewal once a member has the authority's key; and a gateway whose
 // clock says 1970 serves, says so, and is named by the others.
 func TestClusterCertificates(t *testing.T) {
+	mostlyWaits(t)
 	r := newTrioOf(t, func(dir string) { // old enough to have issued what ends now
 		_, err := transport.NewAuthority(dir, "demarc", time.Now().Add(-2*transport.MemberLife))
 		check(t, err)

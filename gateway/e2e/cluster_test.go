@@ -81,6 +81,7 @@ func TestClusterWitnessStaysSmall(t *testing.T) {
 // TestClusterOfThree: an apply on any node reaches all; the leader is killed and the next change is accepted; a node that is cut off goes on with its
 // packets and catches up; a confirm time ends although the leader died.
 func TestClusterOfThree(t *testing.T) {
+	mostlyWaits(t)
 	r := newTrio(t)
 	gw1, gw2, wit := r.begin()
 	all, gateways := []*machine{gw1, gw2, wit}, []*machine{gw1, gw2}
@@ -169,6 +170,7 @@ func TestClusterOfThree(t *testing.T) {
 
 // TestClusterMembers: new hardware takes a dead node's place and its name, the old one is refused by name, a member leaves, and one that the rest needs stays.
 func TestClusterMembers(t *testing.T) {
+	mostlyWaits(t)
 	r := newTrio(t)
 	gw1, gw2, wit := r.begin()
 	if out := gw1.must("cluster", "init"); !strings.Contains(out, "3 members, reachable at 192.0.2.1:7400") {

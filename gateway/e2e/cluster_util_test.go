@@ -74,7 +74,7 @@ func newTrioOf(t testing.TB, authority func(dir string)) *trio {
 	t.Helper()
 	roottest.Require(t)
 	program(t)
-	l, err := netlab.New("trio")
+	l, err := netlab.New(labName(t, "trio"))
 	check(t, err)
 	r := &trio{Lab: l, t: t, dir: t.TempDir(), nodes: map[string]*machine{}}
 	t.Cleanup(func() {

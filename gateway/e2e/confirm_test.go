@@ -88,6 +88,7 @@ func (r *rig) hear(ns, tag string) *heard {
 // A change that nobody confirms goes by itself: what it allowed gets through while it is served and not a second longer than its time, its
 // sessions are cut, and the other tenant loses nothing.
 func TestConfirmTimeIsOver(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "expiry", confirmClosed())
 	r.start()
 	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
@@ -180,6 +181,7 @@ func TestConfirmInTime(t *testing.T) {
 
 // kill -9 while a revision waits for its confirmation: it is served again, still provisional, and has the rest of its time and no more.
 func TestConfirmCountsThroughKill(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "restcounts", confirmClosed())
 	r.start()
 	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7008")
@@ -283,6 +285,7 @@ func TestRollbackCutsExactlyWhatIsDenied(t *testing.T) {
 
 // What is exported is the policy as it was, says which it is, and applied again has the same digest; show is the text to the byte.
 func TestHistoryShowExport(t *testing.T) {
+	mostlyWaits(t)
 	second := rigPolicy("# a comment at the end of a tenant\n", "") + "\n# no line end"
 	r := newRig(t, "export", rigPolicy("", ""))
 	r.start()
@@ -342,6 +345,7 @@ func TestHistoryShowExport(t *testing.T) {
 
 // What is refused changes nothing: at the shell, by the node, by the cluster; and each says why.
 func TestRefusedChangesNothing(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "refused", confirmClosed())
 	r.start()
 	r.apply(confirmOpen())
@@ -416,6 +420,7 @@ func faulted(err error, f **api.Fault, status int) bool {
 // A damaged replicated state keeps no node from serving what it has: it says which file, takes no change, and goes on with the numbers once that
 // file is out of the way.
 func TestReplicatedStateDamaged(t *testing.T) {
+	mostlyWaits(t)
 	for name, damage := range map[string]func(b []byte) []byte{
 		"overwritten": func(b []byte) []byte { return bytes.Repeat([]byte("x"), len(b)) },
 		"cut short":   func(b []byte) []byte { return b[:len(b)/3] },

@@ -86,6 +86,7 @@ func faultPolicy(n int) string {
 // A full disk refuses an apply and nothing else: what is served goes on, also through a restart, and the next apply works once there is room. So
 // does a log that the disk has no room for.
 func TestFaultDiskFull(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "full", faultPolicy(0))
 	wrap, at := r.smallDisk("1m")
 	r.start(wrap...)
@@ -132,6 +133,7 @@ func TestFaultDiskFull(t *testing.T) {
 // A data directory that may not be written serves what is in it and refuses what is new; one that is empty or belongs to somebody else refuses the
 // start with a line that says why.
 func TestFaultDataReadOnly(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "readonly", faultPolicy(0))
 	wrap, at := r.smallDisk("1m")
 	inside := func(args ...string) {
@@ -240,6 +242,7 @@ func TestFaultLogNotTaken(t *testing.T) {
 
 // A second process on the same data directory, or on the same socket, is refused, with other ports too; the first loses nothing.
 func TestFaultTwoInstances(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "twice", rigPolicy("", ""))
 	check(t, r.AddLink(netlab.LinkSpec{A: netlab.End{NS: netlab.GW, Name: "x0"}, B: netlab.End{NS: netlab.GW, Name: "x1"}}))
 	r.start()
@@ -280,6 +283,7 @@ func TestFaultTwoInstances(t *testing.T) {
 // A signal may come at any moment: while it starts, serves, applies, follows a device, ends. SIGTERM and SIGINT end it with status 0, SIGHUP and SIGPIPE change
 // nothing, SIGQUIT and SIGKILL end it at once; whatever it was, the ports are closed, nothing leaks, and the next start works.
 func TestFaultSignals(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "signals", faultPolicy(0))
 	r.start()
 	r.stop()
@@ -452,6 +456,7 @@ func (r *rig) plain(series string) (x float64) {
 // The session table counts time in 32 bits of a millisecond or so, which a machine uses up in 52 days. Here that moment comes while a stream runs: in a
 // time namespace, so that the machine's own clocks stay what they are.
 func TestFaultClockWrap(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "clock", rigPolicy("", ""))
 	var ts unix.Timespec
 	check(t, unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts))

@@ -61,6 +61,39 @@ func program(t testing.TB) string {
 	return built.path
 }
 
+// mostlyWaits begins a test that waits most of its time and measures no rate: after the others it runs two at a time. What is measured, paced or
+// counted to the last packet stays alone.
+func mostlyWaits(t *testing.T) {
+	t.Helper()
+	t.Parallel()
+}
+
+var labs struct {
+	sync.Mutex
+	taken map[string]bool
+}
+
+// labName is a name for a lab until the test ends: base, or base with a number where two such labs exist at once. It takes the lowest one, because
+// a lab removes what a dead run left under its own name only. Call it before the clean-up that closes the lab.
+func labName(t testing.TB, base string) string {
+	labs.Lock()
+	defer labs.Unlock()
+	name := base
+	for i := 2; labs.taken[name]; i++ {
+		name = fmt.Sprintf("%s%d", base, i)
+	}
+	if labs.taken == nil {
+		labs.taken = map[string]bool{}
+	}
+	labs.taken[name] = true
+	t.Cleanup(func() {
+		labs.Lock()
+		defer labs.Unlock()
+		delete(labs.taken, name)
+	})
+	return name
+}
+
 func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -91,7 +124,7 @@ func standard(t testing.TB, o netlab.Options) *site {
 	t.Helper()
 	roottest.Require(t)
 	program(t) // not inside the time of a lab
-	top, err := netlab.Standard("e2e", o)
+	top, err := netlab.Standard(labName(t, "e2e"), o)
 	check(t, err)
 	s := newSite(t, top)
 	node, err := examples.FS.ReadFile("lab.node.toml")
@@ -107,7 +140,7 @@ func bare(t testing.TB) *site {
 	t.Helper()
 	roottest.Require(t)
 	program(t)
-	l, err := netlab.New("e2e")
+	l, err := netlab.New(labName(t, "e2e"))
 	check(t, err)
 	s := newSite(t, &netlab.Topology{Lab: l})
 	check(t, l.AddNamespace(netlab.GW))

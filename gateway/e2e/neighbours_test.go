@@ -47,6 +47,7 @@ func in64(net6 string, n int) netip.Addr {
 // A scan of a /64 from the backbone and from a tenant, and a flood of ARP, solicitations and advertisements from invented stations: who is
 // beside loses nothing, and neighbours in use stay (RFC 6583).
 func TestScansAndFloodsLeaveNeighboursInUse(t *testing.T) {
+	mostlyWaits(t)
 	a := newAttacked(t, "ndscan", "sessions = 16384\nneighbors = 256", "[[tenant.rule]]\nname = \"six\"\ndirection = \"in\"\naction = \"allow\"\nto = [\""+netlab.AlphaNet6+"\"]\n")
 	outer, public := a.macs(netlab.PublicPort, a.Public2)
 	inner, station := a.macs(netlab.AlphaPort, a.Alpha1)
@@ -118,6 +119,7 @@ func hostIn(p string, n byte) netip.Addr {
 // Another station claims the gateway's addresses, by ARP and by neighbour discovery, once and in a flood. It is told whose they are, at most once in ten
 // seconds, and counted, shown and logged; the addresses are never lost.
 func TestFaultAddressConflict(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "conflict", rigPolicy("", ""))
 	r.start()
 	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
@@ -189,6 +191,7 @@ func TestFaultAddressConflict(t *testing.T) {
 
 // A neighbour goes on under another MAC, announced or not: sessions go on at once, and one that flaps does not flood the log.
 func TestFaultNeighbourChangesItsMAC(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "newmac", rigPolicy("", ""))
 	r.start()
 	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")

@@ -79,6 +79,7 @@ func preparedTrunk(t *testing.T) *site {
 // A trunk whose driver strips tags is prepared, carries both tenants, says what was changed, and is put back when the gateway ends: in order,
 // after it was killed and started again, by release after a kill, and after a start that failed.
 func TestPreparePutsBack(t *testing.T) {
+	mostlyWaits(t)
 	s := preparedTrunk(t)
 	was := map[string]map[string]string{"trunk0": s.settings("trunk0"), "bb0": s.settings("bb0")}
 	both := func(when string, look func(when, dev string)) {

@@ -43,6 +43,7 @@ func farLab(t *testing.T, workers int) *site {
 
 // Pings of the gateway's own, from the backbone's and the tenants' sides, IPv4 and IPv6: answers, and each kind of error with who said it.
 func TestPingFromTheGateway(t *testing.T) {
+	mostlyWaits(t)
 	s := farLab(t, 1)
 	before := s.status()
 	for _, c := range []struct {

@@ -109,7 +109,7 @@ func newRigWith(t testing.TB, name, policy string, o netlab.Options) *rig {
 	t.Helper()
 	roottest.Require(t)
 	prog := program(t)
-	top, err := netlab.Standard(name, o)
+	top, err := netlab.Standard(labName(t, name), o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,6 +41,7 @@ service = ["tcp/82"]
 // What people see of a refusal: curl, ping and traceroute inside say so at once where the tenant wants that, and wait in vain where it does not. No
 // route and a next hop that is off they are told in any case. Outside there is nothing to be heard, and nothing on the wire either.
 func TestRejectRealClients(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "reject", rejectPolicy(t, ""))
 	r.start()
 	var unreachables, resets atomic.Int64

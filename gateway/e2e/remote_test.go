@@ -43,6 +43,7 @@ func (s *site) curl(dir, cert, key string, args ...string) (status, text string)
 
 // TestRemoteInterface asks a real node over TCP with the real curl, as everybody who might: each right and each wrong thing.
 func TestRemoteInterface(t *testing.T) {
+	mostlyWaits(t)
 	s := standard(t, netlab.Options{})
 	ca, caDir := s.withRemote()
 	s.start()

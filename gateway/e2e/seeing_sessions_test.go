@@ -294,6 +294,7 @@ func TestSeeingICMPErrors(t *testing.T) {
 
 // sessions --follow tells what begins and ends; short timers end it.
 func TestSeeingSessionTimers(t *testing.T) {
+	mostlyWaits(t)
 	short := strings.Replace(rigPolicy("", ""), "[backbone]", `[timeouts]
 tcp_established = "4s"
 tcp_transitory = "2s"

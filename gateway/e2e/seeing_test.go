@@ -358,7 +358,7 @@ func exampleRig(t *testing.T, l *netlab.Lab, name string, change map[string]stri
 func exampleLab(t *testing.T, name string, queues int, ports []string, hosts []exampleHost) *netlab.Lab {
 	t.Helper()
 	roottest.Require(t)
-	l, err := netlab.New(name)
+	l, err := netlab.New(labName(t, name))
 	check(t, err)
 	t.Cleanup(func() {
 		if err := l.Close(); err != nil {

@@ -231,6 +231,7 @@ func TestTCPSimultaneousOpenOnTheWire(t *testing.T) {
 
 // A kernel closes its half and the other goes on for longer than any time but that of established connections (RFC 9293 section 3.6, RFC 5382 section 5).
 func TestTCPHalfCloseOnTheWire(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "tcphalf", tcpPolicy())
 	r.start()
 	ch := tcpListen(r, r.Public1.Name, 7200)

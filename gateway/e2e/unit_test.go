@@ -93,6 +93,7 @@ func (s *site) pings(when string) {
 // With the capabilities of the unit and no others the gateway starts, forwards, tells systemd so when it does, keeps only what it needs while it
 // runs, follows an address and an apply with that, and takes over from a process that was killed.
 func TestUnitRights(t *testing.T) {
+	mostlyWaits(t)
 	s := standard(t, netlab.Options{})
 	path := filepath.Join(t.TempDir(), "notify")
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
