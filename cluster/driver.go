@@ -446,18 +446,18 @@ func (d *Driver) propose(e failover.Entry) {
 		return
 	}
 	d.proposing[e.Group] = true
-	go func() {
+	go func(group string) {
 		for {
 			d.proposeMu.Lock()
-			e, ok := d.waiting[e.Group]
-			delete(d.waiting, e.Group)
+			e, ok := d.waiting[group]
+			delete(d.waiting, group)
 			who := command.Who{Author: d.c.Name, From: d.c.Name}
-			if w, asked := d.wished[e.Group]; asked && (e.Cause == failover.CauseMove || e.Cause == failover.CauseForce) {
+			if w, asked := d.wished[group]; asked && (e.Cause == failover.CauseMove || e.Cause == failover.CauseForce) {
 				who = w
 			}
 			n := d.node.Load()
 			if !ok || n == nil {
-				delete(d.proposing, e.Group)
+				delete(d.proposing, group)
 				d.proposeMu.Unlock()
 				return
 			}
@@ -467,7 +467,7 @@ func (d *Driver) propose(e failover.Entry) {
 			_, err := n.hand(ctx, &command.Entry{Kind: command.KindGroup, Who: who, Group: &e})
 			cancel()
 			if r := (*command.Refusal)(nil); errors.As(err, &r) {
-				d.log.Debug("group", "group", e.Group, "refused", r.Text) // somebody was first: the machine hears what holds
+				d.log.Debug("group", "group", group, "refused", r.Text) // somebody was first: the machine hears what holds
 			} else if err == nil {
 				took := int64(d.c.Clock().Sub(began))
 				if was := d.commit.Load(); was > 0 {
@@ -476,7 +476,7 @@ func (d *Driver) propose(e failover.Entry) {
 				d.commit.Store(took)
 			}
 		}
-	}()
+	}(e.Group)
 }
 
 // Move asks for a planned move of a group that this node owns. It is refused in words; that it was begun is no refusal, State tells when it is done.

@@ -1,0 +1,605 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/cluster/clustertest"
+	"demarc/cluster/command"
+	"demarc/cluster/failover"
+)
+
+// driven is members with drivers over one test network: requests, Raft's own messages and datagrams are cut by the same partitions. Each has a clock of its own, which is
+// fast or slow, begins anywhere, and stands while the member is stopped.
+type driven struct {
+	t       testing.TB
+	network *clustertest.Network
+	boxes   []*drivenBox
+	judge   frames
+	sync    bool // copies are in sync
+}
+
+type drivenBox struct {
+	w       *driven
+	name    string
+	role    command.Role
+	dir     string
+	rate    float64
+	offset  int64
+	began   time.Time
+	stopped sync.RWMutex // a stopped process reads no clock and emits nothing
+	m       *member
+	d       *Driver
+	drv     atomic.Pointer[Driver] // d, for those who send to it
+	end     func()                 // the process, as by kill -9
+	door    chan net.Conn
+
+	mu     sync.Mutex
+	leases map[string]lease
+	words  map[string]int // announcements by group
+}
+
+type lease struct {
+	epoch uint64
+	until failover.Time
+}
+
+func (b *drivenBox) clock() failover.Time {
+	b.stopped.RLock()
+	defer b.stopped.RUnlock()
+	return failover.Time(b.offset + int64(float64(time.Since(b.began))*b.rate))
+}
+
+func (b *drivenBox) Write(group string, epoch uint64, until failover.Time, done func()) {
+	b.mu.Lock()
+	b.leases[group] = lease{epoch, until}
+	b.mu.Unlock()
+	if done != nil { // the workers look a moment later
+		time.AfterFunc(time.Millisecond, done)
+	}
+}
+
+func (b *drivenBox) Announce(group string, _ uint64, _ int) {
+	b.mu.Lock()
+	b.words[group]++
+	b.mu.Unlock()
+}
+
+func (b *drivenBox) Send(to string, m failover.Message) {
+	go func() {
+		if b.w.network.Pass(b.name, to) != nil {
+			return
+		}
+		for _, o := range b.w.boxes {
+			if d := o.drv.Load(); o.name == to && d != nil {
+				o.stopped.RLock() // who is stopped reads it when it wakes
+				o.stopped.RUnlock()
+				d.Receive(b.name, m)
+			}
+		}
+	}()
+}
+
+// Dial implements Peers: what is written is lost with the link.
+func (b *drivenBox) Dial(ctx context.Context, address string) (net.Conn, error) {
+	if err := b.w.network.Pass(b.name, address); err != nil {
+		return nil, err
+	}
+	for _, o := range b.w.boxes {
+		if o.name == address {
+			here, there := net.Pipe()
+			select {
+			case o.door <- &wire{there, b.w.network, o.name, b.name}:
+				return &wire{here, b.w.network, b.name, o.name}, nil
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+	}
+	return nil, errors.New("no such member")
+}
+
+func (b *drivenBox) Requests() net.Listener { return &door{b.door, make(chan struct{}), sync.Once{}} }
+
+type wire struct {
+	net.Conn
+	n        *clustertest.Network
+	from, to string
+}
+
+func (w *wire) Write(p []byte) (int, error) {
+	if err := w.n.Pass(w.from, w.to); err != nil {
+		w.Close()
+		return 0, err
+	}
+	return w.Conn.Write(p)
+}
+
+type door struct {
+	in   chan net.Conn
+	shut chan struct{}
+	once sync.Once
+}
+
+func (d *door) Accept() (net.Conn, error) {
+	select {
+	case c := <-d.in:
+		return c, nil
+	case <-d.shut:
+		return nil, net.ErrClosed
+	}
+}
+func (d *door) Close() error   { d.once.Do(func() { close(d.shut) }); return nil }
+func (d *door) Addr() net.Addr { return &net.UnixAddr{} }
+
+// frames is what was emitted, judged as it comes: nothing of an older term after the first frame of a newer one.
+type frames struct {
+	mu     sync.Mutex
+	last   map[string]frameSeen
+	faults []string
+	gap    map[string]time.Duration // by group: the longest silence since reset
+}
+
+type frameSeen struct {
+	at    time.Time
+	node  string
+	epoch uint64
+}
+
+func (f *frames) see(group, node string, epoch uint64, at time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	last := f.last[group]
+	switch {
+	case at.Before(last.at): // another emitter came to the lock first
+		return
+	case epoch < last.epoch, epoch == last.epoch && node != last.node:
+		f.faults = append(f.faults, fmt.Sprintf("%s: %s emits under epoch %d %s after %s did under epoch %d", group, node, epoch, at.Sub(last.at), last.node, last.epoch))
+		return
+	}
+	if !last.at.IsZero() {
+		f.gap[group] = max(f.gap[group], at.Sub(last.at))
+	}
+	f.last[group] = frameSeen{at, node, epoch}
+}
+
+func (f *frames) reset() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.gap)
+}
+
+func (f *frames) of(group string) (frameSeen, time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.last[group], f.gap[group]
+}
+
+// start begins a process.
+func (b *drivenBox) start(groups ...failover.Group) {
+	w := b.w
+	w.t.Helper()
+	log := logOf(w.t, b.name)
+	c := DriverConfig{Name: b.name, Clock: b.clock, Log: log, CPU: -1}
+	if b.role == command.RoleGateway {
+		c.Leases, c.Words = b, b
+	}
+	d, err := NewDriver(c)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	d.Carry(b)
+	d.Policy(groups)
+	g := &gw{}
+	n, err := Open(Config{Dir: b.dir, Name: b.name, Role: b.role, Version: "test", Serve: g.serve, Mono: func() uint64 { return uint64(time.Since(b.began)) + 1<<40 }, Wall: time.Now,
+		Groups: d, transport: w.network.Join(b.name), peers: b, timers: 100 * time.Millisecond})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	n.address = b.name
+	b.m = running(w.t, n, g)
+	b.mu.Lock()
+	b.leases, b.words = map[string]lease{}, map[string]int{}
+	b.mu.Unlock()
+	b.d = d
+	b.drv.Store(d)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = d.Run(ctx) })
+	wg.Go(func() { b.emit(ctx) })
+	if w.sync {
+		wg.Go(func() { b.copies(ctx) })
+	}
+	b.end = sync.OnceFunc(func() {
+		cancel()
+		wg.Wait()
+		b.m.stop()
+	})
+	w.t.Cleanup(b.end)
+}
+
+// emit is the data plane: a look, a frame, a look. A frame counts as of a moment at which the deadline had not passed, whatever the scheduler did to this goroutine.
+func (b *drivenBox) emit(ctx context.Context) {
+	t := time.NewTicker(time.Millisecond)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		b.mu.Lock()
+		all := map[string]lease{}
+		for g, l := range b.leases {
+			all[g] = l
+		}
+		b.mu.Unlock()
+		for g, l := range all {
+			at := time.Now()
+			if failover.May(b.clock(), l.until) {
+				b.w.judge.see(g, b.name, l.epoch, at)
+			}
+		}
+	}
+}
+
+// copies says that all standbys have the whole of it, as session sync does.
+func (b *drivenBox) copies(ctx context.Context) {
+	t := time.NewTicker(50 * time.Millisecond)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		own, err := b.d.Owns(ctx)
+		if err != nil {
+			return
+		}
+		for g, term := range own {
+			for _, o := range b.w.boxes {
+				if o != b && o.role == command.RoleGateway && b.w.network.Pass(b.name, o.name) == nil {
+					o.drv.Load().Marked(failover.Marked{Group: g, Epoch: term.Epoch})
+					b.d.Copied(failover.Copied{Group: g, Peer: o.name, Equal: true, Seq: 1})
+				}
+			}
+		}
+	}
+}
+
+// stop is SIGSTOP; what it returns is SIGCONT.
+func (b *drivenBox) stop() (cont func()) {
+	b.stopped.Lock()
+	return b.stopped.Unlock
+}
+
+func newDriven(t testing.TB, synced bool, groups ...failover.Group) *driven {
+	t.Helper()
+	w := &driven{t: t, network: &clustertest.Network{}, sync: synced}
+	w.judge.last, w.judge.gap = map[string]frameSeen{}, map[string]time.Duration{}
+	var names []string
+	for i, name := range []string{"gw-a", "gw-b", "wit"} {
+		role := command.RoleGateway
+		if name == "wit" {
+			role = command.RoleWitness
+		}
+		w.boxes = append(w.boxes, &drivenBox{w: w, name: name, role: role, dir: t.TempDir(), rate: []float64{0.95, 1.05, 1}[i], offset: rand.Int64N(1e15), began: time.Now(), door: make(chan net.Conn)})
+		names = append(names, name)
+	}
+	var ms []*member
+	for _, b := range w.boxes {
+		b.start(groups...)
+		ms = append(ms, b.m)
+	}
+	together(t, ms, names...)
+	return w
+}
+
+func east() failover.Group {
+	return failover.Group{Name: "east", Nodes: []string{"gw-a", "gw-b"}, Stale: true}
+}
+
+func (w *driven) served(by string) {
+	w.t.Helper()
+	eventually(w.t, by+" serves", func() bool { f, _ := w.judge.of("east"); return f.node == by && time.Since(f.at) < 50*time.Millisecond })
+}
+
+func (w *driven) sound() {
+	w.t.Helper()
+	w.judge.mu.Lock()
+	defer w.judge.mu.Unlock()
+	for _, f := range w.judge.faults {
+		w.t.Error(f)
+	}
+}
+
+func (b *drivenBox) status() (s GroupStatus) {
+	b.w.t.Helper()
+	all, err := b.d.Status(b.w.t.Context())
+	if err != nil {
+		b.w.t.Fatal(err)
+	}
+	i := slices.IndexFunc(all, func(s GroupStatus) bool { return s.Group.Name == "east" })
+	if i >= 0 {
+		s = all[i]
+	}
+	return s
+}
+
+// TestDriverTakesOver: the preferred node serves; it is killed and the other one serves, within a lease and an entry of the log; the killed one comes back as standby. Clocks
+// are five percent slow and fast and begin anywhere.
+func TestDriverTakesOver(t *testing.T) {
+	w := newDriven(t, false, east())
+	a, b := w.boxes[0], w.boxes[1]
+	w.served("gw-a")
+	eventually(t, "it was announced", func() bool { a.mu.Lock(); defer a.mu.Unlock(); return a.words["east"] > 1 })
+	w.judge.reset()
+	w.network.Split([]string{"gw-b", "wit"})
+	killed := time.Now()
+	a.end()
+	w.served("gw-b")
+	f, gap := w.judge.of("east")
+	t.Logf("served %s after the kill, silence of %s", f.at.Sub(killed), gap)
+	if gap > 3*time.Second { // far more than it takes: a loaded machine elects slowly
+		t.Errorf("silence of %s", gap)
+	}
+	s := b.status()
+	if s.Last == nil || s.Last.From != "gw-a" || s.Last.To != "gw-b" || s.Last.Cause != failover.CauseLease || !s.Last.Seen || s.Last.Gap < 20*time.Millisecond || s.Last.Gap > 2*gap+100*time.Millisecond {
+		t.Errorf("last failover: %+v, silence %s", s.Last, gap)
+	}
+	eventually(t, "it says why it is not protected", func() bool { return strings.Contains(strings.Join(b.status().Why, "; "), "nothing is heard of gw-a") })
+	w.network.Split()
+	a.start(east())
+	eventually(t, "it knows its place", func() bool { s := a.status(); return s.Node == "gw-b" && !s.Serving })
+	w.served("gw-b")
+	if w := strings.Join(a.status().Why, "; "); !strings.Contains(w, "the copy of gw-a is not in sync") {
+		t.Errorf("why it is not protected: %s", w)
+	}
+	var lines []string
+	for _, l := range b.m.State().Audit {
+		if l.Kind == command.KindGroup {
+			lines = append(lines, l.What)
+		}
+	}
+	if all := strings.Join(lines, "\n"); !strings.Contains(all, "gw-b owns it, epoch 2: lease; its copy was not whole") {
+		t.Errorf("the audit log says %s", all)
+	}
+	w.sound()
+}
+
+// TestDriverStopped: an owner that is stopped for a while and wakes emits nothing that another one emits; one that is stopped for less than half a lease stays the owner.
+func TestDriverStopped(t *testing.T) {
+	w := newDriven(t, false, east())
+	w.served("gw-a")
+	dice := rand.New(rand.NewPCG(1, 1))
+	for i := range 12 {
+		f, _ := w.judge.of("east")
+		owner := w.boxes[slices.IndexFunc(w.boxes, func(b *drivenBox) bool { return b.name == f.node })]
+		before := owner.d.Figures()
+		began, cont := time.Now(), owner.stop()
+		d := time.Duration(dice.Int64N(int64(60*time.Millisecond))) + time.Duration(i%2)*150*time.Millisecond
+		time.Sleep(d) // it is how long it is stopped
+		cont()
+		took := time.Since(began)
+		eventually(t, "somebody serves", func() bool { f, _ := w.judge.of("east"); return f.at.After(began.Add(took + 20*time.Millisecond)) })
+		now, _ := w.judge.of("east")
+		if took < 70*time.Millisecond && owner.d.Figures().Longest < 75*time.Millisecond && before.Longest < 75*time.Millisecond && now.epoch != f.epoch {
+			t.Errorf("stopped for %s: epoch %d became %d", took, f.epoch, now.epoch)
+		}
+	}
+	w.sound()
+}
+
+// TestDriverPartition: an owner that is cut off stops before another one begins, whatever has been cut; together again one of them serves.
+func TestDriverPartition(t *testing.T) {
+	w := newDriven(t, false, east())
+	for i := range 3 {
+		var owner string
+		eventually(t, "somebody serves", func() bool {
+			f, _ := w.judge.of("east")
+			owner = f.node
+			return time.Since(f.at) < 30*time.Millisecond
+		})
+		other := map[string]string{"gw-a": "gw-b", "gw-b": "gw-a"}[owner]
+		if i == 1 { // each gateway hears the witness and not the other one: nothing moves
+			w.network.Cut(owner, other)
+			w.network.Cut(other, owner)
+			f, _ := w.judge.of("east")
+			eventually(t, "it goes on", func() bool { now, _ := w.judge.of("east"); return now.at.After(f.at.Add(600 * time.Millisecond)) })
+			if now, _ := w.judge.of("east"); now.node != owner {
+				t.Errorf("%s took over from %s, which the witness helps", now.node, owner)
+			}
+		} else {
+			w.network.Split([]string{other, "wit"})
+			w.served(other)
+			b := w.boxes[slices.IndexFunc(w.boxes, func(b *drivenBox) bool { return b.name == owner })]
+			if s := b.status(); s.Serving {
+				t.Errorf("%s says that it serves: %+v", owner, s)
+			}
+		}
+		w.network.Split()
+	}
+	w.sound()
+}
+
+// TestDriverPlanned: with whole copies a group moves by an operator's word asked of any member, by draining and by leaving, each with hardly a gap; what cannot be is refused in words.
+func TestDriverPlanned(t *testing.T) {
+	w := newDriven(t, true, east())
+	a, b, wit := w.boxes[0], w.boxes[1], w.boxes[2]
+	w.served("gw-a")
+	eventually(t, "it is protected", func() bool { s := a.status(); return len(s.Why) == 0 && s.Gap > failover.Default.Lease })
+	root := command.Who{Author: "root"}
+	ctx := t.Context()
+	for _, c := range []struct {
+		group, to, says string
+	}{{"west", "gw-b", "has no owner: those that have one are east"}, {"east", "gw-a", "owns group east already"}, {"east", "wit", "not one of the group's nodes"}} {
+		if err := wit.m.MoveGroup(ctx, c.group, c.to, root); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s to %s: %v, want %q", c.group, c.to, err, c.says)
+		}
+	}
+	if err := a.m.TakeGroup(ctx, "east", root); err == nil || !strings.Contains(err.Error(), "serves the group already") {
+		t.Errorf("taking what is served: %v", err)
+	}
+	if err := b.m.TakeGroup(ctx, "west", root); err == nil || !strings.Contains(err.Error(), "there is no group west") {
+		t.Errorf("taking what there is not: %v", err)
+	}
+	w.judge.reset()
+	if err := wit.m.MoveGroup(ctx, "east", "gw-b", root); err != nil {
+		t.Fatal(err)
+	}
+	w.served("gw-b")
+	_, moved := w.judge.of("east")
+	l := b.m.State().Audit
+	if i := slices.IndexFunc(l, func(l command.Line) bool { return strings.Contains(l.What, "gw-b owns it, epoch 2: move") }); i < 0 || l[i].Who.Author != "root" {
+		t.Errorf("the audit log does not say who moved it: %+v", l)
+	}
+	eventually(t, "it is protected", func() bool { return len(b.status().Why) == 0 })
+	w.judge.reset()
+	if left, err := a.m.DrainNode(ctx, "gw-b", true, root); err != nil || len(left) > 0 {
+		t.Fatalf("%v, %v", left, err)
+	}
+	w.served("gw-a")
+	_, drained := w.judge.of("east")
+	if s := a.status(); !slices.Equal(s.Drained, []string{"gw-b"}) || s.Alone || !strings.Contains(strings.Join(s.Why, ";"), "gw-b is drained") {
+		t.Errorf("%+v", s)
+	}
+	if err := a.m.MoveGroup(ctx, "east", "gw-b", root); err == nil || !strings.Contains(err.Error(), "is drained") {
+		t.Errorf("to a drained node: %v", err)
+	}
+	if _, err := wit.m.DrainNode(ctx, "gw-b", false, root); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := wit.m.DrainNode(ctx, "wit", true, root); err == nil || !strings.Contains(err.Error(), "is a witness") {
+		t.Errorf("draining a witness: %v", err)
+	}
+	eventually(t, "the copy is in sync again, and its owner fences", func() bool {
+		s := a.status()
+		return len(s.Why) == 0 && s.Ownership.Alone == failover.Fence && len(s.Drained) == 0
+	})
+	w.judge.reset()
+	a.d.Leave(ctx)
+	if own, err := a.d.Owns(ctx); err != nil || len(own) > 0 {
+		t.Errorf("after it has left: %v, %v", own, err)
+	}
+	w.served("gw-b")
+	_, left := w.judge.of("east")
+	t.Logf("gaps: move %s, drain %s, leave %s", moved, drained, left)
+	for _, gap := range []time.Duration{moved, drained, left} {
+		if gap > 2*time.Second {
+			t.Errorf("a planned move takes %s", gap)
+		}
+	}
+	w.sound()
+}
+
+// TestDriverLone: a node by itself is its own majority, and serves; the log that is closed and opened again takes nothing from it, and a node whose log was never open serves nothing.
+func TestDriverLone(t *testing.T) {
+	w := &driven{t: t, network: &clustertest.Network{}}
+	w.judge.last, w.judge.gap = map[string]frameSeen{}, map[string]time.Duration{}
+	a := &drivenBox{w: w, name: "gw-a", role: command.RoleGateway, dir: t.TempDir(), rate: 1, began: time.Now(), door: make(chan net.Conn)}
+	w.boxes = []*drivenBox{a}
+	a.start(failover.Group{Name: "east", Nodes: []string{"gw-a"}})
+	if s := a.status(); s.Serving {
+		t.Errorf("it serves before anything is agreed on: %+v", s)
+	}
+	begun(t, a.m)
+	w.served("gw-a")
+	w.judge.reset()
+	a.m.stop()
+	began := time.Now()
+	eventually(t, "it serves without its log", func() bool { f, _ := w.judge.of("east"); return f.at.After(began.Add(500 * time.Millisecond)) })
+	if _, gap := w.judge.of("east"); gap > 300*time.Millisecond {
+		t.Errorf("a silence of %s", gap)
+	}
+	a.end()
+	if f, _ := w.judge.of("east"); time.Since(f.at) > time.Second {
+		t.Error("it was not serving to the end")
+	}
+	ended, _ := w.judge.of("east")
+	d, err := NewDriver(DriverConfig{Name: "gw-a", Clock: a.clock, CPU: -1, Leases: a, Words: a})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = d.Run(ctx) }()
+	d.Policy([]failover.Group{east()})
+	time.Sleep(400 * time.Millisecond) // more than two leases: it has nobody to ask
+	if own, err := d.Owns(ctx); err != nil || len(own) > 0 {
+		t.Errorf("it serves %v without knowing what is agreed on, %v", own, err)
+	}
+	cancel()
+	<-done
+	if now, _ := w.judge.of("east"); now != ended {
+		t.Errorf("emitted: %+v", now)
+	}
+	if err := d.Move(t.Context(), "east", "gw-b", command.Who{}); err == nil || !strings.Contains(err.Error(), "takes no part") {
+		t.Errorf("asked after its end: %v", err)
+	}
+	w.sound()
+}
+
+// TestDriverBound: messages that come faster than they are read are dropped and counted, what else is asked of the driver is not.
+func TestDriverBound(t *testing.T) {
+	d, err := NewDriver(DriverConfig{Name: "gw-a", Clock: func() failover.Time { return 1 }, CPU: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range maxHeard + 10 {
+		d.Receive("gw-b", failover.Message{Kind: failover.Beat})
+	}
+	d.Policy([]failover.Group{east()})
+	if f := d.Figures(); f.Lost != 10 || len(d.queue) != maxHeard+1 {
+		t.Errorf("lost %d, %d wait", f.Lost, len(d.queue))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = d.Run(ctx) }()
+	all, err := d.Status(ctx)
+	if err != nil || len(all) != 1 || all[0].Group.Name != "east" {
+		t.Errorf("%+v, %v", all, err)
+	}
+	for i := range maxEvents + 5 {
+		d.note("east", fmt.Sprint(i))
+	}
+	if e := d.Events(); len(e) != maxEvents || e[0].Words != "5" {
+		t.Errorf("%d events, the first is %+v", len(e), e[0])
+	}
+	cancel()
+	<-done
+	if _, err := unix.FcntlInt(uintptr(d.wake), unix.F_GETFD, 0); err == nil {
+		t.Error("its eventfd is still open")
+	}
+}
+
+func logOf(t testing.TB, name string) *slog.Logger {
+	if !testing.Verbose() {
+		return nil
+	}
+	return slog.New(slog.NewTextHandler(tee{t, name}, nil))
+}
+
+type tee struct {
+	t    testing.TB
+	name string
+}
+
+func (l tee) Write(p []byte) (int, error) {
+	if strings.Contains(string(p), "msg=group") {
+		fmt.Printf("%s %s: %s", time.Now().Format("05.000"), l.name, p)
+	}
+	return len(p), nil
+}
