@@ -63,7 +63,8 @@ type Gateway struct {
 
 	tableBytes []uint64 // of mem, by worker
 	areas      []*xsk.UMEM
-	chunk      int // bytes a frame of packet memory
+	chunk      int            // bytes a frame of packet memory
+	deadlines  *xsk.Deadlines // of groups, read by programs and workers
 	slow       *slowpath.Slow
 	space      *nat.Space
 	neigh      *fib.Neighbors

@@ -187,6 +187,7 @@ func (g *Gateway) steer(v *snapshot.View) {
 		}
 		c := g.programConfig(i, v)
 		if reflect.DeepEqual(c, pt.loaded) {
+			g.hear(pt)
 			continue // the same program again: nothing to exchange on a live port
 		}
 		if err := pt.prog.Update(c); err != nil {
@@ -194,6 +195,7 @@ func (g *Gateway) steer(v *snapshot.View) {
 			continue
 		}
 		pt.loaded = c
+		g.hear(pt)
 		if pt.prep != nil {
 			if err := pt.prep.Exchanged(); err != nil {
 				g.log.Error("received packets may reach queues that nobody has bound", "port", pt.cfg.Name, "err", err)

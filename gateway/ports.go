@@ -30,11 +30,12 @@ type port struct {
 	cfg    configs.Port
 	asked  xsk.Mode
 	prog   *xsk.Program
-	loaded xsk.ProgramConfig // what prog was made of
-	locks  []io.Closer       // see lock
-	served compiled          // what the view took from it; under mu
-	prep   *portprep.Port    // nil with prepare = false, and before it was prepared
-	ready  int               // number of the device that was prepared or judged
+	loaded xsk.ProgramConfig     // what prog was made of
+	locks  []io.Closer           // see lock
+	heard  map[[6]byte]io.Closer // virtual MACs that the device receives; see hear
+	served compiled              // what the view took from it; under mu
+	prep   *portprep.Port        // nil with prepare = false, and before it was prepared
+	ready  int                   // number of the device that was prepared or judged
 	portFacts
 }
 
@@ -142,10 +143,13 @@ func (g *Gateway) open() (err error) {
 			return err
 		}
 	}
+	if g.deadlines, err = xsk.NewDeadlines(); err != nil {
+		return err
+	}
 	v := g.view.Load()
 	for i, p := range g.ports {
 		p.loaded = g.programConfig(i, v)
-		if p.prog, err = xsk.LoadProgram(p.loaded); err != nil {
+		if p.prog, err = xsk.LoadProgram(p.loaded, g.deadlines); err != nil {
 			return fmt.Errorf("port %s: %w", p.cfg.Name, err)
 		}
 		if err = g.attach(p); err != nil {
@@ -154,6 +158,7 @@ func (g *Gateway) open() (err error) {
 		if err = g.lookAgain(p); err != nil {
 			return err
 		}
+		g.hear(p)
 		if err = g.decideMode(p); err != nil {
 			return err
 		}
@@ -262,7 +267,10 @@ func (p *port) unlock() (err error) {
 	for _, l := range p.locks {
 		err = errors.Join(err, l.Close())
 	}
-	p.locks = nil
+	for _, l := range p.heard {
+		err = errors.Join(err, l.Close())
+	}
+	p.locks, p.heard = nil, nil
 	return err
 }
 
@@ -279,7 +287,15 @@ func (g *Gateway) programConfig(i int, v *snapshot.View) xsk.ProgramConfig {
 	ours := map[netip.Addr]bool{}
 	for k := range v.Ifaces {
 		f := &v.Ifaces[k]
-		if k == 0 || int(f.Port) != i || f.VLAN != 0 { // on a VLAN nothing is the host's
+		if k == 0 || int(f.Port) != i {
+			continue
+		}
+		for _, pr := range f.Groups {
+			if g := pr.Group; g.Virtual && !slices.Contains(c.Groups, g.ID) {
+				c.Groups = append(c.Groups, g.ID)
+			}
+		}
+		if f.VLAN != 0 { // on a VLAN nothing is the host's
 			continue
 		}
 		for _, a := range f.Addrs {
@@ -292,6 +308,7 @@ func (g *Gateway) programConfig(i int, v *snapshot.View) xsk.ProgramConfig {
 			c.GatewayAddrs = append(c.GatewayAddrs, pub)
 		}
 	}
+	slices.Sort(c.Groups)
 	c.HostPrefixes = append(c.HostPrefixes, p.cfg.Host.Addresses...)
 	for _, a := range p.link.Addrs {
 		if !ours[a.Addr()] && !slices.Contains(p.cfg.Host.Shared, a.Addr()) {
@@ -544,7 +561,7 @@ func (g *Gateway) release() (err error) {
 		err = errors.Join(err, unix.Munmap(m))
 	}
 	g.mem = nil
-	return errors.Join(err, g.dir.Close())
+	return errors.Join(err, g.deadlines.Close(), g.dir.Close())
 }
 
 // netEvent follows the machine: devices that go and come, MAC, MTU, addresses, neighbours of shared addresses.

@@ -3,7 +3,7 @@ package archtest
 // A room is a package of ours, or a tree of packages that stand together (packet, packet/csum, packet/build). Inside gateway imports go
 // downward only: a room may import rooms of a lower number, and packages of its own tree.
 var levels = map[string]int{
-	"gateway/verdict": 0, "gateway/flow": 0, "gateway/undo": 0,
+	"gateway/verdict": 0, "gateway/flow": 0, "gateway/lease": 0, "gateway/undo": 0,
 	"gateway/packet":    1,
 	"gateway/conntrack": 2, "gateway/frag": 2, "gateway/nat": 2, "gateway/police": 2, "gateway/fib": 2, "gateway/meter": 2, "gateway/trace": 2,
 	"gateway/block": 3, "gateway/snapshot": 3,
@@ -45,7 +45,8 @@ var only = map[string][]string{
 	"gateway/cli":   {"cluster", "cluster/command", "cluster/transport", "configs", "gateway", "gateway/api", "gateway/confine", "gateway/doctor", "gateway/hostnet", "gateway/lab", "gateway/netlab", "gateway/revisions", "gateway/snapshot", "gateway/trace", "gateway/xsk", "gateway/zerocopy"},
 	"acl/aclref":    {},
 	"acl/aclgen":    {},
-	"gateway/xsk":   {"gateway/verdict"},
+	"gateway/xsk":   {"gateway/lease", "gateway/verdict"},
+	"gateway/lease": {},
 	"gateway/api":   {},
 	"gateway/fib":   {"gateway/flow"},
 	"gateway/undo":  {},
@@ -72,7 +73,7 @@ var importedBy = map[string][]string{
 
 // pure packages do no I/O, start no goroutine, take no lock, read no clock and roll no dice of their own, so that all of them are
 // fuzzed and benchmarked without root.
-var pure = []string{"acl", "cluster/command", "cluster/failover", "configs", "gateway/block", "gateway/conntrack", "gateway/fib", "gateway/flow", "gateway/frag", "gateway/meter", "gateway/nat", "gateway/packet",
+var pure = []string{"acl", "cluster/command", "cluster/failover", "configs", "gateway/block", "gateway/conntrack", "gateway/fib", "gateway/flow", "gateway/frag", "gateway/lease", "gateway/meter", "gateway/nat", "gateway/packet",
 	"gateway/pipeline", "gateway/police", "gateway/snapshot", "gateway/trace", "gateway/undo", "gateway/verdict"}
 
 // pureImports is all that a pure package may import beside what is ours. What is not here either does I/O, or nobody needed it yet.

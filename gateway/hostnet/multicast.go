@@ -15,7 +15,7 @@ type Membership struct{ fd int }
 
 // ReceiveAllMulticast opens it. It needs CAP_NET_RAW. Close it to give it back.
 func ReceiveAllMulticast(ifindex int) (*Membership, error) {
-	m, err := join(ifindex, unix.PACKET_MR_ALLMULTI)
+	m, err := join(ifindex, unix.PACKET_MR_ALLMULTI, nil)
 	if err != nil {
 		return nil, fmt.Errorf("receive all multicast on device %d: %w", ifindex, err)
 	}
@@ -24,19 +24,31 @@ func ReceiveAllMulticast(ifindex int) (*Membership, error) {
 
 // ReceiveAll makes a device promiscuous (PACKET_MR_PROMISC), counted and taken back in the same way.
 func ReceiveAll(ifindex int) (*Membership, error) {
-	m, err := join(ifindex, unix.PACKET_MR_PROMISC)
+	m, err := join(ifindex, unix.PACKET_MR_PROMISC, nil)
 	if err != nil {
 		return nil, fmt.Errorf("make device %d promiscuous: %w", ifindex, err)
 	}
 	return m, nil
 }
 
-func join(ifindex int, kind uint16) (*Membership, error) {
+// ReceiveMAC has a device receive what is sent to one more unicast MAC (PACKET_MR_UNICAST), counted and taken back in the same way. The kernel
+// makes a device promiscuous whose driver has no filter for it, or no room in one.
+func ReceiveMAC(ifindex int, mac [6]byte) (*Membership, error) {
+	m, err := join(ifindex, unix.PACKET_MR_UNICAST, mac[:])
+	if err != nil {
+		return nil, fmt.Errorf("receive frames to %x on device %d: %w", mac, ifindex, err)
+	}
+	return m, nil
+}
+
+func join(ifindex int, kind uint16, addr []byte) (*Membership, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("packet socket: %w", err)
 	}
-	if err := unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &unix.PacketMreq{Ifindex: int32(ifindex), Type: kind}); err != nil {
+	r := unix.PacketMreq{Ifindex: int32(ifindex), Type: kind, Alen: uint16(len(addr))}
+	copy(r.Address[:], addr)
+	if err := unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &r); err != nil {
 		unix.Close(fd)
 		return nil, err
 	}

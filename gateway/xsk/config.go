@@ -25,9 +25,9 @@ type VLANRules struct {
 type ProgramConfig struct {
 	Ifindex, Queues int
 	MAC             [6]byte
-	ExtraMACs       [][6]byte // groups' virtual MACs; frames to them are never the host's
-	AcceptAllMAC    bool      // frames for other MACs go to the socket instead of being dropped
-	DHCPUnicast     bool      // the host has a DHCP client here that takes answers sent to the address being offered
+	Groups          []uint8 // ids of those that have virtual MACs here; frames to these are never the host's, and dropped but while this node serves the group
+	AcceptAllMAC    bool    // frames for other MACs go to the socket instead of being dropped
+	DHCPUnicast     bool    // the host has a DHCP client here that takes answers sent to the address being offered
 
 	// Of untagged frames.
 	HostPrefixes []netip.Prefix
@@ -89,6 +89,12 @@ const (
 type settings struct {
 	MAC   [6]byte
 	Flags uint16
+	Ahead int64
+}
+
+// VirtualMACs are those of a group for IPv4 and for IPv6 (RFC 9568 section 7.3).
+func VirtualMACs(id uint8) [2][6]byte {
+	return [2][6]byte{{0, 0, 0x5e, 0, 1, id}, {0, 0, 0x5e, 0, 2, id}}
 }
 
 type key4 struct {
@@ -125,8 +131,13 @@ func (c *ProgramConfig) compile() (*tables, error) {
 	if c.DHCPUnicast {
 		t.settings.Flags |= flagDHCPUnicast
 	}
-	for _, m := range c.ExtraMACs {
-		t.macs[[8]byte{m[0], m[1], m[2], m[3], m[4], m[5]}] = 1
+	for _, id := range c.Groups {
+		if id == 0 {
+			return nil, fmt.Errorf("group 0: ids are 1 to 255")
+		}
+		for _, m := range VirtualMACs(id) {
+			t.macs[[8]byte(append(m[:], 0, 0))] = uint32(id)
+		}
 	}
 	for row, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP} { // CLASS_TCP, CLASS_UDP, CLASS_ICMP
 		for p := range 1 << 16 {

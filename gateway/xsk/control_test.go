@@ -100,7 +100,7 @@ func TestAttachRefusesForeignAndRestores(t *testing.T) {
 			return id
 		}
 		load := func() *Program {
-			p, err := LoadProgram(cfg)
+			p, err := LoadProgram(cfg, nil)
 			check(t, err)
 			t.Cleanup(func() { p.Close() })
 			return p
@@ -222,7 +222,7 @@ func child(args []string) int {
 		}
 		_, err = Open(u, rigConfig(1, 0, Copy, true, 0))
 		fmt.Println(err)
-		_, err = LoadProgram(ProgramConfig{Ifindex: 1, Queues: 1})
+		_, err = LoadProgram(ProgramConfig{Ifindex: 1, Queues: 1}, nil)
 		fmt.Println(err)
 	}
 	return 0

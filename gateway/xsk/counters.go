@@ -18,6 +18,7 @@ const (
 	hostShared
 	dropMAC
 	dropNoSocket
+	dropNotOwner
 	numWhats
 )
 
@@ -28,7 +29,7 @@ type Counters struct {
 	// Passed to the host, and why.
 	HostLink, HostARP, HostND, HostRA, HostDHCP, HostAddress, HostShared uint64
 
-	Dropped [verdict.NumReasons]uint64 // by reason: XDPForeignMAC, XDPNoSocket
+	Dropped [verdict.NumReasons]uint64 // by reason: XDPForeignMAC, XDPNoSocket, XDPNotOwner
 }
 
 // Host is how many frames were passed to the host in all.
@@ -43,6 +44,7 @@ func (p *Program) Counters() (Counters, error) {
 		toSocket: &c.Socket, hostLink: &c.HostLink, hostARP: &c.HostARP, hostND: &c.HostND, hostRA: &c.HostRA, hostDHCP: &c.HostDHCP,
 		hostAddress: &c.HostAddress, hostShared: &c.HostShared,
 		dropMAC: &c.Dropped[verdict.XDPForeignMAC], dropNoSocket: &c.Dropped[verdict.XDPNoSocket],
+		dropNotOwner: &c.Dropped[verdict.XDPNotOwner],
 	} {
 		var perCPU []uint64
 		if err := p.counters.Lookup(uint32(what), &perCPU); err != nil {

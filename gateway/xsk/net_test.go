@@ -87,7 +87,7 @@ func openRig(queues int, mode Mode, needWakeup bool, busy time.Duration) (r *rig
 		ifindex := dev.Attrs().Index
 		r.macs[i] = [6]byte(dev.Attrs().HardwareAddr)
 		p, err := LoadProgram(ProgramConfig{Ifindex: ifindex, Queues: queues, MAC: r.macs[i],
-			HostPrefixes: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("198.18.%d.1/32", i))}})
+			HostPrefixes: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("198.18.%d.1/32", i))}}, nil)
 		if err != nil {
 			return r, err
 		}

@@ -21,6 +21,7 @@ type Program struct {
 	cfg            ProgramConfig
 	prog           *ebpf.Program
 	xsks, counters *ebpf.Map // what is in them lives through Update
+	deadlines      *Deadlines
 
 	attached bool
 	generic  bool
@@ -28,17 +29,18 @@ type Program struct {
 	previous *ebpf.Program // what Attach replaced: an earlier process's program of ours, or nil
 }
 
-// LoadProgram loads the program for one port into the kernel. It is not attached and no socket is in it.
-func LoadProgram(c ProgramConfig) (*Program, error) {
-	p := &Program{cfg: c}
+// LoadProgram loads the program for one port into the kernel. It is not attached and no socket is in it. It goes by the deadlines d; with nil it
+// serves no group.
+func LoadProgram(c ProgramConfig, d *Deadlines) (*Program, error) {
+	p := &Program{cfg: c, deadlines: d}
 	var err error
-	if p.prog, p.xsks, p.counters, err = load(&c, nil); err != nil {
+	if p.prog, p.xsks, p.counters, err = load(&c, d.keep(map[string]*ebpf.Map{})); err != nil {
 		return nil, fmt.Errorf("load xdp program for device %d: %w", c.Ifindex, err)
 	}
 	return p, nil
 }
 
-// load makes a program with maps of its own, except for the socket map and the counters, which keep says to take over.
+// load makes a program with maps of its own, except for those that keep says to take over: socket map and counters, and the deadlines of all ports.
 func load(c *ProgramConfig, keep map[string]*ebpf.Map) (prog *ebpf.Program, xsks, counters *ebpf.Map, err error) {
 	t, err := c.compile()
 	if err != nil {
@@ -52,6 +54,9 @@ func load(c *ProgramConfig, keep map[string]*ebpf.Map) (prog *ebpf.Program, xsks
 	spec.Maps[bpf.SteerMapAddrs4].MaxEntries = uint32(max(1, len(t.addrs4)))
 	spec.Maps[bpf.SteerMapAddrs6].MaxEntries = uint32(max(1, len(t.addrs6)))
 	spec.Maps[bpf.SteerMapMacs].MaxEntries = uint32(max(1, len(t.macs)))
+	if t.settings.Ahead, err = bootAhead(); err != nil {
+		return nil, nil, nil, err
+	}
 	if err := spec.Variables[bpf.SteerVarSettings].Set(t.settings); err != nil {
 		return nil, nil, nil, err
 	}
@@ -64,7 +69,7 @@ func load(c *ProgramConfig, keep map[string]*ebpf.Map) (prog *ebpf.Program, xsks
 	}
 	// The program holds what it uses; only these three are needed again.
 	defer func() {
-		errs := []error{err, o.Addrs4.Close(), o.Addrs6.Close(), o.Macs.Close(), o.Ports.Close(), o.Vlans.Close()}
+		errs := []error{err, o.Addrs4.Close(), o.Addrs6.Close(), o.Macs.Close(), o.Deadlines.Close(), o.Ports.Close(), o.Vlans.Close()}
 		if err != nil {
 			errs = append(errs, o.DemarcSteer.Close(), o.Xsks.Close(), o.Counters.Close())
 		}
@@ -115,7 +120,7 @@ func (p *Program) Update(c ProgramConfig) error {
 	if c.Ifindex != p.cfg.Ifindex {
 		return fmt.Errorf("update xdp program of device %d: the device cannot change", p.cfg.Ifindex)
 	}
-	keep := map[string]*ebpf.Map{bpf.SteerMapXsks: p.xsks, bpf.SteerMapCounters: p.counters}
+	keep := p.deadlines.keep(map[string]*ebpf.Map{bpf.SteerMapXsks: p.xsks, bpf.SteerMapCounters: p.counters})
 	if c.Queues != p.cfg.Queues {
 		if !p.moved {
 			return fmt.Errorf("update xdp program of device %d: the number of queues cannot change", p.cfg.Ifindex)

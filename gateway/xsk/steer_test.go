@@ -17,7 +17,11 @@ import (
 
 var (
 	portMAC  = [6]byte{2, 0, 0, 0, 0, 1}
-	groupMAC = [6]byte{0, 0, 0x5e, 0, 1, 7}
+	groupMAC = [6]byte{0, 0, 0x5e, 0, 1, 7} // this node serves it
+	group6   = [6]byte{0, 0, 0x5e, 0, 2, 7}
+	awayMAC  = [6]byte{0, 0, 0x5e, 0, 1, 8} // another node does
+	away6    = [6]byte{0, 0, 0x5e, 0, 2, 8}
+	vrrpMAC  = [6]byte{0, 0, 0x5e, 0, 1, 9} // nobody's that we know
 	otherMAC = [6]byte{2, 0, 0, 0, 0, 99}
 	castMAC  = [6]byte{255, 255, 255, 255, 255, 255}
 	mcastMAC = [6]byte{0x33, 0x33, 0, 0, 0, 1}
@@ -82,7 +86,7 @@ func steerConfig() ProgramConfig {
 		return a
 	}
 	return ProgramConfig{
-		Ifindex: 1, Queues: 1, MAC: portMAC, ExtraMACs: [][6]byte{groupMAC},
+		Ifindex: 1, Queues: 1, MAC: portMAC, Groups: []uint8{7, 8},
 		HostPrefixes: []netip.Prefix{netip.MustParsePrefix(hostA + "/32"), netip.MustParsePrefix(host6 + "/128"),
 			netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("fe80::1/128"), netip.MustParsePrefix("224.0.0.18/32")},
 		Shared: addrs(sharedA, shared6), GatewayAddrs: addrs(gateA, gate6, "198.51.100.9"),
@@ -117,6 +121,14 @@ func steerCases() []steerCase {
 		{"foreign mac, transit", ether(otherMAC, 0x800, ip4(6, farA, otherA, l4(1, 22))), dropMAC},
 		{"group mac, host address", ether(groupMAC, 0x800, ip4(6, farA, hostA, l4(1, 22))), toSocket},
 		{"group mac, arp for host", ether(groupMAC, 0x806, arpFrame(1, otherA, hostA)), toSocket},
+		{"group mac, ipv6", ether(group6, 0x86dd, ip6(6, 64, far6, host6, l4(1, 22))), toSocket},
+		{"group mac, tagged", tagged(20, ether(groupMAC, 0x800, ip4(6, farA, "203.0.113.20", l4(1, 22)))), toSocket},
+		{"mac of a group that another node serves", ether(awayMAC, 0x800, ip4(6, farA, otherA, l4(1, 22))), dropNotOwner},
+		{"mac of a group that another node serves, host address", ether(awayMAC, 0x800, ip4(6, farA, hostA, l4(1, 22))), dropNotOwner},
+		{"mac of a group that another node serves, arp for host", ether(awayMAC, 0x806, arpFrame(1, otherA, hostA)), dropNotOwner},
+		{"mac of a group that another node serves, ipv6", ether(away6, 0x86dd, ip6(6, 64, far6, other6, l4(1, 22))), dropNotOwner},
+		{"mac of a group that another node serves, tagged", tagged(20, ether(awayMAC, 0x800, ip4(6, farA, otherA, l4(1, 22)))), dropNotOwner},
+		{"virtual mac of nobody here", ether(vrrpMAC, 0x800, ip4(6, farA, otherA, l4(1, 22))), dropMAC},
 		{"lldp", ether(lldp, 0x88cc, make([]byte, 46)), hostLink},
 		{"lacp, tagged", tagged(20, ether(lldp, 0x8809, make([]byte, 46))), hostLink},
 		{"stp, 802.3 length", ether([6]byte{1, 0x80, 0xc2, 0, 0, 0}, 38, make([]byte, 46)), hostLink},
@@ -281,7 +293,7 @@ func actionOf(what int) uint32 {
 	switch what {
 	case toSocket:
 		return xdpRedirect
-	case dropMAC, dropNoSocket:
+	case dropMAC, dropNoSocket, dropNotOwner:
 		return xdpDrop
 	}
 	return xdpPass
@@ -290,12 +302,34 @@ func actionOf(what int) uint32 {
 func loadSteer(t *testing.T, c ProgramConfig) *Program {
 	t.Helper()
 	roottest.Require(t)
-	p, err := LoadProgram(c)
+	p, _ := loadServing(t, c)
+	return p
+}
+
+// loadServing loads the program with deadlines by which group 7 is served.
+func loadServing(t *testing.T, c ProgramConfig) (*Program, *Deadlines) {
+	t.Helper()
+	roottest.Require(t)
+	d, err := NewDeadlines()
 	if err != nil {
 		t.Fatalf("%+v", err)
 	}
-	t.Cleanup(func() { p.Close() })
-	return p
+	d.Table().Write(7, 1, bootNow(t)+uint64(time.Hour))
+	p, err := LoadProgram(c, d)
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	t.Cleanup(func() { p.Close(); d.Close() })
+	return p, d
+}
+
+func bootNow(t *testing.T) uint64 {
+	t.Helper()
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		t.Fatal(err)
+	}
+	return uint64(ts.Nano())
 }
 
 // withSocket puts a socket into queue 0; test runs go there.
@@ -478,6 +512,7 @@ func TestConfigErrors(t *testing.T) {
 		"vlan 4095":           func(c *ProgramConfig) { c.VLANs[0].VLAN = 4095 },
 		"vlan 0":              func(c *ProgramConfig) { c.VLANs[0].VLAN = 0 },
 		"vlan twice":          func(c *ProgramConfig) { c.VLANs = append(c.VLANs, c.VLANs[0]) },
+		"group 0":             func(c *ProgramConfig) { c.Groups = []uint8{1, 0} },
 		"zero prefix":         func(c *ProgramConfig) { c.HostPrefixes = []netip.Prefix{{}} },
 		"zero address":        func(c *ProgramConfig) { c.Shared = []netip.Addr{{}} },
 		"zero gateway":        func(c *ProgramConfig) { c.GatewayAddrs = []netip.Addr{{}} },

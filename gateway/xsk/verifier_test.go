@@ -15,7 +15,7 @@ func TestTheVerifierIsFarFromItsLimit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := LoadProgram(ProgramConfig{Ifindex: lo.Index, Queues: 1})
+	p, err := LoadProgram(ProgramConfig{Ifindex: lo.Index, Queues: 1}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

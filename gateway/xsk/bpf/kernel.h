@@ -8,6 +8,7 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+typedef long long s64;
 
 #define SEC(name) __attribute__((section(name), used))
 #define INLINE static inline __attribute__((always_inline))
@@ -23,7 +24,7 @@ enum {
 	MAP_LPM_TRIE = 11,
 	MAP_XSKMAP = 17,
 };
-enum { F_NO_PREALLOC = 1, F_RDONLY_PROG = 1 << 7 };
+enum { F_NO_PREALLOC = 1, F_RDONLY_PROG = 1 << 7, F_MMAPABLE = 1 << 10 };
 
 enum { XDP_DROP = 1, XDP_PASS = 2, XDP_REDIRECT = 4 };
 
@@ -38,5 +39,6 @@ struct xdp_md {
 
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;
 static long (*redirect_map)(void *map, u32 key, u64 flags) = (void *)51;
+static u64 (*ktime_get_boot_ns)(void) = (void *)125;
 
 #define be16(x) ((u16)__builtin_bswap16(x)) /* the target is little-endian */

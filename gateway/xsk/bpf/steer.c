@@ -20,6 +20,7 @@ enum what {
 	HOST_SHARED,    /* to a shared address, on a port or identifier of the host's */
 	DROP_MAC,       /* for neither the port's nor a group's MAC */
 	DROP_NO_SOCKET, /* no socket is bound to this queue */
+	DROP_NOT_OWNER, /* to a group's MAC, and another node serves the group: its deadline here is over */
 	WHATS,
 };
 
@@ -38,6 +39,7 @@ enum { ANY_MAC = 1, DHCP_UNICAST = 2 };
 struct settings {
 	u8 mac[6];
 	u16 flags;
+	s64 ahead; /* of the kernel's CLOCK_BOOTTIME, ns: the node's own clock may be in a time namespace */
 };
 /* Constants of one load: an update loads a fresh program and replaces the old one in one step. */
 const volatile struct settings settings = {};
@@ -54,6 +56,11 @@ struct key6 {
 };
 struct mac {
 	u8 b[8]; /* six and two zeros */
+};
+/* Until when this node serves a group. Written by the process alone, through its mapping; a process that ends leaves deadlines that run out. */
+struct deadline {
+	u64 until; /* ns of the node's CLOCK_BOOTTIME; 0 = not at all */
+	u64 epoch;
 };
 
 struct {
@@ -88,10 +95,18 @@ struct {
 
 struct {
 	UINT(type, MAP_HASH);
-	UINT(max_entries, 256);
+	UINT(max_entries, 512); /* two for each group */
 	TYPE(key, struct mac);
-	TYPE(value, u32);
+	TYPE(value, u32); /* the group's id */
 } macs SEC(".maps");
+
+struct {
+	UINT(type, MAP_ARRAY); /* one for the programs of all ports of a process */
+	UINT(max_entries, 256);
+	UINT(map_flags, F_MMAPABLE);
+	TYPE(key, u32);
+	TYPE(value, struct deadline);
+} deadlines SEC(".maps");
 
 struct {
 	UINT(type, MAP_ARRAY);
@@ -399,6 +414,13 @@ INLINE enum what ip6(void *p, void *end, u32 vid, u32 vlan)
 	return shared6(ip, l, end) ? HOST_SHARED : TO_SOCKET;
 }
 
+/* Does this node serve the group now? One load of a word that somebody else writes. */
+INLINE int serves(u32 group)
+{
+	struct deadline *d = map_lookup(&deadlines, &group);
+	return d && ktime_get_boot_ns() + settings.ahead < *(volatile u64 *)&d->until;
+}
+
 INLINE enum what decide(void *p, void *end)
 {
 	struct eth *e = p;
@@ -419,7 +441,10 @@ INLINE enum what decide(void *p, void *end)
 	if (!(e->dst[0] & 1) && !own_mac(e->dst)) { /* a group's MAC is the gateway's alone */
 		struct mac m = {};
 		__builtin_memcpy(m.b, e->dst, 6);
-		return map_lookup(&macs, &m) || settings.flags & ANY_MAC ? TO_SOCKET : DROP_MAC;
+		u32 *group = map_lookup(&macs, &m);
+		if (group)
+			return serves(*group) ? TO_SOCKET : DROP_NOT_OWNER;
+		return settings.flags & ANY_MAC ? TO_SOCKET : DROP_MAC;
 	}
 	u32 *vlan = map_lookup(&vlans, &vid);
 	if (!vlan || !(*vlan & VLAN_HOST))
@@ -439,7 +464,7 @@ SEC("xdp") int demarc_steer(struct xdp_md *ctx)
 {
 	u32 what = decide((void *)(u64)ctx->data, (void *)(u64)ctx->data_end);
 	long action = XDP_PASS;
-	if (what == DROP_MAC) {
+	if (what == DROP_MAC || what == DROP_NOT_OWNER) {
 		action = XDP_DROP;
 	} else if (what == TO_SOCKET) {
 		action = redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP);

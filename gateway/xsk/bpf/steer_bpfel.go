@@ -19,6 +19,7 @@ const (
 	SteerMapAddrs4       = "addrs4"
 	SteerMapAddrs6       = "addrs6"
 	SteerMapCounters     = "counters"
+	SteerMapDeadlines    = "deadlines"
 	SteerMapMacs         = "macs"
 	SteerMapPorts        = "ports"
 	SteerMapVlans        = "vlans"
@@ -76,13 +77,14 @@ type SteerProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SteerMapSpecs struct {
-	Addrs4   *ebpf.MapSpec `ebpf:"addrs4"`
-	Addrs6   *ebpf.MapSpec `ebpf:"addrs6"`
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	Macs     *ebpf.MapSpec `ebpf:"macs"`
-	Ports    *ebpf.MapSpec `ebpf:"ports"`
-	Vlans    *ebpf.MapSpec `ebpf:"vlans"`
-	Xsks     *ebpf.MapSpec `ebpf:"xsks"`
+	Addrs4    *ebpf.MapSpec `ebpf:"addrs4"`
+	Addrs6    *ebpf.MapSpec `ebpf:"addrs6"`
+	Counters  *ebpf.MapSpec `ebpf:"counters"`
+	Deadlines *ebpf.MapSpec `ebpf:"deadlines"`
+	Macs      *ebpf.MapSpec `ebpf:"macs"`
+	Ports     *ebpf.MapSpec `ebpf:"ports"`
+	Vlans     *ebpf.MapSpec `ebpf:"vlans"`
+	Xsks      *ebpf.MapSpec `ebpf:"xsks"`
 }
 
 // SteerVariableSpecs contains global variables before they are loaded into the kernel.
@@ -112,13 +114,14 @@ func (o *SteerObjects) Close() error {
 //
 // It can be passed to LoadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SteerMaps struct {
-	Addrs4   *ebpf.Map `ebpf:"addrs4"`
-	Addrs6   *ebpf.Map `ebpf:"addrs6"`
-	Counters *ebpf.Map `ebpf:"counters"`
-	Macs     *ebpf.Map `ebpf:"macs"`
-	Ports    *ebpf.Map `ebpf:"ports"`
-	Vlans    *ebpf.Map `ebpf:"vlans"`
-	Xsks     *ebpf.Map `ebpf:"xsks"`
+	Addrs4    *ebpf.Map `ebpf:"addrs4"`
+	Addrs6    *ebpf.Map `ebpf:"addrs6"`
+	Counters  *ebpf.Map `ebpf:"counters"`
+	Deadlines *ebpf.Map `ebpf:"deadlines"`
+	Macs      *ebpf.Map `ebpf:"macs"`
+	Ports     *ebpf.Map `ebpf:"ports"`
+	Vlans     *ebpf.Map `ebpf:"vlans"`
+	Xsks      *ebpf.Map `ebpf:"xsks"`
 }
 
 func (m *SteerMaps) Close() error {
@@ -126,6 +129,7 @@ func (m *SteerMaps) Close() error {
 		m.Addrs4,
 		m.Addrs6,
 		m.Counters,
+		m.Deadlines,
 		m.Macs,
 		m.Ports,
 		m.Vlans,
