@@ -124,16 +124,13 @@ func (f *Flows) End() (*FlowsSeen, error) {
 			for n, back := range flows {
 				for _, reply := range []bool{false, true} {
 					seen := back
-					var sent uint64
-					if reply {
-						sent = outsideSent(r.Sides, tag, n)
-					} else {
-						seen, sent = outsideSeen(r.Sides, tag, n), back.Sent
+					if !reply {
+						seen = outsideSeen(r.Sides, tag, n)
 					}
 					if seen == nil {
 						seen = &host.FlowSeen{}
 					}
-					r.Flows = append(r.Flows, FlowEnd{Tag: tag, Flow: n, Reply: reply, Sent: sent, FlowSeen: *seen, ended: side.Ended})
+					r.Flows = append(r.Flows, FlowEnd{Tag: tag, Flow: n, Reply: reply, FlowSeen: *seen, ended: side.Ended})
 				}
 			}
 		}
@@ -150,19 +147,11 @@ func outsideSeen(sides []host.FlowSide, tag string, n int) *host.FlowSeen {
 	return nil
 }
 
-func outsideSent(sides []host.FlowSide, tag string, n int) uint64 {
-	if s := outsideSeen(sides, tag, n); s != nil {
-		return s.Sent
-	}
-	return 0
-}
-
 // FlowEnd is what a receiver saw of one flow and direction.
 type FlowEnd struct {
 	Tag   string
 	Flow  int
 	Reply bool // to the inside
-	Sent  uint64
 	host.FlowSeen
 
 	ended int64
@@ -226,12 +215,16 @@ func (r *FlowsSeen) Gaps(from, to time.Time) (list []Gap) {
 	return list
 }
 
-// Lost is how many packets did not arrive, of how many.
+// Lost is how many packets did not arrive, of how many between the first and the last that did. What a flow lost after its last packet is its gap.
 func (r *FlowsSeen) Lost() (lost, sent uint64) {
 	for i := range r.Flows {
 		f := &r.Flows[i]
-		sent += f.Sent
-		lost += f.Sent - min(f.Sent, f.Received)
+		if f.Received == 0 {
+			continue
+		}
+		n := f.HighSeq - f.FirstSeq + 1
+		sent += n
+		lost += n - min(n, f.Received)
 	}
 	return lost, sent
 }

@@ -103,9 +103,9 @@ func TestFlowsMeasureTheGap(t *testing.T) {
 		}
 	}
 	lost, sent := seen.Lost()
-	// 10 flows for 120 ms, 10 for 60 ms, 2 for 150 ms; less what senders missed by pausing.
-	if lost < 1000 || lost > 2600 || sent < 8000 {
-		t.Errorf("%d of %d packets lost, want some 2100", lost, sent)
+	// 10 flows for 120 ms, 10 for 60 ms; less what senders missed by pausing. What two lost at the end is in their gap.
+	if lost < 900 || lost > 2000 || sent < 8000 {
+		t.Errorf("%d of %d packets lost, want some 1800", lost, sent)
 	}
 	if m := seen.Moved(); len(m) > 0 {
 		t.Errorf("without translation sources stay: %v", m)

@@ -71,8 +71,9 @@ func (s Silence) Long() time.Duration { return time.Duration(s.To - s.From) }
 // FlowSeen is what a receiver saw of one flow.
 type FlowSeen struct {
 	Received uint64    `json:"received"`
-	Late     uint64    `json:"late"` // behind one that was sent later, or twice
-	Sent     uint64    `json:"sent"` // in the other direction, by who received
+	Late     uint64    `json:"late"`     // behind one that was sent later, or twice
+	FirstSeq uint64    `json:"first_seq"` // of the first one that came
+	HighSeq  uint64    `json:"high_seq"`
 	First    int64     `json:"first"`
 	Last     int64     `json:"last"`
 	Silences []Silence `json:"silences,omitempty"` // longer than Shortest
@@ -107,15 +108,15 @@ func (s *FlowSide) silence(list []Silence, from, to int64) []Silence {
 	return append(list, Silence{from, to})
 }
 
-// seen notes a packet. highest is the flow's highest sequence number so far.
-func (s *FlowSide) seen(f *FlowSeen, highest *uint64, seq uint64, at int64) {
-	if f.Received > 0 && seq <= *highest {
+// seen notes a packet.
+func (s *FlowSide) seen(f *FlowSeen, seq uint64, at int64) {
+	switch {
+	case f.Received == 0:
+		f.First, f.FirstSeq, f.HighSeq = at, seq, seq
+	case seq <= f.HighSeq:
 		f.Late++
-	} else {
-		*highest = seq
-	}
-	if f.First == 0 {
-		f.First = at
+	default:
+		f.HighSeq = seq
 	}
 	f.Silences = s.silence(f.Silences, f.Last, at)
 	f.Received++
@@ -296,10 +297,9 @@ func flowsTalk(ctx context.Context, fs *flag.FlagSet, args []string) (any, error
 	if *size < flowHeader || *size > 1400 || *ports < 1 || *port < 1 || *port+*ports > 65536 || *interval <= 0 || len(*tag) > 8 {
 		return nil, fmt.Errorf("want %d <= size <= 1400, ports that exist, an interval and a tag of at most 8 bytes", flowHeader)
 	}
-	var mu sync.Mutex // side, highest
+	var mu sync.Mutex // side
 	side := &FlowSide{Flows: map[string][]*FlowSeen{}}
 	flows := make([]*FlowSeen, len(from)**ports)
-	highest := make([]uint64, len(flows))
 	for i := range flows {
 		flows[i] = &FlowSeen{}
 	}
@@ -341,7 +341,7 @@ func flowsTalk(ctx context.Context, fs *flag.FlagSet, args []string) (any, error
 						close(back)
 					}
 				}
-				side.seen(f, &highest[m.Flow], m.Seq, when)
+				side.seen(f, m.Seq, when)
 			})
 			failed <- err
 		}()
@@ -391,9 +391,6 @@ func flowsTalk(ctx context.Context, fs *flag.FlagSet, args []string) (any, error
 	time.Sleep(20 * time.Millisecond) // what is on its way back
 	mu.Lock()
 	defer mu.Unlock()
-	for _, f := range flows {
-		f.Sent = seq
-	}
 	return side, nil
 }
 
@@ -424,9 +421,8 @@ func flowsAnswer(ctx context.Context, fs *flag.FlagSet, args []string) (any, err
 	side := &FlowSide{Flows: map[string][]*FlowSeen{}}
 	type flow struct {
 		*FlowSeen
-		highest uint64
-		mark    FlowMark
-		to      *net.UDPAddr
+		mark FlowMark
+		to   *net.UDPAddr
 	}
 	known := map[string][]*flow{} // by tag
 	failed := make(chan error, 1)
@@ -455,7 +451,7 @@ func flowsAnswer(ctx context.Context, fs *flag.FlagSet, args []string) (any, err
 				f.to = &net.UDPAddr{IP: slices.Clone(u.IP), Port: u.Port, Zone: u.Zone}
 				f.Sources = append(f.Sources, u.String())
 			}
-			side.seen(f.FlowSeen, &f.highest, m.Seq, when)
+			side.seen(f.FlowSeen, m.Seq, when)
 		})
 	}()
 	go func() {
@@ -471,8 +467,7 @@ func flowsAnswer(ctx context.Context, fs *flag.FlagSet, args []string) (any, err
 					if n == len(ms) {
 						ms = append(ms, ipv4.Message{Buffers: [][]byte{make([]byte, *size)}})
 					}
-					f.Sent++
-					f.mark.Seq = f.Sent
+					f.mark.Seq++
 					f.mark.Put(ms[n].Buffers[0])
 					ms[n].Addr = f.to
 					n++
