@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -15,13 +14,13 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"demarc/bench/report"
 	"demarc/gateway/api"
 	"demarc/gateway/trio"
 )
 
 // clusterBench is one run of `demarc bench cluster`.
 type clusterBench struct {
+	sheet
 	Rows      []string // of clusterRows
 	Commits   int      // near
 	FarEach   int      // commits of each case with a far site
@@ -35,12 +34,9 @@ type clusterBench struct {
 	Budget    time.Duration // no disturbed batch is repeated past it
 	Near      time.Duration // one way to the witness where all are near, to see that the figures show it
 	Binary    string
-	Progress  io.Writer
 
-	began   time.Time
-	results []report.Result
-	machine report.Machine
-	number  int // of labs made
+	began  time.Time
+	number int // of labs made
 }
 
 // clusterRows are what it measures, in this order. With what is in limits a row fails.
@@ -59,38 +55,6 @@ const (
 // batch is how many commits are looked at together for what else ran: /proc/stat knows a second to two in a hundred.
 const batch = 25
 
-func (q *clusterBench) say(format string, args ...any) { fmt.Fprintf(q.Progress, format+"\n", args...) }
-
-// add notes a figure; where of is not empty it must keep to most.
-func (q *clusterBench) add(row, metric, unit string, values []float64, of string, most float64) {
-	r := report.Result{Scenario: "cluster", Case: row, Metric: metric, Unit: unit, Demarc: report.OfMany(values).Round(3), Peers: map[string]report.Peer{}}
-	if of != "" {
-		r.Hold(of, most)
-	}
-	q.results = append(q.results, r)
-	limit := ""
-	if r.Limit != nil {
-		limit = fmt.Sprintf("  %s at most %s: %s", of, number(most), whether(r.Limit))
-	}
-	q.say("%-28s %-20s %s %s%s", row, metric, stat(r.Demarc), unit, limit)
-}
-
-func number(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
-
-func whether(l *report.Limit) string {
-	if l.Held {
-		return "held"
-	}
-	return "MISSED"
-}
-
-func stat(s report.Stat) string {
-	if s.N < 2 {
-		return number(s.Median)
-	}
-	return fmt.Sprintf("%s (%s–%s, p99 %s, n %d)", number(s.Median), number(s.Min), number(s.Max), number(s.P99), s.N)
-}
-
 // watched is what else ran while fn did.
 func watched(t *trio.Trio, fn func() error) (u usage, err error) {
 	before, err := sampleCPU(t.Pids())
@@ -102,14 +66,6 @@ func watched(t *trio.Trio, fn func() error) (u usage, err error) {
 	}
 	after, err := sampleCPU(t.Pids())
 	return before.until(after), err
-}
-
-// beside notes what else ran during a row that is not repeated.
-func (q *clusterBench) beside(row string, u usage) {
-	q.add(row, "cpus-for-others", "CPUs", []float64{u.foreign}, "", 0)
-	if u.disturbed() {
-		q.machine.Disturbed++
-	}
 }
 
 // open makes three nodes that agree. far is how long frames take one way from a node to the switch.
@@ -191,57 +147,8 @@ func (q *clusterBench) run(ctx context.Context) (err error) {
 	return err
 }
 
-// missed are the figures that do not keep to their limits.
-func (q *clusterBench) missed() (list []string) {
-	for _, r := range q.results {
-		if r.Limit != nil && !r.Limit.Held {
-			v := map[string]float64{"p99": r.Demarc.P99, "max": r.Demarc.Max}[r.Limit.Of]
-			list = append(list, fmt.Sprintf("%s, %s: %s %s, at most %s", r.Case, r.Metric, number(v), r.Unit, number(r.Limit.Most)))
-		}
-	}
-	return list
-}
-
-func (q *clusterBench) report(version string) *report.Output {
-	m := machine()
-	m.Demarc, m.Mode, m.Seconds, m.Seed, m.Foreign, m.Disturbed, m.Repeated = version, q.machine.Mode, q.machine.Seconds, q.Seed, q.machine.Foreign, q.machine.Disturbed, q.machine.Repeated
-	return &report.Output{Schema: report.Schema, Machine: m, Results: q.results}
-}
-
-// print is what a person reads.
-func (q *clusterBench) print(w io.Writer, r *report.Output) error {
-	var b strings.Builder
-	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	m := &r.Machine
-	p("")
-	p("demarc bench cluster: two gateways and a witness, a process and a namespace each, log synced to disk, mutual TLS; far: %s round trip over a line in user space", q.RoundTrip)
-	p("machine     %s", machineWords(m))
-	p("demarc      %s, %s, AF_XDP: %s; seed %d", m.Demarc, m.Go, m.Mode, m.Seed)
-	p("")
-	p("%-30s %-26s %12s %12s %12s %12s %5s  %s", "case", "figure", "least", "median", "p99", "most", "n", "promised")
-	for _, f := range r.Results {
-		s, promised := f.Demarc, ""
-		if f.Limit != nil {
-			promised = fmt.Sprintf("%s at most %s %s: %s", f.Limit.Of, number(f.Limit.Most), f.Unit, whether(f.Limit))
-		}
-		digits := 1
-		if s.Max < 10 {
-			digits = 3
-		}
-		v := func(x float64) string { return strconv.FormatFloat(x, 'f', digits, 64) }
-		if f.Unit == "packets" || f.Unit == "frames" || f.Unit == "batches" || f.Unit == "bytes" {
-			v = func(x float64) string { return strconv.FormatFloat(x, 'f', 0, 64) }
-		}
-		p("%-30s %-26s %12s %12s %12s %12s %5d  %s", f.Case, f.Metric+", "+f.Unit, v(s.Min), v(s.Median), v(s.P99), v(s.Max), s.N, promised)
-	}
-	p("")
-	p("took %.0f s; other work on the machine took %.2f CPUs over all; %d batches of commits were repeated because of it, %d batches and rows were kept all the same", m.Seconds, m.Foreign, m.Repeated, m.Disturbed)
-	_, err := io.WriteString(w, b.String())
-	return err
-}
-
 func clusterCommand() *cobra.Command {
-	q := clusterBench{Binary: "/proc/self/exe", Rows: clusterRows}
+	q := clusterBench{Binary: "/proc/self/exe", Rows: clusterRows, sheet: sheet{scenario: "cluster"}}
 	var asJSON, full bool
 	c := &cobra.Command{
 		Use:   "cluster",
@@ -279,11 +186,12 @@ func clusterCommand() *cobra.Command {
 			if len(q.results) == 0 {
 				return err
 			}
-			rep := q.report(version())
+			rep := q.report(version(), q.Seed)
 			if asJSON {
 				err = errors.Join(err, rep.JSON(cmd.OutOrStdout()))
 			} else {
-				err = errors.Join(err, q.print(cmd.OutOrStdout(), rep))
+				err = errors.Join(err, q.print(cmd.OutOrStdout(), rep, fmt.Sprintf("demarc bench cluster: two gateways and a witness, a process and a namespace each, log synced to disk, mutual TLS; far: %s round trip over a line in user space", q.RoundTrip),
+					fmt.Sprintf("%d batches of commits were repeated because of it, %d batches and rows were kept all the same", q.machine.Repeated, q.machine.Disturbed)))
 			}
 			if list := q.missed(); len(list) > 0 {
 				err = errors.Join(err, fmt.Errorf("not as promised:\n  %s", strings.Join(list, "\n  ")))

@@ -50,15 +50,14 @@ type Result struct {
 
 // Limit is what a figure must keep to.
 type Limit struct {
-	Of   string  `json:"of"` // which number of it: p99, max
+	Of   string  `json:"of"` // which number of it: median, p99, max
 	Most float64 `json:"most"`
 	Held bool    `json:"held"`
 }
 
 // Hold puts a limit on a result.
 func (r *Result) Hold(of string, most float64) {
-	v := map[string]float64{"p99": r.Demarc.P99, "max": r.Demarc.Max}[of]
-	r.Limit = &Limit{Of: of, Most: most, Held: r.Demarc.N > 0 && v <= most}
+	r.Limit = &Limit{Of: of, Most: most, Held: r.Demarc.N > 0 && r.Demarc.Number(of) <= most}
 }
 
 // Stat is what a number of runs gave.
@@ -68,6 +67,11 @@ type Stat struct {
 	Max    float64 `json:"max"`
 	N      int     `json:"n"`
 	P99    float64 `json:"p99,omitempty"` // with OfMany only
+}
+
+// Number is one of them by its name in a limit.
+func (s Stat) Number(of string) float64 {
+	return map[string]float64{"median": s.Median, "p99": s.P99, "max": s.Max}[of]
 }
 
 // Peer is the same of somebody else.
