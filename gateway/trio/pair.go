@@ -174,6 +174,23 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 	return p, nil
 }
 
+// Devices are those of a gateway's ports.
+func (p *Pair) Devices() (list []string) {
+	for _, s := range pairSides {
+		list = append(list, s.dev)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// Other is the gateway that a gateway is not.
+func (p *Pair) Other(n *Node) *Node {
+	if n == p.GW1 {
+		return p.GW2
+	}
+	return p.GW1
+}
+
 // Lose has a share of what one node sends another over the cluster's network be lost: 1 = the way is cut. The other direction is another matter.
 func (p *Pair) Lose(from, to *Node, share float64) error {
 	a, err := netip.ParseAddrPort(from.Address)

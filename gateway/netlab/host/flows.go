@@ -71,7 +71,7 @@ func (s Silence) Long() time.Duration { return time.Duration(s.To - s.From) }
 // FlowSeen is what a receiver saw of one flow.
 type FlowSeen struct {
 	Received uint64    `json:"received"`
-	Late     uint64    `json:"late"`     // behind one that was sent later, or twice
+	Late     uint64    `json:"late"`      // behind one that was sent later, or twice
 	FirstSeq uint64    `json:"first_seq"` // of the first one that came
 	HighSeq  uint64    `json:"high_seq"`
 	First    int64     `json:"first"`
