@@ -198,6 +198,30 @@ func (c *Capture) Seen() int {
 	return c.seen
 }
 
+// CatchUp waits until all that had come is held. Stop does not wait: what is unread then is lost.
+func (c *Capture) CatchUp(within time.Duration) error {
+	raw, err := c.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for end := time.Now().Add(within); ; time.Sleep(time.Millisecond) {
+		var left int
+		var ierr error
+		if err := raw.Control(func(fd uintptr) { left, ierr = unix.IoctlGetInt(int(fd), unix.SIOCINQ) }); err != nil {
+			return err
+		}
+		if ierr != nil {
+			return ierr
+		}
+		if left == 0 {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("the capture is behind by more than %s", within)
+		}
+	}
+}
+
 // Stop ends the capture and returns how many frames matched. An error says that the account is not complete: the kernel lost frames
 // before they were read, or reading failed.
 func (c *Capture) Stop() (int, error) {

@@ -295,8 +295,9 @@ func (p *Pair) Judge() (*judge.Verdict, error) {
 	var frames []judge.Frame
 	var errs []error
 	for t, c := range p.taps {
+		late := c.CatchUp(5 * time.Second)
 		seen, err := c.Stop()
-		if err == nil && seen > tapFrames {
+		if err = errors.Join(err, late); err == nil && seen > tapFrames {
 			err = fmt.Errorf("%d frames came, and %d are held", seen, tapFrames)
 		}
 		if err != nil {
