@@ -1,0 +1,316 @@
+package replica
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+// A model of ports: blocks of four, one public address. Mappings go to the standby by one stream, blocks by another.
+const (
+	bPorts  = 4
+	bBlocks = 24
+	bHold   = 1500 * msec
+)
+
+type port struct {
+	host int // 0 = nobody's
+	gen  uint32
+	rest int64 // until then nobody's but this host's: it rests
+}
+
+type pnode struct {
+	w       *pworld
+	name    string
+	ports   [bBlocks * bPorts]port
+	known   [bBlocks]bool // as standby: the owner has it open
+	blocks  *Blocks
+	maps    *Sender
+	opens   *Sender
+	recv    *Receiver
+	owner   bool
+	life    uint64
+	blockOf [bBlocks]uint32 // generations
+}
+
+type pmaps struct{ n *pnode }
+
+func (x pmaps) Slots() uint32 { return bBlocks * bPorts }
+func (x pmaps) Look(slot uint32) Look {
+	p := &x.n.ports[slot]
+	l := Look{Gen: p.gen, Early: true}
+	if p.host != 0 {
+		l.Group = 1
+	}
+	return l
+}
+func (x pmaps) Fill(slot uint32, r *Record) {
+	r.Kind, r.Session.XlatSPort, r.Session.OrigSPort = KindSession, uint16(slot), uint16(x.n.ports[slot].host)
+	r.Session.Flags = FlagMapped
+}
+func (x pmaps) Name(NameKind, uint16) string { return "t" }
+
+type popens struct{ n *pnode }
+
+func (x popens) Slots() uint32 { return bBlocks }
+func (x popens) Look(slot uint32) Look {
+	l := Look{Gen: x.n.blockOf[slot], Early: true}
+	if x.n.blocks.Told(slot) {
+		l.Group = 1
+	}
+	return l
+}
+func (x popens) Fill(slot uint32, r *Record)   { r.Kind, r.Block.Number = KindBlock, uint16(slot) }
+func (x popens) Name(NameKind, uint16) string  { return "t" }
+func (x popens) Wrote(slot uint32, seq uint64) { x.n.blocks.Wrote(slot, seq) }
+
+// The sink of the standby.
+func (n *pnode) Local(NameKind, string) (uint16, bool) { return 0, true }
+func (n *pnode) Sweep(uint8, func(Place) bool)         {}
+func (n *pnode) Do(ops []Op, c *Context) {
+	for i := range ops {
+		op := &ops[i]
+		if op.Do == Live {
+			continue
+		}
+		if op.At != NoPlace {
+			c.Release(op.At)
+			if op.At.Shard() == 0 {
+				p := &n.ports[op.At.Slot()]
+				op.Old = uint64(op.At.Slot())<<8 ^ uint64(p.host)
+				p.host, p.rest = 0, n.w.now+bHold
+				p.gen++
+			} else {
+				op.Old = uint64(op.At.Slot()) << 40
+				n.known[op.At.Slot()] = false
+			}
+		}
+		if op.Do != Put {
+			continue
+		}
+		op.New = op.Rec.Hash(0, 0)
+		if s := op.Rec.Session; op.Rec.Kind == KindSession {
+			op.At = PlaceAt(0, uint32(s.XlatSPort))
+			n.ports[s.XlatSPort].host = int(s.OrigSPort)
+			op.New = uint64(s.XlatSPort)<<8 ^ uint64(s.OrigSPort)
+		} else {
+			op.At = PlaceAt(1, uint32(op.Rec.Block.Number))
+			n.known[op.Rec.Block.Number] = true
+			op.New = uint64(op.Rec.Block.Number) << 40
+		}
+		op.Outcome = Taken
+		c.Claim(op.At)
+	}
+}
+
+type pworld struct {
+	dice      *rand.Rand
+	now       int64
+	own, by   *pnode // owner and standby
+	candidate bool
+	epoch     uint64
+	delay     int64
+	late      []item2
+	plant     plants
+	last      [bBlocks * bPorts]struct { // the judge's: who had the port last, and until when
+		host  int
+		until int64
+	}
+	faults         []string
+	moved, refused int
+	made           int
+}
+
+func (w *pworld) fault(f string, a ...any) {
+	w.faults = append(w.faults, fmt.Sprintf("%d ms: ", w.now/msec)+fmt.Sprintf(f, a...))
+}
+
+func (w *pworld) node(name string) *pnode {
+	n := &pnode{w: w, name: name, blocks: NewBlocks(bBlocks, 3), life: w.dice.Uint64() | 1}
+	n.blocks.plant = w.plant
+	lim := Limits{Digest: 100 * time.Millisecond, Pause: time.Millisecond}
+	// The model's hashes are of the Sink alone, so digests are left to TestSchedules here.
+	n.maps = NewSender(pmaps{n}, bBlocks*bPorts, 0, 2, n.life, 1, lim)
+	n.opens = NewSender(popens{n}, bBlocks, 1, 2, n.life, 1, lim)
+	n.recv = NewReceiver(n, 1<<14)
+	return n
+}
+
+func (w *pworld) link() {
+	for i, s := range []*Sender{w.own.maps, w.own.opens} {
+		a := w.by.recv.Hello(w.own.name, uint8(i))
+		s.Link(w.now, &a)
+	}
+}
+
+// free reports whether nothing in a block is used or rests.
+func (n *pnode) free(slot uint32) bool {
+	for i := range bPorts {
+		if p := &n.ports[slot*bPorts+uint32(i)]; p.host != 0 || p.rest > n.w.now {
+			return false
+		}
+	}
+	return true
+}
+
+// turn is one millisecond of the owner's: mappings come and go, streams go on.
+func (w *pworld) turn() {
+	w.now += msec
+	n := w.own
+	pool := &Pool{To: bBlocks, Free: n.free, Shut: func(uint32) bool { return true }, Mark: func(s uint32) { n.opens.Mark(s, true) },
+		Gone: func(s uint32) { n.blockOf[s]++; n.opens.Gone(s) }}
+	n.blocks.Step(pool, n.opens.Acked(), w.dice.Uint64())
+	for range 3 {
+		slot := w.dice.IntN(len(n.ports))
+		p := &n.ports[slot]
+		switch {
+		case p.host != 0 && w.dice.IntN(20) == 0:
+			w.last[slot].until = w.now
+			p.host, p.rest = 0, w.now+bHold
+			p.gen++
+			n.maps.Gone(uint32(slot))
+		case p.host != 0:
+		case !n.blocks.May(uint32(slot / bPorts)):
+			w.refused++
+		case p.rest <= w.now:
+			w.give(n, slot)
+		}
+	}
+	for i := range n.ports { // remote hosts keep sending
+		if h := n.ports[i].host; h != 0 && h == w.last[i].host {
+			w.last[i].until = w.now
+		}
+	}
+	n.opens.Drain(w.now, 100)
+	n.maps.Drain(w.now, 100)
+	w.carry()
+}
+
+// give has a host get a port, and judges that.
+func (w *pworld) give(n *pnode, slot int) {
+	host := 1 + w.dice.IntN(200)
+	if l := w.last[slot]; l.host != 0 && l.host != host && w.now-l.until < bHold {
+		w.fault("%s gives port %d to host %d, and host %d had it until %d ms ago", n.name, slot, host, l.host, (w.now-l.until)/msec)
+	}
+	w.made++
+	n.ports[slot].host = host
+	w.last[slot].host, w.last[slot].until = host, w.now
+	n.maps.Mark(uint32(slot), true)
+}
+
+func (w *pworld) carry() {
+	for i, s := range []*Sender{w.own.maps, w.own.opens} {
+		for f := s.Take(); f != nil; f = s.Take() {
+			w.late = append(w.late, item2{at: w.now + w.delay, stream: i, frame: append([]byte(nil), f...)})
+		}
+	}
+	var keep []item2
+	for _, it := range w.late {
+		switch {
+		case it.at > w.now:
+			keep = append(keep, it)
+		case it.answer != nil:
+			[]*Sender{w.own.maps, w.own.opens}[it.stream].Answer(w.now, it.answer)
+		default:
+			a, err := w.by.recv.Frame(w.now, w.own.name, it.frame)
+			if err != nil {
+				w.fault("%v", err)
+			}
+			keep = append(keep, item2{at: w.now + w.delay, stream: it.stream, answer: &a})
+		}
+	}
+	w.late = keep
+}
+
+// sync is the log: who may take over. The guard is on before that is proposed, and blocks that were opened before are known by then.
+func (w *pworld) sync() {
+	n := w.own
+	whole := true
+	for _, s := range []*Sender{n.maps, n.opens} {
+		c, _ := s.Copy(w.now, 1)
+		whole = whole && !c.Copying && s.Acked() > 1
+	}
+	n.blocks.Guard(whole || w.candidate)
+	w.candidate = whole && n.blocks.Settled(n.opens.Acked())
+}
+
+// takeover: the owner is gone at once, with all that is on its way.
+func (w *pworld) takeover() {
+	old := w.own
+	w.own, w.moved, w.candidate = w.by, w.moved+1, false
+	w.late = nil
+	w.epoch++
+	n := w.own
+	n.recv.Own(1, w.epoch)
+	n.blocks.Reset()
+	for b, open := range n.known {
+		for i := range bPorts {
+			if p := &n.ports[b*bPorts+i]; open && p.host == 0 && !w.plant.blocksStayOn {
+				p.rest = w.now + bHold
+			}
+		}
+		n.known[b] = false
+	}
+	n.maps.Own(1, w.epoch)
+	n.opens.Own(1, w.epoch)
+	w.by = w.node(old.name)
+	w.by.recv.Follow(1, w.epoch)
+	w.link()
+}
+
+func portSchedule(seed uint64, plant plants) *pworld {
+	w := &pworld{dice: rand.New(rand.NewPCG(seed, 9)), plant: plant, delay: 200 * msec, epoch: 1}
+	w.own, w.by = w.node("a"), w.node("b")
+	w.own.recv.Own(1, 1)
+	w.own.maps.Own(1, 1)
+	w.own.opens.Own(1, 1)
+	w.by.recv.Follow(1, 1)
+	w.link()
+	for w.now < 12000*msec {
+		w.turn()
+		w.sync()
+		if w.candidate && w.dice.IntN(700) == 0 {
+			w.takeover()
+		}
+	}
+	return w
+}
+
+// TestAPortHasOneHost: mappings at 3,000/s, a stream that is 200 ms late, kills at any point; no public port has a second host within the hold time.
+func TestAPortHasOneHost(t *testing.T) {
+	first := *seed
+	if first == 0 {
+		first = uint64(time.Now().UnixNano())
+	}
+	t.Logf("seed %d", first)
+	moved, made := 0, 0
+	for i := range uint64(20) {
+		w := portSchedule(first+i, plants{})
+		for _, f := range w.faults {
+			t.Errorf("seed %d: %s", first+i, f)
+		}
+		moved, made = moved+w.moved, made+w.made
+	}
+	if t.Logf("%d takeovers, %d mappings", moved, made); moved < 40 || made < 5000 {
+		t.Errorf("%d takeovers and %d mappings in 20 schedules: nothing was tested", moved, made)
+	}
+}
+
+// TestFaultsOfBlocksAreFound: the same schedules find what would give a port to two.
+func TestFaultsOfBlocksAreFound(t *testing.T) {
+	for name, plant := range map[string]plants{
+		"blocks are not closed at a takeover":         {blocksStayOn: true},
+		"a block is used before the standby knows it": {openAtOnce: true},
+	} {
+		found := 0
+		for i := range uint64(20) {
+			if len(portSchedule(i, plant).faults) > 0 {
+				found++
+			}
+		}
+		if t.Logf("%s: found by %d of 20", name, found); found == 0 {
+			t.Errorf("%s: 20 schedules, and nothing was found", name)
+		}
+	}
+}

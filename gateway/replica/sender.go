@@ -1,0 +1,521 @@
+package replica
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// Source is the tables of one owner shard, as slots.
+type Source interface {
+	// Slots is how many slots from 0 on were ever in use.
+	Slots() uint32
+	// Look says in short what a slot holds.
+	Look(slot uint32) Look
+	// Fill describes it: everything of r but Slot, Gen and Group. Tenant and Hop are local numbers.
+	Fill(slot uint32, r *Record)
+	// Name is what a local number stands for.
+	Name(kind NameKind, local uint16) string
+}
+
+// Writer is a Source that wants to know as what number of the stream a slot was written last: acknowledged is what lies before Sender.Acked.
+type Writer interface {
+	Wrote(slot uint32, seq uint64)
+}
+
+// Look is what is known of a slot at a glance.
+type Look struct {
+	Gen   uint32
+	Group uint8 // 0 = empty, or nobody's: not copied
+	Early bool  // goes before others where there is not room for all: established sessions, blocks of ports
+	Seen  uint8 // changes as its time goes on, about every eight seconds while packets come
+}
+
+// Limits bound what a Sender takes. Zero values are replaced by those of DefaultLimits.
+type Limits struct {
+	Window  int           // bytes written and not acknowledged: more waits as marks, which take no memory
+	Frame   int           // bytes of a frame
+	Digest  time.Duration // so often the digest of each group goes into the stream
+	Refresh time.Duration // so often every session is looked at, whether its time has gone on
+	Pause   time.Duration // at least so long between two copies of a group
+}
+
+// DefaultLimits is what a node runs with.
+var DefaultLimits = Limits{Window: 4 << 20, Frame: 16 << 10, Digest: time.Second, Refresh: 8 * time.Second, Pause: 100 * time.Millisecond}
+
+// The sets of marked slots, in the order in which they are written. What is gone goes first and completely: so whatever takes the place of
+// something (its addresses, its public port) comes after the word that it is free.
+const (
+	markGone = iota
+	markEarly
+	markLate
+	numMarks
+)
+
+// sent is what the standby was told of a slot.
+type sent struct {
+	hash  uint64
+	gen   uint32
+	round uint16
+	group uint8 // 0 = nothing
+	seen  uint8
+}
+
+// outGroup is one group that this node owns.
+type outGroup struct {
+	epoch   uint64
+	sum     uint64 // of the hashes of what was written in this round
+	number  uint64
+	round   uint16
+	copying bool
+	late    bool   // copying: the second way through the table, for all that is left
+	slots   uint32 // copying: of the table
+	todo    uint32 // copying: those of them that this way has still to look at
+	digest  int64  // when the next one is due
+	again   int64  // not copied again before
+	answer  GroupAnswer
+	equalAt int64
+}
+
+type frame struct {
+	seq   uint64
+	count int
+	since int64 // nothing in it had changed before
+	buf   []byte
+}
+
+type nameKey struct {
+	kind NameKind
+	name string
+}
+
+// Sender writes the changes of one owner shard as a stream. The packet path marks slots; Drain, called by the same goroutine between bursts,
+// writes what they hold by then. So however slow the standby is, the owner pays a bit for each change, and memory does not grow.
+type Sender struct {
+	src    Source
+	wrote  Writer // src, or nil
+	stream uint8
+	of     uint8
+	life   uint64
+	key    uint64
+	lim    Limits
+
+	dirty  [numMarks]marks
+	sent   []sent
+	groups [256]*outGroup
+	active []uint8
+	rounds uint16
+	at     uint32 // where the walk through the table has come to
+	walked int64  // when it last went on without copying
+
+	linked bool
+	seq    uint64 // of the next record
+	first  bool   // the next frame begins the stream anew
+	again  int64  // not begun anew before, unless the connection is
+	began  uint64 // the first record since it was begun anew
+	names  map[nameKey]uint16
+	local  [numNames][]uint16 // by local number: number of the stream + 1
+	hashes []uint64           // by number of the stream
+	cur    []byte
+	count  int
+	queue  []frame // written and not acknowledged
+	next   int     // of queue, to be handed out
+	queued int     // bytes in it
+	spare  [][]byte
+	clean  int64 // when nothing was left to be written
+	rec    Record
+
+	plant plants
+}
+
+// plants are faults that tests put in, to see that they are found. Nothing else sets one.
+type plants struct {
+	deafBulk     bool // what goes while a group is copied is not said
+	anyEpoch     bool // epochs are not compared
+	earlyDigest  bool // the digest is that of the table now, not of what was written
+	anyOrder     bool // what is older is taken too
+	openAtOnce   bool // a block of ports is used before the standby knows
+	blocksStayOn bool // blocks are not closed at a takeover
+}
+
+// NewSender makes the sender of one stream of several, for tables of at most slots slots. life and key are fresh random numbers of this process; all streams of a
+// process have the same.
+func NewSender(src Source, slots int, stream, of uint8, life, key uint64, lim Limits) *Sender {
+	d := DefaultLimits
+	lim = Limits{cmp.Or(lim.Window, d.Window), min(cmp.Or(lim.Frame, d.Frame), MaxFrame/2), cmp.Or(lim.Digest, d.Digest), cmp.Or(lim.Refresh, d.Refresh), cmp.Or(lim.Pause, d.Pause)}
+	s := &Sender{src: src, stream: stream, of: of, life: life, key: key, lim: lim, sent: make([]sent, slots), seq: 1, names: map[nameKey]uint16{}}
+	s.wrote, _ = src.(Writer)
+	for i := range s.dirty {
+		s.dirty[i] = newMarks(slots)
+	}
+	return s
+}
+
+// Mark notes that what a slot holds is new or has changed. The packet path calls it; a nil Sender costs it one comparison.
+func (s *Sender) Mark(slot uint32, early bool) {
+	if s == nil {
+		return
+	}
+	if early {
+		s.dirty[markEarly].set(slot)
+	} else {
+		s.dirty[markLate].set(slot)
+	}
+}
+
+// Gone notes that what a slot held is over. The slot may be used anew at once.
+func (s *Sender) Gone(slot uint32) {
+	if s != nil {
+		s.dirty[markGone].set(slot)
+	}
+}
+
+// Renew forgets what local numbers stand for: the next policy may use them otherwise.
+func (s *Sender) Renew() { s.local = [numNames][]uint16{} }
+
+// Own begins to send a group that this node owns now. A higher epoch of a group that it sends already begins it anew.
+func (s *Sender) Own(group uint8, epoch uint64) {
+	if g := s.groups[group]; group == 0 || g != nil && g.epoch >= epoch {
+		return
+	}
+	s.groups[group] = &outGroup{epoch: epoch}
+	if !slices.Contains(s.active, group) {
+		s.active = append(s.active, group)
+	}
+	if s.linked {
+		s.copy(group)
+	}
+}
+
+// Disown ends it.
+func (s *Sender) Disown(group uint8) {
+	s.groups[group] = nil
+	s.active = slices.DeleteFunc(s.active, func(g uint8) bool { return g == group })
+}
+
+// Link begins to send after the connection was made: a is what the standby said first. It goes on where the standby is, or begins anew.
+func (s *Sender) Link(now int64, a *Answer) {
+	s.linked = true
+	s.clean = now
+	if a.Life == s.life && !a.Anew && !s.first && a.Seq > 0 {
+		s.pop(a.Seq)
+		if s.seek(a.Seq) {
+			for _, group := range s.active {
+				if s.groups[group].round == 0 {
+					s.copy(group)
+				}
+			}
+			return
+		}
+	}
+	s.anew()
+}
+
+// seek makes the frame that begins with seq the next one.
+func (s *Sender) seek(seq uint64) bool {
+	for i := range s.queue {
+		if s.queue[i].seq == seq {
+			s.next = i
+			return true
+		}
+	}
+	s.next = len(s.queue)
+	return seq == s.seq-uint64(s.count)
+}
+
+// Unlink notes that the connection is gone. Frames that were not acknowledged are kept for the next one.
+func (s *Sender) Unlink() { s.linked = false }
+
+// anew begins the stream anew: nothing that the standby was told counts.
+func (s *Sender) anew() {
+	for i := range s.queue {
+		s.spare = append(s.spare, s.queue[i].buf[:0])
+	}
+	s.queue, s.next, s.queued = s.queue[:0], 0, 0
+	s.cur, s.count = s.cur[:0], 0
+	s.first, s.began = true, s.seq
+	s.names, s.hashes = map[nameKey]uint16{}, s.hashes[:0]
+	s.local = [numNames][]uint16{}
+	for _, g := range s.active {
+		s.copy(g)
+	}
+}
+
+// copy begins a copy of all that a group has. What was told of it in earlier rounds is void; what of it is not written until the end of
+// this one the standby removes.
+func (s *Sender) copy(group uint8) {
+	g := s.groups[group]
+	s.rounds = max(s.rounds+1, 1) // 0 is none
+	*g = outGroup{epoch: g.epoch, round: s.rounds, copying: true, slots: s.src.Slots(), todo: s.src.Slots()}
+	s.marker(KindBegin, group, g)
+}
+
+func (s *Sender) marker(k Kind, group uint8, g *outGroup) {
+	sum, number := g.sum, g.number
+	if s.plant.earlyDigest && k == KindDigest {
+		sum, number = s.Recount(group)
+	}
+	s.cur = appendMarker(s.open(), k, group, &marker{Epoch: g.epoch, Key: s.key, Sum: sum, Number: number, Round: g.round, Of: s.of})
+	s.wroteOne()
+}
+
+// open is the frame under way.
+func (s *Sender) open() []byte {
+	if len(s.cur) == 0 {
+		if n := len(s.spare); n > 0 {
+			s.cur, s.spare = s.spare[n-1], s.spare[:n-1]
+		} else {
+			s.cur = make([]byte, 0, s.lim.Frame+1024)
+		}
+		s.cur = append(s.cur, make([]byte, headerLen)...)
+	}
+	return s.cur
+}
+
+func (s *Sender) wroteOne() {
+	s.seq++
+	s.count++
+	if len(s.cur) >= s.lim.Frame || s.count == 1<<16-1 {
+		s.flush()
+	}
+}
+
+// flush ends the frame under way.
+func (s *Sender) flush() {
+	if s.count == 0 {
+		return
+	}
+	h := header{First: s.first, Stream: s.stream, Len: uint32(len(s.cur)), Life: s.life, Seq: s.seq - uint64(s.count), Count: uint16(s.count)}
+	h.put(s.cur)
+	s.queue = append(s.queue, frame{h.Seq, s.count, s.clean, s.cur})
+	s.queued += len(s.cur)
+	s.cur, s.count, s.first = nil, 0, false
+}
+
+// Take hands out the next frame, nil when there is none. It stays valid until the standby has acknowledged it.
+func (s *Sender) Take() []byte {
+	if !s.linked || s.next >= len(s.queue) {
+		return nil
+	}
+	s.next++
+	return s.queue[s.next-1].buf
+}
+
+func (s *Sender) room() bool { return s.queued+len(s.cur) < s.lim.Window }
+
+// name is the number of the stream for a local number.
+func (s *Sender) name(kind NameKind, local uint16) uint16 {
+	if local == NoName {
+		return NoName
+	}
+	if l := s.local[kind]; int(local) < len(l) && l[local] != 0 {
+		return l[local] - 1
+	}
+	k := nameKey{kind, s.src.Name(kind, local)}
+	if len(k.name) > maxName {
+		k.name = k.name[:maxName]
+	}
+	n, ok := s.names[k]
+	if !ok {
+		if len(s.names) >= NoName-1 {
+			return NoName // Drain begins anew
+		}
+		n = uint16(len(s.names))
+		s.names[k] = n
+		s.hashes = append(s.hashes, HashName(s.key, kind, k.name))
+		s.cur = appendName(s.open(), kind, n, k.name)
+		s.wroteOne()
+	}
+	for len(s.local[kind]) <= int(local) {
+		s.local[kind] = append(s.local[kind], 0)
+	}
+	s.local[kind][local] = n + 1
+	return n
+}
+
+// told reports whether the standby knows what p says.
+func (s *Sender) told(p *sent) bool {
+	g := s.groups[p.group]
+	return g != nil && g.round == p.round
+}
+
+// put writes how a slot is now.
+func (s *Sender) put(slot uint32) {
+	l, p := s.src.Look(slot), &s.sent[slot]
+	g, told := s.groups[l.Group], s.told(p)
+	if told && (g == nil || p.group != l.Group || p.gen != l.Gen) {
+		was := s.groups[p.group]
+		if !s.plant.deafBulk || !was.copying {
+			s.cur = appendGone(s.open(), p.group, slot, p.gen)
+			s.wroteOne()
+		}
+		was.sum -= p.hash
+		was.number--
+		told = false
+	}
+	if !told {
+		*p = sent{}
+	}
+	if g == nil {
+		return
+	}
+	r := &s.rec
+	hash := s.fill(slot, l, r)
+	if told {
+		g.sum -= p.hash
+	} else {
+		g.number++
+	}
+	g.sum += hash
+	*p = sent{hash, l.Gen, g.round, l.Group, l.Seen}
+	seq := s.seq
+	s.cur = appendRecord(s.open(), r)
+	s.wroteOne()
+	if s.wrote != nil {
+		s.wrote.Wrote(slot, seq)
+	}
+}
+
+// fill makes r what the slot holds, in numbers of the stream.
+func (s *Sender) fill(slot uint32, l Look, r *Record) (hash uint64) {
+	r.Reset()
+	s.src.Fill(slot, r)
+	r.Slot, r.Gen, r.Group = slot, l.Gen, l.Group
+	r.Tenant = s.name(NameTenant, r.Tenant)
+	for d := range r.Session.Hop {
+		r.Session.Hop[d] = s.name(NameHop, r.Session.Hop[d])
+	}
+	var tenant uint64
+	if int(r.Tenant) < len(s.hashes) {
+		tenant = s.hashes[r.Tenant]
+	}
+	return r.Hash(s.key, tenant)
+}
+
+// touch says that a session's time has gone on.
+func (s *Sender) touch(slot uint32, l Look) {
+	r := &s.rec
+	s.fill(slot, l, r)
+	if r.Kind != KindSession {
+		s.put(slot)
+		return
+	}
+	r.Kind = KindTouch
+	s.sent[slot].seen = l.Seen
+	s.cur = appendRecord(s.open(), r)
+	s.wroteOne()
+}
+
+// Drain writes what was marked, and goes on with copies and refreshed times, at most about budget records, and fewer where the standby has not yet
+// acknowledged what there is. It returns how many it wrote.
+func (s *Sender) Drain(now int64, budget int) int {
+	if !s.linked {
+		return 0
+	}
+	if len(s.names) >= NoName-1 {
+		s.anew()
+	}
+	from := s.seq
+	left := budget
+	more := func() bool {
+		left--
+		return left >= 0 && s.room()
+	}
+	s.dirty[markGone].take(more, s.put)
+	s.dirty[markEarly].take(more, s.put)
+	s.walk(more, false)
+	s.dirty[markLate].take(more, s.put)
+	s.walk(more, true)
+	busy := left < 0 || !s.room()
+	for _, group := range s.active {
+		g := s.groups[group]
+		if g.copying {
+			busy = true
+		} else if s.room() && now >= g.digest {
+			s.marker(KindDigest, group, g)
+			g.digest = now + int64(s.lim.Digest)
+		}
+	}
+	if !busy {
+		s.refresh(now, more)
+	}
+	s.flush()
+	if !busy {
+		s.clean = now
+	}
+	return int(s.seq - from)
+}
+
+// walk goes on with copies: first what is early, then, on a second way through the table, all that is left.
+func (s *Sender) walk(more func() bool, late bool) {
+	for s.copying(late) && more() {
+		slots := s.src.Slots()
+		for _, group := range s.active { // the way round has become longer
+			if g := s.groups[group]; g.copying {
+				g.todo += slots - g.slots
+				g.slots = slots
+			}
+		}
+		if s.at >= slots {
+			s.at = 0
+		}
+		if slots > 0 {
+			slot := s.at
+			s.at++
+			l := s.src.Look(slot)
+			if g := s.groups[l.Group]; g != nil && g.copying && (l.Early || g.late) && !(s.told(&s.sent[slot]) && s.sent[slot].gen == l.Gen) {
+				s.put(slot)
+			}
+		}
+		for _, group := range s.active {
+			g := s.groups[group]
+			if !g.copying || g.late && !late {
+				continue
+			}
+			if g.todo > 0 {
+				g.todo--
+			}
+			if g.todo > 0 {
+				continue
+			}
+			if !g.late {
+				g.late, g.todo = true, slots
+				continue
+			}
+			g.copying = false
+			s.marker(KindEnd, group, g)
+		}
+	}
+}
+
+// copying reports whether there is something for walk to do.
+func (s *Sender) copying(late bool) bool {
+	for _, group := range s.active {
+		if g := s.groups[group]; g.copying && g.late == late {
+			return true
+		}
+	}
+	return false
+}
+
+// refresh looks for sessions whose time has gone on, each as often as Limits says.
+func (s *Sender) refresh(now int64, more func() bool) {
+	slots := s.src.Slots()
+	part := min(float64(now-s.walked)/float64(s.lim.Refresh), 1)
+	n := uint32(part * float64(slots))
+	if n == 0 {
+		return
+	}
+	s.walked = now
+	for ; n > 0 && more(); n-- {
+		if s.at >= slots {
+			s.at = 0
+		}
+		slot := s.at
+		s.at++
+		l, p := s.src.Look(slot), &s.sent[slot]
+		if p.group != 0 && s.told(p) && p.gen == l.Gen && p.group == l.Group && p.seen != l.Seen {
+			s.touch(slot, l)
+		}
+	}
+}
