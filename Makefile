@@ -9,7 +9,7 @@ export CGO_ENABLED = 0
 
 # Pure packages do no I/O and need no root; the rest is tested in namespaces of its own.
 PURE := ./acl/... ./configs/... ./gateway/packet/... ./gateway/flow/... ./gateway/verdict/... ./gateway/conntrack/... ./gateway/nat/... \
-        ./gateway/police/... ./gateway/fib/... ./gateway/meter/... ./gateway/snapshot/... ./gateway/pipeline/... ./gateway/api/... ./gateway/archtest/... ./cluster/...
+        ./gateway/police/... ./gateway/replica/... ./gateway/fib/... ./gateway/meter/... ./gateway/snapshot/... ./gateway/pipeline/... ./gateway/api/... ./gateway/archtest/... ./cluster/...
 
 # The others: everything else there is, so none can be forgotten.
 ROOT = $(shell comm -23 <(go list ./... | sort) <(go list $(PURE) | sort))

@@ -5,7 +5,7 @@ package archtest
 var levels = map[string]int{
 	"gateway/verdict": 0, "gateway/flow": 0, "gateway/lease": 0, "gateway/undo": 0,
 	"gateway/packet":    1,
-	"gateway/conntrack": 2, "gateway/frag": 2, "gateway/nat": 2, "gateway/police": 2, "gateway/fib": 2, "gateway/meter": 2, "gateway/trace": 2,
+	"gateway/conntrack": 2, "gateway/frag": 2, "gateway/nat": 2, "gateway/police": 2, "gateway/fib": 2, "gateway/meter": 2, "gateway/replica": 2, "gateway/trace": 2,
 	"gateway/block": 3, "gateway/snapshot": 3,
 	"gateway/pipeline": 4,
 	"gateway/api":      5, "gateway/confine": 5, "gateway/hostnet": 5, "gateway/revisions": 5, "gateway/slowpath": 5, "gateway/xsk": 5,
@@ -52,6 +52,8 @@ var only = map[string][]string{
 	"gateway/undo":  {},
 	"gateway/frag":  {"gateway/flow", "gateway/verdict"},
 	"gateway/meter": {"gateway/flow", "gateway/verdict"},
+
+	"gateway/replica": {"gateway/flow"},
 }
 
 // importedBy lists the only non-test importers of a package or tree of ours.
@@ -74,7 +76,7 @@ var importedBy = map[string][]string{
 // pure packages do no I/O, start no goroutine, take no lock, read no clock and roll no dice of their own, so that all of them are
 // fuzzed and benchmarked without root.
 var pure = []string{"acl", "cluster/command", "cluster/failover", "configs", "gateway/block", "gateway/conntrack", "gateway/fib", "gateway/flow", "gateway/frag", "gateway/lease", "gateway/meter", "gateway/nat", "gateway/packet",
-	"gateway/pipeline", "gateway/police", "gateway/snapshot", "gateway/trace", "gateway/undo", "gateway/verdict"}
+	"gateway/pipeline", "gateway/police", "gateway/replica", "gateway/snapshot", "gateway/trace", "gateway/undo", "gateway/verdict"}
 
 // pureImports is all that a pure package may import beside what is ours. What is not here either does I/O, or nobody needed it yet.
 var pureImports = []string{"cmp", "embed", "encoding/binary", "errors", "fmt", "maps", "math", "math/bits", "net/netip", "path", "reflect", "slices",

@@ -19,6 +19,7 @@ const (
 	blockShut  blockState = iota
 	blockAsked            // the standby is being told
 	blockOpen             // in use, or may be at once
+	blockRests            // what was open before this node took over: no new mappings until all of it is free
 )
 
 // NewBlocks makes the blocks of slots 0 to n-1, all of them shut. Of each pool so many are kept open that nobody uses.
@@ -34,16 +35,20 @@ func (b *Blocks) May(slot uint32) bool {
 	return b.state[slot] == blockOpen || b.plant.openAtOnce && b.state[slot] == blockAsked
 }
 
-// Wrote notes as which record the block was written.
-func (b *Blocks) Wrote(slot uint32, seq uint64) { b.seq[slot] = seq }
+// Wrote notes as which record the block was written. What is written again in a further copy is known already.
+func (b *Blocks) Wrote(slot uint32, seq uint64) {
+	if b.seq[slot] == 0 {
+		b.seq[slot] = seq
+	}
+}
 
 // Guard says whether some standby may take over: on before its copy is proposed to be in sync, off after it is agreed on that it is not.
 func (b *Blocks) Guard(on bool) { b.guard = on }
 
-// Settled reports whether the standby, which has acknowledged all before acked, knows every block that is in use. A copy is in sync only if so.
+// Settled reports whether the standby, which has acknowledged all before acked, knows every block that is in use or rests. A copy is in sync only if so.
 func (b *Blocks) Settled(acked uint64) bool {
 	for slot, st := range b.state {
-		if st == blockOpen && (b.seq[slot] == 0 || b.seq[slot] >= acked) {
+		if (st == blockOpen || st == blockRests) && (b.seq[slot] == 0 || b.seq[slot] >= acked) {
 			return false
 		}
 	}
@@ -53,10 +58,16 @@ func (b *Blocks) Settled(acked uint64) bool {
 // Anew notes that the stream has begun anew, or another standby has it: what was acknowledged before counts no more. Blocks that are in use stay so.
 func (b *Blocks) Anew() { clear(b.seq) }
 
-// Reset shuts all: this node has just become the owner.
-func (b *Blocks) Reset() {
-	clear(b.state)
+// Takeover notes that this node has just become the owner. Blocks that were open are known to rest, here and, by Told, at the next standby: if that takes over
+// within the hold time it must let them rest too.
+func (b *Blocks) Takeover(open func(slot uint32) bool) {
 	clear(b.seq)
+	for slot := range b.state {
+		b.state[slot] = blockShut
+		if open(uint32(slot)) {
+			b.state[slot] = blockRests
+		}
+	}
 }
 
 // Pool is blocks of which one is as good as another: those of one address and class.
@@ -74,6 +85,11 @@ func (b *Blocks) Step(p *Pool, acked, rnd uint64) (changed bool) {
 	free := 0
 	for slot := p.From; slot < p.To; slot++ {
 		switch b.state[slot] {
+		case blockRests:
+			if p.Free(slot) {
+				b.state[slot], b.seq[slot], changed = blockShut, 0, true
+				p.Gone(slot)
+			}
 		case blockAsked:
 			if !b.guard || b.seq[slot] != 0 && b.seq[slot] < acked {
 				b.state[slot], changed = blockOpen, true

@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	schedules = flag.Int("schedules", 60, "how many random schedules TestSchedules goes through")
+	schedules = flag.Int("schedules", 40, "how many random schedules TestSchedules goes through")
 	seed      = flag.Uint64("seed", 0, "of the first schedule; 0 = by the clock. It is printed")
 	showTrace = flag.Bool("trace", false, "print what happens in a schedule")
 )
