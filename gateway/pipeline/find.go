@@ -22,12 +22,20 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 	}
 	slot, dir := ref.Slot(), ref.Dir()
 	se := sh.Sessions.At(slot)
+	if !sh.serves(sh.view.GroupOf(se.Tenant)) {
+		s.Tenant = se.Tenant
+		return sh.drop(s, verdict.NotOwner)
+	}
 	if se.ViewGen != sh.view.Gen {
 		if r := sh.judgeAgain(se); r != verdict.Pass {
 			s.Tenant = se.Tenant
 			sh.end(slot, se)
 			return sh.drop(s, r)
 		}
+	}
+	if sh.elsewhere(se.NextHop[dir]) {
+		s.Tenant = se.Tenant
+		return sh.drop(s, verdict.NotOwner)
 	}
 	if sh.impostor(s, se, dir) {
 		s.Tenant = se.Tenant

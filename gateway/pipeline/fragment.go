@@ -82,8 +82,12 @@ func (sh *Shard) ownerOf(s *Slot) (o frag.Owner, r verdict.Reason) {
 		if _, h, ok := v.Lookup(flow.Backbone, k.Family, &k.Src); ok && h.Kind != snapshot.HopForward && h.Kind != snapshot.HopDiscard {
 			return o, verdict.SpoofedSource
 		}
-		if k.Family == 6 && k.Dst == s.in.LinkLocal {
-			return o, verdict.Pass
+		if k.Family == 6 {
+			if g, ours := v.Speaks(s.in, &k.Dst); !sh.serves(g) {
+				return o, verdict.NotOwner
+			} else if ours {
+				return o, verdict.Pass
+			}
 		}
 	}
 	_, h, ok := v.Lookup(flow.Backbone, k.Family, &k.Dst)
@@ -98,6 +102,9 @@ func (sh *Shard) ownerOf(s *Slot) (o frag.Owner, r verdict.Reason) {
 	case snapshot.HopLocal:
 	default:
 		return o, verdict.NotForUs
+	}
+	if !sh.serves(h.Group) {
+		return o, verdict.NotOwner
 	}
 	return o, verdict.Pass
 }
@@ -160,6 +167,9 @@ func (sh *Shard) laterFragment(s *Slot, d *frag.Datagram) verdict.Verdict {
 			return sh.drop(s, r)
 		}
 	}
+	if sh.elsewhere(se.NextHop[dir]) {
+		return sh.drop(s, verdict.NotOwner)
+	}
 	if sh.impostor(s, se, dir) {
 		return sh.drop(s, verdict.SpoofedSource)
 	}
@@ -194,12 +204,12 @@ func (sh *Shard) localPiece(s *Slot) verdict.Verdict {
 	if s.in == nil {
 		return sh.drop(s, verdict.LocalUnhandled)
 	}
-	from := [6]byte(s.Frame()[6:12])
+	from, as := [6]byte(s.Frame()[6:12]), sh.speaker(s)
 	if !build.EchoReply(&s.Packet) {
 		return sh.drop(s, verdict.LocalUnhandled)
 	}
 	s.Reason = verdict.Pass
-	return sh.answer(s, from)
+	return sh.answer(s, from, as)
 }
 
 // Fetch puts a fragment that has waited, and whose first one has come, into a slot for Process: Buf and Addr are the driver's, off is where the

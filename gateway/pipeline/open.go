@@ -16,8 +16,10 @@ func (sh *Shard) openOut(s *Slot) verdict.Verdict {
 	if t == nil {
 		return sh.drop(s, verdict.InterfaceDown)
 	}
-	if k.Family == 6 && k.Dst == s.in.LinkLocal {
-		return sh.local(s)
+	if k.Family == 6 {
+		if _, ours := v.Speaks(s.in, &k.Dst); ours {
+			return sh.local(s)
+		}
 	}
 	if !t.Prefixes.Contains(k.Family, &k.Src) {
 		return sh.drop(s, verdict.SpoofedSource)
@@ -34,6 +36,9 @@ func (sh *Shard) openOut(s *Slot) verdict.Verdict {
 		sh.watch.tr.Hop = nh
 	}
 	hop := v.Hop(nh)
+	if !sh.serves(hop.Group) { // what is there is answered, or goes on, by the node that serves it
+		return sh.drop(s, verdict.NotOwner)
+	}
 	switch hop.Kind {
 	case snapshot.HopLocal:
 		return sh.local(s)
@@ -85,8 +90,12 @@ func (sh *Shard) openOut(s *Slot) verdict.Verdict {
 // openIn is the first packet of a conversation that the backbone starts.
 func (sh *Shard) openIn(s *Slot) verdict.Verdict {
 	v, k := sh.view, &s.Key
-	if k.Family == 6 && s.in != nil && k.Dst == s.in.LinkLocal {
-		return sh.local(s)
+	if k.Family == 6 && s.in != nil {
+		if g, ours := v.Speaks(s.in, &k.Dst); !sh.serves(g) {
+			return sh.drop(s, verdict.NotOwner)
+		} else if ours {
+			return sh.local(s)
+		}
 	}
 	if !s.Looped {
 		// A source that is ours cannot come from outside (RFC 2827 the other way round).
@@ -101,6 +110,10 @@ func (sh *Shard) openIn(s *Slot) verdict.Verdict {
 	se := conntrack.Session{
 		OrigSrc: k.Src, OrigDst: k.Dst, OrigSPort: k.SPort, OrigDPort: k.DPort, XlatSPort: k.SPort, XlatDPort: k.DPort,
 		Proto: k.Proto, Mapping: conntrack.NoMapping, Flags: conntrack.FlagFromBackbone,
+	}
+	if !sh.serves(hop.Group) {
+		s.Tenant = hop.Tenant
+		return sh.drop(s, verdict.NotOwner)
 	}
 	inside := k.Dst
 	var m *nat.Mapping

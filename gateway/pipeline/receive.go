@@ -151,15 +151,18 @@ func (sh *Shard) receive(s *Slot) verdict.Verdict {
 		if sh.blocks != nil && sh.barred(s) {
 			return sh.drop(s, verdict.Blocked)
 		}
-		if s.Flags&packet.FlagMcastMAC == 0 && [6]byte(s.Frame()[:6]) != f.MAC {
+		if s.Flags&packet.FlagMcastMAC == 0 && !sh.view.Takes(f, (*[6]byte)(s.Frame())) {
 			return sh.drop(s, verdict.ForeignMAC)
 		}
 		if s.Flags&(packet.FlagARP|packet.FlagND) != 0 {
 			s.OutIface = f.Index
 			return verdict.Punt
 		}
-		if r := sane(&s.Packet, f); r != verdict.Pass {
+		if r := sane(&s.Packet, sh.view, f); r != verdict.Pass {
 			return sh.drop(s, r)
+		}
+		if !sh.serves(f.Group) && !sh.forNode(s) {
+			return sh.drop(s, verdict.NotOwner)
 		}
 	}
 	if sh.poisons.live > 0 && sh.poisons.has(&s.Key, sh.now) {
@@ -185,7 +188,7 @@ func (sh *Shard) ingress(s *Slot) *snapshot.Iface {
 }
 
 // sane refuses addresses that no forwarded packet may carry (RFC 1812 5.3.7, RFC 6890, RFC 4291 2.5).
-func sane(p *packet.Packet, f *snapshot.Iface) verdict.Reason {
+func sane(p *packet.Packet, v *snapshot.View, f *snapshot.Iface) verdict.Reason {
 	if p.Key.Family == 4 {
 		src, dst := p.Key.Src.V4(), p.Key.Dst.V4()
 		switch {
@@ -208,8 +211,10 @@ func sane(p *packet.Packet, f *snapshot.Iface) verdict.Reason {
 		return verdict.Land
 	case src[0] == 0xff || reserved6(src) || reserved6(dst):
 		return verdict.Martian
-	case linkLocal6(src) && *dst != f.LinkLocal || linkLocal6(dst) && *dst != f.LinkLocal:
-		return verdict.LinkLocal
+	case linkLocal6(src) || linkLocal6(dst):
+		if _, ours := v.Speaks(f, dst); !ours {
+			return verdict.LinkLocal
+		}
 	}
 	return verdict.Pass
 }

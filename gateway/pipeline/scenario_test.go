@@ -15,6 +15,7 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
+	"demarc/configs"
 	"demarc/gateway/verdict"
 )
 
@@ -25,9 +26,12 @@ import (
 //	drop REASON
 //	queued
 //	wait DURATION
+//	serve GROUP DURATION      this node serves the group for so long from now; without a duration not any more
+//	sessions N                so many are there
 //
 // PACKET is PROTO SRC > DST with words after it: ttl=, len= (payload bytes), tos=, df, flags= (of SAFR), ack=, mss=, id= (echo),
-// type=TYPE/CODE and mtu= (ICMP errors), and last "quote" with the packet quoted. Each scenario runs with one worker and with three.
+// type=TYPE/CODE and mtu= (ICMP errors), to= (came in to the virtual MAC of that group), from= (left from it; 0: the port's own), and last "quote"
+// with the packet quoted. Each scenario runs with one worker and with three.
 type scenarioPacket struct {
 	port              string
 	vlan              int
@@ -36,6 +40,7 @@ type scenarioPacket struct {
 	sport, dport      string
 	ttl, size, tos    int
 	mss, id, mtu, typ int
+	to, from          int // groups
 	df                bool
 	flags             string
 	ack               int
@@ -45,7 +50,7 @@ type scenarioPacket struct {
 const unsaid = -1
 
 func parseScenarioPacket(line string) (p *scenarioPacket, err error) {
-	p = &scenarioPacket{ttl: unsaid, size: unsaid, tos: unsaid, mss: unsaid, id: unsaid, mtu: unsaid, typ: unsaid}
+	p = &scenarioPacket{ttl: unsaid, size: unsaid, tos: unsaid, mss: unsaid, id: unsaid, mtu: unsaid, typ: unsaid, to: unsaid, from: unsaid}
 	body, quote, quoted := strings.Cut(line, " quote ")
 	w := strings.Fields(body)
 	if len(w) < 4 || w[2] != ">" {
@@ -56,7 +61,7 @@ func parseScenarioPacket(line string) (p *scenarioPacket, err error) {
 	p.dst, p.dport = splitPort(w[3])
 	for _, o := range w[4:] {
 		k, v, _ := strings.Cut(o, "=")
-		to := map[string]*int{"ttl": &p.ttl, "len": &p.size, "tos": &p.tos, "mss": &p.mss, "id": &p.id, "mtu": &p.mtu, "ack": &p.ack}[k]
+		to := map[string]*int{"ttl": &p.ttl, "len": &p.size, "tos": &p.tos, "mss": &p.mss, "id": &p.id, "mtu": &p.mtu, "ack": &p.ack, "to": &p.to, "from": &p.from}[k]
 		switch {
 		case to != nil:
 			if *to, err = strconv.Atoi(v); err != nil {
@@ -106,6 +111,15 @@ func number(t testing.TB, s string, vars map[string]string) uint16 {
 	return uint16(n)
 }
 
+// groupMAC is the virtual MAC of a group for a family.
+func groupMAC(id int, v6 bool) [6]byte {
+	v4mac, v6mac := (&configs.Group{ID: id}).MACs()
+	if v6 {
+		return v6mac
+	}
+	return v4mac
+}
+
 // build makes the frame, or with mac nil the IP packet alone.
 func (p *scenarioPacket) build(t testing.TB, vars map[string]string, port int) []byte {
 	t.Helper()
@@ -130,15 +144,19 @@ func (p *scenarioPacket) build(t testing.TB, vars map[string]string, port int) [
 	if v6 && proto == layers.IPProtocolICMPv4 {
 		proto = layers.IPProtocolICMPv6
 	}
+	mac := macs[port]
+	if p.to != unsaid {
+		mac = groupMAC(p.to, v6)
+	}
 	var ls []gopacket.SerializableLayer
 	if v6 {
-		ls = append(ls, eth(macs[port], layers.EthernetTypeIPv6), &layers.IPv6{Version: 6, HopLimit: uint8(ttl), TrafficClass: uint8(tos), NextHeader: proto, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()})
+		ls = append(ls, eth(mac, layers.EthernetTypeIPv6), &layers.IPv6{Version: 6, HopLimit: uint8(ttl), TrafficClass: uint8(tos), NextHeader: proto, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()})
 	} else {
 		ip := &layers.IPv4{Version: 4, TTL: uint8(ttl), TOS: uint8(tos), SrcIP: src.AsSlice(), DstIP: dst.AsSlice(), Protocol: proto}
 		if p.df {
 			ip.Flags = layers.IPv4DontFragment
 		}
-		ls = append(ls, eth(macs[port], layers.EthernetTypeIPv4), ip)
+		ls = append(ls, eth(mac, layers.EthernetTypeIPv4), ip)
 	}
 	payload := make([]byte, max(p.size, 4))
 	if p.size != unsaid {
@@ -367,6 +385,9 @@ func runScenario(t *testing.T, workers int, s map[string]string) {
 			if d := p.differs(got, vars); d != "" {
 				fail("%s (variables %v)", d, maps.Clone(vars))
 			}
+			if from := [6]byte(last.frame[6:12]); p.from == 0 && from != macs[port] || p.from > 0 && from != groupMAC(p.from, strings.Contains(p.src, ":")) {
+				fail("left from %x", from)
+			}
 			last = nil
 		case "drop":
 			if last == nil || last.verdict != verdict.Drop || last.reason.String() != rest {
@@ -378,6 +399,25 @@ func runScenario(t *testing.T, workers int, s map[string]string) {
 				fail("%s (%s)", last.verdict, last.reason)
 			}
 			last = nil
+		case "serve":
+			name, dur, _ := strings.Cut(rest, " ")
+			until := uint64(0)
+			if dur != "" {
+				d, err := time.ParseDuration(dur)
+				if err != nil {
+					fail("%v", err)
+				}
+				until = w.now + uint64(d)
+			}
+			w.until[number(t, name, nil)] = until
+		case "sessions":
+			have := 0
+			for _, sh := range w.shards {
+				have += sh.Sessions.Len()
+			}
+			if strconv.Itoa(have) != rest {
+				fail("there are %d", have)
+			}
 		case "wait":
 			d, err := time.ParseDuration(rest)
 			if err != nil {

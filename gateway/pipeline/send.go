@@ -79,7 +79,7 @@ func (sh *Shard) send(s *Slot, t *snapshot.Tenant, hop *snapshot.Hop) verdict.Ve
 				return verdict.Cut
 			}
 		}
-		if !packet.SetL2(&s.Packet, mac, f.MAC, f.VLAN) {
+		if !packet.SetL2(&s.Packet, mac, *f.Source(t.Group, s.Key.Family), f.VLAN) {
 			return sh.drop(s, verdict.FrameTooLarge)
 		}
 	}
@@ -146,11 +146,17 @@ func (sh *Shard) related(s *Slot) verdict.Verdict {
 	}
 	se, dir := sh.Sessions.At(ref.Slot()), ref.Dir()
 	s.Tenant = se.Tenant
+	if !sh.serves(sh.view.GroupOf(se.Tenant)) {
+		return sh.drop(s, verdict.NotOwner)
+	}
 	if se.ViewGen != sh.view.Gen {
 		if r := sh.judgeAgain(se); r != verdict.Pass {
 			sh.end(ref.Slot(), se)
 			return sh.drop(s, r)
 		}
+	}
+	if sh.elsewhere(se.NextHop[dir]) {
+		return sh.drop(s, verdict.NotOwner)
 	}
 	s.Dir = Direction(se, dir)
 	t := sh.view.Tenant(se.Tenant)
@@ -226,10 +232,10 @@ func (sh *Shard) local(s *Slot) verdict.Verdict {
 	if !sh.echoRate.Take(&sh.echo[s.Key.Zone], sh.now, 1) {
 		return sh.drop(s, verdict.ICMPRateLimited)
 	}
-	from := [6]byte(s.Frame()[6:12])
+	from, as := [6]byte(s.Frame()[6:12]), sh.speaker(s)
 	if !build.EchoReply(&s.Packet) {
 		return sh.drop(s, verdict.LocalUnhandled)
 	}
 	s.Reason = verdict.Pass
-	return sh.answer(s, from)
+	return sh.answer(s, from, as)
 }

@@ -96,6 +96,7 @@ type Config struct {
 	Seed       uint64
 	Space      *nat.Space
 	Neighbors  *fib.Neighbors
+	Deadlines  Deadlines // until when this node serves each group; nil = it serves none
 }
 
 // Shard is everything one worker writes.
@@ -123,6 +124,7 @@ type Shard struct {
 	keeping  uint32 // mapping that reopen keeps, likewise
 	watch    watching
 	blocks   *block.List // nil = none
+	until    Deadlines
 	asked    *asked
 	frags    *frag.Table
 	frag     *frag.Datagram // that the fragment under way is of, nil between fragments
@@ -184,6 +186,7 @@ func NewShard(c Config) (*Shard, error) {
 		held: make([]held, tenants), hosts: newHosts(c.Sessions, tenants, c.Seed), making: conntrack.NoMapping, keeping: conntrack.NoMapping, unborn: noSlot, ending: noSlot, poisons: poisons{seed: c.Seed ^ 0xd6e8feb86659fd93}, rnd: c.Seed | 1, echo: make([]police.Word, tenants),
 		watch:    watching{drops: trace.NewRecorder()},
 		asked:    newAsked(),
+		until:    c.Deadlines,
 		echoRate: police.PacketRate(echoPerSecond, 100*time.Millisecond),
 	}
 	sh.frags = frag.New(frag.Config{Datagrams: cmp.Or(c.Fragments, 64), Mem: c.FragMem, Size: cmp.Or(c.FrameBytes, 2048), Tenants: tenants, Seed: c.Seed ^ 0x165667b19e3779f9,

@@ -62,7 +62,7 @@ func (sh *Shard) toSender(s *Slot, told *snapshot.Told, ok bool, to [6]byte, why
 	if s.in == nil {
 		return verdict.Loop
 	}
-	return sh.answer(s, to)
+	return sh.answer(s, to, sh.view.GroupOf(s.Tenant))
 }
 
 // mayTell takes an error to the packet's sender from what its side may be sent, and from what all may (RFC 1812 section 4.3.2.8, RFC 4443
@@ -95,9 +95,9 @@ func (sh *Shard) mayTell(s *Slot) *snapshot.Told {
 	return told
 }
 
-// answer sends a frame that the gateway made back to where the packet came from.
-func (sh *Shard) answer(s *Slot, to [6]byte) verdict.Verdict {
-	if !packet.SetL2(&s.Packet, to, s.in.MAC, s.in.VLAN) {
+// answer sends a frame that the gateway made, as a group or as the node (nil), back to where the packet came from.
+func (sh *Shard) answer(s *Slot, to [6]byte, as *snapshot.Group) verdict.Verdict {
+	if !packet.SetL2(&s.Packet, to, *s.in.Source(as, s.Key.Family), s.in.VLAN) {
 		return sh.drop(s, verdict.FrameTooLarge)
 	}
 	s.OutIface, s.OutPort = s.in.Index, s.in.Port
@@ -193,6 +193,9 @@ func (sh *Shard) unreached(s *Slot) verdict.Verdict {
 	}
 	se, dir := sh.Sessions.At(ref.Slot()), 1-ref.Dir()
 	s.Tenant = se.Tenant
+	if !sh.serves(v.GroupOf(se.Tenant)) {
+		return sh.drop(s, verdict.NotOwner)
+	}
 	outside := [2]uint8{conntrack.FlagFromBackbone, conntrack.FlagToBackbone}[dir]
 	back := se.NextHop[1-dir]
 	if se.Flags&outside != 0 || se.ViewGen != v.Gen || back == noHop || v.Hop(back).Kind != snapshot.HopForward {

@@ -27,6 +27,7 @@ type world struct {
 	neigh  *fib.Neighbors
 	view   *snapshot.View
 	shards []*Shard
+	until  *ordinary
 	now    uint64
 	buf    [2048]byte
 	slots  [1]Slot
@@ -34,6 +35,11 @@ type world struct {
 	passed, dropped uint64 // verdicts given
 	kept            uint64 // fragments that the pipeline has a copy of
 }
+
+// ordinary is deadlines in ordinary memory.
+type ordinary [256]uint64
+
+func (o *ordinary) Until(group uint8) uint64 { return o[group] }
 
 // arrival is a frame that somebody has to process.
 type arrival struct {
@@ -49,7 +55,7 @@ func newWorld(t testing.TB, workers int, policy string) *world {
 		t.Fatal(err)
 	}
 	node.Workers.Count = workers
-	w := &world{t: t, node: node, space: nat.NewSpace(16), neigh: fib.NewNeighbors(4096, 1), now: 1e12}
+	w := &world{t: t, node: node, space: nat.NewSpace(16), neigh: fib.NewNeighbors(4096, 1), until: &ordinary{}, now: 1e12}
 	w.view = compileView(t, node, w.space, nil, policy)
 	for _, f := range w.view.Ifaces[1:] {
 		for _, p := range f.Addrs {
@@ -66,7 +72,7 @@ func newWorld(t testing.TB, workers int, policy string) *world {
 	for i := range workers {
 		const n = 4096
 		sh, err := NewShard(Config{Worker: i, SessionMem: make([]byte, conntrack.Bytes(n)+64), Sessions: n, NATMem: make([]byte, nat.Bytes(n)+64), Mappings: n, PermitMem: make([]byte, nat.PermitBytes(n)+64),
-			Tenants: snapshot.MaxTenantID(node), ShaperMax: 64, Seed: uint64(i) + 42, Space: w.space, Neighbors: w.neigh})
+			Tenants: snapshot.MaxTenantID(node), ShaperMax: 64, Seed: uint64(i) + 42, Space: w.space, Neighbors: w.neigh, Deadlines: w.until})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -34,6 +34,9 @@ type bits256 [4]uint64
 func (b *bits256) has(n uint8) bool { return b[n/64]>>(n%64)&1 != 0 }
 func (b *bits256) set(n uint8)      { b[n/64] |= 1 << (n % 64) }
 
+// Grouped reports whether the policy has groups at all.
+func (v *View) Grouped() bool { return v.groups != nil }
+
 // Group is the group with this id, or nil.
 func (v *View) Group(id uint8) *Group {
 	if v.groups == nil {
@@ -165,7 +168,8 @@ func (c *compiler) presences() {
 				at(f, g)
 			}
 		case c.v.GroupOf(f.Zone) != nil:
-			at(f, c.v.GroupOf(f.Zone))
+			f.Group = c.v.GroupOf(f.Zone)
+			at(f, f.Group)
 		}
 	}
 	for i := range c.in.Policy.Groups {

@@ -35,6 +35,7 @@ type Iface struct {
 	LinkLocal flow.Addr // fe80::/64 address of the gateway on this link
 	NoErrors  bool      // no error of our own is sent out of here (RFC 5508 REQ-9)
 
+	Group       *Group     // its tenant's, nil when every node serves that; on the backbone nil
 	Groups      []Presence // the groups that are here: its tenant's, or all on the backbone
 	here, here6 bits256    // their ids; and of those with a link-local address here
 }
