@@ -336,6 +336,7 @@ func runScenario(t *testing.T, workers int, s map[string]string) {
 		policy = testPolicy
 	}
 	w := newWorld(t, workers, policy)
+	*w.until = ordinary{}
 	ports := map[string]int{"bb0": 0, "t0": 1, "u0": 2}
 	vars := map[string]string{}
 	var last *hop

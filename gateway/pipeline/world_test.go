@@ -39,6 +39,15 @@ type world struct {
 // ordinary is deadlines in ordinary memory.
 type ordinary [256]uint64
 
+// always is those of a node that serves every group.
+func always() *ordinary {
+	var o ordinary
+	for i := range o {
+		o[i] = 1<<64 - 1
+	}
+	return &o
+}
+
 func (o *ordinary) Until(group uint8) uint64 { return o[group] }
 
 // arrival is a frame that somebody has to process.
@@ -55,7 +64,7 @@ func newWorld(t testing.TB, workers int, policy string) *world {
 		t.Fatal(err)
 	}
 	node.Workers.Count = workers
-	w := &world{t: t, node: node, space: nat.NewSpace(16), neigh: fib.NewNeighbors(4096, 1), until: &ordinary{}, now: 1e12}
+	w := &world{t: t, node: node, space: nat.NewSpace(16), neigh: fib.NewNeighbors(4096, 1), until: always(), now: 1e12}
 	w.view = compileView(t, node, w.space, nil, policy)
 	for _, f := range w.view.Ifaces[1:] {
 		for _, p := range f.Addrs {

@@ -1,0 +1,190 @@
+package pipeline
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"demarc/gateway/flow"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/verdict"
+)
+
+const testGroups = `
+[[group]]
+name = "east"
+id = 1
+nodes = ["a", "b"]
+tenants = ["alpha"]
+[[group.address]]
+interface = "alpha"
+addresses = ["198.18.10.250/24", "2001:db8:a::fa/64"]
+[[group.address]]
+interface = "backbone"
+addresses = ["203.0.113.250/24", "2001:db8:ff::fa/64"]
+[[group]]
+name = "west"
+id = 200
+nodes = ["b", "a"]
+tenants = ["gamma"]
+[[group.address]]
+interface = "gamma"
+addresses = ["198.18.30.250/24"]
+`
+
+// concerns lists the groups of which a frame that leaves is: by what is in it and where it leaves, not by what the pipeline says of it. node: it
+// is an answer of an address of the node's own.
+func concerns(v *snapshot.View, s *Slot) (list []*snapshot.Group, node bool) {
+	f := &v.Ifaces[s.OutIface]
+	k := q(s.Frame()).Key
+	src := k.Src.Netip(k.Family)
+	own := func(p netip.Prefix) bool { return p.Addr() == src }
+	if s.Reason == verdict.Pass {
+		for i := range v.Ifaces {
+			node = node || slices.ContainsFunc(v.Ifaces[i].Addrs, own) || k.Src == v.Ifaces[i].LinkLocal
+		}
+	}
+	if node {
+		return nil, true
+	}
+	add := func(g *snapshot.Group) {
+		if g != nil && !slices.Contains(list, g) {
+			list = append(list, g)
+		}
+	}
+	if f.Zone != flow.Backbone {
+		add(v.GroupOf(f.Zone))
+	}
+	if s.Reason != verdict.Unset && s.Reason != verdict.Pass {
+		add(v.GroupOf(s.Tenant)) // an error of ours, about a packet of that tenant's
+	}
+	for _, g := range v.Groups() { // the source is a public or virtual address of the group's, or inside it
+		for _, id := range g.Tenants {
+			if f.Zone == flow.Backbone && slices.ContainsFunc(v.Tenant(id).Inside, func(p netip.Prefix) bool { return p.Addr().Is6() && p.Contains(src) }) {
+				add(g)
+			}
+		}
+		for i := range v.Publics {
+			if p := &v.Publics[i]; v.GroupOf(p.Tenant) == g && p.Addr == k.Src {
+				add(g)
+			}
+		}
+		for i := range v.Ifaces {
+			for _, p := range v.Ifaces[i].Groups {
+				if p.Group == g && slices.ContainsFunc(p.Addrs, own) {
+					add(g)
+				}
+			}
+		}
+	}
+	return list, false
+}
+
+// tables is the fingerprint of all that packets change but counters.
+func (w *world) tables() uint64 {
+	roots := []any{w.space}
+	for _, sh := range w.shards {
+		roots = append(roots, sh.Sessions, sh.NAT, sh.permits, sh.hosts, sh.held, sh.frags, sh.echo)
+	}
+	for _, t := range w.view.Tenants {
+		roots = append(roots, t)
+	}
+	return fingerprint(roots...)
+}
+
+// TestNothingOfAGroupLeavesWhereItIsNotServed sends hostile traffic through a node that serves two groups now and then: no frame leaves but of groups that
+// are served, each from the right MAC; what is dropped as not_owner changes nothing at all; and both groups' traffic passes when they are served.
+func TestNothingOfAGroupLeavesWhereItIsNotServed(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	end := time.Now().Add(30 * time.Second)
+	s := newStorm(t, seed)
+	for i := range s.policies {
+		s.policies[i] += testGroups
+	}
+	rng := s.g.rng
+	passed, refused, deep, nodes := map[string]int{}, map[string]int{}, 0, 0
+	met := func() bool {
+		return min(passed["east"], passed["west"], refused["east"], refused["west"]) >= 20 && nodes > 0 && deep >= 8
+	}
+	for round := 0; round == 0 || !met() && time.Now().Before(end); round++ {
+		s.begin(t, 3-round%3)
+		for n := range 2000 {
+			if rng.IntN(12) == 0 {
+				id := []uint8{1, 200}[rng.IntN(2)]
+				s.until[id] = 0
+				if rng.IntN(3) > 0 {
+					s.until[id] = s.now + rng.Uint64N(1e7)
+				}
+			}
+			f := s.g.next()
+			if rng.IntN(2) == 0 {
+				f = s.g.corpus[rng.IntN(len(s.g.corpus))]
+			}
+			f.data = bytes.Clone(f.data)
+			if len(f.data) >= 14 && rng.IntN(2) == 0 {
+				id := []int{1, 200}[rng.IntN(2)]
+				mac := groupMAC(id, bytes.Contains(f.data[12:14], []byte{0x86, 0xdd}))
+				copy(f.data, mac[:])
+			}
+			s.now += rng.Uint64N(2e5)
+			worker := rng.IntN(len(s.shards))
+			var before uint64
+			look := n%23 == 7 && deep < 12
+			if look {
+				before = s.tables()
+			}
+			did := passages(worker, f, s.now, func(w int, sl *Slot) {
+				one := []Slot{*sl}
+				s.shards[w].Process(one, s.now)
+				*sl = one[0]
+			})
+			last := &did[len(did)-1].slot
+			switch last.Verdict {
+			case verdict.Drop:
+				if last.Reason != verdict.NotOwner {
+					continue
+				}
+				if g := s.view.GroupOf(last.Tenant); g != nil {
+					refused[g.Name]++
+				}
+				if look && len(did) == 1 {
+					if deep++; s.tables() != before {
+						t.Fatalf("seed %d, packet %d of round %d: port %d: what was refused left something behind: %x", seed, n, round, f.port, f.data)
+					}
+				}
+			case verdict.Send, verdict.Queue, verdict.Neighbor:
+				list, node := concerns(s.view, last)
+				mac, ok := [6]byte(last.Frame()[6:12]), false
+				out := &s.view.Ifaces[last.OutIface]
+				for _, g := range list {
+					if s.until[g.ID] <= s.now {
+						t.Fatalf("seed %d, packet %d of round %d: %s (%s) leaves on %s for group %s, which is not served: %x", seed, n, round, last.Verdict, last.Reason, out.Name, g.Name, last.Frame())
+					}
+					passed[g.Name]++
+					ok = ok || out.Zone == flow.Backbone && mac == *out.Source(g, last.Key.Family)
+				}
+				switch {
+				case node || out.Zone == flow.Backbone && len(list) == 0:
+					ok = mac == out.MAC
+				case out.Zone != flow.Backbone:
+					ok = mac == *out.Source(s.view.GroupOf(out.Zone), last.Key.Family)
+				}
+				if !ok {
+					t.Fatalf("seed %d, packet %d of round %d: left from %x on %s, of groups %v: %x", seed, n, round, mac, out.Name, list, last.Frame())
+				}
+				if node {
+					nodes++
+				}
+				s.g.left(last.OutPort, did[len(did)-1].frame)
+			}
+		}
+	}
+	t.Logf("passed %v, refused %v, %d answers of the node's own", passed, refused, nodes)
+	if !met() {
+		t.Errorf("and %d refused packets held against all tables: too little was met", deep)
+	}
+}
