@@ -84,6 +84,7 @@ var words = [NumReasons][2]string{
 	SlowPathFull:        {"more ARP, neighbour discovery or unresolved packets than the slow path takes", "a scan"},
 	InternalError:       {"a packet met a fault of ours, which was contained: that packet is lost and its flow blocked for a minute", "report it with demarc support"},
 	FlowBlocked:         {"of a flow, or of a source with many such flows, whose packet has met a fault of ours in the last minute", "as internal_error"},
+	NotOwner:            {"of a tenant, or to an address, of a group that this node does not serve now", "another node serves it, or none does: demarc group says who; hosts and routers should send to the group's virtual addresses, and not to this node's own"},
 	Shutdown:            {"the gateway was ending", ""},
 }
 
