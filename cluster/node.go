@@ -493,6 +493,13 @@ func (n *Node) Problem() string {
 	return ""
 }
 
+// NotServed reports whether what was agreed on could not be served here.
+func (n *Node) NotServed() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.served.err != nil
+}
+
 // Await waits until the gateway has been told revision number, or a later one. It does not wait for room on a disk.
 func (n *Node) Await(ctx context.Context, number uint64) error {
 	again := time.NewTicker(5 * lookEvery)

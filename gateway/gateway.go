@@ -95,6 +95,8 @@ type Gateway struct {
 	look      looking
 	fatal     chan error
 
+	groups groups // who serves a group, and this node's part in it
+
 	remote  *api.Remote // what the interface on TCP needs; nil where there is none
 	revoked *revoked    // whom it does not let in
 	server  *api.Server // set before anything asks it
@@ -151,6 +153,9 @@ func New(o Options) (*Gateway, error) {
 	if g.dir, err = lockDir(n.DataDir); err != nil {
 		return nil, err
 	}
+	if err := g.openGroups(); err != nil {
+		return nil, errors.Join(err, g.dir.Close())
+	}
 	if err := g.firstPolicy(); err != nil {
 		return nil, errors.Join(err, g.dir.Close())
 	}
@@ -159,9 +164,11 @@ func New(o Options) (*Gateway, error) {
 }
 
 // Run opens the ports, moves packets until ctx ends, and gives back what it took. XDP programs stay attached and closed.
-func (g *Gateway) Run(ctx context.Context) (err error) {
-	ctx, cancel := context.WithCancel(ctx)
+func (g *Gateway) Run(outer context.Context) (err error) {
+	// What it is told to end by does not end its workers: first it hands over what it serves.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(outer))
 	defer cancel()
+	starting := context.AfterFunc(outer, cancel)
 	// Spinning workers hold a processor of the Go scheduler each: control needs its own.
 	if need := len(g.o.Node.Workers.CPUs) + max(1, g.o.Node.Workers.Count) + 2; runtime.GOMAXPROCS(0) < need {
 		runtime.GOMAXPROCS(need)
@@ -197,6 +204,7 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 	run("watch links", func(ctx context.Context) error { return hostnet.Watch(ctx, g.netEvent) })
 	run("interface", srv.Run)
 	run("upkeep", g.upkeep)
+	run("groups", g.groups.driver.Run)
 	run("ports", g.mendPorts)
 	agree := sync.OnceFunc(func() { run("replicated state", g.agree) })
 	// A start that is told to end has not failed: its programs stay, closed.
@@ -206,8 +214,11 @@ func (g *Gateway) Run(ctx context.Context) (err error) {
 		return errors.Join(err, g.restorePorts())
 	}
 	agree()
+	starting()
 	select {
-	case <-ctx.Done():
+	case <-ctx.Done(): // while it was starting
+	case <-outer.Done():
+		g.leaveGroups()
 	case err = <-g.fatal:
 	}
 	g.endBlocks()
@@ -269,6 +280,8 @@ func (g *Gateway) begin(ctx context.Context, agree func()) error {
 func (g *Gateway) upkeep(ctx context.Context) error {
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
 	last := make([]uint64, len(g.workers))
 	lastAt := g.clock.Now()
 	missed := make([]uint64, len(g.shards))
@@ -276,6 +289,9 @@ func (g *Gateway) upkeep(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-look.C:
+			g.conditions(ctx)
+			continue
 		case <-tick.C:
 		}
 		g.tendBlocks(ctx)

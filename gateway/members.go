@@ -20,6 +20,9 @@ type membership struct {
 	node func() (*cluster.Node, error)
 	// ready is the node once changes can be proposed. done ends what was begun with the context.
 	ready func(ctx context.Context) (within context.Context, n *cluster.Node, done func(), err error)
+
+	driver *cluster.Driver
+	group  func(name string) (id int) // in the policy that is served; 0 = it does not have it
 }
 
 // clusterNet is where other members reach a node; nil = nowhere.
@@ -225,6 +228,12 @@ func (g *Gateway) membership() membership {
 				return nil, nil, nil, err
 			}
 			return ctx, m.Node, cancel, nil
+		},
+		driver: g.groups.driver, group: func(name string) int {
+			if x := g.view.Load().GroupByName(name); x != nil {
+				return int(x.ID)
+			}
+			return 0
 		}}
 }
 

@@ -167,6 +167,7 @@ func (g *Gateway) serve(p *configs.Policy, v *snapshot.View, text []byte, r *api
 	if g.slow != nil {
 		g.tellSlow(v)
 	}
+	g.tellGroups(p, v)
 }
 
 // tellSlow has the slow path work for v.

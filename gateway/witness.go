@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"demarc/cluster"
@@ -22,6 +23,8 @@ import (
 const (
 	witnessMemory = 24 << 20 // for the collector to aim at
 	witnessGrowth = 40       // percent
+
+	witnessReads = 256 << 10 // bytes of a policy's text: decoding takes a multiple of it
 )
 
 // Witness is a member without ports: it votes, and takes what operators ask of the cluster.
@@ -36,6 +39,8 @@ type Witness struct {
 	began   time.Time
 	wall    func() time.Time
 	revoked *revoked
+	driver  *cluster.Driver
+	groups  atomic.Pointer[map[string]int] // ids of the groups of the policy that is agreed on, by name
 }
 
 // OpenWitness reads what is on disk and listens. Run does the work. wall is wall time, time.Now.
@@ -48,10 +53,14 @@ func OpenWitness(n *configs.Node, version string, log *slog.Logger, wall func() 
 	if w.dir, err = lockDir(n.DataDir); err != nil {
 		return nil, err
 	}
+	w.driver, err = cluster.NewDriver(cluster.DriverConfig{Name: n.Name, Clock: bootTime, Wall: wall, Log: log, CPU: -1})
+	if err != nil {
+		return nil, errors.Join(err, w.dir.Close())
+	}
 	dir := filepath.Join(n.DataDir, "cluster")
 	w.revoked = readRevoked(dir, log)
 	w.n, err = cluster.Open(cluster.Config{Dir: dir, Name: n.Name, Version: version, Features: configs.Features(), Role: command.RoleWitness, Log: log, Net: clusterNet(n.Cluster), Mono: clock.Now, Wall: wall,
-		Revoked: w.revoked.set})
+		Revoked: w.revoked.set, Groups: w.driver, Serve: w.follow})
 	if err != nil {
 		return nil, errors.Join(err, w.dir.Close())
 	}
@@ -72,7 +81,7 @@ func (w *Witness) Run(ctx context.Context, ready func()) (err error) {
 	}()
 	var srv *api.Server // there before anybody asks it
 	b := witnessBackend{w, func() api.APIState { return srv.State() }, membership{name: w.node.Name, dir: filepath.Join(w.node.DataDir, "cluster"), node: func() (*cluster.Node, error) { return w.n, nil },
-		ready: w.changer}}
+		ready: w.changer, driver: w.driver, group: w.group}}
 	remote, err := openRemote(w.node.API, w.revoked, w.wall, w.log)
 	if err != nil {
 		return err
@@ -82,18 +91,46 @@ func (w *Witness) Run(ctx context.Context, ready func()) (err error) {
 	if err != nil {
 		return err
 	}
-	done := make(chan error, 2)
+	done := make(chan error, 3)
 	go func() { done <- contained(w.log, "interface", func() error { return srv.Run(ctx) }) }()
 	go func() { done <- contained(w.log, "cluster", func() error { return w.n.Run(ctx) }) }()
+	go func() { done <- contained(w.log, "groups", func() error { return w.driver.Run(ctx) }) }()
 	ready()
 	w.log.Info("witness", "node", w.node.Name, "address", w.n.Address())
 	select {
 	case <-ctx.Done():
 		err = <-done
-	case err = <-done: // one without the other is no witness
+	case err = <-done: // one without the others is no witness
 		cancel()
 	}
-	return errors.Join(err, <-done)
+	return errors.Join(err, <-done, <-done)
+}
+
+// follow reads the groups of a policy that is agreed on. It serves nothing, so a policy that it cannot read is no trouble of the cluster's: it votes by the log.
+func (w *Witness) follow(_ context.Context, r command.Revision, text []byte) error {
+	if len(text) > witnessReads {
+		w.log.Warn("the policy is too large for a witness to look for its groups: who serves them is shown by the log alone", "revision", r.Number, "bytes", len(text))
+		return nil
+	}
+	p, err := configs.DecodePolicy(r.Source, text)
+	if err != nil {
+		w.log.Warn("the groups of the policy cannot be read here: who serves them is shown by the log alone", "revision", r.Number, "err", err)
+		return nil
+	}
+	ids := map[string]int{}
+	for i := range p.Groups {
+		ids[p.Groups[i].Name] = p.Groups[i].ID
+	}
+	w.groups.Store(&ids)
+	w.driver.Policy(failoverGroups(p))
+	return nil
+}
+
+func (w *Witness) group(name string) int {
+	if ids := w.groups.Load(); ids != nil {
+		return (*ids)[name]
+	}
+	return 0
 }
 
 // changer is the node once it knows what the cluster had agreed on at its start: before, it knows of no gateway that could compile a policy.
@@ -135,13 +172,16 @@ type witnessBackend struct {
 }
 
 // Status is what a witness has of it: no ports, no workers, no tenants.
-func (w witnessBackend) Status(context.Context, bool) (*api.Status, error) {
+func (w witnessBackend) Status(ctx context.Context, _ bool) (*api.Status, error) {
 	n := w.own()
 	s := &api.Status{Node: w.name, Role: string(command.RoleWitness), Version: w.w.version, Started: w.w.started, Uptime: time.Since(w.w.began).Seconds(), Ready: true,
 		Cluster: clusterOf(n, n.Current()), Workers: []api.Worker{}, Ports: []api.Port{}, Tenants: []api.Tenant{}, Blocks: []api.Block{}, Drops: map[string]uint64{},
 		Conservation: api.Conservation{OK: true}, API: w.state()}
 	if r, ok := n.State().Revision(n.State().Serving); ok {
 		s.Revision = wireRevision(r)
+	}
+	if x, err := w.Groups(ctx); err == nil && (len(x.Groups) > 0 || len(x.Drained) > 0) {
+		s.Groups = x
 	}
 	return s, nil
 }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"testing"
 )
 
@@ -28,6 +29,42 @@ func (e echo) Revoke(_ context.Context, r RevokeRequest) (*Members, error) {
 
 func (e echo) Leave(_ context.Context, r MemberRequest) (*Left, error) {
 	return &Left{Name: r.Name}, e.fault
+}
+
+func (e echo) Groups(context.Context) (*Groups, error) { return &Groups{Node: "n"}, e.fault }
+func (e echo) GroupEvents(context.Context) (*GroupEvents, error) {
+	return &GroupEvents{Events: []GroupEvent{{What: "w"}}}, e.fault
+}
+func (e echo) MoveGroup(_ context.Context, r MoveRequest) (*Groups, error) {
+	return &Groups{Node: "move " + r.Group + " to " + r.To}, e.fault
+}
+func (e echo) TakeGroup(_ context.Context, r TakeRequest) (*Groups, error) {
+	return &Groups{Node: fmt.Sprint("take ", r.Group, " ", r.Force)}, e.fault
+}
+func (e echo) Drain(_ context.Context, r DrainRequest) (*Drained, error) {
+	return &Drained{Node: r.Node, Undo: r.Undo}, e.fault
+}
+
+func TestGroupsReachTheirMethods(t *testing.T) {
+	c, _ := serve(t, echo{})
+	var g Groups
+	if err := c.Get(t.Context(), PathGroups, &g); err != nil || g.Node != "n" {
+		t.Errorf("%+v, %v", g, err)
+	}
+	if err := c.Post(t.Context(), PathGroupMove, MoveRequest{Group: "east", To: "gw2"}, &g); err != nil || g.Node != "move east to gw2" {
+		t.Errorf("%+v, %v", g, err)
+	}
+	if err := c.Post(t.Context(), PathGroupTake, TakeRequest{Group: "east", Force: true}, &g); err != nil || g.Node != "take east true" {
+		t.Errorf("%+v, %v", g, err)
+	}
+	var e GroupEvents
+	if err := c.Get(t.Context(), PathGroupEvents, &e); err != nil || len(e.Events) != 1 || e.Events[0].What != "w" {
+		t.Errorf("%+v, %v", e, err)
+	}
+	var d Drained
+	if err := c.Post(t.Context(), PathDrain, DrainRequest{Node: "gw2", Undo: true}, &d); err != nil || d.Node != "gw2" || !d.Undo {
+		t.Errorf("%+v, %v", d, err)
+	}
 }
 
 func TestMembersReachTheirMethods(t *testing.T) {

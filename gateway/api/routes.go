@@ -49,6 +49,12 @@ var routes = []*route{
 	changing(post(PathLeave, RoleOperator, "Take the node that is asked out for good.", Membership.Leave)),
 	changing(post(PathRevoke, RoleOperator, "Refuse a client's certificates on every node, or take that back.", Membership.Revoke)),
 
+	get(PathGroups, RoleReadOnly, "Groups: who serves them, and why they are not protected.", Grouper.Groups),
+	get(PathGroupEvents, RoleReadOnly, "What was agreed on about groups, and what this node did and saw.", Grouper.GroupEvents),
+	changing(post(PathGroupMove, RoleOperator, "Hand a group over to a node whose copy is whole.", Grouper.MoveGroup)),
+	changing(post(PathGroupTake, RoleOperator, "Have the node that is asked own a group by force.", Grouper.TakeGroup)),
+	changing(post(PathDrain, RoleOperator, "Have a node own no group, or let it own some again.", Grouper.Drain)),
+
 	get(PathKept, RoleReadOnly, "How much of the past the cluster keeps, and has.", Membership.Kept),
 	changing(post(PathKeep, RoleOperator, "Keep more or less of the past.", Membership.Keep)),
 

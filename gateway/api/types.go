@@ -40,6 +40,7 @@ type Status struct {
 	Later        []string          `json:"later_policies,omitempty"`   // kept policies that this release does not know how to serve, passed over at start: which and why
 	Revision     Revision          `json:"revision"`
 	Cluster      Cluster           `json:"cluster"`
+	Groups       *Groups           `json:"groups,omitempty"` // missing = there is none
 	Workers      []Worker          `json:"workers"`
 	Ports        []Port            `json:"ports"`
 	Tenants      []Tenant          `json:"tenants"`

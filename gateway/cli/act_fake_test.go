@@ -15,6 +15,7 @@ type acted struct {
 	tokens   []api.TokenRequest
 	kept     []api.KeepRequest
 	members  []string
+	groups   []string
 	revoked  []api.RevokeRequest
 }
 

@@ -163,7 +163,7 @@ func New(version string, extra ...*cobra.Command) *cobra.Command {
 		}
 		root.AddCommand(list...)
 	}
-	group("node", a.runCmd(), a.witnessCmd(), a.doctorCmd(), a.supportCmd(), a.releaseCmd(), a.clusterCmd())
+	group("node", a.runCmd(), a.witnessCmd(), a.doctorCmd(), a.supportCmd(), a.releaseCmd(), a.clusterCmd(), a.groupCmd(), a.nodeCmd())
 	group("policy", a.checkCmd(), a.diffCmd(), a.applyCmd(), a.confirmCmd(), a.rollbackCmd(), a.historyCmd(), a.auditCmd(), a.showCmd(), a.exportCmd(), a.policyCmd())
 	group("see", a.statusCmd(), a.sessionsCmd(), a.dropsCmd(), a.routesCmd(), a.neighboursCmd(), a.portsCmd(),
 		a.explainCmd(), a.traceCmd(), a.captureCmd())

@@ -114,6 +114,14 @@ func writeCluster(w io.Writer, s *api.Status) {
 	if c.Problem != "" {
 		fmt.Fprintf(w, "PROBLEM   %s\n", clean(c.Problem))
 	}
+	if g := s.Groups; g != nil {
+		for i := range g.Groups {
+			fmt.Fprintf(w, "group     %s\n", groupLine(s.Node, &g.Groups[i]))
+		}
+		if g.Problem != "" {
+			fmt.Fprintf(w, "PROBLEM   groups: %s\n", clean(g.Problem))
+		}
+	}
 }
 
 // writeStatus prints totals, or with an earlier look at the same process, rates since then.

@@ -72,7 +72,7 @@ type memberCollector struct {
 
 // Describe lists the families of members.
 func (c *memberCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, f := range slices.Concat(memberFamilies, apiFamilies) {
+	for _, f := range slices.Concat(memberFamilies, groupFamilies, apiFamilies) {
 		ch <- f.desc
 	}
 }
@@ -85,6 +85,7 @@ func (c *memberCollector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	out(ch).members(m)
+	out(ch).groups(c.ctx, c.src)
 	a := c.state()
 	out(ch).api(&a)
 }

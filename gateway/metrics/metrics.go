@@ -208,6 +208,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		}
 		o.members(m)
 	}
+	o.groups(c.ctx, c.src)
 	o.node(s)
 	o.drops(d)
 	o.workers(s)

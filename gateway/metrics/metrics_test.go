@@ -28,6 +28,28 @@ func (f *fake) Drops(context.Context) (*api.Drops, error)         { return f.dro
 
 func (f *fake) Members(context.Context) (*api.Members, error) { return someMembers(), nil }
 
+func (f *fake) Groups(context.Context) (*api.Groups, error) { return someGroups(), nil }
+
+func someGroups() *api.Groups {
+	gap := 0.187
+	return &api.Groups{Clock: api.GroupClock{Gaps: 2, Longest: 0.031, Lost: 3, Realtime: true}, Groups: []api.Group{{Name: "east", Nodes: []string{"gw1", "gw2"}, Owner: "gw2", Epoch: 7, Serving: true, Lease: 0.1,
+		Expected: 0.155, Last: &api.GroupMove{Gap: &gap, Time: time.Unix(4000, 0)}}, {Name: "west", Nodes: []string{"gw1"}, Why: []string{"nobody has owned it yet"}}}}
+}
+
+// TestGroups: who serves what, and how well the leases are kept, by a gateway and by a witness alike.
+func TestGroups(t *testing.T) {
+	w := httptest.NewRecorder()
+	Members(fresh(), func() api.APIState { return api.APIState{} }).ServeHTTP(w, httptest.NewRequest(http.MethodGet, api.PathMetrics, nil))
+	gateway, _ := scrape(t, fresh())
+	for _, text := range []string{w.Body.String(), gateway} {
+		want(t, text, `demarc_group_serving{group="east"} 1`, `demarc_group_serving{group="west"} 0`, `demarc_group_owner{group="east",node="gw2"} 1`, `demarc_group_owner{group="east",node="gw1"} 0`,
+			`demarc_group_owner{group="west",node="gw1"} 0`, `demarc_group_epoch{group="east"} 7`, `demarc_group_lease_seconds{group="east"} 0.1`, `demarc_group_protected{group="east"} 1`,
+			`demarc_group_protected{group="west"} 0`, `demarc_group_expected_gap_seconds{group="east"} 0.155`, `demarc_group_last_failover_gap_seconds{group="east"} 0.187`,
+			`demarc_group_last_failover_timestamp_seconds{group="east"} 4000`, `demarc_group_last_failover_timestamp_seconds{group="west"} 0`, `demarc_group_problem 0`, `demarc_group_clock_gaps_total 2`,
+			`demarc_group_clock_longest_gap_seconds 0.031`, `demarc_group_lost_messages_total 3`, `demarc_group_realtime 1`)
+	}
+}
+
 func someMembers() *api.Members {
 	ago, until := 0.2, time.Unix(5000, 0)
 	return &api.Members{Tokens: 1, Refused: map[string]uint64{"clock": 2}, Members: []api.MemberState{{Name: "gw1", Self: true, Votes: true, Applied: 9, Until: &until, Answered: new(float64)},

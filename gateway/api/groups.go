@@ -1,0 +1,111 @@
+package api
+
+import (
+	"context"
+	"time"
+)
+
+// Paths of groups and of who serves them.
+const (
+	PathGroups      = "/v1/groups"        // Groups
+	PathGroupEvents = "/v1/groups/events" // GroupEvents
+	PathGroupMove   = "/v1/groups/move"   // POST MoveRequest -> Groups
+	PathGroupTake   = "/v1/groups/take"   // POST TakeRequest -> Groups
+	PathDrain       = "/v1/cluster/drain" // POST DrainRequest -> Drained
+)
+
+// Grouper is the part of Backend that knows who serves a group.
+type Grouper interface {
+	Groups(ctx context.Context) (*Groups, error)
+	GroupEvents(ctx context.Context) (*GroupEvents, error)
+	MoveGroup(ctx context.Context, r MoveRequest) (*Groups, error)
+	TakeGroup(ctx context.Context, r TakeRequest) (*Groups, error)
+	Drain(ctx context.Context, r DrainRequest) (*Drained, error)
+}
+
+// Groups answers PathGroups: the groups as this node knows them.
+type Groups struct {
+	Node    string     `json:"node"`              // that answers
+	Groups  []Group    `json:"groups"`            // by name
+	Drained []string   `json:"drained,omitempty"` // nodes that are to own nothing
+	Clock   GroupClock `json:"clock"`
+	Problem string     `json:"problem,omitempty"` // why this node takes no part: it serves no group then
+}
+
+// GroupClock is how well this node keeps its leases.
+type GroupClock struct {
+	Gaps     uint64  `json:"gaps"`                // times that it did not run for longer than a lease allows: each ended its leases
+	Longest  float64 `json:"longest_gap_seconds"` // of them
+	Lost     uint64  `json:"lost_messages"`       // of other members, that came faster than they were read
+	Realtime bool    `json:"realtime"`            // its thread has real-time priority
+}
+
+// Group is one group: tenants and addresses that one node serves at a time.
+type Group struct {
+	Name     string   `json:"name"`
+	ID       int      `json:"id"`              // its virtual MACs end with it; 0 = the policy that is served here does not have it
+	Nodes    []string `json:"nodes"`           // who may serve it, the preferred one first
+	Owner    string   `json:"owner,omitempty"` // by agreement; empty = nobody yet
+	Epoch    uint64   `json:"epoch"`
+	Serving  bool     `json:"serving"`            // by this node, now
+	Lease    float64  `json:"lease_left_seconds"` // of this node
+	Alone    string   `json:"alone"`              // what its owner does without a majority: fence, keep, auto
+	Solo     bool     `json:"without_majority"`   // it is served by this node, and no majority answers
+	InSync   []string `json:"in_sync,omitempty"`  // whose copy of the sessions is whole
+	Cause    string   `json:"cause,omitempty"`    // why the owner has it
+	From     string   `json:"from,omitempty"`     // who had it before
+	Expected float64  `json:"expected_gap_seconds"`
+	// Why it is not protected now, in words: what keeps another node from taking over without loss. Empty = nothing does.
+	Why  []string   `json:"why_not_protected"`
+	Last *GroupMove `json:"last_failover,omitempty"`
+}
+
+// GroupMove is how a group came to the node that serves it, as seen by the node that answers.
+type GroupMove struct {
+	Epoch uint64    `json:"epoch"`
+	From  string    `json:"from,omitempty"`
+	To    string    `json:"to"`
+	Cause string    `json:"cause,omitempty"`
+	Gap   *float64  `json:"gap_seconds,omitempty"` // from when the one before was last seen to serve until this one first was; missing = not seen
+	Time  time.Time `json:"time"`
+}
+
+// GroupEvents answers PathGroupEvents.
+type GroupEvents struct {
+	Events []GroupEvent `json:"events"` // oldest first
+}
+
+// GroupEvent is what was agreed on, or what this node did and saw.
+type GroupEvent struct {
+	Time  time.Time `json:"time"`
+	Node  string    `json:"node,omitempty"`  // that says so; empty = it was agreed on
+	Group string    `json:"group,omitempty"` // empty = in what
+	What  string    `json:"what"`
+	By    string    `json:"by,omitempty"` // of what was agreed on: who proposed it
+}
+
+// MoveRequest hands a group over to a node whose copy is whole.
+type MoveRequest struct {
+	Group string `json:"group"`
+	To    string `json:"to"`
+}
+
+// TakeRequest has the node that is asked own a group, whatever its copy is and whether or not a majority agrees. Whoever asks answers for it that no other node serves the
+// group: Force says so.
+type TakeRequest struct {
+	Group string `json:"group"`
+	Force bool   `json:"force"`
+}
+
+// DrainRequest has a node own no group, or lets it own some again. No node = the one that is asked.
+type DrainRequest struct {
+	Node string `json:"node,omitempty"`
+	Undo bool   `json:"undo,omitempty"`
+}
+
+// Drained answers PathDrain.
+type Drained struct {
+	Node  string   `json:"node"`
+	Undo  bool     `json:"undo"`
+	Still []string `json:"still_owned,omitempty"` // groups that it still owns: no other node has a whole copy of them
+}

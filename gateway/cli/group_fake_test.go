@@ -1,0 +1,52 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"demarc/gateway/api"
+)
+
+// someGroups is two groups: one that is served here and protected after a failover, one that another node owns and nobody could take over.
+func someGroups() *api.Groups {
+	gap := 0.187
+	return &api.Groups{Node: "edge1", Drained: []string{"edge3"}, Clock: api.GroupClock{Gaps: 2, Longest: 0.031}, Groups: []api.Group{
+		{Name: "east", ID: 1, Nodes: []string{"edge1", "edge2"}, Owner: "edge1", Epoch: 7, Serving: true, Lease: 0.121, Alone: "fence", InSync: []string{"edge2"}, Cause: "lease", From: "edge2", Expected: 0.155, Why: []string{},
+			Last: &api.GroupMove{Epoch: 7, From: "edge2", To: "edge1", Cause: "lease", Gap: &gap, Time: time.Date(2026, 3, 4, 5, 6, 7, 0, time.Local)}},
+		{Name: "west", ID: 2, Nodes: []string{"edge2", "edge1"}, Owner: "edge2", Epoch: 3, Alone: "keep", Cause: "first", Why: []string{"the copy of edge1 is not in sync", "its owner serves on without a majority (keep): nobody takes over without proof that it has stopped"}}}}
+}
+
+func (f *fake) Groups(context.Context) (*api.Groups, error) { return someGroups(), nil }
+
+func (f *fake) GroupEvents(context.Context) (*api.GroupEvents, error) {
+	at := time.Date(2026, 3, 4, 5, 6, 7, 0, time.Local)
+	return &api.GroupEvents{Events: []api.GroupEvent{{Time: at, Node: "edge1", Group: "east", What: "claiming epoch 7: lease"},
+		{Time: at.Add(12 * time.Millisecond), What: "group east: edge1 owns it, epoch 7: lease", By: "edge1"}}}, nil
+}
+
+func (f *fake) MoveGroup(_ context.Context, r api.MoveRequest) (*api.Groups, error) {
+	f.acted.groups = append(f.acted.groups, "move "+r.Group+" "+r.To)
+	if r.Group == "west" {
+		return nil, &api.Fault{Status: http.StatusConflict, Err: errors.New("the copy of edge1 is not in sync: sessions would be lost; wait for it, or take the group there by force")}
+	}
+	return someGroups(), nil
+}
+
+func (f *fake) TakeGroup(_ context.Context, r api.TakeRequest) (*api.Groups, error) {
+	f.acted.groups = append(f.acted.groups, "take "+r.Group)
+	return someGroups(), nil
+}
+
+func (f *fake) Drain(_ context.Context, r api.DrainRequest) (*api.Drained, error) {
+	d := &api.Drained{Node: r.Node, Undo: r.Undo}
+	if d.Node == "" {
+		d.Node = "edge1"
+	}
+	if d.Node == "edge2" && !r.Undo {
+		d.Still = []string{"west"}
+	}
+	f.acted.groups = append(f.acted.groups, "drain "+d.Node)
+	return d, nil
+}

@@ -1,0 +1,61 @@
+package cli
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"demarc/gateway/api"
+)
+
+func TestGroupsAre(t *testing.T) {
+	s := someStatus()
+	s.Node, s.Groups = "edge1", someGroups()
+	socket := serve(t, &fake{status: []*api.Status{s}})
+	run := func(args ...string) result {
+		return call(t, t.Context(), "", append([]string{"--socket", socket}, args...)...)
+	}
+	golden(t, "groups", run("group").out)
+	golden(t, "group_events", run("group", "events").out)
+	r := run("status")
+	for _, line := range []string{"group     east: edge1 owns it, epoch 7, served here, lease 121 ms; a failover takes 155 ms\n",
+		"group     west: edge2 owns it, epoch 3; NOT PROTECTED: the copy of edge1 is not in sync; its owner serves on without a majority (keep)"} {
+		if !strings.Contains(r.out, line) {
+			t.Errorf("status says\n%s\nand not %q", r.out, line)
+		}
+	}
+}
+
+func TestGroupChanges(t *testing.T) {
+	f := &fake{}
+	socket := serve(t, f)
+	run := func(args ...string) result {
+		return call(t, t.Context(), "", append([]string{"--socket", socket}, args...)...)
+	}
+	for _, args := range [][]string{{"group", "take", "east"}, {"group", "move", "east"}, {"group", "lose"}, {"node"}, {"node", "rest"}, {"node", "drain", "a", "b"}} {
+		if r := run(args...); r.code != exitUsage {
+			t.Errorf("%v: %v", args, r)
+		}
+	}
+	if r := run("group", "move", "west", "edge1"); r.code != exitFailed || !strings.Contains(r.err, "not in sync: sessions would be lost") {
+		t.Error(r)
+	}
+	if r := run("group", "move", "east", "edge2"); r.code != exitOK || !strings.Contains(r.out, "east") {
+		t.Error(r)
+	}
+	if r := run("group", "take", "east", "--force"); r.code != exitOK {
+		t.Error(r)
+	}
+	if r := run("node", "drain", "edge2"); r.code != exitOK || !strings.Contains(r.out, "edge2 is drained and still serves west: no other node has a whole copy") {
+		t.Error(r)
+	}
+	if r := run("node", "drain"); r.code != exitOK || r.out != "edge1 is drained: it owns no group\n" {
+		t.Error(r)
+	}
+	if r := run("node", "undrain", "edge2"); r.code != exitOK || r.out != "edge2 may own groups again\n" {
+		t.Error(r)
+	}
+	if want := []string{"move west edge1", "move east edge2", "take east", "drain edge2", "drain edge1", "drain edge2"}; !slices.Equal(f.acted.groups, want) {
+		t.Errorf("%q, want %q", f.acted.groups, want)
+	}
+}

@@ -1,0 +1,164 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+
+	"demarc/cluster"
+	"demarc/cluster/command"
+	"demarc/gateway/api"
+)
+
+// groupsOf is what a node knows of groups. id finds one in the policy that is served; nil = this node has no data plane, and none is found.
+func groupsOf(ctx context.Context, name string, d *cluster.Driver, id func(string) int) (*api.Groups, error) {
+	all, err := d.Status(ctx)
+	if err != nil {
+		return &api.Groups{Node: name, Groups: []api.Group{}, Problem: err.Error()}, ctx.Err()
+	}
+	f := d.Figures()
+	out := &api.Groups{Node: name, Groups: []api.Group{}, Clock: api.GroupClock{Gaps: f.Gaps, Longest: f.Longest.Seconds(), Lost: f.Lost, Realtime: f.Realtime}}
+	drained := map[string]bool{}
+	for _, s := range all {
+		g := api.Group{Name: s.Group.Name, ID: id(s.Group.Name), Nodes: slices.Clone(s.Group.Nodes), Owner: s.Node, Epoch: s.Epoch, Serving: s.Serving, Lease: s.Left.Seconds(),
+			Alone: string(s.Ownership.Alone), Solo: s.Status.Alone, InSync: s.InSync, Cause: string(s.Cause), From: s.From, Expected: s.Gap.Seconds(), Why: slices.Clone(s.Why)}
+		if g.Nodes == nil {
+			g.Nodes = []string{}
+			g.Why = []string{"this node knows the group from the log alone, and not from a policy: ask a gateway that serves it"}
+		}
+		if g.Why == nil {
+			g.Why = []string{}
+		}
+		if l := s.Last; l != nil {
+			g.Last = &api.GroupMove{Epoch: l.Epoch, From: l.From, To: l.To, Cause: string(l.Cause), Time: l.At}
+			if l.Seen {
+				gap := l.Gap.Seconds()
+				g.Last.Gap = &gap
+			}
+		}
+		for _, n := range s.Drained {
+			drained[n] = true
+		}
+		out.Groups = append(out.Groups, g)
+	}
+	for n := range drained {
+		out.Drained = append(out.Drained, n)
+	}
+	slices.Sort(out.Drained)
+	return out, nil
+}
+
+// Groups says who serves which group, as far as this node knows.
+func (m membership) Groups(ctx context.Context) (*api.Groups, error) {
+	out, err := groupsOf(ctx, m.name, m.driver, m.group)
+	if err != nil {
+		return nil, err
+	}
+	n, err := m.node()
+	switch {
+	case err != nil && out.Problem == "" && len(out.Groups) > 0:
+		out.Problem = err.Error() + ": what is agreed on is not heard of here, and nothing is proposed"
+	case err == nil:
+		out.Drained = n.State().Groups.Drained
+	}
+	return out, nil
+}
+
+// GroupEvents are lines of the audit log that are about groups, and what this node did and saw, by time.
+func (m membership) GroupEvents(context.Context) (*api.GroupEvents, error) {
+	out := &api.GroupEvents{Events: []api.GroupEvent{}}
+	for _, e := range m.driver.Events() {
+		out.Events = append(out.Events, api.GroupEvent{Time: e.Time, Node: m.name, Group: e.Group, What: e.Words})
+	}
+	if n, err := m.node(); err == nil {
+		for _, l := range n.State().Audit {
+			if l.Kind == command.KindGroup {
+				out.Events = append(out.Events, api.GroupEvent{Time: l.Time, What: l.What, By: l.Who.Author})
+			}
+		}
+	}
+	slices.SortStableFunc(out.Events, func(a, b api.GroupEvent) int { return a.Time.Compare(b.Time) })
+	return out, nil
+}
+
+// refusedGroup is a wish about a group that was not carried out.
+func refusedGroup(err error) error {
+	var r *command.Refusal
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &r):
+		return &api.Fault{Status: http.StatusConflict, Err: err}
+	}
+	return &api.Fault{Status: http.StatusServiceUnavailable, Err: err}
+}
+
+func (m membership) MoveGroup(ctx context.Context, r api.MoveRequest) (*api.Groups, error) {
+	if r.Group == "" || r.To == "" {
+		return nil, api.BadRequest("name a group, and the node that it is to move to")
+	}
+	ctx, n, done, err := m.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := n.MoveGroup(ctx, r.Group, r.To, m.who(ctx)); err != nil {
+		return nil, refusedGroup(err)
+	}
+	return m.Groups(ctx)
+}
+
+// TakeGroup needs no majority and no open log: it is for when there is none.
+func (m membership) TakeGroup(ctx context.Context, r api.TakeRequest) (*api.Groups, error) {
+	switch {
+	case r.Group == "":
+		return nil, api.BadRequest("name a group")
+	case !r.Force:
+		return nil, api.BadRequest("taking group %s is by force alone: whoever asks for it answers for it that no other node serves the group; see `demarc group move` for what is not by force", r.Group)
+	}
+	n, err := m.node()
+	if err != nil {
+		return nil, err
+	}
+	if err := n.TakeGroup(ctx, r.Group, m.who(ctx)); err != nil {
+		return nil, refusedGroup(err)
+	}
+	return m.Groups(ctx)
+}
+
+func (m membership) Drain(ctx context.Context, r api.DrainRequest) (*api.Drained, error) {
+	ctx, n, done, err := m.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	out := &api.Drained{Node: r.Node, Undo: r.Undo}
+	if out.Node == "" {
+		out.Node = m.name
+	}
+	if out.Still, err = n.DrainNode(ctx, out.Node, !r.Undo, m.who(ctx)); err != nil {
+		return nil, refusedGroup(err)
+	}
+	return out, nil
+}
+
+func (b backend) Groups(ctx context.Context) (*api.Groups, error) {
+	return b.g.membership().Groups(ctx)
+}
+
+func (b backend) GroupEvents(ctx context.Context) (*api.GroupEvents, error) {
+	return b.g.membership().GroupEvents(ctx)
+}
+
+func (b backend) MoveGroup(ctx context.Context, r api.MoveRequest) (*api.Groups, error) {
+	return b.g.membership().MoveGroup(ctx, r)
+}
+
+func (b backend) TakeGroup(ctx context.Context, r api.TakeRequest) (*api.Groups, error) {
+	return b.g.membership().TakeGroup(ctx, r)
+}
+
+func (b backend) Drain(ctx context.Context, r api.DrainRequest) (*api.Drained, error) {
+	return b.g.membership().Drain(ctx, r)
+}

@@ -1,0 +1,219 @@
+package gateway
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/cluster"
+	"demarc/cluster/failover"
+	"demarc/configs"
+	"demarc/gateway/flow"
+	"demarc/gateway/pipeline"
+	"demarc/gateway/snapshot"
+)
+
+// groups is this node's part in who serves a group: the driver of cluster, and what the gateway tells it and carries out for it.
+type groups struct {
+	driver *cluster.Driver
+
+	mu  sync.Mutex
+	ids map[string]uint8 // mu: every name that a deadline was ever written for; a group that the policy does not know any more is closed by it
+
+	told     map[conditionKey]int // upkeep: what counts against this node, as it was told last
+	panics   uint64               // upkeep: of all workers, when they were looked at last
+	panicked time.Time            // upkeep: when there was last one
+	busy     atomic.Bool          // a look at the workers is under way
+	stuck    atomic.Int32         // how many workers did not answer the last look
+}
+
+type conditionKey struct {
+	group string
+	cause failover.Cause
+}
+
+// bootTime reads CLOCK_BOOTTIME itself: the workers' clock is the runtime's, which stands still in a suspend until it is measured again.
+func bootTime() failover.Time {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return 0 // a clock that goes back stands still, so the lease ends; New has read it once
+	}
+	return failover.Time(ts.Nano())
+}
+
+// spare is a CPU for the thread of the leases, where the node file pins the workers: one that no worker spins on. Negative = any.
+func spare(n *configs.Node) int {
+	if len(n.Workers.CPUs) == 0 {
+		return -1
+	}
+	var set unix.CPUSet
+	if unix.SchedGetaffinity(0, &set) != nil {
+		return -1
+	}
+	for cpu := range 1024 {
+		if set.IsSet(cpu) && !slices.Contains(n.Workers.CPUs, cpu) {
+			return cpu
+		}
+	}
+	return -1
+}
+
+// openGroups makes the driver. It serves nothing before Run.
+func (g *Gateway) openGroups() (err error) {
+	g.groups.ids, g.groups.told = map[string]uint8{}, map[conditionKey]int{}
+	g.groups.driver, err = cluster.NewDriver(cluster.DriverConfig{Name: g.o.Node.Name, Clock: bootTime, Wall: g.o.Wall, Log: g.log, Leases: leases{g}, Words: words{g}, CPU: spare(g.o.Node)})
+	return err
+}
+
+// failoverGroups is what the machine is to know of a policy.
+func failoverGroups(p *configs.Policy) (out []failover.Group) {
+	for i := range p.Groups {
+		c := &p.Groups[i]
+		out = append(out, failover.Group{Name: c.Name, Nodes: c.Nodes, Alone: failover.Alone(c.Alone), Stale: c.Stale != "wait", Prefer: c.Prefer})
+	}
+	return out
+}
+
+// tellGroups tells the driver the groups of the policy whose view is served. The caller holds mu, or is New.
+func (g *Gateway) tellGroups(p *configs.Policy, v *snapshot.View) {
+	g.groups.mu.Lock()
+	for _, x := range v.Groups() {
+		g.groups.ids[x.Name] = x.ID
+	}
+	g.groups.mu.Unlock()
+	g.groups.driver.Policy(failoverGroups(p))
+}
+
+// leases writes deadlines where workers and XDP programs look.
+type leases struct{ g *Gateway }
+
+func (l leases) Write(group string, epoch uint64, until failover.Time, done func()) {
+	l.g.groups.mu.Lock()
+	id, ok := l.g.groups.ids[group]
+	l.g.groups.mu.Unlock()
+	if !ok { // no policy of this process had it, so nothing of it was ever served
+		if done != nil {
+			done()
+		}
+		return
+	}
+	l.g.writeLease(id, epoch, uint64(until), done)
+}
+
+// words announces addresses.
+type words struct{ g *Gateway }
+
+func (w words) Announce(string, uint64, int) {}
+
+const (
+	panicRest  = time.Minute     // so long a panic counts against the node: the flow that causes it is blocked for as long
+	stuckAfter = 2 * time.Second // a worker that has not answered for so long is stuck
+)
+
+// conditions tells the driver what counts against this node: for each group the ports that it needs and that carry nothing, for all of them workers that are stuck, a policy
+// that is agreed on and not served, and faults on packets. Upkeep calls it, and whoever has seen a link change has upkeep do so.
+func (g *Gateway) conditions(ctx context.Context) {
+	now := map[conditionKey]int{}
+	v := g.view.Load()
+	if len(v.Groups()) == 0 && len(g.groups.told) == 0 {
+		return
+	}
+	dead := map[uint16]bool{}
+	for i, p := range g.ports {
+		f := g.facts(p)
+		dead[uint16(i)] = f.state != portOpen || f.bare || !f.link.Up || !f.link.Carrier
+	}
+	for _, x := range v.Groups() {
+		ports := map[uint16]bool{}
+		for i := 1; i < len(v.Ifaces); i++ {
+			f := &v.Ifaces[i]
+			if dead[f.Port] && slices.ContainsFunc(f.Groups, func(p snapshot.Presence) bool { return p.Group == x }) {
+				ports[f.Port] = true
+			}
+		}
+		now[conditionKey{x.Name, failover.CausePort}] = len(ports)
+	}
+	now[conditionKey{"", failover.CauseWorker}] = g.stuckWorkers(ctx)
+	now[conditionKey{"", failover.CausePanics}] = g.panicsNow()
+	now[conditionKey{"", failover.CauseUplink}] = g.deadUplinks(v)
+	if m, err := g.known(); err == nil {
+		if s := m.State(); s.Serving != 0 && m.NotServed() {
+			now[conditionKey{"", failover.CausePolicy}] = 1
+		}
+	}
+	for k, n := range now {
+		if g.groups.told[k] != n {
+			g.groups.told[k] = n
+			g.groups.driver.Condition(failover.Condition{Group: k.group, Cause: k.cause, Count: n})
+		}
+	}
+	for k, n := range g.groups.told {
+		if _, still := now[k]; !still && n != 0 {
+			delete(g.groups.told, k)
+			g.groups.driver.Condition(failover.Condition{Group: k.group, Cause: k.cause})
+		}
+	}
+}
+
+// stuckWorkers is how many workers did not answer the last look. One look is under way at a time: it must hold up nobody.
+func (g *Gateway) stuckWorkers(ctx context.Context) int {
+	if !g.groups.busy.CompareAndSwap(false, true) {
+		return int(g.groups.stuck.Load())
+	}
+	go func() {
+		defer g.groups.busy.Store(false)
+		n := int32(0)
+		for _, w := range g.workers {
+			look, cancel := context.WithTimeout(ctx, stuckAfter)
+			if w.Do(look, func(*pipeline.Shard) {}) != nil && ctx.Err() == nil {
+				n++
+			}
+			cancel()
+		}
+		g.groups.stuck.Store(n)
+	}()
+	return int(g.groups.stuck.Load())
+}
+
+func (g *Gateway) panicsNow() int {
+	sum := uint64(0)
+	for _, w := range g.workers {
+		sum += w.Stats().Panics
+	}
+	if sum > g.groups.panics {
+		g.groups.panics, g.groups.panicked = sum, time.Now()
+	}
+	if !g.groups.panicked.IsZero() && time.Since(g.groups.panicked) < panicRest {
+		return 1
+	}
+	return 0
+}
+
+// deadUplinks counts the next hops of the backbone that do not answer, where none of them does any more: one that is left carries the traffic.
+func (g *Gateway) deadUplinks(v *snapshot.View) (dead int) {
+	for _, h := range v.NextHops() {
+		if int(h.Iface) >= len(v.Ifaces) || v.Ifaces[h.Iface].Zone != flow.Backbone {
+			continue
+		}
+		if !h.State.Dead() || h.State.NoLink() { // without a link it is the port's condition
+			return 0
+		}
+		dead++
+	}
+	return dead
+}
+
+// leaveGroups hands over what this node serves, and gives up the rest. Bounded by the driver.
+func (g *Gateway) leaveGroups() {
+	began := time.Now()
+	own, err := g.groups.driver.Owns(context.Background())
+	if err != nil || len(own) == 0 {
+		return
+	}
+	g.groups.driver.Leave(context.Background())
+	g.log.Info("the groups that this node served are handed over or given up", "groups", len(own), "took", time.Since(began).String())
+}

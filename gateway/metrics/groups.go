@@ -1,0 +1,71 @@
+package metrics
+
+import (
+	"context"
+
+	"demarc/gateway/api"
+)
+
+// GroupSource is who knows which node serves which group.
+type GroupSource interface {
+	Groups(ctx context.Context) (*api.Groups, error)
+}
+
+var (
+	groupServing   = gauge("group_serving", "1 when this node serves the group now.", "group")
+	groupOwner     = gauge("group_owner", "1 for the node that owns the group by agreement, 0 for the others that may.", "group", "node")
+	groupEpoch     = gauge("group_epoch", "The term of the group's owner: it goes up with each failover.", "group")
+	groupLease     = gauge("group_lease_seconds", "What is left of this node's lease of the group; 0 where it has none.", "group")
+	groupProtected = gauge("group_protected", "1 when another node could take over without loss; status says why not.", "group")
+	groupExpected  = gauge("group_expected_gap_seconds", "How long a failover is expected to take; 0 when nobody could take over.", "group")
+	groupLastGap   = gauge("group_last_failover_gap_seconds", "How long the group was silent at its last failover, as far as this node saw it; 0 when it did not.", "group")
+	groupLastAt    = gauge("group_last_failover_timestamp_seconds", "When this node saw the last failover of the group, Unix time; 0 = none since it started.", "group")
+
+	groupProblem  = gauge("group_problem", "1 when this node takes no part in who serves groups, or hears of nothing that is agreed on; status says why.")
+	groupGaps     = counter("group_clock_gaps", "Times that this node did not run for longer than a lease allows; each ended its leases.")
+	groupLongest  = gauge("group_clock_longest_gap_seconds", "The longest of these.")
+	groupLost     = counter("group_lost_messages", "Messages of other members about groups that came faster than they were read.")
+	groupRealtime = gauge("group_realtime", "1 when the thread that keeps the leases has real-time priority.")
+
+	groupFamilies = []*family{groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupExpected, groupLastGap, groupLastAt, groupProblem, groupGaps, groupLongest, groupLost, groupRealtime}
+)
+
+// groups puts what a source knows of groups; one that does not answer knows of none, and has a problem.
+func (o out) groups(ctx context.Context, src any) {
+	s, ok := src.(GroupSource)
+	if !ok {
+		return
+	}
+	g, err := s.Groups(ctx)
+	if err != nil {
+		g = &api.Groups{Problem: err.Error()}
+	}
+	for i := range g.Groups {
+		x := &g.Groups[i]
+		o.put(groupServing, truth(x.Serving), x.Name)
+		nodes := map[string]bool{}
+		for _, n := range append(x.Nodes, x.Owner) {
+			if n != "" && !nodes[n] {
+				nodes[n] = true
+				o.put(groupOwner, truth(n == x.Owner), x.Name, n)
+			}
+		}
+		o.put(groupEpoch, float64(x.Epoch), x.Name)
+		o.put(groupLease, x.Lease, x.Name)
+		o.put(groupProtected, truth(len(x.Why) == 0), x.Name)
+		o.put(groupExpected, x.Expected, x.Name)
+		gap, at := 0.0, 0.0
+		if l := x.Last; l != nil {
+			if at = float64(l.Time.UnixMilli()) / 1e3; l.Gap != nil {
+				gap = *l.Gap
+			}
+		}
+		o.put(groupLastGap, gap, x.Name)
+		o.put(groupLastAt, at, x.Name)
+	}
+	o.put(groupProblem, truth(g.Problem != ""))
+	o.put(groupGaps, float64(g.Clock.Gaps))
+	o.put(groupLongest, g.Clock.Longest)
+	o.put(groupLost, float64(g.Clock.Lost))
+	o.put(groupRealtime, truth(g.Clock.Realtime))
+}
