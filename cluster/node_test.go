@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -74,19 +75,22 @@ type member struct {
 	*Node
 	gw   *gw
 	stop func()
+	skip *atomic.Int64 // by how much its clock is ahead of the time that has passed
 }
 
 // start opens and runs a member on dir.
 func start(t testing.TB, dir, name string, tr store.Transport) *member {
 	t.Helper()
 	g := &gw{}
-	begin := time.Now()
-	n, err := Open(Config{Dir: dir, Name: name, Version: "test", Serve: g.serve, Keep: g.keep, Mono: func() uint64 { return uint64(time.Since(begin)) + 1<<40 },
+	begin, skip := time.Now(), new(atomic.Int64)
+	n, err := Open(Config{Dir: dir, Name: name, Version: "test", Serve: g.serve, Keep: g.keep, Mono: func() uint64 { return uint64(int64(time.Since(begin))+skip.Load()) + 1<<40 },
 		Wall: time.Now, transport: tr, timers: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return running(t, n, g)
+	m := running(t, n, g)
+	m.skip = skip
+	return m
 }
 
 // running runs a node until it is stopped, or the test is over.
@@ -109,10 +113,14 @@ func running(t testing.TB, n *Node, g *gw) *member {
 	return m
 }
 
-// eventually polls until ok, at most ten seconds.
+// patient is how long a test waits for what comes by itself. It is no promise of anything: with timers of 100 ms, members on a machine that is busy with something else take each
+// other for dead and elect again and again (24 of these tests on two cores: 45 terms in 17 s).
+const patient = time.Minute
+
+// eventually polls until ok.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(patient); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("waited in vain: ", what)
 		}
@@ -128,12 +136,18 @@ func begun(t testing.TB, m *member) {
 	}
 }
 
-func revise(t testing.TB, m *member, text string, confirm time.Duration) command.Revision {
+// revise has a change agreed on and served. Where the lead is lost on the way it is asked for again, and by its nonce counts once.
+func revise(t testing.TB, m *member, text string, confirm time.Duration) (r command.Revision) {
 	t.Helper()
-	r, err := m.Revise(context.Background(), Change{Text: []byte(text), Confirm: confirm})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := Change{Text: []byte(text), Confirm: confirm, Who: command.Who{Nonce: random()}}
+	eventually(t, text+" is agreed on", func() bool {
+		var err error
+		r, err = m.Revise(t.Context(), c)
+		if err != nil && !undecided(err) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 	if err := m.Await(t.Context(), r.Number); err != nil {
 		t.Fatal(err)
 	}
@@ -286,25 +300,43 @@ func TestThreeFollow(t *testing.T) {
 	}
 }
 
+// unconfirmed has everybody serve a revision whose time is not over before the test says so: over moves their clocks.
+func unconfirmed(t testing.TB, ms []*member, text string) (over func(ms ...*member)) {
+	t.Helper()
+	revise(t, ms[0], text, time.Hour)
+	for _, m := range ms {
+		eventually(t, m.cfg.Name+" serves it", func() bool { return m.gw.last() == text })
+		eventually(t, m.cfg.Name+" counts", func() bool { _, left, ok := m.Left(); return ok && left > 50*time.Minute })
+	}
+	return func(ms ...*member) {
+		for _, m := range ms {
+			m.skip.Store(int64(time.Hour))
+		}
+	}
+}
+
 // TestLeaderDiesWhileUnconfirmed: the confirm time ends on the nodes that are left, whoever leads them.
 func TestLeaderDiesWhileUnconfirmed(t *testing.T) {
 	_, ms := three(t)
-	revise(t, ms[0], "second", 700*time.Millisecond)
-	eventually(t, "everybody serves it", func() bool { return ms[1].gw.last() == "second" && ms[2].gw.last() == "second" })
-	ms[0].stop()
-	for _, m := range ms[1:] {
+	over := unconfirmed(t, ms, "second")
+	var lead int
+	eventually(t, "somebody leads", func() bool { lead = leader(ms); return lead >= 0 })
+	ms[lead].stop()
+	left := slices.Delete(slices.Clone(ms), lead, lead+1)
+	over(left...)
+	for _, m := range left {
 		eventually(t, m.cfg.Name+" is back", func() bool { return m.gw.last() == "first" })
+		eventually(t, "by an entry", func() bool { s := m.State(); return s.Serving == 1 && s.Revisions[1].Fate == command.FateExpired })
 	}
-	eventually(t, "by an entry", func() bool { return ms[1].State().Serving == 1 && ms[2].State().Serving == 1 })
 }
 
 // TestPolicyThatCutsTheCluster: every node is alone when the time is over, nobody can write an entry, and all go back by themselves. When they meet again
 // the log catches up.
 func TestPolicyThatCutsTheCluster(t *testing.T) {
 	net, ms := three(t)
-	revise(t, ms[0], "cut", 600*time.Millisecond)
-	eventually(t, "everybody serves it", func() bool { return ms[1].gw.last() == "cut" && ms[2].gw.last() == "cut" })
+	over := unconfirmed(t, ms, "cut")
 	net.Split([]string{"n0"}, []string{"n1"}, []string{"n2"})
+	over(ms...)
 	for _, m := range ms {
 		eventually(t, m.cfg.Name+" is back", func() bool { return m.gw.last() == "first" })
 		if m.State().Serving != 2 {

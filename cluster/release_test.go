@@ -101,20 +101,29 @@ func TestStoppedMember(t *testing.T) {
 	voting(t, ms, 3)
 	eventually(t, "the witness leads", func() bool { return ms[2].st.Leads() })
 	// Whoever leads cannot read it, so cannot say what became of it: the next one can.
-	if err := ms[0].Keep(t.Context(), command.Bounds{Revisions: 100}, command.Who{}); err != nil {
-		t.Error(err)
-	}
-	if n := ms[0].State().Bounds.Revisions; n != 100 {
-		t.Errorf("%d revisions are kept", n)
-	}
+	eventually(t, "it is agreed on", func() bool {
+		err := ms[0].Keep(t.Context(), command.Bounds{Revisions: 100}, command.Who{})
+		if err != nil && (!undecided(err) || strings.Contains(err.Error(), "upgrade this node")) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	eventually(t, "it is known here", func() bool { return ms[0].State().Bounds.Revisions == 100 })
 	eventually(t, "it says why it has stopped", func() bool { return strings.Contains(ms[2].Problem(), "upgrade this node") })
 	eventually(t, "a gateway leads", func() bool { return ms[0].st.Leads() || ms[1].st.Leads() })
-	began := time.Now()
-	if o := apply(t, ms[0], "second"); len(o.Late()) != 0 {
-		t.Errorf("%+v", o.Late())
+	// Whoever waited for it would do so each time; what a busy machine takes it does not take three times.
+	quickest := time.Hour
+	for i := range 3 {
+		began := time.Now()
+		if o := apply(t, ms[0], fmt.Sprint("second ", i)); len(o.Late()) != 0 {
+			t.Errorf("%+v", o.Late())
+		}
+		if quickest = min(quickest, time.Since(began)); quickest < time.Second {
+			break
+		}
 	}
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("an apply takes %s while the witness stands still", took)
+	if quickest > 3*time.Second {
+		t.Errorf("an apply takes %s while the witness stands still", quickest)
 	}
 	eventually(t, "the others know", func() bool {
 		for _, l := range ms[0].Members() {
@@ -137,6 +146,6 @@ func TestStoppedMember(t *testing.T) {
 	ms[2].stop()
 	wit.version, wit.tune = "v0.2", nil
 	ms[2] = wit.run()
-	eventually(t, "it goes on from there", func() bool { return ms[2].State().Serving == 2 && ms[2].Problem() == "" })
+	eventually(t, "it goes on from there", func() bool { return ms[2].State().Serving == ms[0].State().Serving && ms[2].Problem() == "" })
 	eventually(t, "it leads again", func() bool { return ms[2].st.Leads() })
 }
