@@ -34,7 +34,7 @@ func TestWallClockDecidesNothing(t *testing.T) {
 		g := &gw{}
 		begin := time.Now()
 		n, err := Open(Config{Dir: t.TempDir(), Name: name, Version: "test", Serve: g.serve, Mono: func() uint64 { return uint64(time.Since(begin)) + 1<<40 },
-			Wall: walls[i], transport: network.Join(name), timers: 100 * time.Millisecond})
+			Wall: walls[i], transport: network.Join(name), timers: timers()})
 		if err != nil {
 			t.Fatal(err)
 		}

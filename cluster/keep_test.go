@@ -19,11 +19,11 @@ func TestKeepsWhatIsConfirmed(t *testing.T) {
 		eventually(t, "kept: "+want, func() bool { return m.gw.lastKept() == want })
 	}
 	kept("1 first")
-	r := revise(t, m, "second", 0)
+	r := revise(t, "second", 0, m)
 	if err := m.AwaitKept(t.Context(), r.Number); err != nil || m.gw.lastKept() != "2 second" {
 		t.Errorf("%v, kept %q", err, m.gw.lastKept())
 	}
-	r = revise(t, m, "third", time.Minute)
+	r = revise(t, "third", time.Minute, m)
 	if err := m.AwaitKept(t.Context(), r.Number); err != nil || m.gw.lastKept() != "2 second" {
 		t.Errorf("a provisional revision: %v, kept %q", err, m.gw.lastKept())
 	}
@@ -33,14 +33,14 @@ func TestKeepsWhatIsConfirmed(t *testing.T) {
 	if err := m.AwaitKept(t.Context(), 3); err != nil || m.gw.lastKept() != "3 third" {
 		t.Errorf("after the confirmation: %v, kept %q", err, m.gw.lastKept())
 	}
-	revise(t, m, "fourth", time.Minute)
+	revise(t, "fourth", time.Minute, m)
 	if err := m.TakeBack(t.Context(), 4, command.Who{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Await(t.Context(), 3); err != nil || m.gw.last() != "third" {
 		t.Errorf("%v, served %q", err, m.gw.last())
 	}
-	revise(t, m, "fifth", 0)
+	revise(t, "fifth", 0, m)
 	kept("5 fifth")
 	m.gw.mu.Lock()
 	defer m.gw.mu.Unlock()
@@ -56,7 +56,7 @@ func TestKeepIsTriedAgain(t *testing.T) {
 	m := start(t, t.TempDir(), "gw1", nil)
 	begun(t, m)
 	m.gw.set(func() { m.gw.noKeep = errors.New("no room") })
-	r := revise(t, m, "second", 0)
+	r := revise(t, "second", 0, m)
 	if err := m.AwaitKept(t.Context(), r.Number); err == nil || !strings.Contains(err.Error(), "no room") {
 		t.Errorf("%v", err)
 	}

@@ -341,7 +341,7 @@ func (n *Node) Begin(ctx context.Context, f First) (command.Revision, error) {
 	if err := n.st.Bootstrap(); err != nil && !n.Halfway() {
 		return command.Revision{}, err
 	}
-	who, me := command.Who{Author: "start"}, n.self()
+	who, me := command.Who{Author: "start", From: n.cfg.Name}, n.self()
 	for _, e := range []*command.Entry{
 		{Kind: command.KindInit, Init: &command.Init{Cluster: random(), Bounds: command.DefaultBounds(), Last: f.Last}},
 		{Kind: command.KindMember, Member: &me},
@@ -421,10 +421,10 @@ func (n *Node) propose(ctx context.Context, e *command.Entry) (command.Result, e
 }
 
 // hand fills in what every entry has and hands it to whoever leads, again and again until there is an answer or ctx ends. That an entry may get
-// there twice does no harm: revisions carry a nonce, and confirming or taking back twice is refused.
+// there twice does no harm: by its nonce a change is carried out once, and each answer is that of the first time.
 func (n *Node) hand(ctx context.Context, e *command.Entry) (command.Result, error) {
 	e.Level, e.Time = e.Least(), n.cfg.Wall().UTC()
-	if e.Kind == command.KindRevise && e.Who.Nonce == "" {
+	if (e.Kind == command.KindRevise || e.Kind == command.KindConfirm || e.Kind == command.KindExpire) && e.Who.Nonce == "" {
 		e.Who.Nonce = random()
 	}
 	b, err := e.Encode()

@@ -275,11 +275,12 @@ func (n *Node) informed() bool {
 	return n.current.Load() && n.st.Stopped() == "" && (n.st.Leads() || time.Since(n.st.Heard()) < n.pace(time.Second)+4*n.cfg.RoundTrip())
 }
 
-// mayEnter refuses who was removed and, while this node knows who is a member, who is none.
+// mayEnter refuses who was removed and, while this node knows who is a member, who is none. That an id is forgotten is never undone. That a certificate is may be: by a token its
+// machine joins as a new member, and this node may not have heard of it yet, from nobody but that one, if it leads.
 func (n *Node) mayEnter(p transport.Peer, id string) error {
 	s := n.st.State()
 	for _, g := range s.Gone {
-		if g.ID == id || g.Key != "" && g.Key == p.Key {
+		if g.ID == id || g.Key != "" && g.Key == p.Key && n.informed() {
 			return transport.Refuse(transport.RefusedRemoved, "%s", g.Words())
 		}
 	}
@@ -504,9 +505,9 @@ func (n *Node) call(ctx context.Context, address string, q request, body []byte)
 	return a, out, true, nil
 }
 
-// letIn forgets that the member at address would not let this node in: it knows better by now. That this node was taken out stays.
+// letIn forgets that the member at address would not let this node in: it knows better by now. Who has forgotten this node's id never does.
 func (n *Node) letIn(address string) {
-	if t := n.turned.Load(); t != nil && t.by == address && t.kind != transport.RefusedRemoved {
+	if t := n.turned.Load(); t != nil && t.by == address {
 		n.turned.CompareAndSwap(t, nil)
 	}
 }

@@ -697,8 +697,8 @@ func schedStep(s schedState, in schedIn, out schedOut) []any {
 		return none
 	case now && out.kind == "unknown":
 		return []any{s, next}
-	case now: // the node asked again because it did not hear an answer, and the first one was carried out
-		return []any{next}
+	case now: // also where the node asked twice because it did not hear an answer: it is told that of the first time
+		return none
 	}
 	return same
 }

@@ -117,6 +117,7 @@ func TestRefusals(t *testing.T) {
 	}
 	again := rev("same", 0, 0)
 	again.Who.Nonce = "n1"
+	heard := func(e *Entry) *Entry { e.Who.Nonce = "n2"; return e } // a request that may come twice
 	revoke := func(client, key string, undo bool) *Entry {
 		return entry(KindRevoke, &Revoke{Client: client, Key: key, Undo: undo}, "")
 	}
@@ -142,6 +143,11 @@ func TestRefusals(t *testing.T) {
 		{"onto a provisional one", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), rev("c", 0, 0)}, WhyProvisional, "revision 2 by root waits", 2, 1},
 		{"confirmed", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), confirm(2)}, "", "", 2, 2},
 		{"confirmed twice", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), confirm(2), confirm(2)}, WhyLate, "confirmed already", 2, 2},
+		{"confirmed twice by one request", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), heard(confirm(2)), heard(confirm(2))}, "", "", 2, 2},
+		{"and another revision came in between", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), heard(confirm(2)), rev("c", 0, 0), heard(confirm(2))}, "", "", 3, 3},
+		{"taken back twice by one request", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), heard(expire(2)), heard(expire(2))}, "", "", 1, 1},
+		{"confirmed twice by two requests", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), heard(confirm(2)), confirm(2)}, WhyLate, "confirmed already", 2, 2},
+		{"a request that came too late, twice", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), expire(2), heard(confirm(2)), heard(confirm(2))}, WhyLate, "was not confirmed within 1m0s", 1, 1},
 		{"expired", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), expire(2)}, "", "", 1, 1},
 		{"late confirm", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), expire(2), confirm(2)}, WhyLate, "was not confirmed within 1m0s, revision 1 is served", 1, 1},
 		{"late expiry", []*Entry{begin(), rev("a", 0, 0), rev("b", 0, time.Minute), confirm(2), expire(2)}, WhyLate, "confirmed already", 2, 2},

@@ -194,9 +194,9 @@ func (s *State) Apply(index uint64, e *Entry) (*State, Result) {
 	case e.Kind == KindRevise:
 		r = n.revise(e)
 	case e.Kind == KindConfirm:
-		r.Refused = n.confirm(e.Confirm.Revision)
+		r.Refused = n.confirm(e)
 	case e.Kind == KindExpire:
-		r.Refused = n.expire(e.Expire)
+		r.Refused = n.expire(e)
 	case e.Kind == KindMember:
 		r.Refused = n.member(*e.Member)
 	case e.Kind == KindForget:
@@ -276,18 +276,20 @@ func orSomebody(author string) string {
 	return author
 }
 
-func (s *State) confirm(n uint64) *Refusal {
+func (s *State) confirm(e *Entry) *Refusal {
+	n := e.Confirm.Revision
 	if p, ok := s.Pending(); !ok || p.Number != n {
-		return s.late(n, "confirm")
+		return s.late(e, n, "confirm")
 	}
 	s.setFate(n, FateConfirmed)
 	s.Confirmed = n
 	return nil
 }
 
-func (s *State) expire(x *Expire) *Refusal {
+func (s *State) expire(e *Entry) *Refusal {
+	x := e.Expire
 	if p, ok := s.Pending(); !ok || p.Number != x.Revision {
-		return s.late(x.Revision, "take back")
+		return s.late(e, x.Revision, "take back")
 	}
 	f := FateExpired
 	if x.Manual {
@@ -298,10 +300,17 @@ func (s *State) expire(x *Expire) *Refusal {
 	return nil
 }
 
-// late says what happened to a revision that is not provisional.
-func (s *State) late(n uint64, what string) *Refusal {
+// again reports whether an entry is a request that was carried out already, whose proposer did not hear the answer.
+func (s *State) again(e *Entry) bool {
+	return e.Who.Nonce != "" && slices.ContainsFunc(s.Audit, func(l Line) bool { return l.OK && l.Kind == e.Kind && l.Who.Nonce == e.Who.Nonce })
+}
+
+// late says what happened to revision n, which e is about and which is not provisional.
+func (s *State) late(e *Entry, n uint64, what string) *Refusal {
 	r, ok := s.Revision(n)
 	switch {
+	case s.again(e):
+		return nil
 	case !ok:
 		return refuse(WhyUnknown, "there is no revision %d to %s", n, what)
 	case r.Fate == FateConfirmed:
