@@ -62,7 +62,7 @@ type Driver struct {
 	mu    sync.Mutex
 	queue []func(now failover.Time) // mu: what is to be done by Run
 	heard int                       // mu: of them, messages
-	shut  bool                      // mu: Run has ended, or never began
+	shut  bool                      // mu: Run has ended
 	wake  int                       // eventfd, written when something is queued; closed by Run
 
 	node     atomic.Pointer[Node]    // where entries are proposed; nil = nowhere
@@ -124,10 +124,12 @@ type GroupStatus struct {
 
 // Bounds and paces of the driver.
 const (
-	tickPace    = 2 * time.Millisecond // between two readings of the clock; the machine wants one in 5 ms
-	maxHeard    = 4096                 // messages that wait
+	tickPace    = 2 * time.Millisecond   // between two readings of the clock; the machine wants one in 5 ms
+	idlePace    = 100 * time.Millisecond // while there is no group
+	maxHeard    = 4096                   // messages that wait
 	maxEvents   = 500
 	proposeTime = 300 * time.Millisecond // for one try: a leader that died is not waited for, the machine asks again
+	askTime     = 2 * time.Second        // it answers between two messages
 	leaveTime   = 2 * time.Second        // for handing over
 	quietTime   = 500 * time.Millisecond // for what is left to be said after that
 )
@@ -204,6 +206,8 @@ func (d *Driver) post(message bool, fn func(now failover.Time)) bool {
 
 // ask has Run do something and waits for it.
 func (d *Driver) ask(ctx context.Context, fn func(now failover.Time)) error {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
 	done := make(chan struct{})
 	if !d.post(false, func(now failover.Time) { fn(now); close(done) }) {
 		return errors.New("this node takes no part in who serves a group: it is starting or ending")
@@ -212,7 +216,17 @@ func (d *Driver) ask(ctx context.Context, fn func(now failover.Time)) error {
 	case <-done:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return fmt.Errorf("who serves a group cannot be asked: what keeps the leases does not answer: %w", ctx.Err())
+	}
+}
+
+// Discard gives back what a driver holds that was never run.
+func (d *Driver) Discard() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.shut {
+		d.shut = true
+		unix.Close(d.wake)
 	}
 }
 
@@ -260,8 +274,12 @@ func (d *Driver) Run(ctx context.Context) error {
 	fds := []unix.PollFd{{Fd: int32(d.wake), Events: unix.POLLIN}}
 	var drain [8]byte
 	for ctx.Err() == nil {
+		pace := tickPace
+		if d.m.Idle() {
+			pace = idlePace
+		}
 		// A call of the system and no timer of Go's: the kernel wakes this very thread.
-		if n, err := unix.Poll(fds, int(tickPace/time.Millisecond)); n > 0 && err == nil {
+		if n, err := unix.Poll(fds, int(pace/time.Millisecond)); n > 0 && err == nil {
 			_, _ = unix.Read(d.wake, drain[:])
 		}
 		d.mu.Lock()
@@ -279,7 +297,7 @@ func (d *Driver) Run(ctx context.Context) error {
 // now reads the clock, and counts gaps.
 func (d *Driver) now() failover.Time {
 	now := max(d.c.Clock(), d.last)
-	if gap := now.Sub(d.last); gap > d.c.Times.Guard {
+	if gap := now.Sub(d.last); gap > d.c.Times.Guard && !d.m.Idle() {
 		d.gaps.Add(1)
 		d.longest.Store(max(d.longest.Load(), int64(gap)))
 	}

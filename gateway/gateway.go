@@ -157,6 +157,7 @@ func New(o Options) (*Gateway, error) {
 		return nil, errors.Join(err, g.dir.Close())
 	}
 	if err := g.firstPolicy(); err != nil {
+		g.groups.driver.Discard()
 		return nil, errors.Join(err, g.dir.Close())
 	}
 	g.loadBlocks()

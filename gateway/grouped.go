@@ -3,11 +3,13 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 
 	"demarc/cluster"
 	"demarc/cluster/command"
+	"demarc/cluster/failover"
 	"demarc/gateway/api"
 )
 
@@ -23,6 +25,11 @@ func groupsOf(ctx context.Context, name string, d *cluster.Driver, id func(strin
 	for _, s := range all {
 		g := api.Group{Name: s.Group.Name, ID: id(s.Group.Name), Nodes: slices.Clone(s.Group.Nodes), Owner: s.Node, Epoch: s.Epoch, Serving: s.Serving, Lease: s.Left.Seconds(),
 			Alone: string(s.Ownership.Alone), Solo: s.Status.Alone, InSync: s.InSync, Cause: string(s.Cause), From: s.From, Expected: s.Gap.Seconds(), Why: slices.Clone(s.Why)}
+		for _, c := range failover.Conditions {
+			if n := s.Against[c]; n > 0 {
+				g.Against = append(g.Against, conditionWords(c, n))
+			}
+		}
 		if g.Nodes == nil {
 			g.Nodes = []string{}
 			g.Why = []string{"this node knows the group from the log alone, and not from a policy: ask a gateway that serves it"}
@@ -47,6 +54,23 @@ func groupsOf(ctx context.Context, name string, d *cluster.Driver, id func(strin
 	}
 	slices.Sort(out.Drained)
 	return out, nil
+}
+
+// conditionWords say what counts against a node.
+func conditionWords(c failover.Cause, n int) string {
+	switch c {
+	case failover.CausePort:
+		return fmt.Sprintf("%d of its ports carry nothing", n)
+	case failover.CauseUplink:
+		return "no next hop of the backbone answers"
+	case failover.CauseWorker:
+		return fmt.Sprintf("%d workers do not answer", n)
+	case failover.CausePolicy:
+		return "it could not serve the policy that is agreed on"
+	case failover.CausePanics:
+		return "packets have met faults of the gateway's own within the last minute"
+	}
+	return string(c)
 }
 
 // Groups says who serves which group, as far as this node knows.

@@ -62,9 +62,11 @@ func OpenWitness(n *configs.Node, version string, log *slog.Logger, wall func() 
 	w.n, err = cluster.Open(cluster.Config{Dir: dir, Name: n.Name, Version: version, Features: configs.Features(), Role: command.RoleWitness, Log: log, Net: clusterNet(n.Cluster), Mono: clock.Now, Wall: wall,
 		Revoked: w.revoked.set, Groups: w.driver, Serve: w.follow})
 	if err != nil {
+		w.driver.Discard()
 		return nil, errors.Join(err, w.dir.Close())
 	}
 	if !w.n.Begun() {
+		w.driver.Discard()
 		return nil, errors.Join(fmt.Errorf("witness %s belongs to no cluster yet: demarc cluster join ADDRESS --token TOKEN --node FILE", n.Name), w.n.Close(), w.dir.Close())
 	}
 	debug.SetGCPercent(witnessGrowth)

@@ -14,6 +14,8 @@ type Status struct {
 	Left    time.Duration // of this node's lease
 	Gap     time.Duration // what a death of the owner would cost: a lease, a commit, a round trip to the nearest voter. 0 = there is nobody to take over
 	Why     []string      // why the group is not protected now; empty = it is
+
+	Against map[Cause]int // what counts against this node, and how often
 }
 
 // Status of a group. commit is how long one takes.
@@ -23,7 +25,12 @@ func (n *Node) Status(name string, commit time.Duration, now Time) Status {
 		return Status{Why: []string{"no such group is known here"}}
 	}
 	now = max(now, n.last)
-	s := Status{Ownership: g.at, Serving: g.serving && now < g.written}
+	s := Status{Ownership: g.at, Serving: g.serving && now < g.written, Against: map[Cause]int{}}
+	for _, c := range Conditions {
+		if sum := n.conds[c] + g.conds[c]; sum > 0 {
+			s.Against[c] = sum
+		}
+	}
 	if s.Serving {
 		s.Left = max(g.until.Sub(now), 0)
 		s.Alone = g.until <= now
@@ -110,6 +117,9 @@ func (n *Node) Groups() map[string]Group {
 	}
 	return out
 }
+
+// Idle says that there is no group, so that nothing has to happen in time.
+func (n *Node) Idle() bool { return len(n.groups) == 0 }
 
 // Drained are those of some nodes that are to own nothing.
 func (n *Node) Drained(of []string) (out []string) {

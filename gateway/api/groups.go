@@ -55,6 +55,7 @@ type Group struct {
 	Cause    string   `json:"cause,omitempty"`    // why the owner has it
 	From     string   `json:"from,omitempty"`     // who had it before
 	Expected float64  `json:"expected_gap_seconds"`
+	Against  []string `json:"against_this_node,omitempty"` // conditions: what makes another node the better one
 	// Why it is not protected now, in words: what keeps another node from taking over without loss. Empty = nothing does.
 	Why  []string   `json:"why_not_protected"`
 	Last *GroupMove `json:"last_failover,omitempty"`

@@ -185,6 +185,9 @@ func writeGroups(w io.Writer, g *api.Groups) {
 			}
 			fmt.Fprintf(w, "%s\n", clean(fmt.Sprintf("%s: last failover %s, from %s to %s, epoch %d, %s: %s", x.Name, l.Time.Local().Format("2006-01-02 15:04:05"), l.From, l.To, l.Epoch, orNone(l.Cause), gap)))
 		}
+		for _, what := range x.Against {
+			fmt.Fprintf(w, "%s: against this node: %s\n", clean(x.Name), clean(what))
+		}
 		for _, why := range x.Why {
 			fmt.Fprintf(w, "%s: NOT PROTECTED: %s\n", clean(x.Name), clean(why))
 		}

@@ -1,0 +1,135 @@
+package gateway
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"demarc/cluster/failover"
+	"demarc/configs"
+	"demarc/gateway/api"
+	"demarc/gateway/hostnet"
+	"demarc/gateway/nat"
+	"demarc/gateway/snapshot"
+)
+
+// pairGateway is gw-a of the example of a pair, without workers: what it knows of its ports a test says.
+func pairGateway(t *testing.T) *Gateway {
+	t.Helper()
+	decode := func(name string) []byte {
+		b, err := os.ReadFile("../configs/examples/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	node, err := configs.DecodeNode("node.toml", decode("pair.node.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy, err := configs.DecodePolicy("policy.toml", decode("pair.policy.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := snapshot.Compile(snapshot.Input{Policy: policy, Node: node, HomeSeed: 1, Links: []snapshot.Link{{MAC: [6]byte{2, 1}, MTU: 1500}, {MAC: [6]byte{2, 2}, MTU: 1500}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &Gateway{o: Options{Node: node, Wall: time.Now}, log: slog.New(slog.DiscardHandler), space: nat.NewSpace(64), agreed: newAgreed()}
+	for i := range node.Ports {
+		p := &port{cfg: node.Ports[i]}
+		p.state, p.link = portOpen, hostnet.Link{Index: i + 1, Up: true, Carrier: true}
+		g.ports = append(g.ports, p)
+	}
+	if err := v.Register(g.space); err != nil {
+		t.Fatal(err)
+	}
+	v.Activate(g.space)
+	g.view.Store(v)
+	if err := g.openGroups(); err != nil {
+		t.Fatal(err)
+	}
+	g.tellGroups(policy, v)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = g.groups.driver.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return g
+}
+
+// TestConditionsAreTold: a port that carries nothing counts against the groups that are on it, and no more once it does again; a group that the policy loses counts for nothing.
+func TestConditionsAreTold(t *testing.T) {
+	g := pairGateway(t)
+	against := func() (east, west string) {
+		t.Helper()
+		x, err := groupsOf(t.Context(), "gw-a", g.groups.driver, g.membership().group)
+		if err != nil || len(x.Groups) != 2 || x.Groups[0].Name != "east" || x.Groups[0].ID != 1 || x.Groups[1].ID != 2 {
+			t.Fatalf("%+v, %v", x, err)
+		}
+		return strings.Join(x.Groups[0].Against, "; "), strings.Join(x.Groups[1].Against, "; ")
+	}
+	for _, c := range []struct {
+		name string
+		do   func()
+		want string // of both: all their interfaces are on the two ports
+	}{
+		{"sound", func() {}, ""},
+		{"no carrier", func() { g.ports[1].link.Carrier = false }, "1 of its ports carry nothing"},
+		{"the other one gone too", func() { g.ports[0].state = portGone }, "2 of its ports carry nothing"},
+		{"one is back", func() { g.ports[1].link.Carrier = true }, "1 of its ports carry nothing"},
+		{"a fault on a packet", func() { g.groups.panicked = time.Now() }, "1 of its ports carry nothing; packets have met faults of the gateway's own within the last minute"},
+		{"long ago", func() { g.groups.panicked = time.Now().Add(-2 * panicRest); g.ports[0].state = portOpen }, ""},
+		{"a worker is stuck", func() { g.groups.stuck.Store(1); g.groups.busy.Store(true) }, "1 workers do not answer"},
+		{"it answers", func() { g.groups.stuck.Store(0) }, ""},
+	} {
+		c.do()
+		g.conditions(t.Context())
+		if east, west := against(); east != c.want || west != c.want {
+			t.Errorf("%s: east %q, west %q, want %q", c.name, east, west, c.want)
+		}
+	}
+}
+
+// TestGroupsAreAnswered: a node whose log is not open says so and serves nothing; what cannot be asked of it is refused in words.
+func TestGroupsAreAnswered(t *testing.T) {
+	g := pairGateway(t)
+	m := g.membership()
+	x, err := m.Groups(t.Context())
+	if err != nil || !strings.Contains(x.Problem, "the replicated state is not open") || slices.ContainsFunc(x.Groups, func(g api.Group) bool { return g.Serving || len(g.Why) == 0 }) {
+		t.Errorf("%+v, %v", x, err)
+	}
+	if _, err := m.TakeGroup(t.Context(), api.TakeRequest{Group: "east"}); err == nil || !strings.Contains(err.Error(), "by force alone") {
+		t.Error(err)
+	}
+	if _, err := m.TakeGroup(t.Context(), api.TakeRequest{Force: true}); err == nil || !strings.Contains(err.Error(), "name a group") {
+		t.Error(err)
+	}
+	if _, err := m.MoveGroup(t.Context(), api.MoveRequest{Group: "east"}); err == nil || !strings.Contains(err.Error(), "name a group, and the node") {
+		t.Error(err)
+	}
+	e, err := m.GroupEvents(t.Context())
+	if err != nil || e.Events == nil {
+		t.Errorf("%+v, %v", e, err)
+	}
+}
+
+// TestLeasesFindTheirGroup: a deadline is written by the id that the group has in the data path, also when the policy does not have it any more; a group that no policy of this
+// process had is nobody's.
+func TestLeasesFindTheirGroup(t *testing.T) {
+	g := pairGateway(t)
+	if id := g.groups.ids["west"]; id != 2 {
+		t.Errorf("west has the id %d", id)
+	}
+	g.groups.driver.Policy(nil)
+	stopped := make(chan struct{})
+	leases{g}.Write("north", 1, 0, func() { close(stopped) })
+	<-stopped
+	leases{g}.Write("north", 1, failover.Time(1<<62), nil) // is written nowhere
+	if id, ok := g.groups.ids["west"]; !ok || id != 2 {
+		t.Error("a group that the policy has lost could not be closed")
+	}
+}
