@@ -335,7 +335,7 @@ func (p *Port) Abandon() error {
 	return errors.Join(err, p.first.save(p.dir))
 }
 
-// Release puts back what is on record for a device, after its gateway has gone. None on record is no error.
+// Release puts back what is on record for a device, after its gateway and the program on it have gone. None on record is no error.
 func Release(dir, name string, ifindex int) ([]Change, error) {
 	id, err := identity(ifindex)
 	if err != nil {
@@ -345,7 +345,15 @@ func Release(dir, name string, ifindex int) ([]Change, error) {
 	if err != nil || len(r.Steps) == 0 {
 		return nil, err
 	}
-	return restore(kernel{}, dir, r)
+	return release(kernel{}, dir, r)
+}
+
+// release is for a device without a program: how something read under one says nothing any more.
+func release(d device, dir string, r *record) ([]Change, error) {
+	for i := range r.Steps {
+		r.Steps[i].Under = nil
+	}
+	return restore(d, dir, r)
 }
 
 func restore(d device, dir string, r *record) ([]Change, error) {
@@ -356,20 +364,28 @@ func restore(d device, dir string, r *record) ([]Change, error) {
 // undo goes through the steps from the end and keeps those that the driver refused. What somebody has changed since is theirs.
 func undo(d device, r *record) (done []Change, err error) {
 	var left []step
+	waits := false // for the queues, which the driver does not give back yet
 	for i := len(r.Steps) - 1; i >= 0; i-- {
 		s := r.Steps[i]
 		is, rerr := read(d, r.Device, s.What)
 		if errors.Is(rerr, hostnet.ErrNotFound) {
 			continue // with the device its settings went
 		}
-		if ours := is != nil && (is.same(&s.Now) || s.Under != nil && is.same(s.Under)); rerr == nil && (!ours || is.same(&s.Was)) {
+		under := rerr == nil && is != nil && s.Under != nil && is.same(s.Under)
+		ours := under || rerr == nil && is != nil && is.same(&s.Now)
+		switch {
+		case rerr != nil:
+		case s.What == rss && waits: // the table that was found names queues that would be gone with the program
+			rerr = errors.New("it comes with the queues")
+		case under && is.same(&s.Was): // those that the program brought make up the number that was found
+			rerr = errors.New("the program on the device makes it read so already")
+		case !ours || is.same(&s.Was):
 			continue
-		}
-		if rerr == nil {
+		default:
 			rerr = write(d, r.Device, s.What, &s.Was)
 		}
 		if rerr != nil {
-			left = append([]step{s}, left...)
+			left, waits = append([]step{s}, left...), waits || s.What == queues
 			err = errors.Join(err, fmt.Errorf("put %s back to %s: %w", s.What, s.Was.String(), rerr))
 			continue
 		}

@@ -412,7 +412,7 @@ func TestProgramChangesTheQueues(t *testing.T) {
 	if err != nil || len(r.Steps) != 1 {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	if _, err := restore(c, dir, r); err != nil || c.state() != was || files(t, dir) != 0 {
+	if _, err := release(c, dir, r); err != nil || c.state() != was || files(t, dir) != 0 {
 		t.Errorf("%v, the driver has\n%s\nwas\n%s", err, c.state(), was)
 	}
 	// Without a table nothing keeps packets off the queues that came with the program, so they are bound.
@@ -424,6 +424,39 @@ func TestProgramChangesTheQueues(t *testing.T) {
 	attach(1)
 	if err := p.Settle(); err != nil || p.Queues != 0 || !strings.Contains(strings.Join(p.Warnings, ""), "3 queues, not 2, and no table to leave some out: all are bound") {
 		t.Errorf("%d queues, %v, %v", p.Queues, p.Warnings, err)
+	}
+}
+
+// The queues that come with the program make up the number that was found: that is not the driver's having given them back. The table that was found
+// names one of them, so it waits for the queues.
+func TestProgramMakesUpTheNumber(t *testing.T) {
+	c, dir := newCard(), t.TempDir()
+	c.channels = hostnet.Channels{Combined: 4, MaxCombined: 4}
+	c.table, c.own = spread(128, 4), false
+	for i := range c.table {
+		c.table[i] = uint32(i / 32 % 2 * 3) // 0 and 3
+	}
+	was := c.state()
+	p, err := prepare(c, dir, "eth0", "id", Want{Queues: 3})
+	if err != nil || c.channels.Combined != 3 {
+		t.Fatal(err, c.state())
+	}
+	c.stuck[queues], c.channels.Combined = true, 4 // the program is on
+	if err := p.Settle(); err != nil || !even(c.table, 3) {
+		t.Fatalf("%v, table %v", err, c.table)
+	}
+	_, err = p.Restore()
+	if err == nil || !strings.Contains(err.Error(), "put queues back to combined 4: the program on the device makes it read so already") ||
+		!strings.Contains(err.Error(), "put rss back to 2 of 4 queues, unevenly: it comes with the queues") || !even(c.table, 3) {
+		t.Errorf("%v, table %v", err, c.table)
+	}
+	c.stuck[queues], c.channels.Combined = false, 3 // and off
+	r, err := load(dir, "eth0", "id")
+	if err != nil || len(r.Steps) != 2 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if _, err := release(c, dir, r); err != nil || c.state() != was || files(t, dir) != 0 {
+		t.Errorf("%v, the driver has\n%s\nwas\n%s", err, c.state(), was)
 	}
 }
 
