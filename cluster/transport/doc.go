@@ -1,4 +1,4 @@
-// Package transport connects the members of a cluster: one TCP port, mutual TLS for all of it, Raft's streams and requests between
+// Package transport connects the members of a cluster: one TCP port, mutual TLS for all of it, Raft's streams, requests and keys for datagrams between
 // nodes told apart by the protocol that TLS negotiates.
 //
 // It does not know what is sent, who leads, or who should be a member; whom to let in it asks. Certificates are read from files and

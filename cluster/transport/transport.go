@@ -22,11 +22,15 @@ import (
 	"demarc/cluster/store"
 )
 
-// What TLS negotiates (ALPN, RFC 7301): which of the two a connection is for.
+// What TLS negotiates (ALPN, RFC 7301): which of the three a connection is for.
 const (
 	protoRaft    = "demarc-raft/1"
 	protoRequest = "demarc-request/1"
+	protoKeys    = "demarc-keys/1" // two members agree on keys for datagrams
 )
+
+// greeted says whether a connection begins with a Hello.
+func greeted(proto string) bool { return proto == protoRaft || proto == protoKeys }
 
 // Config is what Listen needs. Keys is required.
 type Config struct {
@@ -34,7 +38,7 @@ type Config struct {
 	Advertise string // what others reach it by; empty = Address
 	Keys      *Keyring
 	Allowed   func(Peer) error                               // who may connect and be connected to, see Refuse; nil = every member's certificate
-	Self      func() Hello                                   // what this side says of itself on a stream of Raft's; nil = nothing
+	Self      func() Hello                                   // what this side says of itself on a connection for Raft or keys; nil = nothing
 	Greet     func(Peer, Hello) error                        // judges what the other side says of itself, see Refuse; nil = anything will do
 	Turned    func(address string, kind Refusal, why string) // this side was refused by the member there on a stream of Raft's; may be nil
 	Log       *slog.Logger
@@ -45,7 +49,7 @@ type Config struct {
 	Held      bool          // accept nothing before Open is called
 }
 
-// Hello is what a member says before Raft's messages: a certificate says neither which cluster a data directory is of, nor which machine it
+// Hello is what a member says before Raft's messages, or before keys are agreed on: a certificate says neither which cluster a data directory is of, nor which machine it
 // was issued to before.
 type Hello struct {
 	Cluster string `json:"cluster"` // "" = it is not known yet
@@ -66,6 +70,7 @@ type Transport struct {
 	l        net.Listener
 	raft     *pipe
 	requests *pipe
+	keys     *pipe
 	slots    chan struct{}
 	mu       sync.Mutex
 	shaking  map[netip.Addr]int // mu: handshakes by where they come from
@@ -94,7 +99,7 @@ func Listen(c Config) (*Transport, error) {
 	for _, r := range Refusals {
 		t.refused[r] = new(atomic.Uint64)
 	}
-	t.raft, t.requests = newPipe(l.Addr(), t.end), newPipe(l.Addr(), t.end)
+	t.raft, t.requests, t.keys = newPipe(l.Addr(), t.end), newPipe(l.Addr(), t.end), newPipe(l.Addr(), t.end)
 	if !c.Held {
 		t.Open()
 	}
@@ -168,12 +173,12 @@ func (t *Transport) enter(a net.Addr) (leave func(), ok bool) {
 
 // shake finishes the handshake and hands the connection on.
 func (t *Transport) shake(raw net.Conn) {
-	c := tls.Server(raw, t.cfg.Keys.serve(t.cfg.Allowed, protoRaft, protoRequest))
+	c := tls.Server(raw, t.cfg.Keys.serve(t.cfg.Allowed, protoRaft, protoRequest, protoKeys))
 	ctx, cancel := context.WithTimeout(context.Background(), t.cfg.Timeout)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	err := c.HandshakeContext(ctx)
-	if err == nil && c.ConnectionState().NegotiatedProtocol == protoRaft {
+	if err == nil && greeted(c.ConnectionState().NegotiatedProtocol) {
 		err = t.greet(c)
 	}
 	if !stop() && err == nil {
@@ -187,6 +192,8 @@ func (t *Transport) shake(raw net.Conn) {
 	switch c.ConnectionState().NegotiatedProtocol {
 	case protoRaft:
 		to = t.raft
+	case protoKeys:
+		to = t.keys
 	case protoRequest:
 	default:
 		t.refuse(raw, refuse(RefusedHandshake, "the peer wants no protocol of ours"))
@@ -269,7 +276,7 @@ func (t *Transport) dial(ctx context.Context, address, proto string) (net.Conn, 
 	if err != nil {
 		return nil, err
 	}
-	if proto == protoRaft {
+	if greeted(proto) {
 		if err := t.present(ctx, address, c); err != nil {
 			c.Close()
 			return nil, fmt.Errorf("%s: %w", address, t.cfg.Keys.named(err))
@@ -333,6 +340,24 @@ func (t *Transport) Named(err error) error { return t.cfg.Keys.named(err) }
 // Dial opens a connection for requests to another member.
 func (t *Transport) Dial(ctx context.Context, address string) (net.Conn, error) {
 	return t.dial(ctx, address, protoRequest)
+}
+
+// DialKeys opens a connection over which keys for datagrams are agreed on with another member.
+func (t *Transport) DialKeys(ctx context.Context, address string) (net.Conn, error) {
+	return t.dial(ctx, address, protoKeys)
+}
+
+// KeyConns is where connections of others for keys come out. It ends with the transport.
+func (t *Transport) KeyConns() net.Listener { return t.keys }
+
+// Export derives n bytes that only the two ends of a connection know (RFC 8446, 7.5). The label and the context say what for.
+func Export(c net.Conn, label string, context []byte, n int) ([]byte, error) {
+	t, ok := c.(*tls.Conn)
+	if !ok {
+		return nil, errors.New("the connection is not one of TLS")
+	}
+	s := t.ConnectionState()
+	return s.ExportKeyingMaterial(label, context, n)
 }
 
 // Requests is where connections of others for requests come out. It ends with the transport.
