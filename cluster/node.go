@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"demarc/cluster/beat"
 	"demarc/cluster/command"
 	"demarc/cluster/failover"
 	"demarc/cluster/store"
@@ -47,6 +48,8 @@ type Config struct {
 	Revoked func([]command.Revoked)
 	// Groups drives who serves a group. It is not this node's own: it lives longer. nil = this node neither votes for nor serves any.
 	Groups *Driver
+	// Carrier is given its keys, and told who is a member. It lives longer too; see OpenCarrier. nil = none.
+	Carrier *beat.Carrier
 	// Mono is CLOCK_BOOTTIME in ns: confirm times are counted by it. Wall is wall time, which is shown and decides nothing.
 	Mono func() uint64
 	Wall func() time.Time
@@ -61,6 +64,7 @@ type Config struct {
 type Net struct {
 	Listen    string
 	Advertise string        // empty = Listen
+	Paths     []string      // further addresses of this machine, for datagrams alone
 	Keys      string        // directory, see transport.Keyring
 	RoundTrip time.Duration // to the farthest member, where that is long: timers follow it
 }
@@ -309,6 +313,9 @@ func (n *Node) look() {
 		n.tellRevoked() // not by Run, which may be waiting for workers
 		n.tellGroups(n.st.State())
 	default:
+	}
+	if n.cfg.Carrier != nil {
+		n.cfg.Carrier.Look()
 	}
 	n.mu.Lock()
 	close(n.applied)
@@ -590,6 +597,9 @@ func (n *Node) attend(ctx context.Context) (end func()) {
 	wg.Go(func() { n.standDown(ctx) })
 	if n.keys != nil {
 		wg.Go(func() { n.renewals(ctx) })
+	}
+	if c := n.cfg.Carrier; c != nil && n.tr != nil {
+		wg.Go(func() { c.Serve(ctx, n.link()) })
 	}
 	return func() {
 		cancel()

@@ -13,6 +13,11 @@ type Cluster struct {
 	Keys      string `toml:"keys"`      // directory with ca.crt, node.crt and node.key; default /etc/demarc/keys
 	Role      string `toml:"role"`      // "gateway" (default) | "witness": a vote and no ports, for `demarc witness`
 
+	// Paths are further addresses of this machine, on links of their own, that the members reach it by when the first one is cut: heartbeats, promises and releases of
+	// groups go over each of them at the same time, as datagrams. The first one of a node speaks with the first one of the others, and so on: name
+	// them in the same order everywhere. The others learn them by themselves. Default: none, only listen.
+	Paths []string `toml:"paths"`
+
 	// RoundTrip is how long an answer takes from the farthest member, where that is more than a few milliseconds: "600ms" by satellite. The
 	// times after which a leader is taken for dead follow it. The same on every node.
 	RoundTrip Duration `toml:"round_trip"`
@@ -46,9 +51,38 @@ func checkCluster(at loc, n *Node) {
 	if ap, ok := checkEndpoint(where, "advertise", c.Advertise); ok && ap.Addr().IsUnspecified() {
 		where.key("advertise").bad(c.Advertise, "is no address that others can reach", `such as "192.0.2.1:7400"`)
 	}
+	checkPaths(where, c)
 	checkPath(where, "keys", c.Keys, DefaultKeys)
 	checkChoice(where, "role", c.Role, "gateway", "witness")
 	checkDuration(where, "round_trip", c.RoundTrip, time.Millisecond, 5*time.Second)
+}
+
+// maxPaths is how many addresses a member has for datagrams, the cluster's own apart.
+const maxPaths = 7
+
+func checkPaths(at loc, c *Cluster) {
+	if !at.has("paths") {
+		return
+	}
+	if len(c.Paths) > maxPaths {
+		at.key("paths").bad(len(c.Paths), "are too many", fmt.Sprintf("at most %d", maxPaths))
+		return
+	}
+	taken := map[string]string{c.Listen: "cluster.listen", c.Advertise: "cluster.advertise"}
+	for i, s := range c.Paths {
+		item := at.key("paths").item(i)
+		ap, err := netip.ParseAddrPort(s)
+		switch ip := ap.Addr(); {
+		case err != nil || ap.Port() == 0:
+			item.bad(s, "is not an address and port", `such as "198.51.100.7:7400" or "[2001:db8::1]:7400"`)
+		case ip.IsUnspecified() || ip.IsMulticast() || ip.Zone() != "":
+			item.bad(s, "is no address that others can reach", `one of this machine's own, such as "198.51.100.7:7400"`)
+		case taken[s] != "":
+			item.bad(s, "is a path already", "leave it out: "+taken[s]+" has it")
+		default:
+			taken[s] = "another one of the paths"
+		}
+	}
 }
 
 // checkEndpoint wants an address and a port. ok is false when there is none to look at.

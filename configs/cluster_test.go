@@ -22,11 +22,11 @@ func TestClusterSection(t *testing.T) {
 	if err != nil || n.Cluster != nil {
 		t.Fatalf("without the section: %+v, %v", n, err)
 	}
-	n, err = DecodeNode("n.toml", []byte(clusterNode+"[cluster]\nlisten = \"192.0.2.1:7400\"\nround_trip = \"600ms\"\n"))
+	n, err = DecodeNode("n.toml", []byte(clusterNode+"[cluster]\nlisten = \"192.0.2.1:7400\"\nround_trip = \"600ms\"\npaths = [\"198.51.100.7:7400\", \"[2001:db8::7]:7400\"]\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c := n.Cluster; c.Advertise != "192.0.2.1:7400" || c.Keys != DefaultKeys || c.Role != "gateway" || n.Witness() || c.RoundTrip.Duration != 600*time.Millisecond {
+	if c := n.Cluster; c.Advertise != "192.0.2.1:7400" || c.Keys != DefaultKeys || c.Role != "gateway" || n.Witness() || len(c.Paths) != 2 || c.RoundTrip.Duration != 600*time.Millisecond {
 		t.Errorf("%+v", c)
 	}
 	for _, c := range []struct{ name, text, says string }{
@@ -37,6 +37,11 @@ func TestClusterSection(t *testing.T) {
 		{"keys", clusterNode + "[cluster]\nlisten = \"192.0.2.1:7400\"\nkeys = \"keys\"\n", "is not an absolute path"},
 		{"role", clusterNode + "[cluster]\nlisten = \"192.0.2.1:7400\"\nrole = \"arbiter\"\n", "gateway"},
 		{"round trip", clusterNode + "[cluster]\nlisten = \"192.0.2.1:7400\"\nround_trip = \"1m\"\n", "1ms to 5s"},
+		{"a path without a port", clusterNode + "[cluster]\nlisten = \"192.0.2.1:7400\"\npaths = [\"198.51.100.7\"]\n", `such as "198.51.100.7:7400"`},
+		{"a path to everywhere", clusterNode + "[cluster]\nlisten = \"192.0.2.1:7400\"\npaths = [\"0.0.0.0:7400\"]\n", "no address that others can reach"},
+		{"a path on a link", clusterNode + "[cluster]\nlisten = \"192.0.2.1:7400\"\npaths = [\"[fe80::1%eth0]:7400\"]\n", "no address that others can reach"},
+		{"a path twice", clusterNode + "[cluster]\nlisten = \"192.0.2.1:7400\"\npaths = [\"192.0.2.1:7400\"]\n", "cluster.listen has it"},
+		{"eight paths", clusterNode + "[cluster]\nlisten = \"192.0.2.1:7400\"\npaths = [\"a\", \"b\", \"c\", \"d\", \"e\", \"f\", \"g\", \"h\"]\n", "at most 7"},
 		{"unnamed", strings.Replace(clusterNode, "name = \"gw1\"\n", "", 1) + "[cluster]\nlisten = \"192.0.2.1:7400\"\n", "the name of this node among the others"},
 		{"a name that is none", strings.Replace(clusterNode, "gw1", "my node", 1) + "[cluster]\nlisten = \"192.0.2.1:7400\"\n", "is not a name for a member"},
 		{"a witness with ports", clusterNode + "[cluster]\nlisten = \"192.0.2.1:7400\"\nrole = \"witness\"\n", "has no place in a witness's file"},

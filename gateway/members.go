@@ -30,7 +30,7 @@ func clusterNet(c *configs.Cluster) *cluster.Net {
 	if c == nil {
 		return nil
 	}
-	return &cluster.Net{Listen: c.Listen, Advertise: c.Advertise, Keys: c.Keys, RoundTrip: c.RoundTrip.Duration}
+	return &cluster.Net{Listen: c.Listen, Advertise: c.Advertise, Paths: c.Paths, Keys: c.Keys, RoundTrip: c.RoundTrip.Duration}
 }
 
 func (m membership) who(ctx context.Context) command.Who {
