@@ -59,6 +59,8 @@ type Driver struct {
 	log  *slog.Logger
 	life uint64
 
+	started chan struct{} // closed when Run has asked for what its thread needs
+
 	mu    sync.Mutex
 	queue []func(now failover.Time) // mu: what is to be done by Run
 	heard int                       // mu: of them, messages
@@ -145,7 +147,7 @@ func NewDriver(c DriverConfig) (*Driver, error) {
 	if c.Wall == nil {
 		c.Wall = time.Now
 	}
-	d := &Driver{c: c, log: c.Log, groups: map[string]*groupTrack{}, waiting: map[string]failover.Entry{}, proposing: map[string]bool{}, wished: map[string]command.Who{}, wake: -1}
+	d := &Driver{c: c, log: c.Log, groups: map[string]*groupTrack{}, waiting: map[string]failover.Entry{}, proposing: map[string]bool{}, wished: map[string]command.Who{}, started: make(chan struct{}), wake: -1}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
@@ -161,6 +163,9 @@ func NewDriver(c DriverConfig) (*Driver, error) {
 	d.last = c.Clock()
 	return d, nil
 }
+
+// Started is closed when Run has asked for what its thread needs: rights may be given up then.
+func (d *Driver) Started() <-chan struct{} { return d.started }
 
 // Life tells this process from the one before: see failover.Term.
 func (d *Driver) Life() uint64 { return d.life }
@@ -268,6 +273,7 @@ func (d *Driver) Marked(m failover.Marked) {
 func (d *Driver) Run(ctx context.Context) error {
 	runtime.LockOSThread() // for good: a thread with other rights than its siblings goes with its goroutine
 	d.prioritise()
+	close(d.started)
 	stop := context.AfterFunc(ctx, func() { d.post(false, func(failover.Time) {}) })
 	defer stop()
 	defer d.close()

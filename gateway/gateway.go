@@ -205,7 +205,7 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	run("watch links", func(ctx context.Context) error { return hostnet.Watch(ctx, g.netEvent) })
 	run("interface", srv.Run)
 	run("upkeep", g.upkeep)
-	run("groups", g.groups.driver.Run)
+	defer g.runGroups(run)()
 	run("ports", g.mendPorts)
 	agree := sync.OnceFunc(func() { run("replicated state", g.agree) })
 	// A start that is told to end has not failed: its programs stay, closed.

@@ -81,6 +81,8 @@ func (m membership) Groups(ctx context.Context) (*api.Groups, error) {
 	}
 	n, err := m.node()
 	switch {
+	case m.problem != nil && m.problem() != "":
+		out.Problem = m.problem()
 	case err != nil && out.Problem == "" && len(out.Groups) > 0:
 		out.Problem = err.Error() + ": what is agreed on is not heard of here, and nothing is proposed"
 	case err == nil:

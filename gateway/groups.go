@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"demarc/cluster"
+	"demarc/cluster/beat"
 	"demarc/cluster/failover"
 	"demarc/configs"
 	"demarc/gateway/flow"
@@ -19,7 +21,9 @@ import (
 
 // groups is this node's part in who serves a group: the driver of cluster, and what the gateway tells it and carries out for it.
 type groups struct {
-	driver *cluster.Driver
+	driver  *cluster.Driver
+	carrier *beat.Carrier          // Run: wo; nil = there is no [cluster] section, or it could not be opened
+	problem atomic.Pointer[string] // why this node takes no part; nil = it does
 
 	mu  sync.Mutex
 	ids map[string]uint8 // mu: every name that a deadline was ever written for; a group that the policy does not know any more is closed by it
@@ -67,6 +71,39 @@ func (g *Gateway) openGroups() (err error) {
 	g.groups.ids, g.groups.told = map[string]uint8{}, map[conditionKey]int{}
 	g.groups.driver, err = cluster.NewDriver(cluster.DriverConfig{Name: g.o.Node.Name, Clock: bootTime, Wall: g.o.Wall, Log: g.log, Leases: leases{g}, Words: words{g}, CPU: spare(g.o.Node)})
 	return err
+}
+
+// runGroups starts what keeps leases and carries messages. A node whose datagrams cannot be carried takes no part, and serves no group: what has none goes on as before.
+func (g *Gateway) runGroups(run func(what string, fn func(context.Context) error)) (end func()) {
+	c, err := openCarrier(g.o.Node, g.groups.driver, g.log)
+	if err != nil {
+		g.log.Error("this node takes no part in who serves a group: messages about it cannot be carried", "err", err)
+		why := err.Error()
+		g.groups.problem.Store(&why)
+		g.groups.driver.Discard()
+		return func() {}
+	}
+	g.groups.carrier = c
+	run("groups", g.groups.driver.Run)
+	<-g.groups.driver.Started()
+	if c == nil {
+		return func() {}
+	}
+	run("datagrams", c.Run)
+	return c.Close
+}
+
+// openCarrier binds a node's addresses for datagrams; nil where it has none.
+func openCarrier(n *configs.Node, d *cluster.Driver, log *slog.Logger) (*beat.Carrier, error) {
+	if n.Cluster == nil {
+		return nil, nil
+	}
+	c, err := cluster.OpenCarrier(clusterNet(n.Cluster), n.Name, d.Receive, log)
+	if err != nil {
+		return nil, err
+	}
+	d.Carry(c)
+	return c, nil
 }
 
 // failoverGroups is what the machine is to know of a policy.

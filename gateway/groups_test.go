@@ -3,12 +3,14 @@ package gateway
 import (
 	"context"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"demarc/cluster/command"
 	"demarc/cluster/failover"
 	"demarc/configs"
 	"demarc/gateway/api"
@@ -54,6 +56,11 @@ func pairGateway(t *testing.T) *Gateway {
 		t.Fatal(err)
 	}
 	g.tellGroups(policy, v)
+	return g
+}
+
+// driven has its driver run.
+func driven(t *testing.T, g *Gateway) *Gateway {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = g.groups.driver.Run(ctx) }()
@@ -63,7 +70,7 @@ func pairGateway(t *testing.T) *Gateway {
 
 // TestConditionsAreTold: a port that carries nothing counts against the groups that are on it, and no more once it does again; a group that the policy loses counts for nothing.
 func TestConditionsAreTold(t *testing.T) {
-	g := pairGateway(t)
+	g := driven(t, pairGateway(t))
 	against := func() (east, west string) {
 		t.Helper()
 		x, err := groupsOf(t.Context(), "gw-a", g.groups.driver, g.membership().group)
@@ -96,7 +103,7 @@ func TestConditionsAreTold(t *testing.T) {
 
 // TestGroupsAreAnswered: a node whose log is not open says so and serves nothing; what cannot be asked of it is refused in words.
 func TestGroupsAreAnswered(t *testing.T) {
-	g := pairGateway(t)
+	g := driven(t, pairGateway(t))
 	m := g.membership()
 	x, err := m.Groups(t.Context())
 	if err != nil || !strings.Contains(x.Problem, "the replicated state is not open") || slices.ContainsFunc(x.Groups, func(g api.Group) bool { return g.Serving || len(g.Why) == 0 }) {
@@ -117,10 +124,29 @@ func TestGroupsAreAnswered(t *testing.T) {
 	}
 }
 
+// TestNoDatagramsNoGroups: a node that cannot bind the address for datagrams serves no group, and says why; it goes on with everything else.
+func TestNoDatagramsNoGroups(t *testing.T) {
+	taken, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	g := pairGateway(t)
+	g.o.Node.Cluster.Listen, g.o.Node.Cluster.Advertise = taken.LocalAddr().String(), taken.LocalAddr().String()
+	g.runGroups(func(what string, _ func(context.Context) error) { t.Errorf("%s is run", what) })()
+	x, err := g.membership().Groups(t.Context())
+	if err != nil || !strings.Contains(x.Problem, "address already in use") || len(x.Groups) != 0 {
+		t.Errorf("%+v, %v", x, err)
+	}
+	if err := g.groups.driver.Take(t.Context(), "east", command.Who{}); err == nil || !strings.Contains(err.Error(), "takes no part") {
+		t.Error(err)
+	}
+}
+
 // TestLeasesFindTheirGroup: a deadline is written by the id that the group has in the data path, also when the policy does not have it any more; a group that no policy of this
 // process had is nobody's.
 func TestLeasesFindTheirGroup(t *testing.T) {
-	g := pairGateway(t)
+	g := driven(t, pairGateway(t))
 	if id := g.groups.ids["west"]; id != 2 {
 		t.Errorf("west has the id %d", id)
 	}

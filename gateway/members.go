@@ -21,8 +21,9 @@ type membership struct {
 	// ready is the node once changes can be proposed. done ends what was begun with the context.
 	ready func(ctx context.Context) (within context.Context, n *cluster.Node, done func(), err error)
 
-	driver *cluster.Driver
-	group  func(name string) (id int) // in the policy that is served; 0 = it does not have it
+	driver  *cluster.Driver
+	problem func() string              // why the node takes no part in who serves a group; "" = it does; nil = it always does
+	group   func(name string) (id int) // in the policy that is served; 0 = it does not have it
 }
 
 // clusterNet is where other members reach a node; nil = nowhere.
@@ -229,7 +230,12 @@ func (g *Gateway) membership() membership {
 			}
 			return ctx, m.Node, cancel, nil
 		},
-		driver: g.groups.driver, group: func(name string) int {
+		driver: g.groups.driver, problem: func() string {
+			if p := g.groups.problem.Load(); p != nil {
+				return *p
+			}
+			return ""
+		}, group: func(name string) int {
 			if x := g.view.Load().GroupByName(name); x != nil {
 				return int(x.ID)
 			}

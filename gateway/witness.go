@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"demarc/cluster"
+	"demarc/cluster/beat"
 	"demarc/cluster/command"
 	"demarc/configs"
 	"demarc/gateway/api"
@@ -40,6 +41,7 @@ type Witness struct {
 	wall    func() time.Time
 	revoked *revoked
 	driver  *cluster.Driver
+	carrier *beat.Carrier
 	groups  atomic.Pointer[map[string]int] // ids of the groups of the policy that is agreed on, by name
 }
 
@@ -57,15 +59,21 @@ func OpenWitness(n *configs.Node, version string, log *slog.Logger, wall func() 
 	if err != nil {
 		return nil, errors.Join(err, w.dir.Close())
 	}
+	if w.carrier, err = openCarrier(n, w.driver, log); err != nil {
+		w.driver.Discard()
+		return nil, errors.Join(err, w.dir.Close())
+	}
 	dir := filepath.Join(n.DataDir, "cluster")
 	w.revoked = readRevoked(dir, log)
 	w.n, err = cluster.Open(cluster.Config{Dir: dir, Name: n.Name, Version: version, Features: configs.Features(), Role: command.RoleWitness, Log: log, Net: clusterNet(n.Cluster), Mono: clock.Now, Wall: wall,
-		Revoked: w.revoked.set, Groups: w.driver, Serve: w.follow})
+		Revoked: w.revoked.set, Groups: w.driver, Carrier: w.carrier, Serve: w.follow})
 	if err != nil {
+		w.carrier.Close()
 		w.driver.Discard()
 		return nil, errors.Join(err, w.dir.Close())
 	}
 	if !w.n.Begun() {
+		w.carrier.Close()
 		w.driver.Discard()
 		return nil, errors.Join(fmt.Errorf("witness %s belongs to no cluster yet: demarc cluster join ADDRESS --token TOKEN --node FILE", n.Name), w.n.Close(), w.dir.Close())
 	}
@@ -80,6 +88,7 @@ func (w *Witness) Run(ctx context.Context, ready func()) (err error) {
 	defer func() {
 		cancel()
 		err = errors.Join(err, w.n.Close(), w.dir.Close())
+		w.carrier.Close()
 	}()
 	var srv *api.Server // there before anybody asks it
 	b := witnessBackend{w, func() api.APIState { return srv.State() }, membership{name: w.node.Name, dir: filepath.Join(w.node.DataDir, "cluster"), node: func() (*cluster.Node, error) { return w.n, nil },
@@ -93,10 +102,11 @@ func (w *Witness) Run(ctx context.Context, ready func()) (err error) {
 	if err != nil {
 		return err
 	}
-	done := make(chan error, 3)
+	done := make(chan error, 4)
 	go func() { done <- contained(w.log, "interface", func() error { return srv.Run(ctx) }) }()
 	go func() { done <- contained(w.log, "cluster", func() error { return w.n.Run(ctx) }) }()
 	go func() { done <- contained(w.log, "groups", func() error { return w.driver.Run(ctx) }) }()
+	go func() { done <- contained(w.log, "datagrams", func() error { return w.carrier.Run(ctx) }) }()
 	ready()
 	w.log.Info("witness", "node", w.node.Name, "address", w.n.Address())
 	select {
@@ -105,7 +115,7 @@ func (w *Witness) Run(ctx context.Context, ready func()) (err error) {
 	case err = <-done: // one without the others is no witness
 		cancel()
 	}
-	return errors.Join(err, <-done, <-done)
+	return errors.Join(err, <-done, <-done, <-done)
 }
 
 // follow reads the groups of a policy that is agreed on. It serves nothing, so a policy that it cannot read is no trouble of the cluster's: it votes by the log.
