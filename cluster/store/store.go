@@ -65,7 +65,7 @@ type Store struct {
 	once      sync.Once
 	ended     sync.Once
 	again     chan struct{} // closed when it must be opened again
-	spreading atomic.Bool   // Spread is under way
+	spreading atomic.Int32  // how often Spread was called since none was under way; 0 = none is
 	tuning    sync.Mutex    // of Raft's configuration, which is read, changed and written
 }
 
