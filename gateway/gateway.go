@@ -65,6 +65,7 @@ type Gateway struct {
 	areas      []*xsk.UMEM
 	chunk      int            // bytes a frame of packet memory
 	deadlines  *xsk.Deadlines // of groups, read by programs and workers
+	fencing    sync.WaitGroup // ports that are closed because a lease ended
 	slow       *slowpath.Slow
 	space      *nat.Space
 	neigh      *fib.Neighbors

@@ -1,12 +1,86 @@
 package gateway
 
 import (
+	"context"
+	"errors"
 	"io"
 	"net"
+	"sync"
+	"time"
 
 	"demarc/gateway/hostnet"
+	"demarc/gateway/pipeline"
+	"demarc/gateway/worker"
 	"demarc/gateway/xsk"
 )
+
+// writeLease says until when this node may send for a group (ns of CLOCK_BOOTTIME; 0 = not at all), and under which epoch. It holds for the next frame that
+// arrives and the next look of a worker. done, which may be nil, is called from somewhere else once nothing leaves any more that went by what was
+// written before: every worker has looked since, and what it had to close is closed. If a worker hangs it is not called. One goroutine alone writes.
+func (g *Gateway) writeLease(group uint8, epoch, until uint64, done func()) {
+	g.deadlines.Table().Write(group, epoch, until)
+	if done != nil {
+		go func() {
+			if g.looked() {
+				done()
+			}
+		}()
+	}
+}
+
+// looked waits until every worker has passed a look at the deadlines that began after the call. One that has ended sends no more.
+func (g *Gateway) looked() bool {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	all := true
+	for _, w := range g.workers {
+		wg.Go(func() {
+			if !looked(w) {
+				mu.Lock()
+				all = false
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return all
+}
+
+// looked waits for one worker. It takes one order a turn, and looks at all that it has in hand behind its orders: who answers a second order has looked.
+func looked(w *worker.Worker) bool {
+	for turn, clean := 0, false; turn < 2 || !clean; turn++ {
+		if turn > 2 {
+			time.Sleep(200 * time.Microsecond) // a socket that had to be closed is about to be
+		}
+		err := w.Do(context.Background(), func(*pipeline.Shard) { clean = w.Clean() })
+		if err != nil {
+			return errors.Is(err, worker.ErrStopped)
+		}
+	}
+	return true
+}
+
+// fenced is told by a worker that a deadline passed while frames of the group were queued on a socket, which it has let go of: what is queued must die with it. The
+// port is closed and opened again.
+func (g *Gateway) fenced(port uint16, s *xsk.Socket) {
+	g.fencing.Go(func() {
+		err := s.Shut() // first of all
+		i, p := int(port), g.ports[port]
+		g.mu.Lock()
+		if g.ready.Load() && p.state == portOpen {
+			g.change(p, func() {
+				p.state, p.problem = portClosed, "a lease ended while frames were queued: it is being opened again"
+			})
+			g.log.Warn("a lease ended while frames of its group were queued: the port is closed and opened again", "port", p.cfg.Name)
+			err = errors.Join(err, g.dropSockets(i, 0))
+		}
+		g.mu.Unlock()
+		if err != nil {
+			g.log.Warn("close a port on which a lease ended", "port", p.cfg.Name, "err", err)
+		}
+		g.mend(i)
+	})
+}
 
 // hear has the device of a port receive what is sent to the virtual MACs of the groups that its program knows, and no others any more. The kernel counts
 // such a membership and takes it back when the process ends. The caller holds mu, or is the start.

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"demarc/cluster/failover"
 	"demarc/configs"
 	"demarc/gateway/conntrack"
 	"demarc/gateway/frag"
@@ -375,7 +376,7 @@ func (g *Gateway) makeWorkers() error {
 	sessions := max(64, n.Tables.Sessions/count)
 	mappings := max(64, n.Tables.Mappings/count)
 	for id := range count {
-		cfg := worker.Config{ID: id, CPU: -1, Ports: len(g.ports), Slow: g.slow, Clock: g.clock, Batch: n.Workers.Batch, Spin: n.Workers.Spin.Duration, Log: g.log}
+		cfg := worker.Config{ID: id, CPU: -1, Ports: len(g.ports), Slow: g.slow, Clock: g.clock, Deadlines: g.deadlines.Table(), Guard: failover.Default.Guard, Fenced: g.fenced, Batch: n.Workers.Batch, Spin: n.Workers.Spin.Duration, Log: g.log}
 		if len(n.Workers.CPUs) > id {
 			cfg.CPU = n.Workers.CPUs[id]
 		}
@@ -431,7 +432,7 @@ func (g *Gateway) makeWorkers() error {
 		g.mem = append(g.mem, fm)
 		g.tableBytes = append(g.tableBytes, uint64(len(sm)+len(nm)+len(pm)+len(fm)))
 		shard, err := pipeline.NewShard(pipeline.Config{Worker: id, SessionMem: sm, Sessions: sessions, NATMem: nm, Mappings: mappings, PermitMem: pm,
-			Tenants: snapshot.MaxTenantID(n), ShaperMax: n.Tables.Frames / 2, Seed: g.seed + uint64(id)*0x9e3779b97f4a7c15, Fragments: fragments, FrameBytes: chunk, FragMem: fm, Space: g.space, Neighbors: g.neigh})
+			Tenants: snapshot.MaxTenantID(n), ShaperMax: n.Tables.Frames / 2, Seed: g.seed + uint64(id)*0x9e3779b97f4a7c15, Fragments: fragments, FrameBytes: chunk, FragMem: fm, Space: g.space, Neighbors: g.neigh, Deadlines: g.deadlines.Table()})
 		if err != nil {
 			return fmt.Errorf("worker %d: %w", id, err)
 		}
@@ -462,10 +463,10 @@ func (g *Gateway) unreached(frame []byte, iface uint16, worker int) {
 }
 
 // transmit sends a frame of the slow path by whichever worker has a socket on the port.
-func (g *Gateway) transmit(p uint16, frame []byte) bool {
+func (g *Gateway) transmit(p uint16, group uint8, frame []byte) bool {
 	for _, w := range g.workers {
 		if w.Sends(p) {
-			return w.Transmit(p, frame)
+			return w.Transmit(p, group, frame)
 		}
 	}
 	return false
@@ -534,6 +535,7 @@ func (g *Gateway) restorePorts() (err error) {
 
 // release closes sockets and memory, after the workers have ended. The frame account is taken last.
 func (g *Gateway) release() (err error) {
+	g.fencing.Wait()
 	for _, w := range g.workers {
 		err = errors.Join(err, w.Account(), w.Reclaim(0), w.Close())
 	}

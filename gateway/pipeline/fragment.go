@@ -5,7 +5,6 @@ import (
 	"demarc/gateway/flow"
 	"demarc/gateway/frag"
 	"demarc/gateway/packet"
-	"demarc/gateway/packet/build"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
 )
@@ -204,12 +203,7 @@ func (sh *Shard) localPiece(s *Slot) verdict.Verdict {
 	if s.in == nil {
 		return sh.drop(s, verdict.LocalUnhandled)
 	}
-	from, as := [6]byte(s.Frame()[6:12]), sh.speaker(s)
-	if !build.EchoReply(&s.Packet) {
-		return sh.drop(s, verdict.LocalUnhandled)
-	}
-	s.Reason = verdict.Pass
-	return sh.answer(s, from, as)
+	return sh.pong(s)
 }
 
 // Fetch puts a fragment that has waited, and whose first one has come, into a slot for Process: Buf and Addr are the driver's, off is where the

@@ -336,7 +336,9 @@ func runScenario(t *testing.T, workers int, s map[string]string) {
 		policy = testPolicy
 	}
 	w := newWorld(t, workers, policy)
-	*w.until = ordinary{}
+	for id := range 256 {
+		w.until.Write(uint8(id), 1, 0)
+	}
 	ports := map[string]int{"bb0": 0, "t0": 1, "u0": 2}
 	vars := map[string]string{}
 	var last *hop
@@ -410,7 +412,7 @@ func runScenario(t *testing.T, workers int, s map[string]string) {
 				}
 				until = w.now + uint64(d)
 			}
-			w.until[number(t, name, nil)] = until
+			w.until.Write(uint8(number(t, name, nil)), 1, until)
 		case "sessions":
 			have := 0
 			for _, sh := range w.shards {

@@ -5,7 +5,6 @@ import (
 	"demarc/gateway/flow"
 	"demarc/gateway/meter"
 	"demarc/gateway/packet"
-	"demarc/gateway/packet/build"
 	"demarc/gateway/police"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
@@ -51,7 +50,13 @@ func (sh *Shard) usable(s *Slot, t *snapshot.Tenant, nh uint16) (*snapshot.Hop, 
 // send carries a translated packet through neighbour, hop limit, link header, rate and account.
 func (sh *Shard) send(s *Slot, t *snapshot.Tenant, hop *snapshot.Hop) verdict.Verdict {
 	v := verdict.Send
-	it := police.Item{Frame: s.Addr, Area: s.Area, Voice: s.Voice, IPLen: s.IPLen, Port: LoopPort}
+	s.Group = leavesAs(t.Group)
+	if s.Looped && s.Group == 0 && sh.view.Grouped() { // to a tenant of no group: it is of the group that it comes from
+		if _, h, ok := sh.view.Lookup(flow.Backbone, s.Key.Family, &s.Key.Src); ok {
+			s.Group = leavesAs(h.Group)
+		}
+	}
+	it := police.Item{Frame: s.Addr, Area: s.Area, Voice: s.Voice, IPLen: s.IPLen, Port: LoopPort, Tag: uint32(s.Group)}
 	if hop.Kind != snapshot.HopForward {
 		// Towards one of our own public addresses, or another tenant: it enters again from the backbone side, once.
 		if s.Looped {
@@ -232,10 +237,5 @@ func (sh *Shard) local(s *Slot) verdict.Verdict {
 	if !sh.echoRate.Take(&sh.echo[s.Key.Zone], sh.now, 1) {
 		return sh.drop(s, verdict.ICMPRateLimited)
 	}
-	from, as := [6]byte(s.Frame()[6:12]), sh.speaker(s)
-	if !build.EchoReply(&s.Packet) {
-		return sh.drop(s, verdict.LocalUnhandled)
-	}
-	s.Reason = verdict.Pass
-	return sh.answer(s, from, as)
+	return sh.pong(s)
 }

@@ -2,18 +2,22 @@ package pipeline
 
 import (
 	"demarc/gateway/flow"
+	"demarc/gateway/packet/build"
 	"demarc/gateway/snapshot"
+	"demarc/gateway/verdict"
 )
 
-// Deadlines says until when this node may send for each group, in ns of the clock that Process is given; 0 = not at all. Others write it while the
-// workers read. A nil Deadlines serves no group.
-type Deadlines interface {
-	Until(group uint8) uint64
+// leavesAs is what a frame bears that leaves as a group's; 0 = nobody's.
+func leavesAs(g *snapshot.Group) uint8 {
+	if g == nil {
+		return 0
+	}
+	return g.ID
 }
 
 // serves reports whether this node serves a group now. nil is what every node serves.
 func (sh *Shard) serves(g *snapshot.Group) bool {
-	return g == nil || sh.until != nil && sh.now < sh.until.Until(g.ID)
+	return g == nil || sh.until.May(g.ID, sh.now)
 }
 
 // elsewhere reports whether a next hop leads round to an address whose tenant is in a group that another node serves.
@@ -37,20 +41,36 @@ func (sh *Shard) forNode(s *Slot) bool {
 	return h.Kind == snapshot.HopLocal && h.Group == nil
 }
 
-// speaker is the group as which the gateway answers a packet that is addressed to itself, nil when it does so as the node. On an interface of a tenant it
-// speaks as that tenant's group, whose ever the address is.
-func (sh *Shard) speaker(s *Slot) *snapshot.Group {
+// addressed is the group of the address of ours that a packet is to, nil when that is the node's own.
+func (sh *Shard) addressed(s *Slot) *snapshot.Group {
 	v, k := sh.view, &s.Key
-	var g *snapshot.Group
-	ours := false
 	if k.Family == 6 {
-		g, ours = v.Speaks(s.in, &k.Dst)
+		if g, ours := v.Speaks(s.in, &k.Dst); ours {
+			return g
+		}
 	}
-	if nh := hopTo(v, k.Zone, k.Family, &k.Dst); !ours && nh != noHop {
-		g = v.Hop(nh).Group
+	if nh := hopTo(v, k.Zone, k.Family, &k.Dst); nh != noHop {
+		return v.Hop(nh).Group
 	}
-	if g != nil && s.in.Zone != flow.Backbone {
-		return s.in.Group
+	return nil
+}
+
+// pong answers a ping of an address of ours. On an interface of a tenant the gateway speaks as that tenant's group, whose ever the address is;
+// but it is of the address's group whether the answer may leave.
+func (sh *Shard) pong(s *Slot) verdict.Verdict {
+	from, of := [6]byte(s.Frame()[6:12]), sh.addressed(s)
+	if !sh.serves(of) {
+		return sh.drop(s, verdict.NotOwner)
 	}
-	return g
+	as := of
+	if of != nil && s.in.Zone != flow.Backbone {
+		as = s.in.Group
+	}
+	if !build.EchoReply(&s.Packet) {
+		return sh.drop(s, verdict.LocalUnhandled)
+	}
+	s.Reason = verdict.Pass
+	v := sh.answer(s, from, as)
+	s.Group = leavesAs(of)
+	return v
 }

@@ -11,6 +11,7 @@ import (
 	"demarc/gateway/fib"
 	"demarc/gateway/flow"
 	"demarc/gateway/frag"
+	"demarc/gateway/lease"
 	"demarc/gateway/meter"
 	"demarc/gateway/nat"
 	"demarc/gateway/packet"
@@ -54,6 +55,7 @@ type Slot struct {
 	Verdict  verdict.Verdict
 	Reason   verdict.Reason // with Drop
 	Tenant   flow.TenantID  // whom it is counted for; 0 = nobody
+	Group    uint8          // with Send, Queue, Neighbor, Cut: of which group the frame is that leaves; 0 = of none
 	Dir      meter.Dir
 	Home     uint16 // with Hand: the worker
 	OutPort  uint16 // with Send and Neighbor
@@ -96,7 +98,7 @@ type Config struct {
 	Seed       uint64
 	Space      *nat.Space
 	Neighbors  *fib.Neighbors
-	Deadlines  Deadlines // until when this node serves each group; nil = it serves none
+	Deadlines  *lease.Deadlines // until when this node serves each group; nil = it serves none
 }
 
 // Shard is everything one worker writes.
@@ -124,7 +126,7 @@ type Shard struct {
 	keeping  uint32 // mapping that reopen keeps, likewise
 	watch    watching
 	blocks   *block.List // nil = none
-	until    Deadlines
+	until    *lease.Deadlines
 	asked    *asked
 	frags    *frag.Table
 	frag     *frag.Datagram // that the fragment under way is of, nil between fragments

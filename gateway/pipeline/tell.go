@@ -100,7 +100,7 @@ func (sh *Shard) answer(s *Slot, to [6]byte, as *snapshot.Group) verdict.Verdict
 	if !packet.SetL2(&s.Packet, to, *s.in.Source(as, s.Key.Family), s.in.VLAN) {
 		return sh.drop(s, verdict.FrameTooLarge)
 	}
-	s.OutIface, s.OutPort = s.in.Index, s.in.Port
+	s.OutIface, s.OutPort, s.Group = s.in.Index, s.in.Port, leavesAs(as)
 	return verdict.Send
 }
 

@@ -11,6 +11,7 @@ import (
 	"demarc/gateway/conntrack"
 	"demarc/gateway/fib"
 	"demarc/gateway/flow"
+	"demarc/gateway/lease"
 	"demarc/gateway/meter"
 	"demarc/gateway/nat"
 	"demarc/gateway/packet"
@@ -27,7 +28,7 @@ type world struct {
 	neigh  *fib.Neighbors
 	view   *snapshot.View
 	shards []*Shard
-	until  *ordinary
+	until  *lease.Deadlines
 	now    uint64
 	buf    [2048]byte
 	slots  [1]Slot
@@ -36,19 +37,14 @@ type world struct {
 	kept            uint64 // fragments that the pipeline has a copy of
 }
 
-// ordinary is deadlines in ordinary memory.
-type ordinary [256]uint64
-
 // always is those of a node that serves every group.
-func always() *ordinary {
-	var o ordinary
-	for i := range o {
-		o[i] = 1<<64 - 1
+func always() *lease.Deadlines {
+	var d lease.Deadlines
+	for i := range d {
+		d.Write(uint8(i), 1, 1<<64-1)
 	}
-	return &o
+	return &d
 }
-
-func (o *ordinary) Until(group uint8) uint64 { return o[group] }
 
 // arrival is a frame that somebody has to process.
 type arrival struct {

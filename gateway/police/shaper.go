@@ -26,7 +26,7 @@ type Item struct {
 	Off   uint16 // of the frame in its chunk
 	Len   uint16 // bytes of the frame
 	IPLen uint16 // bytes that the rate counts
-	Tag   uint32 // for the driver
+	Tag   uint32 // the packet's group; 0 = none
 }
 
 const (

@@ -75,6 +75,7 @@ type frame struct {
 	next   int32
 	n      int32
 	worker int // who handed it over
+	group  uint8
 }
 
 type ends struct {
@@ -102,7 +103,8 @@ type entries struct {
 
 	frames    []frame
 	freeFrame int32
-	worker    int // who handed over the frame in hand: of the last take
+	worker    int   // who handed over the frame in hand: of the last take
+	group     uint8 // and of which group it is
 	mem       []byte
 	size      int
 	nWaiting  int
@@ -341,13 +343,13 @@ func (t *entries) down(i int) {
 }
 
 // wait appends a copy of data to the frames of an entry; false when no frame is free.
-func (t *entries) wait(i int32, data []byte, worker int) bool {
+func (t *entries) wait(i int32, data []byte, worker int, group uint8) bool {
 	f := t.freeFrame
 	if f == none {
 		return false
 	}
 	t.freeFrame = t.frames[f].next
-	t.frames[f] = frame{next: none, n: int32(len(data)), worker: worker}
+	t.frames[f] = frame{next: none, n: int32(len(data)), worker: worker, group: group}
 	copy(t.mem[int(f)*t.size:], data)
 	e := &t.all[i]
 	if e.first == none {
@@ -383,6 +385,6 @@ func (t *entries) take(i int32) []byte {
 	data := t.mem[off : off+int(t.frames[f].n)]
 	t.frames[f].next = t.freeFrame
 	t.freeFrame = f
-	t.worker = t.frames[f].worker
+	t.worker, t.group = t.frames[f].worker, t.frames[f].group
 	return data
 }

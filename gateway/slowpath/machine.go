@@ -96,7 +96,7 @@ func allow(tat *uint64, now, every uint64, burst int) bool {
 }
 
 func (m *machine) send(f *netif, b []byte, sent *uint64) bool {
-	if !m.cfg.Send(f.Port, b) {
+	if !m.cfg.Send(f.Port, 0, b) {
 		m.stats.SendFull++
 		return false
 	}
@@ -124,7 +124,7 @@ func (m *machine) drop(b []byte, iface uint16, why verdict.Reason) {
 }
 
 // resolve takes a finished frame whose next hop has no MAC yet, of a packet of tenant by. data may be written to and is the caller's again afterwards.
-func (m *machine) resolve(worker int, iface uint16, by flow.TenantID, family uint8, hop *flow.Addr, data []byte, now uint64) {
+func (m *machine) resolve(worker int, iface uint16, by flow.TenantID, group, family uint8, hop *flow.Addr, data []byte, now uint64) {
 	m.stats.Resolves++
 	f := m.ifaces[iface]
 	if f == nil {
@@ -148,7 +148,7 @@ func (m *machine) resolve(worker int, iface uint16, by flow.TenantID, family uin
 	switch {
 	case e.state.Usable(): // answered between the worker's look and ours
 		e.wanted = now
-		m.forward(f, e, data)
+		m.forward(f, e, group, data)
 		return
 	case e.state == fib.Unreachable:
 		m.t.worker = worker
@@ -158,7 +158,7 @@ func (m *machine) resolve(worker int, iface uint16, by flow.TenantID, family uin
 	if int(e.waiting) >= m.cfg.QueuePerHop { // RFC 4861 section 7.2.2: the new one replaces the oldest
 		m.drop(m.t.take(i), iface, verdict.NeighborQueueFull)
 	}
-	for !m.t.wait(i, data, worker) { // all frames wait: who has the most waiting gives up one of its longest asked-for
+	for !m.t.wait(i, data, worker, group) { // all frames wait: who has the most waiting gives up one of its longest asked-for
 		p := m.t.greediest(func(p *party) int { return p.waiting })
 		if p == none {
 			p = routers
@@ -333,7 +333,7 @@ func (m *machine) publish(i int32, state fib.State, mac [6]byte, now uint64) {
 	}
 	f := m.ifaces[e.key.iface]
 	for b := m.t.take(i); b != nil; b = m.t.take(i) {
-		m.forward(f, e, b)
+		m.forward(f, e, m.t.group, b)
 	}
 	e.state, e.tries = state, 0
 	to, wait := listNone, m.jitter(baseReachable)
@@ -362,11 +362,13 @@ func (m *machine) publish(i int32, state fib.State, mac [6]byte, now uint64) {
 	}
 }
 
-// forward sends a frame to a neighbour.
-func (m *machine) forward(f *netif, e *entry, b []byte) {
+// forward sends a frame, of a group's or (0) nobody's, to a neighbour.
+func (m *machine) forward(f *netif, e *entry, group uint8, b []byte) {
 	copy(b[0:6], e.mac[:])
-	copy(b[6:12], f.MAC[:])
-	if !m.cfg.Send(f.Port, b) {
+	if group == 0 { // a group's has its group's MAC already
+		copy(b[6:12], f.MAC[:])
+	}
+	if !m.cfg.Send(f.Port, group, b) {
 		m.drop(b, f.Index, verdict.TxRingFull)
 		return
 	}

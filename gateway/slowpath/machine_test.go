@@ -50,7 +50,7 @@ func newRig(t *testing.T, change func(*Config), list ...Interface) *rig {
 	r := &rig{t: t, now: start, dropped: map[verdict.Reason]int{}}
 	c := Config{
 		Neighbors: fib.NewNeighbors(64, 1), QueuePerHop: 3, MaxPending: 16, FrameBytes: 256, Seed: 7, Capacity: 64,
-		Send: func(port uint16, b []byte) bool {
+		Send: func(port uint16, _ uint8, b []byte) bool {
 			if r.full {
 				return false
 			}
@@ -133,7 +133,7 @@ func (r *rig) resolve(iface uint16, a string, tag byte) {
 	k := keyOf(iface, ad)
 	f := make([]byte, 60)
 	f[59] = tag
-	r.m.resolve(int(tag), iface, r.by, k.family, &k.addr, f, r.now)
+	r.m.resolve(int(tag), iface, r.by, 0, k.family, &k.addr, f, r.now)
 }
 
 func (r *rig) learn(frame []byte) { r.m.learn(1, frame, r.now) }

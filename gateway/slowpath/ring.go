@@ -16,6 +16,7 @@ type slot struct {
 	iface  uint16
 	by     flow.TenantID
 	family uint8
+	group  uint8
 }
 
 // ring carries inputs of one kind from one worker to the slow path. Both indices only grow; each has one writer and its own cache line.
@@ -41,7 +42,7 @@ func newRing(n, size int) *ring {
 }
 
 // push copies one input in; producer only.
-func (r *ring) push(iface uint16, by flow.TenantID, family uint8, hop *flow.Addr, data []byte) bool {
+func (r *ring) push(iface uint16, by flow.TenantID, group, family uint8, hop *flow.Addr, data []byte) bool {
 	t := r.tail.Load()
 	share := r.shareOf(iface, by)
 	if free := r.mask + 1 - (t - r.head.Load()); len(data) > r.size || free == 0 || share.Load() > int32(free/2) {
@@ -50,7 +51,7 @@ func (r *ring) push(iface uint16, by flow.TenantID, family uint8, hop *flow.Addr
 	}
 	i := t & r.mask
 	s := &r.slots[i]
-	s.iface, s.by, s.family, s.n = iface, by, family, int32(len(data))
+	s.iface, s.by, s.group, s.family, s.n = iface, by, group, family, int32(len(data))
 	if hop != nil {
 		s.hop = *hop
 	}

@@ -48,16 +48,16 @@ type Interface struct {
 
 // Config is what New needs. Neighbors, Send and Now are required.
 type Config struct {
-	Neighbors   *fib.Neighbors                       // written by nobody else
-	Send        func(port uint16, frame []byte) bool // copies the frame towards the port; false = no room now. By one goroutine at a time, under the lock: must not block or call back
-	Now         func() uint64                        // CLOCK_BOOTTIME, ns
-	Log         *slog.Logger                         // nil = silent
-	Workers     int                                  // how many numbers Input is called with; default 1
-	Capacity    int                                  // entries of all states; default and at most the capacity of Neighbors
-	QueuePerHop int                                  // frames that wait for one next hop; default 8
-	MaxPending  int                                  // frames that wait in all; default 512
-	FrameBytes  int                                  // longest frame that may wait; default 4096
-	Seed        uint64                               // for the jitter of timers
+	Neighbors   *fib.Neighbors                                    // written by nobody else
+	Send        func(port uint16, group uint8, frame []byte) bool // copies the frame, a group's or (0) nobody's, towards the port; false = no room now. By one goroutine at a time, under the lock: must not block or call back
+	Now         func() uint64                                     // CLOCK_BOOTTIME, ns
+	Log         *slog.Logger                                      // nil = silent
+	Workers     int                                               // how many numbers Input is called with; default 1
+	Capacity    int                                               // entries of all states; default and at most the capacity of Neighbors
+	QueuePerHop int                                               // frames that wait for one next hop; default 8
+	MaxPending  int                                               // frames that wait in all; default 512
+	FrameBytes  int                                               // longest frame that may wait; default 4096
+	Seed        uint64                                            // for the jitter of timers
 
 	// HostResolve asks the kernel to resolve or confirm (NTF_USE). The kernel reports only changes, so what it knows already must be
 	// told at once by Learned. May be nil. Called by Run, without the lock.
@@ -101,8 +101,9 @@ func New(c Config) *Slow {
 }
 
 // Input takes a copy of data. It is called by worker number worker only, never blocks or allocates, and returns false when there is no
-// room. For Learn, nextHop may be nil; for Resolve, family and nextHop say whose MAC is wanted on iface, and by for whose packet.
-func (s *Slow) Input(worker int, kind Kind, iface uint16, by flow.TenantID, family uint8, nextHop *flow.Addr, data []byte) bool {
+// room. For Learn, nextHop may be nil; for Resolve, family and nextHop say whose MAC is wanted on iface, by for whose packet, and group of which
+// group the frame is (0: none).
+func (s *Slow) Input(worker int, kind Kind, iface uint16, by flow.TenantID, group, family uint8, nextHop *flow.Addr, data []byte) bool {
 	r := s.learn[worker]
 	if kind == Resolve {
 		r = s.resolve[worker]
@@ -111,7 +112,7 @@ func (s *Slow) Input(worker int, kind Kind, iface uint16, by flow.TenantID, fami
 			return false
 		}
 	}
-	if !r.push(iface, by, family, nextHop, data) {
+	if !r.push(iface, by, group, family, nextHop, data) {
 		return false
 	}
 	// Run sets sleeping and then looks at the rings; we fill the ring and then look at sleeping: one of us sees the other.
@@ -197,7 +198,7 @@ func (s *Slow) step() (more bool, at uint64) {
 			if in == nil {
 				break
 			}
-			s.m.resolve(w, in.iface, in.by, in.family, &in.hop, data, now)
+			s.m.resolve(w, in.iface, in.by, in.group, in.family, &in.hop, data, now)
 			s.resolve[w].pop()
 		}
 		for range drainPerStep {

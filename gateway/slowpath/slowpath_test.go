@@ -21,7 +21,7 @@ var boot = time.Now()
 
 func realNow() uint64 { return uint64(time.Since(boot)) + sec }
 
-func newSlow(workers int, send func(uint16, []byte) bool, change func(*Config)) *Slow {
+func newSlow(workers int, send func(uint16, uint8, []byte) bool, change func(*Config)) *Slow {
 	c := Config{Neighbors: fib.NewNeighbors(256, 1), Send: send, Now: realNow, Workers: workers, FrameBytes: 2048, Seed: 3}
 	if change != nil {
 		change(&c)
@@ -59,7 +59,7 @@ func TestInputAgainstRun(t *testing.T) {
 	var s *Slow
 	var forwarded, given atomic.Uint64
 	answers := make(chan []byte, 4096)
-	s = newSlow(workers, func(_ uint16, b []byte) bool {
+	s = newSlow(workers, func(_ uint16, _ uint8, b []byte) bool {
 		if b[12] == 0 {
 			forwarded.Add(1)
 			return true
@@ -91,7 +91,7 @@ func TestInputAgainstRun(t *testing.T) {
 				if w == 0 { // the one that receives
 					select {
 					case b := <-answers:
-						s.Input(w, Learn, 1, 0, 0, nil, b)
+						s.Input(w, Learn, 1, 0, 0, 0, nil, b)
 					default:
 					}
 				}
@@ -99,7 +99,7 @@ func TestInputAgainstRun(t *testing.T) {
 				if _, ok := s.m.cfg.Neighbors.Lookup(1, 4, &hop); ok {
 					continue
 				}
-				for !s.Input(w, Resolve, 1, 0, 4, &hop, frame) {
+				for !s.Input(w, Resolve, 1, 0, 0, 4, &hop, frame) {
 					runtime.Gosched()
 				}
 				accepted.Add(1)
@@ -126,7 +126,7 @@ func TestInputAgainstRun(t *testing.T) {
 // TestWake puts single frames in while Run sleeps: each is served at once, not when a timer ends.
 func TestWake(t *testing.T) {
 	var sent atomic.Uint64
-	s := newSlow(1, func(_ uint16, b []byte) bool { sent.Add(1); return true }, nil)
+	s := newSlow(1, func(_ uint16, _ uint8, b []byte) bool { sent.Add(1); return true }, nil)
 	c := plainIface()
 	c.Addrs, c.Proxy = nil, []netip.Prefix{netip.MustParsePrefix("192.0.0.0/15")} // too large to announce, so that only answers are sent
 	s.SetInterfaces([]Interface{c})
@@ -137,7 +137,7 @@ func TestWake(t *testing.T) {
 	for i := range 200 {
 		eventually(t, "asleep", s.sleeping.Load)
 		before := s.Stats().Replies
-		if !s.Input(0, Learn, 1, 0, 0, nil, ask) {
+		if !s.Input(0, Learn, 1, 0, 0, 0, nil, ask) {
 			t.Fatal("no room")
 		}
 		eventually(t, "an answer", func() bool { return s.Stats().Replies == before+1 })
@@ -149,7 +149,7 @@ func TestWake(t *testing.T) {
 
 func TestIdleSleeps(t *testing.T) {
 	var steps atomic.Uint64
-	s := newSlow(1, func(uint16, []byte) bool { return true }, func(c *Config) {
+	s := newSlow(1, func(uint16, uint8, []byte) bool { return true }, func(c *Config) {
 		now := c.Now
 		c.Now = func() uint64 { steps.Add(1); return now() }
 	})
@@ -168,17 +168,17 @@ func TestRing(t *testing.T) {
 	n := 0
 	for i := range 16 { // one interface may hold half as many as are free
 		data[0] = byte(i)
-		if r.push(1, 0, 4, &flow.Addr{byte(i)}, data[:50+i]) {
+		if r.push(1, 0, 0, 4, &flow.Addr{byte(i)}, data[:50+i]) {
 			n++
 		}
 	}
 	if n != 6 || r.full.Load() != 10 {
 		t.Fatalf("one interface holds %d of 16, %d refused", n, r.full.Load())
 	}
-	if r.push(2, 0, 4, nil, make([]byte, 101)) {
+	if r.push(2, 0, 0, 4, nil, make([]byte, 101)) {
 		t.Error("took a frame longer than a slot")
 	}
-	if !r.push(1, 7, 4, nil, data[:1]) { // and another tenant's packets still get in there
+	if !r.push(1, 7, 0, 4, nil, data[:1]) { // and another tenant's packets still get in there
 		t.Error("no room for a second tenant's packet")
 	}
 	for i := range 6 {
@@ -196,24 +196,24 @@ func TestRing(t *testing.T) {
 		t.Error("not empty")
 	}
 	for i := range uint16(40) { // fills with many interfaces, and no further
-		r.push(i, 0, 4, nil, data)
+		r.push(i, 0, 0, 4, nil, data)
 	}
 	if got := r.tail.Load() - r.head.Load(); got != 16 {
 		t.Errorf("holds %d of 16", got)
 	}
 	for i := range uint16(100) { // round and round
 		r.pop()
-		if !r.push(i%shares, 0, 4, nil, data) {
+		if !r.push(i%shares, 0, 0, 4, nil, data) {
 			t.Fatal("no room after pop")
 		}
 	}
 }
 
 func TestInputRefuses(t *testing.T) {
-	s := newSlow(2, func(uint16, []byte) bool { return true }, nil)
+	s := newSlow(2, func(uint16, uint8, []byte) bool { return true }, nil)
 	hop := flow.Addr{192, 0, 2, 9}
-	if s.Input(0, Resolve, 1, 0, 4, &hop, make([]byte, 13)) || s.Input(0, Resolve, 1, 0, 4, nil, make([]byte, 60)) || s.Input(0, Resolve, 1, 0, 4, &hop, make([]byte, 2049)) ||
-		s.Input(1, Learn, 1, 0, 0, nil, make([]byte, learnBytes+1)) {
+	if s.Input(0, Resolve, 1, 0, 0, 4, &hop, make([]byte, 13)) || s.Input(0, Resolve, 1, 0, 0, 4, nil, make([]byte, 60)) || s.Input(0, Resolve, 1, 0, 0, 4, &hop, make([]byte, 2049)) ||
+		s.Input(1, Learn, 1, 0, 0, 0, nil, make([]byte, learnBytes+1)) {
 		t.Error("took what it cannot hold")
 	}
 	if n := s.Stats().RingFull; n != 4 {
@@ -222,14 +222,14 @@ func TestInputRefuses(t *testing.T) {
 }
 
 func TestInputDoesNotAllocate(t *testing.T) {
-	s := newSlow(1, func(uint16, []byte) bool { return true }, nil)
+	s := newSlow(1, func(uint16, uint8, []byte) bool { return true }, nil)
 	hop := flow.Addr{192, 0, 2, 9}
 	data := make([]byte, 1000)
 	var i uint16
 	if n := testing.AllocsPerRun(1000, func() {
 		i++
-		s.Input(0, Resolve, i, 0, 4, &hop, data)
-		s.Input(0, Learn, i, 0, 4, nil, data[:60])
+		s.Input(0, Resolve, i, 0, 0, 4, &hop, data)
+		s.Input(0, Learn, i, 0, 0, 4, nil, data[:60])
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -237,12 +237,12 @@ func TestInputDoesNotAllocate(t *testing.T) {
 
 func TestNeighborsForTheOperator(t *testing.T) {
 	var s *Slow
-	s = newSlow(1, func(uint16, []byte) bool { return true }, nil)
+	s = newSlow(1, func(uint16, uint8, []byte) bool { return true }, nil)
 	s.SetInterfaces([]Interface{plainIface()})
 	now := realNow()
 	for _, a := range []string{"192.0.2.10", "192.0.2.9"} {
 		k := keyOf(1, netip.MustParseAddr(a))
-		s.m.resolve(0, 1, 0, 4, &k.addr, make([]byte, 60), now)
+		s.m.resolve(0, 1, 0, 0, 4, &k.addr, make([]byte, 60), now)
 	}
 	s.m.learn(1, arpReply(hostMAC, "192.0.2.10", "192.0.2.1"), now)
 	hop := flow.Addr{192, 0, 2, 10}
@@ -260,17 +260,17 @@ func TestNeighborsForTheOperator(t *testing.T) {
 }
 
 func BenchmarkInput(b *testing.B) {
-	s := newSlow(1, func(uint16, []byte) bool { return true }, nil)
+	s := newSlow(1, func(uint16, uint8, []byte) bool { return true }, nil)
 	hop := flow.Addr{192, 0, 2, 9}
 	data := make([]byte, 60)
 	for b.Loop() {
-		s.Input(0, Resolve, 1, 0, 4, &hop, data)
+		s.Input(0, Resolve, 1, 0, 0, 4, &hop, data)
 		s.resolve[0].pop()
 	}
 }
 
 func BenchmarkLearnReply(b *testing.B) {
-	s := newSlow(1, func(uint16, []byte) bool { return true }, nil)
+	s := newSlow(1, func(uint16, uint8, []byte) bool { return true }, nil)
 	s.m.setInterfaces([]Interface{plainIface()}, sec)
 	f := arpAsk(hostMAC, "192.0.2.9", "192.0.2.1")
 	now := uint64(sec)
@@ -281,7 +281,7 @@ func BenchmarkLearnReply(b *testing.B) {
 }
 
 func BenchmarkScan(b *testing.B) {
-	s := newSlow(1, func(uint16, []byte) bool { return true }, nil)
+	s := newSlow(1, func(uint16, uint8, []byte) bool { return true }, nil)
 	s.m.setInterfaces([]Interface{plainIface()}, sec)
 	data := make([]byte, 60)
 	hop := flow.AddrFrom(netip.MustParseAddr("2001:db8::"))
@@ -291,6 +291,6 @@ func BenchmarkScan(b *testing.B) {
 		i++
 		now += ms
 		binary.BigEndian.PutUint64(hop[8:], i<<16)
-		s.m.resolve(0, 1, 0, 6, &hop, data, now)
+		s.m.resolve(0, 1, 0, 0, 6, &hop, data, now)
 	}
 }

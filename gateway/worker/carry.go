@@ -45,7 +45,7 @@ func (w *Worker) carryOut(slots []pipeline.Slot, now uint64) {
 		s := &slots[i]
 		switch s.Verdict {
 		case verdict.Send:
-			w.send(s.OutPort, s.Area, s.Addr, s.Off, s.Len)
+			w.send(s.OutPort, s.Group, s.Area, s.Addr, s.Off, s.Len)
 		case verdict.Queue: // the shaper owns the frame now
 			w.held[s.Area]++
 		case verdict.Hand:
@@ -58,7 +58,7 @@ func (w *Worker) carryOut(slots []pipeline.Slot, now uint64) {
 			case s.Gathered:
 				kind = handGather
 			}
-			w.hand(int(s.Home), kind, s.Port, s.Frame(), s)
+			w.hand(int(s.Home), kind, s.Port, 0, s.Frame(), s)
 			w.free(s.Area, s.Addr)
 		case verdict.Loop:
 			w.pushLoop(s.Area, s.Addr, s.Off, s.Len, now)
@@ -151,7 +151,7 @@ func (w *Worker) resume(slots []pipeline.Slot) (done bool) {
 }
 
 func (w *Worker) slow(kind slowpath.Kind, s *pipeline.Slot) {
-	if !w.cfg.Slow.Input(w.cfg.ID, kind, s.OutIface, s.Tenant, s.Key.Family, &s.NextHop, s.Frame()) {
+	if !w.cfg.Slow.Input(w.cfg.ID, kind, s.OutIface, s.Tenant, s.Group, s.Key.Family, &s.NextHop, s.Frame()) {
 		w.shard.Dropped(s.Tenant, verdict.SlowPathFull, s.Port, s.Frame(), kind == slowpath.Resolve)
 	}
 	w.free(s.Area, s.Addr)
@@ -180,10 +180,10 @@ func (w *Worker) unanswered(iface uint16, frame []byte, now uint64) {
 
 func (w *Worker) free(area uint8, addr uint64) { w.cfg.Areas[area].Free(addr) }
 
-// hand copies a frame to another worker. s is nil for frames that have no slot.
-func (w *Worker) hand(to int, kind uint8, port uint16, frame []byte, s *pipeline.Slot) {
+// hand copies a frame to another worker. s is nil for frames that have no slot; group is of a finished one, others are judged there.
+func (w *Worker) hand(to int, kind uint8, port uint16, group uint8, frame []byte, s *pipeline.Slot) {
 	p := w.peers[to]
-	if p.in[w.cfg.ID].push(kind, port, frame) {
+	if p.in[w.cfg.ID].push(kind, port, group, frame) {
 		w.count.handedOut.Add(1)
 		p.wake()
 		return
@@ -221,7 +221,7 @@ func (w *Worker) takeOver(r *ring, now uint64) (n int) {
 		copy(mem[handHeadroom:], frame)
 		r.pop()
 		if m.kind == handSend {
-			w.send(m.port, 0, addr, handHeadroom, int(m.n))
+			w.send(m.port, m.group, 0, addr, handHeadroom, int(m.n))
 			continue
 		}
 		sl := &w.slots[k]

@@ -32,16 +32,33 @@ func bootTime() (uint64, error) {
 
 // Resync measures CLOCK_BOOTTIME again. Time never runs backwards by it.
 func (c *Clock) Resync() error {
+	_, err := c.measure()
+	return err
+}
+
+func (c *Clock) measure() (uint64, error) {
 	now, err := c.boot()
 	if err != nil {
-		return err
+		return 0, err
 	}
-	base := now - uint64(time.Since(c.start))
-	if base > c.base.Load() {
-		c.base.Store(base)
+	base := now - uint64(time.Since(c.start)) // never above what is true: the second reading is the later one
+	for {
+		old := c.base.Load()
+		if base <= old || c.base.CompareAndSwap(old, base) {
+			return now, nil
+		}
 	}
-	return nil
 }
 
 // Now is CLOCK_BOOTTIME in nanoseconds.
 func (c *Clock) Now() uint64 { return c.base.Load() + uint64(time.Since(c.start)) }
+
+// Exact reads CLOCK_BOOTTIME itself, by a system call: after a suspend Now is behind until somebody has measured. A clock that cannot be read is at the
+// end of time, where no deadline holds.
+func (c *Clock) Exact() uint64 {
+	now, err := c.measure()
+	if err != nil {
+		return ^uint64(0)
+	}
+	return now
+}

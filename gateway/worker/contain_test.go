@@ -57,7 +57,7 @@ func TestAPanicCostsItsFrameAlone(t *testing.T) {
 	stop := start(t, ws)
 	if err := ws[0].Do(t.Context(), func(*pipeline.Shard) {
 		for i := range 5 {
-			ws[0].hand(1, handProcess, 1, udp(uint16(4000+i), 8), nil)
+			ws[0].hand(1, handProcess, 1, 0, udp(uint16(4000+i), 8), nil)
 		}
 	}); err != nil {
 		t.Fatal(err)
@@ -148,7 +148,7 @@ func TestMemoryFaultsAreContained(t *testing.T) {
 		t.Helper()
 		if err := ws[0].Do(t.Context(), func(*pipeline.Shard) {
 			for i := range n {
-				ws[0].hand(1, handProcess, 1, udp(uint16(port+i), 8), nil)
+				ws[0].hand(1, handProcess, 1, 0, udp(uint16(port+i), 8), nil)
 			}
 		}); err != nil {
 			t.Fatal(err)

@@ -33,9 +33,10 @@ type ring struct {
 }
 
 type handMeta struct {
-	n    uint16
-	port uint16
-	kind uint8
+	n     uint16
+	port  uint16
+	kind  uint8
+	group uint8 // with handSend
 }
 
 // cameIn is the port that the frame was received on, if it was received on one.
@@ -49,14 +50,14 @@ func (m *handMeta) cameIn() uint16 {
 func newRing(size int) *ring { return &ring{size: size, mem: make([]byte, size*handSlots)} }
 
 // push copies a frame in; false when the ring is full or the frame is larger than a slot. Writer only.
-func (r *ring) push(kind uint8, port uint16, frame []byte) bool {
+func (r *ring) push(kind uint8, port uint16, group uint8, frame []byte) bool {
 	h := r.head.Load()
 	if h-r.tail.Load() >= handSlots || len(frame) > r.size {
 		return false
 	}
 	i := int(h % handSlots)
 	copy(r.mem[i*r.size:], frame)
-	r.meta[i] = handMeta{n: uint16(len(frame)), port: port, kind: kind}
+	r.meta[i] = handMeta{n: uint16(len(frame)), port: port, kind: kind, group: group}
 	r.head.Store(h + 1)
 	return true
 }

@@ -37,6 +37,8 @@ func (w *Worker) list(s Socket) {
 			break
 		}
 	}
+	st.queued = make([]queued, 0, 255)
+	s.S.SetFence(func() bool { return w.mayCall(st) })
 	w.socks = append(w.socks, st)
 }
 
@@ -44,16 +46,22 @@ func (w *Worker) list(s Socket) {
 // theirs, and counted, until Reclaim. Call it inside Do.
 func (w *Worker) Detach(port uint16) (out []*xsk.Socket) {
 	keep := w.socks[:0:0]
+	var leaving []*sockState
 	for _, s := range w.socks {
 		if s.Port != port {
 			keep = append(keep, s)
 			continue
 		}
 		w.giveUp(s)
-		w.leaving = append(w.leaving, s)
+		leaving = append(leaving, s)
 		out = append(out, s.S)
 	}
-	w.socks = keep
+	for _, s := range w.leaving { // severed, and perhaps not shut yet
+		if s.Port == port {
+			out = append(out, s.S)
+		}
+	}
+	w.socks, w.leaving = keep, append(w.leaving, leaving...)
 	w.tables()
 	return out
 }
@@ -66,19 +74,24 @@ func (w *Worker) giveUp(s *sockState) {
 		w.free(s.Area, d.Addr&^(chunk-1))
 	}
 	w.shard.Meter.DropN(0, verdict.InterfaceDown, uint64(s.n))
-	s.n = 0
+	s.n, s.grouped = 0, false
 }
 
 // Reclaim takes the frames of detached sockets back, which Socket.Shut has closed meanwhile. goneIfindex is the device that they were on if it has
 // left, else 0. Call it inside Do.
 func (w *Worker) Reclaim(goneIfindex int) (err error) {
+	var still []*sockState
 	for _, s := range w.leaving {
+		if !s.S.IsShut() { // severed meanwhile: somebody else is about to
+			still = append(still, s)
+			continue
+		}
 		if e := s.S.Close(); err == nil {
 			err = e
 		}
 		w.idle = append(w.idle, s)
 	}
-	w.leaving = nil
+	w.leaving = still
 	w.tables()
 	if goneIfindex != 0 {
 		for _, u := range w.cfg.Areas {

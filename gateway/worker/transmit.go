@@ -1,6 +1,8 @@
 package worker
 
 import (
+	"errors"
+
 	"demarc/gateway/flow"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/police"
@@ -17,11 +19,14 @@ func (w *Worker) emit(it *police.Item) bool {
 			return false
 		}
 		w.held[it.Area]--
+		if !w.may(it) {
+			return true
+		}
 		w.pushLoop(it.Area, it.Frame, int(it.Off), int(it.Len), 0)
 		return true
 	}
 	w.held[it.Area]--
-	w.send(it.Port, it.Area, it.Frame, int(it.Off), int(it.Len))
+	w.send(it.Port, uint8(it.Tag), it.Area, it.Frame, int(it.Off), int(it.Len))
 	return true
 }
 
@@ -33,15 +38,15 @@ func (w *Worker) limitsOf(q int) (*police.Dir, *police.Words) {
 	return nil, nil
 }
 
-// send puts a frame that the worker owns into the tx batch of a port.
-func (w *Worker) send(port uint16, area uint8, addr uint64, off, n int) {
+// send puts a frame that the worker owns, and that is a group's or (0) nobody's, into the tx batch of a port.
+func (w *Worker) send(port uint16, group, area uint8, addr uint64, off, n int) {
 	i := w.txOf[port]
 	if i < 0 {
 		u := w.cfg.Areas[area]
 		frame := u.Mem()[addr+uint64(off) : addr+uint64(off)+uint64(n)]
 		for to, p := range w.peers {
 			if to != w.cfg.ID && p.Sends(port) {
-				w.hand(to, handSend, port, frame, nil)
+				w.hand(to, handSend, port, group, frame, nil)
 				w.free(area, addr)
 				return
 			}
@@ -64,6 +69,8 @@ func (w *Worker) send(port uint16, area uint8, addr uint64, off, n int) {
 		}
 	}
 	s.batch[s.n] = xsk.Desc{Addr: addr + uint64(off), Len: uint32(n)}
+	s.group[s.n] = group
+	s.grouped = s.grouped || group != 0
 	s.n++
 	if s.n == len(s.batch) {
 		w.push(s)
@@ -75,7 +82,7 @@ func (w *Worker) send(port uint16, area uint8, addr uint64, off, n int) {
 func (w *Worker) Originate(port, iface uint16, family uint8, hop *flow.Addr, frame []byte) {
 	mac, ok := w.shard.Neighbors.Lookup(iface, family, hop)
 	if !ok {
-		if !w.cfg.Slow.Input(w.cfg.ID, slowpath.Resolve, iface, 0, family, hop, frame) {
+		if !w.cfg.Slow.Input(w.cfg.ID, slowpath.Resolve, iface, 0, 0, family, hop, frame) {
 			w.shard.Dropped(0, verdict.SlowPathFull, trace.NoPort, frame, true)
 		}
 		return
@@ -92,7 +99,7 @@ func (w *Worker) Originate(port, iface uint16, family uint8, hop *flow.Addr, fra
 		return
 	}
 	copy(u.Mem()[addr+handHeadroom:], frame)
-	w.send(port, 0, addr, handHeadroom, len(frame))
+	w.send(port, 0, 0, addr, handHeadroom, len(frame))
 }
 
 // cross copies a frame into another memory area and frees the old one.
@@ -116,15 +123,20 @@ func (w *Worker) push(s *sockState) {
 	if s.n == 0 {
 		return
 	}
-	if w.down[s.Port].Load() {
+	if s.fenced || w.down[s.Port].Load() {
 		w.giveUp(s)
 		return
 	}
+	if s.grouped {
+		w.keepOwn(s)
+	}
 	var bytes uint64
-	done := s.S.Send(s.batch[:s.n])
+	done := w.publish(s, 0)
 	if done < s.n {
 		w.kick(s)
-		done += s.S.Send(s.batch[done:s.n])
+		if !s.fenced {
+			done += w.publish(s, done)
+		}
 	}
 	for i := range done {
 		bytes += uint64(s.batch[i].Len)
@@ -140,13 +152,24 @@ func (w *Worker) push(s *sockState) {
 	}
 	s.txPackets.Add(uint64(done))
 	s.txBytes.Add(bytes)
-	s.n = 0
+	s.n, s.grouped = 0, false
 	s.pending = s.pending || done > 0
+}
+
+// publish puts the batch from one place on into the tx ring, as far as there is room.
+func (w *Worker) publish(s *sockState, from int) (done int) {
+	done = s.S.Send(s.batch[from:s.n])
+	if s.grouped {
+		w.note(s, s.group[from:from+done])
+	}
+	return done
 }
 
 func (w *Worker) kick(s *sockState) {
 	s.kicks.Add(1)
-	if err := s.S.KickTx(); err != nil {
+	err := s.S.KickTx()
+	w.overran(s)
+	if err != nil && !errors.Is(err, xsk.ErrFenced) {
 		if s.txErrors.Add(1) == 1 {
 			w.cfg.Log.Warn("transmit", "worker", w.cfg.ID, "port", s.Port, "queue", s.Queue, "err", err)
 		}
@@ -169,7 +192,9 @@ func (w *Worker) refill(s *sockState) {
 		s.S.Fill(n)
 	}
 	if s.busyPoll || s.S.NeedsRxWake() { // busy poll drives the device from here; and a driver that ran dry does not look at the ring again by itself
-		if err := s.S.WakeRx(); err != nil && s.rxErrors.Add(1) == 1 {
+		err := s.S.WakeRx()
+		w.overran(s)
+		if err != nil && !errors.Is(err, xsk.ErrFenced) && s.rxErrors.Add(1) == 1 {
 			w.cfg.Log.Warn("wake receive", "worker", w.cfg.ID, "port", s.Port, "queue", s.Queue, "err", err)
 		}
 	}

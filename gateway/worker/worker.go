@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"demarc/gateway/lease"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/police"
 	"demarc/gateway/slowpath"
@@ -42,9 +44,16 @@ type Config struct {
 	Shard    *pipeline.Shard
 	Slow     *slowpath.Slow
 	Clock    *Clock
-	Batch    int           // packets a burst, at most pipeline.Burst
-	Spin     time.Duration // how long an idle worker looks before it sleeps
-	Log      *slog.Logger
+	// Until when frames of groups may leave; nil = not at all.
+	Deadlines *lease.Deadlines
+	// Guard is what a deadline is earlier than the promise behind it; a system call that takes longer is counted. 0 = 20 ms.
+	Guard time.Duration
+	// Fenced is told of a socket that must not be kicked any more and has been detached, so that somebody shuts it and opens the port again. It must not
+	// block. Called by the worker's thread.
+	Fenced func(port uint16, s *xsk.Socket)
+	Batch  int           // packets a burst, at most pipeline.Burst
+	Spin   time.Duration // how long an idle worker looks before it sleeps
+	Log    *slog.Logger
 }
 
 type sockState struct {
@@ -55,6 +64,7 @@ type sockState struct {
 	pending  bool // the kernel has not been asked to send since the last Send
 	target   int  // frames that the fill ring should hold
 	rxErrors atomic.Uint64
+	fence
 	*figures
 }
 
@@ -103,6 +113,7 @@ type Worker struct {
 	owed     int           // table slots that upkeep has still to look at
 	stackAt  uint64        // ns of the last panic that was logged; 0 = none yet
 	unlogged uint64        // panics since then
+	fenced   bool          // a socket is to be severed at the end of the turn
 	nap      time.Duration // the longest sleep: upkeep is due then, whatever happens
 	release  func(*police.Item) bool
 	look     func(int) (*police.Dir, *police.Words)
@@ -121,6 +132,7 @@ type job struct {
 type injected struct {
 	port  uint16
 	frame *[]byte // of the pool
+	group uint8
 }
 
 // ErrStopped is returned for work that is given to a worker that has ended.
@@ -131,6 +143,7 @@ func New(c Config) (*Worker, error) {
 	if c.Batch <= 0 || c.Batch > pipeline.Burst {
 		c.Batch = pipeline.Burst
 	}
+	c.Guard = cmp.Or(c.Guard, guardDefault)
 	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("worker %d: eventfd: %w", c.ID, err)
@@ -202,16 +215,16 @@ func (w *Worker) Do(ctx context.Context, fn func(*pipeline.Shard)) error {
 	}
 }
 
-// Transmit has the worker send a copy of frame on a port where it has a socket. It never blocks; false when the queue is full or the
-// worker has ended.
-func (w *Worker) Transmit(port uint16, frame []byte) bool {
+// Transmit has the worker send a copy of frame, which is a group's or (0) nobody's, on a port where it has a socket. It never blocks; false when the
+// queue is full or the worker has ended.
+func (w *Worker) Transmit(port uint16, group uint8, frame []byte) bool {
 	if !w.Sends(port) || w.closed.Load() {
 		return false
 	}
 	b := w.pool.Get().(*[]byte)
 	*b = append((*b)[:0], frame...)
 	select {
-	case w.tx <- injected{port, b}:
+	case w.tx <- injected{port, b, group}:
 		w.call()
 		return true
 	default:
@@ -230,7 +243,7 @@ func (w *Worker) Unreached(iface uint16, frame []byte) bool {
 	b := w.pool.Get().(*[]byte)
 	*b = append((*b)[:0], frame...)
 	select {
-	case w.back <- injected{iface, b}:
+	case w.back <- injected{iface, b, 0}:
 		w.call()
 		return true
 	default:
@@ -330,6 +343,9 @@ func (w *Worker) turn(now uint64) (n int) {
 		w.flush(s)
 		w.refill(s)
 	}
+	if w.fenced {
+		w.sever()
+	}
 	if now-w.maintain > uint64(10*time.Millisecond) {
 		elapsed, table := min(now-w.maintain, uint64(time.Second)), w.shard.Sessions.Capacity()
 		w.owed = min(w.owed+int(uint64(table)*elapsed/uint64(time.Second)), table) + 64
@@ -398,7 +414,7 @@ func (w *Worker) orders(now uint64) (n int) {
 		}
 		if ok {
 			copy(u.Mem()[addr+handHeadroom:], frame)
-			w.send(m.port, s.Area, addr, handHeadroom, len(frame))
+			w.send(m.port, m.group, s.Area, addr, handHeadroom, len(frame))
 		} else {
 			w.shard.Dropped(0, verdict.FrameExhausted, trace.NoPort, frame, true)
 		}
@@ -436,10 +452,11 @@ func (w *Worker) sleep() {
 		}
 		timeout = min(timeout, time.Duration(next))
 	}
-	for _, s := range w.socks {
+	for i, s := range w.socks {
 		if s.pending { // the kernel has taken less than it was given: ask again soon
 			timeout = min(timeout, time.Millisecond)
 		}
+		w.polls[i].Fd = s.pollFD()
 	}
 	ts := unix.NsecToTimespec(int64(timeout))
 	w.count.wakeups.Add(1)
@@ -462,6 +479,9 @@ func (w *Worker) drainOnExit() {
 	})
 	for _, s := range w.socks {
 		w.flush(s)
+	}
+	if w.fenced {
+		w.sever()
 	}
 	w.shard.Leave()
 	w.shard.Meter.Publish()

@@ -242,7 +242,7 @@ func TestRingKeepsOrderAndContent(t *testing.T) {
 				b[j] = byte(i) ^ byte(j)
 			}
 			binary.LittleEndian.PutUint32(b, i)
-			if r.push(uint8(i%3), uint16(i), b) {
+			if r.push(uint8(i%3), uint16(i), uint8(i%5), b) {
 				i++
 			} else {
 				runtime.Gosched()
@@ -281,19 +281,19 @@ func TestRingKeepsOrderAndContent(t *testing.T) {
 
 func TestRingRefusesWhatDoesNotFit(t *testing.T) {
 	r := newRing(128)
-	if r.push(handProcess, 0, make([]byte, 129)) {
+	if r.push(handProcess, 0, 0, make([]byte, 129)) {
 		t.Fatal("took a frame larger than a slot")
 	}
 	for i := range handSlots {
-		if !r.push(handProcess, 0, []byte{byte(i)}) {
+		if !r.push(handProcess, 0, 0, []byte{byte(i)}) {
 			t.Fatalf("full after %d of %d", i, handSlots)
 		}
 	}
-	if r.push(handProcess, 0, []byte{1}) {
+	if r.push(handProcess, 0, 0, []byte{1}) {
 		t.Fatal("took a frame into a full ring")
 	}
 	r.pop()
-	if !r.push(handProcess, 0, []byte{9}) {
+	if !r.push(handProcess, 0, 0, []byte{9}) {
 		t.Fatal("a freed slot is not used")
 	}
 }
@@ -379,7 +379,7 @@ func TestNoCallIsLost(t *testing.T) {
 	var got atomic.Int32
 	post := func(ring bool, busy int) {
 		if ring {
-			ws[1].in[0].push(handProcess, 1, frame) // worker 0 is not started: this goroutine is the ring's one writer
+			ws[1].in[0].push(handProcess, 1, 0, frame) // worker 0 is not started: this goroutine is the ring's one writer
 			ws[1].wake()
 			return
 		}
@@ -420,7 +420,7 @@ func TestShapedFramesComeBackAtTheEnd(t *testing.T) {
 	frame := udp(4000, 1000)
 	if err := ws[0].Do(t.Context(), func(*pipeline.Shard) {
 		for range 20 {
-			ws[0].hand(1, handProcess, 1, frame, nil)
+			ws[0].hand(1, handProcess, 1, 0, frame, nil)
 		}
 	}); err != nil {
 		t.Fatal(err)
@@ -457,13 +457,13 @@ func TestAPauseFillsNoQueue(t *testing.T) {
 	frame := udp(4000, 1000) // 80 ms of the rate; a queue of 500 ms, a burst of 20 ms
 	now := w.cfg.Clock.Now()
 	for range 2 {
-		ws[0].hand(1, handProcess, 1, frame, nil)
+		ws[0].hand(1, handProcess, 1, 0, frame, nil)
 	}
 	w.turn(now)
 	if held := w.shard.Shaper.Held(); held != 1 {
 		t.Fatalf("%d packets wait, want 1: this proves nothing", held)
 	}
-	ws[0].hand(1, handProcess, 1, frame, nil)
+	ws[0].hand(1, handProcess, 1, 0, frame, nil)
 	w.turn(now + uint64(700*time.Millisecond))
 	if n := w.dropsOf(verdict.TenantQueueFull); n != 0 {
 		t.Errorf("%d packets dropped for a full queue", n)
@@ -475,7 +475,7 @@ func TestAPauseFillsNoQueue(t *testing.T) {
 
 func TestTransmitNeedsASocket(t *testing.T) {
 	ws := newWorkers(t, 1)
-	if ws[0].Transmit(0, []byte("x")) || ws[0].Transmit(99, []byte("x")) {
+	if ws[0].Transmit(0, 0, []byte("x")) || ws[0].Transmit(99, 0, []byte("x")) {
 		t.Fatal("took a frame for a port without a socket")
 	}
 }
@@ -486,7 +486,7 @@ func TestTransmitCopiesAndReuses(t *testing.T) {
 	w := ws[0]
 	w.sends[0].Store(true) // as if there were one: nobody serves the queue here
 	b := []byte("first")
-	if !w.Transmit(0, b) {
+	if !w.Transmit(0, 0, b) {
 		t.Fatal("refused")
 	}
 	copy(b, "wrong")
@@ -494,12 +494,12 @@ func TestTransmitCopiesAndReuses(t *testing.T) {
 		t.Fatalf("queued %q", *m.frame)
 	}
 	for range cap(w.tx) {
-		if !w.Transmit(0, b) {
+		if !w.Transmit(0, 0, b) {
 			t.Fatal("refused too early")
 		}
 	}
 	if n := testing.AllocsPerRun(1000, func() {
-		if w.Transmit(0, b) {
+		if w.Transmit(0, 0, b) {
 			t.Fatal("took more than fits")
 		}
 	}); n > 0.5 { // the collector may empty the pool now and then

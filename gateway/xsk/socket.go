@@ -6,6 +6,8 @@ import (
 	"math/bits"
 	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -33,7 +35,28 @@ type Socket struct {
 
 	filled, received, sent, completed uint64 // frames over the socket's life
 	reclaimed                         bool   // the UMEM has taken back what was with it
+
+	fence    func() bool // see SetFence
+	dropping sync.Mutex  // Shut and Close may come from two goroutines
+	shut     atomic.Bool // the kernel's part has been given up
 }
+
+// ErrFenced says that a system call was left out because what is queued must not be sent any more.
+var ErrFenced = errors.New("fenced: what is queued may not be sent any more")
+
+// SetFence has may asked before each system call by which the kernel may send what is queued; where it says no the call is left out. Nobody may poll FD
+// then either: in copy mode poll sends. nil asks nobody. Owner only.
+func (s *Socket) SetFence(may func() bool) { s.fence = may }
+
+func (s *Socket) fenced() bool { return s.fence != nil && !s.fence() }
+
+// Queued is how many frames Send has put into the tx ring over the socket's life, and Taken how many of these the kernel
+// says it has taken, which it may say late.
+// Both run over 32 bits. Owner only, before Shut.
+func (s *Socket) Queued() uint32 { return s.tx.head }
+
+// Taken: see Queued.
+func (s *Socket) Taken() uint32 { return atomic.LoadUint32(s.tx.cons) }
 
 // How long Open waits for a queue whose last socket is closed but which the kernel gives free later, in a work queue.
 const (
@@ -343,6 +366,9 @@ func (s *Socket) WakeRx() error {
 	if s.cfg.BusyPoll <= 0 && !s.NeedsRxWake() {
 		return nil
 	}
+	if s.fenced() {
+		return ErrFenced
+	}
 	// A Syscall, not a RawSyscall: it may take its time in the driver and must not hold up the garbage collector.
 	_, _, e := unix.Syscall6(unix.SYS_RECVFROM, uintptr(s.fd), 0, 0, unix.MSG_DONTWAIT, 0, 0)
 	return kicked("wake rx", e)
@@ -355,6 +381,9 @@ func (s *Socket) KickTx() error {
 	for before := s.tx.pending(); before > 0; {
 		if s.zc && s.cfg.NeedWakeup && !s.tx.needWakeup() {
 			break // the driver is at it
+		}
+		if s.fenced() {
+			return ErrFenced
 		}
 		_, _, e := unix.Syscall6(unix.SYS_SENDTO, uintptr(s.fd), 0, 0, unix.MSG_DONTWAIT, 0, 0)
 		s.Complete()
@@ -466,8 +495,14 @@ func (s *Socket) Close() error {
 // the owner has let go of the socket; its frames stay with it until the owner calls Close, which then does not wait.
 func (s *Socket) Shut() error { return s.drop() }
 
+// IsShut reports whether the kernel's part has been given up: nothing of what was queued leaves any more. Any goroutine.
+func (s *Socket) IsShut() bool { return s.shut.Load() }
+
 // drop lets go of the kernel's part.
 func (s *Socket) drop() error {
+	s.dropping.Lock()
+	defer s.dropping.Unlock()
+	defer s.shut.Store(true)
 	var errs []error
 	for _, r := range []*ring{&s.fill, &s.comp, &s.rx, &s.tx} {
 		errs = append(errs, r.unmap())

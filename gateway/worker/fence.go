@@ -1,0 +1,168 @@
+package worker
+
+import (
+	"time"
+
+	"demarc/gateway/pipeline"
+	"demarc/gateway/police"
+	"demarc/gateway/trace"
+	"demarc/gateway/verdict"
+)
+
+// A frame of a group leaves only while this node serves the group. The pipeline asks once for each packet, with the burst's time; here is asked again by the
+// clock itself, when a batch goes into a tx ring and before each system call by which the kernel may send what is in one. Frames of no group cost
+// a compare with zero.
+
+// fence is what a socket's frames of groups need until the kernel has taken them.
+type fence struct {
+	group   [pipeline.Burst]uint8 // of each frame in the batch
+	grouped bool                  // one of them is of a group
+	queued  []queued              // groups with frames in the tx ring; one entry each
+	looked  uint64                // ns of the look before the system call under way, 0 = none
+	fenced  bool                  // what is in the tx ring may not leave: no system call any more
+}
+
+// queued is a group's frames in a tx ring: all before last, which counts as xsk.Socket.Queued does.
+type queued struct {
+	epoch uint64
+	last  uint32
+	id    uint8
+}
+
+// keepOwn takes out of a batch what this node may not send any more.
+func (w *Worker) keepOwn(s *sockState) {
+	now, k := w.cfg.Clock.Exact(), 0
+	for i := range s.n {
+		if w.cfg.Deadlines.May(s.group[i], now) {
+			s.batch[k], s.group[k] = s.batch[i], s.group[i]
+			k++
+			continue
+		}
+		d := &s.batch[i]
+		u := w.cfg.Areas[s.Area]
+		w.shard.Dropped(0, verdict.NotOwner, trace.NoPort, u.Mem()[d.Addr:d.Addr+uint64(d.Len)], true)
+		w.free(s.Area, d.Addr&^(uint64(u.Chunk())-1))
+	}
+	s.n = k
+}
+
+// note remembers of which groups frames have gone into the tx ring.
+func (w *Worker) note(s *sockState, groups []uint8) {
+	last := s.S.Queued()
+next:
+	for _, id := range groups {
+		if id == 0 {
+			continue
+		}
+		for i := range s.queued {
+			if q := &s.queued[i]; q.id == id {
+				q.last = last // those of an earlier term stay what they are
+				continue next
+			}
+		}
+		s.queued = append(s.queued, queued{epoch: w.cfg.Deadlines.Epoch(id), last: last, id: id}) // has room for all ids
+	}
+}
+
+// mayCall is asked before each system call by which the kernel may send what is queued on s. It also sees to it that the call before did not take too long.
+func (w *Worker) mayCall(s *sockState) bool {
+	w.overran(s)
+	if s.fenced || len(s.queued) == 0 {
+		return !s.fenced
+	}
+	s.forget()
+	if len(s.queued) == 0 {
+		return true
+	}
+	now := w.cfg.Clock.Exact()
+	for i := range s.queued {
+		if q := &s.queued[i]; !w.cfg.Deadlines.May(q.id, now) || w.cfg.Deadlines.Epoch(q.id) != q.epoch {
+			s.fenced, w.fenced = true, true
+			return false
+		}
+	}
+	s.looked = now
+	return true
+}
+
+// forget lets go of what the kernel has taken.
+func (s *sockState) forget() {
+	taken, k := s.S.Taken(), 0
+	for _, q := range s.queued {
+		if int32(taken-q.last) < 0 {
+			s.queued[k] = q
+			k++
+		}
+	}
+	s.queued = s.queued[:k]
+}
+
+// overran counts a system call that ended later than the guard after the look before it: what it sent may have left after the deadline.
+func (w *Worker) overran(s *sockState) {
+	if s.looked == 0 {
+		return
+	}
+	if w.cfg.Clock.Exact()-s.looked > uint64(w.cfg.Guard) {
+		w.count.overruns.Add(1)
+	}
+	s.looked = 0
+}
+
+// pollFD is what a sleeping worker polls for the socket: nothing while frames of groups are in its tx ring. Polling sends them, in copy mode, and once more
+// whenever the sleeper wakes, also after a stop that it has slept through; nobody looks then.
+func (s *sockState) pollFD() int32 {
+	if len(s.queued) > 0 {
+		s.forget()
+	}
+	if s.fenced || len(s.queued) > 0 {
+		return -1
+	}
+	return int32(s.S.FD())
+}
+
+// may looks at what the shaper lets go towards one of our own addresses. It frees the frame where the group is served no more.
+func (w *Worker) may(it *police.Item) bool {
+	if id := uint8(it.Tag); id != 0 && !w.cfg.Deadlines.May(id, w.cfg.Clock.Exact()) {
+		at := it.Frame + uint64(it.Off)
+		w.shard.Dropped(0, verdict.NotOwner, trace.NoPort, w.cfg.Areas[it.Area].Mem()[at:at+uint64(it.Len)], true)
+		w.free(it.Area, it.Frame)
+		return false
+	}
+	return true
+}
+
+// sever lets go of sockets whose tx ring has frames that may not leave. They are closed, and opened again, beside the worker; what is queued dies with them.
+func (w *Worker) sever() {
+	w.fenced = false
+	keep := w.socks[:0:0]
+	for _, s := range w.socks {
+		if !s.fenced {
+			keep = append(keep, s)
+			continue
+		}
+		w.giveUp(s)
+		if n := s.S.Queued() - s.S.Taken(); n > 0 {
+			w.shard.Meter.DropN(0, verdict.NotOwner, uint64(n))
+		}
+		w.leaving = append(w.leaving, s)
+		w.count.fenced.Add(1)
+		if w.cfg.Fenced != nil {
+			w.cfg.Fenced(s.Port, s.S)
+		}
+	}
+	w.socks = keep
+	w.tables()
+}
+
+// Clean reports whether nothing that was fenced can leave any more: its sockets have been shut. Call it inside Do.
+func (w *Worker) Clean() bool {
+	for _, s := range w.leaving {
+		if s.fenced && !s.S.IsShut() {
+			return false
+		}
+	}
+	return true
+}
+
+// guardDefault is failover's.
+const guardDefault = 20 * time.Millisecond
