@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -336,7 +338,7 @@ func (n *Node) here(ctx context.Context, e *command.Entry) answer {
 	case errors.Is(err, store.ErrNotLeader):
 		return answer{}
 	case errors.Is(err, store.ErrUnknownOutcome):
-		return answer{Leads: true, Unknown: err.Error()}
+		return answer{Leads: true, Unknown: strings.TrimPrefix(err.Error(), store.ErrUnknownOutcome.Error()+": ")}
 	}
 	return answer{Leads: true, Refused: err.Error()}
 }
@@ -403,9 +405,46 @@ func (n *Node) atLeader(ctx context.Context, q request, body []byte, here func(c
 			if unknown != "" {
 				return answer{}, nil, fmt.Errorf("%w: %s", store.ErrUnknownOutcome, unknown)
 			}
-			return answer{}, nil, fmt.Errorf("the cluster has no leader: nothing was changed: %w", ctx.Err())
+			return answer{}, nil, &leaderless{n.silent(), ctx.Err()}
 		}
 	}
+}
+
+// leaderless says that nobody led while a change waited for that.
+type leaderless struct {
+	silent string
+	why    error // that the wait is over, which says nothing to an operator
+}
+
+func (e *leaderless) Error() string {
+	return "the cluster has no leader: nothing was changed" + e.silent
+}
+func (e *leaderless) Unwrap() error { return e.why }
+
+// silent names the voters that did not answer the last time, with what they are of: nobody leads without a majority.
+func (n *Node) silent() string {
+	voters, err := n.st.Voters()
+	if err != nil {
+		return ""
+	}
+	var who []string
+	votes := 0
+	s := n.st.State()
+	for _, v := range voters {
+		if !v.Votes {
+			continue
+		}
+		votes++
+		if seen, ok := n.seenOf(v.ID); ok && seen.err != "" {
+			m, _ := s.Member(v.ID)
+			who = append(who, cmp.Or(m.Name, v.ID))
+		}
+	}
+	if len(who) == 0 {
+		return ""
+	}
+	slices.Sort(who)
+	return fmt.Sprintf("; of %d with a vote %s not answer", votes, list(who)+map[bool]string{true: " does", false: " do"}[len(who) == 1])
 }
 
 // pool keeps connections to other members for the next request.

@@ -50,6 +50,16 @@ func TestRecover(t *testing.T) {
 			Member: &command.Member{ID: x.c[i].ID, Name: name, Address: x.c[i].ID, Role: command.RoleGateway, Level: 1}})
 	}
 	x.level(0, 1, 2)
+	// The log of a cluster ends with entries that say nothing: Spread puts one behind each change.
+	eventually(t, "a barrier", func() bool { return x.s[x.leader(0, 1, 2)].Barrier(time.Second) == nil })
+	last := func() uint64 {
+		n, err := x.s[1].disk.LastIndex()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	eventually(t, "it is there", func() bool { return last() > x.s[1].State().Index })
 	if _, err := Recover(x.c[1], "c", by("root")); err == nil || !strings.Contains(err.Error(), "another process uses it") {
 		t.Errorf("while it is open: %v", err)
 	}
@@ -79,6 +89,7 @@ func TestRecover(t *testing.T) {
 	x.tr[0], x.tr[2] = nil, nil
 	x.start(1)
 	s := x.s[1]
+	eventually(t, "it knows what was agreed on, without a change", s.CaughtUp)
 	if res := propose(t, s, revise("b")); res.Revision != 2 {
 		t.Errorf("revision %d", res.Revision)
 	}

@@ -519,7 +519,12 @@ func (s *Store) CaughtUp() bool {
 	if commit < s.tail.Index && s.disk.read(s.tail.Index, &l) == nil && l.Term == s.tail.Term {
 		return false
 	}
-	for i := commit; i > s.fsm.state.Load().Index; i-- {
+	// The state counts entries of ours. What a snapshot has been made of besides is in no log any more, and nothing of it is missing.
+	base, _ := s.snaps.base()
+	if base > s.applied() { // Raft has not taken it up
+		base = 0
+	}
+	for i := commit; i > max(s.fsm.state.Load().Index, base); i-- {
 		if s.disk.read(i, &l) != nil || l.Type == raft.LogCommand {
 			return false
 		}

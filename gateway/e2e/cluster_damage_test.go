@@ -36,10 +36,16 @@ func (m *machine) snapshots() []string {
 	return list
 }
 
+// aside moves a machine's replicated state away.
+func (m *machine) aside() {
+	m.trio.t.Helper()
+	check(m.trio.t, os.Rename(m.cluster(), m.cluster()+".old"))
+}
+
 // anew is docs/recovery.md: the machine, which does not run, becomes a member again, as a new one with an empty directory.
 func (m *machine) anew(by *machine) {
 	m.trio.t.Helper()
-	check(m.trio.t, os.Rename(m.cluster(), m.cluster()+".old"))
+	m.aside()
 	by.must("cluster", "remove", m.name)
 	m.enter(by, "")
 }
