@@ -288,10 +288,15 @@ func (b *drivenBox) stop() (cont func()) {
 
 func newDriven(t testing.TB, synced bool, groups ...failover.Group) *driven {
 	t.Helper()
+	return newDrivenOf(t, []string{"gw-a", "gw-b", "wit"}, synced, groups...)
+}
+
+func newDrivenOf(t testing.TB, all []string, synced bool, groups ...failover.Group) *driven {
+	t.Helper()
 	w := &driven{t: t, network: &clustertest.Network{}, sync: synced}
 	w.judge.last, w.judge.gap = map[string]frameSeen{}, map[string]time.Duration{}
 	var names []string
-	for i, name := range []string{"gw-a", "gw-b", "wit"} {
+	for i, name := range all {
 		role := command.RoleGateway
 		if name == "wit" {
 			role = command.RoleWitness
@@ -377,7 +382,80 @@ func TestDriverTakesOver(t *testing.T) {
 	if all := strings.Join(lines, "\n"); !strings.Contains(all, "gw-b owns it, epoch 2: lease; its copy was not whole") {
 		t.Errorf("the audit log says %s", all)
 	}
+	// Who ends gives up what nobody has a whole copy of, and says so: that it has stopped is proof, and no lease is waited for.
+	b.d.Leave(t.Context())
+	if own, err := b.d.Owns(t.Context()); err != nil || len(own) > 0 {
+		t.Errorf("after it has left: %v, %v", own, err)
+	}
+	w.served("gw-a")
+	if s := a.status(); s.Cause != failover.CauseReleased {
+		t.Errorf("gw-a has the group because of %q, want %q", s.Cause, failover.CauseReleased)
+	}
 	w.sound()
+}
+
+// TestDriverPairAlone: two gateways without a witness. The owner serves on when the other one is gone; started again while that is away it serves by what its own copy of the log says,
+// although nobody can say how much of the log is agreed on; and not when the log goes on with a claim of the other one's.
+func TestDriverPairAlone(t *testing.T) {
+	for _, claimed := range []bool{false, true} {
+		w := newDrivenOf(t, []string{"gw-a", "gw-b"}, false, east())
+		a, b := w.boxes[0], w.boxes[1]
+		w.served("gw-a")
+		eventually(t, "it is to serve on alone, and that is in its copy", func() bool {
+			return a.m.st.Carried().Groups.Groups["east"].Alone == failover.Keep && a.m.st.Leads() || yield(b)
+		})
+		time.Sleep(300 * time.Millisecond) // the copy is written ten times a second
+		if claimed {                       // gw-b's, which comes into gw-a's log, and whether it is agreed on nobody hears
+			eventually(t, "gw-b leads", func() bool { return b.m.st.Leads() || yield(a) })
+			w.network.Cut("gw-a", "gw-b")
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			g := a.m.State().Groups.Groups["east"]
+			_, err := b.m.st.Propose(ctx, &command.Entry{Level: 1, Kind: command.KindGroup, Group: &failover.Entry{Kind: failover.KindClaim, Group: "east", After: g.Rev,
+				Term: failover.Term{Epoch: g.Epoch + 1, Node: "gw-b", Life: 7}, Alone: failover.Keep, Cause: failover.CauseForce, Why: failover.RightForce}})
+			cancel()
+			there := false
+			if berr := a.m.st.Beyond(a.m.State().Index, func(e *command.Entry) bool {
+				there = there || e.Kind == command.KindGroup && e.Group.Term.Node == "gw-b"
+				return true
+			}); berr != nil || !there {
+				t.Fatalf("the claim is not in the log: %v, %v", err, berr)
+			}
+		}
+		w.network.Split([]string{"gw-a"}, []string{"gw-b"})
+		b.end()
+		began := time.Now()
+		eventually(t, "it serves on", func() bool {
+			f, _ := w.judge.of("east")
+			return f.node == "gw-a" && f.at.After(began.Add(300*time.Millisecond))
+		})
+		if s := a.status(); !s.Status.Alone || !strings.Contains(strings.Join(s.Why, ";"), "without a majority") {
+			t.Errorf("%+v", s)
+		}
+		a.end()
+		ended, _ := w.judge.of("east")
+		a.start(east())
+		if !claimed {
+			eventually(t, "it serves again", func() bool { f, _ := w.judge.of("east"); return f.node == "gw-a" && f.epoch > ended.epoch })
+			if a.m.st.CaughtUp() {
+				t.Error("somebody leads: nothing is shown")
+			}
+		} else {
+			time.Sleep(600 * time.Millisecond) // four leases: it would have served
+			if f, _ := w.judge.of("east"); f != ended {
+				t.Errorf("it serves although its log may have another owner: %+v after %+v", f, ended)
+			}
+		}
+		a.end()
+		w.sound()
+	}
+}
+
+// yield has a member hand the lead on.
+func yield(b *drivenBox) bool {
+	if b.m.st.Leads() {
+		_ = b.m.st.Yield("", "")
+	}
+	return false
 }
 
 // TestDriverStopped: an owner that is stopped for a while and wakes emits nothing that another one emits; one that is stopped for less than half a lease stays the owner.
@@ -562,6 +640,11 @@ func TestDriverBound(t *testing.T) {
 		d.Receive("gw-b", failover.Message{Kind: failover.Beat})
 	}
 	d.Policy([]failover.Group{east()})
+	other, err := NewDriver(DriverConfig{Name: "gw-a", Clock: func() failover.Time { return 1 }, CPU: -1})
+	if err != nil || other.Life() == d.Life() || d.Life() == 0 {
+		t.Errorf("two processes have the lives %d and %d: %v", d.Life(), other.Life(), err)
+	}
+	other.Discard()
 	if f := d.Figures(); f.Lost != 10 || len(d.queue) != maxHeard+1 {
 		t.Errorf("lost %d, %d wait", f.Lost, len(d.queue))
 	}

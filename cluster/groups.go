@@ -17,7 +17,11 @@ import (
 func (n *Node) attach() {
 	if d := n.cfg.Groups; d != nil {
 		d.node.Store(n)
-		n.tellGroups(n.st.Carried())
+		s := n.st.Carried()
+		n.groupsMu.Lock()
+		n.before = s
+		n.groupsMu.Unlock()
+		n.tellGroups(s)
 	}
 }
 
@@ -46,6 +50,9 @@ func (n *Node) tellVoters() {
 		return
 	}
 	s := n.st.State()
+	if n.before != nil && n.before.Index > s.Index { // the log is being applied again, or nobody can say how much of it is agreed on
+		s = n.before
+	}
 	v := failover.Voters{Version: version}
 	for _, id := range ids {
 		name := id // it is told again when the log has its name

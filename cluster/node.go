@@ -116,6 +116,7 @@ type Node struct {
 	groupsMu   sync.Mutex      // of what the driver of groups was told last, in order
 	toldVoters failover.Voters // groupsMu
 	toldGroups failover.Agreed // groupsMu
+	before     *command.State  // groupsMu: what was carried out before the start; nil = it is not known yet
 	toldAt     uint64          // groupsMu: the entry that toldGroups is of; 0 = nothing was told yet
 
 	led    time.Time     // tend only: since when this node leads
