@@ -63,7 +63,7 @@ type Link struct {
 const (
 	renewAfter = time.Hour              // keys are made anew; old ones stay good until nobody uses them
 	graceTime  = 30 * time.Second       // keys that were not used for so long, and are not sent with, are forgotten
-	quietTime  = time.Second            // nothing heard for so long, and probes were due: keys are asked for anew
+	quietTime  = 300 * time.Millisecond // nothing heard for so long, and probes were due: keys are asked for anew
 	tickEvery  = 50 * time.Millisecond  // what recurs is looked at
 	lookEvery  = time.Second            // who is a member
 	probeBusy  = 100 * time.Millisecond // while messages go to a peer
