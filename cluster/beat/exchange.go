@@ -87,8 +87,10 @@ func (c *Carrier) seek(ctx context.Context, wg *sync.WaitGroup, l Link, now int6
 	defer c.mu.Unlock()
 	for _, k := range c.contacts {
 		why := c.needs(k, now)
-		if why == needNothing {
-			k.fails, k.turned, k.deaf = 0, 0, 0
+		if why == needNothing || why == needWait {
+			if why == needNothing {
+				k.next, k.fails, k.turned, k.deaf = 0, 0, 0, 0
+			}
 			continue
 		}
 		if now < k.next || k.dialing >= dialMost || why == needNew && k.dialing > 0 {
@@ -112,6 +114,7 @@ type need int
 
 const (
 	needNothing need = iota
+	needWait         // keys are new, and nothing was heard yet
 	needNew          // keys are old
 	needWord         // it is not heard
 	needKeys         // there are none
@@ -135,6 +138,9 @@ func (c *Carrier) needs(k *contact, now int64) need {
 	}
 	if now-max(p.heard.Load(), born) > quiet {
 		return needWord
+	}
+	if p.heard.Load() < born {
+		return needWait
 	}
 	life := c.cfg.renew
 	if c.cfg.Name > p.name { // not both at a time
