@@ -189,6 +189,14 @@ func (t *Table) At(slot uint32) *Session {
 	return s
 }
 
+// SlotOf is where At or Each has s from.
+func (t *Table) SlotOf(s *Session) uint32 {
+	return uint32((uintptr(unsafe.Pointer(s)) - uintptr(unsafe.Pointer(unsafe.SliceData(t.sessions)))) / SessionSize)
+}
+
+// Slots is how many slots from 0 on were ever in use.
+func (t *Table) Slots() uint32 { return t.fresh }
+
 // Live reports whether slot holds a session.
 func (t *Table) Live(slot uint32) bool { return int(slot) < len(t.deadlines) && t.deadlines[slot] != 0 }
 

@@ -26,9 +26,14 @@ func (s *Shard) findGroup(of blockID, key *groupKey) blockID {
 // open claims one more block for the group, which it starts where leader is noBlock.
 func (s *Shard) open(of blockID, key *groupKey, leader blockID, parity int, rnd uint64) bool {
 	b, ok := s.sp.claim(addrOf(of), s.worker, key.flags&groupLow != 0, classIn(of), parity, rnd)
-	if !ok {
-		return false
+	if ok {
+		s.join(b, key, leader)
 	}
+	return ok
+}
+
+// join makes a claimed block one of the group, which it starts where leader is noBlock.
+func (s *Shard) join(b blockID, key *groupKey, leader blockID) {
 	k, n := s.block(b), numberOf(b)
 	*k = owned{next: [2]blockNo{noNumber, noNumber}}
 	if s.log == nil {
@@ -38,7 +43,7 @@ func (s *Shard) open(of blockID, key *groupKey, leader blockID, parity int, rnd 
 		s.aside[b] = ^uint64(0)
 	}
 	if leader == noBlock {
-		h := s.hashGroup(of, key)
+		h := s.hashGroup(b, key)
 		k.group = group{key: *key, chain: s.heads[h] - 1, resGen: s.sp.resGen.Load(), head: [2]blockNo{noNumber, noNumber}}
 		undo.Keep(s.log, &s.heads[h])
 		s.heads[h] = b + 1
@@ -64,7 +69,6 @@ func (s *Shard) open(of blockID, key *groupKey, leader blockID, parity int, rnd 
 	}
 	s.blocks++
 	s.relink(b)
-	return true
 }
 
 // close gives an empty block back, which has been shut.

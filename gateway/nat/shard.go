@@ -265,12 +265,17 @@ func (s *Shard) Map(r *Request, rnd uint64) (id uint32, reason verdict.Reason) {
 	if !ok {
 		return noMapping, verdict.NATNoPort
 	}
-	b := p.block
 	if found {
 		s.inside.erase(h, old)
 		undo.Keep(s.log, &s.maps[old])
 		s.maps[old].flags |= mapAside
 	}
+	return s.fill(r, p, flags, remote, r.Pooling != Arbitrary), verdict.Pass
+}
+
+// fill makes a mapping of a port that was taken. There is room for one.
+func (s *Shard) fill(r *Request, p place, flags uint8, remote [4]byte, anchored bool) (id uint32) {
+	b := p.block
 	if id = s.free; id != noMapping {
 		s.free = s.maps[id].refs
 	} else {
@@ -284,7 +289,7 @@ func (s *Shard) Map(r *Request, rnd uint64) (id uint32, reason verdict.Reason) {
 	} else {
 		s.relink(b)
 	}
-	if r.Pooling != Arbitrary && s.anchors.hold(r.Tenant, r.Inside, addrOf(b), r.Pool) {
+	if anchored && s.anchors.hold(r.Tenant, r.Inside, addrOf(b), r.Pool) {
 		flags |= mapAnchored
 	}
 	s.maps[id] = Mapping{
@@ -293,11 +298,11 @@ func (s *Shard) Map(r *Request, rnd uint64) (id uint32, reason verdict.Reason) {
 		hold: uint16(min((uint64(r.Hold)+1<<holdShift-1)>>holdShift, 0xffff)),
 	}
 	if flags&mapAside == 0 {
-		s.inside.insert(h, id)
+		s.inside.insert(s.hashInside(r.Tenant, r.Class, r.Inside, r.Port, remote), id)
 	}
 	s.outside.insert(s.hashOutside(s.maps[id].addr, r.Class, s.maps[id].public), id)
 	s.live++
-	return id, verdict.Pass
+	return id
 }
 
 // port takes a free port for r: the address, the block, opened if need be, and the place in it. What other workers have free in their blocks is

@@ -97,5 +97,6 @@ func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verd
 	sh.countSession(t, se)
 	sh.unborn = noSlot
 	t.Shared.Created.Add(1)
+	sh.changed(slot, se)
 	return sh.forward(s, sh.Sessions.At(slot), 0)
 }

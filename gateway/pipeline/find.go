@@ -41,12 +41,12 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 		s.Tenant = se.Tenant
 		return sh.drop(s, verdict.SpoofedSource)
 	}
+	before, flags := se.State, se.Flags
 	if se.Proto == flow.TCP {
 		seg := segment(&s.Packet)
 		if conntrack.Reopens(se, dir, &seg) {
 			return sh.reopen(s, slot, se, dir)
 		}
-		before := se.State
 		if r := conntrack.Track(se, dir, &seg); r != verdict.Pass {
 			s.Tenant = se.Tenant
 			return sh.drop(s, r)
@@ -66,6 +66,9 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 	}
 	if se.Flags&conntrack.FlagUnanswered != 0 && answered(se, dir) {
 		sh.countAnswered(se)
+	}
+	if se.State != before || se.Flags != flags {
+		sh.changed(slot, se)
 	}
 	return sh.forward(s, se, dir)
 }

@@ -179,6 +179,7 @@ func (sh *Shard) laterFragment(s *Slot, d *frag.Datagram) verdict.Verdict {
 		}
 		if se.State != before {
 			sh.Sessions.SetDeadline(slot, sh.tick+se.Look(&sh.view.Timeouts))
+			sh.changed(slot, se)
 		}
 	}
 	sh.frag = d

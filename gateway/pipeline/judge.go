@@ -130,6 +130,7 @@ func (sh *Shard) moveOn(se *conntrack.Session, dir int) uint16 {
 		se.BeginWrite()
 		se.NextHop[dir] = nh
 		se.EndWrite()
+		sh.changed(sh.Sessions.SlotOf(se), se)
 		sh.Moved.Store(sh.Moved.Load() + 1)
 	}
 	return nh
@@ -262,6 +263,7 @@ func (sh *Shard) judgeAgain(se *conntrack.Session) verdict.Reason {
 		sh.countHost(sh.view.Tenant(se.Tenant), se) // a limit may have come with the View
 	}
 	se.EndWrite()
+	sh.changed(sh.Sessions.SlotOf(se), se)
 	return verdict.Pass
 }
 

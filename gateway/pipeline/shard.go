@@ -16,6 +16,7 @@ import (
 	"demarc/gateway/nat"
 	"demarc/gateway/packet"
 	"demarc/gateway/police"
+	"demarc/gateway/replica"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/trace"
 	"demarc/gateway/verdict"
@@ -147,6 +148,8 @@ type Shard struct {
 	endTo     uint8    // how far it is
 	poisons   poisons
 	poisonAt  uint64 // ns of the last look at what of them is over
+
+	copies []*replica.Sender // one for each standby; none: nothing is marked
 
 	hosts  *hosts
 	hostAt uint64 // where sweepHosts has come to
@@ -288,6 +291,9 @@ func (sh *Shard) releaseFrom(step uint8, se *conntrack.Session) {
 	case 3:
 		sh.endTo = 4
 		sh.uncountSession(se)
+		for _, c := range sh.copies {
+			c.Gone(sh.ending)
+		}
 	}
 }
 

@@ -88,7 +88,7 @@ func (sh *Shard) twin(l *undo.Log, v *snapshot.View) *Shard {
 	c.held = append([]held(nil), sh.held...)
 	c.echo = copyWords(sh.echo)
 	c.frags = frag.New(frag.Config{Datagrams: 1, Size: 4096, Tenants: 1, Lost: func(flow.TenantID, verdict.Reason, int) {}}) // of its datagram nothing else has come
-	c.looks = true
+	c.looks, c.copies = true, nil
 	return &c
 }
 

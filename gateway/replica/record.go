@@ -82,7 +82,7 @@ const (
 	FlagAside              // new sessions of the inside port do not use that mapping
 	FlagPerHost            // its block of ports is of one inside host
 
-	binding = FlagV6 | FlagFromBackbone | FlagToBackbone | FlagNAT | FlagMapped | FlagAside
+	binding = FlagV6 | FlagFromBackbone | FlagToBackbone | FlagNAT | FlagMapped
 )
 
 // Block is 64 public ports of one address and class.

@@ -1,0 +1,62 @@
+package nat
+
+import (
+	"testing"
+
+	"demarc/gateway/verdict"
+)
+
+// TestEnter: a mapping of another node gets exactly its port, from whoever has the block; what has another mapping, or rests, is refused; and after it has left, the port
+// may be anybody's at once.
+func TestEnter(t *testing.T) {
+	sp := NewSpace(2)
+	id, err := sp.Register([4]byte{192, 0, 2, 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sh [2]*Shard
+	for w := range sh {
+		if sh[w], err = NewShard(aligned(Bytes(8)), 8, w, sp, 5); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := func(inside byte, public uint16) *Copied {
+		return &Copied{Tenant: 1, Class: UDP, Inside: [4]byte{198, 18, 0, inside}, Port: 5000, Addr: id, Public: public, Hold: 1 << 12}
+	}
+	enter := func(w int, m *Copied, want verdict.Reason) uint32 {
+		t.Helper()
+		n, r := sh[w].Enter(m)
+		if r != want {
+			t.Fatalf("worker %d enters port %d of host %v: %v, want %v", w, m.Public, m.Inside, r, want)
+		}
+		if r == verdict.Pass {
+			if a, p := sh[w].Mapping(n).Public(); a != id || p != m.Public {
+				t.Fatalf("it has port %d, want %d", p, m.Public)
+			}
+			sh[w].Ref(n)
+			if o, ok := sp.Owner(id, UDP, m.Public); !ok || o != w {
+				t.Errorf("packets to port %d go to worker %d, want %d", m.Public, o, w)
+			}
+		}
+		return n
+	}
+	one := enter(0, at(1, 20001), verdict.Pass)
+	lent := enter(1, at(2, 20002), verdict.Pass) // the block is worker 0's
+	if again := enter(0, at(1, 20001), verdict.Pass); again != one {
+		t.Errorf("the same mapping twice is %d and %d", one, again)
+	}
+	enter(0, at(3, 20001), verdict.SessionCollision)
+	enter(1, at(3, 20001), verdict.SessionCollision)
+	enter(0, at(3, 20002), verdict.SessionCollision)
+	sh[0].Leave(one)
+	sh[0].Leave(one)
+	sh[1].Leave(lent)
+	other := enter(1, at(4, 20001), verdict.Pass) // at once: no rest
+	enter(0, at(5, 20002), verdict.Pass)
+	sh[1].Unref(other, 1) // as an owner ends it: the port rests
+	enter(0, at(6, 20001), verdict.SessionCollision)
+	for i := range uint16(7) {
+		enter(0, at(10+byte(i), 30000+i), verdict.Pass)
+	}
+	enter(0, at(30, 30100), verdict.NATMappingTableFull)
+}

@@ -1,0 +1,351 @@
+package pipeline
+
+import (
+	"fmt"
+	"strings"
+
+	"demarc/gateway/conntrack"
+	"demarc/gateway/flow"
+	"demarc/gateway/nat"
+	"demarc/gateway/replica"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/verdict"
+)
+
+// changed marks a session for each standby.
+func (sh *Shard) changed(slot uint32, se *conntrack.Session) {
+	for _, c := range sh.copies {
+		c.Mark(slot, settled(se))
+	}
+}
+
+// settled reports whether a session goes before others to a standby.
+func settled(se *conntrack.Session) bool {
+	return se.Flags&conntrack.FlagUnanswered == 0 || se.Proto == flow.TCP && se.State >= conntrack.TCPEstablished
+}
+
+// CopyTo has what changes in the shard marked in c too, which was made with Copies as its Source.
+func (sh *Shard) CopyTo(c *replica.Sender) { sh.copies = append(sh.copies, c) }
+
+// Copies is the shard's sessions, with their mappings, as a replica.Source. It belongs to the shard's worker.
+type Copies struct{ Shard *Shard }
+
+// Slots implements replica.Source.
+func (c Copies) Slots() uint32 { return c.Shard.Sessions.Slots() }
+
+// Look implements replica.Source.
+func (c Copies) Look(slot uint32) replica.Look {
+	t := c.Shard.Sessions
+	se := t.At(slot)
+	l := replica.Look{Gen: se.Gen}
+	if !t.Live(slot) {
+		return l
+	}
+	if g := c.Shard.view.GroupOf(se.Tenant); g != nil {
+		l.Group = g.ID
+	}
+	l.Early = settled(se)
+	l.Seen = uint8(max(se.LastSeen[0], se.LastSeen[1]) >> 13)
+	return l
+}
+
+// same is flags that mean the same in both.
+var same = [...]struct {
+	table uint8
+	copy  replica.Flags
+}{
+	{conntrack.FlagV6, replica.FlagV6}, {conntrack.FlagFromBackbone, replica.FlagFromBackbone}, {conntrack.FlagToBackbone, replica.FlagToBackbone}, {conntrack.FlagNAT, replica.FlagNAT},
+	{conntrack.FlagReplied, replica.FlagReplied}, {conntrack.FlagPermit, replica.FlagPermit}, {conntrack.FlagUnanswered, replica.FlagUnanswered},
+}
+
+// Fill implements replica.Source.
+func (c Copies) Fill(slot uint32, r *replica.Record) {
+	sh := c.Shard
+	se := sh.Sessions.At(slot)
+	r.Kind, r.Tenant = replica.KindSession, uint16(se.Tenant)
+	s := &r.Session
+	*s = replica.Session{OrigSrc: se.OrigSrc, OrigDst: se.OrigDst, XlatSrc: se.XlatSrc, XlatDst: se.XlatDst, OrigSPort: se.OrigSPort, OrigDPort: se.OrigDPort,
+		XlatSPort: se.XlatSPort, XlatDPort: se.XlatDPort, Proto: se.Proto, State: se.State, Class: se.Class, Rule: se.Rule, Hop: se.NextHop,
+		Scale: se.Scale, End: se.TCPEnd, Limit: se.TCPLimit, Bytes: se.Bytes, Packets: se.Packets}
+	if se.ViewGen == sh.view.Gen {
+		r.Revision = sh.view.Revision
+	} else { // yet to be judged under any that another node might have; its next hops are numbers of another View
+		s.Hop = [2]uint16{replica.NoName, replica.NoName}
+	}
+	for _, f := range same {
+		if se.Flags&f.table != 0 {
+			s.Flags |= f.copy
+		}
+	}
+	last := se.LastSeen[0]
+	if se.Flags&conntrack.FlagReplied != 0 && int32(se.LastSeen[1]-last) > 0 {
+		last = se.LastSeen[1]
+	}
+	if left := int32(last + se.Timeout(&sh.view.Timeouts) - sh.tick); left > 0 {
+		s.Left = uint32(uint64(left) << 20 / 1e6)
+	}
+	if se.Mapping != conntrack.NoMapping {
+		m := sh.NAT.Describe(se.Mapping)
+		s.Flags |= replica.FlagMapped
+		if m.Aside {
+			s.Flags |= replica.FlagAside
+		}
+		if t := sh.view.Tenant(se.Tenant); t != nil && t.PerHost {
+			s.Flags |= replica.FlagPerHost
+		}
+		s.Hold, s.Remote = uint32(uint64(m.Hold)<<20/1e6), m.Remote
+	}
+}
+
+// Name implements replica.Source: a router is told by interface and address, what else a route leads to by its interface.
+func (c Copies) Name(kind replica.NameKind, local uint16) string {
+	return nameOf(c.Shard.view, kind, local)
+}
+
+func nameOf(v *snapshot.View, kind replica.NameKind, local uint16) string {
+	if kind == replica.NameTenant {
+		if t := v.Tenant(flow.TenantID(local)); t != nil {
+			return t.Name
+		}
+		return ""
+	}
+	h := v.Hop(local)
+	if h.Kind != snapshot.HopForward {
+		return ""
+	}
+	return fmt.Sprintf("%s via %s", v.Ifaces[h.Iface].Name, h.Via.Netip(h.Family))
+}
+
+// Copied is the tables of a standby, as a replica.Sink: all shards of a node, of which Do and Sweep write the sessions and mappings. Whoever calls holds the workers
+// meanwhile. Shards have the same View.
+type Copied struct {
+	Shards []*Shard
+	hops   map[string]uint16
+	of     *snapshot.View // that hops is of
+}
+
+// Local implements replica.Sink.
+func (c *Copied) Local(kind replica.NameKind, name string) (uint16, bool) {
+	v := c.Shards[0].view
+	if kind == replica.NameTenant {
+		if t := v.TenantByName(name); t != nil {
+			return uint16(t.ID), true
+		}
+		return 0, false
+	}
+	if c.of != v {
+		c.of, c.hops = v, map[string]uint16{}
+		for nh := range v.Hops {
+			for _, via := range append(v.Hops[nh].Vias, uint16(nh)) {
+				c.hops[nameOf(v, kind, via)] = via
+			}
+		}
+	}
+	nh, ok := c.hops[name]
+	return nh, ok && strings.TrimSpace(name) != ""
+}
+
+// Do implements replica.Sink.
+func (c *Copied) Do(ops []replica.Op, ctx *replica.Context) {
+	for i := range ops {
+		op := &ops[i]
+		op.Outcome, op.Old, op.New = replica.Taken, 0, 0
+		if op.At != replica.NoPlace {
+			sh, slot := c.Shards[op.At.Shard()], op.At.Slot()
+			if !sh.Sessions.Live(slot) {
+				op.At = replica.NoPlace
+				if op.Do != replica.Put {
+					continue
+				}
+			} else if op.Do == replica.Live {
+				sh.refresh(sh.Sessions.At(slot), &op.Rec.Session)
+				continue
+			} else {
+				op.Old = ctx.Hash(c.read(op.At))
+				ctx.Release(op.At)
+				sh.leave(slot)
+				op.At = replica.NoPlace
+			}
+		}
+		if op.Do == replica.Put {
+			c.put(op, ctx)
+		}
+	}
+}
+
+// read is what the table has at a place.
+func (c *Copied) read(p replica.Place) *replica.Record {
+	var r replica.Record
+	Copies{c.Shards[p.Shard()]}.Fill(p.Slot(), &r)
+	return &r
+}
+
+// put enters a session at its home.
+func (c *Copied) put(op *replica.Op, ctx *replica.Context) {
+	if op.Rec.Kind != replica.KindSession {
+		op.Outcome = replica.NotKnown
+		return
+	}
+	se := entered(&op.Rec)
+	v := c.Shards[0].view
+	if v.Tenant(se.Tenant) == nil {
+		op.Outcome = replica.NoTenant
+		return
+	}
+	w := c.home(v, &se)
+	sh := c.Shards[w]
+	for dir := range 2 { // what stands in its way and is nobody's any more goes
+		k := se.Key(dir)
+		if ref, ok := sh.Sessions.Lookup(&k, sh.Sessions.Hash(&k)); ok {
+			if ctx.Claimed(replica.PlaceAt(uint8(w), ref.Slot())) {
+				op.Outcome = replica.Conflict
+				return
+			}
+			sh.leave(ref.Slot())
+		}
+	}
+	slot, out := sh.enter(&se, &op.Rec)
+	if op.Outcome = out; out != replica.Taken {
+		return
+	}
+	op.At = replica.PlaceAt(uint8(w), slot)
+	ctx.Claim(op.At)
+	op.New = ctx.Hash(c.read(op.At))
+}
+
+// home is the worker of a session: that of its inside host, or where there are no ports, by the far address.
+func (c *Copied) home(v *snapshot.View, se *conntrack.Session) int {
+	family, inside := insideOf(se)
+	if _, ports := nat.ClassOf(se.Proto); !ports && se.Proto != flow.ICMPv6 {
+		_, outside := ends(se, family)
+		return v.HomeOf(0, family, &outside)
+	}
+	if Direction(se, 0) == Direction(se, 1) { // between interfaces of one tenant
+		return v.HomeOf(se.Tenant, family, lesser(&se.OrigSrc, &se.OrigDst))
+	}
+	return v.HomeOf(se.Tenant, family, &inside)
+}
+
+// entered is a record as a session, without what hangs on a shard.
+func entered(r *replica.Record) conntrack.Session {
+	s := &r.Session
+	se := conntrack.Session{OrigSrc: s.OrigSrc, OrigDst: s.OrigDst, XlatSrc: s.XlatSrc, XlatDst: s.XlatDst, OrigSPort: s.OrigSPort, OrigDPort: s.OrigDPort,
+		XlatSPort: s.XlatSPort, XlatDPort: s.XlatDPort, Proto: s.Proto, State: s.State, Class: s.Class, Rule: s.Rule, NextHop: s.Hop, Mapping: conntrack.NoMapping,
+		Scale: s.Scale, TCPEnd: s.End, TCPLimit: s.Limit, Bytes: s.Bytes, Packets: s.Packets, Tenant: flow.TenantID(r.Tenant)}
+	for _, f := range same {
+		if s.Flags&f.copy != 0 {
+			se.Flags |= f.table
+		}
+	}
+	return se
+}
+
+// enter puts a session of another node into the tables, with its mapping. Of another revision than this node's, it is judged before its first packet.
+func (sh *Shard) enter(se *conntrack.Session, r *replica.Record) (slot uint32, out replica.Outcome) {
+	t := sh.view.Tenant(se.Tenant)
+	if se.ViewGen = sh.view.Gen; r.Revision != sh.view.Revision || se.NextHop[0] == noHop || se.NextHop[1] == noHop {
+		se.ViewGen--
+		sh.rejudge, sh.stale = 0, true
+	}
+	sh.refresh(se, &r.Session)
+	if r.Session.Flags&replica.FlagMapped != 0 {
+		id, why := sh.enterMapping(se, &r.Session)
+		if why != replica.Taken {
+			return 0, why
+		}
+		se.Mapping = id
+	}
+	slot, reason := sh.Sessions.Create(se, sh.tick, farAhead)
+	if reason != verdict.Pass {
+		if se.Mapping != conntrack.NoMapping {
+			sh.NAT.Drop(se.Mapping) // unless others use it
+		}
+		if reason == verdict.SessionTableFull {
+			return 0, replica.Full
+		}
+		return 0, replica.Conflict
+	}
+	se = sh.Sessions.At(slot)
+	if se.Mapping != conntrack.NoMapping {
+		sh.NAT.Ref(se.Mapping)
+		sh.permit(se)
+	}
+	se.BeginWrite()
+	sh.countHost(t, se)
+	sh.counted = nil
+	se.EndWrite()
+	sh.countSession(t, se)
+	if se.Flags&conntrack.FlagUnanswered == 0 {
+		d := began(se)
+		sh.held[se.Tenant].unanswered[d]--
+		t.Shared.Unanswered[d].Add(-1)
+	}
+	return slot, replica.Taken
+}
+
+// farAhead is how many ticks ahead the deadline of a copied session lies: only its owner ends it.
+const farAhead = 1 << 30
+
+func (sh *Shard) enterMapping(se *conntrack.Session, s *replica.Session) (uint32, replica.Outcome) {
+	class, ports := nat.ClassOf(se.Proto)
+	if !ports {
+		return 0, replica.Malformed
+	}
+	var pub flow.Addr
+	m := nat.Copied{Tenant: se.Tenant, Class: class, PerHost: s.Flags&replica.FlagPerHost != 0, Aside: s.Flags&replica.FlagAside != 0, Remote: s.Remote,
+		Hold: uint32(uint64(s.Hold) * 1e6 >> 20)}
+	if se.Flags&conntrack.FlagFromBackbone != 0 {
+		pub, m.Public, m.Inside, m.Port = se.OrigDst, se.OrigDPort, se.XlatDst, se.XlatDPort
+	} else {
+		copy(pub[:4], se.XlatSrc[:])
+		m.Public, m.Inside, m.Port = se.XlatSPort, [4]byte(se.OrigSrc[:4]), se.OrigSPort
+	}
+	p := publicOf(sh.view, &pub)
+	if p == nil || p.Tenant != se.Tenant {
+		return 0, replica.NoTenant // this node's policy gives the address to somebody else
+	}
+	m.Addr = p.ID
+	switch id, r := sh.NAT.Enter(&m); r {
+	case verdict.Pass:
+		return id, replica.Taken
+	case verdict.NATMappingTableFull:
+		return 0, replica.Full
+	}
+	return 0, replica.Conflict
+}
+
+// refresh enters the time that is left, counters and windows.
+func (sh *Shard) refresh(se *conntrack.Session, s *replica.Session) {
+	last := sh.tick - se.Timeout(&sh.view.Timeouts) + uint32(uint64(s.Left)*1e6>>20)
+	se.LastSeen = [2]uint32{last, last}
+	se.Bytes, se.Packets = s.Bytes, s.Packets
+	if se.Proto == flow.TCP {
+		se.Scale, se.TCPEnd, se.TCPLimit = s.Scale, s.End, s.Limit
+	}
+}
+
+// leave takes a copied session out. Its public port does not rest: the owner says when it is somebody's again.
+func (sh *Shard) leave(slot uint32) {
+	se := sh.Sessions.At(slot)
+	m := se.Mapping
+	if m != conntrack.NoMapping {
+		sh.unpermit(se)
+		sh.NAT.Leave(m)
+		se.BeginWrite()
+		se.Mapping = conntrack.NoMapping
+		se.EndWrite()
+	}
+	sh.end(slot, se)
+}
+
+// Sweep implements replica.Sink.
+func (c *Copied) Sweep(group uint8, keep func(replica.Place) bool) {
+	for w, sh := range c.Shards {
+		sh.Sessions.Each(0, sh.Sessions.Capacity(), func(slot uint32, se *conntrack.Session) bool {
+			if g := sh.view.GroupOf(se.Tenant); g != nil && g.ID == group && !keep(replica.PlaceAt(uint8(w), slot)) {
+				sh.leave(slot)
+			}
+			return true
+		})
+	}
+}

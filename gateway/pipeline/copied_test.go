@@ -1,0 +1,267 @@
+package pipeline
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket/layers"
+
+	"demarc/configs"
+	"demarc/gateway/conntrack"
+	"demarc/gateway/fib"
+	"demarc/gateway/flow"
+	"demarc/gateway/nat"
+	"demarc/gateway/replica"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/verdict"
+)
+
+// copying is two nodes with workers of their own, and the streams from one to the other.
+type copying struct {
+	t    testing.TB
+	a, b *world
+	out  []*replica.Sender
+	in   *replica.Receiver
+}
+
+func newCopying(t testing.TB, workersA, workersB int) *copying {
+	c := &copying{t: t, a: newWorld(t, workersA, testPolicy+testGroups), b: newWorld(t, workersB, testPolicy+testGroups)}
+	for i, sh := range c.a.shards {
+		s := replica.NewSender(Copies{sh}, sh.Sessions.Capacity(), uint8(i), uint8(workersA), 7, 9, replica.Limits{})
+		sh.CopyTo(s)
+		s.Own(1, 1)
+		s.Own(200, 1)
+		c.out = append(c.out, s)
+	}
+	c.in = replica.NewReceiver(&Copied{Shards: c.b.shards}, 1<<16)
+	c.in.Follow(1, 1)
+	c.in.Follow(200, 1)
+	for i, s := range c.out {
+		hello := c.in.Hello("a", uint8(i))
+		s.Link(0, &hello)
+	}
+	return c
+}
+
+// carry brings over what has changed, and a digest behind it.
+func (c *copying) carry() {
+	for _, sh := range c.b.shards {
+		sh.setNow(c.b.now)
+	}
+	for i, s := range c.out {
+		c.a.shards[i].setNow(c.a.now)
+		for range 3 {
+			c.a.now += 2e9
+			s.Drain(int64(c.a.now), 1<<20)
+			for f := s.Take(); f != nil; f = s.Take() {
+				a, err := c.in.Frame(int64(c.a.now), "a", f)
+				if err != nil {
+					c.t.Fatal(err)
+				}
+				s.Answer(int64(c.a.now), &a)
+			}
+		}
+	}
+}
+
+// digest is the sum and number of what shards have of groups, tenants by name.
+func digest(w *world) (sum uint64, n int) {
+	for _, sh := range w.shards {
+		sh.Sessions.Each(0, sh.Sessions.Capacity(), func(slot uint32, se *conntrack.Session) bool {
+			if w.view.GroupOf(se.Tenant) == nil {
+				return true
+			}
+			var r replica.Record
+			Copies{sh}.Fill(slot, &r)
+			sum += r.Hash(3, replica.HashName(3, replica.NameTenant, w.view.Tenant(se.Tenant).Name))
+			n++
+			return true
+		})
+	}
+	return sum, n
+}
+
+func (c *copying) equal() int {
+	c.t.Helper()
+	for _, g := range []uint8{1, 200} {
+		if ok, why := c.in.Whole(g); !ok {
+			c.t.Fatalf("group %d: %s", g, why)
+		}
+	}
+	sa, na := digest(c.a)
+	sb, nb := digest(c.b)
+	if sa != sb || na != nb || c.in.Stats.Mismatches != 0 {
+		c.t.Fatalf("the owner has %d sessions, the standby %d; equal digests: %v; %d differed on the way", na, nb, sa == sb, c.in.Stats.Mismatches)
+	}
+	ma, mb := 0, 0
+	for _, w := range []*world{c.a, c.b} {
+		for _, sh := range w.shards {
+			sh.NAT.Each(0, sh.NAT.Capacity(), func(_ uint32, m *nat.Mapping) bool {
+				if t, _, _ := m.Inside(); w.view.GroupOf(t) != nil {
+					if w == c.a {
+						ma++
+					} else {
+						mb++
+					}
+				}
+				return true
+			})
+		}
+	}
+	if ma != mb {
+		c.t.Fatalf("the owner has %d mappings, the standby %d", ma, mb)
+	}
+	return na
+}
+
+// open begins n conversations of tenants in groups, and of one in none: UDP, TCP, and from outside to a forwarded port. Some can be answered.
+func (c *copying) open(dice *rand.Rand, n int) (answers [][]byte) {
+	for i := range n {
+		src, port, dst := fmt.Sprintf("198.18.10.%d", 20+dice.IntN(60)), 1, fmt.Sprintf("203.0.113.%d", 30+dice.IntN(100))
+		sport := uint16(1024 + dice.IntN(50000))
+		var f []byte
+		switch i % 7 {
+		case 0, 1:
+			f = udp4(c.t, port, src, sport, dst, 53)
+		case 2, 3:
+			f = tcp4(c.t, port, src, sport, dst, 443, func(t *layers.TCP) { t.SYN = true; t.Seq = 1000 })
+		case 4:
+			f = udp4(c.t, 2, fmt.Sprintf("198.18.30.%d", 20+dice.IntN(60)), sport, dst, 53)
+			port = 2
+		case 5:
+			f = tcp4(c.t, 0, dst, sport, "192.0.2.16", 8080, func(t *layers.TCP) { t.SYN = true; t.Seq = 1000 })
+			port = 0
+		case 6:
+			f = tagged(udp4(c.t, port, src, sport, dst, 53), 20) // beta, which every node serves
+		}
+		for _, h := range c.a.arrive(arrival{worker: dice.IntN(len(c.a.shards)), port: port, frame: f}) {
+			if h.verdict != verdict.Send {
+				continue
+			}
+			x := readWire(c.t, h.frame)
+			if i%7 < 2 && dice.IntN(2) == 0 {
+				answers = append(answers, udp4(c.t, 0, dst, 53, x.src.String(), x.sport))
+			}
+		}
+	}
+	return answers
+}
+
+// TestCopiesAreEqual: what one node's tables have comes into another's that has more workers, or fewer, and both have the same by count, digest and mappings: after
+// a copy, after changes, after deletes. An answer that comes to the other node reaches the same inside host.
+func TestCopiesAreEqual(t *testing.T) {
+	for _, workers := range [][2]int{{1, 2}, {2, 3}, {3, 1}, {2, 2}} {
+		t.Run(fmt.Sprintf("%d to %d workers", workers[0], workers[1]), func(t *testing.T) {
+			dice := rand.New(rand.NewPCG(uint64(workers[0]), uint64(workers[1])))
+			c := newCopying(t, workers[0], workers[1])
+			answers := c.open(dice, 700)
+			c.carry()
+			first := c.equal()
+			answers = append(answers, c.open(dice, 700)...)
+			for _, f := range answers[:len(answers)/2] {
+				c.a.arrive(arrival{worker: 0, port: 0, frame: f})
+			}
+			c.carry()
+			second := c.equal()
+			if first < 400 || second < first+400 || len(answers) < 100 {
+				t.Fatalf("%d, then %d sessions, %d answers: nothing was tested", first, second, len(answers))
+			}
+			for _, f := range answers {
+				if x, y := c.a.arrive(arrival{worker: 0, port: 0, frame: f}), c.b.arrive(arrival{worker: 0, port: 0, frame: f}); ends2(t, x) != ends2(t, y) {
+					t.Fatalf("an answer goes to %s at the owner, and to %s at the standby", ends2(t, x), ends2(t, y))
+				}
+			}
+			for _, sh := range c.a.shards {
+				sh.Cut(func(*conntrack.Session) bool { return dice.IntN(2) == 0 })
+			}
+			c.carry()
+			third := c.equal()
+			c.open(dice, 200)
+			c.carry()
+			if c.equal() <= third || third > second*2/3 {
+				t.Errorf("%d sessions, %d after half of them were cut", second, third)
+			}
+		})
+	}
+}
+
+// BenchmarkCopy is a copy of a whole table: what one record costs the owner's worker, and what it costs the standby.
+func BenchmarkCopy(b *testing.B) {
+	const sessions = 1 << 18
+	node, err := configs.DecodeNode("node.toml", []byte(testNode))
+	if err != nil {
+		b.Fatal(err)
+	}
+	table := func() *Shard {
+		space := nat.NewSpace(16)
+		v := compileView(b, node, space, nil, testPolicy+testGroups)
+		sh, err := NewShard(Config{SessionMem: tableMem(b, conntrack.Bytes(sessions)), Sessions: sessions, NATMem: tableMem(b, nat.Bytes(sessions)), Mappings: sessions,
+			PermitMem: make([]byte, nat.PermitBytes(sessions)), Tenants: snapshot.MaxTenantID(node), ShaperMax: 64, Seed: 42, Space: space, Neighbors: fib.NewNeighbors(4096, 1), Deadlines: always()})
+		if err != nil {
+			b.Fatal(err)
+		}
+		sh.SetView(v)
+		sh.setNow(1e12)
+		return sh
+	}
+	from, to := table(), table()
+	alpha := from.view.TenantByName("alpha")
+	const made = 200000
+	for i := range made {
+		r := replica.Record{Kind: replica.KindSession, Tenant: uint16(alpha.ID), Revision: from.view.Revision}
+		s := &r.Session
+		port := uint16(1024 + i%50000)
+		s.OrigSrc, s.OrigDst = flow.Addr{198, 18, 10, byte(20 + i%200)}, flow.Addr{203, 0, 113, byte(1 + i/50000)}
+		s.XlatSrc, s.XlatDst = [4]byte{192, 0, 2, 16}, [4]byte{203, 0, 113, byte(1 + i/50000)}
+		s.OrigSPort, s.OrigDPort, s.XlatSPort, s.XlatDPort, s.Proto, s.State = port, 443, port, 443, flow.TCP, conntrack.TCPEstablished
+		s.Flags, s.Left, s.Packets, s.Bytes = replica.FlagToBackbone|replica.FlagNAT|replica.FlagReplied|replica.FlagMapped, 7200000, [2]uint32{1000, 2000}, [2]uint64{1e6, 3e6}
+		se := entered(&r)
+		if _, out := from.enter(&se, &r); out != replica.Taken {
+			b.Fatal(out)
+		}
+	}
+	var wrote, took time.Duration
+	var bytes, records int
+	for b.Loop() {
+		s := replica.NewSender(Copies{from}, sessions, 0, 1, 7, 9, replica.Limits{Window: 1 << 30})
+		in := replica.NewReceiver(&Copied{Shards: []*Shard{to}}, sessions)
+		s.Own(1, 1)
+		s.Link(1, &replica.Answer{})
+		start := time.Now()
+		records += s.Drain(2, 10*sessions)
+		wrote += time.Since(start)
+		start = time.Now()
+		for f := s.Take(); f != nil; f = s.Take() {
+			bytes += len(f)
+			if _, err := in.Frame(1, "a", f); err != nil {
+				b.Fatal(err)
+			}
+		}
+		took += time.Since(start)
+		if ok, why := in.Whole(1); !ok || to.Sessions.Len() != made {
+			b.Fatal(to.Sessions.Len(), why)
+		}
+		b.StopTimer()
+		to.Cut(func(*conntrack.Session) bool { return true })
+		to = table() // ports rest in the old one
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(wrote.Nanoseconds())/float64(records), "ns/written")
+	b.ReportMetric(float64(took.Nanoseconds())/float64(records), "ns/taken")
+	b.ReportMetric(float64(bytes)/float64(records), "bytes/record")
+}
+
+// ends2 is where packets leave to: each end as it left.
+func ends2(t testing.TB, hops []hop) (s string) {
+	for _, h := range hops {
+		if h.verdict == verdict.Send {
+			s += readWire(t, h.frame).String() + " "
+		}
+	}
+	if s == "" {
+		s = "nobody"
+	}
+	return s
+}
