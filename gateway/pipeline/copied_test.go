@@ -24,6 +24,7 @@ type copying struct {
 	a, b *world
 	out  []*replica.Sender
 	in   *replica.Receiver
+	sent []arrival // of UDP from inside: what may come again
 }
 
 func newCopying(t testing.TB, workersA, workersB int) *copying {
@@ -141,6 +142,9 @@ func (c *copying) open(dice *rand.Rand, n int) (answers [][]byte) {
 				continue
 			}
 			x := readWire(c.t, h.frame)
+			if i%7 < 2 || i%7 == 4 {
+				c.sent = append(c.sent, arrival{port: port, frame: f})
+			}
 			if i%7 < 2 && dice.IntN(2) == 0 {
 				answers = append(answers, udp4(c.t, 0, dst, 53, x.src.String(), x.sport))
 			}
@@ -171,6 +175,11 @@ func TestCopiesAreEqual(t *testing.T) {
 			for _, f := range answers {
 				if x, y := c.a.arrive(arrival{worker: 0, port: 0, frame: f}), c.b.arrive(arrival{worker: 0, port: 0, frame: f}); ends2(t, x) != ends2(t, y) {
 					t.Fatalf("an answer goes to %s at the owner, and to %s at the standby", ends2(t, x), ends2(t, y))
+				}
+			}
+			for _, x := range c.sent { // and what a host sends again leaves from the same public port
+				if x, y := c.a.arrive(x), c.b.arrive(x); ends2(t, x) != ends2(t, y) {
+					t.Fatalf("a packet leaves as %s at the owner, and as %s at the standby", ends2(t, x), ends2(t, y))
 				}
 			}
 			for _, sh := range c.a.shards {
