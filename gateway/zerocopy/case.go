@@ -121,6 +121,8 @@ type bench struct {
 
 	idents map[ident]bool // of IPv4, on what has come out
 	exact  int            // frames right to the byte since the last check
+
+	patience time.Duration // with a frame
 }
 
 // want is a frame that must arrive, named by the tag in its payload.
@@ -153,7 +155,7 @@ type flow struct {
 }
 
 func runCase(name string, devs [4]net.Interface, fars [2]*far, out io.Writer) bool {
-	b := &bench{name: name, devs: devs, far: fars, out: out, wants: map[uint64]want{}, pubs: map[pub]*flow{}, idents: map[ident]bool{}, gw: [2]mac{mac(devs[0].HardwareAddr), mac(devs[1].HardwareAddr)}}
+	b := &bench{name: name, patience: patience, devs: devs, far: fars, out: out, wants: map[uint64]want{}, pubs: map[pub]*flow{}, idents: map[ident]bool{}, gw: [2]mac{mac(devs[0].HardwareAddr), mac(devs[1].HardwareAddr)}}
 	ok := b.run()
 	(&record{Case: name, End: true}).write(out)
 	return ok
@@ -384,9 +386,9 @@ func (b *bench) settle() error {
 			side = w.side
 			break
 		}
-		got := b.far[side].next(patience)
+		got := b.far[side].next(b.patience)
 		if got == nil {
-			return fmt.Errorf("%d frames did not arrive within %s", len(b.wants), patience)
+			return fmt.Errorf("%d frames did not arrive within %s", len(b.wants), b.patience)
 		}
 		if err := b.judge(side, got); err != nil {
 			return err

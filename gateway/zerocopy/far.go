@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -12,8 +13,10 @@ import (
 
 // far is the network card at the far end of a port: all hosts of that side, behind one address. It answers ARP and neighbour
 // solicitations for the prefixes of owns but their .1 and ::1, which are the gateway's, as hosts do; every other frame goes to the judge.
+// With a tag it stands for the hosts of that VLAN alone, and its judge sees frames without the tag.
 type far struct {
 	mac    mac
+	vlan   uint16 // 0: untagged
 	fd     int
 	owns   []netip.Prefix
 	frames chan []byte    // reader: wo, judge: ro
@@ -30,12 +33,12 @@ type neighbour struct {
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
 
-func openFar(ifindex int, m mac, owns ...string) (*far, error) {
+func openFar(ifindex int, m mac, vlan uint16, owns ...string) (*far, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
 	if err != nil {
 		return nil, fmt.Errorf("packet socket: %w", err)
 	}
-	f := &far{mac: m, fd: fd, frames: make(chan []byte, 16384), told: make(chan neighbour, 64)}
+	f := &far{mac: m, vlan: vlan, fd: fd, frames: make(chan []byte, 16384), told: make(chan neighbour, 64)}
 	for _, p := range owns {
 		f.owns = append(f.owns, netip.MustParsePrefix(p))
 	}
@@ -49,16 +52,25 @@ func openFar(ifindex int, m mac, owns ...string) (*far, error) {
 	if err := unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &unix.PacketMreq{Ifindex: int32(ifindex), Type: unix.PACKET_MR_ALLMULTI}); err != nil {
 		return nil, fmt.Errorf("packet socket: all multicast: %w", err)
 	}
+	// The kernel takes the tag off before a packet socket sees the frame, and tells it beside. A card that filters tags knows none of ours.
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1); err != nil {
+		return nil, fmt.Errorf("packet socket: auxiliary data: %w", err)
+	}
+	if vlan != 0 {
+		if err := unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &unix.PacketMreq{Ifindex: int32(ifindex), Type: unix.PACKET_MR_PROMISC}); err != nil {
+			return nil, fmt.Errorf("packet socket: promiscuous: %w", err)
+		}
+	}
 	go f.read()
 	return f, nil
 }
 
 // read ends with the process, that is with the guest.
 func (f *far) read() {
-	buf := make([]byte, 65536)
+	buf, beside := make([]byte, 65536), make([]byte, 256)
 	for {
-		n, from, err := unix.Recvfrom(f.fd, buf, 0)
-		if err != nil {
+		n, oob, _, from, err := unix.Recvmsg(f.fd, buf, beside, 0)
+		if err != nil || tagOf(beside[:oob]) != f.vlan {
 			continue
 		}
 		if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype == unix.PACKET_OUTGOING {
@@ -74,6 +86,22 @@ func (f *far) read() {
 			f.lost.Add(1)
 		}
 	}
+}
+
+// tagOf is the VLAN in a packet socket's auxiliary data; 0: none.
+func tagOf(oob []byte) uint16 {
+	list, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return 0
+	}
+	for _, m := range list {
+		// struct tpacket_auxdata: status, len, snaplen (32 bits each), mac, net, vlan_tci, vlan_tpid (16 bits each)
+		if d := m.Data; m.Header.Level == unix.SOL_PACKET && m.Header.Type == unix.PACKET_AUXDATA && len(d) >= 20 &&
+			binary.NativeEndian.Uint32(d)&unix.TP_STATUS_VLAN_VALID != 0 {
+			return binary.NativeEndian.Uint16(d[16:]) & 0xfff
+		}
+	}
+	return 0
 }
 
 // resolution reports whether a frame belongs to neighbour resolution, after answering it.
@@ -151,6 +179,9 @@ func (f *far) has(a netip.Addr) bool {
 }
 
 func (f *far) send(b []byte) error {
+	if f.vlan != 0 {
+		b = slices.Concat(b[:12], []byte{0x81, 0, byte(f.vlan >> 8), byte(f.vlan)}, b[12:])
+	}
 	for {
 		_, err := unix.Write(f.fd, b)
 		if err != unix.EINTR && err != unix.ENOBUFS && err != unix.EAGAIN {

@@ -14,10 +14,13 @@ const (
 	caseCopy     = "copy"
 )
 
-var cases = []string{caseZeroCopy, caseCopy}
+// plan is what a guest must report.
+type plan struct {
+	cases  []string
+	checks []string // of a case, each exactly once, in this order. A guest that forgets one has not passed.
+}
 
-// checks is what a case must have reported, each exactly once, in this order. A guest that forgets one has not passed.
-var checks = []string{"start", "attach", "sockets", "umem", "udp-nat", "icmp-nat", "tcp-nat", "ipv6", "neighbours", "acl", "session-limit", "rate-limit", "status", "stop", "closed"}
+var forwarding = plan{[]string{caseZeroCopy, caseCopy}, []string{"start", "attach", "sockets", "umem", "udp-nat", "icmp-nat", "tcp-nat", "ipv6", "neighbours", "acl", "session-limit", "rate-limit", "status", "stop", "closed"}}
 
 // record is one line of the guest's verdict.
 type record struct {
@@ -53,13 +56,20 @@ type verdict struct {
 
 func (v *verdict) ok() bool { return v.ended && len(v.failed) == 0 }
 
-// read takes the verdicts from a guest's console. fatal is why it could run nothing.
-func read(console io.Reader) (list []*verdict, kernel, fatal string) {
-	by := map[string]*verdict{}
-	for _, n := range cases {
+// said is what a guest has said of all cases.
+type said struct {
+	list   []*verdict
+	kernel string
+	fatal  string // why it could run nothing
+}
+
+// read takes the verdicts from a guest's console.
+func (p *plan) read(console io.Reader) *said {
+	s, by := &said{}, map[string]*verdict{}
+	for _, n := range p.cases {
 		v := &verdict{name: n, done: map[string]string{}}
 		by[n] = v
-		list = append(list, v)
+		s.list = append(s.list, v)
 	}
 	sc := bufio.NewScanner(console)
 	sc.Buffer(nil, 1<<20)
@@ -70,10 +80,10 @@ func read(console io.Reader) (list []*verdict, kernel, fatal string) {
 			continue
 		}
 		if r.Fatal != "" {
-			fatal = r.Fatal
+			s.fatal = r.Fatal
 		}
 		if r.Boot != "" {
-			kernel = r.Boot
+			s.kernel = r.Boot
 		}
 		v := by[r.Case]
 		if v == nil {
@@ -93,15 +103,15 @@ func read(console io.Reader) (list []*verdict, kernel, fatal string) {
 			}
 		}
 	}
-	for _, v := range list {
+	for _, v := range s.list {
 		if !v.ended || len(v.failed) > 0 {
 			continue // dead or failed: what comes after the first failure is not run
 		}
-		for _, c := range checks {
+		for _, c := range p.checks {
 			if _, made := v.done[c]; !made {
 				v.failed = append(v.failed, c+": not reported")
 			}
 		}
 	}
-	return list, kernel, fatal
+	return s
 }

@@ -21,16 +21,14 @@ func TestZeroCopy(t *testing.T) {
 	if testing.Short() && os.Getenv("CI") == "" {
 		t.Skip("boots a guest")
 	}
-	binary := filepath.Join(t.TempDir(), "demarc")
-	build := exec.Command("go", "build", "-trimpath", "-o", binary, "demarc")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
+	binary, err := gatewayProgram()
+	if err != nil {
+		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	var out bytes.Buffer
-	err := run(ctx, options{binary: binary, out: &out})
+	err = run(ctx, options{binary: binary, out: &out})
 	t.Log("\n" + out.String())
 	var u unavailable
 	switch {
@@ -102,8 +100,8 @@ func console(change func(name, check string, r *record) bool) string {
 	var out bytes.Buffer
 	out.WriteString("[    0.1] kernel line\r\n")
 	(&record{Boot: "7.0"}).write(&out)
-	for _, c := range cases {
-		for _, k := range checks {
+	for _, c := range forwarding.cases {
+		for _, k := range forwarding.checks {
 			r := record{Case: c, Check: k, OK: true, Detail: "d", Frames: 2}
 			if change(c, k, &r) {
 				r.write(&out)
@@ -131,20 +129,20 @@ func TestVerdict(t *testing.T) {
 		"the control did not end": {func(c, k string, r *record) bool { return !(c == "copy" && k == "end") }, [2]bool{true, false}, false, ""},
 		"nothing at all":          {func(string, string, *record) bool { return false }, [2]bool{false, false}, false, ""},
 	} {
-		list, kernel, fatal := read(strings.NewReader(console(tt.change)))
-		if kernel != "7.0" || fatal != "" {
-			t.Errorf("%s: kernel %q, fatal %q", name, kernel, fatal)
+		s := forwarding.read(strings.NewReader(console(tt.change)))
+		if s.kernel != "7.0" || s.fatal != "" {
+			t.Errorf("%s: kernel %q, fatal %q", name, s.kernel, s.fatal)
 		}
-		for i, v := range list {
+		for i, v := range s.list {
 			if v.ok() != tt.ok[i] {
 				t.Errorf("%s: %s is ok = %v, want %v (%v)", name, v.name, v.ok(), tt.ok[i], v.failed)
 			}
 		}
-		if list[1].ended != tt.ended {
-			t.Errorf("%s: ended = %v", name, list[1].ended)
+		if s.list[1].ended != tt.ended {
+			t.Errorf("%s: ended = %v", name, s.list[1].ended)
 		}
 		var out bytes.Buffer
-		err := tell(&out, list, kernel, fatal)
+		err := tell(&out, s)
 		if both := tt.ok[0] && tt.ok[1]; (err == nil) != both || !strings.Contains(out.String(), tt.message) {
 			t.Errorf("%s: %v, %s", name, err, out.String())
 		}
