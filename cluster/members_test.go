@@ -758,6 +758,15 @@ func TestLeaderThatIsNotKnownYet(t *testing.T) {
 	if err := m.mayEnter(again, "y"); transport.KindOf(err) != transport.RefusedRemoved {
 		t.Errorf("one that was removed comes to the leader with another id: %v", err)
 	}
+	before := command.Member{ID: strings.Repeat("1", 32), Name: "before", Key: m.keys.Key(), Address: m.Address(), Role: command.RoleGateway, Level: 1}
+	for _, e := range []*command.Entry{{Kind: command.KindMember, Member: &before}, {Kind: command.KindForget, Forget: &command.Forget{ID: before.ID}}} {
+		if _, err := m.propose(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := m.ping(t.Context(), before); err == nil || !strings.Contains(err.Error(), "was removed") || m.Problem() != "" || m.out() != nil {
+		t.Errorf("it has asked itself, at the address of what it was before: %v; it says %q, %v", err, m.Problem(), m.out())
+	}
 	if err := m.st.AddLearner("nobody", "127.0.0.1:1", 5*time.Second); err != nil {
 		t.Fatal(err)
 	}

@@ -235,7 +235,7 @@ func (n *Node) connect() (err error) {
 			return n.mayEnter(p, h.ID)
 		},
 		Turned: func(address string, kind transport.Refusal, why string) {
-			n.turned.Store(&turned{address, why, kind, time.Now()})
+			n.turnedAway(address, why, kind)
 		},
 	})
 	if err != nil {

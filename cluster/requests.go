@@ -536,12 +536,20 @@ func (n *Node) call(ctx context.Context, address string, q request, body []byte)
 	}
 	if a.Turned != "" {
 		c.Close()
-		n.turned.Store(&turned{address, a.Refused, a.Turned, time.Now()})
+		n.turnedAway(address, a.Refused, a.Turned)
 		return a, out, true, nil
 	}
 	n.letIn(address)
 	n.pool.put(address, c)
 	return a, out, true, nil
+}
+
+// turnedAway notes that the member at address would not let this node in. It may be this node itself, which has come back to the address of what it was before and has read
+// the log only to where that was taken out.
+func (n *Node) turnedAway(address, why string, kind transport.Refusal) {
+	if address != n.address {
+		n.turned.Store(&turned{address, why, kind, time.Now()})
+	}
 }
 
 // letIn forgets that the member at address would not let this node in: it knows better by now. Who has forgotten this node's id never does.
