@@ -44,20 +44,21 @@ func (m *machine) learn(iface uint16, data []byte, now uint64) {
 // arp is RFC 826's packet reception, with what RFC 5227 says about conflicts.
 func (m *machine) arp(f *netif, a *build.ARP, now uint64) {
 	spa, tpa := netip.AddrFrom4(a.SPA), netip.AddrFrom4(a.TPA)
-	if a.SHA == f.MAC {
-		m.stats.Ignored++ // our own, come back, or the kernel's
+	if f.sends(a.SHA) {
+		m.stats.Ignored++ // our own, come back, or the kernel's; or the node's that serves the group
 		return
 	}
 	if c := f.claims(spa); c != foreign {
-		if c == hosts {
-			m.stats.Ignored++ // the kernel sees to its own
+		if c == hosts || !m.serves(f.virtual[spa].group, now) {
+			m.stats.Ignored++ // the kernel sees to its own, and who serves a group to that
 			return
 		}
 		m.duplicate(f, spa, a.SHA, now)
 		return
 	}
 	c := f.claims(tpa)
-	ours := c == own || c == proxied
+	g, as := f.from(tpa)
+	ours := (c == own || c == proxied) && m.serves(g, now)
 	solicited := a.Op == build.ARPOpReply && ours
 	k := keyOf(f.Index, spa)
 	i := m.t.find(&k)
@@ -79,8 +80,8 @@ func (m *machine) arp(f *netif, a *build.ARP, now uint64) {
 		m.stats.RateLimited++
 		return
 	}
-	n := build.ARPReply(m.out[:], f.MAC, a.TPA, a.SHA, a.SPA, f.VLAN)
-	m.send(f, m.out[:n], &m.stats.Replies)
+	n := build.ARPReply(m.out[:], as, a.TPA, a.SHA, a.SPA, f.VLAN)
+	m.send(f, g, m.out[:n], &m.stats.Replies)
 }
 
 // heard is news of a neighbour by ARP. solicited: it answered us. announced: it speaks of itself to everyone.
@@ -129,12 +130,13 @@ func (m *machine) meet(f *netif, k *key, mac [6]byte, now uint64) {
 func (m *machine) solicitation(f *netif, n *build.ND, now uint64) {
 	src, target := netip.AddrFrom16(n.Src), netip.AddrFrom16(n.Target)
 	from := [6]byte(m.pkt.Frame()[6:12])
-	if from == f.MAC || n.HasLLA && n.LLA == f.MAC {
+	if f.sends(from) || n.HasLLA && f.sends(n.LLA) {
 		m.stats.Ignored++
 		return
 	}
 	c := f.claims(target)
-	if c != own && c != proxied {
+	g, as := f.from(target)
+	if c != own && c != proxied || !m.serves(g, now) {
 		m.stats.Ignored++
 		return
 	}
@@ -147,6 +149,10 @@ func (m *machine) solicitation(f *netif, n *build.ND, now uint64) {
 			m.stats.Ignored++
 			return
 		case own, proxied:
+			if !m.serves(f.virtual[src].group, now) {
+				m.stats.Ignored++
+				return
+			}
 			m.duplicate(f, src, from, now)
 			return
 		}
@@ -170,20 +176,20 @@ func (m *machine) solicitation(f *netif, n *build.ND, now uint64) {
 		}
 	}
 	// Section 7.2.4: for an address that is only answered for, override is not set.
-	l := build.NeighborAdvertisement(m.out[:], f.MAC, n.Target, to, dst, n.Target, !probe, c == own, f.VLAN)
-	m.send(f, m.out[:l], &m.stats.Replies)
+	l := build.NeighborAdvertisement(m.out[:], as, n.Target, to, dst, n.Target, !probe, c == own, f.VLAN)
+	m.send(f, g, m.out[:l], &m.stats.Replies)
 }
 
 // advertisement is RFC 4861 section 7.2.5.
 func (m *machine) advertisement(f *netif, n *build.ND, now uint64) {
 	target := netip.AddrFrom16(n.Target)
 	from := [6]byte(m.pkt.Frame()[6:12])
-	if from == f.MAC || n.HasLLA && n.LLA == f.MAC {
+	if f.sends(from) || n.HasLLA && f.sends(n.LLA) {
 		m.stats.Ignored++
 		return
 	}
 	if c := f.claims(target); c != foreign {
-		if c == hosts {
+		if c == hosts || !m.serves(f.virtual[target].group, now) {
 			m.stats.Ignored++
 			return
 		}

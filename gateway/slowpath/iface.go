@@ -28,11 +28,19 @@ type netif struct {
 	linkLocal netip.Addr
 	shared    map[netip.Addr]bool
 	own       map[netip.Addr]bool
+	virtual   map[netip.Addr]virtual // addresses of groups, NAT addresses of their tenants included
+	isVirtual map[[6]byte]bool       // MACs of groups
 
 	asked, answered uint64 // ns: theoretical arrival times of what leaves here, see allow
 	complained      uint64 // ns: when a duplicate was last logged; 0 = never
 	moved           uint64 // ns: when a moved neighbour was last logged; 0 = never
 	probed          uint64 // ns: when a station that asked for one of our addresses was; 0 = never
+}
+
+// virtual is what an address of a group is.
+type virtual struct {
+	group *Group
+	is    claim // own, or proxied
 }
 
 func newNetif(c Interface) *netif {
@@ -44,7 +52,41 @@ func newNetif(c Interface) *netif {
 		f.own[p.Addr().Unmap()] = true
 	}
 	f.own[f.linkLocal] = true
+	for i := range c.Groups {
+		f.group(&c.Groups[i])
+	}
 	return f
+}
+
+// group notes what a group has here.
+func (f *netif) group(g *Group) {
+	if f.virtual == nil {
+		f.virtual, f.isVirtual = map[netip.Addr]virtual{}, map[[6]byte]bool{}
+	}
+	for _, a := range g.Proxy {
+		f.virtual[a.Unmap()] = virtual{g, proxied}
+	}
+	for _, a := range g.Addrs {
+		f.virtual[a.Unmap()] = virtual{g, own}
+	}
+	for _, mac := range [][6]byte{g.MAC4, g.MAC6} {
+		f.isVirtual[mac] = mac != f.MAC
+	}
+}
+
+// sends reports whether a MAC is one that the gateway itself, or with a group another node of its, sends from.
+func (f *netif) sends(mac [6]byte) bool { return mac == f.MAC || f.isVirtual[mac] }
+
+// from is the group that an address is of, nil = none, and the MAC that is told for it.
+func (f *netif) from(a netip.Addr) (g *Group, mac [6]byte) {
+	g = f.virtual[a].group
+	switch {
+	case g == nil:
+		return nil, f.MAC
+	case a.Is4():
+		return g, g.MAC4
+	}
+	return g, g.MAC6
 }
 
 func (f *netif) claims(a netip.Addr) claim {
@@ -53,6 +95,9 @@ func (f *netif) claims(a netip.Addr) claim {
 		return hosts
 	case f.own[a]:
 		return own
+	}
+	if v, ok := f.virtual[a]; ok {
+		return v.is
 	}
 	for _, p := range f.Proxy {
 		if p.Contains(a) {

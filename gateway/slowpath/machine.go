@@ -95,8 +95,18 @@ func allow(tat *uint64, now, every uint64, burst int) bool {
 	return true
 }
 
-func (m *machine) send(f *netif, b []byte, sent *uint64) bool {
-	if !m.cfg.Send(f.Port, 0, b) {
+// serves reports whether this node serves a group now. nil is what every node serves.
+func (m *machine) serves(g *Group, now uint64) bool {
+	return g == nil || m.cfg.May != nil && m.cfg.May(g.ID, now)
+}
+
+// send sends a frame as a group, nil = as the node.
+func (m *machine) send(f *netif, g *Group, b []byte, sent *uint64) bool {
+	id := uint8(0)
+	if g != nil {
+		id = g.ID
+	}
+	if !m.cfg.Send(f.Port, id, b) {
 		m.stats.SendFull++
 		return false
 	}
@@ -315,7 +325,7 @@ func (m *machine) again(i int32, mac [6]byte, now uint64) {
 	default:
 		n = build.NeighborSolicitation(m.out[:], f.MAC, src.As16(), a.As16(), mac, f.VLAN)
 	}
-	m.send(f, m.out[:n], &m.stats.Solicited)
+	m.send(f, nil, m.out[:n], &m.stats.Solicited)
 }
 
 func (m *machine) askHost(f *netif, a netip.Addr) {

@@ -159,6 +159,10 @@ func short(m []byte) string {
 		return "all"
 	case allNodesMAC:
 		return "allnodes"
+	case virtual4:
+		return "v4"
+	case virtual6:
+		return "v6"
 	}
 	if m[0] == 0x33 {
 		return "group"

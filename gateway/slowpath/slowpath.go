@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"math/bits"
 	"net/netip"
 	"slices"
 	"sync"
@@ -44,6 +45,15 @@ type Interface struct {
 	Proxy      []netip.Prefix // NAT addresses answered for here because they are on this link
 	HostShared []netip.Addr   // of all these, what the kernel answers for and resolves with: never answered here
 	Ifindex    int            // the kernel's number of the device; for the caller's own use
+	Groups     []Group        // what is answered for here while this node serves it
+}
+
+// Group is what a group has on one interface. Its MACs are virtual ones, or the interface's.
+type Group struct {
+	ID         uint8
+	MAC4, MAC6 [6]byte
+	Addrs      []netip.Addr // its virtual addresses, also the link-local one
+	Proxy      []netip.Addr // NAT addresses of its tenants that are on this link
 }
 
 // Config is what New needs. Neighbors, Send and Now are required.
@@ -58,6 +68,9 @@ type Config struct {
 	MaxPending  int                                               // frames that wait in all; default 512
 	FrameBytes  int                                               // longest frame that may wait; default 4096
 	Seed        uint64                                            // for the jitter of timers
+
+	// May reports whether this node serves a group at that time (0 is of no group). It is asked before each frame of a group that is made here. nil = it serves none.
+	May func(group uint8, now uint64) bool
 
 	// HostResolve asks the kernel to resolve or confirm (NTF_USE). The kernel reports only changes, so what it knows already must be
 	// told at once by Learned. May be nil. Called by Run, without the lock.
@@ -77,6 +90,7 @@ type Slow struct {
 	resolve  []*ring     // per worker
 	sleeping atomic.Bool // Run: set before it looks at the rings for the last time; workers: the one who clears it wakes
 	wake     chan struct{}
+	told     [4]atomic.Uint64 // ids of groups to announce: anybody sets, Run clears
 
 	mu   sync.Mutex
 	m    *machine  // mu
@@ -155,6 +169,25 @@ func (s *Slow) Learned(iface uint16, a netip.Addr, mac [6]byte) {
 	s.kick()
 }
 
+// Announce tells all neighbours where a group's addresses are now, its switches first. It is to be called when this node begins to serve the group, and then
+// from time to time; what this node does not serve when the frame is to go is not announced. It never blocks.
+func (s *Slow) Announce(group uint8) {
+	s.told[group/64].Or(1 << (group % 64))
+	s.kick()
+}
+
+// groups takes what Announce was called with. Run only, under the lock.
+func (s *Slow) groups(now uint64) {
+	for w := range s.told {
+		if s.told[w].Load() == 0 {
+			continue
+		}
+		for ids := s.told[w].Swap(0); ids != 0; ids &= ids - 1 {
+			s.m.announceGroup(uint8(w*64+bits.TrailingZeros64(ids)), now)
+		}
+	}
+}
+
 // Run works until ctx ends and returns nil. Frames that still wait then are dropped as Shutdown. It is called once.
 func (s *Slow) Run(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
@@ -211,6 +244,7 @@ func (s *Slow) step() (more bool, at uint64) {
 		}
 	}
 	more = s.m.expire(now)
+	s.groups(now)
 	s.m.announce(now)
 	at = s.m.next()
 	s.asks = append(s.asks[:0], s.m.hostAsks...)
