@@ -144,7 +144,12 @@ func (l leases) Write(group string, epoch uint64, until failover.Time, done func
 // words announces addresses.
 type words struct{ g *Gateway }
 
-func (w words) Announce(string, uint64, int) {}
+// Announce has the slow path tell hosts and switches. Each round is the same to it: what moves the switches first, and all else at its own pace.
+func (w words) Announce(group string, _ uint64, _ int) {
+	if x := w.g.view.Load().GroupByName(group); x != nil {
+		w.g.slow.Announce(x.ID)
+	}
+}
 
 const (
 	panicRest  = time.Minute     // so long a panic counts against the node: the flow that causes it is blocked for as long

@@ -14,6 +14,7 @@ import (
 	"demarc/cluster/failover"
 	"demarc/configs"
 	"demarc/gateway/conntrack"
+	"demarc/gateway/flow"
 	"demarc/gateway/frag"
 	"demarc/gateway/hostnet"
 	"demarc/gateway/nat"
@@ -304,6 +305,12 @@ func (g *Gateway) programConfig(i int, v *snapshot.View) xsk.ProgramConfig {
 			c.GatewayAddrs = append(c.GatewayAddrs, a.Addr())
 		}
 		c.GatewayAddrs = append(c.GatewayAddrs, f.LinkLocal.Netip(6))
+		for i := range f.Groups { // whether or not this node serves them: they are never the host's
+			for _, a := range virtualAddrs(&f.Groups[i]) {
+				ours[a] = true
+				c.GatewayAddrs = append(c.GatewayAddrs, a)
+			}
+		}
 		for _, pub := range onLink(v, f) {
 			ours[pub] = true
 			c.GatewayAddrs = append(c.GatewayAddrs, pub)
@@ -345,11 +352,51 @@ func (g *Gateway) slowInterfaces(v *snapshot.View) (out []slowpath.Interface) {
 		if !p.link.Up || !p.link.Carrier || p.state != portOpen { // neighbours there are forgotten; when it is back they are told of us again
 			continue
 		}
-		si := slowpath.Interface{Index: f.Index, Name: f.Name, Port: f.Port, VLAN: f.VLAN, MAC: f.MAC, Addrs: f.Addrs, HostShared: p.cfg.Host.Shared, Ifindex: p.link.Index}
+		si := slowpath.Interface{Groups: slowGroups(v, f), Index: f.Index, Name: f.Name, Port: f.Port, VLAN: f.VLAN, MAC: f.MAC, Addrs: f.Addrs, HostShared: p.cfg.Host.Shared, Ifindex: p.link.Index}
 		for _, a := range onLink(v, f) {
-			si.Proxy = append(si.Proxy, netip.PrefixFrom(a, 32))
+			if g := publicGroup(v, a); g == nil {
+				si.Proxy = append(si.Proxy, netip.PrefixFrom(a, 32))
+			}
 		}
 		out = append(out, si)
+	}
+	return out
+}
+
+// virtualAddrs lists what a group has on an interface, its link-local address last.
+func virtualAddrs(p *snapshot.Presence) (out []netip.Addr) {
+	for _, a := range p.Addrs {
+		out = append(out, a.Addr())
+	}
+	if p.Six {
+		out = append(out, p.Group.LinkLocal.Netip(6))
+	}
+	return out
+}
+
+// publicGroup is the group whose tenant has a NAT address, nil when every node serves it.
+func publicGroup(v *snapshot.View, a netip.Addr) *snapshot.Group {
+	fa := flow.AddrFrom(a)
+	if _, h, ok := v.Lookup(flow.Backbone, 4, &fa); ok && h.Kind == snapshot.HopPublic {
+		return h.Group
+	}
+	return nil
+}
+
+// slowGroups is what the slow path is to know of groups on an interface: what is answered for and announced while this node serves them.
+func slowGroups(v *snapshot.View, f *snapshot.Iface) (out []slowpath.Group) {
+	at := map[uint8]int{}
+	for i := range f.Groups {
+		p := &f.Groups[i]
+		at[p.Group.ID] = len(out)
+		out = append(out, slowpath.Group{ID: p.Group.ID, MAC4: *f.Source(p.Group, 4), MAC6: *f.Source(p.Group, 6), Addrs: virtualAddrs(p)})
+	}
+	for _, a := range onLink(v, f) {
+		if g := publicGroup(v, a); g != nil {
+			if s := &out[at[g.ID]]; !slices.Contains(s.Addrs, a) { // else it is a virtual address too
+				s.Proxy = append(s.Proxy, a)
+			}
+		}
 	}
 	return out
 }
@@ -360,7 +407,7 @@ func (g *Gateway) makeWorkers() error {
 	g.busy = make([]float64, count)
 	g.slow = slowpath.New(slowpath.Config{
 		Neighbors: g.neigh, Send: g.transmit, Now: g.clock.Now, Log: g.log, Workers: count, Capacity: n.Tables.Neighbors, Seed: g.seed,
-		HostResolve: g.hostResolve, Unreachable: g.unreached,
+		May: g.deadlines.Table().May, HostResolve: g.hostResolve, Unreachable: g.unreached,
 		Dropped: func(frame []byte, _ uint16, r verdict.Reason) {
 			g.slowDrops[r%verdict.NumReasons].Add(1)
 			g.slowDropped(frame, r)
