@@ -3,11 +3,16 @@ package pipeline
 import (
 	"bytes"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+
+	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
@@ -191,5 +196,121 @@ func TestNothingOfAGroupLeavesWhereItIsNotServed(t *testing.T) {
 	t.Logf("passed %v, refused %v, %d answers of the node's own", passed, refused, nodes)
 	if !met() {
 		t.Errorf("and %d refused packets held against all tables: too little was met", deep)
+	}
+}
+
+// groupWorld is a node with both groups, with one worker, and what it serves.
+func groupWorld(t *testing.T) *world {
+	w := newWorld(t, 1, testPolicy+testGroups)
+	*w.until = ordinary{}
+	return w
+}
+
+// TestRoundByAGroupThatIsNotServed: the first pass knows that the second would be dropped, for the first packet and for those of a session that is there, errors and
+// fragments included; so nothing is followed or counted of it.
+func TestRoundByAGroupThatIsNotServed(t *testing.T) {
+	w := groupWorld(t)
+	w.until[1], w.until[200] = w.now+1e9, w.now+1e9
+	out := udp4(t, 2, "198.18.30.5", 4000, "192.0.2.100", 80)
+	syn := tcp4(t, 2, "198.18.30.5", 5000, "192.0.2.100", 80, func(x *layers.TCP) { x.SYN = true })
+	if hops := w.carry(0, 2, false, false, syn); hops[len(hops)-1].verdict != verdict.Send {
+		t.Fatalf("with both served: %+v", hops)
+	}
+	session := func() *conntrack.Session {
+		k := q(syn).Key
+		k.Zone = w.view.TenantByName("gamma").ID
+		ref, ok := w.shards[0].Sessions.Lookup(&k, w.shards[0].Sessions.Hash(&k))
+		if !ok {
+			t.Fatal("no session")
+		}
+		return w.shards[0].Sessions.At(ref.Slot())
+	}
+	w.until[1] = 0
+	before := *session()
+	rst := tcp4(t, 2, "198.18.30.5", 5000, "192.0.2.100", 80, func(x *layers.TCP) { x.RST, x.Seq = true, 1001 })
+	quoted := frame(t, eth(macs[2], layers.EthernetTypeIPv4), ip4("198.18.30.5", "192.0.2.100", layers.IPProtocolICMPv4), &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(3, 3)},
+		gopacket.Payload(tcp4(t, 0, "192.0.2.100", 80, "198.18.30.5", 5000, func(*layers.TCP) {})[14:]))
+	for what, f := range map[string][]byte{"first packet": out, "of a session": rst, "error": quoted} {
+		hops := w.carry(0, 2, false, false, f)
+		if len(hops) != 1 || hops[0].reason != verdict.NotOwner {
+			t.Errorf("%s: %d passes, %s (%s)", what, len(hops), hops[len(hops)-1].verdict, hops[len(hops)-1].reason)
+		}
+	}
+	if *session() != before {
+		t.Errorf("the session was touched: %+v, was %+v", *session(), before)
+	}
+}
+
+// TestFragmentsOfAGroupThatIsNotServed: none is kept to wait for its first one, and a later one of a datagram whose first went on ends with the lease.
+func TestFragmentsOfAGroupThatIsNotServed(t *testing.T) {
+	piece := func(port int, src, dst string, off uint16, more bool, id uint16) []byte {
+		ip := ip4(src, dst, layers.IPProtocolUDP)
+		ip.Id, ip.FragOffset = id, off
+		if more {
+			ip.Flags = layers.IPv4MoreFragments
+		}
+		if off > 0 {
+			return frame(t, eth(macs[port], layers.EthernetTypeIPv4), ip, gopacket.Payload(make([]byte, 64)))
+		}
+		return frame(t, eth(macs[port], layers.EthernetTypeIPv4), ip, udp(4000, 8080), gopacket.Payload(make([]byte, 56)))
+	}
+	w := groupWorld(t)
+	for what, f := range map[string][]byte{"to a public address": piece(0, "203.0.113.11", "192.0.2.100", 8, false, 1), "to a virtual address": piece(0, "203.0.113.11", "203.0.113.250", 8, false, 2),
+		"from a tenant": piece(2, "198.18.30.5", "203.0.113.11", 8, false, 3)} {
+		port := 0
+		if what == "from a tenant" {
+			port = 2
+		}
+		if h := w.carry(0, port, false, false, f)[0]; h.verdict != verdict.Drop || h.reason != verdict.NotOwner {
+			t.Errorf("%s: %s (%s)", what, h.verdict, h.reason)
+		}
+	}
+	six := frame(t, eth(macs[0], layers.EthernetTypeIPv6), &layers.IPv6{Version: 6, HopLimit: 64, SrcIP: net.ParseIP("2001:db8:ff::11"), DstIP: net.ParseIP("fe80::200:5eff:fe00:201"), NextHeader: layers.IPProtocolIPv6Fragment},
+		gopacket.Payload(append([]byte{byte(layers.IPProtocolICMPv6), 0, 0, 8 << 3, 0, 0, 0, 9}, make([]byte, 64)...)))
+	if h := w.carry(0, 0, false, false, six)[0]; h.reason != verdict.NotOwner {
+		t.Errorf("to the group's link-local address: %s (%s)", h.verdict, h.reason)
+	}
+	if waiting, _, known := w.shards[0].Fragments(); waiting+known != 0 {
+		t.Errorf("%d fragments wait, %d datagrams are followed", waiting, known)
+	}
+
+	w.until[1], w.until[200] = w.now+1e9, w.now+1e9
+	if hops := w.carry(0, 2, false, false, piece(2, "198.18.30.5", "192.0.2.100", 0, true, 7)); hops[0].verdict != verdict.Loop {
+		t.Fatalf("the first one: %+v", hops)
+	}
+	w.until[1] = 0
+	if hops := w.carry(0, 2, false, false, piece(2, "198.18.30.5", "192.0.2.100", 8, false, 7)); len(hops) != 1 || hops[0].reason != verdict.NotOwner {
+		t.Errorf("the later one: %d passes, %s (%s)", len(hops), hops[len(hops)-1].verdict, hops[len(hops)-1].reason)
+	}
+}
+
+// TestNobodyIsToldForAGroupThatIsNotServed: a packet whose next hop did not answer comes back after the group has gone to the other node.
+func TestNobodyIsToldForAGroupThatIsNotServed(t *testing.T) {
+	w := groupWorld(t)
+	w.until[1] = w.now + 1e9
+	h := w.carry(0, 1, false, false, udp4(t, 1, "198.18.10.5", 4000, "203.0.113.11", 53))[0]
+	if h.verdict != verdict.Send {
+		t.Fatalf("%+v", h)
+	}
+	for _, c := range []struct {
+		until uint64
+		want  verdict.Reason
+		v     verdict.Verdict
+	}{{0, verdict.NotOwner, verdict.Drop}, {w.now + 1e9, verdict.NoNeighbor, verdict.Send}} {
+		w.until[1] = c.until
+		s := Slot{Looped: true, Unreached: true, OutIface: 1}
+		s.Buf, s.Off, s.Len = w.buf[:], 256, copy(w.buf[256:], h.frame)
+		one := []Slot{s}
+		w.shards[0].Process(one, w.now)
+		if one[0].Verdict != c.v || one[0].Reason != c.want {
+			t.Errorf("until %d: %s (%s), want %s (%s)", c.until, one[0].Verdict, one[0].Reason, c.v, c.want)
+		}
+	}
+	// And what is sent from the backbone to the link-local address of a group.
+	w.until[1] = 0
+	ping := frame(t, eth(macs[0], layers.EthernetTypeIPv6), &layers.IPv6{Version: 6, HopLimit: 64, SrcIP: net.ParseIP("2001:db8:ff::11"), DstIP: net.ParseIP("fe80::200:5eff:fe00:201"), NextHeader: layers.IPProtocolICMPv6},
+		&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(128, 0)}, &layers.ICMPv6Echo{Identifier: 3})
+	if h := w.carry(0, 0, false, false, ping)[0]; h.reason != verdict.NotOwner {
+		t.Errorf("ping of the link-local address: %s (%s)", h.verdict, h.reason)
 	}
 }
