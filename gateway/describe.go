@@ -19,6 +19,7 @@ const (
 	stageFrame     = "frame"
 	stageInterface = "interface"
 	stageFragment  = "fragment"
+	stageGroup     = "group"
 	stageHome      = "worker"
 	stageSession   = "session"
 	stageSource    = "source"
@@ -38,7 +39,7 @@ const (
 // stageOf is the stage that drops for a reason; the frame itself where none is named.
 var stageOf = map[verdict.Reason]string{
 	verdict.UnknownVLAN: stageInterface, verdict.ForeignMAC: stageInterface, verdict.InterfaceDown: stageInterface,
-	verdict.Fragment: stageFragment,
+	verdict.Fragment: stageFragment, verdict.NotOwner: stageGroup,
 	verdict.Martian:  stageSource, verdict.Multicast: stageSource, verdict.LinkLocal: stageSource, verdict.Land: stageSource, verdict.SpoofedSource: stageSource,
 	verdict.TTLExceeded: stageSize, verdict.TooBig: stageSize,
 	verdict.NoRoute: stageRoute, verdict.NotForUs: stageRoute, verdict.LoopTwice: stageRoute,
@@ -59,6 +60,7 @@ var stageOf = map[verdict.Reason]string{
 type more struct {
 	limits, hostRate, rate string
 	neighbour              string
+	group                  func(g *snapshot.Group) string // whether this node serves it
 	route                  func(zone flow.TenantID, a flow.Addr, family uint8) string
 	mapping                func(id uint32) string
 }
@@ -146,6 +148,14 @@ func (w *teller) entry() {
 		w.say(stageFragment, "a fragment")
 	}
 	w.ends(stageFragment)
+	if g := w.v.GroupOf(j.Tenant); g != nil {
+		text := g.Name
+		if w.more != nil {
+			text += ", " + w.more.group(g)
+		}
+		w.say(stageGroup, "%s", text)
+	}
+	w.ends(stageGroup)
 	if !j.Found {
 		if a, ok := stageOf[j.Reason]; ok && a == stageSource && j.Dropped() && !j.Asked && j.Hop == trace.NoHop && j.Dest == trace.NoDestination {
 			w.say(stageSource, "%s to %s", j.In.Src.Netip(j.In.Family), j.In.Dst.Netip(j.In.Family))

@@ -356,6 +356,7 @@ func tcpFlags(s string) (fl uint8, err error) {
 func (b backend) more(v *snapshot.View, j *trace.Journey, l *pipeline.Levels) *more {
 	g := b.g
 	m := &more{
+		group: func(x *snapshot.Group) string { return servedText(g.deadlines.Table().Until(x.ID), j.Ns) },
 		route: func(zone flow.TenantID, a flow.Addr, family uint8) string { return routeOf(v, zone, a, family) },
 		mapping: func(uint32) string {
 			if l.MappingRefs > 0 {
@@ -418,6 +419,19 @@ func (b backend) more(v *snapshot.View, j *trace.Journey, l *pipeline.Levels) *m
 		}
 	}
 	return m
+}
+
+// servedText says whether a group is served at a time, and how long its lease lasts.
+func servedText(until, now uint64) string {
+	switch {
+	case until == 0:
+		return "which this node does not serve"
+	case until <= now:
+		return fmt.Sprintf("which this node does not serve: its lease ended %s ago", time.Duration(now-until).Round(time.Millisecond))
+	case until-now > uint64(time.Hour): // alone, by the policy's choice
+		return "which this node serves, without a lease"
+	}
+	return fmt.Sprintf("which this node serves: its lease lasts %s more", time.Duration(until-now).Round(time.Millisecond))
 }
 
 func of(n, limit int64) string {
