@@ -428,8 +428,6 @@ func servedText(until, now uint64) string {
 		return "which this node does not serve"
 	case until <= now:
 		return fmt.Sprintf("which this node does not serve: its lease ended %s ago", time.Duration(now-until).Round(time.Millisecond))
-	case until-now > uint64(time.Hour): // alone, by the policy's choice
-		return "which this node serves, without a lease"
 	}
 	return fmt.Sprintf("which this node serves: its lease lasts %s more", time.Duration(until-now).Round(time.Millisecond))
 }
