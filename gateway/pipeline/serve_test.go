@@ -202,7 +202,9 @@ func TestNothingOfAGroupLeavesWhereItIsNotServed(t *testing.T) {
 // groupWorld is a node with both groups, with one worker, and what it serves.
 func groupWorld(t *testing.T) *world {
 	w := newWorld(t, 1, testPolicy+testGroups)
-	*w.until = ordinary{}
+	for id := range 256 {
+		w.until.Write(uint8(id), 1, 0)
+	}
 	return w
 }
 
@@ -210,7 +212,8 @@ func groupWorld(t *testing.T) *world {
 // fragments included; so nothing is followed or counted of it.
 func TestRoundByAGroupThatIsNotServed(t *testing.T) {
 	w := groupWorld(t)
-	w.until[1], w.until[200] = w.now+1e9, w.now+1e9
+	w.until.Write(1, 1, w.now+1e9)
+	w.until.Write(200, 1, w.now+1e9)
 	out := udp4(t, 2, "198.18.30.5", 4000, "192.0.2.100", 80)
 	syn := tcp4(t, 2, "198.18.30.5", 5000, "192.0.2.100", 80, func(x *layers.TCP) { x.SYN = true })
 	if hops := w.carry(0, 2, false, false, syn); hops[len(hops)-1].verdict != verdict.Send {
@@ -225,7 +228,7 @@ func TestRoundByAGroupThatIsNotServed(t *testing.T) {
 		}
 		return w.shards[0].Sessions.At(ref.Slot())
 	}
-	w.until[1] = 0
+	w.until.Write(1, 1, 0)
 	before := *session()
 	rst := tcp4(t, 2, "198.18.30.5", 5000, "192.0.2.100", 80, func(x *layers.TCP) { x.RST, x.Seq = true, 1001 })
 	quoted := frame(t, eth(macs[2], layers.EthernetTypeIPv4), ip4("198.18.30.5", "192.0.2.100", layers.IPProtocolICMPv4), &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(3, 3)},
@@ -274,11 +277,12 @@ func TestFragmentsOfAGroupThatIsNotServed(t *testing.T) {
 		t.Errorf("%d fragments wait, %d datagrams are followed", waiting, known)
 	}
 
-	w.until[1], w.until[200] = w.now+1e9, w.now+1e9
+	w.until.Write(1, 1, w.now+1e9)
+	w.until.Write(200, 1, w.now+1e9)
 	if hops := w.carry(0, 2, false, false, piece(2, "198.18.30.5", "192.0.2.100", 0, true, 7)); hops[0].verdict != verdict.Loop {
 		t.Fatalf("the first one: %+v", hops)
 	}
-	w.until[1] = 0
+	w.until.Write(1, 1, 0)
 	if hops := w.carry(0, 2, false, false, piece(2, "198.18.30.5", "192.0.2.100", 8, false, 7)); len(hops) != 1 || hops[0].reason != verdict.NotOwner {
 		t.Errorf("the later one: %d passes, %s (%s)", len(hops), hops[len(hops)-1].verdict, hops[len(hops)-1].reason)
 	}
@@ -287,7 +291,7 @@ func TestFragmentsOfAGroupThatIsNotServed(t *testing.T) {
 // TestNobodyIsToldForAGroupThatIsNotServed: a packet whose next hop did not answer comes back after the group has gone to the other node.
 func TestNobodyIsToldForAGroupThatIsNotServed(t *testing.T) {
 	w := groupWorld(t)
-	w.until[1] = w.now + 1e9
+	w.until.Write(1, 1, w.now + 1e9)
 	h := w.carry(0, 1, false, false, udp4(t, 1, "198.18.10.5", 4000, "203.0.113.11", 53))[0]
 	if h.verdict != verdict.Send {
 		t.Fatalf("%+v", h)
@@ -297,7 +301,7 @@ func TestNobodyIsToldForAGroupThatIsNotServed(t *testing.T) {
 		want  verdict.Reason
 		v     verdict.Verdict
 	}{{0, verdict.NotOwner, verdict.Drop}, {w.now + 1e9, verdict.NoNeighbor, verdict.Send}} {
-		w.until[1] = c.until
+		w.until.Write(1, 1, c.until)
 		s := Slot{Looped: true, Unreached: true, OutIface: 1}
 		s.Buf, s.Off, s.Len = w.buf[:], 256, copy(w.buf[256:], h.frame)
 		one := []Slot{s}
@@ -307,7 +311,7 @@ func TestNobodyIsToldForAGroupThatIsNotServed(t *testing.T) {
 		}
 	}
 	// And what is sent from the backbone to the link-local address of a group.
-	w.until[1] = 0
+	w.until.Write(1, 1, 0)
 	ping := frame(t, eth(macs[0], layers.EthernetTypeIPv6), &layers.IPv6{Version: 6, HopLimit: 64, SrcIP: net.ParseIP("2001:db8:ff::11"), DstIP: net.ParseIP("fe80::200:5eff:fe00:201"), NextHeader: layers.IPProtocolICMPv6},
 		&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(128, 0)}, &layers.ICMPv6Echo{Identifier: 3})
 	if h := w.carry(0, 0, false, false, ping)[0]; h.reason != verdict.NotOwner {
