@@ -291,7 +291,7 @@ func TestFragmentsOfAGroupThatIsNotServed(t *testing.T) {
 // TestNobodyIsToldForAGroupThatIsNotServed: a packet whose next hop did not answer comes back after the group has gone to the other node.
 func TestNobodyIsToldForAGroupThatIsNotServed(t *testing.T) {
 	w := groupWorld(t)
-	w.until.Write(1, 1, w.now + 1e9)
+	w.until.Write(1, 1, w.now+1e9)
 	h := w.carry(0, 1, false, false, udp4(t, 1, "198.18.10.5", 4000, "203.0.113.11", 53))[0]
 	if h.verdict != verdict.Send {
 		t.Fatalf("%+v", h)
