@@ -40,7 +40,7 @@ const (
 var stageOf = map[verdict.Reason]string{
 	verdict.UnknownVLAN: stageInterface, verdict.ForeignMAC: stageInterface, verdict.InterfaceDown: stageInterface,
 	verdict.Fragment: stageFragment, verdict.NotOwner: stageGroup,
-	verdict.Martian:  stageSource, verdict.Multicast: stageSource, verdict.LinkLocal: stageSource, verdict.Land: stageSource, verdict.SpoofedSource: stageSource,
+	verdict.Martian: stageSource, verdict.Multicast: stageSource, verdict.LinkLocal: stageSource, verdict.Land: stageSource, verdict.SpoofedSource: stageSource,
 	verdict.TTLExceeded: stageSize, verdict.TooBig: stageSize,
 	verdict.NoRoute: stageRoute, verdict.NotForUs: stageRoute, verdict.LoopTwice: stageRoute,
 	verdict.LocalUnhandled: stageLocal, verdict.ICMPRateLimited: stageLocal,
