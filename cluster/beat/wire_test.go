@@ -380,6 +380,27 @@ func TestParting(t *testing.T) {
 	}
 }
 
+// TestPartingKeys: what is sealed by the keys for releases and is none, a probe or another message, is dropped.
+func TestPartingKeys(t *testing.T) {
+	a, b := pair(t, nil)
+	drain(b.in)
+	before := b.c.Status().Dropped[DropContent]
+	p := (*a.c.peers.Load())["gw-b"]
+	p.mu.Lock()
+	d, err := appendMessage(append(make([]byte, headLen, 256), carriesMessage), &message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range [][]byte{d, binary.BigEndian.AppendUint64(append(make([]byte, headLen, 64), carriesProbe), 1)} {
+		a.c.put((*p.paths.Load())[0], p.send.partOut.seal(d))
+	}
+	p.mu.Unlock()
+	eventually(t, "both are dropped", func() bool { return b.c.Status().Dropped[DropContent] == before+2 })
+	if len(b.in) != 0 {
+		t.Error("a message was handed over")
+	}
+}
+
 // TestDeaf: where no datagram arrives, keys are agreed on ever more seldom.
 func TestDeaf(t *testing.T) {
 	ca, n := authority(t), network(t)
