@@ -173,15 +173,15 @@ type FlowsSeen struct {
 	Pauses   []host.Silence // of senders
 }
 
-// Gap is the longest silence of a flow and direction that reaches into a time, less the interval; the silence after its last packet counts until the
-// senders ended. from and to are of the same clock as the packets' times: the machine's.
+// Gap is the longest silence of a flow and direction within a time, less the interval; the silence after its last packet counts until the senders ended.
+// What lies outside of the time does not count: it belongs to something else. from and to are of the same clock as the packets' times: the machine's.
 type Gap struct {
 	Flow string
 	host.Silence
 	Gap time.Duration
 }
 
-// Worst is the longest gap of all flows that reaches into a time, and how long senders themselves paused meanwhile: what a loaded machine did to the
+// Worst is the longest gap of all flows within a time, and how long senders themselves paused meanwhile: what a loaded machine did to the
 // measurement. No gap: what is shorter than host.Shortest is not looked at.
 func (r *FlowsSeen) Worst(from, to time.Time) (worst Gap, paused time.Duration) {
 	for _, g := range r.Gaps(from, to) {
@@ -205,8 +205,9 @@ func (r *FlowsSeen) Gaps(from, to time.Time) (list []Gap) {
 		f := &r.Flows[i]
 		g := Gap{Flow: f.Name()}
 		for _, s := range append(slices.Clone(f.Silences), host.Silence{From: f.Last, To: f.ended}) {
-			if s.From < b && s.To > a && s.Long() > host.Shortest && s.Long() > g.Long() {
-				g.Silence = s
+			within := host.Silence{From: max(s.From, a), To: min(s.To, b)}
+			if s.Long() > host.Shortest && within.Long() > g.Long() {
+				g.Silence = within
 			}
 		}
 		g.Gap = max(0, g.Long()-r.Interval)

@@ -1,6 +1,7 @@
 package netlab
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -65,7 +66,7 @@ func (v *Valve) Lose(from netip.Addr, share float64) error {
 	}
 	key := from.As4()
 	if share == 0 {
-		if err := v.m.Delete(key); err != nil && err != ebpf.ErrKeyNotExist {
+		if err := v.m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return err
 		}
 		return nil

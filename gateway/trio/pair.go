@@ -1,12 +1,14 @@
 package trio
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"demarc/gateway/netlab"
@@ -288,6 +290,75 @@ func (p *Pair) Watch() error {
 		}
 	}
 	return nil
+}
+
+// Senders names the gateways that send packets for the group now, while the pair is watched and flows go: the word of the wire. A node that merely says where
+// addresses are does not count.
+func (p *Pair) Senders(ctx context.Context) (list []*Node, err error) {
+	const look, some = 20 * time.Millisecond, 8
+	count := func() map[string]int {
+		sum := map[string]int{}
+		for t, c := range p.taps {
+			sum[t.node] += c.Seen()
+		}
+		return sum
+	}
+	if len(p.taps) == 0 {
+		return nil, errors.New("the pair is not watched")
+	}
+	before := count()
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(look):
+	}
+	after := count()
+	for _, n := range p.Gateways() {
+		if after[n.Name]-before[n.Name] >= some {
+			list = append(list, n)
+		}
+	}
+	return list, nil
+}
+
+// Serves waits until these gateways alone send packets for the group; none = nobody does.
+func (p *Pair) Serves(ctx context.Context, within time.Duration, want ...*Node) error {
+	for end := time.Now().Add(within); ; {
+		list, err := p.Senders(ctx)
+		if err != nil || slices.Equal(list, want) {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("after %s %s serve the group, want %s", within, names(list), names(want))
+		}
+	}
+}
+
+// Owner waits until one gateway alone sends packets for the group.
+func (p *Pair) Owner(ctx context.Context, within time.Duration) (*Node, error) {
+	for end := time.Now().Add(within); ; {
+		list, err := p.Senders(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if len(list) == 1 {
+			return list[0], nil
+		}
+		if time.Now().After(end) {
+			return nil, fmt.Errorf("after %s %s serve the group, want one", within, names(list))
+		}
+	}
+}
+
+func names(list []*Node) string {
+	if len(list) == 0 {
+		return "nobody"
+	}
+	var out []string
+	for _, n := range list {
+		out = append(out, n.Name)
+	}
+	return strings.Join(out, " and ")
 }
 
 // Judge ends the recording and looks at it. An error says that it is not whole, and so proves nothing.

@@ -1,0 +1,123 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// What a pair is for, without copies of sessions: the owner's process is killed, and stopped for times around the lease. The other one serves, within half a
+// second; who wakes up sends nothing under the group's address; a stop of less than half a lease moves nothing. Flows of UDP open anew on the new owner, from the
+// inside. TCP would be cut.
+func TestPairOwnerKilledAndStopped(t *testing.T) {
+	p := newPair(t, "pair", "")
+	p.start()
+	p.serve(5*time.Second, p.GW1)
+	var events []event
+	owner, want := p.GW1, "gw1"
+	move := func(e event) {
+		t.Helper()
+		owner = p.Other(owner)
+		want += " " + owner.Name
+		p.serve(5*time.Second, owner)
+		time.Sleep(500 * time.Millisecond) // the gap ends at the hosts, not at the gateway
+		e.to = time.Now()
+		events = append(events, e)
+		time.Sleep(apart)
+	}
+	e := event{what: "kill -9 of the owner", from: time.Now(), least: 50 * time.Millisecond, most: 500 * time.Millisecond}
+	dead := owner
+	dead.Kill()
+	move(e)
+	back := event{what: "a killed node comes back as a standby", from: time.Now(), most: 100 * time.Millisecond}
+	check(t, dead.Start(t.Context()))
+	check(t, p.Whole(t.Context(), 20*time.Second, nil))
+	back.to = time.Now()
+	events = append(events, back)
+	time.Sleep(apart)
+	for _, d := range []time.Duration{60 * time.Millisecond, 250 * time.Millisecond, 600 * time.Millisecond} {
+		e := event{what: fmt.Sprintf("the owner is stopped for %s", d), from: time.Now(), most: max(d, 500*time.Millisecond)}
+		p.stop(owner, d)
+		if d < 75*time.Millisecond {
+			time.Sleep(300 * time.Millisecond)
+			p.serve(time.Second, owner)
+			// The clock has had a gap, so the lease ends and begins again, and what was queued dies with its socket.
+			e.to, e.most = time.Now(), d+100*time.Millisecond
+			events = append(events, e)
+			time.Sleep(apart)
+			continue
+		}
+		e.least = 50 * time.Millisecond
+		move(e)
+	}
+	p.agreed(owner)
+	last, err := p.says(owner)
+	check(t, err)
+	seen, v := p.end()
+	p.held(seen, events)
+	// What the new owner says of the last failover is what the hosts saw, but for what each of them cannot see.
+	e = events[len(events)-1]
+	worst, _ := seen.Worst(e.from, e.to)
+	switch m := last.Last; {
+	case m == nil || m.To != owner.Name || m.From != p.Other(owner).Name || m.Cause != "lease" || m.Gap == nil:
+		t.Errorf("the last failover, by its new owner: %+v", m)
+	case *m.Gap < worst.Gap.Seconds()-0.15 || *m.Gap > worst.Gap.Seconds()+0.15:
+		t.Errorf("the new owner says that the last failover took %.3f s; the hosts saw %s", *m.Gap, worst.Gap)
+	}
+	if got := terms(v); got != want {
+		t.Errorf("these have sent data for the group, in turn: %s; want %s", got, want)
+	}
+}
+
+// apart is between two events, so that no silence of the one reaches into the other.
+const apart = 30 * time.Millisecond
+
+// What takes nothing from an owner that lives, and what does: the witness dies, ways of the cluster's network are cut one by one, a node is alone.
+func TestPairCutOff(t *testing.T) {
+	p := newPair(t, "pair", "")
+	p.start()
+	p.serve(5*time.Second, p.GW1)
+	var events []event
+	note := func(e event) {
+		e.to = time.Now()
+		events = append(events, e)
+		time.Sleep(apart)
+	}
+	e := event{what: "the two gateways do not hear each other", from: time.Now(), most: 100 * time.Millisecond}
+	check(t, p.Cut(p.GW1, p.GW2, true))
+	time.Sleep(300 * time.Millisecond)
+	p.serve(time.Second, p.GW1)
+	check(t, p.Cut(p.GW1, p.GW2, false))
+	note(e)
+
+	e = event{what: "the owner is cut off from both others", from: time.Now(), least: 50 * time.Millisecond, most: 600 * time.Millisecond}
+	check(t, p.Isolate(p.GW1, true))
+	p.serve(5*time.Second, p.GW2)
+	time.Sleep(100 * time.Millisecond)
+	note(e)
+	e = event{what: "it is reached again", from: time.Now(), most: 100 * time.Millisecond}
+	check(t, p.Isolate(p.GW1, false))
+	check(t, p.Whole(t.Context(), 20*time.Second, nil))
+	p.serve(time.Second, p.GW2)
+	p.agreed(p.GW2)
+	note(e)
+
+	e = event{what: "kill -9 of the witness", from: time.Now(), most: 100 * time.Millisecond}
+	p.Witness.Kill()
+	time.Sleep(300 * time.Millisecond)
+	p.serve(time.Second, p.GW2)
+	note(e)
+
+	e = event{what: "and the owner is cut off from the last other one", from: time.Now(), least: 300 * time.Millisecond, most: 20 * time.Second}
+	check(t, p.Cut(p.GW1, p.GW2, true))
+	p.serve(5 * time.Second) // nobody
+	time.Sleep(300 * time.Millisecond)
+	check(t, p.Cut(p.GW1, p.GW2, false))
+	_, err := p.Owner(t.Context(), 15*time.Second)
+	check(t, err)
+	time.Sleep(100 * time.Millisecond)
+	note(e)
+	seen, v := p.end()
+	p.held(seen, events)
+	t.Logf("these have sent data for the group, in turn: %s", terms(v))
+}

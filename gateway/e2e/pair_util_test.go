@@ -1,0 +1,206 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/gateway/api"
+	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/judge"
+	"demarc/gateway/netlab/roottest"
+	nodes "demarc/gateway/trio"
+)
+
+// pairLab is two gateways that serve the same networks, and a witness.
+type pairLab struct {
+	*nodes.Pair
+	t     testing.TB
+	flows *netlab.Flows
+	began time.Time // of the flows
+}
+
+// newPair has three nodes agree, in a lab of that name, on a policy with a group in it; more goes into the group.
+func newPair(t testing.TB, name, more string) *pairLab {
+	t.Helper()
+	roottest.Require(t)
+	program(t)
+	dir := t.TempDir()
+	lab, err := nodes.NewPair(nodes.Options{Lab: name, Dir: dir, Binary: program(t)}, 3)
+	check(t, err)
+	p := &pairLab{Pair: lab, t: t}
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, n := range p.Nodes() {
+				t.Logf("the log of %s:\n%s", n.Name, n.Log(40))
+			}
+		}
+		for _, n := range p.Nodes() { // one that a failed test left stopped would not end
+			if n.Runs() {
+				_ = unix.Kill(n.Pid(), unix.SIGCONT)
+			}
+		}
+		if err := p.Close(); err != nil {
+			t.Errorf("close the lab: %v", err)
+		}
+		nothingLeft(t, p.Name())
+	})
+	file := filepath.Join(dir, "pair.toml")
+	check(t, os.WriteFile(file, []byte(nodes.PairPolicy(more)), 0o644))
+	check(t, p.Begin(t.Context(), file, time.Minute))
+	return p
+}
+
+// serve waits until these alone send packets for the group.
+func (p *pairLab) serve(within time.Duration, want ...*nodes.Node) {
+	p.t.Helper()
+	check(p.t, p.Serves(p.t.Context(), within, want...))
+}
+
+// start has packets go both ways through the group and watches what either gateway sends for it.
+func (p *pairLab) start() {
+	p.t.Helper()
+	check(p.t, p.Watch())
+	flows, err := p.StartFlows(p.FlowSpecs(1, 2*time.Millisecond)...)
+	check(p.t, err)
+	p.flows, p.began = flows, time.Now()
+}
+
+// end stops the packets and says what was seen of them, and what the judge has found.
+func (p *pairLab) end() (*netlab.FlowsSeen, *judge.Verdict) {
+	p.t.Helper()
+	ended := time.Now()
+	seen, err := p.flows.End()
+	check(p.t, err)
+	v, err := p.Judge()
+	check(p.t, err)
+	for _, o := range v.Offences {
+		p.t.Error(o)
+	}
+	// A flow that has not come back does not count as one with a short gap.
+	for _, g := range seen.Gaps(ended.Add(-600*time.Millisecond), time.Now()) {
+		if g.Gap > 550*time.Millisecond {
+			p.t.Errorf("%s has not come back: it is silent for %s", g.Flow, g.Gap)
+		}
+	}
+	if v.Marked == 0 {
+		p.t.Error("nothing was sent with the address of the group: the judge has judged nothing")
+	}
+	return seen, v
+}
+
+// terms names the nodes that have sent data for the group, in order.
+func terms(v *judge.Verdict) string {
+	var list []string
+	for _, t := range v.Terms[nodes.PairGroup] {
+		list = append(list, t.Node)
+	}
+	return strings.Join(list, " ")
+}
+
+// event is something that was done to the pair while packets went.
+type event struct {
+	what     string
+	from, to time.Time
+	most     time.Duration // the gap that it may cost the flow in the middle; the worst one may wait for a neighbour, or a busy machine, for a second more
+	least    time.Duration // it costs as much at least, or nothing has happened
+}
+
+// held says of each event what it cost, and whether it may.
+func (p *pairLab) held(seen *netlab.FlowsSeen, events []event) {
+	p.t.Helper()
+	for _, e := range events {
+		worst, paused := seen.Worst(e.from, e.to)
+		var all []time.Duration
+		for _, g := range seen.Gaps(e.from, e.to) {
+			all = append(all, g.Gap)
+		}
+		slices.Sort(all)
+		p.t.Logf("%-44s gap %6.1f ms (%s), median flow %6.1f ms; senders paused for %.1f ms", e.what, ms(worst.Gap), worst.Flow, ms(all[len(all)/2]), ms(paused))
+		if middle := all[len(all)/2]; middle > e.most+paused || worst.Gap > e.most+paused+time.Second {
+			p.t.Errorf("%s: a gap of %s in the middle and %s at worst (%s), at most %s and a second more; senders paused for %s", e.what, middle, worst.Gap, worst.Flow, e.most, paused)
+		}
+		if worst.Gap < e.least {
+			p.t.Errorf("%s: the worst gap is %s, it takes %s at least", e.what, worst.Gap, e.least)
+		}
+	}
+	lost, sent := seen.Lost()
+	p.t.Logf("%d of %d packets lost; %d flows have another public port now", lost, sent, len(seen.Moved()))
+}
+
+func ms(d time.Duration) float64 { return float64(d) / 1e6 }
+
+// stop stops a node's process for a time, and says from when to when it was surely stopped.
+func (p *pairLab) stop(n *nodes.Node, d time.Duration) (from, to time.Time) {
+	p.t.Helper()
+	from = time.Now()
+	check(p.t, unix.Kill(n.Pid(), unix.SIGSTOP))
+	time.Sleep(d) // it is the length that matters
+	to = time.Now()
+	check(p.t, unix.Kill(n.Pid(), unix.SIGCONT))
+	return from, to
+}
+
+// says is what a node says of the group.
+func (p *pairLab) says(n *nodes.Node) (g api.Group, err error) {
+	var all api.Groups
+	if err := n.Client.Get(p.t.Context(), api.PathGroups, &all); err != nil {
+		return g, err
+	}
+	for _, g := range all.Groups {
+		if g.Name == nodes.PairGroup {
+			return g, nil
+		}
+	}
+	return g, fmt.Errorf("%s knows no group %s: %s", n.Name, nodes.PairGroup, all.Problem)
+}
+
+// agreed waits until every node that runs says that this one owns the group, all under one epoch, and that it alone serves it; and its metrics say the same.
+func (p *pairLab) agreed(owner *nodes.Node) {
+	p.t.Helper()
+	var why string
+	look := func() bool {
+		epoch := uint64(0)
+		for _, n := range p.Nodes() {
+			if !n.Runs() {
+				continue
+			}
+			g, err := p.says(n)
+			switch {
+			case err != nil:
+				why = err.Error()
+				return false
+			case g.Owner != owner.Name || g.Serving != (n == owner) || epoch != 0 && g.Epoch != epoch || (g.Lease > 0) != (n == owner):
+				why = fmt.Sprintf("%s says: %+v", n.Name, g)
+				return false
+			}
+			epoch = g.Epoch
+		}
+		return true
+	}
+	if !until(5*time.Second, look) {
+		p.t.Errorf("not all say that %s serves the group: %s", owner.Name, why)
+	}
+	for _, n := range p.Gateways() {
+		if !n.Runs() {
+			continue
+		}
+		b, err := n.Client.Text(p.t.Context(), api.PathMetrics)
+		check(p.t, err)
+		serving := 0
+		if n == owner {
+			serving = 1
+		}
+		for _, want := range []string{fmt.Sprintf("demarc_group_serving{group=%q} %d", nodes.PairGroup, serving), fmt.Sprintf("demarc_group_owner{group=%q,node=%q} 1", nodes.PairGroup, owner.Name)} {
+			if !strings.Contains(string(b), want+"\n") {
+				p.t.Errorf("the metrics of %s have no line %q", n.Name, want)
+			}
+		}
+	}
+}
