@@ -157,6 +157,14 @@ func (k *Keyring) load(stamp string) error {
 	if err := cert.CheckSignatureFrom(ca); err != nil {
 		return fmt.Errorf("%s: is not signed by the authority in %s: %w", filepath.Join(k.dir, MemberCert), AuthorityCert, err)
 	}
+	if k.cert != nil {
+		if was, now := memberOf(k.cert.Leaf), memberOf(cert); was != now {
+			return fmt.Errorf("%s: is of %s, and this node is %s: a member keeps its name", filepath.Join(k.dir, MemberCert), now, was)
+		}
+		if !bytes.Equal(k.issuer, ca.SubjectKeyId) {
+			k.log.Warn("the authority has changed: members that still have the other one refuse this node, and are refused", "authority", ca.Subject.CommonName)
+		}
+	}
 	pool := x509.NewCertPool()
 	pool.AddCert(ca)
 	k.stamp, k.cert, k.roots, k.issuer = stamp, &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}, pool, ca.SubjectKeyId

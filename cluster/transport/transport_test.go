@@ -308,7 +308,14 @@ func TestKeysAreReadAgain(t *testing.T) {
 	if bytes.Equal(first.Certificate[0], second.Certificate[0]) {
 		t.Error("the new certificate was not read")
 	}
-	// What is wrong on disk changes nothing.
+	// What is wrong on disk changes nothing: another member's certificate, half a file.
+	if err := a.Issue(dir, "gw2", c.now()); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	if third, _ := k.current(); !bytes.Equal(third.Certificate[0], second.Certificate[0]) || !strings.Contains(k.said, "is of gw2, and this node is gw1") {
+		t.Errorf("a member took another's name: %q", k.said)
+	}
 	if err := os.WriteFile(filepath.Join(dir, MemberCert), []byte("half a fi"), 0o644); err != nil {
 		t.Fatal(err)
 	}

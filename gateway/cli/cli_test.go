@@ -420,6 +420,12 @@ func TestStatusOfATroubledNode(t *testing.T) {
 		if writeCluster(&b, s); !strings.Contains(b.String(), want) {
 			t.Errorf("%s: %s", state, b.String())
 		}
+		b.Reset()
+		w := *s
+		w.Role = string(roleWitness)
+		if writeCluster(&b, &w); strings.Contains(b.String(), "served") {
+			t.Errorf("%s: a witness serves nothing: %s", state, b.String())
+		}
 	}
 	golden(t, "status-troubled", b.String())
 	if strings.Contains(b.String(), "\x1b") {

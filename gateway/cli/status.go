@@ -98,13 +98,17 @@ func writeCluster(w io.Writer, s *api.Status) {
 	case c.Leader != "":
 		lead = clean(c.Leader) + " leads"
 	}
+	copied, on := fmt.Sprintf(": revision %d is served from this node's own copy", s.Revision.Number), fmt.Sprintf("; revision %d goes on being served", s.Revision.Number)
+	if s.Role == string(roleWitness) { // serves nothing
+		copied, on = "", ""
+	}
 	switch c.State {
 	case api.ClusterReading:
-		fmt.Fprintf(w, "cluster   reading what was agreed on: revision %d is served from this node's own copy\n", s.Revision.Number)
+		fmt.Fprintf(w, "cluster   reading what was agreed on%s\n", copied)
 	case api.ClusterClosed:
 		fmt.Fprintf(w, "cluster   CLOSED\n")
 	case api.ClusterStopped:
-		fmt.Fprintf(w, "cluster   STOPPED, %s: no entry is applied here any more; revision %d goes on being served\n", lead, s.Revision.Number)
+		fmt.Fprintf(w, "cluster   STOPPED, %s: no entry is applied here any more%s\n", lead, on)
 	default:
 		fmt.Fprintf(w, "cluster   %s, revision %d is agreed on, %d confirmed\n", lead, c.Revision, c.Confirmed)
 	}
