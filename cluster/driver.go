@@ -462,7 +462,7 @@ func (d *Driver) Events() []GroupEvent {
 func (d *Driver) propose(e failover.Entry) {
 	d.proposeMu.Lock()
 	defer d.proposeMu.Unlock()
-	if d.node.Load() == nil {
+	if n := d.node.Load(); n == nil || n.ClusterID() == "" { // no member answers who does not know yet of which cluster it is
 		return // it is proposed again
 	}
 	d.waiting[e.Group] = e
