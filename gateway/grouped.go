@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"slices"
 
 	"demarc/cluster"
+	"demarc/cluster/beat"
 	"demarc/cluster/command"
 	"demarc/cluster/failover"
 	"demarc/gateway/api"
@@ -56,6 +58,34 @@ func groupsOf(ctx context.Context, name string, d *cluster.Driver, id func(strin
 	return out, nil
 }
 
+// pathsOf is how datagrams fare. A member without a path is there too: that is what somebody has to know.
+func pathsOf(s beat.Status) ([]api.GroupPath, map[string]uint64) {
+	var paths []api.GroupPath
+	for _, p := range s.Peers {
+		why := ""
+		if !p.Keyed {
+			if why = p.Problem; why == "" {
+				why = "no keys yet"
+			}
+		}
+		for _, w := range p.Paths {
+			heard := -1.0
+			if w.Heard >= 0 {
+				heard = w.Heard.Seconds()
+			}
+			paths = append(paths, api.GroupPath{Member: p.Name, Local: w.Local, Remote: w.Remote, Heard: heard, RoundTrip: w.RoundTrip.Seconds(), Loss: w.Loss, Problem: why})
+		}
+		if len(p.Paths) == 0 {
+			paths = append(paths, api.GroupPath{Member: p.Name, Heard: -1, Problem: cmp.Or(why, "it has told no address yet")})
+		}
+	}
+	dropped := map[string]uint64{}
+	for d, n := range s.Dropped {
+		dropped[string(d)] = n
+	}
+	return paths, dropped
+}
+
 // conditionWords say what counts against a node.
 func conditionWords(c failover.Cause, n int) string {
 	switch c {
@@ -78,6 +108,9 @@ func (m membership) Groups(ctx context.Context) (*api.Groups, error) {
 	out, err := groupsOf(ctx, m.name, m.driver, m.group)
 	if err != nil {
 		return nil, err
+	}
+	if c := m.carrier(); c != nil {
+		out.Paths, out.Dropped = pathsOf(c.Status())
 	}
 	n, err := m.node()
 	switch {

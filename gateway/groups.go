@@ -22,8 +22,8 @@ import (
 // groups is this node's part in who serves a group: the driver of cluster, and what the gateway tells it and carries out for it.
 type groups struct {
 	driver  *cluster.Driver
-	carrier *beat.Carrier          // Run: wo; nil = there is no [cluster] section, or it could not be opened
-	problem atomic.Pointer[string] // why this node takes no part; nil = it does
+	carrier atomic.Pointer[beat.Carrier] // nil = there is no [cluster] section, or it could not be opened
+	problem atomic.Pointer[string]       // why this node takes no part; nil = it does
 
 	mu  sync.Mutex
 	ids map[string]uint8 // mu: every name that a deadline was ever written for; a group that the policy does not know any more is closed by it
@@ -83,7 +83,7 @@ func (g *Gateway) runGroups(run func(what string, fn func(context.Context) error
 		g.groups.driver.Discard()
 		return func() {}
 	}
-	g.groups.carrier = c
+	g.groups.carrier.Store(c)
 	run("groups", g.groups.driver.Run)
 	<-g.groups.driver.Started()
 	if c == nil {

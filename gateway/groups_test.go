@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"demarc/cluster/beat"
 	"demarc/cluster/command"
 	"demarc/cluster/failover"
 	"demarc/configs"
@@ -157,5 +158,18 @@ func TestLeasesFindTheirGroup(t *testing.T) {
 	leases{g}.Write("north", 1, failover.Time(1<<62), nil) // is written nowhere
 	if id, ok := g.groups.ids["west"]; !ok || id != 2 {
 		t.Error("a group that the policy has lost could not be closed")
+	}
+}
+
+// TestPathsAreTold: whoever cannot be spoken with is there too, with the reason.
+func TestPathsAreTold(t *testing.T) {
+	paths, dropped := pathsOf(beat.Status{Dropped: map[beat.Drop]uint64{beat.DropForged: 2}, Peers: []beat.PeerStatus{
+		{Name: "gw-b", Keyed: true, Paths: []beat.PathStatus{{Local: "192.0.2.1:7400", Remote: "192.0.2.2:7400", Heard: 20 * time.Millisecond, RoundTrip: time.Millisecond, Loss: 0.5}, {Heard: -1}}},
+		{Name: "gw-c", Problem: "refused", Paths: []beat.PathStatus{{Heard: -1}}},
+		{Name: "wit"}, {Name: "new", Keyed: true}}})
+	want := []api.GroupPath{{Member: "gw-b", Local: "192.0.2.1:7400", Remote: "192.0.2.2:7400", Heard: 0.02, RoundTrip: 0.001, Loss: 0.5}, {Member: "gw-b", Heard: -1},
+		{Member: "gw-c", Heard: -1, Problem: "refused"}, {Member: "wit", Heard: -1, Problem: "no keys yet"}, {Member: "new", Heard: -1, Problem: "it has told no address yet"}}
+	if !slices.Equal(paths, want) || dropped["forged"] != 2 {
+		t.Errorf("%+v, %v", paths, dropped)
 	}
 }

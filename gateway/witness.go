@@ -92,7 +92,7 @@ func (w *Witness) Run(ctx context.Context, ready func()) (err error) {
 	}()
 	var srv *api.Server // there before anybody asks it
 	b := witnessBackend{w, func() api.APIState { return srv.State() }, membership{name: w.node.Name, dir: filepath.Join(w.node.DataDir, "cluster"), node: func() (*cluster.Node, error) { return w.n, nil },
-		ready: w.changer, driver: w.driver, group: w.group}}
+		ready: w.changer, driver: w.driver, carrier: func() *beat.Carrier { return w.carrier }, group: w.group}}
 	remote, err := openRemote(w.node.API, w.revoked, w.wall, w.log)
 	if err != nil {
 		return err

@@ -29,7 +29,21 @@ type Groups struct {
 	Groups  []Group    `json:"groups"`            // by name
 	Drained []string   `json:"drained,omitempty"` // nodes that are to own nothing
 	Clock   GroupClock `json:"clock"`
-	Problem string     `json:"problem,omitempty"` // why this node takes no part: it serves no group then
+
+	Paths   []GroupPath       `json:"paths,omitempty"`             // to the other members, by member
+	Dropped map[string]uint64 `json:"dropped_datagrams,omitempty"` // by reason: what came and was not believed, and what could not be sent
+	Problem string            `json:"problem,omitempty"`           // why this node takes no part: it serves no group then
+}
+
+// GroupPath is one way by which messages about groups go to a member.
+type GroupPath struct {
+	Member    string  `json:"member"`
+	Local     string  `json:"local"`
+	Remote    string  `json:"remote"`
+	Heard     float64 `json:"heard_seconds"`      // ago, by this path; -1 = never
+	RoundTrip float64 `json:"round_trip_seconds"` // 0 = not known
+	Loss      float64 `json:"loss"`               // of the last probes, there and back, 0..1
+	Problem   string  `json:"problem,omitempty"`  // why there are no keys with that member
 }
 
 // GroupClock is how well this node keeps its leases.

@@ -98,6 +98,8 @@ type Worker struct {
 	Crossings    uint64  `json:"area_crossings"` // packets copied between a zero-copy and another memory area
 	Orders       uint64  `json:"orders"`         // what control had it do between two bursts: reports, looks, changes
 	LongestOrder float64 `json:"longest_order"`  // seconds that one of these has kept packets waiting, at most, since start
+	Fenced       uint64  `json:"fenced"`         // sockets closed with frames of a group queued, because its deadline had passed
+	Overruns     uint64  `json:"fence_overruns"` // system calls with such frames that took longer than the guard of the lease
 
 	FragmentsWaiting int `json:"fragments_waiting"` // that came before the first of their datagram
 	FragmentsCap     int `json:"fragments_cap"`     // how many may

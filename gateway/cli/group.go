@@ -192,6 +192,9 @@ func writeGroups(w io.Writer, g *api.Groups) {
 			fmt.Fprintf(w, "%s: NOT PROTECTED: %s\n", clean(x.Name), clean(why))
 		}
 	}
+	for i := range g.Paths {
+		fmt.Fprintf(w, "%s\n", clean(pathLine(&g.Paths[i])))
+	}
 	if len(g.Drained) > 0 {
 		fmt.Fprintf(w, "drained: %s\n", clean(strings.Join(g.Drained, ", ")))
 	}
@@ -201,6 +204,30 @@ func writeGroups(w io.Writer, g *api.Groups) {
 	if g.Problem != "" {
 		fmt.Fprintf(w, "PROBLEM: %s\n", clean(g.Problem))
 	}
+}
+
+// pathLine is how messages fare by one path.
+func pathLine(p *api.GroupPath) string {
+	line := "messages with " + p.Member
+	if p.Remote != "" {
+		line += " by " + p.Local + " to " + p.Remote
+	}
+	switch {
+	case p.Heard < 0:
+		line += ": never heard"
+	default:
+		line += ": heard " + ms(p.Heard) + " ago"
+		if p.RoundTrip > 0 {
+			line += fmt.Sprintf(", round trip %.1f ms", 1000*p.RoundTrip)
+		}
+		if p.Loss > 0 {
+			line += fmt.Sprintf(", %.0f %% of probes lost", 100*p.Loss)
+		}
+	}
+	if p.Problem != "" {
+		line += ": " + p.Problem
+	}
+	return line
 }
 
 func orNone(s string) string {

@@ -25,9 +25,13 @@ var (
 	groupGaps     = counter("group_clock_gaps", "Times that this node did not run for longer than a lease allows; each ended its leases.")
 	groupLongest  = gauge("group_clock_longest_gap_seconds", "The longest of these.")
 	groupLost     = counter("group_lost_messages", "Messages of other members about groups that came faster than they were read.")
+	groupHeard    = gauge("group_path_heard_seconds", "How long ago the member was heard by this path; -1 = never, and a path of no address is a member that none is known of.", "member", "remote")
+	groupTrip     = gauge("group_path_round_trip_seconds", "How long a probe by this path took there and back; 0 = not known.", "member", "remote")
+	groupLoss     = gauge("group_path_loss_ratio", "What of the last probes by this path was lost, there and back.", "member", "remote")
+	groupDropped  = counter("group_dropped_datagrams", "Datagrams about groups that came and were not believed, or could not be sent.", "why")
 	groupRealtime = gauge("group_realtime", "1 when the thread that keeps the leases has real-time priority.")
 
-	groupFamilies = []*family{groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupExpected, groupLastGap, groupLastAt, groupProblem, groupGaps, groupLongest, groupLost, groupRealtime}
+	groupFamilies = []*family{groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupExpected, groupLastGap, groupLastAt, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
 )
 
 // groups puts what a source knows of groups; one that does not answer knows of none, and has a problem.
@@ -67,5 +71,13 @@ func (o out) groups(ctx context.Context, src any) {
 	o.put(groupGaps, float64(g.Clock.Gaps))
 	o.put(groupLongest, g.Clock.Longest)
 	o.put(groupLost, float64(g.Clock.Lost))
+	for _, p := range g.Paths {
+		o.put(groupHeard, p.Heard, p.Member, p.Remote)
+		o.put(groupTrip, p.RoundTrip, p.Member, p.Remote)
+		o.put(groupLoss, p.Loss, p.Member, p.Remote)
+	}
+	for why, n := range g.Dropped {
+		o.put(groupDropped, float64(n), why)
+	}
 	o.put(groupRealtime, truth(g.Clock.Realtime))
 }
