@@ -33,6 +33,7 @@ install: build
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/doc/demarc/examples
 	sed 's|/usr/local/|$(PREFIX)/|g' packaging/demarc.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/demarc.service
 	install -m 0644 README.md docs/*.md docs/openapi.json $(DESTDIR)$(PREFIX)/share/doc/demarc/
+	sed 's|/usr/local/|$(PREFIX)/|g' docs/alerts.rules.yml >$(DESTDIR)$(PREFIX)/share/doc/demarc/alerts.rules.yml
 	install -m 0644 configs/examples/*.toml $(DESTDIR)$(PREFIX)/share/doc/demarc/examples/
 
 uninstall:

@@ -21,6 +21,7 @@ var (
 	groupLastGap   = gauge("group_last_failover_gap_seconds", "How long the group was silent at its last failover, as far as this node saw it; 0 when it did not.", "group")
 	groupLastAt    = gauge("group_last_failover_timestamp_seconds", "When this node saw the last failover of the group, Unix time; 0 = none since it started.", "group")
 
+	groupDrained  = gauge("group_node_drained", "1 when the node is to own no group: demarc node drain has said so.", "node")
 	groupProblem  = gauge("group_problem", "1 when this node takes no part in who serves groups, or hears of nothing that is agreed on; status says why.")
 	groupGaps     = counter("group_clock_gaps", "Times that this node did not run for longer than a lease allows; each ended its leases.")
 	groupLongest  = gauge("group_clock_longest_gap_seconds", "The longest of these.")
@@ -31,7 +32,7 @@ var (
 	groupDropped  = counter("group_dropped_datagrams", "Datagrams about groups that came and were not believed, or could not be sent.", "why")
 	groupRealtime = gauge("group_realtime", "1 when the thread that keeps the leases has real-time priority.")
 
-	groupFamilies = []*family{groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupExpected, groupLastGap, groupLastAt, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
+	groupFamilies = []*family{groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupExpected, groupLastGap, groupLastAt, groupDrained, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
 )
 
 // groups puts what a source knows of groups; one that does not answer knows of none, and has a problem.
@@ -44,8 +45,12 @@ func (o out) groups(ctx context.Context, src any) {
 	if err != nil {
 		g = &api.Groups{Problem: err.Error()}
 	}
+	may := map[string]bool{} // each node of a group -> whether it is drained
 	for i := range g.Groups {
 		x := &g.Groups[i]
+		for _, n := range x.Nodes {
+			may[n] = false
+		}
 		o.put(groupServing, truth(x.Serving), x.Name)
 		nodes := map[string]bool{}
 		for _, n := range append(x.Nodes, x.Owner) {
@@ -66,6 +71,12 @@ func (o out) groups(ctx context.Context, src any) {
 		}
 		o.put(groupLastGap, gap, x.Name)
 		o.put(groupLastAt, at, x.Name)
+	}
+	for _, n := range g.Drained {
+		may[n] = true
+	}
+	for n, drained := range may {
+		o.put(groupDrained, truth(drained), n)
 	}
 	o.put(groupProblem, truth(g.Problem != ""))
 	o.put(groupGaps, float64(g.Clock.Gaps))

@@ -32,7 +32,7 @@ func (f *fake) Groups(context.Context) (*api.Groups, error) { return someGroups(
 
 func someGroups() *api.Groups {
 	gap := 0.187
-	return &api.Groups{Clock: api.GroupClock{Gaps: 2, Longest: 0.031, Lost: 3, Realtime: true}, Dropped: map[string]uint64{"forged": 4},
+	return &api.Groups{Clock: api.GroupClock{Gaps: 2, Longest: 0.031, Lost: 3, Realtime: true}, Dropped: map[string]uint64{"forged": 4}, Drained: []string{"gw2"},
 		Paths: []api.GroupPath{{Member: "gw1", Remote: "192.0.2.2:7400", Heard: 0.012, RoundTrip: 0.0005, Loss: 0.25}, {Member: "wit", Heard: -1, Problem: "no keys yet"}}, Groups: []api.Group{{Name: "east", Nodes: []string{"gw1", "gw2"}, Owner: "gw2", Epoch: 7, Serving: true, Lease: 0.1,
 			Expected: 0.155, Last: &api.GroupMove{Gap: &gap, Time: time.Unix(4000, 0)}}, {Name: "west", Nodes: []string{"gw1"}, Why: []string{"nobody has owned it yet"}}}}
 }
@@ -50,7 +50,7 @@ func TestGroups(t *testing.T) {
 			`demarc_group_clock_longest_gap_seconds 0.031`, `demarc_group_lost_messages_total 3`, `demarc_group_realtime 1`,
 			`demarc_group_path_heard_seconds{member="gw1",remote="192.0.2.2:7400"} 0.012`, `demarc_group_path_heard_seconds{member="wit",remote=""} -1`,
 			`demarc_group_path_round_trip_seconds{member="gw1",remote="192.0.2.2:7400"} 0.0005`, `demarc_group_path_loss_ratio{member="gw1",remote="192.0.2.2:7400"} 0.25`,
-			`demarc_group_dropped_datagrams_total{why="forged"} 4`)
+			`demarc_group_dropped_datagrams_total{why="forged"} 4`, `demarc_group_node_drained{node="gw1"} 0`, `demarc_group_node_drained{node="gw2"} 1`)
 	}
 }
 
