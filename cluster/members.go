@@ -6,12 +6,14 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"demarc/cluster/command"
+	"demarc/cluster/failover"
 	"demarc/cluster/store"
 	"demarc/cluster/transport"
 )
@@ -308,6 +310,9 @@ func (n *Node) takeIn(ctx context.Context, q *request) (answer, []byte) {
 			}
 			return answer{}, nil
 		}
+		if why := servesAlone(s, old.Name); why != "" {
+			return refused("%s", why), nil
+		}
 		if err := n.majorityWithout(ctx, old); err != nil {
 			return refused("%v", err), nil
 		}
@@ -359,6 +364,9 @@ func (n *Node) takeOut(ctx context.Context, q *request) answer {
 	if len(s.Members) == 1 {
 		return refused("%s is the only member: there would be no cluster left", m.Name)
 	}
+	if why := servesAlone(s, m.Name); why != "" {
+		return refused("%s", why)
+	}
 	if err := n.majorityWithout(ctx, m); err != nil {
 		return refused("%v", err)
 	}
@@ -375,6 +383,18 @@ func (n *Node) takeOut(ctx context.Context, q *request) answer {
 		n.reconcile()
 	}
 	return a
+}
+
+// servesAlone says why a member may not be taken out: it owns a group and may serve it without a majority, so nobody can tell that it has stopped. A new member of its
+// name would take its term for an earlier one of its own, which is over.
+func servesAlone(s *command.State, name string) string {
+	for _, group := range slices.Sorted(maps.Keys(s.Groups.Groups)) {
+		if o := s.Groups.Groups[group]; o.Node == name && o.Epoch > 0 && o.Alone != failover.Fence {
+			return fmt.Sprintf("%s owns group %s and serves it without a majority too (%s): have another node serve it first, by `demarc group move %s NODE`, or where %s is off for certain by `demarc group take %s --force` at that node",
+				name, group, o.Alone, group, name, group)
+		}
+	}
+	return ""
 }
 
 // majorityWithout asks the voters that would be left, and says no when too few of them answer.

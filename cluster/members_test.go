@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"demarc/cluster/command"
+	"demarc/cluster/failover"
 	"demarc/cluster/store"
 	"demarc/cluster/transport"
 )
@@ -795,5 +796,35 @@ func TestNewLeader(t *testing.T) {
 	}
 	if len(o.Late()) != 0 {
 		t.Errorf("%+v", o)
+	}
+}
+
+// TestWhoServesAloneStays: nobody can tell that an owner that serves without a majority has stopped, so its place is given to nobody before its group is another's.
+func TestWhoServesAloneStays(t *testing.T) {
+	s := &command.State{Groups: failover.State{Groups: map[string]failover.Ownership{
+		"east": {Term: failover.Term{Epoch: 2, Node: "gw1", Life: 7}, Alone: failover.Keep}, "west": {Term: failover.Term{Epoch: 1, Node: "gw2", Life: 8}, Alone: failover.Fence}}}}
+	if why := servesAlone(s, "gw1"); !strings.Contains(why, "gw1 owns group east") || !strings.Contains(why, "demarc group take east --force") {
+		t.Error(why)
+	}
+	for _, name := range []string{"gw2", "wit"} {
+		if why := servesAlone(s, name); why != "" {
+			t.Errorf("%s: %s", name, why)
+		}
+	}
+	_, ms := trio(t)
+	own := func(alone failover.Alone) {
+		rev := ms[0].State().Groups.Groups["east"].Rev
+		e := failover.Entry{Kind: failover.KindClaim, Group: "east", After: rev, Term: failover.Term{Epoch: rev + 1, Node: "gw2", Life: 3}, By: failover.Term{Epoch: rev + 1, Node: "gw2", Life: 3}, Alone: alone, Cause: failover.CauseForce, Why: failover.RightForce, Stale: true}
+		if _, err := ms[0].propose(t.Context(), &command.Entry{Kind: command.KindGroup, Group: &e}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	own(failover.Keep)
+	if err := ms[0].Remove(t.Context(), "gw2", command.Who{}); err == nil || !strings.Contains(err.Error(), "gw2 owns group east") {
+		t.Errorf("removed: %v", err)
+	}
+	own(failover.Fence)
+	if err := ms[0].Remove(t.Context(), "gw2", command.Who{}); err != nil {
+		t.Error(err)
 	}
 }

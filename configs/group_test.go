@@ -235,3 +235,43 @@ func TestExamplePair(t *testing.T) {
 		}
 	}
 }
+
+// TestGroupsFollow: nothing passes from one group to another in one step, since two nodes that serve different texts would both have a lease for it.
+func TestGroupsFollow(t *testing.T) {
+	text, err := os.ReadFile("examples/pair.policy.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := decodePolicy(t, string(text))
+	for name, c := range map[string]struct{ old, now, want string }{
+		"the same":            {"x", "x", ""},
+		"another order":       {`nodes = ["gw-a", "gw-b"]`, `nodes = ["gw-b", "gw-a"]`, ""},
+		"another id":          {"id = 1 ", "id = 7 ", "is another one than 1"},
+		"another name":        {`name = "east"`, `name = "south"`, `is that of group "east" now`},
+		"a tenant":            {`tenants = ["acme"]`, `tenants = ["bolt"]`, `is in group "west" now`},
+		"an address":          {`["203.0.113.4/29", "2001:db8:ff::4/64"]`, `["203.0.113.6/29", "2001:db8:ff::4/64"]`, ""},
+		"a NAT address":       {`pool = ["192.0.2.0/30"]`, `pool = ["203.0.113.5"]`, `has addresses that move with group "west" now`},
+		"a new NAT address":   {`pool = ["192.0.2.0/30"]`, `pool = ["192.0.2.8/30"]`, ""},
+		"a group less":        {`tenants = ["bolt"]`, `tenants = ["bolt"]`, ""},
+		"a new name, new all": {"name = \"east\"\nid = 1 ", "name = \"south\"\nid = 9 ", `is in group "east" now`},
+	} {
+		now := strings.Replace(string(text), c.old, c.now, 1)
+		switch name {
+		case "a tenant": // and the other one's
+			now = strings.Replace(now, "interface = \"acme\"\naddresses", "interface = \"bolt\"\naddresses", 1)
+			now = strings.Replace(now, "name = \"west\"\nid = 2\nnodes = [\"gw-b\", \"gw-a\"]\ntenants = [\"bolt\"]\n\n[[group.address]]\ninterface = \"bolt\"", "name = \"west\"\nid = 2\nnodes = [\"gw-b\", \"gw-a\"]\ntenants = [\"acme\"]\n\n[[group.address]]\ninterface = \"acme\"", 1)
+			now = strings.Replace(now, "\"198.18.10.1/24\", \"2001:db8:a::1/64\"", "\"198.18.10.1/24\"", 1)
+		case "a NAT address":
+			now = strings.Replace(string(text), `pool = ["203.0.113.5"]`, `pool = ["203.0.113.6"]`, 1)
+			now = strings.Replace(now, c.old, c.now, 1)
+		case "a group less":
+			i, j := strings.Index(now, "[[group]]\nname = \"west\""), strings.Index(now, "[[tenant]]")
+			now = now[:i] + now[j:]
+		}
+		p := decodePolicy(t, now)
+		err := CheckGroupsFollow(was, p)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}

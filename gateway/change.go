@@ -127,6 +127,9 @@ func (g *Gateway) checkText(ctx context.Context, c *change) (impact, error) {
 	if err != nil {
 		return impact{}, err
 	}
+	if err := configs.CheckGroupsFollow(g.policy, p.policy); err != nil {
+		return impact{}, g.ofLater(err)
+	}
 	c.Text = withoutHeader(c.Text)
 	p.digest = command.Digest(c.Text)
 	if err := g.store.Prove(c.Text); err != nil {

@@ -370,3 +370,61 @@ func TestStrangeMessages(t *testing.T) {
 		}
 	}
 }
+
+// TestOftenStoppedStandbyTakesOver: a standby whose clock shows gaps again and again, because the machine is busy, still claims from a dead owner.
+func TestOftenStoppedStandbyTakesOver(t *testing.T) {
+	w := quietWorld(t, 5, 2, 1, Group{Alone: Fence})
+	for i := range int64(30) {
+		w.at(w.now+i*60*ms, func() { w.box("b").pause(25 * ms) })
+	}
+	w.at(w.now+100*ms, func() { w.box("a").kill() })
+	w.run(w.now + 1800*ms)
+	if w.owner("g") != "b" {
+		t.Errorf("%s is the owner after 1.7 s", w.owner("g"))
+	}
+	for _, f := range w.judge.faults {
+		t.Error(f)
+	}
+}
+
+// TestForceIsAgreedOnWhereItCanBe: while a majority is heard the log can say who owns the group, and who has a lease from that majority would be met by a node that
+// serves without one. So it waits for the log, as long as it takes.
+func TestForceIsAgreedOnWhereItCanBe(t *testing.T) {
+	at := func(ms int) Time { return Time(1e9).Add(time.Duration(ms) * time.Millisecond) }
+	n := New(Config{"b", 5, Default}, at(0))
+	n.Step(at(0), Voters{1, []string{"a", "b", "wit"}})
+	n.Step(at(0), Groups{{Name: "g", Nodes: []string{"a", "b"}}})
+	n.Step(at(0), Agreed{State: State{Groups: map[string]Ownership{"g": {Term: Term{1, "a", 7}, Rev: 1, Alone: Fence}}}})
+	proposed, lone := 0, 0
+	look := func(list []Action) {
+		for _, a := range list {
+			switch a := a.(type) {
+			case Propose:
+				proposed++
+			case Lease:
+				if a.Until > 0 {
+					lone++
+				}
+			}
+		}
+	}
+	now := 10
+	run := func(until int, heard bool) {
+		for ; now < until; now += 10 {
+			if heard && now%30 == 10 {
+				look(n.Step(at(now), Received{"wit", Message{Kind: Beat, Life: 9}}))
+			}
+			look(n.Step(at(now), Tick{}))
+		}
+	}
+	run(500, true)
+	look(n.Step(at(now), Take{"g"}))
+	run(5000, true)
+	if lone > 0 || proposed < 10 {
+		t.Errorf("a majority is heard, and nothing is agreed on: served alone %d times, proposed %d times", lone, proposed)
+	}
+	run(7000, false)
+	if lone == 0 {
+		t.Error("no majority is heard: an operator's word does nothing")
+	}
+}

@@ -211,7 +211,7 @@ func (n *Node) Step(now Time, e Event) []Action {
 	n.out = nil
 	now = max(now, n.last)
 	if now.Sub(n.last) > n.t.Guard {
-		n.gap(now)
+		n.gap(now, now.Sub(n.last))
 	}
 	n.last = now
 	switch e := e.(type) {
@@ -254,16 +254,25 @@ func (n *Node) Step(now Time, e Event) []Action {
 }
 
 // gap: the node did not run for a while, and others may have gone on without it. What it knew of them is old, and what they have said lies unread.
-func (n *Node) gap(now Time) {
+// A short gap makes a standby's waiting longer by itself and no more: else one that is often stopped for a moment would never claim.
+func (n *Node) gap(now Time, long time.Duration) {
 	n.awake, n.floor = now, n.seq+1
+	short := long < n.t.Lease/2
 	for _, p := range n.peers {
-		p.heard = now // silence counts from here
+		if p.heard = p.heard.Add(long); !short || p.heard > now {
+			p.heard = now // silence counts from here
+		}
 	}
 	for _, name := range n.names {
 		g := n.groups[name]
 		clear(g.got)
 		clear(g.free)
-		g.nextRenew, g.nextAsk, g.since = now, now, 0
+		g.nextRenew, g.nextAsk = now, now
+		if g.since > 0 && short && !n.mine(g) && g.solo == 0 {
+			g.since = min(g.since.Add(long), now)
+		} else {
+			g.since = 0
+		}
 		g.until = 0
 		n.emit(g, 0, now)
 	}

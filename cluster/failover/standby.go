@@ -246,13 +246,25 @@ func (n *Node) take(g *group, now Time) {
 	}
 }
 
-// push claims by force, and serves alone if nothing is agreed on within a second.
+// push claims by force, and serves alone if nothing is agreed on within a second. While a majority is heard it can be agreed on, however long that takes (an election, a
+// slow disk): then whoever has a lease from that majority would be met.
 func (n *Node) push(g *group, now Time) {
-	if now.Sub(g.forced) > time.Second {
+	if now.Sub(g.forced) > time.Second && !n.majorityHeard(now) {
 		n.goAlone(g, now, CauseForce)
 		return
 	}
 	if now >= g.nextPropose {
 		n.propose(g, now, Entry{Kind: KindClaim, Term: n.me(g.at.Epoch + 1), Alone: n.want(g), Cause: CauseForce, Why: RightForce, Stale: true})
 	}
+}
+
+// majorityHeard reports whether a majority of the voters lives, as far as this node hears.
+func (n *Node) majorityHeard(now Time) bool {
+	heard := 0
+	for _, v := range n.voters.Names {
+		if v == n.name || n.alive(v, now) {
+			heard++
+		}
+	}
+	return n.majority() > 0 && heard >= n.majority()
 }

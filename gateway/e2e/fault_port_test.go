@@ -111,7 +111,7 @@ func TestFaultDeviceDeletedAndRecreated(t *testing.T) {
 		alpha.Received, alpha.Sent, alpha.LongestMs)
 
 	// Again and again, at once or after a while, up or down when it goes: nothing piles up.
-	for i := range 8 {
+	for i := range 160 {
 		check(t, r.RemoveLink(netlab.GW, netlab.BetaPort))
 		if i%2 == 0 {
 			r.portIs("beta0", "gone")

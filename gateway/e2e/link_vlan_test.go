@@ -245,7 +245,11 @@ func TestLinkTwoTenantsOnOneTrunk(t *testing.T) {
 		}
 	}
 	for _, k := range []string{"to the gateway, tag 101", "to the gateway, tag 102", "from the gateway, tag 101", "from the gateway, tag 102"} {
-		if tags[k] < 1500 {
+		least := 1500
+		if strings.HasPrefix(k, "to") { // acknowledgements of downloads, mostly: the busier the machine, the more each of them covers
+			least = 600
+		}
+		if tags[k] < least {
 			t.Errorf("%d frames %s", tags[k], k)
 		}
 	}

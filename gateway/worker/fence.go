@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"slices"
 	"time"
 
 	"demarc/gateway/pipeline"
@@ -67,22 +68,33 @@ next:
 // mayCall is asked before each system call by which the kernel may send what is queued on s. It also sees to it that the call before did not take too long.
 func (w *Worker) mayCall(s *sockState) bool {
 	w.overran(s)
+	now, ok := w.mayStay(s)
+	s.looked = now
+	return ok
+}
+
+// mayStay fences the socket if frames of a group that is not served, or is in another term, are in its tx ring. now is when it looked; 0 = there are none.
+func (w *Worker) mayStay(s *sockState) (now uint64, ok bool) {
 	if s.fenced || len(s.queued) == 0 {
-		return !s.fenced
+		return 0, !s.fenced
 	}
-	s.forget()
-	if len(s.queued) == 0 {
-		return true
+	if s.forget(); len(s.queued) == 0 {
+		return 0, true
 	}
-	now := w.cfg.Clock.Exact()
+	now = w.cfg.Clock.Exact()
 	for i := range s.queued {
 		if q := &s.queued[i]; !w.cfg.Deadlines.May(q.id, now) || w.cfg.Deadlines.Epoch(q.id) != q.epoch {
 			s.fenced, w.fenced = true, true
-			return false
+			return 0, false
 		}
 	}
-	s.looked = now
-	return true
+	return now, true
+}
+
+// mayAll looks once more at frames of a batch after a system call, which takes its time.
+func (w *Worker) mayAll(groups []uint8) bool {
+	now := w.cfg.Clock.Exact()
+	return !slices.ContainsFunc(groups, func(id uint8) bool { return !w.cfg.Deadlines.May(id, now) })
 }
 
 // forget lets go of what the kernel has taken.
@@ -154,8 +166,18 @@ func (w *Worker) sever() {
 	w.tables()
 }
 
-// Clean reports whether nothing that was fenced can leave any more: its sockets have been shut. Call it inside Do.
+// Clean reports whether nothing can leave any more of a group that is not served: sockets with such frames in their tx rings have been shut. A zero-copy driver takes
+// what is in a ring without being called, so a look before a call is not enough here. Call it inside Do.
 func (w *Worker) Clean() bool {
+	clean := true
+	for _, s := range w.socks {
+		if _, ok := w.mayStay(s); !ok {
+			clean = false
+		}
+	}
+	if !clean {
+		return false
+	}
 	for _, s := range w.leaving {
 		if s.fenced && !s.S.IsShut() {
 			return false

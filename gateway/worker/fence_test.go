@@ -302,3 +302,24 @@ func TestWhoAnswersASecondOrderHasLooked(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A zero-copy driver empties a tx ring without being called, so who asks whether all have stopped is not told yes while a group's frames are in one.
+func TestWhatIsInARingIsNotClean(t *testing.T) {
+	r := newFenceRig(t)
+	r.serve(7, 1, time.Hour)
+	r.hand(7)
+	r.w.push(r.w.socks[0]) // and no call
+	if !r.w.Clean() {
+		t.Error("not clean while the group is served")
+	}
+	if r.w.socks[0].looked != 0 {
+		t.Error("a question counts as a look before a call")
+	}
+	r.d.Write(7, 1, 0)
+	if r.w.Clean() {
+		t.Error("clean with a frame in the ring of a group that is not served")
+	}
+	r.w.sever()
+	r.mend("in the ring")
+	r.want("in the ring")
+}

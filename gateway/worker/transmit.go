@@ -134,7 +134,7 @@ func (w *Worker) push(s *sockState) {
 	done := w.publish(s, 0)
 	if done < s.n {
 		w.kick(s)
-		if !s.fenced {
+		if !s.fenced && (!s.grouped || w.mayAll(s.group[done:s.n])) {
 			done += w.publish(s, done)
 		}
 	}
