@@ -137,7 +137,7 @@ func TestFaultDeviceDeletedAndRecreated(t *testing.T) {
 		t.Errorf("after all that %d of 10 pings, frames %s", ping.Received, st.Conservation.Detail)
 	}
 	begin.grew(t, r.size(), 32<<10)
-	settled.grew(t, r.size(), 8<<10)
+	settled.grew(t, r.size(), 16<<10)
 
 	// None left: it waits.
 	f.stop()
