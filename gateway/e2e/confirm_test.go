@@ -88,7 +88,6 @@ func (r *rig) hear(ns, tag string) *heard {
 // A change that nobody confirms goes by itself: what it allowed gets through while it is served and not a second longer than its time, its
 // sessions are cut, and the other tenant loses nothing.
 func TestConfirmTimeIsOver(t *testing.T) {
-	mostlyWaits(t)
 	r := newRig(t, "expiry", confirmClosed())
 	r.start()
 	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
@@ -420,7 +419,6 @@ func faulted(err error, f **api.Fault, status int) bool {
 // A damaged replicated state keeps no node from serving what it has: it says which file, takes no change, and goes on with the numbers once that
 // file is out of the way.
 func TestReplicatedStateDamaged(t *testing.T) {
-	mostlyWaits(t)
 	for name, damage := range map[string]func(b []byte) []byte{
 		"overwritten": func(b []byte) []byte { return bytes.Repeat([]byte("x"), len(b)) },
 		"cut short":   func(b []byte) []byte { return b[:len(b)/3] },

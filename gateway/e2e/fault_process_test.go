@@ -86,7 +86,6 @@ func faultPolicy(n int) string {
 // A full disk refuses an apply and nothing else: what is served goes on, also through a restart, and the next apply works once there is room. So
 // does a log that the disk has no room for.
 func TestFaultDiskFull(t *testing.T) {
-	mostlyWaits(t)
 	r := newRig(t, "full", faultPolicy(0))
 	wrap, at := r.smallDisk("1m")
 	r.start(wrap...)
@@ -242,7 +241,6 @@ func TestFaultLogNotTaken(t *testing.T) {
 
 // A second process on the same data directory, or on the same socket, is refused, with other ports too; the first loses nothing.
 func TestFaultTwoInstances(t *testing.T) {
-	mostlyWaits(t)
 	r := newRig(t, "twice", rigPolicy("", ""))
 	check(t, r.AddLink(netlab.LinkSpec{A: netlab.End{NS: netlab.GW, Name: "x0"}, B: netlab.End{NS: netlab.GW, Name: "x1"}}))
 	r.start()
@@ -456,7 +454,6 @@ func (r *rig) plain(series string) (x float64) {
 // The session table counts time in 32 bits of a millisecond or so, which a machine uses up in 52 days. Here that moment comes while a stream runs: in a
 // time namespace, so that the machine's own clocks stay what they are.
 func TestFaultClockWrap(t *testing.T) {
-	mostlyWaits(t)
 	r := newRig(t, "clock", rigPolicy("", ""))
 	var ts unix.Timespec
 	check(t, unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts))

@@ -35,7 +35,6 @@ pool = ["192.0.2.32/28"]
 // The smallest site: the host's address on the backbone port is also the address that a tenant is translated to. All at the same time:
 // ssh to it, the host's own downloads and pings from it, and the tenant's downloads, UDP and pings.
 func TestSteerOneAddressForHostAndNAT(t *testing.T) {
-	mostlyWaits(t)
 	s := standard(t, netlab.Options{})
 	node := replace(t, read(t, s.node), "device = \"bb0\"\n", "device = \"bb0\"\n[port.host]\nshared = [\"203.0.113.1\"]\n")
 	// The 39,000 sessions below get no answer, and such may have a third of the table; past a sixth they are hurried out.
