@@ -405,6 +405,10 @@ func ours(in, out []byte, iproto, proto byte, il4, l4 int) bool {
 	if proto != flow.ICMP && proto != flow.ICMPv6 || l4 >= len(out) {
 		return false
 	}
+	// What goes on stays a fragment; and the first byte of a later one is no type, though it may look like that of our error.
+	if out[0]>>4 == 6 && len(in) > 6 && in[6] == 44 && out[6] != 44 || out[0]>>4 == 4 && len(in) > 8 && be.Uint16(in[6:])&0x1fff != 0 && be.Uint16(out[6:])&0x1fff == 0 {
+		return true
+	}
 	return iproto != proto || il4 < len(in) && in[il4] != out[l4]
 }
 
