@@ -47,54 +47,36 @@ func tcpHoldServe(ctx context.Context, fs *flag.FlagSet, args []string) (any, er
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
-	ln, err := net.Listen("tcp", *addr)
-	if err != nil {
-		return nil, err
-	}
-	end, err := serving(ctx, ln.Addr().String())
-	if err != nil {
-		return nil, err
-	}
-	context.AfterFunc(end, func() { ln.Close() })
 	var mu sync.Mutex
 	var r HoldServed
-	for {
-		c, err := ln.Accept()
-		if err != nil {
-			mu.Lock()
-			defer mu.Unlock()
-			if end.Err() != nil {
-				return r, nil
-			}
-			return nil, err
-		}
+	err := accepting(ctx, *addr, func(c net.Conn) {
 		mu.Lock()
 		r.Accepted++
 		mu.Unlock()
-		go func() {
-			defer c.Close()
-			b := make([]byte, holdBlock)
-			for {
-				if _, err := io.ReadFull(c, b); err != nil {
-					return // who opened it says what that means
-				}
-				id, round := binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])
-				good := bytes.Equal(b, block(id, round, false))
-				mu.Lock()
-				r.Blocks++
-				if !good {
-					r.Bad++
-				}
-				mu.Unlock()
-				if !good {
-					return
-				}
-				if _, err := c.Write(block(id, round, true)); err != nil {
-					return
-				}
+		b := make([]byte, holdBlock)
+		for {
+			if _, err := io.ReadFull(c, b); err != nil {
+				return // who opened it says what that means
 			}
-		}()
-	}
+			id, round := binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])
+			good := bytes.Equal(b, block(id, round, false))
+			mu.Lock()
+			r.Blocks++
+			if !good {
+				r.Bad++
+			}
+			mu.Unlock()
+			if !good {
+				return
+			}
+			if _, err := c.Write(block(id, round, true)); err != nil {
+				return
+			}
+		}
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	return r, err
 }
 
 // Held is what became of connections.

@@ -25,38 +25,46 @@ func tcpServe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error)
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
-	ln, err := net.Listen("tcp", *addr)
-	if err != nil {
-		return nil, err
-	}
-	end, err := serving(ctx, ln.Addr().String())
-	if err != nil {
-		return nil, err
-	}
-	context.AfterFunc(end, func() { ln.Close() })
 	var mu sync.Mutex
 	r := TCPServed{Peers: map[string]int{}}
-	for {
-		c, err := ln.Accept()
-		if err != nil {
-			mu.Lock()
-			defer mu.Unlock()
-			if end.Err() != nil {
-				return r, nil
-			}
-			return nil, err
-		}
+	err := accepting(ctx, *addr, func(c net.Conn) {
 		mu.Lock()
 		r.Accepted++
 		if p, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
 			r.Peers[p.Addr().Unmap().String()]++
 		}
 		mu.Unlock()
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.Write([]byte(*banner + " " + c.RemoteAddr().String() + "\n")) // the client says whether it came
+		c.Read(make([]byte, 1))
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	return r, err
+}
+
+// accepting serves TCP at addr until it is told to end. serve has each connection to itself, and it is closed after that.
+func accepting(ctx context.Context, addr string, serve func(net.Conn)) error {
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	end, err := serving(ctx, ln.Addr().String())
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(end, func() { ln.Close() })
+	for {
+		c, err := ln.Accept()
+		if end.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
 		go func() {
 			defer c.Close()
-			c.SetDeadline(time.Now().Add(10 * time.Second))
-			c.Write([]byte(*banner + " " + c.RemoteAddr().String() + "\n")) // the client says whether it came
-			c.Read(make([]byte, 1))
+			serve(c)
 		}()
 	}
 }
