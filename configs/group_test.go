@@ -250,6 +250,7 @@ func TestGroupsFollow(t *testing.T) {
 		"another name":        {`name = "east"`, `name = "south"`, `is that of group "east" now`},
 		"a tenant":            {`tenants = ["acme"]`, `tenants = ["bolt"]`, `is in group "west" now`},
 		"an address":          {`["203.0.113.4/29", "2001:db8:ff::4/64"]`, `["203.0.113.6/29", "2001:db8:ff::4/64"]`, ""},
+		"a virtual address":   {`["203.0.113.4/29", "2001:db8:ff::4/64"]`, `["203.0.113.6/29", "2001:db8:ff::4/64"]`, `is an address of group "east" now`},
 		"a NAT address":       {`pool = ["192.0.2.0/30"]`, `pool = ["203.0.113.5"]`, `has addresses that move with group "west" now`},
 		"a new NAT address":   {`pool = ["192.0.2.0/30"]`, `pool = ["192.0.2.8/30"]`, ""},
 		"a group less":        {`tenants = ["bolt"]`, `tenants = ["bolt"]`, ""},
@@ -264,6 +265,8 @@ func TestGroupsFollow(t *testing.T) {
 		case "a NAT address":
 			now = strings.Replace(string(text), `pool = ["203.0.113.5"]`, `pool = ["203.0.113.6"]`, 1)
 			now = strings.Replace(now, c.old, c.now, 1)
+		case "a virtual address":
+			now = strings.Replace(now, "interface = \"bolt\"\naddresses = [\"198.18.10.1/24\"]\n", "interface = \"bolt\"\naddresses = [\"198.18.10.1/24\"]\n[[group.address]]\ninterface = \"transit\"\naddresses = [\"203.0.113.4/29\"]\n", 1)
 		case "a group less":
 			i, j := strings.Index(now, "[[group]]\nname = \"west\""), strings.Index(now, "[[tenant]]")
 			now = now[:i] + now[j:]
