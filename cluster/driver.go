@@ -28,6 +28,14 @@ type Leases interface {
 	Write(group string, epoch uint64, until failover.Time, done func())
 }
 
+// Roles prepares a node for what it becomes to a group.
+type Roles interface {
+	// Role says that this node is about to serve a group under an epoch: what it needs for that is made ready, then done is called, once and from anywhere; no deadline is
+	// written and nothing is announced before. Or that the term that is agreed on is another's (not serving; done is nil), or the policy does not know the group any more.
+	// A lease that lapses and comes back within a term is neither. It must not block. It may be told of a group that the policy which is served does not know.
+	Role(group string, epoch uint64, serving bool, done func())
+}
+
 // Announcer tells hosts and switches where a group's addresses are now. Round 0 is the first one after a takeover. It must not block.
 type Announcer interface {
 	Announce(group string, epoch uint64, round int)
@@ -47,6 +55,7 @@ type DriverConfig struct {
 	Log    *slog.Logger
 	Leases Leases    // nil = this node emits for nobody: a witness
 	Words  Announcer // nil with it
+	Roles  Roles     // nil = nothing is to be made ready
 	CPU    int       // that its thread is pinned to; negative = any
 }
 
@@ -97,6 +106,18 @@ type groupTrack struct {
 	moved  *Failover
 	served bool // by this node, now
 	until  failover.Time
+
+	role   role
+	turn   uint64             // of role: what was asked for an earlier one counts for nothing
+	ready  bool               // for serving under role: a lease may be written
+	held   *failover.Lease    // the last one, until it is
+	spoken *failover.Announce // the announcement behind it, likewise
+}
+
+// role is what this node was last said to be to a group. Epoch 0: nothing yet.
+type role struct {
+	epoch   uint64
+	serving bool
 }
 
 // Failover is a move of a group from one node to another, as this node saw it.
@@ -378,9 +399,7 @@ func (d *Driver) step(now failover.Time, e failover.Event) {
 		case failover.Lease:
 			d.lease(now, a)
 		case failover.Announce:
-			if d.c.Words != nil {
-				d.c.Words.Announce(a.Group, a.Epoch, a.Round)
-			}
+			d.announce(a)
 		case failover.Propose:
 			d.propose(a.Entry)
 		case failover.Tell:
@@ -391,15 +410,85 @@ func (d *Driver) step(now failover.Time, e failover.Event) {
 			d.note(a.Group, a.Words)
 		}
 	}
+	switch e.(type) {
+	case failover.Agreed, failover.Groups:
+		d.followed()
+	}
+}
+
+func (d *Driver) announce(a failover.Announce) {
+	if t := d.track(a.Group); d.c.Roles != nil && !t.ready { // before the deadline stands its frames would be dropped
+		t.spoken = &a
+	} else if d.c.Words != nil {
+		d.c.Words.Announce(a.Group, a.Epoch, a.Round)
+	}
+}
+
+// prepared says whether what serving needs is ready. If not it is asked for once, and the lease is written when it is.
+func (d *Driver) prepared(t *groupTrack, a failover.Lease) bool {
+	if d.c.Roles == nil {
+		return true
+	}
+	if want := (role{a.Epoch, true}); t.role != want {
+		t.become(want)
+		turn := t.turn
+		d.c.Roles.Role(a.Group, a.Epoch, true, func() {
+			d.post(false, func(now failover.Time) {
+				if t.turn != turn {
+					return
+				}
+				t.ready = true
+				if held := t.held; held != nil && held.Until > now { // else the next one is written
+					d.lease(now, *held)
+				}
+				t.held = nil
+			})
+		})
+	}
+	if !t.ready {
+		t.held = &a
+	}
+	return t.ready
+}
+
+func (t *groupTrack) become(r role) {
+	t.role, t.ready, t.held, t.spoken = r, false, nil, nil
+	t.turn++
+}
+
+// followed tells of groups that are another's by agreement now, or nobody's.
+func (d *Driver) followed() {
+	if d.c.Roles == nil {
+		return
+	}
+	for name, conf := range d.m.Groups() {
+		t := d.track(name)
+		term, mine := d.m.Owner(name)
+		switch {
+		case len(conf.Nodes) == 0: // the policy has none of that name
+			if term.Epoch = t.role.epoch; !t.role.serving {
+				continue
+			}
+		case mine || term.Epoch == 0 || term.Epoch < t.role.epoch, !t.role.serving && term.Epoch == t.role.epoch:
+			continue
+		}
+		t.become(role{term.Epoch, false})
+		d.c.Roles.Role(name, term.Epoch, false, nil)
+	}
 }
 
 func (d *Driver) lease(now failover.Time, a failover.Lease) {
+	t := d.track(a.Group)
+	if a.Until == 0 {
+		t.held, t.spoken = nil, nil
+	} else if !d.prepared(t, a) {
+		return
+	}
 	var done func()
 	if a.Until == 0 {
 		turn := failover.Stopped{Group: a.Group, Turn: a.Turn}
 		done = func() { d.post(false, func(now failover.Time) { d.step(now, turn) }) }
 	}
-	t := d.track(a.Group)
 	if t.served { // until it stopped, or ran out
 		d.saw(a.Group, d.c.Name, t.epoch, min(now, t.until))
 	}
@@ -412,6 +501,11 @@ func (d *Driver) lease(now failover.Time, a failover.Lease) {
 		d.c.Leases.Write(a.Group, a.Epoch, a.Until, done)
 	case done != nil:
 		done()
+	}
+	if t.served && t.spoken != nil {
+		said := *t.spoken
+		t.spoken = nil
+		d.announce(said)
 	}
 }
 

@@ -28,6 +28,8 @@ type groups struct {
 	mu  sync.Mutex
 	ids map[string]uint8 // mu: every name that a deadline was ever written for; a group that the policy does not know any more is closed by it
 
+	turns turns
+
 	told     map[conditionKey]int // upkeep: what counts against this node, as it was told last
 	panics   uint64               // upkeep: of all workers, when they were looked at last
 	panicked time.Time            // upkeep: when there was last one
@@ -69,7 +71,7 @@ func spare(n *configs.Node) int {
 // openGroups makes the driver. It serves nothing before Run.
 func (g *Gateway) openGroups() (err error) {
 	g.groups.ids, g.groups.told = map[string]uint8{}, map[conditionKey]int{}
-	g.groups.driver, err = cluster.NewDriver(cluster.DriverConfig{Name: g.o.Node.Name, Clock: bootTime, Wall: g.o.Wall, Log: g.log, Leases: leases{g}, Words: words{g}, CPU: spare(g.o.Node)})
+	g.groups.driver, err = cluster.NewDriver(cluster.DriverConfig{Name: g.o.Node.Name, Clock: bootTime, Wall: g.o.Wall, Log: g.log, Leases: leases{g}, Words: words{g}, Roles: roles{g}, CPU: spare(g.o.Node)})
 	return err
 }
 
@@ -139,6 +141,64 @@ func (l leases) Write(group string, epoch uint64, until failover.Time, done func
 		return
 	}
 	l.g.writeLease(id, epoch, uint64(until), done)
+}
+
+// roles makes the node ready for what it becomes to a group.
+type roles struct{ g *Gateway }
+
+// Role has serving called beside the driver, for each group in order.
+func (r roles) Role(group string, epoch uint64, serving bool, done func()) {
+	r.g.groups.mu.Lock()
+	id, ok := r.g.groups.ids[group]
+	r.g.groups.mu.Unlock()
+	r.g.groups.turns.add(id, func() {
+		if ok {
+			r.g.serving(id, epoch, serving)
+		}
+		if done != nil {
+			done()
+		}
+	})
+}
+
+// serving makes the node ready for what it becomes to a group: it is about to serve it under an epoch, or another node has it under that epoch, or (an epoch that it had itself) the
+// policy knows the group no more. Nothing is sent for the group before it returns, so it takes some milliseconds at most, also where a worker hangs, and walks no table. Of one
+// group one call runs at a time, of several groups several do.
+func (g *Gateway) serving(group uint8, epoch uint64, serving bool) {
+}
+
+// turns runs functions: of one group one after the other, of several beside each other.
+type turns struct {
+	mu   sync.Mutex
+	wait map[uint8][]func() // mu: by group; a group that is there has a goroutine
+}
+
+func (t *turns) add(group uint8, fn func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.wait == nil {
+		t.wait = map[uint8][]func(){}
+	}
+	_, runs := t.wait[group]
+	if t.wait[group] = append(t.wait[group], fn); runs {
+		return
+	}
+	go func() {
+		for {
+			t.mu.Lock()
+			list := t.wait[group]
+			if len(list) == 0 {
+				delete(t.wait, group)
+				t.mu.Unlock()
+				return
+			}
+			t.wait[group] = nil
+			t.mu.Unlock()
+			for _, fn := range list {
+				fn()
+			}
+		}
+	}()
 }
 
 // words announces addresses.

@@ -209,3 +209,12 @@ func (n *Node) Owns() map[string]Term {
 	}
 	return all
 }
+
+// Owner is the term of a group that is agreed on, and whether it is this very life of the node that has it.
+func (n *Node) Owner(group string) (t Term, mine bool) {
+	g := n.groups[group]
+	if g == nil {
+		return Term{}, false
+	}
+	return g.at.Term, n.mine(g)
+}

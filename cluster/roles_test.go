@@ -1,0 +1,110 @@
+package cluster
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"demarc/cluster/failover"
+)
+
+// heard is all that a driver says of one group, in order.
+type heard struct {
+	said []string
+	done []func()
+}
+
+func (h *heard) say(f string, a ...any) { h.said = append(h.said, fmt.Sprintf(f, a...)) }
+
+func (h *heard) Role(group string, epoch uint64, serving bool, done func()) {
+	h.say("role %d %t", epoch, serving)
+	if done != nil {
+		h.done = append(h.done, done)
+	}
+}
+
+func (h *heard) Write(group string, epoch uint64, until failover.Time, done func()) {
+	if until > 0 {
+		h.say("lease %d", epoch)
+	} else {
+		h.say("no lease %d", epoch)
+		done()
+	}
+}
+
+func (h *heard) Announce(group string, epoch uint64, round int) { h.say("announce %d", epoch) }
+
+// TestDriverRoles: no deadline is written and nothing announced before the node is ready to serve, a lease that lapses asks for nothing again, and who has become a standby is told
+// so behind the end of its lease, once for each term.
+func TestDriverRoles(t *testing.T) {
+	now := failover.Time(time.Hour)
+	h := &heard{}
+	d, err := NewDriver(DriverConfig{Name: "gw-a", Clock: func() failover.Time { return now }, CPU: -1, Leases: h, Words: h, Roles: h})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Discard()
+	run := func(by time.Duration) { // as Run does
+		for end := now.Add(by); now < end; now = now.Add(2 * time.Millisecond) {
+			d.step(d.now(), failover.Tick{})
+			d.mu.Lock()
+			list := d.queue
+			d.queue = nil
+			d.mu.Unlock()
+			for _, fn := range list {
+				fn(d.now())
+			}
+		}
+	}
+	want := func(what string, said ...string) {
+		t.Helper()
+		if !slices.Equal(slices.Compact(slices.Clone(h.said)), said) {
+			t.Errorf("%s: %q, want %q", what, h.said, said)
+		}
+		h.said = nil
+	}
+	agreed := func(rev uint64, term failover.Term) {
+		d.step(now, failover.Agreed{State: failover.State{Groups: map[string]failover.Ownership{"east": {Term: term, Rev: rev, Alone: failover.Fence}}}})
+	}
+	d.Policy([]failover.Group{east()})
+	d.step(now, failover.Voters{Version: 1, Names: []string{"gw-a"}})
+	run(400 * time.Millisecond)
+	h.said = nil
+	agreed(1, failover.Term{Epoch: 7, Node: "gw-b", Life: 3})
+	want("another is the owner", "role 7 false")
+	agreed(2, failover.Term{Epoch: 8, Node: "gw-a", Life: d.life})
+	run(100 * time.Millisecond)
+	want("it is not ready", "role 8 true")
+	h.done[0]()
+	run(2 * time.Millisecond)
+	want("it is ready", "lease 8", "announce 8")
+	run(100 * time.Millisecond)
+	now = now.Add(time.Second) // it was stopped
+	h.said = nil
+	run(100 * time.Millisecond)
+	if s := strings.Join(slices.Compact(h.said), ", "); !strings.HasPrefix(s, "no lease 8, lease 8") || strings.Contains(s, "role") {
+		t.Errorf("a lease that came back: %s", s)
+	}
+	h.said = nil
+	agreed(3, failover.Term{Epoch: 9, Node: "gw-a", Life: d.life})
+	run(200 * time.Millisecond) // until the promise for the term before is over
+	agreed(4, failover.Term{Epoch: 10, Node: "gw-b", Life: 3})
+	h.done[1]() // too late
+	run(20 * time.Millisecond)
+	want("it lost the group before it was ready", "no lease 8", "role 9 true", "no lease 9", "role 10 false")
+	agreed(5, failover.Term{Epoch: 11, Node: "gw-b", Life: 3})
+	agreed(6, failover.Term{Epoch: 11, Node: "gw-b", Life: 3})
+	want("the other one's next term", "role 11 false")
+	agreed(7, failover.Term{Epoch: 12, Node: "gw-a", Life: d.life})
+	run(200 * time.Millisecond)
+	h.done[2]()
+	run(20 * time.Millisecond)
+	h.said = nil
+	d.Policy(nil)
+	run(20 * time.Millisecond)
+	if s := strings.Join(h.said, ", "); !strings.Contains(s, "no lease 12") || strings.Count(s, "role 12 false") != 1 {
+		t.Errorf("the policy does not know the group any more: %s", s)
+	}
+}
