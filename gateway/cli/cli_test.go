@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"demarc/configs"
 	"demarc/gateway/api"
@@ -629,6 +630,63 @@ func TestNotify(t *testing.T) {
 	}
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "nobody"))
 	notify("READY=1") // must not block or fail
+}
+
+// Why a process ends was taken in before it does; whoever takes in nothing holds it up for a second at most.
+func TestWhyItFailedIsTakenIn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	done := make(chan struct{})
+	go func() { failed(errors.New("a port is missing\nand another")); close(done) }()
+	check := func(want string, fds int) (fd int) {
+		t.Helper()
+		b, oob := make([]byte, 128), make([]byte, 64)
+		if err := l.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		n, m, _, _, err := l.ReadMsgUnix(b, oob)
+		if err != nil || string(b[:n]) != want {
+			t.Fatalf("%q, %v, want %q", b[:n], err, want)
+		}
+		if fds == 0 {
+			return -1
+		}
+		c, err := unix.ParseSocketControlMessage(oob[:m])
+		if err != nil || len(c) != 1 {
+			t.Fatal(len(c), err)
+		}
+		got, err := unix.ParseUnixRights(&c[0])
+		if err != nil || len(got) != fds {
+			t.Fatal(got, err)
+		}
+		return got[0]
+	}
+	check("STATUS=a port is missing; and another", 0)
+	fd := check("BARRIER=1", 1)
+	select {
+	case <-done:
+		t.Error("it did not wait")
+	case <-time.After(50 * time.Millisecond):
+	}
+	if err := unix.Close(fd); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		t.Fatal("it waits although its words were taken in")
+	}
+	began := time.Now()
+	failed(errors.New("nobody reads"))
+	if took := time.Since(began); took < 900*time.Millisecond || took > 10*time.Second {
+		t.Errorf("it waited %v", took)
+	}
+	failed(nil)
 }
 
 // The watchdog is fed as long as the node says that it lives, and the line is told when it is another one.

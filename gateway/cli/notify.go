@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // notify tells systemd states, a line each (sd_notify(3)). Nobody listening is no error.
@@ -23,6 +25,35 @@ func notify(states ...string) {
 	}
 	defer c.Close()
 	_, _ = c.Write([]byte(strings.Join(states, "\n")))
+}
+
+// failed tells systemd why this process ends, and waits until that was taken in (sd_notify_barrier(3)), a second at most: of a process that is gone systemd does
+// not know whose words came, and the journal at times neither, so that `systemctl status` would not say why a start failed.
+func failed(err error) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" || err == nil {
+		return
+	}
+	notify("STATUS=" + strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; "))
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return
+	}
+	defer r.Close()
+	raw, err := c.SyscallConn() // WriteMsgUnix wants an address of a socket that has none
+	if err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.Sendmsg(int(fd), []byte("BARRIER=1"), unix.UnixRights(int(w.Fd())), nil, 0)
+		})
+	}
+	w.Close()                                          // not sent: the end is here at once
+	_ = r.SetReadDeadline(time.Now().Add(time.Second)) // a pipe can
+	_, _ = r.Read(make([]byte, 1))                     // the end of it: systemd has closed what it was sent
 }
 
 // watchdogInterval is how often systemd wants to hear from this process (sd_watchdog_enabled(3)); 0 = not at all.

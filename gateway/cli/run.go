@@ -61,7 +61,8 @@ func (a *app) runCmd() *cobra.Command {
 	return c
 }
 
-func (a *app) run(cmd *cobra.Command, node, policy string, wait time.Duration, broken snapshot.Break, seed uint64) error {
+func (a *app) run(cmd *cobra.Command, node, policy string, wait time.Duration, broken snapshot.Break, seed uint64) (err error) {
+	defer func() { failed(err) }()
 	text, source, err := read(cmd, node)
 	if err != nil {
 		return err

@@ -30,7 +30,8 @@ func (a *app) witnessCmd() *cobra.Command {
 	return c
 }
 
-func (a *app) witness(cmd *cobra.Command, node string) error {
+func (a *app) witness(cmd *cobra.Command, node string) (err error) {
+	defer func() { failed(err) }()
 	n, err := readNode(cmd, node)
 	if err != nil {
 		return err
