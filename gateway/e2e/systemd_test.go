@@ -295,6 +295,9 @@ func TestUnitUnderSystemd(t *testing.T) {
 	if got := m.property("StatusText"); got != "forwarding, policy revision 1" {
 		t.Errorf("status %q", got)
 	}
+	if b, err := s.client.Text(t.Context(), api.PathMetrics); err != nil || !strings.Contains(string(b), "\ndemarc_group_realtime 1\n") {
+		t.Errorf("the thread of the leases has no real-time priority under the unit (%v):\n%s", err, m.journal())
+	}
 	first := m.main()
 	rights(t, first)
 	// What it may write, and what not: from within its mount namespace. All of it could be written from without.
