@@ -123,7 +123,7 @@ func TestBehind(t *testing.T) {
 	}
 }
 
-// TestShortPauseMovesNothing: a node that is stopped for less than half a lease keeps its groups, whatever clocks do.
+// TestShortPauseMovesNothing: a node that is stopped for less than half a lease keeps its groups, whatever clocks do, and is silent for no longer than it was stopped.
 func TestShortPauseMovesNothing(t *testing.T) {
 	for seed := range uint64(60) {
 		w := quietWorld(t, seed, 2, 1, Group{})
@@ -134,7 +134,7 @@ func TestShortPauseMovesNothing(t *testing.T) {
 		}
 		w.run(w.now + 300*ms)
 		w.served(t, seed, "a")
-		if w.moves() != 0 || w.judge.worst["g"] > 110*ms {
+		if w.moves() != 0 || w.judge.worst["g"] > 80*ms {
 			t.Errorf("seed %d: %d moves, %d ms of silence", seed, w.moves(), w.judge.worst["g"]/ms)
 		}
 	}

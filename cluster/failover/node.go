@@ -254,7 +254,8 @@ func (n *Node) Step(now Time, e Event) []Action {
 }
 
 // gap: the node did not run for a while, and others may have gone on without it. What it knew of them is old, and what they have said lies unread.
-// A short gap makes a standby's waiting longer by itself and no more: else one that is often stopped for a moment would never claim.
+// A short gap makes a standby's waiting longer by itself and no more: else one that is often stopped for a moment would never claim. A lease that has not run out goes
+// on: this clock went on as the voters' did, and the promises that it counts from were made before. No answer to an older question makes it longer.
 func (n *Node) gap(now Time, long time.Duration) {
 	n.awake, n.floor = now, n.seq+1
 	short := long < n.t.Lease/2
@@ -265,7 +266,6 @@ func (n *Node) gap(now Time, long time.Duration) {
 	}
 	for _, name := range n.names {
 		g := n.groups[name]
-		clear(g.got)
 		clear(g.free)
 		g.nextRenew, g.nextAsk = now, now
 		if g.since > 0 && short && !n.mine(g) && g.solo == 0 {
@@ -273,6 +273,10 @@ func (n *Node) gap(now Time, long time.Duration) {
 		} else {
 			g.since = 0
 		}
+		if g.until > now {
+			continue
+		}
+		clear(g.got)
 		g.until = 0
 		n.emit(g, 0, now)
 	}

@@ -199,7 +199,7 @@ func TestVoter(t *testing.T) {
 	}
 }
 
-// TestOwnerCounts: a lease is a majority of the newest voters, from when each was asked; after a gap in the clock's readings it asks again; and
+// TestOwnerCounts: a lease is a majority of the newest voters, from when each was asked; a gap in the clock's readings does not make it longer; and
 // where voters have changed a first lease waits until those of before have certainly run out.
 func TestOwnerCounts(t *testing.T) {
 	at := func(ms int) Time { return Time(1e9).Add(time.Duration(ms) * time.Millisecond) }
@@ -244,34 +244,64 @@ func TestOwnerCounts(t *testing.T) {
 	if want := asked.Add(Default.Use()); until != want {
 		t.Errorf("until %d, want %d: the lease counts from the question", until, want)
 	}
-	old := seq
+	old, had := seq, until
 	n.Step(at(230), Tick{}) // 26 ms without a reading
-	if n.groups["g"].serving {
-		t.Error("a gap ends no lease")
+	if !n.groups["g"].serving || until != had {
+		t.Error("a short gap ends a lease that has not run out, or makes it longer")
 	}
+	list := n.groups["g"].sent
 	seq = old
 	step(231, yes("b"))
 	step(232, yes("c"))
-	if n.groups["g"].serving {
+	if until != had {
 		t.Error("answers from before the gap count")
 	}
-	step(240, Tick{})
+	seq = list[len(list)-1].seq // it asked at once
 	step(241, yes("b"))
 	step(242, yes("c"))
+	if until <= had {
+		t.Error("answers from behind the gap do not count")
+	}
+	had = until
+	n.Step(had, Tick{})
+	if n.groups["g"].serving {
+		t.Error("a lease outlives its promises by a long gap")
+	}
+	step(355, yes("b"))
+	step(356, yes("c"))
+	if n.groups["g"].serving {
+		t.Error("answers from before a long gap count")
+	}
+	step(360, Tick{})
+	step(361, yes("b"))
+	step(362, yes("c"))
 	if !n.groups["g"].serving {
 		t.Error("it does not serve again after the gap")
 	}
-	step(300, Voters{2, []string{"a", "f", "g"}}) // those that promised have no vote any more
+	n.Step(n.last.Add(Default.Guard), Tick{})
+	for n.last < until.Add(-2*time.Millisecond) { // nobody answers, and short gaps follow
+		n.Step(n.last.Add(min(Default.Guard*3/2, until.Sub(n.last)-time.Millisecond)), Tick{})
+		if !n.groups["g"].serving {
+			t.Fatal("a short gap ends a lease that has not run out")
+		}
+	}
+	if n.Step(n.last.Add(Default.Guard*3/2), Tick{}); n.groups["g"].serving {
+		t.Error("a lease outlives its promises by a short gap")
+	}
+	step(500, Tick{})
+	step(501, yes("b"))
+	step(502, yes("c"))
+	step(520, Voters{2, []string{"a", "f", "g"}}) // those that promised have no vote any more
 	if n.groups["g"].serving {
 		t.Error("promises of those who do not vote count")
 	}
-	step(320, yes("f"))
+	step(540, yes("f"))
 	if n.groups["g"].serving {
 		t.Error("a first lease from other voters counts at once: somebody may have one from those before")
 	}
-	step(440, Tick{})
-	step(441, yes("f"))
-	step(460, yes("f"))
+	step(660, Tick{})
+	step(661, yes("f"))
+	step(680, yes("f"))
 	if !n.groups["g"].serving {
 		t.Error("it does not count later either")
 	}

@@ -48,7 +48,7 @@ type GroupPath struct {
 
 // GroupClock is how well this node keeps its leases.
 type GroupClock struct {
-	Gaps     uint64  `json:"gaps"`                // times that it did not run for longer than a lease allows: each ended its leases
+	Gaps     uint64  `json:"gaps"`                // times that it did not run for longer than the guard of a lease; what had run out by then was asked for anew
 	Longest  float64 `json:"longest_gap_seconds"` // of them
 	Lost     uint64  `json:"lost_messages"`       // of other members, that came faster than they were read
 	Realtime bool    `json:"realtime"`            // its thread has real-time priority

@@ -199,7 +199,7 @@ func writeGroups(w io.Writer, g *api.Groups) {
 		fmt.Fprintf(w, "drained: %s\n", clean(strings.Join(g.Drained, ", ")))
 	}
 	if g.Clock.Gaps > 0 {
-		fmt.Fprintf(w, "this node did not run for longer than a lease allows %d times, the longest %s\n", g.Clock.Gaps, ms(g.Clock.Longest))
+		fmt.Fprintf(w, "this node did not run for longer than the guard of a lease %d times, the longest %s\n", g.Clock.Gaps, ms(g.Clock.Longest))
 	}
 	if g.Problem != "" {
 		fmt.Fprintf(w, "PROBLEM: %s\n", clean(g.Problem))

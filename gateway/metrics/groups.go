@@ -23,7 +23,7 @@ var (
 
 	groupDrained  = gauge("group_node_drained", "1 when the node is to own no group: demarc node drain has said so.", "node")
 	groupProblem  = gauge("group_problem", "1 when this node takes no part in who serves groups, or hears of nothing that is agreed on; status says why.")
-	groupGaps     = counter("group_clock_gaps", "Times that this node did not run for longer than a lease allows; each ended its leases.")
+	groupGaps     = counter("group_clock_gaps", "Times that this node did not run for longer than the guard of a lease; what had run out by then was asked for anew.")
 	groupLongest  = gauge("group_clock_longest_gap_seconds", "The longest of these.")
 	groupLost     = counter("group_lost_messages", "Messages of other members about groups that came faster than they were read.")
 	groupHeard    = gauge("group_path_heard_seconds", "How long ago the member was heard by this path; -1 = never, and a path of no address is a member that none is known of.", "member", "remote")
