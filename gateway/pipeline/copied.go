@@ -116,17 +116,33 @@ func nameOf(v *snapshot.View, kind replica.NameKind, local uint16) string {
 	return fmt.Sprintf("%s via %s", v.Ifaces[h.Iface].Name, h.Via.Netip(h.Family))
 }
 
-// Copied is the tables of a standby, as a replica.Sink: all shards of a node, of which Do and Sweep write the sessions and mappings. Whoever calls holds the workers
-// meanwhile. Shards have the same View.
+// Copied is the tables of a standby, as a replica.Sink: all shards of a node. Each shard may be written by its own worker, between two bursts: see Plan. Do and Sweep are for who
+// has all of them to himself.
 type Copied struct {
 	Shards []*Shard
-	hops   map[string]uint16
-	of     *snapshot.View // that hops is of
+	// View is the one that names are looked up in; nil = that of the shards, for who has them to himself. A shard may have the next one already, or not yet.
+	View *snapshot.View
+	// Deaf says of a group that nothing is taken of it any more. It may be asked from all workers. nil = of none.
+	Deaf func(group uint8) bool
+	// Common takes what is no session; nil = nothing does.
+	Common replica.Sink
+
+	hops          map[string]uint16
+	of            *snapshot.View // that hops is of
+	leave, enters []bool
+}
+
+// names is the View that names are looked up in.
+func (c *Copied) names() *snapshot.View {
+	if c.View != nil {
+		return c.View
+	}
+	return c.Shards[0].view
 }
 
 // Local implements replica.Sink.
 func (c *Copied) Local(kind replica.NameKind, name string) (uint16, bool) {
-	v := c.Shards[0].view
+	v := c.names()
 	if kind == replica.NameTenant {
 		if t := v.TenantByName(name); t != nil {
 			return uint16(t.ID), true
@@ -147,30 +163,96 @@ func (c *Copied) Local(kind replica.NameKind, name string) (uint16, bool) {
 
 // Do implements replica.Sink.
 func (c *Copied) Do(ops []replica.Op, ctx *replica.Context) {
-	for i := range ops {
-		op := &ops[i]
-		op.Outcome, op.Old, op.New = replica.Taken, 0, 0
-		if op.At != replica.NoPlace {
-			sh, slot := c.Shards[op.At.Shard()], op.At.Slot()
-			if !sh.Sessions.Live(slot) {
-				op.At = replica.NoPlace
-				if op.Do != replica.Put {
-					continue
-				}
-			} else if op.Do == replica.Live {
-				sh.refresh(sh.Sessions.At(slot), &op.Rec.Session)
-				continue
-			} else {
-				op.Old = ctx.Hash(c.read(op.At))
-				ctx.Release(op.At)
-				sh.leave(slot)
-				op.At = replica.NoPlace
-			}
-		}
-		if op.Do == replica.Put {
-			c.put(op, ctx)
+	leave, enter := c.Plan(ops, ctx)
+	for w := range c.Shards {
+		if leave[w] {
+			c.Leave(w, ops, ctx)
 		}
 	}
+	for w := range c.Shards {
+		if enter[w] {
+			c.Enter(w, ops, ctx)
+		}
+	}
+}
+
+// Plan is what Do does for whoever has each worker write its own shard: it says of each worker whether it has something to Leave, and whether it has something to Enter. Every Leave
+// is to be done before the first Enter: what takes a place comes behind what was there, which may be another shard's. What is no session is done with then.
+func (c *Copied) Plan(ops []replica.Op, ctx *replica.Context) (leave, enter []bool) {
+	if c.leave == nil {
+		c.leave, c.enters = make([]bool, len(c.Shards)), make([]bool, len(c.Shards))
+	}
+	clear(c.leave)
+	clear(c.enters)
+	v := c.names()
+	for i := range ops {
+		op := &ops[i]
+		op.Outcome, op.Old, op.New, op.From, op.To = replica.Taken, 0, 0, replica.NoShard, replica.NoShard
+		if session := op.Rec.Kind == replica.KindSession; op.Do == replica.Put && !session || op.At != replica.NoPlace && int(op.At.Shard()) >= len(c.Shards) {
+			if c.Common != nil {
+				c.Common.Do(ops[i:i+1], ctx)
+			} else {
+				op.Outcome, op.At = replica.NotKnown, replica.NoPlace
+			}
+			continue
+		}
+		if op.Do == replica.Put {
+			se := entered(&op.Rec)
+			op.To = uint16(c.home(v, &se))
+			c.enters[op.To] = true
+		}
+		if at := uint16(op.At.Shard()); op.At != replica.NoPlace && at != op.To {
+			op.From = at
+			c.leave[at] = true
+		}
+	}
+	return c.leave, c.enters
+}
+
+// Leave has shard w let go of what is dropped or is entered elsewhere, and refreshes what lives on. Its worker calls it.
+func (c *Copied) Leave(w int, ops []replica.Op, ctx *replica.Context) {
+	sh := c.Shards[w]
+	for i := range ops {
+		op := &ops[i]
+		if int(op.From) != w || c.deaf(op) {
+			continue
+		}
+		if op.Do != replica.Live {
+			c.goes(sh, op, ctx)
+		} else if sh.Sessions.Live(op.At.Slot()) {
+			sh.refresh(sh.Sessions.At(op.At.Slot()), &op.Rec.Session)
+		}
+	}
+}
+
+// Enter enters in shard w what has its home there. Its worker calls it.
+func (c *Copied) Enter(w int, ops []replica.Op, ctx *replica.Context) {
+	for i := range ops {
+		op := &ops[i]
+		if int(op.To) != w {
+			continue
+		}
+		if c.deaf(op) {
+			op.Outcome, op.At = replica.Conflict, replica.NoPlace
+			continue
+		}
+		if op.At != replica.NoPlace {
+			c.goes(c.Shards[w], op, ctx)
+		}
+		c.put(w, op, ctx)
+	}
+}
+
+func (c *Copied) deaf(op *replica.Op) bool { return c.Deaf != nil && c.Deaf(op.Rec.Group) }
+
+// goes takes out what is at the place of an op.
+func (c *Copied) goes(sh *Shard, op *replica.Op, ctx *replica.Context) {
+	if slot := op.At.Slot(); sh.Sessions.Live(slot) {
+		op.Old = ctx.Hash(c.read(op.At))
+		ctx.Release(op.At)
+		sh.leave(slot)
+	}
+	op.At = replica.NoPlace
 }
 
 // read is what the table has at a place.
@@ -181,19 +263,16 @@ func (c *Copied) read(p replica.Place) *replica.Record {
 }
 
 // put enters a session at its home.
-func (c *Copied) put(op *replica.Op, ctx *replica.Context) {
-	if op.Rec.Kind != replica.KindSession {
-		op.Outcome = replica.NotKnown
-		return
+func (c *Copied) put(w int, op *replica.Op, ctx *replica.Context) {
+	sh := c.Shards[w]
+	if c.View != nil && c.View != sh.view { // numbers of next hops are another View's; those of tenants are not, before the sessions of who was removed are gone
+		op.Rec.Session.Hop = [2]uint16{replica.NoName, replica.NoName}
 	}
 	se := entered(&op.Rec)
-	v := c.Shards[0].view
-	if v.Tenant(se.Tenant) == nil {
+	if sh.view.Tenant(se.Tenant) == nil {
 		op.Outcome = replica.NoTenant
 		return
 	}
-	w := c.home(v, &se)
-	sh := c.Shards[w]
 	for dir := range 2 { // what stands in its way and is nobody's any more goes
 		k := se.Key(dir)
 		if ref, ok := sh.Sessions.Lookup(&k, sh.Sessions.Hash(&k)); ok {
@@ -341,11 +420,23 @@ func (sh *Shard) leave(slot uint32) {
 // Sweep implements replica.Sink.
 func (c *Copied) Sweep(group uint8, keep func(replica.Place) bool) {
 	for w, sh := range c.Shards {
-		sh.Sessions.Each(0, sh.Sessions.Capacity(), func(slot uint32, se *conntrack.Session) bool {
-			if g := sh.view.GroupOf(se.Tenant); g != nil && g.ID == group && !keep(replica.PlaceAt(uint8(w), slot)) {
-				sh.leave(slot)
-			}
-			return true
-		})
+		c.SweepSome(w, group, 0, sh.Sessions.Capacity(), keep)
 	}
+	if c.Common != nil {
+		c.Common.Sweep(group, keep)
+	}
+}
+
+// SweepSome sweeps the next budget slots of shard w from from on. Go on with next until done. Its worker calls it.
+func (c *Copied) SweepSome(w int, group uint8, from uint32, budget int, keep func(replica.Place) bool) (next uint32, done bool) {
+	if c.Deaf != nil && c.Deaf(group) {
+		return from, true
+	}
+	sh := c.Shards[w]
+	return sh.Sessions.Each(from, budget, func(slot uint32, se *conntrack.Session) bool {
+		if g := sh.view.GroupOf(se.Tenant); g != nil && g.ID == group && !keep(replica.PlaceAt(uint8(w), slot)) {
+			sh.leave(slot)
+		}
+		return true
+	})
 }

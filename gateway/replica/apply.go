@@ -106,6 +106,9 @@ func (r *Receiver) drop(in *inbound, it *item, slot uint32) {
 	}
 	if it.how == itemPlaced {
 		r.rec.Slot = slot
+		if g != nil {
+			r.rec.Group = g.id
+		}
 		r.op(in, it, Drop, &r.rec)
 	}
 }
@@ -172,7 +175,7 @@ func (r *Receiver) mark(now int64, in *inbound, seq uint64, k Kind, group uint8,
 	st, g := &r.groups[group], in.groups[group]
 	if k == KindBegin {
 		if g == nil {
-			g = &inGroup{}
+			g = &inGroup{id: group}
 			in.groups[group] = g
 		}
 		if g.era == 0 || m.Epoch != g.Epoch {

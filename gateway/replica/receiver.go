@@ -11,8 +11,11 @@ import (
 // Place is where a Sink keeps a record: a shard and a slot of it.
 type Place uint64
 
-// NoPlace is nowhere.
-const NoPlace Place = 1<<64 - 1
+// NoPlace is nowhere, NoShard no shard.
+const (
+	NoPlace Place  = 1<<64 - 1
+	NoShard uint16 = 1<<16 - 1
+)
 
 // PlaceAt is slot of shard.
 func PlaceAt(shard uint8, slot uint32) Place { return Place(shard)<<32 | Place(slot) }
@@ -40,6 +43,8 @@ type Op struct {
 	Outcome Outcome // of a Put. What is not Taken leaves nothing behind
 	Old     uint64  // the hash of what was At before a Put or a Drop, 0 where there was nothing
 	New     uint64  // and after a Put, read back from the table
+	From    uint16  // the Sink's own notes: the shard that lets go of it, and
+	To      uint16  // the one that a Put is for
 	Rec     Record  // local numbers
 
 	in    *inbound
@@ -133,6 +138,7 @@ type page [pageItems]item
 // inGroup is a group as one stream brings it.
 type inGroup struct {
 	marker
+	id      uint8
 	era     uint32 // changes with each Begin of another epoch
 	active  bool   // it is taken: this node follows, and the epoch is not over
 	copying bool
