@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -50,6 +51,9 @@ type Config struct {
 	Groups *Driver
 	// Carrier is given its keys, and told who is a member. It lives longer too; see OpenCarrier. nil = none.
 	Carrier *beat.Carrier
+	// Sessions takes what another gateway has dialled to have its sessions copied here. It returns when the connection has ended, and says why where that was the other side's fault. Each
+	// has a goroutine of its own; of one member there is one, but for a moment. nil = this node copies none.
+	Sessions func(peer string, c net.Conn) error
 	// Mono is CLOCK_BOOTTIME in ns: confirm times are counted by it. Wall is wall time, which is shown and decides nothing.
 	Mono func() uint64
 	Wall func() time.Time
@@ -101,8 +105,10 @@ type Node struct {
 	joined  *Joined              // what it was told when it joined; nil = it did not
 	pool    pool
 	large   chan struct{}
-	opened  chan struct{}          // closed when st is there: Raft dials before Open has it
-	turned  atomic.Pointer[turned] // that another member would not let this one in
+
+	sessions sessions               // of copies
+	opened   chan struct{}          // closed when st is there: Raft dials before Open has it
+	turned   atomic.Pointer[turned] // that another member would not let this one in
 
 	peersMu  sync.Mutex
 	seen     map[string]seen // peersMu: by id, of other members
@@ -599,8 +605,11 @@ func (n *Node) attend(ctx context.Context) (end func()) {
 	if n.keys != nil {
 		wg.Go(func() { n.renewals(ctx) })
 	}
-	if c := n.cfg.Carrier; c != nil && n.tr != nil {
-		wg.Go(func() { c.Serve(ctx, n.link()) })
+	if n.tr != nil {
+		wg.Go(func() { n.takeSessions(ctx) })
+		if c := n.cfg.Carrier; c != nil {
+			wg.Go(func() { c.Serve(ctx, n.link()) })
+		}
 	}
 	return func() {
 		cancel()

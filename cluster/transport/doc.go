@@ -1,5 +1,5 @@
-// Package transport connects the members of a cluster: one TCP port, mutual TLS for all of it, Raft's streams, requests and keys for datagrams between
-// nodes told apart by the protocol that TLS negotiates.
+// Package transport connects the members of a cluster: one TCP port, mutual TLS for all of it, Raft's streams, requests, keys for datagrams and
+// copies of sessions told apart by the protocol that TLS negotiates.
 //
 // It does not know what is sent, who leads, or who should be a member; whom to let in it asks. Certificates are read from files and
 // read again when the files change; connections that stand outlive them.

@@ -48,7 +48,7 @@ type Peer struct {
 
 // PeerOf says who is at the other end; the zero Peer where the connection is not one of a Transport.
 func PeerOf(c net.Conn) Peer {
-	t, ok := c.(*tls.Conn)
+	t, ok := c.(interface{ ConnectionState() tls.ConnectionState })
 	if !ok {
 		return Peer{}
 	}

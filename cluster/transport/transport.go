@@ -12,25 +12,28 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
+	"golang.org/x/sys/unix"
 
 	"demarc/cluster/store"
 )
 
-// What TLS negotiates (ALPN, RFC 7301): which of the three a connection is for.
+// What TLS negotiates (ALPN, RFC 7301): what a connection is for.
 const (
-	protoRaft    = "demarc-raft/1"
-	protoRequest = "demarc-request/1"
-	protoKeys    = "demarc-keys/1" // two members agree on keys for datagrams
+	protoRaft     = "demarc-raft/1"
+	protoRequest  = "demarc-request/1"
+	protoKeys     = "demarc-keys/1"     // two members agree on keys for datagrams
+	protoSessions = "demarc-sessions/1" // an owner has a standby copy its sessions
 )
 
 // greeted says whether a connection begins with a Hello.
-func greeted(proto string) bool { return proto == protoRaft || proto == protoKeys }
+func greeted(proto string) bool { return proto != protoRequest }
 
 // Config is what Listen needs. Keys is required.
 type Config struct {
@@ -71,6 +74,7 @@ type Transport struct {
 	raft     *pipe
 	requests *pipe
 	keys     *pipe
+	sessions *pipe
 	slots    chan struct{}
 	mu       sync.Mutex
 	shaking  map[netip.Addr]int // mu: handshakes by where they come from
@@ -99,7 +103,7 @@ func Listen(c Config) (*Transport, error) {
 	for _, r := range Refusals {
 		t.refused[r] = new(atomic.Uint64)
 	}
-	t.raft, t.requests, t.keys = newPipe(l.Addr(), t.end), newPipe(l.Addr(), t.end), newPipe(l.Addr(), t.end)
+	t.raft, t.requests, t.keys, t.sessions = newPipe(l.Addr(), t.end), newPipe(l.Addr(), t.end), newPipe(l.Addr(), t.end), newPipe(l.Addr(), t.end)
 	if !c.Held {
 		t.Open()
 	}
@@ -173,13 +177,14 @@ func (t *Transport) enter(a net.Addr) (leave func(), ok bool) {
 
 // shake finishes the handshake and hands the connection on.
 func (t *Transport) shake(raw net.Conn) {
-	c := tls.Server(raw, t.cfg.Keys.serve(t.cfg.Allowed, protoRaft, protoRequest, protoKeys))
+	c := tls.Server(raw, t.cfg.Keys.serve(t.cfg.Allowed, protoRaft, protoRequest, protoKeys, protoSessions))
 	ctx, cancel := context.WithTimeout(context.Background(), t.cfg.Timeout)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	err := c.HandshakeContext(ctx)
+	var h Hello
 	if err == nil && greeted(c.ConnectionState().NegotiatedProtocol) {
-		err = t.greet(c)
+		h, err = t.greet(c)
 	}
 	if !stop() && err == nil {
 		err = ctx.Err()
@@ -188,37 +193,51 @@ func (t *Transport) shake(raw net.Conn) {
 		t.refuse(raw, t.cfg.Keys.named(err))
 		return
 	}
-	to := t.requests
+	to, conn := t.requests, net.Conn(c)
 	switch c.ConnectionState().NegotiatedProtocol {
 	case protoRaft:
 		to = t.raft
 	case protoKeys:
 		to = t.keys
+	case protoSessions:
+		to, conn = t.sessions, introduced{c, h.ID}
 	case protoRequest:
 	default:
 		t.refuse(raw, refuse(RefusedHandshake, "the peer wants no protocol of ours"))
 		return
 	}
-	if !to.put(ctx, c) {
+	if !to.put(ctx, conn) {
 		c.Close()
 	}
 }
 
+// introduced is a connection whose other end has said which member it is.
+type introduced struct {
+	*tls.Conn
+	id string
+}
+
+// IDOf is which member the other end of a connection for sessions has said to be; "" = it has dialled nobody.
+func IDOf(c net.Conn) string {
+	if i, ok := c.(introduced); ok {
+		return i.id
+	}
+	return ""
+}
+
 // greet reads what a peer says of itself and answers it. The caller ends the connection when that takes too long.
-func (t *Transport) greet(c net.Conn) error {
-	var h Hello
+func (t *Transport) greet(c net.Conn) (h Hello, err error) {
 	if err := readJSON(c, &h); err != nil {
-		return refuse(RefusedHandshake, "the peer says nothing sensible of itself: %w", err)
+		return h, refuse(RefusedHandshake, "the peer says nothing sensible of itself: %w", err)
 	}
 	if t.cfg.Greet == nil {
-		return writeJSON(c, welcome{})
+		return h, writeJSON(c, welcome{})
 	}
-	err := t.cfg.Greet(PeerOf(c), h)
-	if err == nil {
-		return writeJSON(c, welcome{})
+	if err = t.cfg.Greet(PeerOf(c), h); err == nil {
+		return h, writeJSON(c, welcome{})
 	}
 	_ = writeJSON(c, welcome{KindOf(err), err.Error()}) // it is refused in any case
-	return err
+	return h, err
 }
 
 func writeJSON(w io.Writer, v any) error {
@@ -349,6 +368,52 @@ func (t *Transport) DialKeys(ctx context.Context, address string) (net.Conn, err
 
 // KeyConns is where connections of others for keys come out. It ends with the transport.
 func (t *Transport) KeyConns() net.Listener { return t.keys }
+
+// ErrNoSessions says that a member runs a release that does not know connections for sessions.
+var ErrNoSessions = errors.New("its release takes no copies of sessions: bring it to this one")
+
+// DialSessions opens a connection over which another member copies the sessions that this one has. What leaves here on it is bulk: see bulk.
+func (t *Transport) DialSessions(ctx context.Context, address string) (net.Conn, error) {
+	c, err := t.dial(ctx, address, protoSessions)
+	if err != nil {
+		if strings.HasSuffix(err.Error(), "remote error: tls: no application protocol") { // RFC 7301, 3.2; the library has no type for it
+			return nil, fmt.Errorf("%s: %w", address, ErrNoSessions)
+		}
+		return nil, err
+	}
+	bulk(c)
+	return c, nil
+}
+
+// SessionConns is where connections of others for sessions come out. It ends with the transport.
+func (t *Transport) SessionConns() net.Listener { return t.sessions }
+
+// unsent is how much of what is written to a connection for sessions the kernel holds that it has not sent: more would wait in a queue of ours, older than it need be.
+const unsent = 256 << 10
+
+// bulk has what leaves on a connection give way to everything else here, in the queues of this machine and on the way where that is honoured: above all to the datagrams that keep
+// leases. It is a wish: without it the connection works.
+func bulk(c net.Conn) {
+	t, ok := c.(*tls.Conn)
+	if !ok {
+		return
+	}
+	raw, ok := t.NetConn().(*net.TCPConn)
+	if !ok {
+		return
+	}
+	sc, err := raw.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = sc.Control(func(fd uintptr) {
+		const dscpCS1 = 8 << 2 // low-priority data (RFC 3662), as it stands in the TOS or traffic class byte
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TOS, dscpCS1)
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_TCLASS, dscpCS1)
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PRIORITY, 2) // the last band of the usual queue; after TOS, which changes it
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent)
+	})
+}
 
 // Export derives n bytes that only the two ends of a connection know (RFC 8446, 7.5). The label and the context say what for.
 func Export(c net.Conn, label string, context []byte, n int) ([]byte, error) {
