@@ -52,6 +52,7 @@ type host struct {
 	wall    atomic.Int64 // offset of its wall clock
 	tune    func(*store.Config)
 	hears   *listener // who is revoked
+	copies  func(peer string, c net.Conn) error
 }
 
 // compiler is a gateway's that a test tells what to say.
@@ -95,7 +96,7 @@ func (h *host) run() *member {
 	g := &gw{}
 	begin := time.Now()
 	c := Config{Dir: h.dir, Name: h.name, Role: h.role, Version: cmp.Or(h.version, "test"), Features: h.knows, Serve: g.serve, Mono: func() uint64 { return uint64(time.Since(begin)) + 1<<40 },
-		Wall: func() time.Time { return time.Now().Add(time.Duration(h.wall.Load())) }, Net: &Net{Listen: h.address, Keys: h.keys}, timers: timers(), Revoked: h.hears.tell, tune: h.tune}
+		Wall: func() time.Time { return time.Now().Add(time.Duration(h.wall.Load())) }, Net: &Net{Listen: h.address, Keys: h.keys}, timers: timers(), Revoked: h.hears.tell, tune: h.tune, Sessions: h.copies}
 	if h.role == command.RoleGateway {
 		c.Compiler = h.comp
 	}
