@@ -325,6 +325,20 @@ func (r *Receiver) Hello(peer string, stream uint8) Answer {
 	return Answer{Stream: stream, Anew: true}
 }
 
+// Answer is what the owner is told when nothing has come: how one of its streams stands.
+func (r *Receiver) Answer(now int64, peer string, stream uint8) Answer {
+	if in := r.peers[peer][stream]; in != nil {
+		return in.answer(r, now)
+	}
+	return Answer{Stream: stream, Anew: true}
+}
+
+// Peers are those whose streams are known, by name.
+func (r *Receiver) Peers() []string { return slices.Sorted(maps.Keys(r.peers)) }
+
+// Epoch is the one that a group is heard under.
+func (r *Receiver) Epoch(group uint8) uint64 { return r.groups[group].epoch }
+
 // Forget ends all that came from a peer: it has left the cluster.
 func (r *Receiver) Forget(peer string) {
 	for _, in := range r.peers[peer] {

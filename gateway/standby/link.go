@@ -1,0 +1,196 @@
+package standby
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"demarc/gateway/replica"
+)
+
+// link is a connection that another gateway has dialled.
+type link struct {
+	peer  string
+	conn  net.Conn
+	hello replica.Hello
+	since int64
+
+	mu  sync.Mutex // of what is written
+	out []byte     // mu
+}
+
+var (
+	errReplaced = errors.New("it has connected anew")
+	errDeaf     = errors.New("it does not take our answers")
+)
+
+// Serve takes the streams of another gateway from a connection until that ends, and closes it. The error is what the other side has done wrong; an end alone is none.
+func (s *Standby) Serve(peer string, c net.Conn) error {
+	defer c.Close()
+	l := &link{peer: peer, conn: c, since: s.c.Now()}
+	in := bufio.NewReaderSize(c, 2*replica.MaxFrame)
+	_ = c.SetReadDeadline(time.Now().Add(replica.Silence))
+	var err error
+	if l.hello, err = replica.ReadHello(in); err != nil {
+		if err = fault(err, "its first word"); err != nil {
+			_ = l.write(func(b []byte) []byte { return replica.AppendRefusal(b, err.Error()) })
+		}
+		return err
+	}
+	s.mu.Lock()
+	old := s.links[peer]
+	s.links[peer] = l
+	s.mu.Unlock()
+	if old != nil {
+		old.conn.Close()
+	}
+	s.log.Info("sessions are copied from a gateway", "peer", peer, "streams", l.hello.Streams)
+	err = s.streams(l, in)
+	why := "it has ended it"
+	if err != nil {
+		why = err.Error()
+	}
+	s.mu.Lock()
+	if s.links[peer] == l {
+		delete(s.links, peer)
+		s.gone[peer] = gone{s.c.Now(), why}
+	}
+	s.mu.Unlock()
+	if errors.Is(err, errReplaced) {
+		return nil
+	}
+	s.log.Info("sessions are no more copied from a gateway", "peer", peer, "why", why)
+	return err
+}
+
+// streams says how far this node is, takes frames and answers them.
+func (s *Standby) streams(l *link, in *bufio.Reader) error {
+	s.mu.Lock()
+	var hellos []replica.Answer
+	for n := range l.hello.Streams {
+		hellos = append(hellos, s.r.Hello(l.peer, uint8(n)))
+	}
+	s.mu.Unlock()
+	if err := l.answer(hellos); err != nil {
+		return err
+	}
+	done := make(chan struct{})
+	beaten := make(chan error, 1)
+	go func() { beaten <- s.beat(l, done) }()
+	err := s.frames(l, in)
+	close(done)
+	l.conn.Close() // it may be that an answer waits
+	if b := <-beaten; b != nil && err == nil {
+		err = b
+	}
+	return err
+}
+
+// beat tells how far this node is, also while nothing comes.
+func (s *Standby) beat(l *link, done <-chan struct{}) error {
+	t := time.NewTicker(replica.Beat)
+	defer t.Stop()
+	for {
+		select {
+		case <-done:
+			return nil
+		case <-t.C:
+		}
+		list, ok := s.answers(l)
+		if !ok {
+			l.conn.Close()
+			return errReplaced
+		}
+		if err := l.answer(list); err != nil {
+			l.conn.Close()
+			return err
+		}
+	}
+}
+
+// frames takes what comes, and answers what has come at once.
+func (s *Standby) frames(l *link, in *bufio.Reader) error {
+	var got []replica.Answer // by stream, of those in order
+	have := make([]bool, l.hello.Streams)
+	last := make([]replica.Answer, l.hello.Streams)
+	for {
+		_ = l.conn.SetReadDeadline(time.Time{}) // between frames it may be silent
+		if _, err := in.Peek(1); err != nil {
+			return fault(err, "")
+		}
+		_ = l.conn.SetReadDeadline(time.Now().Add(replica.Silence))
+		got = got[:0]
+		clear(have)
+		for {
+			f, err := replica.ReadFrame(in)
+			if err != nil {
+				return fault(err, "the rest of a frame")
+			}
+			life, stream := replica.FrameHead(f)
+			if life != l.hello.Life || int(stream) >= int(l.hello.Streams) {
+				return fmt.Errorf("a frame of stream %d of life %x, and it has said that it has %d streams of life %x", stream, life, l.hello.Streams, l.hello.Life)
+			}
+			a, err := s.frame(l, f)
+			if errors.Is(err, errReplaced) {
+				return err
+			}
+			if err != nil { // has cost nothing but that record or frame, and is told by the answer
+				s.odd.Add(1)
+				s.complain("what a gateway sends is not all understood", "peer", l.peer, "err", err)
+			}
+			have[stream], last[stream] = true, a
+			if !replica.FrameWaits(in, in.Buffered()) {
+				break
+			}
+		}
+		for n := range have {
+			if have[n] {
+				got = append(got, last[n])
+			}
+		}
+		if err := l.answer(got); err != nil {
+			return err
+		}
+	}
+}
+
+// answer writes answers. A peer that does not take them for Silence is given up.
+func (l *link) answer(list []replica.Answer) error {
+	return l.write(func(b []byte) []byte {
+		for i := range list {
+			b = replica.AppendAnswer(b, &list[i])
+		}
+		return b
+	})
+}
+
+func (l *link) write(put func([]byte) []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.out = put(l.out[:0])
+	_ = l.conn.SetWriteDeadline(time.Now().Add(replica.Silence))
+	_, err := l.conn.Write(l.out)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("%w: none for %s", errDeaf, replica.Silence)
+	}
+	return fault(err, "")
+}
+
+// fault is what of an error is the other side's doing: that a connection has ended is nobody's, but in the midst of something.
+func fault(err error, of string) error {
+	switch {
+	case err == nil, errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrClosedPipe), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("%s has not come for %s", of, replica.Silence)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return nil // a process that ends does so wherever it is
+	}
+	return err
+}

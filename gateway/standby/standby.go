@@ -1,0 +1,299 @@
+package standby
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"demarc/gateway/pipeline"
+	"demarc/gateway/replica"
+	"demarc/gateway/snapshot"
+)
+
+// Config is what New needs. Shards, Order, View, Taken and Now are required.
+type Config struct {
+	Shards []*pipeline.Shard
+	// Order has a worker run fn on its shard between two bursts, and waits for it. An error says that it was not run, or not to its end, and never will be.
+	Order func(w int, fn func(*pipeline.Shard)) error
+	// View is the newest, Taken says whether all workers have it.
+	View  func() *snapshot.View
+	Taken func(*snapshot.View) bool
+	// Now is a clock that only goes on, ns. Workers read it too.
+	Now func() int64
+	// Busy is for how long a worker has had something to do since it began, ns; nil = copying is not paced by it.
+	Busy func(w int) uint64
+	// Marked is told that the copy of a group is whole and that its digests were equal, each time that they were found to be. It must not block. nil = nobody asks.
+	Marked func(group uint8, epoch uint64)
+	// Member says whether a gateway is one of the cluster's; nil, or an error = that is not known now, and nothing is forgotten.
+	Member func(name string) (bool, error)
+	// Common keeps what is no session: see pipeline.Copied. nil = nothing does.
+	Common replica.Sink
+	// Slots is how many slots of what is no session an owner may have.
+	Slots int
+	// Held is told for how long each order held a worker; nil = nobody asks. The worker calls it.
+	Held func(w int, d time.Duration)
+	Log  *slog.Logger
+}
+
+// Standby keeps copies of what other gateways own.
+type Standby struct {
+	c    Config
+	log  *slog.Logger
+	sink *sink
+	roles
+	wake chan struct{} // 1: roles has something to be told
+
+	mu     sync.Mutex
+	r      *replica.Receiver // mu
+	links  map[string]*link  // mu: by peer, the one that counts
+	gone   map[string]gone   // mu: how the last connection of a peer ended
+	seen   [256]int64        // mu: by group, when digests were equal that Marked was told of
+	looked int64             // mu: when it was last looked who is a member
+
+	owed    []owed
+	orders  atomic.Uint64
+	heldNs  atomic.Int64
+	longest atomic.Int64 // ns that an order has held a worker
+	failed  atomic.Uint64
+	odd     atomic.Uint64 // records that could not be read
+	said    atomic.Int64  // seconds of the last complaint
+}
+
+// gone is the end of a connection.
+type gone struct {
+	at  int64
+	why string
+}
+
+// memberEvery is how often is looked whether peers are members still.
+const memberEvery = time.Second
+
+// New makes a standby. Run keeps it going, Serve takes a connection.
+func New(c Config) *Standby {
+	s := &Standby{c: c, log: c.Log, wake: make(chan struct{}, 1), links: map[string]*link{}, gone: map[string]gone{}, owed: make([]owed, len(c.Shards))}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.sink = &sink{&pipeline.Copied{Shards: c.Shards, View: c.View(), Deaf: func(group uint8) bool { return s.deaf[group].Load() }, Common: c.Common}, s}
+	items := c.Slots
+	for _, sh := range c.Shards {
+		items += sh.Sessions.Capacity()
+	}
+	s.r = replica.NewReceiver(s.sink, 2*items+1<<16) // an owner's slots need not be used one after the other, and there may be two owners
+	return s
+}
+
+// Serving notes that this node has begun to serve a group under an epoch, or that another one does. From when it returns no worker writes a record of a group that this node serves. It
+// waits for nothing.
+func (s *Standby) Serving(group uint8, epoch uint64, own bool) {
+	s.roles.mu.Lock()
+	s.turn[group]++
+	if own {
+		s.deaf[group].Store(true)
+	}
+	s.told = append(s.told, role{group, own, epoch, s.turn[group]})
+	s.roles.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// tell tells the receiver who owns what. The caller holds mu.
+func (s *Standby) tell() {
+	s.roles.mu.Lock()
+	list := s.told
+	s.told = nil
+	s.roles.mu.Unlock()
+	for _, x := range list {
+		if x.own {
+			s.r.Own(x.group, x.epoch)
+			continue
+		}
+		s.r.Follow(x.group, x.epoch)
+		s.roles.mu.Lock()
+		if s.turn[x.group] == x.turn { // else it has become this node's again meanwhile
+			s.deaf[x.group].Store(false)
+		}
+		s.roles.mu.Unlock()
+	}
+}
+
+// renew goes by the newest View as soon as all workers have it. The caller holds mu.
+func (s *Standby) renew() {
+	if v := s.c.View(); v != s.sink.View && s.c.Taken(v) {
+		s.sink.View = v
+		s.r.Renew()
+	}
+}
+
+// frame takes in one frame of a connection.
+func (s *Standby) frame(l *link, f []byte) (replica.Answer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.links[l.peer] != l {
+		return replica.Answer{}, errReplaced
+	}
+	s.tell()
+	s.renew()
+	return s.r.Frame(s.c.Now(), l.peer, f)
+}
+
+// answers are for all streams of a connection.
+func (s *Standby) answers(l *link) (out []replica.Answer, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.c.Now()
+	for n := range l.hello.Streams {
+		out = append(out, s.r.Answer(now, l.peer, uint8(n)))
+	}
+	return out, s.links[l.peer] == l
+}
+
+// Run looks after what recurs until ctx ends.
+func (s *Standby) Run(ctx context.Context) error {
+	t := time.NewTicker(replica.Beat / 2)
+	defer t.Stop()
+	for {
+		s.mu.Lock()
+		s.tell()
+		s.renew()
+		marks := s.marks()
+		s.forget()
+		s.mu.Unlock()
+		for _, m := range marks {
+			s.c.Marked(m.group, m.epoch)
+		}
+		select {
+		case <-ctx.Done():
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, l := range s.links {
+				l.conn.Close()
+			}
+			return nil
+		case <-s.wake:
+		case <-t.C:
+		}
+	}
+}
+
+// marks are the groups whose digests were found to be equal anew. The caller holds mu.
+func (s *Standby) marks() (out []role) {
+	if s.c.Marked == nil {
+		return nil
+	}
+	now := s.c.Now()
+	for _, x := range s.sink.View.Groups() {
+		age, whole := s.r.Marked(now, x.ID)
+		if at := now - int64(age); whole && at > s.seen[x.ID] {
+			s.seen[x.ID] = at
+			out = append(out, role{group: x.ID, epoch: s.r.Epoch(x.ID)})
+		}
+	}
+	return out
+}
+
+// forget ends what came from those who are no members any more. The caller holds mu.
+func (s *Standby) forget() {
+	now := s.c.Now()
+	if s.c.Member == nil || now-s.looked < int64(memberEvery) {
+		return
+	}
+	s.looked = now
+	for _, peer := range s.r.Peers() {
+		if s.links[peer] != nil {
+			continue
+		}
+		if is, err := s.c.Member(peer); err == nil && !is {
+			s.log.Info("what was copied from a gateway that is no member any more is nobody's", "peer", peer)
+			s.r.Forget(peer)
+			delete(s.gone, peer)
+		}
+	}
+}
+
+// complain says something at most once a second.
+func (s *Standby) complain(what string, args ...any) {
+	if now := s.c.Now() / int64(time.Second); s.said.Swap(now) != now {
+		s.log.Warn(what, args...)
+	}
+}
+
+// Status is how copies stand at this node.
+type Status struct {
+	Groups []Group // of the policy, those that this node does not own
+	Peers  []Peer
+	replica.Stats
+	Orders  uint64        // to workers, and
+	Held    time.Duration // for how long they held them in all
+	Longest time.Duration // and at most
+	Failed  uint64        // orders that were not carried out
+	Odd     uint64        // records that could not be read
+}
+
+// Group is the copy of one group.
+type Group struct {
+	ID    uint8
+	Name  string
+	Epoch uint64
+	Whole bool
+	Why   string        // not whole
+	Age   time.Duration // whole: since its digests were last found to be equal
+}
+
+// Peer is a gateway whose sessions are copied here, or were.
+type Peer struct {
+	Name      string
+	Connected bool
+	Since     time.Duration // that it is, or is not any more
+	Streams   int
+	Why       string // its last connection ended
+}
+
+// Status says how copies stand.
+func (s *Standby) Status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tell()
+	now := s.c.Now()
+	st := Status{Stats: s.r.Stats, Orders: s.orders.Load(), Held: time.Duration(s.heldNs.Load()), Longest: time.Duration(s.longest.Load()), Failed: s.failed.Load(), Odd: s.odd.Load()}
+	for _, x := range s.sink.View.Groups() {
+		if s.deaf[x.ID].Load() {
+			continue
+		}
+		g := Group{ID: x.ID, Name: x.Name, Epoch: s.r.Epoch(x.ID)}
+		if g.Whole, g.Why = s.r.Whole(x.ID); g.Whole {
+			g.Age, _ = s.r.Marked(now, x.ID)
+		} else if len(s.links) == 0 {
+			g.Why = s.alone(now)
+		}
+		st.Groups = append(st.Groups, g)
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.links)) {
+		l := s.links[name]
+		st.Peers = append(st.Peers, Peer{Name: name, Connected: true, Since: time.Duration(now - l.since), Streams: int(l.hello.Streams)})
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.gone)) {
+		if g := s.gone[name]; s.links[name] == nil {
+			st.Peers = append(st.Peers, Peer{Name: name, Since: time.Duration(now - g.at), Why: g.why})
+		}
+	}
+	slices.SortFunc(st.Peers, func(a, b Peer) int { return cmp.Compare(a.Name, b.Name) })
+	return st
+}
+
+// alone says why nothing comes. The caller holds mu.
+func (s *Standby) alone(now int64) string {
+	for _, name := range slices.Sorted(maps.Keys(s.gone)) {
+		g := s.gone[name]
+		return fmt.Sprintf("the connection of %s ended %s ago: %s", name, time.Duration(now-g.at).Round(time.Second), g.why)
+	}
+	return "no gateway has connected to have its sessions copied here"
+}
