@@ -27,6 +27,7 @@ import (
 	"demarc/gateway/revisions"
 	"demarc/gateway/slowpath"
 	"demarc/gateway/snapshot"
+	"demarc/gateway/standby"
 	"demarc/gateway/trace"
 	"demarc/gateway/verdict"
 	"demarc/gateway/worker"
@@ -96,7 +97,8 @@ type Gateway struct {
 	look      looking
 	fatal     chan error
 
-	groups groups // who serves a group, and this node's part in it
+	groups  groups           // who serves a group, and this node's part in it
+	standby *standby.Standby // copies of what other nodes own; set before anything asks it
 
 	remote  *api.Remote // what the interface on TCP needs; nil where there is none
 	revoked *revoked    // whom it does not let in
@@ -182,6 +184,7 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	if err := g.republishBlocks(ctx); err != nil {
 		return errors.Join(err, g.restorePorts())
 	}
+	g.openStandby(ctx)
 	srv, err := g.listen()
 	if err != nil {
 		return errors.Join(err, g.restorePorts())
@@ -206,6 +209,7 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	run("watch links", func(ctx context.Context) error { return hostnet.Watch(ctx, g.netEvent) })
 	run("interface", srv.Run)
 	run("upkeep", g.upkeep)
+	run("copies", g.standby.Run)
 	defer g.runGroups(run)()
 	run("ports", g.mendPorts)
 	agree := sync.OnceFunc(func() { run("replicated state", g.agree) })

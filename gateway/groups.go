@@ -165,6 +165,7 @@ func (r roles) Role(group string, epoch uint64, serving bool, done func()) {
 // policy knows the group no more. Nothing is sent for the group before it returns, so it takes some milliseconds at most, also where a worker hangs, and walks no table. Of one
 // group one call runs at a time, of several groups several do.
 func (g *Gateway) serving(group uint8, epoch uint64, serving bool) {
+	g.standby.Serving(group, epoch, serving)
 }
 
 // turns runs functions: of one group one after the other, of several beside each other.

@@ -1,0 +1,45 @@
+package gateway
+
+import (
+	"context"
+
+	"demarc/cluster/failover"
+	"demarc/gateway/pipeline"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/standby"
+)
+
+// openStandby makes the receiving end of copies: workers take orders. Orders end with ctx.
+func (g *Gateway) openStandby(ctx context.Context) {
+	g.standby = standby.New(standby.Config{Shards: g.shards, View: g.view.Load, Taken: g.taken, Now: func() int64 { return int64(g.clock.Exact()) }, Log: g.log,
+		Order:  func(w int, fn func(*pipeline.Shard)) error { return g.workers[w].Do(ctx, fn) },
+		Busy:   func(w int) uint64 { return g.workers[w].Stats().BusyNs },
+		Marked: g.marked, Member: g.isMember})
+}
+
+// taken reports whether every worker works with a View, or a later one.
+func (g *Gateway) taken(v *snapshot.View) bool {
+	for _, w := range g.workers {
+		if int32(w.Stats().Gen-v.Gen) < 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// marked tells the driver that the copy of a group is as its owner has it.
+func (g *Gateway) marked(group uint8, epoch uint64) {
+	if x := g.view.Load().Group(group); x != nil {
+		g.groups.driver.Marked(failover.Marked{Group: x.Name, Epoch: epoch})
+	}
+}
+
+// isMember reports whether a gateway is a member of the cluster, as far as is known.
+func (g *Gateway) isMember(name string) (bool, error) {
+	m, err := g.known()
+	if err != nil {
+		return false, err
+	}
+	_, ok := m.State().Named(name)
+	return ok, nil
+}
