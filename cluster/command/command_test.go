@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -696,4 +697,58 @@ func FuzzDecode(f *testing.F) {
 		}
 		_, _ = (&State{Cluster: "c", Bounds: DefaultBounds()}).Apply(1, e)
 	})
+}
+
+// TestAuditIsShared: a state shares the lines of the audit log with the one that it came from, so that an entry costs the same however long the log is; and of states that
+// came from one, none sees another's lines.
+func TestAuditIsShared(t *testing.T) {
+	const lines = 10_000
+	s, _ := run(t, begin())
+	i := uint64(1)
+	next := func(s *State, what uint64) *State {
+		i++
+		n, _ := s.Apply(i, entry(KindConfirm, &Confirm{what}, ""))
+		return n
+	}
+	for range lines + 100 {
+		s = next(s, 99)
+	}
+	if len(s.Audit) != lines {
+		t.Fatalf("%d lines", len(s.Audit))
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	const more = 4000
+	for range more {
+		s = next(s, 99)
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / more; each > 16<<10 {
+		t.Errorf("an entry with %d lines in the log costs %d bytes", lines, each)
+	}
+	if len(s.Audit) != lines || cap(s.Audit) > 2*lines || s.Audit[lines-1].Index != i || s.Audit[0].Index != i-lines+1 {
+		t.Errorf("%d lines of %d, %d to %d, last entry %d", len(s.Audit), cap(s.Audit), s.Audit[0].Index, s.Audit[lines-1].Index, i)
+	}
+	at := i
+	a := next(s, 1)
+	i = at
+	b := next(s, 2)
+	c := next(b, 3)
+	for _, x := range []struct {
+		name string
+		s    *State
+		last []string
+	}{{"one", a, []string{"revision 1"}}, {"another", b, []string{"revision 2"}}, {"after that", c, []string{"revision 2", "revision 3"}}} {
+		for k, want := range x.last {
+			if l := x.s.Audit[lines-len(x.last)+k]; !strings.Contains(l.What, want) {
+				t.Errorf("%s: %q, want %s", x.name, l.What, want)
+			}
+		}
+	}
+	i = at
+	e := entry(KindBounds, &Bounds{Audit: 100}, "")
+	d, _ := s.Apply(i+1, e)
+	if len(d.Audit) != 100 || cap(d.Audit) > 200 {
+		t.Errorf("lower limit: %d lines, room for %d", len(d.Audit), cap(d.Audit))
+	}
 }

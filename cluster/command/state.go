@@ -621,8 +621,17 @@ func (s *State) note(index uint64, e *Entry, r Result) {
 	case e.Kind == KindGroup:
 		l.What = e.Group.Words()
 	}
-	s.Audit = append(slices.Clip(s.Audit), l)
-	if limit := max(s.Bounds.Audit, 1); len(s.Audit) > limit {
-		s.Audit = slices.Clone(s.Audit[len(s.Audit)-limit:])
+	s.Audit = written(s.Audit, l, max(s.Bounds.Audit, 1))
+}
+
+// written is the lines with one more, and without the oldest beyond limit. A state shares them with the one that it came from: to copy ten thousand lines with each entry would be
+// more than a megabyte of garbage each time. The place behind the last line is for whoever writes there first; of two states that came from one, the second copies.
+func written(lines []Line, l Line, limit int) []Line {
+	over := max(len(lines)+1-limit, 0)
+	lines = lines[over:]
+	n := len(lines)
+	if n == cap(lines) || lines[:n+1][n].Index != 0 || l.Index == 0 || over > 1 { // over > 1: the limit has become lower, and the memory is to go too
+		lines = append(make([]Line, 0, n+1+n/4), lines...)
 	}
+	return append(lines, l)
 }

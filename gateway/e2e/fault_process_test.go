@@ -4,11 +4,14 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -384,7 +387,8 @@ func (r *rig) minds() bool {
 	return false
 }
 
-// Thousands of applies in a row, under a paced stream that they do not concern: nothing is lost and nothing grows.
+// Thousands of applies in a row, under a paced stream that they do not concern: nothing is lost and nothing grows. What the process keeps of the past has its bound, and is full after the first 300.
+// From there on what a collection of garbage leaves alive must not grow; what is resident may by more: the heap's room for garbage, and pages of files that are touched bit by bit.
 func TestFaultManyApplies(t *testing.T) {
 	r := newRig(t, "many", faultPolicy(0))
 	r.start()
@@ -400,6 +404,8 @@ func TestFaultManyApplies(t *testing.T) {
 		}
 		return time.Since(begin)
 	}
+	var kept api.Kept
+	check(t, r.api.Post(t.Context(), api.PathKeep, api.KeepRequest{Bounds: api.Bounds{Audit: 100}}, &kept))
 	for n := 1; n <= warm; n++ {
 		apply(n)
 	}
@@ -407,8 +413,17 @@ func TestFaultManyApplies(t *testing.T) {
 	stream := r.spawn(r.Alpha1.Name, &p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "500", "-duration", "3s", "-wait", "1s")
 	before, goroutines := r.size(), r.plain("go_goroutines")
 	begin, worst := time.Now(), time.Duration(0)
+	var first, last []float64 // KiB that lived, in the first and in the last quarter from here on
+	quarter := (total - warm) / 4
 	for n := warm + 1; n <= total; n++ {
 		worst = max(worst, apply(n))
+		switch {
+		case n%max(1, quarter/20) != 0:
+		case n <= warm+quarter:
+			first = append(first, r.live())
+		case n > total-quarter:
+			last = append(last, r.live())
+		}
 	}
 	each := time.Since(begin) / time.Duration(total-warm)
 	after, now := r.size(), r.plain("go_goroutines")
@@ -418,6 +433,13 @@ func TestFaultManyApplies(t *testing.T) {
 		t.Errorf("%d of %d came back", p.Received, p.Sent)
 	}
 	before.grew(t, after, 24<<10)
+	slices.Sort(first)
+	slices.Sort(last)
+	grown := last[len(last)/2] - first[len(first)/2]
+	t.Logf("alive %.0f to %.0f KiB in the first quarter, %.0f to %.0f in the last: %.2f KiB an apply", first[0], first[len(first)-1], last[0], last[len(last)-1], grown/float64(3*quarter))
+	if grown > 128+float64(3*quarter)/2 { // half a KiB an apply
+		t.Errorf("what lives grew by %.0f KiB in %d applies", grown, 3*quarter)
+	}
 	if now > goroutines+4 {
 		t.Errorf("%v goroutines, there were %v", now, goroutines)
 	}
@@ -436,6 +458,29 @@ func TestFaultManyApplies(t *testing.T) {
 		t.Errorf("frames %s, drops %v, alpha made %d sessions", st.Conservation.Detail, d, rigTenantOf(st, "alpha").Created)
 	}
 	r.stop()
+}
+
+// live is how many KiB the last collection of garbage in the program left: the heap's next goal is twice that. The answer is asked for as it is, since to compress one takes a megabyte that
+// lives a while.
+func (r *rig) live() (kib float64) {
+	r.t.Helper()
+	c := http.Client{Transport: &http.Transport{DisableCompression: true, DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", r.socket)
+	}}}
+	q, err := c.Get("http://demarc" + api.PathMetrics)
+	check(r.t, err)
+	defer q.Body.Close()
+	b, err := io.ReadAll(q.Body)
+	check(r.t, err)
+	for l := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(l, "go_memstats_next_gc_bytes "); ok {
+			fmt.Sscan(v, &kib)
+		}
+	}
+	if kib == 0 {
+		r.t.Fatal("no series says what the heap's next goal is")
+	}
+	return kib / 2 / 1024
 }
 
 // plain is a series of /metrics without labels.
