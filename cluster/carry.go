@@ -1,10 +1,12 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
+	"time"
 
 	"demarc/cluster/beat"
 	"demarc/cluster/failover"
@@ -38,6 +40,33 @@ func OpenCarrier(c *Net, name string, receive func(from string, m failover.Messa
 		}
 	}
 	return beat.Open(beat.Config{Name: name, Paths: paths, Receive: receive, RoundTrip: c.RoundTrip, Log: log})
+}
+
+// carrier is nil while there is none.
+func (n *Node) carrier() *beat.Carrier {
+	if n.cfg.Carrier == nil {
+		return nil
+	}
+	return n.cfg.Carrier()
+}
+
+const carrierPoll = 200 * time.Millisecond
+
+// serveCarrier gives the carrier its keys until ctx ends, from when there is one.
+func (n *Node) serveCarrier(ctx context.Context) {
+	t := time.NewTicker(carrierPoll)
+	defer t.Stop()
+	for {
+		if c := n.carrier(); c != nil {
+			c.Serve(ctx, n.link())
+			return
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // link is what keys for datagrams come from.

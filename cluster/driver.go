@@ -57,6 +57,10 @@ type DriverConfig struct {
 	Words  Announcer // nil with it
 	Roles  Roles     // nil = nothing is to be made ready
 	CPU    int       // that its thread is pinned to; negative = any
+
+	// Flush brings the heir of a planned move what has changed of a group, while nothing changes any more, and then calls done, once and from anywhere. It must not block.
+	// nil = there is nothing to bring.
+	Flush func(group, peer string, done func())
 }
 
 // Driver runs the failover machine of one node for the life of the process: votes for all groups, lease and announcements of its own. It outlives a Node that is closed and
@@ -290,6 +294,11 @@ func (d *Driver) Marked(m failover.Marked) {
 	d.post(false, func(now failover.Time) { d.step(now, m) })
 }
 
+// Deaf tells that nothing can be said or heard, so that this node takes no part; or that it can again.
+func (d *Driver) Deaf(on bool) {
+	d.post(false, func(now failover.Time) { d.step(now, failover.Deaf{On: on}) })
+}
+
 // Run is the driver's thread. It ends with ctx, and what this node may emit ends with it: call Leave first to hand over.
 func (d *Driver) Run(ctx context.Context) error {
 	runtime.LockOSThread() // for good: a thread with other rights than its siblings goes with its goroutine
@@ -398,6 +407,13 @@ func (d *Driver) step(now failover.Time, e failover.Event) {
 			}
 		case failover.Lease:
 			d.lease(now, a)
+		case failover.Flush:
+			done := func() { d.post(false, func(now failover.Time) { d.step(now, failover.Flushed{Group: a.Group, Turn: a.Turn}) }) }
+			if d.c.Flush == nil {
+				done()
+			} else {
+				d.c.Flush(a.Group, a.Peer, done)
+			}
 		case failover.Announce:
 			d.announce(a)
 		case failover.Propose:

@@ -49,8 +49,8 @@ type Config struct {
 	Revoked func([]command.Revoked)
 	// Groups drives who serves a group. It is not this node's own: it lives longer. nil = this node neither votes for nor serves any.
 	Groups *Driver
-	// Carrier is given its keys, and told who is a member. It lives longer too; see OpenCarrier. nil = none.
-	Carrier *beat.Carrier
+	// Carrier is given its keys, and told who is a member. It lives longer too; see OpenCarrier. It may come later than the node: nil while there is none.
+	Carrier func() *beat.Carrier
 	// Sessions takes what another gateway has dialled to have its sessions copied here. It returns when the connection has ended, and says why where that was the other side's fault. Each
 	// has a goroutine of its own; of one member there is one, but for a moment. nil = this node copies none.
 	Sessions func(peer string, c net.Conn) error
@@ -321,8 +321,8 @@ func (n *Node) look() {
 		n.tellGroups(n.st.State())
 	default:
 	}
-	if n.cfg.Carrier != nil {
-		n.cfg.Carrier.Look()
+	if c := n.carrier(); c != nil {
+		c.Look()
 	}
 	n.mu.Lock()
 	close(n.applied)
@@ -607,8 +607,8 @@ func (n *Node) attend(ctx context.Context) (end func()) {
 	}
 	if n.tr != nil {
 		wg.Go(func() { n.takeSessions(ctx) })
-		if c := n.cfg.Carrier; c != nil {
-			wg.Go(func() { c.Serve(ctx, n.link()) })
+		if n.cfg.Carrier != nil {
+			wg.Go(func() { n.serveCarrier(ctx) })
 		}
 	}
 	return func() {

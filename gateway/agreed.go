@@ -59,7 +59,7 @@ func (g *Gateway) openCluster() (n *cluster.Node, err error) {
 		}
 	}()
 	return cluster.Open(cluster.Config{Dir: g.clusterDir(), Name: g.o.Node.Name, Version: g.o.Version, Features: configs.Features(), Log: g.log,
-		Serve: g.serveRevision, Keep: g.keepRevision, Compiler: compiler{g}, Net: clusterNet(g.o.Node.Cluster), Mono: g.clock.Now, Wall: g.o.Wall, Revoked: g.revoked.set, Groups: g.groups.driver, Carrier: g.groups.carrier.Load(), Sessions: g.standby.Serve})
+		Serve: g.serveRevision, Keep: g.keepRevision, Compiler: compiler{g}, Net: clusterNet(g.o.Node.Cluster), Mono: g.clock.Now, Wall: g.o.Wall, Revoked: g.revoked.set, Groups: g.groups.driver, Carrier: g.groups.carrier.Load, Sessions: g.standby.Serve})
 }
 
 // agree takes part in the cluster until ctx ends. What it cannot open it tries again: the cause may be a disk that somebody is making room on.

@@ -22,7 +22,7 @@ import (
 // groups is this node's part in who serves a group: the driver of cluster, and what the gateway tells it and carries out for it.
 type groups struct {
 	driver  *cluster.Driver
-	carrier atomic.Pointer[beat.Carrier] // nil = there is no [cluster] section, or it could not be opened
+	carrier atomic.Pointer[beat.Carrier] // nil = there is no [cluster] section, or it cannot be opened yet
 	problem atomic.Pointer[string]       // why this node takes no part; nil = it does
 
 	mu  sync.Mutex
@@ -75,24 +75,59 @@ func (g *Gateway) openGroups() (err error) {
 	return err
 }
 
-// runGroups starts what keeps leases and carries messages. A node whose datagrams cannot be carried takes no part, and serves no group: what has none goes on as before.
+// carryAgain is how long to wait before a carrier that could not be opened is tried again.
+const carryAgain = time.Second
+
+// runGroups starts what keeps leases and carries messages. A node whose datagrams cannot be carried takes no part, and serves no group: what has none goes on as before. It is
+// tried again: an address may come later than this process, and whoever has the port may end.
 func (g *Gateway) runGroups(run func(what string, fn func(context.Context) error)) (end func()) {
 	c, err := openCarrier(g.o.Node, g.groups.driver, g.log)
 	if err != nil {
-		g.log.Error("this node takes no part in who serves a group: messages about it cannot be carried", "err", err)
+		g.log.Error("this node takes no part in who serves a group until messages about it can be carried", "err", err)
 		why := err.Error()
 		g.groups.problem.Store(&why)
-		g.groups.driver.Discard()
-		return func() {}
+		g.groups.driver.Deaf(true)
 	}
-	g.groups.carrier.Store(c)
 	run("groups", g.groups.driver.Run)
 	<-g.groups.driver.Started()
-	if c == nil {
-		return func() {}
+	switch {
+	case err != nil:
+		run("datagrams", g.carryLater)
+	case c != nil:
+		g.groups.carrier.Store(c)
+		run("datagrams", c.Run)
 	}
-	run("datagrams", c.Run)
-	return c.Close
+	return func() {
+		if c := g.groups.carrier.Load(); c != nil {
+			c.Close()
+		}
+	}
+}
+
+// carryLater opens the carrier as soon as that can be done, has the node take part, and carries messages until ctx ends.
+func (g *Gateway) carryLater(ctx context.Context) error {
+	t := time.NewTicker(carryAgain)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		c, err := openCarrier(g.o.Node, g.groups.driver, g.log)
+		if err != nil {
+			if why := err.Error(); why != *g.groups.problem.Load() {
+				g.log.Error("this node still takes no part in who serves a group", "err", err)
+				g.groups.problem.Store(&why)
+			}
+			continue
+		}
+		g.groups.carrier.Store(c)
+		g.groups.problem.Store(nil)
+		g.groups.driver.Deaf(false)
+		g.log.Info("messages about who serves a group are carried: this node takes part")
+		return c.Run(ctx)
+	}
 }
 
 // openCarrier binds a node's addresses for datagrams; nil where it has none.
@@ -314,9 +349,12 @@ func (g *Gateway) deadUplinks(v *snapshot.View) (dead int) {
 func (g *Gateway) leaveGroups() {
 	began := time.Now()
 	own, err := g.groups.driver.Owns(context.Background())
-	if err != nil || len(own) == 0 {
+	if err != nil {
 		return
 	}
-	g.groups.driver.Leave(context.Background())
+	g.groups.driver.Leave(context.Background()) // also where nothing is served: something may have been claimed
+	if len(own) == 0 {
+		return
+	}
 	g.log.Info("the groups that this node served are handed over or given up", "groups", len(own), "took", time.Since(began).String())
 }

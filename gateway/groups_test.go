@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -125,7 +126,8 @@ func TestGroupsAreAnswered(t *testing.T) {
 	}
 }
 
-// TestNoDatagramsNoGroups: a node that cannot bind the address for datagrams serves no group, and says why; it goes on with everything else.
+// TestNoDatagramsNoGroups: a node that cannot bind the address for datagrams serves no group, and says why; it goes on with everything else, tries again, and takes part as soon as
+// it works.
 func TestNoDatagramsNoGroups(t *testing.T) {
 	taken, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -134,12 +136,43 @@ func TestNoDatagramsNoGroups(t *testing.T) {
 	defer taken.Close()
 	g := pairGateway(t)
 	g.o.Node.Cluster.Listen, g.o.Node.Cluster.Advertise = taken.LocalAddr().String(), taken.LocalAddr().String()
-	g.runGroups(func(what string, _ func(context.Context) error) { t.Errorf("%s is run", what) })()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	end := g.runGroups(func(what string, fn func(context.Context) error) {
+		wg.Go(func() {
+			if err := fn(ctx); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		})
+	})
+	defer func() { cancel(); wg.Wait(); end() }()
 	x, err := g.membership().Groups(t.Context())
-	if err != nil || !strings.Contains(x.Problem, "address already in use") || len(x.Groups) != 0 {
+	if err != nil || !strings.Contains(x.Problem, "address already in use") || slices.ContainsFunc(x.Groups, func(g api.Group) bool { return g.Serving }) || len(x.Groups) != 2 {
 		t.Errorf("%+v, %v", x, err)
 	}
-	if err := g.groups.driver.Take(t.Context(), "east", command.Who{}); err == nil || !strings.Contains(err.Error(), "takes no part") {
+	take := func() error { return g.groups.driver.Take(t.Context(), "east", command.Who{}) }
+	if err := take(); err == nil || !strings.Contains(err.Error(), "takes no part") {
+		t.Error(err)
+	}
+	if g.groups.carrier.Load() != nil {
+		t.Error("there is a carrier")
+	}
+	taken.Close()
+	for end := time.Now().Add(10 * time.Second); take() != nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not take part though the address is free")
+		}
+	}
+	if x, err := g.membership().Groups(t.Context()); err != nil || strings.Contains(x.Problem, "in use") || g.groups.carrier.Load() == nil {
+		t.Errorf("%+v, %v", x, err)
+	}
+}
+
+// TestLeavesAlsoWithNothing: a node that serves nothing leaves too: it may have claimed something.
+func TestLeavesAlsoWithNothing(t *testing.T) {
+	g := driven(t, pairGateway(t))
+	g.leaveGroups()
+	if err := g.groups.driver.Take(t.Context(), "east", command.Who{}); err == nil || !strings.Contains(err.Error(), "about to end") {
 		t.Error(err)
 	}
 }

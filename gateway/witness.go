@@ -66,7 +66,7 @@ func OpenWitness(n *configs.Node, version string, log *slog.Logger, wall func() 
 	dir := filepath.Join(n.DataDir, "cluster")
 	w.revoked = readRevoked(dir, log)
 	w.n, err = cluster.Open(cluster.Config{Dir: dir, Name: n.Name, Version: version, Features: configs.Features(), Role: command.RoleWitness, Log: log, Net: clusterNet(n.Cluster), Mono: clock.Now, Wall: wall,
-		Revoked: w.revoked.set, Groups: w.driver, Carrier: w.carrier, Serve: w.follow})
+		Revoked: w.revoked.set, Groups: w.driver, Carrier: func() *beat.Carrier { return w.carrier }, Serve: w.follow})
 	if err != nil {
 		w.carrier.Close()
 		w.driver.Discard()

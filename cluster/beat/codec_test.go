@@ -24,6 +24,7 @@ var goldens = map[string]failover.Message{
 	"renew":   {Kind: failover.Renew, Life: 1, Group: "east", Term: failover.Term{Epoch: 7, Node: "gw-a", Life: 1<<64 - 1}, Seq: 1 << 40, Voters: 12},
 	"promise": {Kind: failover.Promise, Life: 9, Group: "east", Term: failover.Term{Epoch: 7, Node: "gw-a", Life: 3}, Seq: 129, Yes: true},
 	"free":    {Kind: failover.Free, Life: 9, Group: "east", Term: failover.Term{Epoch: 7, Node: "gw-a", Life: 3}, Seq: 2, Gone: true},
+	"bare":    {Kind: failover.Free, Life: 9, Group: "east", Term: failover.Term{Epoch: 7, Node: "gw-a", Life: 3}, Seq: 3, Bare: true},
 	"release": {Kind: failover.Release, Life: 9, Group: "east", Term: failover.Term{Epoch: 7, Node: "gw-a", Life: 3}},
 }
 

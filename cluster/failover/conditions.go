@@ -3,6 +3,7 @@ package failover
 import (
 	"fmt"
 	"slices"
+	"time"
 )
 
 func (n *Node) condition(e Condition, now Time) {
@@ -136,9 +137,9 @@ func (n *Node) view(name string, g *group) (v View, ok bool) {
 // hand proposes that another node is the owner. This one serves until that is agreed on, by its lease alone: it might not hear of it.
 func (n *Node) hand(g *group, to string, c Cause, now Time) {
 	n.passes(g)
-	g.moving = &planned{to, g.at.Rev, now}
+	g.moving = &planned{to, g.at.Rev, now, Term{g.at.Epoch + 1, to, n.peers[to].life}}
 	n.tell(g, fmt.Sprintf("handing over to %s: %s", to, c))
-	n.propose(g, now, Entry{Kind: KindClaim, Term: Term{g.at.Epoch + 1, to, n.peers[to].life}, By: g.at.Term, Alone: n.want(g), Cause: c, Why: RightOwner})
+	n.propose(g, now, Entry{Kind: KindClaim, Term: g.moving.term, By: g.at.Term, Alone: n.want(g), Cause: c, Why: RightOwner})
 }
 
 // move is an operator's.
@@ -158,7 +159,7 @@ func (n *Node) move(g *group, to string, now Time) {
 	case v.Leaving:
 		why = to + " is about to end"
 	case !slices.Contains(g.at.InSync, to) || !v.Whole:
-		why = "the copy of " + to + " is not in sync: sessions would be lost; wait for it, or take the group there by force"
+		why = fmt.Sprintf("the copy of %s is not whole: sessions would be cut. Status says what it lacks; wait for it, or run `demarc group take %s --force` on %s, which cuts those that it does not have", to, g.name, to)
 	case g.moving != nil:
 		why = "it is being moved to " + g.moving.to
 	}
@@ -169,12 +170,62 @@ func (n *Node) move(g *group, to string, now Time) {
 	n.hand(g, to, CauseMove, now)
 }
 
-// end gives up what could not be handed over.
+// part is an owner's turn whose move is agreed on. Voters promise the heir nothing while the lease lasts or the term is not released, so going on until then costs nothing,
+// and the heir hears of the log's word at its own time.
+func (n *Node) part(g *group, now Time) {
+	p := g.parting
+	if g.serving && !p.asked && now < g.written {
+		return
+	}
+	n.emit(g, 0, now)
+	switch long := now.Sub(g.lapsed) > time.Second; {
+	case p.done:
+		if g.at.Epoch >= p.to.Epoch || long {
+			g.parting = nil
+		}
+		return
+	case g.closing && !long:
+		return
+	case g.closing || n.plant.unflushed:
+	case p.flush == 0:
+		p.flush, p.turn = now, g.turn
+		n.do(Flush{Group: g.name, Peer: p.to.Node, Turn: p.turn})
+		return
+	case !p.flushed && now.Sub(p.flush) < n.t.Flush:
+		return
+	case !p.flushed:
+		n.tell(g, fmt.Sprintf("%s has not said within %s that it has the last changes: what is missing is cut", p.to.Node, n.t.Flush))
+	}
+	g.past, p.done = p.from, true
+}
+
+func (g *group) part(from, to Term, now Time) {
+	if g.parting == nil || g.parting.from != from {
+		g.parting = &parting{from: from, to: to, at: now}
+	}
+}
+
+// heir takes in that a node asks for its first promise. If it is the one that this node is handing over to, it is ready, and its term agreed on, whether or not this node's log
+// has come that far.
+func (n *Node) heir(g *group, from string, t Term, now Time) {
+	if g.moving != nil && g.moving.term == t && from == t.Node && n.mine(g) && g.serving {
+		g.part(g.at.Term, t, now)
+	}
+	if p := g.parting; p != nil && p.to == t && from == t.Node {
+		p.asked = true
+	}
+}
+
+// end gives up what could not be handed over, and what this node has claimed and may not hear of any more: nobody is to find an owner that is dead.
 func (n *Node) end() {
+	n.ended = true
 	for _, name := range n.names {
 		g := n.groups[name]
-		if n.mine(g) || g.solo > 0 {
-			g.conf.Nodes = nil
+		if g.flight.Epoch > g.at.Epoch && g.flightAt == g.at.Rev {
+			g.never = g.flight
+		}
+		if g.parting != nil {
+			g.parting.asked = true
 		}
 	}
 }
@@ -182,7 +233,9 @@ func (n *Node) end() {
 // Heirs is how many of the groups that this node serves are being handed over, or could be.
 func (n *Node) Heirs() (sum int) {
 	for _, g := range n.groups {
-		if g.serving && n.mine(g) && (g.moving != nil || g.until > n.last && n.best(g, n.last, func(View) bool { return true }) != "") {
+		if g.parting != nil && !g.parting.done {
+			sum++
+		} else if g.serving && n.mine(g) && (g.moving != nil || g.until > n.last && n.best(g, n.last, func(View) bool { return true }) != "") {
 			sum++
 		}
 	}
@@ -192,7 +245,7 @@ func (n *Node) Heirs() (sum int) {
 // Quiet says whether nothing is served and nothing is left to be said of it: a node that ends may go.
 func (n *Node) Quiet() bool {
 	for _, g := range n.groups {
-		if g.serving || g.closing || g.past.Epoch > 0 || g.words > 0 {
+		if g.serving || g.closing || g.past.Epoch > 0 || g.never.Epoch > 0 || g.words > 0 || g.parting != nil && !g.parting.done {
 			return false
 		}
 	}
@@ -204,7 +257,7 @@ func (n *Node) Owns() map[string]Term {
 	all := map[string]Term{}
 	for name, g := range n.groups {
 		if g.serving {
-			all[name] = g.at.Term
+			all[name] = n.me(g.epoch)
 		}
 	}
 	return all

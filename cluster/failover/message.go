@@ -11,6 +11,7 @@ type Message struct {
 	Voters uint64 `json:"voters,omitempty"`
 	Yes    bool   `json:"yes,omitempty"`      // Promise, Free
 	Gone   bool   `json:"released,omitempty"` // Promise, Free: the term was released
+	Bare   bool   `json:"bare,omitempty"`     // Free: it has no copy of what the term's owner had, not even an old one. Earlier releases do not say so
 	Views  []View `json:"views,omitempty"`    // Beat
 }
 

@@ -304,7 +304,7 @@ func TestMoveRefused(t *testing.T) {
 	}
 	w.sync[[2]string{"a", "b"}] = true
 	w.run(w.now + 1700*ms)
-	if got := refused("a", Move{"g", "b"}); !strings.Contains(got, "not in sync") {
+	if got := refused("a", Move{"g", "b"}); !strings.Contains(got, "not whole: sessions would be cut") || !strings.Contains(got, "`demarc group take g --force` on b") {
 		t.Errorf("a copy that is behind: %q", got)
 	}
 	w.box("b").kill()

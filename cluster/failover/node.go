@@ -90,6 +90,13 @@ type (
 		Group string
 		Turn  uint64
 	}
+	// Flushed: what the owner had when the Flush action with this turn came is at the heir, and the heir has said so.
+	Flushed struct {
+		Group string
+		Turn  uint64
+	}
+	// Deaf: this node cannot say or hear anything, so it takes no part; or it can again, and is as one that has just started.
+	Deaf struct{ On bool }
 	// Move: an operator asks for a planned move. It goes to the owner.
 	Move struct{ Group, To string }
 	// Take: an operator forces this node to own the group, and answers for it that nobody else does.
@@ -107,6 +114,8 @@ func (Condition) event() {}
 func (Copied) event()    {}
 func (Marked) event()    {}
 func (Stopped) event()   {}
+func (Flushed) event()   {}
+func (Deaf) event()      {}
 func (Move) event()      {}
 func (Take) event()      {}
 func (Leave) event()     {}
@@ -129,6 +138,12 @@ type (
 		Until Time
 		Turn  uint64
 	}
+	// Flush brings the heir of a planned move what has changed to the end. Nothing changes any more: the workers have stopped. Flushed with this Turn is told when all
+	// of it is there; who does not hear that within Times.Flush goes on without.
+	Flush struct {
+		Group, Peer string
+		Turn        uint64
+	}
 	// Announce where the group's addresses are now. Round 0 is the first one after a takeover.
 	Announce struct {
 		Group string
@@ -146,6 +161,7 @@ type (
 
 func (Send) action()     {}
 func (Lease) action()    {}
+func (Flush) action()    {}
 func (Announce) action() {}
 func (Propose) action()  {}
 func (Tell) action()     {}
@@ -162,6 +178,8 @@ type plants struct {
 	minority   bool // one promise is enough
 	overlap    bool // a voter does not wait for its last promise to run out
 	reborn     bool // a restarted node takes its old term for its own
+	unflushed  bool // a planned move does not wait for the last changes
+	bareTakes  bool // an owner that has restarted does not look who has a copy
 }
 
 // Node is the machine of one node: voter for all groups, owner of some, standby for others.
@@ -187,6 +205,8 @@ type Node struct {
 	nextBeat Time
 	conds    map[Cause]int // of all groups
 	leaving  bool
+	ended    bool // Leave.Now
+	deaf     bool
 
 	out   []Action
 	plant plants
@@ -239,6 +259,15 @@ func (n *Node) Step(now Time, e Event) []Action {
 		if g := n.group(e.Group); e.Turn == g.turn {
 			g.closing = false
 		}
+	case Flushed:
+		if g := n.group(e.Group); g.parting != nil && e.Turn == g.parting.turn {
+			g.parting.flushed = true
+		}
+	case Deaf:
+		if n.deaf && !e.On { // what it knew of others is old
+			n.gap(now, n.t.Lease)
+		}
+		n.deaf = e.On
 	case Move:
 		n.move(n.group(e.Group), e.To, now)
 	case Take:
@@ -285,9 +314,17 @@ func (n *Node) gap(now Time, long time.Duration) {
 func (n *Node) run(now Time) {
 	for _, name := range n.names {
 		g := n.groups[name]
-		if n.mine(g) || g.solo > 0 {
+		switch {
+		case n.deaf:
+			g.solo, g.since, g.parting = 0, 0, nil
+			n.emit(g, 0, now)
+			n.lapse(g, now)
+			continue
+		case g.parting != nil:
+			n.part(g, now)
+		case n.mine(g) || g.solo > 0:
 			n.lead(g, now)
-		} else {
+		default:
 			n.emit(g, 0, now)
 			n.follow(g, now)
 		}
@@ -295,7 +332,7 @@ func (n *Node) run(now Time) {
 		n.lapse(g, now)
 		n.announce(g, now)
 	}
-	if now >= n.nextBeat { // last: what it says is what was written
+	if now >= n.nextBeat && !n.deaf { // last: what it says is what was written
 		n.beat(now)
 	}
 }
@@ -374,7 +411,7 @@ func (n *Node) agreed(e Agreed, now Time) {
 		if o.Rev <= g.at.Rev {
 			continue
 		}
-		before, was := g.at, n.mine(g)
+		before, was, moving := g.at, n.mine(g), g.moving
 		g.at = o
 		g.nextPropose = now
 		if o.Panicked != before.Panicked {
@@ -390,12 +427,22 @@ func (n *Node) agreed(e Agreed, now Time) {
 		n.moved(g, before, now)
 		switch {
 		case was && !n.mine(g): // it stops below, and says so then
-			g.past = before.Term
-			if o.From == n.name && o.Epoch == before.Epoch+1 {
-				g.marker, g.marked = now, o.Epoch // nobody has a newer one
+			if moving != nil && moving.term == o.Term && g.serving && !n.ended {
+				g.part(before.Term, o.Term, now)
+			} else if g.parting == nil || g.parting.from != before.Term {
+				g.past = before.Term
 			}
 		case o.Node == n.name && !n.mine(g): // an earlier life of this node, which is certainly over
 			g.past = o.Term
+		}
+		if o.From == n.name && o.Epoch == before.Epoch+1 && (was || g.parting != nil && g.parting.from == before.Term) {
+			g.marker, g.marked = now, o.Epoch // nobody has a newer one
+		}
+		if o.Term == g.early { // it was given up before anybody had heard of it
+			g.rel = g.early
+		}
+		if g.parting != nil && o.Epoch > g.parting.to.Epoch {
+			g.parting.asked = true // that heir does not come any more
 		}
 		if n.mine(g) {
 			n.tell(g, "this node is the owner by agreement, "+string(o.Cause))
@@ -435,7 +482,7 @@ func (n *Node) alive(name string, now Time) bool {
 }
 
 func (n *Node) received(from string, m Message, now Time) {
-	if from == n.name {
+	if from == n.name || n.deaf {
 		return
 	}
 	p := n.peers[from]
@@ -454,13 +501,14 @@ func (n *Node) received(from string, m Message, now Time) {
 	}
 	switch m.Kind {
 	case Renew:
+		n.heir(g, from, m.Term, now)
 		yes, gone := n.grant(g, from, m.Term, m.Voters, now)
 		n.send(from, Message{Kind: Promise, Group: g.name, Term: m.Term, Seq: m.Seq, Yes: yes, Gone: gone})
 	case Promise:
 		n.promised(g, from, m, now)
 	case Ask:
 		yes, gone := n.helps(g, m.Term, now)
-		n.send(from, Message{Kind: Free, Group: g.name, Term: m.Term, Seq: m.Seq, Yes: yes, Gone: gone})
+		n.send(from, Message{Kind: Free, Group: g.name, Term: m.Term, Seq: m.Seq, Yes: yes, Gone: gone, Bare: n.bare(g, m.Term)})
 	case Free:
 		n.freed(g, from, m)
 	case Release:

@@ -16,6 +16,7 @@ type group struct {
 	// As a voter.
 	promise promise
 	rel     Term // given up for good by its owner
+	early   Term // the same, of one that nobody here has heard of yet
 	began   Time // when this node heard of the term that is agreed on
 
 	// As the owner.
@@ -31,12 +32,15 @@ type group struct {
 	turn        uint64   // of it
 	closing     bool     // workers may still have something in hand
 	past        Term     // to be released as soon as nothing is emitted any more
+	never       Term     // with it: one that this node has claimed, which may yet be agreed on when it has ended
+	said        []Term   // what was released
 	words       int      // how often that is still to be said
 	nextWord    Time     // and when
 	yield       Time     // until then another is left to serve
 	unsettled   bool     // at rev unsettledAt something was proposed that passes the group on: it may yet be agreed on
 	unsettledAt uint64   //
 	moving      *planned // a move that was proposed
+	parting     *parting // one that was agreed on
 	nextRenew   Time
 	round       int
 	nextRound   Time
@@ -47,6 +51,8 @@ type group struct {
 	nextAsk     Time
 	nextPropose Time
 	claimed     uint64 // the epoch that it was told of
+	flight      Term   // the claim that was last proposed for this node
+	flightAt    uint64 // against which Rev
 	since       Time   // since when it might take over; 0 = it might not
 	marker      Time   // when its digest was last equal
 	marked      uint64
@@ -70,6 +76,7 @@ type question struct {
 type answer struct {
 	at         Time // when the question was sent
 	free, gone bool
+	bare       bool // it has no copy of what the term's owner had
 }
 
 type copyOf struct {
@@ -83,6 +90,19 @@ type planned struct {
 	to    string
 	rev   uint64
 	since Time
+	term  Term // the heir's
+}
+
+// parting is an owner's last moments, once its move is agreed on: it goes on by the lease that it has until the heir is ready, stops, brings the heir what changed to the
+// end, and releases its term.
+type parting struct {
+	from, to Term
+	at       Time // when it began
+	asked    bool // the heir is ready, or there is none any more
+	turn     uint64
+	flush    Time // when Flush was said; 0 = not yet
+	flushed  bool
+	done     bool // the term is released, or will be as soon as the workers have stopped
 }
 
 // new: another term has begun.
@@ -98,7 +118,7 @@ func (g *group) new(now Time) {
 
 // lead is an owner's turn.
 func (n *Node) lead(g *group, now Time) {
-	if !slices.Contains(g.conf.Nodes, n.name) { // the policy has taken it away, or the node ends
+	if !slices.Contains(g.conf.Nodes, n.name) || n.ended { // the policy has taken it away, or the node ends
 		g.solo = 0
 		n.emit(g, 0, now)
 		if n.mine(g) {
@@ -262,18 +282,26 @@ func (n *Node) announce(g *group, now Time) {
 
 // release says that a term of this node is over: when the workers have stopped, and three times, since it is not answered.
 func (n *Node) release(g *group, now Time) {
-	if g.past.Epoch > 0 && !g.serving && !g.closing {
-		n.gone(g, n.name, g.past, now)
+	if (g.past.Epoch > 0 || g.never.Epoch > 0) && !g.serving && !g.closing {
+		g.said = nil
+		for _, t := range []Term{g.past, g.never} {
+			if t.Epoch > 0 {
+				n.gone(g, n.name, t, now)
+				g.said = append(g.said, t)
+			}
+		}
 		g.words, g.nextWord = 3, now
-		g.past = Term{}
+		g.past, g.never = Term{}, Term{}
 	}
-	if g.words == 0 || now < g.nextWord || g.rel.Node != n.name {
+	if g.words == 0 || now < g.nextWord {
 		return
 	}
 	g.words--
 	g.nextWord = now.Add(n.t.Renew)
 	for _, o := range n.others {
-		n.send(o, Message{Kind: Release, Group: g.name, Term: g.rel})
+		for _, t := range g.said {
+			n.send(o, Message{Kind: Release, Group: g.name, Term: t})
+		}
 	}
 }
 
@@ -338,5 +366,8 @@ func (n *Node) propose(g *group, now Time, e Entry) {
 		e.By = n.me(g.at.Epoch)
 	}
 	g.nextPropose = now.Add(n.t.Retry)
+	if e.Kind == KindClaim && e.Term.Node == n.name {
+		g.flight, g.flightAt = e.Term, g.at.Rev
+	}
 	n.do(Propose{e})
 }

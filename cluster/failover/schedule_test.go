@@ -350,6 +350,7 @@ func TestPlantedFaults(t *testing.T) {
 		{"released before the workers have stopped", plants{early: true}, false},
 		{"one promise is enough", plants{minority: true}, false},
 		{"a restarted node takes its old term for its own", plants{reborn: true}, false},
+		{"an owner that has restarted does not look who has a copy", plants{bareTakes: true}, false},
 		{"a term that another one still has is promised", plants{overlap: true}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 
 // follow is the turn of a node that does not own the group: should it?
 func (n *Node) follow(g *group, now Time) {
-	if !slices.Contains(g.conf.Nodes, n.name) || !n.known || g.at.Rev == 0 && n.behind {
+	if !slices.Contains(g.conf.Nodes, n.name) || !n.known || g.at.Rev == 0 && n.behind || n.ended {
 		g.since = 0
 		return
 	}
@@ -71,23 +71,24 @@ func (n *Node) ask(g *group, now Time) {
 	if len(g.sent) > 64 {
 		g.sent = slices.Clone(g.sent[32:])
 	}
-	for _, o := range n.voters.Names {
-		if o != n.name {
+	for _, o := range n.others { // who has no vote may have a copy
+		if n.votes(o) || slices.Contains(g.conf.Nodes, o) {
 			n.send(o, Message{Kind: Ask, Group: g.name, Term: g.at.Term, Seq: n.seq})
-		} else {
-			free, gone := n.helps(g, g.at.Term, now)
-			g.free[o] = answer{now, free, gone}
 		}
+	}
+	if n.votes(n.name) {
+		free, gone := n.helps(g, g.at.Term, now)
+		g.free[n.name] = answer{at: now, free: free, gone: gone}
 	}
 }
 
 func (n *Node) freed(g *group, from string, m Message) {
 	i := slices.IndexFunc(g.sent, func(q question) bool { return q.seq == m.Seq })
-	if m.Term != g.at.Term || m.Seq < n.floor || i < 0 || !n.votes(from) {
+	if m.Term != g.at.Term || m.Seq < n.floor || i < 0 {
 		return
 	}
 	if at := g.sent[i].at; at >= g.free[from].at {
-		g.free[from] = answer{at, m.Yes, m.Gone}
+		g.free[from] = answer{at, m.Yes, m.Gone, m.Bare}
 	}
 }
 
@@ -184,10 +185,10 @@ func (n *Node) turn(g *group, now Time) (wait time.Duration, stale, ok bool) {
 	if stale && n.plant.staleTakes {
 		return 0, true, true
 	}
-	if stale && !g.conf.Stale {
+	if stale && !g.conf.Stale && !n.nothingLeft(g, now) {
 		if g.stuck != "stale" {
 			g.stuck = "stale"
-			n.tell(g, "this node could take over, but its copy is not whole ("+n.age(g, now)+") and the group is to wait: `demarc group take --force` does it")
+			n.tell(g, "this node could take over, but its copy is not whole ("+n.age(g, now)+") and the group is to wait: `demarc group take "+g.name+" --force` on it does it, and what is not in the copy is lost")
 		}
 		return 0, true, false
 	}
@@ -215,6 +216,34 @@ func (n *Node) turn(g *group, now Time) (wait time.Duration, stale, ok bool) {
 	return wait, stale, true
 }
 
+// nothingLeft says whether waiting could bring no session back, so that the group's owner goes on with none after its restart: nobody has had the group since, and nobody has
+// a copy of what the life before had, be it an old one. Whoever may take over by the log has to say so; of another one that is not heard of the log says that its copy was
+// not whole. That no other one emits is the promises' matter, as ever.
+func (n *Node) nothingLeft(g *group, now Time) bool {
+	if g.at.Node != n.name {
+		return false
+	}
+	if n.plant.bareTakes {
+		return true
+	}
+	if now < n.awake.Add(2*n.t.Lease) { // long enough to be answered
+		return false
+	}
+	for _, o := range n.others {
+		a, told := g.free[o] // to a question of this life: what was true before is no answer
+		told = told && now.Sub(a.at) <= n.t.Lease
+		switch in := slices.Contains(g.at.InSync, o); {
+		case !in && !slices.Contains(g.conf.Nodes, o):
+		case told && !a.bare, !told && in:
+			return false
+		}
+	}
+	return true
+}
+
+// bare says whether this node has no copy of what the owner of a term had.
+func (n *Node) bare(g *group, t Term) bool { return g.marker == 0 || g.marked != t.Epoch }
+
 // ahead says whether another node as whole as this one comes first: fewer conditions, then preference.
 func (n *Node) ahead(g *group, other string, v View, place int) bool {
 	mine := n.faults(g)
@@ -235,6 +264,10 @@ func (n *Node) take(g *group, now Time) {
 		why = fmt.Sprintf("this node is not one of the group's nodes, which are %v", g.conf.Nodes)
 	case n.mine(g) && g.serving || g.solo > 0:
 		why = "this node serves the group already"
+	case n.leaving:
+		why = "this node is about to end"
+	case n.deaf:
+		why = "this node takes no part in who serves a group, because its messages cannot be carried: see status"
 	}
 	if why != "" {
 		n.do(Tell{Group: g.name, Words: why, Refused: true})

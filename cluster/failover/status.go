@@ -34,6 +34,9 @@ func (n *Node) Status(name string, commit time.Duration, now Time) Status {
 	if s.Serving {
 		s.Left = max(g.until.Sub(now), 0)
 		s.Alone = g.until <= now
+		if g.parting != nil { // by the lease that it had
+			s.Left, s.Alone = g.written.Sub(now), false
+		}
 	}
 	why := func(format string, args ...any) { s.Why = append(s.Why, fmt.Sprintf(format, args...)) }
 	switch v, ok := n.view(g.at.Node, g); {

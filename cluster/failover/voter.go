@@ -49,11 +49,16 @@ func (n *Node) busy(g *group, now Time) bool {
 	return g.serving || g.closing && now < g.lapsed.Add(n.t.Lease)
 }
 
-// gone takes in a release. Only who had the term can give it up; its parent and its next life speak for it.
+// gone takes in a release. Only who had the term can give it up; its parent and its next life speak for it. One that nobody here has heard of yet is kept apart: what is
+// agreed on may have been released too, and stays so whatever becomes of the other.
 func (n *Node) gone(g *group, from string, t Term, now Time) {
 	if from != t.Node || t.Epoch < g.rel.Epoch {
 		return
 	}
-	g.rel = t
+	if t.Epoch > g.at.Epoch {
+		g.early = t
+	} else {
+		g.rel = t
+	}
 	g.nextRenew, g.nextAsk, g.nextPropose = now, now, now
 }

@@ -27,6 +27,7 @@ type world struct {
 	slow   int64               // the longest delay of a datagram
 	calm   bool                // nothing takes long
 	stall  int64               // nothing is agreed on before
+	newest int64               // when something was agreed on last
 	log    []Entry
 	states []State // states[i] is the one after i entries
 	plant  plants
@@ -58,6 +59,7 @@ type box struct {
 	waiting []waiting
 	carried int // entries
 	disk    int // entries in its log
+	tardy   int64 // so long it hears later than others of what is agreed on
 	dp      map[string]*plane
 	table   map[string]*table
 }
@@ -303,6 +305,8 @@ func (b *box) step(e Event) {
 			if a.Until == 0 {
 				b.stopped(a.Group, a.Turn)
 			}
+		case Flush:
+			b.flush(a)
 		case Announce:
 			b.emit(a.Group, a.Epoch, false, "announce")
 		case Propose:
@@ -380,7 +384,7 @@ func (w *world) propose(b *box, e Entry) {
 			w.trace("refused: %s %v: %v", e.Kind, e.Term, err)
 			return
 		}
-		w.log, w.states = append(w.log, e), append(w.states, s)
+		w.log, w.states, w.newest = append(w.log, e), append(w.states, s), w.now
 		w.trace("agreed: %s %s %v by %s %s", e.Kind, e.Group, e.Term, e.By.Node, e.Cause)
 		for _, v := range in {
 			v.disk = len(w.log)
@@ -395,7 +399,7 @@ func (w *world) agree() {
 		if !b.up || b.paused || w.now < w.stall && w.dice.IntN(4) > 0 {
 			continue
 		}
-		if b.carried == len(w.log) && (b.m == nil || !b.m.behind) || w.dice.IntN(5) == 0 {
+		if b.carried == len(w.log) && (b.m == nil || !b.m.behind) || w.dice.IntN(5) == 0 || w.now < w.newest+b.tardy {
 			continue
 		}
 		for _, l := range w.boxes {
@@ -443,6 +447,18 @@ func (b *box) stopped(g string, turn uint64) {
 			return
 		}
 		b.step(Stopped{g, turn})
+	})
+}
+
+// flush brings the heir what changed to the end, unless it cannot be reached.
+func (b *box) flush(f Flush) {
+	b.after(b.w.between(ms, 6*ms), false, func() {
+		o := b.w.box(f.Peer)
+		if !o.up || o.paused || b.w.sync[[2]string{b.name, o.name}] || b.w.sync[[2]string{o.name, b.name}] {
+			return
+		}
+		o.table[f.Group].synced = b.w.now
+		b.step(Flushed{f.Group, f.Turn})
 	})
 }
 
@@ -508,6 +524,7 @@ type judge struct {
 	term      map[string]frame   // by group: the first frame of the newest term
 	runs      map[string][]frame // by group: the first frame of each run of one node
 	burst     map[string]frame   // what was in hand when a node was stopped: once each time
+	behind    map[string]int64   // by group: how old the copy was with which the newest owner began, against the last frame of the one before
 	worst     map[string]int64   // by group: the longest silence since mark
 	mark      int64
 	forced    map[string]int64 // by group: when an operator answered for it
@@ -532,7 +549,7 @@ func (j *judge) offence(format string, args ...any) {
 
 func (j *judge) see(b *box, f frame) {
 	if j.last == nil {
-		j.seen = map[holder]bool{}
+		j.seen, j.behind = map[holder]bool{}, map[string]int64{}
 		j.last, j.term, j.runs, j.burst = map[string]frame{}, map[string]frame{}, map[string][]frame{}, map[string]frame{}
 		if j.worst == nil {
 			j.reset(0)
@@ -562,7 +579,10 @@ func (j *judge) see(b *box, f frame) {
 	}
 	if !ok || !same {
 		j.term[f.group] = f
-		if t := b.table[f.group]; ok && j.wait[f.group] && f.at > j.forced[f.group] && (!t.whole || last.at-t.synced > oldest) {
+		if t := b.table[f.group]; ok {
+			j.behind[f.group] = last.at - t.synced
+		}
+		if t := b.table[f.group]; ok && j.wait[f.group] && !j.nothingLeft(b, f) && f.at > j.forced[f.group] && (!t.whole || last.at-t.synced > oldest) {
 			j.stale = append(j.stale, fmt.Sprintf("%.3f ms: %s serves %s with a copy that is not whole (%v, %.0f ms behind the owner before)", float64(f.at)/1e6, f.node, f.group, t.whole, float64(last.at-t.synced)/1e6))
 		}
 	}
@@ -576,6 +596,18 @@ func (j *judge) see(b *box, f frame) {
 		j.any[[2]string{f.group, f.node}] = true
 	}
 	j.last[f.group] = f
+}
+
+// nothingLeft: an owner that has restarted may begin with no copy where nobody that the log named when it claimed has one. What a node had of the copy before it restarted
+// itself is gone.
+func (j *judge) nothingLeft(b *box, f frame) bool {
+	was := b.w.states[b.carried].Groups[f.group] // where nobody could agree
+	for i, e := range b.w.log {
+		if e.Kind == KindClaim && e.Group == f.group && e.Term.Epoch == f.epoch {
+			was = b.w.states[i].Groups[f.group]
+		}
+	}
+	return was.Node == f.node && !slices.ContainsFunc(was.InSync, func(o string) bool { return b.w.box(o).table[f.group].whole })
 }
 
 func (w *world) isolate(name string, cut bool) {
