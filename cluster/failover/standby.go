@@ -264,6 +264,8 @@ func (n *Node) take(g *group, now Time) {
 		why = fmt.Sprintf("this node is not one of the group's nodes, which are %v", g.conf.Nodes)
 	case n.mine(g) && g.serving || g.solo > 0:
 		why = "this node serves the group already"
+	case n.mine(g) && n.majorityHeard(now): // a lease that came late
+		why = "this node serves the group already, or will as soon as the majority that it hears has answered"
 	case n.leaving:
 		why = "this node is about to end"
 	case n.deaf:

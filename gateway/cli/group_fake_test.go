@@ -30,7 +30,7 @@ func (f *fake) GroupEvents(context.Context) (*api.GroupEvents, error) {
 func (f *fake) MoveGroup(_ context.Context, r api.MoveRequest) (*api.Groups, error) {
 	f.acted.groups = append(f.acted.groups, "move "+r.Group+" "+r.To)
 	if r.Group == "west" {
-		return nil, &api.Fault{Status: http.StatusConflict, Err: errors.New("the copy of edge1 is not in sync: sessions would be lost; wait for it, or take the group there by force")}
+		return nil, &api.Fault{Status: http.StatusConflict, Err: errors.New("the copy of edge1 is not whole: sessions would be cut. Status says what it lacks; wait for it, or run `demarc group take west --force` on edge1, which cuts those that it does not have")}
 	}
 	return someGroups(), nil
 }

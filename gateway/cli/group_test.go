@@ -37,7 +37,7 @@ func TestGroupChanges(t *testing.T) {
 			t.Errorf("%v: %v", args, r)
 		}
 	}
-	if r := run("group", "move", "west", "edge1"); r.code != exitFailed || !strings.Contains(r.err, "not in sync: sessions would be lost") {
+	if r := run("group", "move", "west", "edge1"); r.code != exitFailed || !strings.Contains(r.err, "not whole: sessions would be cut") {
 		t.Error(r)
 	}
 	if r := run("group", "move", "east", "edge2"); r.code != exitOK || !strings.Contains(r.out, "east") {
