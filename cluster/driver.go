@@ -408,7 +408,9 @@ func (d *Driver) step(now failover.Time, e failover.Event) {
 		case failover.Lease:
 			d.lease(now, a)
 		case failover.Flush:
-			done := func() { d.post(false, func(now failover.Time) { d.step(now, failover.Flushed{Group: a.Group, Turn: a.Turn}) }) }
+			done := func() {
+				d.post(false, func(now failover.Time) { d.step(now, failover.Flushed{Group: a.Group, Turn: a.Turn}) })
+			}
 			if d.c.Flush == nil {
 				done()
 			} else {

@@ -57,8 +57,8 @@ type box struct {
 	paused  bool
 	pauses  int
 	waiting []waiting
-	carried int // entries
-	disk    int // entries in its log
+	carried int   // entries
+	disk    int   // entries in its log
 	tardy   int64 // so long it hears later than others of what is agreed on
 	dp      map[string]*plane
 	table   map[string]*table
