@@ -31,7 +31,8 @@ type Leases interface {
 // Roles prepares a node for what it becomes to a group.
 type Roles interface {
 	// Role says that this node is about to serve a group under an epoch: what it needs for that is made ready, then done is called, once and from anywhere; no deadline is
-	// written and nothing is announced before. Or that the term that is agreed on is another's (not serving; done is nil), or the policy does not know the group any more.
+	// written and nothing is announced before. Or that the term that is agreed on is another's (not serving; done is nil), or the policy does not know the group any more: behind
+	// the end of this node's own lease.
 	// A lease that lapses and comes back within a term is neither. It must not block. It may be told of a group that the policy which is served does not know.
 	Role(group string, epoch uint64, serving bool, done func())
 }
@@ -474,7 +475,7 @@ func (t *groupTrack) become(r role) {
 	t.turn++
 }
 
-// followed tells of groups that are another's by agreement now, or nobody's.
+// followed tells of groups that are another's by agreement now, or nobody's, and not served here any more.
 func (d *Driver) followed() {
 	if d.c.Roles == nil {
 		return
@@ -483,6 +484,8 @@ func (d *Driver) followed() {
 		t := d.track(name)
 		term, mine := d.m.Owner(name)
 		switch {
+		case t.served:
+			continue
 		case len(conf.Nodes) == 0: // the policy has none of that name
 			if term.Epoch = t.role.epoch; !t.role.serving {
 				continue
@@ -519,6 +522,9 @@ func (d *Driver) lease(now failover.Time, a failover.Lease) {
 		d.c.Leases.Write(a.Group, a.Epoch, a.Until, done)
 	case done != nil:
 		done()
+	}
+	if a.Until == 0 {
+		d.followed()
 	}
 	if t.served && t.spoken != nil {
 		said := *t.spoken
