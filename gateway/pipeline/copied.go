@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"demarc/gateway/conntrack"
@@ -26,6 +27,11 @@ func settled(se *conntrack.Session) bool {
 
 // CopyTo has what changes in the shard marked in c too, which was made with Copies as its Source.
 func (sh *Shard) CopyTo(c *replica.Sender) { sh.copies = append(sh.copies, c) }
+
+// CopyNoMore ends that.
+func (sh *Shard) CopyNoMore(c *replica.Sender) {
+	sh.copies = slices.DeleteFunc(sh.copies, func(o *replica.Sender) bool { return o == c })
+}
 
 // Copies is the shard's sessions, with their mappings, as a replica.Source. It belongs to the shard's worker.
 type Copies struct{ Shard *Shard }

@@ -33,7 +33,7 @@ type Look struct {
 
 // Limits bound what a Sender takes. Zero values are replaced by those of DefaultLimits.
 type Limits struct {
-	Window  int           // bytes written and not acknowledged: more waits as marks, which take no memory
+	Window  int           // bytes of buffers with what is written and not acknowledged: more waits as marks, which take no memory
 	Frame   int           // bytes of a frame
 	Digest  time.Duration // so often the digest of each group goes into the stream
 	Refresh time.Duration // so often every session is looked at, whether its time has gone on
@@ -121,7 +121,9 @@ type Sender struct {
 	queue  []frame // written and not acknowledged
 	next   int     // of queue, to be handed out
 	queued int     // bytes in it
+	held   int     // bytes that it keeps from others: a frame of one record has a buffer for many
 	spare  [][]byte
+	looked int
 	clean  int64 // when nothing was left to be written
 	rec    Record
 
@@ -231,7 +233,7 @@ func (s *Sender) anew() {
 	for i := range s.queue {
 		s.spare = append(s.spare, s.queue[i].buf[:0])
 	}
-	s.queue, s.next, s.queued = s.queue[:0], 0, 0
+	s.queue, s.next, s.queued, s.held = s.queue[:0], 0, 0, 0
 	s.cur, s.count = s.cur[:0], 0
 	s.first, s.began = true, s.seq
 	s.names, s.hashes = map[nameKey]uint16{}, s.hashes[:0]
@@ -248,6 +250,13 @@ func (s *Sender) copy(group uint8) {
 	s.rounds = max(s.rounds+1, 1) // 0 is none
 	*g = outGroup{epoch: g.epoch, round: s.rounds, copying: true, slots: s.src.Slots(), todo: s.src.Slots()}
 	s.marker(KindBegin, group, g)
+}
+
+// Again copies a group anew: what belongs to it has changed without a mark.
+func (s *Sender) Again(group uint8) {
+	if s.linked && s.groups[group] != nil {
+		s.copy(group)
+	}
 }
 
 func (s *Sender) marker(k Kind, group uint8, g *outGroup) {
@@ -289,6 +298,7 @@ func (s *Sender) flush() {
 	h.put(s.cur)
 	s.queue = append(s.queue, frame{h.Seq, s.count, s.clean, s.cur})
 	s.queued += len(s.cur)
+	s.held += cap(s.cur)
 	s.cur, s.count, s.first = nil, 0, false
 }
 
@@ -301,7 +311,7 @@ func (s *Sender) Take() []byte {
 	return s.queue[s.next-1].buf
 }
 
-func (s *Sender) room() bool { return s.queued+len(s.cur) < s.lim.Window }
+func (s *Sender) room() bool { return s.held+len(s.cur) < s.lim.Window }
 
 // name is the number of the stream for a local number.
 func (s *Sender) name(kind NameKind, local uint16) uint16 {
@@ -419,6 +429,7 @@ func (s *Sender) Drain(now int64, budget int) int {
 	left := budget
 	more := func() bool {
 		left--
+		s.looked++
 		return left >= 0 && s.room()
 	}
 	s.dirty[markGone].take(more, s.put)

@@ -36,6 +36,7 @@ func (s *Sender) pop(seq uint64) {
 	n := 0
 	for n < len(s.queue) && s.queue[n].seq+uint64(s.queue[n].count) <= seq {
 		s.queued -= len(s.queue[n].buf)
+		s.held -= cap(s.queue[n].buf)
 		s.spare = append(s.spare, s.queue[n].buf[:0])
 		n++
 	}
@@ -66,25 +67,62 @@ type Stream struct {
 // Status says how the stream stands.
 func (s *Sender) Status(now int64) Stream {
 	st := Stream{Linked: s.linked, Bytes: s.queued + len(s.cur)}
-	busy := s.count > 0
-	for i := range s.dirty {
-		busy = busy || !s.dirty[i].empty()
-	}
-	for _, g := range s.active {
-		busy = busy || s.groups[g].copying
-	}
 	switch {
 	case len(s.queue) > 0:
 		st.Lag = time.Duration(now - s.queue[0].since)
-	case busy:
+	case s.unwritten():
 		st.Lag = time.Duration(now - s.clean)
 	}
 	return st
 }
 
+// Pending says that something is to be written, or was and is not handed out yet.
+func (s *Sender) Pending() bool {
+	if !s.linked {
+		return false
+	}
+	if s.next < len(s.queue) {
+		return true
+	}
+	return s.unwritten() && s.room() // without room it waits for the standby
+}
+
+// Behind says that the standby may not have all that was done.
+func (s *Sender) Behind() bool { return len(s.queue) > 0 || s.unwritten() }
+
+// unwritten says that there is something that no frame has.
+func (s *Sender) unwritten() bool {
+	for i := range s.dirty {
+		if !s.dirty[i].empty() {
+			return true
+		}
+	}
+	return s.count > 0 || s.copying(false) || s.copying(true)
+}
+
+// Next is the record that is written next, when all that was marked is: false while something is not. What was done by then is at the standby when Acked has come there.
+func (s *Sender) Next() (seq uint64, ok bool) {
+	for i := range s.dirty {
+		if !s.dirty[i].empty() {
+			return 0, false
+		}
+	}
+	return s.seq, true
+}
+
+// Looked is how many slots were looked at by Drain so far: what it costs goes by that, and not by what was written.
+func (s *Sender) Looked() int { return s.looked }
+
+// Ready says that Take has a frame.
+func (s *Sender) Ready() bool { return s.linked && s.next < len(s.queue) }
+
+// Groups are those that are sent.
+func (s *Sender) Groups() []uint8 { return s.active }
+
 // Copy is how a group stands at the standby, as far as one stream says.
 type Copy struct {
 	Copying bool
+	Done    float64       // copying: what of the way is behind it, 0..1
 	Equal   uint64        // the last record at which digests were equal, 0 = none yet
 	Age     time.Duration // since the standby said so
 	Missing uint32        // records that the standby could not take, and
@@ -99,6 +137,13 @@ func (s *Sender) Copy(now int64, group uint8) (Copy, bool) {
 		return Copy{}, false
 	}
 	c := Copy{Copying: g.copying, Equal: g.answer.Equal, Missing: g.answer.Missing, Why: g.answer.Why, Records: g.number}
+	if way := 2 * float64(g.slots); g.copying && way > 0 { // there are two ways through the table
+		left := float64(g.todo)
+		if !g.late {
+			left += float64(g.slots)
+		}
+		c.Done = max(0, 1-left/way)
+	}
 	if c.Equal > 0 {
 		c.Age = time.Duration(now - g.equalAt)
 	}

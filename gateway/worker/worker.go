@@ -19,6 +19,7 @@ import (
 	"demarc/gateway/police"
 	"demarc/gateway/slowpath"
 	"demarc/gateway/snapshot"
+	"demarc/gateway/stream"
 	"demarc/gateway/trace"
 	"demarc/gateway/verdict"
 	"demarc/gateway/xsk"
@@ -117,6 +118,7 @@ type Worker struct {
 	nap      time.Duration // the longest sleep: upkeep is due then, whatever happens
 	release  func(*police.Item) bool
 	look     func(int) (*police.Dir, *police.Words)
+	streams  []*stream.Stream // to standbys
 	closed   atomic.Bool
 }
 
@@ -320,8 +322,10 @@ func (w *Worker) Run(ctx context.Context) error {
 // turn is one round over everything that the worker serves. It returns how much there was to do.
 func (w *Worker) turn(now uint64) (n int) {
 	if v := w.view.Load(); v != nil && v != w.shard.View() {
-		w.leave(w.shard.View(), v)
+		old := w.shard.View()
+		w.leave(old, v)
 		w.shard.SetView(v)
+		w.renew(old, v)
 		w.count.gen.Store(v.Gen)
 	}
 	// Before what has come: after a pause (the kernel gave the CPU to somebody else) what waits is older than it may be, and everything behind it
@@ -338,10 +342,14 @@ func (w *Worker) turn(now uint64) (n int) {
 			n += w.takeOver(r, now)
 		}
 	}
+	busy := n > 0
 	n += w.orders(now)
 	for _, s := range w.socks {
 		w.flush(s)
 		w.refill(s)
+	}
+	for _, s := range w.streams { // behind what has been sent: no packet waits for a copy
+		n += w.copy(s, now, busy)
 	}
 	if w.fenced {
 		w.sever()
@@ -451,6 +459,11 @@ func (w *Worker) sleep() {
 			return
 		}
 		timeout = min(timeout, time.Duration(next))
+	}
+	for _, s := range w.streams {
+		if timeout = min(timeout, s.Rest(int64(w.cfg.Clock.Now()))); timeout == 0 {
+			return
+		}
 	}
 	for i, s := range w.socks {
 		if s.pending { // the kernel has taken less than it was given: ask again soon
