@@ -99,6 +99,7 @@ type Gateway struct {
 
 	groups  groups           // who serves a group, and this node's part in it
 	standby *standby.Standby // copies of what other nodes own; set before anything asks it
+	copying copying          // of sessions of what it serves, to others
 
 	remote  *api.Remote // what the interface on TCP needs; nil where there is none
 	revoked *revoked    // whom it does not let in
@@ -126,7 +127,7 @@ func New(o Options) (*Gateway, error) {
 	if o.Wall == nil {
 		o.Wall = time.Now
 	}
-	g := &Gateway{o: o, log: o.Log, started: time.Now(), fatal: make(chan error, 8), seed: o.Seed, look: looking{slow: trace.NewRecorder()}, agreed: newAgreed()}
+	g := &Gateway{o: o, log: o.Log, started: time.Now(), fatal: make(chan error, 8), seed: o.Seed, look: looking{slow: trace.NewRecorder()}, agreed: newAgreed(), copying: newCopying()}
 	if g.seed == 0 {
 		g.seed = rand.Uint64() | 1
 	}
@@ -211,6 +212,8 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	run("upkeep", g.upkeep)
 	run("copies", g.standby.Run)
 	defer g.runGroups(run)()
+	run("copies of sessions", g.copySessions)
+	run("how copies stand", g.tellCopied)
 	run("ports", g.mendPorts)
 	agree := sync.OnceFunc(func() { run("replicated state", g.agree) })
 	// A start that is told to end has not failed: its programs stay, closed.

@@ -109,6 +109,13 @@ func (m membership) Groups(ctx context.Context) (*api.Groups, error) {
 	if err != nil {
 		return nil, err
 	}
+	if m.copies != nil {
+		for i := range out.Groups {
+			x := &out.Groups[i]
+			x.Copies = m.copies(x.Name)
+			whyNot(x)
+		}
+	}
 	if c := m.carrier(); c != nil {
 		out.Paths, out.Dropped = pathsOf(c.Status())
 	}
@@ -122,6 +129,17 @@ func (m membership) Groups(ctx context.Context) (*api.Groups, error) {
 		out.Drained = n.State().Groups.Drained
 	}
 	return out, nil
+}
+
+// whyNot puts the owner's reason behind what the machine says of a copy.
+func whyNot(x *api.Group) {
+	for _, c := range x.Copies {
+		for i, w := range x.Why {
+			if c.Why != "" && w == failover.NotInSync(c.Node) {
+				x.Why[i] += ": " + c.Why
+			}
+		}
+	}
 }
 
 // GroupEvents are lines of the audit log that are about groups, and what this node did and saw, by time.

@@ -160,6 +160,7 @@ func (g *Gateway) tellGroups(p *configs.Policy, v *snapshot.View) {
 	}
 	g.groups.mu.Unlock()
 	g.groups.driver.Policy(failoverGroups(p))
+	g.copying.call()
 }
 
 // leases writes deadlines where workers and XDP programs look.
@@ -201,6 +202,7 @@ func (r roles) Role(group string, epoch uint64, serving bool, done func()) {
 // group one call runs at a time, of several groups several do.
 func (g *Gateway) serving(group uint8, epoch uint64, serving bool) {
 	g.standby.Serving(group, epoch, serving)
+	g.copying.serving(group, epoch, serving)
 }
 
 // turns runs functions: of one group one after the other, of several beside each other.

@@ -23,9 +23,10 @@ type membership struct {
 	ready func(ctx context.Context) (within context.Context, n *cluster.Node, done func(), err error)
 
 	driver  *cluster.Driver
-	carrier func() *beat.Carrier       // nil = there is none
-	problem func() string              // why the node takes no part in who serves a group; "" = it does; nil = it always does
-	group   func(name string) (id int) // in the policy that is served; 0 = it does not have it
+	carrier func() *beat.Carrier               // nil = there is none
+	problem func() string                      // why the node takes no part in who serves a group; "" = it does; nil = it always does
+	copies  func(group string) []api.GroupCopy // of what this node serves; nil = it serves nothing
+	group   func(name string) (id int)         // in the policy that is served; 0 = it does not have it
 }
 
 // clusterNet is where other members reach a node; nil = nowhere.
@@ -232,7 +233,7 @@ func (g *Gateway) membership() membership {
 			}
 			return ctx, m.Node, cancel, nil
 		},
-		driver: g.groups.driver, carrier: g.groups.carrier.Load, problem: func() string {
+		driver: g.groups.driver, copies: g.copiesOf, carrier: g.groups.carrier.Load, problem: func() string {
 			if p := g.groups.problem.Load(); p != nil {
 				return *p
 			}

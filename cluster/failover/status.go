@@ -93,12 +93,15 @@ func (n *Node) unready(g *group, name string, now Time) string {
 	case v.Leaving:
 		return name + " is about to end"
 	case !v.Whole || !slices.Contains(g.at.InSync, name):
-		return "the copy of " + name + " is not in sync"
+		return NotInSync(name)
 	case v.Faults > 0:
 		return fmt.Sprintf("%s has %d conditions against it", name, v.Faults)
 	}
 	return ""
 }
+
+// NotInSync is what Status says of a node whose copy is not.
+func NotInSync(node string) string { return "the copy of " + node + " is not in sync" }
 
 // nearest is how long the fastest voter took to answer last.
 func (n *Node) nearest() (d time.Duration) {

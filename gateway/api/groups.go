@@ -71,8 +71,24 @@ type Group struct {
 	Expected float64  `json:"expected_gap_seconds"`
 	Against  []string `json:"against_this_node,omitempty"` // conditions: what makes another node the better one
 	// Why it is not protected now, in words: what keeps another node from taking over without loss. Empty = nothing does.
-	Why  []string   `json:"why_not_protected"`
-	Last *GroupMove `json:"last_failover,omitempty"`
+	Why    []string    `json:"why_not_protected"`
+	Last   *GroupMove  `json:"last_failover,omitempty"`
+	Copies []GroupCopy `json:"copies,omitempty"` // of its sessions, at the other nodes: where this node serves it
+}
+
+// GroupCopy is how the copy of a group's sessions at another node stands.
+type GroupCopy struct {
+	Node      string  `json:"node"`
+	Connected bool    `json:"connected"`
+	Whole     bool    `json:"whole"`         // all that the owner has is there, up to the lag
+	Lag       float64 `json:"lag_seconds"`   // the oldest change that the node may not have is no older
+	Done      float64 `json:"done"`          // of a full copy that is under way, 0..1; 1 = none is
+	Records   uint64  `json:"records"`       // sessions and blocks of ports that it was told of
+	Missing   uint64  `json:"missing"`       // of them, that it could not take
+	Waiting   int     `json:"waiting_bytes"` // written and not acknowledged, of all groups
+	Sent      uint64  `json:"sent_bytes"`    // of all groups
+	Dials     uint64  `json:"dials"`         // how often a connection was tried
+	Why       string  `json:"why,omitempty"` // why it is not whole, in words
 }
 
 // GroupMove is how a group came to the node that serves it, as seen by the node that answers.

@@ -185,6 +185,9 @@ func writeGroups(w io.Writer, g *api.Groups) {
 			}
 			fmt.Fprintf(w, "%s\n", clean(fmt.Sprintf("%s: last failover %s, from %s to %s, epoch %d, %s: %s", x.Name, l.Time.Local().Format("2006-01-02 15:04:05"), l.From, l.To, l.Epoch, orNone(l.Cause), gap)))
 		}
+		for j := range x.Copies {
+			fmt.Fprintf(w, "%s: %s\n", clean(x.Name), clean(copyLine(&x.Copies[j])))
+		}
 		for _, what := range x.Against {
 			fmt.Fprintf(w, "%s: against this node: %s\n", clean(x.Name), clean(what))
 		}
@@ -204,6 +207,18 @@ func writeGroups(w io.Writer, g *api.Groups) {
 	if g.Problem != "" {
 		fmt.Fprintf(w, "PROBLEM: %s\n", clean(g.Problem))
 	}
+}
+
+// copyLine is how the copy of a group's sessions at another node stands.
+func copyLine(c *api.GroupCopy) string {
+	line := fmt.Sprintf("copy at %s: %d records, %s behind", c.Node, c.Records, ms(c.Lag))
+	switch {
+	case c.Whole:
+		return line + ", whole"
+	case c.Why != "":
+		return line + ", NOT WHOLE: " + c.Why
+	}
+	return line + ", NOT WHOLE"
 }
 
 // pathLine is how messages fare by one path.

@@ -32,7 +32,17 @@ var (
 	groupDropped  = counter("group_dropped_datagrams", "Datagrams about groups that came and were not believed, or could not be sent.", "why")
 	groupRealtime = gauge("group_realtime", "1 when the thread that keeps the leases has real-time priority.")
 
-	groupFamilies = []*family{groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupExpected, groupLastGap, groupLastAt, groupDrained, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
+	copyLag       = gauge("copy_lag_seconds", "The oldest change of a group's sessions that the node may not have is no older; by the node that serves the group.", "group", "node")
+	copyWhole     = gauge("copy_whole", "1 when all sessions of the group are at the node, up to the lag.", "group", "node")
+	copyDone      = gauge("copy_done_ratio", "What of a full copy that is under way is done; 1 when none is.", "group", "node")
+	copyRecords   = gauge("copy_records", "Sessions and blocks of ports of the group that the node was told of.", "group", "node")
+	copyMissing   = gauge("copy_missing_records", "Of them, what the node could not take: its tables are too small, its release is older; status says which.", "group", "node")
+	copyConnected = gauge("copy_connected", "1 when there is a connection to the node over which sessions are copied.", "node")
+	copyWaiting   = gauge("copy_waiting_bytes", "What is written to the node and not acknowledged by it.", "node")
+	copySent      = counter("copy_sent_bytes", "What was written to the node since copying to it began.", "node")
+	copyDials     = counter("copy_dials", "Connections to the node that were tried since copying to it began.", "node")
+
+	groupFamilies = []*family{copyLag, copyWhole, copyDone, copyRecords, copyMissing, copyConnected, copyWaiting, copySent, copyDials, groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupExpected, groupLastGap, groupLastAt, groupDrained, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
 )
 
 // groups puts what a source knows of groups; one that does not answer knows of none, and has a problem.
@@ -45,6 +55,7 @@ func (o out) groups(ctx context.Context, src any) {
 	if err != nil {
 		g = &api.Groups{Problem: err.Error()}
 	}
+	copied := map[string]bool{}
 	may := map[string]bool{} // each node of a group -> whether it is drained
 	for i := range g.Groups {
 		x := &g.Groups[i]
@@ -71,6 +82,22 @@ func (o out) groups(ctx context.Context, src any) {
 		}
 		o.put(groupLastGap, gap, x.Name)
 		o.put(groupLastAt, at, x.Name)
+		for j := range x.Copies {
+			c := &x.Copies[j]
+			o.put(copyLag, c.Lag, x.Name, c.Node)
+			o.put(copyWhole, truth(c.Whole), x.Name, c.Node)
+			o.put(copyDone, c.Done, x.Name, c.Node)
+			o.put(copyRecords, float64(c.Records), x.Name, c.Node)
+			o.put(copyMissing, float64(c.Missing), x.Name, c.Node)
+			if copied[c.Node] { // what is not of one group alone
+				continue
+			}
+			copied[c.Node] = true
+			o.put(copyConnected, truth(c.Connected), c.Node)
+			o.put(copyWaiting, float64(c.Waiting), c.Node)
+			o.put(copySent, float64(c.Sent), c.Node)
+			o.put(copyDials, float64(c.Dials), c.Node)
+		}
 	}
 	for _, n := range g.Drained {
 		may[n] = true

@@ -32,7 +32,8 @@ func (s *Set) State() State {
 
 // Copy is how a group stands at a standby, by all its streams.
 type Copy struct {
-	Whole   bool          // digests were equal lately, in all streams, and nothing is missing
+	Whole   bool          // digests were equal lately, in all streams, nothing is missing, and there is a connection
+	Equal   bool          // the same whether or not there is one: Lag tells for how long not
 	Lag     time.Duration // the oldest change that the standby may not have is no older
 	Done    float64       // of a copy that is under way; 1 = there is none
 	Seq     uint64        // records at which digests were equal, of all streams together
@@ -50,17 +51,17 @@ const maxShown = 500 * time.Millisecond
 
 // Copy says how a group stands, at a time of the owners' clock.
 func (s *Set) Copy(now int64, group uint8) Copy {
-	c := Copy{Whole: true, Done: 1}
+	c := Copy{Equal: true, Done: 1}
 	s.mu.Lock()
 	problem := s.problem
+	if problem != "" { // a change of this very moment could not be told
+		c.Lag = time.Since(s.since)
+	}
 	s.mu.Unlock()
 	not := func(format string, args ...any) {
-		if c.Whole {
-			c.Whole, c.Words = false, fmt.Sprintf(format, args...)
+		if c.Equal {
+			c.Equal, c.Words = false, fmt.Sprintf(format, args...)
 		}
-	}
-	if problem != "" {
-		not("%s", problem)
 	}
 	done := 0.0
 	for i, t := range s.streams {
@@ -96,7 +97,7 @@ func (s *Set) Copy(now int64, group uint8) Copy {
 		}
 		switch {
 		case g.Copying || g.Missing > 0: // told below, of all streams together
-			c.Whole = false
+			c.Equal = false
 		case g.Equal == 0:
 			not("its digest has not been compared yet")
 		case g.Age+late > maxAge:
@@ -106,11 +107,12 @@ func (s *Set) Copy(now int64, group uint8) Copy {
 	if n := len(s.streams); n > 0 {
 		c.Done = done / float64(n)
 	}
-	switch {
-	case c.Words != "" && problem != "":
+	switch c.Whole = c.Equal && problem == ""; {
+	case problem != "":
+		c.Words = problem
 	case c.Missing > 0:
 		c.Words = missing(c.Missing, c.Why)
-	case !c.Whole && c.Done < 1:
+	case !c.Equal && c.Done < 1:
 		c.Words = fmt.Sprintf("copying, %.0f %%", 100*c.Done)
 	}
 	return c

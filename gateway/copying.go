@@ -1,0 +1,303 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"demarc/cluster/failover"
+	"demarc/gateway/api"
+	"demarc/gateway/pipeline"
+	"demarc/gateway/replica"
+	"demarc/gateway/stream"
+)
+
+// copying is the owner's end of copies of sessions: for each node that may take over something that this one serves, a set of streams, one from each worker.
+type copying struct {
+	changed chan struct{} // has room for one
+
+	mu   sync.Mutex
+	own  map[uint8]served     // mu: by group
+	sets map[string]*outbound // mu: by node
+}
+
+// served is a group that this node serves, or did until a moment ago.
+type served struct {
+	epoch uint64
+	until time.Time // zero = it serves it; else what was done up to the end is told until then
+}
+
+// outbound is the streams to one node. What is beside set belongs to the goroutine of copySessions.
+type outbound struct {
+	set   *stream.Set
+	told  map[uint8]uint64 // group -> epoch under which it is sent
+	ended context.CancelFunc
+
+	equal map[uint8]uint64 // tellCopied: group -> epoch in which the copy was whole once
+}
+
+const (
+	copiedPace = 100 * time.Millisecond // the driver is told how copies stand
+	remakePace = time.Second            // a set that has ended because of a fault is made again
+	orderTime  = 2 * time.Second        // for a worker to take up a stream
+	// afterword is for how long a group goes on being told of after this node has ceased to serve it, for what its last packets have changed.
+	afterword = 100 * time.Millisecond
+)
+
+func newCopying() copying {
+	return copying{changed: make(chan struct{}, 1), own: map[uint8]served{}, sets: map[string]*outbound{}}
+}
+
+// serving tells which groups are this node's. It waits for nothing.
+func (c *copying) serving(group uint8, epoch uint64, serving bool) {
+	c.mu.Lock()
+	if serving {
+		c.own[group] = served{epoch: epoch}
+	} else if s, was := c.own[group]; was && s.until.IsZero() {
+		s.until = time.Now().Add(afterword)
+		c.own[group] = s
+	}
+	c.mu.Unlock()
+	c.call()
+}
+
+// call has what is there looked at soon: the policy is another, say.
+func (c *copying) call() {
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+}
+
+// flush calls done, once, when a node has acknowledged all that has been done to sessions of a group that this node serves, or cannot. It waits for nothing.
+func (g *Gateway) flush(_ uint8, peer string, done func()) {
+	g.copying.mu.Lock()
+	o := g.copying.sets[peer]
+	g.copying.mu.Unlock()
+	if o == nil {
+		done()
+		return
+	}
+	o.set.Flush(func(bool) { done() })
+}
+
+// copySessions keeps a set of streams to each node that may take over something that this one serves.
+func (g *Gateway) copySessions(ctx context.Context) error {
+	tick := time.NewTicker(remakePace)
+	defer tick.Stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer func() {
+		for _, o := range g.copying.sets { // nobody else writes it
+			o.set.Close()
+		}
+	}()
+	for ctx.Err() == nil {
+		next := g.arrange(ctx, &wg)
+		var soon <-chan time.Time
+		if next > 0 {
+			soon = time.After(next)
+		}
+		select {
+		case <-g.copying.changed:
+		case <-tick.C:
+		case <-soon:
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// arrange makes the sets what they are to be. It returns when there is something to be done again, 0 = nothing that is known yet.
+func (g *Gateway) arrange(ctx context.Context, wg *sync.WaitGroup) (next time.Duration) {
+	c, v := &g.copying, g.view.Load()
+	want := map[string]map[uint8]uint64{}
+	c.mu.Lock()
+	for id, s := range c.own {
+		if left := time.Until(s.until); !s.until.IsZero() && left <= 0 {
+			delete(c.own, id)
+			continue
+		} else if !s.until.IsZero() && (next == 0 || left < next) {
+			next = left
+		}
+		x := v.Group(id)
+		if x == nil {
+			continue
+		}
+		for _, n := range x.Nodes {
+			if n == g.o.Node.Name {
+				continue
+			}
+			if want[n] == nil {
+				want[n] = map[uint8]uint64{}
+			}
+			want[n][id] = s.epoch
+		}
+	}
+	sets := map[string]*outbound{}
+	for peer, o := range c.sets {
+		sets[peer] = o
+	}
+	c.mu.Unlock()
+	for peer, o := range sets {
+		select {
+		case <-o.set.Ended():
+			g.log.Error("the streams of sessions to a node have ended by a fault: they begin anew", "node", peer)
+		default:
+			if want[peer] != nil {
+				continue
+			}
+		}
+		g.endSet(peer, o)
+		delete(sets, peer)
+	}
+	for peer, groups := range want {
+		o := sets[peer]
+		if o == nil {
+			if o = g.beginSet(ctx, peer, wg); o == nil {
+				continue // at the next tick
+			}
+		}
+		for id := range o.told {
+			if _, still := groups[id]; !still {
+				delete(o.told, id)
+				_ = o.set.Disown(ctx, id)
+			}
+		}
+		for id, epoch := range groups {
+			if o.told[id] != epoch && o.set.Own(ctx, id, epoch) == nil {
+				o.told[id] = epoch
+			}
+		}
+	}
+	return next
+}
+
+// beginSet makes the streams to a node, and has them carried; nil when a worker does not take its own up.
+func (g *Gateway) beginSet(ctx context.Context, peer string, wg *sync.WaitGroup) *outbound {
+	life, key := rand.Uint64()|1, rand.Uint64()
+	run, cancel := context.WithCancel(ctx)
+	o := &outbound{set: stream.NewSet(peer, life), told: map[uint8]uint64{}, ended: cancel, equal: map[uint8]uint64{}}
+	for i, w := range g.workers {
+		sh := g.shards[i]
+		out := replica.NewSender(pipeline.Copies{Shard: sh}, sh.Sessions.Capacity(), uint8(i), uint8(len(g.workers)), life, key, replica.Limits{})
+		s := o.set.Add(out, w.Call)
+		soon, done := context.WithTimeout(ctx, orderTime)
+		err := w.CopyTo(soon, s)
+		done()
+		if err != nil {
+			g.log.Warn("a worker does not take up the stream of its sessions to a node", "node", peer, "worker", i, "err", err)
+			g.endSet(peer, o)
+			return nil
+		}
+	}
+	g.copying.mu.Lock()
+	g.copying.sets[peer] = o
+	g.copying.mu.Unlock()
+	wg.Go(func() { o.set.Run(run, g.dialSessions(peer)) })
+	g.log.Info("sessions are copied to a node", "node", peer)
+	return o
+}
+
+// endSet ends the streams to a node.
+func (g *Gateway) endSet(peer string, o *outbound) {
+	g.copying.mu.Lock()
+	if g.copying.sets[peer] == o {
+		delete(g.copying.sets, peer)
+	}
+	g.copying.mu.Unlock()
+	o.set.Close()
+	o.ended()
+	for i, s := range o.set.Streams() {
+		go func() { // a worker that hangs does so when it goes on: what marks go to nobody cost it little
+			_ = g.workers[i].CopyNoMore(context.Background(), s)
+		}()
+	}
+}
+
+// dialSessions connects to a node's end of the streams.
+func (g *Gateway) dialSessions(peer string) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		m, err := g.known()
+		if err != nil {
+			var f *api.Fault
+			if errors.As(err, &f) {
+				err = f.Err
+			}
+			return nil, err
+		}
+		return m.DialSessions(ctx, peer)
+	}
+}
+
+// tellCopied tells the driver how far copies of what this node serves are.
+func (g *Gateway) tellCopied(ctx context.Context) error {
+	tick := time.NewTicker(copiedPace)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		for _, e := range g.copied() {
+			g.groups.driver.Copied(e)
+		}
+	}
+}
+
+// copied is how copies stand. One that was never whole in a term is not spoken of: whoever handed over counts as whole until it has been looked at, and all others do not.
+func (g *Gateway) copied() (out []failover.Copied) {
+	v, now := g.view.Load(), int64(g.clock.Now())
+	g.copying.mu.Lock()
+	defer g.copying.mu.Unlock()
+	for id, s := range g.copying.own {
+		x := v.Group(id)
+		if x == nil || !s.until.IsZero() {
+			continue
+		}
+		for peer, o := range g.copying.sets {
+			if !slices.Contains(x.Nodes, peer) {
+				continue
+			}
+			c := o.set.Copy(now, id)
+			if c.Equal {
+				o.equal[id] = s.epoch
+			}
+			if o.equal[id] == s.epoch {
+				out = append(out, failover.Copied{Group: x.Name, Peer: peer, Lag: c.Lag, Equal: c.Equal, Seq: c.Seq})
+			}
+		}
+	}
+	return out
+}
+
+// copiesOf is how the copies of a group stand that this node serves, by node; nil = it does not serve it.
+func (g *Gateway) copiesOf(group string) (out []api.GroupCopy) {
+	x := g.view.Load().GroupByName(group)
+	if x == nil {
+		return nil
+	}
+	g.copying.mu.Lock()
+	defer g.copying.mu.Unlock()
+	if s, ok := g.copying.own[x.ID]; !ok || !s.until.IsZero() {
+		return nil
+	}
+	for _, n := range x.Nodes {
+		if n == g.o.Node.Name {
+			continue
+		}
+		a := api.GroupCopy{Node: n, Why: "it has not begun"}
+		if o := g.copying.sets[n]; o != nil {
+			c, st := o.set.Copy(int64(g.clock.Now()), x.ID), o.set.State()
+			a = api.GroupCopy{Node: n, Connected: st.Problem == "", Whole: c.Whole, Lag: c.Lag.Seconds(), Done: c.Done, Records: c.Records, Missing: c.Missing, Waiting: st.Waiting, Sent: st.Sent,
+				Dials: st.Dials, Why: c.Words}
+		}
+		out = append(out, a)
+	}
+	return out
+}
