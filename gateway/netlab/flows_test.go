@@ -126,6 +126,11 @@ func TestHeldConnections(t *testing.T) {
 		return s
 	}
 	busy, idle, lost := hold(v4[0], "20ms"), hold(v4[0], "0s"), hold(v4[1], "20ms")
+	var some [2]*Server // 10 with data and 30 idle ones of which 15 are tried
+	for i := range some {
+		some[i], err = top.Serve("alpha1", "tcp-hold", "-dst", top.Public1.V4.String()+":8081", "-from", v4[i].String(), "-count", "10", "-every", "20ms", "-idle", "30", "-sample", "15", "-within", "500ms")
+		check(t, err)
+	}
 	check(t, cut.Lose(v4[0], 1))
 	time.Sleep(150 * time.Millisecond)
 	check(t, cut.Lose(v4[0], 0)) // a while is no loss
@@ -145,9 +150,16 @@ func TestHeldConnections(t *testing.T) {
 	if h.Opened != 40 || h.Lost != 40 || h.Why["timeout"] != 40 {
 		t.Errorf("cut off: %+v", h)
 	}
+	for i, want := range []int{0, 25} {
+		h = host.Held{}
+		check(t, some[i].Stop(&h))
+		if h.Opened != 40 || h.Idle != 30 || h.Tried != 15 || h.Lost != want || h.LostIdle != max(0, want-10) {
+			t.Errorf("some with data, some idle, of those some tried: %+v, want %d lost", h, want)
+		}
+	}
 	var s host.HoldServed
 	check(t, outside.Stop(&s))
-	if s.Accepted != 120 || s.Bad != 0 {
+	if s.Accepted != 200 || s.Bad != 0 {
 		t.Errorf("the outside: %+v", s)
 	}
 }
