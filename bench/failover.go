@@ -31,10 +31,11 @@ type failoverBench struct {
 	Full     bool
 	Probes   int // hosts of each tenant and family that are probed
 	Interval time.Duration
-	Calls    int // streams of 50 packets a second each way
-	Data     int // connections with data on the way
-	Idle     int // and without
-	Sample   int // of the idle ones that are tried
+	Calls    int     // streams of 50 packets a second each way
+	Data     int     // connections with data on the way
+	Idle     int     // and without
+	Sample   int     // of the idle ones that are tried
+	Rate     float64 // of connections that are opened all the time, a second
 	Binary   string
 	Stay     bool // the other gateway is dead: nobody takes over, and the figures must show it
 
@@ -127,24 +128,17 @@ func (q *failoverBench) flows(p *trio.Pair, probe bool) (probes, calls []netlab.
 // hold opens connections of both tenants and families.
 func (q *failoverBench) hold(p *trio.Pair, part int) (held []*netlab.Server, far *netlab.Server, err error) {
 	data, idle, sample := q.Data/part, q.Idle/part, q.Sample/part
-	if data+idle == 0 {
-		return nil, nil, nil
-	}
-	if far, err = p.Serve(trio.PairOut, "tcp-hold-serve", "-addr", fmt.Sprintf(":%d", trio.PairHoldPort), "-most", strconv.Itoa(data+idle)); err != nil {
-		return nil, nil, err
+	if far, err = p.Serve(trio.PairOut, "tcp-hold-serve", "-addr", fmt.Sprintf(":%d", trio.PairHoldPort), "-most", strconv.Itoa(data+idle+20000)); err != nil || data+idle == 0 {
+		return nil, far, err
 	}
 	const long = 90 * time.Second
 	var wg sync.WaitGroup
 	held, errs := make([]*netlab.Server, 4), make([]error, 4)
 	for i := range held {
 		side, six := []string{trio.PairAlpha, trio.PairBeta}[i%2], i/2 == 1
-		var from []string
-		for _, a := range p.Addresses(side, six) {
-			from = append(from, a.String())
-		}
 		share := func(all int) string { return strconv.Itoa((all + i) / 4) }
 		wg.Go(func() {
-			held[i], errs[i] = p.ServeWithin(long, side, "tcp-hold", "-dst", netip.AddrPortFrom(p.Outside(six), trio.PairHoldPort).String(), "-from", strings.Join(from, ","), "-patience", long.String(),
+			held[i], errs[i] = p.ServeWithin(long, side, "tcp-hold", "-dst", netip.AddrPortFrom(p.Outside(six), trio.PairHoldPort).String(), "-from", joined(p.Addresses(side, six)), "-patience", long.String(),
 				"-count", share(data), "-every", "1s", "-idle", share(idle), "-sample", share(sample))
 		})
 	}
@@ -152,7 +146,16 @@ func (q *failoverBench) hold(p *trio.Pair, part int) (held []*netlab.Server, far
 	return held, far, errors.Join(errs...)
 }
 
-// once has packets go and connections be open, does something to the owner, and says what that cost. What it leaves behind when it fails, the lab removes.
+func joined(list []netip.Addr) string {
+	var s []string
+	for _, a := range list {
+		s = append(s, a.String())
+	}
+	return strings.Join(s, ",")
+}
+
+// once has packets go and connections be open, does something to the owner, and says what that cost. What it leaves behind when it fails, the lab removes. It is one
+// function because it is the order of its steps that makes the account: connections, captures, flows, event, end of flows, end of connections, judge.
 func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, a act) (o run, err error) {
 	part := 10
 	if r.connections {
@@ -166,7 +169,7 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if err := p.Watch(); err != nil {
 		return o, err
 	}
-	probeSpecs, callSpecs := q.flows(p, r.long == 0)
+	probeSpecs, callSpecs := q.flows(p, r.long == 0 && !r.opening)
 	var probes *netlab.Flows
 	if len(probeSpecs) > 0 {
 		if probes, err = p.StartFlows(probeSpecs...); err != nil {
@@ -178,6 +181,13 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 		return o, err
 	}
 	owner, err := p.Owner(ctx, takes)
+	var opening []*netlab.Server
+	for i := 0; r.opening && i < 4 && err == nil; i++ {
+		side, six := []string{trio.PairAlpha, trio.PairBeta}[i%2], i/2 == 1
+		var s *netlab.Server
+		s, err = p.Serve(side, "tcp-open", "-dst", netip.AddrPortFrom(p.Outside(six), trio.PairHoldPort).String(), "-from", joined(p.Addresses(side, six)), "-rate", strconv.FormatFloat(q.Rate/4, 'f', -1, 64))
+		opening = append(opening, s)
+	}
 	if err == nil {
 		err = rest(ctx, before)
 	}
@@ -216,12 +226,15 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if c.calls, err = calls.End(); err != nil {
 		return o, err
 	}
-	if held != nil {
-		c.held = make([]host.Held, len(held))
-		errs := make([]error, len(held))
+	if far != nil {
+		c.held, c.fresh = make([]host.Held, len(held)), make([]host.Fresh, len(opening))
+		errs := make([]error, len(held)+len(opening))
 		var wg sync.WaitGroup
 		for i, s := range held {
 			wg.Go(func() { errs[i] = s.StopWithin(20*time.Second, &c.held[i]) })
+		}
+		for i, s := range opening {
+			wg.Go(func() { errs[len(held)+i] = s.StopWithin(20*time.Second, &c.fresh[i]) })
 		}
 		wg.Wait()
 		if err := errors.Join(append(errs, far.Stop(&c.served))...); err != nil {
@@ -382,6 +395,8 @@ func (q *failoverBench) check() error {
 	switch {
 	case q.Runs < 0 || q.Data < 0 || q.Idle < 0 || q.Sample < 0:
 		return errors.New("--runs, --data, --idle and --sample must not be negative")
+	case q.Rate < 4 || q.Rate > 50000:
+		return errors.New("--rate: want 4 to 50000")
 	case q.Stay && q.Runs != 1:
 		return errors.New("--stay: there is nobody left for a second run: want --runs 1")
 	case q.Probes < 1 || q.Probes > addresses:
@@ -455,6 +470,7 @@ func failoverCommand() *cobra.Command {
 	f.IntVar(&q.Data, "data", 2000, "connections with 1 kB each way each second")
 	f.IntVar(&q.Idle, "idle", 5000, "idle connections")
 	f.IntVar(&q.Sample, "sample", 5000, "of the idle ones, drawn after the event, that must go on; 0 = all")
+	f.Float64Var(&q.Rate, "rate", 2000, "connections a second in the row opening")
 	f.StringVar(&q.Binary, "binary", q.Binary, "the program")
 	f.BoolVar(&q.Stay, "stay", false, "have nobody take over, to see that the figures show it")
 	for _, hidden := range []string{"binary", "stay"} {

@@ -71,6 +71,12 @@ func TestFailoverAccount(t *testing.T) {
 		}, func(f *failure) bool { return !f.handed() && len(f.owners) == 3 }},
 		{"a sender that paused", func(a *account) { a.probes.Pauses = []host.Silence{{From: at(1000), To: at(1100)}} },
 			func(f *failure) bool { return f.paused == 100*time.Millisecond && f.excess == 49*time.Millisecond }},
+		{"connections that are opened meanwhile", func(a *account) {
+			a.fresh = []host.Fresh{{Tried: 6, Failed: 1, Open: []int64{at(500), at(900), at(980), at(1000), at(1300)}, LostNow: []int64{at(980), at(1000), at(1300)}}}
+			a.served.Accepted, a.served.Blocks = a.served.Accepted+5, a.served.Blocks+7
+		}, func(f *failure) bool {
+			return f.fresh == fresh{tried: 6, failed: 1, before: 4, lost: 2, age: 20 * time.Millisecond, after: 1}
+		}},
 		{"an offence", func(a *account) { a.verdict.Offences = []judge.Offence{{Kind: judge.Both}} }, func(f *failure) bool { return len(f.faults) == 1 }},
 	} {
 		a := madeUp()
@@ -97,6 +103,8 @@ func TestFailoverAccountThatIsFooled(t *testing.T) {
 		{"senders that stopped", "flows ended", func(a *account) { a.probes.Flows[0].Ended = at(2000) }},
 		{"no time", "not whole", func(a *account) { a.to = a.from }},
 		{"connections that nobody accepted", "accepted 59", func(a *account) { a.served.Accepted = 59 }},
+		{"connections that were opened, and nobody accepted them", "65 connections say that they are open, and that 107 blocks", func(a *account) { a.fresh = []host.Fresh{{Tried: 5, Open: []int64{at(1), at(2), at(3), at(4), at(5)}}} }},
+		{"connections that were never opened", "no connection was opened", func(a *account) { a.fresh = []host.Fresh{{Tried: 5}} }},
 		{"connections that carried nothing", "had 96", func(a *account) { a.served.Blocks = 96 }},
 	} {
 		a := madeUp()

@@ -272,9 +272,13 @@ func (k *keepalived) die(n *trio.Node) error {
 	if err != nil || child < 2 {
 		return fmt.Errorf("the pid of keepalived's child: %q", b)
 	}
-	errs := []error{unix.Kill(child, unix.SIGKILL)}
-	errs = append(errs, k.kill(n))
-	return errors.Join(append(errs, devices(k.Pair, n, false))...)
+	errs := []error{unix.Kill(child, unix.SIGKILL), devices(k.Pair, n, false)}
+	for end := time.Now().Add(100 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if unix.Kill(child, 0) != nil { // its parent has waited for it, so nobody else need
+			break
+		}
+	}
+	return errors.Join(append(errs, k.kill(n))...)
 }
 
 // kill ends the processes of a node, the last one first.

@@ -31,6 +31,7 @@ type failoverRow struct {
 	still          bool          // nothing may move, and nothing may be lost
 	connections    bool          // as many as the flags say; else a tenth
 	long, longFull time.Duration // how long harm is done, where it lasts
+	opening        bool          // connections are opened all the time
 	peer           bool          // it is somebody else's pair, of that name
 	act            func(q *failoverBench, ctx context.Context, p *trio.Pair, i, runs int, long time.Duration) act
 }
@@ -38,10 +39,14 @@ type failoverRow struct {
 // quiet: a run in which nothing moves has no gap that is so much longer, ms, than what senders and the time before show of the machine.
 const quiet = 5.0
 
+// lagMs is how far a copy may be behind: a connection that was older when its owner died must go on.
+const lagMs = 50.0
+
 // failoverRows are what it measures, in this order. The limits are issue 5's.
 var failoverRows = []failoverRow{
 	{name: "kill", about: "kill -9 of the owner; in every second run it leads the log too", runs: 6, full: 20, median: 100, most: 400, connections: true, act: kill},
 	{name: "gone", about: "the same, and all its devices go down", runs: 6, full: 20, median: 200, most: 500, act: leave},
+	{name: "opening", about: "as kill, while connections are opened at 2,000 a second", runs: 2, full: 20, median: 100, most: 400, opening: true, act: killOpening},
 	{name: "stop", about: "the owner is stopped for 50 ms to 3 s, most often around the lease, and goes on", runs: 12, full: 200, median: 200, most: 500, act: freeze},
 	{name: "port/backbone", about: "the owner's port on the backbone goes down", runs: 2, full: 20, median: 200, act: unplug("wan0")},
 	{name: "port/tenant", about: "its port to a tenant goes down", runs: 2, full: 20, median: 200, act: unplug("alpha0")},
@@ -75,6 +80,20 @@ func leading(ctx context.Context, p *trio.Pair, i int) func(*trio.Node) error {
 
 func kill(_ *failoverBench, ctx context.Context, p *trio.Pair, i, _ int, _ time.Duration) act {
 	return act{prepare: leading(ctx, p, i), do: func(n *trio.Node) error { n.Kill(); return nil }, undo: start(ctx), moves: true}
+}
+
+// killOpening gives connections a second in which they open undisturbed.
+func killOpening(q *failoverBench, ctx context.Context, p *trio.Pair, i, runs int, long time.Duration) act {
+	a := kill(q, ctx, p, i, runs, long)
+	lead := a.prepare
+	a.prepare = func(n *trio.Node) error {
+		err := rest(ctx, time.Second)
+		if err == nil && lead != nil {
+			err = lead(n)
+		}
+		return err
+	}
+	return a
 }
 
 // devices has all of a node's go down, or come up.
@@ -238,6 +257,13 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 		q.add(r.name, "lost-idle", "connections", collect(func(o *run) float64 { return float64(o.idle[0]) }), "max", 0)
 		q.add(r.name, "lost-idle-of", "connections", collect(func(o *run) float64 { return float64(o.idle[1]) }), "", 0)
 	}
+	if r.opening {
+		q.add(r.name, "fresh-open-before", "connections", collect(func(o *run) float64 { return float64(o.fresh.before) }), "", 0)
+		q.add(r.name, "fresh-lost", "connections", collect(func(o *run) float64 { return float64(o.fresh.lost) }), "", 0)
+		q.add(r.name, "fresh-lost-oldest", "ms", collect(func(o *run) float64 { return ms(o.fresh.age) }), "max", lagMs)
+		q.add(r.name, "fresh-lost-opened-after", "connections", collect(func(o *run) float64 { return float64(o.fresh.after) }), "max", 0)
+		q.add(r.name, "fresh-failed", "connections", collect(func(o *run) float64 { return float64(o.fresh.failed) }), "max", 0)
+	}
 	var calls []float64
 	for _, o := range runs {
 		calls = append(calls, o.calls...)
@@ -281,6 +307,9 @@ func median(values []float64) float64 {
 func (o *run) String() string {
 	s := fmt.Sprintf("gap %.1f ms (%s), senders paused %.1f ms; %d flows not back, %d on another session; lost %d of %d connections with data, %d of %d idle; %d of %d packets; %v", o.gap.Seconds()*1e3, o.flow, o.paused.Seconds()*1e3,
 		o.away, o.moved, o.data[0], o.data[1], o.idle[0], o.idle[1], o.lost, o.sent, o.owners)
+	if o.fresh.tried > 0 {
+		s += fmt.Sprintf("; %d connections were open when it came, of those %d lost, the oldest %s old; %d lost that opened afterwards, %d of %d did not open", o.fresh.before, o.fresh.lost, o.fresh.age, o.fresh.after, o.fresh.failed, o.fresh.tried)
+	}
 	if o.led {
 		s += "; led too"
 	}

@@ -18,6 +18,7 @@ type account struct {
 	probes, calls *netlab.FlowsSeen // probes: nil = there are none
 	held          []host.Held       // connections
 	served        host.HoldServed   // their other ends
+	fresh         []host.Fresh      // connections that were opened all the time
 	verdict       *judge.Verdict    // of what the nodes sent
 }
 
@@ -35,10 +36,19 @@ type failure struct {
 	data    [2]int    // connections with data on the way: lost, of
 	idle    [2]int    // idle ones: lost, of those that were tried
 	opened  int
+	fresh   fresh
 	owners  []string // who sent data for the group, in turn, by the wire
 	faults  []judge.Offence
 	frames  int
 	started string // who served when it began
+}
+
+// fresh is what became of connections that were opened all the time.
+type fresh struct {
+	tried, failed int
+	before, lost  int           // open when the event came; of those, lost
+	age           time.Duration // of the oldest lost one, when the event came
+	after         int           // lost ones that opened afterwards
 }
 
 // gone is a silence at the end after which a flow counts as one that has not come back.
@@ -109,8 +119,30 @@ func (a *account) judge() (f failure, err error) {
 		f.opened += h.Opened
 		blocks += h.Opened + data + h.Tried - h.Lost
 	}
-	if a.served.Accepted < f.opened || a.served.Blocks < uint64(blocks) {
-		return f, fmt.Errorf("%d connections say that they are open, and that %d blocks went over them at least; their other ends accepted %d and had %d", f.opened, blocks, a.served.Accepted, a.served.Blocks)
+	accepted := f.opened
+	for _, h := range a.fresh {
+		f.fresh.tried, f.fresh.failed = f.fresh.tried+h.Tried, f.fresh.failed+h.Failed
+		for _, at := range h.Open {
+			if at <= a.from.UnixNano() {
+				f.fresh.before++
+			}
+		}
+		for _, at := range h.LostNow {
+			if at > a.from.UnixNano() {
+				f.fresh.after++
+				continue
+			}
+			f.fresh.lost++
+			f.fresh.age = max(f.fresh.age, time.Duration(a.from.UnixNano()-at))
+		}
+		accepted += len(h.Open)
+		blocks += 2*len(h.Open) - len(h.LostNow)
+	}
+	if len(a.fresh) > 0 && f.fresh.before == 0 {
+		return f, errors.New("no connection was opened before the event")
+	}
+	if a.served.Accepted < accepted || a.served.Blocks < uint64(blocks) {
+		return f, fmt.Errorf("%d connections say that they are open, and that %d blocks went over them at least; their other ends accepted %d and had %d", accepted, blocks, a.served.Accepted, a.served.Blocks)
 	}
 	return f, nil
 }
