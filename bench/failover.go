@@ -125,25 +125,67 @@ func (q *failoverBench) flows(p *trio.Pair, probe bool) (probes, calls []netlab.
 	return probes, calls
 }
 
-// hold opens connections of both tenants and families.
-func (q *failoverBench) hold(p *trio.Pair, part int) (held []*netlab.Server, far *netlab.Server, err error) {
-	data, idle, sample := q.Data/part, q.Idle/part, q.Sample/part
-	if far, err = p.Serve(trio.PairOut, "tcp-hold-serve", "-addr", fmt.Sprintf(":%d", trio.PairHoldPort), "-most", strconv.Itoa(data+idle+20000)); err != nil || data+idle == 0 {
-		return nil, far, err
+// perProcess is how many connections one process holds: fewer than systems let it have files.
+const perProcess = 12_000
+
+// hold opens connections of both tenants and families, and returns who holds them and their other ends. The first of those takes more.
+func (q *failoverBench) hold(p *trio.Pair, part int) (held, far []*netlab.Server, err error) {
+	fours := func(n int) int { return (n/part + 3) / 4 * 4 }
+	data, idle, sample := fours(q.Data), fours(q.Idle), fours(q.Sample)
+	each := (data + idle + 4*perProcess - 1) / (4 * perProcess) // processes of a tenant and family
+	ends := 1
+	if each > 1 {
+		ends = 4 * each
+	}
+	for i := range ends {
+		most := perProcess
+		if i == 0 {
+			most += 6_000 // of the row opening
+		}
+		s, err := p.Serve(trio.PairOut, "tcp-hold-serve", "-addr", fmt.Sprintf(":%d", trio.PairHoldPort+i), "-most", strconv.Itoa(most))
+		if err != nil {
+			return nil, nil, err
+		}
+		far = append(far, s)
 	}
 	const long = 90 * time.Second
 	var wg sync.WaitGroup
-	held, errs := make([]*netlab.Server, 4), make([]error, 4)
+	held, errs := make([]*netlab.Server, 4*each), make([]error, 4*each)
 	for i := range held {
-		side, six := []string{trio.PairAlpha, trio.PairBeta}[i%2], i/2 == 1
-		share := func(all int) string { return strconv.Itoa((all + i) / 4) }
+		share := func(all int) string { return strconv.Itoa((all + i) / len(held)) }
+		side, six := tenantOf(i)
 		wg.Go(func() {
-			held[i], errs[i] = p.ServeWithin(long, side, "tcp-hold", "-dst", netip.AddrPortFrom(p.Outside(six), trio.PairHoldPort).String(), "-from", joined(p.Addresses(side, six)), "-patience", long.String(),
+			held[i], errs[i] = p.ServeWithin(long, side, "tcp-hold", "-dst", netip.AddrPortFrom(p.Outside(six), uint16(trio.PairHoldPort+i%ends)).String(), "-from", joined(p.Addresses(side, six)), "-patience", long.String(),
 				"-count", share(data), "-every", "1s", "-idle", share(idle), "-sample", share(sample))
 		})
 	}
 	wg.Wait()
 	return held, far, errors.Join(errs...)
+}
+
+// tenantOf spreads what there are many of over tenants and families.
+func tenantOf(i int) (side string, six bool) {
+	return []string{trio.PairAlpha, trio.PairBeta}[i%2], i/2%2 == 1
+}
+
+// end has connections be tried and ends them.
+func (a *account) end(held, opening, far []*netlab.Server) error {
+	a.held, a.fresh = make([]host.Held, len(held)), make([]host.Fresh, len(opening))
+	errs := make([]error, len(held)+len(opening))
+	var wg sync.WaitGroup
+	for i, s := range held {
+		wg.Go(func() { errs[i] = s.StopWithin(20*time.Second, &a.held[i]) })
+	}
+	for i, s := range opening {
+		wg.Go(func() { errs[len(held)+i] = s.StopWithin(20*time.Second, &a.fresh[i]) })
+	}
+	wg.Wait()
+	for _, s := range far {
+		var one host.HoldServed
+		errs = append(errs, s.Stop(&one))
+		a.served.Accepted, a.served.Blocks, a.served.Bad = a.served.Accepted+one.Accepted, a.served.Blocks+one.Blocks, a.served.Bad+one.Bad
+	}
+	return errors.Join(errs...)
 }
 
 func joined(list []netip.Addr) string {
@@ -183,9 +225,9 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	owner, err := p.Owner(ctx, takes)
 	var opening []*netlab.Server
 	for i := 0; r.opening && i < 4 && err == nil; i++ {
-		side, six := []string{trio.PairAlpha, trio.PairBeta}[i%2], i/2 == 1
+		side, six := tenantOf(i)
 		var s *netlab.Server
-		s, err = p.Serve(side, "tcp-open", "-dst", netip.AddrPortFrom(p.Outside(six), trio.PairHoldPort).String(), "-from", joined(p.Addresses(side, six)), "-rate", strconv.FormatFloat(q.Rate/4, 'f', -1, 64))
+		s, err = p.Serve(side, "tcp-open", "-most", "4500", "-dst", netip.AddrPortFrom(p.Outside(six), trio.PairHoldPort).String(), "-from", joined(p.Addresses(side, six)), "-rate", strconv.FormatFloat(q.Rate/4, 'f', -1, 64))
 		opening = append(opening, s)
 	}
 	if err == nil {
@@ -226,20 +268,8 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if c.calls, err = calls.End(); err != nil {
 		return o, err
 	}
-	if far != nil {
-		c.held, c.fresh = make([]host.Held, len(held)), make([]host.Fresh, len(opening))
-		errs := make([]error, len(held)+len(opening))
-		var wg sync.WaitGroup
-		for i, s := range held {
-			wg.Go(func() { errs[i] = s.StopWithin(20*time.Second, &c.held[i]) })
-		}
-		for i, s := range opening {
-			wg.Go(func() { errs[len(held)+i] = s.StopWithin(20*time.Second, &c.fresh[i]) })
-		}
-		wg.Wait()
-		if err := errors.Join(append(errs, far.Stop(&c.served))...); err != nil {
-			return o, err
-		}
+	if err := c.end(held, opening, far); err != nil {
+		return o, err
 	}
 	if c.verdict, err = p.Judge(); err != nil {
 		return o, err
@@ -395,8 +425,8 @@ func (q *failoverBench) check() error {
 	switch {
 	case q.Runs < 0 || q.Data < 0 || q.Idle < 0 || q.Sample < 0:
 		return errors.New("--runs, --data, --idle and --sample must not be negative")
-	case q.Rate < 4 || q.Rate > 50000:
-		return errors.New("--rate: want 4 to 50000")
+	case q.Rate < 4 || q.Rate > 4000:
+		return errors.New("--rate: want 4 to 4000")
 	case q.Stay && q.Runs != 1:
 		return errors.New("--stay: there is nobody left for a second run: want --runs 1")
 	case q.Probes < 1 || q.Probes > addresses:

@@ -30,7 +30,7 @@ func tcpOpen(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 	dst := fs.String("dst", "", "ADDRESS:PORT of tcp-hold-serve")
 	list := fs.String("from", "", "own addresses, with commas between; empty = what the system takes")
 	rate := fs.Float64("rate", 100, "connections a second")
-	most := fs.Int("most", 20000, "connections; no more are opened then")
+	most := fs.Int("most", 4500, "connections; no more are opened then")
 	within := fs.Duration("within", 5*time.Second, "what takes longer at the end is lost, and what has not opened then has failed")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
