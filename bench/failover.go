@@ -37,7 +37,9 @@ type failoverBench struct {
 	Sample   int     // of the idle ones that are tried
 	Rate     float64 // of connections that are opened all the time, a second
 	Binary   string
-	Stay     bool // the other gateway is dead: nobody takes over, and the figures must show it
+	Patience time.Duration // with a pair that is not protected
+	Within   time.Duration // a connection that takes longer is lost
+	Stay     bool          // the other gateway is dead: nobody takes over, and the figures must show it
 
 	began   time.Time
 	number  int // of labs made
@@ -156,7 +158,7 @@ func (q *failoverBench) hold(p *trio.Pair, part int) (held, far []*netlab.Server
 		side, six := tenantOf(i)
 		wg.Go(func() {
 			held[i], errs[i] = p.ServeWithin(long, side, "tcp-hold", "-dst", netip.AddrPortFrom(p.Outside(six), uint16(trio.PairHoldPort+i%ends)).String(), "-from", joined(p.Addresses(side, six)), "-patience", long.String(),
-				"-count", share(data), "-every", "1s", "-idle", share(idle), "-sample", share(sample))
+				"-count", share(data), "-every", "1s", "-within", q.Within.String(), "-idle", share(idle), "-sample", share(sample))
 		})
 	}
 	wg.Wait()
@@ -227,7 +229,7 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	for i := 0; r.opening && i < 4 && err == nil; i++ {
 		side, six := tenantOf(i)
 		var s *netlab.Server
-		s, err = p.Serve(side, "tcp-open", "-most", "4500", "-dst", netip.AddrPortFrom(p.Outside(six), trio.PairHoldPort).String(), "-from", joined(p.Addresses(side, six)), "-rate", strconv.FormatFloat(q.Rate/4, 'f', -1, 64))
+		s, err = p.Serve(side, "tcp-open", "-most", "4500", "-within", q.Within.String(), "-dst", netip.AddrPortFrom(p.Outside(six), trio.PairHoldPort).String(), "-from", joined(p.Addresses(side, six)), "-rate", strconv.FormatFloat(q.Rate/4, 'f', -1, 64))
 		opening = append(opening, s)
 	}
 	if err == nil {
@@ -289,7 +291,7 @@ func (q *failoverBench) ready(ctx context.Context, p *trio.Pair) (why string, er
 	if err := p.Whole(ctx, time.Minute, nil); err != nil {
 		return "", err
 	}
-	for end := time.Now().Add(takes); ; {
+	for end := time.Now().Add(q.Patience); ; {
 		for _, n := range p.Gateways() {
 			var all api.Groups
 			if err := n.Client.Get(ctx, api.PathGroups, &all); err != nil {
@@ -425,6 +427,8 @@ func (q *failoverBench) check() error {
 	switch {
 	case q.Runs < 0 || q.Data < 0 || q.Idle < 0 || q.Sample < 0:
 		return errors.New("--runs, --data, --idle and --sample must not be negative")
+	case q.Within <= 0 || q.Within > 10*time.Second:
+		return errors.New("--within: want up to 10s")
 	case q.Rate < 4 || q.Rate > 4000:
 		return errors.New("--rate: want 4 to 4000")
 	case q.Stay && q.Runs != 1:
@@ -503,7 +507,9 @@ func failoverCommand() *cobra.Command {
 	f.Float64Var(&q.Rate, "rate", 2000, "connections a second in the row opening")
 	f.StringVar(&q.Binary, "binary", q.Binary, "the program")
 	f.BoolVar(&q.Stay, "stay", false, "have nobody take over, to see that the figures show it")
-	for _, hidden := range []string{"binary", "stay"} {
+	f.DurationVar(&q.Patience, "patience", takes, "with a pair whose copy of the sessions is not whole, before each run")
+	f.DurationVar(&q.Within, "within", 5*time.Second, "a connection that takes longer to carry another 1 kB each way is lost")
+	for _, hidden := range []string{"binary", "stay", "patience", "within"} {
 		_ = f.MarkHidden(hidden) // they exist
 	}
 	return c

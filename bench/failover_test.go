@@ -143,7 +143,7 @@ func failoverRun(t *testing.T, args ...string) (by map[string]report.Result, r r
 	c.SetOut(&stdout)
 	c.SetErr(&stderr)
 	c.SilenceUsage, c.SilenceErrors = true, true
-	c.SetArgs(append([]string{"failover", "--json", "--binary", binary(t), "--runs", "1", "--probes", "1", "--interval", "2ms", "--calls", "20"}, args...))
+	c.SetArgs(append([]string{"failover", "--json", "--binary", binary(t), "--runs", "1", "--probes", "1", "--interval", "2ms", "--calls", "20", "--within", "2s", "--patience", "500ms"}, args...))
 	err = c.ExecuteContext(context.Background())
 	clean(t)
 	t.Logf("%s", stderr.String())
