@@ -300,6 +300,11 @@ func Track(s *Session, dir int, seg *Segment) verdict.Reason {
 	if c == cBad || s.State >= numTCPStates {
 		return verdict.TCPInvalidFlags
 	}
+	if s.Scale[1]&learning != 0 && c != cSYN && c != cSYNACK {
+		if r, done := learn(s, dir, seg, c); done {
+			return r
+		}
+	}
 	todo := tcpTable[s.State][dir][c]
 	switch todo.how {
 	case move:
@@ -416,7 +421,7 @@ func begin(s *Session, seg *Segment) {
 	end := seg.end()
 	if same {
 		// Repeated, maybe without the options or the data of the first try, which may be the one that is answered.
-		s.Scale[0] |= old
+		s.Scale[0] |= old &^ (allAcked | takenOver)
 		if int32(s.TCPEnd[0]-end) > 0 {
 			end = s.TCPEnd[0]
 		}
@@ -433,6 +438,8 @@ func acksSyn(s *Session, ack uint32) bool {
 
 // answered starts the reply direction's numbers at its SYN or SYN/ACK. Windows of SYNs are never scaled (RFC 7323 section 2.2).
 func answered(s *Session, seg *Segment) {
+	s.Scale[0] &^= allAcked
+	s.Scale[1] &^= allAcked | learning
 	if o := offered(seg.Scale); o != 0 {
 		s.Scale[1] = o
 	}
@@ -459,7 +466,7 @@ func inWindow(s *Session, dir int, seg *Segment) bool {
 		return false
 	}
 	behind := s.TCPEnd[o] - seg.Ack
-	return behind <= reach(s, dir)
+	return behind <= reach(s, dir) || ahead(s, dir, seg)
 }
 
 func notOld(s *Session, dir int, end uint32) bool {
@@ -476,16 +483,18 @@ func newerThan(s *Session, dir int, seq uint32) bool {
 func advance(s *Session, dir int, seg *Segment) {
 	if end := seg.end(); int32(end-s.TCPEnd[dir]) > 0 {
 		s.TCPEnd[dir] = end
-		s.Scale[dir] &^= allAcked
+		if s.Scale[1]&learning == 0 {
+			s.Scale[dir] &^= allAcked
+		}
 	}
-	if o := 1 - dir; seg.Ack == s.TCPEnd[o] && s.Scale[o]&allAcked == 0 {
+	o := 1 - dir
+	if ahead(s, dir, seg) {
+		s.TCPEnd[o] = seg.Ack
+	}
+	if seg.Ack == s.TCPEnd[o] && s.Scale[o]&allAcked == 0 && s.Scale[1]&learning == 0 {
 		s.Scale[o] |= allAcked
 	}
-	w := uint32(seg.Window)
-	if seg.Flags&tcpSYN == 0 {
-		w <<= s.shift(dir)
-	}
-	if lim := seg.Ack + w; int32(lim-s.TCPLimit[dir]) > 0 {
+	if lim := s.limit(dir, seg); int32(lim-s.TCPLimit[dir]) > 0 {
 		s.TCPLimit[dir] = lim
 	}
 }
