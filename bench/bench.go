@@ -32,10 +32,10 @@ func Command() *cobra.Command {
 		Long:  "Measure the gateway beside the kernel's own nftables, on the same devices in the same run.",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usageError{errors.New("name a bench: quick, sessions, cluster or failover")}
+			return usageError{errors.New("name a bench: quick, sessions or cluster")}
 		},
 	}
-	c.AddCommand(quickCommand(), sessionsCommand(), clusterCommand(), failoverCommand())
+	c.AddCommand(quickCommand(), sessionsCommand(), clusterCommand())
 	return c
 }
 

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"demarc/gateway/flow"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/snapshot"
+	"demarc/gateway/worker"
 )
 
 // groups is this node's part in who serves a group: the driver of cluster, and what the gateway tells it and carries out for it.
@@ -34,6 +36,7 @@ type groups struct {
 	panics   uint64               // upkeep: of all workers, when they were looked at last
 	panicked time.Time            // upkeep: when there was last one
 	busy     atomic.Bool          // a look at the workers is under way
+	serves   [256]atomic.Bool     // by id: what workers were told last
 	stuck    atomic.Int32         // how many workers did not answer the last look
 }
 
@@ -201,8 +204,47 @@ func (r roles) Role(group string, epoch uint64, serving bool, done func()) {
 // policy knows the group no more. Nothing is sent for the group before it returns, so it takes some milliseconds at most, also where a worker hangs, and walks no table. Of one
 // group one call runs at a time, of several groups several do.
 func (g *Gateway) serving(group uint8, epoch uint64, serving bool) {
-	g.standby.Serving(group, epoch, serving)
+	if serving {
+		g.standby.Serving(group, epoch, true) // nobody else's word is taken from here on
+		g.takeOver(group, true)
+	} else {
+		g.takeOver(group, false)
+		g.standby.Serving(group, epoch, false)
+	}
 	g.copying.serving(group, epoch, serving)
+}
+
+// roleWait is how long a group waits for workers that do not take the order about it. Who takes it late serves nothing of the group before.
+const roleWait = 20 * time.Millisecond
+
+// takeOver tells each worker whether what it has of a group is this node's own now, or copies. A worker that hangs does what holds by then.
+func (g *Gateway) takeOver(group uint8, serving bool) {
+	g.groups.serves[group].Store(serving)
+	done := make(chan struct{}, len(g.workers))
+	for _, w := range g.workers {
+		go func() {
+			err := w.Do(context.Background(), func(sh *pipeline.Shard) {
+				if g.groups.serves[group].Load() {
+					sh.TakeOver(group)
+				} else {
+					sh.GiveUp(group)
+				}
+			})
+			if err != nil && !errors.Is(err, worker.ErrStopped) {
+				g.log.Error("a worker was not told whether this node serves a group: it serves it no further than before", "group", group, "err", err)
+			}
+			done <- struct{}{}
+		}()
+	}
+	late := time.After(roleWait)
+	for range g.workers {
+		select {
+		case <-done:
+		case <-late:
+			g.log.Warn("a worker is late to take over a group", "group", group)
+			return
+		}
+	}
 }
 
 // turns runs functions: of one group one after the other, of several beside each other.

@@ -355,9 +355,9 @@ func (t *Table) SetDeadline(slot, tick uint32) {
 }
 
 // Sweep looks at the next budget deadlines, round and round. A session that was seen since is armed again, one that was idle for
-// its timeout is given to expired and then removed. A half-open one for which hurry (nil: none) says yes has at most tm.Hurry. It returns
-// how many ended.
-func (t *Table) Sweep(now uint32, tm *Timeouts, budget int, hurry func(*Session) bool, expired func(slot uint32, s *Session)) (n int) {
+// its timeout is given to expired and then removed, unless keep (nil: none) says that time does not end it. A half-open one for which hurry (nil: none) says
+// yes has at most tm.Hurry. It returns how many ended.
+func (t *Table) Sweep(now uint32, tm *Timeouts, budget int, hurry, keep func(*Session) bool, expired func(slot uint32, s *Session)) (n int) {
 	end := t.fresh
 	if end == 0 {
 		return 0
@@ -383,6 +383,10 @@ func (t *Table) Sweep(now uint32, tm *Timeouts, budget int, hurry func(*Session)
 				due = now + look
 			}
 			t.deadlines[slot] = deadline(due)
+			continue
+		}
+		if keep != nil && keep(s) {
+			t.deadlines[slot] = deadline(now + max(look, 1))
 			continue
 		}
 		if expired != nil {

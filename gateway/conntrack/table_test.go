@@ -231,7 +231,7 @@ func TestTableAgainstReference(t *testing.T) {
 				now += uint32(rng.IntN(100))
 				budget := rng.IntN(2 * capacity)
 				ended := map[uint32]bool{}
-				tab.Sweep(now, &tm, budget, nil, func(slot uint32, s *Session) {
+				tab.Sweep(now, &tm, budget, nil, nil, func(slot uint32, s *Session) {
 					k := s.Key(0)
 					if _, ok := tab.Lookup(&k, tab.Hash(&k)); !ok {
 						t.Fatalf("step %d: gone before expired was told", step)
@@ -404,7 +404,7 @@ func TestNoAllocation(t *testing.T) {
 		tab.TouchSession(h)
 		tab.Lookup(&k, h)
 		Track(tab.At(slot), 0, &seg)
-		tab.Sweep(uint32(i), &tm, 4, nil, nil)
+		tab.Sweep(uint32(i), &tm, 4, nil, nil, nil)
 		if i%2 == 0 {
 			tab.Remove(slot)
 		}

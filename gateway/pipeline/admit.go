@@ -67,7 +67,7 @@ func (sh *Shard) admit(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verdi
 
 // create puts the session into the table and sends its first packet on. What it had taken is given back if the table refuses.
 func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verdict.Verdict {
-	se.ViewGen = sh.view.Gen
+	se.ViewGen = sh.gen
 	se.LastSeen = [2]uint32{sh.tick, sh.tick}
 	se.Flags |= conntrack.FlagUnanswered
 	sh.countHost(t, se)

@@ -42,11 +42,11 @@ func (sh *Shard) barredOut(se *conntrack.Session, dir int) bool {
 	return sh.blocks.Match(zone, family, &src, sh.now, sh.Worker) || sh.blocks.Match(zone, family, &dst, sh.now, sh.Worker)
 }
 
-// CutSome looks at most at look slots from from on and ends at most cut sessions that match says yes to, so that a long cut can be done in
+// CutSome looks at most at look slots from from on and ends at most cut sessions that match says yes to and that are no copies, so that a long cut can be done in
 // pieces between bursts. Go on with next until done.
 func (sh *Shard) CutSome(from uint32, look, cut int, match func(slot uint32, se *conntrack.Session) bool) (next uint32, n int, done bool) {
 	next, done = sh.Sessions.Each(from, look, func(slot uint32, se *conntrack.Session) bool {
-		if match(slot, se) {
+		if match(slot, se) && !sh.Copied(se) {
 			sh.end(slot, se)
 			n++
 		}

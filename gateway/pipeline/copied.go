@@ -73,7 +73,7 @@ func (c Copies) Fill(slot uint32, r *replica.Record) {
 	*s = replica.Session{OrigSrc: se.OrigSrc, OrigDst: se.OrigDst, XlatSrc: se.XlatSrc, XlatDst: se.XlatDst, OrigSPort: se.OrigSPort, OrigDPort: se.OrigDPort,
 		XlatSPort: se.XlatSPort, XlatDPort: se.XlatDPort, Proto: se.Proto, State: se.State, Class: se.Class, Rule: se.Rule, Hop: se.NextHop,
 		Scale: se.Scale, End: se.TCPEnd, Limit: se.TCPLimit, Bytes: se.Bytes, Packets: se.Packets}
-	if se.ViewGen == sh.view.Gen {
+	if se.ViewGen >= sh.judged {
 		r.Revision = sh.view.Revision
 	} else { // yet to be judged under any that another node might have; its next hops are numbers of another View
 		s.Hop = [2]uint16{replica.NoName, replica.NoName}
@@ -225,7 +225,7 @@ func (c *Copied) Leave(w int, ops []replica.Op, ctx *replica.Context) {
 		}
 		if op.Do != replica.Live {
 			c.goes(sh, op, ctx)
-		} else if sh.Sessions.Live(op.At.Slot()) {
+		} else if sh.there(op.At) {
 			sh.refresh(sh.Sessions.At(op.At.Slot()), &op.Rec.Session)
 		}
 	}
@@ -253,12 +253,33 @@ func (c *Copied) deaf(op *replica.Op) bool { return c.Deaf != nil && c.Deaf(op.R
 
 // goes takes out what is at the place of an op.
 func (c *Copied) goes(sh *Shard, op *replica.Op, ctx *replica.Context) {
-	if slot := op.At.Slot(); sh.Sessions.Live(slot) {
+	if sh.there(op.At) {
 		op.Old = ctx.Hash(c.read(op.At))
 		ctx.Release(op.At)
-		sh.leave(slot)
+		sh.leave(op.At.Slot())
 	}
 	op.At = replica.NoPlace
+}
+
+// place is where the shard with a number has what is in slot.
+func (sh *Shard) place(w int, slot uint32) replica.Place {
+	return replica.PlaceAt(uint8(w), slot, sh.Sessions.At(slot).Gen)
+}
+
+// there reports whether a place holds what was put there, and no other session.
+func (sh *Shard) there(p replica.Place) bool {
+	return sh.Sessions.Live(p.Slot()) && sh.Sessions.At(p.Slot()).Gen == p.Gen()
+}
+
+// Lost implements replica.Sink.
+func (c *Copied) Lost() (n uint64) {
+	for _, sh := range c.Shards {
+		n += sh.lost.Load()
+	}
+	if c.Common != nil {
+		n += c.Common.Lost()
+	}
+	return n
 }
 
 // read is what the table has at a place.
@@ -282,7 +303,7 @@ func (c *Copied) put(w int, op *replica.Op, ctx *replica.Context) {
 	for dir := range 2 { // what stands in its way and is nobody's any more goes
 		k := se.Key(dir)
 		if ref, ok := sh.Sessions.Lookup(&k, sh.Sessions.Hash(&k)); ok {
-			if ctx.Claimed(replica.PlaceAt(uint8(w), ref.Slot())) {
+			if ctx.Claimed(sh.place(w, ref.Slot())) {
 				op.Outcome = replica.Conflict
 				return
 			}
@@ -293,7 +314,7 @@ func (c *Copied) put(w int, op *replica.Op, ctx *replica.Context) {
 	if op.Outcome = out; out != replica.Taken {
 		return
 	}
-	op.At = replica.PlaceAt(uint8(w), slot)
+	op.At = sh.place(w, slot)
 	ctx.Claim(op.At)
 	op.New = ctx.Hash(c.read(op.At))
 }
@@ -328,9 +349,8 @@ func entered(r *replica.Record) conntrack.Session {
 // enter puts a session of another node into the tables, with its mapping. Of another revision than this node's, it is judged before its first packet.
 func (sh *Shard) enter(se *conntrack.Session, r *replica.Record) (slot uint32, out replica.Outcome) {
 	t := sh.view.Tenant(se.Tenant)
-	if se.ViewGen = sh.view.Gen; r.Revision != sh.view.Revision || se.NextHop[0] == noHop || se.NextHop[1] == noHop {
-		se.ViewGen--
-		sh.rejudge, sh.stale = 0, true
+	if se.ViewGen = sh.gen; r.Revision != sh.view.Revision || se.NextHop[0] == noHop || se.NextHop[1] == noHop {
+		se.ViewGen = 0
 	}
 	sh.refresh(se, &r.Session)
 	if r.Session.Flags&replica.FlagMapped != 0 {
@@ -440,7 +460,7 @@ func (c *Copied) SweepSome(w int, group uint8, from uint32, budget int, keep fun
 	}
 	sh := c.Shards[w]
 	return sh.Sessions.Each(from, budget, func(slot uint32, se *conntrack.Session) bool {
-		if g := sh.view.GroupOf(se.Tenant); g != nil && g.ID == group && !keep(replica.PlaceAt(uint8(w), slot)) {
+		if g := sh.view.GroupOf(se.Tenant); g != nil && g.ID == group && !keep(replica.PlaceAt(uint8(w), slot, se.Gen)) {
 			sh.leave(slot)
 		}
 		return true

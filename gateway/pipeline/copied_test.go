@@ -29,6 +29,7 @@ type copying struct {
 
 func newCopying(t testing.TB, workersA, workersB int) *copying {
 	c := &copying{t: t, a: newWorld(t, workersA, testPolicy+testGroups), b: newWorld(t, workersB, testPolicy+testGroups)}
+	c.b.follows()
 	for i, sh := range c.a.shards {
 		s := replica.NewSender(Copies{sh}, sh.Sessions.Capacity(), uint8(i), uint8(workersA), 7, 9, replica.Limits{})
 		sh.CopyTo(s)
@@ -172,6 +173,7 @@ func TestCopiesAreEqual(t *testing.T) {
 			if first < 400 || second < first+400 || len(answers) < 100 {
 				t.Fatalf("%d, then %d sessions, %d answers: nothing was tested", first, second, len(answers))
 			}
+			c.b.takesOver()
 			for _, f := range answers {
 				if x, y := c.a.arrive(arrival{worker: 0, port: 0, frame: f}), c.b.arrive(arrival{worker: 0, port: 0, frame: f}); ends2(t, x) != ends2(t, y) {
 					t.Fatalf("an answer goes to %s at the owner, and to %s at the standby", ends2(t, x), ends2(t, y))
@@ -182,6 +184,7 @@ func TestCopiesAreEqual(t *testing.T) {
 					t.Fatalf("a packet leaves as %s at the owner, and as %s at the standby", ends2(t, x), ends2(t, y))
 				}
 			}
+			c.b.follows()
 			for _, sh := range c.a.shards {
 				sh.Cut(func(*conntrack.Session) bool { return dice.IntN(2) == 0 })
 			}

@@ -26,10 +26,10 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 		s.Tenant = se.Tenant
 		return sh.drop(s, verdict.NotOwner)
 	}
-	if se.ViewGen != sh.view.Gen {
-		if r := sh.judgeAgain(se); r != verdict.Pass {
+	if se.ViewGen != sh.gen {
+		if r := sh.current(slot, se); r != verdict.Pass {
 			s.Tenant = se.Tenant
-			sh.end(slot, se)
+			sh.expel(slot, se)
 			return sh.drop(s, r)
 		}
 	}

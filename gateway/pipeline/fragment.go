@@ -160,9 +160,12 @@ func (sh *Shard) laterFragment(s *Slot, d *frag.Datagram) verdict.Verdict {
 	slot, dir := ref.Slot(), ref.Dir()
 	se := sh.Sessions.At(slot)
 	s.Tenant = se.Tenant
-	if se.ViewGen != sh.view.Gen {
-		if r := sh.judgeAgain(se); r != verdict.Pass {
-			sh.end(slot, se)
+	if !sh.serves(sh.view.GroupOf(se.Tenant)) {
+		return sh.drop(s, verdict.NotOwner)
+	}
+	if se.ViewGen != sh.gen {
+		if r := sh.current(slot, se); r != verdict.Pass {
+			sh.expel(slot, se)
 			return sh.drop(s, r)
 		}
 	}
@@ -221,8 +224,8 @@ func (sh *Shard) Fetch(s *Slot, off int) (ok bool) {
 // Ready is how many fragments Fetch has. The driver asks after each Process: what has waited goes on at once.
 func (sh *Shard) Ready() int { return sh.frags.Ready() }
 
-// GiveUp drops one that Fetch would have brought: there is no frame for it.
-func (sh *Shard) GiveUp() { sh.frags.Fetch(nil) }
+// Forgo drops one that Fetch would have brought: there is no frame for it.
+func (sh *Shard) Forgo() { sh.frags.Fetch(nil) }
 
 // Fragments says how many fragments wait, of how many that may, and how many datagrams are followed besides.
 func (sh *Shard) Fragments() (waiting, capacity, known int) {

@@ -254,7 +254,7 @@ func (sh *Shard) judgeAgain(se *conntrack.Session) verdict.Reason {
 		se.Flags ^= conntrack.FlagPermit
 		sh.permit(se)
 	}
-	se.Rule, se.NextHop, se.ViewGen = j.Rule, j.Hop, sh.view.Gen
+	se.Rule, se.NextHop, se.ViewGen = j.Rule, j.Hop, sh.gen
 	se.Class = 0
 	if j.Voice {
 		se.Class = classVoice

@@ -154,9 +154,9 @@ func (sh *Shard) related(s *Slot) verdict.Verdict {
 	if !sh.serves(sh.view.GroupOf(se.Tenant)) {
 		return sh.drop(s, verdict.NotOwner)
 	}
-	if se.ViewGen != sh.view.Gen {
-		if r := sh.judgeAgain(se); r != verdict.Pass {
-			sh.end(ref.Slot(), se)
+	if se.ViewGen != sh.gen {
+		if r := sh.current(ref.Slot(), se); r != verdict.Pass {
+			sh.expel(ref.Slot(), se)
 			return sh.drop(s, r)
 		}
 	}

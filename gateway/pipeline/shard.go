@@ -114,7 +114,10 @@ type Shard struct {
 	Meter     *meter.Shard
 
 	view     *snapshot.View
-	now      uint64 // ns
+	gen      uint32    // higher with each View and each takeover. A session whose ViewGen is another one is brought up to date before its next packet; 0 is that of a copy that nothing here has judged
+	judged   uint32    // gen of the View: what was judged under an earlier one is to be judged again
+	serving  [256]bool // by group, as TakeOver and GiveUp say
+	now      uint64    // ns
 	tick     uint32
 	rnd      uint64
 	echo     []police.Word // by tenant: ping answers
@@ -122,9 +125,10 @@ type Shard struct {
 	rejudge  uint32 // where the walk that judges old sessions again has come to
 	stale    bool   // that walk is not over
 	sink     uint32
-	making   uint32 // mapping that the session under way has got and not yet holds; conntrack.NoMapping between packets
-	held     []held // by tenant
-	keeping  uint32 // mapping that reopen keeps, likewise
+	making   uint32   // mapping that the session under way has got and not yet holds; conntrack.NoMapping between packets
+	held     []held   // by tenant
+	tenures  []tenure // likewise
+	keeping  uint32   // mapping that reopen keeps, likewise
 	watch    watching
 	blocks   *block.List // nil = none
 	until    *lease.Deadlines
@@ -163,6 +167,7 @@ type eventLog struct {
 	evHead   atomic.Uint64 // worker: wo
 	evTail   atomic.Uint64 // reader: wo
 	EvMissed atomic.Uint64 // events that found the ring full
+	lost     atomic.Uint64 // copies that ended with their tenant; worker: wo
 	Moved    atomic.Uint64 // sessions whose next hop died and that go by another one since; worker: wo
 }
 
@@ -188,7 +193,7 @@ func NewShard(c Config) (*Shard, error) {
 		eventLog: &eventLog{},
 		Worker:   c.Worker, Sessions: st, NAT: ns, permits: permits, Space: c.Space, Neighbors: c.Neighbors,
 		Shaper: police.NewShaper(c.ShaperMax, tenants*2), Meter: meter.NewShard(tenants),
-		held: make([]held, tenants), hosts: newHosts(c.Sessions, tenants, c.Seed), making: conntrack.NoMapping, keeping: conntrack.NoMapping, unborn: noSlot, ending: noSlot, poisons: poisons{seed: c.Seed ^ 0xd6e8feb86659fd93}, rnd: c.Seed | 1, echo: make([]police.Word, tenants),
+		held: make([]held, tenants), tenures: make([]tenure, tenants), hosts: newHosts(c.Sessions, tenants, c.Seed), making: conntrack.NoMapping, keeping: conntrack.NoMapping, unborn: noSlot, ending: noSlot, poisons: poisons{seed: c.Seed ^ 0xd6e8feb86659fd93}, rnd: c.Seed | 1, echo: make([]police.Word, tenants),
 		watch:    watching{drops: trace.NewRecorder()},
 		asked:    newAsked(),
 		until:    c.Deadlines,
@@ -212,6 +217,9 @@ func (sh *Shard) SetView(v *snapshot.View) {
 		}
 	}
 	sh.view = v
+	sh.gen++
+	sh.judged = sh.gen
+	sh.standing()
 	n := nat.WholeIdents >> bits.Len(uint(max(1, v.Workers)-1)) // workers share them by powers of two
 	sh.identLo, sh.identMsk = uint16(sh.Worker*n), uint16(n-1)
 	for _, id := range v.Fresh {
@@ -304,7 +312,7 @@ func (sh *Shard) Maintain(nowNs uint64, budget int) {
 		return
 	}
 	sh.setNow(nowNs)
-	sh.Sessions.Sweep(sh.tick, &sh.view.Timeouts, budget, sh.hurry, sh.release)
+	sh.Sessions.Sweep(sh.tick, &sh.view.Timeouts, budget, sh.hurry, sh.keeps, sh.release)
 	sh.NAT.Sweep(sh.tick, sh.part(sh.NAT.Blocks(), budget))
 	sh.sweepHosts(sh.part(len(sh.hosts.slots), budget))
 	if sh.now-sh.poisonAt >= uint64(time.Second) {
@@ -314,12 +322,15 @@ func (sh *Shard) Maintain(nowNs uint64, budget int) {
 	sh.frags.Sweep(sh.tick, budget)
 }
 
-// Rejudge brings at most budget table slots up to the current View and ends the sessions that it denies. Call it until Settled.
+// Rejudge brings at most budget table slots up to the current View and ends the sessions that it denies. Of copies only those end whose tenant is gone. Call it until Settled.
 func (sh *Shard) Rejudge(nowNs uint64, budget int) {
 	sh.setNow(nowNs)
 	next, done := sh.Sessions.Each(sh.rejudge, budget, func(slot uint32, se *conntrack.Session) bool {
-		if se.ViewGen != sh.view.Gen && sh.judgeAgain(se) != verdict.Pass {
-			sh.end(slot, se)
+		switch {
+		case se.ViewGen == sh.gen:
+		case sh.tenures[se.Tenant].copied:
+		case sh.current(slot, se) != verdict.Pass:
+			sh.expel(slot, se)
 		}
 		return true
 	})
@@ -335,10 +346,10 @@ func (sh *Shard) setNow(nowNs uint64) {
 	sh.tick = uint32(nowNs >> 20)
 }
 
-// Cut ends every session that match says yes to, and reports how many. It looks at the whole table: control work, done between bursts.
+// Cut ends every session that match says yes to, but for copies, and reports how many. It looks at the whole table: control work, done between bursts.
 func (sh *Shard) Cut(match func(*conntrack.Session) bool) (n int) {
 	sh.Sessions.Each(0, sh.Sessions.Capacity(), func(slot uint32, se *conntrack.Session) bool {
-		if match(se) {
+		if match(se) && !sh.Copied(se) {
 			sh.end(slot, se)
 			n++
 		}
@@ -347,11 +358,14 @@ func (sh *Shard) Cut(match func(*conntrack.Session) bool) (n int) {
 	return n
 }
 
-// WouldCut reports whether the session would end under v.
+// WouldCut reports whether the session would end under v. A copy ends with its tenant alone; what else its owner ends, that will tell.
 func (sh *Shard) WouldCut(v *snapshot.View, se *conntrack.Session) bool {
 	var m *nat.Mapping
 	if se.Mapping != conntrack.NoMapping {
 		m = sh.NAT.Mapping(se.Mapping)
+	}
+	if sh.Copied(se) {
+		return v.Tenant(se.Tenant) == nil
 	}
 	return Judge(v, se, m).Reason != verdict.Pass
 }

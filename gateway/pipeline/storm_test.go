@@ -194,7 +194,7 @@ func (s *storm) late() {
 	for i, sh := range s.shards {
 		for sh.Ready() > 0 {
 			if s.g.rng.IntN(64) == 0 { // no frame is free
-				sh.GiveUp()
+				sh.Forgo()
 				continue
 			}
 			sl := Slot{}

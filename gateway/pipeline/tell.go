@@ -198,7 +198,7 @@ func (sh *Shard) unreached(s *Slot) verdict.Verdict {
 	}
 	outside := [2]uint8{conntrack.FlagFromBackbone, conntrack.FlagToBackbone}[dir]
 	back := se.NextHop[1-dir]
-	if se.Flags&outside != 0 || se.ViewGen != v.Gen || back == noHop || v.Hop(back).Kind != snapshot.HopForward {
+	if se.Flags&outside != 0 || se.ViewGen < sh.judged || back == noHop || v.Hop(back).Kind != snapshot.HopForward {
 		return sh.drop(s, verdict.NoNeighbor)
 	}
 	if se.Flags&conntrack.FlagNAT != 0 {

@@ -85,7 +85,7 @@ func (sh *Shard) twin(l *undo.Log, v *snapshot.View) *Shard {
 	c.blocks = sh.blocks.Quiet()
 	c.asked = sh.asked.quiet()
 	c.Meter = meter.NewShard(1) // a sink: nobody reads it
-	c.held = append([]held(nil), sh.held...)
+	c.held, c.tenures = append([]held(nil), sh.held...), append([]tenure(nil), sh.tenures...)
 	c.echo = copyWords(sh.echo)
 	c.frags = frag.New(frag.Config{Datagrams: 1, Size: 4096, Tenants: 1, Lost: func(flow.TenantID, verdict.Reason, int) {}}) // of its datagram nothing else has come
 	c.looks, c.copies = true, nil

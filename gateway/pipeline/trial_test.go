@@ -229,7 +229,7 @@ func TestATrialIsWhatThenHappens(t *testing.T) {
 
 // What a shard has by reference a twin must have of its own, or know why not.
 func TestATwinKnowsWhatAShardRefersTo(t *testing.T) {
-	known := []string{"Sessions", "NAT", "permits", "Neighbors", "Shaper", "Meter", "view", "echo", "held", "hosts", "eventLog", "blocks", "asked", "frags",
+	known := []string{"Sessions", "NAT", "permits", "Neighbors", "Shaper", "Meter", "view", "echo", "held", "tenures", "hosts", "eventLog", "blocks", "asked", "frags",
 		"copies",          // the twin has none, so a trial marks nothing
 		"until",           // only read
 		"Space",           // shared by all workers: what the twin takes of it NAT.Twin gives back

@@ -144,7 +144,7 @@ func (sh *Shard) embark(j *trace.Journey, s *Slot) {
 	}
 	if ref, ok := sh.Sessions.Lookup(&k, h); ok {
 		se := sh.Sessions.At(ref.Slot())
-		j.Found, j.Back, j.Stale = true, ref.Dir() == 1, se.ViewGen != sh.view.Gen
+		j.Found, j.Back, j.Stale = true, ref.Dir() == 1, se.ViewGen < sh.judged
 		sh.sessionOf(j, ref.Slot(), se)
 		j.State, j.Next = se.State, se.State
 	}

@@ -82,9 +82,31 @@ func newWorld(t testing.TB, workers int, policy string) *world {
 			t.Fatal(err)
 		}
 		sh.SetView(w.view)
+		for _, g := range w.view.Groups() {
+			sh.TakeOver(g.ID)
+		}
 		w.shards = append(w.shards, sh)
 	}
 	return w
+}
+
+// follows makes the node a standby of all groups.
+func (w *world) follows() {
+	for _, sh := range w.shards {
+		for _, g := range w.view.Groups() {
+			sh.GiveUp(g.ID)
+		}
+	}
+}
+
+// takesOver makes it serve them.
+func (w *world) takesOver() {
+	for _, sh := range w.shards {
+		sh.setNow(w.now)
+		for _, g := range w.view.Groups() {
+			sh.TakeOver(g.ID)
+		}
+	}
 }
 
 // hop is what one Process made of a frame.

@@ -120,7 +120,7 @@ func (r *Receiver) op(in *inbound, it *item, a Action, rec *Record) *Op {
 	}
 	at := NoPlace
 	if it.how == itemPlaced {
-		at = PlaceAt(it.shard, it.slot)
+		at = it.place()
 	}
 	r.ops = append(r.ops, Op{Do: a, At: at, Rec: *rec, in: in, slot: rec.Slot})
 	if a != Live {
@@ -133,6 +133,9 @@ func (r *Receiver) op(in *inbound, it *item, a Action, rec *Record) *Op {
 func (r *Receiver) flush() {
 	if len(r.ops) == 0 {
 		return
+	}
+	if r.stale {
+		r.reclaim(false)
 	}
 	ops := r.ops
 	r.ops = r.ops[:0]
@@ -164,7 +167,7 @@ func (r *Receiver) flush() {
 				r.miss(op.in, it, 1)
 				continue
 			}
-			it.how, it.shard, it.slot = itemPlaced, op.At.Shard(), op.At.Slot()
+			it.how, it.shard, it.slot, it.at = itemPlaced, op.At.Shard(), op.At.Slot(), op.At.Gen()
 			g.sum += op.New
 		}
 	}
@@ -190,6 +193,7 @@ func (r *Receiver) mark(now int64, in *inbound, seq uint64, k Kind, group uint8,
 			return
 		}
 		r.raise(group, m.Epoch)
+		r.stale = true
 		if in.ctx.key != m.Key {
 			in.ctx.key = m.Key
 			in.tenantHashes()
@@ -251,7 +255,9 @@ func (r *Receiver) sweep(group uint8) {
 	}
 	if !st.swept && of > 0 && n >= of {
 		st.swept = true
+		r.reclaim(true)
 		r.sink.Sweep(group, r.claims.has)
+		r.stale = true
 	}
 }
 

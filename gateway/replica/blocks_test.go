@@ -68,6 +68,7 @@ func (x popens) Wrote(slot uint32, seq uint64) { x.n.blocks.Wrote(slot, seq) }
 // The sink of the standby.
 func (n *pnode) Local(NameKind, string) (uint16, bool) { return 0, true }
 func (n *pnode) Sweep(uint8, func(Place) bool)         {}
+func (n *pnode) Lost() uint64                          { return 0 }
 func (n *pnode) Do(ops []Op, c *Context) {
 	for i := range ops {
 		op := &ops[i]
@@ -89,10 +90,10 @@ func (n *pnode) Do(ops []Op, c *Context) {
 			continue
 		}
 		if s := op.Rec.Session; op.Rec.Kind == KindSession {
-			op.At = PlaceAt(0, uint32(s.XlatSPort))
+			op.At = PlaceAt(0, uint32(s.XlatSPort), 0)
 			n.ports[s.XlatSPort].host = int(s.OrigSPort)
 		} else {
-			op.At = PlaceAt(1, uint32(op.Rec.Block.Number))
+			op.At = PlaceAt(1, uint32(op.Rec.Block.Number), 0)
 			n.known[op.Rec.Block.Number] = true
 		}
 		op.New = c.Hash(n.read(op.At))

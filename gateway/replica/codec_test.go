@@ -160,11 +160,12 @@ type anySink struct{ n uint32 }
 
 func (x *anySink) Local(NameKind, string) (uint16, bool) { return 1, true }
 func (x *anySink) Sweep(uint8, func(Place) bool)         {}
+func (x *anySink) Lost() uint64                          { return 0 }
 func (x *anySink) Do(ops []Op, c *Context) {
 	for i := range ops {
 		if ops[i].Do == Put && ops[i].At == NoPlace {
 			x.n++
-			ops[i].At = PlaceAt(0, x.n)
+			ops[i].At = PlaceAt(0, x.n, 0)
 			c.Claim(ops[i].At)
 		}
 	}

@@ -8,23 +8,29 @@ import (
 	"time"
 )
 
-// Place is where a Sink keeps a record: a shard and a slot of it.
-type Place uint64
+// Place names what a Sink keeps for a record: a slot of a shard, and the slot's generation, so that what has been put there since is something else.
+type Place struct {
+	slot, gen uint32
+	shard     uint8
+}
 
-// NoPlace is nowhere, NoShard no shard.
-const (
-	NoPlace Place  = 1<<64 - 1
-	NoShard uint16 = 1<<16 - 1
-)
+// NoPlace is nowhere.
+var NoPlace = Place{slot: 1<<32 - 1, gen: 1<<32 - 1, shard: 1<<8 - 1}
 
-// PlaceAt is slot of shard.
-func PlaceAt(shard uint8, slot uint32) Place { return Place(shard)<<32 | Place(slot) }
+// NoShard is no shard.
+const NoShard uint16 = 1<<16 - 1
 
-// Shard and Slot take it apart.
-func (p Place) Shard() uint8 { return uint8(p >> 32) }
+// PlaceAt is slot of shard in a generation.
+func PlaceAt(shard uint8, slot, gen uint32) Place { return Place{slot, gen, shard} }
+
+// Shard is where the slot is.
+func (p Place) Shard() uint8 { return p.shard }
 
 // Slot is the place within its shard.
-func (p Place) Slot() uint32 { return uint32(p) }
+func (p Place) Slot() uint32 { return p.slot }
+
+// Gen changes whenever the slot is used anew.
+func (p Place) Gen() uint32 { return p.gen }
 
 // Action is what is to be done with a record.
 type Action uint8
@@ -57,10 +63,13 @@ type Sink interface {
 	// Local is this node's number for a name.
 	Local(kind NameKind, name string) (local uint16, ok bool)
 	// Do carries out ops, those of one shard in their order. What takes a place that nothing claims may remove what is there; what is claimed stays, and the
-	// newcomer is refused as a Conflict. It calls c.Claim for what it has put, and c.Release for what it has dropped.
+	// newcomer is refused as a Conflict. It calls c.Claim for what it has put, and c.Release for what it has dropped. What is At may be gone, see Lost: then
+	// there is nothing to drop, and a Put enters it anew.
 	Do(ops []Op, c *Context)
 	// Sweep removes what it has of a group and keep does not want.
 	Sweep(group uint8, keep func(Place) bool)
+	// Lost is how often something that Do had put was ended by other hands. It may be called at any time.
+	Lost() uint64
 }
 
 // Context is what a Sink goes by. Claim, Release and Claimed of one shard belong to one goroutine at a time; Hash may be called by all.
@@ -70,8 +79,8 @@ type Context struct {
 	claims  *claims
 }
 
-// claims is a bit a place, by shard.
-type claims [256][]uint64
+// claims is by shard and slot the generation that is a stream's, plus one.
+type claims [256][]uint32
 
 // Hash is the hash of a record as the Sink's table has it.
 func (c *Context) Hash(r *Record) uint64 {
@@ -88,17 +97,19 @@ func (c *Context) Claim(p Place) {
 }
 
 func (c *claims) set(p Place) {
-	w := &c[p.Shard()]
-	for int(p.Slot()/64) >= len(*w) {
-		*w = append(*w, make([]uint64, len(*w)+64)...)
+	w := &c[p.shard]
+	for int(p.slot) >= len(*w) {
+		*w = append(*w, make([]uint32, len(*w)+pageItems)...)
 	}
-	(*w)[p.Slot()/64] |= 1 << (p.Slot() & 63)
+	if had := (*w)[p.slot]; had == 0 || int32(p.gen+1-had) > 0 { // what is gone may still be in the books
+		(*w)[p.slot] = p.gen + 1
+	}
 }
 
 // Release notes that it is nobody's.
 func (c *Context) Release(p Place) {
-	if w := c.claims[p.Shard()]; int(p.Slot()/64) < len(w) {
-		w[p.Slot()/64] &^= 1 << (p.Slot() & 63)
+	if c.claims.has(p) {
+		c.claims[p.shard][p.slot] = 0
 	}
 }
 
@@ -106,8 +117,8 @@ func (c *Context) Release(p Place) {
 func (c *Context) Claimed(p Place) bool { return c.claims.has(p) }
 
 func (c *claims) has(p Place) bool {
-	w := c[p.Shard()]
-	return int(p.Slot()/64) < len(w) && w[p.Slot()/64]>>(p.Slot()&63)&1 != 0
+	w := c[p.shard]
+	return int(p.slot) < len(w) && w[p.slot] == p.gen+1 && p.gen+1 != 0
 }
 
 const (
@@ -119,7 +130,8 @@ const (
 // item is what the receiver has of one slot of a sender.
 type item struct {
 	slot  uint32 // of the place
-	gen   uint32
+	at    uint32 // and the generation there
+	gen   uint32 // of the sender's slot
 	era   uint32 // of the group's state in the stream; another one: nothing
 	round uint16
 	shard uint8
@@ -132,6 +144,8 @@ const (
 	itemPending // an op for it is in the batch
 	itemMissing // it could not be taken: itemMissing + Outcome
 )
+
+func (it *item) place() Place { return Place{it.slot, it.at, it.shard} }
 
 type page [pageItems]item
 
@@ -207,6 +221,8 @@ type Receiver struct {
 	ops    []Op
 	eras   uint32
 	rec    Record
+	lost   uint64 // Sink.Lost, when it was asked last
+	stale  bool   // claims are to be worked out anew before the next frame
 
 	Stats Stats
 	plant plants
@@ -214,7 +230,7 @@ type Receiver struct {
 
 // NewReceiver makes a receiver that remembers at most so many slots of senders: a table a little larger than the Sink's is enough.
 func NewReceiver(sink Sink, items int) *Receiver {
-	return &Receiver{sink: sink, items: items, peers: map[string]map[uint8]*inbound{}, ops: make([]Op, 0, batch)}
+	return &Receiver{sink: sink, items: items, peers: map[string]map[uint8]*inbound{}, ops: make([]Op, 0, batch), lost: sink.Lost()}
 }
 
 // Own notes that this node owns a group from now on, under an epoch: what others say of it is not taken any more. What is in the tables stays.
@@ -256,19 +272,24 @@ func (r *Receiver) void(group uint8, before uint64) {
 		}
 	}
 	r.groups[group].swept = false
-	r.reclaim()
+	r.stale = true // a takeover does not wait for that
 }
 
-// reclaim works out anew what is claimed.
-func (r *Receiver) reclaim() {
+// reclaim works out anew what is claimed. What an earlier round has brought is not: should the owner have ended it since, a round that goes on says no word of
+// that, and what has taken its place is as new. It stays until the round is over; all includes it.
+func (r *Receiver) reclaim(all bool) {
+	r.stale = false
 	for i := range r.claims {
 		clear(r.claims[i])
 	}
 	for _, streams := range r.peers {
 		for _, in := range streams {
 			in.each(func(_ uint32, it *item) {
-				if it.how == itemPlaced && in.of(it) != nil {
-					r.claims.set(PlaceAt(it.shard, it.slot))
+				if it.how != itemPlaced {
+					return
+				}
+				if g := in.of(it); g != nil && (all || it.round == g.Round) {
+					r.claims.set(it.place())
 				}
 			})
 		}
@@ -345,7 +366,7 @@ func (r *Receiver) Forget(peer string) {
 		r.end(in)
 	}
 	delete(r.peers, peer)
-	r.reclaim()
+	r.reclaim(false)
 }
 
 // end forgets a stream. What it had brought stays in the tables, as nobody's, until another has copied the group.
@@ -370,6 +391,10 @@ func (r *Receiver) Frame(now int64, peer string, b []byte) (Answer, error) {
 	}
 	if int(h.Len) != len(b) {
 		return Answer{}, fmt.Errorf("frame: %d bytes, and says that it is %d long", len(b), h.Len)
+	}
+	r.missed()
+	if r.stale {
+		r.reclaim(false)
 	}
 	in := r.stream(peer, &h)
 	switch {
@@ -419,7 +444,7 @@ func (r *Receiver) stream(peer string, h *header) *inbound {
 			delete(streams, n)
 		}
 	}
-	r.reclaim()
+	r.reclaim(false)
 	in = &inbound{life: h.Life, stream: h.Stream, next: h.Seq, groups: map[uint8]*inGroup{}, ctx: Context{claims: &r.claims}}
 	streams[h.Stream] = in
 	return in
@@ -474,6 +499,24 @@ func (r *Receiver) name(in *inbound, body []byte) error {
 		in.names[number] = n
 	}
 	return nil
+}
+
+// missed asks for all groups again when the Sink has ended something by itself: what was put is not there, whatever the digest of what was put says.
+func (r *Receiver) missed() {
+	n := r.sink.Lost()
+	if n == r.lost || r.plant.deafLost {
+		return
+	}
+	r.lost = n
+	for _, streams := range r.peers {
+		for _, in := range streams {
+			for _, g := range in.groups {
+				if g.active {
+					g.want, g.equal = true, 0
+				}
+			}
+		}
+	}
 }
 
 // Renew asks the Sink anew for its numbers of all names: its policy has changed. What could not be taken because of that is asked for again.

@@ -56,7 +56,7 @@ func schedule(seed uint64, plant plants, trace func(string, ...any)) []string {
 func (w *world) strike(dice *rand.Rand) {
 	n := w.nodes[dice.IntN(len(w.nodes))]
 	g := uint8(1 + dice.IntN(2))
-	switch dice.IntN(6) {
+	switch dice.IntN(7) {
 	case 0:
 		w.trace("%s is killed", n.name)
 		if n.up {
@@ -97,6 +97,11 @@ func (w *world) strike(dice *rand.Rand) {
 		}
 	case 5:
 		w.delay = int64(1+dice.IntN(200)) * msec / 4
+	case 6:
+		if n.up {
+			w.trace("%s loses some of what it has copied", n.name)
+			n.lose()
+		}
 	}
 }
 
@@ -165,7 +170,7 @@ func (n *node) all(g uint8) (map[what]bool, uint64) {
 		for slot := range sh.slots {
 			if e := &sh.slots[slot]; e.live && groupOf(e.tenant) == g {
 				out[what{keyOf(e.tenant, &e.s), e.s.State, e.s.Class, e.s.XlatSPort}] = true
-				sum += sink{n}.read(PlaceAt(uint8(i), uint32(slot))).Hash(1, uint64(e.tenant))
+				sum += sink{n}.read(PlaceAt(uint8(i), uint32(slot), e.gen)).Hash(1, uint64(e.tenant))
 			}
 		}
 	}
@@ -204,6 +209,7 @@ func TestFaultsAreFound(t *testing.T) {
 		{"the epoch is not compared", plants{anyEpoch: true}},
 		{"the digest is of another moment than its place in the stream", plants{earlyDigest: true}},
 		{"what is older is taken too", plants{anyOrder: true}},
+		{"what a standby has ended by itself is not missed", plants{deafLost: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for i := range uint64(*schedules) {

@@ -138,6 +138,7 @@ type plants struct {
 	anyOrder     bool // what is older is taken too
 	openAtOnce   bool // a block of ports is used before the standby knows
 	blocksStayOn bool // blocks are not closed at a takeover
+	deafLost     bool // what the Sink has ended by itself is not asked for again
 }
 
 // NewSender makes the sender of one stream of several, for tables of at most slots slots. life and key are fresh random numbers of this process; all streams of a

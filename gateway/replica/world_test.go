@@ -68,6 +68,7 @@ type node struct {
 	conns   map[string]*conn     // to peers, of the streams that it sends
 	epoch   [3]uint64            // by group: what it knows
 	owns    [3]bool
+	lost    uint64 // what it has ended of a group that it does not own
 }
 
 // source is one shard as a Sender sees it.
@@ -132,7 +133,7 @@ func (x sink) read(p Place) *Record {
 	e := &x.n.shards[p.Shard()].slots[p.Slot()]
 	r := &Record{}
 	source{x.n, x.n.shards[p.Shard()]}.Fill(p.Slot(), r)
-	if !e.live {
+	if !e.live || e.gen != p.Gen() {
 		x.n.w.fault("%s: an op goes to an empty slot %x", x.n.name, p)
 	}
 	return r
@@ -142,6 +143,13 @@ func (x sink) Do(ops []Op, c *Context) {
 	for i := range ops {
 		op := &ops[i]
 		op.Outcome, op.Old, op.New = Taken, 0, 0
+		if op.At != NoPlace {
+			if e := &x.n.shards[op.At.Shard()].slots[op.At.Slot()]; !e.live || e.gen != op.At.Gen() {
+				if op.At = NoPlace; op.Do != Put { // it has ended that by itself, or something newer has its place
+					continue
+				}
+			}
+		}
 		if op.At != NoPlace {
 			sh := x.n.shards[op.At.Shard()]
 			op.Old = c.Hash(x.read(op.At))
@@ -161,7 +169,7 @@ func (x sink) Do(ops []Op, c *Context) {
 		at := x.n.home(tenant, &op.Rec.Session)
 		sh := x.n.shards[at]
 		if slot, taken := sh.keys[keyOf(tenant, &op.Rec.Session)]; taken {
-			if c.Claimed(PlaceAt(uint8(at), slot)) {
+			if c.Claimed(PlaceAt(uint8(at), slot, sh.slots[slot].gen)) {
 				op.Outcome = Conflict
 				continue
 			}
@@ -172,16 +180,33 @@ func (x sink) Do(ops []Op, c *Context) {
 			op.Outcome = Full
 			continue
 		}
-		op.At = PlaceAt(uint8(at), slot)
+		op.At = PlaceAt(uint8(at), slot, sh.slots[slot].gen)
 		c.Claim(op.At)
 		op.New = c.Hash(x.read(op.At))
+	}
+}
+
+func (x sink) Lost() uint64 { return x.n.lost }
+
+// lose has a standby end by itself some of what it has of groups that others own.
+func (n *node) lose() {
+	for _, sh := range n.shards {
+		for slot := range sh.slots {
+			if e := &sh.slots[slot]; e.live && groupOf(e.tenant) != 0 && !n.owns[groupOf(e.tenant)] && n.w.dice.IntN(4) == 0 {
+				sh.remove(uint32(slot))
+				for _, s := range n.shard(sh) {
+					s.Gone(uint32(slot))
+				}
+				n.lost++
+			}
+		}
 	}
 }
 
 func (x sink) Sweep(group uint8, keep func(Place) bool) {
 	for i, sh := range x.n.shards {
 		for slot := range sh.slots {
-			if e := &sh.slots[slot]; e.live && groupOf(e.tenant) == group && !keep(PlaceAt(uint8(i), uint32(slot))) {
+			if e := &sh.slots[slot]; e.live && groupOf(e.tenant) == group && !keep(PlaceAt(uint8(i), uint32(slot), e.gen)) {
 				sh.remove(uint32(slot))
 			}
 		}

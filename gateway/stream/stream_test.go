@@ -98,13 +98,15 @@ func (b *standby) Do(ops []replica.Op, c *replica.Context) {
 				continue
 			}
 			b.next++
-			op.At = replica.PlaceAt(0, b.next)
+			op.At = replica.PlaceAt(0, b.next, 0)
 			b.have[op.At] = op.Rec
 			c.Claim(op.At)
 			op.New = c.Hash(&op.Rec)
 		}
 	}
 }
+
+func (b *standby) Lost() uint64 { return 0 }
 
 func (b *standby) Sweep(_ uint8, keep func(replica.Place) bool) {
 	for p := range b.have {

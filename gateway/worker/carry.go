@@ -264,7 +264,7 @@ func (w *Worker) settle(now uint64) {
 		for k < len(w.late) && w.shard.Ready() > 0 {
 			addr, ok := u.Alloc()
 			if !ok {
-				w.shard.GiveUp()
+				w.shard.Forgo()
 				continue
 			}
 			s := &w.late[k]
