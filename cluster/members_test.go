@@ -813,19 +813,55 @@ func TestWhoServesAloneStays(t *testing.T) {
 		}
 	}
 	_, ms := trio(t)
-	own := func(alone failover.Alone) {
-		rev := ms[0].State().Groups.Groups["east"].Rev
-		e := failover.Entry{Kind: failover.KindClaim, Group: "east", After: rev, Term: failover.Term{Epoch: rev + 1, Node: "gw2", Life: 3}, By: failover.Term{Epoch: rev + 1, Node: "gw2", Life: 3}, Alone: alone, Cause: failover.CauseForce, Why: failover.RightForce, Stale: true}
-		if _, err := ms[0].propose(t.Context(), &command.Entry{Kind: command.KindGroup, Group: &e}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	own(failover.Keep)
+	eastOf(t, ms[0], "gw2", failover.Keep)
 	if err := ms[0].Remove(t.Context(), "gw2", command.Who{}); err == nil || !strings.Contains(err.Error(), "gw2 owns group east") {
 		t.Errorf("removed: %v", err)
 	}
-	own(failover.Fence)
+	eastOf(t, ms[0], "gw2", failover.Fence)
 	if err := ms[0].Remove(t.Context(), "gw2", command.Who{}); err != nil {
 		t.Error(err)
+	}
+}
+
+// eastOf has a node own a group by an operator's word.
+func eastOf(t *testing.T, by *member, node string, alone failover.Alone) {
+	t.Helper()
+	rev := by.State().Groups.Groups["east"].Rev
+	term := failover.Term{Epoch: rev + 1, Node: node, Life: 3}
+	e := failover.Entry{Kind: failover.KindClaim, Group: "east", After: rev, Term: term, By: term, Alone: alone, Cause: failover.CauseForce, Why: failover.RightForce, Stale: true}
+	if _, err := by.propose(t.Context(), &command.Entry{Kind: command.KindGroup, Group: &e}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestReplaceWaitsForItsGroups: an owner that may serve on without a majority is replaced by nobody, dead as it seems, before another node owns its group: what joins under its name would release a term
+// under which the old machine may still serve. Nothing is changed by the refusal, and with the same files and another token the newcomer is let in afterwards.
+func TestReplaceWaitsForItsGroups(t *testing.T) {
+	hs, ms := trio(t)
+	eastOf(t, ms[0], "gw2", failover.Keep)
+	eventually(t, "all know", func() bool { return ms[2].State().Groups.Groups["east"].Node == "gw2" })
+	old := ms[1].ID()
+	ms[1].stop()
+	fresh := hs[0].site.host("gw2", command.RoleGateway)
+	token, _, err := ms[0].Token(t.Context(), command.RoleGateway, time.Hour, command.Who{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		_, err := fresh.join(ms[0].Address(), token, "gw2")
+		if err == nil || !strings.Contains(err.Error(), "gw2 owns group east and serves it without a majority too (keep)") || !strings.Contains(err.Error(), "`demarc group take east --force` at that node") {
+			t.Fatalf("%v", err)
+		}
+	}
+	for _, m := range []*member{ms[0], ms[2]} {
+		if x, ok := m.State().Named("gw2"); !ok || x.ID != old || len(m.State().Members) != 3 {
+			t.Errorf("%s knows %+v", m.cfg.Name, m.State().Members)
+		}
+	}
+	eastOf(t, ms[0], "gw1", failover.Keep)
+	m := fresh.enter(ms[0], "gw2")
+	voting(t, []*member{ms[0], m, ms[2]}, 3)
+	if x, ok := m.State().Named("gw2"); !ok || x.ID == old {
+		t.Errorf("%+v", x)
 	}
 }

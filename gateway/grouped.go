@@ -27,7 +27,9 @@ func groupsOf(ctx context.Context, name string, d *cluster.Driver, id func(strin
 	for _, s := range all {
 		g := api.Group{Name: s.Group.Name, ID: id(s.Group.Name), Nodes: slices.Clone(s.Group.Nodes), Owner: s.Node, Epoch: s.Epoch, Serving: s.Serving, Lease: s.Left.Seconds(),
 			Alone: string(s.Ownership.Alone), Solo: s.Status.Alone, InSync: s.InSync, Cause: string(s.Cause), From: s.From, Expected: s.Gap.Seconds(), Why: slices.Clone(s.Why)}
+		g.Conditions = map[string]int{}
 		for _, c := range failover.Conditions {
+			g.Conditions[string(c)] = s.Against[c]
 			if n := s.Against[c]; n > 0 {
 				g.Against = append(g.Against, conditionWords(c, n))
 			}

@@ -79,6 +79,18 @@ func TestConditionsAreTold(t *testing.T) {
 		if err != nil || len(x.Groups) != 2 || x.Groups[0].Name != "east" || x.Groups[0].ID != 1 || x.Groups[1].ID != 2 {
 			t.Fatalf("%+v, %v", x, err)
 		}
+		for _, g := range x.Groups { // the figures are those of the words, and every cause is there
+			sum := 0
+			for _, c := range failover.Conditions {
+				n, ok := g.Conditions[string(c)]
+				if sum += min(n, 1); !ok {
+					t.Errorf("%s has no figure for %s", g.Name, c)
+				}
+			}
+			if sum != len(g.Against) || len(g.Conditions) != len(failover.Conditions) {
+				t.Errorf("%s: %v and %v", g.Name, g.Conditions, g.Against)
+			}
+		}
 		return strings.Join(x.Groups[0].Against, "; "), strings.Join(x.Groups[1].Against, "; ")
 	}
 	for _, c := range []struct {

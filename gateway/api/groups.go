@@ -70,6 +70,8 @@ type Group struct {
 	From     string   `json:"from,omitempty"`     // who had it before
 	Expected float64  `json:"expected_gap_seconds"`
 	Against  []string `json:"against_this_node,omitempty"` // conditions: what makes another node the better one
+	// What counts against this node, by cause: port, uplink, worker, policy, panics. All are there.
+	Conditions map[string]int `json:"conditions"`
 	// Why it is not protected now, in words: what keeps another node from taking over without loss. Empty = nothing does.
 	Why    []string    `json:"why_not_protected"`
 	Last   *GroupMove  `json:"last_failover,omitempty"`

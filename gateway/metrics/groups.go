@@ -17,6 +17,7 @@ var (
 	groupEpoch     = gauge("group_epoch", "The term of the group's owner: it goes up with each failover.", "group")
 	groupLease     = gauge("group_lease_seconds", "What is left of this node's lease of the group; 0 where it has none.", "group")
 	groupProtected = gauge("group_protected", "1 when another node could take over without loss; status says why not.", "group")
+	groupFaults    = gauge("group_conditions", "How many conditions count against this node as the group's owner, by cause: ports that carry nothing, a dead uplink, stuck workers, a policy not served, faults on packets.", "group", "cause")
 	groupExpected  = gauge("group_expected_gap_seconds", "How long a failover is expected to take; 0 when nobody could take over.", "group")
 	groupLastGap   = gauge("group_last_failover_gap_seconds", "How long the group was silent at its last failover, as far as this node saw it; 0 when it did not.", "group")
 	groupLastAt    = gauge("group_last_failover_timestamp_seconds", "When this node saw the last failover of the group, Unix time; 0 = none since it started.", "group")
@@ -42,7 +43,7 @@ var (
 	copySent      = counter("copy_sent_bytes", "What was written to the node since copying to it began.", "node")
 	copyDials     = counter("copy_dials", "Connections to the node that were tried since copying to it began.", "node")
 
-	groupFamilies = []*family{copyLag, copyWhole, copyDone, copyRecords, copyMissing, copyConnected, copyWaiting, copySent, copyDials, groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupExpected, groupLastGap, groupLastAt, groupDrained, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
+	groupFamilies = []*family{copyLag, copyWhole, copyDone, copyRecords, copyMissing, copyConnected, copyWaiting, copySent, copyDials, groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupFaults, groupExpected, groupLastGap, groupLastAt, groupDrained, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
 )
 
 // groups puts what a source knows of groups; one that does not answer knows of none, and has a problem.
@@ -73,6 +74,9 @@ func (o out) groups(ctx context.Context, src any) {
 		o.put(groupEpoch, float64(x.Epoch), x.Name)
 		o.put(groupLease, x.Lease, x.Name)
 		o.put(groupProtected, truth(len(x.Why) == 0), x.Name)
+		for cause, n := range x.Conditions {
+			o.put(groupFaults, float64(n), x.Name, cause)
+		}
 		o.put(groupExpected, x.Expected, x.Name)
 		gap, at := 0.0, 0.0
 		if l := x.Last; l != nil {
