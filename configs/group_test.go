@@ -272,7 +272,30 @@ func TestGroupsFollow(t *testing.T) {
 			now = now[:i] + now[j:]
 		}
 		p := decodePolicy(t, now)
-		err := CheckGroupsFollow(was, p)
+		err := CheckGroupsFollow(was, p, false)
+		if name == "a group less" { // its tenant is every node's then: with several gateways that is refused, and the other way too
+			for _, x := range []struct {
+				was, p *Policy
+				want   string
+			}{{was, p, `leaves group "west", and every node would serve it`}, {p, was, `is in no group now, so that every node serves it`}} {
+				switch err := CheckGroupsFollow(x.was, x.p, true); {
+				case err == nil || !strings.Contains(err.Error(), x.want) || !strings.Contains(err.Error(), "first a policy without this tenant") || strings.Count(err.Error(), "bolt") != 1:
+					t.Errorf("%v, want %q once", err, x.want)
+				}
+				if err := CheckGroupsFollow(x.was, x.p, false); err != nil {
+					t.Errorf("one gateway: %v", err)
+				}
+			}
+			// Its public address may not go to a tenant of the other group either, as long as every node answers for it.
+			other := *was
+			other.Tenants = slices.Clone(was.Tenants)
+			i := slices.IndexFunc(other.Tenants, func(t Tenant) bool { return t.Name == "acme" })
+			other.Tenants[i].NAT.Pool = []string{"203.0.113.5"}
+			other.Tenants = slices.DeleteFunc(other.Tenants, func(t Tenant) bool { return t.Name == "bolt" })
+			if err := CheckGroupsFollow(p, &other, true); err == nil || !strings.Contains(err.Error(), `has addresses of tenant "bolt", which every node serves now`) {
+				t.Error(err)
+			}
+		}
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}

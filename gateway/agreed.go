@@ -274,3 +274,21 @@ func (g *Gateway) who(ctx context.Context) command.Who {
 	}
 	return w
 }
+
+// severalGateways says whether another node may serve what this one serves, by what is agreed on.
+func (g *Gateway) severalGateways() bool {
+	m, err := g.known()
+	if err != nil {
+		return false // then nothing can be agreed on either
+	}
+	return gatewaysOf(m.State()) > 1
+}
+
+func gatewaysOf(s *command.State) (n int) {
+	for i := range s.Members {
+		if s.Members[i].Role == command.RoleGateway {
+			n++
+		}
+	}
+	return n
+}

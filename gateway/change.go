@@ -127,7 +127,7 @@ func (g *Gateway) checkText(ctx context.Context, c *change) (impact, error) {
 	if err != nil {
 		return impact{}, err
 	}
-	if err := configs.CheckGroupsFollow(g.policy, p.policy); err != nil {
+	if err := configs.CheckGroupsFollow(g.policy, p.policy, g.severalGateways()); err != nil {
 		return impact{}, g.ofLater(err)
 	}
 	c.Text = withoutHeader(c.Text)
