@@ -74,7 +74,7 @@ func spare(n *configs.Node) int {
 // openGroups makes the driver. It serves nothing before Run.
 func (g *Gateway) openGroups() (err error) {
 	g.groups.ids, g.groups.told = map[string]uint8{}, map[conditionKey]int{}
-	g.groups.driver, err = cluster.NewDriver(cluster.DriverConfig{Name: g.o.Node.Name, Clock: bootTime, Wall: g.o.Wall, Log: g.log, Leases: leases{g}, Words: words{g}, Roles: roles{g}, CPU: spare(g.o.Node)})
+	g.groups.driver, err = cluster.NewDriver(cluster.DriverConfig{Name: g.o.Node.Name, Clock: bootTime, Wall: g.o.Wall, Log: g.log, Leases: leases{g}, Words: words{g}, Roles: roles{g}, Flush: g.flushGroup, CPU: spare(g.o.Node)})
 	return err
 }
 
@@ -279,6 +279,18 @@ func (t *turns) add(group uint8, fn func()) {
 			}
 		}
 	}()
+}
+
+// flushGroup has a planned move wait for what changed to the end; see failover.Flush.
+func (g *Gateway) flushGroup(group, peer string, done func()) {
+	g.groups.mu.Lock()
+	id, ok := g.groups.ids[group]
+	g.groups.mu.Unlock()
+	if !ok {
+		done()
+		return
+	}
+	g.flush(id, peer, done)
 }
 
 // words announces addresses.
