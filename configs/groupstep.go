@@ -103,7 +103,7 @@ func (p *Policy) virtuals() map[placedAddr]string {
 type groupRange struct {
 	addrRange
 	group, tenant, text string // group "" = they are every node's
-	at                  int // of the tenant
+	at                  int    // of the tenant
 }
 
 func (p *Policy) groupRanges() (all []groupRange) {

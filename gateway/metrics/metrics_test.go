@@ -34,7 +34,7 @@ func someGroups() *api.Groups {
 	gap := 0.187
 	return &api.Groups{Clock: api.GroupClock{Gaps: 2, Longest: 0.031, Lost: 3, Realtime: true}, Dropped: map[string]uint64{"forged": 4}, Drained: []string{"gw2"},
 		Paths: []api.GroupPath{{Member: "gw1", Remote: "192.0.2.2:7400", Heard: 0.012, RoundTrip: 0.0005, Loss: 0.25}, {Member: "wit", Heard: -1, Problem: "no keys yet"}}, Groups: []api.Group{{Name: "east", Nodes: []string{"gw1", "gw2"}, Owner: "gw2", Epoch: 7, Serving: true, Lease: 0.1,
-			Copies:   []api.GroupCopy{{Node: "gw1", Connected: true, Lag: 0.25, Done: 0.63, Records: 900, Missing: 7, Waiting: 4096, Sent: 1 << 20, Dials: 3}},
+			Copies:     []api.GroupCopy{{Node: "gw1", Connected: true, Lag: 0.25, Done: 0.63, Records: 900, Missing: 7, Waiting: 4096, Sent: 1 << 20, Dials: 3}},
 			Conditions: map[string]int{"port": 2, "uplink": 0}, Expected: 0.155, Last: &api.GroupMove{Gap: &gap, Time: time.Unix(4000, 0)}}, {Name: "west", Nodes: []string{"gw1"}, Why: []string{"nobody has owned it yet"}}}}
 }
 
