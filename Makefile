@@ -22,7 +22,7 @@ GOTESTROOT := -count=1 -p 1 -timeout 20m
 
 PREFIX := /usr/local
 
-.PHONY: build install uninstall demo demo-cluster test test-pure test-root check generate clean bench-quick bench-cluster zerocopy
+.PHONY: build install uninstall demo demo-cluster test test-pure test-root check generate clean bench-quick bench-cluster bench-failover zerocopy
 
 build:
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o demarc .
@@ -71,6 +71,9 @@ bench-quick: build
 
 bench-cluster: build
 	@./demarc bench cluster
+
+bench-failover: build
+	@./demarc bench failover
 
 zerocopy: build
 	@./demarc zerocopy

@@ -21,6 +21,8 @@ need turnserver coturn
 need tcpdump tcpdump
 need ethtool ethtool
 need nft nftables
+need keepalived keepalived
+need conntrackd conntrackd
 need ssh openssh-client
 need sshd openssh-server
 need ip iproute2

@@ -32,10 +32,10 @@ func Command() *cobra.Command {
 		Long:  "Measure the gateway beside the kernel's own nftables, on the same devices in the same run.",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usageError{errors.New("name a bench: quick, sessions or cluster")}
+			return usageError{errors.New("name a bench: quick, sessions, cluster or failover")}
 		},
 	}
-	c.AddCommand(quickCommand(), sessionsCommand(), clusterCommand())
+	c.AddCommand(quickCommand(), sessionsCommand(), clusterCommand(), failoverCommand())
 	return c
 }
 

@@ -126,7 +126,7 @@ func (q *clusterBench) deaths(ctx context.Context, t *trio.Trio, x *texts) error
 		u, err := watched(t, func() error {
 			for range c.times {
 				// With the lead comes the wish to hand it on to the witness: who is asked again has it for a while.
-				if err := q.leads(ctx, t, c.victim); err != nil {
+				if err := leads(ctx, t, c.victim); err != nil {
 					return err
 				}
 				var streams []*trio.Stream
@@ -181,7 +181,7 @@ func (q *clusterBench) deaths(ctx context.Context, t *trio.Trio, x *texts) error
 }
 
 // leads has a node lead, whoever does now.
-func (q *clusterBench) leads(ctx context.Context, t *trio.Trio, n *trio.Node) error {
+func leads(ctx context.Context, t *trio.Trio, n *trio.Node) error {
 	var err error
 	for range 20 {
 		if err = t.Whole(ctx, time.Minute, nil); err != nil {

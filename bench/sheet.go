@@ -3,6 +3,8 @@ package bench
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -100,6 +102,10 @@ func (q *sheet) print(w io.Writer, r *report.Output, headline, end string) error
 			v = func(x float64) string { return strconv.FormatFloat(x, 'f', 0, 64) }
 		}
 		p("%-30s %-26s %12s %12s %12s %12s %5d  %s", f.Case, f.Metric+", "+f.Unit, v(s.Min), v(s.Median), v(s.P99), v(s.Max), s.N, promised)
+		for _, name := range slices.Sorted(maps.Keys(f.Peers)) {
+			s := f.Peers[name]
+			p("%-30s %-26s %12s %12s %12s %12s %5d", "  "+name, f.Metric+", "+f.Unit, v(s.Min), v(s.Median), v(s.P99), v(s.Max), s.N)
+		}
 	}
 	p("")
 	p("took %.0f s; other work on the machine took %.2f CPUs over all; %s", m.Seconds, m.Foreign, end)

@@ -16,6 +16,8 @@ type Output struct {
 	Schema  int      `json:"schema"`
 	Machine Machine  `json:"machine"`
 	Results []Result `json:"results"`
+	// What each side was configured with, by its name, where the same serves all cases.
+	Configs map[string]string `json:"configs,omitempty"`
 }
 
 // Machine is where and with what the figures were measured.

@@ -3,6 +3,7 @@ package netlab
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -130,7 +131,7 @@ func (f *Flows) End() (*FlowsSeen, error) {
 					if seen == nil {
 						seen = &host.FlowSeen{}
 					}
-					r.Flows = append(r.Flows, FlowEnd{Tag: tag, Flow: n, Reply: reply, FlowSeen: *seen, ended: side.Ended})
+					r.Flows = append(r.Flows, FlowEnd{Tag: tag, Flow: n, Reply: reply, FlowSeen: *seen, Ended: side.Ended})
 				}
 			}
 		}
@@ -154,7 +155,7 @@ type FlowEnd struct {
 	Reply bool // to the inside
 	host.FlowSeen
 
-	ended int64
+	Ended int64 // when its sender stopped
 }
 
 // Name says which one it is.
@@ -204,7 +205,7 @@ func (r *FlowsSeen) Gaps(from, to time.Time) (list []Gap) {
 	for i := range r.Flows {
 		f := &r.Flows[i]
 		g := Gap{Flow: f.Name()}
-		for _, s := range append(slices.Clone(f.Silences), host.Silence{From: f.Last, To: f.ended}) {
+		for _, s := range append(slices.Clone(f.Silences), host.Silence{From: f.Last, To: f.Ended}) {
 			within := host.Silence{From: max(s.From, a), To: min(s.To, b)}
 			if s.Long() > host.Shortest && within.Long() > g.Long() {
 				g.Silence = within
@@ -228,6 +229,18 @@ func (r *FlowsSeen) Lost() (lost, sent uint64) {
 		lost += n - min(n, f.Received)
 	}
 	return lost, sent
+}
+
+// Ended is when the first of the senders stopped.
+func (r *FlowsSeen) Ended() time.Time {
+	first := int64(math.MaxInt64)
+	for i := range r.Flows {
+		first = min(first, r.Flows[i].Ended)
+	}
+	for _, s := range r.Sides {
+		first = min(first, s.Ended)
+	}
+	return time.Unix(0, first)
 }
 
 // Moved names the flows that came to the outside from more than one address and port: their mapping was not kept.

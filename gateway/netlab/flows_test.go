@@ -126,6 +126,11 @@ func TestHeldConnections(t *testing.T) {
 		return s
 	}
 	busy, idle, lost := hold(v4[0], "20ms"), hold(v4[0], "0s"), hold(v4[1], "20ms")
+	var some [2]*Server // 10 with data and 30 idle ones of which 15 are tried
+	for i := range some {
+		some[i], err = top.Serve("alpha1", "tcp-hold", "-dst", top.Public1.V4.String()+":8081", "-from", v4[i].String(), "-count", "10", "-every", "20ms", "-idle", "30", "-sample", "15", "-within", "500ms")
+		check(t, err)
+	}
 	check(t, cut.Lose(v4[0], 1))
 	time.Sleep(150 * time.Millisecond)
 	check(t, cut.Lose(v4[0], 0)) // a while is no loss
@@ -145,11 +150,54 @@ func TestHeldConnections(t *testing.T) {
 	if h.Opened != 40 || h.Lost != 40 || h.Why["timeout"] != 40 {
 		t.Errorf("cut off: %+v", h)
 	}
+	for i, want := range []int{0, 25} {
+		h = host.Held{}
+		check(t, some[i].Stop(&h))
+		if h.Opened != 40 || h.Idle != 30 || h.Tried != 15 || h.Lost != want || h.LostIdle != max(0, want-10) {
+			t.Errorf("some with data, some idle, of those some tried: %+v, want %d lost", h, want)
+		}
+	}
 	var s host.HoldServed
 	check(t, outside.Stop(&s))
-	if s.Accepted != 120 || s.Bad != 0 {
+	if s.Accepted != 200 || s.Bad != 0 {
 		t.Errorf("the outside: %+v", s)
 	}
+}
+
+// Connections that are opened all the time: those that were open before a way was cut for good are lost, with the time at which they opened, and those of the other address are not.
+func TestFreshConnections(t *testing.T) {
+	top := routed(t, "fresh")
+	v4, _ := more(t, top, top.Alpha1, 2)
+	cut, err := top.Valve(GW, AlphaPort)
+	check(t, err)
+	outside, err := top.Serve("public1", "tcp-hold-serve", "-addr", ":8081")
+	check(t, err)
+	var s [2]*Server
+	for i := range s {
+		s[i], err = top.Serve("alpha1", "tcp-open", "-dst", top.Public1.V4.String()+":8081", "-from", v4[i].String(), "-rate", "200", "-within", "500ms")
+		check(t, err)
+	}
+	time.Sleep(300 * time.Millisecond) // it is the number that matters
+	at := time.Now().UnixNano()
+	check(t, cut.Lose(v4[1], 1))
+	time.Sleep(150 * time.Millisecond)
+	var all [2]host.Fresh
+	for i := range s {
+		check(t, s[i].Stop(&all[i]))
+	}
+	if f := all[0]; f.Tried < 40 || len(f.Open) != f.Tried || f.Failed+len(f.LostNow) > 0 {
+		t.Errorf("not cut: %d tried, %d open, %d failed, %d lost", f.Tried, len(f.Open), f.Failed, len(f.LostNow))
+	}
+	f := all[1]
+	if f.Tried < 40 || len(f.Open) < 20 || len(f.LostNow) != len(f.Open) || f.Failed == 0 || f.Failed+len(f.Open) != f.Tried || f.Why["timeout"] != f.Tried {
+		t.Errorf("cut: %d tried, %d open, %d failed, %d lost: %v", f.Tried, len(f.Open), f.Failed, len(f.LostNow), f.Why)
+	}
+	for _, when := range f.LostNow {
+		if when > at+int64(5*time.Millisecond) {
+			t.Errorf("one that was lost is said to have opened %s after the cut", time.Duration(when-at))
+		}
+	}
+	check(t, outside.Stop(nil))
 }
 
 // A valve loses the share that it is told, of that sender.

@@ -53,6 +53,11 @@ type Server struct {
 
 // Serve starts a built-in server and returns once it listens.
 func (l *Lab) Serve(ns string, args ...string) (*Server, error) {
+	return l.ServeWithin(10*time.Second, ns, args...)
+}
+
+// ServeWithin is Serve for one that has much to do first.
+func (l *Lab) ServeWithin(d time.Duration, ns string, args ...string) (*Server, error) {
 	s := &Server{name: args[0] + " in " + ns, cmd: l.Host(ns, args...), bad: &bytes.Buffer{}}
 	s.cmd.Stderr = s.bad
 	var err error
@@ -68,7 +73,7 @@ func (l *Lab) Serve(ns string, args ...string) (*Server, error) {
 		return nil, fmt.Errorf("%s: %w", s.name, err)
 	}
 	// A server that neither listens nor fails within this time is ended, which ends the read below.
-	guard := time.AfterFunc(10*time.Second, func() { s.cmd.Process.Kill() })
+	guard := time.AfterFunc(d, func() { s.cmd.Process.Kill() })
 	line, err := s.out.ReadBytes('\n')
 	guard.Stop()
 	var ready host.Ready

@@ -20,6 +20,7 @@ import (
 const (
 	PairInside4   = "198.18.10."
 	PairInside6   = "2001:db8:%s::" // a: alpha, b: beta
+	PairApart4    = "198.18.20."    // beta's with Options.Apart
 	PairOutside4  = "203.0.113."
 	PairOutside6  = "2001:db8:ff::"
 	PairRouted    = "198.51.100.0/24" // where alpha's pool is: the outside sends it to the group's address
@@ -86,15 +87,19 @@ func PairPolicy(more string) string { return fmt.Sprintf(pairPolicy, more) }
 type Pair struct {
 	*Trio
 	Hosts  int // addresses of a tenant's host
+	sides  map[string]pairSide
 	valves map[string]*netlab.Valve
 	taps   map[tap]*netlab.Capture
 }
+
+// pairSide is a switch and what is on it.
+type pairSide struct{ sw, dev, net4, net6 string }
 
 // tap is where a gateway's frames come into a switch.
 type tap struct{ node, side string }
 
 // pairSides are the switches: of the tenants, and "" for the backbone.
-var pairSides = map[string]struct{ sw, dev, net4, net6 string }{
+var pairSides = map[string]pairSide{
 	"alpha": {"swa", "alpha0", PairInside4, fmt.Sprintf(PairInside6, "a")},
 	"beta":  {"swb", "beta0", PairInside4, fmt.Sprintf(PairInside6, "b")},
 	"":      {"swo", "wan0", PairOutside4, PairOutside6},
@@ -109,11 +114,16 @@ func pairInterface(side string) string {
 
 // NewPair makes namespaces, keys and files; nothing runs yet. Hosts of tenants have so many addresses of each family.
 func NewPair(o Options, hosts int) (p *Pair, err error) {
-	p = &Pair{Hosts: hosts, valves: map[string]*netlab.Valve{}, taps: map[tap]*netlab.Capture{}}
+	p = &Pair{Hosts: hosts, sides: maps.Clone(pairSides), valves: map[string]*netlab.Valve{}, taps: map[tap]*netlab.Capture{}}
+	if o.Apart {
+		s := p.sides["beta"]
+		s.net4 = PairApart4
+		p.sides["beta"] = s
+	}
 	made := false
 	o.Ports = func(n *Node, number int) (text string, err error) {
-		for _, side := range slices.Sorted(maps.Keys(pairSides)) {
-			s := pairSides[side]
+		for _, side := range slices.Sorted(maps.Keys(p.sides)) {
+			s := p.sides[side]
 			if !made {
 				if err := n.t.AddSwitch(s.sw); err != nil {
 					return "", err
@@ -142,7 +152,7 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 		ns, side string
 		n, first int
 	}{{PairAlpha, "alpha", hosts, pairFirstHost}, {PairDeaf, "alpha", 1, 250}, {PairBeta, "beta", hosts, pairFirstHost}, {PairOut, "", 1, pairFirstHost}} {
-		s := pairSides[h.side]
+		s := p.sides[h.side]
 		var addrs []netip.Prefix
 		for i := range h.n {
 			addrs = append(addrs, netip.MustParsePrefix(fmt.Sprintf("%s%d/24", s.net4, h.first+i)), netip.MustParsePrefix(fmt.Sprintf("%s%x/64", s.net6, h.first+i)))
@@ -178,7 +188,7 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 
 // Devices are those of a gateway's ports.
 func (p *Pair) Devices() (list []string) {
-	for _, s := range pairSides {
+	for _, s := range p.sides {
 		list = append(list, s.dev)
 	}
 	slices.Sort(list)
@@ -222,9 +232,9 @@ func (p *Pair) Isolate(n *Node, cut bool) error {
 	return errors.Join(errs...)
 }
 
-// hosts are the addresses of a tenant's host.
-func (p *Pair) hosts(side string, six bool) (list []netip.Addr) {
-	s := pairSides[side]
+// Addresses are those of a tenant's host.
+func (p *Pair) Addresses(side string, six bool) (list []netip.Addr) {
+	s := p.sides[side]
 	for i := range p.Hosts {
 		if six {
 			list = append(list, netip.MustParseAddr(fmt.Sprintf("%s%x", s.net6, pairFirstHost+i)))
@@ -244,7 +254,7 @@ func (p *Pair) Outside(six bool) netip.Addr {
 }
 
 // Inside is the first address of a tenant's host.
-func (p *Pair) Inside(side string, six bool) netip.Addr { return p.hosts(side, six)[0] }
+func (p *Pair) Inside(side string, six bool) netip.Addr { return p.Addresses(side, six)[0] }
 
 // FlowSpecs are flows of both tenants and both families, and of the deaf host: so many of each address and family of a tenant's host, and one of the deaf one.
 func (p *Pair) FlowSpecs(ports int, interval time.Duration) (list []netlab.FlowSpec) {
@@ -255,7 +265,7 @@ func (p *Pair) FlowSpecs(ports int, interval time.Duration) (list []netlab.FlowS
 			suffix, port = "6", 30000
 		}
 		for _, side := range []string{"alpha", "beta"} {
-			list = append(list, netlab.FlowSpec{Inside: side, From: p.hosts(side, six), Port: port, Ports: ports, Tag: side + suffix, Outside: PairOut, To: to, Interval: interval})
+			list = append(list, netlab.FlowSpec{Inside: side, From: p.Addresses(side, six), Port: port, Ports: ports, Tag: side + suffix, Outside: PairOut, To: to, Interval: interval})
 		}
 		deaf := netip.MustParseAddr(PairInside4 + "250")
 		if six {
@@ -281,8 +291,12 @@ func (p *Pair) Watch() error {
 		return errors.New("the pair is watched already")
 	}
 	for _, n := range p.Gateways() {
-		for side, s := range pairSides {
-			c, err := p.CaptureSources(s.sw, n.Name+"-"+s.dev, tapFrames, snapFrames, net.HardwareAddr{0, 0, 0x5e, 0, 1}, net.HardwareAddr{0, 0, 0x5e, 0, 2})
+		for side, s := range p.sides {
+			macs := []net.HardwareAddr{{0, 0, 0x5e, 0, 1}, {0, 0, 0x5e, 0, 2}}
+			if p.o.Apart { // they may send with their own
+				macs = append(macs, net.HardwareAddr{0x02, 0xd3, 0, 1})
+			}
+			c, err := p.CaptureSources(s.sw, n.Name+"-"+s.dev, tapFrames, snapFrames, macs...)
 			if err != nil {
 				return err
 			}
@@ -382,5 +396,9 @@ func (p *Pair) Judge() (*judge.Verdict, error) {
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	return judge.Judge(judge.Case{Groups: map[uint8]string{PairGroupID: PairGroup}, Sides: pairTags}, frames), nil
+	c := judge.Case{Groups: map[uint8]string{PairGroupID: PairGroup}, Sides: pairTags}
+	if p.o.Apart {
+		c.All = PairGroup
+	}
+	return judge.Judge(c, frames), nil
 }

@@ -40,6 +40,8 @@ type Options struct {
 	Wire func(l *netlab.Lab, e netlab.End) error
 	// Ports makes what a gateway's ports are connected to, and returns their part of its node file; nil = hosts of its own on either side.
 	Ports func(n *Node, number int) (string, error)
+	// Apart gives the tenants of a pair IPv4 networks that differ: for who is measured beside us and knows no tenants.
+	Apart bool
 }
 
 // Trio is three nodes.

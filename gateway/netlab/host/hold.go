@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // holdBlock is what goes each way in one exchange.
@@ -44,7 +46,11 @@ type HoldServed struct {
 
 func tcpHoldServe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 	addr := fs.String("addr", ":8081", "listen address")
+	most := fs.Int("most", 1000, "connections at a time")
 	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	if err := roomFor(*most); err != nil {
 		return nil, err
 	}
 	var mu sync.Mutex
@@ -82,18 +88,39 @@ func tcpHoldServe(ctx context.Context, fs *flag.FlagSet, args []string) (any, er
 // Held is what became of connections.
 type Held struct {
 	Opened    int            `json:"opened"`
-	Lost      int            `json:"lost"` // that could not carry a further block each way, with the right content, in time at the end
+	Idle      int            `json:"idle"`      // of those, that carry nothing between the beginning and the end
+	Tried     int            `json:"tried"`     // of the idle ones, at the end
+	Lost      int            `json:"lost"`      // that could not carry a further block each way, with the right content, in time at the end
+	LostIdle  int            `json:"lost_idle"` // of those, idle ones
 	Why       map[string]int `json:"why,omitempty"`
 	Blocks    uint64         `json:"blocks"`     // that went there and back
 	LongestMs float64        `json:"longest_ms"` // for one of them
 }
 
-// tcpHold opens connections, has a block go there and back on each now and then, and once more at the end. It is ready when all are open.
+// roomFor has the process be allowed to hold so many connections, if it may allow itself.
+func roomFor(connections int) error {
+	var r unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
+		return err
+	}
+	need := uint64(connections) + 64
+	if r.Cur >= need {
+		return nil
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: need, Max: max(need, r.Max)}); err != nil {
+		return fmt.Errorf("%d connections need as many files, the limit is %d: %w", connections, r.Max, err)
+	}
+	return nil
+}
+
+// tcpHold opens connections, has a block go there and back on some of them now and then, and once more at the end. It is ready when all are open.
 func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 	dst := fs.String("dst", "", "ADDRESS:PORT of tcp-hold-serve")
 	list := fs.String("from", "", "own addresses, with commas between; empty = what the system takes")
-	count := fs.Int("count", 10, "connections")
+	busy := fs.Int("count", 10, "connections")
 	every := fs.Duration("every", 0, "between two blocks on each; 0 = idle until the end")
+	idle := fs.Int("idle", 0, "more connections, which are idle until the end")
+	sample := fs.Int("sample", 0, "of the idle ones that are tried at the end, drawn then; 0 = all")
 	patience := fs.Duration("patience", 8*time.Second, "to open all")
 	within := fs.Duration("within", 5*time.Second, "what takes longer at the end is lost")
 	if err := fs.Parse(args); err != nil {
@@ -102,8 +129,15 @@ func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 	if _, err := netip.ParseAddrPort(*dst); err != nil {
 		return nil, err
 	}
-	if *count < 1 || *every < 0 {
-		return nil, errors.New("want a connection at least, and no negative time")
+	if *busy < 0 || *idle < 0 || *busy+*idle < 1 || *every < 0 || *sample < 0 {
+		return nil, errors.New("want a connection at least, and nothing negative")
+	}
+	count := *busy + *idle
+	if err := roomFor(count); err != nil {
+		return nil, err
+	}
+	if *every == 0 {
+		*busy = 0
 	}
 	from := strings.Split(*list, ",")
 	opening, cancel := context.WithTimeout(ctx, *patience)
@@ -111,7 +145,7 @@ func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 	first := rand.Uint64()
 	var mu sync.Mutex
 	r := Held{Why: map[string]int{}}
-	conns := make([]net.Conn, *count)
+	conns := make([]net.Conn, count)
 	defer func() {
 		for _, c := range conns {
 			if c != nil {
@@ -159,7 +193,7 @@ func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 			}
 			if err != nil {
 				mu.Lock()
-				bad = fmt.Errorf("connection %d of %d: %w", i+1, *count, err)
+				bad = fmt.Errorf("connection %d of %d: %w", i+1, count, err)
 				mu.Unlock()
 			}
 		})
@@ -168,38 +202,52 @@ func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 	if bad != nil {
 		return nil, bad
 	}
-	r.Opened, r.LongestMs, r.Blocks = *count, 0, 0
+	r.Opened, r.Idle, r.LongestMs, r.Blocks = count, count-*busy, 0, 0
 	end, err := serving(ctx, *dst)
 	if err != nil {
 		return nil, err
 	}
-	for i, c := range conns {
+	note := func(err error, idle bool) {
+		if err == nil {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		r.Lost++
+		if idle {
+			r.LostIdle++
+		}
+		r.Why[howFailed(err)]++
+	}
+	for i, c := range conns[:*busy] {
 		wg.Go(func() {
-			err := func() error {
+			note(func() error {
 				round, id := uint64(0), first+uint64(i)
-				due := time.Now().Add(*every * time.Duration(i) / time.Duration(*count)) // not all at once
-				for *every > 0 && sleepUntil(end, due) {
+				due := time.Now().Add(*every * time.Duration(i) / time.Duration(*busy)) // not all at once
+				for sleepUntil(end, due) {
 					round++
 					if err := exchange(c, id, round); err != nil {
 						return err
 					}
 					due = due.Add(*every)
 				}
-				<-end.Done()
 				return exchange(c, id, round+1)
-			}()
-			if err != nil {
-				mu.Lock()
-				r.Lost++
-				r.Why[howFailed(err)]++
-				mu.Unlock()
-			}
+			}(), false)
 		})
 	}
 	<-end.Done()
 	// One that waits for an answer has this long for it and for one more.
 	for _, c := range conns {
 		c.SetDeadline(time.Now().Add(*within))
+	}
+	// Nobody knows before the end which of the idle ones are asked.
+	chosen := rand.Perm(r.Idle)
+	if *sample > 0 {
+		chosen = chosen[:min(*sample, r.Idle)]
+	}
+	r.Tried = len(chosen)
+	for _, i := range chosen {
+		wg.Go(func() { note(exchange(conns[*busy+i], first+uint64(*busy+i), 1), true) })
 	}
 	wg.Wait()
 	return r, nil

@@ -35,6 +35,7 @@ var tools = []tool{
 	{"flows-talk", "the inside of many paced flows, with every silence", flowsTalk},
 	{"flows-answer", "the outside of them", flowsAnswer},
 	{"tcp-hold", "holds connections and says which are lost", tcpHold},
+	{"tcp-open", "opens connections at a rate, keeps them and says which are lost", tcpOpen},
 	{"tcp-hold-serve", "the outside of them", tcpHoldServe},
 }
 

@@ -25,6 +25,9 @@ type Case struct {
 	// Settle is less than any rightful term lasts; 0 = 100 ms, which is less than a lease.
 	Settle time.Duration
 	Hold   time.Duration // for so long a public port belongs to the host that had it last; 0 = 120 s (RFC 6888 REQ-8)
+	// All is the group that every packet of a flow counts for, whatever address it was sent with, and nothing else counts: for who has no group's addresses.
+	// Empty = a frame is of the group whose address it was sent with.
+	All string
 }
 
 // Kind is what is wrong.
@@ -145,11 +148,17 @@ func Judge(c Case, frames []Frame) *Verdict {
 	for _, f := range frames {
 		id, ok := mac(f.Data)
 		group, known := c.Groups[id]
+		if c.All != "" {
+			group, ok, known = c.All, len(f.Data) >= 14, true
+		}
 		if !ok || !known {
 			continue
 		}
-		v.Frames++
 		p := parse(f.Data)
+		if c.All != "" && !p.marked {
+			continue
+		}
+		v.Frames++
 		l := lines[group]
 		if l == nil {
 			l = &line{}

@@ -158,6 +158,20 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// Who has no group's addresses is judged by flows alone, whatever address they are sent with: what else is sent is not looked at.
+func TestJudgeOfAll(t *testing.T) {
+	c := Case{All: "east", Sides: map[string]string{"alpha": "alpha"}}
+	own := append([]byte{2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 8}, frame(1, "192.0.2.16:1024", "203.0.113.11:7", h1)[12:]...)
+	var frames []Frame
+	for _, s := range cat(one("a", "", 0, own), out("a", 1), speak("b", 1.5), one("b", "", 200, own), one("b", "alpha", 201, frame(1, "203.0.113.11:7", "198.18.10.12:20000", reply(h1))), one("a", "", 202, []byte{1})) {
+		frames = append(frames, Frame{begin.Add(time.Duration(s.ms * 1e6)), s.node, s.side, s.data})
+	}
+	v := Judge(c, frames)
+	if len(v.Terms["east"]) != 2 || v.Frames != 4 || v.Marked != 4 || len(v.Offences) != 1 || v.Offences[0].Kind != Binding {
+		t.Errorf("%+v", v)
+	}
+}
+
 // How long after the new owner's first frame the old one sent is told, since it says what was at fault.
 func TestJudgeSaysWhen(t *testing.T) {
 	c := Case{Groups: map[uint8]string{1: "east"}, Sides: map[string]string{"alpha": "alpha"}}

@@ -1,0 +1,516 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"demarc/gateway/api"
+	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/host"
+	"demarc/gateway/trio"
+)
+
+// failoverBench is one run of `demarc bench failover`.
+type failoverBench struct {
+	sheet
+	Rows     []string // names, or what stands before the slash
+	Runs     int      // of each row; 0 = as many as the row says
+	Full     bool
+	Probes   int // hosts of each tenant and family that are probed
+	Interval time.Duration
+	Calls    int     // streams of 50 packets a second each way
+	Data     int     // connections with data on the way
+	Idle     int     // and without
+	Sample   int     // of the idle ones that are tried
+	Rate     float64 // of connections that are opened all the time, a second
+	Binary   string
+	Patience time.Duration // with a pair that is not protected
+	Within   time.Duration // a connection that takes longer is lost
+	Stay     bool          // the other gateway is dead: nobody takes over, and the figures must show it
+
+	began   time.Time
+	number  int // of labs made
+	frames  int // that the judge has seen
+	configs map[string]string
+}
+
+const (
+	before = 200 * time.Millisecond // packets go for so long before an event, to see what the machine does by itself
+	behind = 700 * time.Millisecond // and after somebody serves again
+	takes  = 3 * time.Second        // nobody waits longer for a takeover: it is not one
+
+	callEvery = 20 * time.Millisecond // G.711: 160 bytes of sound and the header of RFC 3550
+	callSize  = 172
+	callPort  = 7150 // at the outside
+	addresses = 10   // of each tenant and family, for connections and calls
+)
+
+// run is what one run cost, and how it went.
+type run struct {
+	failure
+	moves   bool
+	led     bool          // who was struck led the log
+	why     string        // it was not protected before, by its owner's word
+	refused error         // the pair did not do what was asked
+	stopped time.Duration // row stop: for so long
+}
+
+// open makes a pair that agrees, and waits until one of them serves.
+func (q *failoverBench) open(ctx context.Context) (*trio.Pair, error) {
+	q.number++
+	dir := filepath.Join(dirRun, strconv.Itoa(q.number))
+	// As shipped: a node file says what cannot be guessed, and no more.
+	p, err := trio.NewPair(trio.Options{Lab: "bench", Dir: dir, Binary: q.Binary, Gateway: "\n"}, addresses)
+	if err != nil {
+		return nil, err
+	}
+	policy, text := filepath.Join(dir, "pair.toml"), trio.PairPolicy("")
+	err = os.WriteFile(policy, []byte(text), 0o600)
+	if err == nil {
+		err = p.Begin(ctx, policy, time.Minute)
+	}
+	var modes []string
+	for _, n := range p.Gateways() {
+		var s *api.Status
+		if err == nil {
+			s, err = n.Status(ctx)
+		}
+		if err == nil {
+			modes = append(modes, n.Name+" "+modesOf(s))
+		}
+	}
+	var node []byte
+	if err == nil {
+		node, err = os.ReadFile(p.GW1.File)
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	q.machine.Mode = strings.Join(modes, "; ")
+	q.configs["demarc"] = fmt.Sprintf("# node file of %s; that of %s differs in names and addresses, the witness's has no ports\n%s\n# policy\n%s", p.GW1.Name, p.GW2.Name, node, text)
+	return p, nil
+}
+
+// probes are the paced flows that gaps are measured by, calls the streams.
+func (q *failoverBench) flows(p *trio.Pair, probe bool) (probes, calls []netlab.FlowSpec) {
+	for _, s := range p.FlowSpecs(1, q.Interval) {
+		if probe {
+			s.From = s.From[:min(len(s.From), q.Probes)]
+			probes = append(probes, s)
+		}
+	}
+	many := q.Calls
+	if !probe {
+		many = min(many, 20) // harm lasts long, and captures hold so much
+	}
+	for _, s := range p.FlowSpecs(max(1, many/(4*addresses)), callEvery) {
+		if s.Inside == trio.PairDeaf {
+			continue
+		}
+		s.Port, s.Size, s.To = s.Port+5000, callSize, netip.AddrPortFrom(s.To.Addr(), callPort)
+		s.From = s.From[:min(len(s.From), max(1, many/4))]
+		calls = append(calls, s)
+	}
+	return probes, calls
+}
+
+// perProcess is how many connections one process holds: fewer than systems let it have files.
+const perProcess = 12_000
+
+// hold opens connections of both tenants and families, and returns who holds them and their other ends. The first of those takes more.
+func (q *failoverBench) hold(p *trio.Pair, part int) (held, far []*netlab.Server, err error) {
+	fours := func(n int) int { return (n/part + 3) / 4 * 4 }
+	data, idle, sample := fours(q.Data), fours(q.Idle), fours(q.Sample)
+	each := (data + idle + 4*perProcess - 1) / (4 * perProcess) // processes of a tenant and family
+	ends := 1
+	if each > 1 {
+		ends = 4 * each
+	}
+	for i := range ends {
+		most := perProcess
+		if i == 0 {
+			most += 6_000 // of the row opening
+		}
+		s, err := p.Serve(trio.PairOut, "tcp-hold-serve", "-addr", fmt.Sprintf(":%d", trio.PairHoldPort+i), "-most", strconv.Itoa(most))
+		if err != nil {
+			return nil, nil, err
+		}
+		far = append(far, s)
+	}
+	const long = 90 * time.Second
+	var wg sync.WaitGroup
+	held, errs := make([]*netlab.Server, 4*each), make([]error, 4*each)
+	for i := range held {
+		share := func(all int) string { return strconv.Itoa((all + i) / len(held)) }
+		side, six := tenantOf(i)
+		wg.Go(func() {
+			held[i], errs[i] = p.ServeWithin(long, side, "tcp-hold", "-dst", netip.AddrPortFrom(p.Outside(six), uint16(trio.PairHoldPort+i%ends)).String(), "-from", joined(p.Addresses(side, six)), "-patience", long.String(),
+				"-count", share(data), "-every", "1s", "-within", q.Within.String(), "-idle", share(idle), "-sample", share(sample))
+		})
+	}
+	wg.Wait()
+	return held, far, errors.Join(errs...)
+}
+
+// tenantOf spreads what there are many of over tenants and families.
+func tenantOf(i int) (side string, six bool) {
+	return []string{trio.PairAlpha, trio.PairBeta}[i%2], i/2%2 == 1
+}
+
+// end has connections be tried and ends them.
+func (a *account) end(held, opening, far []*netlab.Server) error {
+	a.held, a.fresh = make([]host.Held, len(held)), make([]host.Fresh, len(opening))
+	errs := make([]error, len(held)+len(opening))
+	var wg sync.WaitGroup
+	for i, s := range held {
+		wg.Go(func() { errs[i] = s.StopWithin(20*time.Second, &a.held[i]) })
+	}
+	for i, s := range opening {
+		wg.Go(func() { errs[len(held)+i] = s.StopWithin(20*time.Second, &a.fresh[i]) })
+	}
+	wg.Wait()
+	for _, s := range far {
+		var one host.HoldServed
+		errs = append(errs, s.Stop(&one))
+		a.served.Accepted, a.served.Blocks, a.served.Bad = a.served.Accepted+one.Accepted, a.served.Blocks+one.Blocks, a.served.Bad+one.Bad
+	}
+	return errors.Join(errs...)
+}
+
+func joined(list []netip.Addr) string {
+	var s []string
+	for _, a := range list {
+		s = append(s, a.String())
+	}
+	return strings.Join(s, ",")
+}
+
+// once has packets go and connections be open, does something to the owner, and says what that cost. What it leaves behind when it fails, the lab removes. It is one
+// function because it is the order of its steps that makes the account: connections, captures, flows, event, end of flows, end of connections, judge.
+func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, a act) (o run, err error) {
+	part := 10
+	if r.connections {
+		part = 1
+	}
+	c := account{}
+	held, far, err := q.hold(p, part)
+	if err != nil {
+		return o, err
+	}
+	if err := p.Watch(); err != nil {
+		return o, err
+	}
+	probeSpecs, callSpecs := q.flows(p, r.long == 0 && !r.opening)
+	var probes *netlab.Flows
+	if len(probeSpecs) > 0 {
+		if probes, err = p.StartFlows(probeSpecs...); err != nil {
+			return o, err
+		}
+	}
+	calls, err := p.StartFlows(callSpecs...)
+	if err != nil {
+		return o, err
+	}
+	owner, err := p.Owner(ctx, takes)
+	var opening []*netlab.Server
+	for i := 0; r.opening && i < 4 && err == nil; i++ {
+		side, six := tenantOf(i)
+		var s *netlab.Server
+		s, err = p.Serve(side, "tcp-open", "-most", "4500", "-within", q.Within.String(), "-dst", netip.AddrPortFrom(p.Outside(six), trio.PairHoldPort).String(), "-from", joined(p.Addresses(side, six)), "-rate", strconv.FormatFloat(q.Rate/4, 'f', -1, 64))
+		opening = append(opening, s)
+	}
+	if err == nil {
+		err = rest(ctx, before)
+	}
+	if err == nil && q.Stay {
+		p.Other(owner).Kill()
+	}
+	if err == nil && a.prepare != nil {
+		err = a.prepare(owner)
+		o.led = err == nil
+	}
+	if err != nil {
+		return o, err
+	}
+	c.from = time.Now()
+	o.moves = a.moves
+	if err := a.do(owner); err != nil && a.refusable {
+		o.refused = err
+	} else if err != nil {
+		return o, err
+	}
+	if a.moves && o.refused == nil {
+		// Whether it came in time is what the figures say.
+		_ = p.Serves(ctx, max(a.wait, takes), p.Other(owner))
+	} else {
+		_, _ = p.Owner(ctx, takes)
+	}
+	if err := rest(ctx, behind); err != nil {
+		return o, err
+	}
+	c.to = time.Now()
+	if probes != nil {
+		if c.probes, err = probes.End(); err != nil {
+			return o, err
+		}
+	}
+	if c.calls, err = calls.End(); err != nil {
+		return o, err
+	}
+	if err := c.end(held, opening, far); err != nil {
+		return o, err
+	}
+	if c.verdict, err = p.Judge(); err != nil {
+		return o, err
+	}
+	q.frames += c.verdict.Frames
+	if o.failure, err = c.judge(); err != nil {
+		return o, err
+	}
+	if a.undo != nil && !q.Stay {
+		err = a.undo(owner)
+	}
+	return o, err
+}
+
+// ready waits until all nodes see each other well and some time for the copy of the sessions, and says why it is not whole.
+func (q *failoverBench) ready(ctx context.Context, p *trio.Pair) (why string, err error) {
+	if err := p.Whole(ctx, time.Minute, nil); err != nil {
+		return "", err
+	}
+	for end := time.Now().Add(q.Patience); ; {
+		for _, n := range p.Gateways() {
+			var all api.Groups
+			if err := n.Client.Get(ctx, api.PathGroups, &all); err != nil {
+				return "", err
+			}
+			for _, g := range all.Groups {
+				if g.Serving && len(g.Why) == 0 {
+					return "", nil
+				} else if g.Serving {
+					why = strings.Join(g.Why, "; ")
+				}
+			}
+		}
+		if time.Now().After(end) {
+			return why, nil
+		}
+		if err := rest(ctx, 20*time.Millisecond); err != nil {
+			return "", err
+		}
+	}
+}
+
+// row does one thing as often as is asked. A lab that a run left in pieces is replaced: lab is the one to go on with.
+func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair) (err error) {
+	if r.peer {
+		return q.peerRow(ctx, r)
+	}
+	if *lab == nil {
+		if *lab, err = q.open(ctx); err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+	}
+	p := *lab
+	runs, long := r.runs, r.long
+	if q.Full {
+		runs, long = r.full, r.longFull
+	}
+	if q.Runs > 0 {
+		runs = q.Runs
+	}
+	var list []run
+	u, err := watched(p.Trio, func() error {
+		for i := range runs {
+			why, err := q.ready(ctx, p)
+			if err != nil {
+				return fmt.Errorf("run %d: %w", i+1, err)
+			}
+			o, err := q.once(ctx, p, r, r.act(q, ctx, p, i, runs, long))
+			if err != nil {
+				return fmt.Errorf("run %d: %w", i+1, err)
+			}
+			if o.why = why; r.name == "stop" {
+				o.stopped = stopFor(i, runs)
+			}
+			q.say("%-16s run %2d: %s", r.name, i+1, &o)
+			list = append(list, o)
+		}
+		return nil
+	})
+	if err != nil {
+		*lab = nil
+		err = fmt.Errorf("%s: %w", r.name, errors.Join(err, p.Close()))
+	}
+	if len(list) > 0 {
+		q.figures(r, list)
+	}
+	if err == nil {
+		q.beside(r.name, u)
+	}
+	return err
+}
+
+// wants reports whether a row is asked for.
+func (q *failoverBench) wants(name string) bool {
+	kind, _, _ := strings.Cut(name, "/")
+	return slices.Contains(q.Rows, name) || slices.Contains(q.Rows, kind)
+}
+
+// run measures. What it could measure is there also when there is an error.
+func (q *failoverBench) run(ctx context.Context) (err error) {
+	q.began, q.configs = time.Now(), map[string]string{}
+	if runtime.NumCPU() < 2 {
+		return errors.New("the bench needs two CPUs")
+	}
+	for name := range failoverPeers {
+		if err := peerLacks(); err != nil && q.wants(name) {
+			return err
+		}
+	}
+	lock, err := takeRun()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, leaveRun(lock)) }()
+	all, err := sampleCPU(nil)
+	if err != nil {
+		return err
+	}
+	var lab *trio.Pair
+	for i := range failoverRows {
+		if r := &failoverRows[i]; q.wants(r.name) && ctx.Err() == nil {
+			err = errors.Join(err, q.row(ctx, r, &lab))
+		}
+	}
+	if lab != nil {
+		err = errors.Join(err, lab.Close())
+	}
+	if after, e := sampleCPU(nil); e == nil {
+		q.machine.Foreign = float64(int(all.until(after).foreign*1000)) / 1000
+	}
+	q.machine.Seconds = float64(int(time.Since(q.began).Seconds()*10)) / 10
+	return errors.Join(err, ctx.Err())
+}
+
+// check says what is wrong with the flags.
+func (q *failoverBench) check() error {
+	var kinds []string
+	known := map[string]bool{}
+	for _, r := range failoverRows {
+		kind, _, _ := strings.Cut(r.name, "/")
+		if known[r.name], known[kind] = true, true; !slices.Contains(kinds, kind) {
+			kinds = append(kinds, kind)
+		}
+	}
+	if len(q.Rows) == 0 {
+		q.Rows = kinds
+	}
+	for _, r := range q.Rows {
+		if !known[r] {
+			return fmt.Errorf("--rows %q: want some of %s", r, strings.Join(kinds, ","))
+		}
+	}
+	switch {
+	case q.Runs < 0 || q.Data < 0 || q.Idle < 0 || q.Sample < 0:
+		return errors.New("--runs, --data, --idle and --sample must not be negative")
+	case q.Within <= 0 || q.Within > 10*time.Second:
+		return errors.New("--within: want up to 10s")
+	case q.Rate < 4 || q.Rate > 4000:
+		return errors.New("--rate: want 4 to 4000")
+	case q.Stay && q.Runs != 1:
+		return errors.New("--stay: there is nobody left for a second run: want --runs 1")
+	case q.Probes < 1 || q.Probes > addresses:
+		return fmt.Errorf("--probes: want 1 to %d", addresses)
+	case q.Calls < 4 || q.Calls > 4000 || q.Calls%4 != 0 || q.Calls > 4*addresses && q.Calls%(4*addresses) != 0:
+		return fmt.Errorf("--calls %d: want a multiple of 4 up to %d, or of %d up to 4000", q.Calls, 4*addresses, 4*addresses)
+	case q.Interval < 100*time.Microsecond || q.Interval > time.Second:
+		return errors.New("--interval: want 100us to 1s")
+	case q.Data+q.Idle > 200_000:
+		return errors.New("--data and --idle: want 200000 at most together")
+	}
+	return nil
+}
+
+func failoverCommand() *cobra.Command {
+	q := failoverBench{Binary: "/proc/self/exe", sheet: sheet{scenario: "failover"}}
+	var about strings.Builder
+	for _, r := range failoverRows {
+		fmt.Fprintf(&about, "  %-16s %s\n", r.name, r.about)
+	}
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "failover",
+		Short: "what the death of a node of a pair costs the hosts",
+		Long: "Run two gateways that serve the same networks and a witness, a process in a namespace each, as they are shipped, between learning switches. Packets go both ways\n" +
+			"on paced flows and calls of two tenants and both families, and connections are open. Then something happens to the pair:\n" + about.String() +
+			"A gap is the longest silence of a flow and direction at its receiver, by the kernel's clock, less the interval; a run's is its worst flow's. A connection\n" +
+			"is lost when it cannot carry a further 1 kB each way, with the right content, within 5 s. A flow that comes from another public address or port\n" +
+			"afterwards has lost its session. What either node sends under the group's address is recorded at the switches and judged. A run in which the\n" +
+			"hosts got what no recorded node has sent, or nothing, is no figure: it ends the row. Fails when a figure does not keep to what was promised.\n" +
+			"Needs root, two CPUs. Takes some nine minutes.",
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if q.Full {
+				q.Idle, q.Sample = max(q.Idle, 100_000), max(q.Sample, 5_000)
+			}
+			if err := q.check(); err != nil {
+				return usageError{err}
+			}
+			q.Progress = cmd.ErrOrStderr()
+			err := q.run(cmd.Context())
+			if len(q.results) == 0 {
+				return err
+			}
+			rep := q.report(version(), 0)
+			rep.Configs = q.configs
+			if asJSON {
+				err = errors.Join(err, rep.JSON(cmd.OutOrStdout()))
+			} else {
+				end := fmt.Sprintf("the judge looked at %d frames", q.frames)
+				for _, who := range slices.Sorted(maps.Keys(q.configs)) {
+					end += fmt.Sprintf("\n\n# ---- configuration of %s, the same for all its rows\n%s", who, q.configs[who])
+				}
+				err = errors.Join(err, q.print(cmd.OutOrStdout(), rep, fmt.Sprintf("demarc bench failover: two gateways and a witness, a process and a namespace each; %d flows both ways, a packet each %s, and %d calls; %d connections with data and %d idle ones for kill, a tenth of them else",
+					4*q.Probes+2, q.Interval, q.Calls, q.Data, q.Idle), end))
+			}
+			if list := q.missed(); len(list) > 0 {
+				err = errors.Join(err, fmt.Errorf("not as promised:\n  %s", strings.Join(list, "\n  ")))
+			}
+			return err
+		},
+	}
+	f := c.Flags()
+	f.BoolVar(&asJSON, "json", false, "print one JSON object; progress goes to standard error")
+	f.BoolVar(&q.Full, "full", false, "20 runs of each row and 200 stops, 100,000 idle connections, harm for 10 minutes: takes hours")
+	f.StringSliceVar(&q.Rows, "rows", nil, "which rows to measure: names, or what stands before the slash; all by default")
+	f.IntVar(&q.Runs, "runs", 0, "of each row; 0 = as many as fit into ten minutes")
+	f.IntVar(&q.Probes, "probes", 2, "hosts of each tenant that are probed in each family, beside two flows of a host that hears no announcement")
+	f.DurationVar(&q.Interval, "interval", time.Millisecond, "between two probes of a flow, each way")
+	f.IntVar(&q.Calls, "calls", 200, "streams of 50 packets a second each way, as G.711 makes them")
+	f.IntVar(&q.Data, "data", 2000, "connections with 1 kB each way each second")
+	f.IntVar(&q.Idle, "idle", 5000, "idle connections")
+	f.IntVar(&q.Sample, "sample", 5000, "of the idle ones, drawn after the event, that must go on; 0 = all")
+	f.Float64Var(&q.Rate, "rate", 2000, "connections a second in the row opening")
+	f.StringVar(&q.Binary, "binary", q.Binary, "the program")
+	f.BoolVar(&q.Stay, "stay", false, "have nobody take over, to see that the figures show it")
+	f.DurationVar(&q.Patience, "patience", takes, "with a pair whose copy of the sessions is not whole, before each run")
+	f.DurationVar(&q.Within, "within", 5*time.Second, "a connection that takes longer to carry another 1 kB each way is lost")
+	for _, hidden := range []string{"binary", "stay", "patience", "within"} {
+		_ = f.MarkHidden(hidden) // they exist
+	}
+	return c
+}

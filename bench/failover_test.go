@@ -1,0 +1,256 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"demarc/bench/report"
+	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/host"
+	"demarc/gateway/netlab/judge"
+	"demarc/gateway/netlab/roottest"
+	"demarc/gateway/trio"
+)
+
+// at is a moment of a made-up run, ms after it began. The event is at 1000, and what it may have done ends at 3000.
+func at(ms int64) int64 { return time.Unix(1000, 0).UnixNano() + ms*int64(time.Millisecond) }
+
+// madeUp is the account of a run in which the group moved, with a silence of 150 ms on every flow.
+func madeUp() *account {
+	flows := func(interval time.Duration, silences ...host.Silence) *netlab.FlowsSeen {
+		s := &netlab.FlowsSeen{Interval: interval, Sides: []host.FlowSide{{Ended: at(3010)}}}
+		n := uint64(3000 * time.Millisecond / interval)
+		for i := range 4 {
+			s.Flows = append(s.Flows, netlab.FlowEnd{Tag: "alpha", Flow: i / 2, Reply: i%2 == 1, Ended: at(3010),
+				FlowSeen: host.FlowSeen{Received: n - uint64(150*time.Millisecond/interval), FirstSeq: 1, HighSeq: n, First: at(5), Last: at(3005), Silences: silences, Sources: []string{"198.51.100.16:20000"}}})
+		}
+		return s
+	}
+	silence := host.Silence{From: at(1001), To: at(1151)}
+	return &account{from: time.Unix(0, at(1000)), to: time.Unix(0, at(3000)),
+		probes: flows(time.Millisecond, silence, host.Silence{From: at(900), To: at(906)}), calls: flows(20*time.Millisecond, silence),
+		held:   []host.Held{{Opened: 30, Idle: 20, Tried: 10}, {Opened: 30, Idle: 20, Tried: 10, Lost: 3, LostIdle: 1}},
+		served: host.HoldServed{Accepted: 60, Blocks: 60 + 40 - 3},
+		verdict: &judge.Verdict{Frames: 20000, Marked: 15000,
+			Terms: map[string][]judge.Term{trio.PairGroup: {{Node: "gw1"}, {Node: "gw2"}}}}}
+}
+
+func TestFailoverAccount(t *testing.T) {
+	f, err := madeUp().judge()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.gap != 149*time.Millisecond || f.before != 5*time.Millisecond || f.paused != 0 || f.excess != 144*time.Millisecond || f.away != 0 || f.moved != 0 || !f.handed() {
+		t.Errorf("%+v", f)
+	}
+	if want := uint64(4*150 + 4*7); f.lost != want || len(f.calls) != 4 || f.calls[0] != 7 || f.data != [2]int{2, 20} || f.idle != [2]int{1, 20} {
+		t.Errorf("%d packets lost, want %d; calls %v, data %v, idle %v", f.lost, want, f.calls, f.data, f.idle)
+	}
+	for _, c := range []struct {
+		name string
+		do   func(*account)
+		want func(f *failure) bool
+	}{
+		{"a flow that does not come back", func(a *account) { e := &a.probes.Flows[3]; e.Last, e.Silences = at(1001), nil },
+			func(f *failure) bool { return f.away == 1 && f.gap > 1990*time.Millisecond && f.flow == "alpha 1 in" }},
+		{"a call that does not come back", func(a *account) {
+			e := &a.calls.Flows[2]
+			e.Last, e.HighSeq, e.Received, e.Silences = at(1001), 50, 50, nil
+		}, func(f *failure) bool { return f.away == 1 && f.calls[2] == 100 }},
+		{"a flow with another public port", func(a *account) { e := &a.probes.Flows[0]; e.Sources = append(e.Sources, "198.51.100.17:1024") },
+			func(f *failure) bool { return f.moved == 1 }},
+		{"nobody took over", func(a *account) {
+			a.verdict.Terms[trio.PairGroup] = a.verdict.Terms[trio.PairGroup][:1]
+		}, func(f *failure) bool { return !f.handed() }},
+		{"it came back to who had it", func(a *account) {
+			a.verdict.Terms[trio.PairGroup] = append(a.verdict.Terms[trio.PairGroup], judge.Term{Node: "gw1"})
+		}, func(f *failure) bool { return !f.handed() && len(f.owners) == 3 }},
+		{"a sender that paused", func(a *account) { a.probes.Pauses = []host.Silence{{From: at(1000), To: at(1100)}} },
+			func(f *failure) bool { return f.paused == 100*time.Millisecond && f.excess == 49*time.Millisecond }},
+		{"connections that are opened meanwhile", func(a *account) {
+			a.fresh = []host.Fresh{{Tried: 6, Failed: 1, Open: []int64{at(500), at(900), at(980), at(1000), at(1300)}, LostNow: []int64{at(980), at(1000), at(1300)}}}
+			a.served.Accepted, a.served.Blocks = a.served.Accepted+5, a.served.Blocks+7
+		}, func(f *failure) bool {
+			return f.fresh == fresh{tried: 6, failed: 1, before: 4, lost: 2, age: 20 * time.Millisecond, after: 1}
+		}},
+		{"an offence", func(a *account) { a.verdict.Offences = []judge.Offence{{Kind: judge.Both}} }, func(f *failure) bool { return len(f.faults) == 1 }},
+	} {
+		a := madeUp()
+		c.do(a)
+		if f, err := a.judge(); err != nil || !c.want(&f) {
+			t.Errorf("%s: %+v, %v", c.name, f, err)
+		}
+	}
+}
+
+// An account that cannot be true is no figure: whoever measures nothing is found out.
+func TestFailoverAccountThatIsFooled(t *testing.T) {
+	for _, c := range []struct {
+		name, want string
+		do         func(*account)
+	}{
+		{"a judge that saw nothing", "the judge saw nodes send 0", func(a *account) { a.verdict = &judge.Verdict{} }},
+		{"a judge that saw too little", "hosts got 11972 packets of flows, and the judge saw nodes send 11971", func(a *account) { a.verdict.Marked = 11971 }},
+		{"a judge that saw no owner", "no node serve", func(a *account) { a.verdict.Terms = nil }},
+		{"no judge", "not whole", func(a *account) { a.verdict = nil }},
+		{"no flows", "there was no flow", func(a *account) { a.probes.Flows = nil }},
+		{"a receiver that counts nothing", "nothing came on alpha 1 out", func(a *account) { a.calls.Flows[2].FlowSeen = host.FlowSeen{} }},
+		{"a flow that only came up afterwards", "nothing came on alpha 0 in before", func(a *account) { a.probes.Flows[1].First = at(1200) }},
+		{"senders that stopped", "flows ended", func(a *account) { a.probes.Flows[0].Ended = at(2000) }},
+		{"no time", "not whole", func(a *account) { a.to = a.from }},
+		{"connections that nobody accepted", "accepted 59", func(a *account) { a.served.Accepted = 59 }},
+		{"connections that were opened, and nobody accepted them", "65 connections say that they are open, and that 107 blocks", func(a *account) { a.fresh = []host.Fresh{{Tried: 5, Open: []int64{at(1), at(2), at(3), at(4), at(5)}}} }},
+		{"connections that were never opened", "no connection was opened", func(a *account) { a.fresh = []host.Fresh{{Tried: 5}} }},
+		{"connections that carried nothing", "had 96", func(a *account) { a.served.Blocks = 96 }},
+	} {
+		a := madeUp()
+		c.do(a)
+		if f, err := a.judge(); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %+v, %v; want an error with %q", c.name, f, err, c.want)
+		}
+	}
+}
+
+// Stops lie on both sides of the lease, and most around it.
+func TestStopFor(t *testing.T) {
+	for _, runs := range []int{1, 12, 200} {
+		around, last := 0, time.Duration(0)
+		for i := range runs {
+			d := stopFor(i, runs)
+			if d < 50*time.Millisecond || d > 3*time.Second || d < last {
+				t.Errorf("stop %d of %d takes %s", i, runs, d)
+			}
+			if last = d; d >= 100*time.Millisecond && d <= 250*time.Millisecond {
+				around++
+			}
+		}
+		if runs > 1 && (around*2 < runs || last != 3*time.Second) {
+			t.Errorf("%d of %d stops are around the lease, the last one takes %s", around, runs, last)
+		}
+	}
+}
+
+// failoverRun is the command itself. Figures that miss their limits are an error of it.
+func failoverRun(t *testing.T, args ...string) (by map[string]report.Result, r report.Output, err error) {
+	t.Helper()
+	roottest.Require(t)
+	c := Command()
+	var stdout, stderr bytes.Buffer
+	c.SetOut(&stdout)
+	c.SetErr(&stderr)
+	c.SilenceUsage, c.SilenceErrors = true, true
+	c.SetArgs(append([]string{"failover", "--json", "--binary", binary(t), "--runs", "1", "--probes", "1", "--interval", "2ms", "--calls", "20", "--within", "2s", "--patience", "500ms"}, args...))
+	err = c.ExecuteContext(context.Background())
+	clean(t)
+	t.Logf("%s", stderr.String())
+	d := json.NewDecoder(&stdout)
+	d.DisallowUnknownFields()
+	if derr := d.Decode(&r); derr != nil || d.More() {
+		t.Fatalf("not one object: %v; %v", derr, err)
+	}
+	by = map[string]report.Result{}
+	missed := 0
+	for _, f := range r.Results {
+		if by[f.Case+" "+f.Metric] = f; f.Scenario != "failover" {
+			t.Errorf("%s %s is of scenario %s", f.Case, f.Metric, f.Scenario)
+		}
+		if f.Limit != nil && !f.Limit.Held {
+			missed++
+		}
+	}
+	if (missed > 0) != (err != nil) {
+		t.Errorf("%d limits are missed, and the command says: %v", missed, err)
+	}
+	if err != nil && !strings.HasPrefix(err.Error(), "not as promised:\n") {
+		t.Fatal(err)
+	}
+	return by, r, err
+}
+
+// is holds a figure against what it can be.
+func is(t *testing.T, by map[string]report.Result, name string, n int, least, most float64, limit bool) {
+	t.Helper()
+	f, ok := by[name]
+	if s := f.Demarc; !ok || s.N != n || s.Min < least || s.Max > most || (f.Limit != nil) != limit {
+		t.Errorf("%s: %+v %+v, want %d figures from %v to %v, a limit: %v", name, s, f.Limit, n, least, most, limit)
+	}
+}
+
+// A short form of what moves a group and of what does not, with real processes: the figures can be true, and both kinds of them are told apart.
+func TestFailoverFigures(t *testing.T) {
+	by, r, _ := failoverRun(t, "--rows", "kill,death/witness", "--data", "40", "--idle", "40", "--sample", "20")
+	is(t, by, "kill gap", 1, 4, 3000, true)
+	is(t, by, "kill gap-median", 1, 4, 3000, true)
+	is(t, by, "kill not-handed-over", 1, 0, 0, true)
+	is(t, by, "kill flows-not-back", 1, 0, 0, true)
+	is(t, by, "kill flows-on-another-session", 1, 0, 14, true)
+	is(t, by, "kill lost", 1, 0, 40, true)
+	is(t, by, "kill lost-of", 1, 40, 40, false)
+	is(t, by, "kill lost-idle-of", 1, 20, 20, false)
+	is(t, by, "kill offences", 1, 0, 0, true)
+	is(t, by, "kill call-loss", 40, 0, 300, false)
+	is(t, by, "death/witness gap", 1, 0, 1000, false)
+	is(t, by, "death/witness failovers", 1, 0, 0, true)
+	is(t, by, "death/witness lost", 1, 0, 0, true)
+	is(t, by, "death/witness flows-on-another-session", 1, 0, 0, true)
+	is(t, by, "death/witness lost-of", 1, 4, 4, false)
+	if c := r.Configs["demarc"]; !strings.Contains(c, "[[group]]") || !strings.Contains(c, `device = "wan0"`) || strings.Contains(c, "[tables]") || !strings.Contains(r.Machine.Mode, "gw2 copy") {
+		t.Errorf("configuration: %s; mode %s", c, r.Machine.Mode)
+	}
+}
+
+// Who stands beside us is at its best: it takes over, and its flows keep their sessions. Else it would be no measure.
+func TestFailoverBesideKeepalived(t *testing.T) {
+	by, r, err := failoverRun(t, "--rows", "keepalived/gated", "--data", "80", "--idle", "80")
+	if err != nil {
+		t.Error(err)
+	}
+	for _, c := range []struct {
+		metric      string
+		n           int
+		least, most float64
+	}{{"gap", 1, 50, 3000}, {"not-handed-over", 1, 0, 0}, {"flows-not-back", 1, 0, 0}, {"flows-on-another-session", 1, 0, 0}, {"lost-of", 1, 8, 8}, {"lost-idle-of", 1, 8, 8}, {"call-loss", 40, 1, 150}} {
+		f := by["gone "+c.metric]
+		p, ok := f.Peers["keepalived/gated"]
+		if !ok || p.N != c.n || p.Min < c.least || p.Max > c.most || f.Demarc.N != 0 || f.Limit != nil {
+			t.Errorf("%s: %+v, want %d figures from %v to %v", c.metric, f, c.n, c.least, c.most)
+		}
+	}
+	if c := r.Configs["keepalived/gated"]; !strings.Contains(c, "advert_int 0.05") || !strings.Contains(c, "Mode FTFW") || !strings.Contains(c, "snat to") || !strings.Contains(c, "table inet gate") {
+		t.Errorf("configuration: %s", c)
+	}
+}
+
+// Where nobody takes over, every figure that could hide it shows it.
+func TestFailoverFiguresSeeThatNobodyTakesOver(t *testing.T) {
+	by, _, err := failoverRun(t, "--rows", "kill", "--stay", "--data", "8", "--idle", "8")
+	is(t, by, "kill gap", 1, 3000, 5000, true)
+	is(t, by, "kill not-handed-over", 1, 1, 1, true)
+	is(t, by, "kill flows-not-back", 1, 12, 60, true)
+	is(t, by, "kill lost", 1, 8, 8, true)
+	is(t, by, "kill lost-idle", 1, 8, 8, true)
+	is(t, by, "kill call-loss", 40, 150, 400, false)
+	for _, want := range []string{"kill, gap: ", "kill, not-handed-over: 1", "kill, flows-not-back: ", "kill, lost: 8", "kill, lost-idle: 8"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("the command says: %v; want %q", err, want)
+		}
+	}
+}
+
+func TestFailoverRefusesWrongOptions(t *testing.T) {
+	for _, args := range [][]string{{"--rows", "else"}, {"--rows", "port/else"}, {"--runs", "-1"}, {"--probes", "11"}, {"--calls", "6"}, {"--interval", "2s"}, {"--data", "200001"}} {
+		c := Command()
+		c.SetArgs(append([]string{"failover"}, args...))
+		c.SilenceUsage, c.SilenceErrors = true, true
+		var u interface{ Usage() }
+		if err := c.ExecuteContext(context.Background()); err == nil {
+			t.Errorf("%v: no error", args)
+		} else if u, _ = err.(interface{ Usage() }); u == nil {
+			t.Errorf("%v: %v is no wrong usage", args, err)
+		}
+	}
+}

@@ -1,0 +1,324 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/gateway/trio"
+)
+
+// act is what is done to a pair in one run. All but do may be nil.
+type act struct {
+	prepare, do, undo func(owner *trio.Node) error
+	moves             bool          // the other gateway must come to serve
+	wait              time.Duration // for so long; 0 = takes
+	refusable         bool          // do may be refused by the pair: the run is counted as refused
+}
+
+// failoverRow is one kind of event.
+type failoverRow struct {
+	name, about    string
+	runs, full     int           // by default, and with --full
+	median, most   float64       // ms that the gap may have; 0 = nothing is promised of it. still: 0 is promised
+	still          bool          // nothing may move, and nothing may be lost
+	connections    bool          // as many as the flags say; else a tenth
+	long, longFull time.Duration // how long harm is done, where it lasts
+	opening        bool          // connections are opened all the time
+	peer           bool          // it is somebody else's pair, of that name
+	act            func(q *failoverBench, ctx context.Context, p *trio.Pair, i, runs int, long time.Duration) act
+}
+
+// quiet: a run in which nothing moves has no gap that is so much longer, ms, than what senders and the time before show of the machine.
+const quiet = 5.0
+
+// lagMs is how far a copy may be behind: a connection that was older when its owner died must go on.
+const lagMs = 50.0
+
+// failoverRows are what it measures, in this order. The limits are issue 5's.
+var failoverRows = []failoverRow{
+	{name: "kill", about: "kill -9 of the owner; in every second run it leads the log too", runs: 6, full: 20, median: 100, most: 400, connections: true, act: kill},
+	{name: "gone", about: "the same, and all its devices go down", runs: 6, full: 20, median: 200, most: 500, act: leave},
+	{name: "opening", about: "as kill, while connections are opened at 2,000 a second", runs: 2, full: 20, median: 100, most: 400, opening: true, act: killOpening},
+	{name: "stop", about: "the owner is stopped for 50 ms to 3 s, most often around the lease, and goes on", runs: 12, full: 200, median: 200, most: 500, act: freeze},
+	{name: "port/backbone", about: "the owner's port on the backbone goes down", runs: 2, full: 20, median: 200, act: unplug("wan0")},
+	{name: "port/tenant", about: "its port to a tenant goes down", runs: 2, full: 20, median: 200, act: unplug("alpha0")},
+	{name: "cut/gateways", about: "the two gateways do not reach each other", runs: 2, full: 20, still: true, act: cut(func(p *trio.Pair, owner *trio.Node, c bool) error { return p.Cut(owner, p.Other(owner), c) }, false)},
+	{name: "cut/standby", about: "the other gateway reaches nobody", runs: 2, full: 20, still: true, act: cut(func(p *trio.Pair, owner *trio.Node, c bool) error { return p.Isolate(p.Other(owner), c) }, false)},
+	{name: "cut/witness", about: "the witness reaches nobody", runs: 2, full: 20, still: true, act: cut(func(p *trio.Pair, _ *trio.Node, c bool) error { return p.Isolate(p.Witness, c) }, false)},
+	{name: "cut/owner", about: "the owner reaches nobody", runs: 2, full: 20, median: 200, most: 500, act: cut(func(p *trio.Pair, owner *trio.Node, c bool) error { return p.Isolate(owner, c) }, true)},
+	{name: "death/witness", about: "kill -9 of the witness", runs: 2, full: 20, still: true, act: dies(func(p *trio.Pair, _ *trio.Node) *trio.Node { return p.Witness }, false)},
+	{name: "death/leader", about: "kill -9 of the gateway that owns nothing and leads the log", runs: 2, full: 20, still: true, act: dies((*trio.Pair).Other, true)},
+	{name: "planned/move", about: "group move", runs: 3, full: 20, median: 20, act: moved},
+	{name: "planned/drain", about: "node drain", runs: 3, full: 20, median: 20, act: drained},
+	{name: "planned/sigterm", about: "SIGTERM", runs: 3, full: 20, median: 20, act: ended},
+	{name: "keepalived/gated", about: "as gone, with keepalived (VRRPv3, 0.05 s), conntrackd and nftables in the gateways' places, and nothing passed before the copy is in the kernel", runs: 4, full: 20, peer: true},
+	{name: "keepalived/as-run", about: "the same as people run it: VRRPv2, 1 s, Debian's script", runs: 3, full: 20, peer: true},
+	{name: "harm/stress", about: "busy loops, as many as there are CPUs", runs: 1, full: 1, still: true, long: 10 * time.Second, longFull: 10 * time.Minute, act: stress},
+	{name: "harm/loss", about: "5 % of what nodes send each other is lost", runs: 1, full: 1, still: true, long: 10 * time.Second, longFull: 10 * time.Minute, act: lossy},
+}
+
+// start runs a node again.
+func start(ctx context.Context) func(*trio.Node) error {
+	return func(n *trio.Node) error { return n.Start(ctx) }
+}
+
+// leading has the owner lead the log in every second run.
+func leading(ctx context.Context, p *trio.Pair, i int) func(*trio.Node) error {
+	if i%2 == 0 {
+		return nil
+	}
+	return func(n *trio.Node) error { return leads(ctx, p.Trio, n) }
+}
+
+func kill(_ *failoverBench, ctx context.Context, p *trio.Pair, i, _ int, _ time.Duration) act {
+	return act{prepare: leading(ctx, p, i), do: func(n *trio.Node) error { n.Kill(); return nil }, undo: start(ctx), moves: true}
+}
+
+// killOpening gives connections a second in which they open undisturbed.
+func killOpening(q *failoverBench, ctx context.Context, p *trio.Pair, i, runs int, long time.Duration) act {
+	a := kill(q, ctx, p, i, runs, long)
+	lead := a.prepare
+	a.prepare = func(n *trio.Node) error {
+		err := rest(ctx, time.Second)
+		if err == nil && lead != nil {
+			err = lead(n)
+		}
+		return err
+	}
+	return a
+}
+
+// devices has all of a node's go down, or come up.
+func devices(p *trio.Pair, n *trio.Node, up bool) error {
+	errs := []error{p.SetUp(n.Name, "mgmt", up)}
+	for _, d := range p.Devices() {
+		errs = append(errs, p.SetUp(n.Name, d, up))
+	}
+	return errors.Join(errs...)
+}
+
+func leave(_ *failoverBench, ctx context.Context, p *trio.Pair, i, _ int, _ time.Duration) act {
+	return act{prepare: leading(ctx, p, i), do: func(n *trio.Node) error { n.Kill(); return devices(p, n, false) },
+		undo: func(n *trio.Node) error { return errors.Join(devices(p, n, true), n.Start(ctx)) }, moves: true}
+}
+
+// half a lease: a shorter stop moves nothing.
+const half = 75 * time.Millisecond
+
+// stopFor is how long an owner is stopped in a run of so many: from 50 ms to 3 s, most of them around the lease.
+func stopFor(i, runs int) time.Duration {
+	at := 0.0
+	if runs > 1 {
+		at = float64(i) / float64(runs-1)
+	}
+	between := func(a, b time.Duration, from, to float64) time.Duration {
+		return a + time.Duration((at-from)/(to-from)*float64(b-a))
+	}
+	switch {
+	case at < 0.1:
+		return between(50*time.Millisecond, 100*time.Millisecond, 0, 0.1)
+	case at < 0.8:
+		return between(100*time.Millisecond, 250*time.Millisecond, 0.1, 0.8)
+	}
+	return between(250*time.Millisecond, 3*time.Second, 0.8, 1)
+}
+
+func freeze(_ *failoverBench, ctx context.Context, _ *trio.Pair, i, runs int, _ time.Duration) act {
+	return act{do: func(n *trio.Node) error {
+		if err := unix.Kill(n.Pid(), unix.SIGSTOP); err != nil {
+			return err
+		}
+		return errors.Join(rest(ctx, stopFor(i, runs)), unix.Kill(n.Pid(), unix.SIGCONT))
+	}}
+}
+
+func unplug(dev string) func(*failoverBench, context.Context, *trio.Pair, int, int, time.Duration) act {
+	return func(_ *failoverBench, _ context.Context, p *trio.Pair, _, _ int, _ time.Duration) act {
+		return act{do: func(n *trio.Node) error { return p.SetUp(n.Name, dev, false) }, undo: func(n *trio.Node) error { return p.SetUp(n.Name, dev, true) }, moves: true}
+	}
+}
+
+// cut has a way be cut for half a second, or until the group has moved.
+func cut(set func(p *trio.Pair, owner *trio.Node, cut bool) error, moves bool) func(*failoverBench, context.Context, *trio.Pair, int, int, time.Duration) act {
+	return func(_ *failoverBench, ctx context.Context, p *trio.Pair, _, _ int, _ time.Duration) act {
+		a := act{do: func(n *trio.Node) error { return set(p, n, true) }, undo: func(n *trio.Node) error { return set(p, n, false) }, moves: moves}
+		if !moves {
+			a.do = func(n *trio.Node) error { return errors.Join(set(p, n, true), rest(ctx, 500*time.Millisecond)) }
+		}
+		return a
+	}
+}
+
+// dies has one die that owns nothing.
+func dies(who func(p *trio.Pair, owner *trio.Node) *trio.Node, leader bool) func(*failoverBench, context.Context, *trio.Pair, int, int, time.Duration) act {
+	return func(_ *failoverBench, ctx context.Context, p *trio.Pair, _, _ int, _ time.Duration) act {
+		a := act{do: func(n *trio.Node) error { who(p, n).Kill(); return rest(ctx, 500*time.Millisecond) }, undo: func(n *trio.Node) error { return who(p, n).Start(ctx) }}
+		if leader {
+			a.prepare = func(n *trio.Node) error { return leads(ctx, p.Trio, who(p, n)) }
+		}
+		return a
+	}
+}
+
+func moved(_ *failoverBench, ctx context.Context, p *trio.Pair, _, _ int, _ time.Duration) act {
+	return act{do: func(n *trio.Node) error {
+		_, err := n.Run(ctx, "group", "move", trio.PairGroup, p.Other(n).Name)
+		return err
+	}, moves: true, refusable: true}
+}
+
+func drained(_ *failoverBench, ctx context.Context, _ *trio.Pair, _, _ int, _ time.Duration) act {
+	return act{do: func(n *trio.Node) error { _, err := n.Run(ctx, "node", "drain"); return err },
+		undo: func(n *trio.Node) error { _, err := n.Run(ctx, "node", "undrain"); return err }, moves: true, refusable: true}
+}
+
+func ended(_ *failoverBench, ctx context.Context, _ *trio.Pair, _, _ int, _ time.Duration) act {
+	return act{do: (*trio.Node).Stop, undo: start(ctx), moves: true}
+}
+
+func stress(_ *failoverBench, ctx context.Context, p *trio.Pair, _, _ int, long time.Duration) act {
+	return act{do: func(*trio.Node) error {
+		var loops []*exec.Cmd
+		defer func() {
+			for _, c := range loops {
+				_ = c.Process.Kill()
+				_ = c.Wait() // killed
+			}
+		}()
+		for range runtime.NumCPU() {
+			c := p.Command(trio.PairOut, "sh", "-c", "while :; do :; done")
+			if err := c.Start(); err != nil {
+				return err
+			}
+			loops = append(loops, c)
+		}
+		return rest(ctx, long)
+	}}
+}
+
+func lossy(_ *failoverBench, ctx context.Context, p *trio.Pair, _, _ int, long time.Duration) act {
+	set := func(share float64) error {
+		var errs []error
+		for _, a := range p.Nodes() {
+			for _, b := range p.Nodes() {
+				if a != b {
+					errs = append(errs, p.Lose(a, b, share))
+				}
+			}
+		}
+		return errors.Join(errs...)
+	}
+	return act{do: func(*trio.Node) error { return errors.Join(set(0.05), rest(ctx, long), set(0)) }}
+}
+
+// figures notes what the runs of a row have cost.
+func (q *failoverBench) figures(r *failoverRow, runs []run) {
+	collect := func(fn func(*run) float64) (list []float64) {
+		for i := range runs {
+			list = append(list, fn(&runs[i]))
+		}
+		return list
+	}
+	all := func(b bool) string {
+		if b {
+			return "max"
+		}
+		return ""
+	}
+	ms := func(d time.Duration) float64 { return d.Seconds() * 1e3 }
+	gaps := collect(func(o *run) float64 { return ms(o.gap) })
+	switch {
+	case r.still:
+		q.add(r.name, "gap", "ms", gaps, "", 0)
+		if r.long == 0 { // a machine that is kept busy on purpose says nothing of it
+			q.add(r.name, "gap-beyond-the-machine", "ms", collect(func(o *run) float64 { return ms(o.excess) }), "max", quiet)
+		}
+		q.add(r.name, "failovers", "", collect(func(o *run) float64 { return float64(len(o.owners) - 1) }), "max", 0)
+	case r.most > 0:
+		q.add(r.name, "gap", "ms", gaps, "max", r.most)
+		q.add(r.name, "gap-median", "ms", []float64{median(gaps)}, "median", r.median)
+	default:
+		q.add(r.name, "gap", "ms", gaps, "median", r.median)
+	}
+	q.add(r.name, "gap-before", "ms", collect(func(o *run) float64 { return ms(o.before) }), "", 0)
+	q.add(r.name, "senders-paused", "ms", collect(func(o *run) float64 { return ms(o.paused) }), "", 0)
+	q.add(r.name, "flows-not-back", "flows", collect(func(o *run) float64 { return float64(o.away) }), "max", 0)
+	q.add(r.name, "flows-on-another-session", "flows", collect(func(o *run) float64 { return float64(o.moved) }), "max", 0)
+	if slices.ContainsFunc(runs, func(o run) bool { return o.opened > 0 }) {
+		q.add(r.name, "lost", "connections", collect(func(o *run) float64 { return float64(o.data[0]) }), "max", 0)
+		q.add(r.name, "lost-of", "connections", collect(func(o *run) float64 { return float64(o.data[1]) }), "", 0)
+		q.add(r.name, "lost-idle", "connections", collect(func(o *run) float64 { return float64(o.idle[0]) }), "max", 0)
+		q.add(r.name, "lost-idle-of", "connections", collect(func(o *run) float64 { return float64(o.idle[1]) }), "", 0)
+	}
+	if r.opening {
+		q.add(r.name, "fresh-open-before", "connections", collect(func(o *run) float64 { return float64(o.fresh.before) }), "", 0)
+		q.add(r.name, "fresh-lost", "connections", collect(func(o *run) float64 { return float64(o.fresh.lost) }), "", 0)
+		q.add(r.name, "fresh-lost-oldest", "ms", collect(func(o *run) float64 { return ms(o.fresh.age) }), "max", lagMs)
+		q.add(r.name, "fresh-lost-opened-after", "connections", collect(func(o *run) float64 { return float64(o.fresh.after) }), "max", 0)
+		q.add(r.name, "fresh-failed", "connections", collect(func(o *run) float64 { return float64(o.fresh.failed) }), "max", 0)
+	}
+	var calls []float64
+	for _, o := range runs {
+		calls = append(calls, o.calls...)
+	}
+	q.add(r.name, "call-loss", "packets", calls, all(r.still && r.long == 0), 0)
+	q.add(r.name, "packets-lost", "packets", collect(func(o *run) float64 { return float64(o.lost) }), "", 0)
+	q.add(r.name, "offences", "", collect(func(o *run) float64 { return float64(len(o.faults)) }), "max", 0)
+	count := func(metric string, fn func(*run) bool, limit bool) {
+		n := 0.0
+		for i := range runs {
+			if fn(&runs[i]) {
+				n++
+			}
+		}
+		q.add(r.name, metric, "runs", []float64{n}, all(limit), 0)
+	}
+	if !r.still {
+		count("not-handed-over", func(o *run) bool { return o.moves && !o.handed() }, true)
+	}
+	if r.name == "stop" {
+		count("moved-though-short", func(o *run) bool { return o.stopped < half && o.handed() }, true)
+	}
+	if strings.HasPrefix(r.name, "planned/") {
+		count("refused", func(o *run) bool { return o.refused != nil }, true)
+	}
+	if r.name == "kill" || r.name == "gone" {
+		count("led-too", func(o *run) bool { return o.led }, false)
+	}
+	count("not-protected-before", func(o *run) bool { return o.why != "" }, false)
+}
+
+func median(values []float64) float64 {
+	v := slices.Sorted(slices.Values(values))
+	if len(v)%2 == 0 {
+		return (v[len(v)/2-1] + v[len(v)/2]) / 2
+	}
+	return v[len(v)/2]
+}
+
+// say tells of a run what it cost.
+func (o *run) String() string {
+	s := fmt.Sprintf("gap %.1f ms (%s), %.1f ms just before, senders paused %.1f ms; %d flows not back, %d on another session; lost %d of %d connections with data, %d of %d idle; %d of %d packets; %v", o.gap.Seconds()*1e3, o.flow, o.before.Seconds()*1e3, o.paused.Seconds()*1e3,
+		o.away, o.moved, o.data[0], o.data[1], o.idle[0], o.idle[1], o.lost, o.sent, o.owners)
+	if o.fresh.tried > 0 {
+		s += fmt.Sprintf("; %d connections were open when it came, of those %d lost, the oldest %s old; %d lost that opened afterwards, %d of %d did not open", o.fresh.before, o.fresh.lost, o.fresh.age, o.fresh.after, o.fresh.failed, o.fresh.tried)
+	}
+	if o.led {
+		s += "; led too"
+	}
+	if o.refused != nil {
+		s += fmt.Sprintf("; refused: %v", o.refused)
+	}
+	for _, f := range o.faults {
+		s += "\n  OFFENCE " + f.String()
+	}
+	return s
+}

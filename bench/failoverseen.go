@@ -1,0 +1,152 @@
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/host"
+	"demarc/gateway/netlab/judge"
+	"demarc/gateway/trio"
+)
+
+// account is all that was recorded in one run.
+type account struct {
+	from, to      time.Time         // what was done to the pair began, and what may be its work ended
+	probes, calls *netlab.FlowsSeen // probes: nil = there are none
+	held          []host.Held       // connections
+	served        host.HoldServed   // their other ends
+	fresh         []host.Fresh      // connections that were opened all the time
+	verdict       *judge.Verdict    // of what the nodes sent
+}
+
+// failure is what one run cost.
+type failure struct {
+	gap     time.Duration // of the worst flow and direction
+	flow    string        // that one
+	before  time.Duration // the worst gap just before, of no more than that time: what the machine does by itself
+	excess  time.Duration // of the gap over that, and over what senders paused meanwhile
+	paused  time.Duration // the longest pause of a sender while the gap was measured
+	away    int           // flows and directions that had not come back at the end
+	moved   int           // flows that came from another public address or port afterwards: their sessions were lost
+	lost    uint64        // packets, of probes and calls, of those that were sent
+	sent    uint64
+	calls   []float64 // packets lost of each call and direction
+	data    [2]int    // connections with data on the way: lost, of
+	idle    [2]int    // idle ones: lost, of those that were tried
+	opened  int
+	fresh   fresh
+	owners  []string // who sent data for the group, in turn, by the wire
+	faults  []judge.Offence
+	frames  int
+	started string // who served when it began
+}
+
+// fresh is what became of connections that were opened all the time.
+type fresh struct {
+	tried, failed int
+	before, lost  int           // open when the event came; of those, lost
+	age           time.Duration // of the oldest lost one, when the event came
+	after         int           // lost ones that opened afterwards
+}
+
+// gone is a silence at the end after which a flow counts as one that has not come back.
+const gone = 250 * time.Millisecond
+
+// judge says what a run cost. An error says that the account cannot be true, or is not of a pair that worked: then it is no figure at all.
+func (a *account) judge() (f failure, err error) {
+	if a.calls == nil || a.verdict == nil || !a.to.After(a.from) {
+		return f, errors.New("the account is not whole")
+	}
+	var received uint64
+	for _, seen := range []*netlab.FlowsSeen{a.probes, a.calls} {
+		if seen == nil {
+			continue
+		}
+		if len(seen.Flows) == 0 {
+			return f, errors.New("there was no flow")
+		}
+		if end := seen.Ended(); end.Add(gone).Before(a.to) {
+			return f, fmt.Errorf("flows ended %s before the measurement did", a.to.Sub(end))
+		}
+		for i := range seen.Flows {
+			e := &seen.Flows[i]
+			if received += e.Received; e.Received == 0 || e.First >= a.from.UnixNano() {
+				return f, fmt.Errorf("nothing came on %s before the event", e.Name())
+			}
+			if a.to.UnixNano()-e.Last > int64(gone) {
+				f.away++
+			}
+		}
+		worst, paused := seen.Worst(a.from, a.to)
+		earlier, _ := seen.Worst(a.from.Add(-before), a.from)
+		if worst.Gap >= f.gap {
+			f.gap, f.flow = worst.Gap, worst.Flow
+		}
+		f.paused, f.before = max(f.paused, paused), max(f.before, earlier.Gap)
+		f.moved += len(seen.Moved())
+		for i := range seen.Flows {
+			e := &seen.Flows[i]
+			n := e.HighSeq - e.FirstSeq + 1
+			lost := n - min(n, e.Received)
+			if silent := e.Ended - e.Last; silent > int64(gone) { // those after the last one that came
+				after := uint64(silent / int64(seen.Interval))
+				lost, n = lost+after, n+after
+			}
+			f.lost, f.sent = f.lost+lost, f.sent+n
+			if seen == a.calls {
+				f.calls = append(f.calls, float64(lost))
+			}
+		}
+	}
+	f.excess = max(0, f.gap-max(f.paused, f.before))
+	if f.frames = a.verdict.Frames; uint64(a.verdict.Marked) < received {
+		return f, fmt.Errorf("hosts got %d packets of flows, and the judge saw nodes send %d", received, a.verdict.Marked)
+	}
+	for _, t := range a.verdict.Terms[trio.PairGroup] {
+		f.owners = append(f.owners, t.Node)
+	}
+	if len(f.owners) == 0 {
+		return f, errors.New("the judge saw no node serve the group")
+	}
+	f.started, f.faults = f.owners[0], slices.Clone(a.verdict.Offences)
+	blocks := 0 // that the other ends must have had: one at the beginning, and a last one of those that went on
+	for _, h := range a.held {
+		data := h.Opened - h.Idle
+		f.data[0], f.data[1] = f.data[0]+h.Lost-h.LostIdle, f.data[1]+data
+		f.idle[0], f.idle[1] = f.idle[0]+h.LostIdle, f.idle[1]+h.Tried
+		f.opened += h.Opened
+		blocks += h.Opened + data + h.Tried - h.Lost
+	}
+	accepted := f.opened
+	for _, h := range a.fresh {
+		f.fresh.tried, f.fresh.failed = f.fresh.tried+h.Tried, f.fresh.failed+h.Failed
+		for _, at := range h.Open {
+			if at <= a.from.UnixNano() {
+				f.fresh.before++
+			}
+		}
+		for _, at := range h.LostNow {
+			if at > a.from.UnixNano() {
+				f.fresh.after++
+				continue
+			}
+			f.fresh.lost++
+			f.fresh.age = max(f.fresh.age, time.Duration(a.from.UnixNano()-at))
+		}
+		accepted += len(h.Open)
+		blocks += 2*len(h.Open) - len(h.LostNow)
+	}
+	if len(a.fresh) > 0 && f.fresh.before == 0 {
+		return f, errors.New("no connection was opened before the event")
+	}
+	if a.served.Accepted < accepted || a.served.Blocks < uint64(blocks) {
+		return f, fmt.Errorf("%d connections say that they are open, and that %d blocks went over them at least; their other ends accepted %d and had %d", accepted, blocks, a.served.Accepted, a.served.Blocks)
+	}
+	return f, nil
+}
+
+// handed reports whether the group went from who had it to somebody else, and stayed there.
+func (f *failure) handed() bool { return len(f.owners) > 1 && f.owners[len(f.owners)-1] != f.started }

@@ -1,0 +1,124 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Fresh is what became of connections that were opened one after the other, all the time.
+type Fresh struct {
+	Tried   int            `json:"tried"`
+	Failed  int            `json:"failed"`             // that did not open, though there was time
+	Why     map[string]int `json:"why,omitempty"`      // of those, and of those that were lost
+	Open    []int64        `json:"open"`               // when each was open and had carried a block each way (Unix, ns)
+	LostNow []int64        `json:"lost_now,omitempty"` // of those, that carried no further one in time at the end
+}
+
+// tcpOpen opens connections to a tcp-hold-serve at a rate until it is told to end, keeps them, and has each carry a block each way at the end.
+func tcpOpen(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
+	dst := fs.String("dst", "", "ADDRESS:PORT of tcp-hold-serve")
+	list := fs.String("from", "", "own addresses, with commas between; empty = what the system takes")
+	rate := fs.Float64("rate", 100, "connections a second")
+	most := fs.Int("most", 4500, "connections; no more are opened then")
+	within := fs.Duration("within", 5*time.Second, "what takes longer at the end is lost, and what has not opened then has failed")
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	if _, err := netip.ParseAddrPort(*dst); err != nil {
+		return nil, err
+	}
+	if *rate <= 0 || *rate > 1e5 || *most < 1 {
+		return nil, errors.New("want a rate up to 100000, and a connection at least")
+	}
+	if err := roomFor(*most); err != nil {
+		return nil, err
+	}
+	end, err := serving(ctx, *dst)
+	if err != nil {
+		return nil, err
+	}
+	from := strings.Split(*list, ",")
+	first := rand.Uint64()
+	var mu sync.Mutex
+	r := Fresh{Why: map[string]int{}}
+	note := func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		r.Why[howFailed(err)]++
+	}
+	exchange := func(c net.Conn, id, round uint64) error {
+		if _, err := c.Write(block(id, round, false)); err != nil {
+			return err
+		}
+		b := make([]byte, holdBlock)
+		if _, err := io.ReadFull(c, b); err != nil {
+			return err
+		}
+		if !bytes.Equal(b, block(id, round, true)) {
+			return errors.New("wrong content")
+		}
+		return nil
+	}
+	// An attempt lives as long as all do: it ends by itself within the time that is given at the end.
+	last, cancel := context.WithCancel(ctx)
+	defer cancel()
+	context.AfterFunc(end, func() { time.AfterFunc(*within, cancel) })
+	one := func(i int) {
+		id := first + uint64(i)
+		d := net.Dialer{}
+		if a := from[i%len(from)]; a != "" {
+			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(a)}
+		}
+		c, err := d.DialContext(last, "tcp", *dst)
+		if err == nil {
+			defer c.Close()
+			stop := context.AfterFunc(last, func() { c.SetDeadline(time.Now()) })
+			defer stop()
+			err = exchange(c, id, 0)
+		}
+		if err != nil {
+			if last.Err() != nil {
+				err = os.ErrDeadlineExceeded // by our own end
+			}
+			note(err)
+			mu.Lock()
+			r.Failed++
+			mu.Unlock()
+			return
+		}
+		at := time.Now().UnixNano()
+		mu.Lock()
+		r.Open = append(r.Open, at)
+		mu.Unlock()
+		<-end.Done()
+		if err := exchange(c, id, 1); err != nil {
+			note(err)
+			mu.Lock()
+			r.LostNow = append(r.LostNow, at)
+			mu.Unlock()
+		}
+	}
+	var wg sync.WaitGroup
+	begin, gap := time.Now(), time.Duration(float64(time.Second) / *rate)
+	for i := 0; i < *most && sleepUntil(end, begin.Add(time.Duration(i)*gap)); i++ {
+		r.Tried++ // only here
+		wg.Go(func() { one(i) })
+	}
+	<-end.Done()
+	wg.Wait()
+	if r.Tried == 0 {
+		return nil, fmt.Errorf("no connection to %s was tried", *dst)
+	}
+	return r, nil
+}
