@@ -20,6 +20,7 @@ type link struct {
 	conn  net.Conn
 	hello replica.Hello
 	since int64
+	wait  time.Duration // Config.Silence
 
 	mu  sync.Mutex // of what is written
 	out []byte     // mu
@@ -33,12 +34,12 @@ var (
 // Serve takes the streams of another gateway from a connection until that ends, and closes it. The error is what the other side has done wrong; an end alone is none.
 func (s *Standby) Serve(peer string, c net.Conn) error {
 	defer c.Close()
-	l := &link{peer: peer, conn: c, since: s.c.Now()}
+	l := &link{peer: peer, conn: c, since: s.c.Now(), wait: s.c.Silence}
 	in := bufio.NewReaderSize(c, 2*replica.MaxFrame)
-	_ = c.SetReadDeadline(time.Now().Add(replica.Silence))
+	_ = c.SetReadDeadline(time.Now().Add(l.wait))
 	var err error
 	if l.hello, err = replica.ReadHello(in); err != nil {
-		if err = fault(err, "its first word"); err != nil {
+		if err = l.fault(err, "its first word"); err != nil {
 			_ = l.write(func(b []byte) []byte { return replica.AppendRefusal(b, err.Error()) })
 		}
 		return err
@@ -122,15 +123,15 @@ func (s *Standby) frames(l *link, in *bufio.Reader) error {
 	for {
 		_ = l.conn.SetReadDeadline(time.Time{}) // between frames it may be silent
 		if _, err := in.Peek(1); err != nil {
-			return fault(err, "")
+			return l.fault(err, "")
 		}
-		_ = l.conn.SetReadDeadline(time.Now().Add(replica.Silence))
+		_ = l.conn.SetReadDeadline(time.Now().Add(l.wait))
 		got = got[:0]
 		clear(have)
 		for {
 			f, err := replica.ReadFrame(in)
 			if err != nil {
-				return fault(err, "the rest of a frame")
+				return l.fault(err, "the rest of a frame")
 			}
 			life, stream := replica.FrameHead(f)
 			if life != l.hello.Life || int(stream) >= int(l.hello.Streams) {
@@ -174,21 +175,21 @@ func (l *link) write(put func([]byte) []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.out = put(l.out[:0])
-	_ = l.conn.SetWriteDeadline(time.Now().Add(replica.Silence))
+	_ = l.conn.SetWriteDeadline(time.Now().Add(l.wait))
 	_, err := l.conn.Write(l.out)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("%w: none for %s", errDeaf, replica.Silence)
+		return fmt.Errorf("%w: none for %s", errDeaf, l.wait)
 	}
-	return fault(err, "")
+	return l.fault(err, "")
 }
 
 // fault is what of an error is the other side's doing: that a connection has ended is nobody's, but in the midst of something.
-func fault(err error, of string) error {
+func (l *link) fault(err error, of string) error {
 	switch {
 	case err == nil, errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrClosedPipe), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("%s has not come for %s", of, replica.Silence)
+		return fmt.Errorf("%s has not come for %s", of, l.wait)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return nil // a process that ends does so wherever it is
 	}

@@ -39,6 +39,8 @@ type Config struct {
 	// Held is told for how long each order held a worker; nil = nobody asks. The worker calls it.
 	Held func(w int, d time.Duration)
 	Log  *slog.Logger
+	// Silence is replica.Silence, shorter in tests.
+	Silence time.Duration
 }
 
 // Standby keeps copies of what other gateways own.
@@ -76,6 +78,7 @@ const memberEvery = time.Second
 
 // New makes a standby. Run keeps it going, Serve takes a connection.
 func New(c Config) *Standby {
+	c.Silence = cmp.Or(c.Silence, replica.Silence)
 	s := &Standby{c: c, log: c.Log, wake: make(chan struct{}, 1), links: map[string]*link{}, gone: map[string]gone{}, owed: make([]owed, len(c.Shards))}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"demarc/cluster/transport"
 	"demarc/configs"
 	"demarc/gateway/conntrack"
 	"demarc/gateway/fib"
@@ -105,14 +106,21 @@ type far struct {
 	epoch  atomic.Uint64
 	stop   func()
 
+	silence time.Duration // 0 = as usual
+
 	mu    sync.Mutex
 	holds []time.Duration // mu
 	keep  bool            // holds
 }
 
 func newFar(t testing.TB, workers, sessions int, policy string) *far {
+	return impatient(t, workers, sessions, policy, 0)
+}
+
+// impatient waits for so long for what a peer has begun.
+func impatient(t testing.TB, workers, sessions int, policy string, silence time.Duration) *far {
 	t.Helper()
-	f := &far{t: t, space: nat.NewSpace(64)}
+	f := &far{t: t, space: nat.NewSpace(64), silence: silence}
 	var err error
 	if f.node, err = configs.DecodeNode("node.toml", fmt.Appendf(nil, nodeText, sessions, sessions)); err != nil {
 		t.Fatal(err)
@@ -161,7 +169,7 @@ func memory(t testing.TB, n int) []byte {
 }
 
 func (f *far) start() {
-	f.sb = New(Config{Shards: f.shards, View: f.view.Load, Now: func() int64 { return int64(f.clock.Exact()) },
+	f.sb = New(Config{Silence: f.silence, Shards: f.shards, View: f.view.Load, Now: func() int64 { return int64(f.clock.Exact()) },
 		Order: func(w int, fn func(*pipeline.Shard)) error { return f.ws[w].Do(context.Background(), fn) },
 		Taken: func(v *snapshot.View) bool {
 			for _, w := range f.ws {
@@ -449,6 +457,44 @@ func over(n *near, f *far, a, b net.Conn) (end func() (owner, standby error)) {
 		a.Close()
 		return <-out, <-in
 	})
+}
+
+// members are two of one cluster. dial makes a connection between them, both ends of which it returns.
+func members(t testing.TB) (dial func() (a, b net.Conn)) {
+	t.Helper()
+	ca, err := transport.NewAuthority(t.TempDir()+"/ca", "test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	member := func(name string) *transport.Transport {
+		dir := t.TempDir()
+		if err := ca.Issue(dir, name, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		k, err := transport.OpenKeyring(dir, time.Now, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr, err := transport.Listen(transport.Config{Address: "127.0.0.1:0", Keys: k})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { tr.Close() })
+		return tr
+	}
+	one, two := member("a"), member("b")
+	return func() (net.Conn, net.Conn) {
+		came := make(chan net.Conn, 1)
+		go func() {
+			c, _ := two.SessionConns().Accept()
+			came <- c
+		}()
+		c, err := one.DialSessions(t.Context(), two.Address())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c, <-came
+	}
 }
 
 // eventually polls until ok.
