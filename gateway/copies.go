@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"time"
 
 	"demarc/cluster/failover"
 	"demarc/gateway/pipeline"
@@ -9,11 +10,10 @@ import (
 	"demarc/gateway/standby"
 )
 
-// openStandby makes the receiving end of copies: workers take orders. Orders end with ctx.
+// openStandby makes the receiving end of copies: workers take orders. What they are given ends with ctx.
 func (g *Gateway) openStandby(ctx context.Context) {
 	g.standby = standby.New(standby.Config{Shards: g.shards, View: g.view.Load, Taken: g.taken, Now: func() int64 { return int64(g.clock.Exact()) }, Log: g.log,
-		Order:  func(w int, fn func(*pipeline.Shard)) error { return g.workers[w].Do(ctx, fn) },
-		Busy:   func(w int) uint64 { return g.workers[w].Stats().BusyNs },
+		Steps:  func(w int, fn func(*pipeline.Shard, time.Duration) bool) error { return g.workers[w].Steps(ctx, fn) },
 		Marked: g.marked, Member: g.isMember})
 }
 

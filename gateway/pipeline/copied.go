@@ -206,6 +206,7 @@ func (c *Copied) Plan(ops []replica.Op, ctx *replica.Context) (leave, enter []bo
 			se := entered(&op.Rec)
 			op.To = uint16(c.home(v, &se))
 			c.enters[op.To] = true
+			op.Outcome = replica.Conflict // until it is entered
 		}
 		if at := uint16(op.At.Shard()); op.At != replica.NoPlace && at != op.To {
 			op.From = at

@@ -123,7 +123,7 @@ func (c *claims) has(p Place) bool {
 
 const (
 	pageItems = 4096
-	batch     = 256
+	batch     = 2048
 	maxSlots  = 1 << 28 // a sender's slot beyond this is a mistake
 )
 
@@ -385,32 +385,65 @@ func (r *Receiver) end(in *inbound) {
 
 // Frame takes in one frame. The answer goes back to the peer, also beside an error, which is a word for the log and has cost nothing but that record or frame.
 func (r *Receiver) Frame(now int64, peer string, b []byte) (Answer, error) {
+	in, a, err := r.take(now, peer, b)
+	r.flush()
+	if in != nil {
+		a = in.answer(r, now)
+	}
+	return a, err
+}
+
+// Frames takes in frames of one peer, those of each stream in their order, and answers each stream once. What they change goes to the Sink in larger batches than frame by frame, if
+// those of one stream stand together. The error is the first.
+func (r *Receiver) Frames(now int64, peer string, list [][]byte) (answers []Answer, first error) {
+	var ins []*inbound
+	for _, b := range list {
+		in, a, err := r.take(now, peer, b)
+		first = cmp.Or(first, err)
+		switch {
+		case in == nil && err == nil, in == nil && a.Anew:
+			answers = append(answers, a)
+		case in != nil && !slices.Contains(ins, in):
+			ins = append(ins, in)
+		}
+	}
+	r.flush()
+	for _, in := range ins {
+		answers = append(answers, in.answer(r, now))
+	}
+	return answers, first
+}
+
+// take takes in one frame. What it changes may wait for the next flush. The answer is in's when that has come, or a.
+func (r *Receiver) take(now int64, peer string, b []byte) (in *inbound, a Answer, err error) {
 	var h header
 	if err := h.get(b); err != nil {
-		return Answer{}, err
+		return nil, a, err
 	}
 	if int(h.Len) != len(b) {
-		return Answer{}, fmt.Errorf("frame: %d bytes, and says that it is %d long", len(b), h.Len)
+		return nil, a, fmt.Errorf("frame: %d bytes, and says that it is %d long", len(b), h.Len)
+	}
+	if len(r.ops) > 0 && (h.First || r.stale || r.peers[peer][h.Stream] != r.ops[0].in) { // a batch is of one stream
+		r.flush()
 	}
 	r.missed()
 	if r.stale {
 		r.reclaim(false)
 	}
-	in := r.stream(peer, &h)
+	in = r.stream(peer, &h)
 	switch {
 	case in == nil || h.Seq > in.next:
-		return Answer{Life: h.Life, Stream: h.Stream, Anew: true, Seq: h.Seq}, nil
+		return nil, Answer{Life: h.Life, Stream: h.Stream, Anew: true, Seq: h.Seq}, nil
 	case h.Seq < in.next && !r.plant.anyOrder:
 		r.Stats.Older += uint64(h.Count)
-		return in.answer(r, now), nil
+		return in, a, nil
 	}
 	rest, seq, first := b[headerLen:], h.Seq, error(nil)
 	for range h.Count {
 		k, group, body, more, err := nextRecord(rest)
 		if err != nil {
 			// Nothing of this frame after it can be told apart, so the stream cannot go on.
-			r.flush()
-			return Answer{Life: h.Life, Stream: h.Stream, Anew: true, Seq: h.Seq}, cmp.Or(first, err)
+			return nil, Answer{Life: h.Life, Stream: h.Stream, Anew: true, Seq: h.Seq}, cmp.Or(first, err)
 		}
 		rest = more
 		if err := r.record(now, in, seq, k, group, body); err != nil && first == nil {
@@ -418,10 +451,9 @@ func (r *Receiver) Frame(now int64, peer string, b []byte) (Answer, error) {
 		}
 		seq++
 	}
-	r.flush()
 	in.next = max(in.next, seq)
 	r.Stats.Records += uint64(h.Count)
-	return in.answer(r, now), first
+	return in, a, first
 }
 
 // stream is the stream that a frame belongs to, begun anew if it says so; nil when it does not belong to any.

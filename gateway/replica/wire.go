@@ -136,19 +136,6 @@ func ReadFrame(r Peeker) ([]byte, error) {
 // FrameHead is of which life and stream a frame is that ReadFrame has read.
 func FrameHead(f []byte) (life uint64, stream uint8) { return le.Uint64(f[8:]), f[3] }
 
-// FrameWaits reports whether a whole frame, or what is none, is among the buffered bytes of r.
-func FrameWaits(r Peeker, buffered int) bool {
-	if buffered < headerLen {
-		return false
-	}
-	b, err := r.Peek(headerLen)
-	if err != nil {
-		return true
-	}
-	n, err := FrameLen(b)
-	return err != nil || n <= buffered
-}
-
 // next is the next n bytes, which are read then.
 func next(r Peeker, n int) ([]byte, error) {
 	b, err := r.Peek(n)

@@ -42,7 +42,7 @@ func BenchmarkBulk(b *testing.B) {
 		b.ReportMetric(took.Seconds(), "s")
 		b.ReportMetric(float64(n.count())/took.Seconds(), "sessions/s")
 		b.ReportMetric(float64(st.Held.Nanoseconds())/float64(n.count()), "ns-held/session")
-		b.ReportMetric(float64(st.Orders), "orders")
+		b.ReportMetric(float64(st.Steps), "steps")
 		end()
 		f.stop()
 		b.StartTimer()

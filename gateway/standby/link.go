@@ -2,11 +2,13 @@ package standby
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -115,49 +117,72 @@ func (s *Standby) beat(l *link, done <-chan struct{}) error {
 	}
 }
 
-// frames takes what comes, and answers what has come at once.
+// ahead is how many frames are read ahead of what is being written: so what has come is written together.
+const ahead = 64
+
+// frames takes what comes. Another goroutine reads it, so that the workers and TLS do not wait for each other.
 func (s *Standby) frames(l *link, in *bufio.Reader) error {
-	var got []replica.Answer // by stream, of those in order
-	have := make([]bool, l.hello.Streams)
-	last := make([]replica.Answer, l.hello.Streams)
+	came, spare := make(chan []byte, ahead), make(chan []byte, 2*ahead)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- l.read(in, came, spare)
+		close(came)
+	}()
+	var list [][]byte
+	for f := range came {
+		list = append(list[:0], f)
+		for n := len(came); n > 0; n-- {
+			list = append(list, <-came)
+		}
+		slices.SortStableFunc(list, func(a, b []byte) int {
+			_, x := replica.FrameHead(a)
+			_, y := replica.FrameHead(b)
+			return cmp.Compare(x, y)
+		})
+		got, err := s.take(l, list)
+		if err == nil {
+			err = l.answer(got)
+		}
+		if err != nil {
+			l.conn.Close()
+			for range came { // until its reader has seen that
+			}
+			return cmp.Or(<-ended, err)
+		}
+		for _, f := range list {
+			select {
+			case spare <- f:
+			default:
+			}
+		}
+	}
+	return <-ended
+}
+
+// read reads frames until the connection ends.
+func (l *link) read(in *bufio.Reader, came chan<- []byte, spare <-chan []byte) error {
 	for {
-		_ = l.conn.SetReadDeadline(time.Time{}) // between frames it may be silent
-		if _, err := in.Peek(1); err != nil {
-			return l.fault(err, "")
+		if in.Buffered() == 0 {
+			_ = l.conn.SetReadDeadline(time.Time{}) // between frames it may be silent
+			if _, err := in.Peek(1); err != nil {
+				return l.fault(err, "")
+			}
+			_ = l.conn.SetReadDeadline(time.Now().Add(l.wait))
 		}
-		_ = l.conn.SetReadDeadline(time.Now().Add(l.wait))
-		got = got[:0]
-		clear(have)
-		for {
-			f, err := replica.ReadFrame(in)
-			if err != nil {
-				return l.fault(err, "the rest of a frame")
-			}
-			life, stream := replica.FrameHead(f)
-			if life != l.hello.Life || int(stream) >= int(l.hello.Streams) {
-				return fmt.Errorf("a frame of stream %d of life %x, and it has said that it has %d streams of life %x", stream, life, l.hello.Streams, l.hello.Life)
-			}
-			a, err := s.frame(l, f)
-			if errors.Is(err, errReplaced) {
-				return err
-			}
-			if err != nil { // has cost nothing but that record or frame, and is told by the answer
-				s.odd.Add(1)
-				s.complain("what a gateway sends is not all understood", "peer", l.peer, "err", err)
-			}
-			have[stream], last[stream] = true, a
-			if !replica.FrameWaits(in, in.Buffered()) {
-				break
-			}
+		f, err := replica.ReadFrame(in)
+		if err != nil {
+			return l.fault(err, "the rest of a frame")
 		}
-		for n := range have {
-			if have[n] {
-				got = append(got, last[n])
-			}
+		life, stream := replica.FrameHead(f)
+		if life != l.hello.Life || int(stream) >= int(l.hello.Streams) {
+			return fmt.Errorf("a frame of stream %d of life %x, and it has said that it has %d streams of life %x", stream, life, l.hello.Streams, l.hello.Life)
 		}
-		if err := l.answer(got); err != nil {
-			return err
+		var own []byte
+		select {
+		case own = <-spare:
+		default:
 		}
+		came <- append(own[:0], f...)
 	}
 }
 

@@ -16,18 +16,17 @@ import (
 	"demarc/gateway/snapshot"
 )
 
-// Config is what New needs. Shards, Order, View, Taken and Now are required.
+// Config is what New needs. Shards, Steps, View, Taken and Now are required.
 type Config struct {
 	Shards []*pipeline.Shard
-	// Order has a worker run fn on its shard between two bursts, and waits for it. An error says that it was not run, or not to its end, and never will be.
-	Order func(w int, fn func(*pipeline.Shard)) error
+	// Steps has a worker run fn on its shard between two bursts, once a turn for as long as room says, until it is done, and waits for that. An error says that it did not come to its end,
+	// and never will.
+	Steps func(w int, fn func(sh *pipeline.Shard, room time.Duration) (done bool)) error
 	// View is the newest, Taken says whether all workers have it.
 	View  func() *snapshot.View
 	Taken func(*snapshot.View) bool
 	// Now is a clock that only goes on, ns. Workers read it too.
 	Now func() int64
-	// Busy is for how long a worker has had something to do since it began, ns; nil = copying is not paced by it.
-	Busy func(w int) uint64
 	// Marked is told that the copy of a group is whole and that its digests were equal, each time that they were found to be. It must not block. nil = nobody asks.
 	Marked func(group uint8, epoch uint64)
 	// Member says whether a gateway is one of the cluster's; nil, or an error = that is not known now, and nothing is forgotten.
@@ -36,7 +35,7 @@ type Config struct {
 	Common replica.Sink
 	// Slots is how many slots of what is no session an owner may have.
 	Slots int
-	// Held is told for how long each order held a worker; nil = nobody asks. The worker calls it.
+	// Held is told for how long each step held a worker; nil = nobody asks. The worker calls it.
 	Held func(w int, d time.Duration)
 	Log  *slog.Logger
 	// Silence is replica.Silence, shorter in tests.
@@ -58,10 +57,9 @@ type Standby struct {
 	seen   [256]int64        // mu: by group, when digests were equal that Marked was told of
 	looked int64             // mu: when it was last looked who is a member
 
-	owed    []owed
-	orders  atomic.Uint64
+	steps   atomic.Uint64
 	heldNs  atomic.Int64
-	longest atomic.Int64 // ns that an order has held a worker
+	longest atomic.Int64 // ns that a step has held a worker
 	failed  atomic.Uint64
 	odd     atomic.Uint64 // records that could not be read
 	said    atomic.Int64  // seconds of the last complaint
@@ -79,7 +77,7 @@ const memberEvery = time.Second
 // New makes a standby. Run keeps it going, Serve takes a connection.
 func New(c Config) *Standby {
 	c.Silence = cmp.Or(c.Silence, replica.Silence)
-	s := &Standby{c: c, log: c.Log, wake: make(chan struct{}, 1), links: map[string]*link{}, gone: map[string]gone{}, owed: make([]owed, len(c.Shards))}
+	s := &Standby{c: c, log: c.Log, wake: make(chan struct{}, 1), links: map[string]*link{}, gone: map[string]gone{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -136,16 +134,21 @@ func (s *Standby) renew() {
 	}
 }
 
-// frame takes in one frame of a connection.
-func (s *Standby) frame(l *link, f []byte) (replica.Answer, error) {
+// take takes in frames of a connection, those of each stream together, and answers them.
+func (s *Standby) take(l *link, list [][]byte) ([]replica.Answer, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.links[l.peer] != l {
-		return replica.Answer{}, errReplaced
+		return nil, errReplaced
 	}
 	s.tell()
 	s.renew()
-	return s.r.Frame(s.c.Now(), l.peer, f)
+	answers, err := s.r.Frames(s.c.Now(), l.peer, list)
+	if err != nil { // has cost nothing but that record or frame, and is told by the answer
+		s.odd.Add(1)
+		s.complain("what a gateway sends is not all understood", "peer", l.peer, "err", err)
+	}
+	return answers, nil
 }
 
 // answers are for all streams of a connection.
@@ -234,10 +237,10 @@ type Status struct {
 	Groups []Group // of the policy, those that this node does not own
 	Peers  []Peer
 	replica.Stats
-	Orders  uint64        // to workers, and
+	Steps   uint64        // of workers, and
 	Held    time.Duration // for how long they held them in all
 	Longest time.Duration // and at most
-	Failed  uint64        // orders that were not carried out
+	Failed  uint64        // batches that a worker did not write to their end
 	Odd     uint64        // records that could not be read
 }
 
@@ -266,7 +269,7 @@ func (s *Standby) Status() Status {
 	defer s.mu.Unlock()
 	s.tell()
 	now := s.c.Now()
-	st := Status{Stats: s.r.Stats, Orders: s.orders.Load(), Held: time.Duration(s.heldNs.Load()), Longest: time.Duration(s.longest.Load()), Failed: s.failed.Load(), Odd: s.odd.Load()}
+	st := Status{Stats: s.r.Stats, Steps: s.steps.Load(), Held: time.Duration(s.heldNs.Load()), Longest: time.Duration(s.longest.Load()), Failed: s.failed.Load(), Odd: s.odd.Load()}
 	for _, x := range s.sink.View.Groups() {
 		if s.deaf[x.ID].Load() {
 			continue

@@ -170,7 +170,9 @@ func memory(t testing.TB, n int) []byte {
 
 func (f *far) start() {
 	f.sb = New(Config{Silence: f.silence, Shards: f.shards, View: f.view.Load, Now: func() int64 { return int64(f.clock.Exact()) },
-		Order: func(w int, fn func(*pipeline.Shard)) error { return f.ws[w].Do(context.Background(), fn) },
+		Steps: func(w int, fn func(*pipeline.Shard, time.Duration) bool) error {
+			return f.ws[w].Steps(context.Background(), fn)
+		},
 		Taken: func(v *snapshot.View) bool {
 			for _, w := range f.ws {
 				if int32(w.Stats().Gen-v.Gen) < 0 {
@@ -179,7 +181,6 @@ func (f *far) start() {
 			}
 			return true
 		},
-		Busy:   func(w int) uint64 { return f.ws[w].Stats().BusyNs },
 		Marked: func(_ uint8, epoch uint64) { f.epoch.Store(epoch); f.marks.Add(1) },
 		Held: func(_ int, d time.Duration) {
 			if f.keep {

@@ -91,6 +91,8 @@ type Worker struct {
 	in      []*ring                       // from peer i; nil at its own index
 	view    atomic.Pointer[snapshot.View] // control: wo, worker: ro
 	box     chan job
+	walks   chan steps
+	walk    steps // of walks, under way
 	tx      chan injected
 	back    chan injected // frames whose next hop did not answer; port is the interface
 	pool    sync.Pool
@@ -150,7 +152,7 @@ func New(c Config) (*Worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("worker %d: eventfd: %w", c.ID, err)
 	}
-	w := &Worker{cfg: c, shard: c.Shard, box: make(chan job, 64), tx: make(chan injected, 1024), back: make(chan injected, 64), wakeFD: fd, txOf: make([]int, c.Ports), held: make([]int, len(c.Areas))}
+	w := &Worker{cfg: c, shard: c.Shard, box: make(chan job, 64), walks: make(chan steps, 8), tx: make(chan injected, 1024), back: make(chan injected, 64), wakeFD: fd, txOf: make([]int, c.Ports), held: make([]int, len(c.Areas))}
 	w.sends, w.down = make([]atomic.Bool, c.Ports), make([]atomic.Bool, c.Ports)
 	w.ended, w.nap = make(chan struct{}), 200*time.Millisecond
 	w.pool.New = func() any { return new([]byte) }
@@ -344,6 +346,7 @@ func (w *Worker) turn(now uint64) (n int) {
 	}
 	busy := n > 0
 	n += w.orders(now)
+	n += w.step(now, n > 0)
 	for _, s := range w.socks {
 		w.flush(s)
 		w.refill(s)
@@ -499,6 +502,7 @@ func (w *Worker) drainOnExit() {
 	w.shard.Leave()
 	w.shard.Meter.Publish()
 	w.gauges()
+	w.noMoreSteps()
 	for {
 		select {
 		case j := <-w.box:
