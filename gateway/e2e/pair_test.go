@@ -9,9 +9,8 @@ import (
 	"demarc/cluster/failover"
 )
 
-// What a pair is for, without copies of sessions: the owner's process is killed, and stopped for times around the lease. The other one serves, within half a
-// second; who wakes up sends nothing under the group's address; a stop of less than half a lease moves nothing. Flows of UDP open anew on the new owner, from the
-// inside. TCP would be cut.
+// The owner's process is killed, and stopped for times around the lease. The other one serves, within half a second; who wakes up sends nothing under the
+// group's address; a stop of less than half a lease moves nothing.
 func TestPairOwnerKilledAndStopped(t *testing.T) {
 	p := newPair(t, "pair", "")
 	p.start()
