@@ -19,6 +19,7 @@ import (
 	"demarc/gateway/conntrack"
 	"demarc/gateway/fib"
 	"demarc/gateway/flow"
+	"demarc/gateway/lease"
 	"demarc/gateway/nat"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/replica"
@@ -105,6 +106,7 @@ type far struct {
 	marks  atomic.Int64 // of group 1
 	epoch  atomic.Uint64
 	stop   func()
+	until  lease.Deadlines // of the groups that it serves, where it is an owner
 
 	silence time.Duration // 0 = as usual
 
@@ -133,7 +135,7 @@ func impatient(t testing.TB, workers, sessions int, policy string, silence time.
 	neigh := fib.NewNeighbors(4096, 1)
 	for i := range workers {
 		sh, err := pipeline.NewShard(pipeline.Config{Worker: i, SessionMem: memory(t, conntrack.Bytes(sessions)), Sessions: sessions, NATMem: memory(t, nat.Bytes(sessions)), PermitMem: memory(t, nat.PermitBytes(sessions)),
-			Mappings: sessions, Tenants: snapshot.MaxTenantID(f.node), ShaperMax: 256, Seed: uint64(i) + 1, Space: f.space, Neighbors: neigh})
+			Mappings: sessions, Tenants: snapshot.MaxTenantID(f.node), ShaperMax: 256, Seed: uint64(i) + 1, Space: f.space, Neighbors: neigh, Deadlines: &f.until})
 		if err != nil {
 			t.Fatal(err)
 		}
