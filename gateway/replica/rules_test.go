@@ -252,3 +252,36 @@ func TestDamageIsMended(t *testing.T) {
 		t.Error(w.faults)
 	}
 }
+
+// TestWindowIsMemory: a standby that takes nothing while one thing changes at a time costs the owner no more than the window, though each frame has a buffer for many records.
+func TestWindowIsMemory(t *testing.T) {
+	w := newWorld(1, 2, plants{})
+	n := w.nodes[0]
+	sh := n.shards[0]
+	lim := Limits{Window: 256 << 10}
+	s := NewSender(source{n, sh}, w.cap, 0, 1, 7, 9, lim)
+	s.Own(1, 1)
+	s.Link(0, &Answer{Anew: true})
+	for i := range 5000 {
+		var x Session
+		x.OrigSrc[3], x.OrigSPort = byte(i), uint16(i)
+		slot, ok := sh.put(0, &x, 1)
+		if !ok {
+			sh.remove(0)
+			slot, _ = sh.put(0, &x, 1)
+		}
+		s.Mark(slot, true)
+		s.Drain(int64(i)*1e6, 64)
+		s.Take()
+	}
+	held := cap(s.cur)
+	for _, f := range s.queue {
+		held += cap(f.buf)
+	}
+	if len(s.queue) < 5 || held > lim.Window+2*(DefaultLimits.Frame+1024) {
+		t.Errorf("%d frames hold %d bytes, the window is %d", len(s.queue), held, lim.Window)
+	}
+	if st := s.Status(5000e6); st.Lag < time.Second {
+		t.Errorf("a lag of %s is shown", st.Lag)
+	}
+}

@@ -253,13 +253,6 @@ func (s *Sender) copy(group uint8) {
 	s.marker(KindBegin, group, g)
 }
 
-// Again copies a group anew: what belongs to it has changed without a mark.
-func (s *Sender) Again(group uint8) {
-	if s.linked && s.groups[group] != nil {
-		s.copy(group)
-	}
-}
-
 func (s *Sender) marker(k Kind, group uint8, g *outGroup) {
 	sum, number := g.sum, g.number
 	if s.plant.earlyDigest && k == KindDigest {

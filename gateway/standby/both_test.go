@@ -35,6 +35,11 @@ func (f *far) serves(group uint8, epoch uint64, name string, to *far) *bothEnds 
 			f.t.Fatal(err)
 		}
 	}
+	for _, w := range f.ws {
+		if err := w.Do(f.t.Context(), func(sh *pipeline.Shard) { sh.TakeOver(group) }); err != nil {
+			f.t.Fatal(err)
+		}
+	}
 	f.until.Write(group, epoch, 1<<63)
 	to.sb.Serving(group, epoch, false)
 	if err := b.set.Own(f.t.Context(), group, epoch); err != nil {

@@ -202,13 +202,8 @@ func (s *Stream) ask(ctx context.Context, fn func(now int64)) error {
 	}
 }
 
-// Renew is the owner's: its tables go by another policy, and what belongs to some groups has changed.
-func (s *Stream) Renew(groups []uint8) {
-	s.out.Renew()
-	for _, g := range groups {
-		s.out.Again(g)
-	}
-}
+// Renew is the owner's: its tables go by another policy.
+func (s *Stream) Renew() { s.out.Renew() }
 
 // Fail is the owner's, after a panic in Turn: nobody knows how its Sender is, so the set ends, and another one begins anew.
 func (s *Stream) Fail() {

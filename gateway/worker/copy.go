@@ -4,9 +4,7 @@ import (
 	"context"
 	"slices"
 
-	"demarc/gateway/flow"
 	"demarc/gateway/pipeline"
-	"demarc/gateway/snapshot"
 	"demarc/gateway/stream"
 )
 
@@ -38,34 +36,4 @@ func (w *Worker) copy(s *stream.Stream, now uint64, busy bool) (n int) {
 		}
 	}()
 	return s.Turn(int64(now), busy)
-}
-
-// renew tells streams that the shard goes by another view.
-func (w *Worker) renew(old, v *snapshot.View) {
-	if len(w.streams) == 0 {
-		return
-	}
-	var changed []uint8 // groups that a tenant with sessions has come into or left: no mark says so
-	if old != nil {
-		for _, t := range old.Tenants {
-			if t == nil || v.Tenant(t.ID) == nil {
-				continue
-			}
-			if was, is := groupID(old, t.ID), groupID(v, t.ID); was != is {
-				changed = append(changed, was, is)
-			}
-		}
-		slices.Sort(changed)
-		changed = slices.Compact(changed)
-	}
-	for _, s := range w.streams {
-		s.Renew(changed)
-	}
-}
-
-func groupID(v *snapshot.View, tenant flow.TenantID) uint8 {
-	if g := v.GroupOf(tenant); g != nil {
-		return g.ID
-	}
-	return 0
 }

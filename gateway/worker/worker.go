@@ -324,10 +324,11 @@ func (w *Worker) Run(ctx context.Context) error {
 // turn is one round over everything that the worker serves. It returns how much there was to do.
 func (w *Worker) turn(now uint64) (n int) {
 	if v := w.view.Load(); v != nil && v != w.shard.View() {
-		old := w.shard.View()
-		w.leave(old, v)
+		w.leave(w.shard.View(), v)
 		w.shard.SetView(v)
-		w.renew(old, v)
+		for _, s := range w.streams { // what a tenant's group is, is told as sessions are judged again
+			s.Renew()
+		}
 		w.count.gen.Store(v.Gen)
 	}
 	// Before what has come: after a pause (the kernel gave the CPU to somebody else) what waits is older than it may be, and everything behind it
