@@ -101,6 +101,8 @@ type Gateway struct {
 	standby *standby.Standby // copies of what other nodes own; set before anything asks it
 	copying copying          // of sessions of what it serves, to others
 
+	handover handover // what this process has of the one before it. Run alone; others: ro once the interface answers
+
 	remote  *api.Remote // what the interface on TCP needs; nil where there is none
 	revoked *revoked    // whom it does not let in
 	server  *api.Server // set before anything asks it
@@ -182,6 +184,8 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	if err := g.open(); err != nil {
 		return err
 	}
+	defer g.doneHanded()
+	g.takeUp()
 	if err := g.republishBlocks(ctx); err != nil {
 		return errors.Join(err, g.restorePorts())
 	}
@@ -234,6 +238,9 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	g.closeSockets() // nothing new comes in while the workers finish
 	cancel()
 	wg.Wait()
+	if g.handover.served && err == nil {
+		g.handOver()
+	}
 	g.log.Info("stopped", "node", g.o.Node.Name)
 	return err
 }
@@ -275,9 +282,11 @@ func (g *Gateway) begin(ctx context.Context, agree func()) error {
 	if err := g.keepFirst(); err != nil {
 		return err
 	}
+	g.handover.served = true
 	if err := g.openSockets(); err != nil {
 		return err
 	}
+	g.doneHanded()
 	g.log.Info("forwarding", "node", g.o.Node.Name, "revision", g.revision.Load().Number, "workers", len(g.workers))
 	if g.o.Ready != nil {
 		g.o.Ready()

@@ -62,6 +62,9 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 		s.Damaged = *p
 	}
 	s.Later = g.later
+	if h := &g.handover; h.found {
+		s.Resumed = &h.result
+	}
 	if x, err := b.Groups(ctx); err == nil && (len(x.Groups) > 0 || len(x.Drained) > 0) {
 		s.Groups = x
 	}

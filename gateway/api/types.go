@@ -40,7 +40,8 @@ type Status struct {
 	Later        []string          `json:"later_policies,omitempty"`   // kept policies that this release does not know how to serve, passed over at start: which and why
 	Revision     Revision          `json:"revision"`
 	Cluster      Cluster           `json:"cluster"`
-	Groups       *Groups           `json:"groups,omitempty"` // missing = there is none
+	Groups       *Groups           `json:"groups,omitempty"`  // missing = there is none
+	Resumed      *Resumed          `json:"resumed,omitempty"` // what this process has of the one before it; missing = that has left nothing
 	Workers      []Worker          `json:"workers"`
 	Ports        []Port            `json:"ports"`
 	Tenants      []Tenant          `json:"tenants"`
@@ -52,6 +53,20 @@ type Status struct {
 	API          APIState          `json:"api"`                   // the interface on TCP
 	OnlyTenant   string            `json:"only_tenant,omitempty"` // who asks may see this tenant alone: all that is not the tenant's is left out here, whatever its value
 }
+
+// Resumed is what a process has of the one before it, which ended in order on this machine: sessions go on with their bindings, counters and what was left of their time.
+type Resumed struct {
+	Version string            `json:"version"`           // of the program before
+	Away    float64           `json:"away_seconds"`      // from when that had written to when this one read
+	Took    float64           `json:"took_seconds"`      // to take it up
+	Taken   uint64            `json:"taken_sessions"`    // they go on
+	Over    uint64            `json:"over_sessions"`     // their time ran out meanwhile
+	Refused map[string]uint64 `json:"refused_sessions"`  // not taken up, by reason: "table_full", "no_tenant", "conflict", "newer_release", "malformed"
+	Problem string            `json:"problem,omitempty"` // why nothing was taken up
+}
+
+// ResumedRefusals lists the reasons of Resumed.Refused: all but the first outcome of a record.
+var ResumedRefusals = []string{"table_full", "no_tenant", "conflict", "newer_release", "malformed"}
 
 // APIState is the interface itself.
 type APIState struct {

@@ -128,6 +128,27 @@ func writeCluster(w io.Writer, s *api.Status) {
 	}
 }
 
+// writeResumed says what the process has of the one before it.
+func writeResumed(w io.Writer, r *api.Resumed) {
+	switch {
+	case r == nil:
+		return
+	case r.Problem != "":
+		fmt.Fprintf(w, "ANEW      sessions of the process before are not taken up: %s\n", clean(r.Problem))
+		return
+	}
+	fmt.Fprintf(w, "resumed   %s of the process before (%s) after %.2f s", plural(int(r.Taken), "session"), clean(r.Version), r.Away+r.Took)
+	if r.Over > 0 {
+		fmt.Fprintf(w, ", %d were over", r.Over)
+	}
+	for _, why := range slices.Sorted(maps.Keys(r.Refused)) {
+		if n := r.Refused[why]; n > 0 {
+			fmt.Fprintf(w, ", %d refused: %s", n, clean(why))
+		}
+	}
+	fmt.Fprintln(w)
+}
+
 // writeStatus prints totals, or with an earlier look at the same process, rates since then.
 func writeStatus(w io.Writer, s, last *api.Status) {
 	if s.OnlyTenant != "" {
@@ -164,6 +185,7 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 	for _, l := range s.Later {
 		fmt.Fprintf(w, "LATER     %s: passed over at start; upgrade this node\n", clean(l))
 	}
+	writeResumed(w, s.Resumed)
 	if i := &s.API; i.Listen != "" {
 		refused := uint64(0)
 		for _, n := range i.Refused {

@@ -86,6 +86,10 @@ var (
 	clusterLeft        = gauge("cluster_provisional_seconds_left", "Time left to confirm it; 0 when none waits.")
 	clusterProblem     = gauge("cluster_problem", "1 when something is wrong with this node's part in the cluster; status says what.")
 
+	resumed     = gauge("gateway_resumed_sessions", "Sessions that the process before had left, by what became of them when this one started.", "result")
+	resumedAway = gauge("gateway_resumed_away_seconds", "From when the process before had left its sessions to when this one had taken them up; 0 = it had left none.")
+	resumedNot  = gauge("gateway_resumed_problem", "1 when what the process before had left could not be used; status says why.")
+
 	blockEntries     = gauge("block_entries", "Addresses and prefixes that are blocked for a while; what they drop is counted under the reason blocked.")
 	workerBusy       = gauge("worker_busy_ratio", "Part of the last second with packets in hand.", "worker")
 	workerFrames     = gauge("worker_frames", "Frames of packet memory by place; tx includes the completion ring.", "worker", "place")
@@ -240,6 +244,20 @@ func truth(b bool) float64 {
 	return 0
 }
 
+// resumed puts what this process has of the one before it.
+func (o out) resumed(r *api.Resumed) {
+	if r == nil {
+		r = &api.Resumed{}
+	}
+	o.put(resumed, float64(r.Taken), "taken")
+	o.put(resumed, float64(r.Over), "over")
+	for _, why := range api.ResumedRefusals {
+		o.put(resumed, float64(r.Refused[why]), why)
+	}
+	o.put(resumedAway, r.Away+r.Took)
+	o.put(resumedNot, truth(r.Problem != ""))
+}
+
 func (o out) node(s *api.Status) {
 	o.put(buildInfo, 1, s.Version, runtime.Version())
 	o.put(ready, truth(s.Ready))
@@ -247,6 +265,7 @@ func (o out) node(s *api.Status) {
 	o.put(started, float64(s.Started.UnixMilli())/1e3)
 	o.put(revision, float64(s.Revision.Number))
 	o.put(appliedAt, float64(s.Revision.AppliedAt.UnixMilli())/1e3)
+	o.resumed(s.Resumed)
 	c := &s.Cluster
 	o.put(clusterCurrent, truth(c.State == api.ClusterCurrent))
 	o.put(clusterLeads, truth(c.Leads))

@@ -1,0 +1,267 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"demarc/gateway/api"
+	"demarc/gateway/conntrack"
+	"demarc/gateway/handed"
+	"demarc/gateway/pipeline"
+	"demarc/gateway/replica"
+	"demarc/gateway/snapshot"
+)
+
+// maxHanded is how old what a process has left may be for the next one to take it up: what was asleep for longer has been given up by both its ends.
+const maxHanded = 5 * time.Minute
+
+// handover is what this process has of the one before it.
+type handover struct {
+	file   *handed.Reader // taken, and not yet done with
+	result api.Resumed    // written before anybody asks
+	found  bool           // there was something
+	served bool           // sockets are open: the file is nobody's any more
+}
+
+// bootID names this boot of the kernel.
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
+
+// lone reports whether no other node can have taken over a group from this one: the policy names none.
+func (g *Gateway) lone(x *snapshot.Group) bool {
+	return len(x.Nodes) == 1 && x.Nodes[0] == g.o.Node.Name
+}
+
+// handOver leaves what the shards have to the next process: sessions of tenants that no other node serves, and ports that rest. The workers have ended. A node that cannot write it ends as well,
+// and its sessions with it.
+func (g *Gateway) handOver() {
+	began := time.Now()
+	if err := handed.Drop(g.o.Node.DataDir); err != nil {
+		g.log.Warn("what an earlier process left stays, too old to be used", "err", err)
+	}
+	n, size, err := g.writeHanded()
+	switch {
+	case err != nil:
+		g.log.Error("sessions end with this process", "err", err)
+	case n > 0:
+		g.log.Info("sessions are left to the next process", "records", n, "bytes", size, "took", time.Since(began).String())
+	}
+}
+
+func (g *Gateway) writeHanded() (records, size int64, err error) {
+	boot, err := bootID()
+	if err != nil {
+		return 0, 0, fmt.Errorf("which boot this is: %w", err)
+	}
+	r := g.revision.Load()
+	most := int64(16 << 20)
+	left := make([]*pipeline.Left, len(g.shards))
+	for i, sh := range g.shards {
+		left[i] = sh.Leaves(g.clock.Now(), g.lone)
+		records += int64(left[i].Slots())
+		most += 256 * int64(left[i].Slots())
+	}
+	if records == 0 {
+		return 0, 0, nil
+	}
+	w, err := handed.Create(g.o.Node.DataDir, &handed.Header{Node: g.o.Node.Name, Version: g.o.Version, Boot: boot, At: uint64(bootTime()), Revision: r.Number, Digest: r.Digest}, most)
+	if err != nil {
+		return 0, 0, err
+	}
+	if records, err = g.pack(left, w.Chunk); err != nil || records == 0 {
+		return 0, 0, errors.Join(err, w.Abort())
+	}
+	return records, w.Size(), w.Commit()
+}
+
+// pack has all shards put into frames at once, and each frame written.
+func (g *Gateway) pack(left []*pipeline.Left, write func([]byte) error) (records int64, err error) {
+	frames, spare, stop := make(chan []byte, 4*len(left)), make(chan []byte, 8*len(left)), make(chan struct{})
+	numbers, faults := make([]int64, len(left)), make([]error, len(left))
+	var wg sync.WaitGroup
+	for i, l := range left {
+		wg.Go(func() {
+			faults[i] = contained(g.log, "leave sessions", func() error {
+				numbers[i] = packShard(l, uint8(i), g.seed|1, func(f []byte) bool {
+					var b []byte
+					select {
+					case b = <-spare:
+					default:
+					}
+					select {
+					case frames <- append(b[:0], f...):
+						return true
+					case <-stop:
+						return false
+					}
+				})
+				return nil
+			})
+		})
+	}
+	go func() {
+		wg.Wait()
+		close(frames)
+	}()
+	for f := range frames {
+		if err == nil {
+			if err = write(f); err != nil {
+				close(stop)
+			}
+		}
+		select {
+		case spare <- f:
+		default:
+		}
+	}
+	for i := range numbers {
+		records += numbers[i]
+	}
+	return records, errors.Join(append(faults, err)...)
+}
+
+// packShard hands what a shard leaves on in frames, until nobody wants any.
+func packShard(l *pipeline.Left, stream uint8, life uint64, hand func([]byte) bool) (records int64) {
+	p := replica.NewPacker(l, stream, life)
+	for slot := range l.Slots() {
+		if !l.Has(slot) {
+			continue
+		}
+		p.Add(slot)
+		records++
+		for f := p.Take(false); f != nil; f = p.Take(false) {
+			if !hand(f) {
+				return records
+			}
+		}
+	}
+	for f := p.Take(true); f != nil; f = p.Take(true) {
+		if !hand(f) {
+			break
+		}
+	}
+	return records
+}
+
+// takeUp enters what the process before has left. The workers do not run yet. What may not be used is said and removed: a node without sessions serves, and one with wrong ones does not.
+func (g *Gateway) takeUp() {
+	began := time.Now()
+	f, err := handed.Take(g.o.Node.DataDir)
+	if errors.Is(err, handed.ErrNone) {
+		return
+	}
+	h := &g.handover
+	h.found = true
+	if err == nil {
+		h.result.Version = f.Version
+		h.file = f
+		err = g.mayTakeUp(&f.Header)
+	}
+	if err == nil {
+		err = contained(g.log, "take up sessions", func() error { return g.enterHanded(f) })
+	}
+	h.result.Took = time.Since(began).Seconds()
+	if err != nil {
+		h.result.Problem = err.Error()
+		g.log.Warn("sessions that the process before left are not taken up", "why", err)
+		g.doneHanded()
+		return
+	}
+	g.log.Info("sessions of the process before are taken up", "taken", h.result.Taken, "refused", h.result.Refused, "over", h.result.Over, "away", time.Duration(h.result.Away*1e9).String(), "took", time.Since(began).String())
+}
+
+// mayTakeUp says why what a process has left must not be used.
+func (g *Gateway) mayTakeUp(h *handed.Header) error {
+	boot, err := bootID()
+	now := uint64(bootTime())
+	switch {
+	case err != nil:
+		return fmt.Errorf("which boot this is: %w", err)
+	case h.Node != g.o.Node.Name:
+		return fmt.Errorf("they are those of node %q, and this is %q: give each node its own data_dir", h.Node, g.o.Node.Name)
+	case h.Boot != boot:
+		return errors.New("they are from before the machine was started: their other ends have not waited")
+	case h.At > now:
+		return errors.New("they are from a time that has not come yet: another container's or time namespace's clock")
+	case now-h.At > uint64(maxHanded):
+		return fmt.Errorf("they are %s old, and are good for %s", time.Duration(now-h.At).Round(time.Second), maxHanded)
+	}
+	g.handover.result.Away = float64(now-h.At) / 1e9
+	return nil
+}
+
+// enterHanded enters what the file has.
+func (g *Gateway) enterHanded(f *handed.Reader) error {
+	out := &g.handover.result
+	sink := pipeline.Resume(g.shards, g.view.Load(), g.clock.Now(), g.lone)
+	sink.Judge = f.Digest != g.revision.Load().Digest // a number may stand for another text: its data directory is another one's copy
+	sink.Beside = beside
+	u := replica.NewUnpacker(sink, uint32(out.Away*1e3))
+	err := error(nil)
+	for err == nil {
+		var b []byte
+		if b, err = f.Next(); err == nil {
+			err = u.Frame(b)
+		}
+	}
+	out.Over, out.Refused = u.Over, map[string]uint64{}
+	for _, o := range replica.Outcomes() {
+		if o == replica.Taken {
+			out.Taken = u.Sessions[o]
+		} else {
+			out.Refused[o.Key()] = u.Sessions[o]
+		}
+	}
+	if !errors.Is(err, io.EOF) {
+		for _, sh := range g.shards {
+			sh.Cut(func(*conntrack.Session) bool { return true })
+		}
+		out.Taken = 0
+		return err
+	}
+	return nil
+}
+
+// beside calls fn for 0 to n-1, each in a goroutine of its own but the last. A panic of one is the caller's.
+func beside(n int, fn func(int)) {
+	var wg sync.WaitGroup
+	faults := make([]any, n)
+	call := func(i int) {
+		defer func() { faults[i] = recover() }()
+		fn(i)
+	}
+	for i := range n - 1 {
+		wg.Go(func() { call(i) })
+	}
+	call(n - 1)
+	wg.Wait()
+	for _, f := range faults {
+		if f != nil {
+			panic(f)
+		}
+	}
+}
+
+// doneHanded ends with the file: what was in it is in use or not to be used, and it is removed, though nobody else would have read it from the moment on at which it was taken. A process that
+// has not come as far as to forward leaves it to the next one.
+func (g *Gateway) doneHanded() {
+	h := &g.handover
+	if h.file == nil {
+		return
+	}
+	end := h.file.GiveBack
+	if h.served || h.result.Problem != "" {
+		end = h.file.Done
+	}
+	h.file = nil
+	if err := end(); err != nil {
+		g.log.Warn("what the process before has left", "err", err)
+	}
+}

@@ -1,0 +1,180 @@
+package pipeline
+
+import (
+	"demarc/gateway/conntrack"
+	"demarc/gateway/flow"
+	"demarc/gateway/nat"
+	"demarc/gateway/replica"
+	"demarc/gateway/snapshot"
+)
+
+// Left is what a shard leaves to the process after this one, as slots of a replica.Source: its sessions as Copies has them, then the ports that rest. No worker runs any more.
+type Left struct {
+	Copies
+	lone  func(*snapshot.Group) bool
+	slots uint32
+	rests []nat.Resting
+}
+
+// Leaves is what a shard leaves behind at nowNs. lone says of a group that no other node can have taken it over.
+func (sh *Shard) Leaves(nowNs uint64, lone func(*snapshot.Group) bool) *Left {
+	sh.setNow(nowNs)
+	l := &Left{Copies: Copies{sh}, lone: lone, slots: sh.Sessions.Slots()}
+	sh.NAT.Resting(sh.tick, func(r *nat.Resting) {
+		if l.ours(r.Tenant) {
+			l.rests = append(l.rests, *r)
+		}
+	})
+	return l
+}
+
+// ours reports whether what is a tenant's goes to the next process: what another node may have by then does not.
+func (l *Left) ours(id flow.TenantID) bool {
+	t := l.Shard.view.Tenant(id)
+	return t != nil && (t.Group == nil || l.lone(t.Group))
+}
+
+// Slots implements replica.Source.
+func (l *Left) Slots() uint32 { return l.slots + uint32(len(l.rests)) }
+
+// Has reports whether there is something in a slot for the next process.
+func (l *Left) Has(slot uint32) bool {
+	return slot >= l.slots || l.Shard.Sessions.Live(slot) && l.ours(l.Shard.Sessions.At(slot).Tenant)
+}
+
+// Look implements replica.Source.
+func (l *Left) Look(slot uint32) replica.Look {
+	if slot < l.slots {
+		return l.Copies.Look(slot)
+	}
+	return replica.Look{}
+}
+
+// Fill implements replica.Source.
+func (l *Left) Fill(slot uint32, r *replica.Record) {
+	if slot < l.slots {
+		l.Copies.Fill(slot, r)
+		return
+	}
+	x := &l.rests[slot-l.slots]
+	r.Kind, r.Tenant = replica.KindBlock, uint16(x.Tenant)
+	r.Block = replica.Block{Addr: l.Shard.Space.Addr(x.Addr), Class: uint8(x.Class), Number: x.Block, Held: x.Ports, Rest: uint32(uint64(x.Left) << 20 / 1e6)}
+	if x.PerHost {
+		r.Block.Inside = x.Inside
+	}
+}
+
+// Resumed is the tables of a process that goes on where the one before it ended, as a replica.Sink: all shards of a node before its workers run. What is entered is this node's own, so it
+// is served at once, and ends by its own timers.
+type Resumed struct {
+	Copied
+	Lone   func(*snapshot.Group) bool // as for Leaves
+	Judge  bool                       // each session is judged before its first packet, whatever revision it names
+	Beside func(n int, fn func(int))  // calls fn for 0 to n-1, beside each other; nil = one after the other
+}
+
+// Do implements replica.Sink, for Put alone: nothing is there before.
+func (c *Resumed) Do(ops []replica.Op, ctx *replica.Context) {
+	_, enters := c.Plan(ops, ctx)
+	for i := range ops {
+		op := &ops[i]
+		if why := c.refuses(op); why != replica.Taken {
+			op.Outcome, op.To = why, replica.NoShard
+			continue
+		}
+		if op.Rec.Kind == replica.KindBlock {
+			op.Outcome = c.rest(&op.Rec.Block, flow.TenantID(op.Rec.Tenant))
+		}
+		if c.Judge {
+			op.Rec.Revision = noRevision
+		}
+	}
+	enter := func(w int) {
+		if !enters[w] {
+			return
+		}
+		c.Enter(w, ops, ctx)
+		for i := range ops {
+			if op := &ops[i]; int(op.To) == w && op.Outcome == replica.Taken {
+				c.Shards[w].resume(op.At.Slot(), op.Rec.Session.Left)
+			}
+		}
+	}
+	if c.Beside != nil {
+		c.Beside(len(c.Shards), enter)
+		return
+	}
+	for w := range c.Shards {
+		enter(w)
+	}
+}
+
+// refuses says why a record is not entered.
+func (c *Resumed) refuses(op *replica.Op) replica.Outcome {
+	t := c.names().Tenant(flow.TenantID(op.Rec.Tenant))
+	switch {
+	case t == nil, t.Group != nil && !c.Lone(t.Group):
+		return replica.NoTenant
+	case op.Rec.Kind == replica.KindSession && op.Rec.Session.Proto == flow.TCP && !known(op.Rec.Session.State):
+		return replica.Malformed
+	}
+	return replica.Taken
+}
+
+// noRevision is that of no policy.
+const noRevision = 1<<64 - 1
+
+// known reports whether there is such a state of TCP here.
+func known(state uint8) bool {
+	return state != 0 && conntrack.TCPStateText(state) != "invalid"
+}
+
+// leastLeft is how long a session lives at least after its node was away: a packet that would have kept it alive may have come to closed ports.
+const leastLeft = 30_000 // ms
+
+// resume has a session that was entered end when its time is over: what was left of it, in ms, or leastLeft, but not later than if a packet came now.
+func (sh *Shard) resume(slot, left uint32) {
+	se := sh.Sessions.At(slot)
+	idle := se.Timeout(&sh.view.Timeouts)
+	t := min(uint32(uint64(max(left, leastLeft))*1e6>>20), idle)
+	last := sh.tick + t - idle
+	se.LastSeen = [2]uint32{last, last}
+	sh.Sessions.SetDeadline(slot, sh.tick+min(t, se.Look(&sh.view.Timeouts)))
+}
+
+// rest has ports rest that rested.
+func (c *Resumed) rest(b *replica.Block, tenant flow.TenantID) replica.Outcome {
+	v := c.names()
+	var pub, inside flow.Addr
+	copy(pub[:4], b.Addr[:])
+	copy(inside[:4], b.Inside[:])
+	p := publicOf(v, &pub)
+	if p == nil || p.Tenant != tenant {
+		return replica.NoTenant
+	}
+	r := nat.Resting{Tenant: tenant, PerHost: b.Inside != [4]byte{}, Inside: b.Inside, Addr: p.ID, Class: nat.Class(b.Class), Block: b.Number, Ports: b.Held, Left: uint32(uint64(b.Rest) * 1e6 >> 20)}
+	w, ok := c.Shards[0].Space.Holder(p.ID, r.Class, r.Block)
+	switch {
+	case ok:
+	case r.PerHost:
+		w = v.HomeOf(tenant, 4, &inside)
+	default:
+		w = int(b.Number) % len(c.Shards)
+	}
+	sh := c.Shards[w]
+	if !sh.NAT.Rest(&r, sh.tick) {
+		return replica.Malformed
+	}
+	return replica.Taken
+}
+
+// Resume is that for shards that have no worker yet: they serve v, and it is nowNs.
+func Resume(shards []*Shard, v *snapshot.View, nowNs uint64, lone func(*snapshot.Group) bool) *Resumed {
+	for _, sh := range shards {
+		if sh.view != v {
+			sh.SetView(v)
+		}
+		sh.setNow(nowNs)
+	}
+	return &Resumed{Copied: Copied{Shards: shards}, Lone: lone}
+}

@@ -1,0 +1,196 @@
+package pipeline
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"demarc/configs"
+	"demarc/gateway/conntrack"
+	"demarc/gateway/fib"
+	"demarc/gateway/flow"
+	"demarc/gateway/nat"
+	"demarc/gateway/replica"
+	"demarc/gateway/snapshot"
+)
+
+func alone(*snapshot.Group) bool { return true }
+
+// leave is what a world's shards leave behind, as frames.
+func leave(w *world, lone func(*snapshot.Group) bool) (frames [][]byte) {
+	for i, sh := range w.shards {
+		l := sh.Leaves(w.now, lone)
+		p := replica.NewPacker(l, uint8(i), 7)
+		take := func(all bool) {
+			for f := p.Take(all); f != nil; f = p.Take(all) {
+				frames = append(frames, append([]byte(nil), f...))
+			}
+		}
+		for slot := range l.Slots() {
+			if l.Has(slot) {
+				p.Add(slot)
+				take(false)
+			}
+		}
+		take(true)
+	}
+	return frames
+}
+
+// resume has a world go on from them, after so long.
+func resume(t testing.TB, w *world, frames [][]byte, past time.Duration, lone func(*snapshot.Group) bool) (*replica.Unpacker, *Resumed) {
+	t.Helper()
+	r := Resume(w.shards, w.view, w.now, lone)
+	u := replica.NewUnpacker(r, uint32(past/time.Millisecond))
+	for _, f := range frames {
+		if err := u.Frame(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return u, r
+}
+
+// held is the sum of what sessions stand for, and how many sessions, mappings and resting ports there are.
+func (w *world) holds() (sum uint64, sessions, mappings, rest int) {
+	use := make([]nat.Use, w.space.Addrs())
+	for _, sh := range w.shards {
+		sh.NAT.Use(use)
+		mappings += sh.NAT.Len()
+		sh.Sessions.Each(0, sh.Sessions.Capacity(), func(slot uint32, se *conntrack.Session) bool {
+			var r replica.Record
+			Copies{sh}.Fill(slot, &r)
+			s := &r.Session
+			sum += r.Hash(3, replica.HashName(3, replica.NameTenant, w.view.Tenant(se.Tenant).Name)) + s.Bytes[0] + s.Bytes[1]<<20 + uint64(s.State)<<40 + uint64(s.End[0])
+			sessions++
+			return true
+		})
+	}
+	for _, u := range use {
+		rest += int(u.Held)
+	}
+	return sum, sessions, mappings, rest
+}
+
+// TestResumed: what one process leaves the next one has, with more workers or fewer and other seeds: each session with its state, counters and binding, and each port that rests. Answers reach
+// the same inside hosts, what hosts send again leaves from the same ports, and sessions end when they would have.
+func TestResumed(t *testing.T) {
+	for _, workers := range [][2]int{{1, 2}, {2, 3}, {3, 1}, {2, 2}} {
+		t.Run(fmt.Sprintf("%d to %d workers", workers[0], workers[1]), func(t *testing.T) {
+			dice := rand.New(rand.NewPCG(uint64(workers[0]), uint64(workers[1])))
+			c := newCopying(t, workers[0], workers[1])
+			answers := c.open(dice, 1400)
+			for _, f := range answers[:len(answers)/2] {
+				c.a.arrive(arrival{worker: 0, port: 0, frame: f})
+			}
+			for _, sh := range c.a.shards {
+				sh.Cut(func(se *conntrack.Session) bool { return se.Proto == flow.TCP && dice.IntN(2) == 0 })
+			}
+			for i, sh := range c.b.shards { // another process: nothing is where it was
+				sh.rnd = uint64(i) * 77
+			}
+			c.b.view.HomeSeed = 99
+			const past = 3 * time.Second
+			u, _ := resume(t, c.b, leave(c.a, alone), past, alone)
+			sa, na, ma, ra := c.a.holds()
+			sb, nb, mb, rb := c.b.holds()
+			if sa != sb || na != nb || ma != mb || ra != rb {
+				t.Fatalf("%d sessions with %d mappings, %d ports rest; the next process has %d with %d, %d rest; equal: %v; %v", na, ma, ra, nb, mb, rb, sa == sb, u.Sessions)
+			}
+			if na < 600 || ma < 300 || ra < 50 || len(answers) < 100 {
+				t.Fatalf("%d sessions, %d mappings, %d ports rest, %d answers: nothing was tested", na, ma, ra, len(answers))
+			}
+			c.b.now = c.a.now + uint64(past)
+			for _, f := range answers {
+				x, y := c.a.arrive(arrival{worker: 0, port: 0, frame: f}), c.b.arrive(arrival{worker: 0, port: 0, frame: f})
+				if ends2(t, x) != ends2(t, y) {
+					t.Fatalf("an answer goes to %s, and after the restart to %s", ends2(t, x), ends2(t, y))
+				}
+			}
+			for _, x := range c.sent {
+				if was, is := ends2(t, c.a.arrive(x)), ends2(t, c.b.arrive(x)); was != is {
+					t.Fatalf("a packet leaves as %s, and after the restart as %s", was, is)
+				}
+			}
+			c.b.wait(3 * time.Hour)
+			if _, n, m, rest := c.b.holds(); n != 0 || m != 0 || rest != 0 {
+				t.Errorf("hours later %d sessions, %d mappings and %d resting ports are left", n, m, rest)
+			}
+		})
+	}
+}
+
+// BenchmarkResume is what a process leaves and the next one takes up, with a NAT mapping each: all of it lies between two processes that forward.
+func BenchmarkResume(b *testing.B) {
+	for _, sessions := range []int{100_000, 1_000_000} {
+		b.Run(fmt.Sprint(sessions), func(b *testing.B) {
+			policy := strings.Replace(testPolicy, `pool = ["192.0.2.16"]`, `pool = ["192.0.2.16", "192.0.2.128/27"]`, 1)
+			node, err := configs.DecodeNode("node.toml", []byte(testNode))
+			if err != nil {
+				b.Fatal(err)
+			}
+			const workers = 2
+			node.Workers.Count = workers
+			tables := func() (out []*Shard) {
+				space := nat.NewSpace(64)
+				v := compileView(b, node, space, nil, policy)
+				each := sessions * 11 / 10 / workers
+				for w := range workers {
+					sh, err := NewShard(Config{Worker: w, SessionMem: tableMem(b, conntrack.Bytes(each)), Sessions: each, NATMem: tableMem(b, nat.Bytes(each)), Mappings: each,
+						PermitMem: make([]byte, nat.PermitBytes(each)), Tenants: snapshot.MaxTenantID(node), ShaperMax: 64, Seed: 42, Space: space, Neighbors: fib.NewNeighbors(4096, 1), Deadlines: always()})
+					if err != nil {
+						b.Fatal(err)
+					}
+					sh.SetView(v)
+					sh.setNow(1e12)
+					out = append(out, sh)
+				}
+				return out
+			}
+			from := tables()
+			fill := &Copied{Shards: from}
+			v := from[0].view
+			alpha := v.TenantByName("alpha").ID
+			for i := range sessions {
+				r := replica.Record{Kind: replica.KindSession, Tenant: uint16(alpha), Revision: v.Revision}
+				s := &r.Session
+				s.OrigSrc, s.OrigDst = flow.Addr{198, 18, 10, byte(20 + i%200)}, flow.Addr{203, 0, 113, byte(1 + i%250)}
+				s.XlatSrc, s.XlatDst = [4]byte{192, 0, 2, byte(128 + i/50000)}, [4]byte{203, 0, 113, byte(1 + i%250)}
+				s.OrigSPort, s.OrigDPort, s.XlatSPort, s.XlatDPort, s.Proto, s.State = uint16(1024+i/200), 443, uint16(1024+i%50000), 443, flow.TCP, conntrack.TCPEstablished
+				s.Flags, s.Left, s.Packets, s.Bytes = replica.FlagToBackbone|replica.FlagNAT|replica.FlagReplied|replica.FlagMapped, 7200000, [2]uint32{1000, 2000}, [2]uint64{1e6, 3e6}
+				s.Hop = [2]uint16{1, 2}
+				se := entered(&r)
+				if _, out := from[fill.home(v, &se)].enter(&se, &r); out != replica.Taken {
+					b.Fatal(i, out)
+				}
+			}
+			var wrote, took time.Duration
+			var bytes int
+			for b.Loop() {
+				b.StopTimer()
+				to := tables()
+				b.StartTimer()
+				start := time.Now()
+				frames := leave(&world{shards: from, now: 1e12}, alone)
+				wrote += time.Since(start)
+				start = time.Now()
+				u := replica.NewUnpacker(Resume(to, to[0].view, 1e12, alone), 0)
+				for _, f := range frames {
+					bytes += len(f)
+					if err := u.Frame(f); err != nil {
+						b.Fatal(err)
+					}
+				}
+				took += time.Since(start)
+				if u.Sessions[replica.Taken] != uint64(sessions) {
+					b.Fatal(u.Sessions)
+				}
+			}
+			n := float64(b.N)
+			b.ReportMetric(wrote.Seconds()*1e3/n, "ms/written")
+			b.ReportMetric(took.Seconds()*1e3/n, "ms/taken")
+			b.ReportMetric(float64(bytes)/n/float64(sessions), "bytes/session")
+		})
+	}
+}
