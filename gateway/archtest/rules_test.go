@@ -8,7 +8,7 @@ var levels = map[string]int{
 	"gateway/conntrack": 2, "gateway/frag": 2, "gateway/nat": 2, "gateway/police": 2, "gateway/fib": 2, "gateway/meter": 2, "gateway/replica": 2, "gateway/trace": 2,
 	"gateway/block": 3, "gateway/snapshot": 3,
 	"gateway/pipeline": 4, "gateway/handed": 5,
-	"gateway/api":      5, "gateway/confine": 5, "gateway/hostnet": 5, "gateway/revisions": 5, "gateway/slowpath": 5, "gateway/standby": 5, "gateway/stream": 5, "gateway/xsk": 5,
+	"gateway/api": 5, "gateway/confine": 5, "gateway/hostnet": 5, "gateway/revisions": 5, "gateway/slowpath": 5, "gateway/standby": 5, "gateway/stream": 5, "gateway/xsk": 5,
 	"gateway/doctor": 6, "gateway/metrics": 6, "gateway/portprep": 6, "gateway/worker": 6,
 	"gateway":          7,
 	"gateway/zerocopy": 8,
