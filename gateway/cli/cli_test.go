@@ -406,6 +406,7 @@ func TestStatusOfATroubledNode(t *testing.T) {
 	s.Later = []string{"revision 6 uses tenant.contact, which this release (version v0.1) does not know"}
 	s.Conservation = api.Conservation{Detail: "worker 0: 3 frames are nowhere"}
 	s.Node = "evil\x1b[2J"
+	s.Resumed = &api.Resumed{Version: "v1", Away: 0.4, Problem: "damaged: chunk 7 does not have its sum"}
 	s.SlowPath.Routers = api.Routers{Up: 1, NoAnswer: 2, NoLink: 1, Dead: []api.DeadHop{{Interface: "wan", Address: "203.0.113.10", Why: "no answer", Since: 75}, {Interface: "sat", Address: "198.51.100.10", Why: "no link", Since: 3}}}
 	s.SlowPath.Conflicts = []api.Conflict{{Interface: "alpha", Address: "198.18.10.1", MAC: "02:00:00:00:00:66", Count: 12, Age: 3}}
 	s.Tenants[0].Rules = []api.RuleHits{{Rule: 0, Name: "web", Direction: "in", Action: "allow", Hits: 3}, {Rule: -1, Name: "default", Direction: "in", Action: "deny"}}
@@ -429,6 +430,13 @@ func TestStatusOfATroubledNode(t *testing.T) {
 		}
 	}
 	golden(t, "status-troubled", b.String())
+	b.Reset()
+	s.Resumed = &api.Resumed{Version: "v1", Away: 0.4, Took: 0.05, Taken: 1203, Over: 3, Refused: map[string]uint64{"table_full": 0, "no_tenant": 2, "conflict": 1}}
+	if writeStatus(&b, s, nil); !strings.Contains(b.String(), "\nresumed   1203 sessions of the process before (v1) after 0.45 s, 3 were over, 1 refused: conflict, 2 refused: no_tenant\n") {
+		t.Errorf("of the process before: %s", b.String())
+	}
+	b.Reset()
+	writeStatus(&b, s, nil)
 	if strings.Contains(b.String(), "\x1b") {
 		t.Error("a name moves the cursor")
 	}

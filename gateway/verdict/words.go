@@ -49,7 +49,7 @@ var words = [NumReasons][2]string{
 	ACLDefault:          {"no rule matched, and the default denies", "normal from outside"},
 	SessionTableFull:    {"no session fits", "tables.sessions in the node file"},
 	SessionCollision:    {"another session has the same addresses and ports on one side", ""},
-	TCPNotSyn:           {"a TCP segment of no known session, and not one that opens one", "normal after a restart, and from scanners"},
+	TCPNotSyn:           {"a TCP segment of no known session, and not one that opens one", "normal after a crash, and from scanners"},
 	TCPInvalidFlags:     {"flags that no stack sends", "a scanner"},
 	TCPOutOfWindow:      {"belongs to a known session by address, not by sequence number", "a few are late copies; many: an attack on the session"},
 	ICMPNoSession:       {"an answer or error to nothing that went through here", ""},

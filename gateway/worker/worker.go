@@ -303,6 +303,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	for i := range w.socks {
 		w.refill(w.socks[i])
 	}
+	if v := w.shard.View(); v != nil { // it had one before it had a worker
+		w.count.gen.Store(v.Gen)
+	}
 	idleSince := w.cfg.Clock.Now()
 	for !w.closed.Load() {
 		now := w.cfg.Clock.Now()
