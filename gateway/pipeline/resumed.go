@@ -135,6 +135,9 @@ const leastLeft = 30_000 // ms
 // resume has a session that was entered end when its time is over: what was left of it, in ms, or leastLeft, but not later than if a packet came now.
 func (sh *Shard) resume(slot, left uint32) {
 	se := sh.Sessions.At(slot)
+	if se.ViewGen == 0 { // not judged under this policy: before its first packet, or by Rejudge
+		sh.rejudge, sh.stale = 0, true
+	}
 	idle := se.Timeout(&sh.view.Timeouts)
 	t := min(uint32(uint64(max(left, leastLeft))*1e6>>20), idle)
 	last := sh.tick + t - idle

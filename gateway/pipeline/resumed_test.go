@@ -102,6 +102,11 @@ func TestResumed(t *testing.T) {
 				t.Fatalf("%d sessions, %d mappings, %d ports rest, %d answers: nothing was tested", na, ma, ra, len(answers))
 			}
 			c.b.now = c.a.now + uint64(past)
+			for _, sh := range c.b.shards { // what its groups have it serves once it has their leases
+				sh.setNow(c.b.now)
+				sh.TakeOver(1)
+				sh.TakeOver(200)
+			}
 			for _, f := range answers {
 				x, y := c.a.arrive(arrival{worker: 0, port: 0, frame: f}), c.b.arrive(arrival{worker: 0, port: 0, frame: f})
 				if ends2(t, x) != ends2(t, y) {
@@ -111,6 +116,11 @@ func TestResumed(t *testing.T) {
 			for _, x := range c.sent {
 				if was, is := ends2(t, c.a.arrive(x)), ends2(t, c.b.arrive(x)); was != is {
 					t.Fatalf("a packet leaves as %s, and after the restart as %s", was, is)
+				}
+			}
+			for _, sh := range c.b.shards {
+				for !sh.Settled() {
+					sh.Rejudge(c.b.now, 1<<14)
 				}
 			}
 			c.b.wait(3 * time.Hour)
