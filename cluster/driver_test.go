@@ -46,9 +46,10 @@ type drivenBox struct {
 	end     func()                 // the process, as by kill -9
 	door    chan net.Conn
 
-	mu     sync.Mutex
-	leases map[string]lease
-	words  map[string]int // announcements by group
+	mu      sync.Mutex
+	leases  map[string]lease
+	words   map[string]int // announcements by group
+	brought []string       // mu: groups of which the last changes were brought, and to whom
 }
 
 type lease struct {
@@ -195,6 +196,12 @@ func (b *drivenBox) start(groups ...failover.Group) {
 	c := DriverConfig{Name: b.name, Clock: b.clock, Log: log, CPU: -1}
 	if b.role == command.RoleGateway {
 		c.Leases, c.Words = b, b
+		c.Flush = func(group, peer string, done func()) {
+			b.mu.Lock()
+			b.brought = append(b.brought, group+" to "+peer)
+			b.mu.Unlock()
+			time.AfterFunc(3*time.Millisecond, done)
+		}
 	}
 	d, err := NewDriver(c)
 	if err != nil {
@@ -575,6 +582,16 @@ func TestDriverPlanned(t *testing.T) {
 	w.served("gw-b")
 	_, left := w.judge.of("east")
 	t.Logf("gaps: move %s, drain %s, leave %s", moved, drained, left)
+	for _, x := range []struct {
+		b    *drivenBox
+		want []string
+	}{{a, []string{"east to gw-b", "east to gw-b"}}, {b, []string{"east to gw-a"}}} {
+		x.b.mu.Lock()
+		if !slices.Equal(x.b.brought, x.want) {
+			t.Errorf("%s has brought the last changes of %q, want %q", x.b.name, x.b.brought, x.want)
+		}
+		x.b.mu.Unlock()
+	}
 	for _, gap := range []time.Duration{moved, drained, left} {
 		if gap > 2*time.Second {
 			t.Errorf("a planned move takes %s", gap)

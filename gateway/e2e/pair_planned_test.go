@@ -1,15 +1,12 @@
 package e2e
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"demarc/gateway/netlab"
-	"demarc/gateway/netlab/host"
 	nodes "demarc/gateway/trio"
 )
 
@@ -19,9 +16,8 @@ func TestPairPlannedMoves(t *testing.T) {
 	p := newPair(t, "pair", "")
 	p.start()
 	p.serve(5*time.Second, p.GW1)
-	p.protected(p.GW1)
-	held := p.hold(20, 20*time.Millisecond)
-	idle := p.hold(100, 0)
+	const count = 40
+	conns, outside := p.hold(count)
 	var events []event
 	owner, want := p.GW1, "gw1"
 	do := func(what string, fn func() error) {
@@ -70,16 +66,7 @@ func TestPairPlannedMoves(t *testing.T) {
 	}
 	p.protected(owner)
 	p.agreed(owner)
-	for what, s := range map[string][]*netlab.Server{"with data": held, "idle": idle} {
-		for _, s := range s {
-			var h host.Held
-			check(t, s.Stop(&h))
-			t.Logf("connections %s: %d, %d lost, the longest exchange %.0f ms", what, h.Opened, h.Lost, h.LongestMs)
-			if h.Lost > 0 {
-				t.Errorf("connections %s: %d of %d are lost: %v", what, h.Lost, h.Opened, h.Why)
-			}
-		}
-	}
+	p.release(count, conns, outside)
 	seen, v := p.end()
 	p.held(seen, events)
 	if got := terms(v); got != want {
@@ -88,39 +75,4 @@ func TestPairPlannedMoves(t *testing.T) {
 	if n := len(seen.Moved()); n > 0 {
 		t.Errorf("%d flows have another public port now", n)
 	}
-}
-
-// protected waits until the owner says that the other node could take over without loss.
-func (p *pairLab) protected(owner *nodes.Node) {
-	p.t.Helper()
-	why := ""
-	if !until(20*time.Second, func() bool {
-		g, err := p.says(owner)
-		why = fmt.Sprint(g.Why, err)
-		return err == nil && g.Owner == owner.Name && len(g.Why) == 0
-	}) {
-		p.t.Fatalf("the group is not protected: %s", why)
-	}
-}
-
-// hold opens so many TCP connections of each tenant, IPv4 with translation and IPv6 without; every = how often a block goes there and back on each, 0 = at the end alone.
-func (p *pairLab) hold(count int, every time.Duration) (list []*netlab.Server) {
-	p.t.Helper()
-	for _, six := range []bool{false, true} {
-		to := fmt.Sprintf("%s:%d", p.Outside(six), nodes.PairHoldPort)
-		if six {
-			to = fmt.Sprintf("[%s]:%d", p.Outside(six), nodes.PairHoldPort)
-		}
-		if p.holding == nil {
-			s, err := p.Serve(nodes.PairOut, "tcp-hold-serve", "-addr", fmt.Sprintf(":%d", nodes.PairHoldPort))
-			check(p.t, err)
-			p.holding = s
-		}
-		for _, side := range []string{nodes.PairAlpha, nodes.PairBeta} {
-			s, err := p.Serve(side, "tcp-hold", "-dst", to, "-from", p.Inside(side, six).String(), "-count", fmt.Sprint(count), "-every", every.String())
-			check(p.t, err)
-			list = append(list, s)
-		}
-	}
-	return list
 }

@@ -24,8 +24,6 @@ type pairLab struct {
 	t     testing.TB
 	flows *netlab.Flows
 	began time.Time // of the flows
-
-	holding *netlab.Server // the far end of held connections
 }
 
 // newPair has three nodes agree, in a lab of that name, on a policy with a group in it; more goes into the group.
