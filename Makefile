@@ -22,7 +22,7 @@ GOTESTROOT := -count=1 -p 1 -timeout 20m
 
 PREFIX := /usr/local
 
-.PHONY: build install uninstall demo demo-cluster test test-pure test-root check generate clean bench-quick bench-cluster bench-failover zerocopy
+.PHONY: build install uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench-quick bench-cluster bench-failover zerocopy
 
 build:
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o demarc .
@@ -45,6 +45,9 @@ demo: build
 
 demo-cluster: build
 	@./demarc lab --cluster
+
+demo-pair: build
+	@./demarc lab --pair
 
 check:
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt -w these:" $$bad; exit 1; fi

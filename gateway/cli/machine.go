@@ -161,19 +161,25 @@ func (a *app) device(cmd *cobra.Command, name, node string, force bool) (r relea
 
 func (a *app) labCmd() *cobra.Command {
 	var o lab.Options
-	var cluster bool
+	var cluster, pair bool
 	c := command("lab", "build a lab in namespaces, run the gateway in it, and check what it promises",
 		"Build two tenants and a public side in network namespaces of this machine, run the gateway between them over AF_XDP, send real traffic\n"+
 			"through it and check each promise from the hosts' side. Ends by itself; exit status 1 when a promise did not hold. Needs root.\n\n"+
 			"With --cluster it is two gateways and a witness: a policy is applied and reaches all of them, another one is tried with --confirm and taken back\n"+
-			"because nobody confirms it, and traffic runs through both gateways all along.",
+			"because nobody confirms it, and traffic runs through both gateways all along.\n\n"+
+			"With --pair it is a redundant pair and a witness: the gateway that serves is killed under a download and a call, comes back, and is handed the group again.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
 			stages, run := lab.Stages, lab.Run
-			if cluster {
+			switch {
+			case cluster && pair:
+				return usageError{errors.New("--cluster and --pair are two demos: say one")}
+			case cluster:
 				stages, run = lab.ClusterStages, lab.RunCluster
-				if cmd.Flags().Changed("duration") {
-					return usageError{errors.New("--duration is of the demo with one gateway: with --cluster what is shown takes its own time")}
-				}
+			case pair:
+				stages, run = lab.PairStages, lab.RunPair
+			}
+			if (cluster || pair) && cmd.Flags().Changed("duration") {
+				return usageError{errors.New("--duration is of the demo with one gateway: with --cluster and --pair what is shown takes its own time")}
 			}
 			if o.Break != "" && !slices.Contains(stages, o.Break) {
 				return usageError{fmt.Errorf("--break %q: want one of %s", o.Break, strings.Join(stages, ", "))}
@@ -200,9 +206,10 @@ func (a *app) labCmd() *cobra.Command {
 			return nil
 		})
 	c.Flags().BoolVar(&cluster, "cluster", false, "two gateways and a witness: an apply that reaches all, and one that nobody confirms")
+	c.Flags().BoolVar(&pair, "pair", false, "a redundant pair and a witness: the one that serves is killed under traffic")
 	c.Flags().BoolVar(&o.Keep, "keep", false, "leave the lab up after the verdict, until interrupted")
 	c.Flags().DurationVar(&o.Duration, "duration", 15*time.Second, "of the traffic, at least 8s")
-	c.Flags().StringVar(&o.Break, "break", "", "start the gateway with one stage off, to see that the lab notices: "+strings.Join(append(slices.Clone(lab.Stages), lab.ClusterStages...), ", "))
+	c.Flags().StringVar(&o.Break, "break", "", "start the gateway with one stage off, to see that the lab notices: "+strings.Join(slices.Concat(lab.Stages, lab.ClusterStages, lab.PairStages), ", "))
 	_ = c.Flags().MarkHidden("break") // it exists
 	return a.data(c)
 }

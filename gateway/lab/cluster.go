@@ -118,7 +118,7 @@ func RunCluster(ctx context.Context, o Options) (result Result, err error) {
 	if o.Break == "acl" {
 		t.GW2.Args = []string{"--break", "acl"}
 	}
-	d := &clusterDemo{o: o, t: t, dir: dir, start: time.Now(), doors: map[string][]passage{}}
+	d := &clusterDemo{stage: stage{o: o, start: time.Now()}, t: t, dir: dir, doors: map[string][]passage{}}
 	d.seen.Steady, d.seen.Histories = map[string]trio.Passed{}, map[string]api.History{}
 	d.say("gw1 starts with its policy; gw2 and the witness join by a token each")
 	first, err := d.policy("open", "allow")
@@ -144,40 +144,18 @@ func RunCluster(ctx context.Context, o Options) (result Result, err error) {
 
 // clusterDemo is one run.
 type clusterDemo struct {
-	o     Options
-	t     *trio.Trio
-	dir   string
-	start time.Time
+	stage
+	t   *trio.Trio
+	dir string
 
-	out   sync.Mutex // of o.Out
-	mu    sync.Mutex
 	doors map[string][]passage // mu
 	seen  clusterSeen
-}
-
-// say prints a line with its time.
-func (d *clusterDemo) say(format string, args ...any) {
-	d.out.Lock()
-	defer d.out.Unlock()
-	fmt.Fprintf(d.o.Out, "%7.3f s  %s\n", time.Since(d.start).Seconds(), fmt.Sprintf(format, args...))
 }
 
 func (d *clusterDemo) policy(name, door string) (string, error) {
 	file := filepath.Join(d.dir, name+".toml")
 	return file, os.WriteFile(file, fmt.Appendf(nil, clusterPolicyText, name, door, doorPort), 0o644)
 }
-
-// fail notes that something could not be measured.
-func (d *clusterDemo) fail(err error) {
-	if err != nil {
-		d.mu.Lock()
-		d.seen.Errors = append(d.seen.Errors, err.Error())
-		d.mu.Unlock()
-	}
-}
-
-// now is the time since the demo began.
-func (d *clusterDemo) now() time.Duration { return time.Since(d.start) }
 
 // run lets traffic go, makes both changes, and fills seen.
 func (d *clusterDemo) run(ctx context.Context) (err error) {
@@ -256,29 +234,9 @@ func (d *clusterDemo) run(ctx context.Context) (err error) {
 		}
 		d.seen.Histories[n.Name] = h
 	}
+	d.seen.Errors = d.errors
 	d.seen.After, err = d.statuses(ctx)
 	return err
-}
-
-func (d *clusterDemo) rest(ctx context.Context, t time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(t):
-		return nil
-	}
-}
-
-func (d *clusterDemo) until(ctx context.Context, within time.Duration, ok func() bool) error {
-	for end := time.Now().Add(within); !ok(); {
-		if time.Now().After(end) {
-			return fmt.Errorf("not within %s", within)
-		}
-		if err := d.rest(ctx, lookEvery); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (d *clusterDemo) statuses(ctx context.Context) (map[string]*api.Status, error) {
