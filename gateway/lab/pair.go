@@ -102,7 +102,7 @@ func RunPair(ctx context.Context, o Options) (result Result, err error) {
 			err = e
 		}
 	}()
-	d := &pairDemo{stage: stage{o: o, start: time.Now()}, p: p}
+	d := &pairDemo{stage: stage{o: o, start: time.Now()}, p: p, came: map[string]bool{}}
 	policy := filepath.Join(dir, "pair.toml")
 	if err := os.WriteFile(policy, []byte(trio.PairPolicy("")), 0o644); err != nil {
 		return Result{}, err
@@ -130,7 +130,8 @@ type pairDemo struct {
 	p    *trio.Pair
 	seen pairSeen
 
-	still time.Duration // mu: the longest silence of the download so far
+	still time.Duration   // mu: the longest silence of the download so far
+	came  map[string]bool // mu: of what something has come
 }
 
 // run lets traffic go, kills and moves, and fills seen.
@@ -159,6 +160,14 @@ func (d *pairDemo) run(ctx context.Context) (err error) {
 		return err
 	}
 	d.say("%s serves the group east: the addresses that hosts use as their router, and those that they are translated to", owner.Name)
+	// What begins later than the fault would prove nothing.
+	if err := d.until(ctx, 10*time.Second, func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return len(d.came) == 2
+	}); err != nil {
+		return fmt.Errorf("download and call do not begin: %w", err)
+	}
 	if d.o.Break != "download" {
 		if _, err := d.protected(ctx, owner); err != nil {
 			return fmt.Errorf("before anything has happened: %w", err)
@@ -363,6 +372,9 @@ func (d *pairDemo) watch(ctx context.Context, what string, m *netlab.Meter, down
 			d.mu.Unlock()
 		}
 		if c.Packets > last.Packets {
+			d.mu.Lock()
+			d.came[what] = true
+			d.mu.Unlock()
 			if last.Packets > 0 && still > quietAfter {
 				d.say("  %-8s goes on after %d ms without a packet", what, still.Milliseconds())
 			}

@@ -117,7 +117,7 @@ func TestPairDemoAndEachBrokenStage(t *testing.T) {
 				return
 			}
 			if err == nil || r.OK || !slices.Contains(r.Broken(), stage) {
-				t.Errorf("with %s broken the demo says that these are: %v (%v)", stage, r.Broken(), err)
+				t.Errorf("with %s broken the demo says that these are: %v (%v)\n%s", stage, r.Broken(), err, text)
 			}
 		})
 	}
