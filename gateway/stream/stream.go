@@ -13,8 +13,8 @@ import (
 // How much of its time a Stream takes from the goroutine that owns it. Figures are in DESIGN.md.
 const (
 	pace       = time.Millisecond       // between two looks at what has changed: what a packet changes is not a frame by itself
-	busyPace   = 250 * time.Microsecond // while there is more to write and packets wait
-	busyBudget = 64                     // slots that are looked at in a turn then
+	busyPace   = 160 * time.Microsecond // while there is more to write and packets wait
+	busyBudget = 40                     // slots that are looked at in a turn then
 	idleBudget = 1024                   // and while none do
 	showPace   = 20 * time.Millisecond  // between two publications of how it stands
 	restPace   = 100 * time.Millisecond
