@@ -34,9 +34,13 @@ func (b backend) Cut(ctx context.Context, r api.CutRequest) (*api.Cut, error) {
 	var first []picked
 	now, v := uint32(g.clock.Now()>>20), g.view.Load()
 	touched := map[flow.TenantID]bool{}
-	note := func(w int, slot uint32, se *conntrack.Session) bool {
+	note := func(w int, slot uint32, se *conntrack.Session, copied bool) bool {
 		out.Total++
 		if !m.matches(se) {
+			return false
+		}
+		if copied {
+			out.Copies++
 			return false
 		}
 		out.Matched++
@@ -45,7 +49,7 @@ func (b backend) Cut(ctx context.Context, r api.CutRequest) (*api.Cut, error) {
 		}
 		touched[se.Tenant] = true
 		if len(first) < f.Limit {
-			first = append(first, picked{w, slot, *se})
+			first = append(first, picked{w, slot, *se, false})
 		}
 		return !r.DryRun
 	}
@@ -54,7 +58,7 @@ func (b backend) Cut(ctx context.Context, r api.CutRequest) (*api.Cut, error) {
 			c, cancel := context.WithTimeout(ctx, 10*time.Second)
 			err := g.workers[w].Do(c, func(sh *pipeline.Shard) {
 				was, n := time.Now(), 0
-				from, n, done = sh.CutSome(from, cutLook, cutEnd, func(slot uint32, se *conntrack.Session) bool { return note(w, slot, se) })
+				from, n, done = sh.CutSome(from, cutLook, cutEnd, func(slot uint32, se *conntrack.Session) bool { return note(w, slot, se, sh.Copied(se)) })
 				out.Cut += n
 				out.Longest = max(out.Longest, time.Since(was).Seconds())
 			})
@@ -69,7 +73,7 @@ func (b backend) Cut(ctx context.Context, r api.CutRequest) (*api.Cut, error) {
 		if err := g.drained(ctx, touched); err != nil {
 			return nil, err
 		}
-		g.log.Info("sessions cut", "cut", out.Cut, "of", out.Total, "tenant", f.Tenant, "address", f.Address, "port", f.Port, "proto", f.Proto)
+		g.log.Info("sessions cut", "cut", out.Cut, "of", out.Total, "copies", out.Copies, "tenant", f.Tenant, "address", f.Address, "port", f.Port, "proto", f.Proto)
 	}
 	out.Took = time.Since(start).Seconds()
 	return out, nil

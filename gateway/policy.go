@@ -248,7 +248,7 @@ func (g *Gateway) impact(ctx context.Context, v *snapshot.View, list int) (out i
 			cut++
 			byTenant[se.Tenant]++
 			if len(first) < list {
-				first = append(first, picked{w, slot, *se})
+				first = append(first, picked{w, slot, *se, sh.Copied(se)})
 			}
 		}
 		return true

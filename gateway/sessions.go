@@ -85,12 +85,12 @@ func (b backend) Sessions(ctx context.Context, f api.SessionFilter) (*api.Sessio
 	out := &api.Sessions{}
 	now := uint32(b.g.clock.Now() >> 20)
 	var list []picked
-	err = b.g.walk(ctx, walkLook, func(w int, _ *pipeline.Shard, slot uint32, se *conntrack.Session) bool {
+	err = b.g.walk(ctx, walkLook, func(w int, sh *pipeline.Shard, slot uint32, se *conntrack.Session) bool {
 		out.Total++
 		if m.matches(se) {
 			out.Matched++
 			if len(list) < f.Limit {
-				list = append(list, picked{w, slot, *se})
+				list = append(list, picked{w, slot, *se, sh.Copied(se)})
 			} else {
 				out.Truncated = true
 			}
@@ -118,9 +118,9 @@ func protoName(p uint8) string {
 	return strconv.Itoa(int(p))
 }
 
-// wireSession puts a session into the interface's struct. Where se is not a copy, it runs on the session's worker.
-func (g *Gateway) wireSession(w int, slot uint32, se *conntrack.Session, now uint32) api.Session {
-	v := g.view.Load()
+// wireSession puts a session into the interface's struct.
+func (g *Gateway) wireSession(p *picked, now uint32) api.Session {
+	v, se := g.view.Load(), &p.se
 	a := addresses(se)
 	seconds := func(ticks uint32) float64 { return float64(uint64(ticks)<<20) / 1e9 }
 	last := se.LastSeen[0]
@@ -128,7 +128,7 @@ func (g *Gateway) wireSession(w int, slot uint32, se *conntrack.Session, now uin
 		last = se.LastSeen[1]
 	}
 	idle := uint32(max(0, int32(now-last)))
-	out := api.Session{Worker: w, Slot: slot, Gen: se.Gen, From: "tenant", Proto: protoName(se.Proto), State: stateName(se),
+	out := api.Session{Worker: p.worker, Slot: p.slot, Gen: se.Gen, Copy: p.copied, From: "tenant", Proto: protoName(se.Proto), State: stateName(se),
 		Src: netip.AddrPortFrom(a[0], se.OrigSPort).String(), Dst: netip.AddrPortFrom(a[1], se.OrigDPort).String(),
 		XlatSrc: netip.AddrPortFrom(a[2], se.XlatSPort).String(), XlatDst: netip.AddrPortFrom(a[3], se.XlatDPort).String(),
 		NAT: se.Flags&conntrack.FlagNAT != 0, Unanswered: se.Flags&conntrack.FlagUnanswered != 0, Rule: -1, Idle: seconds(idle),

@@ -55,6 +55,7 @@ type picked struct {
 	worker int
 	slot   uint32
 	se     conntrack.Session
+	copied bool
 }
 
 // wire puts picked sessions into the interface's struct.
@@ -62,7 +63,7 @@ func (g *Gateway) wire(list []picked, now uint32) []api.Session {
 	out := make([]api.Session, 0, len(list))
 	for i := range list {
 		p := &list[i]
-		out = append(out, g.wireSession(p.worker, p.slot, &p.se, now))
+		out = append(out, g.wireSession(p, now))
 	}
 	return out
 }

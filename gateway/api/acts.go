@@ -34,6 +34,7 @@ type Cut struct {
 	Total    int            `json:"total"`     // live sessions that were looked at
 	Matched  int            `json:"matched"`   // of them, those that the filter meets
 	Cut      int            `json:"cut"`       // of them, those that were ended; 0 when only counted
+	Copies   int            `json:"copies"`    // beside those: copies that the filter meets. They end with the sessions of the node that serves their group
 	ByTenant map[string]int `json:"by_tenant"` // matched
 	Sessions []Session      `json:"sessions"`  // the first of them
 	Took     float64        `json:"seconds"`

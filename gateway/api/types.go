@@ -363,6 +363,7 @@ type Session struct {
 	Idle     float64 `json:"idle_seconds"`    // since the last packet of either direction
 	Expires  float64 `json:"expires_seconds"` // until it ends if nothing more is seen
 
+	Copy       bool `json:"copy"`       // of what the node has that serves its tenant's group: nothing but that node's word ends it here, or the loss of its tenant
 	Unanswered bool `json:"unanswered"` // counts as unanswered for the tenant's limits: who began it has not shown that it hears the answers
 }
 

@@ -83,7 +83,14 @@ func (a *app) cut(cmd *cobra.Command, r api.CutRequest, yes bool) error {
 	}
 	return show(a, cmd, &done, func(w io.Writer, d *api.Cut) {
 		fmt.Fprintf(w, "%s of %d cut%s\n", plural(d.Cut, "session"), d.Total, perTenant(d.ByTenant))
+		writeCopies(w, d)
 	})
+}
+
+func writeCopies(w io.Writer, d *api.Cut) {
+	if d.Copies > 0 {
+		fmt.Fprintf(w, "%s beside those: copies of what another node serves. They end when that node ends them: give it the same command\n", plural(d.Copies, "session"))
+	}
 }
 
 func writeWouldCut(w io.Writer, d *api.Cut) {
@@ -94,6 +101,7 @@ func writeWouldCut(w io.Writer, d *api.Cut) {
 		}
 	}
 	fmt.Fprintf(w, "%s of %d would be cut%s\n", plural(d.Matched, "session"), d.Total, perTenant(d.ByTenant))
+	writeCopies(w, d)
 }
 
 func perTenant(m map[string]int) string {

@@ -21,7 +21,7 @@ type acted struct {
 
 func (f *fake) Cut(_ context.Context, r api.CutRequest) (*api.Cut, error) {
 	f.acted.cuts = append(f.acted.cuts, r)
-	c := &api.Cut{Total: 345, Matched: 22, ByTenant: map[string]int{"alpha": 20, "beta": 2}, Sessions: someSessions()[:2], Took: 0.002, Longest: 0.0001}
+	c := &api.Cut{Total: 345, Matched: 22, Copies: 7, ByTenant: map[string]int{"alpha": 20, "beta": 2}, Sessions: someSessions()[:2], Took: 0.002, Longest: 0.0001}
 	if !r.DryRun {
 		c.Cut = c.Matched
 	}

@@ -15,7 +15,7 @@ func TestCutSaysHowManyFirst(t *testing.T) {
 	f := &fake{}
 	s := serve(t, f)
 	r := call(t, t.Context(), "", "sessions", "cut", "--tenant", "alpha", "--address", "198.18.10.11", "--port", "80", "--proto", "tcp", "--socket", s)
-	if r.code != exitFailed || !strings.Contains(r.err, "22 sessions of 345 would be cut (alpha 20, beta 2)") || !strings.Contains(r.err, "--yes") {
+	if r.code != exitFailed || !strings.Contains(r.err, "22 sessions of 345 would be cut (alpha 20, beta 2)\n7 sessions beside those: copies of what another node serves.") || !strings.Contains(r.err, "--yes") {
 		t.Errorf("without a terminal: exit %d, %s", r.code, r)
 	}
 	want := api.SessionFilter{Tenant: "alpha", Address: "198.18.10.11", Port: 80, Proto: "tcp"}

@@ -142,7 +142,7 @@ func someSessions() []api.Session {
 		{Worker: 1, Slot: 2, Gen: 5, Tenant: "alpha", From: "backbone", Proto: "tcp", State: "syn_sent", Src: "203.0.113.11:1234", Dst: "192.0.2.16:8080", XlatSrc: "203.0.113.11:1234",
 			XlatDst: "198.18.10.11:80", NAT: true, Rule: 0, RuleName: "web-from-trusted", Idle: 3, Expires: 240},
 		{Worker: 1, Slot: 9, Gen: 2, Tenant: "beta", From: "tenant", Proto: "udp", State: "open", Src: "[2001:db8:b::1]:5353", Dst: "[2001:db8:ff::2]:53", XlatSrc: "[2001:db8:b::1]:5353",
-			XlatDst: "[2001:db8:ff::2]:53", Rule: 2, Idle: 61, Expires: 100_000},
+			XlatDst: "[2001:db8:ff::2]:53", Rule: 2, Idle: 61, Expires: 100_000, Copy: true},
 	}
 }
 

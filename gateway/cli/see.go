@@ -80,9 +80,17 @@ func writeSessions(w io.Writer, list []api.Session) {
 	t := newTable(w, "TENANT", "FROM", "PROTO", "STATE", "SOURCE", "DESTINATION", "LEAVES AS", "RULE", "OUTWARD", "BACK", "IDLE", "EXPIRES")
 	for i := range list {
 		s := &list[i]
-		t.row(s.Tenant, s.From, s.Proto, s.State, s.Src, s.Dst, leaves(s), ruleName(s), s.Orig.Packets, s.Reply.Packets, seconds(s.Idle), seconds(s.Expires))
+		t.row(s.Tenant, s.From, s.Proto, s.State, s.Src, s.Dst, leaves(s), ruleName(s), s.Orig.Packets, s.Reply.Packets, seconds(s.Idle), expires(s))
 	}
 	t.flush()
+}
+
+// expires is when the session ends if nothing more is seen; a copy does not, before the node ends it that serves it.
+func expires(s *api.Session) string {
+	if s.Copy {
+		return "copy"
+	}
+	return seconds(s.Expires)
 }
 
 // leaves is what NAT made of the session, "" when nothing.

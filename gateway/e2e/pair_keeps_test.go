@@ -76,6 +76,33 @@ func (p *pairLab) protected(owner *nodes.Node) {
 	}
 }
 
+// copies checks that an operator sees at the other gateway what is a copy, and can end none of it there.
+func (p *pairLab) copies(owner *nodes.Node) {
+	p.t.Helper()
+	for _, n := range p.Gateways() {
+		var list api.Sessions
+		check(p.t, n.Client.Get(p.t.Context(), api.PathSessions+"?tenant=alpha&proto=tcp", &list))
+		copied := 0
+		for i := range list.Sessions {
+			if list.Sessions[i].Copy {
+				copied++
+			}
+		}
+		want := len(list.Sessions)
+		if n == owner {
+			want = 0
+		}
+		if copied != want || len(list.Sessions) < 100 {
+			p.t.Errorf("%s: of %d sessions %d are said to be copies, want %d", n.Name, len(list.Sessions), copied, want)
+		}
+	}
+	var cut api.Cut
+	check(p.t, p.Other(owner).Client.Post(p.t.Context(), api.PathCut, api.CutRequest{All: true}, &cut))
+	if cut.Cut != 0 || cut.Copies < 100 {
+		p.t.Errorf("at the standby %d sessions are cut, %d are said to be copies", cut.Cut, cut.Copies)
+	}
+}
+
 // TestPairKeepsConnections: the owner's process is killed under established connections of tenants behind NAT44 and of IPv6, with data and idle, and calls of UDP: each goes on through the other node, on
 // the same public port; and when the killed node has come back and has its copy, the same the other way.
 func TestPairKeepsConnections(t *testing.T) {
@@ -88,6 +115,7 @@ func TestPairKeepsConnections(t *testing.T) {
 	owner, want := p.GW1, "gw1"
 	for round := range 2 {
 		p.protected(owner)
+		p.copies(owner)
 		time.Sleep(apart)
 		e := event{what: fmt.Sprintf("kill -9 of %s", owner.Name), from: time.Now(), least: 50 * time.Millisecond, most: 500 * time.Millisecond}
 		dead := owner
