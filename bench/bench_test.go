@@ -5,12 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,7 +30,11 @@ import (
 
 func TestMain(m *testing.M) {
 	netlab.Init()
-	os.Exit(m.Run())
+	status := m.Run()
+	if program.dir != "" {
+		os.RemoveAll(program.dir)
+	}
+	os.Exit(status)
 }
 
 func TestParseStat(t *testing.T) {
@@ -210,13 +216,27 @@ func TestBetterForm(t *testing.T) {
 // binary builds the program once for the tests that run it.
 func binary(t *testing.T) string {
 	t.Helper()
-	name := filepath.Join(t.TempDir(), "demarc")
-	c := exec.Command("go", "build", "-o", name, "demarc")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if b, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, b)
+	program.once.Do(func() {
+		if program.dir, program.err = os.MkdirTemp("", "demarc-bench-test"); program.err != nil {
+			return
+		}
+		c := exec.Command("go", "build", "-o", filepath.Join(program.dir, "demarc"), "demarc")
+		c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if b, err := c.CombinedOutput(); err != nil {
+			program.err = fmt.Errorf("build: %w\n%s", err, b)
+		}
+	})
+	if program.err != nil {
+		t.Fatal(program.err)
 	}
-	return name
+	return filepath.Join(program.dir, "demarc")
+}
+
+// program is what binary has built, once for all tests.
+var program struct {
+	once sync.Once
+	dir  string
+	err  error
 }
 
 // clean fails when a run left namespaces, processes or files.

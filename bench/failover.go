@@ -254,7 +254,11 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	}
 	if a.moves && o.refused == nil {
 		// Whether it came in time is what the figures say.
-		_ = p.Serves(ctx, max(a.wait, takes), p.Other(owner))
+		wait := max(a.wait, takes)
+		if q.Stay {
+			wait = takes / 2 // nobody comes
+		}
+		_ = p.Serves(ctx, wait, p.Other(owner))
 	} else {
 		_, _ = p.Owner(ctx, takes)
 	}

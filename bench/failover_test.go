@@ -228,12 +228,12 @@ func TestFailoverBesideKeepalived(t *testing.T) {
 // Where nobody takes over, every figure that could hide it shows it.
 func TestFailoverFiguresSeeThatNobodyTakesOver(t *testing.T) {
 	by, _, err := failoverRun(t, "--rows", "kill", "--stay", "--data", "8", "--idle", "8")
-	is(t, by, "kill gap", 1, 3000, 5000, true)
+	is(t, by, "kill gap", 1, 2000, 5000, true)
 	is(t, by, "kill not-handed-over", 1, 1, 1, true)
 	is(t, by, "kill flows-not-back", 1, 12, 60, true)
 	is(t, by, "kill lost", 1, 8, 8, true)
 	is(t, by, "kill lost-idle", 1, 8, 8, true)
-	is(t, by, "kill call-loss", 40, 150, 400, false)
+	is(t, by, "kill call-loss", 40, 100, 400, false)
 	for _, want := range []string{"kill, gap: ", "kill, not-handed-over: 1", "kill, flows-not-back: ", "kill, lost: 8", "kill, lost-idle: 8"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("the command says: %v; want %q", err, want)
