@@ -465,7 +465,7 @@ func failoverCommand() *cobra.Command {
 			"is lost when it cannot carry a further 1 kB each way, with the right content, within 5 s. A flow that comes from another public address or port\n" +
 			"afterwards has lost its session. What either node sends under the group's address is recorded at the switches and judged. A run in which the\n" +
 			"hosts got what no recorded node has sent, or nothing, is no figure: it ends the row. Fails when a figure does not keep to what was promised.\n" +
-			"Needs root, two CPUs. Takes some nine minutes.",
+			"Needs root, two CPUs. Takes less than ten minutes.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if q.Full {

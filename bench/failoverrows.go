@@ -290,7 +290,16 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 	if strings.HasPrefix(r.name, "planned/") {
 		count("refused", func(o *run) bool { return o.refused != nil }, true)
 	}
-	if r.name == "kill" || r.name == "gone" {
+	if r.name == "kill" || r.name == "gone" || r.opening {
+		var led []float64
+		for i := range runs {
+			if runs[i].led {
+				led = append(led, gaps[i])
+			}
+		}
+		if len(led) > 0 { // an election comes first
+			q.add(r.name, "gap-led-too", "ms", led, "", 0)
+		}
 		count("led-too", func(o *run) bool { return o.led }, false)
 	}
 	count("not-protected-before", func(o *run) bool { return o.why != "" }, false)
