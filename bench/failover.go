@@ -62,7 +62,7 @@ const (
 type run struct {
 	failure
 	moves   bool
-	led     bool          // who was struck led the log
+	led     bool          // its owner led the log when it began
 	why     string        // it was not protected before, by its owner's word
 	refused error         // the pair did not do what was asked
 	stopped time.Duration // row stop: for so long
@@ -240,10 +240,16 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	}
 	if err == nil && a.prepare != nil {
 		err = a.prepare(owner)
-		o.led = err == nil
 	}
 	if err != nil {
 		return o, err
+	}
+	if !r.peer {
+		m, err := owner.Members(ctx)
+		if err != nil {
+			return o, err
+		}
+		o.led = m.Leader == owner.Name
 	}
 	c.from = time.Now()
 	o.moves = a.moves

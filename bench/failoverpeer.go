@@ -365,10 +365,7 @@ func (q *failoverBench) peerRow(ctx context.Context, r *failoverRow) error {
 		}
 		q.configs[r.name] = k.text()
 		a := act{prepare: func(*trio.Node) error { return rest(ctx, 500*time.Millisecond) }, do: k.die, moves: true, wait: 10 * time.Second}
-		if o, err = q.once(ctx, k.Pair, r, a); err == nil {
-			o.led = false
-		}
-		return o, err
+		return q.once(ctx, k.Pair, r, a)
 	}
 	for i := range runs {
 		o, err := one()
