@@ -326,7 +326,13 @@ func (q *failoverBench) ready(ctx context.Context, p *trio.Pair) (why string, er
 
 // row does one thing as often as is asked. A lab that a run left in pieces is replaced: lab is the one to go on with.
 func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair) (err error) {
-	if r.peer {
+	if r.peer { // in a lab of the same name, and with nothing of ours running
+		if p := *lab; p != nil {
+			*lab = nil
+			if err := p.Close(); err != nil {
+				return err
+			}
+		}
 		return q.peerRow(ctx, r)
 	}
 	if *lab == nil {
