@@ -21,7 +21,7 @@ type Copied struct {
 }
 
 // Enter is that mapping in this shard: the one that there is, or a new one without sessions, which the caller must Ref or Drop. The block of its port may be of another worker, which then
-// lends it: the node that made it may have other workers. SessionCollision says that the port has another mapping, or rests.
+// lends it: the node that made it may have other workers. A port that rests is taken all the same. SessionCollision says that it has another mapping. Workers are held meanwhile.
 func (s *Shard) Enter(m *Copied) (id uint32, r verdict.Reason) {
 	if s.sp.state(m.Addr) == nil || m.Class >= numClasses || m.Public == 0 {
 		return noMapping, verdict.NATNoPool
@@ -74,7 +74,7 @@ func (s *Shard) occupy(m *Copied) (place, bool) {
 			o = uint32(s.worker + 1)
 		}
 		p := place{block: b, bit: uint8(m.Public & 63), lent: o != uint32(s.worker+1)}
-		if s.take(p) {
+		if s.take(p) || s.wakes(p) && s.take(p) {
 			return p, true
 		}
 		if s.sp.block(b).free.Load() != 0 || p.lent {
@@ -82,6 +82,27 @@ func (s *Shard) occupy(m *Copied) (place, bool) {
 		}
 	}
 	return place{}, false
+}
+
+// wakes ends the rest of a port, whoever has its block: who owns the address now has given it to somebody, so a rest from when this node did is void. All workers are held
+// meanwhile.
+func (s *Shard) wakes(p place) bool {
+	b, bit := p.block, uint64(1)<<p.bit
+	st, c, n := s.sp.addrs[addrOf(b)].Load(), classIn(b), numberOf(b)
+	k, rested := s.block(b), false
+	for g := range k.held {
+		rested = rested || k.held[g]&bit != 0
+		k.held[g] &^= bit
+	}
+	if back := &st.lending.back[c][n]; s.sp.lends(b) && back.Load()&bit != 0 {
+		back.And(^bit)
+		rested = true
+	}
+	if rested {
+		s.portUse(addrOf(b)).Held--
+		s.sp.put(b, bit)
+	}
+	return rested
 }
 
 // claimBlock takes one block, as claim does any.

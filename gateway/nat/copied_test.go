@@ -6,8 +6,8 @@ import (
 	"demarc/gateway/verdict"
 )
 
-// TestEnter: a mapping of another node gets exactly its port, from whoever has the block; what has another mapping, or rests, is refused; and after it has left, the port
-// may be anybody's at once.
+// TestEnter: a mapping of another node gets exactly its port, from whoever has the block; what has another mapping is refused; and after it has left, or while it
+// rests, the port may be anybody's at once.
 func TestEnter(t *testing.T) {
 	sp := NewSpace(2)
 	id, err := sp.Register([4]byte{192, 0, 2, 1})
@@ -53,8 +53,22 @@ func TestEnter(t *testing.T) {
 	sh[1].Leave(lent)
 	other := enter(1, at(4, 20001), verdict.Pass) // at once: no rest
 	enter(0, at(5, 20002), verdict.Pass)
-	sh[1].Unref(other, 1) // as an owner ends it: the port rests
-	enter(0, at(6, 20001), verdict.SessionCollision)
+	for w := range 2 { // as an owner ends it: the port rests, in the block of another worker or in its own
+		sh[1-w].Unref(other, 1)
+		if id, r := sh[w].Map(&Request{Tenant: 1, Class: UDP, Inside: [4]byte{198, 18, 0, 9}, Port: 9, Pool: []AddrID{id}}, 1); r != verdict.Pass || sh[w].maps[id].public == 20001 {
+			t.Fatalf("a port that rests is given away: %v", r)
+		} else {
+			sh[w].Drop(id)
+		}
+		other = enter(w, at(6+byte(w), 20001), verdict.Pass)
+		use := make([]Use, 1)
+		for _, s := range sh {
+			s.Use(use)
+		}
+		if use[0].Held != 0 {
+			t.Errorf("%d ports are held, want none", use[0].Held)
+		}
+	}
 	for i := range uint16(7) {
 		enter(0, at(10+byte(i), 30000+i), verdict.Pass)
 	}

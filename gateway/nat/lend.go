@@ -56,7 +56,7 @@ func (st *addrState) dry(c Class, n blockNo, parity int) bool {
 	w, bit := &st.some[c][parity][n/64], uint64(1)<<(n&63)
 	st.moves[c].Add(1)
 	w.And(^bit)
-	if (st.blocks[c][n].free.Load()&^st.reserved[c][n].Load())&parityMask(parity) == 0 {
+	if st.usable(c, n)&parityMask(parity) == 0 {
 		st.moves[c].Add(^uint64(0))
 		return true // who frees one after this look sees the bit cleared
 	}
@@ -69,8 +69,10 @@ func (st *addrState) dry(c Class, n blockNo, parity int) bool {
 func (s *Shard) usable(b blockID) uint64 {
 	m := s.sp.usable(b)
 	if s.log != nil {
-		st := s.sp.addrs[addrOf(b)].Load()
-		m |= s.aside[b] &^ st.reserved[classIn(b)][numberOf(b)].Load()
+		st, c, n := s.sp.addrs[addrOf(b)].Load(), classIn(b), numberOf(b)
+		if !st.isClosed(c, n) {
+			m |= s.aside[b] &^ st.reserved[c][n].Load()
+		}
 	}
 	return m
 }

@@ -102,6 +102,7 @@ type addrState struct {
 	blocks   [numClasses][blocksPerAddr]block
 
 	barred [numClasses][2][blocksPerAddr / 64]atomic.Uint64 // by parity: blocks of which every port is reserved. Control: wo
+	closed [numClasses][blocksPerAddr / 64]atomic.Uint64    // blocks that no new mapping may be made in, see Close. Control: wo, workers: ro
 	some   [numClasses][2][blocksPerAddr / 64]atomic.Uint64 // by parity: blocks with a port to take; true of more than have one, never of less
 	moves  [numClasses]atomic.Uint64                        // lower half: blocks between nobody and an owner, or in dry, now; upper half: how often ports came where there were none to be seen
 }
@@ -279,7 +280,7 @@ func (sp *Space) claim(id AddrID, worker int, low bool, class Class, parity int,
 		} else if low {
 			continue
 		}
-		dull := st.barred[class][parity][w].Load() // nothing to be had there
+		dull := st.barred[class][parity][w].Load() | st.closed[class][w].Load() // nothing to be had there
 		for {
 			old := st.free[class][w].Load()
 			m := old & in &^ dull
@@ -294,6 +295,12 @@ func (sp *Space) claim(id AddrID, worker int, low bool, class Class, parity int,
 			}
 			st.moves[class].Add(1)
 			if st.free[class][w].CompareAndSwap(old, old&^(1<<bit)) {
+				if st.closed[class][w].Load()>>bit&1 != 0 { // just now: whoever closed it may have seen it as nobody's
+					st.free[class][w].Or(1 << bit)
+					st.moves[class].Add(1<<32 - 1)
+					dull |= 1 << bit
+					continue
+				}
 				if b >= lowBlocks {
 					st.left[class].Add(-1)
 				}
@@ -361,9 +368,15 @@ func (sp *Space) block(b blockID) *block {
 	return &sp.addrs[addrOf(b)].Load().blocks[classIn(b)][numberOf(b)]
 }
 
-// usable is the ports of a block that are free and not reserved.
+// usable is the ports of a block that are free and not reserved, none where it is closed.
 func (sp *Space) usable(b blockID) uint64 {
 	st := sp.addrs[addrOf(b)].Load()
-	c, n := classIn(b), numberOf(b)
+	return st.usable(classIn(b), numberOf(b))
+}
+
+func (st *addrState) usable(c Class, n blockNo) uint64 {
+	if st.isClosed(c, n) {
+		return 0
+	}
 	return st.blocks[c][n].free.Load() &^ st.reserved[c][n].Load()
 }

@@ -177,6 +177,32 @@ func (r *Rate) Fill(w *Word, nowNs uint64) string {
 	return fmt.Sprintf("%.1f of %.1f ms used", ms(r.lead(w.Load(), nowNs*UnitsPerNs)), ms(r.burst))
 }
 
+// Ahead is how many nanoseconds the word is ahead of now: how much of the burst is used, and 0 where nothing is.
+func (r *Rate) Ahead(w *Word, nowNs uint64) uint64 {
+	if r.mul == 0 {
+		return 0
+	}
+	return uint64(r.lead(w.Load(), nowNs*UnitsPerNs)) / UnitsPerNs
+}
+
+// Raise makes the word at least so many nanoseconds ahead of now, as it was on another node; never further than this rate can have brought it.
+func (r *Rate) Raise(w *Word, nowNs, ahead uint64) {
+	if r.mul == 0 || ahead == 0 {
+		return
+	}
+	now := nowNs * UnitsPerNs
+	to := r.ahead
+	if ahead < uint64(r.ahead)/UnitsPerNs {
+		to = int64(ahead * UnitsPerNs)
+	}
+	for {
+		old := w.Load()
+		if d := int64(old - now); d >= to && d <= r.ahead || w.CompareAndSwap(old, now+uint64(to)) {
+			return
+		}
+	}
+}
+
 // Refund gives back what a Take of n took, for a packet that did not leave after all; never more than was taken, and above
 // 1 Gbit/s, where rounding is drawn, perhaps one unit less.
 func (r *Rate) Refund(w *Word, n int) {
