@@ -1,123 +1,322 @@
 package replica
 
-// Blocks decides which blocks of public ports an owner may make new mappings in. A block is used only after a standby that may take over has
-// acknowledged that it is open; so whoever takes over knows each block in which there may be mappings that it has not heard of, and lets those rest. Some
-// are opened ahead, so that no packet waits for an answer.
+import "math/bits"
+
+// Blocks decides which blocks of public ports an owner may make new mappings in. While some standby may take over (guard), a block is used only after each of those has
+// acknowledged that it is open; so whoever takes over knows each block in which there may be mappings that it has not heard of, and lets those rest. Some are opened ahead, so that no
+// packet waits for an answer. Without a guard, all are open but those that rest, and what is in use is told all the same.
 //
-// A slot is a block of one address and class, as the Source numbers them.
+// A slot is a block; 64 of them are a word.
 type Blocks struct {
-	ahead int
-	state []blockState
-	seq   []uint64 // as which record it was last written; 0 = not yet
-	guard bool
-	plant plants
+	told  []uint64 // a standby is to know of it: in use, or may be soon, or rests
+	open  []uint64 // of those, where mappings may be made although there is a guard
+	rests []uint64 // of those, what was open before this node took over: no new mappings until the hold time is over
+	gen   []uint32 // changes when a block is told no more
+
+	Plant Plant
 }
 
-type blockState uint8
-
-const (
-	blockShut  blockState = iota
-	blockAsked            // the standby is being told
-	blockOpen             // in use, or may be at once
-	blockRests            // what was open before this node took over: no new mappings until all of it is free
-)
-
-// NewBlocks makes the blocks of slots 0 to n-1, all of them shut. Of each pool so many are kept open that nobody uses.
-func NewBlocks(n, ahead int) *Blocks {
-	return &Blocks{ahead: ahead, state: make([]blockState, n), seq: make([]uint64, n)}
+// Plant is faults that tests put in, to see that they are found. Nothing else sets one.
+type Plant struct {
+	OpenAtOnce bool // a block of ports is used before the standby knows
+	StayOn     bool // blocks do not rest after a takeover
 }
 
-// Told reports whether the standby is to know that the block is open: what a Source says of its slot.
-func (b *Blocks) Told(slot uint32) bool { return b.state[slot] != blockShut }
-
-// May reports whether new mappings may be made in the block.
-func (b *Blocks) May(slot uint32) bool {
-	return b.state[slot] == blockOpen || b.plant.openAtOnce && b.state[slot] == blockAsked
-}
-
-// Wrote notes as which record the block was written. What is written again in a further copy is known already.
-func (b *Blocks) Wrote(slot uint32, seq uint64) {
-	if b.seq[slot] == 0 {
-		b.seq[slot] = seq
+// Grow makes room for so many words.
+func (b *Blocks) Grow(words int) {
+	if n := words - len(b.told); n > 0 {
+		b.told = append(b.told, make([]uint64, n)...)
+		b.open = append(b.open, make([]uint64, n)...)
+		b.rests = append(b.rests, make([]uint64, n)...)
+		b.gen = append(b.gen, make([]uint32, 64*n)...)
 	}
 }
 
-// Guard says whether some standby may take over: on before its copy is proposed to be in sync, off after it is agreed on that it is not.
-func (b *Blocks) Guard(on bool) { b.guard = on }
+// Told reports whether the standby is to know of the block: what a Source says of its slot.
+func (b *Blocks) Told(slot uint32) bool {
+	return int(slot/64) < len(b.told) && b.told[slot/64]>>(slot&63)&1 != 0
+}
 
-// Settled reports whether the standby, which has acknowledged all before acked, knows every block that is in use or rests. A copy is in sync only if so.
-func (b *Blocks) Settled(acked uint64) bool {
-	for slot, st := range b.state {
-		if (st == blockOpen || st == blockRests) && (b.seq[slot] == 0 || b.seq[slot] >= acked) {
-			return false
+// Rests reports whether the block rests.
+func (b *Blocks) Rests(slot uint32) bool { return b.rests[slot/64]>>(slot&63)&1 != 0 }
+
+// Open reports whether mappings may be made in the block although there is a guard.
+func (b *Blocks) Open(slot uint32) bool { return b.open[slot/64]>>(slot&63)&1 != 0 }
+
+// Gen is the generation of the block's slot.
+func (b *Blocks) Gen(slot uint32) uint32 { return b.gen[slot] }
+
+// Pool is blocks of which one is as good as another: those of one address and class, above port 1023 or below. It belongs to whoever calls Step.
+type Pool struct {
+	From, To uint32 // words
+	First    uint64 // which blocks of the first word are in it; of all others each one is
+
+	// So many are kept open that nobody uses. Step makes it more where that was too few, and less where it was never needed. What is kept open cannot be used for the hold time after a takeover.
+	Ahead, Least, Most int
+
+	Look  func(word uint32) (free, used uint64) // nobody's and nothing in it rests; somebody's
+	Over  func(word uint32) uint64              // those of which the hold time since a takeover is over
+	Close func(word uint32, closed uint64)      // no new mappings in these. What was nobody's stays so behind it, or Look says that it is used
+	Known func(slot uint32) bool                // all standbys that may take over have acknowledged it
+	Mark  func(slot uint32)                     // Sender.Mark
+	Gone  func(slot uint32)                     // Sender.Gone
+
+	guard  bool
+	closed []uint64 // by word, as Close was told last
+	least  int      // the fewest that nobody used, of the steps since
+	steps  int
+}
+
+// Ahead may become larger after so many steps, and smaller after so many without a need for more.
+const (
+	soon    = 50
+	tooMany = 3000
+)
+
+// Mask is which blocks of a word are of the pool.
+func (p *Pool) Mask(w uint32) uint64 {
+	if w == p.From {
+		return p.First
+	}
+	return 1<<64 - 1
+}
+
+func (b *Blocks) tell(p *Pool, w uint32, m uint64) {
+	b.told[w] |= m
+	for ; m != 0; m &= m - 1 {
+		p.Mark(w*64 + uint32(bits.TrailingZeros64(m)))
+	}
+}
+
+func (b *Blocks) untell(p *Pool, w uint32, m uint64) {
+	b.told[w] &^= m
+	b.open[w] &^= m
+	b.rests[w] &^= m
+	for ; m != 0; m &= m - 1 {
+		slot := w*64 + uint32(bits.TrailingZeros64(m))
+		b.gen[slot]++
+		p.Gone(slot)
+	}
+}
+
+func (b *Blocks) close(p *Pool, w uint32) {
+	closed := b.rests[w]
+	if p.guard {
+		if closed = ^b.open[w]; b.Plant.OpenAtOnce {
+			closed = ^(b.told[w] &^ b.rests[w])
+		}
+	}
+	p.shut(w, closed&p.Mask(w))
+}
+
+// shut has blocks of a word closed. Words of which the pool has a part are closed in that part alone.
+func (p *Pool) shut(w uint32, closed uint64) {
+	if p.closed == nil {
+		p.closed = make([]uint64, p.To-p.From)
+	}
+	if at := &p.closed[w-p.From]; *at != closed {
+		*at = closed
+		p.Close(w, closed)
+	}
+}
+
+// Step goes on with one pool: what was acknowledged is opened, more is asked for where few are left, and what nobody has used for a while is shut. guard: some standby may take
+// over. It is on before that is agreed on, and off after it is agreed on that none may. rnd is fresh randomness.
+func (b *Blocks) Step(p *Pool, guard bool, rnd uint64) {
+	if guard && !p.guard {
+		b.begin(p, rnd)
+	}
+	p.guard = guard
+	left := 0
+	for w := p.From; w < p.To; w++ {
+		free, used := p.Look(w)
+		free, used = free&p.Mask(w), used&p.Mask(w)
+		if n := used &^ b.told[w]; n != 0 { // taken while there was no guard
+			b.tell(p, w, n)
+			b.open[w] |= n
+		}
+		if m := b.rests[w] & p.Mask(w); m != 0 {
+			m &= p.Over(w)
+			b.untell(p, w, m&free) // the standby may know of it that it rests, and not that it is used
+			b.rests[w] &^= m       // acknowledged, what is used is as any other
+		}
+		for m := b.told[w] &^ b.open[w] &^ b.rests[w] & p.Mask(w); m != 0; m &= m - 1 {
+			if bit := m & -m; !guard || p.Known(w*64+uint32(bits.TrailingZeros64(m))) {
+				b.open[w] |= bit
+			}
+		}
+		if !guard {
+			b.untell(p, w, b.open[w]&free)
+		}
+		left += bits.OnesCount64(b.open[w] & free)
+		b.close(p, w)
+	}
+	if !guard {
+		return
+	}
+	b.adapt(p, left)
+	b.fewer(p, left)
+	b.more(p, rnd)
+}
+
+// begin is the step before the first one under a guard: a few blocks that nobody has stay open, all others are closed, and what was claimed meanwhile is told too.
+func (b *Blocks) begin(p *Pool, rnd uint64) {
+	p.Ahead = max(p.Ahead, p.Least)
+	p.least, p.steps = p.Ahead, 0
+	n := p.To - p.From
+	for i, left := uint32(0), p.Ahead; i < n; i++ {
+		w := p.From + (uint32(rnd%uint64(n))+i)%n
+		free, _ := p.Look(w)
+		for m := free & p.Mask(w) &^ b.told[w]; m != 0 && left > 0; left-- {
+			bit := pick(m, rnd>>8+uint64(left)*0x9e37)
+			b.tell(p, w, bit)
+			b.open[w] |= bit
+			m &^= bit
+		}
+	}
+	p.guard = true
+	for w := p.From; w < p.To; w++ {
+		_, used := p.Look(w)
+		if n := used & p.Mask(w) &^ b.told[w]; n != 0 {
+			b.tell(p, w, n)
+			b.open[w] |= n
+		}
+		b.close(p, w)
+	}
+}
+
+// pick is one bit of m, which has some.
+func pick(m, rnd uint64) uint64 {
+	turn := int(rnd & 63)
+	return bits.RotateLeft64(1<<bits.TrailingZeros64(bits.RotateLeft64(m, -turn)), turn)
+}
+
+// adapt makes Ahead larger as soon as half of it was used up before more could be opened, and smaller slowly.
+func (b *Blocks) adapt(p *Pool, left int) {
+	p.least = min(p.least, left)
+	switch p.steps++; {
+	case left < p.Ahead/2 && p.steps > soon, left < p.Ahead/8 && p.steps > soon/8: // what was asked for last had time to be acknowledged
+		p.Ahead = min(2*p.Ahead, p.Most)
+		p.least, p.steps = p.Ahead, 0
+	case p.steps > tooMany:
+		if p.least > p.Ahead*3/4 {
+			p.Ahead = max(p.Ahead*3/4, p.Least)
+		}
+		p.least, p.steps = p.Ahead, 0
+	}
+}
+
+// fewer shuts blocks of which there are too many: first out of use, then the word.
+func (b *Blocks) fewer(p *Pool, left int) {
+	for w := p.From; w < p.To && left > 2*p.Ahead; w++ {
+		free, _ := p.Look(w)
+		m := free & b.open[w] & p.Mask(w)
+		for ; m != 0 && left > 2*p.Ahead; left-- {
+			bit := m & -m
+			m &^= bit
+			b.open[w] &^= bit
+			b.close(p, w)
+			if free, _ = p.Look(w); free&bit == 0 { // somebody was faster
+				b.open[w] |= bit
+				b.close(p, w)
+				continue
+			}
+			b.untell(p, w, bit)
+		}
+	}
+}
+
+// more asks for blocks where few are left: some of each word, since ports shall be hard to guess, and what there is where that is not enough.
+func (b *Blocks) more(p *Pool, rnd uint64) {
+	have, n := 0, p.To-p.From
+	for w := p.From; w < p.To; w++ {
+		free, _ := p.Look(w)
+		have += bits.OnesCount64(free & b.told[w] &^ b.rests[w] & p.Mask(w))
+	}
+	for _, each := range [2]int{p.Ahead/int(n) + 1, 64} {
+		for i := uint32(0); i < n && have < p.Ahead; i++ {
+			w := p.From + (uint32(rnd%uint64(n))+i)%n
+			free, _ := p.Look(w)
+			m := free &^ b.told[w] & p.Mask(w)
+			for got := 0; m != 0 && have < p.Ahead && got < each; got++ {
+				bit := pick(m, rnd>>8+uint64(have)*0x9e37)
+				b.tell(p, w, bit)
+				m &^= bit
+				have++
+			}
+			if b.Plant.OpenAtOnce {
+				b.close(p, w)
+			}
+		}
+	}
+}
+
+// Settled reports whether a standby knows every block of the pool that is in use or rests: known says so of one. A copy is in sync only if so, and only under a guard.
+func (b *Blocks) Settled(p *Pool, known func(slot uint32) bool) bool {
+	if !p.guard {
+		return false
+	}
+	for w := p.From; w < p.To; w++ {
+		for m := (b.open[w] | b.rests[w]) & p.Mask(w); m != 0; m &= m - 1 {
+			if !known(w*64 + uint32(bits.TrailingZeros64(m))) {
+				return false
+			}
 		}
 	}
 	return true
 }
 
-// Anew notes that the stream has begun anew, or another standby has it: what was acknowledged before counts no more. Blocks that are in use stay so.
-func (b *Blocks) Anew() { clear(b.seq) }
-
-// Takeover notes that this node has just become the owner. Blocks that were open are known to rest, here and, by Told, at the next standby: if that takes over
-// within the hold time it must let them rest too.
-func (b *Blocks) Takeover(open func(slot uint32) bool) {
-	clear(b.seq)
-	for slot := range b.state {
-		b.state[slot] = blockShut
-		if open(uint32(slot)) {
-			b.state[slot] = blockRests
+// Takeover notes that this node has just become the owner. Blocks that may have mappings rest: what was told by the one before, and what somebody has here. They are told to the next
+// standby, which must let them rest too if it takes over within the hold time.
+func (b *Blocks) Takeover(p *Pool, open func(word uint32) uint64) {
+	p.guard = false
+	for w := p.From; w < p.To; w++ {
+		_, used := p.Look(w)
+		m := (open(w) | used) & p.Mask(w)
+		b.untell(p, w, b.told[w]&p.Mask(w)&^m)
+		b.open[w] &^= p.Mask(w)
+		b.rests[w] |= m
+		if b.Plant.StayOn {
+			b.rests[w] &^= p.Mask(w)
 		}
+		b.tell(p, w, m)
+		b.close(p, w)
 	}
 }
 
-// Pool is blocks of which one is as good as another: those of one address and class.
-type Pool struct {
-	From, To uint32
-	Free     func(slot uint32) bool // nobody's, nothing in it rests
-	Shut     func(slot uint32) bool // takes a free block out of use again; false where somebody was faster
-	Mark     func(slot uint32)      // Sender.Mark
-	Gone     func(slot uint32)      // Sender.Gone
+// GoOn notes that this node is the owner again, and nobody else was meanwhile: what rested before rests on.
+func (b *Blocks) GoOn(p *Pool, rests func(word uint32) uint64) {
+	for w := p.From; w < p.To; w++ {
+		m := rests(w) & p.Mask(w)
+		b.rests[w] |= m
+		b.tell(p, w, m)
+		b.close(p, w)
+	}
 }
 
-// Step goes on with one pool: what was acknowledged (all before acked) is opened, more is asked for where few are left, and what nobody has used for
-// a while is shut. rnd is fresh randomness. It reports whether what may be used has changed.
-func (b *Blocks) Step(p *Pool, acked, rnd uint64) (changed bool) {
-	free := 0
-	for slot := p.From; slot < p.To; slot++ {
-		switch b.state[slot] {
-		case blockRests:
-			if p.Free(slot) {
-				b.state[slot], b.seq[slot], changed = blockShut, 0, true
-				p.Gone(slot)
-			}
-		case blockAsked:
-			if !b.guard || b.seq[slot] != 0 && b.seq[slot] < acked {
-				b.state[slot], changed = blockOpen, true
-			}
-			free++
-		case blockOpen:
-			if !p.Free(slot) {
-				continue
-			}
-			if free++; free > 2*b.ahead && p.Shut(slot) { // first out of use, then the word
-				b.state[slot], b.seq[slot], changed = blockShut, 0, true
-				p.Gone(slot)
-				free--
-			}
-		}
+// GiveUp notes that this node is the owner no more, and says of each word which blocks may have had mappings, and which of them rested.
+func (b *Blocks) GiveUp(p *Pool, was func(word uint32, blocks, rests uint64)) {
+	p.guard = false
+	for w := p.From; w < p.To; w++ {
+		_, used := p.Look(w)
+		was(w, (b.told[w]|used)&p.Mask(w), b.rests[w]&p.Mask(w))
+		b.untell(p, w, b.told[w]&p.Mask(w))
+		b.close(p, w)
 	}
-	n := p.To - p.From
-	for i := uint32(0); i < n && free < b.ahead; i++ {
-		slot := p.From + (uint32(rnd%uint64(n))+i)%n
-		if b.state[slot] != blockShut || !p.Free(slot) {
-			continue
-		}
-		b.state[slot], b.seq[slot] = blockAsked, 0
-		p.Mark(slot)
-		if !b.guard {
-			b.state[slot], changed = blockOpen, true
-		}
-		free++
+}
+
+// Dry reports whether nobody can get a further block now, and there were more if a standby had acknowledged them.
+func (b *Blocks) Dry(p *Pool) bool {
+	if !p.guard || p.Most == 0 {
+		return false
 	}
-	return changed
+	waits := false
+	for w := p.From; w < p.To; w++ {
+		free, _ := p.Look(w)
+		if free&b.open[w]&p.Mask(w) != 0 {
+			return false
+		}
+		waits = waits || free&p.Mask(w) != 0
+	}
+	return waits
 }

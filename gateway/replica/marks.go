@@ -2,7 +2,7 @@ package replica
 
 import "math/bits"
 
-// marks is a set of slots, with a second level so that an almost empty one is walked fast. Its size is given once: it cannot grow.
+// marks is a set of slots, with a second level so that an almost empty one is walked fast. It grows when it is told to.
 type marks struct {
 	words []uint64 // a bit a slot
 	some  []uint64 // a bit a word
@@ -12,6 +12,14 @@ type marks struct {
 func newMarks(slots int) marks {
 	n := (slots + 63) / 64
 	return marks{words: make([]uint64, n), some: make([]uint64, (n+63)/64)}
+}
+
+func (m *marks) grow(slots int) {
+	more := newMarks(slots)
+	copy(more.words, m.words)
+	copy(more.some, m.some)
+	more.n = m.n
+	*m = more
 }
 
 func (m *marks) set(slot uint32) {

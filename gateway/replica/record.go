@@ -91,8 +91,8 @@ type Block struct {
 	Class  uint8
 	Number uint16
 	Inside [4]byte // whose it is, where blocks are per host
-	Held   uint64  // ports that rest
-	Rest   uint32  // ms that they rest at most
+	Held   uint64  // ports that no mapping is made of any more before Rest is over; only all or none
+	Rest   uint32  // ms; where none is Held, what they would have to rest if this were the owner's last word
 }
 
 // Rate is how far a rate word is ahead of now.

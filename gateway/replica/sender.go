@@ -21,6 +21,8 @@ type Source interface {
 // Writer is a Source that wants to know as what number of the stream a slot was written last: acknowledged is what lies before Sender.Acked.
 type Writer interface {
 	Wrote(slot uint32, seq uint64)
+	// Anew says that the stream begins anew: what was written before counts no more.
+	Anew()
 }
 
 // Look is what is known of a slot at a glance.
@@ -132,13 +134,11 @@ type Sender struct {
 
 // plants are faults that tests put in, to see that they are found. Nothing else sets one.
 type plants struct {
-	deafBulk     bool // what goes while a group is copied is not said
-	anyEpoch     bool // epochs are not compared
-	earlyDigest  bool // the digest is that of the table now, not of what was written
-	anyOrder     bool // what is older is taken too
-	openAtOnce   bool // a block of ports is used before the standby knows
-	blocksStayOn bool // blocks are not closed at a takeover
-	deafLost     bool // what the Sink has ended by itself is not asked for again
+	deafBulk    bool // what goes while a group is copied is not said
+	anyEpoch    bool // epochs are not compared
+	earlyDigest bool // the digest is that of the table now, not of what was written
+	anyOrder    bool // what is older is taken too
+	deafLost    bool // what the Sink has ended by itself is not asked for again
 }
 
 // NewSender makes the sender of one stream of several, for tables of at most slots slots. life and key are fresh random numbers of this process; all streams of a
@@ -152,6 +152,17 @@ func NewSender(src Source, slots int, stream, of uint8, life, key uint64, lim Li
 		s.dirty[i] = newMarks(slots)
 	}
 	return s
+}
+
+// Grow makes room for more slots.
+func (s *Sender) Grow(slots int) {
+	if slots <= len(s.sent) {
+		return
+	}
+	s.sent = append(s.sent, make([]sent, slots-len(s.sent))...)
+	for i := range s.dirty {
+		s.dirty[i].grow(slots)
+	}
 }
 
 // Mark notes that what a slot holds is new or has changed. The packet path calls it; a nil Sender costs it one comparison.
@@ -239,6 +250,9 @@ func (s *Sender) anew() {
 	s.first, s.began = true, s.seq
 	s.names, s.hashes = map[nameKey]uint16{}, s.hashes[:0]
 	s.local = [numNames][]uint16{}
+	if s.wrote != nil {
+		s.wrote.Anew()
+	}
 	for _, g := range s.active {
 		s.copy(g)
 	}
