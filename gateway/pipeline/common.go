@@ -1,0 +1,780 @@
+package pipeline
+
+import (
+	"maps"
+	"math/bits"
+	"slices"
+	"time"
+
+	"demarc/gateway/flow"
+	"demarc/gateway/meter"
+	"demarc/gateway/nat"
+	"demarc/gateway/police"
+	"demarc/gateway/replica"
+	"demarc/gateway/snapshot"
+)
+
+// Common is what the workers of a node share and the next owner of a group must know: which blocks of public ports may have mappings, how far the rates of tenants are used up, and
+// what was counted for them. Of groups that this node owns it is a replica.Source for each standby, of others a replica.Sink.
+//
+// It belongs to one goroutine at a time, which is no worker: of shards it reads only what they publish.
+type Common struct {
+	space  *nat.Space
+	shards []*Shard
+	view   *snapshot.View
+	blocks replica.Blocks
+	rnd    uint64
+
+	tenants []commonTenant // by id
+	addrs   []*commonAddr  // by nat.AddrID; nil where no tenant has it in its pool
+	at      int            // of addrs, where Turn goes on
+	groups  [256]commonGroup
+	peers   map[string]*commonPeer
+	now     int64
+	marked  int64 // when rates and counters were looked at last
+	rests   int64 // until when something rests
+	calm    int   // how many addresses were looked at since there was last anything to do
+}
+
+// commonGroup is a group as Common goes by it.
+type commonGroup struct {
+	own   bool
+	epoch uint64 // under which this node owned it last; 0 = never
+	guard map[string]bool
+}
+
+// The numbers of what is told of a tenant. They are a promise between versions.
+const (
+	rateOutBits = iota
+	rateOutPackets
+	rateOutVoice
+	rateInBits
+	rateInPackets
+	rateInVoice
+	rateSessions
+	numRates
+
+	countCreated = 8
+	countVolume  = 9                                  // packets and bytes of each direction
+	countOffered = countVolume + 2*int(meter.NumDirs) // of out and in
+	numCounts    = countOffered + 4
+
+	tenantSlots = 32
+	addrWords   = nat.NumClasses * nat.BlockWords
+)
+
+// commonTenant is what is known of a tenant's counters.
+type commonTenant struct {
+	gen   uint32
+	total [numCounts]uint64 // of countCreated and above: by all owners of its group together
+	last  [numCounts]uint64 // what this node's workers had counted, as it was added to total
+	told  [numCounts]uint64 // as it was marked last; of rates, the word
+}
+
+// commonAddr is a public address that tenants share ports of.
+type commonAddr struct {
+	id     nat.AddrID
+	tenant flow.TenantID
+	group  uint8                           // 0 = none
+	pools  [nat.NumClasses][2]replica.Pool // ports below 1024, and the others
+	closed [nat.NumClasses][2]uint64       // of the first word, what each of the two wants closed
+	known  [addrWords]uint64               // blocks that the owner has open, as it says
+	hold   int64                           // ns, as the owner says
+	idle   [addrWords]uint64               // of known, those that only rest there, and
+	ends   int64                           // until when at most
+	rests  int64                           // until when blocks rest
+	early  [addrWords]uint64               // those that rest only
+	sooner int64                           // until then
+	past   [addrWords]uint64               // blocks that were open when this node gave the group up, and
+	rested [addrWords]uint64               // which of them rested
+	gone   int64                           // until when that matters
+}
+
+// commonPeer is one standby.
+type commonPeer struct {
+	c    *Common
+	s    *replica.Sender
+	seqs []uint64 // by block: as what record it was written first; 0 = not yet
+}
+
+// NewCommon makes what shards with one Space have in common, for tenants with ids below tenants.
+func NewCommon(space *nat.Space, shards []*Shard, tenants int, seed uint64) *Common {
+	return &Common{space: space, shards: shards, tenants: make([]commonTenant, tenants), peers: map[string]*commonPeer{}, rnd: seed | 1}
+}
+
+// Renew takes up another policy.
+func (c *Common) Renew(v *snapshot.View, now int64) {
+	before := c.view
+	c.view = v
+	for _, id := range v.Fresh {
+		if before != nil && int(id) < len(c.tenants) {
+			t := &c.tenants[id]
+			*t = commonTenant{gen: t.gen + 1, last: c.counted(id)}
+		}
+	}
+	has := map[nat.AddrID]bool{}
+	for i := range v.Publics {
+		if p := &v.Publics[i]; p.Dynamic {
+			has[p.ID] = true
+			c.address(p, now)
+		}
+	}
+	for id, a := range c.addrs {
+		if a != nil && !has[nat.AddrID(id)] {
+			c.regroup(a, 0, now)
+			c.addrs[id] = nil
+		}
+	}
+	for _, p := range c.peers {
+		p.s.Renew()
+		p.s.Grow(int(c.Slots()))
+		p.seqs = append(p.seqs, make([]uint64, len(c.addrs)*addrWords*64-len(p.seqs))...)
+	}
+	if before != nil && before.NATHold != v.NATHold { // it is told with each block
+		for slot := range uint32(len(c.addrs) * addrWords * 64) {
+			if c.blocks.Told(slot) {
+				c.mark(c.blockSlot(slot), true)
+			}
+		}
+	}
+}
+
+// address takes up an address of a pool.
+func (c *Common) address(p *snapshot.Public, now int64) {
+	for int(p.ID) >= len(c.addrs) {
+		c.addrs = append(c.addrs, nil)
+	}
+	c.blocks.Grow(len(c.addrs) * addrWords)
+	a := c.addrs[p.ID]
+	if a == nil {
+		a = &commonAddr{id: p.ID}
+		for class := range a.pools {
+			from := uint32(int(p.ID)*addrWords + class*nat.BlockWords)
+			a.pools[class][0] = replica.Pool{From: from, To: from + 1, First: nat.LowBlocks, Least: 4, Most: 16}
+			a.pools[class][1] = replica.Pool{From: from, To: from + nat.BlockWords, First: ^nat.LowBlocks, Least: 32, Most: 256}
+			if nat.Class(class) == nat.ICMP { // no query gets an identifier below 1024
+				a.pools[class][0].Least, a.pools[class][0].Most = 0, 0
+			}
+			for part := range a.pools[class] {
+				c.bind(a, class, part)
+			}
+		}
+		c.addrs[p.ID] = a
+	}
+	group := uint8(0)
+	if g := c.view.GroupOf(p.Tenant); g != nil {
+		group = g.ID
+	}
+	if a.tenant != p.Tenant && c.groups[a.group].own { // blocks are told with their tenant
+		c.regroup(a, 0, now)
+	}
+	a.tenant = p.Tenant
+	c.regroup(a, group, now)
+}
+
+// bind has a pool look at the Space.
+func (c *Common) bind(a *commonAddr, class, part int) {
+	p := &a.pools[class][part]
+	word := func(w uint32) int { return int(w - p.From) }
+	p.Look = func(w uint32) (free, used uint64) { return c.space.Look(a.id, nat.Class(class), word(w)) }
+	p.Over = func(w uint32) uint64 {
+		switch {
+		case c.now >= a.rests:
+			return 1<<64 - 1
+		case c.now >= a.sooner:
+			return a.early[w-uint32(int(a.id)*addrWords)]
+		}
+		return 0
+	}
+	p.Close = func(w uint32, closed uint64) {
+		if w == p.From {
+			a.closed[class][part] = closed
+			closed = a.closed[class][0] | a.closed[class][1]
+		}
+		c.space.Close(a.id, nat.Class(class), word(w), closed)
+	}
+	p.Known = func(slot uint32) bool {
+		for name := range c.groups[a.group].guard {
+			if p := c.peers[name]; p == nil || !p.known(slot) {
+				return false
+			}
+		}
+		return true
+	}
+	p.Mark = func(slot uint32) { c.mark(c.blockSlot(slot), true) }
+	p.Gone = func(slot uint32) {
+		for _, x := range c.peers {
+			x.seqs[slot] = 0
+			x.s.Gone(c.blockSlot(slot))
+		}
+	}
+}
+
+func (a *commonAddr) each(fn func(p *replica.Pool)) {
+	for class := range a.pools {
+		for part := range a.pools[class] {
+			fn(&a.pools[class][part])
+		}
+	}
+}
+
+// regroup puts an address into a group, 0 for none.
+func (c *Common) regroup(a *commonAddr, group uint8, now int64) {
+	if a.group == group {
+		return
+	}
+	if c.groups[a.group].own {
+		c.giveUp(a, now)
+	}
+	a.group, a.known, a.idle, a.ends = group, [addrWords]uint64{}, [addrWords]uint64{}, 0
+}
+
+func (c *Common) mark(slot uint32, early bool) {
+	for _, p := range c.peers {
+		p.s.Mark(slot, early)
+	}
+}
+
+// Slots is how many records there can be: of tenants, then blocks.
+func (c *Common) Slots() uint32 {
+	return uint32(len(c.tenants)*tenantSlots + len(c.addrs)*addrWords*64)
+}
+
+func (c *Common) blockSlot(block uint32) uint32 { return uint32(len(c.tenants)*tenantSlots) + block }
+
+// Peer is the stream to a standby, made where there is none.
+func (c *Common) Peer(name string, life, key uint64, stream, of uint8, lim replica.Limits) *replica.Sender {
+	p := c.peers[name]
+	if p == nil {
+		p = &commonPeer{c: c, seqs: make([]uint64, len(c.addrs)*addrWords*64)}
+		p.s = replica.NewSender(p, int(c.Slots()), stream, of, life, key, lim)
+		c.peers[name] = p
+	}
+	return p.s
+}
+
+// Drop ends it. No group waits for that standby any more.
+func (c *Common) Drop(name string) {
+	delete(c.peers, name)
+	for i := range c.groups {
+		delete(c.groups[i].guard, name)
+	}
+}
+
+// Guard says whether a standby may take a group over, or is about to: then a block has no mapping before that standby has acknowledged it. It is on before a copy is proposed to be in sync,
+// and off after it is agreed on that it is not.
+func (c *Common) Guard(group uint8, peer string, on bool) {
+	g := &c.groups[group]
+	if on = on && c.peers[peer] != nil; on == g.guard[peer] {
+		return
+	}
+	if !on {
+		delete(g.guard, peer)
+		return
+	}
+	if g.guard == nil {
+		g.guard = map[string]bool{}
+	}
+	g.guard[peer] = true
+}
+
+// Settled reports whether a standby knows every block that may have mappings, and will know of those to come. A copy is whole only if so.
+func (c *Common) Settled(group uint8, peer string) bool {
+	p, g := c.peers[peer], &c.groups[group]
+	if p == nil || !g.own || !g.guard[peer] {
+		return false
+	}
+	settled := true
+	for _, a := range c.addrs {
+		if a != nil && a.group == group {
+			a.each(func(pool *replica.Pool) { settled = settled && c.blocks.Settled(pool, p.known) })
+		}
+	}
+	return settled
+}
+
+// Waits is how many pools of blocks of a group have none to give until a standby has acknowledged more: a new conversation may find no port meanwhile.
+func (c *Common) Waits(group uint8) (n int) {
+	for _, a := range c.addrs {
+		if a != nil && a.group == group && c.groups[group].own {
+			for class := range a.pools { // who finds no port below 1024 gets one above
+				if c.blocks.Dry(&a.pools[class][1]) {
+					n++
+				}
+			}
+		}
+	}
+	return n
+}
+
+func (c *Common) hold() int64 { return int64(c.view.NATHold) << 20 }
+
+// TakeOver notes that this node serves a group from now on, before it does. It is a matter of microseconds an address.
+func (c *Common) TakeOver(group uint8, epoch uint64, now int64) {
+	c.now = now
+	g := &c.groups[group]
+	if g.own && g.epoch == epoch || group == 0 {
+		return
+	}
+	again := g.epoch != 0 && epoch <= g.epoch+1 // nobody can have served in between
+	g.own, g.epoch = true, epoch
+	clear(g.guard)
+	for id := range c.tenants {
+		if t := c.tenant(id); t != nil && t.Group != nil && t.Group.ID == group {
+			c.tenants[id].last = c.counted(t.ID)
+		}
+	}
+	for _, a := range c.addrs {
+		if a == nil || a.group != group {
+			continue
+		}
+		base := uint32(int(a.id) * addrWords)
+		if again {
+			if now < a.rests {
+				a.each(func(p *replica.Pool) { c.blocks.GoOn(p, func(w uint32) uint64 { return a.rested[w-base] }) })
+			}
+			continue
+		}
+		a.rests = now + max(c.hold(), a.hold)
+		a.early, a.sooner = [addrWords]uint64{}, min(a.ends, a.rests)
+		c.rests = max(c.rests, a.rests)
+		a.each(func(p *replica.Pool) {
+			c.blocks.Takeover(p, func(w uint32) uint64 {
+				m, idle := a.known[w-base], a.idle[w-base]
+				if now < a.gone {
+					m, idle = m|a.past[w-base], idle&^a.past[w-base]
+				}
+				_, used := p.Look(w)
+				a.early[w-base] |= idle &^ used & p.Mask(w)
+				return m
+			})
+		})
+		a.known, a.idle, a.hold, a.ends = [addrWords]uint64{}, [addrWords]uint64{}, 0, 0
+	}
+}
+
+// GiveUp notes that it serves a group no more.
+func (c *Common) GiveUp(group uint8, now int64) {
+	g := &c.groups[group]
+	if !g.own {
+		return
+	}
+	for id := range c.tenants {
+		if t := c.tenant(id); t != nil && t.Group != nil && t.Group.ID == group {
+			c.count(t.ID)
+		}
+	}
+	for _, a := range c.addrs {
+		if a != nil && a.group == group {
+			c.giveUp(a, now)
+		}
+	}
+	g.own = false
+	clear(g.guard)
+}
+
+func (c *Common) giveUp(a *commonAddr, now int64) {
+	base := uint32(int(a.id) * addrWords)
+	a.past, a.rested, a.gone = [addrWords]uint64{}, [addrWords]uint64{}, now+c.hold()
+	a.each(func(p *replica.Pool) {
+		c.blocks.GiveUp(p, func(w uint32, blocks, rests uint64) {
+			a.past[w-base] |= blocks
+			a.rested[w-base] |= rests
+		})
+	})
+}
+
+const (
+	addrsATurn = 128                    // so that a turn with thousands of addresses is a matter of a millisecond too
+	markEvery  = 100 * time.Millisecond // rates and counters are told so often
+)
+
+// Turn goes on: blocks that were acknowledged are opened, more are asked for, rates and counters that have changed are marked. Every ten milliseconds is often enough.
+func (c *Common) Turn(now int64) {
+	c.now = now
+	busy := len(c.peers) > 0 || now < c.rests
+	for i := range c.groups {
+		busy = busy || len(c.groups[i].guard) > 0
+	}
+	switch {
+	case busy:
+		c.calm = 0
+	case c.calm >= 2*len(c.addrs):
+		return // nobody is told anything, and nothing is closed
+	}
+	for range min(len(c.addrs), addrsATurn) {
+		if c.at++; c.at >= len(c.addrs) {
+			c.at = 0
+		}
+		c.calm++
+		a := c.addrs[c.at]
+		if a == nil || !c.groups[a.group].own {
+			continue
+		}
+		guard := len(c.groups[a.group].guard) > 0
+		a.each(func(p *replica.Pool) { c.blocks.Step(p, guard, c.random()) })
+	}
+	if len(c.peers) > 0 && now-c.marked >= int64(markEvery) {
+		c.marked = now
+		c.markTenants(now)
+	}
+}
+
+func (c *Common) random() uint64 {
+	c.rnd ^= c.rnd << 13
+	c.rnd ^= c.rnd >> 7
+	c.rnd ^= c.rnd << 17
+	return c.rnd * 0x2545f4914f6cdd1d
+}
+
+func (c *Common) tenant(id int) *snapshot.Tenant {
+	if c.view == nil || id >= len(c.view.Tenants) {
+		return nil
+	}
+	return c.view.Tenants[id]
+}
+
+// words are the rates of a tenant that are told, with what they are of.
+func words(t *snapshot.Tenant) (out [numRates]struct {
+	word *police.Word
+	rate *police.Rate
+}) {
+	for d, at := range [2]int{meter.Out: rateOutBits, meter.In: rateInBits} {
+		w, r := &t.Shared.Words[d], &t.Dir[d]
+		out[at].word, out[at].rate = &w.Bits, &r.Bits
+		out[at+1].word, out[at+1].rate = &w.Packets, &r.Packets
+		out[at+2].word, out[at+2].rate = &w.Voice, &r.Voice
+	}
+	out[rateSessions].word, out[rateSessions].rate = &t.Shared.SessionRate, &t.SessionRate
+	return out
+}
+
+// counted is what this node's workers have counted for a tenant.
+func (c *Common) counted(id flow.TenantID) (n [numCounts]uint64) {
+	for _, sh := range c.shards {
+		for d := range meter.NumDirs {
+			v := sh.Meter.Volume(id, d)
+			n[countVolume+2*int(d)] += v.Packets
+			n[countVolume+2*int(d)+1] += v.Bytes
+		}
+		for _, d := range []meter.Dir{meter.Out, meter.In} {
+			v := sh.Meter.Offered(id, d)
+			n[countOffered+2*int(d)] += v.Packets
+			n[countOffered+2*int(d)+1] += v.Bytes
+		}
+	}
+	if t := c.view.Tenant(id); t != nil {
+		n[countCreated] = t.Shared.Created.Load()
+	}
+	return n
+}
+
+// count adds what this node's workers have counted for a tenant since it was last asked.
+func (c *Common) count(id flow.TenantID) {
+	t, n := &c.tenants[id], c.counted(id)
+	for i := countCreated; i < numCounts; i++ {
+		if n[i] < t.last[i] { // a worker has begun anew for another tenant of this number
+			t.last[i] = 0
+		}
+		t.total[i] += n[i] - t.last[i]
+		t.last[i] = n[i]
+	}
+}
+
+// markTenants marks what has changed of tenants in groups that this node owns.
+func (c *Common) markTenants(now int64) {
+	for id := range c.tenants {
+		t := c.tenant(id)
+		if t == nil || t.Group == nil || !c.groups[t.Group.ID].own {
+			continue
+		}
+		c.count(t.ID)
+		x := &c.tenants[id]
+		for i, w := range words(t) {
+			// A word that stands still is back at the standby as fast as here.
+			if at := w.word.Load(); at != x.told[i] && w.rate.Ahead(w.word, uint64(now)) > 0 {
+				x.told[i] = at
+				c.mark(uint32(id*tenantSlots+i), false)
+			}
+		}
+		for i := countCreated; i < numCounts; i++ {
+			if x.total[i] != x.told[i] {
+				x.told[i] = x.total[i]
+				c.mark(uint32(id*tenantSlots+i), false)
+			}
+		}
+	}
+}
+
+// Usage is what was counted for a tenant by all that have served it, one after the other.
+type Usage struct {
+	Volume  [meter.NumDirs]meter.Volume
+	Offered [2]meter.Volume // by meter.Out, meter.In
+	Created uint64
+}
+
+// Usage is that of a tenant. Of a tenant that another node serves, it is as that node has said.
+func (c *Common) Usage(id flow.TenantID) (u Usage) {
+	if int(id) >= len(c.tenants) {
+		return u
+	}
+	if t := c.tenant(int(id)); t != nil && (t.Group == nil || c.groups[t.Group.ID].own) {
+		c.count(id)
+	}
+	n := &c.tenants[id].total
+	for d := range u.Volume {
+		u.Volume[d] = meter.Volume{Packets: n[countVolume+2*d], Bytes: n[countVolume+2*d+1]}
+	}
+	for d := range u.Offered {
+		u.Offered[d] = meter.Volume{Packets: n[countOffered+2*d], Bytes: n[countOffered+2*d+1]}
+	}
+	u.Created = n[countCreated]
+	return u
+}
+
+// Peers lists the standbys.
+func (c *Common) Peers() []string { return slices.Sorted(maps.Keys(c.peers)) }
+
+// block is the address and the block of a slot.
+func (c *Common) block(slot uint32) (a *commonAddr, class nat.Class, number uint16) {
+	n := addrWords * 64
+	if at := int(slot) / n; at < len(c.addrs) {
+		a = c.addrs[at]
+	}
+	at := int(slot) % n
+	return a, nat.Class(at / (nat.BlockWords * 64)), uint16(at % (nat.BlockWords * 64))
+}
+
+// known reports whether the standby has acknowledged that a block is open.
+func (p *commonPeer) known(block uint32) bool {
+	return p.seqs[block] != 0 && p.seqs[block] < p.s.Acked()
+}
+
+// Slots implements replica.Source.
+func (p *commonPeer) Slots() uint32 { return p.c.Slots() }
+
+// Look implements replica.Source.
+func (p *commonPeer) Look(slot uint32) (l replica.Look) {
+	c := p.c
+	if first := c.blockSlot(0); slot >= first {
+		slot -= first
+		if a, _, _ := c.block(slot); a != nil {
+			l.Gen, l.Early = c.blocks.Gen(slot), true
+			if c.blocks.Told(slot) {
+				l.Group = a.group
+			}
+		}
+		return l
+	}
+	id, i := int(slot/tenantSlots), int(slot%tenantSlots)
+	l.Gen = c.tenants[id].gen
+	if t := c.tenant(id); t != nil && t.Group != nil && (i < numRates || i >= countCreated && i < numCounts) {
+		l.Group = t.Group.ID
+	}
+	return l
+}
+
+// Fill implements replica.Source.
+func (p *commonPeer) Fill(slot uint32, r *replica.Record) { p.c.fill(slot, r) }
+
+// fill describes what a slot is of, and what this node has of it.
+func (c *Common) fill(slot uint32, r *replica.Record) {
+	if first := c.blockSlot(0); slot >= first {
+		a, class, n := c.block(slot - first)
+		r.Kind, r.Tenant = replica.KindBlock, uint16(a.tenant)
+		r.Block = replica.Block{Addr: c.space.Addr(a.id), Class: uint8(class), Number: n, Rest: milliseconds(c.hold())}
+		free, _ := c.space.Look(a.id, class, int(n/64))
+		if block := slot - first; c.blocks.Told(block) && c.blocks.Rests(block) && free>>(n&63)&1 != 0 {
+			until := a.rests
+			if a.early[block/64-uint32(int(a.id)*addrWords)]>>(n&63)&1 != 0 {
+				until = a.sooner
+			}
+			r.Block.Held, r.Block.Rest = 1<<64-1, milliseconds(max(until-c.now, 0))
+		}
+		return
+	}
+	id, i := int(slot/tenantSlots), int(slot%tenantSlots)
+	r.Tenant = uint16(id)
+	if i >= countCreated {
+		r.Kind, r.Count = replica.KindCount, replica.Count{Index: uint16(i), Value: c.tenants[id].total[i]}
+		return
+	}
+	r.Kind, r.Rate = replica.KindRate, replica.Rate{Index: uint16(i)}
+	if t := c.tenant(id); t != nil {
+		w := words(t)[i]
+		r.Rate.Ahead = w.rate.Ahead(w.word, uint64(c.marked))
+	}
+}
+
+func milliseconds(ns int64) uint32 { return uint32((ns + 1e6 - 1) / 1e6) }
+
+// Name implements replica.Source.
+func (p *commonPeer) Name(kind replica.NameKind, local uint16) string {
+	return nameOf(p.c.view, kind, local)
+}
+
+// Wrote implements replica.Writer: what is written again in a further copy is known already.
+func (p *commonPeer) Wrote(slot uint32, seq uint64) {
+	if first := p.c.blockSlot(0); slot >= first && p.seqs[slot-first] == 0 {
+		p.seqs[slot-first] = seq
+	}
+}
+
+// Anew implements replica.Writer.
+func (p *commonPeer) Anew() { clear(p.seqs) }
+
+// Shared reports whether an op is one of Common's: all but sessions.
+func shared(op *replica.Op) bool {
+	if op.At != replica.NoPlace {
+		return op.At.Shard() == commonShard
+	}
+	return op.Rec.Kind == replica.KindBlock || op.Rec.Kind == replica.KindRate || op.Rec.Kind == replica.KindCount
+}
+
+// commonShard is the number of no worker: places of Common are of it.
+const commonShard = 255
+
+// Local implements replica.Sink.
+func (c *Common) Local(kind replica.NameKind, name string) (uint16, bool) {
+	if t := c.view.TenantByName(name); t != nil && kind == replica.NameTenant {
+		return uint16(t.ID), true
+	}
+	return 0, false
+}
+
+// Do is that of replica.Sink, with the time.
+func (c *Common) Do(ops []replica.Op, ctx *replica.Context, now uint64) {
+	for i := range ops {
+		op := &ops[i]
+		op.Outcome, op.Old, op.New = replica.Taken, 0, 0
+		if op.Do == replica.Live {
+			continue
+		}
+		if op.At != replica.NoPlace {
+			if slot := op.At.Slot(); slot < c.Slots() && c.is(slot) {
+				op.Old = ctx.Hash(c.read(slot))
+				ctx.Release(op.At)
+				c.drop(slot)
+			}
+			op.At = replica.NoPlace
+		}
+		if op.Do != replica.Put {
+			continue
+		}
+		var slot uint32
+		if slot, op.Outcome = c.put(&op.Rec, now); op.Outcome != replica.Taken {
+			continue
+		}
+		at := replica.PlaceAt(commonShard, slot)
+		if ctx.Claimed(at) {
+			op.Outcome = replica.Conflict
+			continue
+		}
+		op.At = at
+		ctx.Claim(at)
+		op.New = ctx.Hash(c.read(slot))
+	}
+}
+
+func (c *Common) read(slot uint32) *replica.Record {
+	var r replica.Record
+	c.fill(slot, &r)
+	return &r
+}
+
+// is reports whether a place is one that a record can have here.
+func (c *Common) is(slot uint32) bool {
+	if first := c.blockSlot(0); slot >= first {
+		a, _, _ := c.block(slot - first)
+		return a != nil
+	}
+	return true
+}
+
+func (a *commonAddr) forget(w int, m uint64) {
+	a.known[w] &^= m
+	a.idle[w] &^= m
+}
+
+// drop forgets a block that the owner has not open any more. Rates and counters stay as they are: they are not less for not being told.
+func (c *Common) drop(slot uint32) {
+	if first := c.blockSlot(0); slot >= first {
+		a, _, _ := c.block(slot - first)
+		w := slot - first
+		a.forget(int(w/64)-int(a.id)*addrWords, 1<<(w&63))
+	}
+}
+
+// put takes in what the owner says.
+func (c *Common) put(r *replica.Record, now uint64) (slot uint32, out replica.Outcome) {
+	id := int(r.Tenant)
+	t := c.tenant(id)
+	if t == nil || id >= len(c.tenants) {
+		return 0, replica.NoTenant
+	}
+	switch r.Kind {
+	case replica.KindBlock:
+		b := &r.Block
+		if int(b.Class) >= nat.NumClasses || int(b.Number) >= nat.BlockWords*64 {
+			return 0, replica.Malformed
+		}
+		var pub flow.Addr
+		copy(pub[:], b.Addr[:])
+		p := publicOf(c.view, &pub)
+		if p == nil || int(p.Tenant) != id || !p.Dynamic || int(p.ID) >= len(c.addrs) || c.addrs[p.ID] == nil {
+			return 0, replica.NoTenant // this node's policy gives the address to somebody else
+		}
+		a := c.addrs[p.ID]
+		w := int(b.Class)*nat.BlockWords + int(b.Number/64)
+		bit, rest := uint64(1)<<(b.Number&63), int64(min(b.Rest, maxRest))*int64(time.Millisecond)
+		a.forget(w, bit)
+		if a.known[w] |= bit; b.Held == 1<<64-1 {
+			a.idle[w] |= bit
+			a.ends = max(a.ends, int64(now)+rest)
+		} else {
+			a.hold = max(a.hold, rest)
+		}
+		return c.blockSlot(uint32((int(a.id)*addrWords+w)*64 + int(b.Number&63))), replica.Taken
+	case replica.KindRate:
+		i := int(r.Rate.Index)
+		if i >= numRates {
+			return 0, replica.NotKnown
+		}
+		if t.Group == nil || !c.groups[t.Group.ID].own {
+			w := words(t)[i]
+			w.rate.Raise(w.word, now, r.Rate.Ahead)
+		}
+		return uint32(id*tenantSlots + i), replica.Taken
+	case replica.KindCount:
+		i := int(r.Count.Index)
+		if i < countCreated || i >= numCounts {
+			return 0, replica.NotKnown
+		}
+		if t.Group != nil && !c.groups[t.Group.ID].own {
+			x := &c.tenants[id]
+			x.total[i] = max(x.total[i], r.Count.Value) // what this node counted last as the owner was not told, and is no less true
+		}
+		return uint32(id*tenantSlots + i), replica.Taken
+	}
+	return 0, replica.NotKnown
+}
+
+// maxRest is the longest hold time of a policy, in ms: what a peer says is not believed beyond that.
+const maxRest = 3600 * 1000
+
+// Sweep implements replica.Sink.
+func (c *Common) Sweep(group uint8, keep func(replica.Place) bool) {
+	for _, a := range c.addrs {
+		if a == nil || a.group != group {
+			continue
+		}
+		for w := range a.known {
+			for m := a.known[w]; m != 0; m &= m - 1 {
+				slot := c.blockSlot(uint32((int(a.id)*addrWords+w)*64 + bits.TrailingZeros64(m)))
+				if !keep(replica.PlaceAt(commonShard, slot)) {
+					a.forget(w, m&-m)
+				}
+			}
+		}
+	}
+}
