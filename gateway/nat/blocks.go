@@ -226,6 +226,19 @@ func (s *Shard) wake(b blockID, now uint32) bool {
 	return freed != 0
 }
 
+// wakeAll ends all holds of a block.
+func (s *Shard) wakeAll(b blockID) {
+	k, freed := s.block(b), uint64(0)
+	for g := range k.held {
+		freed |= k.held[g]
+		k.held[g] = 0
+	}
+	if freed != 0 {
+		s.portUse(addrOf(b)).Held -= int32(bits.OnesCount64(freed))
+		s.put(b, freed)
+	}
+}
+
 // Sweep looks at the next budget blocks, round and round: it ends holds and gives empty blocks back to the Space.
 func (s *Shard) Sweep(now uint32, budget int) {
 	for range min(budget, s.blocks) {
@@ -238,6 +251,9 @@ func (s *Shard) Sweep(now uint32, budget int) {
 		s.wake(b, now)
 		if ports, hold := s.sp.returned(b); ports != 0 {
 			k.rest(ports, hold, now)
+		}
+		if s.sp.addrs[addrOf(b)].Load().foreign.Load() {
+			s.wakeAll(b)
 		}
 		s.relink(b)
 		if s.sp.shut(b) {

@@ -21,7 +21,8 @@ type Copied struct {
 }
 
 // Enter is that mapping in this shard: the one that there is, or a new one without sessions, which the caller must Ref or Drop. The block of its port may be of another worker, which then
-// lends it: the node that made it may have other workers. A port that rests is taken all the same. SessionCollision says that it has another mapping. Workers are held meanwhile.
+// lends it: the node that made it may have other workers. A port that rests in an own block is taken all the same. SessionCollision says that it
+// has another mapping, or rests with another worker.
 func (s *Shard) Enter(m *Copied) (id uint32, r verdict.Reason) {
 	if s.sp.state(m.Addr) == nil || m.Class >= numClasses || m.Public == 0 {
 		return noMapping, verdict.NATNoPool
@@ -84,25 +85,33 @@ func (s *Shard) occupy(m *Copied) (place, bool) {
 	return place{}, false
 }
 
-// wakes ends the rest of a port, whoever has its block: who owns the address now has given it to somebody, so a rest from when this node did is void. All workers are held
-// meanwhile.
+// wakes ends the rest of a port of an own block: who owns the address now has given it to somebody, so a rest from when this node did is void. In the blocks of others
+// their Sweep does, see Foreign.
 func (s *Shard) wakes(p place) bool {
-	b, bit := p.block, uint64(1)<<p.bit
-	st, c, n := s.sp.addrs[addrOf(b)].Load(), classIn(b), numberOf(b)
-	k, rested := s.block(b), false
+	if p.lent {
+		return false
+	}
+	k, bit, rested := s.block(p.block), uint64(1)<<p.bit, false
 	for g := range k.held {
 		rested = rested || k.held[g]&bit != 0
 		k.held[g] &^= bit
 	}
-	if back := &st.lending.back[c][n]; s.sp.lends(b) && back.Load()&bit != 0 {
-		back.And(^bit)
+	st := s.sp.addrs[addrOf(p.block)].Load()
+	if back := &st.lending.back[classIn(p.block)][numberOf(p.block)]; s.sp.lends(p.block) && back.And(^bit)&bit != 0 {
 		rested = true
 	}
 	if rested {
-		s.portUse(addrOf(b)).Held--
-		s.sp.put(b, bit)
+		s.portUse(addrOf(p.block)).Held--
+		s.put(p.block, bit)
 	}
 	return rested
+}
+
+// Foreign says whether another node gives the ports of an address to hosts. What rests here is void then, and Sweep ends it. Control only.
+func (sp *Space) Foreign(id AddrID, on bool) {
+	if st := sp.state(id); st != nil {
+		st.foreign.Store(on)
+	}
 }
 
 // claimBlock takes one block, as claim does any.

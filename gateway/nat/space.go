@@ -101,10 +101,11 @@ type addrState struct {
 	reserved [numClasses][blocksPerAddr]atomic.Uint64      // ports that are never handed out
 	blocks   [numClasses][blocksPerAddr]block
 
-	barred [numClasses][2][blocksPerAddr / 64]atomic.Uint64 // by parity: blocks of which every port is reserved. Control: wo
-	closed [numClasses][blocksPerAddr / 64]atomic.Uint64    // blocks that no new mapping may be made in, see Close. Control: wo, workers: ro
-	some   [numClasses][2][blocksPerAddr / 64]atomic.Uint64 // by parity: blocks with a port to take; true of more than have one, never of less
-	moves  [numClasses]atomic.Uint64                        // lower half: blocks between nobody and an owner, or in dry, now; upper half: how often ports came where there were none to be seen
+	barred  [numClasses][2][blocksPerAddr / 64]atomic.Uint64 // by parity: blocks of which every port is reserved. Control: wo
+	foreign atomic.Bool                                      // see Foreign. Control: wo, workers: ro
+	closed  [numClasses][blocksPerAddr / 64]atomic.Uint64    // blocks that no new mapping may be made in, see Close. Control: wo, workers: ro
+	some    [numClasses][2][blocksPerAddr / 64]atomic.Uint64 // by parity: blocks with a port to take; true of more than have one, never of less
+	moves   [numClasses]atomic.Uint64                        // lower half: blocks between nobody and an owner, or in dry, now; upper half: how often ports came where there were none to be seen
 }
 
 // lending is what an address needs for ports that are lent. No page of it is touched before one is.

@@ -226,6 +226,7 @@ func (c *Common) regroup(a *commonAddr, group uint8, now int64) {
 	if c.groups[a.group].own {
 		c.giveUp(a, now)
 	}
+	c.space.Foreign(a.id, group != 0 && !c.groups[group].own)
 	a.group, a.known, a.idle, a.ends = group, [addrWords]uint64{}, [addrWords]uint64{}, 0
 }
 
@@ -328,6 +329,7 @@ func (c *Common) TakeOver(group uint8, epoch uint64, now int64) {
 		if a == nil || a.group != group {
 			continue
 		}
+		c.space.Foreign(a.id, false)
 		base := uint32(int(a.id) * addrWords)
 		if again {
 			if now < a.rests {
@@ -367,6 +369,7 @@ func (c *Common) GiveUp(group uint8, now int64) {
 	for _, a := range c.addrs {
 		if a != nil && a.group == group {
 			c.giveUp(a, now)
+			c.space.Foreign(a.id, true)
 		}
 	}
 	g.own = false
@@ -622,14 +625,6 @@ func (p *commonPeer) Wrote(slot uint32, seq uint64) {
 
 // Anew implements replica.Writer.
 func (p *commonPeer) Anew() { clear(p.seqs) }
-
-// Shared reports whether an op is one of Common's: all but sessions.
-func shared(op *replica.Op) bool {
-	if op.At != replica.NoPlace {
-		return op.At.Shard() == commonShard
-	}
-	return op.Rec.Kind == replica.KindBlock || op.Rec.Kind == replica.KindRate || op.Rec.Kind == replica.KindCount
-}
 
 // commonShard is the number of no worker: places of Common are of it.
 const commonShard = 255
