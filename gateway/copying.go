@@ -184,7 +184,7 @@ func (g *Gateway) beginSet(ctx context.Context, peer string, wg *sync.WaitGroup)
 	o := &outbound{set: stream.NewSet(peer, life), told: map[uint8]uint64{}, ended: cancel, equal: map[uint8]uint64{}}
 	for i, w := range g.workers {
 		sh := g.shards[i]
-		out := replica.NewSender(pipeline.Copies{Shard: sh}, sh.Sessions.Capacity(), uint8(i), uint8(len(g.workers)), life, key, replica.Limits{})
+		out := replica.NewSender(pipeline.Copies{Shard: sh}, sh.Sessions.Capacity(), uint8(i), uint8(len(g.workers)+1), life, key, replica.Limits{})
 		s := o.set.Add(out, w.Call)
 		soon, done := context.WithTimeout(ctx, orderTime)
 		err := w.CopyTo(soon, s)
@@ -195,6 +195,7 @@ func (g *Gateway) beginSet(ctx context.Context, peer string, wg *sync.WaitGroup)
 			return nil
 		}
 	}
+	g.common.add(o.set, peer, life, key, len(g.workers)+1)
 	g.copying.mu.Lock()
 	g.copying.sets[peer] = o
 	g.copying.mu.Unlock()
@@ -212,7 +213,8 @@ func (g *Gateway) endSet(peer string, o *outbound) {
 	g.copying.mu.Unlock()
 	o.set.Close()
 	o.ended()
-	for i, s := range o.set.Streams() {
+	g.common.drop(peer, o.set)
+	for i, s := range o.set.Streams()[:min(len(g.workers), len(o.set.Streams()))] {
 		go func() { // a worker that hangs does so when it goes on: what marks go to nobody cost it little
 			_ = g.workers[i].CopyNoMore(context.Background(), s)
 		}()
@@ -238,20 +240,47 @@ func (g *Gateway) dialSessions(peer string) func(context.Context) (net.Conn, err
 func (g *Gateway) tellCopied(ctx context.Context) error {
 	tick := time.NewTicker(copiedPace)
 	defer tick.Stop()
+	var agreed map[string]agreedOn
 	for {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
 		}
-		for _, e := range g.copied() {
+		agreed = g.agreedOn(ctx, agreed)
+		for _, e := range g.copied(agreed) {
 			g.groups.driver.Copied(e)
 		}
 	}
 }
 
+// agreedOn is what blocks of ports go by of a group: whose copies count as in sync, and whether it is served without a majority.
+type agreedOn struct {
+	inSync []string
+	alone  bool
+}
+
+// agreedOn asks the driver; while that does not answer, what it said last holds.
+func (g *Gateway) agreedOn(ctx context.Context, last map[string]agreedOn) map[string]agreedOn {
+	g.copying.mu.Lock()
+	none := len(g.copying.own) == 0 || len(g.copying.sets) == 0
+	g.copying.mu.Unlock()
+	if none {
+		return nil
+	}
+	all, err := g.groups.driver.Status(ctx)
+	if err != nil {
+		return last
+	}
+	out := map[string]agreedOn{}
+	for _, s := range all {
+		out[s.Group.Name] = agreedOn{s.InSync, s.Status.Alone}
+	}
+	return out
+}
+
 // copied is how copies stand. One that was never whole in a term is not spoken of: whoever handed over counts as whole until it has been looked at, and all others do not.
-func (g *Gateway) copied() (out []failover.Copied) {
+func (g *Gateway) copied(agreed map[string]agreedOn) (out []failover.Copied) {
 	v, now := g.view.Load(), int64(g.clock.Now())
 	g.copying.mu.Lock()
 	defer g.copying.mu.Unlock()
@@ -264,8 +293,9 @@ func (g *Gateway) copied() (out []failover.Copied) {
 			if !slices.Contains(x.Nodes, peer) {
 				continue
 			}
-			c := o.set.Copy(now, id)
-			if c.Equal {
+			c, is := o.set.Copy(now, id), agreed[x.Name]
+			known := g.common.settled(id, peer, c.Equal, slices.Contains(is.inSync, peer), is.alone)
+			if c.Equal = c.Equal && known; c.Equal {
 				o.equal[id] = s.epoch
 			}
 			if o.equal[id] == s.epoch {
@@ -296,6 +326,9 @@ func (g *Gateway) copiesOf(group string) (out []api.GroupCopy) {
 			c, st := o.set.Copy(int64(g.clock.Now()), x.ID), o.set.State()
 			a = api.GroupCopy{Node: n, Connected: st.Problem == "", Whole: c.Whole, Lag: c.Lag.Seconds(), Done: c.Done, Records: c.Records, Missing: c.Missing, Waiting: st.Waiting, Sent: st.Sent,
 				Dials: st.Dials, Why: c.Words}
+		}
+		if a.Whole && !g.common.knows(x.ID, n) {
+			a.Whole, a.Why = false, "it has not acknowledged every block of public ports that is in use"
 		}
 		out = append(out, a)
 	}

@@ -98,6 +98,7 @@ type Gateway struct {
 	fatal     chan error
 
 	groups  groups           // who serves a group, and this node's part in it
+	common  *commons         // what workers have in common and standbys must know; set before anything asks it
 	standby *standby.Standby // copies of what other nodes own; set before anything asks it
 	copying copying          // of sessions of what it serves, to others
 
@@ -217,6 +218,7 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	run("copies", g.standby.Run)
 	defer g.runGroups(run)()
 	run("copies of sessions", g.copySessions)
+	run("what workers have in common", g.common.run)
 	run("how copies stand", g.tellCopied)
 	run("ports", g.mendPorts)
 	agree := sync.OnceFunc(func() { run("replicated state", g.agree) })

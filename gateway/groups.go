@@ -206,9 +206,11 @@ func (r roles) Role(group string, epoch uint64, serving bool, done func()) {
 func (g *Gateway) serving(group uint8, epoch uint64, serving bool) {
 	if serving {
 		g.standby.Serving(group, epoch, true) // nobody else's word is taken from here on
+		g.common.serving(group, epoch, true)
 		g.takeOver(group, true)
 	} else {
 		g.takeOver(group, false)
+		g.common.serving(group, epoch, false)
 		g.standby.Serving(group, epoch, false)
 	}
 	g.copying.serving(group, epoch, serving)

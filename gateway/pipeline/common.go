@@ -31,9 +31,10 @@ type Common struct {
 	groups  [256]commonGroup
 	peers   map[string]*commonPeer
 	now     int64
-	marked  int64 // when rates and counters were looked at last
-	rests   int64 // until when something rests
-	calm    int   // how many addresses were looked at since there was last anything to do
+	lost    uint64 // how often a policy has ended what a stream has put here
+	marked  int64  // when rates and counters were looked at last
+	rests   int64  // until when something rests
+	calm    int    // how many addresses were looked at since there was last anything to do
 }
 
 // commonGroup is a group as Common goes by it.
@@ -106,10 +107,19 @@ func NewCommon(space *nat.Space, shards []*Shard, tenants int, seed uint64) *Com
 func (c *Common) Renew(v *snapshot.View, now int64) {
 	before := c.view
 	c.view = v
-	for _, id := range v.Fresh {
-		if before != nil && int(id) < len(c.tenants) {
-			t := &c.tenants[id]
-			*t = commonTenant{gen: t.gen + 1, last: c.counted(id)}
+	for id := range c.tenants {
+		var was, is *snapshot.Tenant
+		if is = v.Tenant(flow.TenantID(id)); before != nil {
+			was = before.Tenant(flow.TenantID(id))
+		}
+		if is == nil && was == nil || is != nil && was != nil && is.Name == was.Name && groupID(is) == groupID(was) {
+			continue
+		}
+		if t := &c.tenants[id]; is != nil && was != nil && is.Name != was.Name || is != nil && was == nil && before != nil { // the number is another's
+			*t = commonTenant{gen: t.gen + 1, last: c.counted(flow.TenantID(id))}
+		}
+		for i := range uint32(tenantSlots) {
+			c.mark(uint32(id)*tenantSlots+i, false)
 		}
 	}
 	has := map[nat.AddrID]bool{}
@@ -123,6 +133,7 @@ func (c *Common) Renew(v *snapshot.View, now int64) {
 		if a != nil && !has[nat.AddrID(id)] {
 			c.regroup(a, 0, now)
 			c.addrs[id] = nil
+			c.lost++
 		}
 	}
 	for _, p := range c.peers {
@@ -137,6 +148,14 @@ func (c *Common) Renew(v *snapshot.View, now int64) {
 			}
 		}
 	}
+}
+
+// groupID is the group of a tenant, 0 for none.
+func groupID(t *snapshot.Tenant) uint8 {
+	if t.Group == nil {
+		return 0
+	}
+	return t.Group.ID
 }
 
 // address takes up an address of a pool.
@@ -167,6 +186,10 @@ func (c *Common) address(p *snapshot.Public, now int64) {
 	}
 	if a.tenant != p.Tenant && c.groups[a.group].own { // blocks are told with their tenant
 		c.regroup(a, 0, now)
+	}
+	if a.tenant != p.Tenant && a.known != [addrWords]uint64{} {
+		a.known, a.idle, a.ends = [addrWords]uint64{}, [addrWords]uint64{}, 0
+		c.lost++
 	}
 	a.tenant = p.Tenant
 	c.regroup(a, group, now)
@@ -227,7 +250,7 @@ func (c *Common) regroup(a *commonAddr, group uint8, now int64) {
 		c.giveUp(a, now)
 	}
 	c.space.Foreign(a.id, group != 0 && !c.groups[group].own)
-	a.group, a.known, a.idle, a.ends = group, [addrWords]uint64{}, [addrWords]uint64{}, 0
+	a.group = group // what the owner says of it may have come before this
 }
 
 func (c *Common) mark(slot uint32, early bool) {
@@ -660,7 +683,7 @@ func (c *Common) Do(ops []replica.Op, ctx *replica.Context, now uint64) {
 		if slot, op.Outcome = c.put(&op.Rec, now); op.Outcome != replica.Taken {
 			continue
 		}
-		at := replica.PlaceAt(commonShard, slot)
+		at := replica.PlaceAt(commonShard, slot, 0)
 		if ctx.Claimed(at) {
 			op.Outcome = replica.Conflict
 			continue
@@ -757,6 +780,9 @@ func (c *Common) put(r *replica.Record, now uint64) (slot uint32, out replica.Ou
 // maxRest is the longest hold time of a policy, in ms: what a peer says is not believed beyond that.
 const maxRest = 3600 * 1000
 
+// Lost implements replica.Sink.
+func (c *Common) Lost() uint64 { return c.lost }
+
 // Sweep implements replica.Sink.
 func (c *Common) Sweep(group uint8, keep func(replica.Place) bool) {
 	for _, a := range c.addrs {
@@ -766,7 +792,7 @@ func (c *Common) Sweep(group uint8, keep func(replica.Place) bool) {
 		for w := range a.known {
 			for m := a.known[w]; m != 0; m &= m - 1 {
 				slot := c.blockSlot(uint32((int(a.id)*addrWords+w)*64 + bits.TrailingZeros64(m)))
-				if !keep(replica.PlaceAt(commonShard, slot)) {
+				if !keep(replica.PlaceAt(commonShard, slot, 0)) {
 					a.forget(w, m&-m)
 				}
 			}

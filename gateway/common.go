@@ -1,0 +1,184 @@
+package gateway
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"demarc/gateway/pipeline"
+	"demarc/gateway/replica"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/stream"
+)
+
+// commons is what this node's workers have in common and standbys must know, see pipeline.Common: one at a time works with it, and none of them for long.
+type commons struct {
+	view func() *snapshot.View
+	now  func() uint64
+	wake chan struct{} // has room for one
+
+	mu      sync.Mutex
+	c       *pipeline.Common          // mu
+	at      *snapshot.View            // mu: that c has taken up
+	streams map[string]*stream.Stream // mu: by node
+	guards  map[guardKey]time.Time    // mu: when there was last a reason for a guard
+}
+
+// guardKey is a node that may take over a group.
+type guardKey struct {
+	group uint8
+	node  string
+}
+
+const (
+	commonPace = 10 * time.Millisecond // a block that was asked for waits no longer for the next step
+	calmPace   = time.Second           // in a policy without groups
+
+	// guardRest is for how long blocks wait for a standby's word after the last reason for that: a proposal that its copy is in sync may be under way.
+	guardRest = 10 * time.Second
+)
+
+func (g *Gateway) openCommons() {
+	g.common = &commons{view: g.view.Load, now: g.clock.Exact, wake: make(chan struct{}, 1), streams: map[string]*stream.Stream{}, guards: map[guardKey]time.Time{},
+		c: pipeline.NewCommon(g.space, g.shards, snapshot.MaxTenantID(g.o.Node)+1, g.seed^0xbf58476d1ce4e5b9)}
+}
+
+// with has fn work with what is common, under the policy that is served.
+func (x *commons) with(fn func(c *pipeline.Common, now int64)) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	now := int64(x.now())
+	if v := x.view(); v != x.at {
+		x.at = v
+		x.c.Renew(v, now)
+	}
+	fn(x.c, now)
+}
+
+// serving makes ready for what this node becomes to a group.
+func (x *commons) serving(group uint8, epoch uint64, serving bool) {
+	x.with(func(c *pipeline.Common, now int64) {
+		if serving {
+			c.TakeOver(group, epoch, now)
+		} else {
+			c.GiveUp(group, now)
+		}
+	})
+	x.call()
+}
+
+func (x *commons) call() {
+	select {
+	case x.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run keeps blocks of ports ready, and writes to standbys what has changed.
+func (x *commons) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		more, pace := 0, commonPace
+		x.with(func(c *pipeline.Common, now int64) {
+			if !x.at.Grouped() {
+				pace = calmPace
+			}
+			c.Turn(now)
+			for _, s := range x.streams {
+				more += s.Turn(now, false)
+			}
+		})
+		if more > 0 {
+			pace = time.Millisecond
+		}
+		select {
+		case <-x.wake:
+		case <-time.After(pace):
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// add begins the stream to a node; it is the last one of a set, and drop ends it.
+func (x *commons) add(set *stream.Set, peer string, life, key uint64, of int) {
+	x.with(func(c *pipeline.Common, _ int64) {
+		c.Drop(peer)
+		x.streams[peer] = set.Add(c.Peer(peer, life, key, uint8(of-1), uint8(of), replica.Limits{}), x.call)
+	})
+}
+
+func (x *commons) drop(peer string, of *stream.Set) {
+	x.with(func(c *pipeline.Common, _ int64) {
+		for _, s := range of.Streams() {
+			if x.streams[peer] == s {
+				delete(x.streams, peer)
+				c.Drop(peer)
+			}
+		}
+	})
+}
+
+// settled says whether a copy is whole as far as blocks of ports go, and takes care that it will be. equal: all else of the copy is whole. agreed: it counts as in sync. alone: the group is served
+// without a majority, so nothing can be agreed on, and waiting for a standby that is gone would leave no ports.
+func (x *commons) settled(group uint8, peer string, equal, agreed, alone bool) (ok bool) {
+	x.with(func(c *pipeline.Common, _ int64) {
+		k, now := guardKey{group, peer}, time.Now()
+		if equal || agreed {
+			x.guards[k] = now
+		}
+		last, was := x.guards[k]
+		on := was && !alone && now.Sub(last) < guardRest
+		if !on {
+			delete(x.guards, k)
+		}
+		c.Guard(group, peer, on)
+		ok = c.Settled(group, peer)
+	})
+	return ok
+}
+
+// knows reports whether a node knows all blocks that may have mappings.
+func (x *commons) knows(group uint8, peer string) (ok bool) {
+	x.with(func(c *pipeline.Common, _ int64) { ok = c.Settled(group, peer) })
+	return ok
+}
+
+// slots is how many records there may be of all that is common, on this node or on another: policies are the same, and so are addresses but for their numbers.
+func (x *commons) slots() (n int) {
+	x.with(func(c *pipeline.Common, _ int64) { n = int(c.Slots()) })
+	return n
+}
+
+// waits is how many pools of ports of a group have nothing to give before a standby answers.
+func (x *commons) waits(group uint8) (n int) {
+	x.with(func(c *pipeline.Common, _ int64) { n = c.Waits(group) })
+	return n
+}
+
+// usage is what was counted for a tenant by all nodes that have served it.
+func (x *commons) usage(t *snapshot.Tenant) (u pipeline.Usage) {
+	x.with(func(c *pipeline.Common, _ int64) { u = c.Usage(t.ID) })
+	return u
+}
+
+// Local, Do, Lost and Sweep make it a replica.Sink.
+func (x *commons) Local(kind replica.NameKind, name string) (local uint16, ok bool) {
+	x.with(func(c *pipeline.Common, _ int64) { local, ok = c.Local(kind, name) })
+	return local, ok
+}
+
+// Do carries out ops.
+func (x *commons) Do(ops []replica.Op, ctx *replica.Context) {
+	x.with(func(c *pipeline.Common, now int64) { c.Do(ops, ctx, uint64(now)) })
+}
+
+// Lost is how often what Do had put was ended by a policy.
+func (x *commons) Lost() (n uint64) {
+	x.with(func(c *pipeline.Common, _ int64) { n = c.Lost() })
+	return n
+}
+
+// Sweep removes what it has of a group and keep does not want.
+func (x *commons) Sweep(group uint8, keep func(replica.Place) bool) {
+	x.with(func(c *pipeline.Common, _ int64) { c.Sweep(group, keep) })
+}
