@@ -253,6 +253,10 @@ func (b backend) tenant(t *snapshot.Tenant, in *inside, rules bool) api.Tenant {
 		Unanswered: api.TenantUnanswered{Out: int(t.Shared.Unanswered[meter.Out].Load()), In: int(t.Shared.Unanswered[meter.In].Load()), Cap: int(t.MaxUnanswered)},
 		In:         b.volume(t.ID, meter.In), Out: b.volume(t.ID, meter.Out), Drops: b.dropsOf(t.ID), Queued: api.TenantQueued{Out: in.queuedOf(t.ID, meter.Out), In: in.queuedOf(t.ID, meter.In)}}
 	a.ICMPErrors = errorsOf(&t.Shared.Told)
+	if b.g.common != nil {
+		u := b.g.common.usage(t)
+		a.Usage = api.TenantUsage{In: api.Counter(u.Volume[meter.In]), Out: api.Counter(u.Volume[meter.Out]), Created: u.Created}
+	}
 	for _, sh := range b.g.shards {
 		for d, c := range map[meter.Dir]*api.Counter{meter.Out: &a.Offered.Out, meter.In: &a.Offered.In} {
 			v := sh.Meter.Offered(t.ID, d)

@@ -200,6 +200,7 @@ type Tenant struct {
 	In          Counter           `json:"in"`
 	Out         Counter           `json:"out"`
 	Offered     TenantOffered     `json:"offered"`
+	Usage       TenantUsage       `json:"usage"`
 	Limits      TenantRates       `json:"limits"`
 	Queued      TenantQueued      `json:"queued"`
 	ICMPErrors  ICMPErrors        `json:"icmp_errors"`
@@ -212,6 +213,14 @@ type Tenant struct {
 type ICMPErrors struct {
 	Sent uint64 `json:"sent"`
 	Held uint64 `json:"held"`
+}
+
+// TenantUsage is what was counted for the tenant by all nodes that have served its group, one after the other: it goes on where a group moves. A node that does not serve
+// it shows what it was told last. The figures beside it are what this process has counted itself.
+type TenantUsage struct {
+	In      Counter `json:"in"`
+	Out     Counter `json:"out"`
+	Created uint64  `json:"sessions_created"`
 }
 
 // TenantOffered is what came to the tenant's rate in each direction: what passed and what the rate dropped, but not what ACL or NAT did.

@@ -119,6 +119,8 @@ var (
 
 	tenantPackets  = counter("meter_tenant_packets", "Packets passed on; out = from the tenant to the backbone.", "tenant", "direction")
 	tenantBytes    = counter("meter_tenant_bytes", "IP bytes passed on; out = from the tenant to the backbone.", "tenant", "direction")
+	usagePackets   = counter("meter_tenant_usage_packets", "Packets passed on by all nodes that have served the tenant, one after the other. Each of them shows it, so take the largest and not the sum.", "tenant", "direction")
+	usageBytes     = counter("meter_tenant_usage_bytes", "IP bytes passed on by all nodes that have served the tenant, one after the other. Each of them shows it, so take the largest and not the sum.", "tenant", "direction")
 	offeredPackets = counter("meter_tenant_offered_packets", "Packets that came to the tenant's rate: what passed and what the rate dropped.", "tenant", "direction")
 	offeredBytes   = counter("meter_tenant_offered_bytes", "IP bytes that came to the tenant's rate: what passed and what the rate dropped.", "tenant", "direction")
 	tenantDropped  = counter("meter_tenant_dropped_packets", "Packets of the tenant dropped, all reasons.", "tenant")
@@ -386,16 +388,19 @@ func (o out) tenant(t *api.Tenant) {
 	for _, d := range [...]struct {
 		name          string
 		left, came    api.Counter
+		usage         api.Counter
 		bits, packets uint64
 		queued        int
 		waiting       int
 		host, hostPkt uint64
 	}{
-		{"out", t.Out, t.Offered.Out, t.Limits.OutBits, t.Limits.OutPackets, t.Queued.Out, t.Unanswered.Out, t.Limits.Host.OutBits, t.Limits.Host.OutPackets},
-		{"in", t.In, t.Offered.In, t.Limits.InBits, t.Limits.InPackets, t.Queued.In, t.Unanswered.In, t.Limits.Host.InBits, t.Limits.Host.InPackets},
+		{"out", t.Out, t.Offered.Out, t.Usage.Out, t.Limits.OutBits, t.Limits.OutPackets, t.Queued.Out, t.Unanswered.Out, t.Limits.Host.OutBits, t.Limits.Host.OutPackets},
+		{"in", t.In, t.Offered.In, t.Usage.In, t.Limits.InBits, t.Limits.InPackets, t.Queued.In, t.Unanswered.In, t.Limits.Host.InBits, t.Limits.Host.InPackets},
 	} {
 		o.put(tenantPackets, float64(d.left.Packets), t.Name, d.name)
 		o.put(tenantBytes, float64(d.left.Bytes), t.Name, d.name)
+		o.put(usagePackets, float64(d.usage.Packets), t.Name, d.name)
+		o.put(usageBytes, float64(d.usage.Bytes), t.Name, d.name)
 		o.put(offeredPackets, float64(d.came.Packets), t.Name, d.name)
 		o.put(offeredBytes, float64(d.came.Bytes), t.Name, d.name)
 		o.put(limitBytes, float64(d.bits)/8, t.Name, d.name)

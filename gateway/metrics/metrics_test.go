@@ -141,6 +141,7 @@ func TestValues(t *testing.T) {
 	s.Workers[0].Busy, s.Workers[0].Sessions, s.Workers[0].Mappings, s.Workers[0].HandedOut = 0.25, 3, 2, 9
 	a := &s.Tenants[0]
 	a.Out, a.In, a.Offered.Out = api.Counter{Packets: 5, Bytes: 500}, api.Counter{Packets: 6, Bytes: 600}, api.Counter{Packets: 8, Bytes: 800}
+	a.Usage.Out = api.Counter{Packets: 55, Bytes: 6600}
 	a.Drops = map[string]uint64{"acl_deny": 2, "ttl_exceeded": 1}
 	a.Limits.OutBits = 20e6
 	a.Queued.In = 4
@@ -161,6 +162,7 @@ func TestValues(t *testing.T) {
 		`demarc_conntrack_sessions{worker="0"} 3`, `demarc_conntrack_capacity_sessions{worker="1"} 64`, `demarc_nat_mappings{worker="0"} 2`,
 		`demarc_worker_handed_out_packets_total{worker="0"} 9`,
 		`demarc_meter_tenant_packets_total{direction="out",tenant="alpha"} 5`, `demarc_meter_tenant_bytes_total{direction="in",tenant="alpha"} 600`,
+		`demarc_meter_tenant_usage_packets_total{direction="out",tenant="alpha"} 55`, `demarc_meter_tenant_usage_bytes_total{direction="out",tenant="alpha"} 6600`,
 		`demarc_meter_tenant_offered_packets_total{direction="out",tenant="alpha"} 8`, `demarc_meter_tenant_dropped_packets_total{tenant="alpha"} 3`,
 		`demarc_meter_tenant_dropped_packets_total{tenant="be\"ta\n"} 0`,
 		`demarc_police_limit_bytes_per_second{direction="out",tenant="alpha"} 2.5e+06`, `demarc_police_queued_packets{direction="in",tenant="alpha"} 4`,
