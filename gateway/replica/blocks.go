@@ -63,6 +63,8 @@ type Pool struct {
 
 	guard  bool
 	closed []uint64 // by word, as Close was told last
+	seen   []uint64 // by word, free and used at the last step that did anything
+	still  bool     // that one left nothing to be done
 	least  int      // the fewest that nobody used, of the steps since
 	steps  int
 }
@@ -123,10 +125,14 @@ func (p *Pool) shut(w uint32, closed uint64) {
 // Step goes on with one pool: what was acknowledged is opened, more is asked for where few are left, and what nobody has used for a while is shut. guard: some standby may take
 // over. It is on before that is agreed on, and off after it is agreed on that none may. rnd is fresh randomness.
 func (b *Blocks) Step(p *Pool, guard bool, rnd uint64) {
+	if p.still && guard == p.guard && p.steps <= tooMany && !p.moved() {
+		p.steps++
+		return
+	}
 	if guard && !p.guard {
 		b.begin(p, rnd)
 	}
-	p.guard = guard
+	p.guard, p.still = guard, true
 	left := 0
 	for w := p.From; w < p.To; w++ {
 		free, used := p.Look(w)
@@ -151,12 +157,28 @@ func (b *Blocks) Step(p *Pool, guard bool, rnd uint64) {
 		left += bits.OnesCount64(b.open[w] & free)
 		b.close(p, w)
 	}
-	if !guard {
-		return
+	if guard {
+		b.adapt(p, left)
+		b.fewer(p, left)
+		b.more(p, rnd)
 	}
-	b.adapt(p, left)
-	b.fewer(p, left)
-	b.more(p, rnd)
+	for w := p.From; w < p.To; w++ {
+		p.still = p.still && b.told[w]&^b.open[w]&p.Mask(w) == 0 // nothing is asked for, nothing rests
+	}
+}
+
+// moved reports whether a block of the pool has gone to somebody or come back since it was asked last.
+func (p *Pool) moved() (moved bool) {
+	if p.seen == nil {
+		p.seen = make([]uint64, 2*(p.To-p.From))
+	}
+	for w := p.From; w < p.To; w++ {
+		free, used := p.Look(w)
+		at := p.seen[2*(w-p.From):]
+		moved = moved || at[0] != free || at[1] != used
+		at[0], at[1] = free, used
+	}
+	return moved
 }
 
 // begin is the step before the first one under a guard: a few blocks that nobody has stay open, all others are closed, and what was claimed meanwhile is told too.
@@ -269,6 +291,7 @@ func (b *Blocks) Settled(p *Pool, known func(slot uint32) bool) bool {
 // Takeover notes that this node has just become the owner. Blocks that may have mappings rest: what was told by the one before, and what somebody has here. They are told to the next
 // standby, which must let them rest too if it takes over within the hold time.
 func (b *Blocks) Takeover(p *Pool, open func(word uint32) uint64) {
+	p.still = false
 	p.guard = false
 	for w := p.From; w < p.To; w++ {
 		_, used := p.Look(w)
@@ -286,6 +309,7 @@ func (b *Blocks) Takeover(p *Pool, open func(word uint32) uint64) {
 
 // GoOn notes that this node is the owner again, and nobody else was meanwhile: what rested before rests on.
 func (b *Blocks) GoOn(p *Pool, rests func(word uint32) uint64) {
+	p.still = false
 	for w := p.From; w < p.To; w++ {
 		m := rests(w) & p.Mask(w)
 		b.rests[w] |= m
@@ -296,6 +320,7 @@ func (b *Blocks) GoOn(p *Pool, rests func(word uint32) uint64) {
 
 // GiveUp notes that this node is the owner no more, and says of each word which blocks may have had mappings, and which of them rested.
 func (b *Blocks) GiveUp(p *Pool, was func(word uint32, blocks, rests uint64)) {
+	p.still = false
 	p.guard = false
 	for w := p.From; w < p.To; w++ {
 		_, used := p.Look(w)
