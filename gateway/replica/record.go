@@ -91,7 +91,7 @@ type Block struct {
 	Class  uint8
 	Number uint16
 	Inside [4]byte // whose it is, where blocks are per host
-	Held   uint64  // ports that no mapping is made of any more before Rest is over; only all or none
+	Held   uint64  // ports that rest: no mapping is made of them before Rest is over. On a stream all or none
 	Rest   uint32  // ms; where none is Held, what they would have to rest if this were the owner's last word
 }
 
