@@ -278,3 +278,20 @@ func TestWaitAfterRestart(t *testing.T) {
 		}
 	}
 }
+
+// TestVoterBehind: a voter whose log has a claim that it does not know to be agreed on may have helped that one before it restarted. It helps the owner before no more until it knows.
+func TestVoterBehind(t *testing.T) {
+	now := Time(1e9)
+	n := New(Config{"w", 9, Default}, now)
+	n.Step(now, Voters{1, []string{"a", "b", "w"}})
+	now = now.Add(2 * Default.Lease)
+	owner := Term{1, "b", 5}
+	for _, behind := range []bool{true, false} {
+		n.Step(now, Agreed{State: State{Groups: map[string]Ownership{"g": {Term: owner, Rev: 1, Alone: Fence}}}, Behind: behind})
+		for _, a := range n.Step(now, Received{"b", Message{Kind: Renew, Group: "g", Term: owner, Seq: 1, Voters: 1}}) {
+			if s, ok := a.(Send); ok && s.Kind == Promise && s.Yes == behind {
+				t.Errorf("behind %v: promised %v", behind, s.Yes)
+			}
+		}
+	}
+}

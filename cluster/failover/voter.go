@@ -13,6 +13,8 @@ func (n *Node) grant(g *group, from string, t Term, voters uint64, now Time) (ye
 		return false, false
 	case from != n.name && n.busy(g, now): // this node emits for the group itself
 		return false, false
+	case from != n.name && n.behind: // it has restarted, and its log may have another owner, whom it helped before
+		return false, false
 	case voters < n.voters.Version: // the owner counts by voters that are not the newest: its majority may not meet another's
 		return false, false
 	case n.plant.noEpoch:
