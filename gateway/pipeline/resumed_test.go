@@ -204,3 +204,63 @@ func BenchmarkResume(b *testing.B) {
 		})
 	}
 }
+
+// TestResumedUnderAnotherPolicy: what the policy of the next process denies ends without a packet, also under a number that says the same; what it allows goes on, and what is of a tenant or of a
+// public address that it does not have is refused.
+func TestResumedUnderAnotherPolicy(t *testing.T) {
+	a := newWorld(t, 2, testPolicy)
+	port := uint16(0)
+	for i := range uint16(60) {
+		w := a.out(fmt.Sprintf("198.18.10.%d", 20+i%30), 5000+i, "203.0.113.30", 53)
+		a.out(fmt.Sprintf("198.18.10.%d", 20+i%30), 7000+i, "203.0.113.30", 123)
+		if i == 0 {
+			port = w.sport
+		}
+	}
+	frames := leave(a, alone)
+	const rule = "[[tenant.rule]]\nname = \"no-smtp\"\n"
+	for _, c := range []struct {
+		what, policy string
+		judge        bool
+		taken, left  int
+	}{
+		{"the same", testPolicy, false, 120, 120},
+		{"judged, and allowed", testPolicy, true, 120, 120},
+		{"judged, and denied", strings.Replace(testPolicy, rule, "[[tenant.rule]]\nname = \"no-dns\"\ndirection = \"out\"\naction = \"deny\"\nservice = [\"udp/53\"]\n"+rule, 1), true, 120, 60},
+		{"without the tenant's address", strings.Replace(testPolicy, `"192.0.2.16"]`, `"192.0.2.17"]`, 1), true, 0, 0},
+		{"without the tenant", strings.Replace(testPolicy, `name = "alpha"
+interfaces`, `name = "alfa"
+interfaces`, 1), true, 0, 0},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			policy := c.policy
+			if c.taken == 0 && strings.Contains(policy, "192.0.2.17") {
+				policy = strings.Replace(policy, "public = \"192.0.2.16\"", "public = \"192.0.2.17\"", 1)
+			}
+			b := newWorld(t, 1, policy)
+			b.now = a.now
+			r := Resume(b.shards, b.view, b.now, alone)
+			r.Judge = c.judge
+			u := replica.NewUnpacker(r, 0)
+			for _, f := range frames {
+				if err := u.Frame(f); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if u.Sessions[replica.Taken] != uint64(c.taken) || u.Sessions[replica.Taken]+u.Sessions[replica.NoTenant] != 120 {
+				t.Errorf("of 120 sessions: %v, want %d taken", u.Sessions, c.taken)
+			}
+			for _, sh := range b.shards {
+				for !sh.Settled() {
+					sh.Rejudge(b.now, 64)
+				}
+			}
+			if _, n, _, _ := b.holds(); n != c.left {
+				t.Errorf("%d sessions are left, want %d", n, c.left)
+			}
+			if c.left == 120 {
+				b.reaches(b.in("203.0.113.30", 53, "192.0.2.16", port), "198.18.10.20", 5000)
+			}
+		})
+	}
+}
