@@ -252,7 +252,7 @@ func (n *Node) Quiet() bool {
 	return true
 }
 
-// Owns says which groups this node may emit for, and until when: what a node that leaves waits for, and what its parent must be able to release.
+// Owns says which groups this node may emit for, and until when: what a node that leaves waits for.
 func (n *Node) Owns() map[string]Term {
 	all := map[string]Term{}
 	for name, g := range n.groups {
@@ -270,4 +270,15 @@ func (n *Node) Owner(group string) (t Term, mine bool) {
 		return Term{}, false
 	}
 	return g.at.Term, n.mine(g)
+}
+
+// Terms are those that this life of the node has by agreement, whether it may emit at the moment or not: when it has ended, each of them is over.
+func (n *Node) Terms() map[string]Term {
+	all := map[string]Term{}
+	for name, g := range n.groups {
+		if n.mine(g) {
+			all[name] = g.at.Term
+		}
+	}
+	return all
 }

@@ -97,13 +97,10 @@ func (n *Node) right(g *group, now Time) (Right, Cause) {
 	if g.at.Epoch == 0 {
 		return RightExpired, CauseFirst
 	}
-	free, gone := 0, g.rel == g.at.Term
+	free, gone := 0, n.over(g, now)
 	for v, a := range g.free {
-		if n.votes(v) && now.Sub(a.at) <= n.t.Lease {
-			if a.free {
-				free++
-			}
-			gone = gone || a.gone
+		if n.votes(v) && now.Sub(a.at) <= n.t.Lease && a.free {
+			free++
 		}
 	}
 	most := n.majority() > 0 && free >= n.majority()
@@ -119,6 +116,15 @@ func (n *Node) right(g *group, now Time) (Right, Cause) {
 		return RightExpired, CauseLease
 	}
 	return "", ""
+}
+
+// over says whether the term that is agreed on was released, as this node or a voter has heard.
+func (n *Node) over(g *group, now Time) bool {
+	gone := g.rel == g.at.Term
+	for v, a := range g.free {
+		gone = gone || a.gone && n.votes(v) && now.Sub(a.at) <= n.t.Lease
+	}
+	return gone
 }
 
 // served says whether somebody that lives serves the group under a later epoch than is agreed on: that will be agreed on next.
@@ -200,6 +206,9 @@ func (n *Node) turn(g *group, now Time) (wait time.Duration, stale, ok bool) {
 		live := known && n.alive(o, now)
 		if live && v.Leaving {
 			continue
+		}
+		if o == g.at.Node && known && n.peers[o].life == g.at.Life && n.over(g, now) {
+			continue // this very life of it has given the group up, most likely by its death: it was heard a moment ago and does not come back
 		}
 		in := slices.Contains(g.at.InSync, o) && (!live || v.Whole)
 		switch {
