@@ -682,6 +682,12 @@ func (d *Driver) Owns(ctx context.Context) (all map[string]failover.Term, err er
 	return all, err
 }
 
+// Terms are those that this process has by agreement, by group. They are over when it has ended.
+func (d *Driver) Terms(ctx context.Context) (all map[string]failover.Term, err error) {
+	err = d.ask(ctx, func(failover.Time) { all = d.m.Terms() })
+	return all, err
+}
+
 // DriverFigures are for metrics.
 type DriverFigures struct {
 	Gaps     uint64        // between two readings of the clock that were longer than the guard: each ended this node's leases

@@ -20,6 +20,7 @@ import (
 	"demarc/configs"
 	"demarc/gateway/api"
 	"demarc/gateway/fib"
+	"demarc/gateway/guard"
 	"demarc/gateway/hostnet"
 	"demarc/gateway/metrics"
 	"demarc/gateway/nat"
@@ -47,6 +48,7 @@ type Options struct {
 	Ready    func()           // called once when traffic is forwarded; may be nil
 	Seed     uint64           // 0 = random; of hashes and port choice
 	Wall     func() time.Time // wall time, of certificates and for the history; nil = the machine's
+	Parent   *guard.Parent    // waits for the end of this process, and says so; nil = nobody does
 }
 
 // Gateway is one running node.
@@ -221,6 +223,7 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	run("what workers have in common", g.common.run)
 	run("how copies stand", g.tellCopied)
 	run("ports", g.mendPorts)
+	run("last words", g.lastWords)
 	agree := sync.OnceFunc(func() { run("replicated state", g.agree) })
 	// A start that is told to end has not failed: its programs stay, closed.
 	if err := g.begin(ctx, agree); err != nil && ctx.Err() == nil {

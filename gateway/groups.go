@@ -31,6 +31,7 @@ type groups struct {
 	ids map[string]uint8 // mu: every name that a deadline was ever written for; a group that the policy does not know any more is closed by it
 
 	turns turns
+	owns  chan struct{} // has room for one: something may have changed in which terms are this node's
 
 	told     map[conditionKey]int // upkeep: what counts against this node, as it was told last
 	panics   uint64               // upkeep: of all workers, when they were looked at last
@@ -73,7 +74,7 @@ func spare(n *configs.Node) int {
 
 // openGroups makes the driver. It serves nothing before Run.
 func (g *Gateway) openGroups() (err error) {
-	g.groups.ids, g.groups.told = map[string]uint8{}, map[conditionKey]int{}
+	g.groups.ids, g.groups.told, g.groups.owns = map[string]uint8{}, map[conditionKey]int{}, make(chan struct{}, 1)
 	g.groups.driver, err = cluster.NewDriver(cluster.DriverConfig{Name: g.o.Node.Name, Clock: bootTime, Wall: g.o.Wall, Log: g.log, Leases: leases{g}, Words: words{g}, Roles: roles{g}, Flush: g.flushGroup, CPU: spare(g.o.Node)})
 	return err
 }
@@ -187,6 +188,10 @@ type roles struct{ g *Gateway }
 
 // Role has serving called beside the driver, for each group in order.
 func (r roles) Role(group string, epoch uint64, serving bool, done func()) {
+	select {
+	case r.g.groups.owns <- struct{}{}:
+	default:
+	}
 	r.g.groups.mu.Lock()
 	id, ok := r.g.groups.ids[group]
 	r.g.groups.mu.Unlock()

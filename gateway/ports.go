@@ -148,6 +148,9 @@ func (g *Gateway) open() (err error) {
 	if g.deadlines, err = xsk.NewDeadlines(); err != nil {
 		return err
 	}
+	if err := g.o.Parent.Deadlines(g.deadlines.FD()); err != nil {
+		g.log.Warn("the parent process has no table of deadlines to close", "err", err)
+	}
 	v := g.view.Load()
 	for i, p := range g.ports {
 		p.loaded = g.programConfig(i, v)

@@ -1,12 +1,9 @@
 package beat
 
 import (
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
-
-	"demarc/cluster/failover"
 )
 
 // Drop is why a datagram was not carried.
@@ -106,36 +103,4 @@ func (c *Carrier) Status() Status {
 	}
 	slices.SortFunc(s.Peers, func(a, b PeerStatus) int { return strings.Compare(a.Name, b.Name) })
 	return s
-}
-
-// Parcel is a datagram that is ready to be sent by whoever has it.
-type Parcel struct {
-	From  netip.Addr // the address that it leaves from
-	To    netip.AddrPort
-	Bytes []byte
-}
-
-// Parting seals a release for one member, for each path, for somebody else to send when this process has ended. It is sealed by keys of its own, which are good
-// for releases alone: this process may go on sending. Nil when there are no keys with that member.
-func (c *Carrier) Parting(to string, m failover.Message) []Parcel {
-	p := (*c.peers.Load())[to]
-	if p == nil || m.Kind != failover.Release {
-		return nil
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.send == nil {
-		return nil
-	}
-	b, err := appendMessage(append(make([]byte, headLen, 256), carriesMessage), &m)
-	if err != nil {
-		c.drop(DropLarge)
-		return nil
-	}
-	b = p.send.partOut.seal(b)
-	var out []Parcel
-	for _, w := range *p.paths.Load() {
-		out = append(out, Parcel{w.local.local.Addr(), w.remote, b})
-	}
-	return out
 }

@@ -10,6 +10,7 @@ var levels = map[string]int{
 	"gateway/pipeline": 4, "gateway/handed": 5,
 	"gateway/api": 5, "gateway/confine": 5, "gateway/hostnet": 5, "gateway/revisions": 5, "gateway/slowpath": 5, "gateway/standby": 5, "gateway/stream": 5, "gateway/xsk": 5,
 	"gateway/doctor": 6, "gateway/metrics": 6, "gateway/portprep": 6, "gateway/worker": 6,
+	"gateway/guard":    6,
 	"gateway":          7,
 	"gateway/zerocopy": 8,
 	"gateway/cli":      9,
@@ -43,7 +44,7 @@ var only = map[string][]string{
 	"bench/pktgen":  {},
 	"bench/report":  {},
 	"gateway/e2e":   {}, // its tests import what they drive; the package itself is empty
-	"gateway/cli":   {"cluster", "cluster/command", "cluster/transport", "configs", "gateway", "gateway/api", "gateway/confine", "gateway/doctor", "gateway/hostnet", "gateway/lab", "gateway/netlab", "gateway/revisions", "gateway/snapshot", "gateway/trace", "gateway/xsk", "gateway/zerocopy"},
+	"gateway/cli":   {"cluster", "cluster/command", "cluster/transport", "configs", "gateway", "gateway/api", "gateway/confine", "gateway/doctor", "gateway/guard", "gateway/hostnet", "gateway/lab", "gateway/netlab", "gateway/revisions", "gateway/snapshot", "gateway/trace", "gateway/xsk", "gateway/zerocopy"},
 	"acl/aclref":    {},
 	"acl/aclgen":    {},
 	"gateway/xsk":   {"gateway/lease", "gateway/verdict"},
@@ -56,6 +57,7 @@ var only = map[string][]string{
 
 	"gateway/replica": {"gateway/flow"},
 	"gateway/stream":  {"gateway/replica"},
+	"gateway/guard":   {"cluster/beat", "gateway/confine", "gateway/xsk"},
 }
 
 // importedBy lists the only non-test importers of a package or tree of ours.

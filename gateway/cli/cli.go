@@ -19,6 +19,7 @@ import (
 
 	"demarc/configs"
 	"demarc/gateway/api"
+	"demarc/gateway/guard"
 	"demarc/gateway/netlab"
 )
 
@@ -64,8 +65,13 @@ func Main(args []string, version string, extra ...*cobra.Command) int {
 	netlab.Init()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	// A second signal must end what the first did not.
-	context.AfterFunc(ctx, stop)
+	// A second signal must end what the first did not. What a terminal or systemd tells both this process and its parent comes from the parent once more: that is no second one.
+	context.AfterFunc(ctx, func() {
+		if guard.Above() != nil {
+			time.Sleep(time.Second)
+		}
+		stop()
+	})
 	root := New(version, extra...)
 	root.SetArgs(args)
 	return Execute(ctx, root)

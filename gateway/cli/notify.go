@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -10,10 +11,16 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"demarc/gateway/guard"
 )
 
-// notify tells systemd states, a line each (sd_notify(3)). Nobody listening is no error.
+// notify tells systemd states, a line each (sd_notify(3)), by way of the parent process where there is one. Nobody listening is no error.
 func notify(states ...string) {
+	if p := guard.Above(); p != nil {
+		_ = p.Notify(strings.Join(states, "\n"))
+		return
+	}
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {
 		return
@@ -30,11 +37,16 @@ func notify(states ...string) {
 // failed tells systemd why this process ends, and waits until that was taken in (sd_notify_barrier(3)), a second at most: of a process that is gone systemd does
 // not know whose words came, and the journal at times neither, so that `systemctl status` would not say why a start failed.
 func failed(err error) {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" || err == nil {
+	if err == nil {
 		return
 	}
-	notify("STATUS=" + strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; "))
+	if status := exitStatus(0); !errors.As(err, &status) { // else the data plane has said why
+		notify("STATUS=" + strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; "))
+	}
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" { // also below a parent process, which waits for the same before it ends
+		return
+	}
 	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		return

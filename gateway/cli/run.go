@@ -21,6 +21,7 @@ import (
 	"demarc/configs"
 	"demarc/gateway"
 	"demarc/gateway/confine"
+	"demarc/gateway/guard"
 	"demarc/gateway/hostnet"
 	"demarc/gateway/lab"
 	"demarc/gateway/snapshot"
@@ -74,13 +75,17 @@ func (a *app) run(cmd *cobra.Command, node, policy string, wait time.Duration, b
 	if n.Witness() {
 		return fmt.Errorf("%s: is a witness's: start demarc witness", node)
 	}
+	above := guard.Above()
+	if n.Cluster != nil && above == nil { // there are others who want to know of its death
+		return guarded(node, text, n)
+	}
 	out := newLogWriter(cmd.ErrOrStderr())
 	defer out.Close(time.Second) // before the error is told, which comes last
 	lines := gateway.NewLogLines(logKept)
 	log := logger(io.MultiWriter(lines, out), n.Log)
 	defer onHangup(log)()
 	signal.Ignore(syscall.SIGPIPE) // a log whose reader has gone is no reason to end; the default for standard error is to be killed
-	o := gateway.Options{Node: n, NodeText: text, Lines: lines, Version: a.version, Log: log, Break: broken, Seed: seed}
+	o := gateway.Options{Node: n, NodeText: text, Lines: lines, Version: a.version, Log: log, Break: broken, Seed: seed, Parent: above}
 	if policy != "" {
 		if o.Policy, o.Source, err = read(cmd, policy); err != nil {
 			return err
@@ -95,13 +100,23 @@ func (a *app) run(cmd *cobra.Command, node, policy string, wait time.Duration, b
 	go func() { // ends with ctx
 		select {
 		case <-again:
-			if g := made.Load(); g != nil {
-				g.KeepPorts()
-			}
-			cancel()
+		case <-above.Gone(): // the kernel has sent the same signal
+			log.Warn("the parent process has ended: this one ends too, in order")
 		case <-ctx.Done():
+			return
 		}
+		if g := made.Load(); g != nil {
+			g.KeepPorts()
+		}
+		cancel()
 	}()
+	if above != nil {
+		go func() { // as long as the process
+			<-above.Gone()
+			time.Sleep(orphanTime)
+			os.Exit(exitFailed) // it hangs
+		}()
+	}
 	waitForPorts(ctx, n, wait, log)
 	if ctx.Err() != nil {
 		return nil // ended before it began
@@ -126,6 +141,22 @@ func (a *app) run(cmd *cobra.Command, node, policy string, wait time.Duration, b
 	}()
 	defer context.AfterFunc(ctx, func() { notify("STOPPING=1", "STATUS=ending") })()
 	return rootHint(g.Run(ctx), os.Geteuid())
+}
+
+// orphanTime is how long a gateway may take to end whose parent process has ended: as long as systemd waits by the packaged unit.
+const orphanTime = 20 * time.Second
+
+// guarded has the same command line run once more, as the data plane, and waits for its end.
+func guarded(node string, text []byte, n *configs.Node) error {
+	c := guard.Config{Args: os.Args, Log: logger(os.Stderr, n.Log)}
+	if node == "-" {
+		c.Stdin = text // it cannot be read again
+	}
+	status, err := guard.Run(c)
+	if err == nil && status != exitOK {
+		err = exitStatus(status)
+	}
+	return err
 }
 
 // waitForPorts returns when all devices of the node file are there and up, or after a while, or when ctx ends; what is missing then the start says.

@@ -37,11 +37,31 @@ func NewDeadlines() (*Deadlines, error) {
 		}
 		return nil, fmt.Errorf("table of deadlines: %w", err)
 	}
-	if d.mem, err = unix.Mmap(d.m.FD(), 0, int(unsafe.Sizeof(lease.Deadlines{})), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE); err != nil {
-		return nil, errors.Join(fmt.Errorf("map table of deadlines: %w", err), d.m.Close())
+	if d.mem, err = mapDeadlines(d.m.FD()); err != nil {
+		return nil, errors.Join(err, d.m.Close())
 	}
 	return d, nil
 }
+
+// OpenDeadlines is the table of another process, by a descriptor of it, which is closed: for whoever is to end what that one was allowed to.
+func OpenDeadlines(fd int) (*Deadlines, error) {
+	mem, err := mapDeadlines(fd)
+	if err = errors.Join(err, unix.Close(fd)); err != nil { // the mapping keeps the table
+		return nil, err
+	}
+	return &Deadlines{mem: mem}, nil
+}
+
+func mapDeadlines(fd int) ([]byte, error) {
+	mem, err := unix.Mmap(fd, 0, int(unsafe.Sizeof(lease.Deadlines{})), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
+		return nil, fmt.Errorf("map table of deadlines: %w", err)
+	}
+	return mem, nil
+}
+
+// FD is the table's descriptor, for a process that shares it.
+func (d *Deadlines) FD() int { return d.m.FD() }
 
 // Table is the table itself. It must not be used after Close.
 func (d *Deadlines) Table() *lease.Deadlines { return (*lease.Deadlines)(unsafe.Pointer(&d.mem[0])) }
@@ -61,7 +81,11 @@ func (d *Deadlines) Close() error {
 	}
 	mem := d.mem
 	d.mem = nil
-	return errors.Join(unix.Munmap(mem), d.m.Close())
+	err := unix.Munmap(mem)
+	if d.m != nil { // it is this process's
+		err = errors.Join(err, d.m.Close())
+	}
+	return err
 }
 
 var readAhead = func() ([]byte, error) { return os.ReadFile("/proc/self/timens_offsets") } // a seam for tests
