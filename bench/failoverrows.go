@@ -106,7 +106,7 @@ func devices(p *trio.Pair, n *trio.Node, up bool) error {
 }
 
 func leave(_ *failoverBench, ctx context.Context, p *trio.Pair, i, _ int, _ time.Duration) act {
-	return act{prepare: leading(ctx, p, i), do: func(n *trio.Node) error { n.Kill(); return devices(p, n, false) },
+	return act{prepare: leading(ctx, p, i), do: func(n *trio.Node) error { n.Vanish(); return devices(p, n, false) },
 		undo: func(n *trio.Node) error { return errors.Join(devices(p, n, true), n.Start(ctx)) }, moves: true}
 }
 

@@ -359,15 +359,15 @@ func TestParting(t *testing.T) {
 	if len(list) != 1 {
 		t.Fatalf("%d datagrams", len(list))
 	}
+	if keys := a.c.PartingKeys(); len(keys) != 1 || keys["gw-b"] == 0 {
+		t.Errorf("it was sealed with %v", keys)
+	}
 	a.stop()
 	drain(b.in)
-	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(list[0].To))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	o := NewOutbox()
+	defer o.Close()
 	for range 3 {
-		if _, err := c.Write(list[0].Bytes); err != nil {
+		if err := o.Post(list); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -249,14 +249,14 @@ func TestClusterDoors(t *testing.T) {
 			t.Errorf("%s: %d counted, want at least %d", what, n[0], n[1])
 		}
 	}
-	resident(t, gw1.p.cmd.Process.Pid, 256<<10)
+	resident(t, gw1.pid(), 256<<10)
 	gw1.whole(3)
 }
 
 // descriptors counts what a machine's process has open.
 func descriptors(t testing.TB, m *machine) int {
 	t.Helper()
-	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", m.p.cmd.Process.Pid))
+	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", m.pid()))
 	check(t, err)
 	return len(list)
 }

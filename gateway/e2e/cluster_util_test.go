@@ -288,11 +288,14 @@ func (m *machine) ready() {
 	}
 }
 
-// kill ends the process without a word.
+// kill ends the process that does the work without a word.
 func (m *machine) kill() {
-	_ = m.p.cmd.Process.Kill()
+	_ = unix.Kill(m.pid(), unix.SIGKILL)
 	<-m.p.ended
 }
+
+// pid is that process's: of a gateway its data plane.
+func (m *machine) pid() int { return netlab.Worker(m.p.cmd.Process.Pid) }
 
 // enter has the machine join by another one, and start.
 func (m *machine) enter(by *machine, replace string) {

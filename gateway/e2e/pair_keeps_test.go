@@ -117,7 +117,7 @@ func TestPairKeepsConnections(t *testing.T) {
 		p.protected(owner)
 		p.copies(owner)
 		time.Sleep(apart)
-		e := event{what: fmt.Sprintf("kill -9 of %s", owner.Name), from: time.Now(), least: 50 * time.Millisecond, most: 500 * time.Millisecond}
+		e := event{what: fmt.Sprintf("kill -9 of %s", owner.Name), from: time.Now(), least: 5 * time.Millisecond, most: 500 * time.Millisecond}
 		dead := owner
 		dead.Kill()
 		owner = p.Other(owner)

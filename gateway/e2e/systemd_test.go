@@ -26,6 +26,9 @@ func TestUnitIsSound(t *testing.T) {
 	if out, err := exec.Command("systemd-analyze", "verify", "--man=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
+	if text := read(t, unitFile); !strings.Contains(text, "\nLimitRTPRIO=1\n") || strings.Contains(text, "\nRestrictRealtime=y") {
+		t.Error("the unit does not allow real-time priority to the thread of the leases")
+	}
 	// 10 is a service without any protection; 3.5 leaves room for another opinion of another version, and none for a key that is lost.
 	out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=35", "--no-pager", unit).CombinedOutput()
 	if err != nil {
@@ -100,7 +103,11 @@ func (s *site) startSystemd(ns string, files map[string]string, units ...string)
 	}
 	for name, text := range all {
 		check(t, os.MkdirAll(filepath.Dir(filepath.Join(m.dir, name)), 0o755))
-		check(t, os.WriteFile(filepath.Join(m.dir, name), []byte(text), 0o644))
+		mode := fs.FileMode(0o644)
+		if strings.HasSuffix(name, ".key") {
+			mode = 0o600
+		}
+		check(t, os.WriteFile(filepath.Join(m.dir, name), []byte(text), mode))
 	}
 	b, err := os.ReadFile(program(t))
 	check(t, err)
@@ -206,16 +213,32 @@ func (m *manager) active(restarts int, when string) {
 	}
 }
 
-// main is the gateway's process, as this side numbers it.
-func (m *manager) main() int {
+// processes are the unit's, as this side numbers them: the one that systemd has started, and its data plane.
+func (m *manager) processes() (parent, work int) {
 	m.s.t.Helper()
 	b := strings.Fields(read(m.s.t, filepath.Join(m.cgroup, "system.slice/demarc.service/cgroup.procs")))
-	if len(b) != 1 {
+	if len(b) != 2 {
 		m.s.t.Fatalf("the unit has the processes %v", b)
 	}
-	pid, err := strconv.Atoi(b[0])
-	check(m.s.t, err)
-	return pid
+	for i, text := range b {
+		pid, err := strconv.Atoi(text)
+		check(m.s.t, err)
+		if work = netlab.Worker(pid); work != pid {
+			if b[1-i] != strconv.Itoa(work) {
+				m.s.t.Fatalf("the unit has the processes %v, and %d is a child of %d", b, work, pid)
+			}
+			return pid, work
+		}
+	}
+	m.s.t.Fatalf("of the unit's processes %v none is the parent of the other", b)
+	return 0, 0
+}
+
+// main is the process that does the work.
+func (m *manager) main() int {
+	m.s.t.Helper()
+	_, work := m.processes()
+	return work
 }
 
 // The unit as it is shipped, under a real systemd as process 1, from boot on: it waits for ports that are not up yet, started means forwarding, with the
@@ -234,10 +257,19 @@ func TestUnitUnderSystemd(t *testing.T) {
 			lines = append(lines, line)
 		}
 	}
+	// As a member of a cluster, so that there is a parent process to look after it.
+	keys := t.TempDir()
+	for _, args := range [][]string{{"cluster", "ca", "--dir", filepath.Join(keys, "ca")}, {"cluster", "cert", "lab", "--ca", filepath.Join(keys, "ca"), "--out", keys}} {
+		if out, err := exec.Command(program(t), args...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+	}
+	lines = append(lines, "\n[cluster]\nlisten = \"127.0.0.1:7400\"\nkeys = \"/etc/demarc/keys/lab\"\n")
 	files := map[string]string{"demarc/node.toml": strings.Join(lines, ""), "demarc/policy.toml": read(t, s.policy),
 		// What it finds is what "started" means to those who are ordered after it.
 		"systemd/system/behind.service": "[Unit]\nRequires=demarc.service\nAfter=demarc.service\n[Service]\nType=oneshot\nRemainAfterExit=yes\n" +
 			"ExecStart=/bin/sh -c 'demarc status >/var/lib/demarc/behind 2>&1'\n[Install]\nWantedBy=multi-user.target\n"}
+	files["systemd/system/first.service"] = "[Service]\nType=oneshot\nLimitRTPRIO=1\nCapabilityBoundingSet=~CAP_SYS_NICE\nExecStart=chrt --fifo 1 true\n" // see realtime
 	// The file of the pages for ports at boot; one port comes later.
 	page := read(t, "../../docs/operations.md")
 	_, page, _ = strings.Cut(page, "**Ports up at boot**")
@@ -245,6 +277,11 @@ func TestUnitUnderSystemd(t *testing.T) {
 	link, _, _ := strings.Cut(page, "```")
 	for _, dev := range ports[:2] {
 		files["systemd/network/10-"+dev+".network"] = replace(t, link, "enp1s0f0", dev)
+	}
+	list, err := filepath.Glob(filepath.Join(keys, "lab", "*"))
+	check(t, err)
+	for _, name := range list {
+		files["demarc/keys/lab/"+filepath.Base(name)] = read(t, name)
 	}
 	m := s.startSystemd(netlab.GW, files, "demarc", "behind", "systemd-networkd")
 	s.socket = filepath.Join(m.dir, "state", "demarc.sock")
@@ -295,11 +332,15 @@ func TestUnitUnderSystemd(t *testing.T) {
 	if got := m.property("StatusText"); got != "forwarding, policy revision 1" {
 		t.Errorf("status %q", got)
 	}
-	if b, err := s.client.Text(t.Context(), api.PathMetrics); err != nil || !strings.Contains(string(b), "\ndemarc_group_realtime 1\n") {
-		t.Errorf("the thread of the leases has no real-time priority under the unit (%v):\n%s", err, m.journal())
-	}
-	first := m.main()
+	m.realtime()
+	parent, first := m.processes()
 	rights(t, first)
+	if text := read(t, fmt.Sprintf("/proc/%d/status", parent)); !strings.Contains(text, "\nCapPrm:\t0000000000000000\n") || !strings.HasPrefix(text, "Name:\tdemarc-guard\n") {
+		t.Errorf("the parent process has rights:\n%s", text)
+	}
+	if got := m.property("MainPID"); !strings.Contains(read(t, fmt.Sprintf("/proc/%d/status", parent)), "\t"+got+"\n") { // NSpid has it last
+		t.Errorf("systemd's main process is %s, and the parent is %d", got, parent)
+	}
 	// What it may write, and what not: from within its mount namespace. All of it could be written from without.
 	const forward = "/proc/sys/net/ipv4/ip_forward"
 	for path, may := range map[string]bool{"/etc/demarc/x": false, "/usr/local/sbin/x": false, "/var/x": false, "/run/x": false, forward: false,
@@ -343,9 +384,20 @@ func TestUnitUnderSystemd(t *testing.T) {
 	m.active(1, "kill -9")
 	s.pings("after kill -9")
 	rights(t, m.main())
+	if text := m.journal(); !strings.Contains(text, `msg="the data plane has ended" by=SIGKILL`) {
+		t.Errorf("the journal does not say that the data plane was killed:\n%s", text)
+	}
+	// Its parent is killed: it ends in order, and the next one finds nothing of it.
+	parent, _ = m.processes()
+	check(t, unix.Kill(parent, unix.SIGKILL))
+	m.active(2, "kill -9 of the parent process")
+	s.pings("after kill -9 of the parent process")
+	if text := m.journal(); strings.Count(text, `msg="port stays prepared for the next start" port=bb0`) != 2 { // the restart before was the first
+		t.Errorf("the data plane does not end in order without its parent:\n%s", text)
+	}
 	// It hangs: systemd hears nothing for WatchdogSec, and ends it so that it says where.
 	check(t, unix.Kill(m.main(), unix.SIGSTOP))
-	m.active(2, "a hang")
+	m.active(3, "a hang")
 	s.pings("after a hang")
 	if text := m.journal(); !strings.Contains(text, "Watchdog timeout (limit 10s)") || !strings.Contains(text, "\ngoroutine 1 ") {
 		t.Errorf("a hang leaves no reason and no stacks:\n%s", text)
@@ -368,6 +420,20 @@ func TestUnitUnderSystemd(t *testing.T) {
 		if id == 0 {
 			t.Errorf("stopped: port %d is open", i)
 		}
+	}
+}
+
+// realtime holds the unit to the real-time priority of the thread of the leases, where another service with that limit and no hardening gets it too: a systemd that may not
+// raise limits cannot give it, and a kernel that shares out real time among groups (CONFIG_RT_GROUP_SCHED) gives none to services.
+func (m *manager) realtime() {
+	t := m.s.t
+	t.Helper()
+	b, err := m.s.client.Text(t.Context(), api.PathMetrics)
+	check(t, err)
+	out, err := m.ctl("start", "first")
+	t.Logf("another service has real-time priority: %v %s", err == nil, out)
+	if has := strings.Contains(string(b), "\ndemarc_group_realtime 1\n"); has != (err == nil) {
+		t.Errorf("the thread of the leases has real-time priority: %v; another service: %v, %s", has, err, out)
 	}
 }
 

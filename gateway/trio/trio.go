@@ -135,7 +135,7 @@ func (t *Trio) Node(name string) *Node {
 func (t *Trio) Pids() (list []int) {
 	for _, n := range t.Nodes() {
 		if n.Runs() {
-			list = append(list, n.cmd.Process.Pid)
+			list = append(list, n.Pid())
 		}
 	}
 	return list
@@ -332,19 +332,46 @@ func (n *Node) Runs() bool {
 	}
 }
 
-// Pid is the process's; 0 = it does not run.
+// Pid is the process that does the work: of a gateway its data plane; 0 = it does not run.
 func (n *Node) Pid() int {
+	if !n.Runs() {
+		return 0
+	}
+	return netlab.Worker(n.cmd.Process.Pid)
+}
+
+// Parent is the process that a gateway was started as, which waits for its data plane's end; 0 = it does not run.
+func (n *Node) Parent() int {
 	if !n.Runs() {
 		return 0
 	}
 	return n.cmd.Process.Pid
 }
 
-// Kill ends the node without a word (SIGKILL) and returns when it is gone.
+// Kill ends the node's work without a word (SIGKILL), and returns when it is gone. Whoever waits for its death says so: see Vanish.
 func (n *Node) Kill() {
 	if n.cmd != nil {
-		_ = n.cmd.Process.Kill()
+		if pid := n.Pid(); pid != 0 {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
 		<-n.ended
+	}
+}
+
+// Vanish ends all of the node without a word, as when its machine is gone.
+func (n *Node) Vanish() {
+	if n.cmd == nil {
+		return
+	}
+	pid := n.Pid()
+	if pid != 0 { // nobody is to say anything
+		_ = unix.Kill(n.Parent(), unix.SIGSTOP)
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	_ = n.cmd.Process.Kill()
+	<-n.ended
+	for end := time.Now().Add(10 * time.Second); pid != 0 && netlab.Lives(pid) && time.Now().Before(end); { // it is whoever's child now
+		time.Sleep(time.Millisecond)
 	}
 }
 
