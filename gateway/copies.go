@@ -2,9 +2,11 @@ package gateway
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"demarc/cluster/failover"
+	"demarc/gateway/api"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/standby"
@@ -43,4 +45,24 @@ func (g *Gateway) isMember(name string) (bool, error) {
 	}
 	_, ok := m.State().Named(name)
 	return ok, nil
+}
+
+// heldHere puts in how copies of what other nodes serve stand here.
+func (g *Gateway) heldHere(out *api.Groups) {
+	if g.standby == nil { // the node is starting
+		return
+	}
+	st := g.standby.Status()
+	out.Standby = &api.Standby{Peers: []api.StandbyPeer{}, Records: st.Records, Copies: st.Copies, Mismatches: st.Mismatches, Odd: st.Odd, Failed: st.Failed, Steps: st.Steps, Held: st.Held.Seconds(),
+		Longest: st.Longest.Seconds()}
+	for _, p := range st.Peers {
+		out.Standby.Peers = append(out.Standby.Peers, api.StandbyPeer{Node: p.Name, Connected: p.Connected, Since: p.Since.Seconds(), Why: p.Why})
+	}
+	for _, c := range st.Groups {
+		for i := range out.Groups {
+			if x := &out.Groups[i]; x.Name == c.Name && slices.Contains(x.Nodes, out.Node) && x.Owner != out.Node {
+				x.Here = &api.CopyHere{Epoch: c.Epoch, Whole: c.Whole, Age: c.Age.Seconds(), Why: c.Why}
+			}
+		}
+	}
 }

@@ -118,6 +118,9 @@ func (m membership) Groups(ctx context.Context) (*api.Groups, error) {
 			whyNot(x)
 		}
 	}
+	if m.held != nil {
+		m.held(out)
+	}
 	if c := m.carrier(); c != nil {
 		out.Paths, out.Dropped = pathsOf(c.Status())
 	}

@@ -26,6 +26,7 @@ type membership struct {
 	carrier func() *beat.Carrier               // nil = there is none
 	problem func() string                      // why the node takes no part in who serves a group; "" = it does; nil = it always does
 	copies  func(group string) []api.GroupCopy // of what this node serves; nil = it serves nothing
+	held    func(*api.Groups)                  // puts in what this node copies of others; nil = it copies nothing
 	group   func(name string) (id int)         // in the policy that is served; 0 = it does not have it
 }
 
@@ -233,7 +234,7 @@ func (g *Gateway) membership() membership {
 			}
 			return ctx, m.Node, cancel, nil
 		},
-		driver: g.groups.driver, copies: g.copiesOf, carrier: g.groups.carrier.Load, problem: func() string {
+		driver: g.groups.driver, copies: g.copiesOf, held: g.heldHere, carrier: g.groups.carrier.Load, problem: func() string {
 			if p := g.groups.problem.Load(); p != nil {
 				return *p
 			}

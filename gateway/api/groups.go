@@ -33,6 +33,8 @@ type Groups struct {
 	Paths   []GroupPath       `json:"paths,omitempty"`             // to the other members, by member
 	Dropped map[string]uint64 `json:"dropped_datagrams,omitempty"` // by reason: what came and was not believed, and what could not be sent
 	Problem string            `json:"problem,omitempty"`           // why this node takes no part: it serves no group then
+
+	Standby *Standby `json:"standby,omitempty"` // what this node copies of others; missing = it has no data plane
 }
 
 // GroupPath is one way by which messages about groups go to a member.
@@ -75,7 +77,37 @@ type Group struct {
 	// Why it is not protected now, in words: what keeps another node from taking over without loss. Empty = nothing does.
 	Why    []string    `json:"why_not_protected"`
 	Last   *GroupMove  `json:"last_failover,omitempty"`
-	Copies []GroupCopy `json:"copies,omitempty"` // of its sessions, at the other nodes: where this node serves it
+	Copies []GroupCopy `json:"copies,omitempty"`    // of its sessions, at the other nodes: where this node serves it
+	Here   *CopyHere   `json:"copy_here,omitempty"` // of its sessions, at this node: where another one serves it
+}
+
+// CopyHere is how the copy of a group's sessions at the node that answers stands, as that sees it.
+type CopyHere struct {
+	Epoch uint64  `json:"epoch"` // of the owner's, that it is of; 0 = nothing has come
+	Whole bool    `json:"whole"`
+	Age   float64 `json:"age_seconds"`   // whole: since it was last found to be equal to the owner's
+	Why   string  `json:"why,omitempty"` // why it is not whole, in words
+}
+
+// Standby is what the node that answers has done about copies of other nodes' sessions since it started.
+type Standby struct {
+	Peers      []StandbyPeer `json:"peers"`
+	Records    uint64        `json:"records"`              // that have come
+	Copies     uint64        `json:"full_copies"`          // of one worker's sessions of one group each, that have begun
+	Mismatches uint64        `json:"mismatches"`           // times that digests were not equal: it was copied again
+	Odd        uint64        `json:"odd_records"`          // that were not understood
+	Failed     uint64        `json:"failed_batches"`       // that a worker did not write to their end
+	Steps      uint64        `json:"steps"`                // of workers that wrote what had come, and
+	Held       float64       `json:"held_seconds"`         // for how long they held packets up in all
+	Longest    float64       `json:"longest_step_seconds"` // and at most
+}
+
+// StandbyPeer is a node whose sessions are copied here, or were.
+type StandbyPeer struct {
+	Node      string  `json:"node"`
+	Connected bool    `json:"connected"`
+	Since     float64 `json:"since_seconds"` // that it is, or is not any more
+	Why       string  `json:"why,omitempty"` // its last connection ended
 }
 
 // GroupCopy is how the copy of a group's sessions at another node stands.

@@ -188,6 +188,9 @@ func writeGroups(w io.Writer, g *api.Groups) {
 		for j := range x.Copies {
 			fmt.Fprintf(w, "%s: %s\n", clean(x.Name), clean(copyLine(&x.Copies[j])))
 		}
+		if h := x.Here; h != nil {
+			fmt.Fprintf(w, "%s: %s\n", clean(x.Name), clean(hereLine(h)))
+		}
 		for _, what := range x.Against {
 			fmt.Fprintf(w, "%s: against this node: %s\n", clean(x.Name), clean(what))
 		}
@@ -219,6 +222,14 @@ func copyLine(c *api.GroupCopy) string {
 		return line + ", NOT WHOLE: " + c.Why
 	}
 	return line + ", NOT WHOLE"
+}
+
+// hereLine is how the copy of a group's sessions at the node that answers stands.
+func hereLine(h *api.CopyHere) string {
+	if h.Whole {
+		return fmt.Sprintf("copy here: of epoch %d, whole, equal %s ago", h.Epoch, ms(h.Age))
+	}
+	return "copy here: NOT WHOLE: " + h.Why
 }
 
 // pathLine is how messages fare by one path.

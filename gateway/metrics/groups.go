@@ -43,7 +43,19 @@ var (
 	copySent      = counter("copy_sent_bytes", "What was written to the node since copying to it began.", "node")
 	copyDials     = counter("copy_dials", "Connections to the node that were tried since copying to it began.", "node")
 
-	groupFamilies = []*family{copyLag, copyWhole, copyDone, copyRecords, copyMissing, copyConnected, copyWaiting, copySent, copyDials, groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupFaults, groupExpected, groupLastGap, groupLastAt, groupDrained, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
+	standbyWhole      = gauge("standby_whole", "1 when this node's copy of the group, which another node serves, is whole; by this node itself.", "group")
+	standbyAge        = gauge("standby_age_seconds", "Since this node's copy of the group was last found to be equal to the owner's; 0 while it is not whole.", "group")
+	standbyConnected  = gauge("standby_connected", "1 while the node has a connection by which its sessions are copied to this one.", "node")
+	standbyRecords    = counter("standby_records", "Records of other nodes' sessions that have come.")
+	standbyCopies     = counter("standby_full_copies", "Full copies that have begun, one for each group and worker of its owner.")
+	standbyMismatches = counter("standby_mismatches", "Times that a copy was not equal to the owner's, and was made anew.")
+	standbyOdd        = counter("standby_odd_records", "Records that were not understood: the log says which.")
+	standbyFailed     = counter("standby_failed_batches", "Batches that a worker did not write to their end.")
+	standbySteps      = counter("standby_steps", "Steps in which workers wrote what had come, between two bursts.")
+	standbyHeld       = counter("standby_held_seconds", "For how long these held packets up in all.")
+	standbyLongest    = gauge("standby_longest_step_seconds", "The longest of these.")
+
+	groupFamilies = []*family{standbyWhole, standbyAge, standbyConnected, standbyRecords, standbyCopies, standbyMismatches, standbyOdd, standbyFailed, standbySteps, standbyHeld, standbyLongest, copyLag, copyWhole, copyDone, copyRecords, copyMissing, copyConnected, copyWaiting, copySent, copyDials, groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupFaults, groupExpected, groupLastGap, groupLastAt, groupDrained, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
 )
 
 // groups puts what a source knows of groups; one that does not answer knows of none, and has a problem.
@@ -84,6 +96,10 @@ func (o out) groups(ctx context.Context, src any) {
 				gap = *l.Gap
 			}
 		}
+		if h := x.Here; h != nil {
+			o.put(standbyWhole, truth(h.Whole), x.Name)
+			o.put(standbyAge, h.Age, x.Name)
+		}
 		o.put(groupLastGap, gap, x.Name)
 		o.put(groupLastAt, at, x.Name)
 		for j := range x.Copies {
@@ -103,6 +119,21 @@ func (o out) groups(ctx context.Context, src any) {
 			o.put(copyDials, float64(c.Dials), c.Node)
 		}
 	}
+	st := g.Standby
+	if st == nil {
+		st = &api.Standby{}
+	}
+	for _, p := range st.Peers {
+		o.put(standbyConnected, truth(p.Connected), p.Node)
+	}
+	o.put(standbyRecords, float64(st.Records))
+	o.put(standbyCopies, float64(st.Copies))
+	o.put(standbyMismatches, float64(st.Mismatches))
+	o.put(standbyOdd, float64(st.Odd))
+	o.put(standbyFailed, float64(st.Failed))
+	o.put(standbySteps, float64(st.Steps))
+	o.put(standbyHeld, st.Held)
+	o.put(standbyLongest, st.Longest)
 	for _, n := range g.Drained {
 		may[n] = true
 	}
