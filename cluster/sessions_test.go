@@ -164,18 +164,23 @@ func TestSessionsOfStrangersAreRefused(t *testing.T) {
 func TestSessionsGoToNobodyElse(t *testing.T) {
 	hs, ms, _ := copiers(t)
 	ms[1].stop()
-	impostor := hs[0].site.host("gw9", command.RoleGateway)
+	for _, name := range []string{"gw9", "wit"} { // a stranger, and another member
+		nobodyElse(t, hs, ms, name)
+	}
+}
+
+func nobodyElse(t *testing.T, hs []*host, ms []*member, name string) {
+	impostor := hs[0].site.host(name, command.RoleGateway)
 	var tr *transport.Transport
 	eventually(t, "the address is free", func() (ok bool) {
 		var err error
 		tr, err = transport.Listen(transport.Config{Address: hs[1].address, Keys: keyring(t, impostor)})
 		return err == nil
 	})
-	t.Cleanup(func() { tr.Close() })
+	defer tr.Close()
 	before := ms[0].Refused()[transport.RefusedNotMember]
 	_, err := ms[0].DialSessions(t.Context(), "gw2")
-	// Its name is in nobody's list, which is looked at first where this node knows who is a member; else that it is another one.
-	if err == nil || !strings.Contains(err.Error(), "gw9") {
+	if err == nil || !strings.Contains(err.Error(), "is another node than gw2: "+name) {
 		t.Errorf("dialled: %v", err)
 	}
 	if n := ms[0].Refused()[transport.RefusedNotMember]; n != before+1 {

@@ -167,8 +167,8 @@ func (l *link) read(in *bufio.Reader, came chan<- []byte, spare <-chan []byte) e
 			if _, err := in.Peek(1); err != nil {
 				return l.fault(err, "")
 			}
-			_ = l.conn.SetReadDeadline(time.Now().Add(l.wait))
 		}
+		_ = l.conn.SetReadDeadline(time.Now().Add(l.wait))
 		f, err := replica.ReadFrame(in)
 		if err != nil {
 			return l.fault(err, "the rest of a frame")

@@ -118,6 +118,7 @@ func TestOddPeers(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		send   []byte
+		later  []byte // when it has been silent for longer than what is begun may wait
 		deaf   bool
 		want   string
 		hears  bool // the other side hears that
@@ -131,6 +132,7 @@ func TestOddPeers(t *testing.T) {
 		{name: "another life", send: append(slices.Clone(good), other...), want: "has said that it has 1 streams of life 4d", answer: true},
 		{name: "another stream", send: append(slices.Clone(good), frameOf(77, 3)...), want: "a frame of stream 3", answer: true},
 		{name: "half a frame", send: append(slices.Clone(good), frameOf(77, 0)[:40]...), want: "the rest of a frame has not come for 300ms", answer: true},
+		{name: "half a frame after a silence", send: good, later: frameOf(77, 0)[:40], want: "the rest of a frame has not come for 300ms", answer: true},
 		{name: "deaf", send: good, deaf: true, want: "it does not take our answers: none for 300ms"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -157,6 +159,10 @@ func TestOddPeers(t *testing.T) {
 				}()
 			}
 			_, _ = a.Write(c.send) // it may be refused before its end
+			if c.later != nil {
+				time.Sleep(400 * time.Millisecond)
+				_, _ = a.Write(c.later)
+			}
 			err := <-served
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("ended with %v, want %q", err, c.want)
