@@ -39,8 +39,10 @@ func TestPairOwnerKilledAndStopped(t *testing.T) {
 	time.Sleep(apart)
 	for _, d := range []time.Duration{60 * time.Millisecond, 250 * time.Millisecond, 600 * time.Millisecond} {
 		e := event{what: fmt.Sprintf("the owner is stopped for %s", d), from: time.Now(), most: max(d, 500*time.Millisecond)}
+		const closed = "a lease ended while frames"
+		before := strings.Count(owner.Log(1000), closed)
 		from, to := p.stop(owner, d)
-		for d < failover.Default.Lease/2 && to.Sub(from) > failover.Default.Lease/2 { // a busy machine: it was stopped for longer than was meant
+		for try := 0; d < failover.Default.Lease/2 && to.Sub(from) > d+5*time.Millisecond && (try < 5 || to.Sub(from) > failover.Default.Lease/2); try++ { // a busy machine: it was stopped for longer than was meant
 			now, err := p.Owner(t.Context(), 5*time.Second)
 			check(t, err)
 			if now != owner {
@@ -48,6 +50,7 @@ func TestPairOwnerKilledAndStopped(t *testing.T) {
 			}
 			time.Sleep(500 * time.Millisecond)
 			e.from = time.Now()
+			before = strings.Count(owner.Log(1000), closed) // by the longer stop
 			from, to = p.stop(owner, d)
 		}
 		if d < failover.Default.Lease/2 {
@@ -55,7 +58,8 @@ func TestPairOwnerKilledAndStopped(t *testing.T) {
 			p.serve(time.Second, owner)
 			// The lease has not run out: no port is closed, and nothing stands still for longer than the process did.
 			e.to, e.most = time.Now(), d+30*time.Millisecond
-			if text := owner.Log(1000); strings.Contains(text, "a lease ended while frames") {
+			// Close to half a lease a machine that is busy has no time left to renew it.
+			if text := owner.Log(1000); strings.Count(text, closed) > before && to.Sub(from) <= d+5*time.Millisecond {
 				t.Errorf("a port was closed after a stop of %s:\n%s", to.Sub(from), text)
 			}
 			events = append(events, e)
