@@ -297,7 +297,7 @@ func (g *Gateway) flushGroup(group, peer string, done func()) {
 		done()
 		return
 	}
-	g.flush(id, peer, done)
+	go g.flush(id, peer, done) // who looks at how copies stand may hold it up, and the thread of the leases waits for nobody
 }
 
 // words announces addresses.
