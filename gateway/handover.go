@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"demarc/gateway/api"
-	"demarc/gateway/conntrack"
 	"demarc/gateway/handed"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/replica"
@@ -165,7 +164,15 @@ func (g *Gateway) takeUp() {
 		err = g.mayTakeUp(&f.Header)
 	}
 	if err == nil {
-		err = contained(g.log, "take up sessions", func() error { return g.enterHanded(f) })
+		if err = contained(g.log, "take up sessions", func() error { return g.enterHanded(f) }); err != nil { // a fault in the midst of it too: all or nothing
+			h.result.Taken = 0
+			err = errors.Join(err, contained(g.log, "end sessions", func() error {
+				for _, sh := range g.shards {
+					sh.Forsake()
+				}
+				return nil
+			}))
+		}
 	}
 	h.result.Took = time.Since(began).Seconds()
 	if err != nil {
@@ -220,10 +227,6 @@ func (g *Gateway) enterHanded(f *handed.Reader) error {
 		}
 	}
 	if !errors.Is(err, io.EOF) {
-		for _, sh := range g.shards {
-			sh.Cut(func(*conntrack.Session) bool { return true })
-		}
-		out.Taken = 0
 		return err
 	}
 	return nil

@@ -171,6 +171,14 @@ func (c *Resumed) rest(b *replica.Block, tenant flow.TenantID) replica.Outcome {
 	return replica.Taken
 }
 
+// Forsake ends all sessions, also those of groups that this node is yet to take over: what was entered of a whole that has turned out to be none. No worker runs.
+func (sh *Shard) Forsake() {
+	sh.Sessions.Each(0, sh.Sessions.Capacity(), func(slot uint32, se *conntrack.Session) bool {
+		sh.end(slot, se)
+		return true
+	})
+}
+
 // Resume is that for shards that have no worker yet: they serve v, and it is nowNs.
 func Resume(shards []*Shard, v *snapshot.View, nowNs uint64, lone func(*snapshot.Group) bool) *Resumed {
 	for _, sh := range shards {
@@ -179,5 +187,5 @@ func Resume(shards []*Shard, v *snapshot.View, nowNs uint64, lone func(*snapshot
 		}
 		sh.setNow(nowNs)
 	}
-	return &Resumed{Copied: Copied{Shards: shards}, Lone: lone}
+	return &Resumed{Copied: Copied{Shards: shards, Own: true}, Lone: lone}
 }
