@@ -545,6 +545,7 @@ func (r *Receiver) missed() {
 			for _, g := range in.groups {
 				if g.active {
 					g.want, g.equal = true, 0
+					r.groups[g.id].swept = false
 				}
 			}
 		}

@@ -75,6 +75,9 @@ func (k *sink) Sweep(group uint8, keep func(replica.Place) bool) {
 	}
 }
 
+// Lost implements replica.Sink: where a worker has not come to its end, nobody knows what of it is done, and what was to be swept may stand there still.
+func (k *sink) Lost() uint64 { return k.Copied.Lost() + k.s.failed.Load() }
+
 // steps has a worker do something bit by bit: fn goes on while more says so, and reports whether it is done. For how long packets waited each time is measured. What a worker does not do,
 // because it has ended or has met a fault, is not taken: the owner hears that.
 func (k *sink) steps(w int, fn func(more func() bool) (done bool)) {
