@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -23,6 +24,12 @@ import (
 func digest(text []byte) string {
 	h := sha256.Sum256(text)
 	return "sha256:" + hex.EncodeToString(h[:])
+}
+
+// standsFor is a number for a policy's text, the same on every node.
+func standsFor(text []byte) uint64 {
+	h := sha256.Sum256(text)
+	return binary.LittleEndian.Uint64(h[:]) | 1
 }
 
 // firstPolicy serves the newest intact kept policy, else the one given at start, which keepFirst keeps when the start has succeeded.
@@ -152,7 +159,7 @@ func (g *Gateway) compile(source string, text []byte, prev *snapshot.View) (*con
 
 // serve makes v, whose addresses are registered, what workers will read. The caller holds mu, or is New.
 func (g *Gateway) serve(p *configs.Policy, v *snapshot.View, text []byte, r *api.Revision) {
-	v.Revision = r.Number
+	v.Revision, v.Text = r.Number, standsFor(text)
 	v.Activate(g.space)
 	g.policy, g.text = p, text
 	g.revision.Store(r)

@@ -74,7 +74,7 @@ func (c Copies) Fill(slot uint32, r *replica.Record) {
 		XlatSPort: se.XlatSPort, XlatDPort: se.XlatDPort, Proto: se.Proto, State: se.State, Class: se.Class, Rule: se.Rule, Hop: se.NextHop,
 		Scale: se.Scale, End: se.TCPEnd, Limit: se.TCPLimit, Bytes: se.Bytes, Packets: se.Packets}
 	if se.ViewGen >= sh.judged {
-		r.Revision = sh.view.Revision
+		r.Revision = sh.view.Text
 	} else { // yet to be judged under any that another node might have; its next hops are numbers of another View
 		s.Hop = [2]uint16{replica.NoName, replica.NoName}
 	}
@@ -132,6 +132,8 @@ type Copied struct {
 	Deaf func(group uint8) bool
 	// Common takes what is no session; nil = nothing does.
 	Common replica.Sink
+	// Own has what is entered be this node's own, of whatever group: see Resumed.
+	Own bool
 
 	hops          map[string]uint16
 	of            *snapshot.View // that hops is of
@@ -226,7 +228,7 @@ func (c *Copied) Leave(w int, ops []replica.Op, ctx *replica.Context) {
 		}
 		if op.Do != replica.Live {
 			c.goes(sh, op, ctx)
-		} else if sh.there(op.At) {
+		} else if sh.there(op.At) && !c.served(sh, op.At.Slot()) {
 			sh.refresh(sh.Sessions.At(op.At.Slot()), &op.Rec.Session)
 		}
 	}
@@ -255,11 +257,25 @@ func (c *Copied) deaf(op *replica.Op) bool { return c.Deaf != nil && c.Deaf(op.R
 // goes takes out what is at the place of an op.
 func (c *Copied) goes(sh *Shard, op *replica.Op, ctx *replica.Context) {
 	if sh.there(op.At) {
-		op.Old = ctx.Hash(c.read(op.At))
 		ctx.Release(op.At)
-		sh.leave(op.At.Slot())
+		if !c.served(sh, op.At.Slot()) {
+			op.Old = ctx.Hash(c.read(op.At))
+			sh.leave(op.At.Slot())
+		}
 	}
 	op.At = replica.NoPlace
+}
+
+// speaks reports whether who owns the group of op may enter what is a tenant's here: while nodes serve different policies, a tenant may be in another group on this one, or in none.
+func (c *Copied) speaks(sh *Shard, op *replica.Op, id flow.TenantID) bool {
+	g := sh.view.GroupOf(id)
+	return c.Own || g != nil && g.ID == op.Rec.Group
+}
+
+// served reports whether a session is of a group that the shard serves: it may have come into that one with its tenant, by a policy that who has entered it does not serve yet.
+func (c *Copied) served(sh *Shard, slot uint32) bool {
+	g := sh.view.GroupOf(sh.Sessions.At(slot).Tenant)
+	return !c.Own && g != nil && sh.serving[g.ID]
 }
 
 // place is where the shard with a number has what is in slot.
@@ -293,18 +309,18 @@ func (c *Copied) read(p replica.Place) *replica.Record {
 // put enters a session at its home.
 func (c *Copied) put(w int, op *replica.Op, ctx *replica.Context) {
 	sh := c.Shards[w]
-	if c.View != nil && c.View != sh.view { // numbers of next hops are another View's; those of tenants are not, before the sessions of who was removed are gone
+	if c.View != nil && c.View != sh.view { // numbers of next hops are another View's
 		op.Rec.Session.Hop = [2]uint16{replica.NoName, replica.NoName}
 	}
 	se := entered(&op.Rec)
-	if sh.view.Tenant(se.Tenant) == nil {
+	if !sh.sameTenant(c.names(), se.Tenant) || !c.speaks(sh, op, se.Tenant) {
 		op.Outcome = replica.NoTenant
 		return
 	}
 	for dir := range 2 { // what stands in its way and is nobody's any more goes
 		k := se.Key(dir)
 		if ref, ok := sh.Sessions.Lookup(&k, sh.Sessions.Hash(&k)); ok {
-			if ctx.Claimed(sh.place(w, ref.Slot())) {
+			if ctx.Claimed(sh.place(w, ref.Slot())) || c.served(sh, ref.Slot()) {
 				op.Outcome = replica.Conflict
 				return
 			}
@@ -318,6 +334,12 @@ func (c *Copied) put(w int, op *replica.Op, ctx *replica.Context) {
 	op.At = sh.place(w, slot)
 	ctx.Claim(op.At)
 	op.New = ctx.Hash(c.read(op.At))
+}
+
+// sameTenant reports whether the shard has the tenant that a number stands for in another View.
+func (sh *Shard) sameTenant(v *snapshot.View, id flow.TenantID) bool {
+	t, o := sh.view.Tenant(id), v.Tenant(id)
+	return t != nil && o != nil && (t == o || t.Name == o.Name)
 }
 
 // home is the worker of a session: that of its inside host, or where there are no ports, by the far address.
@@ -350,7 +372,7 @@ func entered(r *replica.Record) conntrack.Session {
 // enter puts a session of another node into the tables, with its mapping. Of another revision than this node's, it is judged before its first packet.
 func (sh *Shard) enter(se *conntrack.Session, r *replica.Record) (slot uint32, out replica.Outcome) {
 	t := sh.view.Tenant(se.Tenant)
-	if se.ViewGen = sh.gen; r.Revision != sh.view.Revision || se.NextHop[0] == noHop || se.NextHop[1] == noHop {
+	if se.ViewGen = sh.gen; r.Revision != sh.view.Text || se.NextHop[0] == noHop || se.NextHop[1] == noHop {
 		se.ViewGen = 0
 	}
 	sh.refresh(se, &r.Session)

@@ -222,7 +222,7 @@ func BenchmarkCopy(b *testing.B) {
 	alpha := from.view.TenantByName("alpha")
 	const made = 200000
 	for i := range made {
-		r := replica.Record{Kind: replica.KindSession, Tenant: uint16(alpha.ID), Revision: from.view.Revision}
+		r := replica.Record{Kind: replica.KindSession, Tenant: uint16(alpha.ID), Revision: from.view.Text}
 		s := &r.Session
 		port := uint16(1024 + i%50000)
 		s.OrigSrc, s.OrigDst = flow.Addr{198, 18, 10, byte(20 + i%200)}, flow.Addr{203, 0, 113, byte(1 + i/50000)}

@@ -163,7 +163,7 @@ func BenchmarkResume(b *testing.B) {
 			v := from[0].view
 			alpha := v.TenantByName("alpha").ID
 			for i := range sessions {
-				r := replica.Record{Kind: replica.KindSession, Tenant: uint16(alpha), Revision: v.Revision}
+				r := replica.Record{Kind: replica.KindSession, Tenant: uint16(alpha), Revision: v.Text}
 				s := &r.Session
 				s.OrigSrc, s.OrigDst = flow.Addr{198, 18, 10, byte(20 + i%200)}, flow.Addr{203, 0, 113, byte(1 + i%250)}
 				s.XlatSrc, s.XlatDst = [4]byte{192, 0, 2, byte(128 + i/50000)}, [4]byte{203, 0, 113, byte(1 + i%250)}

@@ -216,7 +216,7 @@ func TestCopiesAreJudgedBeforeTheirFirstPacket(t *testing.T) {
 		}
 	}
 	c.b.view = compileView(t, c.b.node, c.b.space, c.b.view, strings.Replace(testPolicy, "service = [\"tcp/25\"]", "service = [\"tcp/25\", \"udp/53\"]", 1)+testGroups)
-	c.b.view.Revision = 2
+	c.b.view.Text = 2
 	c.b.shards[0].SetView(c.b.view)
 	c.in.Renew()
 	c.carry()
@@ -354,7 +354,7 @@ func BenchmarkTakeOver(b *testing.B) {
 	w := newWorld(b, 1, testPolicy+testGroups)
 	sh := w.shards[0]
 	for i := range 4000 {
-		r := replica.Record{Kind: replica.KindSession, Tenant: uint16(w.view.TenantByName("alpha").ID), Revision: sh.view.Revision}
+		r := replica.Record{Kind: replica.KindSession, Tenant: uint16(w.view.TenantByName("alpha").ID), Revision: sh.view.Text}
 		s := &r.Session
 		s.OrigSrc, s.OrigDst = flow.AddrFrom(netip4(fmt.Sprintf("198.18.10.%d", 20+i%200))), flow.AddrFrom(netip4("203.0.113.9"))
 		s.XlatSrc, s.XlatDst = [4]byte{192, 0, 2, 16}, [4]byte{203, 0, 113, 9}

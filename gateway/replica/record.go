@@ -36,7 +36,7 @@ type Record struct {
 	Gen   uint32
 
 	Tenant   uint16
-	Revision uint64 // of the policy that it was judged under
+	Revision uint64 // stands for the policy that it was judged under, the same on every node: snapshot.View.Text; 0 = none that another node might have
 
 	Session Session // KindSession; of KindTouch only what changes
 	Block   Block

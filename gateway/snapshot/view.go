@@ -222,6 +222,7 @@ func (t *Tenant) Voice(tos uint8) bool { return t.VoiceDSCP>>(tos>>2)&1 != 0 }
 type View struct {
 	Gen       uint32 // higher with each View; a session that was judged under another is judged again
 	Revision  uint64 // of the policy
+	Text      uint64 // stands for the policy's text: the same number may be that of another text on a node that has served by itself
 	Ifaces    []Iface
 	Outside   uint16     // the first backbone interface: its address speaks for the gateway where a packet came in on none; 0 = none
 	ports     [][]uint16 // [port][vlan] -> interface, 0 = none
