@@ -34,7 +34,7 @@ const (
 	filePort      = 80                      // outside
 	probeInterval = 2 * time.Millisecond    // of the flows that gaps are measured on
 	pairSteady    = 1500 * time.Millisecond // between events
-	quietAfter    = 60 * time.Millisecond
+	quietAfter    = 40 * time.Millisecond   // a packet of the call comes every 20
 	protectWithin = 10 * time.Second
 	takeWithin    = 3 * time.Second
 )
@@ -218,9 +218,14 @@ type event struct{ from, to time.Time }
 func (d *pairDemo) kill(ctx context.Context, owner *trio.Node) event {
 	other := d.p.Other(owner)
 	d.seen.Kill = pairEvent{From: owner.Name, To: other.Name}
-	d.say("$ kill -9 %-30d # %s, which serves", owner.Pid(), owner.Name)
+	d.say("$ kill -9 %-30d # the data plane of %s, which serves", owner.Pid(), owner.Name)
 	e := event{from: time.Now()}
-	owner.Kill()
+	gone := make(chan struct{})
+	go func() { // the kernel takes its time to close what the process had
+		owner.Kill()
+		close(gone)
+	}()
+	defer func() { <-gone }()
 	if err := d.p.Serves(ctx, takeWithin, other); err != nil {
 		d.say("nobody has taken over: %v", err)
 	} else {
@@ -229,9 +234,17 @@ func (d *pairDemo) kill(ctx context.Context, owner *trio.Node) event {
 	}
 	if d.rest(ctx, time.Second) == nil && d.seen.Kill.Done {
 		d.seen.Kill.Says = d.last(ctx, other)
+		d.tell(&d.seen.Kill)
 	}
 	e.to = time.Now()
 	return e
+}
+
+// tell shows what the new owner says of how it came to the group.
+func (d *pairDemo) tell(e *pairEvent) {
+	if says := e.says(); says != "" {
+		d.say("%s says: %s of silence (hosts' figures below)", e.To, says)
+	}
 }
 
 // back starts the killed node again and moves the group back to it.
@@ -269,6 +282,7 @@ func (d *pairDemo) back(ctx context.Context, killed *trio.Node) (e event, err er
 		return e, err
 	}
 	d.seen.Move.Says = d.last(ctx, killed)
+	d.tell(&d.seen.Move)
 	e.to = time.Now()
 	return e, nil
 }

@@ -100,7 +100,7 @@ func TestPairDemoAndEachBrokenStage(t *testing.T) {
 	if err != nil || !r.OK {
 		t.Errorf("broken: %v, %v\n%s", r.Broken(), err, &out)
 	}
-	for _, want := range []string{"$ kill -9 ", "gw2 serves", "download goes on after ", "$ demarc group move east gw1"} {
+	for _, want := range []string{"$ kill -9 ", "gw2 serves", "gw2 says: gw1 to gw2, ", "$ demarc group move east gw1"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the view does not show %q:\n%s", want, &out)
 		}
