@@ -341,15 +341,24 @@ func TestBlocksPerHostLendNothing(t *testing.T) {
 func TestANeighbourIsNotLentWhereBlocksArePerHost(t *testing.T) {
 	c := newCrowd(t, 2, UDP)
 	var most [1024]uint64
+	// The first worker is to have the whole block, and the second the one of two ports. With both to choose from, a search that began at block 601 (one in 64)
+	// took that one, and then nothing is lent.
 	for i := range most {
 		most[i] = ^uint64(0)
 	}
-	most[600], most[601] = 0, ^uint64(3)
-	c.sp.SetReserved(c.ids[0], UDP, &most)
 	r := Request{Tenant: 1, Class: UDP, Port: 4000, Pool: c.ids}
 	for i, s := range []*Shard{c.all[0], c.all[1], c.all[1], c.all[1]} {
+		rnd := c.rng.Uint64()
+		switch i {
+		case 0:
+			most[600], rnd = 0, (601%64)<<40|(601/64)<<32
+			c.sp.SetReserved(c.ids[0], UDP, &most)
+		case 1:
+			most[601] = ^uint64(3)
+			c.sp.SetReserved(c.ids[0], UDP, &most)
+		}
 		r.Inside = [4]byte{198, 19, 0, byte(i)}
-		id, why := s.Map(&r, c.rng.Uint64())
+		id, why := s.Map(&r, rnd)
 		if why != verdict.Pass {
 			t.Fatal(why)
 		}
