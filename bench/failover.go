@@ -42,8 +42,9 @@ type failoverBench struct {
 	Stay     bool          // the other gateway is dead: nobody takes over, and the figures must show it
 
 	began   time.Time
-	number  int // of labs made
-	frames  int // that the judge has seen
+	number  int  // of labs made
+	stays   bool // the lab's group has moved because of a condition
+	frames  int  // that the judge has seen
 	configs map[string]string
 }
 
@@ -71,6 +72,7 @@ type run struct {
 // open makes a pair that agrees, and waits until one of them serves.
 func (q *failoverBench) open(ctx context.Context) (*trio.Pair, error) {
 	q.number++
+	q.stays = false
 	dir := filepath.Join(dirRun, strconv.Itoa(q.number))
 	// As shipped: a node file says what cannot be guessed, and no more.
 	p, err := trio.NewPair(trio.Options{Lab: "bench", Dir: dir, Binary: q.Binary, Gateway: "\n"}, addresses)
@@ -324,7 +326,8 @@ func (q *failoverBench) ready(ctx context.Context, p *trio.Pair) (why string, er
 	}
 }
 
-// row does one thing as often as is asked. A lab that a run left in pieces is replaced: lab is the one to go on with.
+// row does one thing as often as is asked. A lab that a run left in pieces is replaced: lab is the one to go on with. So is one whose group has moved because of a condition
+// before another is to move it: it would stay for ten seconds, then twenty, as promised, and the row would measure that.
 func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair) (err error) {
 	if r.peer { // in a lab of the same name, and with nothing of ours running
 		if p := *lab; p != nil {
@@ -335,12 +338,6 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 		}
 		return q.peerRow(ctx, r)
 	}
-	if *lab == nil {
-		if *lab, err = q.open(ctx); err != nil {
-			return fmt.Errorf("%s: %w", r.name, err)
-		}
-	}
-	p := *lab
 	runs, long := r.runs, r.long
 	if q.Full {
 		runs, long = r.full, r.longFull
@@ -348,28 +345,53 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 	if q.Runs > 0 {
 		runs = q.Runs
 	}
+	each := runs // of a pair
+	if r.condition {
+		each = 1
+	}
 	var list []run
-	u, err := watched(p.Trio, func() error {
-		for i := range runs {
-			why, err := q.ready(ctx, p)
-			if err != nil {
-				return fmt.Errorf("run %d: %w", i+1, err)
+	var u usage // where most else ran
+	for len(list) < runs && err == nil {
+		if *lab != nil && r.condition && q.stays {
+			p := *lab
+			*lab = nil
+			if err = p.Close(); err != nil {
+				break
 			}
-			o, err := q.once(ctx, p, r, r.act(q, ctx, p, i, runs, long))
-			if err != nil {
-				return fmt.Errorf("run %d: %w", i+1, err)
-			}
-			if o.why = why; r.name == "stop" {
-				o.stopped = stopFor(i, runs)
-			}
-			q.say("%-16s run %2d: %s", r.name, i+1, &o)
-			list = append(list, o)
 		}
-		return nil
-	})
-	if err != nil {
-		*lab = nil
-		err = fmt.Errorf("%s: %w", r.name, errors.Join(err, p.Close()))
+		if *lab == nil {
+			if *lab, err = q.open(ctx); err != nil {
+				err = fmt.Errorf("%s: %w", r.name, err)
+				break
+			}
+		}
+		p := *lab
+		q.stays = q.stays || r.condition
+		part, e := watched(p.Trio, func() error {
+			for range each {
+				i := len(list)
+				why, err := q.ready(ctx, p)
+				if err != nil {
+					return fmt.Errorf("run %d: %w", i+1, err)
+				}
+				o, err := q.once(ctx, p, r, r.act(q, ctx, p, i, runs, long))
+				if err != nil {
+					return fmt.Errorf("run %d: %w", i+1, err)
+				}
+				if o.why = why; r.name == "stop" {
+					o.stopped = stopFor(i, runs)
+				}
+				q.say("%-16s run %2d: %s", r.name, i+1, &o)
+				list = append(list, o)
+			}
+			return nil
+		})
+		if e != nil {
+			*lab = nil
+			err = fmt.Errorf("%s: %w", r.name, errors.Join(e, p.Close()))
+		} else if part.foreign >= u.foreign {
+			u = part
+		}
 	}
 	if len(list) > 0 {
 		q.figures(r, list)

@@ -217,6 +217,7 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	run("watch links", func(ctx context.Context) error { return hostnet.Watch(ctx, g.netEvent) })
 	run("interface", srv.Run)
 	run("upkeep", g.upkeep)
+	run("conditions", g.tendGroups)
 	run("copies", g.standby.Run)
 	defer g.runGroups(run)()
 	run("copies of sessions", g.copySessions)
@@ -303,8 +304,6 @@ func (g *Gateway) begin(ctx context.Context, agree func()) error {
 func (g *Gateway) upkeep(ctx context.Context) error {
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
-	look := time.NewTicker(50 * time.Millisecond)
-	defer look.Stop()
 	last := make([]uint64, len(g.workers))
 	lastAt := g.clock.Now()
 	missed := make([]uint64, len(g.shards))
@@ -312,9 +311,6 @@ func (g *Gateway) upkeep(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-look.C:
-			g.conditions(ctx)
-			continue
 		case <-tick.C:
 		}
 		g.tendBlocks(ctx)

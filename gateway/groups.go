@@ -32,10 +32,11 @@ type groups struct {
 
 	turns turns
 	owns  chan struct{} // has room for one: something may have changed in which terms are this node's
+	links chan struct{} // has room for one: a port may carry something that did not, or nothing any more
 
-	told     map[conditionKey]int // upkeep: what counts against this node, as it was told last
-	panics   uint64               // upkeep: of all workers, when they were looked at last
-	panicked time.Time            // upkeep: when there was last one
+	told     map[conditionKey]int // conditions: what counts against this node, as it was told last
+	panics   uint64               // conditions: of all workers, when they were looked at last
+	panicked time.Time            // conditions: when there was last one
 	busy     atomic.Bool          // a look at the workers is under way
 	serves   [256]atomic.Bool     // by id: what workers were told last
 	stuck    atomic.Int32         // how many workers did not answer the last look
@@ -75,6 +76,7 @@ func spare(n *configs.Node) int {
 // openGroups makes the driver. It serves nothing before Run.
 func (g *Gateway) openGroups() (err error) {
 	g.groups.ids, g.groups.told, g.groups.owns = map[string]uint8{}, map[conditionKey]int{}, make(chan struct{}, 1)
+	g.groups.links = make(chan struct{}, 1)
 	g.groups.driver, err = cluster.NewDriver(cluster.DriverConfig{Name: g.o.Node.Name, Clock: bootTime, Wall: g.o.Wall, Log: g.log, Leases: leases{g}, Words: words{g}, Roles: roles{g}, Flush: g.flushGroup, CPU: spare(g.o.Node)})
 	return err
 }
@@ -315,8 +317,32 @@ const (
 	stuckAfter = 2 * time.Second // a worker that has not answered for so long is stuck
 )
 
+// lookPace is how often it is looked what counts against this node. A link that changes is looked at when it does.
+const lookPace = 50 * time.Millisecond
+
+// tendGroups has what counts against this node be told for as long as ctx lasts.
+func (g *Gateway) tendGroups(ctx context.Context) error {
+	look := time.NewTicker(lookPace)
+	defer look.Stop()
+	g.lookAtGroups(ctx, look.C)
+	return nil
+}
+
+// lookAtGroups looks at each turn and whenever a link has changed.
+func (g *Gateway) lookAtGroups(ctx context.Context, turn <-chan time.Time) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-turn:
+		case <-g.groups.links:
+		}
+		g.conditions(ctx)
+	}
+}
+
 // conditions tells the driver what counts against this node: for each group the ports that it needs and that carry nothing, for all of them workers that are stuck, a policy
-// that is agreed on and not served, and faults on packets. Upkeep calls it, and whoever has seen a link change has upkeep do so.
+// that is agreed on and not served, and faults on packets. One goroutine calls it.
 func (g *Gateway) conditions(ctx context.Context) {
 	now := map[conditionKey]int{}
 	v := g.view.Load()
@@ -326,7 +352,7 @@ func (g *Gateway) conditions(ctx context.Context) {
 	dead := map[uint16]bool{}
 	for i, p := range g.ports {
 		f := g.facts(p)
-		dead[uint16(i)] = f.state != portOpen || f.bare || !f.link.Up || !f.link.Carrier
+		dead[uint16(i)] = f.state != portOpen && !f.reopens() || f.bare || !f.link.Up || !f.link.Carrier
 	}
 	for _, x := range v.Groups() {
 		ports := map[uint16]bool{}

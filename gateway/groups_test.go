@@ -102,6 +102,9 @@ func TestConditionsAreTold(t *testing.T) {
 		{"no carrier", func() { g.ports[1].link.Carrier = false }, "1 of its ports carry nothing"},
 		{"the other one gone too", func() { g.ports[0].state = portGone }, "2 of its ports carry nothing"},
 		{"one is back", func() { g.ports[1].link.Carrier = true }, "1 of its ports carry nothing"},
+		{"a lease ended there with frames queued", func() { g.ports[1].state, g.ports[1].fenced = portClosed, time.Now() }, "1 of its ports carry nothing"},
+		{"and it does not open again", func() { g.ports[1].fenced = time.Now().Add(-2 * reopenTime) }, "2 of its ports carry nothing"},
+		{"it is open again", func() { g.ports[1].state, g.ports[1].fenced = portOpen, time.Time{} }, "1 of its ports carry nothing"},
 		{"a fault on a packet", func() { g.groups.panicked = time.Now() }, "1 of its ports carry nothing; packets have met faults of the gateway's own within the last minute"},
 		{"long ago", func() { g.groups.panicked = time.Now().Add(-2 * panicRest); g.ports[0].state = portOpen }, ""},
 		{"a worker is stuck", func() { g.groups.stuck.Store(1); g.groups.busy.Store(true) }, "1 workers do not answer"},
@@ -111,6 +114,28 @@ func TestConditionsAreTold(t *testing.T) {
 		g.conditions(t.Context())
 		if east, west := against(); east != c.want || west != c.want {
 			t.Errorf("%s: east %q, west %q, want %q", c.name, east, west, c.want)
+		}
+	}
+}
+
+// TestLinksAreLookedAtOnce: who tells the workers that a port carries nothing, or something again, has it be looked at once what that means to groups.
+func TestLinksAreLookedAtOnce(t *testing.T) {
+	g := driven(t, pairGateway(t))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); g.lookAtGroups(ctx, nil) }() // no turn comes
+	defer func() { cancel(); <-done }()
+	for _, up := range []bool{false, true} {
+		g.change(g.ports[1], func() { g.ports[1].link.Up = up })
+		g.carrier(1, g.ports[1])
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			x, err := groupsOf(t.Context(), "gw-a", g.groups.driver, g.membership().group)
+			if err == nil && len(x.Groups) == 2 && (len(x.Groups[0].Against) == 0) == up {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("up %v: nobody has looked: %+v, %v", up, x, err)
+			}
 		}
 	}
 }

@@ -69,7 +69,7 @@ func (g *Gateway) fenced(port uint16, s *xsk.Socket) {
 		g.mu.Lock()
 		if g.ready.Load() && p.state == portOpen {
 			g.change(p, func() {
-				p.state, p.problem = portClosed, "a lease ended while frames were queued: it is being opened again"
+				p.state, p.fenced, p.problem = portClosed, time.Now(), "a lease ended while frames were queued: it is being opened again"
 			})
 			g.log.Warn("a lease ended while frames of its group were queued: the port is closed and opened again", "port", p.cfg.Name)
 			err = errors.Join(err, g.dropSockets(i, 0))
@@ -80,6 +80,14 @@ func (g *Gateway) fenced(port uint16, s *xsk.Socket) {
 		}
 		g.mend(i)
 	})
+}
+
+// reopenTime is how long a port that was closed because a lease ended has until it counts as one that carries nothing.
+const reopenTime = time.Second
+
+// reopens says that a port is closed for a moment only: a lease that came late has done that, and is no reason to move its group, and hold it where it went, when a port really fails.
+func (f *portFacts) reopens() bool {
+	return f.state == portClosed && !f.fenced.IsZero() && time.Since(f.fenced) < reopenTime
 }
 
 // hear has the device of a port receive what is sent to the virtual MACs of the groups that its program knows, and no others any more. The kernel counts

@@ -50,7 +50,7 @@ func (g *Gateway) portGone(i int) {
 	p, index := g.ports[i], g.ports[i].link.Index
 	g.change(p, func() {
 		p.link.Index, p.link.Up, p.link.Carrier, p.link.Addrs, p.changes, p.warnings = 0, false, false, nil, nil, nil
-		p.state, p.bare, p.problem = portGone, false, p.missing()
+		p.state, p.bare, p.fenced, p.problem = portGone, false, time.Time{}, p.missing()
 	})
 	g.log.Error("port gone: what is sent to it is dropped, the other ports go on; a device of that name is taken up by itself", "port", p.cfg.Name, "device", p.cfg.Device)
 	g.carrier(i, p)
@@ -206,15 +206,19 @@ func (g *Gateway) openPort(i int, p *port) error {
 			return fmt.Errorf("port %s queue %d: %w", p.cfg.Name, q.n, err)
 		}
 	}
-	g.change(p, func() { p.state, p.problem = portOpen, "" })
+	g.change(p, func() { p.state, p.fenced, p.problem = portOpen, time.Time{}, "" })
 	g.carrier(i, p)
 	return nil
 }
 
-// carrier tells the workers whether a port can send.
+// carrier tells the workers whether a port can send, and has it be looked at once what that means to groups.
 func (g *Gateway) carrier(i int, p *port) {
 	for _, w := range g.workers {
 		w.SetLink(uint16(i), p.link.Up && p.link.Carrier)
+	}
+	select {
+	case g.groups.links <- struct{}{}:
+	default:
 	}
 }
 

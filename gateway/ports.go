@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -46,6 +47,7 @@ type portFacts struct {
 	state   string       // see portlife.go
 	bare    bool         // somebody took the XDP program off
 	problem string       // why the port is not open
+	fenced  time.Time    // since when it is closed because a lease ended; zero = it is open, or closed for another reason
 	mode    xsk.Mode     // decided
 	why     string       // why not zero-copy
 	native  bool

@@ -85,10 +85,16 @@ func (n *Node) consider(g *group, now Time) {
 		}
 		return
 	}
-	g.stuck = ""
 	if now < g.holdUntil {
+		if words := n.stays(g, now); words == "" {
+			g.stuck = ""
+		} else if g.stuck != "hold" {
+			g.stuck = "hold"
+			n.tell(g, words)
+		}
 		return
 	}
+	g.stuck = ""
 	own, panics := n.faults(g), n.has(g, CausePanics)
 	if own > 0 {
 		if to := n.best(g, now, func(v View) bool { return v.Faults < own }); to != "" {
@@ -108,6 +114,20 @@ func (n *Node) consider(g *group, now Time) {
 			n.hand(g, to, CausePrefer, now)
 		}
 	}
+}
+
+// stays says that a group would go to a better node and does not yet, since it has moved not long ago; "" = nothing is better, or nothing holds it.
+func (n *Node) stays(g *group, now Time) string {
+	own := n.faults(g)
+	if own == 0 || now >= g.holdUntil {
+		return ""
+	}
+	to := n.best(g, now, func(v View) bool { return v.Faults < own })
+	if to == "" {
+		return ""
+	}
+	return fmt.Sprintf("conditions against its owner, %s: %d; against %s there are fewer, but the group has moved because of one %s ago and stays for another %s: `demarc group move %s %s` moves it at once",
+		n.name, own, to, now.Sub(g.lastMove).Round(100*time.Millisecond), g.holdUntil.Sub(now).Round(100*time.Millisecond), g.name, to)
 }
 
 // best is the best node of those that live, are in sync, may own the group and are good enough; "" = there is none.

@@ -237,6 +237,32 @@ func TestConditions(t *testing.T) {
 	}
 }
 
+// TestStays: a group that has moved because of a condition, and would go on for another one, says for how long it stays and how an operator moves it at once; and he does.
+func TestStays(t *testing.T) {
+	w := quietWorld(t, 7, 2, 1, Group{})
+	w.box("a").step(Condition{"", CausePort, 1})
+	w.run(w.now + 500*ms)
+	w.served(t, 7, "b")
+	why := func() []string { return w.box("b").m.Status("g", 0, w.box("b").clock()).Why }
+	if got := why(); len(got) != 0 && !strings.Contains(strings.Join(got, " "), "against it") {
+		t.Errorf("nothing is against b: %q", got)
+	}
+	w.box("a").step(Condition{"", CausePort, 0})
+	w.run(w.now + 2000*ms)
+	w.box("b").step(Condition{"", CausePort, 1})
+	w.run(w.now + 1000*ms)
+	w.served(t, 7, "b")
+	got := strings.Join(why(), " ")
+	for _, want := range []string{"conditions against its owner, b: 1; against a there are fewer", "stays for another 6.", "`demarc group move g a`"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("why: %q, want %q", got, want)
+		}
+	}
+	w.box("b").step(Move{"g", "a"})
+	w.run(w.now + 500*ms)
+	w.served(t, 7, "a")
+}
+
 // TestPreference: a preferred node takes over again only when it is back, whole, and the group says so.
 func TestPreference(t *testing.T) {
 	for _, prefer := range []bool{true, false} {

@@ -49,6 +49,11 @@ func (n *Node) Status(name string, commit time.Duration, now Time) Status {
 	case g.at.Node != n.name && !v.Serving:
 		why("its owner, %s, has no lease", g.at.Node)
 	}
+	if s.Serving && n.mine(g) {
+		if words := n.stays(g, now); words != "" {
+			s.Why = append(s.Why, words)
+		}
+	}
 	if s.Alone {
 		why("it is served without a majority: nothing can be agreed on, so nobody can take over")
 	}
