@@ -1,0 +1,51 @@
+package e2e
+
+import (
+	"testing"
+	"time"
+
+	nodes "demarc/gateway/trio"
+)
+
+// TestPairPortDown: the owner's port on the backbone goes down, and later the next owner's port to a tenant: the group moves with all of its connections, its copy at the node whose
+// port is up again becomes whole, and a planned move goes back there.
+func TestPairPortDown(t *testing.T) {
+	p := newPair(t, "pair", "")
+	p.start()
+	p.serve(5*time.Second, p.GW1)
+	const count = 10
+	conns, outside := p.hold(count)
+	var events []event
+	want := "gw1"
+	for _, dev := range []string{"wan0", "alpha0"} {
+		p.protected(p.GW1)
+		e := event{what: dev + " of gw1 goes down", from: time.Now(), least: 5 * time.Millisecond, most: 300 * time.Millisecond}
+		check(t, p.SetUp("gw1", dev, false))
+		p.serve(5*time.Second, p.GW2)
+		e.to = time.Now()
+		events = append(events, e)
+		check(t, p.SetUp("gw1", dev, true))
+		if dev == "wan0" { // a group that has moved because of a condition stays for a while: a node that has just started knows of no such move
+			check(t, p.GW1.Stop())
+			check(t, p.GW1.Start(t.Context()))
+		}
+		p.protected(p.GW2)
+		e = event{what: "planned move back", from: time.Now(), most: 150 * time.Millisecond}
+		_, err := p.GW2.Run(t.Context(), "group", "move", nodes.PairGroup, "gw1")
+		check(t, err)
+		p.serve(5*time.Second, p.GW1)
+		e.to = time.Now()
+		events = append(events, e)
+		want += " gw2 gw1"
+	}
+	p.agreed(p.GW1)
+	p.release(count, conns, outside)
+	seen, v := p.end()
+	p.held(seen, events)
+	if got := terms(v); got != want {
+		t.Errorf("these have sent data for the group, in turn: %s; want %s", got, want)
+	}
+	if n := len(seen.Moved()); n > 0 {
+		t.Errorf("%d flows have another public port now", n)
+	}
+}
