@@ -21,7 +21,7 @@ import (
 
 var (
 	stormCount = flag.Uint64("storm", 0, "TestStorm: how many packets to send through the pipeline; 0 = as many as fit into a minute in CI, else into two seconds")
-	stormSeed  = flag.Uint64("storm.seed", 0, "TestStorm: seed; 0 = another one each time. One seed is one sequence of packets")
+	stormSeed  = flag.Uint64("storm.seed", 0, "TestStorm, TestNothingOfAGroupLeavesWhereItIsNotServed: seed; 0 = another one each time. One seed is one sequence of packets")
 )
 
 // stormPolicy is the test policy with rates, limits and more protocols let in, so that a packet can get everywhere. Its second form has
