@@ -29,6 +29,8 @@ type driven struct {
 	boxes   []*drivenBox
 	judge   frames
 	sync    bool // copies are in sync
+	timers  time.Duration
+	mute    atomic.Bool // no datagram comes through, and Raft's messages do
 }
 
 type drivenBox struct {
@@ -80,7 +82,7 @@ func (b *drivenBox) Announce(group string, _ uint64, _ int) {
 
 func (b *drivenBox) Send(to string, m failover.Message) {
 	go func() {
-		if b.w.network.Pass(b.name, to) != nil {
+		if b.w.mute.Load() || b.w.network.Pass(b.name, to) != nil {
 			return
 		}
 		for _, o := range b.w.boxes {
@@ -211,7 +213,7 @@ func (b *drivenBox) start(groups ...failover.Group) {
 	d.Policy(groups)
 	g := &gw{}
 	n, err := Open(Config{Dir: b.dir, Name: b.name, Role: b.role, Version: "test", Serve: g.serve, Mono: func() uint64 { return uint64(time.Since(b.began)) + 1<<40 }, Wall: time.Now,
-		Groups: d, transport: w.network.Join(b.name), peers: b, timers: 100 * time.Millisecond})
+		Groups: d, transport: w.network.Join(b.name), peers: b, timers: w.timers})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -300,7 +302,13 @@ func newDriven(t testing.TB, synced bool, groups ...failover.Group) *driven {
 
 func newDrivenOf(t testing.TB, all []string, synced bool, groups ...failover.Group) *driven {
 	t.Helper()
-	w := &driven{t: t, network: &clustertest.Network{}, sync: synced}
+	return newDrivenAt(t, 100*time.Millisecond, all, synced, groups...)
+}
+
+// newDrivenAt has Raft's timers as long as that; 0 = as they are everywhere.
+func newDrivenAt(t testing.TB, timers time.Duration, all []string, synced bool, groups ...failover.Group) *driven {
+	t.Helper()
+	w := &driven{t: t, network: &clustertest.Network{}, sync: synced, timers: timers}
 	w.judge.last, w.judge.gap = map[string]frameSeen{}, map[string]time.Duration{}
 	var names []string
 	for i, name := range all {

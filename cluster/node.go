@@ -602,6 +602,9 @@ func (n *Node) attend(ctx context.Context) (end func()) {
 	wg.Go(func() { n.watch(ctx) })
 	wg.Go(func() { n.tend(ctx) })
 	wg.Go(func() { n.standDown(ctx) })
+	if n.cfg.Groups != nil {
+		wg.Go(func() { n.missLeader(ctx) })
+	}
 	if n.keys != nil {
 		wg.Go(func() { n.renewals(ctx) })
 	}

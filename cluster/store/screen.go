@@ -25,7 +25,7 @@ type screen struct {
 	Transport
 	stand   func() standing
 	members func() raft.Configuration
-	stale   func() raft.ServerAddress // the leader that Raft has in mind although it looks for another one; "" = none
+	stale   func() raft.ServerAddress // the leader that Raft has in mind although it looks for another one, or that is in doubt; "" = none
 	log     *slog.Logger
 	out     chan raft.RPC
 	end     chan struct{}
@@ -221,7 +221,7 @@ func votes(c raft.Configuration, id []byte) bool {
 // id. That a removed member disturbs nobody is up to the pre-vote, and to those who hear a leader and give none.
 //
 // And it has Raft vote although it has a leader in mind, where that one is stale: installSnapshot names the leader and leaves a candidate a candidate, which would refuse
-// everybody from then on. A hand-over of the lead is voted for in any case.
+// everybody from then on; and where it is in doubt: see Store.Doubt. A hand-over of the lead is voted for in any case.
 func screenVote(q *raft.RequestVoteRequest, c raft.Configuration, stale raft.ServerAddress) *raft.RequestVoteRequest {
 	out := *q
 	if !votes(c, q.ID) {

@@ -67,6 +67,7 @@ type Store struct {
 	again     chan struct{} // closed when it must be opened again
 	spreading atomic.Int32  // how often Spread was called since none was under way; 0 = none is
 	tuning    sync.Mutex    // of Raft's configuration, which is read, changed and written
+	doubted   atomic.Pointer[doubt]
 }
 
 // ErrNotLeader means that an entry must be proposed elsewhere; nothing was done.
@@ -132,12 +133,12 @@ func (s *Store) applied() uint64 {
 	}
 }
 
-// stale is a leader that Raft has in mind although it looks for another one.
+// stale is a leader that Raft has in mind although it looks for another one, or that is in doubt.
 func (s *Store) stale() raft.ServerAddress {
-	if s.raft.State() != raft.Candidate {
+	a, id := s.raft.LeaderWithID()
+	if s.raft.State() != raft.Candidate && !s.doubts(id) {
 		return ""
 	}
-	a, _ := s.raft.LeaderWithID()
 	return a
 }
 

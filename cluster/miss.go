@@ -1,0 +1,143 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"demarc/cluster/command"
+)
+
+// A claim of a group is an entry of the log, so where the owner that died was the leader too, its standby waits for an election. Raft alone takes a second for that: half a second of
+// silence at least, up to twice as much, and a second try where two stand at once. Members hear each other every 30 ms beside Raft, so they know better. See DESIGN.md.
+
+// silence is what this node knows of its leader's. It is judged by times of Go's monotonic clock, in which a stopped process misses nothing but its own readings.
+type silence struct {
+	heartbeat, trip time.Duration // Raft's, and to the farthest member
+
+	read   time.Time // the last reading
+	awake  time.Time // since when there was no gap between readings: what came meanwhile may be waiting to be read
+	leader string    // id
+	stood  time.Time // when this node last stood for election by this
+	tried  time.Time // when it last asked
+}
+
+const (
+	missEvery = 10 * time.Millisecond  // between two readings
+	missGap   = 50 * time.Millisecond  // between two readings, that is one in this node
+	missBeats = 100 * time.Millisecond // of silence beside Raft: three beats are lost, or the member is
+	missRest  = 2 * time.Second        // between two elections that this node begins by it
+)
+
+// patience is for how long Raft must have heard nothing of the leader either: several times as long as it takes between two of its messages.
+func (s *silence) patience() time.Duration { return max(s.heartbeat/4, missBeats) + 2*s.trip }
+
+// judge says, with a leader that was heard beside Raft and by Raft when said, whether it is in doubt, and whether to ask now for its place. Rank is how many better leaders there are.
+func (s *silence) judge(now time.Time, leader string, heard, contact time.Time, rank int) (doubt, stand bool) {
+	if s.read.IsZero() || now.Sub(s.read) > missGap {
+		s.awake = now
+	}
+	if s.read = now; leader != s.leader {
+		s.leader, s.awake = leader, now
+	}
+	beats := missBeats + s.trip
+	switch {
+	case leader == "" || heard.IsZero() || contact.IsZero() || s.patience() >= s.heartbeat:
+		return false, false
+	case contact.Sub(heard) > beats: // datagrams do not come through: that they do not says nothing
+		return false, false
+	}
+	quiet := now.Sub(later(heard, s.awake))
+	silent := now.Sub(later(contact, s.awake))
+	if quiet < beats*3/4 || silent < s.patience()/2 {
+		return false, false
+	}
+	step := s.patience() / 2
+	if quiet < beats || silent < s.patience()+time.Duration(rank)*step || silent >= s.heartbeat || // then Raft does
+		now.Sub(s.tried) < step || !s.stood.IsZero() && now.Sub(s.stood) < missRest+s.heartbeat {
+		return true, false
+	}
+	s.tried = now
+	return true, true
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// missLeader looks for a new leader as soon as the old one is neither heard beside Raft nor by it.
+func (n *Node) missLeader(ctx context.Context) {
+	s := silence{heartbeat: n.st.Heartbeat(), trip: n.cfg.RoundTrip()}
+	t := time.NewTicker(missEvery)
+	defer t.Stop()
+	defer n.st.Doubt("", 0)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		id, _ := n.st.Leader()
+		if n.st.Leads() || !n.current.Load() || n.Stopped() != "" {
+			id = ""
+		}
+		var heard time.Time
+		rank := 0
+		if id != "" {
+			st := n.st.State()
+			if m, ok := st.Member(id); ok {
+				heard = n.cfg.Groups.Heard(m.Name)
+			}
+			if time.Since(heard) >= missBeats/2 { // else nobody asks
+				rank = n.rank(st, id)
+			}
+		}
+		doubt, stand := s.judge(time.Now(), id, heard, n.st.Heard(), rank)
+		if !doubt {
+			n.st.Doubt("", 0)
+			continue
+		}
+		n.st.Doubt(id, s.patience()/2)
+		if !stand {
+			continue
+		}
+		within, cancel := context.WithTimeout(ctx, s.patience()/2)
+		err := n.st.Stand(within)
+		cancel()
+		if s.read = time.Now(); err == nil { // this was no gap
+			s.stood = s.read
+			n.log.Info("the leader is silent: this node stands for election", "leader", id)
+		}
+	}
+}
+
+// rank is how many others are to stand before this node: a witness first, then who owns nothing. So that not all stand at once, and votes are not split.
+func (n *Node) rank(s *command.State, leader string) (before int) {
+	weight := func(m command.Member) int {
+		switch {
+		case m.Role == command.RoleWitness:
+			return 0
+		case !owns(s, m.Name):
+			return 1
+		}
+		return 2
+	}
+	voters, err := n.st.Voters()
+	if err != nil {
+		return 0
+	}
+	var all []command.Member
+	for _, v := range voters {
+		if m, ok := s.Member(v.ID); ok && v.Votes && m.ID != leader {
+			all = append(all, m)
+		}
+	}
+	slices.SortFunc(all, func(a, b command.Member) int {
+		return cmp.Or(cmp.Compare(weight(a), weight(b)), cmp.Compare(a.Name, b.Name))
+	})
+	return max(slices.IndexFunc(all, func(m command.Member) bool { return m.ID == n.id }), 0)
+}

@@ -1,0 +1,163 @@
+package cluster
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+// TestSilence: what is heard beside Raft puts a leader in doubt, and only Raft's own silence with it has this node ask for its place.
+func TestSilence(t *testing.T) {
+	const msec = time.Millisecond
+	const never = -time.Hour
+	type at struct {
+		beats, raft time.Duration // when each was heard last; they came all the time before
+		trip        time.Duration
+		rank        int
+		gap         time.Duration // this node reads nothing from 0 to then
+	}
+	for name, c := range map[string]struct {
+		at
+		doubt, stand, over time.Duration // when it is in doubt, and first asked for its place; never = it is not. Until over is looked
+	}{
+		"all is quiet at once":                {at{}, 80 * msec, 130 * msec, 400 * msec},
+		"one that others stand before":        {at{rank: 1}, 80 * msec, 190 * msec, 400 * msec},
+		"it goes on by Raft":                  {at{raft: 300 * msec}, never, never, 700 * msec},
+		"datagrams are blocked, then it ends": {at{raft: 5 * time.Second}, never, never, 7 * time.Second},
+		"it goes on beside Raft":              {at{beats: 450 * msec}, never, never, 520 * msec},
+		"this node slept":                     {at{gap: 300 * msec}, 380 * msec, 430 * msec, 480 * msec},
+		"this node slept too long":            {at{gap: 600 * msec}, 680 * msec, 730 * msec, 900 * msec},
+		"far away":                            {at{trip: 600 * msec}, 970 * msec, 1930 * msec, 2500 * msec},
+		"far away, and it jitters":            {at{trip: 600 * msec, raft: 500 * msec, beats: 500 * msec}, 1470 * msec, 2430 * msec, 2800 * msec},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := silence{heartbeat: 500*msec + 4*c.trip, trip: c.trip}
+			zero := time.Now()
+			doubted, stood := never, never
+			for now := -200 * msec; now < c.over; now += missEvery {
+				if now > 0 && now < c.gap {
+					continue
+				}
+				doubt, stand := s.judge(zero.Add(now), "x", zero.Add(min(now, c.beats)), zero.Add(min(now, c.raft)), c.rank)
+				if doubt && doubted == never {
+					doubted = now
+				}
+				if stand && stood == never {
+					stood = now
+				}
+			}
+			near := func(got, want time.Duration) bool {
+				return got == want || got > 0 && want > 0 && (got-want).Abs() <= 15*msec
+			}
+			if !near(doubted, c.doubt) || !near(stood, c.stand) {
+				t.Errorf("in doubt at %s, want %s; asked for its place at %s, want %s", doubted, c.doubt, stood, c.stand)
+			}
+		})
+	}
+}
+
+// TestSilenceIsBounded: a leader that comes and goes has nobody stand again and again.
+func TestSilenceIsBounded(t *testing.T) {
+	s := silence{heartbeat: 500 * time.Millisecond}
+	zero, last := time.Now(), time.Duration(0)
+	stood, asked := 0, 0
+	for now := time.Duration(0); now < 20*time.Second; now += missEvery {
+		if now%(300*time.Millisecond) < 20*time.Millisecond {
+			last = now
+		}
+		if _, stand := s.judge(zero.Add(now), "x", zero.Add(last), zero.Add(last), 0); stand {
+			asked++
+			if asked%2 == 0 { // what is asked for in vain is not counted as an election
+				s.stood = s.read
+				stood++
+			}
+		}
+	}
+	if stood < 2 || stood > 8 {
+		t.Errorf("it stood for election %d times in 20 s, want at most one in 2.5 s", stood)
+	}
+}
+
+// missRounds is how often TestSilentLeader takes the leader away in each way.
+const missRounds = 3
+
+// TestSilentLeader: with the timers that every cluster has, a leader that is gone is replaced as soon as it is missed beside Raft; one whose datagrams are blocked stays the leader.
+func TestSilentLeader(t *testing.T) {
+	w := newDrivenAt(t, 0, []string{"gw-a", "gw-b", "wit"}, false, east())
+	var ms []*member
+	for _, b := range w.boxes {
+		ms = append(ms, b.m)
+	}
+	all := map[bool][]time.Duration{}
+	for i := range 2 * missRounds {
+		blocked := i%2 == 1
+		w.mute.Store(false)
+		w.network.Split()
+		var lead int
+		eventually(t, "all follow one leader and hear it", func() bool {
+			if lead = leader(ms); lead < 0 {
+				return false
+			}
+			name := w.boxes[lead].name
+			for j, m := range ms {
+				id, _ := m.st.Leader()
+				if id != ms[lead].id || j != lead && (time.Since(w.boxes[j].d.Heard(name)) > 40*time.Millisecond || m.st.Progress().Applied < ms[lead].st.Progress().Committed) {
+					return false
+				}
+			}
+			return true
+		})
+		term := ms[lead].st.Current
+		if blocked {
+			w.mute.Store(true)
+			for end := time.Now().Add(700 * time.Millisecond); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+				if !ms[lead].st.Leads() || term() != nil {
+					t.Fatalf("round %d: a leader that Raft hears was deposed", i)
+				}
+			}
+		}
+		var others []*member
+		var rest []string
+		for j, m := range ms {
+			if j != lead {
+				others, rest = append(others, m), append(rest, w.boxes[j].name)
+			}
+		}
+		began := time.Now()
+		w.network.Split(rest)
+		eventually(t, "another one leads", func() bool { return leader(others) >= 0 })
+		took := time.Since(began)
+		all[blocked] = append(all[blocked], took)
+		t.Logf("round %d: %s led, %s does after %s (datagrams blocked: %v)", i, w.boxes[lead].name, others[leader(others)].cfg.Name, took.Round(time.Millisecond), blocked)
+	}
+	for _, l := range all {
+		slices.Sort(l)
+	}
+	t.Logf("missed beside Raft: %s; by Raft alone: %s", all[false], all[true])
+	if m := all[false][missRounds/2]; m > 400*time.Millisecond {
+		t.Errorf("median %s until somebody else leads, want at most 400 ms: Raft alone takes at least 500", m)
+	}
+	if all[true][0] < 400*time.Millisecond {
+		t.Errorf("with its datagrams blocked it was replaced after %s: what proves that it is gone?", all[true][0])
+	}
+}
+
+// TestRankOfVoters: a witness stands first, then who owns nothing.
+func TestRankOfVoters(t *testing.T) {
+	w := newDriven(t, false, east())
+	w.served("gw-a")
+	a, b, wit := w.boxes[0].m, w.boxes[1].m, w.boxes[2].m
+	eventually(t, "all know the owner", func() bool {
+		return !slices.ContainsFunc([]*member{a, b, wit}, func(m *member) bool {
+			return m.st.State().Groups.Groups["east"].Node != "gw-a" || len(m.st.State().Members) != 3
+		})
+	})
+	for _, c := range []struct {
+		of, leader *member
+		want       int
+	}{{wit, a, 0}, {b, a, 1}, {wit, b, 0}, {a, b, 1}, {b, wit, 0}, {a, wit, 1}} {
+		if got := c.of.rank(c.of.st.State(), c.leader.id); got != c.want {
+			t.Errorf("%s stands behind %d others when %s is gone, want %d", c.of.cfg.Name, got, c.leader.cfg.Name, c.want)
+		}
+	}
+}
