@@ -14,8 +14,8 @@ import (
 // deathRounds is how often each way of TestPairDeathIsTold is taken. Three and more say something of the spread.
 const deathRounds = 1
 
-// What each end of an owner costs, in turn, judged from the hosts: its data plane is killed, and its parent process says so; all of it is killed, and the lease runs out; its parent process
-// is killed, and the data plane hands over.
+// What each end of an owner costs, in turn, judged from the hosts: its data plane is killed, and its parent process says so; all of it is killed, and the lease runs out; so does it where the node
+// leads the log as well, and the lease is not much shorter than what it takes to miss a leader; its parent process is killed, and the data plane hands over.
 func TestPairDeathIsTold(t *testing.T) {
 	p := newPair(t, "pair", "")
 	p.start()
@@ -50,6 +50,8 @@ func TestPairDeathIsTold(t *testing.T) {
 		resident(t, owner.Parent(), 32<<10)
 		away(event{what: "the data plane is killed", most: 400 * time.Millisecond}, true, func() { owner.Kill() })
 		away(event{what: "all of the node is killed", most: 900 * time.Millisecond, least: 50 * time.Millisecond}, false, func() { owner.Vanish() })
+		p.leads(owner)
+		away(event{what: "all of the leader is killed", most: 900 * time.Millisecond, least: 50 * time.Millisecond}, false, func() { owner.Vanish() })
 		away(event{what: "the parent process is killed", most: 400 * time.Millisecond}, false, func() {
 			pid := owner.Pid()
 			check(t, unix.Kill(owner.Parent(), unix.SIGKILL))
@@ -61,7 +63,7 @@ func TestPairDeathIsTold(t *testing.T) {
 	}
 	seen, v := p.end()
 	p.held(seen, events)
-	for _, what := range []string{"the data plane is killed", "all of the node is killed", "the parent process is killed"} {
+	for _, what := range []string{"the data plane is killed", "all of the node is killed", "all of the leader is killed", "the parent process is killed"} {
 		var all []time.Duration
 		for _, e := range events {
 			if e.what == what {

@@ -161,6 +161,22 @@ func (p *pairLab) says(n *nodes.Node) (g api.Group, err error) {
 	return g, fmt.Errorf("%s knows no group %s: %s", n.Name, nodes.PairGroup, all.Problem)
 }
 
+// leads has a node lead the log, for the moment: it hands the lead to the witness some seconds later.
+func (p *pairLab) leads(n *nodes.Node) {
+	p.t.Helper()
+	var err error
+	if !until(10*time.Second, func() bool {
+		m, e := n.Members(p.t.Context())
+		if err = e; err == nil && m.Leader == n.Name {
+			return true
+		}
+		_, err = n.Run(p.t.Context(), "cluster", "lead", n.Name)
+		return false
+	}) {
+		p.t.Fatalf("%s does not come to lead: %v", n.Name, err)
+	}
+}
+
 // agreed waits until every node that runs says that this one owns the group, all under one epoch, and that it alone serves it; and its metrics say the same.
 func (p *pairLab) agreed(owner *nodes.Node) {
 	p.t.Helper()
