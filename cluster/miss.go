@@ -110,6 +110,7 @@ func (n *Node) missLeader(ctx context.Context) {
 		cancel()
 		if s.read = time.Now(); err == nil { // this was no gap
 			s.stood = s.read
+			n.stood.Add(1)
 			n.log.Info("the leader is silent: this node stands for election", "leader", id)
 		}
 	}

@@ -125,6 +125,8 @@ type Node struct {
 	before     *command.State  // groupsMu: what was carried out before the start; nil = it is not known yet
 	toldAt     uint64          // groupsMu: the entry that toldGroups is of; 0 = nothing was told yet
 
+	stood atomic.Uint64 // how often this node stood for election because the leader was silent beside Raft
+
 	led    time.Time     // tend only: since when this node leads
 	handed time.Time     // tend only: when it last handed the lead to a witness
 	hold   time.Duration // tend only: how long it leads before the next time
