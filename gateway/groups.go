@@ -38,7 +38,7 @@ type groups struct {
 	panics   uint64               // conditions: of all workers, when they were looked at last
 	panicked time.Time            // conditions: when there was last one
 	busy     atomic.Bool          // a look at the workers is under way
-	serves   [256]atomic.Bool     // by id: what workers were told last
+	parts    [256]part            // by id: what workers were told last
 	stuck    atomic.Int32         // how many workers did not answer the last look
 }
 
@@ -226,18 +226,29 @@ func (g *Gateway) serving(group uint8, epoch uint64, serving bool) {
 // roleWait is how long a group waits for workers that do not take the order about it. Who takes it late serves nothing of the group before.
 const roleWait = 20 * time.Millisecond
 
+// part is this node's in one group.
+type part struct {
+	serves atomic.Bool
+	given  atomic.Uint64 // how often it was given up
+}
+
+func (p *part) set(serving bool) {
+	p.serves.Store(serving)
+	if !serving {
+		p.given.Add(1)
+	}
+}
+
 // takeOver tells each worker whether what it has of a group is this node's own now, or copies. A worker that hangs does what holds by then.
 func (g *Gateway) takeOver(group uint8, serving bool) {
-	g.groups.serves[group].Store(serving)
+	part := &g.groups.parts[group]
+	part.set(serving)
 	done := make(chan struct{}, len(g.workers))
 	for _, w := range g.workers {
 		go func() {
 			err := w.Do(context.Background(), func(sh *pipeline.Shard) {
-				if g.groups.serves[group].Load() {
-					sh.TakeOver(group)
-				} else {
-					sh.GiveUp(group)
-				}
+				given := part.given.Load() // before serves: what is given up in between is done by the order about that
+				sh.Hold(group, part.serves.Load(), given)
 			})
 			if err != nil && !errors.Is(err, worker.ErrStopped) {
 				g.log.Error("a worker was not told whether this node serves a group: it serves it no further than before", "group", group, "err", err)

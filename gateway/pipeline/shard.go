@@ -114,10 +114,11 @@ type Shard struct {
 	Meter     *meter.Shard
 
 	view     *snapshot.View
-	gen      uint32    // higher with each View and each takeover. A session whose ViewGen is another one is brought up to date before its next packet; 0 is that of a copy that nothing here has judged
-	judged   uint32    // gen of the View: what was judged under an earlier one is to be judged again
-	serving  [256]bool // by group, as TakeOver and GiveUp say
-	now      uint64    // ns
+	gen      uint32      // higher with each View and each takeover. A session whose ViewGen is another one is brought up to date before its next packet; 0 is that of a copy that nothing here has judged
+	judged   uint32      // gen of the View: what was judged under an earlier one is to be judged again
+	serving  [256]bool   // by group, as TakeOver and GiveUp say
+	given    [256]uint64 // how often this node has given up a group, as Hold was told last
+	now      uint64      // ns
 	tick     uint32
 	rnd      uint64
 	echo     []police.Word // by tenant: ping answers

@@ -15,6 +15,18 @@ type tenure struct {
 	copied bool   // its group is one that this node does not serve
 }
 
+// Hold is TakeOver or GiveUp, by what this node is to a group now. given is how often it has given the group up: a worker that hung through a whole term of another node has missed
+// that, and what it has is as old.
+func (sh *Shard) Hold(group uint8, serves bool, given uint64) {
+	if sh.given[group] != given {
+		sh.given[group] = given
+		sh.GiveUp(group)
+	}
+	if serves {
+		sh.TakeOver(group)
+	}
+}
+
 // TakeOver makes a group's sessions this node's own: they were copies until now. It touches no session: each is brought up to what holds now before its first packet, or by Rejudge.
 // To be called on the worker, before the node serves the group.
 func (sh *Shard) TakeOver(group uint8) {

@@ -171,6 +171,34 @@ func TestASessionLivesThirtySecondsAfterATakeover(t *testing.T) {
 	}
 }
 
+// TestAWorkerHungThroughATerm: a worker that was told nothing of another node's whole term gives the group up before it takes it over again, so that what it has is brought up to now.
+func TestAWorkerHungThroughATerm(t *testing.T) {
+	c := newCopying(t, 1, 1)
+	c.open(rand.New(rand.NewPCG(7, 8)), 50)
+	c.carry()
+	sh := c.b.shards[0]
+	group := uint8(0)
+	for _, g := range sh.view.Groups() {
+		group = g.ID
+		sh.Hold(group, true, 1)
+	}
+	c.b.rejudge()
+	gen := sh.gen
+	sh.Hold(group, true, 1) // the same term
+	if sh.gen != gen {
+		t.Error("a term that goes on is taken over again")
+	}
+	sh.Hold(group, true, 2)
+	if sh.gen == gen || !sh.serving[group] {
+		t.Error("what was another node's in between counts as never given up")
+	}
+	sh.Hold(group, false, 3)
+	sh.Hold(group, false, 3)
+	if sh.serving[group] {
+		t.Error("it is not given up")
+	}
+}
+
 // TestTheWalkAfterATakeoverIsBounded: one call looks at as many slots as it may and no more, and taking over itself at none.
 func TestTheWalkAfterATakeoverIsBounded(t *testing.T) {
 	c := newCopying(t, 1, 1)
