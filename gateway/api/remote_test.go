@@ -577,25 +577,32 @@ func TestATurnedGuestIsCut(t *testing.T) {
 	}
 }
 
-// TestBounds: what strangers and guests can take is bounded, and who has a right comes in beside them.
+// TestBounds: what strangers and guests can take is bounded, and who has a right comes in beside them. Only the limit in time that a part is about is short
+// there, each at a server of its own: another one would end what a busy machine is slow with.
 func TestBounds(t *testing.T) {
 	lim := remoteLimits
 	lim.handshakes, lim.perSource, lim.connections, lim.tenants, lim.caller = 8, 4, 12, 6, 3
-	lim.handshake, lim.header, lim.body, lim.answer = 500*time.Millisecond, 500*time.Millisecond, time.Second, 2*time.Second
-	f := remote(t, lim, tenants{})
-	addr := f.s.door.Addr().String()
-	dial := func() net.Conn {
+	lim.handshake, lim.header, lim.body, lim.answer = time.Minute, time.Minute, time.Minute, time.Minute
+	server := func(t *testing.T, short func(l *limits)) *far {
 		t.Helper()
-		c, err := net.Dial("tcp", addr)
+		l := lim
+		short(&l)
+		return remote(t, l, tenants{})
+	}
+	dial := func(t *testing.T, f *far) net.Conn {
+		t.Helper()
+		c, err := net.Dial("tcp", f.s.door.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
 		return c
 	}
+	strangers := server(t, func(l *limits) { l.handshake = time.Second })
 	t.Run("half open", func(t *testing.T) {
+		f := strangers
 		for range 10 {
-			dial()
+			dial(t, f)
 		}
 		eventually(t, "those beyond four of one source are refused", func() bool { return f.s.State().Refused[KindBusy] == 6 })
 		eventually(t, "a client comes in once the silent ones were given up", func() bool {
@@ -604,32 +611,33 @@ func TestBounds(t *testing.T) {
 			_, err := c.Text(t.Context(), PathStatus)
 			return err == nil
 		})
-		eventually(t, "the silent ones are counted", func() bool { return f.refused(transport.RefusedHandshake) == 4 })
+		eventually(t, "the silent ones are counted", func() bool { return f.refused(transport.RefusedHandshake) >= 4 })
 	})
 	t.Run("garbage", func(t *testing.T) {
+		f := strangers
 		before := f.refused(transport.RefusedHandshake)
 		for _, text := range []string{strings.Repeat("garbage", 10000), "\x16\x03\x01\xff\xff" + strings.Repeat("x", 1000), "\x16\x03\x01"} {
-			c := dial()
+			c := dial(t, f)
 			_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 			_, _ = io.WriteString(c, text)
 			_, _ = io.Copy(io.Discard, c) // until it is closed
 			c.Close()
 		}
 		eventually(t, "all three are counted", func() bool { return f.refused(transport.RefusedHandshake) == before+3 })
-		c := dial()
+		c := dial(t, server(t, func(*limits) {}))
 		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 		if b, _ := io.ReadAll(c); !bytes.Contains(b, []byte("this port speaks TLS: use https://")) {
 			t.Errorf("plain HTTP is told %q", b)
 		}
 	})
-	keys := must(transport.OpenClientKeys(f.client["alice"], time.Now))
-	secure := func(who *transport.ClientKeys) (net.Conn, error) {
-		c := tls.Client(dial(), who.TLS())
+	secure := func(t *testing.T, f *far, name string) (net.Conn, error) {
+		c := tls.Client(dial(t, f), must(transport.OpenClientKeys(f.client[name], time.Now)).TLS())
 		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 		return c, c.Handshake()
 	}
 	t.Run("slow and oversize", func(t *testing.T) {
+		f := server(t, func(l *limits) { l.header, l.body = 500*time.Millisecond, time.Second })
 		for name, text := range map[string]string{
 			"half a header":   "GET /v1/status HTTP/1.1\r\nHost: x\r\nX: ",
 			"half a body":     "POST /v1/apply HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{",
@@ -638,7 +646,7 @@ func TestBounds(t *testing.T) {
 			"HTTP/2 unasked":  "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 			"an endless path": "GET /" + strings.Repeat("a", 64<<10) + " HTTP/1.1\r\nHost: x\r\n\r\n",
 		} {
-			c, err := secure(keys)
+			c, err := secure(t, f, "alice")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -659,21 +667,22 @@ func TestBounds(t *testing.T) {
 		c.Close()
 	})
 	t.Run("an answer that nobody reads", func(t *testing.T) {
-		c, err := secure(keys)
+		f := server(t, func(l *limits) { l.answer = 2 * time.Second })
+		c, err := secure(t, f, "alice")
 		if err != nil {
 			t.Fatal(err)
 		}
+		eventually(t, "the connection stands", func() bool { return f.s.State().Connections == 1 })
 		if _, err := io.WriteString(c, "GET "+PathSessions+"?address=198.18.77.1 HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the request is under way", func() bool { return f.s.State().Connections == 1 })
 		eventually(t, "the connection is given up", func() bool { return f.s.State().Connections == 0 })
 	})
-	eventually(t, "all of them are gone", func() bool { return f.s.State().Connections == 0 })
 	t.Run("connections", func(t *testing.T) {
+		f := server(t, func(*limits) {})
 		f.issue(f.ca, "anton", transport.Client{Name: "anton", Role: transport.RoleTenant, Tenant: "alpha"}, 0, time.Now())
 		hold := func(name string) bool {
-			c, err := secure(must(transport.OpenClientKeys(f.client[name], time.Now)))
+			c, err := secure(t, f, name)
 			if err != nil {
 				return false
 			}
