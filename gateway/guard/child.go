@@ -48,6 +48,7 @@ var Above = sync.OnceValue(func() *Parent {
 		c.Close()
 		return nil
 	}
+	call("demarc") // and not that of the link which it was started by
 	return newParent(conn)
 })
 

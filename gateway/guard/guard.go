@@ -154,13 +154,18 @@ func (p *parent) small() {
 	if _, err := confine.Keep(nil); err != nil {
 		p.log.Warn("the parent process keeps rights that it does not need", "err", err)
 	}
+	call(name)
+	prioritise()
+	debug.SetGCPercent(20)
+	debug.FreeOSMemory()
+}
+
+// call gives this process the name that ps, pgrep and pkill show.
+func call(name string) {
 	if f, err := os.OpenFile("/proc/self/comm", os.O_WRONLY, 0); err == nil { // of the whole process, from whichever thread
 		_, _ = f.WriteString(name)
 		f.Close()
 	}
-	prioritise()
-	debug.SetGCPercent(20)
-	debug.FreeOSMemory()
 }
 
 // prioritise has this thread come first. It is refused where the lease's thread is refused it too, which is said there.

@@ -205,6 +205,11 @@ func TestPassesOn(t *testing.T) {
 	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1} {
 		f := begin(t, nil, "run")
 		f.runs()
+		for pid, want := range map[int]string{f.child: "demarc", f.cmd.Process.Pid: "demarc-guard"} { // by which pkill finds one and not the other
+			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err != nil || strings.TrimSpace(string(b)) != want {
+				t.Errorf("ps calls it %q, %v, want %q", b, err, want)
+			}
+		}
 		_ = f.cmd.Process.Signal(sig)
 		if got := f.line(); got != sig.String() {
 			t.Errorf("%s: the data plane has %q", sig, got)
