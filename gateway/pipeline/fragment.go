@@ -74,6 +74,9 @@ func (sh *Shard) ownerOf(s *Slot) (o frag.Owner, r verdict.Reason) {
 		if v.Tenant(k.Zone) == nil {
 			return o, verdict.InterfaceDown
 		}
+		if v.Grouped() && sh.elsewhere(hopTo(v, k.Zone, k.Family, &k.Dst)) { // its first would go round to who is not served here
+			return o, verdict.NotOwner
+		}
 		return frag.Owner{Tenant: k.Zone}, verdict.Pass
 	}
 	o.In = true

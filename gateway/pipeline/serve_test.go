@@ -109,6 +109,7 @@ func TestNothingOfAGroupLeavesWhereItIsNotServed(t *testing.T) {
 	}
 	t.Run("any", func(t *testing.T) { onlyWhatIsServed(t, rand.Uint64()) })
 	t.Run("round through the shaper", func(t *testing.T) { onlyWhatIsServed(t, 12588656630559239765) })
+	t.Run("a first fragment to who is not served", func(t *testing.T) { onlyWhatIsServed(t, 17699319433156494478) })
 }
 
 func onlyWhatIsServed(t *testing.T, seed uint64) {
@@ -307,6 +308,9 @@ func TestFragmentsOfAGroupThatIsNotServed(t *testing.T) {
 	w.until.Write(1, 1, 0)
 	if hops := w.carry(0, 2, false, false, piece(2, "198.18.30.5", "192.0.2.100", 8, false, 7)); len(hops) != 1 || hops[0].reason != verdict.NotOwner {
 		t.Errorf("the later one: %d passes, %s (%s)", len(hops), hops[len(hops)-1].verdict, hops[len(hops)-1].reason)
+	}
+	if h := w.carry(0, 2, false, false, piece(2, "198.18.30.5", "192.0.2.100", 8, false, 8))[0]; h.reason != verdict.NotOwner {
+		t.Errorf("one before its first: %s (%s)", h.verdict, h.reason)
 	}
 }
 
