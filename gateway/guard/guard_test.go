@@ -259,8 +259,15 @@ func TestParentDies(t *testing.T) {
 	f := begin(t, nil, "run")
 	f.runs()
 	_ = f.cmd.Process.Kill()
-	if got := []string{f.line(), f.line()}; !(got[0] == endedBy.String() && got[1] == "gone" || got[1] == endedBy.String() && got[0] == "gone") {
-		t.Errorf("the data plane has heard %q", got)
+	// The kernel signals when the thread ends that has started it, and may do so again for each other thread of the parent that it then belongs to for a moment.
+	heard := map[string]bool{}
+	for range 8 {
+		if heard[f.line()] = true; len(heard) == 2 {
+			break
+		}
+	}
+	if !heard[endedBy.String()] || !heard["gone"] || len(heard) != 2 {
+		t.Errorf("the data plane has heard %v", heard)
 	}
 	if n := f.words(300 * time.Millisecond); n != 0 {
 		t.Error("somebody has told a death")
