@@ -298,25 +298,52 @@ func TestQuickGeneric(t *testing.T) {
 	}
 }
 
-// quickReport runs the bench on 4,096 flows and reads its JSON.
-func quickReport(t *testing.T, args ...string) (r report.Output, said string) {
+// asJSON runs a bench by its command line and decodes the one object that it prints, also where it fails because figures are not as promised; said is its progress.
+func asJSON(t *testing.T, args ...string) (r report.Output, said string, err error) {
 	t.Helper()
 	roottest.Require(t)
 	c := Command()
 	var stdout, stderr bytes.Buffer
 	c.SetOut(&stdout)
 	c.SetErr(&stderr)
-	c.SetArgs(append([]string{"quick", "--json", "--step", "0.1", "--flows", "4096", "--budget", "20s", "--binary", binary(t)}, args...))
-	if err := c.ExecuteContext(context.Background()); err != nil {
-		t.Fatalf("%v\n%s", err, stderr.String())
-	}
+	c.SilenceUsage, c.SilenceErrors = true, true
+	c.SetArgs(append(args, "--json", "--binary", binary(t)))
+	err = c.ExecuteContext(context.Background())
 	clean(t)
 	d := json.NewDecoder(&stdout)
 	d.DisallowUnknownFields()
-	if err := d.Decode(&r); err != nil || d.More() {
-		t.Fatalf("not one object: %v", err)
+	if derr := d.Decode(&r); derr != nil || d.More() {
+		t.Fatalf("not one object: %v; %v\n%s", derr, err, &stderr)
 	}
-	return r, stderr.String()
+	return r, stderr.String(), err
+}
+
+// byMetric are figures by case and metric. Those that miss their limit are the command's error, and nothing else is.
+func byMetric(t *testing.T, r *report.Output, said string, err error) (by map[string]report.Result) {
+	t.Helper()
+	t.Logf("%s", said)
+	by = map[string]report.Result{}
+	missed := 0
+	for _, f := range r.Results {
+		by[f.Case+" "+f.Metric] = f
+		if f.Limit != nil && !f.Limit.Held {
+			missed++
+		}
+	}
+	if (missed > 0) != (err != nil) {
+		t.Errorf("%d limits are missed, and the command says: %v", missed, err)
+	}
+	return by
+}
+
+// quickReport runs the bench on 4,096 flows.
+func quickReport(t *testing.T, args ...string) (r report.Output, said string) {
+	t.Helper()
+	r, said, err := asJSON(t, append([]string{"quick", "--step", "0.1", "--flows", "4096", "--budget", "20s"}, args...)...)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	return r, said
 }
 
 // With a stage switched off there is no ratio, and the exit says why.

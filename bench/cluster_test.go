@@ -1,9 +1,7 @@
 package bench
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -101,33 +99,8 @@ func TestLine(t *testing.T) {
 // clusterRun is the command itself. Figures that miss their limits are an error of it, on a machine that is busy with other tests.
 func clusterRun(t *testing.T, args ...string) (by map[string]report.Result, r report.Output, err error) {
 	t.Helper()
-	roottest.Require(t)
-	c := Command()
-	var stdout, stderr bytes.Buffer
-	c.SetOut(&stdout)
-	c.SetErr(&stderr)
-	c.SilenceUsage, c.SilenceErrors = true, true
-	c.SetArgs(append([]string{"cluster", "--json", "--budget", "1ms", "--binary", binary(t)}, args...))
-	err = c.ExecuteContext(context.Background())
-	clean(t)
-	t.Logf("%s", stderr.String())
-	d := json.NewDecoder(&stdout)
-	d.DisallowUnknownFields()
-	if derr := d.Decode(&r); derr != nil || d.More() {
-		t.Fatalf("not one object: %v; %v", derr, err)
-	}
-	by = map[string]report.Result{}
-	missed := 0
-	for _, f := range r.Results {
-		by[f.Case+" "+f.Metric] = f
-		if f.Limit != nil && !f.Limit.Held {
-			missed++
-		}
-	}
-	if (missed > 0) != (err != nil) {
-		t.Errorf("%d limits are missed, and the command says: %v", missed, err)
-	}
-	return by, r, err
+	r, said, err := asJSON(t, append([]string{"cluster", "--budget", "1ms"}, args...)...)
+	return byMetric(t, &r, said, err), r, err
 }
 
 // A short form of all that is measured near, with real processes: every row is there, its figures can be true, and no packet is lost.

@@ -1,9 +1,7 @@
 package bench
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -12,7 +10,6 @@ import (
 	"demarc/gateway/netlab"
 	"demarc/gateway/netlab/host"
 	"demarc/gateway/netlab/judge"
-	"demarc/gateway/netlab/roottest"
 	"demarc/gateway/trio"
 )
 
@@ -137,33 +134,12 @@ func TestStopFor(t *testing.T) {
 // failoverRun is the command itself. Figures that miss their limits are an error of it.
 func failoverRun(t *testing.T, args ...string) (by map[string]report.Result, r report.Output, err error) {
 	t.Helper()
-	roottest.Require(t)
-	c := Command()
-	var stdout, stderr bytes.Buffer
-	c.SetOut(&stdout)
-	c.SetErr(&stderr)
-	c.SilenceUsage, c.SilenceErrors = true, true
-	c.SetArgs(append([]string{"failover", "--json", "--binary", binary(t), "--runs", "1", "--probes", "1", "--interval", "2ms", "--calls", "20", "--within", "2s", "--patience", "500ms"}, args...))
-	err = c.ExecuteContext(context.Background())
-	clean(t)
-	t.Logf("%s", stderr.String())
-	d := json.NewDecoder(&stdout)
-	d.DisallowUnknownFields()
-	if derr := d.Decode(&r); derr != nil || d.More() {
-		t.Fatalf("not one object: %v; %v", derr, err)
-	}
-	by = map[string]report.Result{}
-	missed := 0
+	r, said, err := asJSON(t, append([]string{"failover", "--runs", "1", "--probes", "1", "--interval", "2ms", "--calls", "20", "--within", "2s", "--patience", "500ms"}, args...)...)
+	by = byMetric(t, &r, said, err)
 	for _, f := range r.Results {
-		if by[f.Case+" "+f.Metric] = f; f.Scenario != "failover" {
+		if f.Scenario != "failover" {
 			t.Errorf("%s %s is of scenario %s", f.Case, f.Metric, f.Scenario)
 		}
-		if f.Limit != nil && !f.Limit.Held {
-			missed++
-		}
-	}
-	if (missed > 0) != (err != nil) {
-		t.Errorf("%d limits are missed, and the command says: %v", missed, err)
 	}
 	if err != nil && !strings.HasPrefix(err.Error(), "not as promised:\n") {
 		t.Fatal(err)

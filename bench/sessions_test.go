@@ -2,14 +2,11 @@ package bench
 
 import (
 	"bytes"
-	"context"
-	"encoding/json"
 	"strings"
 	"testing"
 	"time"
 
 	"demarc/bench/pktgen"
-	"demarc/bench/report"
 	"demarc/gateway/netlab/roottest"
 )
 
@@ -60,24 +57,11 @@ func TestPoolOf(t *testing.T) {
 
 // A quarter of a million sessions, established in both directions and carrying data, by the command itself; its default is a million, in a minute.
 func TestSessionsCarryData(t *testing.T) {
-	roottest.Require(t)
-	c := Command()
-	var stdout, stderr bytes.Buffer
-	c.SetOut(&stdout)
-	c.SetErr(&stderr)
-	c.SilenceUsage, c.SilenceErrors = true, true
-	c.SetArgs([]string{"sessions", "--json", "--sessions", "262144", "--rounds", "1", "--rate", "50000", "--binary", binary(t)})
-	if err := c.ExecuteContext(context.Background()); err != nil {
-		t.Fatalf("%v\n%s", err, stderr.String())
+	r, said, err := asJSON(t, "sessions", "--sessions", "262144", "--rounds", "1", "--rate", "50000")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
 	}
-	clean(t)
-	t.Logf("%s", stderr.String())
-	var r report.Output
-	d := json.NewDecoder(&stdout)
-	d.DisallowUnknownFields()
-	if err := d.Decode(&r); err != nil || d.More() {
-		t.Fatalf("not one object: %v", err)
-	}
+	t.Logf("%s", said)
 	by := map[string]float64{}
 	for _, f := range r.Results {
 		if f.Scenario != "sessions" || f.Case != "64B/256k/nat44" {
