@@ -37,6 +37,21 @@ func block(id, round uint64, reply bool) []byte {
 	return b
 }
 
+// exchanged has a block go there and another one back, and looks at what came.
+func exchanged(c net.Conn, id, round uint64) error {
+	if _, err := c.Write(block(id, round, false)); err != nil {
+		return err
+	}
+	b := make([]byte, holdBlock)
+	if _, err := io.ReadFull(c, b); err != nil {
+		return err
+	}
+	if !bytes.Equal(b, block(id, round, true)) {
+		return errors.New("wrong content")
+	}
+	return nil
+}
+
 // HoldServed is what the outside of held connections saw.
 type HoldServed struct {
 	Accepted int    `json:"accepted"`
@@ -155,15 +170,8 @@ func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 	}()
 	exchange := func(c net.Conn, id, round uint64) error {
 		began := time.Now()
-		if _, err := c.Write(block(id, round, false)); err != nil {
+		if err := exchanged(c, id, round); err != nil {
 			return err
-		}
-		b := make([]byte, holdBlock)
-		if _, err := io.ReadFull(c, b); err != nil {
-			return err
-		}
-		if !bytes.Equal(b, block(id, round, true)) {
-			return errors.New("wrong content")
 		}
 		mu.Lock()
 		r.Blocks++

@@ -1,12 +1,10 @@
 package host
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -57,19 +55,6 @@ func tcpOpen(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 		defer mu.Unlock()
 		r.Why[howFailed(err)]++
 	}
-	exchange := func(c net.Conn, id, round uint64) error {
-		if _, err := c.Write(block(id, round, false)); err != nil {
-			return err
-		}
-		b := make([]byte, holdBlock)
-		if _, err := io.ReadFull(c, b); err != nil {
-			return err
-		}
-		if !bytes.Equal(b, block(id, round, true)) {
-			return errors.New("wrong content")
-		}
-		return nil
-	}
 	// An attempt lives as long as all do: it ends by itself within the time that is given at the end.
 	last, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -85,7 +70,7 @@ func tcpOpen(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 			defer c.Close()
 			stop := context.AfterFunc(last, func() { c.SetDeadline(time.Now()) })
 			defer stop()
-			err = exchange(c, id, 0)
+			err = exchanged(c, id, 0)
 		}
 		if err != nil {
 			if last.Err() != nil {
@@ -102,7 +87,7 @@ func tcpOpen(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 		r.Open = append(r.Open, at)
 		mu.Unlock()
 		<-end.Done()
-		if err := exchange(c, id, 1); err != nil {
+		if err := exchanged(c, id, 1); err != nil {
 			note(err)
 			mu.Lock()
 			r.LostNow = append(r.LostNow, at)
