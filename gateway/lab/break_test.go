@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -36,7 +37,7 @@ func TestDemoAndEachBrokenStage(t *testing.T) {
 			if r.Seconds > 59 {
 				t.Errorf("it took %.0f s", r.Seconds)
 			}
-			nothingLeft(t)
+			nothingLeft(t, os.Getpid())
 		})
 	}
 }

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -92,54 +90,19 @@ type applied struct {
 }
 
 // RunCluster is the demo of a cluster: three nodes, a change that reaches all, and one that nobody confirms, while traffic runs. The error says that there is no verdict.
-func RunCluster(ctx context.Context, o Options) (result Result, err error) {
-	if o.Break != "" && !slices.Contains(ClusterStages, o.Break) {
-		return Result{}, fmt.Errorf("break %q: want one of %s", o.Break, strings.Join(ClusterStages, ", "))
-	}
-	if o.Out == nil {
-		o.Out = io.Discard
-	}
-	start := time.Now()
-	dir, err := os.MkdirTemp("", "demarc-lab-")
-	if err != nil {
-		return Result{}, err
-	}
-	defer os.RemoveAll(dir)
-	fmt.Fprint(o.Out, clusterPicture)
-	t, err := trio.New(trio.Options{Lab: "demo", Dir: dir, Binary: o.Binary})
-	if err != nil {
-		return Result{}, fmt.Errorf("build the lab: %w", err)
-	}
-	defer func() {
-		if e := t.Close(); e != nil && err == nil {
-			err = e
+func RunCluster(ctx context.Context, o Options) (Result, error) {
+	return play(ctx, o, ClusterStages, clusterPicture, func(o Options, dir string) (show, error) {
+		t, err := trio.New(trio.Options{Lab: "demo", Dir: dir, Binary: o.Binary})
+		if err != nil {
+			return nil, err
 		}
-	}()
-	if o.Break == "acl" {
-		t.GW2.Args = []string{"--break", "acl"}
-	}
-	d := &clusterDemo{stage: stage{o: o, start: time.Now()}, t: t, dir: dir, doors: map[string][]passage{}}
-	d.seen.Steady, d.seen.Histories = map[string]trio.Passed{}, map[string]api.History{}
-	d.say("gw1 starts with its policy; gw2 and the witness join by a token each")
-	first, err := d.policy("open", "allow")
-	if err != nil {
-		return Result{}, err
-	}
-	if err := t.Begin(ctx, first, time.Minute); err != nil {
-		return Result{}, err
-	}
-	d.say("three nodes agree, %s leads", t.Witness.Name)
-	if err := d.run(ctx); err != nil {
-		return Result{}, err
-	}
-	result.Promises = judgeCluster(&d.seen)
-	result.Seconds = time.Since(start).Seconds()
-	result.OK = len(result.Broken()) == 0
-	writeVerdict(o.Out, &result)
-	if o.Keep {
-		d.keep(ctx)
-	}
-	return result, nil
+		if o.Break == "acl" {
+			t.GW2.Args = []string{"--break", "acl"}
+		}
+		d := &clusterDemo{stage: stage{o: o, start: time.Now()}, t: t, dir: dir, doors: map[string][]passage{}}
+		d.seen.Steady, d.seen.Histories = map[string]trio.Passed{}, map[string]api.History{}
+		return d, nil
+	})
 }
 
 // clusterDemo is one run.
@@ -157,8 +120,20 @@ func (d *clusterDemo) policy(name, door string) (string, error) {
 	return file, os.WriteFile(file, fmt.Appendf(nil, clusterPolicyText, name, door, doorPort), 0o644)
 }
 
+func (d *clusterDemo) close() error      { return d.t.Close() }
+func (d *clusterDemo) judged() []Promise { return judgeCluster(&d.seen) }
+
 // run lets traffic go, makes both changes, and fills seen.
 func (d *clusterDemo) run(ctx context.Context) (err error) {
+	d.say("gw1 starts with its policy; gw2 and the witness join by a token each")
+	first, err := d.policy("open", "allow")
+	if err != nil {
+		return err
+	}
+	if err := d.t.Begin(ctx, first, time.Minute); err != nil {
+		return err
+	}
+	d.say("three nodes agree, %s leads", d.t.Witness.Name)
 	shut, err := d.policy("shut", "deny")
 	if err != nil {
 		return err

@@ -63,7 +63,7 @@ func TestIdleGatewayIsFoundOut(t *testing.T) {
 	if r.OK || r.Seconds > 55 || !strings.Contains(out.String(), "BROKEN: download, ping") {
 		t.Errorf("verdict %v after %.0f s:\n%s", r.OK, r.Seconds, &out)
 	}
-	nothingLeft(t)
+	nothingLeft(t, os.Getpid())
 }
 
 func TestGatewayThatEnds(t *testing.T) {
@@ -71,7 +71,7 @@ func TestGatewayThatEnds(t *testing.T) {
 	if _, err := Run(t.Context(), Options{Break: "nat"}); err == nil || !strings.Contains(err.Error(), "no such port") {
 		t.Errorf("a gateway that did not start: %v", err)
 	}
-	nothingLeft(t)
+	nothingLeft(t, os.Getpid())
 	start := time.Now()
 	r, err := Run(t.Context(), Options{Break: "acl"})
 	if err != nil {
@@ -80,7 +80,7 @@ func TestGatewayThatEnds(t *testing.T) {
 	if b := r.Broken(); !slices.Contains(b, "frames") || time.Since(start) > 12*time.Second {
 		t.Errorf("a gateway that ended early: broken %v after %v", b, time.Since(start))
 	}
-	nothingLeft(t)
+	nothingLeft(t, os.Getpid())
 }
 
 func TestCancelledDemo(t *testing.T) {
@@ -90,14 +90,13 @@ func TestCancelledDemo(t *testing.T) {
 	if _, err := Run(ctx, Options{}); err == nil {
 		t.Error("a cancelled demo has a verdict")
 	}
-	nothingLeft(t)
+	nothingLeft(t, os.Getpid())
 }
 
-func nothingLeft(t *testing.T) {
+// nothingLeft looks for namespaces of labs that a process has made.
+func nothingLeft(t *testing.T, pid int) {
 	t.Helper()
-	for _, pattern := range []string{fmt.Sprintf("/run/netns/dmdemo-%d-*", os.Getpid())} {
-		if left, _ := filepath.Glob(pattern); len(left) > 0 {
-			t.Errorf("left: %v", left)
-		}
+	if left, _ := filepath.Glob(fmt.Sprintf("/run/netns/dmdemo-%d-*", pid)); len(left) > 0 {
+		t.Errorf("left: %v", left)
 	}
 }

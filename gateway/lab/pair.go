@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -79,64 +78,41 @@ type pairEvent struct {
 
 // RunPair is the demo of a redundant pair: the node that serves is killed, comes back, and the group is moved back to it, under a download and a call. The error says that there
 // is no verdict.
-func RunPair(ctx context.Context, o Options) (result Result, err error) {
-	if o.Break != "" && !slices.Contains(PairStages, o.Break) {
-		return Result{}, fmt.Errorf("break %q: want one of %s", o.Break, strings.Join(PairStages, ", "))
-	}
-	if o.Out == nil {
-		o.Out = io.Discard
-	}
-	start := time.Now()
-	dir, err := os.MkdirTemp("", "demarc-lab-")
-	if err != nil {
-		return Result{}, err
-	}
-	defer os.RemoveAll(dir)
-	fmt.Fprint(o.Out, pairPicture)
-	p, err := trio.NewPair(trio.Options{Lab: "demo", Dir: dir, Binary: o.Binary}, 1)
-	if err != nil {
-		return Result{}, fmt.Errorf("build the lab: %w", err)
-	}
-	defer func() {
-		if e := p.Close(); e != nil && err == nil {
-			err = e
+func RunPair(ctx context.Context, o Options) (Result, error) {
+	return play(ctx, o, PairStages, pairPicture, func(o Options, dir string) (show, error) {
+		p, err := trio.NewPair(trio.Options{Lab: "demo", Dir: dir, Binary: o.Binary}, 1)
+		if err != nil {
+			return nil, err
 		}
-	}()
-	d := &pairDemo{stage: stage{o: o, start: time.Now()}, p: p, came: map[string]bool{}}
-	policy := filepath.Join(dir, "pair.toml")
-	if err := os.WriteFile(policy, []byte(trio.PairPolicy("")), 0o644); err != nil {
-		return Result{}, err
-	}
-	d.say("gw1 starts with its policy; gw2 and the witness join by a token each")
-	if err := p.Begin(ctx, policy, time.Minute); err != nil {
-		return Result{}, err
-	}
-	if err := d.run(ctx); err != nil {
-		return Result{}, err
-	}
-	result.Promises = judgePair(&d.seen)
-	result.Seconds = time.Since(start).Seconds()
-	result.OK = len(result.Broken()) == 0
-	writeVerdict(o.Out, &result)
-	if o.Keep {
-		d.keep(ctx)
-	}
-	return result, nil
+		return &pairDemo{stage: stage{o: o, start: time.Now()}, p: p, dir: dir, came: map[string]bool{}}, nil
+	})
 }
 
 // pairDemo is one run.
 type pairDemo struct {
 	stage
 	p    *trio.Pair
+	dir  string
 	seen pairSeen
 
 	still time.Duration   // mu: the longest silence of the download so far
 	came  map[string]bool // mu: of what something has come
 }
 
+func (d *pairDemo) close() error      { return d.p.Close() }
+func (d *pairDemo) judged() []Promise { return judgePair(&d.seen) }
+
 // run lets traffic go, kills and moves, and fills seen.
 func (d *pairDemo) run(ctx context.Context) (err error) {
 	p := d.p
+	policy := filepath.Join(d.dir, "pair.toml")
+	if err := os.WriteFile(policy, []byte(trio.PairPolicy("")), 0o644); err != nil {
+		return err
+	}
+	d.say("gw1 starts with its policy; gw2 and the witness join by a token each")
+	if err := p.Begin(ctx, policy, time.Minute); err != nil {
+		return err
+	}
 	if d.o.Break == "download" { // before the first session: by the witness they agree all the same
 		if err := p.Cut(p.GW1, p.GW2, true); err != nil {
 			return err

@@ -1,13 +1,8 @@
 package lab
 
 import (
-	"bytes"
-	"encoding/json"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -16,7 +11,6 @@ import (
 	"demarc/gateway/api"
 	"demarc/gateway/netlab/host"
 	wire "demarc/gateway/netlab/judge"
-	"demarc/gateway/netlab/roottest"
 	"demarc/gateway/trio"
 )
 
@@ -88,41 +82,7 @@ func TestJudgePair(t *testing.T) {
 
 // The demo of a pair holds with real nodes; with one thing switched off it fails and names that.
 func TestPairDemoAndEachBrokenStage(t *testing.T) {
-	roottest.Require(t)
-	binary := filepath.Join(t.TempDir(), "demarc")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "demarc")
-	build.Env = append(build.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
-	var out bytes.Buffer
-	r, err := RunPair(t.Context(), Options{Binary: binary, Out: &out})
-	if err != nil || !r.OK {
-		t.Errorf("broken: %v, %v\n%s", r.Broken(), err, &out)
-	}
-	for _, want := range []string{"$ kill -9 ", "gw2 serves", "gw2 says: gw1 to gw2, ", "$ demarc group move east gw1"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("the view does not show %q:\n%s", want, &out)
-		}
-	}
-	nothingLeft(t)
-	// The others are judged for one thing each, so they may run at the same time, by the command line.
-	var wg sync.WaitGroup
-	for _, stage := range PairStages {
-		wg.Go(func() {
-			text, err := exec.CommandContext(t.Context(), binary, "lab", "--pair", "--json", "--break", stage).Output()
-			var r Result
-			if jerr := json.Unmarshal(text, &r); jerr != nil {
-				t.Errorf("break=%s: %v, %v: %s", stage, err, jerr, text)
-				return
-			}
-			if err == nil || r.OK || !slices.Contains(r.Broken(), stage) {
-				t.Errorf("with %s broken the demo says that these are: %v (%v)\n%s", stage, r.Broken(), err, text)
-			}
-		})
-	}
-	wg.Wait()
-	nothingLeft(t)
+	demoHolds(t, "--pair", PairStages, RunPair, "$ kill -9 ", "gw2 serves", "gw2 says: gw1 to gw2, ", "$ demarc group move east gw1")
 }
 
 func TestRunPairRefusesWrongOptions(t *testing.T) {
