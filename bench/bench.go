@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -32,11 +33,18 @@ func Command() *cobra.Command {
 		Long:  "Measure the gateway beside the kernel's own nftables, on the same devices in the same run.",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usageError{errors.New("name a bench: quick, sessions, cluster or failover")}
+			return usageError{fmt.Errorf("name a bench: %s", strings.Join(names(func(*scenario) bool { return true }), ", "))}
 		},
 	}
-	c.AddCommand(quickCommand(), sessionsCommand(), clusterCommand(), failoverCommand())
+	for _, s := range scenarios() {
+		c.AddCommand(s.command())
+	}
 	return c
+}
+
+func init() {
+	register(scenario{place: 10, name: "quick", about: "64-byte UDP of 64k flows beside nftables", command: quickCommand, needs: func() error { _, err := nftVersion(); return err },
+		short: &stint{seconds: 90, memoryMiB: 400}})
 }
 
 func quickCommand() *cobra.Command {

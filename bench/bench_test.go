@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"demarc/acl"
 	"demarc/bench/peers"
@@ -310,12 +311,29 @@ func asJSON(t *testing.T, args ...string) (r report.Output, said string, err err
 	c.SetArgs(append(args, "--json", "--binary", binary(t)))
 	err = c.ExecuteContext(context.Background())
 	clean(t)
+	satisfies(t, stdout.Bytes())
 	d := json.NewDecoder(&stdout)
 	d.DisallowUnknownFields()
 	if derr := d.Decode(&r); derr != nil || d.More() {
 		t.Fatalf("not one object: %v; %v\n%s", derr, err, &stderr)
 	}
 	return r, stderr.String(), err
+}
+
+// satisfies fails when an object is not as docs/bench/results.schema.json says.
+func satisfies(t *testing.T, object []byte) {
+	t.Helper()
+	schema, err := jsonschema.NewCompiler().Compile("../docs/bench/results.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(object))
+	if err == nil {
+		err = schema.Validate(v)
+	}
+	if err != nil {
+		t.Errorf("not as the schema says: %v", err)
+	}
 }
 
 // byMetric are figures by case and metric. Those that miss their limit are the command's error, and nothing else is.

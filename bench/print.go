@@ -20,24 +20,24 @@ const peerName = "nft-expert"
 var metrics = []struct {
 	name, unit, text string
 	digits           int
-	higher           bool // a ratio means something
+	better           report.Better
 	of               func(l leg) float64
 }{
-	{"rate", "Mpps", "full load, right frames", 3, true, func(l leg) float64 { return l.Full.judged.Rate() / 1e6 }},
-	{"loss", "percent", "  loss of what was offered", 2, false, func(l leg) float64 { return 100 * l.Full.loss() }},
-	{"offered", "Mpps", "  offered", 3, false, func(l leg) float64 { return l.Full.sent.Rate() / 1e6 }},
-	{"wrong", "frames", "  frames that arrived wrong", 0, false, func(l leg) float64 { return float64(l.Full.judged.Counts.Wrong()) }},
-	{"rate-0.1%-loss", "Mpps", "highest rate, loss <= 0.1 %", 3, true, func(l leg) float64 { return l.Lossless.judged.Rate() / 1e6 }},
-	{"cpu0", "percent", "cpu 0 at full load", 0, false, func(l leg) float64 { return 100 * l.Full.use.cpus[makerCPU] }},
-	{"cpu1", "percent", "cpu 1 at full load", 0, false, func(l leg) float64 { return 100 * l.Full.use.cpus[deviceCPU] }},
-	{"rate-per-cpu", "Mpps", "right frames per busy CPU", 3, true, func(l leg) float64 {
+	{"rate", "Mpps", "full load, right frames", 3, report.Higher, func(l leg) float64 { return l.Full.judged.Rate() / 1e6 }},
+	{"loss", "percent", "  loss of what was offered", 2, "", func(l leg) float64 { return 100 * l.Full.loss() }},
+	{"offered", "Mpps", "  offered", 3, "", func(l leg) float64 { return l.Full.sent.Rate() / 1e6 }},
+	{"wrong", "frames", "  frames that arrived wrong", 0, report.Lower, func(l leg) float64 { return float64(l.Full.judged.Counts.Wrong()) }},
+	{"rate-0.1%-loss", "Mpps", "highest rate, loss <= 0.1 %", 3, report.Higher, func(l leg) float64 { return l.Lossless.judged.Rate() / 1e6 }},
+	{"cpu0", "percent", "cpu 0 at full load", 0, "", func(l leg) float64 { return 100 * l.Full.use.cpus[makerCPU] }},
+	{"cpu1", "percent", "cpu 1 at full load", 0, "", func(l leg) float64 { return 100 * l.Full.use.cpus[deviceCPU] }},
+	{"rate-per-cpu", "Mpps", "right frames per busy CPU", 3, report.Higher, func(l leg) float64 {
 		busy := l.Full.use.cpus[makerCPU] + l.Full.use.cpus[deviceCPU]
 		if busy == 0 {
 			return 0
 		}
 		return l.Full.judged.Rate() / 1e6 / busy
 	}},
-	{"established", "sessions", "established sessions held", 0, false, func(l leg) float64 { return float64(l.Sessions) }},
+	{"established", "sessions", "established sessions held", 0, "", func(l leg) float64 { return float64(l.Sessions) }},
 }
 
 func caseName(flows int) string {
@@ -66,25 +66,27 @@ func (q *quick) report(out *outcome, version string) *report.Output {
 		return r
 	}
 	for _, m := range metrics {
-		values := map[string][]float64{}
+		values, disturbed := map[string][]float64{}, map[string]int{}
 		for _, p := range out.Pairs {
 			for name, l := range p.Legs {
 				values[name] = append(values[name], m.of(l))
+				if l.Disturbed {
+					disturbed[name]++
+				}
 			}
 		}
-		ours, theirs := report.Of(values["demarc"]), report.Of(values[peerName])
-		peer := report.Peer{Stat: theirs.Round(4)}
-		if m.higher && out.Refused == "" {
-			if v := report.Ratio(ours, theirs); v != nil {
-				round := float64(int(*v*1000+0.5)) / 1000
-				peer.Ratio = &round
-			}
+		for _, side := range []string{report.Us, peerName} {
+			r.Add(report.Row{Scenario: "throughput", Case: caseName(q.Flows), Metric: m.name, Unit: m.unit, Better: m.better, Digits: 4, Side: side, Values: values[side], Disturbed: disturbed[side]})
 		}
 		if m.name == "rate" {
+			f := r.Results[len(r.Results)-1]
+			peer := f.Peers[peerName]
 			peer.Form, peer.Ruleset = string(out.Form), out.Ruleset
+			f.Peers[peerName] = peer
 		}
-		r.Results = append(r.Results, report.Result{Scenario: "throughput", Case: caseName(q.Flows), Metric: m.name, Unit: m.unit, Demarc: ours.Round(4),
-			Peers: map[string]report.Peer{peerName: peer}})
+	}
+	if out.Refused == "" {
+		r.Judge()
 	}
 	return r
 }
@@ -133,15 +135,11 @@ func (q *quick) table(w io.Writer, out *outcome, r *report.Output) error {
 		p("            tried %-13s %6.0f thousand new flows/s, %6.3f Mpps established", string(form)+":", t.NewPerSecond/1e3, t.Rate/1e6)
 	}
 	p("")
-	p("%-30s %26s %26s   %s", "median (least–most)", "demarc", peerName, "ratio")
+	p("%-30s %26s %26s   %s", "median (least–most)", "demarc", peerName, "ratio (95 %)")
 	for i, res := range r.Results {
 		peer := res.Peers[peerName]
-		ratio := ""
-		if peer.Ratio != nil {
-			ratio = fmt.Sprintf("%.2f", *peer.Ratio)
-		}
 		d := metrics[i].digits
-		p("%-30s %26s %26s   %s", metrics[i].text+", "+res.Unit, res.Demarc.Text(d), peer.Stat.Text(d), ratio)
+		p("%-30s %26s %26s   %s", metrics[i].text+", "+res.Unit, res.Demarc.Text(d), peer.Stat.Text(d), peer.Text())
 	}
 	p("")
 	p("pairs, Mpps right at full load / with at most 0.1 %% loss (a step of that search that fails is tried twice)")

@@ -102,7 +102,11 @@ func resident(pid int) (int64, error) { return memory(pid, "VmRSS:") }
 
 // memory is one of the sizes that the kernel knows of a process, in bytes.
 func memory(pid int, field string) (int64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	return memoryOf(fmt.Sprintf("/proc/%d/status", pid), field)
+}
+
+func memoryOf(file, field string) (int64, error) {
+	b, err := os.ReadFile(file)
 	if err != nil {
 		return 0, err
 	}
@@ -112,13 +116,16 @@ func memory(pid int, field string) (int64, error) {
 			return kib << 10, err
 		}
 	}
-	return 0, fmt.Errorf("process %d has no %s", pid, field)
+	return 0, fmt.Errorf("%s has no %s", file, field)
 }
 
 // table is the size of the gateway's tables: a little more than the sessions, since those that wait for their answer may be half of what is free.
 func (q *manySessions) table() int { return q.Sessions + q.Sessions/64 }
 
 func (q *manySessions) say(format string, args ...any) { fmt.Fprintf(q.Progress, format+"\n", args...) }
+
+// memoryMiB is what the gateway and the flows of both ends take, with some to spare.
+func (q *manySessions) memoryMiB() int { return 150 + q.Sessions*300>>20 }
 
 // dataTries is how often data goes over all sessions, at half the rate each time, until nothing was lost.
 const dataTries = 4
@@ -129,6 +136,9 @@ func (q *manySessions) run(ctx context.Context) (out *held, err error) {
 	out = &held{}
 	if runtime.NumCPU() < 2 {
 		return out, errors.New("the bench needs two CPUs: one makes frames, one moves them")
+	}
+	if err := enoughMemory(q.memoryMiB()); err != nil {
+		return out, err
 	}
 	p := plan(q.Sessions)
 	rules, err := makeRules(1, q.Rules, &p)
@@ -355,6 +365,12 @@ func (q *manySessions) print(w io.Writer, r *report.Output) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+func init() {
+	register(scenario{place: 20, name: "sessions", about: "a table full of sessions that carry data", command: sessionsCommand,
+		short: &stint{args: []string{"--sessions", "262144", "--rounds", "2"}, seconds: 30, memoryMiB: 300},
+		full:  &stint{args: []string{"--sessions", "4194304"}, seconds: 420, memoryMiB: 1500}})
 }
 
 func sessionsCommand() *cobra.Command {

@@ -26,12 +26,13 @@ func (q *sheet) say(format string, args ...any) { fmt.Fprintf(q.Progress, format
 func (q *sheet) add(row, metric, unit string, values []float64, of string, most float64) {
 	r := report.Result{Scenario: q.scenario, Case: row, Metric: metric, Unit: unit, Demarc: report.OfMany(values).Round(3), Peers: map[string]report.Peer{}}
 	if of != "" {
+		r.Better = report.Lower
 		r.Hold(of, most)
 	}
 	q.results = append(q.results, r)
 	limit := ""
 	if r.Limit != nil {
-		limit = fmt.Sprintf("  %s at most %s: %s", of, number(most), whether(r.Limit))
+		limit = fmt.Sprintf("  %s: %s", r.Limit.Text(), whether(r.Limit))
 	}
 	q.say("%-28s %-20s %s %s%s", row, metric, stat(r.Demarc), unit, limit)
 }
@@ -64,8 +65,8 @@ func (q *sheet) beside(row string, u usage) {
 func (q *sheet) missed() (list []string) {
 	for _, r := range q.results {
 		if r.Limit != nil && !r.Limit.Held {
-			v := r.Demarc.Number(r.Limit.Of)
-			list = append(list, fmt.Sprintf("%s, %s: %s %s, at most %s", r.Case, r.Metric, number(v), r.Unit, number(r.Limit.Most)))
+			v, _ := r.Limited() // 0 of what was not measured
+			list = append(list, fmt.Sprintf("%s, %s: %s %s, promised: %s", r.Case, r.Metric, number(v), r.LimitUnit(), r.Limit.Text()))
 		}
 	}
 	return list
@@ -91,7 +92,7 @@ func (q *sheet) print(w io.Writer, r *report.Output, headline, end string) error
 	for _, f := range r.Results {
 		s, promised := f.Demarc, ""
 		if f.Limit != nil {
-			promised = fmt.Sprintf("%s at most %s %s: %s", f.Limit.Of, number(f.Limit.Most), f.Unit, whether(f.Limit))
+			promised = fmt.Sprintf("%s %s: %s", f.Limit.Text(), f.LimitUnit(), whether(f.Limit))
 		}
 		digits := 1
 		if s.Max < 10 {

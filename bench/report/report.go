@@ -6,80 +6,182 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strconv"
 )
 
-// Schema is the version of the JSON object.
+// Schema is the version of the JSON object. Fields are added, never renamed; docs/bench/results.schema.json describes them.
 const Schema = 1
 
-// Output is the JSON object.
+// Output is the JSON object: what one scenario measured, or a whole run of the suite.
 type Output struct {
 	Schema  int      `json:"schema"`
 	Machine Machine  `json:"machine"`
 	Results []Result `json:"results"`
-	// What each side was configured with, by its name, where the same serves all cases.
+	// What each side was configured with, by its name, where the same serves all cases; in a run of the suite by "scenario/side".
 	Configs map[string]string `json:"configs,omitempty"`
+	Commit  string            `json:"commit,omitempty"`  // that the program was built of, where the build knows it
+	Began   string            `json:"began,omitempty"`   // RFC 3339, UTC
+	Plan    string            `json:"plan,omitempty"`    // of the suite: short or full
+	Partial string            `json:"partial,omitempty"` // why not all of the plan was measured
+	// Of the suite: what it ran, in this order.
+	Scenarios []Part `json:"scenarios,omitempty"`
+}
+
+// Part is one scenario in a run of the suite.
+type Part struct {
+	Name      string   `json:"name"`
+	About     string   `json:"about"`
+	Args      []string `json:"args"` // that repeat it alone: `demarc bench ARGS`
+	Seconds   float64  `json:"seconds"`
+	Mode      string   `json:"mode,omitempty"` // AF_XDP mode and attach of the gateway's ports, as the kernel says
+	Seed      uint64   `json:"seed,omitempty"`
+	Disturbed int      `json:"disturbed"`              // loads, pairs and rows kept although something else ran
+	Repeated  int      `json:"repeated"`               // those thrown away and repeated because something else ran
+	Foreign   float64  `json:"foreign_cpus"`           // CPUs' worth of time that went to what is not the bench's, where it was looked at
+	Error     string   `json:"error,omitempty"`        // why it is not whole, or what was not as promised
+	Skipped   bool     `json:"not_measured,omitempty"` // nothing of it was measured
 }
 
 // Machine is where and with what the figures were measured.
 type Machine struct {
-	Kernel    string  `json:"kernel"`
-	CPU       string  `json:"cpu"`
-	CPUs      int     `json:"cpus"`
-	MemoryMiB int     `json:"memory_mib"`
-	Virtual   bool    `json:"virtual"` // the CPU says that there is a hypervisor
-	Go        string  `json:"go"`
-	Demarc    string  `json:"demarc"` // version
-	Mode      string  `json:"mode"`   // AF_XDP mode and attach of the gateway's ports, as the kernel says
-	Nft       string  `json:"nft"`    // version
-	Seconds   float64 `json:"seconds"`
-	Disturbed int     `json:"disturbed_pairs"`        // pairs kept although something else ran
-	Repeated  int     `json:"repeated_pairs"`         // pairs thrown away and repeated because something else ran
-	Again     int     `json:"repeated_loads"`         // single loads likewise
-	Seed      uint64  `json:"seed,omitempty"`         // of what was made at random
-	Foreign   float64 `json:"foreign_cpus,omitempty"` // CPUs' worth of time that went to what is not the bench's, over the whole run; cluster only
+	Kernel    string            `json:"kernel"`
+	CPU       string            `json:"cpu"`
+	CPUs      int               `json:"cpus"`
+	MemoryMiB int               `json:"memory_mib"`
+	Virtual   bool              `json:"virtual"` // the CPU says that there is a hypervisor
+	Go        string            `json:"go"`
+	Demarc    string            `json:"demarc"`               // version
+	Asked     string            `json:"mode_asked,omitempty"` // AF_XDP mode that the gateway's ports were told to use
+	Mode      string            `json:"mode"`                 // AF_XDP mode and attach of the gateway's ports, as the kernel says
+	Nft       string            `json:"nft"`                  // version
+	Versions  map[string]string `json:"versions,omitempty"`   // of the peers' programs, as they say it
+	Seconds   float64           `json:"seconds"`
+	Disturbed int               `json:"disturbed_pairs"`        // pairs kept although something else ran
+	Repeated  int               `json:"repeated_pairs"`         // pairs thrown away and repeated because something else ran
+	Again     int               `json:"repeated_loads"`         // single loads likewise
+	Seed      uint64            `json:"seed,omitempty"`         // of what was made at random
+	Foreign   float64           `json:"foreign_cpus,omitempty"` // CPUs' worth of time that went to what is not the bench's, over the whole run
 }
 
-// Result is one metric of one case.
+// Result is one metric of one case, of every side that it was measured of.
 type Result struct {
 	Scenario string          `json:"scenario"`
 	Case     string          `json:"case"`
 	Metric   string          `json:"metric"`
 	Unit     string          `json:"unit"`
+	Better   Better          `json:"better,omitempty"` // the direction in which it improves; left out where it has none
 	Demarc   Stat            `json:"demarc"`
 	Peers    map[string]Peer `json:"peers"`
 	Limit    *Limit          `json:"limit,omitempty"` // what was promised of it, where something was
 }
 
+// Better is the direction in which a figure improves.
+type Better string
+
+// The directions.
+const (
+	Higher Better = "higher"
+	Lower  Better = "lower"
+)
+
 // Limit is what a figure must keep to.
 type Limit struct {
-	Of   string  `json:"of"` // which number of it: median, p99, max
-	Most float64 `json:"most"`
-	Held bool    `json:"held"`
+	Of    string   `json:"of"`             // which number of it: median, p99, max, ratio (to the peer)
+	Peer  string   `json:"peer,omitempty"` // of a ratio
+	Most  *float64 `json:"most,omitempty"`
+	Least *float64 `json:"least,omitempty"`
+	Held  bool     `json:"held"`
 }
 
-// Hold puts a limit on a result.
-func (r *Result) Hold(of string, most float64) {
-	r.Limit = &Limit{Of: of, Most: most, Held: r.Demarc.N > 0 && r.Demarc.Number(of) <= most}
+// Hold puts an upper limit on a result.
+func (r *Result) Hold(of string, most float64) { r.hold(Limit{Of: of, Most: &most}) }
+
+// HoldLeast puts a lower limit on a result.
+func (r *Result) HoldLeast(of string, least float64) { r.hold(Limit{Of: of, Least: &least}) }
+
+// HoldRatio promises that demarc has at least, or where lower is better at most, so many times what the peer has. It is held by the ratio of the
+// medians, so both sides must be there.
+func (r *Result) HoldRatio(peer string, times float64) {
+	l := Limit{Of: "ratio", Peer: peer}
+	if r.Better == Lower {
+		l.Most = &times
+	} else {
+		l.Least = &times
+	}
+	r.hold(l)
 }
+
+func (r *Result) hold(l Limit) {
+	r.Limit = &l
+	v, ok := r.Limited()
+	l.Held = ok && (l.Most == nil || v <= *l.Most) && (l.Least == nil || v >= *l.Least)
+}
+
+// Limited is the number that the limit is of; ok = it was measured.
+func (r *Result) Limited() (v float64, ok bool) {
+	if r.Limit.Of != "ratio" {
+		return r.Demarc.Number(r.Limit.Of), r.Demarc.N > 0
+	}
+	if ratio := Ratio(r.Demarc, r.Peers[r.Limit.Peer].Stat); ratio != nil {
+		return *ratio, true
+	}
+	return 0, false
+}
+
+// Text is the promise in words, without its unit: "p99 at most 60".
+func (l *Limit) Text() string {
+	s := l.Of
+	if l.Peer != "" {
+		s += " to " + l.Peer
+	}
+	if l.Most != nil {
+		s += " at most " + number(*l.Most)
+	}
+	if l.Least != nil {
+		s += " at least " + number(*l.Least)
+	}
+	return s
+}
+
+// LimitUnit is the unit of the number that the limit is of.
+func (r *Result) LimitUnit() string {
+	if r.Limit.Of == "ratio" {
+		return "times"
+	}
+	return r.Unit
+}
+
+func number(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
 
 // Stat is what a number of runs gave.
 type Stat struct {
-	Median float64 `json:"median"`
-	Min    float64 `json:"min"`
-	Max    float64 `json:"max"`
-	N      int     `json:"n"`
-	P99    float64 `json:"p99,omitempty"` // with OfMany only
+	Median    float64   `json:"median"`
+	Min       float64   `json:"min"`
+	Max       float64   `json:"max"`
+	N         int       `json:"n"`
+	P99       float64   `json:"p99,omitempty"`       // with OfMany only
+	Values    []float64 `json:"values,omitempty"`    // all of them, in the order in which they were measured
+	Disturbed int       `json:"disturbed,omitempty"` // how many of them were measured although something else ran
+	Curve     []Point   `json:"curve,omitempty"`     // of a distribution, such as latency, by rising part
+}
+
+// Point of a distribution: the part (0..1) of all samples that are not larger than the value, in the metric's unit.
+type Point struct {
+	Part  float64 `json:"part"`
+	Value float64 `json:"value"`
 }
 
 // Number is one of them by its name in a limit.
 func (s Stat) Number(of string) float64 {
-	return map[string]float64{"median": s.Median, "p99": s.P99, "max": s.Max}[of]
+	return map[string]float64{"median": s.Median, "p99": s.P99, "max": s.Max, "min": s.Min}[of]
 }
 
 // Peer is the same of somebody else.
 type Peer struct {
 	Stat
-	Ratio *float64 `json:"ratio,omitempty"` // median of demarc over median of the peer; left out where it would be unfair or means nothing
+	Ratio    *float64  `json:"ratio,omitempty"`    // median of demarc over median of the peer; left out where it would be unfair or means nothing
+	Interval []float64 `json:"interval,omitempty"` // least and most of the ratio, with 95 % confidence; left out with too few runs
+	Verdict  Verdict   `json:"verdict,omitempty"`  // of demarc beside the peer; left out where no direction is better
 	// With the metric "rate" only: what the peer was configured with.
 	Form    string `json:"form,omitempty"`
 	Ruleset string `json:"ruleset,omitempty"`
@@ -96,7 +198,7 @@ func Of(values []float64) Stat {
 	if len(v)%2 == 0 {
 		m = (m + v[len(v)/2-1]) / 2
 	}
-	return Stat{Median: m, Min: v[0], Max: v[len(v)-1], N: len(v)}
+	return Stat{Median: m, Min: v[0], Max: v[len(v)-1], N: len(v), Values: slices.Clone(values)}
 }
 
 // OfMany is Of with the 99th percentile: the smallest value that 99 in a hundred do not exceed.
@@ -122,7 +224,15 @@ func Ratio(a, b Stat) *float64 {
 func (s Stat) Round(digits int) Stat {
 	f := math.Pow(10, float64(digits))
 	r := func(v float64) float64 { return math.Round(v*f) / f }
-	return Stat{r(s.Median), r(s.Min), r(s.Max), s.N, r(s.P99)}
+	s.Median, s.Min, s.Max, s.P99 = r(s.Median), r(s.Min), r(s.Max), r(s.P99)
+	s.Values, s.Curve = slices.Clone(s.Values), slices.Clone(s.Curve)
+	for i, v := range s.Values {
+		s.Values[i] = r(v)
+	}
+	for i := range s.Curve {
+		s.Curve[i].Value = r(s.Curve[i].Value)
+	}
+	return s
 }
 
 // JSON writes the object and a newline.

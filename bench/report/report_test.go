@@ -15,11 +15,12 @@ func TestOf(t *testing.T) {
 		want Stat
 	}{
 		{"none", nil, Stat{}},
-		{"one", []float64{3}, Stat{3, 3, 3, 1, 0}},
-		{"odd, unsorted", []float64{5, 1, 3}, Stat{3, 1, 5, 3, 0}},
-		{"even", []float64{4, 1, 2, 9}, Stat{3, 1, 9, 4, 0}},
+		{"one", []float64{3}, Stat{Median: 3, Min: 3, Max: 3, N: 1}},
+		{"odd, unsorted", []float64{5, 1, 3}, Stat{Median: 3, Min: 1, Max: 5, N: 3}},
+		{"even", []float64{4, 1, 2, 9}, Stat{Median: 3, Min: 1, Max: 9, N: 4}},
 	} {
 		in := append([]float64(nil), c.in...)
+		c.want.Values = c.in
 		if d := cmp.Diff(c.want, Of(c.in)); d != "" {
 			t.Errorf("%s: %s", c.name, d)
 		}
@@ -63,10 +64,10 @@ func TestHold(t *testing.T) {
 }
 
 func TestRatio(t *testing.T) {
-	if r := Ratio(Stat{3, 1, 9, 5, 0}, Stat{2, 1, 4, 5, 0}); r == nil || *r != 1.5 {
+	if r := Ratio(Stat{Median: 3, Min: 1, Max: 9, N: 5}, Stat{Median: 2, Min: 1, Max: 4, N: 5}); r == nil || *r != 1.5 {
 		t.Errorf("3 over 2 is %v", r)
 	}
-	if Ratio(Stat{3, 1, 9, 5, 0}, Stat{0, 0, 0, 5, 0}) != nil || Ratio(Stat{}, Stat{1, 1, 1, 1, 0}) != nil {
+	if Ratio(Stat{Median: 3, Min: 1, Max: 9, N: 5}, Stat{Median: 0, Min: 0, Max: 0, N: 5}) != nil || Ratio(Stat{}, Stat{Median: 1, Min: 1, Max: 1, N: 1}) != nil {
 		t.Error("a ratio of nothing")
 	}
 }
@@ -75,8 +76,8 @@ func TestRatio(t *testing.T) {
 func TestJSONIsOneObject(t *testing.T) {
 	r := 1.5
 	o := Output{Schema: Schema, Results: []Result{{
-		Scenario: "throughput", Case: "64B/64k/nat44", Metric: "rate", Unit: "Mpps", Demarc: Stat{3, 1, 9, 5, 0},
-		Peers: map[string]Peer{"nft-expert": {Stat: Stat{2, 1, 4, 5, 0}, Ratio: &r}},
+		Scenario: "throughput", Case: "64B/64k/nat44", Metric: "rate", Unit: "Mpps", Demarc: Stat{Median: 3, Min: 1, Max: 9, N: 5},
+		Peers: map[string]Peer{"nft-expert": {Stat: Stat{Median: 2, Min: 1, Max: 4, N: 5}, Ratio: &r}},
 	}}}
 	var b bytes.Buffer
 	if err := o.JSON(&b); err != nil {
