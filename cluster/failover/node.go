@@ -180,6 +180,9 @@ type plants struct {
 	reborn     bool // a restarted node takes its old term for its own
 	unflushed  bool // a planned move does not wait for the last changes
 	bareTakes  bool // an owner that has restarted does not look who has a copy
+
+	bareUnheard bool // a node that has not heard of a term says that it has no copy of it
+	oldViews    bool // a node that has restarted stands as its last life did until its first beat
 }
 
 // Node is the machine of one node: voter for all groups, owner of some, standby for others.
@@ -491,6 +494,10 @@ func (n *Node) received(from string, m Message, now Time) {
 		n.peers[from] = p
 	}
 	p.heard = now
+	// How its last life stood says nothing of this one: until its first beat nothing is known. A release is said by others too, for a life that is over.
+	if m.Life != p.life && m.Life != 0 && m.Kind != Release && !n.plant.oldViews {
+		p.life, p.views = m.Life, nil
+	}
 	if m.Kind == Beat {
 		n.heard(from, p, m, now)
 		return

@@ -279,6 +279,90 @@ func TestWaitAfterRestart(t *testing.T) {
 	}
 }
 
+// TestHeirRestarts: an heir that dies as it is handed the group, and is back with nothing, does not begin with that because the node that hands over has not heard yet that its
+// move is agreed on: it has everything, and takes the group back. (Found by the schedules, seed 1795748221814654314.)
+func TestHeirRestarts(t *testing.T) {
+	for _, plant := range []plants{{}, {bareUnheard: true}} {
+		with := 0 // of 20 began with nothing
+		for seed := range uint64(20) {
+			w := quietWorld(t, seed, 2, 1, Group{Alone: Fence})
+			w.judge.wait = map[string]bool{"g": true}
+			a, b := w.box("a"), w.box("b")
+			a.m.plant, a.tardy, b.tardy = plant, 700*ms, 5*ms
+			a.step(Move{"g", "b"})
+			for w.states[len(w.states)-1].Groups["g"].Epoch < 2 {
+				w.run(w.now + ms/10)
+			}
+			b.restart(ms)
+			if w.run(w.now + 400*ms); a.m.groups["g"].at.Epoch > 1 {
+				t.Fatalf("seed %d: a has heard of epoch %d", seed, a.m.groups["g"].at.Epoch)
+			}
+			a.tardy = 0
+			w.run(w.now + 1500*ms)
+			if with += btoi(len(w.judge.stale) > 0); plant == (plants{}) {
+				w.served(t, seed, "a")
+			}
+		}
+		if plant == (plants{}) && with > 0 || plant.bareUnheard && with < 15 {
+			t.Errorf("planted %+v: of 20 heirs that restarted %d began with nothing", plant, with)
+		}
+	}
+}
+
+// TestAnotherLife: what is known of how a node stands is of one life of it. Whatever the next one says first ends that: nothing is handed over to who is dead.
+func TestAnotherLife(t *testing.T) {
+	for _, plant := range []plants{{}, {oldViews: true}} {
+		now, mine := Time(1e9), Term{1, "a", 5}
+		n := New(Config{"a", 5, Default}, now)
+		n.plant = plant
+		heirs := func(e Event) (lives []uint64) { // of terms that are proposed
+			for _, x := range n.Step(now, e) {
+				if p, ok := x.(Propose); ok && p.Kind == KindClaim {
+					lives = append(lives, p.Term.Life)
+				}
+				if s, ok := x.(Send); ok && s.Kind == Renew && s.To == "w" {
+					n.Step(now, Received{"w", Message{Kind: Promise, Life: 9, Group: "g", Term: mine, Seq: s.Seq, Yes: true}})
+				}
+			}
+			return lives
+		}
+		beat := func(life uint64, whole bool) Event {
+			return Received{"b", Message{Kind: Beat, Life: life, Views: []View{{Group: "g", Epoch: 1, Whole: whole}}}}
+		}
+		heirs(Voters{1, []string{"a", "b", "w"}})
+		heirs(Groups{{Name: "g", Nodes: []string{"a", "b"}}})
+		heirs(Agreed{State: State{Groups: map[string]Ownership{"g": {Term: mine, Rev: 1, Alone: Fence, InSync: []string{"b"}}}}})
+		for range 300 {
+			heirs(Copied{Group: "g", Peer: "b", Equal: true})
+			now = now.Add(time.Millisecond)
+			heirs(Tick{})
+		}
+		heirs(Copied{Group: "g", Peer: "b", Equal: true})
+		heirs(beat(6, true))
+		heirs(Received{"b", Message{Kind: Promise, Life: 7, Group: "g", Term: mine}})
+		heirs(Received{"b", Message{Kind: Release, Life: 6, Group: "g", Term: Term{1, "b", 6}}}) // of a life that is over
+		got := heirs(Condition{"g", CauseUplink, 1})
+		if plant.oldViews {
+			if len(got) != 1 || got[0] != 6 {
+				t.Errorf("planted: handed to %v: nothing is tried", got)
+			}
+			continue
+		}
+		got = append(got, heirs(Move{"g", "b"})...)
+		got = append(got, heirs(beat(7, false))...)
+		heirs(Received{"b", Message{Kind: Release, Life: 6, Group: "g", Term: Term{1, "b", 6}}})
+		if n.peers["b"].views == nil {
+			t.Error("what is said for a life that is over ends what is known of this one")
+		}
+		if len(got) > 0 {
+			t.Errorf("handed over to a life %v of which nothing whole is known", got)
+		}
+		if got = heirs(beat(7, true)); len(got) != 1 || got[0] != 7 {
+			t.Errorf("it is whole, and handed to %v, want life 7", got)
+		}
+	}
+}
+
 // TestVoterBehind: a voter whose log has a claim that it does not know to be agreed on may have helped that one before it restarted. It helps the owner before no more until it knows.
 func TestVoterBehind(t *testing.T) {
 	now := Time(1e9)

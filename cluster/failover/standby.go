@@ -250,8 +250,11 @@ func (n *Node) nothingLeft(g *group, now Time) bool {
 	return true
 }
 
-// bare says whether this node has no copy of what the owner of a term had.
-func (n *Node) bare(g *group, t Term) bool { return g.marker == 0 || g.marked != t.Epoch }
+// bare says whether this node has no copy of what the owner of a term had. It cannot say so of a term that it has not heard of: it may be the one that hands over to it,
+// and have everything.
+func (n *Node) bare(g *group, t Term) bool {
+	return (t == g.at.Term || n.plant.bareUnheard) && (g.marker == 0 || g.marked != t.Epoch)
+}
 
 // ahead says whether another node as whole as this one comes first: fewer conditions, then preference.
 func (n *Node) ahead(g *group, other string, v View, place int) bool {

@@ -457,6 +457,9 @@ func (b *box) flush(f Flush) {
 		if !o.up || o.paused || b.w.sync[[2]string{b.name, o.name}] || b.w.sync[[2]string{o.name, b.name}] {
 			return
 		}
+		if !o.table[f.Group].whole { // it has restarted since: the last changes alone are nothing, and it does not say that it has them
+			return
+		}
 		o.table[f.Group].synced = b.w.now
 		b.step(Flushed{f.Group, f.Turn})
 	})
@@ -583,7 +586,11 @@ func (j *judge) see(b *box, f frame) {
 			j.behind[f.group] = last.at - t.synced
 		}
 		if t := b.table[f.group]; ok && j.wait[f.group] && !j.nothingLeft(b, f) && f.at > j.forced[f.group] && (!t.whole || last.at-t.synced > oldest) {
-			j.stale = append(j.stale, fmt.Sprintf("%.3f ms: %s serves %s with a copy that is not whole (%v, %.0f ms behind the owner before)", float64(f.at)/1e6, f.node, f.group, t.whole, float64(last.at-t.synced)/1e6))
+			what := "that is not whole"
+			if t.whole {
+				what = fmt.Sprintf("%.0f ms behind the owner before", float64(last.at-t.synced)/1e6)
+			}
+			j.stale = append(j.stale, fmt.Sprintf("%.3f ms: %s serves %s with a copy %s", float64(f.at)/1e6, f.node, f.group, what))
 		}
 	}
 	if ok && f.at > j.mark {
