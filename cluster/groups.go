@@ -84,20 +84,30 @@ func (n *Node) tellGroups(s *command.State) {
 	a := failover.Agreed{State: s.Groups}
 	if n.st.Last() > s.Index {
 		err := n.st.Beyond(s.Index, func(e *command.Entry) bool {
-			a.Behind = e.Kind == command.KindGroup && e.Group.Kind == failover.KindClaim && e.Group.Term.Node != n.cfg.Name
-			return !a.Behind
+			behind, past := claims(e, n.cfg.Name, d.Life())
+			a.Behind, a.Past = a.Behind || behind, a.Past || past
+			return !a.Behind || !a.Past
 		})
 		if err != nil { // what cannot be read might be anything
-			a.Behind = true
+			a.Behind, a.Past = true, true
 		}
 	}
-	same := n.toldAt > 0 && a.Behind == n.toldGroups.Behind && sameGroups(a.State, n.toldGroups.State)
+	same := n.toldAt > 0 && a.Behind == n.toldGroups.Behind && a.Past == n.toldGroups.Past && sameGroups(a.State, n.toldGroups.State)
 	n.toldAt = s.Index
 	if same {
 		return
 	}
 	n.toldGroups = a
 	d.post(false, func(now failover.Time) { d.step(now, a) })
+}
+
+// claims says whether an entry makes another node the owner of something, or an earlier life of this one.
+func claims(e *command.Entry, name string, life uint64) (behind, past bool) {
+	if e.Kind != command.KindGroup || e.Group.Kind != failover.KindClaim {
+		return false, false
+	}
+	t := e.Group.Term
+	return t.Node != name, t.Node == name && t.Life != life
 }
 
 // sameGroups: every change of a group has a Rev of its own.

@@ -54,10 +54,11 @@ type (
 		Message
 	}
 	// Agreed is the state after what this node has carried out of the log. Behind: its log has more, not known to be agreed on, by which another
-	// node is the owner of something.
+	// node is the owner of something. Past: the same, by which an earlier life of this node is.
 	Agreed struct {
 		State
 		Behind bool
+		Past   bool
 	}
 	// Voters are those of the newest configuration in this node's log, agreed on or not. Version is the number of its entry: the same on every node that has it. It goes
 	// back where that was never agreed on and is taken off the log again: those before are neighbours too, and counted from anew.
@@ -182,6 +183,7 @@ type plants struct {
 	bareTakes  bool // an owner that has restarted does not look who has a copy
 
 	bareUnheard bool // a node that has not heard of a term says that it has no copy of it
+	ownForgets  bool // a voter that has restarted promises a term though its log has a later one of its own last life
 	oldViews    bool // a node that has restarted stands as its last life did until its first beat
 }
 
@@ -198,6 +200,7 @@ type Node struct {
 	state    State
 	known    bool // state was told
 	behind   bool // the log may have another owner for something
+	past     bool // or an earlier life of this node
 	groups   map[string]*group
 	names    []string // of groups, sorted: the same order each time
 	peers    map[string]*peer
@@ -408,7 +411,7 @@ func (n *Node) policy(list Groups) {
 // agreed takes in what the log says now. Terms that were passed over make no difference: who had one was told by the releases and the promises.
 func (n *Node) agreed(e Agreed, now Time) {
 	first := !n.known
-	n.state, n.behind, n.known = e.State, e.Behind, true
+	n.state, n.behind, n.past, n.known = e.State, e.Behind, e.Past, true
 	for name, o := range e.State.Groups {
 		g := n.group(name)
 		if o.Rev <= g.at.Rev {

@@ -15,6 +15,8 @@ func (n *Node) grant(g *group, from string, t Term, voters uint64, now Time) (ye
 		return false, false
 	case from != n.name && n.behind: // it has restarted, and its log may have another owner, whom it helped before
 		return false, false
+	case from != n.name && n.past && !n.plant.ownForgets: // or it was the owner itself, and the term before that one is over
+		return false, false
 	case voters < n.voters.Version: // the owner counts by voters that are not the newest: its majority may not meet another's
 		return false, false
 	case n.plant.noEpoch:
