@@ -260,6 +260,9 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	} else if err != nil {
 		return o, err
 	}
+	if c.struck = time.Now(); a.struck != nil {
+		c.struck = *a.struck
+	}
 	if a.moves && o.refused == nil {
 		// Whether it came in time is what the figures say.
 		wait := max(a.wait, takes)

@@ -28,7 +28,7 @@ func madeUp() *account {
 		return s
 	}
 	silence := host.Silence{From: at(1001), To: at(1151)}
-	return &account{from: time.Unix(0, at(1000)), to: time.Unix(0, at(3000)),
+	return &account{from: time.Unix(0, at(1000)), struck: time.Unix(0, at(1002)), to: time.Unix(0, at(3000)),
 		probes: flows(time.Millisecond, silence, host.Silence{From: at(900), To: at(906)}), calls: flows(20*time.Millisecond, silence),
 		held:   []host.Held{{Opened: 30, Idle: 20, Tried: 10}, {Opened: 30, Idle: 20, Tried: 10, Lost: 3, LostIdle: 1}},
 		served: host.HoldServed{Accepted: 60, Blocks: 60 + 40 - 3},
@@ -69,10 +69,11 @@ func TestFailoverAccount(t *testing.T) {
 		{"a sender that paused", func(a *account) { a.probes.Pauses = []host.Silence{{From: at(1000), To: at(1100)}} },
 			func(f *failure) bool { return f.paused == 100*time.Millisecond && f.excess == 49*time.Millisecond }},
 		{"connections that are opened meanwhile", func(a *account) {
-			a.fresh = []host.Fresh{{Tried: 6, Failed: 1, Open: []int64{at(500), at(900), at(980), at(1000), at(1300)}, LostNow: []int64{at(980), at(1000), at(1300)}}}
-			a.served.Accepted, a.served.Blocks = a.served.Accepted+5, a.served.Blocks+7
+			a.fresh = []host.Fresh{{Tried: 8, Failed: 1, Open: []host.Opened{{Began: at(499), Open: at(500)}, {Began: at(899), Open: at(900)}, {Began: at(979), Open: at(980), Lost: true},
+				{Began: at(999), Open: at(1000), Lost: true}, {Began: at(999), Open: at(1013), Lost: true}, {Began: at(1002), Open: at(1100)}, {Began: at(1003), Open: at(1300), Lost: true}}}}
+			a.served.Accepted, a.served.Blocks = a.served.Accepted+7, a.served.Blocks+10
 		}, func(f *failure) bool {
-			return f.fresh == fresh{tried: 6, failed: 1, before: 4, lost: 2, age: 20 * time.Millisecond, after: 1}
+			return f.fresh == fresh{tried: 8, failed: 1, before: 4, way: 2, lost: 3, age: 20 * time.Millisecond, after: 1}
 		}},
 		{"an offence", func(a *account) { a.verdict.Offences = []judge.Offence{{Kind: judge.Both}} }, func(f *failure) bool { return len(f.faults) == 1 }},
 	} {
@@ -99,8 +100,9 @@ func TestFailoverAccountThatIsFooled(t *testing.T) {
 		{"a flow that only came up afterwards", "nothing came on alpha 0 in before", func(a *account) { a.probes.Flows[1].First = at(1200) }},
 		{"senders that stopped", "flows ended", func(a *account) { a.probes.Flows[0].Ended = at(2000) }},
 		{"no time", "not whole", func(a *account) { a.to = a.from }},
+		{"done before it began", "not whole", func(a *account) { a.struck = a.from.Add(-1) }},
 		{"connections that nobody accepted", "accepted 59", func(a *account) { a.served.Accepted = 59 }},
-		{"connections that were opened, and nobody accepted them", "65 connections say that they are open, and that 107 blocks", func(a *account) { a.fresh = []host.Fresh{{Tried: 5, Open: []int64{at(1), at(2), at(3), at(4), at(5)}}} }},
+		{"connections that were opened, and nobody accepted them", "65 connections say that they are open, and that 107 blocks", func(a *account) { a.fresh = []host.Fresh{{Tried: 5, Open: make([]host.Opened, 5)}} }},
 		{"connections that were never opened", "no connection was opened", func(a *account) { a.fresh = []host.Fresh{{Tried: 5}} }},
 		{"connections that carried nothing", "had 96", func(a *account) { a.served.Blocks = 96 }},
 	} {

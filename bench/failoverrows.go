@@ -12,12 +12,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"demarc/gateway/netlab"
 	"demarc/gateway/trio"
 )
 
 // act is what is done to a pair in one run. All but do may be nil.
 type act struct {
 	prepare, do, undo func(owner *trio.Node) error
+	struck            *time.Time    // when it was surely done, told by do; nil = when that returns
 	moves             bool          // the other gateway must come to serve
 	wait              time.Duration // for so long; 0 = takes
 	refusable         bool          // do may be refused by the pair: the run is counted as refused
@@ -83,9 +85,27 @@ func kill(_ *failoverBench, ctx context.Context, p *trio.Pair, i, _ int, _ time.
 	return act{prepare: leading(ctx, p, i), do: func(n *trio.Node) error { n.Kill(); return nil }, undo: start(ctx), moves: true}
 }
 
-// killOpening gives connections a second in which they open undisturbed.
+// killOpening gives connections a second in which they open undisturbed. It looks itself when the process is dead: what was its parent goes on for a while.
 func killOpening(q *failoverBench, ctx context.Context, p *trio.Pair, i, runs int, long time.Duration) act {
 	a := kill(q, ctx, p, i, runs, long)
+	a.struck = new(time.Time)
+	a.do = func(n *trio.Node) error {
+		pid := n.Pid()
+		if pid == 0 {
+			return fmt.Errorf("the owner has no process to kill")
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			return err
+		}
+		for end := time.Now().Add(takes); netlab.Lives(pid); time.Sleep(100 * time.Microsecond) {
+			if time.Now().After(end) {
+				return fmt.Errorf("process %d has been killed, and lives", pid)
+			}
+		}
+		*a.struck = time.Now()
+		n.Kill()
+		return nil
+	}
 	lead := a.prepare
 	a.prepare = func(n *trio.Node) error {
 		err := rest(ctx, time.Second)
@@ -261,9 +281,10 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 	}
 	if r.opening {
 		q.add(r.name, "fresh-open-before", "connections", collect(func(o *run) float64 { return float64(o.fresh.before) }), "", 0)
+		q.add(r.name, "fresh-on-their-way", "connections", collect(func(o *run) float64 { return float64(o.fresh.way) }), "", 0)
 		q.add(r.name, "fresh-lost", "connections", collect(func(o *run) float64 { return float64(o.fresh.lost) }), "", 0)
 		q.add(r.name, "fresh-lost-oldest", "ms", collect(func(o *run) float64 { return ms(o.fresh.age) }), "max", lagMs)
-		q.add(r.name, "fresh-lost-opened-after", "connections", collect(func(o *run) float64 { return float64(o.fresh.after) }), "max", 0)
+		q.add(r.name, "fresh-lost-began-after", "connections", collect(func(o *run) float64 { return float64(o.fresh.after) }), "max", 0)
 		q.add(r.name, "fresh-failed", "connections", collect(func(o *run) float64 { return float64(o.fresh.failed) }), "max", 0)
 	}
 	var calls []float64
@@ -319,7 +340,7 @@ func (o *run) String() string {
 	s := fmt.Sprintf("gap %.1f ms (%s), %.1f ms just before, senders paused %.1f ms; %d flows not back, %d on another session; lost %d of %d connections with data, %d of %d idle; %d of %d packets; %v", o.gap.Seconds()*1e3, o.flow, o.before.Seconds()*1e3, o.paused.Seconds()*1e3,
 		o.away, o.moved, o.data[0], o.data[1], o.idle[0], o.idle[1], o.lost, o.sent, o.owners)
 	if o.fresh.tried > 0 {
-		s += fmt.Sprintf("; %d connections were open when it came, of those %d lost, the oldest %s old; %d lost that opened afterwards, %d of %d did not open", o.fresh.before, o.fresh.lost, o.fresh.age, o.fresh.after, o.fresh.failed, o.fresh.tried)
+		s += fmt.Sprintf("; %d connections were open when it came, %d on their way, of both %d lost, the oldest open for %s; %d lost that began afterwards, %d of %d did not open", o.fresh.before, o.fresh.way, o.fresh.lost, o.fresh.age, o.fresh.after, o.fresh.failed, o.fresh.tried)
 	}
 	if o.led {
 		s += "; led too"

@@ -15,6 +15,7 @@ import (
 // account is all that was recorded in one run.
 type account struct {
 	from, to      time.Time         // what was done to the pair began, and what may be its work ended
+	struck        time.Time         // it was surely done: nothing that was sent later met the pair as it was before
 	probes, calls *netlab.FlowsSeen // probes: nil = there are none
 	held          []host.Held       // connections
 	served        host.HoldServed   // their other ends
@@ -47,9 +48,11 @@ type failure struct {
 // fresh is what became of connections that were opened all the time.
 type fresh struct {
 	tried, failed int
-	before, lost  int           // open when the event came; of those, lost
+	before        int           // open when the event came
+	way           int           // on their way then: they began before it was done, and were open after it had begun
+	lost          int           // of both
 	age           time.Duration // of the oldest lost one, when the event came
-	after         int           // lost ones that opened afterwards
+	after         int           // lost ones that began afterwards
 }
 
 // gone is a silence at the end after which a flow counts as one that has not come back.
@@ -57,7 +60,7 @@ const gone = 250 * time.Millisecond
 
 // judge says what a run cost. An error says that the account cannot be true, or is not of a pair that worked: then it is no figure at all.
 func (a *account) judge() (f failure, err error) {
-	if a.calls == nil || a.verdict == nil || !a.to.After(a.from) {
+	if a.calls == nil || a.verdict == nil || !a.to.After(a.from) || a.struck.Before(a.from) {
 		return f, errors.New("the account is not whole")
 	}
 	var received uint64
@@ -123,21 +126,25 @@ func (a *account) judge() (f failure, err error) {
 	accepted := f.opened
 	for _, h := range a.fresh {
 		f.fresh.tried, f.fresh.failed = f.fresh.tried+h.Tried, f.fresh.failed+h.Failed
-		for _, at := range h.Open {
-			if at <= a.from.UnixNano() {
+		lost := h.Lost()
+		for _, o := range h.Open {
+			switch {
+			case o.Open <= a.from.UnixNano():
 				f.fresh.before++
+			case o.Began <= a.struck.UnixNano():
+				f.fresh.way++
 			}
 		}
-		for _, at := range h.LostNow {
-			if at > a.from.UnixNano() {
+		for _, o := range lost {
+			if o.Began > a.struck.UnixNano() {
 				f.fresh.after++
 				continue
 			}
 			f.fresh.lost++
-			f.fresh.age = max(f.fresh.age, time.Duration(a.from.UnixNano()-at))
+			f.fresh.age = max(f.fresh.age, time.Duration(a.from.UnixNano()-o.Open))
 		}
 		accepted += len(h.Open)
-		blocks += 2*len(h.Open) - len(h.LostNow)
+		blocks += 2*len(h.Open) - len(lost)
 	}
 	if len(a.fresh) > 0 && f.fresh.before == 0 {
 		return f, errors.New("no connection was opened before the event")

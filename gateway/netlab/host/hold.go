@@ -62,8 +62,12 @@ type HoldServed struct {
 func tcpHoldServe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 	addr := fs.String("addr", ":8081", "listen address")
 	most := fs.Int("most", 1000, "connections at a time")
+	after := fs.Duration("after", 0, "so long it takes to answer a block")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
+	}
+	if *after < 0 {
+		return nil, errors.New("an answer cannot come before its block")
 	}
 	if err := roomFor(*most); err != nil {
 		return nil, err
@@ -90,6 +94,7 @@ func tcpHoldServe(ctx context.Context, fs *flag.FlagSet, args []string) (any, er
 			if !good {
 				return
 			}
+			time.Sleep(*after)
 			if _, err := c.Write(block(id, round, true)); err != nil {
 				return
 			}

@@ -16,11 +16,28 @@ import (
 
 // Fresh is what became of connections that were opened one after the other, all the time.
 type Fresh struct {
-	Tried   int            `json:"tried"`
-	Failed  int            `json:"failed"`             // that did not open, though there was time
-	Why     map[string]int `json:"why,omitempty"`      // of those, and of those that were lost
-	Open    []int64        `json:"open"`               // when each was open and had carried a block each way (Unix, ns)
-	LostNow []int64        `json:"lost_now,omitempty"` // of those, that carried no further one in time at the end
+	Tried  int            `json:"tried"`
+	Failed int            `json:"failed"`        // that did not open, though there was time
+	Why    map[string]int `json:"why,omitempty"` // of those, and of those that were lost
+	Open   []Opened       `json:"open"`
+}
+
+// Opened is a connection that opened. Its two times hold whenever this process got the processor: nothing of it was sent before the first, and by the second a block had gone each
+// way. An event between the two found it on its way.
+type Opened struct {
+	Began int64 `json:"began"` // Unix, ns
+	Open  int64 `json:"open"`
+	Lost  bool  `json:"lost,omitempty"` // it carried no further block in time at the end
+}
+
+// Lost are those that were lost.
+func (f *Fresh) Lost() (lost []Opened) {
+	for _, o := range f.Open {
+		if o.Lost {
+			lost = append(lost, o)
+		}
+	}
+	return lost
 }
 
 // tcpOpen opens connections to a tcp-hold-serve at a rate until it is told to end, keeps them, and has each carry a block each way at the end.
@@ -65,6 +82,7 @@ func tcpOpen(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 		if a := from[i%len(from)]; a != "" {
 			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(a)}
 		}
+		o := Opened{Began: time.Now().UnixNano()}
 		c, err := d.DialContext(last, "tcp", *dst)
 		if err == nil {
 			defer c.Close()
@@ -82,17 +100,15 @@ func tcpOpen(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 			mu.Unlock()
 			return
 		}
-		at := time.Now().UnixNano()
-		mu.Lock()
-		r.Open = append(r.Open, at)
-		mu.Unlock()
+		o.Open = time.Now().UnixNano()
 		<-end.Done()
 		if err := exchanged(c, id, 1); err != nil {
 			note(err)
-			mu.Lock()
-			r.LostNow = append(r.LostNow, at)
-			mu.Unlock()
+			o.Lost = true
 		}
+		mu.Lock()
+		r.Open = append(r.Open, o)
+		mu.Unlock()
 	}
 	var wg sync.WaitGroup
 	begin, gap := time.Now(), time.Duration(float64(time.Second) / *rate)
