@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
-	"slices"
 	"time"
 )
 
@@ -23,39 +21,20 @@ func main() {
 	}
 }
 
-// run runs go test with the given arguments, once for each list of them between "--", and reports everything that makes the run fail in one error.
+// run runs go test as the arguments say (see split), and reports everything that makes the run fail in one error.
 func run(out io.Writer, matrix, file string, slow int, args []string) error {
 	// An interrupt reaches the child by the terminal; what it says about it is still worth printing.
 	signal.Ignore(os.Interrupt)
 	r, start := newRecord(out), time.Now()
 	var errs []error
-	for _, list := range split(args) {
-		errs = append(errs, goTest(r, list))
-	}
-	return errors.Join(append(errs, finish(r, matrix, file, slow, time.Since(start), os.Getenv("CI") != ""))...)
-}
-
-func split(args []string) (lists [][]string) {
-	for {
-		i := slices.Index(args, "--")
-		if i < 0 {
-			return append(lists, args)
-		}
-		lists, args = append(lists, args[:i]), args[i+1:]
-	}
-}
-
-func goTest(r *record, args []string) error {
-	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
-	cmd.Stderr = os.Stderr
-	pipe, err := cmd.StdoutPipe()
+	steps, err := split(args)
 	if err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
-		return err
+	for _, lanes := range steps {
+		errs = append(errs, step(r, lanes))
 	}
-	return errors.Join(r.read(pipe), cmd.Wait())
+	return errors.Join(append(errs, finish(r, matrix, file, slow, time.Since(start), os.Getenv("CI") != ""))...)
 }
 
 // finish says what the run was and finds what go test does not: skips where none may be, and a page that promises more than ran.

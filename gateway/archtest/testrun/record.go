@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -35,35 +36,40 @@ type result struct {
 
 type line struct{ test, text string }
 
-// record is what a run of go test did.
+// record is what runs of go test did. Several may be read at the same time.
 type record struct {
-	out     io.Writer
-	results map[string]*result // by package, space, test
-	order   []*result
-	pending map[string][]line // output of packages that have not ended
-	shown   int               // figures printed
+	mu      sync.Mutex
+	out     io.Writer          // mu
+	results map[string]*result // mu; by package, space, test
+	order   []*result          // mu
+	shown   int                // mu; figures printed
 }
+
+// pending is the output of a run's packages that have not ended.
+type pending map[string][]line
 
 // figureMark begins what a passing test wants to be read by whoever reads the log of a run: how much it did, with which seed.
 const figureMark = "figure: "
 
 func newRecord(out io.Writer) *record {
-	return &record{out: out, results: map[string]*result{}, pending: map[string][]line{}}
+	return &record{out: out, results: map[string]*result{}}
 }
 
 // read takes in the whole output of go test -json and prints what a person wants to see of it: a line for each package, everything of what
 // failed.
 func (r *record) read(in io.Reader) error {
-	lines := bufio.NewReader(in)
+	lines, p := bufio.NewReader(in), pending{}
 	for {
 		text, err := lines.ReadBytes('\n')
 		if len(bytes.TrimSpace(text)) > 0 {
 			var e event
+			r.mu.Lock()
 			if json.Unmarshal(text, &e) != nil || e.Action == "" {
 				r.out.Write(text) // not of test2json: somebody has to see it
 			} else {
-				r.take(e)
+				r.take(e, p)
 			}
+			r.mu.Unlock()
 		}
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -74,20 +80,25 @@ func (r *record) read(in io.Reader) error {
 	}
 }
 
-func (r *record) take(e event) {
+// take is called with mu held, as all below it that a run calls.
+func (r *record) take(e event, p pending) {
 	switch e.Action {
 	case "build-output":
 		fmt.Fprint(r.out, e.Output)
 	case "output":
-		r.pending[e.Package] = append(r.pending[e.Package], line{e.Test, e.Output})
+		p[e.Package] = append(p[e.Package], line{e.Test, e.Output})
 	case "run":
 		r.of(e.Package, e.Test).Action = "run"
 	case "pass", "fail", "skip":
 		res := r.of(e.Package, e.Test)
-		res.Action, res.Elapsed = e.Action, e.Elapsed
 		if e.Test == "" {
-			r.ended(res, e.FailedBuild != "")
+			r.ended(result{e.Package, "", e.Action, e.Elapsed}, p, e.FailedBuild != "")
+			e.Elapsed += res.Elapsed // a package of which other tests ran before
+			if res.Action == "fail" || res.Action == "pass" && e.Action == "skip" {
+				e.Action = res.Action
+			}
 		}
+		res.Action, res.Elapsed = e.Action, e.Elapsed
 	}
 }
 
@@ -103,9 +114,9 @@ func (r *record) of(pkg, test string) *result {
 }
 
 // ended prints a package.
-func (r *record) ended(res *result, build bool) {
-	lines := r.pending[res.Package]
-	delete(r.pending, res.Package)
+func (r *record) ended(res result, p pending, build bool) {
+	lines := p[res.Package]
+	delete(p, res.Package)
 	switch {
 	case res.Action == "skip": // has no tests
 		return
