@@ -231,6 +231,7 @@ service = ["udp/7008", "tcp/7100"]
 
 // Tenants come, go and get other names while the node runs. What one had, no other one gets.
 func TestApplyTenantsAtRunTime(t *testing.T) {
+	mostlyWaits(t)
 	head := "schema = 1\nname = \"e2e\"\n[backbone]\ninterfaces = [\"backbone\"]\n"
 	r := newRig(t, "tenants", head+rigAlpha(""))
 	r.start()
@@ -674,6 +675,7 @@ func TestApplyManyRules(t *testing.T) {
 
 // kill -9 at any moment of a row of applies: what was acknowledged is served again, or the one that was under way.
 func TestApplyKilledAnyTime(t *testing.T) {
+	mostlyWaits(t)
 	policy := func(n int) string {
 		return strings.Replace(rigPolicy("", ""), `name = "e2e"`, fmt.Sprintf("name = \"number %d\"", n), 1)
 	}

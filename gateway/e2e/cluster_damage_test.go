@@ -75,6 +75,7 @@ func (m *machine) damaged(s *steady, file string) {
 // TestClusterDamage: a log that ends in the middle, a snapshot with another bit, a log with other bits. Each is named with its file, by the node and its log; the witness, which has
 // nothing to serve, ends; the gateway serves; the others go on, and from them both come back as docs/recovery.md says.
 func TestClusterDamage(t *testing.T) {
+	mostlyWaits(t)
 	r := newTrio(t)
 	gw1, gw2, wit := r.begin()
 	for i := range 20 { // until every member has shortened its log behind a snapshot: what is in that is nowhere else then

@@ -11,6 +11,7 @@ import (
 // TestClusterLostQuorum: two of three are lost, which docs/recovery.md and docs/cluster.md have the way out of. Until then the one that is left serves and names those that are missing;
 // by accident nothing happens; afterwards it takes changes at once, a lost one that comes back is refused by name, and both come as new ones.
 func TestClusterLostQuorum(t *testing.T) {
+	mostlyWaits(t)
 	r := newTrio(t)
 	gw1, gw2, wit := r.begin()
 	id := gw1.members().Cluster

@@ -56,6 +56,7 @@ var witnessApplies = flag.Int("cluster.applies", 4, "how many policies of 10,000
 
 // TestClusterWitnessStaysSmall: policies of 10,000 rules, one after the other, and again after a start.
 func TestClusterWitnessStaysSmall(t *testing.T) {
+	mostlyWaits(t)
 	r := newTrio(t)
 	gw1, wit := r.nodes["gw1"], r.nodes["wit"]
 	gw1.start("--policy", r.policy("first"))

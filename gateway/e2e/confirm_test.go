@@ -419,6 +419,7 @@ func faulted(err error, f **api.Fault, status int) bool {
 // A damaged replicated state keeps no node from serving what it has: it says which file, takes no change, and goes on with the numbers once that
 // file is out of the way.
 func TestReplicatedStateDamaged(t *testing.T) {
+	mostlyWaits(t)
 	for name, damage := range map[string]func(b []byte) []byte{
 		"overwritten": func(b []byte) []byte { return bytes.Repeat([]byte("x"), len(b)) },
 		"cut short":   func(b []byte) []byte { return b[:len(b)/3] },
@@ -496,6 +497,7 @@ func TestReplicatedStateDamaged(t *testing.T) {
 
 // A node of a release that kept its policies by itself goes on counting, and one whose own copies are gone serves what was agreed on.
 func TestReplicatedStateBeginsAndIsFollowed(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "upgrade", faultPolicy(0))
 	r.start()
 	for n := range 3 {

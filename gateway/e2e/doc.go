@@ -1,5 +1,5 @@
 // Package e2e is the tests of the whole: the real binary in namespaces, real clients and the real kernel around it.
 //
 // It does not contain anything but tests, and does not look inside the gateway: what is judged is what hosts see, what is on the wire, and
-// what the gateway says of itself. The tests need root (netlab/roottest) and run one after the other.
+// what the gateway says of itself. The tests need root (netlab/roottest) and run one after the other, but for those that mostly wait.
 package e2e

@@ -17,6 +17,7 @@ import (
 // have ordinary neighbour caches: what comes to them of a group comes from its MACs. When the policy gives a group to the other node, nothing of it leaves any more; the node's own
 // addresses, and the other group, live on.
 func TestGroupOnTheWire(t *testing.T) {
+	mostlyWaits(t)
 	l := exampleLab(t, "group", 1, []string{"ens1f0", "ens1f1"}, []exampleHost{
 		{"upstream", "ens1f0", 0, []string{"203.0.113.1/29", "2001:db8:ff::1/64"}, map[string]string{"192.0.2.0/30": "203.0.113.4", "2001:db8:a::/64": "2001:db8:ff::4"}},
 		{"acme", "ens1f1", 10, []string{"198.18.10.10/24", "2001:db8:a::10/64"}, map[string]string{"0.0.0.0/0": "198.18.10.1", "::/0": "2001:db8:a::1"}},

@@ -61,11 +61,10 @@ func program(t testing.TB) string {
 	return built.path
 }
 
-// mostlyWaits begins a test that waits most of its time and measures no rate: after the others it runs two at a time. What is measured, paced or
-// counted to the last packet stays alone.
+// mostlyWaits is roottest.MostlyWaits.
 func mostlyWaits(t *testing.T) {
 	t.Helper()
-	t.Parallel()
+	roottest.MostlyWaits(t)
 }
 
 var labs struct {

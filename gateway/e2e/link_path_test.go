@@ -17,6 +17,7 @@ import (
 
 // What real clients see of the gateway as a hop: traceroute, ping, dig, with and without translation.
 func TestLinkRealClients(t *testing.T) {
+	mostlyWaits(t)
 	s := standard(t, netlab.Options{})
 	// Linux sends few unreachables a second to one peer, and all of alpha is one.
 	check(t, s.Sysctl(s.Public1.Name, "net.ipv4.icmp_ratelimit", "0"))

@@ -19,6 +19,7 @@ import (
 // TestNextReleaseReadsToday: the next release reads entries, states, snapshots and copies as today's builds write them, and what today's refuses is what it writes. Today's
 // program has nothing of it.
 func TestNextReleaseReadsToday(t *testing.T) {
+	mostlyWaits(t)
 	later, err := os.ReadFile(nextRelease(t))
 	check(t, err)
 	now, err := os.ReadFile(program(t))
@@ -174,6 +175,7 @@ func roll(t *testing.T, order ...string) *trio {
 // TestRollingUpgradeWitnessFirst: the witness, then the gateways, under traffic; then what is new is used. A gateway that goes back says why it does not serve that, serves
 // what it served before it, and holds up what it does not know; upgraded again it goes on.
 func TestRollingUpgradeWitnessFirst(t *testing.T) {
+	mostlyWaits(t)
 	r := roll(t, "wit", "gw1", "gw2")
 	gw1, gw2 := r.nodes["gw1"], r.nodes["gw2"]
 	gw1.upgrade("")
@@ -201,6 +203,7 @@ func TestRollingUpgradeWitnessFirst(t *testing.T) {
 // TestRollingUpgradeWitnessLast: the gateways, then the witness. A gateway that goes back meets an entry that it cannot read: it forwards, says so everywhere, takes no change and
 // holds nobody up; upgraded again it goes on from there.
 func TestRollingUpgradeWitnessLast(t *testing.T) {
+	mostlyWaits(t)
 	r := roll(t, "gw1", "gw2", "wit")
 	gw1, gw2, wit := r.nodes["gw1"], r.nodes["gw2"], r.nodes["wit"]
 	wit.must("cluster", "note", "all are upgraded")

@@ -73,6 +73,7 @@ func refusedStart(r *rig, why string, want []string, wrap ...string) {
 
 // What cannot start says why in a line each and leaves the machine as it was.
 func TestRefuseToStart(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "refuse", rigPolicy("", ""))
 	good := rigNode(r.data, r.socket, "")
 	node := func(old, now string) {
@@ -145,6 +146,7 @@ func TestRefuseToStart(t *testing.T) {
 
 // A second process on the same ports, or on the same socket, is refused before it touches anything; the first one loses nothing.
 func TestRefuseSecondInstance(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "second", rigPolicy("", ""))
 	r.start()
 	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")

@@ -24,7 +24,11 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "run" {
 		os.Exit(idleGateway(os.Args[2:]))
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if builtIn != "" {
+		os.RemoveAll(builtIn)
+	}
+	os.Exit(code)
 }
 
 // idleGateway says that all is well and carries nothing. With --break nat it ends at once, with --break acl after a second.
@@ -49,6 +53,7 @@ func idleGateway(args []string) int {
 
 // A gateway's word is worth nothing: one that only claims to be well breaks nearly every promise, in time, and nothing is left.
 func TestIdleGatewayIsFoundOut(t *testing.T) {
+	roottest.MostlyWaits(t)
 	roottest.Require(t)
 	var out bytes.Buffer
 	r, err := Run(t.Context(), Options{Duration: 8 * time.Second, Out: &out})
