@@ -16,8 +16,10 @@ PURE := ./acl/... ./configs/... ./gateway/packet/... ./gateway/flow/... ./gatewa
 # The others: everything else there is, so none can be forgotten.
 ROOT = $(shell comm -23 <(go list ./... | sort) <(go list $(PURE) $(GUESTS) | sort))
 
-# Those of the others whose guests take a processor each, and all the time they need.
+# Those of the pure that have time-outs of their own; and those of the others that need a processor, and have all the time they need.
+TIMED := ./gateway/api/... ./cluster/...
 GUESTS := ./gateway/zerocopy/...
+QUICK = $(filter-out $(TIMED),$(PURE))
 
 # Root tests share two CPUs and measure rates and gaps, so they run one after the other, and alone. Those that say that they mostly wait (roottest.MostlyWaits) come
 # first, two at a time; the time that they leave goes to what only has to be right, at whatever speed: the pure packages and the guests. testrun is go test, and a
@@ -66,12 +68,12 @@ test-pure: check
 test: build
 	@.ci/setup.sh
 	@$(MAKE) --no-print-directory check
-	@if $(TESTRUN) -matrix docs/rfc.md -- $(WAITING) $(ROOT) ++ @idle $(GOTEST) -p=2 $(PURE) $(GUESTS) -- $(ALONE) $(ROOT); then echo; echo "make test: every package passed"; else echo; echo "make test: FAILED, see the lines with FAIL and testrun above"; exit 1; fi
+	@if $(TESTRUN) -matrix docs/rfc.md -- $(WAITING) $(ROOT) ++ $(GOTEST) -p=1 $(TIMED) ++ @low $(GOTEST) -p=2 $(QUICK) $(GUESTS) -- $(ALONE) $(ROOT); then echo; echo "make test: every package passed"; else echo; echo "make test: FAILED, see the lines with FAIL and testrun above"; exit 1; fi
 
 # The same tests without the pure packages.
 test-root: build
 	@.ci/setup.sh
-	@$(TESTRUN) -- $(WAITING) $(ROOT) ++ @idle $(GOTEST) -p=2 $(GUESTS) -- $(ALONE) $(ROOT)
+	@$(TESTRUN) -- $(WAITING) $(ROOT) ++ @low $(GOTEST) -p=2 $(GUESTS) -- $(ALONE) $(ROOT)
 
 generate:
 	go generate ./...

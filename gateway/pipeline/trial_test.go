@@ -128,13 +128,13 @@ func TestATrialIsWhatThenHappens(t *testing.T) {
 	if *trialTime > 0 {
 		limit = *trialTime
 	}
-	start := time.Now()
+	used := spent(t)
 	s := newStorm(t, seed)
 	trials, loops, hands, made, whole := 0, 0, 0, 0, 0
 	var reasons [verdict.NumReasons]int
-	for round := 0; time.Since(start) < limit; round++ {
+	for round := 0; used() < limit; round++ {
 		s.begin(t, 3-round%3)
-		for n := 0; n < 500 && time.Since(start) < limit; n++ {
+		for n := 0; n < 500 && used() < limit; n++ {
 			f := s.g.next()
 			if f.data = bytes.Clone(f.data); q(f.data).Flags&inPieces != 0 { // a trial knows no fragments but its own
 				continue

@@ -21,7 +21,7 @@ import (
 const (
 	waiting = "@waiting" // only the tests that say of themselves that they mostly wait
 	others  = "@others"  // all but those
-	idle    = "@idle"    // takes only the processor time that nobody else wants
+	low     = "@low"     // gives way to the other lanes: a quarter of a processor that they want whole, else all of it
 )
 
 // lane is runs of go test, one after the other.
@@ -37,8 +37,8 @@ func split(args []string) (steps [][]lane, err error) {
 		for _, words := range cut(step, "++") {
 			var l lane
 			for len(words) > 0 && strings.HasPrefix(words[0], "@") {
-				if !slices.Contains([]string{waiting, others, idle}, words[0]) {
-					return nil, fmt.Errorf("%s: want %s, %s or %s", words[0], waiting, others, idle)
+				if !slices.Contains([]string{waiting, others, low}, words[0]) {
+					return nil, fmt.Errorf("%s: want %s, %s or %s", words[0], waiting, others, low)
 				}
 				l.words, words = append(l.words, words[0]), words[1:]
 			}
@@ -116,8 +116,8 @@ func (l *lane) runs() (runs [][]string, err error) {
 
 func (l *lane) goTest(r *record, args []string) error {
 	args = append([]string{"go", "test", "-json"}, args...)
-	if slices.Contains(l.words, idle) {
-		args = append([]string{"chrt", "--idle", "0"}, args...)
+	if slices.Contains(l.words, low) {
+		args = append([]string{"nice", "-n", "5"}, args...)
 	}
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stderr = os.Stderr

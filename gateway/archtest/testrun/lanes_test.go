@@ -61,7 +61,7 @@ func TestLanesChooseByWhatATestSays(t *testing.T) {
 	for _, c := range []struct{ words, want string }{
 		{waiting, "a.TestA a.TestA/sub b.TestB "},
 		{others, "a.TestAB a.TestB c.TestA "},
-		{idle, "a.TestA a.TestA/sub a.TestAB a.TestB b.TestB c.TestA "},
+		{low, "a.TestA a.TestA/sub a.TestAB a.TestB b.TestB c.TestA "},
 	} {
 		got, err := ran(t, c.words, "-count=1", "-p=1", "./...")
 		if err != nil || cmp.Diff(set(strings.Fields(c.want)), set(strings.Fields(got))) != "" {
@@ -123,7 +123,7 @@ func TestLanesRunAtTheSameTime(t *testing.T) {
 		"d/d_test.go": "package d\n" + head + "func TestFails(t *testing.T) { t.Fatal(1) }\n",
 	})
 	start := time.Now()
-	got, err := ran(t, "-count=1", "./a", "++", idle, "-count=1", "./b", "--", "-count=1", "./c")
+	got, err := ran(t, "-count=1", "./a", "++", low, "-count=1", "./b", "--", "-count=1", "./c")
 	if err != nil || len(strings.Fields(got)) != 3 {
 		t.Errorf("ran %q after %v: %v", got, time.Since(start), err)
 	}
