@@ -60,6 +60,20 @@ func cut(args []string, at string) (lists [][]string) {
 	}
 }
 
+// ahead compiles the tests of a step while the one before runs, so that they wait for nothing when they come. Whether they compile is for their own run to say.
+func ahead(lanes []lane) (wait func()) {
+	args := []string{"-n", "5", "go", "test", "-run=^$", "-exec=true", "-p=1"}
+	for _, l := range lanes {
+		_, packages := l.parts()
+		args = append(args, packages...)
+	}
+	cmd := exec.Command("nice", args...)
+	if cmd.Start() != nil {
+		return func() {}
+	}
+	return func() { _ = cmd.Wait() }
+}
+
 // step runs lanes at the same time, and waits for all of them.
 func step(r *record, lanes []lane) error {
 	errs := make([]error, len(lanes))
@@ -85,11 +99,7 @@ func (l *lane) runs() (runs [][]string, err error) {
 	if !slices.Contains(l.words, waiting) && !slices.Contains(l.words, others) {
 		return [][]string{l.args}, nil
 	}
-	i := 0
-	for i < len(l.args) && strings.HasPrefix(l.args[i], "-") {
-		i++
-	}
-	flags, packages := l.args[:i:i], l.args[i:]
+	flags, packages := l.parts()
 	all, err := sources(packages)
 	if err != nil {
 		return nil, err
@@ -112,6 +122,15 @@ func (l *lane) runs() (runs [][]string, err error) {
 		runs = append(runs, append(flags, rest...))
 	}
 	return runs, err
+}
+
+// parts are the flags of go test, each one word, and the packages.
+func (l *lane) parts() (flags, packages []string) {
+	i := 0
+	for i < len(l.args) && strings.HasPrefix(l.args[i], "-") {
+		i++
+	}
+	return l.args[:i:i], l.args[i:]
 }
 
 func (l *lane) goTest(r *record, args []string) error {

@@ -2,7 +2,10 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -129,6 +132,31 @@ func TestLanesRunAtTheSameTime(t *testing.T) {
 	}
 	if got, err = ran(t, "-count=1", "./d", "++", "-count=1", "./c"); err == nil || !strings.Contains(err.Error(), "d.TestFails failed") || len(strings.Fields(got)) != 2 {
 		t.Errorf("one lane fails: ran %q: %v", got, err)
+	}
+}
+
+// Tests of a later step are compiled by the time that the step before has ended.
+func TestLanesAreCompiledAhead(t *testing.T) {
+	files := twoKinds()
+	files["c/c_test.go"] = fmt.Sprintf("package c\nimport \"testing\"\nfunc TestA(t *testing.T) { t.Log(%d) }\n", rand.Uint64()) // nothing that was ever compiled
+	module(t, files)
+	stale := func() string {
+		b, err := exec.Command("go", "list", "-test", "-f", "{{if .ForTest}}{{.Stale}}{{end}}", "./c").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, b)
+		}
+		return strings.TrimSpace(string(b))
+	}
+	if s := stale(); s != "true" {
+		t.Fatalf("stale: %q", s)
+	}
+	steps, err := split([]string{"-count=1", "./a", "--", others, "-count=1", "./c"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ahead(steps[1])()
+	if s := stale(); s != "false" {
+		t.Errorf("it is not compiled: stale: %q", s)
 	}
 }
 

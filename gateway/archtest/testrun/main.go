@@ -31,8 +31,13 @@ func run(out io.Writer, matrix, file string, slow int, args []string) error {
 	if err != nil {
 		return err
 	}
-	for _, lanes := range steps {
+	for i, lanes := range steps {
+		compiled := func() {}
+		if i+1 < len(steps) {
+			compiled = ahead(steps[i+1])
+		}
 		errs = append(errs, step(r, lanes))
+		compiled()
 	}
 	return errors.Join(append(errs, finish(r, matrix, file, slow, time.Since(start), os.Getenv("CI") != ""))...)
 }
