@@ -138,7 +138,7 @@ func TestLanesRunAtTheSameTime(t *testing.T) {
 // Tests of a later step are compiled by the time that the step before has ended.
 func TestLanesAreCompiledAhead(t *testing.T) {
 	files := twoKinds()
-	files["c/c_test.go"] = fmt.Sprintf("package c\nimport \"testing\"\nfunc TestA(t *testing.T) { t.Log(%d) }\n", rand.Uint64()) // nothing that was ever compiled
+	files["c/c_test.go"] = fmt.Sprintf("package c\nimport \"testing\"\nfunc TestA(t *testing.T) { t.Log(%d) }\n", rand.Int64()) // nothing that was ever compiled
 	module(t, files)
 	stale := func() string {
 		b, err := exec.Command("go", "list", "-test", "-f", "{{if .ForTest}}{{.Stale}}{{end}}", "./c").CombinedOutput()
