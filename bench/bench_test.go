@@ -373,7 +373,7 @@ func TestQuickRefusesABrokenGateway(t *testing.T) {
 		var stdout bytes.Buffer
 		c.SetOut(&stdout)
 		c.SetErr(&bytes.Buffer{})
-		c.SetArgs([]string{"quick", "--json", "--pairs", "1", "--seconds", "0.1", "--step", "0.05", "--flows", "256", "--binary", bin, "--break", stage})
+		c.SetArgs([]string{"quick", "--json", "--pairs", "1", "--seconds", "0.1", "--step", "0.05", "--flows", "256", "--rules", "50", "--binary", bin, "--break", stage})
 		c.SilenceUsage, c.SilenceErrors = true, true
 		err := c.ExecuteContext(context.Background())
 		if err == nil || !strings.Contains(err.Error(), stage) {
@@ -403,7 +403,7 @@ func TestQuickInterrupted(t *testing.T) {
 		}
 	})
 	if _, err := q.run(ctx); err == nil || !strings.Contains(err.Error(), context.Canceled.Error()) {
-		t.Errorf("run: %v", err)
+		t.Fatalf("run: %v", err)
 	}
 	if took := time.Since(<-stopped); took > 10*time.Second {
 		t.Errorf("it took %v to end", took)
