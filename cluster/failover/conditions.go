@@ -157,7 +157,7 @@ func (n *Node) view(name string, g *group) (v View, ok bool) {
 // hand proposes that another node is the owner. This one serves until that is agreed on, by its lease alone: it might not hear of it.
 func (n *Node) hand(g *group, to string, c Cause, now Time) {
 	n.passes(g)
-	g.moving = &planned{to, g.at.Rev, now, Term{g.at.Epoch + 1, to, n.peers[to].life}}
+	g.moving = &planned{to, g.at.Rev, now, Term{g.at.Epoch + 1, to, n.peers[to].life}, c}
 	n.tell(g, fmt.Sprintf("handing over to %s: %s", to, c))
 	n.propose(g, now, Entry{Kind: KindClaim, Term: g.moving.term, By: g.at.Term, Alone: n.want(g), Cause: c, Why: RightOwner})
 }

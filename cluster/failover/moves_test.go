@@ -1,6 +1,7 @@
 package failover
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -162,6 +163,42 @@ func TestMoveNotAgreedOn(t *testing.T) {
 	w.isolate(owner, true)
 	w.run(w.now + 2000*ms)
 	w.served(t, 31, owner)
+}
+
+// TestMoveMeetsAnotherEntry: an operator's move whose entry comes after another one of the same group is refused by the log. It is proposed again, or it is said why not; it is not forgotten.
+func TestMoveMeetsAnotherEntry(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		plant plants
+		whole bool
+		want  string
+	}{{"the copy is whole", plants{}, true, "b"}, {"the copy is not whole any more", plants{}, false, "a"}, {"planted: it is forgotten", plants{moveOnce: true}, true, "a"}} {
+		for seed := range uint64(10) {
+			w := quietWorld(t, seed, 2, 1, Group{Alone: Fence})
+			a := w.box("a")
+			a.m.plant, a.tardy = c.plant, 20*ms
+			s := w.states[len(w.states)-1]
+			was := s.Groups["g"]
+			e := Entry{Kind: KindAlone, Group: "g", After: was.Rev, By: was.Term, Alone: Fence} // of the owner, and on its way
+			if !c.whole {
+				e = Entry{Kind: KindSync, Group: "g", After: was.Rev, By: was.Term, Node: "b"}
+				w.sync[[2]string{"a", "b"}] = true
+			}
+			s, err := s.Apply(e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.log, w.states, w.newest = append(w.log, e), append(w.states, s), w.now
+			said := ""
+			w.trace = func(f string, args ...any) { said += fmt.Sprintf(f, args...) + "\n" }
+			a.step(Move{"g", "b"})
+			w.run(w.now + 700*ms)
+			w.served(t, seed, c.want)
+			if told := strings.Contains(said, "the copy of b is not whole"); told == c.whole {
+				t.Errorf("%s, seed %d: it is said that the copy is not whole: %v\n%s", c.name, seed, told, said)
+			}
+		}
+	}
 }
 
 // TestPoison: packets that meet a fault of ours follow the group. They move it once, and then never again while they come.

@@ -183,6 +183,7 @@ type plants struct {
 	bareTakes  bool // an owner that has restarted does not look who has a copy
 
 	bareUnheard bool // a node that has not heard of a term says that it has no copy of it
+	moveOnce    bool // a move that meets another entry is forgotten
 	ownForgets  bool // a voter that has restarted promises a term though its log has a later one of its own last life
 	oldViews    bool // a node that has restarted stands as its last life did until its first beat
 }

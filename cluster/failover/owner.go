@@ -91,6 +91,7 @@ type planned struct {
 	rev   uint64
 	since Time
 	term  Term // the heir's
+	cause Cause
 }
 
 // parting is an owner's last moments, once its move is agreed on: it goes on by the lease that it has until the heir is ready, stops, brings the heir what changed to the
@@ -308,10 +309,15 @@ func (n *Node) release(g *group, now Time) {
 // upkeep is what an owner does beside serving: it says whose copy is in sync, what it does alone, and looks for a better node.
 func (n *Node) upkeep(g *group, now Time) {
 	if m := g.moving; m != nil && (g.at.Rev != m.rev || now.Sub(m.since) > time.Second) {
-		if g.at.Rev == m.rev {
-			n.tell(g, "the move to "+m.to+" was not agreed on within a second: this node stays the owner")
-		}
 		g.moving = nil
+		switch {
+		case now.Sub(m.since) > time.Second:
+			n.tell(g, "the move to "+m.to+" was not agreed on within a second: this node stays the owner")
+		case m.cause == CauseMove && !n.plant.moveOnce: // another entry was first, of a copy most likely: the operator's word still holds, or it is said why not
+			if n.move(g, m.to, now); g.moving != nil {
+				g.moving.since = m.since
+			}
+		}
 	}
 	if g.moving != nil || now < g.nextPropose {
 		return
