@@ -214,9 +214,6 @@ func TestConfirmAndExpiry(t *testing.T) {
 	if n, left, ok := m.Left(); ok && (n != 2 || left > 400*time.Millisecond) {
 		t.Errorf("revision %d has %s left", n, left)
 	}
-	if _, err := m.Revise(t.Context(), Change{Text: []byte("x")}); err == nil || !strings.Contains(err.Error(), "waits for its confirmation") {
-		t.Errorf("onto a provisional revision: %v", err)
-	}
 	eventually(t, "the first is served again", func() bool { return m.gw.last() == "first" })
 	if took := time.Since(began); took < 400*time.Millisecond || took > 1400*time.Millisecond {
 		t.Errorf("it took %s, want 400 ms to 1.4 s", took)
@@ -228,6 +225,9 @@ func TestConfirmAndExpiry(t *testing.T) {
 		t.Errorf("a late confirm: %v", err)
 	}
 	revise(t, "third", time.Minute, m)
+	if _, err := m.Revise(t.Context(), Change{Text: []byte("x")}); err == nil || !strings.Contains(err.Error(), "waits for its confirmation") {
+		t.Errorf("onto a provisional revision: %v", err)
+	}
 	if err := m.Confirm(t.Context(), 3, command.Who{Author: "root"}); err != nil {
 		t.Fatal(err)
 	}

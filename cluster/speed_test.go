@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -25,17 +26,21 @@ func TestFollowersLearnAtOnce(t *testing.T) {
 		}
 	}
 	voting(t, ms, 3)
-	for i, text := range []string{"a", "b", "c"} {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		began := time.Now()
-		o, err := ms[i].Apply(ctx, Change{Text: []byte(text), Who: command.Who{Author: "x"}})
-		took := time.Since(began)
-		if err != nil || len(o.Late()) > 0 {
-			t.Fatalf("%v, %v", err, o.Late())
+	for _, m := range ms {
+		// Whoever waits for the next message does so nearly each time; a busy machine does not take a second five times.
+		quickest := time.Hour
+		for k := 0; k < 5 && quickest > time.Second; k++ {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			began := time.Now()
+			o, err := m.Apply(ctx, Change{Text: []byte(fmt.Sprint(m.cfg.Name, k)), Who: command.Who{Author: "x"}})
+			quickest = min(quickest, time.Since(began))
+			if err != nil || len(o.Late()) > 0 {
+				t.Fatalf("%v, %v", err, o.Late())
+			}
 		}
-		if took > time.Second {
-			t.Errorf("an apply on %s took %s", ms[i].cfg.Name, took)
+		if quickest > time.Second {
+			t.Errorf("an apply on %s took %s at least", m.cfg.Name, quickest)
 		}
 	}
 }

@@ -28,9 +28,9 @@ func TestSoleVoterLeadsAtOnce(t *testing.T) {
 	}
 	defer s.Close()
 	slices.Sort(took)
-	t.Logf("from Open to Leads: median %s, longest %s", took[len(took)/2], took[len(took)-1])
-	if m := took[len(took)/2]; m > 150*time.Millisecond {
-		t.Errorf("median %s, want at most 150 ms: Raft's own takes 500 to 1000", m)
+	t.Logf("from Open to Leads: least %s, median %s, longest %s", took[0], took[len(took)/2], took[len(took)-1])
+	if took[0] > 150*time.Millisecond { // Raft's own never takes less than its timer; a busy machine is not late each time
+		t.Errorf("at least %s, want at most 150 ms: Raft's own takes 500 to 1000", took[0])
 	}
 	if h := s.raft.ReloadableConfig(); h.HeartbeatTimeout != 500*time.Millisecond || h.ElectionTimeout != 500*time.Millisecond {
 		t.Errorf("its timers have become %s and %s", h.HeartbeatTimeout, h.ElectionTimeout)
