@@ -83,7 +83,8 @@ type Driver struct {
 
 	node     atomic.Pointer[Node]    // where entries are proposed; nil = nowhere
 	carrier  atomic.Pointer[Carrier] // nil = nobody is heard of
-	words    sync.Map                // by member: when it was last heard, as *atomic.Int64 since born
+	words    sync.Map                // by member: what was heard of it, as *word
+	deaths   chan struct{}           // has room for one: a member's process has ended
 	born     time.Time               // of this driver
 	lost     atomic.Uint64           // messages that came faster than they were read
 	gaps     atomic.Uint64           // between two readings of the clock that were longer than the guard
@@ -175,7 +176,7 @@ func NewDriver(c DriverConfig) (*Driver, error) {
 	if c.Wall == nil {
 		c.Wall = time.Now
 	}
-	d := &Driver{c: c, log: c.Log, born: time.Now(), groups: map[string]*groupTrack{}, waiting: map[string]failover.Entry{}, proposing: map[string]bool{}, wished: map[string]command.Who{}, started: make(chan struct{}), wake: -1}
+	d := &Driver{c: c, log: c.Log, born: time.Now(), groups: map[string]*groupTrack{}, waiting: map[string]failover.Entry{}, proposing: map[string]bool{}, wished: map[string]command.Who{}, started: make(chan struct{}), deaths: make(chan struct{}, 1), wake: -1}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
@@ -263,21 +264,17 @@ func (d *Driver) Discard() {
 	}
 }
 
-// Heard is when a member was last heard, by any path; the zero time = never. It is Go's own clock, as Raft's last contact is.
-func (d *Driver) Heard(name string) time.Time {
-	if at, ok := d.words.Load(name); ok {
-		return d.born.Add(time.Duration(at.(*atomic.Int64).Load()))
-	}
-	return time.Time{}
-}
-
 // Receive takes in a message that was opened and checked.
 func (d *Driver) Receive(from string, m failover.Message) {
-	at, ok := d.words.Load(from)
-	if !ok {
-		at, _ = d.words.LoadOrStore(from, new(atomic.Int64))
+	if d.hear(from, m) {
+		if n := d.node.Load(); n != nil {
+			n.died(from)
+		}
+		select {
+		case d.deaths <- struct{}{}:
+		default:
+		}
 	}
-	at.(*atomic.Int64).Store(int64(time.Since(d.born)))
 	d.post(true, func(now failover.Time) {
 		if m.Kind == failover.Beat {
 			for _, v := range m.Views {

@@ -21,6 +21,7 @@ type silence struct {
 	leader string    // id
 	stood  time.Time // when this node last stood for election by this
 	tried  time.Time // when it last asked
+	proof  time.Time // since when it is known that the leader's process has ended; zero = it is not
 }
 
 const (
@@ -28,19 +29,37 @@ const (
 	missGap   = 50 * time.Millisecond  // between two readings, that is one in this node
 	missBeats = 100 * time.Millisecond // of silence beside Raft: three beats are lost, or the member is
 	missRest  = 2 * time.Second        // between two elections that this node begins by it
+
+	// Where it is known that the leader's process has ended there is no silence to be waited for.
+	deadStep  = 30 * time.Millisecond  // for so long each that may stand is left to those before it
+	deadAgain = 4 * time.Millisecond   // between two times that this node asks: another may hear of it a moment later
+	deadRest  = 150 * time.Millisecond // between two elections: one takes some 20
 )
 
 // patience is for how long Raft must have heard nothing of the leader either: several times as long as it takes between two of its messages.
 func (s *silence) patience() time.Duration { return max(s.heartbeat/4, missBeats) + 2*s.trip }
 
-// judge says, with a leader that was heard beside Raft and by Raft when said, whether it is in doubt, and whether to ask now for its place. Rank is how many better leaders there are.
-func (s *silence) judge(now time.Time, leader string, heard, contact time.Time, rank int) (doubt, stand bool) {
+// doubtful is for how long Raft must have heard nothing before this node votes as if it had no such leader.
+func (s *silence) doubtful() time.Duration {
+	if !s.proof.IsZero() {
+		return 0
+	}
+	return s.patience() / 2
+}
+
+// judge says, with a leader that was heard beside Raft and by Raft when said, whether it is in doubt, and whether to ask now for its place. Ended: its process is over. Rank is how many better leaders
+// there are.
+func (s *silence) judge(now time.Time, leader string, ended bool, heard, contact time.Time, rank int) (doubt, stand bool) {
 	if s.read.IsZero() || now.Sub(s.read) > missGap {
 		s.awake = now
 	}
 	if s.read = now; leader != s.leader {
-		s.leader, s.awake = leader, now
+		s.leader, s.awake, s.proof = leader, now, time.Time{}
 	}
+	if ended && leader != "" {
+		return true, s.succeed(now, rank)
+	}
+	s.proof = time.Time{}
 	beats := missBeats + s.trip
 	switch {
 	case leader == "" || heard.IsZero() || contact.IsZero() || s.patience() >= s.heartbeat:
@@ -62,6 +81,35 @@ func (s *silence) judge(now time.Time, leader string, heard, contact time.Time, 
 	return true, true
 }
 
+// succeed says whether to ask now for the place of a leader whose process has ended.
+func (s *silence) succeed(now time.Time, rank int) bool {
+	if s.proof.IsZero() {
+		s.proof = now
+	}
+	if now.Sub(s.proof) < time.Duration(rank)*(deadStep+2*s.trip) || now.Sub(s.tried) < deadAgain || now.Sub(s.stood) < deadRest+4*s.trip {
+		return false
+	}
+	s.tried = now
+	return true
+}
+
+// died is told that the process of a member has ended. It must not block: it has this node vote as if that one did not lead.
+func (n *Node) died(name string) {
+	id, _ := n.st.Leader()
+	if m, ok := n.st.State().Named(name); ok && m.ID == id {
+		n.st.Doubt(id, 0)
+	}
+}
+
+// ended reports whether it is known that the process of a member has ended.
+func (n *Node) ended(id string) bool {
+	if n.cfg.Groups == nil || id == "" {
+		return false
+	}
+	m, ok := n.st.State().Member(id)
+	return ok && n.cfg.Groups.Ended(m.Name)
+}
+
 func later(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
@@ -75,34 +123,37 @@ func (n *Node) missLeader(ctx context.Context) {
 	t := time.NewTicker(missEvery)
 	defer t.Stop()
 	defer n.st.Doubt("", 0)
+	var again <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+		case <-n.cfg.Groups.deaths:
+		case <-again: // another one may not have heard of the death yet
 		}
+		again = nil
 		id, _ := n.st.Leader()
 		if n.st.Leads() || !n.current.Load() || n.Stopped() != "" {
 			id = ""
 		}
 		var heard time.Time
-		rank := 0
+		rank, ended := 0, n.ended(id)
 		if id != "" {
 			st := n.st.State()
 			if m, ok := st.Member(id); ok {
 				heard = n.cfg.Groups.Heard(m.Name)
 			}
-			if time.Since(heard) >= missBeats/2 { // else nobody asks
+			if ended || time.Since(heard) >= missBeats/2 { // else nobody asks
 				rank = n.rank(st, id)
 			}
 		}
-		doubt, stand := s.judge(time.Now(), id, heard, n.st.Heard(), rank)
+		doubt, stand := s.judge(time.Now(), id, ended, heard, n.st.Heard(), rank)
 		if !doubt {
 			n.st.Doubt("", 0)
 			continue
 		}
-		n.st.Doubt(id, s.patience()/2)
-		if !stand {
+		if n.st.Doubt(id, s.doubtful()); !stand {
 			continue
 		}
 		within, cancel := context.WithTimeout(ctx, s.patience()/2)
@@ -111,7 +162,9 @@ func (n *Node) missLeader(ctx context.Context) {
 		if s.read = time.Now(); err == nil { // this was no gap
 			s.stood = s.read
 			n.stood.Add(1)
-			n.log.Info("the leader is silent: this node stands for election", "leader", id)
+			n.log.Info("the leader is silent: this node stands for election", "leader", id, "ended", ended)
+		} else if ended {
+			again = time.After(deadAgain)
 		}
 	}
 }

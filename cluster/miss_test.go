@@ -38,7 +38,7 @@ func TestSilence(t *testing.T) {
 				if now > 0 && now < c.gap {
 					continue
 				}
-				doubt, stand := s.judge(zero.Add(now), "x", zero.Add(min(now, c.beats)), zero.Add(min(now, c.raft)), c.rank)
+				doubt, stand := s.judge(zero.Add(now), "x", false, zero.Add(min(now, c.beats)), zero.Add(min(now, c.raft)), c.rank)
 				if doubt && doubted == never {
 					doubted = now
 				}
@@ -65,7 +65,7 @@ func TestSilenceIsBounded(t *testing.T) {
 		if now%(300*time.Millisecond) < 20*time.Millisecond {
 			last = now
 		}
-		if _, stand := s.judge(zero.Add(now), "x", zero.Add(last), zero.Add(last), 0); stand {
+		if _, stand := s.judge(zero.Add(now), "x", false, zero.Add(last), zero.Add(last), 0); stand {
 			asked++
 			if asked%2 == 0 { // what is asked for in vain is not counted as an election
 				s.stood = s.read

@@ -373,10 +373,10 @@ func (n *Node) atLeader(ctx context.Context, q request, body []byte, here func(c
 		var out []byte
 		if n.st.Leads() || n.cfg.peers == nil {
 			a, out = here(ctx)
-		} else if _, address := n.st.Leader(); address != "" {
+		} else if id, address := n.st.Leader(); address != "" && !n.ended(id) {
 			var err error
 			sent := false
-			a, out, sent, err = n.call(ctx, address, q, body)
+			a, out, sent, err = n.callLiving(ctx, id, address, q, body)
 			switch {
 			case err != nil && !sent:
 				a = answer{} // it did not get there: as good as no leader
@@ -397,17 +397,55 @@ func (n *Node) atLeader(ctx context.Context, q request, body []byte, here func(c
 		if err := n.out(); err != nil && unknown == "" {
 			return answer{}, nil, err
 		}
-		t := time.NewTimer(20 * time.Millisecond)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if !n.leaderAgain(ctx) {
 			if unknown != "" {
 				return answer{}, nil, fmt.Errorf("%w: %s", store.ErrUnknownOutcome, unknown)
 			}
 			return answer{}, nil, &leaderless{n.silent(), ctx.Err()}
 		}
 	}
+}
+
+const (
+	leaderAgain = 20 * time.Millisecond // before the same leader is asked again
+	leaderLook  = 2 * time.Millisecond  // whether there is another one
+)
+
+// leaderAgain waits a while, or until another one leads than did when it was called; false = ctx has ended.
+func (n *Node) leaderAgain(ctx context.Context) bool {
+	was, _ := n.st.Leader()
+	t := time.NewTicker(leaderLook)
+	defer t.Stop()
+	for end := time.Now().Add(leaderAgain); time.Now().Before(end); {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return false
+		}
+		if now, _ := n.st.Leader(); now != was && now != "" {
+			break
+		}
+	}
+	return true
+}
+
+// callLiving asks a member for as long as its process is not known to have ended: its connections may stay open for longer than a lease, while the kernel gives back its memory.
+func (n *Node) callLiving(ctx context.Context, id, address string, q request, body []byte) (a answer, out []byte, sent bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		t := time.NewTicker(leaderLook)
+		defer t.Stop()
+		for !n.ended(id) {
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+		cancel()
+	}()
+	return n.call(ctx, address, q, body)
 }
 
 // leaderless says that nobody led while a change waited for that.

@@ -301,6 +301,7 @@ func (c *Carrier) incoming(s *socket, from netip.AddrPort, b []byte, n names) {
 			return
 		}
 		p.received.Add(1)
+		m.Last = o.last
 		c.cfg.Receive(p.name, m)
 	case o.last || len(rest) != 8 || what != carriesProbe && what != carriesEcho:
 		c.drop(DropContent)

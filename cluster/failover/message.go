@@ -13,6 +13,7 @@ type Message struct {
 	Gone   bool   `json:"released,omitempty"` // Promise, Free: the term was released
 	Bare   bool   `json:"bare,omitempty"`     // Free: it has no copy of what the term's owner had, not even an old one. Earlier releases do not say so
 	Views  []View `json:"views,omitempty"`    // Beat
+	Last   bool   `json:"-"`                  // Release: the sender's parent says it, and the sender has ended. Who carries it knows by the keys that it is sealed with
 }
 
 // Say is a kind of message.
