@@ -4,6 +4,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"demarc/cluster/failover"
 )
 
 // TestSilence: what is heard beside Raft puts a leader in doubt, and only Raft's own silence with it has this node ask for its place.
@@ -15,6 +17,7 @@ func TestSilence(t *testing.T) {
 		trip        time.Duration
 		rank        int
 		gap         time.Duration // this node reads nothing from 0 to then
+		told        time.Duration // when it is known that its process has ended; 0 = it is not
 	}
 	for name, c := range map[string]struct {
 		at
@@ -27,6 +30,10 @@ func TestSilence(t *testing.T) {
 		"it goes on beside Raft":              {at{beats: 450 * msec}, never, never, 520 * msec},
 		"this node slept":                     {at{gap: 300 * msec}, 380 * msec, 430 * msec, 480 * msec},
 		"this node slept too long":            {at{gap: 600 * msec}, 680 * msec, 730 * msec, 900 * msec},
+		"its parent tells its end":            {at{told: 10 * msec, raft: 5 * msec, beats: 5 * msec}, 10 * msec, 10 * msec, 400 * msec},
+		"the same, behind another one":        {at{told: 10 * msec, rank: 1}, 10 * msec, 10*msec + deadStep, 400 * msec},
+		"the same, where this node slept":     {at{told: 300 * msec, gap: 300 * msec}, 300 * msec, 300 * msec, 400 * msec},
+		"the same, far away":                  {at{told: 10 * msec, trip: 600 * msec, rank: 1}, 10 * msec, 1240 * msec, 1500 * msec},
 		"far away":                            {at{trip: 600 * msec}, 970 * msec, 1930 * msec, 2500 * msec},
 		"far away, and it jitters":            {at{trip: 600 * msec, raft: 500 * msec, beats: 500 * msec}, 1470 * msec, 2430 * msec, 2800 * msec},
 	} {
@@ -38,7 +45,7 @@ func TestSilence(t *testing.T) {
 				if now > 0 && now < c.gap {
 					continue
 				}
-				doubt, stand := s.judge(zero.Add(now), "x", false, zero.Add(min(now, c.beats)), zero.Add(min(now, c.raft)), c.rank)
+				doubt, stand := s.judge(zero.Add(now), "x", c.told > 0 && now >= c.told, zero.Add(min(now, c.beats)), zero.Add(min(now, c.raft)), c.rank)
 				if doubt && doubted == never {
 					doubted = now
 				}
@@ -168,5 +175,105 @@ func TestRankOfVoters(t *testing.T) {
 		if got := c.of.rank(c.of.st.State(), c.leader.id); got != c.want {
 			t.Errorf("%s stands behind %d others when %s is gone, want %d", c.of.cfg.Name, got, c.leader.cfg.Name, c.want)
 		}
+	}
+}
+
+// TestToldDeath: where its parent says that the leader's process has ended nobody waits for its silence, and nobody for its answer.
+func TestToldDeath(t *testing.T) {
+	w := newDrivenAt(t, 0, []string{"gw-a", "gw-b", "wit"}, false, east())
+	var ms []*member
+	for _, b := range w.boxes {
+		ms = append(ms, b.m)
+	}
+	const most = 100 * time.Millisecond // less than anybody waits for a silent one
+	var all []time.Duration
+	for range 10 { // on a busy machine an election may take longer
+		w.network.Split()
+		var lead int
+		eventually(t, "all follow one leader and hear it", func() bool {
+			if lead = leader(ms); lead < 0 {
+				return false
+			}
+			for j, m := range ms {
+				id, _ := m.st.Leader()
+				if id != ms[lead].id || j != lead && (time.Since(w.boxes[j].d.Heard(w.boxes[lead].name)) > 40*time.Millisecond || w.boxes[j].d.Ended(w.boxes[lead].name) ||
+					m.st.Progress().Applied < ms[lead].st.Progress().Committed) {
+					return false
+				}
+			}
+			return true
+		})
+		var others []*member
+		var rest []string
+		for j, m := range ms {
+			if j != lead {
+				others, rest = append(others, m), append(rest, w.boxes[j].name)
+			}
+		}
+		answered := make(chan error, 1)
+		go func() {
+			_, _, _, err := others[0].callLiving(t.Context(), ms[lead].id, ms[lead].address, request{Kind: askServed, Number: 1 << 40}, nil)
+			answered <- err
+		}()
+		time.Sleep(5 * time.Millisecond) // that it has got there makes it harder, and is not needed
+		w.network.Split(rest)
+		began := time.Now()
+		for j, b := range w.boxes {
+			if j != lead {
+				b.d.Receive(w.boxes[lead].name, failover.Message{Kind: failover.Release, Life: w.boxes[lead].d.Life(), Group: "east", Last: true})
+			}
+		}
+		eventually(t, "another one leads", func() bool { return leader(others) >= 0 })
+		took := time.Since(began)
+		all = append(all, took)
+		select {
+		case err := <-answered:
+			if err == nil {
+				t.Error("the one that has ended has answered")
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("an answer is waited for of the one that has ended")
+		}
+		if took < most {
+			break
+		}
+	}
+	if slices.Min(all) >= most {
+		t.Errorf("%s until somebody else leads, want less than %s once", all, most)
+	}
+}
+
+// TestHear: the last word about a process counts where that was the last that was heard, and for as long as no later one is.
+func TestHear(t *testing.T) {
+	d := &Driver{born: time.Now()}
+	last := func(life uint64) failover.Message {
+		return failover.Message{Kind: failover.Release, Life: life, Last: true}
+	}
+	beat := func(life uint64) failover.Message { return failover.Message{Kind: failover.Beat, Life: life} }
+	for i, c := range []struct {
+		m           failover.Message
+		died, ended bool
+	}{
+		{last(5), false, false}, // nobody has heard it live
+		{beat(7), false, false},
+		{last(5), false, false}, // of an earlier one
+		{last(7), true, true},
+		{last(7), false, true},  // said again
+		{beat(7), false, true},  // it was on its way
+		{beat(9), false, false}, // it has started again
+		{last(7), false, false},
+		{failover.Message{Kind: failover.Release, Life: 9}, false, false}, // it hands over
+		{last(9), true, true},
+	} {
+		before := d.Heard("a")
+		if died := d.hear("a", c.m); died != c.died || d.Ended("a") != c.ended {
+			t.Errorf("%d: died %v, ended %v: want %v and %v", i, died, d.Ended("a"), c.died, c.ended)
+		}
+		if c.m.Last && d.Heard("a") != before {
+			t.Errorf("%d: its parent's word counts as its own", i)
+		}
+	}
+	if d.Ended("b") || !d.Heard("b").IsZero() {
+		t.Error("somebody who was never heard has ended")
 	}
 }

@@ -35,7 +35,9 @@ func (d *Driver) hear(from string, m failover.Message) (died bool) {
 // Heard is when a member was last heard, by any path; the zero time = never. It is Go's own clock, as Raft's last contact is.
 func (d *Driver) Heard(name string) time.Time {
 	if w, ok := d.words.Load(name); ok {
-		return d.born.Add(time.Duration(w.(*word).at.Load()))
+		if at := w.(*word).at.Load(); at > 0 {
+			return d.born.Add(time.Duration(at))
+		}
 	}
 	return time.Time{}
 }

@@ -362,6 +362,11 @@ func TestParting(t *testing.T) {
 	if keys := a.c.PartingKeys(); len(keys) != 1 || keys["gw-b"] == 0 {
 		t.Errorf("it was sealed with %v", keys)
 	}
+	drain(b.in)
+	a.c.Send("gw-b", release)
+	if h := b.next(); h.m.Last || h.m.Term != release.Term {
+		t.Errorf("its own word: %+v", h)
+	}
 	a.stop()
 	drain(b.in)
 	o := NewOutbox()
@@ -371,7 +376,7 @@ func TestParting(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if h := b.next(); h.from != "gw-a" || h.m.Kind != failover.Release || h.m.Term != release.Term {
+	if h := b.next(); h.from != "gw-a" || h.m.Kind != failover.Release || h.m.Term != release.Term || !h.m.Last {
 		t.Errorf("%+v", h)
 	}
 	eventually(t, "it is taken once", func() bool { return b.peer("gw-a").Repeated >= 2 })
