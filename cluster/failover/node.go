@@ -323,7 +323,7 @@ func (n *Node) run(now Time) {
 		g := n.groups[name]
 		switch {
 		case n.deaf:
-			g.solo, g.since, g.parting = 0, 0, nil
+			g.solo, g.since, g.parting, g.refused = 0, 0, nil, nil
 			n.emit(g, 0, now)
 			n.lapse(g, now)
 			continue
@@ -336,6 +336,7 @@ func (n *Node) run(now Time) {
 			n.follow(g, now)
 		}
 		n.release(g, now)
+		n.answer(g, now)
 		n.lapse(g, now)
 		n.announce(g, now)
 	}
@@ -515,6 +516,9 @@ func (n *Node) received(from string, m Message, now Time) {
 		n.heir(g, from, m.Term, now)
 		yes, gone := n.grant(g, from, m.Term, m.Voters, now)
 		n.send(from, Message{Kind: Promise, Group: g.name, Term: m.Term, Seq: m.Seq, Yes: yes, Gone: gone})
+		if g.refused = nil; !yes && !gone {
+			g.refused = &refused{from, m, now}
+		}
 	case Promise:
 		n.promised(g, from, m, now)
 	case Ask:

@@ -396,3 +396,70 @@ func TestVoterBehind(t *testing.T) {
 		}
 	}
 }
+
+// TestPromiseFollows: who asks for a promise that cannot be made yet gets it as soon as it can be, and need not ask again; but not for a question that is old, nor once the term is over.
+func TestPromiseFollows(t *testing.T) {
+	mine, heirs := Term{1, "a", 5}, Term{2, "b", 6}
+	for _, c := range []struct {
+		name         string
+		release, log Time // after the heir has asked: the owner's release, and the log's word of the heir's term
+		over         bool // the heir gives it up as well, in between
+		want         Time // when the promise comes; 0 = it does not
+		yes          bool
+	}{
+		{name: "released, then agreed on", release: 5, log: 9, want: 9, yes: true},
+		{name: "agreed on, then released", release: 9, log: 5, want: 9, yes: true},
+		{name: "the question is old", release: 9, log: 40},
+		{name: "nobody releases", log: 5},
+		{name: "the heir has ended too", release: 9, log: 5, over: true, want: 7},
+	} {
+		now := Time(1e9)
+		n := New(Config{"w", 7, Default}, now)
+		var got []Message
+		var at Time
+		began := Time(0)
+		step := func(e Event) {
+			for _, a := range n.Step(now, e) {
+				if s, ok := a.(Send); ok && s.Kind == Promise && s.To == "b" && began > 0 && now > began {
+					got, at = append(got, s.Message), now.Add(-time.Duration(began))/Time(time.Millisecond)
+				}
+			}
+		}
+		agreed := func(rev uint64, x Term, from string) {
+			step(Agreed{State: State{Groups: map[string]Ownership{"g": {Term: x, Rev: rev, Alone: Fence, InSync: []string{"b"}, From: from}}}})
+		}
+		ask := func(who string, x Term, seq uint64) {
+			step(Received{who, Message{Kind: Renew, Life: x.Life, Group: "g", Term: x, Seq: seq, Voters: 1}})
+		}
+		step(Voters{1, []string{"a", "b", "w"}})
+		step(Groups{{Name: "g", Nodes: []string{"a", "b"}}})
+		agreed(1, mine, "")
+		for range 200 { // it has started more than a lease ago
+			now = now.Add(time.Millisecond)
+			step(Tick{})
+		}
+		ask("a", mine, 3)
+		began = now
+		ask("b", heirs, 8)
+		for range 60 {
+			now = now.Add(time.Millisecond)
+			since := Time(now.Sub(began) / time.Millisecond)
+			if step(Tick{}); since == c.release && c.release > 0 {
+				step(Received{"a", Message{Kind: Release, Life: 5, Group: "g", Term: mine}})
+			}
+			if c.over && since == 7 {
+				step(Received{"b", Message{Kind: Release, Life: 6, Group: "g", Term: heirs}})
+			}
+			if since == c.log {
+				agreed(2, heirs, "a")
+			}
+		}
+		switch {
+		case c.want == 0 && len(got) > 0, c.want > 0 && (len(got) != 1 || at != c.want || got[0].Seq != 8 || got[0].Term != heirs || got[0].Yes != c.yes || got[0].Gone == c.yes):
+			t.Errorf("%s: answered with %+v after %d ms, want it after %d", c.name, got, at, c.want)
+		}
+		if c.yes && n.groups["g"].promise.until != began.Add(time.Duration(c.want)*time.Millisecond+Default.Lease) {
+			t.Errorf("%s: the promise does not count from when it was made", c.name)
+		}
+	}
+}

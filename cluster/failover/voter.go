@@ -6,6 +6,32 @@ type promise struct {
 	until Time
 }
 
+// refused is a question for a promise that was not made.
+type refused struct {
+	from string
+	Message
+	at Time
+}
+
+// answer makes a promise that could not be made when it was asked for, as soon as it can be: the term before is released here, or this node hears that the new one is agreed on. Who asks would ask
+// again, later. It counts from when it asked, and this promise is from now: longer than it needs. A question that is as old as the next but five is nobody's any more.
+func (n *Node) answer(g *group, now Time) {
+	q := g.refused
+	if q == nil {
+		return
+	}
+	if now.Sub(q.at) > n.t.Renew {
+		g.refused = nil
+		return
+	}
+	yes, gone := n.grant(g, q.from, q.Term, q.Voters, now)
+	if !yes && !gone {
+		return
+	}
+	n.send(q.from, Message{Kind: Promise, Group: g.name, Term: q.Term, Seq: q.Seq, Yes: yes, Gone: gone})
+	g.refused = nil
+}
+
 // grant answers Renew. It is the whole of fencing: a voter has at most one live promise, and two majorities share a voter.
 func (n *Node) grant(g *group, from string, t Term, voters uint64, now Time) (yes, gone bool) {
 	switch {
