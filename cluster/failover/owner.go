@@ -16,9 +16,9 @@ type group struct {
 	// As a voter.
 	promise promise
 	refused *refused // the last question for a promise that could not be made yet
-	rel     Term // given up for good by its owner
-	early   Term // the same, of one that nobody here has heard of yet
-	began   Time // when this node heard of the term that is agreed on
+	rel     Term     // given up for good by its owner
+	early   Term     // the same, of one that nobody here has heard of yet
+	began   Time     // when this node heard of the term that is agreed on
 
 	// As the owner.
 	sent        []question      // the newest ones
