@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -27,15 +28,51 @@ func noArgs(cmd *cobra.Command, args []string) error {
 
 // Command is `demarc bench`.
 func Command() *cobra.Command {
+	q := suite{}
+	var asJSON bool
+	var about strings.Builder
+	for _, s := range scenarios() {
+		if s.short != nil || s.full != nil {
+			fmt.Fprintf(&about, "  %-11s %s\n", s.name, s.about)
+		}
+	}
 	c := &cobra.Command{
 		Use:   "bench",
-		Short: "measure the gateway beside the kernel's nftables",
-		Long:  "Measure the gateway beside the kernel's own nftables, on the same devices in the same run.",
-		Args:  noArgs,
-		RunE: func(*cobra.Command, []string) error {
-			return usageError{fmt.Errorf("name a bench: %s", strings.Join(names(func(*scenario) bool { return true }), ", "))}
+		Short: "measure the gateway beside its peers: one scenario, or all of them in 12 minutes",
+		Long: "Without the name of a bench: run a short plan of all scenarios, at most 12 minutes, with --full their whole tables, hours.\n" + about.String() +
+			"The gateway and its peers take turns on the same devices in the same run. A figure is a median with the least and the most, and a difference\n" +
+			"inside the spread is called unresolved. Loads during which something else used the machine are repeated, or marked. Prints a table and writes\n" +
+			"results.json (docs/bench/results.schema.json) and progress.log; what is done is there also after an interruption, which is said. Exit status 1\n" +
+			"when a scenario failed or a figure is not as promised. Needs root, two CPUs, and the packages of the peers.",
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := q.choose(); err != nil {
+				return usageError{err}
+			}
+			if q.Dir == "" {
+				q.Dir = filepath.Join("bench-results", time.Now().UTC().Format("20060102-150405"))
+			}
+			if q.Budget = shortBudget; q.Full {
+				q.Budget = 0
+			}
+			q.Progress = cmd.ErrOrStderr()
+			err := q.run(cmd.Context())
+			if q.out.Scenarios == nil {
+				return err
+			}
+			if asJSON {
+				return errors.Join(err, q.out.JSON(cmd.OutOrStdout()))
+			}
+			return errors.Join(err, q.print(cmd.OutOrStdout()))
 		},
 	}
+	f := c.Flags()
+	f.BoolVar(&q.Full, "full", false, "the whole table of each scenario: hours")
+	f.StringSliceVar(&q.Only, "scenarios", nil, "only these, of those above")
+	f.StringVar(&q.Dir, "out", "", "`directory` for the results; bench-results/TIME by default")
+	f.BoolVar(&asJSON, "json", false, "print results.json instead of a table")
+	f.StringVar(&q.Binary, "binary", "", "the gateway's binary")
+	_ = f.MarkHidden("binary") // it exists
 	for _, s := range scenarios() {
 		c.AddCommand(s.command())
 	}
@@ -44,7 +81,7 @@ func Command() *cobra.Command {
 
 func init() {
 	register(scenario{place: 10, name: "quick", about: "64-byte UDP of 64k flows beside nftables", command: quickCommand, needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{seconds: 90, memoryMiB: 400}})
+		short: &stint{seconds: 90, memoryMiB: 400}, full: &stint{args: []string{"--pairs", "20", "--budget", "15m"}, seconds: 500, memoryMiB: 400}})
 }
 
 func quickCommand() *cobra.Command {
@@ -74,7 +111,7 @@ func quickCommand() *cobra.Command {
 			q.Rate, q.Offer = benchRate, offer*1e6
 			q.Progress = cmd.ErrOrStderr()
 			out, err := q.run(cmd.Context())
-			if err != nil {
+			if len(out.Pairs) == 0 && out.Refused == "" {
 				return err
 			}
 			rep := q.report(out, version())
@@ -84,9 +121,9 @@ func quickCommand() *cobra.Command {
 				}
 			}
 			if asJSON {
-				err = rep.JSON(cmd.OutOrStdout())
+				err = errors.Join(err, rep.JSON(cmd.OutOrStdout()))
 			} else {
-				err = q.table(cmd.OutOrStdout(), out, rep)
+				err = errors.Join(err, q.table(cmd.OutOrStdout(), out, rep))
 			}
 			if err == nil && out.Refused != "" {
 				err = fmt.Errorf("no ratio: %s, so the two did not do the same work", out.Refused)

@@ -73,7 +73,7 @@ func (q *clusterBench) open(ctx context.Context, x *texts, wait map[string]time.
 	q.number++
 	dir := filepath.Join(dirRun, strconv.Itoa(q.number))
 	f := &far{wait: wait}
-	t, err := trio.New(trio.Options{Lab: "bench", Dir: dir, Binary: q.Binary, RoundTrip: roundTrip, Gateway: x.node(), Wire: f.wire})
+	t, err := trio.New(trio.Options{Lab: labName, Dir: dir, Binary: q.Binary, RoundTrip: roundTrip, Gateway: x.node(), Wire: f.wire})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -200,7 +200,7 @@ func clusterCommand() *cobra.Command {
 					fmt.Sprintf("%d batches of commits were repeated because of it, %d batches and rows were kept all the same", q.machine.Repeated, q.machine.Disturbed)))
 			}
 			if list := q.missed(); len(list) > 0 {
-				err = errors.Join(err, fmt.Errorf("not as promised:\n  %s", strings.Join(list, "\n  ")))
+				err = errors.Join(err, fmt.Errorf(missedPromises+"\n  %s", strings.Join(list, "\n  ")))
 			}
 			return err
 		},

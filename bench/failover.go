@@ -75,7 +75,7 @@ func (q *failoverBench) open(ctx context.Context) (*trio.Pair, error) {
 	q.stays = false
 	dir := filepath.Join(dirRun, strconv.Itoa(q.number))
 	// As shipped: a node file says what cannot be guessed, and no more.
-	p, err := trio.NewPair(trio.Options{Lab: "bench", Dir: dir, Binary: q.Binary, Gateway: "\n"}, addresses)
+	p, err := trio.NewPair(trio.Options{Lab: labName, Dir: dir, Binary: q.Binary, Gateway: "\n"}, addresses)
 	if err != nil {
 		return nil, err
 	}
@@ -535,7 +535,7 @@ func failoverCommand() *cobra.Command {
 					4*q.Probes+2, q.Interval, q.Calls, q.Data, q.Idle), end))
 			}
 			if list := q.missed(); len(list) > 0 {
-				err = errors.Join(err, fmt.Errorf("not as promised:\n  %s", strings.Join(list, "\n  ")))
+				err = errors.Join(err, fmt.Errorf(missedPromises+"\n  %s", strings.Join(list, "\n  ")))
 			}
 			return err
 		},

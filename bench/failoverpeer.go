@@ -356,7 +356,7 @@ func (q *failoverBench) peerRow(ctx context.Context, r *failoverRow) error {
 		k := failoverPeers[r.name]
 		k.procs = map[string][]*exec.Cmd{}
 		k.dir = filepath.Join(dirRun, strconv.Itoa(q.number))
-		if k.Pair, err = trio.NewPair(trio.Options{Lab: "bench", Dir: k.dir, Binary: q.Binary, Apart: true}, addresses); err != nil {
+		if k.Pair, err = trio.NewPair(trio.Options{Lab: labName, Dir: k.dir, Binary: q.Binary, Apart: true}, addresses); err != nil {
 			return o, err
 		}
 		defer func() { err = errors.Join(err, k.Close()) }()

@@ -105,6 +105,7 @@ func (q *quick) run(ctx context.Context) (out *outcome, err error) {
 	if err := q.chooseForm(ctx, rules, out); err != nil {
 		return out, err
 	}
+	defer func() { out.Ruleset, out.Mode, out.Took = q.k.ruleset, q.d.mode, time.Since(start) }() // also of what was interrupted
 	for n := 0; len(out.Pairs) < q.Pairs; n++ {
 		began := time.Now()
 		p, why, err := q.pair(ctx, n)
@@ -125,7 +126,6 @@ func (q *quick) run(ctx context.Context) (out *outcome, err error) {
 		out.Pairs = append(out.Pairs, p)
 		q.done = len(out.Pairs)
 	}
-	out.Ruleset, out.Mode, out.Took = q.k.ruleset, q.d.mode, time.Since(start)
 	return out, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -64,32 +65,92 @@ func plan(flows int) pktgen.Plan {
 type room struct {
 	*netlab.Lab
 	ends *pktgen.Ends
-	lock *os.File
+	lock *machineLock
 }
 
+// machineLock says that the machine is taken for a bench.
+type machineLock struct {
+	file  *os.File // nil = the suite of this process holds it
+	swept []string // what a run that was killed had left and takeRun has removed
+}
+
+// kept says that this process's suite has the machine for all of its scenarios, which take it in turn.
+var kept atomic.Bool
+
+// keep has the scenarios of this process take the machine without asking.
+func (l *machineLock) keep() { kept.Store(true) }
+
+// letGo ends that.
+func (l *machineLock) letGo() error {
+	kept.Store(false)
+	return leaveRun(l)
+}
+
+var errNoRoot = errors.New("the bench needs root (namespaces, XDP): run it with sudo")
+
 // takeRun makes the directory of a run. Only one bench runs on a machine at a time: two would measure each other.
-func takeRun() (lock *os.File, err error) {
+func takeRun() (lock *machineLock, err error) {
 	if os.Geteuid() != 0 {
-		return nil, errors.New("the bench needs root (namespaces, XDP)")
+		return nil, errNoRoot
 	}
-	if lock, err = os.OpenFile(dirRun+".lock", os.O_CREATE|os.O_RDWR, 0o600); err != nil {
-		return nil, err
+	lock = &machineLock{}
+	if !kept.Load() {
+		if lock.file, err = takeFile(dirRun + ".lock"); err != nil {
+			return nil, err
+		}
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
-		return nil, fmt.Errorf("another bench runs on this machine (%s.lock is held): wait for its end", dirRun)
-	}
-	// What a run that was killed left behind.
-	if err := errors.Join(os.RemoveAll(dirRun), os.Mkdir(dirRun, 0o700)); err != nil {
+	lock.swept, err = sweep()
+	if err := errors.Join(err, os.Mkdir(dirRun, 0o700)); err != nil {
 		return nil, errors.Join(err, leaveRun(lock))
 	}
 	return lock, nil
 }
 
-// leaveRun removes it.
-func leaveRun(lock *os.File) error {
-	return errors.Join(os.RemoveAll(dirRun), os.Remove(dirRun+".lock"), lock.Close())
+// takeFile locks a file that goes with its holder. Between opening it and locking it somebody may have ended and removed it: then that lock is nobody's, and
+// another try finds the next file.
+func takeFile(name string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("another bench runs on this machine (%s is held): wait for its end", name)
+		}
+		mine, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		if named, err := os.Stat(name); err == nil && os.SameFile(mine, named) {
+			return f, nil
+		}
+		f.Close()
+	}
 }
+
+// sweep removes what a run left behind that was killed: its processes, namespaces with their devices and programs, files. Nobody else's bench is there, since the machine is
+// ours.
+func sweep() (found []string, err error) {
+	found, err = netlab.Sweep(labName)
+	if _, e := os.Stat(dirRun); e == nil {
+		found = append(found, dirRun)
+	}
+	return found, errors.Join(err, os.RemoveAll(dirRun))
+}
+
+// leaveRun removes it.
+func leaveRun(lock *machineLock) error {
+	errs := []error{os.RemoveAll(dirRun)}
+	if lock.file != nil {
+		errs = append(errs, os.Remove(dirRun+".lock"), lock.file.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// labName is that of every lab that a bench makes: by it they are found when their maker was killed.
+const labName = "bench"
 
 // openRoom builds it.
 func openRoom(p pktgen.Plan) (r *room, err error) {
@@ -102,7 +163,7 @@ func openRoom(p pktgen.Plan) (r *room, err error) {
 	if r.lock, err = takeRun(); err != nil {
 		return r, err
 	}
-	if r.Lab, err = netlab.New("bench"); err != nil {
+	if r.Lab, err = netlab.New(labName); err != nil {
 		return r, err
 	}
 	for _, ns := range []string{nsSrc, nsGW, nsDst} {

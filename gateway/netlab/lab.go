@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -308,6 +309,38 @@ func dead(pid int) bool {
 	return strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X")
 }
 
+// Sweep removes what labs of this name have left behind, whoever made them, and says what there was. It is for callers who know that none of them is in use, since they hold a
+// lock that every maker of such labs takes: a maker's pid may be somebody else's by now.
+func Sweep(name string) (found []string, err error) {
+	paths, err := filepath.Glob(filepath.Join(netnsDir, "dm"+name+"-*"))
+	if err != nil {
+		return nil, err
+	}
+	own := regexp.MustCompile(`^(dm` + regexp.QuoteMeta(name) + `-[0-9]+)(-|$)`)
+	labs := map[string][]string{} // their namespaces
+	for _, p := range paths {
+		if m := own.FindStringSubmatch(filepath.Base(p)); m != nil {
+			labs[m[1]] = append(labs[m[1]], p)
+		}
+	}
+	for lab := range labsOfProcesses(own) { // the namespaces may be gone already
+		labs[lab] = slices.Clip(labs[lab])
+	}
+	var errs []error
+	for lab, spaces := range labs {
+		if n := len(marked(lab)); n > 0 {
+			found = append(found, fmt.Sprintf("%d processes of %s", n, lab))
+		}
+		errs = append(errs, endProcesses(lab))
+		for _, p := range spaces {
+			found = append(found, p)
+			errs = append(errs, unmountNamespace(filepath.Base(p)))
+		}
+	}
+	slices.Sort(found)
+	return found, errors.Join(errs...)
+}
+
 // removeDead removes the labs called prefix-<pid> whose maker no longer runs.
 func removeDead(prefix string) error {
 	paths, err := filepath.Glob(filepath.Join(netnsDir, prefix+"-*"))
@@ -358,8 +391,27 @@ func endProcesses(lab string) error {
 
 // marked finds the live processes of a lab. A dead one that nobody has waited for yet shows an empty environment.
 func marked(lab string) (pids []int) {
+	eachMarked(func(pid int, of string) {
+		if of == lab {
+			pids = append(pids, pid)
+		}
+	})
+	return pids
+}
+
+// labsOfProcesses are the labs with such a name that have a live process.
+func labsOfProcesses(name *regexp.Regexp) map[string]bool {
+	labs := map[string]bool{}
+	eachMarked(func(_ int, of string) {
+		if name.MatchString(of) {
+			labs[of] = true
+		}
+	})
+	return labs
+}
+
+func eachMarked(fn func(pid int, lab string)) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	want := []byte(labEnv + "=" + lab)
 	for _, d := range dirs {
 		pid, err := strconv.Atoi(filepath.Base(d))
 		if err != nil || pid == os.Getpid() {
@@ -370,11 +422,9 @@ func marked(lab string) (pids []int) {
 			continue
 		}
 		for _, kv := range bytes.Split(env, []byte{0}) {
-			if bytes.Equal(kv, want) {
-				pids = append(pids, pid)
-				break
+			if lab, ok := bytes.CutPrefix(kv, []byte(labEnv+"=")); ok {
+				fn(pid, string(lab))
 			}
 		}
 	}
-	return pids
 }

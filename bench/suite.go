@@ -1,0 +1,316 @@
+package bench
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"demarc/bench/report"
+)
+
+// suite is one run of `demarc bench`.
+type suite struct {
+	Full     bool
+	Only     []string // scenarios; none = all of the plan
+	Dir      string   // of the results
+	Budget   time.Duration
+	Binary   string    // that is the gateway; "" = each scenario's own choice
+	Progress io.Writer // of a person
+
+	list  []scenario
+	sweep func() ([]string, error) // what a scenario has left behind; called between them
+	out   report.Output
+	show  *progress
+	began time.Time
+}
+
+// shortBudget is what `demarc bench` may take, its end included.
+const (
+	shortBudget = 12 * time.Minute
+	reserve     = 15 * time.Second // for an interrupted scenario to take everything down, and for the report
+)
+
+func (q *suite) plan() string {
+	if q.Full {
+		return "full"
+	}
+	return "short"
+}
+
+func (q *suite) stint(s *scenario) *stint {
+	if q.Full {
+		return s.full
+	}
+	return s.short
+}
+
+// choose finds the scenarios to run; the error is one of usage.
+func (q *suite) choose() error {
+	q.list = nil
+	in := names(func(s *scenario) bool { return q.stint(s) != nil })
+	for _, name := range q.Only {
+		if !slices.Contains(in, name) {
+			return fmt.Errorf("--scenarios %q: want some of %s", name, strings.Join(in, ","))
+		}
+	}
+	for _, s := range scenarios() {
+		if q.stint(&s) != nil && (len(q.Only) == 0 || slices.Contains(q.Only, s.name)) {
+			q.list = append(q.list, s)
+		}
+	}
+	return nil
+}
+
+// ready says what keeps the run from beginning, before anything is set up.
+func (q *suite) ready() error {
+	if os.Geteuid() != 0 {
+		return errNoRoot
+	}
+	if runtime.NumCPU() < 2 {
+		return errors.New("the bench needs two CPUs: one makes frames, one moves them")
+	}
+	var lacks []string
+	for i := range q.list {
+		if s := &q.list[i]; s.needs != nil {
+			if err := s.needs(); err != nil {
+				lacks = append(lacks, fmt.Sprintf("%s: %v", s.name, err))
+			}
+		}
+	}
+	if lacks != nil {
+		return fmt.Errorf("%s (or name other ones with --scenarios)", strings.Join(lacks, "; "))
+	}
+	need := 0
+	for i := range q.list {
+		need = max(need, q.stint(&q.list[i]).memoryMiB)
+	}
+	if err := enoughMemory(need); err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(q.Dir, resultsFile)); err == nil {
+		return fmt.Errorf("%s has results already: name another directory with --out", q.Dir)
+	}
+	return os.MkdirAll(q.Dir, 0o755)
+}
+
+// The files of a run.
+const (
+	resultsFile = "results.json"
+	logFile     = "progress.log"
+)
+
+// run measures. What is done is in the directory, and in out, also when there is an error.
+func (q *suite) run(ctx context.Context) (err error) {
+	if err := q.ready(); err != nil {
+		return err
+	}
+	lock, err := takeRun()
+	if err != nil {
+		return err
+	}
+	lock.keep()
+	defer func() { err = errors.Join(err, lock.letGo()) }()
+	q.sweep = sweep
+	return q.measure(ctx, lock.swept)
+}
+
+// measure runs the scenarios; the machine is ours.
+func (q *suite) measure(ctx context.Context, swept []string) error {
+	log, err := os.Create(filepath.Join(q.Dir, logFile))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	total := 0.0
+	for i := range q.list {
+		total += q.stint(&q.list[i]).seconds
+	}
+	q.began = time.Now()
+	q.show = newProgress(q.Progress, log, len(q.list), total)
+	defer q.show.close()
+	for _, name := range swept {
+		q.show.say("left by a run that was killed, removed: " + name)
+	}
+	q.out = report.Output{Schema: report.Schema, Machine: machine(), Results: []report.Result{}, Configs: map[string]string{}, Plan: q.plan(), Commit: commit(), Began: q.began.UTC().Format(time.RFC3339)}
+	q.out.Machine.Demarc = version()
+	var failed []string
+	for i := range q.list {
+		if err := q.next(ctx, &q.list[i]); err != nil {
+			failed = append(failed, err.Error())
+		}
+		// What a kill -9 finds is what was done until then.
+		q.partial(ctx, i+1 < len(q.list))
+		if err := q.write(); err != nil {
+			return err
+		}
+	}
+	if q.out.Partial != "" {
+		failed = append([]string{"not whole: " + q.out.Partial}, failed...)
+	}
+	if failed != nil {
+		return errors.New(strings.Join(failed, "\n"))
+	}
+	return nil
+}
+
+// next runs one scenario, or notes why it does not.
+func (q *suite) next(ctx context.Context, s *scenario) error {
+	st := q.stint(s)
+	p := report.Part{Name: s.name, About: s.about, Args: append([]string{s.name}, st.args...)}
+	limit := time.Duration(0)
+	left := q.Budget - reserve - time.Since(q.began)
+	switch {
+	case ctx.Err() != nil:
+		p.Error = "interrupted before it began"
+	case q.Budget > 0 && left < time.Duration(st.seconds*0.7*float64(time.Second)):
+		p.Error = fmt.Sprintf("no time left of %s", q.Budget)
+	}
+	if p.Error != "" {
+		q.show.say(fmt.Sprintf("%s: %s", s.name, p.Error))
+		return q.out.Take(p, nil)
+	}
+	if q.Budget > 0 { // what hangs must not cost the others their turn
+		limit = min(left, time.Duration(2*st.seconds+60)*time.Second)
+	}
+	began := time.Now()
+	q.show.begin(s.name, st.seconds)
+	of, err := q.scenario(ctx, s, st, limit)
+	q.show.end()
+	if of == nil && err == nil {
+		err = errors.New("it printed no results")
+	}
+	if of != nil {
+		of.Machine.Seconds = float64(int(time.Since(began).Seconds()*10)) / 10
+	}
+	if err != nil {
+		p.Error = err.Error()
+		err = fmt.Errorf("%s: %w", s.name, err)
+	}
+	q.out.Machine.Seconds = float64(int(time.Since(q.began).Seconds()*10)) / 10
+	return errors.Join(err, q.out.Take(p, of))
+}
+
+// scenario runs a bench by its own command line, so that anybody can repeat that part alone.
+func (q *suite) scenario(ctx context.Context, s *scenario, st *stint, limit time.Duration) (of *report.Output, err error) {
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, limit, fmt.Errorf("it took longer than %s", limit.Round(time.Second)))
+		defer cancel()
+	}
+	args := append(slices.Clone(st.args), "--json")
+	if q.Binary != "" {
+		args = append(args, "--binary", q.Binary)
+	}
+	var stdout bytes.Buffer
+	c := s.command()
+	c.SetArgs(args)
+	c.SetOut(&stdout)
+	c.SetErr(q.show)
+	c.SilenceErrors, c.SilenceUsage = true, true
+	err = c.ExecuteContext(ctx)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+		if errors.Is(err, context.Canceled) {
+			err = errors.New("interrupted")
+		}
+	}
+	if left, e := q.sweep(); e != nil || left != nil {
+		err = errors.Join(err, e, fmt.Errorf("it left behind, and this run has removed: %s", strings.Join(left, ", ")))
+	}
+	if stdout.Len() > 0 {
+		of = new(report.Output)
+		if e := json.Unmarshal(stdout.Bytes(), of); e != nil {
+			return nil, errors.Join(err, fmt.Errorf("its results: %w", e))
+		}
+	}
+	debug.FreeOSMemory() // a million flows were in it
+	return of, err
+}
+
+// partial says why the results are not those of the whole plan; more = scenarios are still to come.
+func (q *suite) partial(ctx context.Context, more bool) {
+	var lacks []string
+	for _, p := range q.out.Scenarios {
+		if p.Skipped {
+			lacks = append(lacks, fmt.Sprintf("%s was not measured (%s)", p.Name, firstLine(p.Error)))
+		} else if p.Error != "" && !missedOnly(p.Error) {
+			lacks = append(lacks, fmt.Sprintf("%s was not measured to its end (%s)", p.Name, firstLine(p.Error)))
+		}
+	}
+	if more && ctx.Err() == nil {
+		lacks = append(lacks, "the run did not come to its end")
+	}
+	if q.Only != nil {
+		lacks = append(lacks, "only "+strings.Join(q.Only, ", ")+" was asked for")
+	}
+	q.out.Partial = strings.Join(lacks, "; ")
+}
+
+// missedPromises begins the error of a bench that measured everything and found promises that were not kept.
+const missedPromises = "not as promised:"
+
+func missedOnly(text string) bool { return strings.HasPrefix(text, missedPromises) }
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+// write puts the results into the directory, whole or not at all.
+func (q *suite) write() error {
+	var b bytes.Buffer
+	if err := q.out.JSON(&b); err != nil {
+		return err
+	}
+	return writeWhole(filepath.Join(q.Dir, resultsFile), b.Bytes())
+}
+
+func writeWhole(name string, text []byte) error {
+	if err := os.WriteFile(name+".new", text, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(name+".new", name)
+}
+
+// print is what a person reads.
+func (q *suite) print(w io.Writer) error {
+	fmt.Fprintf(w, "\ndemarc bench, %s plan: %s, %s, commit %s\nmachine  %s\n", q.plan(), q.out.Machine.Demarc, q.out.Machine.Go, cmp.Or(q.out.Commit, "unknown"), machineWords(&q.out.Machine))
+	if err := q.out.Table(w); err != nil {
+		return err
+	}
+	v := q.out.Wins()
+	fmt.Fprintf(w, "\nbeside peers: %d better, %d worse, %d the same, %d unresolved; took %s; results in %s\n", v[report.Wins], v[report.Loses], v[report.Same], v[report.Unresolved], span(q.out.Machine.Seconds), q.Dir)
+	return nil
+}
+
+// commit is what the program was built of.
+func commit() string {
+	b, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	rev, changed := "", ""
+	for _, s := range b.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			rev = s.Value
+		case s.Key == "vcs.modified" && s.Value == "true":
+			changed = "-changed"
+		}
+	}
+	if rev == "" {
+		return ""
+	}
+	return rev + changed
+}

@@ -1,0 +1,368 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"demarc/bench/report"
+	"demarc/gateway/netlab/roottest"
+)
+
+// withScenarios has the suite know only these, until the test ends.
+func withScenarios(t *testing.T, list ...scenario) {
+	t.Helper()
+	before := registered
+	registered = nil
+	for _, s := range list {
+		register(s)
+	}
+	t.Cleanup(func() { registered = before })
+}
+
+// pretend is a scenario that prints one figure, after do.
+func pretend(name string, place int, do func(ctx context.Context, c *cobra.Command) error) scenario {
+	command := func() *cobra.Command {
+		c := &cobra.Command{Use: name}
+		n := c.Flags().Int("n", 5, "runs")
+		c.Flags().Bool("json", false, "")
+		c.RunE = func(cmd *cobra.Command, _ []string) error {
+			cmd.PrintErrln("line of " + name)
+			var err error
+			if do != nil {
+				err = do(cmd.Context(), cmd)
+			}
+			out := report.Output{Schema: report.Schema, Machine: report.Machine{Mode: "copy", Disturbed: 1, Seed: 7}, Configs: map[string]string{"demarc": "c"}}
+			for i, side := range []string{report.Us, "kernel"} {
+				values := make([]float64, *n)
+				for j := range values {
+					values[j] = float64(10*(2-i)) + float64(j)/10
+				}
+				out.Add(report.Row{Scenario: name, Case: "c", Metric: "rate", Unit: "Mpps", Better: report.Higher, Side: side, Values: values, Digits: 3})
+			}
+			out.Judge()
+			return errors.Join(err, out.JSON(cmd.OutOrStdout()))
+		}
+		return c
+	}
+	return scenario{place: place, name: name, about: "about " + name, command: command, short: &stint{args: []string{"--n", "6"}, seconds: 10}}
+}
+
+func testSuite(t *testing.T, budget time.Duration) (*suite, *bytes.Buffer) {
+	t.Helper()
+	var said bytes.Buffer
+	q := &suite{Dir: t.TempDir(), Budget: budget, Progress: &said, sweep: func() ([]string, error) { return nil, nil }}
+	if err := q.choose(); err != nil {
+		t.Fatal(err)
+	}
+	return q, &said
+}
+
+func resultsOf(t *testing.T, q *suite) (r report.Output) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(q.Dir, resultsFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	satisfies(t, b)
+	if err := json.Unmarshal(b, &r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// The plans are whole: within 12 minutes, each scenario with a name and a line of its own, and flags that its command has.
+func TestPlans(t *testing.T) {
+	var short float64
+	seen := map[string]bool{}
+	for _, s := range scenarios() {
+		if seen[s.name] || s.about == "" || s.place == 0 || s.command().Name() != s.name {
+			t.Errorf("%s: twice, or without a line or a place, or its command is %q", s.name, s.command().Name())
+		}
+		seen[s.name] = true
+		for _, st := range []*stint{s.short, s.full} {
+			if st == nil {
+				continue
+			}
+			if st.seconds <= 0 || st.memoryMiB <= 0 {
+				t.Errorf("%s: %+v", s.name, st)
+			}
+			if err := s.command().ParseFlags(append(slices.Clone(st.args), "--json", "--binary", "x")); err != nil {
+				t.Errorf("%s: %v", s.name, err)
+			}
+		}
+		if s.short != nil {
+			short += s.short.seconds
+		}
+	}
+	if most := (shortBudget - reserve).Seconds(); short > most {
+		t.Errorf("the short plan should take %.0f s, at most %.0f are allowed", short, most)
+	}
+}
+
+// Scenarios run in order with the arguments of the plan; what they print is one object, with what repeats them.
+func TestSuiteRunsAll(t *testing.T) {
+	withScenarios(t, pretend("second", 20, nil), pretend("first", 10, nil), scenario{name: "alone", place: 1})
+	q, said := testSuite(t, time.Hour)
+	if err := q.measure(t.Context(), []string{"/run/netns/x"}); err != nil {
+		t.Fatal(err)
+	}
+	r := resultsOf(t, q)
+	if len(r.Scenarios) != 2 || r.Scenarios[0].Name != "first" || strings.Join(r.Scenarios[1].Args, " ") != "second --n 6" || r.Partial != "" || r.Plan != "short" {
+		t.Errorf("%+v, partial %q", r.Scenarios, r.Partial)
+	}
+	if f := r.Find("second", "c", "rate"); f == nil || f.Demarc.N != 6 || f.Peers["kernel"].Verdict != report.Wins {
+		t.Errorf("%+v", f)
+	}
+	if r.Configs["first/demarc"] != "c" || r.Machine.Mode != "copy" || r.Machine.Disturbed != 2 || r.Scenarios[0].Seed != 7 {
+		t.Errorf("%+v %+v", r.Configs, r.Machine)
+	}
+	for _, want := range []string{"1 of 2: first, some 10 s; 20 s left", "  line of second", "removed: /run/netns/x"} {
+		if !strings.Contains(said.String(), want) {
+			t.Errorf("no line %q in\n%s", want, said)
+		}
+	}
+	var b bytes.Buffer
+	if err := q.print(&b); err != nil || !strings.Contains(b.String(), "2 better, 0 worse") || !strings.Contains(b.String(), "kernel") {
+		t.Errorf("%v\n%s", err, &b)
+	}
+}
+
+// What is done is kept when a scenario fails, hangs, or somebody interrupts; what is missing is said.
+func TestSuiteKeepsWhatIsDone(t *testing.T) {
+	hang := func(ctx context.Context, _ *cobra.Command) error { <-ctx.Done(); return ctx.Err() }
+	t.Run("one fails", func(t *testing.T) {
+		withScenarios(t, pretend("a", 1, func(context.Context, *cobra.Command) error { return errors.New("no devices") }), pretend("b", 2, nil))
+		q, _ := testSuite(t, time.Hour)
+		err := q.measure(t.Context(), nil)
+		r := resultsOf(t, q)
+		if err == nil || !strings.Contains(err.Error(), "a: no devices") || r.Partial != "a was not measured to its end (no devices)" || len(r.Results) != 2 {
+			t.Errorf("%v; partial %q; %d results", err, r.Partial, len(r.Results))
+		}
+	})
+	t.Run("a promise is missed", func(t *testing.T) {
+		withScenarios(t, pretend("a", 1, func(context.Context, *cobra.Command) error { return errors.New(missedPromises + "\n  x") }))
+		q, _ := testSuite(t, time.Hour)
+		err := q.measure(t.Context(), nil)
+		if r := resultsOf(t, q); err == nil || r.Partial != "" {
+			t.Errorf("%v; partial %q", err, r.Partial)
+		}
+	})
+	t.Run("interrupted", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		withScenarios(t, pretend("a", 1, nil), pretend("b", 2, func(ctx context.Context, c *cobra.Command) error { cancel(); return hang(ctx, c) }), pretend("c", 3, nil))
+		q, _ := testSuite(t, time.Hour)
+		err := q.measure(ctx, nil)
+		r := resultsOf(t, q)
+		if err == nil || r.Find("a", "c", "rate") == nil || r.Find("c", "c", "rate") != nil || len(r.Scenarios) != 3 || !r.Scenarios[2].Skipped ||
+			r.Partial != "b was not measured to its end (interrupted); c was not measured (interrupted before it began)" {
+			t.Errorf("%v; partial %q", err, r.Partial)
+		}
+	})
+	t.Run("no time left", func(t *testing.T) {
+		withScenarios(t, pretend("a", 1, nil), pretend("b", 2, nil))
+		q, _ := testSuite(t, reserve+9*time.Second)
+		q.list[1].short = &stint{seconds: 60}
+		err := q.measure(t.Context(), nil)
+		if r := resultsOf(t, q); err == nil || !strings.Contains(r.Partial, "b was not measured (no time left") {
+			t.Errorf("%v; partial %q", err, r.Partial)
+		}
+	})
+	t.Run("hangs", func(t *testing.T) {
+		withScenarios(t, pretend("a", 1, hang))
+		q, _ := testSuite(t, reserve+50*time.Millisecond)
+		q.list[0].short = &stint{seconds: 0.01}
+		err := q.measure(t.Context(), nil)
+		if r := resultsOf(t, q); err == nil || !strings.Contains(r.Partial, "it took longer than") {
+			t.Errorf("%v; partial %q", err, r.Partial)
+		}
+	})
+	t.Run("leaves something", func(t *testing.T) {
+		withScenarios(t, pretend("a", 1, nil))
+		q, _ := testSuite(t, time.Hour)
+		q.sweep = func() ([]string, error) { return []string{"/run/netns/y"}, nil }
+		if err := q.measure(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "/run/netns/y") {
+			t.Error(err)
+		}
+	})
+	t.Run("killed before its end", func(t *testing.T) {
+		var q *suite
+		var between report.Output
+		withScenarios(t, pretend("a", 1, nil), pretend("b", 2, func(context.Context, *cobra.Command) error { between = resultsOf(t, q); return nil }))
+		q, _ = testSuite(t, time.Hour)
+		if err := q.measure(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		if between.Find("a", "c", "rate") == nil || !strings.Contains(between.Partial, "did not come to its end") {
+			t.Errorf("after the first of two the file says %q", between.Partial)
+		}
+	})
+}
+
+func TestSuiteChoosesScenarios(t *testing.T) {
+	withScenarios(t, pretend("a", 1, nil), pretend("b", 2, nil), scenario{name: "alone", place: 3})
+	q := &suite{Only: []string{"b"}}
+	if err := q.choose(); err != nil || len(q.list) != 1 || q.list[0].name != "b" {
+		t.Errorf("%v %v", q.list, err)
+	}
+	q.Only = []string{"alone"}
+	if err := q.choose(); err == nil || !strings.Contains(err.Error(), "want some of a,b") {
+		t.Error(err)
+	}
+	// What is missing is told in one line before anything begins.
+	lacking := pretend("a", 1, nil)
+	lacking.needs = func() error { return errors.New("install nftables") }
+	greedy := pretend("b", 2, nil)
+	greedy.short.memoryMiB = 1 << 30
+	if os.Geteuid() == 0 {
+		for _, c := range []struct {
+			s    scenario
+			want string
+		}{{lacking, "a: install nftables"}, {greedy, "MiB of free memory"}} {
+			q := &suite{Dir: filepath.Join(t.TempDir(), "x"), list: []scenario{c.s}}
+			if err := q.ready(); err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+			if _, err := os.Stat(q.Dir); err == nil {
+				t.Error("a directory was made")
+			}
+		}
+		q := &suite{Dir: t.TempDir(), list: []scenario{pretend("a", 1, nil)}}
+		if err := os.WriteFile(filepath.Join(q.Dir, resultsFile), []byte("{}"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := q.ready(); err == nil || !strings.Contains(err.Error(), "has results already") {
+			t.Error(err)
+		}
+	}
+}
+
+func TestTimeLeft(t *testing.T) {
+	s := timeScale{total: 100}
+	if left, part := s.left(40, 10); left != 90 || part != 0.1 {
+		t.Errorf("%v left, part %v", left, part)
+	}
+	// A part that takes too long is about to end, and the bar does not go back.
+	if left, part := s.left(40, 60); left != 65 || part <= 0.1 {
+		t.Errorf("%v left, part %v", left, part)
+	}
+	// Those that took twice as long say that the others will.
+	s.done, s.took = 50, 100
+	if left, _ := s.left(50, 0); left != 100 {
+		t.Errorf("%v left", left)
+	}
+	s.done, s.took = 100, 200
+	if left, part := s.left(0, 0); left != 0 || part != 1 {
+		t.Errorf("%v left, part %v", left, part)
+	}
+}
+
+func TestBar(t *testing.T) {
+	got := bar(80, 0.5, 390, 2, 9, "acl", "10,000 rules\x1b[31m: "+strings.Repeat("x", 80))
+	if n := len([]rune(got)); n != 79 || !strings.HasPrefix(got, "[██████████░░░░░░░░░░]  50 %  6:30 min left  2/9 acl: 10,000 rules") || strings.ContainsAny(got, "\x1b\n") {
+		t.Errorf("%d wide: %q", n, got)
+	}
+	for seconds, want := range map[float64]string{0: "0 s", 59.6: "60 s", 125: "2:05 min", 11100: "3:05 h"} {
+		if got := span(seconds); got != want {
+			t.Errorf("%v s is %q, want %q", seconds, got, want)
+		}
+	}
+}
+
+// A lock file that its holder has removed is nobody's.
+func TestTakeFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "lock")
+	a, err := takeFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := takeFile(name); err == nil || !strings.Contains(err.Error(), "another bench runs on this machine") {
+		t.Error(err)
+	}
+	if err := errors.Join(os.Remove(name), a.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b, err := takeFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+}
+
+// Killed in the middle of a load a run leaves its gateway and its namespaces, and the next one removes them and says so; interrupted, it takes everything down by itself and says what
+// is missing.
+func TestSuiteKilledThenInterrupted(t *testing.T) {
+	roottest.Require(t)
+	bin := binary(t)
+	begin := func() (c *exec.Cmd, dir string, said *lockedBuffer) {
+		dir, said = t.TempDir(), &lockedBuffer{}
+		c = exec.Command(bin, "bench", "--scenarios", "sessions", "--out", dir)
+		c.Stdout, c.Stderr = said, said
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(time.Minute); !strings.Contains(said.String(), "ready after"); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				_ = c.Process.Kill()
+				t.Fatalf("no gateway after a minute:\n%s", said)
+			}
+		}
+		return c, dir, said
+	}
+	c, _, _ := begin()
+	if err := c.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Wait() // killed
+	if left, _ := filepath.Glob("/run/netns/dmbench-*"); len(left) == 0 {
+		t.Error("there is nothing for the next run to remove")
+	}
+	c, dir, said := begin()
+	if s := said.String(); !strings.Contains(s, "left by a run that was killed, removed: "+dirRun) || !strings.Contains(s, "removed: /run/netns/dmbench-") || !strings.Contains(s, "removed: 1 processes of dmbench-") {
+		t.Errorf("what the killed run left was not removed:\n%s", s)
+	}
+	if err := c.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := c.Wait(); err == nil {
+		t.Error("an interrupted run ends with status 0")
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("it took %s to end", took)
+	}
+	clean(t)
+	b, err := os.ReadFile(filepath.Join(dir, resultsFile))
+	if err != nil || !strings.Contains(string(b), "interrupted") || !strings.Contains(said.String(), "interrupted") {
+		t.Errorf("%v; results:\n%s\nsaid:\n%s", err, b, said)
+	}
+}
+
+// lockedBuffer takes what a process says while somebody reads it.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
