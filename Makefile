@@ -31,7 +31,7 @@ ALONE := @others $(GOTEST) -p=1
 
 PREFIX := /usr/local
 
-.PHONY: build install uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench-quick bench-cluster bench-failover zerocopy
+.PHONY: build install uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-full bench-quick bench-cluster bench-failover zerocopy
 
 build:
 	go build -ldflags '-s -w -X main.version=$(VERSION)' -o demarc .
@@ -77,6 +77,13 @@ test-root: build
 
 generate:
 	go generate ./...
+
+# A short plan of all scenarios, at most 12 minutes, and the whole tables of all of them, hours. As root.
+bench: build
+	@./demarc bench
+
+bench-full: build
+	@./demarc bench --full
 
 bench-quick: build
 	@./demarc bench quick

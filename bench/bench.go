@@ -42,7 +42,7 @@ func Command() *cobra.Command {
 		Long: "Without the name of a bench: run a short plan of all scenarios, at most 12 minutes, with --full their whole tables, hours.\n" + about.String() +
 			"The gateway and its peers take turns on the same devices in the same run. A figure is a median with the least and the most, and a difference\n" +
 			"inside the spread is called unresolved. Loads during which something else used the machine are repeated, or marked. Prints a table and writes\n" +
-			"results.json (docs/bench/results.schema.json) and progress.log; what is done is there also after an interruption, which is said. Exit status 1\n" +
+			"results.json (docs/bench/results.schema.json), report.html and progress.log; what is done is there also after an interruption, which is said. Exit status 1\n" +
 			"when a scenario failed or a figure is not as promised. Needs root, two CPUs, and the packages of the peers.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -76,6 +76,7 @@ func Command() *cobra.Command {
 	for _, s := range scenarios() {
 		c.AddCommand(s.command())
 	}
+	c.AddCommand(compareCommand(), historyCommand(), pageCommand())
 	return c
 }
 

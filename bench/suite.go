@@ -107,6 +107,7 @@ func (q *suite) ready() error {
 // The files of a run.
 const (
 	resultsFile = "results.json"
+	reportFile  = "report.html"
 	logFile     = "progress.log"
 )
 
@@ -154,6 +155,9 @@ func (q *suite) measure(ctx context.Context, swept []string) error {
 		if err := q.write(); err != nil {
 			return err
 		}
+	}
+	if err := writePage(filepath.Join(q.Dir, reportFile), &q.out); err != nil {
+		return err
 	}
 	if q.out.Partial != "" {
 		failed = append([]string{"not whole: " + q.out.Partial}, failed...)
@@ -281,6 +285,14 @@ func writeWhole(name string, text []byte) error {
 		return err
 	}
 	return os.Rename(name+".new", name)
+}
+
+func writePage(name string, out *report.Output) error {
+	var b bytes.Buffer
+	if err := out.HTML(&b); err != nil {
+		return err
+	}
+	return writeWhole(name, b.Bytes())
 }
 
 // print is what a person reads.

@@ -69,7 +69,7 @@ func TestCompareKeepsItsConfidence(t *testing.T) {
 	for _, c := range []struct {
 		n     int
 		least float64 // in which part of the cases the interval must hold the truth; small samples are more careful
-	}{{5, 0.95}, {10, 0.94}, {60, 0.93}} {
+	}{{5, 0.95}, {10, 0.94}, {25, 0.93}} {
 		const runs = 400
 		inside, alarms := 0, 0
 		for range runs {
