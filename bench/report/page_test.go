@@ -156,7 +156,7 @@ func TestPageShowsLossesAsPlainlyAsWins(t *testing.T) {
 	}
 	text := render(t, o)
 	for _, want := range []string{"2 promises were not kept", "Not whole.", "voip was not measured (no &lt;time&gt; left)", ">MISSED<", "git checkout 0123abc", "make bench", "./demarc bench throughput --pairs 5",
-		"lines that are in results.json", "60 of them drawn", "keepalived", "6.18", "copy (native attach)", "&lt;script&gt;alert", "99.99 %", "prefers-color-scheme:dark", "@media print"} {
+		"lines that are in results.json", "60 of them drawn", "keepalived", "6.18", "copy (native attach)", "&lt;script&gt;alert", "99.99 %", ">0</text>", "prefers-color-scheme:dark", "@media print"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page does not have %q", want)
 		}

@@ -67,7 +67,7 @@ func (s *scale) ticksAt() (list []float64) {
 		}
 	}
 	for i := math.Ceil(s.lo/step - 1e-9); i*step <= s.hi*(1+1e-9); i++ {
-		list = append(list, i*step)
+		list = append(list, i*step+0) // + 0: no -0
 	}
 	return list
 }
