@@ -22,11 +22,11 @@ GUESTS := ./gateway/zerocopy/...
 QUICK = $(filter-out $(TIMED),$(PURE))
 
 # Root tests share two CPUs and measure rates and gaps, so they run one after the other, and alone. Those that say that they mostly wait (roottest.MostlyWaits) come
-# first, three at a time; the time that they leave goes to what only has to be right, at whatever speed: the pure packages and the guests. testrun is go test, and a
+# first, two at a time; the time that they leave goes to what only has to be right, at whatever speed: the pure packages and the guests. testrun is go test, and a
 # record of what ran: with CI set it refuses skips; for a run of everything it holds docs/rfc.md against the record.
 TESTRUN := CI=1 go run ./gateway/archtest/testrun -record build/tests.txt
 GOTEST := -count=1 -timeout=20m
-WAITING := @waiting $(GOTEST) -p=1 -parallel=3
+WAITING := @waiting $(GOTEST) -p=1
 ALONE := @others $(GOTEST) -p=1
 
 PREFIX := /usr/local

@@ -43,7 +43,7 @@ func nextRelease(t testing.TB) string {
 }
 
 func goTool(args ...string) error {
-	c := exec.Command("nice", append([]string{"-n", "5", "go"}, args...)...) // other tests run beside it
+	c := exec.Command("nice", append([]string{"-n", "10", "go"}, args...)...) // other tests run beside it
 	c.Dir = "../.."
 	c.Env = append(c.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {

@@ -21,7 +21,7 @@ import (
 const (
 	waiting = "@waiting" // only the tests that say of themselves that they mostly wait
 	others  = "@others"  // all but those
-	low     = "@low"     // gives way to the other lanes: a quarter of a processor that they want whole, else all of it
+	low     = "@low"     // takes what processor time the other lanes leave
 )
 
 // lane is runs of go test, one after the other.
@@ -62,7 +62,7 @@ func cut(args []string, at string) (lists [][]string) {
 
 // ahead compiles the tests of a step while the one before runs, so that they wait for nothing when they come. Whether they compile is for their own run to say.
 func ahead(lanes []lane) (wait func()) {
-	args := []string{"-n", "5", "go", "test", "-run=^$", "-exec=true", "-p=1"}
+	args := []string{"-n", "19", "go", "test", "-run=^$", "-exec=true", "-p=1"}
 	for _, l := range lanes {
 		_, packages := l.parts()
 		args = append(args, packages...)
@@ -136,7 +136,7 @@ func (l *lane) parts() (flags, packages []string) {
 func (l *lane) goTest(r *record, args []string) error {
 	args = append([]string{"go", "test", "-json"}, args...)
 	if slices.Contains(l.words, low) {
-		args = append([]string{"nice", "-n", "5"}, args...)
+		args = append([]string{"nice", "-n", "19"}, args...)
 	}
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stderr = os.Stderr
