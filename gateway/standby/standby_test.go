@@ -405,7 +405,8 @@ func TestFormerMembersAreForgotten(t *testing.T) {
 	f := newFar(t, 1, 1<<12, policyText+groupText(`"alpha"`))
 	var is atomic.Bool
 	is.Store(true)
-	f.sb.c.Member = func(name string) (bool, error) { return is.Load() && name == "a", nil }
+	member := func(name string) (bool, error) { return is.Load() && name == "a", nil }
+	f.member.Store(&member)
 	n := newNear(t, 1, 1<<12)
 	n.open(1, 0, 100)
 	end := connect(n, f)

@@ -108,7 +108,8 @@ type far struct {
 	stop   func()
 	until  lease.Deadlines // of the groups that it serves, where it is an owner
 
-	silence time.Duration // 0 = as usual
+	silence time.Duration                                   // 0 = as usual
+	member  atomic.Pointer[func(name string) (bool, error)] // nil = that is not known
 
 	mu    sync.Mutex
 	holds []time.Duration // mu
@@ -182,6 +183,12 @@ func (f *far) start() {
 				}
 			}
 			return true
+		},
+		Member: func(name string) (bool, error) {
+			if m := f.member.Load(); m != nil {
+				return (*m)(name)
+			}
+			return false, errors.New("it is not known who is a member")
 		},
 		Marked: func(_ uint8, epoch uint64) { f.epoch.Store(epoch); f.marks.Add(1) },
 		Held: func(_ int, d time.Duration) {
