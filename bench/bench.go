@@ -76,7 +76,7 @@ func Command() *cobra.Command {
 	for _, s := range scenarios() {
 		c.AddCommand(s.command())
 	}
-	c.AddCommand(compareCommand(), historyCommand(), pageCommand())
+	c.AddCommand(compareCommand(), historyCommand(), pageCommand(), figuresCommand())
 	return c
 }
 

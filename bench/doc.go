@@ -5,4 +5,6 @@
 // It does not share code with what it measures: the gateway runs as a child process in a namespace, like any user's, and is asked over its
 // socket; frames are made and judged by package pktgen, the peer is written by package peers, figures are made by package report.
 // One goroutine does everything in order; only the maker of frames runs beside it, on a thread of its own.
+//
+//go:generate go run demarc bench figures --write ../README.md
 package bench
