@@ -359,7 +359,7 @@ func curves(r *Result, classes map[string]string) *curveChart {
 			c.Lines = append(c.Lines, curveLine{name, classes[name], strings.TrimSpace(b.String())})
 		}
 	}
-	for _, p := range []float64{0, 0.5, 0.9, 0.99, 0.999, 0.9999} {
+	for _, p := range []float64{0.5, 0.9, 0.99, 0.999, 0.9999} {
 		c.X = append(c.X, tick{percent(along(p)), Number(100*p) + " %"})
 	}
 	for _, t := range y.ticksAt() {
