@@ -159,9 +159,6 @@ func (q *suite) measure(ctx context.Context, swept []string) error {
 	if err := writePage(filepath.Join(q.Dir, reportFile), &q.out); err != nil {
 		return err
 	}
-	if q.out.Partial != "" {
-		failed = append([]string{"not whole: " + q.out.Partial}, failed...)
-	}
 	if failed != nil {
 		return errors.New(strings.Join(failed, "\n"))
 	}
@@ -182,7 +179,7 @@ func (q *suite) next(ctx context.Context, s *scenario) error {
 	}
 	if p.Error != "" {
 		q.show.say(fmt.Sprintf("%s: %s", s.name, p.Error))
-		return q.out.Take(p, nil)
+		return errors.Join(fmt.Errorf("%s was not measured: %s", s.name, p.Error), q.out.Take(p, nil))
 	}
 	if q.Budget > 0 { // what hangs must not cost the others their turn
 		limit = min(left, time.Duration(2*st.seconds+60)*time.Second)

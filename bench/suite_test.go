@@ -175,7 +175,7 @@ func TestSuiteKeepsWhatIsDone(t *testing.T) {
 		q, _ := testSuite(t, reserve+9*time.Second)
 		q.list[1].short = &stint{seconds: 60}
 		err := q.measure(t.Context(), nil)
-		if r := resultsOf(t, q); err == nil || !strings.Contains(r.Partial, "b was not measured (no time left") {
+		if r := resultsOf(t, q); err == nil || !strings.Contains(err.Error(), "b was not measured: no time left") || !strings.Contains(r.Partial, "b was not measured (no time left") {
 			t.Errorf("%v; partial %q", err, r.Partial)
 		}
 	})
@@ -212,9 +212,17 @@ func TestSuiteKeepsWhatIsDone(t *testing.T) {
 
 func TestSuiteChoosesScenarios(t *testing.T) {
 	withScenarios(t, pretend("a", 1, nil), pretend("b", 2, nil), scenario{name: "alone", place: 3})
-	q := &suite{Only: []string{"b"}}
+	q, _ := testSuite(t, time.Hour)
+	q.Only = []string{"b"}
 	if err := q.choose(); err != nil || len(q.list) != 1 || q.list[0].name != "b" {
 		t.Errorf("%v %v", q.list, err)
+	}
+	// What was not asked for is missing in the results, which is said, and no failure.
+	if err := q.measure(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	if r := resultsOf(t, q); r.Partial != "only b was asked for" {
+		t.Errorf("partial %q", r.Partial)
 	}
 	q.Only = []string{"alone"}
 	if err := q.choose(); err == nil || !strings.Contains(err.Error(), "want some of a,b") {
