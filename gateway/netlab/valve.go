@@ -17,6 +17,8 @@ type Valve struct{ m *ebpf.Map }
 // prioValve: before anything counts.
 const prioValve = 20
 
+const prioGate = prioValve + 2
+
 // Valve hangs one on a device. It is open at first. IPv4 only; ARP passes.
 func (l *Lab) Valve(ns, dev string) (*Valve, error) {
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "dm_valve", Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 256})
@@ -72,6 +74,49 @@ func (v *Valve) Lose(from netip.Addr, share float64) error {
 		return nil
 	}
 	return v.m.Put(key, uint32(share*(1<<32-1)))
+}
+
+// Gate lets through what passes a device, or some of it, whoever sent it: a cable that can be cut, or made lossy, in one direction.
+type Gate struct{ m *ebpf.Map }
+
+// Gate hangs one on a device, for what it receives (Ingress) or sends. It is open at first. A capture on the device sees what it receives before the gate does.
+func (l *Lab) Gate(ns, dev string, d Direction) (*Gate, error) {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "dm_gate", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		return nil, err
+	}
+	drop := asm.Instructions{
+		asm.StoreImm(asm.RFP, stackKey, 0, asm.Word),
+		asm.LoadMapPtr(asm.R1, m.FD()),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, stackKey),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "pass"),
+		asm.LoadMem(asm.R7, asm.R0, 0, asm.Word),
+		asm.JEq.Imm(asm.R7, 0, "pass"),
+		asm.FnGetPrandomU32.Call(),
+		asm.LSh.Imm(asm.R0, 32), // it is the lower half that counts
+		asm.RSh.Imm(asm.R0, 32),
+		asm.JGT.Reg(asm.R0, asm.R7, "pass"),
+		asm.Mov.Imm(asm.R0, tcShot),
+		asm.Return(),
+		asm.Mov.Imm(asm.R0, tcNext).WithSymbol("pass"),
+		asm.Return(),
+	}
+	if err := l.attach(ns, dev, d, prioGate, "dm_gate", drop); err != nil {
+		m.Close()
+		return nil, err
+	}
+	l.AtEnd(func() { m.Close() })
+	return &Gate{m}, nil
+}
+
+// Lose has a share of the packets be lost: 0 = none, 1 = all of them.
+func (g *Gate) Lose(share float64) error {
+	if share < 0 || share > 1 {
+		return fmt.Errorf("lose %v: want a share between 0 and 1", share)
+	}
+	return g.m.Put(uint32(0), uint32(share*(1<<32-1)))
 }
 
 // Deafen has a host not hear announcements: gratuitous ARP and unsolicited neighbour advertisements. It resolves as others do.
