@@ -34,6 +34,8 @@ var tools = []tool{
 	{"tcp-connect", "tries one connection", tcpConnect},
 	{"flows-talk", "the inside of many paced flows, with every silence", flowsTalk},
 	{"flows-answer", "the outside of them", flowsAnswer},
+	{"flows-new", "the inside of conversations that begin all the time", flowsNew},
+	{"flows-remind", "the outside of them, which goes on sending to all", flowsRemind},
 	{"tcp-hold", "holds connections and says which are lost", tcpHold},
 	{"tcp-open", "opens connections at a rate, keeps them and says which are lost", tcpOpen},
 	{"tcp-hold-serve", "the outside of them", tcpHoldServe},
