@@ -22,7 +22,7 @@ type Frame struct {
 type Case struct {
 	Groups map[uint8]string  // name by virtual router id
 	Sides  map[string]string // the side of each tag of flows
-	// Settle is less than any rightful term lasts; 0 = 100 ms, which is less than a lease.
+	// Settle is less than any rightful term lasts that is not announced, and the next one too; 0 = 100 ms, which is less than a lease.
 	Settle time.Duration
 	Hold   time.Duration // for so long a public port belongs to the host that had it last; 0 = 120 s (RFC 6888 REQ-8)
 	// All is the group that every packet of a flow counts for, whatever address it was sent with, and nothing else counts: for who has no group's addresses.
@@ -236,13 +236,21 @@ func (l *line) add(f Frame, data bool) {
 	}
 }
 
-// settle makes terms of runs. A run that another node's follows within settle was no term of its own: several such are one change of the owner, which
-// the last of them has won. Its first data frame among them is when it began, and what others send from then on is an offence. So are their words
+// beginning is within what time of its first data frame whoever begins a term says where the addresses are.
+const beginning = 50 * time.Millisecond
+
+// announced reports whether a node has said where the addresses are when it began to send. Who wakes up from a stop, or goes on, says nothing.
+func (l *line) announced(r Term) bool {
+	return slices.ContainsFunc(l.words, func(w word) bool { return w.node == r.Node && w.at.Sub(r.First).Abs() <= beginning })
+}
+
+// settle makes terms of runs. A run that another node's follows within settle was no term of its own, unless both have begun with announcements: several such are one change
+// of the owner, which the last of them has won. Its first data frame among them is when it began, and what others send from then on is an offence. So are their words
 // while it sends.
 func (l *line) settle(settle time.Duration, group string, found *[]Offence) (terms []Term) {
 	for i := 0; i < len(l.runs); {
 		end := i // the last run of this change
-		for i > 0 && end+1 < len(l.runs) && l.runs[end+1].First.Sub(l.runs[end].First) < settle {
+		for i > 0 && end+1 < len(l.runs) && l.runs[end+1].First.Sub(l.runs[end].First) < settle && !(l.announced(l.runs[end]) && l.announced(l.runs[end+1])) {
 			end++
 		}
 		winner := l.runs[end].Node
