@@ -28,6 +28,7 @@ const (
 	PairGroupID   = 1
 	PairFlowPort  = 7100 // of the flows, at the outside
 	PairHoldPort  = 7200 // of held connections
+	PairNewPort   = 7300 // of conversations that begin all the time
 	pairFirstHost = 11
 )
 
@@ -90,6 +91,7 @@ type Pair struct {
 	sides  map[string]pairSide
 	valves map[string]*netlab.Valve
 	taps   map[tap]*netlab.Capture
+	hinder hinder
 }
 
 // pairSide is a switch and what is on it.
@@ -119,6 +121,9 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 		s := p.sides["beta"]
 		s.net4 = PairApart4
 		p.sides["beta"] = s
+	}
+	if o.Lines {
+		p.hinder.begin(&o)
 	}
 	made := false
 	o.Ports = func(n *Node, number int) (text string, err error) {
@@ -183,7 +188,10 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 			return nil, err
 		}
 	}
-	return p, nil
+	if o.Lines {
+		err = p.addGates()
+	}
+	return p, err
 }
 
 // Devices are those of a gateway's ports.
@@ -277,7 +285,7 @@ func (p *Pair) FlowSpecs(ports int, interval time.Duration) (list []netlab.FlowS
 }
 
 // pairTags says on which side the flows of a tag are.
-var pairTags = map[string]string{"alpha": "alpha", "alpha6": "alpha", "beta": "beta", "beta6": "beta", "deaf": "alpha", "deaf6": "alpha"}
+var pairTags = map[string]string{"alpha": "alpha", "alpha6": "alpha", "beta": "beta", "beta6": "beta", "deaf": "alpha", "deaf6": "alpha", "newalpha": "alpha", "newbeta": "beta"}
 
 // snapFrames is what a judge needs of a frame: IPv6, UDP and the mark of a flow, with a tag.
 const snapFrames = 18 + 40 + 8 + 52

@@ -40,6 +40,8 @@ type Options struct {
 	Wire func(l *netlab.Lab, e netlab.End) error
 	// Ports makes what a gateway's ports are connected to, and returns their part of its node file; nil = hosts of its own on either side.
 	Ports func(n *Node, number int) (string, error)
+	// Lines has every node of a pair connected by a line, and a gate at each port of a switch that a gateway is plugged into: see Pair.Hinder and Pair.Shut.
+	Lines bool
 	// Apart gives the tenants of a pair IPv4 networks that differ: for who is measured beside us and knows no tenants.
 	Apart bool
 }
@@ -61,6 +63,8 @@ type Node struct {
 	Socket  string
 	Data    string
 	Args    []string // more of the command line at each start
+	Env     []string // more of its environment, likewise
+	Wrap    []string // what it is started by, likewise: a command that becomes it by exec
 	Client  *api.Client
 
 	t       *Trio
@@ -271,6 +275,14 @@ func (t *Trio) lacks(ctx context.Context, lead *Node) string {
 
 // Start runs the node and returns when it answers, and a gateway when packets flow.
 func (n *Node) Start(ctx context.Context, args ...string) error {
+	if err := n.Launch(args...); err != nil {
+		return err
+	}
+	return n.Ready(ctx)
+}
+
+// Launch runs the node and waits for nothing.
+func (n *Node) Launch(args ...string) error {
 	verb := "run"
 	if n.witness {
 		verb = "witness"
@@ -282,7 +294,9 @@ func (n *Node) Start(ctx context.Context, args ...string) error {
 		return err
 	}
 	defer log.Close()
-	cmd := n.t.Command(n.Name, n.t.o.Binary, slices.Concat([]string{verb, "--node", n.File}, n.Args, args)...)
+	line := slices.Concat(n.Wrap, []string{n.t.o.Binary, verb, "--node", n.File}, n.Args, args)
+	cmd := n.t.Command(n.Name, line[0], line[1:]...)
+	cmd.Env = append(cmd.Env, n.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// Ctrl-C reaches the whole group of a terminal: nodes are ended by Close, in order.
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
@@ -295,6 +309,15 @@ func (n *Node) Start(ctx context.Context, args ...string) error {
 		n.err = cmd.Wait()
 		close(ended)
 	}()
+	return nil
+}
+
+// Ready waits until a node that was launched answers, and a gateway until packets flow.
+func (n *Node) Ready(ctx context.Context) error {
+	ended := n.ended
+	if ended == nil {
+		return fmt.Errorf("%s was not started", n.Name)
+	}
 	for end := time.Now().Add(20 * time.Second); ; {
 		_, err := n.Members(ctx)
 		if err == nil && !n.witness {
