@@ -356,7 +356,7 @@ func tcpFlags(s string) (fl uint8, err error) {
 func (b backend) more(v *snapshot.View, j *trace.Journey, l *pipeline.Levels) *more {
 	g := b.g
 	m := &more{
-		group: func(x *snapshot.Group) string { return servedText(g.deadlines.Table().Until(x.ID), j.Ns) },
+		group: func(x *snapshot.Group) string { return servedText(g.table().Until(x.ID), j.Ns) },
 		route: func(zone flow.TenantID, a flow.Addr, family uint8) string { return routeOf(v, zone, a, family) },
 		mapping: func(uint32) string {
 			if l.MappingRefs > 0 {

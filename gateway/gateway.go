@@ -130,7 +130,7 @@ func New(o Options) (*Gateway, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Wall == nil {
-		o.Wall = time.Now
+		o.Wall = Wall
 	}
 	g := &Gateway{o: o, log: o.Log, started: time.Now(), fatal: make(chan error, 8), seed: o.Seed, look: looking{slow: trace.NewRecorder()}, agreed: newAgreed(), copying: newCopying()}
 	if g.seed == 0 {

@@ -49,11 +49,11 @@ type conditionKey struct {
 
 // bootTime reads CLOCK_BOOTTIME itself: the workers' clock is the runtime's, which stands still in a suspend until it is measured again.
 func bootTime() failover.Time {
-	var ts unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+	now, err := worker.BootTime()
+	if err != nil {
 		return 0 // a clock that goes back stands still, so the lease ends; New has read it once
 	}
-	return failover.Time(ts.Nano())
+	return failover.Time(now)
 }
 
 // spare is a CPU for the thread of the leases, where the node file pins the workers: one that no worker spins on. Negative = any.

@@ -18,7 +18,7 @@ import (
 // arrives and the next look of a worker. done, which may be nil, is called from somewhere else once nothing leaves any more that went by what was
 // written before: every worker has looked since, and what it had to close is closed. If a worker hangs it is not called. One goroutine alone writes.
 func (g *Gateway) writeLease(group uint8, epoch, until uint64, done func()) {
-	g.deadlines.Table().Write(group, epoch, until)
+	g.writeTable(group, epoch, until)
 	if done != nil {
 		go func() {
 			if g.looked() {

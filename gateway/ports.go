@@ -412,7 +412,7 @@ func (g *Gateway) makeWorkers() error {
 	g.busy = make([]float64, count)
 	g.slow = slowpath.New(slowpath.Config{
 		Neighbors: g.neigh, Send: g.transmit, Now: g.clock.Now, Log: g.log, Workers: count, Capacity: n.Tables.Neighbors, Seed: g.seed,
-		May: g.deadlines.Table().May, HostResolve: g.hostResolve, Unreachable: g.unreached,
+		May: g.mayWord, HostResolve: g.hostResolve, Unreachable: g.unreached,
 		Dropped: func(frame []byte, _ uint16, r verdict.Reason) {
 			g.slowDrops[r%verdict.NumReasons].Add(1)
 			g.slowDropped(frame, r)
@@ -428,7 +428,7 @@ func (g *Gateway) makeWorkers() error {
 	sessions := max(64, n.Tables.Sessions/count)
 	mappings := max(64, n.Tables.Mappings/count)
 	for id := range count {
-		cfg := worker.Config{ID: id, CPU: -1, Ports: len(g.ports), Slow: g.slow, Clock: g.clock, Deadlines: g.deadlines.Table(), Guard: failover.Default.Guard, Fenced: g.fenced, Batch: n.Workers.Batch, Spin: n.Workers.Spin.Duration, Log: g.log}
+		cfg := worker.Config{ID: id, CPU: -1, Ports: len(g.ports), Slow: g.slow, Clock: g.clock, Deadlines: g.table(), Guard: failover.Default.Guard, Fenced: g.fenced, Batch: n.Workers.Batch, Spin: n.Workers.Spin.Duration, Log: g.log}
 		if len(n.Workers.CPUs) > id {
 			cfg.CPU = n.Workers.CPUs[id]
 		}
@@ -484,7 +484,7 @@ func (g *Gateway) makeWorkers() error {
 		g.mem = append(g.mem, fm)
 		g.tableBytes = append(g.tableBytes, uint64(len(sm)+len(nm)+len(pm)+len(fm)))
 		shard, err := pipeline.NewShard(pipeline.Config{Worker: id, SessionMem: sm, Sessions: sessions, NATMem: nm, Mappings: mappings, PermitMem: pm,
-			Tenants: snapshot.MaxTenantID(n), ShaperMax: n.Tables.Frames / 2, Seed: g.seed + uint64(id)*0x9e3779b97f4a7c15, Fragments: fragments, FrameBytes: chunk, FragMem: fm, Space: g.space, Neighbors: g.neigh, Deadlines: g.deadlines.Table()})
+			Tenants: snapshot.MaxTenantID(n), ShaperMax: n.Tables.Frames / 2, Seed: g.seed + uint64(id)*0x9e3779b97f4a7c15, Fragments: fragments, FrameBytes: chunk, FragMem: fm, Space: g.space, Neighbors: g.neigh, Deadlines: g.table()})
 		if err != nil {
 			return fmt.Errorf("worker %d: %w", id, err)
 		}
@@ -516,6 +516,7 @@ func (g *Gateway) unreached(frame []byte, iface uint16, worker int) {
 
 // transmit sends a frame of the slow path by whichever worker has a socket on the port.
 func (g *Gateway) transmit(p uint16, group uint8, frame []byte) bool {
+	group = wordOf(group, frame)
 	for _, w := range g.workers {
 		if w.Sends(p) {
 			return w.Transmit(p, group, frame)

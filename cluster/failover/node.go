@@ -229,7 +229,7 @@ type peer struct {
 // New is a node that has just started. It promises nothing for one lease, because it may have promised something before it ended.
 func New(c Config, now Time) *Node {
 	n := &Node{name: c.Name, life: c.Life, t: c.Times, last: now, quiet: now.Add(c.Times.Lease), awake: now, votersAt: now,
-		groups: map[string]*group{}, peers: map[string]*peer{}, conds: map[Cause]int{}}
+		groups: map[string]*group{}, peers: map[string]*peer{}, conds: map[Cause]int{}, plant: planted()}
 	return n
 }
 

@@ -45,7 +45,7 @@ func (a *app) witness(cmd *cobra.Command, node string) (err error) {
 	log := logger(io.MultiWriter(lines, out), n.Log)
 	defer onHangup(log)()
 	signal.Ignore(syscall.SIGPIPE)
-	w, err := gateway.OpenWitness(n, a.version, log, time.Now)
+	w, err := gateway.OpenWitness(n, a.version, log, gateway.Wall)
 	if err != nil {
 		return err
 	}

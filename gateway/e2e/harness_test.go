@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,37 +29,53 @@ func TestMain(m *testing.M) {
 		os.Exit(beEpochGateway(os.Args))
 	}
 	code := m.Run()
-	if built.dir != "" {
-		os.RemoveAll(built.dir)
+	for _, b := range []*aBuild{&built, &plantBuilt} {
+		if b.dir != "" {
+			os.RemoveAll(b.dir)
+		}
 	}
 	os.Exit(code)
 }
 
-var built struct {
+// aBuild is a program that is built once for all tests of the run.
+type aBuild struct {
 	once      sync.Once
 	dir, path string
 	err       error
 }
 
-// program is the program under test, built once for all tests of the run.
-func program(t testing.TB) string {
+var built, plantBuilt aBuild
+
+func (b *aBuild) program(t testing.TB, flags ...string) string {
 	t.Helper()
-	built.once.Do(func() {
-		if built.dir, built.err = os.MkdirTemp("", "demarc-e2e-"); built.err != nil {
+	b.once.Do(func() {
+		if b.dir, b.err = os.MkdirTemp("", "demarc-e2e-"); b.err != nil {
 			return
 		}
-		if built.err = os.Chmod(built.dir, 0o755); built.err != nil { // tests without root run it too
+		if b.err = os.Chmod(b.dir, 0o755); b.err != nil { // tests without root run it too
 			return
 		}
-		built.path = filepath.Join(built.dir, "demarc")
-		c := exec.Command("go", "build", "-o", built.path, "demarc")
+		b.path = filepath.Join(b.dir, "demarc")
+		c := exec.Command("go", slices.Concat([]string{"build"}, flags, []string{"-o", b.path, "demarc"})...)
 		c.Env = append(c.Environ(), "CGO_ENABLED=0")
 		if out, err := c.CombinedOutput(); err != nil {
-			built.err = fmt.Errorf("build: %w\n%s", err, out)
+			b.err = fmt.Errorf("build: %w\n%s", err, out)
 		}
 	})
-	check(t, built.err)
-	return built.path
+	check(t, b.err)
+	return b.path
+}
+
+// program is the program under test.
+func program(t testing.TB) string {
+	t.Helper()
+	return built.program(t)
+}
+
+// plantProgram is the same that does what its environment says: see gateway/planted.go.
+func plantProgram(t testing.TB) string {
+	t.Helper()
+	return plantBuilt.program(t, "-tags", "plant")
 }
 
 // mostlyWaits is roottest.MostlyWaits.

@@ -100,7 +100,7 @@ type commonPeer struct {
 
 // NewCommon makes what shards with one Space have in common, for tenants with ids below tenants.
 func NewCommon(space *nat.Space, shards []*Shard, tenants int, seed uint64) *Common {
-	return &Common{space: space, shards: shards, tenants: make([]commonTenant, tenants), peers: map[string]*commonPeer{}, rnd: seed | 1}
+	return &Common{space: space, shards: shards, blocks: replica.NewBlocks(), tenants: make([]commonTenant, tenants), peers: map[string]*commonPeer{}, rnd: seed | 1}
 }
 
 // Renew takes up another policy.

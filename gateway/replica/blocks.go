@@ -22,6 +22,9 @@ type Plant struct {
 	StayOn     bool // blocks do not rest after a takeover
 }
 
+// NewBlocks has no room yet.
+func NewBlocks() Blocks { return Blocks{Plant: plantedBlocks()} }
+
 // Grow makes room for so many words.
 func (b *Blocks) Grow(words int) {
 	if n := words - len(b.told); n > 0 {

@@ -230,7 +230,7 @@ type Receiver struct {
 
 // NewReceiver makes a receiver that remembers at most so many slots of senders: a table a little larger than the Sink's is enough.
 func NewReceiver(sink Sink, items int) *Receiver {
-	return &Receiver{sink: sink, items: items, peers: map[string]map[uint8]*inbound{}, ops: make([]Op, 0, batch), lost: sink.Lost()}
+	return &Receiver{sink: sink, items: items, peers: map[string]map[uint8]*inbound{}, ops: make([]Op, 0, batch), lost: sink.Lost(), plant: planted()}
 }
 
 // Own notes that this node owns a group from now on, under an epoch: what others say of it is not taken any more. What is in the tables stays.

@@ -146,7 +146,7 @@ type plants struct {
 func NewSender(src Source, slots int, stream, of uint8, life, key uint64, lim Limits) *Sender {
 	d := DefaultLimits
 	lim = Limits{cmp.Or(lim.Window, d.Window), min(cmp.Or(lim.Frame, d.Frame), MaxFrame/2), cmp.Or(lim.Digest, d.Digest), cmp.Or(lim.Refresh, d.Refresh), cmp.Or(lim.Pause, d.Pause)}
-	s := &Sender{src: src, stream: stream, of: of, life: life, key: key, lim: lim, sent: make([]sent, slots), seq: 1, names: map[nameKey]uint16{}}
+	s := &Sender{src: src, stream: stream, of: of, life: life, key: key, lim: lim, sent: make([]sent, slots), seq: 1, names: map[nameKey]uint16{}, plant: planted()}
 	s.wrote, _ = src.(Writer)
 	for i := range s.dirty {
 		s.dirty[i] = newMarks(slots)

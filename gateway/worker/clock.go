@@ -30,6 +30,12 @@ func bootTime() (uint64, error) {
 	return uint64(ts.Nano()), nil
 }
 
+// BootTime reads CLOCK_BOOTTIME itself. It and a Clock are all that leases, sessions and rates are counted by.
+func BootTime() (uint64, error) {
+	now, err := bootTime()
+	return paced(now), err
+}
+
 // Resync measures CLOCK_BOOTTIME again. Time never runs backwards by it.
 func (c *Clock) Resync() error {
 	_, err := c.measure()
@@ -51,7 +57,7 @@ func (c *Clock) measure() (uint64, error) {
 }
 
 // Now is CLOCK_BOOTTIME in nanoseconds.
-func (c *Clock) Now() uint64 { return c.base.Load() + uint64(time.Since(c.start)) }
+func (c *Clock) Now() uint64 { return paced(c.base.Load() + uint64(time.Since(c.start))) }
 
 // Exact reads CLOCK_BOOTTIME itself, by a system call: after a suspend Now is behind until somebody has measured. A clock that cannot be read is at the
 // end of time, where no deadline holds.
@@ -60,5 +66,5 @@ func (c *Clock) Exact() uint64 {
 	if err != nil {
 		return ^uint64(0)
 	}
-	return now
+	return paced(now)
 }

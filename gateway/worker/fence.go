@@ -32,6 +32,9 @@ type queued struct {
 
 // keepOwn takes out of a batch what this node may not send any more.
 func (w *Worker) keepOwn(s *sockState) {
+	if noLook {
+		return
+	}
 	now, k := w.cfg.Clock.Exact(), 0
 	for i := range s.n {
 		if w.cfg.Deadlines.May(s.group[i], now) {
@@ -75,7 +78,7 @@ func (w *Worker) mayCall(s *sockState) bool {
 
 // mayStay fences the socket if frames of a group that is not served, or is in another term, are in its tx ring. now is when it looked; 0 = there are none.
 func (w *Worker) mayStay(s *sockState) (now uint64, ok bool) {
-	if s.fenced || len(s.queued) == 0 {
+	if s.fenced || len(s.queued) == 0 || noLook {
 		return 0, !s.fenced
 	}
 	if s.forget(); len(s.queued) == 0 {
@@ -94,7 +97,7 @@ func (w *Worker) mayStay(s *sockState) (now uint64, ok bool) {
 // mayAll looks once more at frames of a batch after a system call, which takes its time.
 func (w *Worker) mayAll(groups []uint8) bool {
 	now := w.cfg.Clock.Exact()
-	return !slices.ContainsFunc(groups, func(id uint8) bool { return !w.cfg.Deadlines.May(id, now) })
+	return noLook || !slices.ContainsFunc(groups, func(id uint8) bool { return !w.cfg.Deadlines.May(id, now) })
 }
 
 // forget lets go of what the kernel has taken.
@@ -134,7 +137,7 @@ func (s *sockState) pollFD() int32 {
 
 // may looks at what the shaper lets go towards one of our own addresses. It frees the frame where the group is served no more.
 func (w *Worker) may(it *police.Item) bool {
-	if id := uint8(it.Tag); id != 0 && !w.cfg.Deadlines.May(id, w.cfg.Clock.Exact()) {
+	if id := uint8(it.Tag); id != 0 && !noLook && !w.cfg.Deadlines.May(id, w.cfg.Clock.Exact()) {
 		at := it.Frame + uint64(it.Off)
 		w.shard.Dropped(0, verdict.NotOwner, trace.NoPort, w.cfg.Areas[it.Area].Mem()[at:at+uint64(it.Len)], true)
 		w.free(it.Area, it.Frame)
