@@ -31,7 +31,7 @@ ALONE := @others $(GOTEST) -p=1
 
 PREFIX := /usr/local
 
-.PHONY: build install uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-full bench-quick bench-cluster bench-failover zerocopy
+.PHONY: build install uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-full bench-quick bench-cluster bench-failover zerocopy faults-found
 
 build:
 	go build -ldflags '-s -w -X main.version=$(VERSION)' -o demarc .
@@ -96,6 +96,10 @@ bench-failover: build
 
 zerocopy: build
 	@./demarc zerocopy
+
+# Faults that are planted into real nodes, and must be found: docs/faults.md.
+faults-found: check
+	go test -count=1 -timeout 30m -tags faults -v ./gateway/e2e -run 'TestWirePlants$$'
 
 clean:
 	rm -f demarc

@@ -1,0 +1,144 @@
+//go:build faults
+
+package e2e
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/gateway/netlab/judge"
+)
+
+// wirePlant is a fault that is put into all three nodes, and the harm that brings it out: drawn by hand from what a random run may do, and done again until it is found.
+type wirePlant struct {
+	fault string
+	rate  float64 // of all clocks: what goes by the lease takes longer, so that a busy machine has time for it
+	stale string
+	fresh float64
+	harms func(owner, other string) []harm
+	want  []judge.Kind // any of these finds it
+}
+
+// ways are what these nodes send those, by one protocol or (0) both.
+func waysOf(from, to []string, protos ...uint8) (list []harmWay) {
+	for _, f := range from {
+		for _, t := range to {
+			for _, p := range protos {
+				if f != t {
+					list = append(list, harmWay{f, t, p})
+				}
+			}
+		}
+	}
+	return list
+}
+
+const (
+	ms1  = time.Millisecond
+	wUDP = unix.IPPROTO_UDP
+	wTCP = unix.IPPROTO_TCP
+)
+
+func cutOff(at, last time.Duration, ways ...harmWay) harm {
+	return harm{at: at, last: last, kind: harmCut, ways: ways, lose: 1}
+}
+
+// both are ways of a pair of sets, there and back.
+func both(a, b []string, protos ...uint8) []harmWay {
+	return append(waysOf(a, b, protos...), waysOf(b, a, protos...)...)
+}
+
+var wirePlants = []wirePlant{
+	// The answers are late; then the owner is cut off, and believes the last ones for as long as they were under way.
+	{"lease-from-reply", 0.25, "serve", 1000, func(owner, other string) []harm {
+		me, others := []string{owner}, []string{other, "witness"}
+		return []harm{
+			{at: 0, last: 3500 * ms1, kind: harmDelay, ways: waysOf(others, me, wUDP), wait: 300 * ms1},
+			cutOff(1200*ms1, 2300*ms1, both(me, others, wUDP, wTCP)...),
+		}
+	}, []judge.Kind{judge.Both}},
+	// The owner is stopped; when it wakes it hears nothing of the log, and asks the witness to help it on.
+	{"any-epoch", 0.25, "serve", 1000, func(owner, other string) []harm {
+		me, it, w := []string{owner}, []string{other}, []string{"witness"}
+		return []harm{
+			{at: 0, last: 1500 * ms1, kind: harmStop, node: owner},
+			cutOff(0, 3*time.Second, both(me, it, wUDP, wTCP)...),
+			cutOff(0, 3*time.Second, both(me, w, wTCP)...),
+		}
+	}, []judge.Kind{judge.Both}},
+	// The owner's machine is gone, and the last 200 ms of its conversations are known to nobody.
+	{"blocks-stay-open", 1, "serve", 5000, lateCopies, []judge.Kind{judge.Port, judge.Binding}},
+	// Nothing is done.
+	{"standby-announces", 1, "serve", 500, func(string, string) []harm {
+		return []harm{{at: 300 * ms1, last: ms1, kind: harmLoss, ways: both([]string{"gw1"}, []string{"gw2"}, wTCP), lose: 0.05}}
+	}, []judge.Kind{judge.Both}},
+	// The standby has restarted, its copy does not come, and the owner dies.
+	{"stale-takes", 1, "wait", 5000, func(owner, other string) []harm {
+		return []harm{
+			cutOff(0, 4500*ms1, both([]string{owner}, []string{other}, wTCP)...),
+			{at: 50 * ms1, last: 50 * ms1, kind: harmVanish, node: other},
+			{at: 2 * time.Second, last: 2 * time.Second, kind: harmVanish, node: owner},
+		}
+	}, []judge.Kind{judge.Port, judge.Binding}},
+}
+
+// lateCopies kills an owner whose copies are 200 ms late.
+func lateCopies(owner, other string) []harm {
+	return []harm{
+		{at: 0, last: 1200 * ms1, kind: harmDelay, ways: waysOf([]string{owner}, []string{other}, wTCP), wait: 200 * ms1},
+		{at: time.Second, last: 1500 * ms1, kind: harmVanish, node: owner},
+	}
+}
+
+// The judge is judged: each fault is found by what the gateways send.
+func TestWirePlants(t *testing.T) {
+	for _, x := range wirePlants {
+		t.Run(x.fault, func(t *testing.T) {
+			began := time.Now()
+			found := x.run(t, plantProgram(t), "DEMARC_PLANT="+x.fault)
+			if !slices.ContainsFunc(found, func(o judge.Offence) bool { return slices.Contains(x.want, o.Kind) }) {
+				t.Errorf("not found: %v", found)
+			} else {
+				t.Logf("found after %s: %d offences, the first: %s", time.Since(began).Round(ms1), len(found), found[0])
+			}
+		})
+	}
+}
+
+// run does the harm, at most a few times, until there is an offence.
+func (x *wirePlant) run(t *testing.T, binary string, env ...string) []judge.Offence {
+	t.Helper()
+	p := &wirePlan{alone: "fence", stale: x.stale, fresh: x.fresh, ahead: map[string]time.Duration{}, rate: map[string]float64{}, wall: map[string]time.Duration{}}
+	for _, n := range wireNodes {
+		p.rate[n] = x.rate
+	}
+	l := wireOpen(t, p, binary, true, env...)
+	l.start()
+	owner, other := l.GW1, l.GW2
+	for range 4 {
+		l.began, p.harms = time.Now(), x.harms(owner.Name, other.Name)
+		l.harm(t.Context())
+		v, err := l.Judge()
+		check(t, err)
+		if len(v.Offences) > 0 {
+			return v.Offences
+		}
+		check(t, l.Watch())
+		for _, n := range l.Nodes() {
+			check(t, n.Ready(t.Context()))
+		}
+		if owner, err = l.Owner(t.Context(), 8*time.Second); err != nil {
+			return nil
+		}
+		other = l.Other(owner)
+		h := &pairLab{Pair: l.Pair, t: t}
+		until(8*time.Second, func() bool {
+			g, err := h.says(owner)
+			return err == nil && slices.Contains(g.InSync, other.Name)
+		})
+	}
+	return nil
+}

@@ -1,0 +1,279 @@
+//go:build faults
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/roottest"
+	nodes "demarc/gateway/trio"
+)
+
+// wireTables are enough for all conversations that begin in a run.
+const wireTables = "[tables]\nsessions = 131072\nframes = 4096\n"
+
+// wireHosts is how many addresses a tenant's host has.
+const wireHosts = 6
+
+// wireLab is a pair that harm is done to.
+type wireLab struct {
+	*nodes.Pair
+	t     testing.TB
+	plan  *wirePlan
+	flows *netlab.Flows
+	fresh *nodes.Fresh
+	conns []heldConns
+	holds []*netlab.Server
+
+	began  time.Time // of the harm
+	mu     sync.Mutex
+	story  strings.Builder // mu
+	failed []error         // mu: what could not be done or undone
+}
+
+// wireOpen has three nodes agree on the plan's policy. binary is the program; a program that can be told has its clocks at the plan's pace.
+func wireOpen(t testing.TB, p *wirePlan, binary string, told bool, env ...string) *wireLab {
+	t.Helper()
+	roottest.Require(t)
+	dir := t.TempDir()
+	lab, err := nodes.NewPair(nodes.Options{Lab: labName(t, "wire"), Dir: dir, Binary: binary, Lines: true, Gateway: wireTables}, wireHosts)
+	check(t, err)
+	l := &wireLab{Pair: lab, t: t, plan: p}
+	t.Cleanup(func() {
+		if t.Failed() {
+			l.mu.Lock()
+			t.Logf("%s\nbegan %s\n%s", p, l.began.Format("15:04:05.000000"), &l.story)
+			l.mu.Unlock()
+			for _, n := range l.Nodes() {
+				t.Logf("the log of %s:\n%s", n.Name, n.Log(60))
+			}
+		}
+		for _, n := range l.Nodes() { // one that a failed test left stopped would not end
+			if n.Runs() {
+				_ = unix.Kill(n.Parent(), unix.SIGCONT)
+				_ = unix.Kill(n.Pid(), unix.SIGCONT)
+			}
+		}
+		if err := l.Close(); err != nil {
+			t.Errorf("close the lab: %v", err)
+		}
+		nothingLeft(t, l.Name())
+	})
+	for _, n := range l.Nodes() {
+		ahead := fmt.Sprint(int64(p.ahead[n.Name].Seconds()))
+		n.Wrap = []string{"unshare", "--time", "--monotonic", ahead, "--boottime", ahead}
+		if ahead == "0" {
+			n.Wrap = nil
+		}
+		if told {
+			n.Env = slices.Concat(clockEnv(p, n.Name), env)
+		}
+	}
+	file := filepath.Join(dir, "pair.toml")
+	more := fmt.Sprintf("alone = %q\nstale = %q\n", p.alone, p.stale)
+	text := nodes.PairPolicy(more)
+	check(t, os.WriteFile(file, []byte(text), 0o644))
+	check(t, l.Begin(t.Context(), file, time.Minute))
+	return l
+}
+
+// start has calls, connections and new conversations go through the group, watched.
+func (l *wireLab) start() {
+	l.t.Helper()
+	check(l.t, l.Watch())
+	var err error
+	l.flows, err = l.StartFlows(l.FlowSpecs(1, 4*time.Millisecond)...)
+	check(l.t, err)
+	check(l.t, l.Serves(l.t.Context(), 5*time.Second, l.GW1))
+	h := &pairLab{Pair: l.Pair, t: l.t}
+	l.conns, l.holds = h.hold(4)
+	l.fresh, err = l.StartFresh(l.plan.fresh)
+	check(l.t, err)
+	if !until(20*time.Second, func() bool {
+		g, err := h.says(l.GW1)
+		return err == nil && slices.Contains(g.InSync, l.GW2.Name)
+	}) {
+		l.t.Fatal("the copy at gw2 is not in sync")
+	}
+	l.began = time.Now()
+}
+
+func (l *wireLab) tell(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	fmt.Fprintf(&l.story, "%8.3f s  %s\n", time.Since(l.began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func (l *wireLab) note(err error) {
+	if err != nil {
+		l.mu.Lock()
+		l.failed = append(l.failed, err)
+		l.mu.Unlock()
+	}
+}
+
+// harm does all that the plan says, each at its time, and returns when all of it is undone.
+func (l *wireLab) harm(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, h := range l.plan.harms {
+		wg.Go(func() {
+			if !sleep(ctx, time.Until(l.began.Add(h.at))) {
+				return
+			}
+			undo, err := l.do(ctx, h)
+			if err != nil {
+				l.tell("%s: %v", h, err)
+				return
+			}
+			l.tell("%s", h)
+			if undo == nil {
+				return
+			}
+			sleep(ctx, time.Until(l.began.Add(h.at+h.last)))
+			l.note(undo())
+			l.tell("  over: %s", h)
+		})
+	}
+	wg.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	check(l.t, errors.Join(l.failed...))
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(max(d, 0)):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// do does one thing. undo may be nil. An error is that it could not be done as things are, which is no fault of anybody.
+func (l *wireLab) do(ctx context.Context, h harm) (undo func() error, err error) {
+	n := l.Node(h.node)
+	launch := func() error { return n.Launch() }
+	switch h.kind {
+	case harmKill, harmWitness:
+		if !n.Runs() {
+			return nil, errors.New("it does not run")
+		}
+		n.Kill()
+		return launch, nil
+	case harmVanish:
+		n.Vanish()
+		return launch, nil
+	case harmRestart:
+		if err := n.Stop(); err != nil {
+			l.note(err)
+		}
+		return launch, nil
+	case harmStop, harmFreeze:
+		pids := []int{n.Pid()}
+		if h.kind == harmFreeze {
+			pids = []int{n.Parent(), n.Pid()}
+		}
+		if pids[0] == 0 {
+			return nil, errors.New("it does not run")
+		}
+		for _, pid := range pids {
+			if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+				return nil, err
+			}
+		}
+		return func() error {
+			for _, pid := range slices.Backward(pids) {
+				_ = unix.Kill(pid, unix.SIGCONT) // one that was ended meanwhile is none of ours any more, and pids are not used again so soon
+			}
+			return nil
+		}, nil
+	case harmCut, harmLoss, harmDelay:
+		return l.hinder(h)
+	case harmShut:
+		var all []func() error
+		for _, s := range h.sides {
+			u, err := l.Shut(l.Node(s.node), s.side, s.in, h.lose)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, u)
+		}
+		return undoAll(all), nil
+	case harmPort:
+		s := h.sides[0]
+		dev := map[string]string{"alpha": "alpha0", "beta": "beta0", "": "wan0"}[s.side]
+		return func() error { return l.SetUp(s.node, dev, true) }, l.SetUp(s.node, dev, false)
+	case harmMove, harmDrain:
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		run := func(args ...string) (err error) {
+			for _, by := range l.Nodes() { // whoever answers
+				if !by.Runs() {
+					continue
+				}
+				if _, err = by.Run(ctx, args...); err == nil {
+					return nil
+				}
+			}
+			return err
+		}
+		if h.kind == harmMove {
+			return nil, run("group", "move", nodes.PairGroup, h.node)
+		}
+		return func() error {
+			for end := time.Now().Add(30 * time.Second); ; {
+				ctx, cancel = context.WithTimeout(l.t.Context(), 2*time.Second)
+				err := run("node", "undrain", h.node)
+				cancel()
+				if err == nil || time.Now().After(end) {
+					return err
+				}
+				sleep(l.t.Context(), 50*time.Millisecond)
+			}
+		}, run("node", "drain", h.node)
+	}
+	return nil, fmt.Errorf("%q is no kind of harm", h.kind)
+}
+
+func undoAll(all []func() error) func() error {
+	return func() error {
+		var errs []error
+		for _, u := range all {
+			errs = append(errs, u())
+		}
+		return errors.Join(errs...)
+	}
+}
+
+func (l *wireLab) hinder(h harm) (undo func() error, err error) {
+	var all []func() error
+	for _, w := range h.ways {
+		u, err := l.Hinder(l.Node(w.from), l.Node(w.to), w.proto, h.lose, h.wait)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, u)
+	}
+	return undoAll(all), nil
+}
+
+// clockEnv tells a program that can be told at what pace its clock goes, from when on, and by how much its wall clock is off.
+func clockEnv(p *wirePlan, node string) []string {
+	return []string{
+		fmt.Sprintf("DEMARC_CLOCK_RATE=%.6f", p.rate[node]),
+		fmt.Sprintf("DEMARC_CLOCK_BASE=%d", int64(p.ahead[node].Truncate(time.Second))),
+		fmt.Sprintf("DEMARC_WALL=%s", p.wall[node].Truncate(time.Second)),
+	}
+}
