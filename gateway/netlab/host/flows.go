@@ -252,16 +252,17 @@ func arrival(oob []byte) (to netip.Addr, at int64) {
 	return to, at
 }
 
-// pace calls fn once each interval until ctx ends. What was missed is not made up for: a burst would hide a silence.
+// pace calls fn once each interval until ctx ends. What was missed is not made up for: a burst would hide a silence. A pause is from before one call to behind the next: no flow
+// was silent for longer by its sender, wherever in the two that was held up.
 func (s *FlowSide) pace(ctx context.Context, interval time.Duration, mu *sync.Mutex, fn func()) {
 	last := int64(0)
 	for due := time.Now(); sleepUntil(ctx, due); {
-		now := time.Now()
-		mu.Lock()
-		s.Pauses = s.silence(s.Pauses, last, now.UnixNano())
-		mu.Unlock()
-		last = now.UnixNano()
+		now := time.Now().UnixNano()
 		fn()
+		mu.Lock()
+		s.Pauses = s.silence(s.Pauses, last, time.Now().UnixNano())
+		mu.Unlock()
+		last = now
 		if due = due.Add(interval); time.Since(due) > interval {
 			due = time.Now()
 		}
