@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"runtime"
 	"time"
 
@@ -19,20 +20,26 @@ const liveFrames = 1 << 1
 
 // Structs of pktgen.c.
 type (
-	order    struct{ End, Limit, Interval uint64 }
-	progress struct{ Index, Sent, Due, First, Last, Done uint64 }
-	tally    struct {
-		Kinds           Counts
-		First, Last     uint64
-		AtFirst, AtLast uint64
-		Learning        uint64
+	control  struct{ Learning, Plain, Hops, Timing uint64 }
+	order    struct{ End, Limit, Interval, Direction uint64 }
+	progress struct {
+		Index, Sent            [2]uint64
+		Due, First, Last, Done uint64
+	}
+	tally struct {
+		Kinds                         Counts
+		First, Last                   uint64
+		AtFirst, AtLast               uint64
+		Timed, Before, Changes, Worst uint64
 	}
 	flowState struct {
 		Addr          uint32
 		Port, Learned uint16
 		Seq, Window   uint32
 	}
-	xdpMD struct{ Data, DataEnd, DataMeta, Ingress, RxQueue, Egress uint32 }
+	backState struct{ Answers, Seq, Window uint32 }
+	times     struct{ Frames [buckets]uint64 }
+	xdpMD     struct{ Data, DataEnd, DataMeta, Ingress, RxQueue, Egress uint32 }
 )
 
 // Rows of the tallies.
@@ -47,6 +54,7 @@ type Ends struct {
 	objs    bpf.PktgenObjects
 	links   []link.Link
 	ingress int     // the maker's device
+	control control // as the kernel has it
 	speed   float64 // runs of the maker's program a second, the most that was seen
 }
 
@@ -65,12 +73,15 @@ func Load(p Plan) (*Ends, error) {
 	if err := spec.Variables[bpf.PktgenVarPlan].Set(w); err != nil {
 		return nil, err
 	}
-	e := &Ends{plan: p, speed: firstSpeed}
+	e := &Ends{plan: p, speed: firstSpeed, control: control{Hops: 1}}
 	if err := spec.LoadAndAssign(&e.objs, nil); err != nil {
 		if errors.Is(err, unix.EPERM) {
 			return nil, fmt.Errorf("load the bench's programs: %w: run as root", err)
 		}
 		return nil, fmt.Errorf("load the bench's programs: %w", err)
+	}
+	if err := e.objs.Controls.Put(uint32(0), e.control); err != nil {
+		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil
 }
@@ -81,8 +92,10 @@ func (e *Ends) Attach(maker int) error {
 	return e.attach(e.objs.DemarcAnswer, maker)
 }
 
-// AttachJudge puts the judge on the device where frames arrive. It must be called in that device's namespace.
-func (e *Ends) AttachJudge(ifindex int) error { return e.attach(e.objs.DemarcJudge, ifindex) }
+// AttachJudge puts the judge on the device where frames arrive; frames of the outside leave by it. It must be called in that device's namespace.
+func (e *Ends) AttachJudge(ifindex int) error {
+	return errors.Join(e.attach(e.objs.DemarcJudge, ifindex), e.objs.Outs.Put(uint32(In), uint32(ifindex)))
+}
 
 func (e *Ends) attach(p *ebpf.Program, ifindex int) error {
 	l, err := link.AttachXDP(link.XDPOptions{Program: p, Interface: ifindex, Flags: link.XDPDriverMode})
@@ -103,18 +116,37 @@ func (e *Ends) Close() error {
 	return errors.Join(append(errs, e.objs.Close())...)
 }
 
+// Direction is where frames go to.
+type Direction int
+
+// The directions, in the order of pktgen.c.
+const (
+	Out  Direction = iota // from the inside to the outside
+	In                    // back, to where each flow was learned to come from
+	Both                  // in turns
+)
+
+// String is what a person reads.
+func (d Direction) String() string {
+	return map[Direction]string{Out: "out", In: "in", Both: "both"}[d]
+}
+
 // Order says how much to send.
 type Order struct {
-	Duration time.Duration
-	Frames   uint64  // stop after so many; 0 = after Duration
-	Rate     float64 // frames per second; 0 = as fast as it goes
-	CPU      int     // that makes the frames
+	Duration  time.Duration
+	Frames    uint64  // stop after so many; 0 = after Duration
+	Rate      float64 // frames per second; 0 = as fast as it goes
+	Direction Direction
+	CPU       int // that makes the frames
+	// Batch is how many runs of the program (most of them idle where Rate is low) hold a frame up before it leaves; 0 = the kernel's 64. Few cost speed.
+	Batch uint32
 }
 
 // Sent is what was sent.
 type Sent struct {
 	Frames  uint64
-	Seconds float64 // from the first to the last frame
+	By      [2]uint64 // of these to the outside, to the inside
+	Seconds float64   // from the first to the last frame
 }
 
 // Rate is frames per second.
@@ -144,21 +176,22 @@ func (e *Ends) Send(o Order) (Sent, error) {
 	if err := e.objs.Progresses.Lookup(uint32(0), &p); err != nil {
 		return Sent{}, err
 	}
-	if err := e.objs.Progresses.Put(uint32(0), progress{Index: p.Index}); err != nil {
+	if err := e.objs.Progresses.Put(uint32(0), progress{Index: p.Index}); err != nil { // a flow's numbers go on
 		return Sent{}, err
 	}
-	ord := order{End: monotonic() + uint64(o.Duration), Limit: o.Frames}
+	ord := order{End: monotonic() + uint64(o.Duration), Limit: o.Frames, Direction: uint64(o.Direction)}
 	if o.Rate > 0 {
 		ord.Interval = uint64(256e9 / o.Rate)
 	}
 	if err := e.objs.Orders.Put(uint32(0), ord); err != nil {
 		return Sent{}, err
 	}
+	page := e.plan.page()
 	for {
 		n, began := e.repeat(o, ord.End), monotonic()
 		_, err := e.objs.DemarcMake.Run(&ebpf.RunOptions{
-			Data: make([]byte, FrameLen), Context: xdpMD{DataEnd: FrameLen, Ingress: uint32(e.ingress)},
-			Repeat: n, Flags: liveFrames,
+			Data: page, Context: xdpMD{DataEnd: uint32(len(page)), Ingress: uint32(e.ingress)},
+			Repeat: n, Flags: liveFrames, BatchSize: o.Batch,
 		})
 		if err != nil {
 			return Sent{}, fmt.Errorf("make frames (BPF_PROG_TEST_RUN with live frames needs kernel 5.18): %w", err)
@@ -167,7 +200,7 @@ func (e *Ends) Send(o Order) (Sent, error) {
 			return Sent{}, err
 		}
 		if p.Done != 0 || monotonic() >= ord.End {
-			return Sent{p.Sent, float64(p.Last-p.First) / 1e9}, nil
+			return Sent{p.Sent[Out] + p.Sent[In], p.Sent, float64(p.Last-p.First) / 1e9}, nil
 		}
 		// It came back too early: the next order asks for more at once.
 		e.speed = max(e.speed, 1.2e9*float64(n)/float64(monotonic()-began))
@@ -192,15 +225,35 @@ func (e *Ends) Halt() error { return e.objs.Orders.Put(uint32(0), order{}) }
 
 // Learn says whether the judge remembers mappings and answers, or only compares.
 func (e *Ends) Learn(on bool) error {
-	t, err := e.tally(rowJudge)
-	if err != nil {
+	return e.set(func(c *control) { c.Learning = word(on) })
+}
+
+// Expect says what the device under test does to a frame: whether it leaves sources as they were sent, and what it takes off the TTL. Without a
+// call it translates and takes one off; the sources of IPv6 are never translated.
+func (e *Ends) Expect(plain bool, hops int) error {
+	return e.set(func(c *control) { c.Plain, c.Hops = word(plain || e.plan.V6()), uint64(hops) })
+}
+
+// Time says whether the judges note how long frames were under way. The frames must be paced: at full speed their stamps are rough.
+func (e *Ends) Time(on bool) error {
+	return e.set(func(c *control) { c.Timing = word(on) })
+}
+
+func word(on bool) uint64 {
+	if on {
+		return 1
+	}
+	return 0
+}
+
+func (e *Ends) set(change func(*control)) error {
+	c := e.control
+	change(&c)
+	if err := e.objs.Controls.Put(uint32(0), c); err != nil {
 		return err
 	}
-	t.Learning = 0
-	if on {
-		t.Learning = 1
-	}
-	return e.objs.Tallies.Put(uint32(rowJudge), t)
+	e.control = c
+	return nil
 }
 
 func (e *Ends) tally(row uint32) (t tally, err error) {
@@ -223,18 +276,26 @@ func (j *Judged) Rate() float64 {
 	return float64(j.Between) / j.Seconds
 }
 
-// Fresh sets the judge's and the answers' counts to zero; mappings and sequence numbers stay. No frame may be under way.
+// Fresh sets the counts and times of both judges to zero; mappings and sequence numbers stay. No frame may be under way.
 func (e *Ends) Fresh() error {
-	t, err := e.tally(rowJudge)
-	if err != nil {
-		return err
+	var errs []error
+	for row := range uint32(2) {
+		errs = append(errs, e.objs.Tallies.Put(row, tally{}))
+		if e.control.Timing != 0 {
+			errs = append(errs, e.objs.Delays.Put(row, times{}))
+		}
 	}
-	return errors.Join(e.objs.Tallies.Put(uint32(rowJudge), tally{Learning: t.Learning}), e.objs.Tallies.Put(uint32(rowAnswer), tally{}))
+	return errors.Join(errs...)
 }
 
-// Judged reads the judge's counts.
-func (e *Ends) Judged() (Judged, error) {
-	t, err := e.tally(rowJudge)
+// Judged reads the counts of the outside's judge.
+func (e *Ends) Judged() (Judged, error) { return e.judged(rowJudge) }
+
+// JudgedIn reads the counts of the inside's: frames that the outside made, and answers.
+func (e *Ends) JudgedIn() (Judged, error) { return e.judged(rowAnswer) }
+
+func (e *Ends) judged(row uint32) (Judged, error) {
+	t, err := e.tally(row)
 	return Judged{Counts: t.Kinds, Seconds: float64(t.Last-t.First) / 1e9, Between: t.AtLast - t.AtFirst}, err
 }
 
@@ -279,10 +340,10 @@ func (e *Ends) Forget() error {
 	if _, err := e.objs.Flows.BatchUpdate(keys, make([]flowState, len(keys)), nil); err != nil {
 		return err
 	}
-	if _, err := e.objs.Answers.BatchUpdate(keys, make([]uint32, len(keys)), nil); err != nil {
+	if _, err := e.objs.Answers.BatchUpdate(keys, make([]backState, len(keys)), nil); err != nil {
 		return err
 	}
-	return errors.Join(e.objs.Tallies.Put(uint32(rowJudge), tally{}), e.objs.Tallies.Put(uint32(rowAnswer), tally{}))
+	return errors.Join(e.Fresh(), e.objs.Progresses.Put(uint32(0), progress{}))
 }
 
 // Established is how many flows have a mapping and got an answer through it.
@@ -298,7 +359,7 @@ func (e *Ends) Established() (Established, error) {
 	var r Established
 	var cur, cur2 ebpf.MapBatchCursor
 	keys := make([]uint32, e.plan.Flows)
-	states, answers := make([]flowState, e.plan.Flows), make([]uint32, e.plan.Flows)
+	states, answers := make([]flowState, e.plan.Flows), make([]backState, e.plan.Flows)
 	if n, err := e.objs.Flows.BatchLookup(&cur, keys, states, nil); n != e.plan.Flows {
 		return r, fmt.Errorf("read %d of %d flows: %w", n, e.plan.Flows, err)
 	}
@@ -313,14 +374,14 @@ func (e *Ends) Established() (Established, error) {
 			continue
 		}
 		r.Learned++
-		if answers[n] > 0 {
+		if answers[n].Answers > 0 {
 			r.Answered++
 		}
 		_, outside := e.plan.Flow(n)
 		public := uint64(s.Addr)<<16 | uint64(s.Port)
-		at := public<<16 | uint64(host(outside.Addr())-host(e.plan.Outside))
+		at := public<<16 | uint64(low(outside.Addr())-low(e.plan.Outside))
 		if other, taken := owners[at]; taken {
-			return r, fmt.Errorf("flows %d and %d both have public end %s:%d towards %s", other, n, addr(s.Addr), s.Port, outside)
+			return r, fmt.Errorf("flows %d and %d both have public end %s towards %s", other, n, netip.AddrPortFrom(withLow(e.plan.Inside, s.Addr), s.Port), outside)
 		}
 		owners[at] = uint32(n)
 		ports[public] = struct{}{}

@@ -26,15 +26,15 @@ const (
 var kindText = [kinds]string{
 	Right:        "right",
 	Reordered:    "right, but after a later frame of its flow",
-	Other:        "not IPv4, left to the host",
+	Other:        "not of the bench's family, left to the host",
 	BadForm:      "not the shape of the bench's frames",
 	BadIPSum:     "wrong IP checksum",
 	BadUDPSum:    "wrong UDP checksum",
 	NotSent:      "never sent: unknown flow or wrong check word",
-	WrongPayload: "payload changed",
+	WrongPayload: "payload or length changed",
 	WrongDst:     "wrong destination",
-	WrongTTL:     "TTL not one less",
-	WrongTuple:   "source not of the pool",
+	WrongTTL:     "TTL not as it should be",
+	WrongTuple:   "source not of the pool, or not as sent",
 	WrongMapping: "another public address or port than the flow had",
 	NotLearned:   "flow without a mapping",
 	Duplicate:    "duplicate",
@@ -52,7 +52,7 @@ func (k Kind) String() string {
 // Counts is how many frames of each kind one end saw.
 type Counts [kinds]uint64
 
-// Wrong is how many frames arrived and were not right. What is not IPv4 is nobody's fault.
+// Wrong is how many frames arrived and were not right. What was left to the host is nobody's fault.
 func (c *Counts) Wrong() (n uint64) {
 	for k := BadForm; k < kinds; k++ {
 		n += c[k]

@@ -17,7 +17,7 @@ import (
 	"demarc/gateway/netlab/roottest"
 )
 
-const xdpDrop, xdpPass, xdpTX, xdpRedirect = 1, 2, 3, 4
+const xdpAborted, xdpDrop, xdpPass, xdpTX, xdpRedirect = 0, 1, 2, 3, 4
 
 func testPlan() Plan {
 	return Plan{
@@ -28,9 +28,19 @@ func testPlan() Plan {
 	}
 }
 
-func load(t *testing.T) *Ends {
+// testPlan6 is the same with IPv6.
+func testPlan6() Plan {
+	p := testPlan()
+	p.Inside, p.Outside = netip.MustParseAddr("2001:db8:1::400"), netip.MustParseAddr("2001:db8:2::10")
+	return p
+}
+
+func load(t *testing.T) *Ends { return loadPlan(t, testPlan()) }
+
+func loadPlan(t *testing.T, p Plan) *Ends {
+	t.Helper()
 	roottest.Require(t)
-	e, err := Load(testPlan())
+	e, err := Load(p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,19 +48,28 @@ func load(t *testing.T) *Ends {
 	return e
 }
 
-// make1 lets the program make one frame.
-func make1(t *testing.T, e *Ends) []byte {
+// make1 lets the program make one frame to the outside.
+func make1(t *testing.T, e *Ends) []byte { return makeTo(t, e, Out) }
+
+// makeTo lets the program make one frame. One to the inside would leave by a device that is not there.
+func makeTo(t *testing.T, e *Ends, d Direction) []byte {
 	t.Helper()
-	if err := e.objs.Orders.Put(uint32(0), order{End: monotonic() + uint64(time.Minute)}); err != nil {
+	if err := e.objs.Orders.Put(uint32(0), order{End: monotonic() + uint64(time.Minute), Direction: uint64(d)}); err != nil {
 		t.Fatal(err)
 	}
-	out := make([]byte, FrameLen)
-	// What lies in the page must not matter.
-	verdict, err := e.objs.DemarcMake.Run(&ebpf.RunOptions{Data: bytes.Repeat([]byte{0xa5}, FrameLen), DataOut: out})
-	if err != nil || verdict != xdpTX {
-		t.Fatalf("make: verdict %d, %v", verdict, err)
+	page := e.plan.page()
+	// What lies in the page of headers must not matter.
+	copy(page, bytes.Repeat([]byte{0xa5}, e.plan.headers()))
+	o := &ebpf.RunOptions{Data: page, DataOut: make([]byte, 2000)}
+	verdict, err := e.objs.DemarcMake.Run(o)
+	want := uint32(xdpTX)
+	if d == In {
+		want = xdpAborted
 	}
-	return out
+	if err != nil || verdict != want {
+		t.Fatalf("make: verdict %d, want %d, %v", verdict, want, err)
+	}
+	return o.DataOut
 }
 
 // translate does to a frame what a right device under test does, with the checksums computed anew by gopacket.
@@ -126,15 +145,7 @@ func TestMadeFramesFollowThePlan(t *testing.T) {
 			if got := netip.AddrPortFrom(dst, uint16(udp.DstPort)); got != out {
 				t.Fatalf("flow %d is to %s, want %s", n, got, out)
 			}
-			again := gopacket.NewSerializeBuffer()
-			if err := udp.SetNetworkLayerForChecksum(ip); err != nil {
-				t.Fatal(err)
-			}
-			eth := &layers.Ethernet{SrcMAC: plan.From[:], DstMAC: plan.To[:], EthernetType: layers.EthernetTypeIPv4}
-			err := gopacket.SerializeLayers(again, gopacket.SerializeOptions{ComputeChecksums: true, FixLengths: true}, eth, ip, udp, gopacket.Payload(udp.Payload))
-			if err != nil || !bytes.Equal(again.Bytes(), f) {
-				t.Fatalf("frame %x\nis not %x %v", f, again.Bytes(), err)
-			}
+			whole(t, f)
 		}
 	}
 }
@@ -161,7 +172,7 @@ func TestJudgeFindsPlantedFaults(t *testing.T) {
 	if err := e.objs.Progresses.Lookup(uint32(0), &p); err != nil {
 		t.Fatal(err)
 	}
-	p.Index = uint64(testPlan().Flows)
+	p.Index[Out] = uint64(testPlan().Flows)
 	if err := e.objs.Progresses.Put(uint32(0), p); err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +239,7 @@ func TestJudgeKeepsAWindowPerFlow(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := func(round uint64) []byte {
-		if err := e.objs.Progresses.Put(uint32(0), progress{Index: round * uint64(testPlan().Flows)}); err != nil {
+		if err := e.objs.Progresses.Put(uint32(0), progress{Index: [2]uint64{round * uint64(testPlan().Flows)}}); err != nil {
 			t.Fatal(err)
 		}
 		return translate(t, make1(t, e), nil)
@@ -273,7 +284,13 @@ func TestPlansThatCannotBeSent(t *testing.T) {
 		"no power of two": func(p *Plan) { p.Flows = 1000 },
 		"too many":        func(p *Plan) { p.Flows = MaxFlows * 2 },
 		"no ports left":   func(p *Plan) { p.Flows, p.InsidePort = 1<<16, 65500 },
-		"ipv6":            func(p *Plan) { p.Outside = netip.MustParseAddr("2001:db8::1") },
+		"two families":    func(p *Plan) { p.Outside = netip.MustParseAddr("2001:db8::1") },
+		"pool of IPv6":    func(p *Plan) { p.Pool[1] = netip.MustParseAddr("2001:db8::1") },
+		"frame too short": func(p *Plan) { p.Sizes = []int{60} },
+		"frame too long":  func(p *Plan) { p.Sizes = []int{1520} },
+		"odd frame":       func(p *Plan) { p.Sizes = []int{64, 65} },
+		"IPv6 too short":  func(p *Plan) { *p = testPlan6(); p.Sizes = []int{64} },
+		"too many sizes":  func(p *Plan) { p.Sizes = make([]int, 13) },
 	} {
 		p := testPlan()
 		change(&p)

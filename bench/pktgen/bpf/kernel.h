@@ -16,7 +16,7 @@ typedef unsigned long long u64;
 #define UINT(name, val) int(*name)[val]
 #define TYPE(name, val) typeof(val) *name
 
-enum { MAP_ARRAY = 2 };
+enum { MAP_ARRAY = 2, MAP_DEVMAP = 14 };
 
 enum { XDP_DROP = 1, XDP_PASS = 2, XDP_TX = 3 };
 
@@ -32,6 +32,9 @@ struct xdp_md {
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;
 static u64 (*now_ns)(void) = (void *)5; /* CLOCK_MONOTONIC */
 static long (*redirect)(u32 ifindex, u64 flags) = (void *)23; /* XDP_REDIRECT or XDP_ABORTED */
+static long (*csum_diff)(void *from, u32 from_size, void *to, u32 to_size, u32 seed) = (void *)28; /* sizes: multiples of 4, 512 at most */
+static long (*redirect_map)(void *map, u64 key, u64 flags) = (void *)51; /* likewise */
+static long (*adjust_tail)(struct xdp_md *ctx, int delta) = (void *)65;
 
 #define be16(x) ((u16)__builtin_bswap16(x)) /* the target is little-endian */
 #define be32(x) ((u32)__builtin_bswap32(x))

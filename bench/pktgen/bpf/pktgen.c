@@ -1,12 +1,14 @@
 //go:build ignore
 
-/* The far ends of the bench: one program makes frames, one judges what a device under test made of them, one counts answers.
+/* The far ends of the bench: one program makes frames, one judges what a device under test made of them at the outside, one at the inside.
  *
- * make runs as live frames of BPF_PROG_TEST_RUN on the device that leads to the device under test. It writes the whole frame each
- * time, because pages come back as the other side left them. judge is on the public side: while it learns it remembers the translated
+ * make runs as live frames of BPF_PROG_TEST_RUN on the device that leads to the device under test. It writes all headers each
+ * time, because pages come back as the other side left them. It makes frames of both ends: those of the inside leave by the device of the
+ * run, those of the outside by the second entry of a device map. judge is on the public side: while it learns it remembers the translated
  * source of each flow and sends the frame back, afterwards it only compares, and drops. answer is on the inside, where frames are made.
  *
- * A frame is 60 bytes, 64 on a wire with its checksum: Ethernet, IPv4, UDP, 18 bytes of payload. pktgen.go has the same layout and
+ * The smallest frame is 60 bytes, 64 on a wire with its checksum: Ethernet, IPv4, UDP, 18 bytes of payload; with IPv6 it is 78. Payload is flow,
+ * sequence number, time stamp, check word and filler, which user space writes once and whose sum it computes. pktgen.go has the same layout and
  * flow plan in Go, and a test holds both together. */
 #include "kernel.h"
 
@@ -14,15 +16,15 @@
 enum kind {
 	RIGHT,
 	REORDERED,     /* right too, and counted there as well: a later frame of its flow came first */
-	OTHER,         /* not IPv4: ARP and the like, left to the host */
+	OTHER,         /* not of the bench's family: ARP, neighbour discovery and the like, left to the host */
 	BAD_FORM,      /* not the shape of our frames: length, header length, protocol, fragment */
 	BAD_IP_SUM,    /* IPv4 header checksum */
 	BAD_UDP_SUM,   /* UDP checksum wrong or missing */
 	NOT_SENT,      /* no such flow, or the keyed check word is wrong: nobody sent this */
-	WRONG_PAYLOAD, /* bytes after the check word are not zero */
+	WRONG_PAYLOAD, /* filler or length changed, with a checksum that is right again */
 	WRONG_DST,     /* destination is not what the flow was sent to */
-	WRONG_TTL,     /* not one less than sent */
-	WRONG_TUPLE,   /* translated source is not of the pool */
+	WRONG_TTL,     /* not as much less than sent as the device under test takes off */
+	WRONG_TUPLE,   /* translated source is not of the pool, or one that was to stay is not as sent */
 	WRONG_MAPPING, /* of the pool, but another than the flow's first frame had */
 	NOT_LEARNED,   /* of a flow that has no mapping, while only comparing */
 	DUPLICATE,     /* flow and sequence number were seen before */
@@ -30,47 +32,68 @@ enum kind {
 	KINDS,
 };
 
-enum { FRAME = 60, TTL = 64, UDP_LEN = 26, IP_LEN = 46 };
+enum { TTL = 64, ETH = 14, IP4 = 20, IP6 = 40, L4 = 24, SIZES = 12 };
+enum { OUT, IN, BOTH }; /* where frames go to: the outside, the inside */
 
-struct frame {
+struct eth {
 	u8 dst_mac[6], src_mac[6];
 	u16 ethertype;
-	/* IPv4 */
+} __attribute__((packed, aligned(2)));
+struct ip4 {
 	u8 vihl, tos;
 	u16 len, id, frag;
 	u8 ttl, proto;
 	u16 sum;
 	u16 src[2], dst[2]; /* halves, since the header begins at an odd word */
-	/* UDP */
-	u16 sport, dport, ulen, usum;
-	/* payload */
-	u16 flow[2], seq[2], check[4], zero;
 } __attribute__((packed, aligned(2)));
-_Static_assert(sizeof(struct frame) == FRAME, "a frame has no gaps");
+struct ip6 {
+	u16 version[2], len;
+	u8 proto, ttl;
+	u16 src[8], dst[8];
+} __attribute__((packed, aligned(2)));
+struct l4 {
+	u16 sport, dport, ulen, usum;
+	/* payload; filler follows */
+	u16 flow[2], seq[2], stamp[2], check[2];
+} __attribute__((packed, aligned(2)));
+_Static_assert(sizeof(struct eth) == ETH && sizeof(struct ip4) == IP4 && sizeof(struct ip6) == IP6 && sizeof(struct l4) == L4, "a frame has no gaps");
 
 /* The flow plan: user space chooses it once, both sides compute the same fields from a flow's number. All in host order. */
 struct plan {
 	u64 key;        /* of the check word; new for each run, so that no old frame passes */
 	u32 mask;       /* flows - 1, a power of two minus one */
-	u32 inside;     /* first inside address; flows spread over 1024 of them */
-	u32 outside;    /* first outside address; flows spread over 16 of them */
+	u32 inside;     /* first inside address (IPv6: its last 32 bits); flows spread over 1024 of them */
+	u32 outside;    /* first outside address likewise; flows spread over 16 of them */
 	u32 pool_lo, pool_hi; /* public addresses, inclusive */
 	u16 inside_port;      /* first inside port */
 	u16 outside_port;
-	u8 dst_mac[6], src_mac[6];
+	u8 dst_mac[2][6], src_mac[2][6]; /* of frames to the outside, to the inside */
 	u32 shift;           /* number of bits in mask */
+	u32 v6;              /* 1: IPv6, never translated */
+	u16 inside_net[6], outside_net[6]; /* IPv6: the first 96 bits, as on the wire */
+	u32 sizes;           /* how many of the following are used */
+	u16 size[SIZES];     /* of frames, taken in turn by each flow */
+	u16 filler[SIZES];   /* ones' complement sum of the filler of such a frame */
 };
 const volatile struct plan plan = {};
 
+/* What the judges do; user space writes it between runs. */
+struct control {
+	u64 learning; /* remember, and answer */
+	u64 plain;    /* sources arrive as they were sent */
+	u64 hops;     /* what the device under test takes off the TTL */
+	u64 timing;   /* note how long frames were under way */
+};
 struct order {
 	u64 end;      /* ns, CLOCK_MONOTONIC: no frame is sent after it */
 	u64 limit;    /* frames to send; 0 = until end */
 	u64 interval; /* 1/256 ns between two frames; 0 = as fast as possible */
+	u64 direction;
 };
 struct progress {
-	u64 index; /* of the next frame, over the whole run: its flow and sequence number follow from it */
-	u64 sent;  /* since the order */
-	u64 due;   /* when the next frame may leave, 1/256 ns */
+	u64 index[2]; /* of the next frame of each direction, over the whole run: its flow and sequence number follow from it */
+	u64 sent[2];  /* since the order */
+	u64 due;      /* when the next frame may leave, 1/256 ns */
 	u64 first, last; /* ns, when the first and the last looked-at frame left */
 	u64 done;
 };
@@ -81,62 +104,72 @@ struct flow {
 	u32 seq;     /* highest seen */
 	u32 window;  /* bit n: seq - n was seen */
 };
+struct back {
+	u32 answers; /* seen at the inside */
+	u32 seq;     /* of frames that the outside made, as in a flow */
+	u32 window;  /* 0 = none was seen yet */
+};
 struct tally {
 	u64 kinds[KINDS];
 	u64 first, last;       /* ns, of the looked-at right frames; one in 64 is looked at */
 	u64 at_first, at_last; /* right frames then */
-	u64 learning;          /* nonzero: remember and answer; user space writes it between runs */
+	/* With timing: */
+	u64 timed;             /* frames of which it is known how long they were under way */
+	u64 before;            /* ns, of the last of them */
+	u64 changes;           /* ns, sum of the differences between each and the one before it */
+	u64 worst;             /* ns */
 };
 
-struct {
-	UINT(type, MAP_ARRAY);
-	UINT(max_entries, 1);
-	TYPE(key, u32);
-	TYPE(value, struct order);
-} orders SEC(".maps");
+/* How many frames were under way how long: each power of two above 256 ns is 128 parts, below it every ns is one. */
+enum { PARTS = 128, BUCKETS = 26 * PARTS };
+struct times {
+	u64 frames[BUCKETS];
+};
 
-struct {
-	UINT(type, MAP_ARRAY);
-	UINT(max_entries, 1);
-	TYPE(key, u32);
-	TYPE(value, struct progress);
-} progresses SEC(".maps");
+#define ARRAY(name, entries, of)        \
+	struct {                        \
+		UINT(type, MAP_ARRAY);  \
+		UINT(max_entries, entries); \
+		TYPE(key, u32);         \
+		TYPE(value, of);        \
+	} name SEC(".maps")
 
-struct {
-	UINT(type, MAP_ARRAY);
-	UINT(max_entries, 1); /* set by the loader */
-	TYPE(key, u32);
-	TYPE(value, struct flow);
-} flows SEC(".maps");
-
-/* Answers seen per flow. */
-struct {
-	UINT(type, MAP_ARRAY);
-	UINT(max_entries, 1); /* set by the loader */
-	TYPE(key, u32);
-	TYPE(value, u32);
-} answers SEC(".maps");
-
+ARRAY(controls, 1, struct control);
+ARRAY(orders, 1, struct order);
+ARRAY(progresses, 1, struct progress);
+ARRAY(flows, 1, struct flow);   /* the loader sets how many */
+ARRAY(answers, 1, struct back); /* likewise */
 /* Row 0 is judge's, row 1 answer's. Each program runs on one queue, so on one CPU at a time: plain additions. */
+ARRAY(tallies, 2, struct tally);
+ARRAY(delays, 2, struct times);
+
+/* The device that frames to the inside leave by, in row 1. It may be of another namespace. */
 struct {
-	UINT(type, MAP_ARRAY);
+	UINT(type, MAP_DEVMAP);
 	UINT(max_entries, 2);
 	TYPE(key, u32);
-	TYPE(value, struct tally);
-} tallies SEC(".maps");
+	TYPE(value, u32);
+} outs SEC(".maps");
 
-INLINE u64 check_word(u32 flow, u32 seq)
+INLINE u32 check_word(u32 flow, u32 seq, u32 stamp)
 {
 	u64 h = plan.key ^ ((u64)flow << 32 | seq);
 	h *= 0x9e3779b97f4a7c15ull;
-	h ^= h >> 29;
+	h ^= h >> 29 ^ stamp;
 	h *= 0xbf58476d1ce4e5b9ull;
-	return h ^ h >> 32;
+	return h >> 32;
 }
 
 INLINE u32 inside_addr(u32 flow) { return plan.inside + (flow & 1023); }
 INLINE u16 inside_port(u32 flow) { return plan.inside_port + (flow >> 10); }
 INLINE u32 outside_addr(u32 flow) { return plan.outside + ((flow ^ flow >> 10) & 15); }
+INLINE u32 size_index(u32 flow, u32 seq)
+{
+	if (plan.sizes <= 1)
+		return 0;
+	u32 i = (flow + seq) % plan.sizes;
+	return i < SIZES ? i : 0;
+}
 
 /* scramble is a bijection of 0..mask: every round visits each flow once, in an order that no prefetcher guesses. */
 INLINE u32 scramble(u32 x)
@@ -156,9 +189,9 @@ INLINE u16 fold(u64 s)
 	return s;
 }
 
-INLINE u64 ip_sum(const struct frame *f)
+INLINE u64 ip_sum(const struct ip4 *f)
 {
-	const u16 *w = (const u16 *)&f->vihl;
+	const u16 *w = (const u16 *)f;
 	u64 s = 0;
 #pragma unroll
 	for (int i = 0; i < 10; i++)
@@ -166,14 +199,20 @@ INLINE u64 ip_sum(const struct frame *f)
 	return s;
 }
 
-INLINE u64 udp_sum(const struct frame *f)
+/* addr_sum adds n words of addresses. */
+INLINE u64 addr_sum(const u16 *w, int n)
 {
-	const u16 *w = f->src; /* both addresses, UDP header, payload */
-	u64 s = be16(17) + be16(UDP_LEN);
+	u64 s = 0;
 #pragma unroll
-	for (int i = 0; i < 4 + UDP_LEN / 2; i++)
+	for (int i = 0; i < n; i++)
 		s += w[i];
 	return s;
+}
+
+/* l4_sum is that of the UDP checksum without addresses and filler. */
+INLINE u64 l4_sum(const struct l4 *u)
+{
+	return addr_sum((const u16 *)u, L4 / 2) + be16(17) + u->ulen;
 }
 
 INLINE u32 load32(const u16 *h) { return (u32)be16(h[0]) << 16 | be16(h[1]); }
@@ -181,12 +220,6 @@ INLINE void store32(u16 *h, u32 v)
 {
 	h[0] = be16(v >> 16);
 	h[1] = be16(v);
-}
-INLINE u64 load64(const u16 *h) { return (u64)load32(h) << 32 | load32(h + 2); }
-INLINE void store64(u16 *h, u64 v)
-{
-	store32(h, v >> 32);
-	store32(h + 2, v);
 }
 
 /* When the sender fell behind its schedule (it waits between two calls, or for the device under test) it may catch up this much. */
@@ -197,11 +230,11 @@ SEC("xdp") int demarc_make(struct xdp_md *ctx)
 	u32 zero = 0;
 	struct order *o = map_lookup(&orders, &zero);
 	struct progress *p = map_lookup(&progresses, &zero);
-	struct frame *f = (void *)(u64)ctx->data;
-	if (!o || !p || (void *)(f + 1) > (void *)(u64)ctx->data_end || p->done)
+	if (!o || !p || p->done)
 		return XDP_DROP;
 	/* At full speed one frame in 16 looks at the clock. */
-	if (o->interval || !(p->sent & 15)) {
+	u64 sent = p->sent[OUT] + p->sent[IN];
+	if (o->interval || !(sent & 15)) {
 		u64 now = now_ns();
 		if (now >= o->end) {
 			p->done = 1;
@@ -221,79 +254,258 @@ SEC("xdp") int demarc_make(struct xdp_md *ctx)
 			p->first = now;
 		p->last = now;
 	}
-	u64 i = p->index++;
-	if (++p->sent == o->limit)
+	u32 stamp = p->last;
+	int in = o->direction == IN || (o->direction == BOTH && sent & 1);
+	u64 i;
+	if (in) {
+		i = p->index[IN]++;
+		p->sent[IN]++;
+	} else {
+		i = p->index[OUT]++;
+		p->sent[OUT]++;
+	}
+	if (sent + 1 == o->limit)
 		p->done = 1;
 	u32 flow = scramble(i & plan.mask);
-	u32 seq = i >> plan.shift;
+	u32 seq = (i >> plan.shift & 0x7fffffff) | (u32)in << 31;
+	u32 which = size_index(flow, seq & 0x7fffffff);
+	if (which >= SIZES) /* for the verifier */
+		return XDP_DROP;
+	u32 size = plan.size[which];
+	if (plan.sizes > 1) {
+		u64 page = (void *)(u64)ctx->data_end - (void *)(u64)ctx->data;
+		asm volatile("" : "+r"(page)); /* else the compiler subtracts from a pointer, which the verifier forbids */
+		if (page > size && adjust_tail(ctx, (int)size - (int)page))
+			return XDP_DROP;
+	}
+	void *data = (void *)(u64)ctx->data, *end = (void *)(u64)ctx->data_end;
+	u32 ip_len = plan.v6 ? IP6 : IP4;
+	struct eth *e = data;
+	struct l4 *u = data + ETH + ip_len;
+	if ((void *)(u + 1) > end)
+		return XDP_DROP;
 
+	u32 src = inside_addr(flow), dst = outside_addr(flow);
+	u16 sport = inside_port(flow), dport = plan.outside_port;
+	if (in) {
+		struct flow *s = map_lookup(&flows, &flow);
+		if (!s || !s->learned)
+			return XDP_DROP;
+		src = dst;
+		dst = s->addr;
+		sport = dport;
+		dport = s->port;
+	}
 #pragma unroll
 	for (int b = 0; b < 6; b++) {
-		f->dst_mac[b] = plan.dst_mac[b];
-		f->src_mac[b] = plan.src_mac[b];
+		e->dst_mac[b] = in ? plan.dst_mac[IN][b] : plan.dst_mac[OUT][b];
+		e->src_mac[b] = in ? plan.src_mac[IN][b] : plan.src_mac[OUT][b];
 	}
-	f->ethertype = be16(0x0800);
-	f->vihl = 0x45;
-	f->tos = 0;
-	f->len = be16(IP_LEN);
-	f->id = (u16)seq;
-	f->frag = be16(0x4000);
-	f->ttl = TTL;
-	f->proto = 17;
-	f->sum = 0;
-	store32(f->src, inside_addr(flow));
-	store32(f->dst, outside_addr(flow));
-	f->sum = ~fold(ip_sum(f));
-	f->sport = be16(inside_port(flow));
-	f->dport = be16(plan.outside_port);
-	f->ulen = be16(UDP_LEN);
-	f->usum = 0;
-	store32(f->flow, flow);
-	store32(f->seq, seq);
-	store64(f->check, check_word(flow, seq));
-	f->zero = 0;
-	u16 sum = ~fold(udp_sum(f));
-	f->usum = sum ? sum : 0xffff;
+	u64 sum = plan.filler[which];
+	u16 ulen = be16((u16)(size - ETH - ip_len));
+	if (plan.v6) {
+		struct ip6 *f = data + ETH;
+		e->ethertype = be16(0x86dd);
+		f->version[0] = be16(0x6000);
+		f->version[1] = 0;
+		f->len = ulen;
+		f->proto = 17;
+		f->ttl = TTL;
+#pragma unroll
+		for (int b = 0; b < 6; b++) {
+			f->src[b] = in ? plan.outside_net[b] : plan.inside_net[b];
+			f->dst[b] = in ? plan.inside_net[b] : plan.outside_net[b];
+		}
+		store32(f->src + 6, src);
+		store32(f->dst + 6, dst);
+		sum += addr_sum(f->src, 16);
+	} else {
+		struct ip4 *f = data + ETH;
+		e->ethertype = be16(0x0800);
+		f->vihl = 0x45;
+		f->tos = 0;
+		f->len = be16((u16)(size - ETH));
+		f->id = (u16)seq;
+		f->frag = be16(0x4000);
+		f->ttl = TTL;
+		f->proto = 17;
+		f->sum = 0;
+		store32(f->src, src);
+		store32(f->dst, dst);
+		f->sum = ~fold(ip_sum(f));
+		sum += addr_sum(f->src, 4);
+	}
+	u->sport = be16(sport);
+	u->dport = be16(dport);
+	u->ulen = ulen;
+	u->usum = 0;
+	store32(u->flow, flow);
+	store32(u->seq, seq);
+	store32(u->stamp, stamp);
+	store32(u->check, check_word(flow, seq, stamp));
+	u16 usum = ~fold(sum + l4_sum(u));
+	u->usum = usum ? usum : 0xffff;
+	if (in)
+		return redirect_map(&outs, IN, 0);
 	return XDP_TX; /* of the device that the run names: out of it */
 }
 
-/* common judges what both directions share. */
-INLINE enum kind common(const struct frame *f, u32 len, u32 *flow)
+/* filler_sum adds up all bytes behind the check word. It is a function that the verifier looks at by itself: its loops have many ends. */
+__attribute__((noinline)) u32 filler_sum(struct xdp_md *ctx)
 {
-	if (len != FRAME || f->vihl != 0x45 || f->len != be16(IP_LEN) || f->frag & be16(0x3fff) || f->proto != 17 || f->ulen != be16(UDP_LEN))
+	void *end = (void *)(u64)ctx->data_end, *p = (void *)(u64)ctx->data + ETH + (plan.v6 ? IP6 : IP4) + L4;
+	u64 s = 0;
+	u32 part = 0;
+	if (p > end)
+		return 0;
+	if ((end - p) & 2) {
+		if (p + 2 > end)
+			return 0;
+		s = *(u16 *)p;
+		p += 2;
+	}
+	for (int i = 0; i < 6; i++) {
+		if (p + 256 > end)
+			break;
+		part = csum_diff(0, 0, p, 256, part);
+		p += 256;
+	}
+	for (int i = 0; i < 4; i++) {
+		if (p + 64 > end)
+			break;
+		part = csum_diff(0, 0, p, 64, part);
+		p += 64;
+	}
+	for (int i = 0; i < 16; i++) {
+		if (p + 4 > end)
+			break;
+		u16 *w = p;
+		s += (u32)w[0] + w[1];
+		p += 4;
+	}
+	return fold(s + part);
+}
+
+/* What both judges need of a frame. */
+struct seen {
+	void *data, *end;
+	struct l4 *u;
+	u16 *src, *dst;  /* the last 32 bits of both addresses */
+	u32 flow, seq;
+	u8 ttl;
+	u8 nets;         /* IPv6: the first 96 bits are those of a frame to the outside (1), to the inside (2) */
+};
+
+/* ours tells frames of the bench's family from what is left to the host: ARP, neighbour discovery and the like. */
+INLINE int ours(void *data, void *end)
+{
+	struct eth *e = data;
+	if (e->ethertype != (plan.v6 ? be16(0x86dd) : be16(0x0800)))
+		return 0;
+	struct ip6 *f = data + ETH;
+	return !plan.v6 || (void *)(f + 1) > end || f->proto == 17;
+}
+
+/* common judges what both directions share. */
+INLINE enum kind common(struct xdp_md *ctx, struct seen *n)
+{
+	void *data = n->data, *end = n->end;
+	u32 ip_len = plan.v6 ? IP6 : IP4, len = end - data;
+	struct l4 *u = data + ETH + ip_len;
+	if ((void *)(u + 1) > end)
 		return BAD_FORM;
-	if (fold(ip_sum(f)) != 0xffff)
-		return BAD_IP_SUM;
-	if (!f->usum || fold(udp_sum(f)) != 0xffff)
+	u16 ulen = be16((u16)(len - ETH - ip_len));
+	u64 sum;
+	if (plan.v6) {
+		struct ip6 *f = data + ETH;
+		if ((f->version[0] & be16(0xf000)) != be16(0x6000) || f->len != ulen || f->proto != 17)
+			return BAD_FORM;
+		sum = addr_sum(f->src, 16);
+		n->ttl = f->ttl;
+		n->src = f->src + 6;
+		n->dst = f->dst + 6;
+		int out = 1, in = 1;
+#pragma unroll
+		for (int b = 0; b < 6; b++) {
+			out &= f->src[b] == plan.inside_net[b] && f->dst[b] == plan.outside_net[b];
+			in &= f->src[b] == plan.outside_net[b] && f->dst[b] == plan.inside_net[b];
+		}
+		n->nets = out | in << 1;
+	} else {
+		struct ip4 *f = data + ETH;
+		if (f->vihl != 0x45 || f->len != be16((u16)(len - ETH)) || f->frag & be16(0x3fff) || f->proto != 17)
+			return BAD_FORM;
+		if (fold(ip_sum(f)) != 0xffff)
+			return BAD_IP_SUM;
+		sum = addr_sum(f->src, 4);
+		n->ttl = f->ttl;
+		n->src = f->src;
+		n->dst = f->dst;
+		n->nets = 3;
+	}
+	if (u->ulen != ulen)
+		return BAD_FORM;
+	u16 filler = filler_sum(ctx);
+	if (!u->usum || fold(sum + l4_sum(u) + filler) != 0xffff)
 		return BAD_UDP_SUM;
-	*flow = load32(f->flow);
-	if (*flow & ~plan.mask || load64(f->check) != check_word(*flow, load32(f->seq)))
+	n->u = u;
+	n->flow = load32(u->flow);
+	n->seq = load32(u->seq);
+	if (n->flow & ~plan.mask || load32(u->check) != check_word(n->flow, n->seq, load32(u->stamp)))
 		return NOT_SENT;
-	if (f->zero)
+	u32 which = size_index(n->flow, n->seq & 0x7fffffff);
+	if (which >= SIZES) /* for the verifier */
+		return NOT_SENT;
+	/* Zero has two forms in ones' complement. */
+	u16 want = plan.filler[which];
+	if (len != plan.size[which] || (filler != want && filler % 0xffff != want % 0xffff))
 		return WRONG_PAYLOAD;
 	return RIGHT;
 }
 
-INLINE enum kind judge(const struct frame *f, u32 len, const struct tally *t)
+/* in_window looks for a sequence number among those that were seen. */
+INLINE enum kind in_window(u32 *last, u32 *window, u32 seq)
 {
-	u32 flow;
-	enum kind k = common(f, len, &flow);
+	if (seq > *last) {
+		u32 ahead = seq - *last;
+		*window = ahead < 32 ? *window << ahead | 1 : 1;
+		*last = seq;
+		return RIGHT;
+	}
+	u32 behind = *last - seq;
+	if (behind >= 32)
+		return STALE;
+	if (*window >> behind & 1)
+		return DUPLICATE;
+	*window |= 1u << behind;
+	return REORDERED;
+}
+
+INLINE enum kind judge(struct xdp_md *ctx, struct seen *n, const struct control *c)
+{
+	enum kind k = common(ctx, n);
 	if (k != RIGHT)
 		return k;
-	if (load32(f->dst) != outside_addr(flow) || f->dport != be16(plan.outside_port))
+	u32 flow = n->flow, seq = n->seq;
+	if (seq >> 31)
+		return NOT_SENT; /* to here */
+	if (load32(n->dst) != outside_addr(flow) || n->u->dport != be16(plan.outside_port) || !(n->nets & 1))
 		return WRONG_DST;
-	if (f->ttl != TTL - 1)
+	if (n->ttl != (u8)(TTL - c->hops))
 		return WRONG_TTL;
 	struct flow *s = map_lookup(&flows, &flow);
 	if (!s)
 		return NOT_SENT;
-	u32 addr = load32(f->src);
-	u16 port = be16(f->sport);
-	u32 seq = load32(f->seq);
-	if (addr < plan.pool_lo || addr > plan.pool_hi)
+	u32 addr = load32(n->src);
+	u16 port = be16(n->u->sport);
+	if (c->plain) {
+		if (addr != inside_addr(flow) || port != inside_port(flow))
+			return WRONG_TUPLE;
+	} else if (addr < plan.pool_lo || addr > plan.pool_hi) {
 		return WRONG_TUPLE;
+	}
 	if (!s->learned) {
-		if (!t->learning)
+		if (!c->learning)
 			return NOT_LEARNED;
 		s->addr = addr;
 		s->port = port;
@@ -304,52 +516,101 @@ INLINE enum kind judge(const struct frame *f, u32 len, const struct tally *t)
 	}
 	if (s->addr != addr || s->port != port)
 		return WRONG_MAPPING;
-	if (seq > s->seq) {
-		u32 ahead = seq - s->seq;
-		s->window = ahead < 32 ? s->window << ahead | 1 : 1;
-		s->seq = seq;
-		return RIGHT;
-	}
-	u32 behind = s->seq - seq;
-	if (behind >= 32)
-		return STALE;
-	if (s->window >> behind & 1)
-		return DUPLICATE;
-	s->window |= 1u << behind;
-	return REORDERED;
+	return in_window(&s->seq, &s->window, seq);
 }
 
-SEC("xdp") int demarc_judge(struct xdp_md *ctx)
+INLINE enum kind answer(struct xdp_md *ctx, struct seen *n, const struct control *c)
 {
-	u32 row = 0;
-	struct tally *t = map_lookup(&tallies, &row);
-	struct frame *f = (void *)(u64)ctx->data;
-	void *end = (void *)(u64)ctx->data_end;
-	if (!t)
-		return XDP_DROP;
-	if ((void *)f + 14 > end) {
-		t->kinds[BAD_FORM]++;
-		return XDP_DROP;
+	enum kind k = common(ctx, n);
+	if (k != RIGHT)
+		return k;
+	u32 flow = n->flow, made = n->seq >> 31;
+	if (load32(n->src) != outside_addr(flow) || n->u->sport != be16(plan.outside_port) || load32(n->dst) != inside_addr(flow) ||
+	    n->u->dport != be16(inside_port(flow)) || !(n->nets & 2))
+		return WRONG_DST;
+	/* What the outside only sent back has come by the device under test twice. */
+	if (n->ttl != (u8)(TTL - c->hops * (made ? 1 : 2)))
+		return WRONG_TTL;
+	struct back *b = map_lookup(&answers, &flow);
+	if (!b)
+		return NOT_SENT;
+	if (!made) {
+		b->answers++;
+		return RIGHT;
 	}
-	if (f->ethertype != be16(0x0800)) {
-		t->kinds[OTHER]++;
-		return XDP_PASS;
+	u32 seq = n->seq & 0x7fffffff;
+	if (!b->window) {
+		b->seq = seq;
+		b->window = 1;
+		return RIGHT;
 	}
-	if ((void *)(f + 1) > end) {
-		t->kinds[BAD_FORM]++;
-		return XDP_DROP;
+	return in_window(&b->seq, &b->window, seq);
+}
+
+/* bucket is the place of a time among those of struct times. */
+INLINE u32 bucket(u32 ns)
+{
+	u32 shift = 0, v = ns;
+	if (v >> 16 >= 2 * PARTS) {
+		v >>= 16;
+		shift += 16;
 	}
-	enum kind k = judge(f, end - (void *)f, t);
+	if (v >> 8 >= 2 * PARTS) {
+		v >>= 8;
+		shift += 8;
+	}
+	if (v >> 4 >= 2 * PARTS) {
+		v >>= 4;
+		shift += 4;
+	}
+	if (v >> 2 >= 2 * PARTS) {
+		v >>= 2;
+		shift += 2;
+	}
+	if (v >> 1 >= 2 * PARTS) {
+		v >>= 1;
+		shift += 1;
+	}
+	/* The steps leave up to four times too much or none: one more. */
+	if (v >= 2 * PARTS) {
+		v >>= 1;
+		shift += 1;
+	}
+	return shift * PARTS + v;
+}
+
+INLINE void note_time(u32 row, struct tally *t, u32 ns)
+{
+	struct times *h = map_lookup(&delays, &row);
+	u32 i = bucket(ns);
+	if (!h || i >= BUCKETS)
+		return;
+	h->frames[i]++;
+	if (t->timed++)
+		t->changes += ns > t->before ? ns - t->before : t->before - ns;
+	t->before = ns;
+	if (ns > t->worst)
+		t->worst = ns;
+}
+
+/* counted adds a frame to a tally and says whether it was right. */
+INLINE int counted(u32 row, struct tally *t, enum kind k, const struct control *c, const struct seen *n)
+{
 	if (k >= KINDS) /* for the verifier */
-		return XDP_DROP;
+		return 0;
 	t->kinds[k]++;
 	if (k == REORDERED)
 		t->kinds[RIGHT]++;
 	else if (k != RIGHT)
-		return XDP_DROP;
-	u64 right = t->kinds[RIGHT];
+		return 0;
+	u64 right = t->kinds[RIGHT], now = 0;
+	if (c->timing) {
+		now = now_ns();
+		note_time(row, t, (u32)now - load32(n->u->stamp));
+	}
 	if (!(right & 63)) {
-		u64 now = now_ns();
+		if (!now)
+			now = now_ns();
 		if (!t->first) {
 			t->first = now;
 			t->at_first = right;
@@ -357,69 +618,85 @@ SEC("xdp") int demarc_judge(struct xdp_md *ctx)
 		t->last = now;
 		t->at_last = right;
 	}
-	if (!t->learning)
+	return 1;
+}
+
+/* opened looks at what both judges need before anything else: 1 = go on, else the verdict is in *verdict. */
+INLINE int opened(struct xdp_md *ctx, struct tally *t, struct seen *n, int *verdict)
+{
+	n->data = (void *)(u64)ctx->data;
+	n->end = (void *)(u64)ctx->data_end;
+	*verdict = XDP_DROP;
+	if (n->data + ETH > n->end) {
+		t->kinds[BAD_FORM]++;
+		return 0;
+	}
+	if (!ours(n->data, n->end)) {
+		t->kinds[OTHER]++;
+		*verdict = XDP_PASS;
+		return 0;
+	}
+	return 1;
+}
+
+SEC("xdp") int demarc_judge(struct xdp_md *ctx)
+{
+	u32 row = 0;
+	struct tally *t = map_lookup(&tallies, &row);
+	struct control *c = map_lookup(&controls, &row);
+	struct seen n;
+	int verdict;
+	if (!t || !c)
+		return XDP_DROP;
+	if (!opened(ctx, t, &n, &verdict))
+		return verdict;
+	if (!counted(row, t, judge(ctx, &n, c), c, &n) || !c->learning)
 		return XDP_DROP;
 	/* The answer: addresses and ports change places, which no checksum notices. */
+	struct eth *e = n.data;
+	struct l4 *u = n.u;
 #pragma unroll
 	for (int b = 0; b < 6; b++) {
-		u8 m = f->dst_mac[b];
-		f->dst_mac[b] = f->src_mac[b];
-		f->src_mac[b] = m;
+		u8 m = e->dst_mac[b];
+		e->dst_mac[b] = e->src_mac[b];
+		e->src_mac[b] = m;
 	}
+	if (plan.v6) {
+		struct ip6 *f = n.data + ETH;
 #pragma unroll
-	for (int b = 0; b < 2; b++) {
-		u16 a = f->dst[b];
-		f->dst[b] = f->src[b];
-		f->src[b] = a;
+		for (int b = 0; b < 8; b++) {
+			u16 a = f->dst[b];
+			f->dst[b] = f->src[b];
+			f->src[b] = a;
+		}
+	} else {
+		struct ip4 *f = n.data + ETH;
+#pragma unroll
+		for (int b = 0; b < 2; b++) {
+			u16 a = f->dst[b];
+			f->dst[b] = f->src[b];
+			f->src[b] = a;
+		}
 	}
-	u16 port = f->sport;
-	f->sport = f->dport;
-	f->dport = port;
+	u16 port = u->sport;
+	u->sport = u->dport;
+	u->dport = port;
 	/* Back out of this device. Not XDP_TX: veth then wakes a peer only if that has a program too, which the kernel's side has not. */
 	return redirect(ctx->ingress_ifindex, 0);
 }
 
-INLINE enum kind answer(const struct frame *f, u32 len)
-{
-	u32 flow;
-	enum kind k = common(f, len, &flow);
-	if (k != RIGHT)
-		return k;
-	if (load32(f->src) != outside_addr(flow) || f->sport != be16(plan.outside_port) || load32(f->dst) != inside_addr(flow) ||
-	    f->dport != be16(inside_port(flow)))
-		return WRONG_DST;
-	if (f->ttl != TTL - 2)
-		return WRONG_TTL;
-	u32 *seen = map_lookup(&answers, &flow);
-	if (!seen)
-		return NOT_SENT;
-	++*seen;
-	return RIGHT;
-}
-
 SEC("xdp") int demarc_answer(struct xdp_md *ctx)
 {
-	u32 row = 1;
+	u32 row = 1, zero = 0;
 	struct tally *t = map_lookup(&tallies, &row);
-	struct frame *f = (void *)(u64)ctx->data;
-	void *end = (void *)(u64)ctx->data_end;
-	if (!t)
+	struct control *c = map_lookup(&controls, &zero);
+	struct seen n;
+	int verdict;
+	if (!t || !c)
 		return XDP_DROP;
-	if ((void *)f + 14 > end) {
-		t->kinds[BAD_FORM]++;
-		return XDP_DROP;
-	}
-	if (f->ethertype != be16(0x0800)) {
-		t->kinds[OTHER]++;
-		return XDP_PASS;
-	}
-	if ((void *)(f + 1) > end) {
-		t->kinds[BAD_FORM]++;
-		return XDP_DROP;
-	}
-	enum kind k = answer(f, end - (void *)f);
-	if (k < KINDS)
-		t->kinds[k]++;
+	if (!opened(ctx, t, &n, &verdict))
+		return verdict;
+	counted(row, t, answer(ctx, &n, c), c, &n);
 	return XDP_DROP;
 }
 

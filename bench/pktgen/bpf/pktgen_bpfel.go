@@ -17,8 +17,11 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	PktgenMapAnswers       = "answers"
+	PktgenMapControls      = "controls"
+	PktgenMapDelays        = "delays"
 	PktgenMapFlows         = "flows"
 	PktgenMapOrders        = "orders"
+	PktgenMapOuts          = "outs"
 	PktgenMapProgresses    = "progresses"
 	PktgenMapTallies       = "tallies"
 	PktgenProgDemarcAnswer = "demarc_answer"
@@ -79,8 +82,11 @@ type PktgenProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type PktgenMapSpecs struct {
 	Answers    *ebpf.MapSpec `ebpf:"answers"`
+	Controls   *ebpf.MapSpec `ebpf:"controls"`
+	Delays     *ebpf.MapSpec `ebpf:"delays"`
 	Flows      *ebpf.MapSpec `ebpf:"flows"`
 	Orders     *ebpf.MapSpec `ebpf:"orders"`
+	Outs       *ebpf.MapSpec `ebpf:"outs"`
 	Progresses *ebpf.MapSpec `ebpf:"progresses"`
 	Tallies    *ebpf.MapSpec `ebpf:"tallies"`
 }
@@ -113,8 +119,11 @@ func (o *PktgenObjects) Close() error {
 // It can be passed to LoadPktgenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type PktgenMaps struct {
 	Answers    *ebpf.Map `ebpf:"answers"`
+	Controls   *ebpf.Map `ebpf:"controls"`
+	Delays     *ebpf.Map `ebpf:"delays"`
 	Flows      *ebpf.Map `ebpf:"flows"`
 	Orders     *ebpf.Map `ebpf:"orders"`
+	Outs       *ebpf.Map `ebpf:"outs"`
 	Progresses *ebpf.Map `ebpf:"progresses"`
 	Tallies    *ebpf.Map `ebpf:"tallies"`
 }
@@ -122,8 +131,11 @@ type PktgenMaps struct {
 func (m *PktgenMaps) Close() error {
 	return _PktgenClose(
 		m.Answers,
+		m.Controls,
+		m.Delays,
 		m.Flows,
 		m.Orders,
+		m.Outs,
 		m.Progresses,
 		m.Tallies,
 	)

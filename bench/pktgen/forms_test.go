@@ -1,0 +1,267 @@
+package pktgen
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+)
+
+// whole checks a made frame of either family against what gopacket would have written.
+func whole(t *testing.T, f []byte) {
+	t.Helper()
+	p := gopacket.NewPacket(f, layers.LayerTypeEthernet, gopacket.NoCopy)
+	eth, udp := p.Layer(layers.LayerTypeEthernet).(*layers.Ethernet), p.Layer(layers.LayerTypeUDP).(*layers.UDP)
+	if udp == nil || p.ErrorLayer() != nil {
+		t.Fatalf("frame %x: %v", f, p.ErrorLayer())
+	}
+	net := p.NetworkLayer()
+	if err := udp.SetNetworkLayerForChecksum(net); err != nil {
+		t.Fatal(err)
+	}
+	again := gopacket.NewSerializeBuffer()
+	err := gopacket.SerializeLayers(again, gopacket.SerializeOptions{ComputeChecksums: true, FixLengths: true}, eth, net.(gopacket.SerializableLayer), udp, gopacket.Payload(udp.Payload))
+	want := again.Bytes()
+	// A sum of zero is sent as its other form, which gopacket leaves out.
+	if at := len(f) - len(udp.Payload) - 2; want[at] == 0 && want[at+1] == 0 {
+		want[at], want[at+1] = 0xff, 0xff
+	}
+	if err != nil || !bytes.Equal(want, f) {
+		t.Fatalf("frame %x\nis not %x %v", f, again.Bytes(), err)
+	}
+}
+
+// Every size of both families is made whole, arrives right, and a bit that changes anywhere in it is found.
+func TestSizesOfBothFamilies(t *testing.T) {
+	for _, plan := range []Plan{testPlan(), testPlan6()} {
+		plan.Flows = 16
+		plan.Sizes = []int{MinSize(plan.V6()), 128, 512, 594, 1518}
+		e := loadPlan(t, plan)
+		if err := e.Expect(true, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Learn(true); err != nil {
+			t.Fatal(err)
+		}
+		seen := map[int]int{}
+		for range 5 * plan.Flows {
+			f := make1(t, e)
+			seen[len(f)+FCS]++
+			whole(t, f)
+			if k := judge1(t, e, f, xdpRedirect); k != Right {
+				t.Fatalf("a right frame of %d bytes is %q", len(f), k)
+			}
+			at := ethLen + rand.IntN(len(f)-ethLen)
+			bad := bytes.Clone(f)
+			bad[at] ^= 1 << rand.IntN(8)
+			before, err := e.Judged()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := e.objs.DemarcJudge.Test(bad); err != nil {
+				t.Fatal(err)
+			}
+			after, err := e.Judged()
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Hop limit, traffic class and flow label have no checksum in IPv6; the last two are no business of the judge's.
+			if plan.V6() && at < ethLen+4 {
+				continue
+			}
+			if d := after.Counts.Sub(before.Counts); d[Right] != 0 {
+				t.Fatalf("byte %d of %d changed, and it is right", at, len(f))
+			}
+		}
+		for _, n := range plan.Sizes {
+			if seen[n] != plan.Flows {
+				t.Errorf("%d of %d frames have %d bytes: %v", seen[n], 5*plan.Flows, n, seen)
+			}
+		}
+	}
+}
+
+// Filler that was changed together with the checksum is found, and a frame that was cut.
+func TestFillerChanged(t *testing.T) {
+	p := testPlan()
+	p.Sizes = []int{512}
+	e := loadPlan(t, p)
+	if err := e.Learn(true); err != nil {
+		t.Fatal(err)
+	}
+	f := make1(t, e)
+	if k := judge1(t, e, translate(t, f, func(_ *layers.IPv4, _ *layers.UDP, b []byte) { b[300] ^= 4 }), xdpDrop); k != WrongPayload {
+		t.Errorf("a changed byte of filler: %q", k)
+	}
+	cut := bytes.Clone(f[:500])
+	binary.BigEndian.PutUint16(cut[16:], 486)
+	binary.BigEndian.PutUint16(cut[38:], 466)
+	if k := judge1(t, e, translate(t, cut, nil), xdpDrop); k != WrongPayload {
+		t.Errorf("a frame that was cut: %q", k)
+	}
+	if k := judge1(t, e, translate(t, f, nil), xdpRedirect); k != Right {
+		t.Errorf("the right frame: %q", k)
+	}
+}
+
+// Frames of the outside go to where the flow was learned, and the inside's judge tells what is wrong with them.
+func TestFramesToTheInside(t *testing.T) {
+	p := testPlan()
+	p.Flows = 4
+	e := loadPlan(t, p)
+	if err := e.Learn(true); err != nil {
+		t.Fatal(err)
+	}
+	for range p.Flows {
+		if k := judge1(t, e, translate(t, make1(t, e), nil), xdpRedirect); k != Right {
+			t.Fatal(k)
+		}
+	}
+	if err := e.Learn(false); err != nil {
+		t.Fatal(err)
+	}
+	back := func(f []byte, change func(ip *layers.IPv4, udp *layers.UDP, payload []byte)) []byte {
+		return translate(t, f, func(ip *layers.IPv4, udp *layers.UDP, payload []byte) {
+			n := int(binary.BigEndian.Uint32(payload))
+			in, out := p.Flow(n)
+			ip.SrcIP, ip.DstIP = out.Addr().AsSlice(), in.Addr().AsSlice()
+			udp.DstPort = layers.UDPPort(in.Port())
+			if change != nil {
+				change(ip, udp, payload)
+			}
+		})
+	}
+	inside := func(f []byte) Kind {
+		before, err := e.JudgedIn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := e.objs.DemarcAnswer.Test(f); err != nil {
+			t.Fatal(err)
+		}
+		after, err := e.JudgedIn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := after.Counts.Sub(before.Counts)
+		if d[Reordered] > 0 {
+			return Reordered
+		}
+		for k, n := range d {
+			if n > 0 {
+				return Kind(k)
+			}
+		}
+		t.Fatal("the judge counted nothing")
+		return 0
+	}
+	var rounds [4][][]byte
+	for i := range rounds {
+		for range p.Flows {
+			f := makeTo(t, e, In)
+			whole(t, f)
+			if f[30] != 192 || f[33] != 17 {
+				t.Fatalf("a frame to %v, want the learned address", f[30:34])
+			}
+			rounds[i] = append(rounds[i], f)
+		}
+	}
+	for _, s := range []struct {
+		name  string
+		frame []byte
+		want  Kind
+	}{
+		{"first", back(rounds[0][0], nil), Right},
+		{"lost one between", back(rounds[2][0], nil), Right},
+		{"late", back(rounds[1][0], nil), Reordered},
+		{"twice", back(rounds[2][0], nil), Duplicate},
+		{"not translated", translate(t, rounds[0][1], func(ip *layers.IPv4, _ *layers.UDP, _ []byte) { ip.SrcIP = []byte{203, 0, 113, 17} }), WrongDst},
+		{"another port", back(rounds[0][1], func(_ *layers.IPv4, udp *layers.UDP, _ []byte) { udp.DstPort++ }), WrongDst},
+		{"hops", back(rounds[0][1], func(ip *layers.IPv4, _ *layers.UDP, _ []byte) { ip.TTL-- }), WrongTTL},
+		{"stamp", back(rounds[0][1], func(_ *layers.IPv4, _ *layers.UDP, b []byte) { b[9] ^= 1 }), NotSent},
+		{"another flow", back(rounds[0][1], nil), Right},
+	} {
+		if k := inside(s.frame); k != s.want {
+			t.Errorf("%s: %q, want %q", s.name, k, s.want)
+		}
+	}
+	// A frame to the inside is none that the outside may get.
+	if k := judge1(t, e, translate(t, rounds[3][0], nil), xdpDrop); k != NotSent {
+		t.Errorf("the outside's own frame at the outside: %q", k)
+	}
+}
+
+// Buckets are those of the program and of HdrHistogram: one value in each, within one in a hundred of what it stands for.
+func TestBuckets(t *testing.T) {
+	if last := bucketOf(longestTime); last != buckets-1 {
+		t.Errorf("the longest time is in bucket %d of %d", last, buckets)
+	}
+	last := -1
+	for ns := uint64(0); ns <= longestTime; ns += 1 + ns/512 {
+		i := bucketOf(uint32(ns))
+		if i < last || i > last+1 {
+			t.Fatalf("%d ns is in bucket %d, the time before it in %d", ns, i, last)
+		}
+		last = i
+		if d := bucketTime(i) - int64(ns); d > int64(ns)/100 || -d > int64(ns)/100 {
+			t.Fatalf("%d ns is told as %d", ns, bucketTime(i))
+		}
+	}
+}
+
+// A frame that was under way for a known time is noted as such.
+func TestTimesAreThoseOfTheFrames(t *testing.T) {
+	p := testPlan()
+	p.Flows = 1
+	e := loadPlan(t, p)
+	for _, err := range []error{e.Expect(true, 0), e.Learn(true), e.Time(true), e.Fresh()} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	waits := []time.Duration{0, 3 * time.Millisecond, 20 * time.Millisecond, 3 * time.Millisecond}
+	var least, most []time.Duration
+	for _, w := range waits {
+		before := monotonic()
+		if err := e.objs.Progresses.Update(uint32(0), progress{Index: [2]uint64{uint64(len(least))}}, 0); err != nil {
+			t.Fatal(err)
+		}
+		f := make1(t, e)
+		made := monotonic()
+		time.Sleep(w)
+		shown := monotonic()
+		if k := judge1(t, e, f, xdpRedirect); k != Right {
+			t.Fatal(k)
+		}
+		least, most = append(least, time.Duration(shown-made)), append(most, time.Duration(monotonic()-before))
+	}
+	got, err := e.Times(Out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := got.Histogram
+	if h.TotalCount() != int64(len(waits)) {
+		t.Fatalf("%d times were noted", h.TotalCount())
+	}
+	if got.Worst < least[2] || got.Worst > most[2] {
+		t.Errorf("the worst is %v, want %v to %v", got.Worst, least[2], most[2])
+	}
+	if max := time.Duration(h.Max()); max < got.Worst*98/100 || max > got.Worst*102/100 {
+		t.Errorf("the histogram's last is %v, the worst %v", max, got.Worst)
+	}
+	var lo, hi time.Duration
+	for i := 1; i < len(waits); i++ {
+		a, b := least[i]-most[i-1], most[i]-least[i-1]
+		if waits[i] < waits[i-1] {
+			a, b = least[i-1]-most[i], most[i-1]-least[i]
+		}
+		lo, hi = lo+max(0, a), hi+b
+	}
+	if got.Jitter < lo/3-1 || got.Jitter > hi/3+1 {
+		t.Errorf("jitter %v, want %v to %v", got.Jitter, lo/3, hi/3)
+	}
+}
