@@ -103,7 +103,7 @@ func TestPolicyIsServable(t *testing.T) {
 	if n := len(pol.Tenants[0].Rules); n != 1000 {
 		t.Errorf("%d rules", n)
 	}
-	d := &demarc{table: 4096}
+	d := &demarc{r: &room{plan: plan(4096)}, table: 4096}
 	if _, err := configs.DecodeNode("node.toml", []byte(d.node())); err != nil {
 		t.Error(err)
 	}
@@ -133,8 +133,8 @@ func TestLacks(t *testing.T) {
 		tn.Rates.Out.Bits, tn.Rates.In.Bits = 1, 1
 		return st, &configs.Policy{Tenants: []configs.Tenant{tn}}
 	}
-	if st, p := good(); lacks(st, p, 10, 100) != "" {
-		t.Errorf("a whole gateway lacks %s", lacks(st, p, 10, 100))
+	if st, p := good(); lacks(st, p, 10, 100, true) != "" {
+		t.Errorf("a whole gateway lacks %s", lacks(st, p, 10, 100, true))
 	}
 	for _, c := range []struct {
 		want  string
@@ -153,7 +153,7 @@ func TestLacks(t *testing.T) {
 	} {
 		st, p := good()
 		c.spoil(st, p)
-		if got := lacks(st, p, 10, 100); !strings.HasPrefix(got, c.want) {
+		if got := lacks(st, p, 10, 100, true); !strings.HasPrefix(got, c.want) {
 			t.Errorf("lacks %q, want %q", got, c.want)
 		}
 	}

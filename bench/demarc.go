@@ -57,6 +57,10 @@ func (d *demarc) node() string {
 	asked := cmp.Or(d.asked, "auto")
 	// Generic mode is behind the devices' NAPI, as the peer is; preparing them would take it away.
 	prepare := asked != generic
+	in, out := "198.19.0.3/24", "198.51.100.3/24"
+	if d.r.plan.V6() {
+		in, out = "2001:db8:19::3/64", "2001:db8:100::3/64"
+	}
 	return fmt.Sprintf(`schema = 1
 name = "bench"
 data_dir = %q
@@ -85,17 +89,22 @@ prepare = %v
 [[interface]]
 name = "in"
 port = %q
-addresses = ["198.19.0.3/24"]
+addresses = [%q]
 
 [[interface]]
 name = "out"
 port = %q
-addresses = ["198.51.100.3/24"]
-`, filepath.Join(dirRun, "data"), deviceCPU, d.table, devIn, asked, prepare, devOut, asked, prepare, devIn, devOut)
+addresses = [%q]
+`, filepath.Join(dirRun, "data"), deviceCPU, d.table, devIn, asked, prepare, devOut, asked, prepare, devIn, in, devOut, out)
+}
+
+func (d *demarc) policy() (string, error) {
+	w := waysOf(&d.r.plan)
+	return policy(d.rules, []netip.Prefix{w.inside, w.link}, d.pool, d.rate, w.outsideVia, w.insideVia, w.outside)
 }
 
 func (d *demarc) start(ctx context.Context) error {
-	text, err := policy(d.rules, []netip.Prefix{insideNet, insideLink}, d.pool, d.rate, outsideVia, insideVia, outsideNet)
+	text, err := d.policy()
 	if err != nil {
 		return err
 	}
@@ -203,11 +212,11 @@ func (d *demarc) missing(ctx context.Context, flows int) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("the policy that the gateway serves: %w", err)
 	}
-	return lacks(st, pol, len(d.rules), flows), nil
+	return lacks(st, pol, len(d.rules), flows, d.pool[0].IsValid()), nil
 }
 
 // lacks says what a gateway does not do, by its own word: the switch for labs, the policy that it serves, and what its rules and meters counted.
-func lacks(st *api.Status, pol *configs.Policy, rules, flows int) string {
+func lacks(st *api.Status, pol *configs.Policy, rules, flows int, nat bool) string {
 	if st.Broken != "" {
 		return st.Broken + " (switched off by --break)"
 	}
@@ -222,9 +231,9 @@ func lacks(st *api.Status, pol *configs.Policy, rules, flows int) string {
 		}
 	}
 	switch {
-	case len(t.NAT.Pool) == 0 || s.Pool == nil:
+	case nat && (len(t.NAT.Pool) == 0 || s.Pool == nil):
 		return "source translation"
-	case s.Pool.InUse < flows:
+	case nat && s.Pool.InUse < flows:
 		return fmt.Sprintf("source translation: %d public ports are in use for %d flows", s.Pool.InUse, flows)
 	case t.Rates.Out.Bits == 0 || t.Rates.In.Bits == 0 || s.Limits.OutBits == 0 || s.Limits.InBits == 0:
 		return "the rate limit"

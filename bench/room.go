@@ -37,6 +37,13 @@ var (
 	outsideVia = netip.MustParseAddr("198.51.100.2")
 	pool       = [2]netip.Addr{netip.MustParseAddr("192.0.2.16"), netip.MustParseAddr("192.0.2.31")}
 
+	// The same of IPv6, which is routed: no address is translated.
+	insideNet6  = netip.MustParsePrefix("2001:db8:18::/64")
+	insideLink6 = netip.MustParsePrefix("2001:db8:19::/64")
+	outsideNet6 = netip.MustParsePrefix("2001:db8:113::/64")
+	insideVia6  = netip.MustParseAddr("2001:db8:19::2")
+	outsideVia6 = netip.MustParseAddr("2001:db8:100::2")
+
 	macSrc = net.HardwareAddr{0x02, 0xdb, 0, 0, 0, 1}
 	macIn  = net.HardwareAddr{0x02, 0xdb, 0, 0, 0, 2}
 	macOut = net.HardwareAddr{0x02, 0xdb, 0, 0, 0, 3}
@@ -58,14 +65,38 @@ func plan(flows int) pktgen.Plan {
 	return pktgen.Plan{
 		Flows: flows, Key: pktgen.NewKey(), Inside: netip.MustParseAddr("198.18.4.0"), InsidePort: 20000,
 		Outside: netip.MustParseAddr("203.0.113.16"), OutsidePort: 5004, Pool: pool, From: [6]byte(macSrc), To: [6]byte(macIn),
+		OutsideFrom: [6]byte(macDst), OutsideTo: [6]byte(macOut),
 	}
+}
+
+// plan6 is the same with IPv6.
+func plan6(flows int) pktgen.Plan {
+	p := plan(flows)
+	p.Inside, p.Outside, p.Pool = netip.MustParseAddr("2001:db8:18::400"), netip.MustParseAddr("2001:db8:113::10"), [2]netip.Addr{}
+	return p
+}
+
+// ways are the networks of the room's family and who leads to them.
+type ways struct {
+	inside, link, outside netip.Prefix // link is that of the device under test and insideVia
+	insideVia, outsideVia netip.Addr
+}
+
+func waysOf(p *pktgen.Plan) ways {
+	if p.V6() {
+		return ways{insideNet6, insideLink6, outsideNet6, insideVia6, outsideVia6}
+	}
+	return ways{insideNet, insideLink, outsideNet, insideVia, outsideVia}
 }
 
 // room is the namespaces, the devices and both far ends.
 type room struct {
 	*netlab.Lab
+	plan pktgen.Plan
 	ends *pktgen.Ends
-	lock *machineLock
+	// Frames come to the device under test from the outside too: its outer device needs a thread as its inner one does, where the kernel moves them.
+	bothSides bool
+	lock      *machineLock
 }
 
 // machineLock says that the machine is taken for a bench.
@@ -154,7 +185,7 @@ const labName = "bench"
 
 // openRoom builds it.
 func openRoom(p pktgen.Plan) (r *room, err error) {
-	r = &room{}
+	r = &room{plan: p}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.Close())
@@ -170,6 +201,9 @@ func openRoom(p pktgen.Plan) (r *room, err error) {
 		if err := r.AddNamespace(ns); err != nil {
 			return r, err
 		}
+		if p.V6() {
+			continue
+		}
 		// Neighbour discovery and its kind would only be noise.
 		if err := r.Sysctl(ns, "net.ipv6.conf.default.disable_ipv6", "1"); err != nil {
 			return r, err
@@ -181,12 +215,19 @@ func openRoom(p pktgen.Plan) (r *room, err error) {
 		{A: netlab.End{NS: nsDst, Name: devDst, MAC: macDst, Addrs: []netip.Prefix{netip.PrefixFrom(outsideVia, 24)}},
 			B: netlab.End{NS: nsGW, Name: devOut, MAC: macOut, Addrs: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/24")}}},
 	}
+	if p.V6() {
+		for i, a := range []string{"2001:db8:19::", "2001:db8:100::"} {
+			links[i].A.Addrs = []netip.Prefix{netip.MustParsePrefix(a + "2/64")}
+			links[i].B.Addrs = []netip.Prefix{netip.MustParsePrefix(a + "1/64")}
+		}
+	}
 	for _, l := range links {
 		if err := r.AddLink(l); err != nil {
 			return r, err
 		}
 	}
-	if err := errors.Join(r.AddRoute(nsGW, insideNet, insideVia), r.AddRoute(nsGW, outsideNet, outsideVia)); err != nil {
+	w := waysOf(&p)
+	if err := errors.Join(r.AddRoute(nsGW, w.inside, w.insideVia), r.AddRoute(nsGW, w.outside, w.outsideVia)); err != nil {
 		return r, err
 	}
 	if r.ends, err = pktgen.Load(p); err != nil {
@@ -254,46 +295,83 @@ func (r *room) send(ctx context.Context, o pktgen.Order) (s pktgen.Sent, err err
 
 // trial is one timed load.
 type trial struct {
-	sent   pktgen.Sent
-	judged pktgen.Judged
-	use    usage
+	direction pktgen.Direction
+	sent      pktgen.Sent
+	judged    pktgen.Judged // at the outside
+	inside    pktgen.Judged // of what the outside made
+	use       usage
 }
+
+// right is how many frames arrived right, wherever they were to arrive.
+func (t *trial) right() uint64 {
+	return t.judged.Counts[pktgen.Right] + t.inside.Counts[pktgen.Right]
+}
+
+// wrong is how many arrived and were not, reordered how many of the right ones came after a later one of their flow.
+func (t *trial) wrong() uint64 { return t.judged.Counts.Wrong() + t.inside.Counts.Wrong() }
+func (t *trial) reordered() uint64 {
+	return t.judged.Counts[pktgen.Reordered] + t.inside.Counts[pktgen.Reordered]
+}
+
+// kind is how many of a kind arrived.
+func (t *trial) kind(k pktgen.Kind) uint64 { return t.judged.Counts[k] + t.inside.Counts[k] }
+
+// wrongKinds lists those that happened.
+func (t *trial) wrongKinds() map[string]uint64 {
+	m := t.judged.Counts.WrongKinds()
+	for k, n := range t.inside.Counts.WrongKinds() {
+		m[k] += n
+	}
+	return m
+}
+
+// rate is right frames per second.
+func (t *trial) rate() float64 { return t.judged.Rate() + t.inside.Rate() }
 
 // loss is the part of what was sent that did not arrive right, 0..1.
 func (t *trial) loss() float64 {
 	if t.sent.Frames == 0 {
 		return 1
 	}
-	return 1 - float64(t.judged.Counts[pktgen.Right])/float64(t.sent.Frames)
+	return 1 - float64(t.right())/float64(t.sent.Frames)
 }
 
-// trial sends at rate (0 = as fast as possible) for some time and counts what arrives.
+// trial sends at rate (0 = as fast as possible) for some time to the outside and counts what arrives.
 func (r *room) trial(ctx context.Context, rate float64, d time.Duration, pids []int) (t trial, err error) {
+	return r.load(ctx, pktgen.Order{Duration: d, Rate: rate}, pids)
+}
+
+// load carries an order out that ends by time, and counts what arrives.
+func (r *room) load(ctx context.Context, o pktgen.Order, pids []int) (t trial, err error) {
+	t.direction = o.Direction
 	if err := r.ends.Fresh(); err != nil {
 		return t, err
 	}
 	// The account is taken well inside the load: at its ends the maker sets up and runs idle.
 	used := make(chan error, 1)
 	go func() {
-		time.Sleep(d / 10)
+		time.Sleep(o.Duration / 10)
 		before, err := sampleCPU(pids)
 		if err != nil {
 			used <- err
 			return
 		}
-		time.Sleep(d * 3 / 4)
+		time.Sleep(o.Duration * 3 / 4)
 		after, err := sampleCPU(pids)
 		t.use = before.until(after)
 		used <- err
 	}()
-	t.sent, err = r.send(ctx, pktgen.Order{Duration: d, Rate: rate})
+	t.sent, err = r.send(ctx, o)
 	if err := errors.Join(err, <-used); err != nil {
 		return t, err
 	}
 	if err := r.ends.Settle(3 * time.Second); err != nil {
 		return t, err
 	}
-	t.judged, err = r.ends.Judged()
+	if t.judged, err = r.ends.Judged(); err != nil {
+		return t, err
+	}
+	t.inside, err = r.ends.JudgedIn()
 	return t, err
 }
 

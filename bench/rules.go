@@ -18,10 +18,12 @@ func makeRules(seed uint64, n int, p *pktgen.Plan) ([]acl.Rule, error) {
 	for i := range keys {
 		in, out := p.Flow(i)
 		k := &keys[i]
-		src, dst := in.Addr().As4(), out.Addr().As4()
-		copy(k.Src[:], src[:])
-		copy(k.Dst[:], dst[:])
+		copy(k.Src[:], in.Addr().AsSlice())
+		copy(k.Dst[:], out.Addr().AsSlice())
 		k.SPort, k.DPort, k.Proto, k.Family = in.Port(), out.Port(), 17, 4
+		if p.V6() {
+			k.Family = 6
+		}
 	}
 	// The generator looks at each key for each rule, so it gets a few, and those that an earlier rule caught.
 	var few []acl.Key
@@ -29,8 +31,15 @@ func makeRules(seed uint64, n int, p *pktgen.Plan) ([]acl.Rule, error) {
 	for range 64 {
 		few = append(few, keys[rnd.IntN(len(keys))])
 	}
+	o := aclgen.Options{Kind: aclgen.Edge}
+	if p.V6() {
+		o.V6 = 1
+	}
 	for range 1000 {
-		rules := aclgen.LastOnly(seed, n, aclgen.Options{Kind: aclgen.Edge}, few...)
+		rules := aclgen.LastOnly(seed, n, o, few...)
+		if p.V6() {
+			forV6(rules)
+		}
 		prog, err := acl.Compile(rules)
 		if err != nil {
 			return nil, err
@@ -56,12 +65,26 @@ func makeRules(seed uint64, n int, p *pktgen.Plan) ([]acl.Rule, error) {
 	return nil, fmt.Errorf("no list of %d rules was found that only the last rule of matches", n)
 }
 
+// forV6 makes those rules that are about ICMP rules about ICMPv6. No flow of ours is either.
+func forV6(rules []acl.Rule) {
+	for i := range rules {
+		for j, s := range rules[i].Services {
+			if !s.AnyProto && s.Proto == 1 {
+				rules[i].Services[j] = acl.Service{Proto: 58, SPortHi: 65535, DPortHi: 65535}
+			}
+		}
+	}
+}
+
 // policy is what the gateway serves. rate is in bit/s, for each direction.
 func policy(rules []acl.Rule, inside []netip.Prefix, pool [2]netip.Addr, rate uint64, outsideVia, insideVia netip.Addr, outside netip.Prefix) (string, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "schema = 1\nname = \"bench\"\n\n[backbone]\ninterfaces = [\"out\"]\n\n[[route]]\nprefix = %q\nvia = %q\n\n", outside, outsideVia)
 	fmt.Fprintf(&b, "[[tenant]]\nname = \"bench\"\ninterfaces = [\"in\"]\nprefixes = %s\ndefault_out = \"deny\"\n\n", quoted(inside))
-	fmt.Fprintf(&b, "[[tenant.route]]\nprefix = %q\nvia = %q\n\n[tenant.nat]\npool = [\"%s-%s\"]\n\n", inside[0], insideVia, pool[0], pool[1])
+	fmt.Fprintf(&b, "[[tenant.route]]\nprefix = %q\nvia = %q\n\n", inside[0], insideVia)
+	if pool[0].Is4() { // IPv6 is routed
+		fmt.Fprintf(&b, "[tenant.nat]\npool = [\"%s-%s\"]\n\n", pool[0], pool[1])
+	}
 	for _, d := range []string{"out", "in"} {
 		fmt.Fprintf(&b, "[tenant.rates.%s]\nbits = %d\n\n", d, rate)
 	}
@@ -95,7 +118,7 @@ func policy(rules []acl.Rule, inside []netip.Prefix, pool [2]netip.Addr, rate ui
 }
 
 func service(s acl.Service) (string, error) {
-	proto := map[uint8]string{1: "icmp", 6: "tcp", 17: "udp"}[s.Proto]
+	proto := map[uint8]string{1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}[s.Proto]
 	switch {
 	case s.AnyProto:
 		return "any", nil

@@ -47,9 +47,9 @@ func Inspect(listing string) Seen {
 }
 
 // Missing says what the ruleset lacks to be a fair peer for a list of rules of which the last one let flows begin; "" = nothing.
-func (s Seen) Missing(rules, flows int) string {
+func (s Seen) Missing(rules, flows int, nat bool) string {
 	switch {
-	case !s.NAT:
+	case nat && !s.NAT:
 		return "source translation"
 	case s.Limits < 2:
 		return "the rate limit"

@@ -22,7 +22,8 @@ const (
 // Config says what the kernel does.
 type Config struct {
 	Form     Form
-	Rules    []acl.Rule // IPv4, in order; what none matches is dropped
+	Rules    []acl.Rule // of one family, in order; what none matches is dropped
+	V6       bool       // that family is IPv6, which is routed: no source is translated
 	In, Out  string     // devices of the inside and the outside
 	Inside   netip.Prefix
 	Pool     [2]netip.Addr
@@ -36,15 +37,15 @@ const Table = "demarc_bench"
 // look at the device, the limit, the counter, the state. Translation costs rules for the first packet only.
 func Ruleset(c Config) (string, error) {
 	for i := range c.Rules {
-		if _, err := matches(&c.Rules[i]); err != nil {
+		if _, err := matches(&c.Rules[i], c.V6); err != nil {
 			return "", fmt.Errorf("rule %d: %w", i, err)
 		}
 	}
-	w := &writer{rules: c.Rules}
+	w := &writer{rules: c.Rules, v6: c.V6}
 	first := w.acl(c.Form)
 	bytes := c.RateBits / 8
 	var b strings.Builder
-	fmt.Fprintf(&b, "table ip %s {\n", Table)
+	fmt.Fprintf(&b, "table %s %s {\n", family(c.V6), Table)
 	b.WriteString("\tcounter tenant_out { }\n\tcounter tenant_in { }\n")
 	b.WriteString(w.b.String())
 	for _, d := range []struct{ name, next string }{{"out", "goto " + first}, {"in", "drop"}} {
@@ -54,6 +55,10 @@ func Ruleset(c Config) (string, error) {
 	}
 	b.WriteString("\tchain forward {\n\t\ttype filter hook forward priority filter; policy drop;\n")
 	fmt.Fprintf(&b, "\t\tiif %q goto out\n\t\tiif %q goto in\n\t}\n", c.In, c.Out)
+	if c.V6 {
+		b.WriteString("}\n")
+		return b.String(), nil
+	}
 	b.WriteString("\tchain postrouting {\n\t\ttype nat hook postrouting priority srcnat;\n")
 	fmt.Fprintf(&b, "\t\toif %q ip saddr %s snat to %s-%s\n\t}\n}\n", c.Out, c.Inside, c.Pool[0], c.Pool[1])
 	return b.String(), nil
@@ -62,6 +67,7 @@ func Ruleset(c Config) (string, error) {
 // writer collects chains. Chains that would be the same are written once.
 type writer struct {
 	rules []acl.Rule
+	v6    bool
 	b     strings.Builder
 	n     int
 	names map[string]string
@@ -80,7 +86,7 @@ func (w *writer) acl(f Form) (first string) {
 	for _, p := range []struct {
 		name string
 		n    uint8
-	}{{"tcp", 6}, {"udp", 17}, {"icmp", 1}} {
+	}{{"tcp", 6}, {"udp", 17}, {icmp(w.v6), icmpNumber(w.v6)}} {
 		parts = append(parts, fmt.Sprintf("%s : goto %s", p.name, w.byAddr(w.ofProto(all, p.n, false), daddr)))
 	}
 	rest := w.linear(w.ofProto(all, 0, true))
@@ -99,7 +105,7 @@ func (w *writer) ofProto(list []int, p uint8, other bool) (out []int) {
 	for _, i := range list {
 		r := &w.rules[i]
 		if len(r.Services) == 0 || slices.ContainsFunc(r.Services, func(s acl.Service) bool {
-			return s.AnyProto || !other && s.Proto == p || other && s.Proto != 1 && s.Proto != 6 && s.Proto != 17
+			return s.AnyProto || !other && s.Proto == p || other && s.Proto != icmpNumber(w.v6) && s.Proto != 6 && s.Proto != 17
 		}) {
 			out = append(out, i)
 		}
@@ -133,29 +139,29 @@ func (w *writer) byAddr(list []int, a *axis) string {
 		return name
 	}
 	type span struct {
-		lo, hi uint64
+		lo, hi edge
 		rules  []int
 	}
-	cuts := []uint64{0, 1 << 32}
-	for _, i := range list {
+	cuts := []edge{{netip.AddrFrom4([4]byte{})}, end}
+	if w.v6 {
+		cuts[0] = edge{netip.IPv6Unspecified()}
+	}
+	within := make([][][2]edge, len(list)) // the intervals of each rule
+	for n, i := range list {
 		for _, p := range a.of(&w.rules[i]) {
 			lo, hi := bounds(p)
-			cuts = append(cuts, lo, hi)
+			cuts, within[n] = append(cuts, lo, hi), append(within[n], [2]edge{lo, hi})
 		}
 	}
-	slices.Sort(cuts)
+	slices.SortFunc(cuts, edge.compare)
 	cuts = slices.Compact(cuts)
 	// Coarser where there are more intervals than chains wanted: every n-th cut.
 	step := (len(cuts) + a.parts - 1) / a.parts
 	var spans []span
 	for i := 0; i < len(cuts)-1; i += step {
 		s := span{lo: cuts[i], hi: cuts[min(i+step, len(cuts)-1)]}
-		for _, r := range list {
-			ps := a.of(&w.rules[r])
-			if len(ps) == 0 || slices.ContainsFunc(ps, func(p netip.Prefix) bool {
-				lo, hi := bounds(p)
-				return lo < s.hi && s.lo < hi
-			}) {
+		for n, r := range list {
+			if len(within[n]) == 0 || slices.ContainsFunc(within[n], func(p [2]edge) bool { return p[0].compare(s.hi) < 0 && s.lo.compare(p[1]) < 0 }) {
 				s.rules = append(s.rules, r)
 			}
 		}
@@ -167,11 +173,11 @@ func (w *writer) byAddr(list []int, a *axis) string {
 	}
 	var parts []string
 	for _, s := range spans {
-		parts = append(parts, fmt.Sprintf("%s-%s : goto %s", v4(s.lo), v4(s.hi-1), w.byAddr(s.rules, a.next)))
+		parts = append(parts, fmt.Sprintf("%s-%s : goto %s", s.lo, s.hi.before(w.v6), w.byAddr(s.rules, a.next)))
 	}
 	name := w.name()
 	w.names[key] = name
-	fmt.Fprintf(&w.b, "\tchain %s {\n\t\tip %s vmap { %s }\n\t}\n", name, a.word, strings.Join(parts, ", "))
+	fmt.Fprintf(&w.b, "\tchain %s {\n\t\t%s %s vmap { %s }\n\t}\n", name, family(w.v6), a.word, strings.Join(parts, ", "))
 	return name
 }
 
@@ -184,7 +190,7 @@ func (w *writer) linear(list []int) string {
 	fmt.Fprintf(&w.b, "\tchain %s {\n", name)
 	for _, i := range list {
 		r := &w.rules[i]
-		lines, err := matches(r)
+		lines, err := matches(r, w.v6)
 		if err != nil {
 			continue // Ruleset has looked at every rule before
 		}
@@ -209,7 +215,7 @@ func (w *writer) linear(list []int) string {
 }
 
 // matches are the conditions of one rule, a line per service.
-func matches(r *acl.Rule) ([]string, error) {
+func matches(r *acl.Rule, v6 bool) ([]string, error) {
 	if len(r.FromRanges)+len(r.ToRanges) > 0 {
 		return nil, fmt.Errorf("address ranges are not written for nftables")
 	}
@@ -223,15 +229,15 @@ func matches(r *acl.Rule) ([]string, error) {
 		}
 		var s []string
 		for _, p := range side.list {
-			if !p.Addr().Is4() {
-				return nil, fmt.Errorf("%s is not IPv4", p)
+			if p.Addr().Is6() != v6 {
+				return nil, fmt.Errorf("%s is not of the table's family %s", p, family(v6))
 			}
 			s = append(s, p.String())
 		}
 		if len(s) == 1 {
-			base += fmt.Sprintf("ip %s %s ", side.word, s[0])
+			base += fmt.Sprintf("%s %s %s ", family(v6), side.word, s[0])
 		} else {
-			base += fmt.Sprintf("ip %s { %s } ", side.word, strings.Join(s, ", "))
+			base += fmt.Sprintf("%s %s { %s } ", family(v6), side.word, strings.Join(s, ", "))
 		}
 	}
 	if len(r.Services) == 0 {
@@ -239,7 +245,7 @@ func matches(r *acl.Rule) ([]string, error) {
 	}
 	var out []string
 	for _, s := range r.Services {
-		m, err := service(s)
+		m, err := service(s, v6)
 		if err != nil {
 			return nil, err
 		}
@@ -248,7 +254,7 @@ func matches(r *acl.Rule) ([]string, error) {
 	return out, nil
 }
 
-func service(s acl.Service) (string, error) {
+func service(s acl.Service, v6 bool) (string, error) {
 	ports := func(proto string) string {
 		m := ""
 		for _, x := range []struct {
@@ -274,21 +280,72 @@ func service(s acl.Service) (string, error) {
 		return ports("tcp"), nil
 	case s.Proto == 17:
 		return ports("udp"), nil
-	case s.Proto == 1 && s.DPortLo == 0 && s.DPortHi == 65535:
-		return "meta l4proto icmp ", nil
-	case s.Proto == 1 && s.DPortLo&0xff == 0 && s.DPortHi == s.DPortLo|0xff:
+	case s.Proto == icmpNumber(v6) && s.DPortLo == 0 && s.DPortHi == 65535:
+		return "meta l4proto " + icmp(v6) + " ", nil
+	case s.Proto == 1 && !v6 && s.DPortLo&0xff == 0 && s.DPortHi == s.DPortLo|0xff:
 		return fmt.Sprintf("icmp type %d ", s.DPortLo>>8), nil
 	}
 	return "", fmt.Errorf("protocol %d, ports %d-%d are not written for nftables", s.Proto, s.DPortLo, s.DPortHi)
 }
 
-// bounds is a prefix as a half-open range.
-func bounds(p netip.Prefix) (lo, hi uint64) {
-	b := p.Masked().Addr().As4()
-	lo = uint64(b[0])<<24 | uint64(b[1])<<16 | uint64(b[2])<<8 | uint64(b[3])
-	return lo, lo + 1<<(32-p.Bits())
+// family is nft's word for one, in a table and before an address.
+func family(v6 bool) string {
+	if v6 {
+		return "ip6"
+	}
+	return "ip"
 }
 
-func v4(v uint64) netip.Addr {
-	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
+// icmp is nft's word for the protocol of a family.
+func icmp(v6 bool) string {
+	if v6 {
+		return "ipv6-icmp"
+	}
+	return "icmp"
+}
+
+func icmpNumber(v6 bool) uint8 {
+	if v6 {
+		return 58
+	}
+	return 1
+}
+
+// edge is where an interval of addresses begins, or the one before it ends; without an address it is the end of all.
+type edge struct{ netip.Addr }
+
+var end edge
+
+func (e edge) compare(o edge) int {
+	switch {
+	case e == o:
+		return 0
+	case e == end:
+		return 1
+	case o == end:
+		return -1
+	}
+	return e.Compare(o.Addr)
+}
+
+// before is the last address of the interval that ends here.
+func (e edge) before(v6 bool) netip.Addr {
+	switch {
+	case e != end:
+		return e.Prev()
+	case v6:
+		return netip.MustParseAddr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
+	}
+	return netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
+
+// bounds is a prefix as a half-open range.
+func bounds(p netip.Prefix) (lo, hi edge) {
+	p = p.Masked()
+	last := p.Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(last); i++ {
+		last[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(last) // 4 or 16 bytes
+	return edge{p.Addr()}, edge{a.Next()}
 }

@@ -94,18 +94,20 @@ func vmap(t *testing.T, what, elements string, k *acl.Key) string {
 	return ""
 }
 
-func protoOf(s string) uint8 { return map[string]uint8{"icmp": 1, "tcp": 6, "udp": 17}[s] }
+func protoOf(s string) uint8 {
+	return map[string]uint8{"icmp": 1, "tcp": 6, "udp": 17, "ipv6-icmp": 58}[s]
+}
 
 func side(t *testing.T, word string, k *acl.Key) netip.Addr {
 	t.Helper()
-	switch word {
-	case "saddr":
-		return netip.AddrFrom4([4]byte(k.Src[:4]))
-	case "daddr":
-		return netip.AddrFrom4([4]byte(k.Dst[:4]))
+	a, known := map[string][16]byte{"saddr": k.Src, "daddr": k.Dst}[word]
+	if !known {
+		t.Fatalf("unknown word %q", word)
 	}
-	t.Fatalf("unknown word %q", word)
-	return netip.Addr{}
+	if k.Family == 6 {
+		return netip.AddrFrom16(a)
+	}
+	return netip.AddrFrom4([4]byte(a[:4]))
 }
 
 func holds(t *testing.T, cond []string, k *acl.Key) bool {
@@ -113,7 +115,7 @@ func holds(t *testing.T, cond []string, k *acl.Key) bool {
 	for i := 0; i < len(cond); i += 3 {
 		a, b, v := cond[i], cond[i+1], cond[i+2]
 		switch {
-		case a == "ip":
+		case a == "ip" || a == "ip6":
 			p, err := netip.ParsePrefix(v)
 			if err != nil {
 				t.Fatal(err)
@@ -158,34 +160,58 @@ func config(f Form, rules []acl.Rule) Config {
 
 var first = regexp.MustCompile(`goto (acl_\d+)\n\t}\n\tchain in `)
 
-// Both forms decide what the linear reference decides: a peer with other rules would be no peer.
+// Both forms decide what the linear reference decides, in both families: a peer with other rules would be no peer.
 func TestBothFormsDecideAsTheReference(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	for n, kind := range aclgen.Kinds {
 		for _, size := range []int{1, 12, 400} {
 			rules := aclgen.Rules(seed+uint64(n), size, aclgen.Options{Kind: kind})
-			keys := append(aclgen.Keys(seed, rules, 1500), aclgen.Inside(seed, 500)...)
-			for _, f := range []Form{Linear, Maps} {
-				text, err := Ruleset(config(f, rules))
-				if err != nil {
-					t.Fatal(err)
-				}
-				c := parse(t, text)
-				m := first.FindStringSubmatch(text)
-				if m == nil {
-					t.Fatalf("no list is called:\n%.300s", text)
-				}
-				for i := range keys {
-					if keys[i].Family != 4 {
-						continue
-					}
-					want := aclref.Lookup(rules, &keys[i])
-					if got := c.allow(t, m[1], &keys[i]); got != (want.Found && want.Allow) {
-						t.Fatalf("%s list of %d, %s: key %+v: allow %v, want %+v", aclgen.KindNames[n], size, f, keys[i], got, want)
+			decide(t, aclgen.KindNames[n], rules, append(aclgen.Keys(seed, rules, 1500), aclgen.Inside(seed, 500)...), 4)
+			if kind != aclgen.Edge || size == 1 {
+				continue
+			}
+			rules = aclgen.Rules(seed+uint64(n), size, aclgen.Options{Kind: kind, V6: 1})
+			for i := range rules {
+				for j, s := range rules[i].Services {
+					if s.Proto == 1 && !s.AnyProto {
+						rules[i].Services[j] = acl.Service{Proto: 58, SPortHi: 65535, DPortHi: 65535}
 					}
 				}
 			}
+			decide(t, aclgen.KindNames[n], rules, aclgen.Keys(seed, rules, 700), 6)
+		}
+	}
+}
+
+// decide compares both forms of a list with the reference for the keys of one family.
+func decide(t *testing.T, name string, rules []acl.Rule, keys []acl.Key, family uint8) {
+	t.Helper()
+	for _, f := range []Form{Linear, Maps} {
+		cfg := config(f, rules)
+		cfg.V6 = family == 6
+		text, err := Ruleset(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := parse(t, text)
+		m := first.FindStringSubmatch(text)
+		if m == nil {
+			t.Fatalf("no list is called:\n%.300s", text)
+		}
+		looked := 0
+		for i := range keys {
+			if keys[i].Family != family {
+				continue
+			}
+			looked++
+			want := aclref.Lookup(rules, &keys[i])
+			if got := c.allow(t, m[1], &keys[i]); got != (want.Found && want.Allow) {
+				t.Fatalf("%s list of %d, %s, family %d: key %+v: allow %v, want %+v", name, len(rules), f, family, keys[i], got, want)
+			}
+		}
+		if looked < 100 {
+			t.Fatalf("%d keys of family %d were looked at", looked, family)
 		}
 	}
 }
@@ -251,7 +277,7 @@ func TestInspect(t *testing.T) {
 		{"never asked", fmt.Sprintf(listing, 99), "the last rule"},
 		{"empty", "", "source translation"},
 	} {
-		if got := Inspect(c.text).Missing(3, 100); !strings.HasPrefix(got, c.want) || c.want == "" && got != "" {
+		if got := Inspect(c.text).Missing(3, 100, true); !strings.HasPrefix(got, c.want) || c.want == "" && got != "" {
 			t.Errorf("%s: lacks %q, want %q", c.name, got, c.want)
 		}
 	}

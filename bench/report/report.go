@@ -19,6 +19,7 @@ type Output struct {
 	Results []Result `json:"results"`
 	// What each side was configured with, by its name, where the same serves all cases; in a run of the suite by "scenario/side".
 	Configs map[string]string `json:"configs,omitempty"`
+	Notes   []string          `json:"notes,omitempty"`   // what a reader must know: terms, and what was left out and why
 	Commit  string            `json:"commit,omitempty"`  // that the program was built of, where the build knows it
 	Began   string            `json:"began,omitempty"`   // RFC 3339, UTC
 	Plan    string            `json:"plan,omitempty"`    // of the suite: short or full

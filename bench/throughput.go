@@ -1,0 +1,423 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"demarc/bench/pktgen"
+	"demarc/bench/report"
+)
+
+// throughput is one run of `demarc bench throughput`.
+type throughput struct {
+	traffic
+	Seconds    float64 // of each load without a pace
+	Step       float64 // of each trial of the search; the confirming one takes four times as long
+	Offer      float64 // frames per second of the former; 0 = as many as the maker's CPU makes
+	Resolution float64 // of the search
+}
+
+const wireExtra = 20 // bytes between two frames on Ethernet: preamble, start of frame, gap
+
+func busy(u usage) (n float64) {
+	for _, v := range u.cpus {
+		n += v
+	}
+	return n
+}
+
+// throughputMetrics are what is reported of a turn, in this order.
+var throughputMetrics = []struct {
+	name, unit string
+	digits     int
+	better     report.Better
+	search     bool // only where there was one
+	of         func(c *flowCase, t *turn) float64
+}{
+	{"rate", "Mpps", 4, report.Higher, false, func(_ *flowCase, t *turn) float64 { return t.Full.rate() / 1e6 }},
+	{"rate-per-cpu", "Mpps", 4, report.Higher, false, func(_ *flowCase, t *turn) float64 { return ratio(t.Full.rate()/1e6, busy(t.Full.use)) }},
+	{"cpu-per-packet", "ns", 1, "", false, func(_ *flowCase, t *turn) float64 { return ratio(1e9*busy(t.Full.use), t.Full.rate()) }},
+	{"gbit-l2", "Gbit/s", 4, "", false, func(c *flowCase, t *turn) float64 { return t.Full.rate() * c.bytes() * 8 / 1e9 }},
+	{"gbit-l1", "Gbit/s", 4, "", false, func(c *flowCase, t *turn) float64 { return t.Full.rate() * (c.bytes() + wireExtra) * 8 / 1e9 }},
+	{"offered", "Mpps", 4, "", false, func(_ *flowCase, t *turn) float64 { return t.Full.sent.Rate() / 1e6 }},
+	{"loss", "percent", 3, "", false, func(_ *flowCase, t *turn) float64 { return 100 * t.Full.loss() }},
+	{"wrong", "frames", 0, "", false, func(_ *flowCase, t *turn) float64 {
+		return float64(t.Full.wrong() - t.Full.kind(pktgen.Duplicate) - t.Full.kind(pktgen.Stale))
+	}},
+	{"duplicates", "frames", 0, "", false, func(_ *flowCase, t *turn) float64 { return float64(t.Full.kind(pktgen.Duplicate)) }},
+	{"reordered", "frames", 0, "", false, func(_ *flowCase, t *turn) float64 { return float64(t.Full.reordered() + t.Full.kind(pktgen.Stale)) }},
+	{"rate-0.1%-loss", "Mpps", 4, report.Higher, true, func(_ *flowCase, t *turn) float64 { return t.Lossless.rate() / 1e6 }},
+	{"rate-0.1%-loss-cpu-per-packet", "ns", 1, "", true, func(_ *flowCase, t *turn) float64 { return ratio(1e9*busy(t.Lossless.use), t.Lossless.rate()) }},
+	{"search-trials", "trials", 0, "", true, func(_ *flowCase, t *turn) float64 { return float64(t.Found.Trials) }},
+	{"establish-rate", "flows/s", 0, "", false, func(c *flowCase, t *turn) float64 { return ratio(float64(c.Flows), t.Establish.Seconds()) }},
+}
+
+// ratio is a over b, 0 where there is nothing to divide by.
+func ratio(a, b float64) float64 {
+	if b <= 0 {
+		return 0
+	}
+	return a / b
+}
+
+// run measures. What it could measure is in the output also when there is an error.
+func (q *throughput) run(ctx context.Context) (*report.Output, error) {
+	err := q.each(ctx, q.measure, q.rows)
+	return q.finish(), err
+}
+
+// measure is a turn's loads: one that warms caches, one at full speed, the search.
+func (q *throughput) measure(ctx context.Context, c *flowCase, d device, t *turn) (err error) {
+	full := pktgen.Order{Duration: time.Duration(q.Seconds * float64(time.Second)), Rate: q.Offer, Direction: c.Direction}
+	warm := full
+	warm.Duration /= 5
+	if _, err := q.room.load(ctx, warm, d.pids()); err != nil {
+		return err
+	}
+	if t.Full, err = q.undisturbed(ctx, t, d, full); err != nil {
+		return err
+	}
+	if c.Search {
+		if err := q.search(ctx, c, d, t); err != nil {
+			return err
+		}
+	}
+	q.say("  %-11s %7.3f Mpps right of %7.3f offered, %5.0f ns CPU a packet%s%s", t.Side, t.Full.rate()/1e6, t.Full.sent.Rate()/1e6, ratio(1e9*busy(t.Full.use), t.Full.rate()), foundWords(c, t), disturbedWords(t))
+	return nil
+}
+
+func foundWords(c *flowCase, t *turn) string {
+	if !c.Search {
+		return ""
+	}
+	return fmt.Sprintf(", at most %.1f %% loss at %.3f Mpps (%d trials)", 100*lossLimit, t.Lossless.rate()/1e6, t.Found.Trials)
+}
+
+func disturbedWords(t *turn) string {
+	if !t.Disturbed {
+		return ""
+	}
+	return fmt.Sprintf("  disturbed: %.2f CPUs for others, %.1f %% stolen", t.Full.use.foreign, 100*t.Full.use.steal)
+}
+
+// search finds the rate; its confirming trial is what is reported.
+func (q *throughput) search(ctx context.Context, c *flowCase, d device, t *turn) (err error) {
+	s := rateSearch{Most: 1.05 * t.Full.rate(), Resolution: q.Resolution}
+	s.try = func(ctx context.Context, rate float64, confirm bool) (bool, error) {
+		o := pktgen.Order{Duration: time.Duration(q.Step * float64(time.Second)), Rate: rate, Direction: c.Direction}
+		if confirm {
+			o.Duration *= 4
+		}
+		l, err := q.room.load(ctx, o, d.pids())
+		if err != nil {
+			return false, err
+		}
+		ok := l.loss() <= lossLimit
+		if ok && confirm {
+			t.Lossless = l
+		}
+		return ok, nil
+	}
+	t.Found, err = s.run(ctx)
+	return err
+}
+
+// rows hands a case's figures to the report.
+func (q *throughput) rows(c *flowCase, turns map[string][]turn) {
+	for _, m := range throughputMetrics {
+		if m.search && !c.Search {
+			continue
+		}
+		for _, side := range sortedSides(turns) {
+			row := report.Row{Scenario: q.Scenario, Case: c.name(), Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits, Side: side}
+			for i := range turns[side] {
+				t := &turns[side][i]
+				row.Values = append(row.Values, m.of(c, t))
+				if t.Disturbed {
+					row.Disturbed++
+				}
+			}
+			q.out.Add(row)
+		}
+	}
+}
+
+// sortedSides are the gateway and then its peers.
+func sortedSides(turns map[string][]turn) []string {
+	list := slices.Sorted(maps.Keys(turns))
+	slices.SortStableFunc(list, func(a, b string) int {
+		switch {
+		case a == report.Us:
+			return -1
+		case b == report.Us:
+			return 1
+		}
+		return slices.Index(allPeers, a) - slices.Index(allPeers, b)
+	})
+	return list
+}
+
+// finish fills in what the run as a whole knows.
+func (q *traffic) finish() *report.Output {
+	if q.out == nil {
+		return &report.Output{Schema: report.Schema, Machine: machine(), Results: []report.Result{}}
+	}
+	m := &q.out.Machine
+	m.Demarc, m.Mode, m.Asked, m.Seed, m.Seconds = version(), q.mode, "auto", q.Seed, math.Round(time.Since(q.began).Seconds()*10)/10
+	m.Nft, _ = nftVersion() // told when it was asked for
+	if q.testpmd != "" {
+		m.Versions = map[string]string{sideTestpmd: q.testpmd}
+	}
+	q.out.Notes = append(q.notes, q.standing()...)
+	q.out.Judge()
+	return q.out
+}
+
+// standing are the terms of every run, which a reader needs to judge its figures.
+func (q *traffic) standing() []string {
+	return []string{
+		fmt.Sprintf("gateway and nftables: access list of %d rules of which the last one matches (seed %d), NAT44 or routed IPv6, a rate limit of %d Gbit/s each way that cuts nothing, counters; sessions established on every side first", q.Rules, q.Seed, int64(trafficRate)/1e9),
+		"kernel only forwards (no rules, no sessions, no translation) and testpmd only changes MAC addresses: they do less than the others and are no rivals",
+		fmt.Sprintf("CPU is that of all cores, those that make and judge frames (CPU %d) included, the same for all sides; only frames that arrive right are counted", makerCPU),
+	}
+}
+
+// print is what a person reads.
+func (q *traffic) print(w io.Writer, r *report.Output) error {
+	var b strings.Builder
+	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	m := &r.Machine
+	p("")
+	p("demarc bench %s", q.Scenario)
+	p("machine     %s", machineWords(m))
+	p("demarc      %s, %s, AF_XDP: %s; one worker on CPU %d, frames made on CPU %d", m.Demarc, m.Go, m.Mode, deviceCPU, makerCPU)
+	for _, side := range slices.Sorted(maps.Keys(m.Versions)) {
+		p("%-11s %s", side, m.Versions[side])
+	}
+	if m.Nft != "" {
+		p("nftables    %s", m.Nft)
+	}
+	last := ""
+	for _, f := range r.Results {
+		if f.Case != last {
+			p("")
+			p("%-36s %30s   %s", f.Case, "median (least–most), n", "demarc to it (95 %)")
+			last = f.Case
+		}
+		digits := 3
+		if f.Unit != "Mpps" && f.Unit != "Gbit/s" && f.Unit != "percent" {
+			digits = 0
+		}
+		if f.Unit == "µs" {
+			digits = 1
+		}
+		label := f.Metric + ", " + f.Unit
+		for _, side := range append([]string{report.Us}, slices.SortedFunc(maps.Keys(f.Peers), func(a, b string) int { return slices.Index(allPeers, a) - slices.Index(allPeers, b) })...) {
+			s, words := f.Demarc, ""
+			if side != report.Us {
+				s, words = f.Peers[side].Stat, f.Peers[side].Text()
+			}
+			mark := ""
+			if s.Disturbed > 0 {
+				mark = fmt.Sprintf(", %d disturbed", s.Disturbed)
+			}
+			p("  %-22s %-11s %30s   %s", label, side, fmt.Sprintf("%s, %d%s", s.Text(digits), s.N, mark), words)
+			label = ""
+		}
+	}
+	p("")
+	for _, n := range r.Notes {
+		p("- %s", n)
+	}
+	for _, side := range slices.Sorted(maps.Keys(r.Configs)) {
+		p("")
+		p("configuration of %s:", side)
+		for line := range strings.Lines(r.Configs[side]) {
+			b.WriteString("  " + line)
+		}
+	}
+	p("")
+	p("took %.0f s; loads that were disturbed and repeated: %d, kept disturbed: %d", m.Seconds, m.Again, m.Disturbed)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// flowFlags are the flags that throughput and latency share, as they were given.
+type flowFlags struct {
+	sizes, families, directions, peers []string
+	flows                              []string
+	asJSON                             bool
+}
+
+// parseFlows reads a number of flows: 65536, 64k, 1M.
+func parseFlows(s string) (int, error) {
+	number, unit := s, 1
+	switch {
+	case strings.HasSuffix(s, "k"):
+		number, unit = s[:len(s)-1], 1<<10
+	case strings.HasSuffix(s, "M"):
+		number, unit = s[:len(s)-1], 1<<20
+	}
+	n, err := strconv.Atoi(number)
+	if n *= unit; err != nil || n < 1 || n > maxFlows || n&(n-1) != 0 {
+		return 0, usageError{fmt.Errorf("--flows %q: want powers of two from 1 to %dM, such as 1, 64k, 1M", s, maxFlows>>20)}
+	}
+	return n, nil
+}
+
+// maxFlows is what the room's pool, a /24, has ports for with room to spare.
+const maxFlows = 1 << 22
+
+// cases are all combinations of what was asked for.
+func (f *flowFlags) cases() (list []flowCase, err error) {
+	for _, family := range f.families {
+		if family != "4" && family != "6" {
+			return nil, usageError{fmt.Errorf("--family %q: want 4 (IPv4, translated), 6 (IPv6, routed) or 4,6", family)}
+		}
+		for _, size := range f.sizes {
+			n, err := strconv.Atoi(size)
+			if size != imix && (err != nil || n < pktgen.MinSize(false) || n > 1518 || n%2 != 0) {
+				return nil, usageError{fmt.Errorf("--sizes %q: want imix or even numbers of bytes from %d to 1518, such as 64,128,512,1518,imix", size, pktgen.MinSize(false))}
+			}
+			for _, flows := range f.flows {
+				n, err := parseFlows(flows)
+				if err != nil {
+					return nil, err
+				}
+				for _, dir := range f.directions {
+					d, ok := map[string]pktgen.Direction{"out": pktgen.Out, "in": pktgen.In, "both": pktgen.Both}[dir]
+					if !ok {
+						return nil, usageError{fmt.Errorf("--direction %q: want out, in or both", dir)}
+					}
+					list = append(list, flowCase{Size: size, Flows: n, V6: family == "6", Direction: d})
+				}
+			}
+		}
+	}
+	return list, nil
+}
+
+// check looks at what both commands are given, and finds out who is there.
+func (q *traffic) check(f *flowFlags, changed func(string) bool) error {
+	for _, p := range f.peers {
+		if !slices.Contains(allPeers, p) {
+			return usageError{fmt.Errorf("--peers %q: want some of %s", p, strings.Join(allPeers, ","))}
+		}
+	}
+	if q.Trials < 1 || q.Rules < 1 {
+		return usageError{errors.New("--trials and --rules must be more than 0")}
+	}
+	q.Peers, q.Named = f.peers, changed("peers")
+	if slices.Contains(q.Peers, sideLinear) || slices.Contains(q.Peers, sideExpert) {
+		if _, err := nftVersion(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (q *traffic) flags(c *cobra.Command, f *flowFlags) {
+	s := c.Flags()
+	s.BoolVar(&f.asJSON, "json", false, "print one JSON object; progress goes to standard error")
+	s.StringSliceVar(&f.families, "family", []string{"4"}, "4 = IPv4, translated; 6 = IPv6, routed; 4,6 = both")
+	s.StringSliceVar(&f.directions, "direction", []string{"out"}, "out, in, both, or several of them")
+	s.StringSliceVar(&f.peers, "peers", defaultPeers, "some of "+strings.Join(allPeers, ","))
+	s.IntVar(&q.Trials, "trials", 5, "turns of each side in each case")
+	s.IntVar(&q.Rules, "rules", 1000, "of the access list; the last one matches")
+	s.Uint64Var(&q.Seed, "seed", 1, "of the access list")
+	s.DurationVar(&q.Budget, "budget", 10*time.Minute, "no disturbed load is repeated past its share of it")
+	s.StringVar(&q.Binary, "binary", "/proc/self/exe", "the gateway's binary")
+	_ = s.MarkHidden("binary") // it exists
+}
+
+// deliver prints what was measured, also when it is not all.
+func (q *traffic) deliver(c *cobra.Command, f *flowFlags, out *report.Output, err error) error {
+	if len(out.Results) == 0 {
+		return err
+	}
+	if f.asJSON {
+		return errors.Join(err, out.JSON(c.OutOrStdout()))
+	}
+	return errors.Join(err, q.print(c.OutOrStdout(), out))
+}
+
+func init() {
+	register(scenario{place: 10, name: "throughput", about: "frame rates by size, flows, family and direction, beside four peers", command: throughputCommand,
+		needs: func() error { _, err := nftVersion(); return err },
+		short: &stint{seconds: 270, memoryMiB: 1000},
+		full:  &stint{args: []string{"--sizes", "64,128,512,1518,imix", "--flows", "1,64k,1M", "--family", "4,6", "--direction", "out,in,both", "--search", "--budget", "24h"}, seconds: 14400, memoryMiB: 1500}})
+}
+
+// shortCases are what is measured where nothing was asked for.
+func shortCases() []flowCase {
+	return []flowCase{{Size: "64", Flows: 65536, Search: true}, {Size: imix, Flows: 65536}, {Size: "64", Flows: 1}, {Size: "64", Flows: 1 << 20}}
+}
+
+func throughputCommand() *cobra.Command {
+	q := throughput{traffic: traffic{Scenario: "throughput"}}
+	var f flowFlags
+	var search bool
+	var offer float64
+	c := &cobra.Command{
+		Use:   "throughput",
+		Short: "frame rates by size, flows, family and direction, beside four peers",
+		Long: "Send the same UDP frames through the gateway and its peers, in turns on the same veth devices, and count those that arrive right: as many as CPU 0 makes, and by\n" +
+			"binary search the highest rate with at most 0.1 % loss (RFC 2544; the rate that is found must pass a longer trial). Each frame has its flow's sequence number and a\n" +
+			"check word, and every byte is summed: loss, duplicates, reordering and changed frames are told apart. The gateway has 1,000 rules, NAT or routing, limits and accounting.\n" +
+			"Peers: kernel (forwards only), nft-linear (all rules in a chain), nft-expert (verdict maps, established first), testpmd (DPDK on AF_XDP, changes MAC addresses only).\n" +
+			"Without --sizes and --flows: 64 bytes at 64k flows with the search, IMIX at 64k, 64 bytes at 1 and 1M flows, some 5 minutes. IMIX is 7 frames of the smallest\n" +
+			"size, 4 of 594 bytes and 1 of 1518. Sizes are those on a wire, checksum included; IPv6 frames have at least 82 bytes. Needs root, two CPUs and the package nftables.",
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cases, err := f.cases()
+			if err != nil {
+				return err
+			}
+			switch {
+			case q.Seconds < 0.1 || q.Step < 0.05:
+				return usageError{errors.New("--seconds must be at least 0.1, --step at least 0.05")}
+			case offer < 0:
+				return usageError{errors.New("--offer must not be negative")}
+			case q.Resolution < 0.001 || q.Resolution > 0.5:
+				return usageError{errors.New("--resolution must be from 0.001 to 0.5")}
+			}
+			named := cmd.Flags().Changed("sizes") || cmd.Flags().Changed("flows") || cmd.Flags().Changed("family") || cmd.Flags().Changed("direction")
+			if !named {
+				cases = shortCases()
+			}
+			for i := range cases {
+				if search || !named && !cmd.Flags().Changed("search") && cases[i].Search {
+					cases[i].Search = true
+				} else {
+					cases[i].Search = false
+				}
+			}
+			if err := q.check(&f, cmd.Flags().Changed); err != nil {
+				return err
+			}
+			q.Cases, q.Offer, q.Progress = cases, offer*1e6, cmd.ErrOrStderr()
+			out, err := q.run(cmd.Context())
+			return q.deliver(cmd, &f, out, err)
+		},
+	}
+	q.flags(c, &f)
+	s := c.Flags()
+	s.StringSliceVar(&f.sizes, "sizes", []string{"64"}, "bytes of frames on a wire, and imix")
+	s.StringSliceVar(&f.flows, "flows", []string{"64k"}, "powers of two, such as 1,64k,1M")
+	s.Float64Var(&q.Seconds, "seconds", 1, "of each load without a pace")
+	s.Float64Var(&q.Step, "step", 0.25, "seconds of each trial of the search; the confirming one takes four times as long")
+	s.Float64Var(&q.Resolution, "resolution", 0.02, "of the search, as a part of the rate without a pace")
+	s.Float64Var(&offer, "offer", 0, "million frames per second of the loads without a pace, the same for all; 0 = as many as CPU 0 makes")
+	s.BoolVar(&search, "search", false, "search for the highest rate with at most 0.1 % loss in each case")
+	return c
+}

@@ -1,0 +1,198 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"demarc/bench/peers"
+	"demarc/bench/pktgen"
+	"demarc/bench/report"
+	"demarc/gateway/netlab/roottest"
+)
+
+func TestCases(t *testing.T) {
+	f := flowFlags{sizes: []string{"64", "imix"}, flows: []string{"1", "64k", "1M"}, families: []string{"4", "6"}, directions: []string{"out", "both"}}
+	list, err := f.cases()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for i := range list {
+		names = append(names, list[i].name())
+		p := list[i].plan()
+		if p.Flows > 1 {
+			continue
+		}
+		if _, err := makeRules(1, 5, &p); err != nil {
+			t.Errorf("%s: %v", list[i].name(), err)
+		}
+	}
+	for _, want := range []string{"64B/64k/nat44", "64B/1/nat44/both", "IMIX/1M/nat44", "82B/64k/ipv6", "IMIX/64k/ipv6/both"} {
+		if !slices.Contains(names, want) {
+			t.Errorf("no case %s: %v", want, names)
+		}
+	}
+	if len(names) != 24 || len(slices.Compact(slices.Sorted(slices.Values(names)))) != 24 {
+		t.Errorf("%d cases: %v", len(names), names)
+	}
+	c := flowCase{Size: imix}
+	small, middle, large := 0, 0, 0
+	for _, n := range c.sizes() {
+		switch n {
+		case 64:
+			small++
+		case 594:
+			middle++
+		case 1518:
+			large++
+		}
+	}
+	if small != 7 || middle != 4 || large != 1 || math.Abs(c.bytes()-(7*64+4*594+1518)/12.0) > 1e-9 {
+		t.Errorf("IMIX is %v, %v bytes in the mean", c.sizes(), c.bytes())
+	}
+}
+
+func TestThroughputWrongCalls(t *testing.T) {
+	for _, args := range [][]string{
+		{"--sizes", "63"}, {"--sizes", "65"}, {"--sizes", "1520"}, {"--sizes", "large"}, {"--flows", "1000"}, {"--flows", "8M"}, {"--flows", "0"}, {"--family", "5"},
+		{"--direction", "up"}, {"--peers", "vpp"}, {"--trials", "0"}, {"--seconds", "0"}, {"--resolution", "0"}, {"--offer", "-1"}, {"x"},
+	} {
+		wrongCall(t, append([]string{"throughput"}, args...))
+	}
+}
+
+func wrongCall(t *testing.T, args []string) {
+	t.Helper()
+	c := Command()
+	c.SetArgs(args)
+	c.SilenceErrors, c.SilenceUsage = true, true
+	var u interface{ Usage() }
+	if err := c.ExecuteContext(t.Context()); !errors.As(err, &u) {
+		t.Errorf("%q: %v is no usage error", args, err)
+	}
+}
+
+// Figures come from what was counted: rates of both directions together, CPU of all cores, loss, and kinds of wrong frames apart.
+func TestThroughputFigures(t *testing.T) {
+	q := throughput{traffic: traffic{Scenario: "throughput"}}
+	q.out = &report.Output{}
+	var x turn
+	x.Full.sent = pktgen.Sent{Frames: 4000, By: [2]uint64{2000, 2000}, Seconds: 0.002}
+	x.Full.judged = pktgen.Judged{Seconds: 0.001, Between: 900}
+	x.Full.inside = pktgen.Judged{Seconds: 0.001, Between: 600}
+	x.Full.judged.Counts[pktgen.Right], x.Full.inside.Counts[pktgen.Right] = 1500, 1000
+	x.Full.judged.Counts[pktgen.Duplicate], x.Full.inside.Counts[pktgen.Reordered], x.Full.judged.Counts[pktgen.BadUDPSum] = 3, 4, 5
+	x.Full.use.cpus = map[int]float64{0: 1, 1: 0.5}
+	q.rows(&flowCase{Size: "512", Flows: 65536, Direction: pktgen.Both}, map[string][]turn{report.Us: {x}})
+	got := map[string]float64{}
+	for _, r := range q.out.Results {
+		if r.Case != "512B/64k/nat44/both" {
+			t.Errorf("case %s", r.Case)
+		}
+		got[r.Metric] = r.Demarc.Median
+	}
+	for metric, want := range map[string]float64{
+		"rate": 1.5, "rate-per-cpu": 1, "cpu-per-packet": 1000, "gbit-l2": 1.5e6 * 512 * 8 / 1e9, "gbit-l1": 1.5e6 * 532 * 8 / 1e9, "offered": 2, "loss": 37.5,
+		"duplicates": 3, "reordered": 4, "wrong": 5,
+	} {
+		if v, ok := got[metric]; !ok || math.Abs(v-want) > 1e-4*want {
+			t.Errorf("%s: %v, want %v", metric, v, want)
+		}
+	}
+	if _, ok := got["rate-0.1%-loss"]; ok {
+		t.Error("a rate that was not searched for is reported")
+	}
+}
+
+// faulty forwards plainly, with what a ruleset does to packets on their way.
+type faulty struct {
+	plain
+	rule string
+}
+
+func (f *faulty) start(ctx context.Context) error {
+	file := filepath.Join(dirRun, "faulty.nft")
+	text := "table ip " + peers.Table + " {\n\tchain forward {\n\t\ttype filter hook forward priority filter;\n\t\tip protocol udp iif \"" + devIn + "\" " + f.rule + "\n\t}\n}\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		return err
+	}
+	if _, err := f.r.Exec(nsGW, "nft", "-f", file); err != nil {
+		return err
+	}
+	return f.plain.start(ctx)
+}
+
+func (f *faulty) stop() error {
+	_, err := f.r.Exec(nsGW, "nft", "flush", "ruleset")
+	return errors.Join(err, f.plain.stop())
+}
+
+// A device that drops gets no rate without loss, and one that duplicates or changes frames gets no figures at all.
+func TestThroughputOfFaultyDevices(t *testing.T) {
+	roottest.Require(t)
+	for _, c := range []struct {
+		name, rule, want string
+	}{
+		{"right", "accept", ""},
+		{"drops", "numgen inc mod 50 0 drop", ""},
+		// Not before all flows are established.
+		{"duplicates", "numgen inc mod 500 499 dup to " + outsideVia.String() + " device \"" + devOut + "\"", "duplicate"},
+		{"changes the TTL", "numgen inc mod 500 499 ip ttl set 9", pktgen.WrongTTL.String()},
+		{"changes payload", "numgen inc mod 500 499 @th,96,8 set 0x55", pktgen.BadUDPSum.String()},
+	} {
+		q := throughput{Seconds: 0.2, Step: 0.05, Resolution: 0.2, Offer: 100_000}
+		q.traffic = traffic{Scenario: "throughput", Cases: []flowCase{{Size: "64", Flows: 64, Search: true}}, Trials: 1, Rules: 1, Seed: 1, Budget: 0, Progress: t.Output(),
+			extra: func(r *room) map[string]device { return map[string]device{report.Us: &faulty{plain{r: r}, c.rule}} }}
+		out, err := q.run(t.Context())
+		clean(t)
+		if (err != nil) != (c.want != "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.want)
+			continue
+		}
+		by := byMetric(t, out, "", nil)
+		found, loss := by["64B/64/nat44 rate-0.1%-loss"].Demarc, by["64B/64/nat44 loss"].Demarc
+		switch {
+		case c.want != "" && len(out.Results) > 0:
+			t.Errorf("%s: %d figures", c.name, len(out.Results))
+		case c.name == "drops" && (found.Max != 0 || found.N != 1 || loss.Min < 1 || loss.Max > 30):
+			t.Errorf("%s: %v Mpps without loss, %v %% lost", c.name, found, loss)
+		case c.name == "right" && (found.N != 1 || by["64B/64/nat44 rate"].Demarc.Min <= 0): // how much without loss is the machine's luck
+			t.Errorf("%s: %v Mpps without loss, %v %% lost", c.name, found, loss)
+		}
+	}
+}
+
+// The whole command, short: both families, both directions at once, frames of several sizes; figures of every side and their configurations.
+func TestThroughput(t *testing.T) {
+	r, said, err := asJSON(t, "throughput", "--sizes", "imix", "--flows", "1024", "--family", "4,6", "--direction", "both", "--peers", "kernel,nft-expert", "--trials", "1", "--rules", "200",
+		"--seconds", "0.2", "--budget", "5s")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	by := byMetric(t, &r, said, err)
+	for _, name := range []string{"IMIX/1k/nat44/both", "IMIX/1k/ipv6/both"} {
+		rate, wrong := by[name+" rate"], by[name+" wrong"]
+		if rate.Demarc.Min <= 0 || wrong.Demarc.N != 1 || wrong.Demarc.Max != 0 {
+			t.Errorf("%s: rate %+v, wrong %+v", name, rate.Demarc, wrong.Demarc)
+		}
+		for _, peer := range []string{sideKernel, sideExpert} {
+			if rate.Peers[peer].Min <= 0 || wrong.Peers[peer].Max != 0 {
+				t.Errorf("%s, %s: rate %+v, wrong %+v", name, peer, rate.Peers[peer], wrong.Peers[peer])
+			}
+		}
+	}
+	for side, want := range map[string]string{report.Us: "[tenant.nat]", "demarc/ipv6": "2001:db8", sideKernel: "no nftables", sideExpert: "snat to", sideExpert + "/ipv6": "table ip6"} {
+		if !strings.Contains(r.Configs[side], want) {
+			t.Errorf("configuration of %s has no %q:\n%s", side, want, r.Configs[side])
+		}
+	}
+	if len(r.Notes) == 0 || !strings.Contains(r.Machine.Mode, "copy") {
+		t.Errorf("notes %q, mode %q", r.Notes, r.Machine.Mode)
+	}
+}

@@ -1,0 +1,400 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"demarc/bench/peers"
+	"demarc/bench/pktgen"
+	"demarc/bench/report"
+)
+
+// flowCase is one kind of load.
+type flowCase struct {
+	Size      string // bytes on a wire, or imix
+	Flows     int
+	V6        bool // routed; IPv4 is translated
+	Direction pktgen.Direction
+	Search    bool // for the highest rate with at most lossLimit of loss
+}
+
+const imix = "imix"
+
+// trafficRate is the limit of those sides that have one, bit/s of IP in each direction: more than the largest frames reach here.
+const trafficRate = 40_000_000_000
+
+// imixSizes are seven small frames, four of middle size and one large (Simple IMIX); with IPv6 the small ones are the smallest that there are. Interleaved, so that
+// no burst of a flow is of one size.
+func imixSizes(v6 bool) []int {
+	s := pktgen.MinSize(v6)
+	return []int{s, 594, s, s, 594, s, 1518, s, 594, s, 594, s}
+}
+
+// sizes are those of the case's frames, on a wire.
+func (c *flowCase) sizes() []int {
+	if c.Size == imix {
+		return imixSizes(c.V6)
+	}
+	n, _ := strconv.Atoi(c.Size) // the command line has looked at it
+	return []int{max(n, pktgen.MinSize(c.V6))}
+}
+
+// bytes is the mean size on a wire.
+func (c *flowCase) bytes() float64 {
+	sum := 0
+	for _, n := range c.sizes() {
+		sum += n
+	}
+	return float64(sum) / float64(len(c.sizes()))
+}
+
+func (c *flowCase) plan() pktgen.Plan {
+	p := plan(c.Flows)
+	if c.V6 {
+		p = plan6(c.Flows)
+	}
+	p.Sizes = c.sizes()
+	return p
+}
+
+// name is "64B/64k/nat44", with the direction behind it where it is not out.
+func (c *flowCase) name() string {
+	size, family, flows := fmt.Sprintf("%dB", c.sizes()[0]), "nat44", fmt.Sprint(c.Flows)
+	if c.Size == imix {
+		size = "IMIX"
+	}
+	if c.V6 {
+		family = "ipv6"
+	}
+	switch {
+	case c.Flows >= 1<<20 && c.Flows%(1<<20) == 0:
+		flows = fmt.Sprintf("%dM", c.Flows>>20)
+	case c.Flows >= 1024 && c.Flows%1024 == 0:
+		flows = fmt.Sprintf("%dk", c.Flows>>10)
+	}
+	n := size + "/" + flows + "/" + family
+	if c.Direction != pktgen.Out {
+		n += "/" + c.Direction.String()
+	}
+	return n
+}
+
+// Sides beside the gateway.
+const (
+	sideKernel  = "kernel"
+	sideLinear  = "nft-linear"
+	sideExpert  = peerName
+	sideTestpmd = "testpmd"
+)
+
+var (
+	allPeers     = []string{sideKernel, sideLinear, sideExpert, sideTestpmd}
+	defaultPeers = []string{sideKernel, sideLinear, sideExpert}
+)
+
+// traffic is what throughput and latency share: cases, sides that take turns, and loads that are repeated when something else ran.
+type traffic struct {
+	Scenario string
+	Cases    []flowCase
+	Peers    []string
+	Named    bool // the peers were named: none is left out to save time
+	Trials   int  // turns of each side
+	Rules    int
+	Seed     uint64
+	Budget   time.Duration
+	Binary   string
+	Progress io.Writer
+	extra    func(*room) map[string]device // for tests: devices that take a side's place
+
+	out      *report.Output
+	began    time.Time
+	testpmd  string            // its version; "" = it cannot take part
+	probed   bool              // it was tried
+	notes    []string          // what was left out, and why
+	mode     string            // of the gateway's ports
+	devices  map[string]device // of the room that is open
+	room     *room
+	plannedT int // turns of all cases
+	doneT    int
+}
+
+func (q *traffic) say(format string, args ...any) { fmt.Fprintf(q.Progress, format+"\n", args...) }
+
+// note says what a reader must know, once.
+func (q *traffic) note(format string, args ...any) {
+	s := fmt.Sprintf(format, args...)
+	if !slices.Contains(q.notes, s) {
+		q.notes = append(q.notes, s)
+		q.say("%s", s)
+	}
+}
+
+// late says that nothing may be tried twice any more, so that the run ends within its budget.
+func (q *traffic) late() bool {
+	return time.Since(q.began) > q.Budget*time.Duration(q.doneT+1)/time.Duration(q.plannedT+1)
+}
+
+// forwarder is a device that only forwards: it knows no sessions and leaves sources as they are.
+type forwarder interface {
+	hops() int // that it takes off the TTL
+}
+
+// turn is one side's turn in a case.
+type turn struct {
+	Side      string
+	Establish time.Duration
+	Sessions  int
+	Full      trial
+	Again     int
+	Disturbed bool
+	Found     foundRate // with Search
+	Lossless  trial     // its confirming trial
+}
+
+// each measures every case: all sides take their turns Trials times, in an order that changes. measure is what a turn does once its flows are established.
+// What was measured before an error is handed to done all the same.
+func (q *traffic) each(ctx context.Context, measure func(context.Context, *flowCase, device, *turn) error, done func(*flowCase, map[string][]turn)) error {
+	if runtime.NumCPU() < 2 {
+		return errors.New("the bench needs two CPUs: one makes frames, one moves them")
+	}
+	q.began = time.Now()
+	q.plannedT = len(q.Cases) * q.Trials * (len(q.Peers) + 1)
+	q.out = &report.Output{Schema: report.Schema, Machine: machine(), Results: []report.Result{}, Configs: map[string]string{}}
+	for i := range q.Cases {
+		c := &q.Cases[i]
+		turns, err := q.oneCase(ctx, c, measure)
+		if len(turns) > 0 {
+			done(c, turns)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.name(), err)
+		}
+	}
+	return nil
+}
+
+func (q *traffic) oneCase(ctx context.Context, c *flowCase, measure func(context.Context, *flowCase, device, *turn) error) (turns map[string][]turn, err error) {
+	turns = map[string][]turn{}
+	if err := enoughMemory(300 + c.Flows*400>>20); err != nil {
+		return turns, err
+	}
+	p := c.plan()
+	p.Pool = poolFor(&p)
+	rules, err := makeRules(q.Seed, q.Rules, &p)
+	if err != nil {
+		return turns, err
+	}
+	if q.room, err = openRoom(p); err != nil {
+		return turns, err
+	}
+	defer func() { err = errors.Join(err, q.room.Close()) }()
+	q.room.bothSides = c.Direction != pktgen.Out
+	q.devices = map[string]device{
+		report.Us:   &demarc{r: q.room, binary: q.Binary, rules: rules, pool: p.Pool, rate: trafficRate, table: max(4096, 2*c.Flows)},
+		sideKernel:  &plain{r: q.room},
+		sideLinear:  &kernel{r: q.room, rules: rules, form: peers.Linear, called: sideLinear, rate: trafficRate},
+		sideExpert:  &kernel{r: q.room, rules: rules, form: peers.Maps, called: sideExpert, rate: trafficRate},
+		sideTestpmd: &testpmd{r: q.room},
+	}
+	if q.extra != nil {
+		maps.Copy(q.devices, q.extra(q.room))
+	}
+	if slices.Contains(q.Peers, sideTestpmd) && !q.probed {
+		q.probed = true
+		if q.testpmd, err = (&testpmd{r: q.room}).probe(ctx); err != nil {
+			if q.Named {
+				return turns, fmt.Errorf("testpmd: %w", err)
+			}
+			q.testpmd = ""
+			q.note("testpmd is left out: %v", err)
+		}
+	}
+	sides, err := q.sides(c)
+	if err != nil {
+		return turns, err
+	}
+	q.say("%s: %s", c.name(), strings.Join(sides, ", "))
+	for n := range q.Trials {
+		order := slices.Concat(sides[n%len(sides):], sides[:n%len(sides)])
+		for _, side := range order {
+			t, err := q.turn(ctx, c, q.devices[side], measure)
+			if err != nil {
+				return turns, fmt.Errorf("turn %d, %s: %w", n+1, side, err)
+			}
+			turns[side] = append(turns[side], t)
+			q.doneT++
+			q.out.Machine.Again += t.Again
+			if t.Disturbed {
+				q.out.Machine.Disturbed++
+			}
+			q.config(c, side)
+		}
+	}
+	return turns, nil
+}
+
+// poolFor is poolOf for plans of either family.
+func poolFor(p *pktgen.Plan) (pool [2]netip.Addr) {
+	if !p.V6() {
+		pool = poolOf(p.Flows)
+	}
+	return pool
+}
+
+// linearFlows are the most that nftables with a chain of all rules is asked to establish where nobody asked for it by name: at some 20,000 new flows a second a million takes
+// a minute each turn, and established packets never come to the list.
+const linearFlows = 65536
+
+// sides are those that take part in a case. Who does not is told.
+func (q *traffic) sides(c *flowCase) ([]string, error) {
+	list := []string{report.Us}
+	for _, p := range q.Peers {
+		switch {
+		case (p == sideLinear || p == sideExpert) && !c.V6 && c.Flows > 1:
+			limit, err := conntrackMax()
+			if err != nil {
+				return nil, err
+			}
+			if limit < c.Flows+c.Flows/16 {
+				q.note("%s: %s is left out: net.netfilter.nf_conntrack_max is %d on this machine, for %d flows set it to %d", c.name(), p, limit, c.Flows, 2*c.Flows)
+				continue
+			}
+			fallthrough
+		case p == sideLinear:
+			if p == sideLinear && c.Flows > linearFlows && !q.Named {
+				q.note("%s: %s is left out to save time (name it with --peers): established packets never come to its list", c.name(), p)
+				continue
+			}
+		case p == sideTestpmd && q.testpmd == "": // told when it was tried
+			continue
+		}
+		list = append(list, p)
+	}
+	return list, nil
+}
+
+// conntrackMax is how many connections the kernel tracks at most. It is the machine's, not the namespace's, so the bench leaves it as it is.
+func conntrackMax() (int, error) {
+	b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_max")
+	if errors.Is(err, os.ErrNotExist) {
+		return 1 << 30, nil // not loaded yet: the first ruleset does it, and what is too small shows there
+	}
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
+}
+
+// config notes what a side is configured with, the access list left out: it is the same for all, and made again from the seed.
+func (q *traffic) config(c *flowCase, side string) {
+	name := side
+	if c.V6 {
+		name += "/ipv6"
+	}
+	if q.out.Configs[name] != "" {
+		return
+	}
+	d, ok := q.devices[side].(interface{ config() string })
+	if !ok {
+		return
+	}
+	q.out.Configs[name] = d.config()
+	if g, ok := q.devices[side].(*demarc); ok {
+		q.mode = g.mode
+	}
+}
+
+// turn is one device's from its start to its end.
+func (q *traffic) turn(ctx context.Context, c *flowCase, d device, measure func(context.Context, *flowCase, device, *turn) error) (t turn, err error) {
+	defer func() { err = errors.Join(err, d.stop()) }()
+	t.Side = d.name()
+	if err := d.start(ctx); err != nil {
+		return t, err
+	}
+	f, plain := d.(forwarder)
+	hops := 1
+	if plain {
+		hops = f.hops()
+	}
+	if err := q.room.ends.Expect(plain, hops); err != nil {
+		return t, err
+	}
+	if _, t.Establish, err = q.room.establish(ctx, c.Flows, establishRate); err != nil {
+		return t, fmt.Errorf("establish %d flows: %w", c.Flows, err)
+	}
+	held := func() (err error) {
+		if plain {
+			return nil
+		}
+		// A worker publishes its figures now and then.
+		for end := time.Now().Add(2 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			if t.Sessions, err = d.sessions(ctx); err != nil || t.Sessions >= c.Flows {
+				return err
+			}
+			if time.Now().After(end) {
+				return fmt.Errorf("it holds %d established sessions, want %d", t.Sessions, c.Flows)
+			}
+		}
+	}
+	if err := held(); err != nil {
+		return t, err
+	}
+	if err := measure(ctx, c, d, &t); err != nil {
+		return t, err
+	}
+	if plain {
+		return t, nil
+	}
+	// Asked after the load, a device that lost sessions or never looked at its rules under way is found too.
+	if err := held(); err != nil {
+		return t, fmt.Errorf("after the load: %w", err)
+	}
+	why, err := d.missing(ctx, c.Flows)
+	if err == nil && why != "" {
+		err = fmt.Errorf("it does not do %s, so it did not do the same work as the others", why)
+	}
+	return t, err
+}
+
+// undisturbed repeats a load at once while something else runs, while the sessions are there. Only what others used decides, never the result.
+func (q *traffic) undisturbed(ctx context.Context, t *turn, d device, o pktgen.Order) (l trial, err error) {
+	for try := 0; ; try++ {
+		if l, err = q.room.load(ctx, o, d.pids()); err != nil {
+			return l, err
+		}
+		if !l.use.disturbed() {
+			return l, soundLoad(&l)
+		}
+		if try == 2 || q.late() {
+			t.Disturbed = true
+			return l, soundLoad(&l)
+		}
+		t.Again++
+	}
+}
+
+// soundLoad refuses a load that measured nothing. Wrong frames are counted as lost; many of them are a fault, not a result.
+func soundLoad(l *trial) error {
+	if l.right() == 0 || l.rate() == 0 {
+		return fmt.Errorf("no right frame arrived of %d sent; wrong ones: %v", l.sent.Frames, l.wrongKinds())
+	}
+	for i, j := range []*pktgen.Judged{&l.judged, &l.inside} {
+		if l.sent.By[i] > 0 && j.Counts[pktgen.Right] == 0 {
+			return fmt.Errorf("no right frame arrived of %d sent %s; wrong ones: %v", l.sent.By[i], pktgen.Direction(i), l.wrongKinds())
+		}
+	}
+	if wrong := l.wrong(); float64(wrong) > lossLimit*float64(l.right()) {
+		return fmt.Errorf("%d frames arrived wrong beside %d right ones: %v", wrong, l.right(), l.wrongKinds())
+	}
+	return nil
+}
