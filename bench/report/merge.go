@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// Take adds what one scenario of a run has measured. What a figure repeats of a peer's configuration moves to Configs, where it stands once. The error names a figure
+// Take adds what one scenario of a run has measured. What a figure repeats of a peer's configuration moves to Configs, where it stands once; notes say whose they are. The error names a figure
 // that the run has already: which of the two is meant nobody could say, so the later one is left out.
 func (o *Output) Take(p Part, of *Output) (err error) {
 	defer func() { o.Scenarios = append(o.Scenarios, p) }()
@@ -18,6 +18,9 @@ func (o *Output) Take(p Part, of *Output) (err error) {
 	p.Seconds, p.Mode, p.Seed, p.Disturbed, p.Repeated, p.Foreign = m.Seconds, m.Mode, m.Seed, m.Disturbed, m.Repeated+m.Again, m.Foreign
 	if o.Configs == nil {
 		o.Configs = map[string]string{}
+	}
+	for _, n := range of.Notes {
+		o.Notes = append(o.Notes, p.Name+": "+n)
 	}
 	for side, text := range of.Configs {
 		o.Configs[p.Name+"/"+side] = text

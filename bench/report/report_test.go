@@ -102,3 +102,16 @@ func TestJSONIsOneObject(t *testing.T) {
 		t.Errorf("top level: %v", got)
 	}
 }
+
+// What a scenario says that its readers must know stands in the whole run with its name.
+func TestTakeKeepsNotes(t *testing.T) {
+	var o Output
+	for _, name := range []string{"throughput", "latency"} {
+		if err := o.Take(Part{Name: name}, &Output{Notes: []string{"testpmd is left out"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d := cmp.Diff([]string{"throughput: testpmd is left out", "latency: testpmd is left out"}, o.Notes); d != "" {
+		t.Error(d)
+	}
+}
