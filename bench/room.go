@@ -236,6 +236,37 @@ func openRoom(p pktgen.Plan) (r *room, err error) {
 	return r, errors.Join(r.inside(nsSrc, devSrc, r.ends.Attach), r.inside(nsDst, devDst, r.ends.AttachJudge))
 }
 
+// openDirect builds one without a device under test: what is made arrives where it is judged.
+func openDirect(p pktgen.Plan) (r *room, err error) {
+	r = &room{plan: p}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.Close())
+		}
+	}()
+	if r.lock, err = takeRun(); err != nil {
+		return r, err
+	}
+	if r.Lab, err = netlab.New(labName); err != nil {
+		return r, err
+	}
+	for _, ns := range []string{nsSrc, nsDst} {
+		if err := r.AddNamespace(ns); err != nil {
+			return r, err
+		}
+		if err := r.Sysctl(ns, "net.ipv6.conf.default.disable_ipv6", "1"); err != nil {
+			return r, err
+		}
+	}
+	if err := r.AddLink(netlab.LinkSpec{A: netlab.End{NS: nsSrc, Name: devSrc, MAC: macSrc}, B: netlab.End{NS: nsDst, Name: devDst, MAC: macDst}}); err != nil {
+		return r, err
+	}
+	if r.ends, err = pktgen.Load(p); err != nil {
+		return r, err
+	}
+	return r, errors.Join(r.ends.Expect(true, 0), r.inside(nsSrc, devSrc, r.ends.Attach), r.inside(nsDst, devDst, r.ends.AttachJudge))
+}
+
 // inside calls fn with a device's index in its namespace.
 func (r *room) inside(ns, dev string, fn func(ifindex int) error) error {
 	return r.Do(ns, func() error {

@@ -65,6 +65,12 @@ func TestThroughputWrongCalls(t *testing.T) {
 	} {
 		wrongCall(t, append([]string{"throughput"}, args...))
 	}
+	for _, args := range [][]string{{"--load", "0"}, {"--load", "101"}, {"--step", "0"}, {"--sizes", "1"}, {"x"}} {
+		wrongCall(t, append([]string{"latency"}, args...))
+	}
+	for _, args := range [][]string{{"--rate", "0"}, {"--flows", "3"}, {"x"}} {
+		wrongCall(t, append([]string{"generator"}, args...))
+	}
 }
 
 func wrongCall(t *testing.T, args []string) {
@@ -194,5 +200,45 @@ func TestThroughput(t *testing.T) {
 	}
 	if len(r.Notes) == 0 || !strings.Contains(r.Machine.Mode, "copy") {
 		t.Errorf("notes %q, mode %q", r.Notes, r.Machine.Mode)
+	}
+}
+
+// Times of frames through gateway and kernel rise from p50 to the worst, and their curve too.
+func TestLatency(t *testing.T) {
+	r, said, err := asJSON(t, "latency", "--flows", "1024", "--peers", "kernel", "--trials", "1", "--rules", "200", "--seconds", "0.2", "--step", "0.05", "--resolution", "0.2", "--load", "20", "--budget", "5s")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	by := byMetric(t, &r, said, err)
+	for side, of := range map[string]func(string) report.Stat{
+		report.Us:  func(m string) report.Stat { return by["64B/1k/nat44/load-20 "+m].Demarc },
+		sideKernel: func(m string) report.Stat { return by["64B/1k/nat44/load-20 "+m].Peers[sideKernel].Stat },
+	} {
+		last := 0.5 // a frame goes through two devices
+		for _, m := range []string{"p50", "p99", "p99.9", "worst"} {
+			s := of(m)
+			if s.N != 1 || s.Median < last*0.99 {
+				t.Errorf("%s: %s is %+v, the one before it %v", side, m, s, last)
+			}
+			last = s.Median
+		}
+		if last > 4e6 {
+			t.Errorf("%s: the worst took %v µs", side, last)
+		}
+		if c := of("p99").Curve; len(c) < 5 || !slices.IsSortedFunc(c, func(a, b report.Point) int { return int(a.Value - b.Value) }) {
+			t.Errorf("%s: curve %v", side, c)
+		}
+	}
+}
+
+// Nothing is between maker and judge: no frame is wrong, and the generator can do more than any device was seen to.
+func TestGenerator(t *testing.T) {
+	r, said, err := asJSON(t, "generator", "--sizes", "64", "--flows", "1024", "--trials", "1", "--seconds", "0.2", "--rate", "0.05")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	by := byMetric(t, &r, said, err)
+	if made, wrong := by["64B/1k/nat44 made"].Demarc, by["64B/1k/nat44 wrong"].Demarc; made.Min <= 0 || wrong.Max != 0 || wrong.N != 1 {
+		t.Errorf("made %+v, wrong %+v", made, wrong)
 	}
 }

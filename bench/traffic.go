@@ -159,6 +159,7 @@ type turn struct {
 	Disturbed bool
 	Found     foundRate // with Search
 	Lossless  trial     // its confirming trial
+	Loads     []timed   // of the latency bench
 }
 
 // each measures every case: all sides take their turns Trials times, in an order that changes. measure is what a turn does once its flows are established.
