@@ -95,11 +95,11 @@ func (d *testpmd) pids() []int {
 
 // args of testpmd. The main lcore only waits for the end of standard input; the other one polls.
 func (d *testpmd) args() []string {
-	args := []string{"-v", "--no-huge", "-m", "256", "--no-pci", "--no-telemetry", "--in-memory", "-l", fmt.Sprintf("%d,%d", makerCPU, deviceCPU), "--main-lcore", fmt.Sprint(makerCPU)}
+	args := []string{"-v", "--no-huge", "-m", "256", "--no-pci", "--no-telemetry", "--no-shconf", "-l", fmt.Sprintf("%d,%d", makerCPU, deviceCPU), "--main-lcore", fmt.Sprint(makerCPU)}
 	for i, dev := range []string{devIn, devOut} {
 		args = append(args, "--vdev", fmt.Sprintf("net_af_xdp%d,iface=%s", i, dev))
 	}
-	return append(args, "--", "--forward-mode=mac", "--eth-peer=0,"+macSrc.String(), "--eth-peer=1,"+macDst.String(), "--auto-start", "--total-num-mbufs=16384", "--stats-period=0", "--no-lsc-interrupt")
+	return append(args, "--", "--forward-mode=mac", "--eth-peer=0,"+macSrc.String(), "--eth-peer=1,"+macDst.String(), "--auto-start", "--total-num-mbufs=16384")
 }
 
 func (d *testpmd) config() string {
@@ -126,7 +126,7 @@ func (d *testpmd) start(ctx context.Context) error {
 	}
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log
-	// DPDK's own files stay in the run's folder.
+	// It writes no file of its own (--no-shconf), and what a library of its wants stays in the run's folder.
 	cmd.Env = append(cmd.Env, "XDG_RUNTIME_DIR="+filepath.Join(dirRun, "dpdk"))
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	if d.stdin, err = cmd.StdinPipe(); err != nil {
