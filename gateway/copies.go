@@ -17,7 +17,17 @@ func (g *Gateway) openStandby(ctx context.Context) {
 	g.openCommons()
 	g.standby = standby.New(standby.Config{Shards: g.shards, Common: g.common, Slots: g.common.slots(), View: g.view.Load, Taken: g.taken, Now: func() int64 { return int64(g.clock.Exact()) }, Log: g.log,
 		Steps:  func(w int, fn func(*pipeline.Shard, time.Duration) bool) error { return g.workers[w].Steps(ctx, fn) },
-		Marked: g.marked, Member: g.isMember})
+		Marked: g.marked, Member: g.isMember, Owner: g.ownerOf})
+}
+
+// ownerOf is whom this node's log has as the owner of a group.
+func (g *Gateway) ownerOf(group string) (node string, epoch uint64, ok bool) {
+	m, err := g.known()
+	if err != nil {
+		return "", 0, false
+	}
+	o := m.State().Groups.Groups[group]
+	return o.Node, o.Epoch, true
 }
 
 // taken reports whether every worker works with a View, or a later one.
@@ -53,10 +63,10 @@ func (g *Gateway) heldHere(out *api.Groups) {
 		return
 	}
 	st := g.standby.Status()
-	out.Standby = &api.Standby{Peers: []api.StandbyPeer{}, Records: st.Records, Copies: st.Copies, Mismatches: st.Mismatches, Odd: st.Odd, Failed: st.Failed, Steps: st.Steps, Held: st.Held.Seconds(),
+	out.Standby = &api.Standby{Peers: []api.StandbyPeer{}, Records: st.Records, Copies: st.Copies, Mismatches: st.Mismatches, Odd: st.Odd, Refused: st.Refused, Failed: st.Failed, Steps: st.Steps, Held: st.Held.Seconds(),
 		Longest: st.Longest.Seconds()}
 	for _, p := range st.Peers {
-		out.Standby.Peers = append(out.Standby.Peers, api.StandbyPeer{Node: p.Name, Connected: p.Connected, Since: p.Since.Seconds(), Why: p.Why})
+		out.Standby.Peers = append(out.Standby.Peers, api.StandbyPeer{Node: p.Name, Connected: p.Connected, Since: p.Since.Seconds(), Why: p.Why, Refused: p.Refused})
 	}
 	for _, c := range st.Groups {
 		for i := range out.Groups {

@@ -96,6 +96,7 @@ type Standby struct {
 	Copies     uint64        `json:"full_copies"`          // of one worker's sessions of one group each, that have begun
 	Mismatches uint64        `json:"mismatches"`           // times that digests were not equal: it was copied again
 	Odd        uint64        `json:"odd_records"`          // that were not understood
+	Refused    uint64        `json:"refused_groups"`       // that a node said were its own, and may not have: one for each of its streams
 	Failed     uint64        `json:"failed_batches"`       // that a worker did not write to their end
 	Steps      uint64        `json:"steps"`                // of workers that wrote what had come, and
 	Held       float64       `json:"held_seconds"`         // for how long they held packets up in all
@@ -104,10 +105,11 @@ type Standby struct {
 
 // StandbyPeer is a node whose sessions are copied here, or were.
 type StandbyPeer struct {
-	Node      string  `json:"node"`
-	Connected bool    `json:"connected"`
-	Since     float64 `json:"since_seconds"` // that it is, or is not any more
-	Why       string  `json:"why,omitempty"` // its last connection ended
+	Node      string   `json:"node"`
+	Connected bool     `json:"connected"`
+	Since     float64  `json:"since_seconds"`     // that it is, or is not any more
+	Why       string   `json:"why,omitempty"`     // its last connection ended
+	Refused   []string `json:"refused,omitempty"` // what it says of groups and may not, in words: nothing of them is taken from it
 }
 
 // GroupCopy is how the copy of a group's sessions at another node stands.

@@ -198,6 +198,13 @@ func writeGroups(w io.Writer, g *api.Groups) {
 			fmt.Fprintf(w, "%s: NOT PROTECTED: %s\n", clean(x.Name), clean(why))
 		}
 	}
+	if g.Standby != nil {
+		for _, p := range g.Standby.Peers {
+			for _, what := range p.Refused {
+				fmt.Fprintf(w, "REFUSED: copies of %s are not taken: %s\n", clean(p.Node), clean(what))
+			}
+		}
+	}
 	for i := range g.Paths {
 		fmt.Fprintf(w, "%s\n", clean(pathLine(&g.Paths[i])))
 	}

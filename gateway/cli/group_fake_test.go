@@ -12,7 +12,7 @@ import (
 // someGroups is two groups: one that is served here and protected after a failover, one that another node owns and nobody could take over.
 func someGroups() *api.Groups {
 	gap := 0.187
-	return &api.Groups{Node: "edge1", Drained: []string{"edge3"}, Clock: api.GroupClock{Gaps: 2, Longest: 0.031},
+	return &api.Groups{Node: "edge1", Standby: &api.Standby{Refused: 1, Peers: []api.StandbyPeer{{Node: "edge3", Refused: []string{"it is not one of the nodes of group west, which are edge2, edge1"}}}}, Drained: []string{"edge3"}, Clock: api.GroupClock{Gaps: 2, Longest: 0.031},
 		Paths: []api.GroupPath{{Member: "edge2", Local: "192.0.2.1:7400", Remote: "192.0.2.2:7400", Heard: 0.012, RoundTrip: 0.0005, Loss: 0.25}, {Member: "wit", Heard: -1, Problem: "no keys yet"}}, Groups: []api.Group{
 			{Name: "east", ID: 1, Nodes: []string{"edge1", "edge2"}, Owner: "edge1", Epoch: 7, Serving: true, Lease: 0.121, Alone: "fence", InSync: []string{"edge2"}, Cause: "lease", From: "edge2", Expected: 0.155, Why: []string{},
 				Copies: []api.GroupCopy{{Node: "edge2", Connected: true, Whole: true, Lag: 0.003, Done: 1, Records: 41200}, {Node: "edge3", Connected: true, Lag: 2.5, Done: 0.63, Records: 9000, Why: "copying, 63 %"}},

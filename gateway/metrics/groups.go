@@ -50,12 +50,13 @@ var (
 	standbyCopies     = counter("standby_full_copies", "Full copies that have begun, one for each group and worker of its owner.")
 	standbyMismatches = counter("standby_mismatches", "Times that a copy was not equal to the owner's, and was made anew.")
 	standbyOdd        = counter("standby_odd_records", "Records that were not understood: the log says which.")
+	standbyRefused    = counter("standby_refused_groups", "Groups that a node said were its own and may not have, once for each of its streams: `demarc group` says which node.")
 	standbyFailed     = counter("standby_failed_batches", "Batches that a worker did not write to their end.")
 	standbySteps      = counter("standby_steps", "Steps in which workers wrote what had come, between two bursts.")
 	standbyHeld       = counter("standby_held_seconds", "For how long these held packets up in all.")
 	standbyLongest    = gauge("standby_longest_step_seconds", "The longest of these.")
 
-	groupFamilies = []*family{standbyWhole, standbyAge, standbyConnected, standbyRecords, standbyCopies, standbyMismatches, standbyOdd, standbyFailed, standbySteps, standbyHeld, standbyLongest, copyLag, copyWhole, copyDone, copyRecords, copyMissing, copyConnected, copyWaiting, copySent, copyDials, groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupFaults, groupExpected, groupLastGap, groupLastAt, groupDrained, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
+	groupFamilies = []*family{standbyWhole, standbyAge, standbyConnected, standbyRecords, standbyCopies, standbyMismatches, standbyOdd, standbyRefused, standbyFailed, standbySteps, standbyHeld, standbyLongest, copyLag, copyWhole, copyDone, copyRecords, copyMissing, copyConnected, copyWaiting, copySent, copyDials, groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupFaults, groupExpected, groupLastGap, groupLastAt, groupDrained, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
 )
 
 // groups puts what a source knows of groups; one that does not answer knows of none, and has a problem.
@@ -130,6 +131,7 @@ func (o out) groups(ctx context.Context, src any) {
 	o.put(standbyCopies, float64(st.Copies))
 	o.put(standbyMismatches, float64(st.Mismatches))
 	o.put(standbyOdd, float64(st.Odd))
+	o.put(standbyRefused, float64(st.Refused))
 	o.put(standbyFailed, float64(st.Failed))
 	o.put(standbySteps, float64(st.Steps))
 	o.put(standbyHeld, st.Held)

@@ -36,7 +36,7 @@ func someGroups() *api.Groups {
 		Paths: []api.GroupPath{{Member: "gw1", Remote: "192.0.2.2:7400", Heard: 0.012, RoundTrip: 0.0005, Loss: 0.25}, {Member: "wit", Heard: -1, Problem: "no keys yet"}}, Groups: []api.Group{{Name: "east", Nodes: []string{"gw1", "gw2"}, Owner: "gw2", Epoch: 7, Serving: true, Lease: 0.1,
 			Copies:     []api.GroupCopy{{Node: "gw1", Connected: true, Lag: 0.25, Done: 0.63, Records: 900, Missing: 7, Waiting: 4096, Sent: 1 << 20, Dials: 3}},
 			Conditions: map[string]int{"port": 2, "uplink": 0}, Expected: 0.155, Last: &api.GroupMove{Gap: &gap, Time: time.Unix(4000, 0)}}, {Name: "west", Nodes: []string{"gw1"}, Why: []string{"nobody has owned it yet"}, Here: &api.CopyHere{Whole: true, Age: 0.4}}},
-		Standby: &api.Standby{Peers: []api.StandbyPeer{{Node: "gw1", Connected: true}, {Node: "gw3"}}, Records: 1, Copies: 2, Mismatches: 3, Odd: 4, Failed: 5, Steps: 6, Held: 7.5, Longest: 0.0002}}
+		Standby: &api.Standby{Peers: []api.StandbyPeer{{Node: "gw1", Connected: true}, {Node: "gw3"}}, Records: 1, Copies: 2, Mismatches: 3, Odd: 4, Refused: 9, Failed: 5, Steps: 6, Held: 7.5, Longest: 0.0002}}
 }
 
 // TestGroups: who serves what, and how well the leases are kept, by a gateway and by a witness alike.
@@ -57,7 +57,7 @@ func TestGroups(t *testing.T) {
 			`demarc_copy_missing_records{group="east",node="gw1"} 7`, `demarc_copy_connected{node="gw1"} 1`, `demarc_copy_waiting_bytes{node="gw1"} 4096`, `demarc_copy_sent_bytes_total{node="gw1"} 1.048576e+06`,
 			`demarc_copy_dials_total{node="gw1"} 3`,
 			`demarc_standby_whole{group="west"} 1`, `demarc_standby_age_seconds{group="west"} 0.4`, `demarc_standby_connected{node="gw1"} 1`, `demarc_standby_connected{node="gw3"} 0`, `demarc_standby_records_total 1`,
-			`demarc_standby_full_copies_total 2`, `demarc_standby_mismatches_total 3`, `demarc_standby_odd_records_total 4`, `demarc_standby_failed_batches_total 5`, `demarc_standby_steps_total 6`,
+			`demarc_standby_full_copies_total 2`, `demarc_standby_mismatches_total 3`, `demarc_standby_odd_records_total 4`, `demarc_standby_refused_groups_total 9`, `demarc_standby_failed_batches_total 5`, `demarc_standby_steps_total 6`,
 			`demarc_standby_held_seconds_total 7.5`, `demarc_standby_longest_step_seconds 0.0002`)
 	}
 }

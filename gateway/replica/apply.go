@@ -174,7 +174,7 @@ func (r *Receiver) flush() {
 }
 
 // mark takes in the beginning and the end of a copy, and a digest.
-func (r *Receiver) mark(now int64, in *inbound, seq uint64, k Kind, group uint8, m *marker) {
+func (r *Receiver) mark(now int64, peer string, in *inbound, seq uint64, k Kind, group uint8, m *marker) {
 	st, g := &r.groups[group], in.groups[group]
 	if k == KindBegin {
 		if g == nil {
@@ -184,10 +184,11 @@ func (r *Receiver) mark(now int64, in *inbound, seq uint64, k Kind, group uint8,
 		if g.era == 0 || m.Epoch != g.Epoch {
 			r.eras++
 			g.era = r.eras
-			g.ended, g.wait = false, 0
+			g.ended, g.wait, g.refused, g.counted = false, 0, "", false
 		}
 		g.marker = *m
-		g.active = !st.own && (m.Epoch >= st.epoch || r.plant.anyEpoch)
+		r.allow(now, peer, g)
+		g.active = !st.own && g.refused == "" && (m.Epoch >= st.epoch || r.plant.anyEpoch)
 		if !g.active {
 			r.Stats.Outdated++
 			return
@@ -267,7 +268,7 @@ func (in *inbound) answer(r *Receiver, now int64) Answer {
 	for group, g := range in.groups {
 		n, why := g.lost()
 		ga := GroupAnswer{Group: group, Round: g.Round, Equal: g.equal, Missing: n, Why: why}
-		ga.Want = !r.groups[group].own && g.Epoch >= r.groups[group].epoch && (g.want || g.retry > 0 && now >= g.retry)
+		ga.Want = !r.groups[group].own && g.refused == "" && g.Epoch >= r.groups[group].epoch && (g.want || g.retry > 0 && now >= g.retry)
 		a.Groups = append(a.Groups, ga)
 	}
 	return a

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -166,6 +167,10 @@ type inGroup struct {
 	equalAt int64  // when that was
 	retry   int64  // when what is missing is asked for again
 	wait    time.Duration
+
+	refused string // why nothing of it is taken from this peer; "" = it is
+	since   int64  // refused: since when
+	counted bool   // refused: in Stats
 }
 
 func (g *inGroup) lost() (n uint32, why Outcome) {
@@ -208,6 +213,19 @@ type standing struct {
 // Stats counts what a Receiver met.
 type Stats struct {
 	Records, Older, Unknown, Outdated, Mismatches, Copies uint64
+
+	Refused uint64 // groups that a peer has said are its own, and may not have
+}
+
+// ErrEarly is part of why a peer's word about a group is not taken, where the next entry of the log may allow it. Only what lasts is held against the peer.
+var ErrEarly = errors.New("the log of this node does not have that yet")
+
+// Refusal is a group that a peer says is its own, and that nothing is taken of.
+type Refusal struct {
+	Peer  string
+	Group uint8
+	Epoch uint64 // under which it says so
+	Why   string
 }
 
 // Receiver keeps a Sink what the owners of groups say that they have.
@@ -223,6 +241,10 @@ type Receiver struct {
 	rec    Record
 	lost   uint64 // Sink.Lost, when it was asked last
 	stale  bool   // claims are to be worked out anew before the next frame
+
+	// May says why a peer may not be the owner of a group under an epoch; nil = it may. The epochs of a peer that may not are not gone by: else whoever can connect could have the true
+	// owner's word mean nothing. nil = every peer may be the owner of everything.
+	May func(peer string, group uint8, epoch uint64) error
 
 	Stats Stats
 	plant plants
@@ -246,11 +268,75 @@ func (r *Receiver) Follow(group uint8, epoch uint64) {
 	r.raise(group, epoch)
 	for _, streams := range r.peers {
 		for _, in := range streams {
-			if g := in.groups[group]; g != nil && !g.active && g.Epoch >= r.groups[group].epoch {
+			if g := in.groups[group]; g != nil && !g.active && g.refused == "" && g.Epoch >= r.groups[group].epoch {
 				g.want = true
 			}
 		}
 	}
+}
+
+// Judge asks May again about all that peers say is theirs: the log or the policy has gone on. What has become right is asked for, what has become wrong is nobody's from then on.
+func (r *Receiver) Judge(now int64) {
+	if r.May == nil {
+		return
+	}
+	for _, peer := range slices.Sorted(maps.Keys(r.peers)) {
+		for _, in := range r.peers[peer] {
+			for _, g := range in.groups {
+				if g.refused == "" && (!g.active || g.Epoch < r.groups[g.id].epoch) {
+					continue // Follow asks for it, or nobody any more
+				}
+				was := g.refused != ""
+				r.allow(now, peer, g)
+				switch {
+				case was && g.refused == "" && !r.groups[g.id].own && g.Epoch >= r.groups[g.id].epoch:
+					g.want = true
+				case !was && g.refused != "":
+					r.eras++
+					g.active, g.copying, g.ended, g.want, g.equal, g.era = false, false, false, false, 0, r.eras
+					r.groups[g.id].swept = false
+					r.stale = true
+				}
+			}
+		}
+	}
+}
+
+// allow asks whether a peer may say what it says of a group.
+func (r *Receiver) allow(now int64, peer string, g *inGroup) {
+	var err error
+	if r.May != nil && !r.plant.anyPeer {
+		err = r.May(peer, g.id, g.Epoch)
+	}
+	if err == nil {
+		g.refused, g.counted = "", false
+		return
+	}
+	if g.refused == "" {
+		g.since = now
+	}
+	if g.refused = err.Error(); !g.counted && (!errors.Is(err, ErrEarly) || now-g.since > int64(Silence)) {
+		g.counted = true
+		r.Stats.Refused++
+	}
+}
+
+// Refused are the groups that peers say are theirs, and that nothing is taken of, by peer and group: one for all streams of a peer.
+func (r *Receiver) Refused() (out []Refusal) {
+	for _, peer := range slices.Sorted(maps.Keys(r.peers)) {
+		of := map[uint8]*inGroup{}
+		for _, in := range r.peers[peer] {
+			for id, g := range in.groups {
+				if g.refused != "" && g.counted && (of[id] == nil || of[id].Epoch < g.Epoch) {
+					of[id] = g
+				}
+			}
+		}
+		for _, id := range slices.Sorted(maps.Keys(of)) {
+			out = append(out, Refusal{peer, id, of[id].Epoch, of[id].refused})
+		}
+	}
+	return out
 }
 
 // raise makes nothing of what was said of a group under epochs before.
@@ -446,7 +532,7 @@ func (r *Receiver) take(now int64, peer string, b []byte) (in *inbound, a Answer
 			return nil, Answer{Life: h.Life, Stream: h.Stream, Anew: true, Seq: h.Seq}, cmp.Or(first, err)
 		}
 		rest = more
-		if err := r.record(now, in, seq, k, group, body); err != nil && first == nil {
+		if err := r.record(now, peer, in, seq, k, group, body); err != nil && first == nil {
 			first = fmt.Errorf("record %d of stream %d of %s: %w", seq, h.Stream, peer, err)
 		}
 		seq++
@@ -483,7 +569,7 @@ func (r *Receiver) stream(peer string, h *header) *inbound {
 }
 
 // record takes in one record.
-func (r *Receiver) record(now int64, in *inbound, seq uint64, k Kind, group uint8, body []byte) error {
+func (r *Receiver) record(now int64, peer string, in *inbound, seq uint64, k Kind, group uint8, body []byte) error {
 	switch k {
 	case KindName:
 		return r.name(in, body)
@@ -493,7 +579,7 @@ func (r *Receiver) record(now int64, in *inbound, seq uint64, k Kind, group uint
 			return err
 		}
 		r.flush()
-		r.mark(now, in, seq, k, group, &m)
+		r.mark(now, peer, in, seq, k, group, &m)
 		return nil
 	}
 	g := in.groups[group]
@@ -606,7 +692,7 @@ func (r *Receiver) Whole(group uint8) (bool, string) {
 	for _, peer := range slices.Sorted(maps.Keys(r.peers)) {
 		for _, n := range slices.Sorted(maps.Keys(r.peers[peer])) {
 			g := r.peers[peer][n].groups[group]
-			if g == nil || g.Epoch < st.epoch {
+			if g == nil || g.Epoch < st.epoch || g.refused != "" {
 				continue
 			}
 			of, have = max(of, int(g.Of)), have+1

@@ -21,7 +21,7 @@ func pair(t *testing.T, cap, standbyCap int) (*world, *node, *node) {
 	w.cap = cap
 	// a's senders were made by start, of b's too where it came later.
 	w.owner = [3]*node{}
-	w.epoch = [3]uint64{}
+	w.epoch, w.owners = [3]uint64{}, [3]map[uint64]*node{}
 	w.elect(1, a)
 	w.elect(2, a)
 	b.follow(1)
@@ -283,5 +283,81 @@ func TestWindowIsMemory(t *testing.T) {
 	}
 	if st := s.Status(5000e6); st.Lag < time.Second {
 		t.Errorf("a lag of %s is shown", st.Lag)
+	}
+}
+
+// TestWhoMayOwn: nothing of a group is taken from a peer that may not own it, under whatever epoch it says so, and the true owner's word goes on to count; who says so is told by name, once it lasts
+// where the log might still allow it. What was early is asked for as soon as the log has it; a peer that may own a group no more is nobody's.
+func TestWhoMayOwn(t *testing.T) {
+	w, a, b := pair(t, 256, 256)
+	for i := range 40 {
+		a.add(i, true)
+	}
+	w.settle(50)
+	liar := &node{w: w, name: "x"}
+	w.nodes = append(w.nodes, liar)
+	liar.start()
+	liar.senders["b"], liar.conns = nil, map[string]*conn{}
+	for i, sh := range liar.shards {
+		liar.senders["b"] = append(liar.senders["b"], NewSender(source{liar, sh}, 256, uint8(i), uint8(len(liar.shards)), liar.life, 9, w.limits))
+	}
+	w.connect(liar, b)
+	whole := func(what string) {
+		t.Helper()
+		w.settle(300)
+		have, _ := b.all(1)
+		want, _ := a.all(1)
+		if ok, why := b.recv.Whole(1); !ok || len(have) != len(want) {
+			t.Fatalf("%s: whole %v %q, %d sessions of %d", what, ok, why, len(have), len(want))
+		}
+	}
+	for _, c := range []struct {
+		epoch   uint64
+		refused uint64 // at once
+		words   string
+	}{{w.epoch[1], 1, "x was never the owner under epoch 1"}, {1<<64 - 1, 0, "epoch 18446744073709551615 is ahead: " + ErrEarly.Error()}} {
+		before := b.recv.Stats.Refused
+		liar.lie(1, c.epoch)
+		a.add(1000+int(c.refused), true)
+		whole("beside a liar")
+		if got := b.recv.Stats.Refused - before; got != c.refused*uint64(len(liar.shards)) {
+			t.Errorf("epoch %d: %d were counted at once", c.epoch, got)
+		}
+		if got := b.recv.Epoch(1); got != w.epoch[1] {
+			t.Errorf("heard under epoch %d, agreed on is %d", got, w.epoch[1])
+		}
+		w.settle(3100)
+		if got := b.recv.Stats.Refused - before; got != uint64(len(liar.shards)) {
+			t.Errorf("epoch %d: %d were counted in the end", c.epoch, got)
+		}
+		if got := b.recv.Refused(); len(got) != 1 || got[0] != (Refusal{"x", 1, c.epoch, c.words}) {
+			t.Errorf("epoch %d: it is said %+v", c.epoch, got)
+		}
+	}
+	b.recv.Forget("x")
+	if len(b.recv.Refused()) != 0 {
+		t.Error("who has left is still told")
+	}
+
+	early := b.epoch[1] + 1
+	w.epoch[1], w.owners[1][early] = early, a
+	a.own(1)
+	w.settle(50)
+	if ok, _ := b.recv.Whole(1); ok || b.recv.Epoch(1) != early-1 {
+		t.Errorf("whole %v under epoch %d, and the log of b does not have %d", ok, b.recv.Epoch(1), early)
+	}
+	b.epoch[1] = early // and nobody tells the receiver but Judge
+	whole("the log has come")
+	if b.recv.Epoch(1) != early {
+		t.Errorf("heard under %d", b.recv.Epoch(1))
+	}
+
+	delete(w.owners[1], early) // the policy takes a out of the group
+	w.settle(5)
+	if ok, why := b.recv.Whole(1); ok || why != "nothing has come from the owner" {
+		t.Errorf("%v %q", ok, why)
+	}
+	if have, _ := b.all(1); len(have) == 0 {
+		t.Error("what was copied is gone")
 	}
 }

@@ -56,7 +56,7 @@ func schedule(seed uint64, plant plants, trace func(string, ...any)) []string {
 func (w *world) strike(dice *rand.Rand) {
 	n := w.nodes[dice.IntN(len(w.nodes))]
 	g := uint8(1 + dice.IntN(2))
-	switch dice.IntN(7) {
+	switch dice.IntN(8) {
 	case 0:
 		w.trace("%s is killed", n.name)
 		if n.up {
@@ -101,6 +101,10 @@ func (w *world) strike(dice *rand.Rand) {
 		if n.up {
 			w.trace("%s loses some of what it has copied", n.name)
 			n.lose()
+		}
+	case 7:
+		if n.up && w.owner[g] != n {
+			n.lie(g, w.epoch[g]+1+uint64(dice.IntN(1<<20)))
 		}
 	}
 }
@@ -209,6 +213,7 @@ func TestFaultsAreFound(t *testing.T) {
 		{"the epoch is not compared", plants{anyEpoch: true}},
 		{"the digest is of another moment than its place in the stream", plants{earlyDigest: true}},
 		{"what is older is taken too", plants{anyOrder: true}},
+		{"who may own a group is not asked", plants{anyPeer: true}},
 		{"what a standby has ended by itself is not missed", plants{deafLost: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

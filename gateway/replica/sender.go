@@ -138,6 +138,7 @@ type plants struct {
 	anyEpoch    bool // epochs are not compared
 	earlyDigest bool // the digest is that of the table now, not of what was written
 	anyOrder    bool // what is older is taken too
+	anyPeer     bool // who may own a group is not asked
 	deafLost    bool // what the Sink has ended by itself is not asked for again
 }
 

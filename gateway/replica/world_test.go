@@ -68,7 +68,8 @@ type node struct {
 	conns   map[string]*conn     // to peers, of the streams that it sends
 	epoch   [3]uint64            // by group: what it knows
 	owns    [3]bool
-	lost    uint64 // what it has ended of a group that it does not own
+	lied    [3]bool // its senders have an epoch that nobody has agreed on
+	lost    uint64  // what it has ended of a group that it does not own
 }
 
 // source is one shard as a Sender sees it.
@@ -234,6 +235,7 @@ type world struct {
 	nodes   []*node
 	epoch   [3]uint64 // by group: agreed on
 	owner   [3]*node
+	owners  [3]map[uint64]*node // by group and epoch: agreed on
 	plant   plants
 	faults  []string
 	delay   int64
@@ -277,6 +279,7 @@ func (n *node) start() {
 	n.local = w.dice.Perm(4)
 	n.recv = NewReceiver(sink{n}, 1<<16)
 	n.recv.plant = w.plant
+	n.recv.May = n.may
 	n.senders, n.conns = map[string][]*Sender{}, map[string]*conn{}
 	key := w.dice.Uint64()
 	for _, o := range w.nodes {
@@ -315,11 +318,37 @@ func (n *node) kill() {
 	}
 }
 
+// may goes by what the node has heard of the log.
+func (n *node) may(peer string, group uint8, epoch uint64) error {
+	switch o := n.w.owners[group][epoch]; {
+	case epoch > n.epoch[group]:
+		return fmt.Errorf("epoch %d is ahead: %w", epoch, ErrEarly)
+	case o == nil || o.name != peer:
+		return fmt.Errorf("%s was never the owner under epoch %d", peer, epoch)
+	}
+	return nil
+}
+
+// lie has a node send a group that is not its own, under an epoch that nobody has agreed on.
+func (n *node) lie(group uint8, epoch uint64) {
+	n.w.trace("%s lies that it owns %d under %d", n.name, group, epoch)
+	n.lied[group] = true
+	for _, ss := range n.senders {
+		for _, s := range ss {
+			s.Own(group, epoch)
+		}
+	}
+}
+
 // elect is an entry of the log: another owner. Nodes hear of it sooner or later, the new owner at once.
 func (w *world) elect(group uint8, to *node) {
 	was := w.owner[group]
 	w.epoch[group]++
 	w.owner[group] = to
+	if w.owners[group] == nil {
+		w.owners[group] = map[uint64]*node{}
+	}
+	w.owners[group][w.epoch[group]] = to
 	to.own(group)
 	for _, n := range w.nodes {
 		if n == to {
@@ -337,6 +366,14 @@ func (w *world) elect(group uint8, to *node) {
 func (n *node) own(group uint8) {
 	e := n.w.epoch[group]
 	n.w.trace("%s owns %d under %d", n.name, group, e)
+	if n.lied[group] { // under a later epoch, and a Sender goes on to higher ones only
+		n.lied[group] = false
+		for _, ss := range n.senders {
+			for _, s := range ss {
+				s.Disown(group)
+			}
+		}
+	}
 	n.owns[group], n.epoch[group] = true, e
 	n.recv.Own(group, e)
 	for _, ss := range n.senders {
@@ -481,6 +518,7 @@ func (w *world) turn(traffic int) {
 			continue
 		}
 		n.traffic(traffic)
+		n.recv.Judge(w.now)
 		for _, ss := range n.senders {
 			for _, s := range ss {
 				s.Drain(w.now, 64)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,8 @@ type Config struct {
 	Marked func(group uint8, epoch uint64)
 	// Member says whether a gateway is one of the cluster's; nil, or an error = that is not known now, and nothing is forgotten.
 	Member func(name string) (bool, error)
+	// Owner is whom the log of this node has as the owner of a group, and under which epoch; ok = that is known. nil = nobody looks at it.
+	Owner func(group string) (node string, epoch uint64, ok bool)
 	// Common keeps what is no session: see pipeline.Copied. nil = nothing does.
 	Common replica.Sink
 	// Slots is how many slots of what is no session an owner may have.
@@ -50,12 +53,13 @@ type Standby struct {
 	roles
 	wake chan struct{} // 1: roles has something to be told
 
-	mu     sync.Mutex
-	r      *replica.Receiver // mu
-	links  map[string]*link  // mu: by peer, the one that counts
-	gone   map[string]gone   // mu: how the last connection of a peer ended
-	seen   [256]int64        // mu: by group, when digests were equal that Marked was told of
-	looked int64             // mu: when it was last looked who is a member
+	mu      sync.Mutex
+	r       *replica.Receiver // mu
+	links   map[string]*link  // mu: by peer, the one that counts
+	gone    map[string]gone   // mu: how the last connection of a peer ended
+	seen    [256]int64        // mu: by group, when digests were equal that Marked was told of
+	looked  int64             // mu: when it was last looked who is a member
+	refused uint64            // mu: Stats.Refused that was told of
 
 	steps   atomic.Uint64
 	heldNs  atomic.Int64
@@ -87,7 +91,31 @@ func New(c Config) *Standby {
 		items += sh.Sessions.Capacity()
 	}
 	s.r = replica.NewReceiver(s.sink, 2*items+1<<16) // an owner's slots need not be used one after the other, and there may be two owners
+	s.r.May = s.may
 	return s
+}
+
+// may says why a peer may not be the owner of a group under an epoch. The caller holds mu.
+func (s *Standby) may(peer string, group uint8, epoch uint64) error {
+	x := s.sink.View.Group(group)
+	if x == nil {
+		return fmt.Errorf("the policy that is served here has no group with id %d", group)
+	}
+	if !slices.Contains(x.Nodes, peer) {
+		return fmt.Errorf("it is not one of the nodes of group %s, which are %s", x.Name, strings.Join(x.Nodes, ", "))
+	}
+	if s.c.Owner == nil {
+		return nil
+	}
+	switch node, agreed, ok := s.c.Owner(x.Name); {
+	case !ok:
+		return fmt.Errorf("who owns group %s is not known here: %w", x.Name, replica.ErrEarly)
+	case epoch > agreed:
+		return fmt.Errorf("it says that it owns group %s under epoch %d, and agreed on is %s, epoch %d: %w", x.Name, epoch, cmp.Or(node, "nobody"), agreed, replica.ErrEarly)
+	case epoch == agreed && node != peer:
+		return fmt.Errorf("it says that it owns group %s under epoch %d, which is that of %s", x.Name, epoch, node)
+	}
+	return nil // of an earlier term it may have been told last words; the receiver knows which it still hears
 }
 
 // Serving notes that this node has begun to serve a group under an epoch, or that another one does. From when it returns no worker writes a record of a group that this node serves. It
@@ -170,6 +198,7 @@ func (s *Standby) Run(ctx context.Context) error {
 		s.mu.Lock()
 		s.tell()
 		s.renew()
+		s.judge()
 		marks := s.marks()
 		s.forget()
 		s.mu.Unlock()
@@ -186,6 +215,17 @@ func (s *Standby) Run(ctx context.Context) error {
 			return nil
 		case <-s.wake:
 		case <-t.C:
+		}
+	}
+}
+
+// judge looks again at what peers say is theirs, and says who says what it may not. The caller holds mu.
+func (s *Standby) judge() {
+	s.r.Judge(s.c.Now())
+	if n := s.r.Stats.Refused; n != s.refused {
+		s.refused = n
+		for _, x := range s.r.Refused() {
+			s.log.Warn("what a gateway says is its own is not taken", "peer", x.Peer, "group", x.Group, "epoch", x.Epoch, "why", x.Why)
 		}
 	}
 }
@@ -260,7 +300,8 @@ type Peer struct {
 	Connected bool
 	Since     time.Duration // that it is, or is not any more
 	Streams   int
-	Why       string // its last connection ended
+	Why       string   // its last connection ended
+	Refused   []string // what it says of groups and may not, in words: nothing of them is taken from it
 }
 
 // Status says how copies stand.
@@ -290,6 +331,13 @@ func (s *Standby) Status() Status {
 		if g := s.gone[name]; s.links[name] == nil {
 			st.Peers = append(st.Peers, Peer{Name: name, Since: time.Duration(now - g.at), Why: g.why})
 		}
+	}
+	for _, x := range s.r.Refused() {
+		i := slices.IndexFunc(st.Peers, func(p Peer) bool { return p.Name == x.Peer })
+		if i < 0 {
+			i, st.Peers = len(st.Peers), append(st.Peers, Peer{Name: x.Peer})
+		}
+		st.Peers[i].Refused = append(st.Peers[i].Refused, x.Why)
 	}
 	slices.SortFunc(st.Peers, func(a, b Peer) int { return cmp.Compare(a.Name, b.Name) })
 	return st

@@ -193,6 +193,61 @@ func TestOddPeers(t *testing.T) {
 	}
 }
 
+// TestAPeerLocksNobodyOut: a member that says of a group that it is its own, and is not one of its nodes or not its owner, changes nothing: the true owner's sessions go on to be copied, and who said so
+// is told by its name, with what is right.
+func TestAPeerLocksNobodyOut(t *testing.T) {
+	f := newFar(t, 2, 1<<12, policyText+groupText(`"alpha"`))
+	f.sb.mu.Lock()
+	f.sb.c.Owner = func(group string) (string, uint64, bool) { return "a", 5, group == "east" }
+	f.sb.mu.Unlock()
+	n := newNear(t, 1, 1<<12)
+	n.open(1, 0, 100)
+	defer connect(n, f)()
+	same(t, n, f, "before")
+	total := 100
+	for _, c := range []struct {
+		name, words string
+		epoch       uint64
+	}{
+		{"x", "it is not one of the nodes of group east, which are a, b", 1<<64 - 1},
+		{"b", "it says that it owns group east under epoch 5, which is that of a", 5},
+		{"b", "it says that it owns group east under epoch 18446744073709551615, and agreed on is a, epoch 5: " + replica.ErrEarly.Error(), 1<<64 - 1},
+	} {
+		liar := newNear(t, 2, 1<<12)
+		liar.open(1, 2000, 2200)
+		liar.mu.Lock()
+		for _, s := range liar.senders {
+			s.Own(1, c.epoch)
+		}
+		liar.mu.Unlock()
+		here, there := net.Pipe()
+		end := overAs(c.name, liar, f, here, there)
+		eventually(t, c.name+" is told by its name", func() bool {
+			for _, p := range f.sb.Status().Peers {
+				if p.Name == c.name && slices.Equal(p.Refused, []string{c.words}) {
+					return true
+				}
+			}
+			return false
+		})
+		n.mu.Lock()
+		n.open(1, total, total+100)
+		n.mu.Unlock()
+		total += 100
+		same(t, n, f, "beside "+c.name)
+		if all, _ := f.sessions(); all != total {
+			t.Errorf("beside %s: %d sessions, the owner has %d", c.name, all, total)
+		}
+		if st := f.sb.Status(); st.Groups[0].Epoch != 5 || !st.Groups[0].Whole {
+			t.Errorf("beside %s: %+v", c.name, st.Groups[0])
+		}
+		end()
+	}
+	if got := f.sb.Status().Refused; got < 3 {
+		t.Errorf("%d were counted", got)
+	}
+}
+
 // frameOf is a frame that a Sender of this life writes.
 func frameOf(life uint64, stream uint8) []byte {
 	x := &table{}

@@ -460,9 +460,14 @@ func connect(n *near, f *far) (end func() (owner, standby error)) {
 }
 
 func over(n *near, f *far, a, b net.Conn) (end func() (owner, standby error)) {
+	return overAs("a", n, f, a, b)
+}
+
+// overAs has the owner be a member of that name.
+func overAs(name string, n *near, f *far, a, b net.Conn) (end func() (owner, standby error)) {
 	out, in := make(chan error, 1), make(chan error, 1)
 	go func() { out <- n.talk(a) }()
-	go func() { in <- f.sb.Serve("a", b) }()
+	go func() { in <- f.sb.Serve(name, b) }()
 	return sync.OnceValues(func() (error, error) {
 		a.Close()
 		return <-out, <-in
