@@ -48,16 +48,32 @@ func (x *commons) with(fn func(c *pipeline.Common, now int64)) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	now := int64(x.now())
+	x.renew(now)
+	fn(x.c, now)
+}
+
+// renew takes up the policy that is served. That goes through all tenants and addresses, so run is called to do it as soon as there is another one. The caller holds mu.
+func (x *commons) renew(now int64) {
 	if v := x.view(); v != x.at {
 		x.at = v
 		x.c.Renew(v, now)
+	}
+}
+
+// soon is with for who cannot wait for another policy to be taken up: that comes behind it.
+func (x *commons) soon(fn func(c *pipeline.Common, now int64)) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	now := int64(x.now())
+	if x.at == nil {
+		x.renew(now)
 	}
 	fn(x.c, now)
 }
 
 // serving makes ready for what this node becomes to a group.
 func (x *commons) serving(group uint8, epoch uint64, serving bool) {
-	x.with(func(c *pipeline.Common, now int64) {
+	x.soon(func(c *pipeline.Common, now int64) {
 		if serving {
 			c.TakeOver(group, epoch, now)
 		} else {
@@ -65,6 +81,17 @@ func (x *commons) serving(group uint8, epoch uint64, serving bool) {
 		}
 	})
 	x.call()
+}
+
+// guardNow has blocks of a group wait for a standby's word from here on, before that is sent anything of the group: it counts as in sync from the start, since it has just handed the group over, so it may be the
+// next owner as soon as its copy is whole, and each block that it is not sent by then must wait for it.
+func (x *commons) guardNow(group uint8, peer string) {
+	for from, done := 0, false; !done; {
+		x.with(func(c *pipeline.Common, now int64) {
+			x.guards[guardKey{group, peer}] = time.Now()
+			from, done = c.GuardNow(group, peer, from, now)
+		})
+	}
 }
 
 func (x *commons) call() {

@@ -1,8 +1,11 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -22,6 +25,7 @@ type copying struct {
 
 	mu   sync.Mutex
 	own  map[uint8]served     // mu: by group
+	why  string               // mu: why no further set is made; "" = nothing is in the way
 	sets map[string]*outbound // mu: by node
 }
 
@@ -71,6 +75,20 @@ func (c *copying) call() {
 	case c.changed <- struct{}{}:
 	default:
 	}
+}
+
+// hang notes why no set can be made, nil = nothing is in the way.
+func (c *copying) hang(err error, log *slog.Logger) {
+	why := ""
+	if err != nil {
+		why = err.Error()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if why != "" && c.why == "" {
+		log.Warn("sessions cannot be copied to further nodes", "err", err)
+	}
+	c.why = why
 }
 
 // flush calls done, once, when a node has acknowledged all that has been done to sessions of a group that this node serves, or cannot. It waits for nothing.
@@ -155,26 +173,65 @@ func (g *Gateway) arrange(ctx context.Context, wg *sync.WaitGroup) (next time.Du
 		g.endSet(peer, o)
 		delete(sets, peer)
 	}
+	var hangs error
+	asked := false
 	for peer, groups := range want {
 		o := sets[peer]
 		if o == nil {
+			if !asked {
+				asked, hangs = true, g.answering(ctx)
+				c.hang(hangs, g.log)
+			}
+			if hangs != nil {
+				continue // at the next tick
+			}
 			if o = g.beginSet(ctx, peer, wg); o == nil {
 				continue // at the next tick
 			}
 		}
+		soon, done := context.WithTimeout(ctx, orderTime)
 		for id := range o.told {
-			if _, still := groups[id]; !still {
+			if _, still := groups[id]; !still && o.set.Disown(soon, id) == nil {
 				delete(o.told, id)
-				_ = o.set.Disown(ctx, id)
 			}
 		}
 		for id, epoch := range groups {
-			if o.told[id] != epoch && o.set.Own(ctx, id, epoch) == nil {
+			if o.told[id] == epoch {
+				continue
+			}
+			if x := v.Group(id); g.inSync(x.Name, epoch, peer) {
+				g.common.guardNow(id, peer)
+			}
+			if o.set.Own(soon, id, epoch) == nil {
 				o.told[id] = epoch
 			}
 		}
+		done()
 	}
 	return next
+}
+
+// inSync reports whether the log has a node's copy as in sync with a group that this one serves under an epoch: after it has handed over, from the start.
+func (g *Gateway) inSync(group string, epoch uint64, peer string) bool {
+	m, err := g.known()
+	if err != nil {
+		return false
+	}
+	o := m.State().Groups.Groups[group]
+	return o.Epoch == epoch && slices.Contains(o.InSync, peer)
+}
+
+// answering reports whether all workers take orders, and says which does not. A set of streams has tables of its own for each worker, and one that is given up stays in memory until the worker that hangs has let go
+// of it: so none is made while one hangs.
+func (g *Gateway) answering(ctx context.Context) error {
+	soon, done := context.WithTimeout(ctx, orderTime)
+	defer done()
+	for i, w := range g.workers {
+		if err := w.Do(soon, func(*pipeline.Shard) {}); err != nil {
+			return fmt.Errorf("worker %d does not take up a stream of its sessions: %w", i, err)
+		}
+	}
+	return nil
 }
 
 // beginSet makes the streams to a node, and has them carried; nil when a worker does not take its own up.
@@ -321,7 +378,7 @@ func (g *Gateway) copiesOf(group string) (out []api.GroupCopy) {
 		if n == g.o.Node.Name {
 			continue
 		}
-		a := api.GroupCopy{Node: n, Why: "it has not begun"}
+		a := api.GroupCopy{Node: n, Why: cmp.Or(g.copying.why, "it has not begun")}
 		if o := g.copying.sets[n]; o != nil {
 			c, st := o.set.Copy(int64(g.clock.Now()), x.ID), o.set.State()
 			a = api.GroupCopy{Node: n, Connected: st.Problem == "", Whole: c.Whole, Lag: c.Lag.Seconds(), Done: c.Done, Records: c.Records, Missing: c.Missing, Waiting: st.Waiting, Sent: st.Sent,

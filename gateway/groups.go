@@ -167,6 +167,9 @@ func (g *Gateway) tellGroups(p *configs.Policy, v *snapshot.View) {
 	g.groups.mu.Unlock()
 	g.groups.driver.Policy(failoverGroups(p))
 	g.copying.call()
+	if g.common != nil {
+		g.common.call() // it takes the policy up, so that who makes a group ready need not
+	}
 }
 
 // leases writes deadlines where workers and XDP programs look.

@@ -60,12 +60,17 @@ const walkPer = 3*walkLook + 100
 // walkGateway is a node without ports: running workers with sessions in their tables.
 func walkGateway(t *testing.T, workers int) *Gateway {
 	t.Helper()
+	return walkGatewayOf(t, workers, walkPolicy)
+}
+
+func walkGatewayOf(t *testing.T, workers int, text string) *Gateway {
+	t.Helper()
 	node, err := configs.DecodeNode("node.toml", []byte(walkNode))
 	if err != nil {
 		t.Fatal(err)
 	}
 	node.Workers.Count = workers
-	policy, err := configs.DecodePolicy("policy.toml", []byte(walkPolicy))
+	policy, err := configs.DecodePolicy("policy.toml", []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -250,7 +250,10 @@ func (c *Common) regroup(a *commonAddr, group uint8, now int64) {
 		c.giveUp(a, now)
 	}
 	c.space.Foreign(a.id, group != 0 && !c.groups[group].own)
-	a.group = group // what the owner says of it may have come before this
+	a.group = group // what the owner says of it may have come before this, and this node may have become the owner before it
+	if c.groups[group].own && a.known != [addrWords]uint64{} {
+		c.takes(a, false, now)
+	}
 }
 
 func (c *Common) mark(slot uint32, early bool) {
@@ -300,6 +303,21 @@ func (c *Common) Guard(group uint8, peer string, on bool) {
 		g.guard = map[string]bool{}
 	}
 	g.guard[peer] = true
+}
+
+// GuardNow is Guard with the blocks of the group closed for it at once, a number of addresses from one on; next is where to go on until done. What a peer is sent of the group behind it has each
+// block that may have mappings without its word.
+func (c *Common) GuardNow(group uint8, peer string, from int, now int64) (next int, done bool) {
+	c.now = now
+	c.Guard(group, peer, true)
+	guard := len(c.groups[group].guard) > 0
+	to := min(from+addrsATurn, len(c.addrs))
+	for _, a := range c.addrs[min(from, to):to] {
+		if a != nil && a.group == group && c.groups[group].own {
+			a.each(func(p *replica.Pool) { c.blocks.Step(p, guard, c.random()) })
+		}
+	}
+	return to, to >= len(c.addrs)
 }
 
 // Settled reports whether a standby knows every block that may have mappings, and will know of those to come. A copy is whole only if so.
@@ -352,30 +370,35 @@ func (c *Common) TakeOver(group uint8, epoch uint64, now int64) {
 		if a == nil || a.group != group {
 			continue
 		}
-		c.space.Foreign(a.id, false)
-		base := uint32(int(a.id) * addrWords)
-		if again {
-			if now < a.rests {
-				a.each(func(p *replica.Pool) { c.blocks.GoOn(p, func(w uint32) uint64 { return a.rested[w-base] }) })
-			}
-			continue
-		}
-		a.rests = now + max(c.hold(), a.hold)
-		a.early, a.sooner = [addrWords]uint64{}, min(a.ends, a.rests)
-		c.rests = max(c.rests, a.rests)
-		a.each(func(p *replica.Pool) {
-			c.blocks.Takeover(p, func(w uint32) uint64 {
-				m, idle := a.known[w-base], a.idle[w-base]
-				if now < a.gone {
-					m, idle = m|a.past[w-base], idle&^a.past[w-base]
-				}
-				_, used := p.Look(w)
-				a.early[w-base] |= idle &^ used & p.Mask(w)
-				return m
-			})
-		})
-		a.known, a.idle, a.hold, a.ends = [addrWords]uint64{}, [addrWords]uint64{}, 0, 0
+		c.takes(a, again, now)
 	}
+}
+
+// takes makes an address this node's. again: nobody can have had it in between.
+func (c *Common) takes(a *commonAddr, again bool, now int64) {
+	c.space.Foreign(a.id, false)
+	base := uint32(int(a.id) * addrWords)
+	if again {
+		if now < a.rests {
+			a.each(func(p *replica.Pool) { c.blocks.GoOn(p, func(w uint32) uint64 { return a.rested[w-base] }) })
+		}
+		return
+	}
+	a.rests = now + max(c.hold(), a.hold)
+	a.early, a.sooner = [addrWords]uint64{}, min(a.ends, a.rests)
+	c.rests = max(c.rests, a.rests)
+	a.each(func(p *replica.Pool) {
+		c.blocks.Takeover(p, func(w uint32) uint64 {
+			m, idle := a.known[w-base], a.idle[w-base]
+			if now < a.gone {
+				m, idle = m|a.past[w-base], idle&^a.past[w-base]
+			}
+			_, used := p.Look(w)
+			a.early[w-base] |= idle &^ used & p.Mask(w)
+			return m
+		})
+	})
+	a.known, a.idle, a.hold, a.ends = [addrWords]uint64{}, [addrWords]uint64{}, 0, 0
 }
 
 // GiveUp notes that it serves a group no more.
@@ -730,6 +753,9 @@ func (c *Common) put(r *replica.Record, now uint64) (slot uint32, out replica.Ou
 	if t == nil || id >= len(c.tenants) {
 		return 0, replica.NoTenant
 	}
+	if t.Group == nil || t.Group.ID != r.Group { // who owns a group has no say in what is not in it here
+		return 0, replica.NoTenant
+	}
 	switch r.Kind {
 	case replica.KindBlock:
 		b := &r.Block
@@ -758,7 +784,7 @@ func (c *Common) put(r *replica.Record, now uint64) (slot uint32, out replica.Ou
 		if i >= numRates {
 			return 0, replica.NotKnown
 		}
-		if t.Group == nil || !c.groups[t.Group.ID].own {
+		if !c.groups[t.Group.ID].own {
 			w := words(t)[i]
 			w.rate.Raise(w.word, now, r.Rate.Ahead)
 		}
@@ -768,7 +794,7 @@ func (c *Common) put(r *replica.Record, now uint64) (slot uint32, out replica.Ou
 		if i < countCreated || i >= numCounts {
 			return 0, replica.NotKnown
 		}
-		if t.Group != nil && !c.groups[t.Group.ID].own {
+		if !c.groups[t.Group.ID].own {
 			x := &c.tenants[id]
 			x.total[i] = max(x.total[i], r.Count.Value) // what this node counted last as the owner was not told, and is no less true
 		}

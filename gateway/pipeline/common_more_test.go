@@ -177,6 +177,48 @@ func TestAnExOwnerRemembersWhatItHadOpen(t *testing.T) {
 	}
 }
 
+// TestAHandOverIsGuardedAtOnce: a node that has handed a group over counts as in sync, and may have it back as soon as its copy is whole. Each port that the new owner has given away by then or does after
+// that lies in a block which it knows of, so it lets it rest; a guard that is on 100 ms later is found. The new owner has ports to give all the time.
+func TestAHandOverIsGuardedAtOnce(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		d := newSettledDuo(t, testPolicy+testGroups+testHold)
+		d.lateGuard = late
+		for range 50 {
+			d.turn(6)
+		}
+		d.handOver()
+		for range 20 { // some before the copy has begun
+			d.open()
+		}
+		for i := 0; ; i++ {
+			if whole, why := d.by.in.Whole(1); whole {
+				break
+			} else if i == 45 {
+				t.Fatalf("late %v: after 90 ms the copy is not whole: %s", late, why)
+			}
+			d.turn(1)
+		}
+		d.delay = 1e12 // nothing comes any more
+		for range 20 {
+			d.turn(20)
+		}
+		if d.refused > 0 || d.made < 400 || len(d.faults) > 0 {
+			t.Errorf("late %v: %d of %d found no port, %v", late, d.refused, d.made, d.faults)
+		}
+		ports := d.live
+		d.takeover(true)
+		lost := 0
+		for port, host := range ports {
+			if block := port / 64; host != (flow.Addr{}) && d.own.space.Closed(d.public(d.own), nat.UDP, block/64)>>(block&63)&1 == 0 {
+				lost++
+			}
+		}
+		if lost > 0 != late {
+			t.Errorf("late %v: %d ports that somebody has may be given to somebody else", late, lost)
+		}
+	}
+}
+
 // TestRatesAndCountersGoOn: a tenant's rates are as far used up at the next owner as they were, however often the group moves, and its counters go on there: nothing twice, and nothing lost that was
 // told.
 func TestRatesAndCountersGoOn(t *testing.T) {
@@ -229,6 +271,10 @@ func TestAStandbyTakesNoMoreThanItKnows(t *testing.T) {
 	c := NewCommon(w.space, w.shards, 64, 5)
 	c.Renew(w.view, int64(w.now))
 	alpha := uint16(w.view.TenantByName("alpha").ID)
+	beta := uint16(w.view.TenantByName("beta").ID)
+	if w.view.GroupOf(flow.TenantID(beta)) != nil {
+		t.Fatal("beta is in a group: nothing is tested")
+	}
 	pool := [4]byte{192, 0, 2, 16}
 	for name, r := range map[string]struct {
 		rec  replica.Record
@@ -243,11 +289,17 @@ func TestAStandbyTakesNoMoreThanItKnows(t *testing.T) {
 		"a tenant beyond all":          {replica.Record{Kind: replica.KindCount, Tenant: 65535, Count: replica.Count{Index: countVolume}}, replica.NoTenant},
 		"a rate":                       {replica.Record{Kind: replica.KindRate, Tenant: alpha, Rate: replica.Rate{Index: rateSessions, Ahead: 1 << 63}}, replica.Taken},
 		"a rate of a newer release":    {replica.Record{Kind: replica.KindRate, Tenant: alpha, Rate: replica.Rate{Index: numRates}}, replica.NotKnown},
+		"a rate, by another group":     {replica.Record{Kind: replica.KindRate, Group: 2, Tenant: alpha, Rate: replica.Rate{Index: rateSessions, Ahead: 1 << 63}}, replica.NoTenant},
+		"a block, by another group":    {replica.Record{Kind: replica.KindBlock, Group: 2, Tenant: alpha, Block: replica.Block{Addr: pool, Class: 1, Number: 1023}}, replica.NoTenant},
+		"a rate of who is in no group": {replica.Record{Kind: replica.KindRate, Tenant: beta, Rate: replica.Rate{Index: rateSessions, Ahead: 1 << 63}}, replica.NoTenant},
 		"a counter":                    {replica.Record{Kind: replica.KindCount, Tenant: alpha, Count: replica.Count{Index: countCreated, Value: 5}}, replica.Taken},
 		"a counter that is a rate":     {replica.Record{Kind: replica.KindCount, Tenant: alpha, Count: replica.Count{Index: 0, Value: 5}}, replica.NotKnown},
 		"a counter of a newer release": {replica.Record{Kind: replica.KindCount, Tenant: alpha, Count: replica.Count{Index: uint16(numCounts), Value: 5}}, replica.NotKnown},
 		"a session":                    {replica.Record{Kind: replica.KindSession, Tenant: alpha}, replica.NotKnown},
 	} {
+		if r.rec.Group == 0 {
+			r.rec.Group = 1
+		}
 		if _, out := c.put(&r.rec, w.now); out != r.want {
 			t.Errorf("%s: %v, want %v", name, out, r.want)
 		}
@@ -255,9 +307,19 @@ func TestAStandbyTakesNoMoreThanItKnows(t *testing.T) {
 	if u := c.Usage(flow.TenantID(alpha)); u.Created != 5 {
 		t.Errorf("%d sessions were begun, want 5", u.Created)
 	}
+	bt := w.view.TenantByName("beta")
+	if bt.SessionRate.Ahead(&bt.Shared.SessionRate, w.now) != 0 {
+		t.Error("the rate of a tenant in no group is used up by what another node says")
+	}
+	// A group of which nothing is taken any more, since this node is about to serve it.
+	deaf := &Copied{Shards: w.shards, View: w.view, Common: timed{c, w}, Deaf: func(group uint8) bool { return group == 1 }}
+	ops := []replica.Op{{Do: replica.Put, At: replica.NoPlace, Rec: replica.Record{Kind: replica.KindCount, Group: 1, Tenant: alpha, Count: replica.Count{Index: countCreated, Value: 77}}}}
+	if deaf.Do(ops, &replica.Context{}); ops[0].Outcome != replica.Conflict || ops[0].At != replica.NoPlace || c.Usage(flow.TenantID(alpha)).Created != 5 {
+		t.Errorf("of a group that is this node's: %v, and %d sessions were begun", ops[0].Outcome, c.Usage(flow.TenantID(alpha)).Created)
+	}
 	// An owner believes nobody.
 	c.TakeOver(1, 1, int64(w.now))
-	c.put(&replica.Record{Kind: replica.KindCount, Tenant: alpha, Count: replica.Count{Index: countCreated, Value: 500}}, w.now)
+	c.put(&replica.Record{Kind: replica.KindCount, Group: 1, Tenant: alpha, Count: replica.Count{Index: countCreated, Value: 500}}, w.now)
 	if u := c.Usage(flow.TenantID(alpha)); u.Created != 5 {
 		t.Errorf("%d sessions were begun, want 5: an owner takes what another says", u.Created)
 	}

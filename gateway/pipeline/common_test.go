@@ -44,6 +44,8 @@ type duo struct {
 	late      []underway
 	candidate bool
 	guard     bool
+	handed    uint64 // when the owner got the group from the other, which counts as in sync from then on; 0 = it was no hand-over
+	lateGuard bool   // a fault put in: blocks wait for who has handed over only 100 ms later
 	epoch     uint64
 	plant     replica.Plant
 
@@ -117,6 +119,11 @@ func (d *duo) begin() {
 		b.c.Drop(p)
 	}
 	o.out = append(o.out, o.c.Peer(b.name, life, 9, of-1, of, lim))
+	if d.handed != 0 && !d.lateGuard {
+		for from, done := 0, false; !done; {
+			from, done = o.c.GuardNow(1, b.name, from, int64(d.now))
+		}
+	}
 	for i, s := range o.out {
 		s.Own(1, d.epoch)
 		a := b.in.Hello(o.name, uint8(i))
@@ -231,7 +238,8 @@ func (d *duo) agree() {
 		c, _ := s.Copy(int64(d.now), 1)
 		whole = whole && !c.Copying && c.Equal > 0
 	}
-	d.guard = whole || d.candidate
+	whole = whole && (!d.lateGuard || d.handed == 0 || d.now-d.handed > 100e6)
+	d.guard = whole || d.candidate || d.handed != 0 && (!d.lateGuard || d.now-d.handed > 100e6)
 	d.own.c.Guard(1, d.by.name, d.guard)
 	if d.guard {
 		d.guarded++
@@ -240,6 +248,18 @@ func (d *duo) agree() {
 	if d.candidate = whole && d.own.c.Settled(1, d.by.name); d.candidate {
 		d.whole++
 	}
+}
+
+// handOver: the owner stops when the other knows everything, and follows.
+func (d *duo) handOver() {
+	delay := d.delay
+	d.delay = 0
+	for range 10 {
+		d.turn(0)
+	}
+	d.delay, d.handed = delay, d.now
+	d.takeover(true)
+	d.handed = d.now
 }
 
 // takeover: the owner is gone at once, with all that is on its way. frozen: it comes back, with its tables, and follows.
@@ -274,6 +294,7 @@ func (d *duo) takeover(frozen bool) {
 		d.by = d.gate(old.name, 1+d.dice.IntN(3))
 	}
 	d.begin()
+	d.handed = 0
 }
 
 func commonSchedule(t testing.TB, seed uint64, plant replica.Plant) *duo {

@@ -33,6 +33,9 @@ func (sh *Shard) CopyNoMore(c *replica.Sender) {
 	sh.copies = slices.DeleteFunc(sh.copies, func(o *replica.Sender) bool { return o == c })
 }
 
+// Copying is how many standbys what changes is marked for.
+func (sh *Shard) Copying() int { return len(sh.copies) }
+
 // Copies is the shard's sessions, with their mappings, as a replica.Source. It belongs to the shard's worker.
 type Copies struct{ Shard *Shard }
 
@@ -197,8 +200,10 @@ func (c *Copied) Plan(ops []replica.Op, ctx *replica.Context) (leave, enter []bo
 		op := &ops[i]
 		op.Outcome, op.Old, op.New, op.From, op.To = replica.Taken, 0, 0, replica.NoShard, replica.NoShard
 		if session := op.Rec.Kind == replica.KindSession; op.Do == replica.Put && !session || op.At != replica.NoPlace && int(op.At.Shard()) >= len(c.Shards) {
-			if c.Common != nil {
+			if c.Common != nil && !c.deaf(op) {
 				c.Common.Do(ops[i:i+1], ctx)
+			} else if c.Common != nil {
+				op.Outcome, op.At = replica.Conflict, replica.NoPlace
 			} else {
 				op.Outcome, op.At = replica.NotKnown, replica.NoPlace
 			}
