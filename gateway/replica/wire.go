@@ -8,7 +8,8 @@ import (
 
 // On a connection the owner, which has dialled, says Hello. The standby says for each stream how far it is, in an answer each, or in words why it takes none. Then frames, which
 // carry their length, go from the owner to the standby, and answers with their length before them go back: for each stream of which something was read when what has come at once is done
-// with, and for all of them after every Beat at the latest. Between frames an owner may be silent for as long as it likes.
+// with, and for all of them after every Beat at the latest. An owner sends the digest of each group every second, so
+// one by which nothing has come for Silence, and whose frames are all answered, is given up.
 
 // WireVersion is that of the connection. What may change without a new one is in frames and answers, which have a format of their own.
 const WireVersion = 1
@@ -23,7 +24,7 @@ const (
 
 	// Beat is how often at least an answer for each stream comes.
 	Beat = 100 * time.Millisecond
-	// Silence is for how long the owner waits for an answer, and the standby for a Hello and for the rest of a frame, before the connection is given up.
+	// Silence is for how long the owner waits for an answer, and the standby for a Hello, for the next frame and for the rest of one, before the connection is given up.
 	Silence = 3 * time.Second
 
 	helloMagic   = "DMSS"

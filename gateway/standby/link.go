@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -22,7 +23,10 @@ type link struct {
 	conn  net.Conn
 	hello replica.Hello
 	since int64
-	wait  time.Duration // Config.Silence
+	wait  time.Duration    // Config.Silence
+	quiet time.Duration    // Config.Quiet
+	last  []replica.Answer // beat: what was answered last
+	busy  atomic.Int64     // frames that were read and are not answered
 
 	mu  sync.Mutex // of what is written
 	out []byte     // mu
@@ -36,7 +40,7 @@ var (
 // Serve takes the streams of another gateway from a connection until that ends, and closes it. The error is what the other side has done wrong; an end alone is none.
 func (s *Standby) Serve(peer string, c net.Conn) error {
 	defer c.Close()
-	l := &link{peer: peer, conn: c, since: s.c.Now(), wait: s.c.Silence}
+	l := &link{peer: peer, conn: c, since: s.c.Now(), wait: s.c.Silence, quiet: s.c.Quiet}
 	in := bufio.NewReaderSize(c, 2*replica.MaxFrame)
 	_ = c.SetReadDeadline(time.Now().Add(l.wait))
 	var err error
@@ -46,10 +50,21 @@ func (s *Standby) Serve(peer string, c net.Conn) error {
 		}
 		return err
 	}
-	s.mu.Lock()
+	if !s.mu.lockFor(l.wait) { // each new connection would wait here until a worker goes on
+		why := cmp.Or(s.late(), "what came before is not written yet")
+		_ = l.write(func(b []byte) []byte { return replica.AppendRefusal(b, why) })
+		s.complain("the connection of a gateway is not taken now", "peer", peer, "why", why)
+		return nil
+	}
 	old := s.links[peer]
 	s.links[peer] = l
+	var hellos []replica.Answer
+	for n := range l.hello.Streams {
+		hellos = append(hellos, s.r.Hello(l.peer, uint8(n)))
+	}
+	s.shown.Store(s.status())
 	s.mu.Unlock()
+	l.last = hellos
 	if old != nil {
 		old.conn.Close()
 	}
@@ -69,18 +84,15 @@ func (s *Standby) Serve(peer string, c net.Conn) error {
 		return nil
 	}
 	s.log.Info("sessions are no more copied from a gateway", "peer", peer, "why", why)
+	if errors.Is(err, errQuiet) { // nobody's fault
+		return nil
+	}
 	return err
 }
 
 // streams says how far this node is, takes frames and answers them.
 func (s *Standby) streams(l *link, in *bufio.Reader) error {
-	s.mu.Lock()
-	var hellos []replica.Answer
-	for n := range l.hello.Streams {
-		hellos = append(hellos, s.r.Hello(l.peer, uint8(n)))
-	}
-	s.mu.Unlock()
-	if err := l.answer(hellos); err != nil {
+	if err := l.answer(l.last); err != nil {
 		return err
 	}
 	done := make(chan struct{})
@@ -149,6 +161,7 @@ func (s *Standby) frames(l *link, in *bufio.Reader) error {
 			}
 			return cmp.Or(<-ended, err)
 		}
+		l.busy.Add(int64(-len(list)))
 		for _, f := range list {
 			select {
 			case spare <- f:
@@ -163,9 +176,8 @@ func (s *Standby) frames(l *link, in *bufio.Reader) error {
 func (l *link) read(in *bufio.Reader, came chan<- []byte, spare <-chan []byte) error {
 	for {
 		if in.Buffered() == 0 {
-			_ = l.conn.SetReadDeadline(time.Time{}) // between frames it may be silent
-			if _, err := in.Peek(1); err != nil {
-				return l.fault(err, "")
+			if ended, err := l.await(in); ended {
+				return err
 			}
 		}
 		_ = l.conn.SetReadDeadline(time.Now().Add(l.wait))
@@ -182,7 +194,28 @@ func (l *link) read(in *bufio.Reader, came chan<- []byte, spare <-chan []byte) e
 		case own = <-spare:
 		default:
 		}
+		l.busy.Add(1)
 		came <- append(own[:0], f...)
+	}
+}
+
+// errQuiet is the end of a connection by which nothing comes: the owner's machine has gone without a word, or the way to it.
+var errQuiet = errors.New("nothing has come")
+
+// await waits for the next frame. An owner sends the digest of each group every second, so one that is silent for long is not there any more; but while it waits for answers to all that it may send ahead of
+// them it is silent too.
+func (l *link) await(in *bufio.Reader) (ended bool, err error) {
+	for {
+		_ = l.conn.SetReadDeadline(time.Now().Add(l.quiet))
+		_, err := in.Peek(1)
+		switch {
+		case err == nil:
+			return false, nil
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return true, l.fault(err, "")
+		case l.busy.Load() == 0:
+			return true, fmt.Errorf("%w for %s, not even a digest: its node or the way to it has gone", errQuiet, l.quiet)
+		}
 	}
 }
 

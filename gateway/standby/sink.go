@@ -92,6 +92,8 @@ func (k *sink) steps(w int, fn func(more func() bool) (done bool)) {
 		}
 		return time.Duration(s.c.Now()-began) < room
 	}
+	s.since[w].Store(max(s.c.Now(), 1))
+	defer s.since[w].Store(0)
 	err := s.c.Steps(w, func(_ *pipeline.Shard, r time.Duration) bool {
 		began, room, first = s.c.Now(), r, true
 		done := fn(more)

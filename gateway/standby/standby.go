@@ -8,7 +8,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,8 +40,8 @@ type Config struct {
 	// Held is told for how long each step held a worker; nil = nobody asks. The worker calls it.
 	Held func(w int, d time.Duration)
 	Log  *slog.Logger
-	// Silence is replica.Silence, shorter in tests.
-	Silence time.Duration
+	// Silence is replica.Silence, shorter in tests: for what has begun. Quiet is for how long nothing may come at all.
+	Silence, Quiet time.Duration
 }
 
 // Standby keeps copies of what other gateways own.
@@ -53,13 +52,16 @@ type Standby struct {
 	roles
 	wake chan struct{} // 1: roles has something to be told
 
-	mu      sync.Mutex
+	mu      turns
 	r       *replica.Receiver // mu
 	links   map[string]*link  // mu: by peer, the one that counts
 	gone    map[string]gone   // mu: how the last connection of a peer ended
 	seen    [256]int64        // mu: by group, when digests were equal that Marked was told of
 	looked  int64             // mu: when it was last looked who is a member
 	refused uint64            // mu: Stats.Refused that was told of
+
+	shown atomic.Pointer[Status] // as it was when mu was last free
+	since []atomic.Int64         // by worker: since when it has something to write, 0 = it has not
 
 	steps   atomic.Uint64
 	heldNs  atomic.Int64
@@ -81,7 +83,8 @@ const memberEvery = time.Second
 // New makes a standby. Run keeps it going, Serve takes a connection.
 func New(c Config) *Standby {
 	c.Silence = cmp.Or(c.Silence, replica.Silence)
-	s := &Standby{c: c, log: c.Log, wake: make(chan struct{}, 1), links: map[string]*link{}, gone: map[string]gone{}}
+	c.Quiet = cmp.Or(c.Quiet, replica.Silence)
+	s := &Standby{c: c, log: c.Log, wake: make(chan struct{}, 1), mu: newTurns(), links: map[string]*link{}, gone: map[string]gone{}, since: make([]atomic.Int64, len(c.Shards))}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -92,6 +95,7 @@ func New(c Config) *Standby {
 	}
 	s.r = replica.NewReceiver(s.sink, 2*items+1<<16) // an owner's slots need not be used one after the other, and there may be two owners
 	s.r.May = s.may
+	s.shown.Store(s.status())
 	return s
 }
 
@@ -179,10 +183,13 @@ func (s *Standby) take(l *link, list [][]byte) ([]replica.Answer, error) {
 	return answers, nil
 }
 
-// answers are for all streams of a connection.
+// answers are for all streams of a connection. While a worker does not write its part they are the last ones again: the owner hears that this node lives, and that it comes no further.
 func (s *Standby) answers(l *link) (out []replica.Answer, ok bool) {
-	s.mu.Lock()
+	if !s.mu.lockFor(replica.Beat) {
+		return l.last, true
+	}
 	defer s.mu.Unlock()
+	defer func() { l.last = out }()
 	now := s.c.Now()
 	for n := range l.hello.Streams {
 		out = append(out, s.r.Answer(now, l.peer, uint8(n)))
@@ -201,6 +208,7 @@ func (s *Standby) Run(ctx context.Context) error {
 		s.judge()
 		marks := s.marks()
 		s.forget()
+		s.shown.Store(s.status())
 		s.mu.Unlock()
 		for _, m := range marks {
 			s.c.Marked(m.group, m.epoch)
@@ -304,13 +312,44 @@ type Peer struct {
 	Refused   []string // what it says of groups and may not, in words: nothing of them is taken from it
 }
 
-// Status says how copies stand.
+// statusWait is how long who asks for a status waits for a batch that is under way; more than that and they are told how it was before, and which worker it is that does not come to its end.
+const (
+	statusWait = 20 * time.Millisecond
+	lateAfter  = time.Second
+)
+
+// Status says how copies stand. It does not wait for a worker that hangs.
 func (s *Standby) Status() Status {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.tell()
+	if s.mu.lockFor(statusWait) {
+		defer s.mu.Unlock()
+		s.tell()
+		return *s.status()
+	}
+	st := *s.shown.Load()
+	if why := s.late(); why != "" {
+		st.Groups = slices.Clone(st.Groups)
+		for i := range st.Groups {
+			st.Groups[i].Whole, st.Groups[i].Why, st.Groups[i].Age = false, why, 0
+		}
+	}
+	return st
+}
+
+// late says which worker has not written its part of what has come for long; "" = none.
+func (s *Standby) late() string {
 	now := s.c.Now()
-	st := Status{Stats: s.r.Stats, Steps: s.steps.Load(), Held: time.Duration(s.heldNs.Load()), Longest: time.Duration(s.longest.Load()), Failed: s.failed.Load(), Odd: s.odd.Load()}
+	for w := range s.since {
+		if at := s.since[w].Load(); at != 0 && now-at > int64(lateAfter) {
+			return fmt.Sprintf("worker %d has not written what came for it for %s: nothing more is taken until it has", w, time.Duration(now-at).Round(time.Second))
+		}
+	}
+	return ""
+}
+
+// status is how copies stand. The caller holds mu.
+func (s *Standby) status() *Status {
+	now := s.c.Now()
+	st := &Status{Stats: s.r.Stats, Steps: s.steps.Load(), Held: time.Duration(s.heldNs.Load()), Longest: time.Duration(s.longest.Load()), Failed: s.failed.Load(), Odd: s.odd.Load()}
 	for _, x := range s.sink.View.Groups() {
 		if s.deaf[x.ID].Load() {
 			continue

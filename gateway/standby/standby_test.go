@@ -3,6 +3,7 @@ package standby
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -245,6 +246,105 @@ func TestAPeerLocksNobodyOut(t *testing.T) {
 	}
 	if got := f.sb.Status().Refused; got < 3 {
 		t.Errorf("%d were counted", got)
+	}
+}
+
+// TestADeadOwnerIsNotConnected: a connection by which nothing comes any more, because the owner's machine has gone without a word, ends, and that is nobody's fault; one that waits for a worker here does not.
+func TestADeadOwnerIsNotConnected(t *testing.T) {
+	f := newFar(t, 1, 1<<12, policyText+groupText(`"alpha"`))
+	f.sb.c.Quiet = 200 * time.Millisecond
+	a, b := net.Pipe()
+	defer a.Close()
+	served := make(chan error, 1)
+	go func() { served <- f.sb.Serve("a", b) }()
+	go func() {
+		for buf := make([]byte, 4096); ; {
+			if _, err := a.Read(buf); err != nil {
+				return
+			}
+		}
+	}()
+	hang, hangs := make(chan struct{}), make(chan struct{})
+	go func() {
+		_ = f.ws[0].Do(context.Background(), func(*pipeline.Shard) { close(hangs); <-hang })
+	}()
+	<-hangs
+	n := newNear(t, 1, 1<<12)
+	n.open(1, 0, 10)
+	n.life = 77
+	for i := range n.senders {
+		n.senders[i] = replica.NewSender(n.tables[i], 1<<12, 0, 1, 77, 9, replica.Limits{})
+		n.senders[i].Own(1, 5)
+		n.senders[i].Link(0, &replica.Answer{Anew: true})
+	}
+	_, _ = a.Write((&replica.Hello{Version: replica.WireVersion, Streams: 1, Life: 77}).Append(nil))
+	n.senders[0].Drain(0, 100)
+	n.senders[0].Drain(1e9, 100)
+	for frame := n.senders[0].Take(); frame != nil; frame = n.senders[0].Take() {
+		_, _ = a.Write(frame)
+	}
+	select {
+	case err := <-served:
+		t.Fatalf("it has ended while a worker here had its frames: %v", err)
+	case <-time.After(600 * time.Millisecond):
+	}
+	close(hang)
+	select {
+	case err := <-served:
+		if err != nil {
+			t.Errorf("it counts as a fault: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it stands")
+	}
+	if p := f.sb.Status().Peers; len(p) != 1 || p[0].Connected || p[0].Why != "nothing has come for 200ms, not even a digest: its node or the way to it has gone" {
+		t.Errorf("status says %+v", p)
+	}
+}
+
+// TestStatusDoesNotWait: while a worker hangs status answers, says which one it is, and that no copy is whole; the owner hears that this node lives and has no more; a connection that comes meanwhile is told why it
+// is not taken, and none is kept waiting.
+func TestStatusDoesNotWait(t *testing.T) {
+	f := impatient(t, 2, 1<<12, policyText+groupText(`"alpha"`), 300*time.Millisecond)
+	n := newNear(t, 1, 1<<12)
+	n.open(1, 0, 100)
+	defer connect(n, f)()
+	same(t, n, f, "before")
+	hang, hangs := make(chan struct{}), make(chan struct{})
+	go func() {
+		_ = f.ws[1].Do(context.Background(), func(*pipeline.Shard) { close(hangs); <-hang })
+	}()
+	<-hangs
+	n.mu.Lock()
+	n.open(1, 100, 300)
+	n.mu.Unlock()
+	var st Status
+	eventually(t, "status says which worker hangs", func() bool {
+		began := time.Now()
+		st = f.sb.Status()
+		if took := time.Since(began); took > 5*time.Second {
+			t.Fatalf("status took %s", took)
+		}
+		return len(st.Groups) == 1 && strings.HasPrefix(st.Groups[0].Why, "worker 1 has not written what came for it for ")
+	})
+	if st.Groups[0].Whole || len(st.Peers) != 1 || !st.Peers[0].Connected {
+		t.Errorf("status says %+v", st)
+	}
+	before := n.answers.Load()
+	eventually(t, "answers go on", func() bool { return n.answers.Load() > before+5 })
+	other := newNear(t, 1, 1<<12)
+	end := connect(other, f)
+	eventually(t, "a connection that comes meanwhile is refused", func() bool {
+		why := other.refused.Load()
+		return why != nil && strings.HasPrefix(*why, "worker 1 has not written")
+	})
+	if _, err := end(); err != nil {
+		t.Errorf("it counts as its fault: %v", err)
+	}
+	close(hang)
+	same(t, n, f, "when it goes on")
+	if st := f.sb.Status(); !st.Groups[0].Whole {
+		t.Errorf("status says %+v", st.Groups)
 	}
 }
 

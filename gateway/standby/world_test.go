@@ -2,6 +2,7 @@ package standby
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -110,6 +111,7 @@ type far struct {
 
 	silence time.Duration                                   // 0 = as usual
 	member  atomic.Pointer[func(name string) (bool, error)] // nil = that is not known
+	quiet   time.Duration                                   // 0 = for as long as a test lasts
 
 	mu    sync.Mutex
 	holds []time.Duration // mu
@@ -172,7 +174,7 @@ func memory(t testing.TB, n int) []byte {
 }
 
 func (f *far) start() {
-	f.sb = New(Config{Silence: f.silence, Shards: f.shards, View: f.view.Load, Now: func() int64 { return int64(f.clock.Exact()) },
+	f.sb = New(Config{Silence: f.silence, Quiet: cmp.Or(f.quiet, time.Hour), Shards: f.shards, View: f.view.Load, Now: func() int64 { return int64(f.clock.Exact()) },
 		Steps: func(w int, fn func(*pipeline.Shard, time.Duration) bool) error {
 			return f.ws[w].Steps(context.Background(), fn)
 		},

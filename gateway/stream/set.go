@@ -28,6 +28,7 @@ type Set struct {
 	streams []*Stream
 	ended   chan struct{}
 	end     func()
+	patient time.Duration // flushTime, longer in tests
 
 	full, free chan *[]byte
 
@@ -41,7 +42,7 @@ type Set struct {
 
 // NewSet makes one without streams. life is a random number that no set had before: senders of the set have it too.
 func NewSet(peer string, life uint64) *Set {
-	s := &Set{Peer: peer, life: life, ended: make(chan struct{}), full: make(chan *[]byte, buffers), free: make(chan *[]byte, buffers), problem: "not yet dialled", since: time.Now()}
+	s := &Set{Peer: peer, life: life, ended: make(chan struct{}), full: make(chan *[]byte, buffers), free: make(chan *[]byte, buffers), patient: flushTime, problem: "not yet dialled", since: time.Now()}
 	s.end = sync.OnceFunc(func() { close(s.ended) })
 	for range buffers {
 		s.free <- new([]byte)
@@ -85,7 +86,7 @@ func (s *Set) each(fn func(t *Stream) error) error {
 }
 
 // Flush calls done, once, when all that is in the senders' tables now is acknowledged by the standby, or when that cannot be: there is no connection, or it
-// breaks meanwhile. It waits for nothing.
+// breaks meanwhile, or it takes longer than who hands over waits: a million of sessions that were all judged anew, say. It waits for nothing.
 func (s *Set) Flush(done func(acked bool)) {
 	var left atomic.Int32
 	var missed atomic.Bool
@@ -100,12 +101,12 @@ func (s *Set) Flush(done func(acked bool)) {
 	}
 	for _, t := range s.streams {
 		select {
-		case t.orders <- func(int64) {
+		case t.orders <- func(now int64) {
 			if !t.linked {
 				one(false)
 				return
 			}
-			t.flushs = append(t.flushs, flush{budget: flushTurns, done: one})
+			t.flushs = append(t.flushs, flush{until: now + int64(s.patient), done: one})
 		}:
 			t.wake()
 		default: // its owner hangs
@@ -114,8 +115,8 @@ func (s *Set) Flush(done func(acked bool)) {
 	}
 }
 
-// flushTurns is how many turns of idleBudget what is marked may take: more is not waited for.
-const flushTurns = 1024
+// flushTime is for how long what is marked may take: the machine waits for 30 ms, and what packets there are has the worker's time again behind that.
+const flushTime = 50 * time.Millisecond
 
 // Run keeps a connection to the standby and carries frames and answers, until ctx or the set ends.
 func (s *Set) Run(ctx context.Context, dial func(context.Context) (net.Conn, error)) {

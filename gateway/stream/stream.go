@@ -45,9 +45,9 @@ type Stream struct {
 
 // flush is somebody who waits until all that was done by a moment is acknowledged.
 type flush struct {
-	seq    uint64 // 0 = not all of it is written
-	budget int
-	done   func(acked bool)
+	seq   uint64 // 0 = not all of it is written
+	until int64  // nobody waits for it any longer then
+	done  func(acked bool)
 }
 
 // standing is how a stream was when its owner last looked.
@@ -122,7 +122,9 @@ func (s *Stream) Rest(now int64) time.Duration {
 		return time.Hour
 	case s.out.Ready(): // starved: whoever frees a buffer calls
 		return restPace
-	case len(s.flushs) > 0 || s.out.Pending():
+	case len(s.flushs) > 0:
+		return time.Duration(max(min(s.due, s.flushs[0].until)-now, 0))
+	case s.out.Pending():
 		return time.Duration(max(s.due-now, 0))
 	case s.lags && !s.out.Behind(): // and nobody knows
 		return time.Duration(max(s.shown+int64(pace)-now, 0))
@@ -150,9 +152,8 @@ func (s *Stream) flush(now int64) (n int) {
 	acked := s.out.Acked()
 	keep := s.flushs[:0]
 	for _, f := range s.flushs {
-		if f.seq == 0 && f.budget > 0 {
+		if f.seq == 0 {
 			s.out.Drain(now, idleBudget)
-			f.budget--
 			n++
 			if seq, all := s.out.Next(); all {
 				f.seq = seq
@@ -162,7 +163,7 @@ func (s *Stream) flush(now int64) (n int) {
 		switch {
 		case f.seq > 0 && acked >= f.seq:
 			f.done(true)
-		case f.seq == 0 && f.budget == 0:
+		case now >= f.until:
 			f.done(false)
 		default:
 			keep = append(keep, f)

@@ -535,6 +535,7 @@ func TestWhyNotWhole(t *testing.T) {
 func TestFlush(t *testing.T) {
 	b := newStandby(1 << 20)
 	p := newPair(t, 3, 8192, to(b))
+	p.set.patient = time.Minute
 	p.whole("nothing")
 	for round := range uint32(20) {
 		for i, o := range p.own {
@@ -575,4 +576,39 @@ func TestFlush(t *testing.T) {
 	if <-done {
 		t.Error("without a connection something was acknowledged")
 	}
+}
+
+// TestFlushEndsInTime: who hands over is told that a flush will not come to its end, be it that there is more than can be written in that time or that the standby does not answer.
+func TestFlushEndsInTime(t *testing.T) {
+	b := newStandby(1 << 20)
+	p := newPair(t, 1, 1<<16, to(b))
+	p.whole("nothing")
+	for _, c := range []struct {
+		name    string
+		patient time.Duration
+	}{{"the standby does not answer", flushTime}, {"there is too much", 1}} {
+		p.set.patient = c.patient
+		if c.patient == flushTime {
+			b.mu.Lock()
+		}
+		p.own[0].do(func() {
+			for s := range 1 << 16 {
+				p.tables[0].put(s, uint32(s)|uint32(c.patient)<<16)
+			}
+		})
+		done := make(chan bool, 1)
+		p.set.Flush(func(acked bool) { done <- acked })
+		select {
+		case acked := <-done:
+			if acked {
+				t.Errorf("%s, and all is acknowledged", c.name)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("%s: nobody is told", c.name)
+		}
+		if c.patient == flushTime {
+			b.mu.Unlock()
+		}
+	}
+	p.whole("and all of it comes there")
 }
