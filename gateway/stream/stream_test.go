@@ -581,7 +581,7 @@ func TestFlush(t *testing.T) {
 // TestFlushEndsInTime: who hands over is told that a flush will not come to its end, be it that there is more than can be written in that time or that the standby does not answer.
 func TestFlushEndsInTime(t *testing.T) {
 	b := newStandby(1 << 20)
-	p := newPair(t, 1, 1<<16, to(b))
+	p := newPair(t, 1, 1<<13, to(b))
 	p.whole("nothing")
 	for _, c := range []struct {
 		name    string
@@ -592,7 +592,7 @@ func TestFlushEndsInTime(t *testing.T) {
 			b.mu.Lock()
 		}
 		p.own[0].do(func() {
-			for s := range 1 << 16 {
+			for s := range 1 << 13 {
 				p.tables[0].put(s, uint32(s)|uint32(c.patient)<<16)
 			}
 		})
