@@ -86,6 +86,10 @@ func (n *Node) consider(g *group, now Time) {
 		return
 	}
 	if now < g.holdUntil {
+		if to := n.rescue(g, now); to != "" {
+			n.hand(g, to, n.worst(g), now)
+			return
+		}
 		if words := n.stays(g, now); words == "" {
 			g.stuck = ""
 		} else if g.stuck != "hold" {
@@ -116,10 +120,23 @@ func (n *Node) consider(g *group, now Time) {
 	}
 }
 
+// rescue is the node that a group goes to although it has moved not long ago: something outside is broken here (a port, all routers, a policy that cannot be served), which each node sees for itself whether it
+// serves or not, and there it is well. What packets may have brought along, a worker that is stuck and panics, would follow the group. What is known of the other node is to be of after the last move.
+func (n *Node) rescue(g *group, now Time) string {
+	outside := 0
+	for _, c := range []Cause{CausePort, CauseUplink, CausePolicy} {
+		outside += n.conds[c] + g.conds[c]
+	}
+	if outside == 0 || now.Sub(g.lastMove) < 2*n.t.Lease {
+		return ""
+	}
+	return n.best(g, now, func(v View) bool { return v.Faults == 0 && !v.Panics })
+}
+
 // stays says that a group would go to a better node and does not yet, since it has moved not long ago; "" = nothing is better, or nothing holds it.
 func (n *Node) stays(g *group, now Time) string {
 	own := n.faults(g)
-	if own == 0 || now >= g.holdUntil {
+	if own == 0 || now >= g.holdUntil || n.rescue(g, now) != "" {
 		return ""
 	}
 	to := n.best(g, now, func(v View) bool { return v.Faults < own })

@@ -252,8 +252,11 @@ func TestConditions(t *testing.T) {
 	w.served(t, 6, "a")
 	var when []int64
 	bad := "a"
-	w.box("b").step(Condition{"", CausePort, 0})
-	for range 5 { // a port that flaps wherever the group is
+	for _, n := range []string{"a", "b"} {
+		w.box(n).step(Condition{"", CausePort, 0})
+	}
+	w.box("a").step(Condition{"", CauseWorker, 1})
+	for range 5 { // a worker that is stuck wherever the group is
 		for w.owner("g") == bad {
 			w.run(w.now + 20*ms)
 			if w.now > 400_000*ms {
@@ -261,10 +264,10 @@ func TestConditions(t *testing.T) {
 			}
 		}
 		when = append(when, w.now)
-		w.box(bad).step(Condition{"", CausePort, 0})
+		w.box(bad).step(Condition{"", CauseWorker, 0})
 		bad = w.owner("g")
 		w.run(w.now + 1500*ms)
-		w.box(bad).step(Condition{"", CausePort, 1})
+		w.box(bad).step(Condition{"", CauseWorker, 1})
 	}
 	for i := 1; i < len(when); i++ {
 		hold := int64(Default.HoldFirst) << (i - 1)
@@ -277,16 +280,16 @@ func TestConditions(t *testing.T) {
 // TestStays: a group that has moved because of a condition, and would go on for another one, says for how long it stays and how an operator moves it at once; and he does.
 func TestStays(t *testing.T) {
 	w := quietWorld(t, 7, 2, 1, Group{})
-	w.box("a").step(Condition{"", CausePort, 1})
+	w.box("a").step(Condition{"", CauseWorker, 1})
 	w.run(w.now + 500*ms)
 	w.served(t, 7, "b")
 	why := func() []string { return w.box("b").m.Status("g", 0, w.box("b").clock()).Why }
 	if got := why(); len(got) != 0 && !strings.Contains(strings.Join(got, " "), "against it") {
 		t.Errorf("nothing is against b: %q", got)
 	}
-	w.box("a").step(Condition{"", CausePort, 0})
+	w.box("a").step(Condition{"", CauseWorker, 0})
 	w.run(w.now + 2000*ms)
-	w.box("b").step(Condition{"", CausePort, 1})
+	w.box("b").step(Condition{"", CauseWorker, 1})
 	w.run(w.now + 1000*ms)
 	w.served(t, 7, "b")
 	got := strings.Join(why(), " ")
@@ -298,6 +301,46 @@ func TestStays(t *testing.T) {
 	w.box("b").step(Move{"g", "a"})
 	w.run(w.now + 500*ms)
 	w.served(t, 7, "a")
+}
+
+// TestAGoodNodeIsNotWaitedFor: a group whose owner has lost a port goes to a node that is well at once, however often it has moved because of conditions; never to one that has also lost something, before it
+// has stayed for its time, nor for what comes along with its packets.
+func TestAGoodNodeIsNotWaitedFor(t *testing.T) {
+	for _, c := range []Cause{CausePort, CauseUplink, CausePolicy} {
+		w := quietWorld(t, 8, 2, 1, Group{})
+		bad := "a"
+		for i := range 8 {
+			w.box(bad).step(Condition{"", c, 1})
+			began := w.now
+			for w.owner("g") == bad {
+				if w.run(w.now + 20*ms); w.now-began > 500*ms {
+					t.Fatalf("%s, move %d: after %d ms it is with a node that has lost something, and the other one is well", c, i+1, (w.now-began)/ms)
+				}
+			}
+			w.run(w.now + 400*ms)
+			w.box(bad).step(Condition{"", c, 0})
+			bad = w.owner("g")
+			w.run(w.now + 1000*ms)
+		}
+		if w.judge.worst["g"] > 100*ms {
+			t.Errorf("%s: %d ms of silence", c, w.judge.worst["g"]/ms)
+		}
+		// Now less is broken there than here, and something is.
+		other := map[string]string{"a": "b", "b": "a"}[bad]
+		w.box(other).step(Condition{"", c, 1})
+		w.run(w.now + 100*ms)
+		w.box(bad).step(Condition{"", c, 2})
+		w.run(w.now + 5000*ms)
+		w.served(t, 8, bad)
+		w.box(other).step(Condition{"", c, 0})
+		w.run(w.now + 500*ms)
+		w.served(t, 8, other)
+		w.box(other).step(Condition{"", CausePanics, 1})
+		w.box(other).step(Condition{"", CauseWorker, 1})
+		w.box(bad).step(Condition{"", c, 0})
+		w.run(w.now + 5000*ms)
+		w.served(t, 8, other)
+	}
 }
 
 // TestPreference: a preferred node takes over again only when it is back, whole, and the group says so.
