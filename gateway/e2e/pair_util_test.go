@@ -78,6 +78,9 @@ func (p *pairLab) end() (*netlab.FlowsSeen, *judge.Verdict) {
 	ended := time.Now()
 	seen, err := p.flows.End()
 	check(p.t, err)
+	if seen.Wrong > 0 {
+		p.t.Errorf("%d packets were wrong: %s", seen.Wrong, seen.Example)
+	}
 	v, err := p.Judge()
 	check(p.t, err)
 	for _, o := range v.Offences {

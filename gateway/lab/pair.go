@@ -384,7 +384,9 @@ func (d *pairDemo) watch(ctx context.Context, what string, m *netlab.Meter, down
 func (t *pairTraffic) end(d *pairDemo) (err error) {
 	var served host.HTTPServed
 	var echo host.Echo
-	t.seen, err = t.flows.End()
+	if t.seen, err = t.flows.End(); err == nil && t.seen.Wrong > 0 {
+		err = fmt.Errorf("%d packets were wrong: %s", t.seen.Wrong, t.seen.Example)
+	}
 	d.fail(errors.Join(t.file.Stop(&served), t.phone.Stop(&echo)))
 	d.seen.Fetched = served.Requests
 	if e := echo.Tags["call"]; e != nil {

@@ -1,12 +1,10 @@
 package netlab
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -21,17 +19,23 @@ type Frame struct {
 	Data     []byte
 }
 
-// Capture holds what passed a device since it began, at most its limit; after that it only counts.
+// Capture holds what passed a device since it began, at most its limit; after that it only counts. It looks at its socket now and then: the kernel has the time of
+// each frame, and a wakeup for each would be most of what a capture costs those that are measured.
 type Capture struct {
-	f    *os.File
-	done chan struct{}
+	fd         int
+	end, ended chan struct{}
+	stop       func() error // once
 
 	mu     sync.Mutex
 	frames []Frame
+	room   []byte // for the data of the next ones
 	seen   int
 	limit  int
 	err    error
 }
+
+// captureLook is how often it looks.
+const captureLook = 5 * time.Millisecond
 
 // Capture starts to record what a device sends and receives, whole frames. keep chooses the frames to hold (nil: all); it runs on the
 // capture's goroutine and must not hold on to the data. At most limit frames are held. Stop or Close of the lab ends it.
@@ -78,6 +82,8 @@ func (l *Lab) capture(ns, dev string, limit int, keep func(frame []byte) bool, f
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20) // with less it still works, Stop tells losses
 		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)
 		if err == nil && filter != nil {
+			// What the device sends is not even looked at: that costs a copy of each.
+			_ = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1) // an older kernel leaves it to the filter
 			err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
 		}
 		if err == nil {
@@ -94,39 +100,47 @@ func (l *Lab) capture(ns, dev string, limit int, keep func(frame []byte) bool, f
 	if err != nil {
 		return nil, fmt.Errorf("capture on %s in %s: %w", dev, ns, err)
 	}
-	c := &Capture{f: os.NewFile(uintptr(fd), "capture"), done: make(chan struct{}), limit: limit}
+	c := &Capture{fd: fd, end: make(chan struct{}), ended: make(chan struct{}), limit: limit}
+	c.stop = sync.OnceValue(c.close)
 	go c.read(keep, snap)
 	l.AtEnd(func() { c.Stop() })
 	return c, nil
 }
 
 func (c *Capture) read(keep func([]byte) bool, snap int) {
-	defer close(c.done)
-	raw, err := c.f.SyscallConn()
-	if err != nil {
-		c.fail(err)
-		return
-	}
-	buf, oob := make([]byte, snap), make([]byte, 256)
+	defer close(c.ended)
+	buf, oob := make([]byte, 4+snap), make([]byte, 256)
+	look := time.NewTicker(captureLook)
+	defer look.Stop()
 	for {
-		var n, oobn int
-		var from unix.Sockaddr
-		var rerr error
-		err := raw.Read(func(fd uintptr) bool {
-			n, oobn, _, from, rerr = unix.Recvmsg(int(fd), buf, oob, 0)
-			return rerr != unix.EAGAIN
-		})
-		if err != nil { // closed
+		select {
+		case <-c.end:
+			return
+		default:
+		}
+		n, oobn, _, from, err := unix.Recvmsg(c.fd, buf[4:], oob, 0)
+		switch {
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENETDOWN): // the device went down; it may come back
+			select {
+			case <-c.end:
+			case <-look.C:
+			}
+			continue
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			c.mu.Lock()
+			c.err = err
+			c.mu.Unlock()
 			return
 		}
-		if rerr == unix.ENETDOWN || rerr == unix.EINTR {
-			continue // the device went down; it may come back
+		at, tag, tagged := captured(oob[:oobn])
+		frame := buf[4 : 4+n]
+		if tagged && n >= 12 {
+			frame = buf[:4+n] // room for it
+			copy(frame, frame[4:16])
+			copy(frame[12:16], tag[:])
 		}
-		if rerr != nil {
-			c.fail(rerr)
-			return
-		}
-		frame := withTag(buf[:n], oob[:oobn])
 		if keep != nil && !keep(frame) {
 			continue
 		}
@@ -134,54 +148,44 @@ func (c *Capture) read(keep func([]byte) bool, snap int) {
 		c.mu.Lock()
 		c.seen++
 		if len(c.frames) < c.limit {
-			c.frames = append(c.frames, Frame{arrived(oob[:oobn]), ll != nil && ll.Pkttype == unix.PACKET_OUTGOING, bytes.Clone(frame)})
+			if cap(c.room)-len(c.room) < len(frame) {
+				c.room = make([]byte, 0, max(1<<18, len(frame)))
+			}
+			at0 := len(c.room)
+			c.room = append(c.room, frame...)
+			c.frames = append(c.frames, Frame{at, ll != nil && ll.Pkttype == unix.PACKET_OUTGOING, c.room[at0:len(c.room):len(c.room)]})
 		}
 		c.mu.Unlock()
 	}
 }
 
-func (c *Capture) fail(err error) {
-	c.mu.Lock()
-	c.err = err
-	c.mu.Unlock()
-}
-
-// arrived is the kernel's time of a frame (a struct timespec).
-func arrived(oob []byte) time.Time {
-	msgs, _ := unix.ParseSocketControlMessage(oob)
-	for _, m := range msgs {
-		if m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SCM_TIMESTAMPNS && len(m.Data) >= 16 {
-			return time.Unix(int64(binary.NativeEndian.Uint64(m.Data)), int64(binary.NativeEndian.Uint64(m.Data[8:])))
+// captured reads struct cmsghdr after cmsghdr (len: u64; level, type: i32): the kernel's time of a frame (struct timespec), and the tag that it took out of the frame
+// (struct tpacket_auxdata: status, len, snaplen: u32; mac, net, vlan_tci, vlan_tpid: u16).
+func captured(oob []byte) (at time.Time, tag [4]byte, tagged bool) {
+	for len(oob) >= 16 {
+		size := int(binary.NativeEndian.Uint64(oob))
+		if size < 16 || size > len(oob) {
+			break
 		}
+		data := oob[16:size]
+		switch level, kind := int(binary.NativeEndian.Uint32(oob[8:])), int(binary.NativeEndian.Uint32(oob[12:])); {
+		case level == unix.SOL_SOCKET && kind == unix.SCM_TIMESTAMPNS && len(data) >= 16:
+			at = time.Unix(int64(binary.NativeEndian.Uint64(data)), int64(binary.NativeEndian.Uint64(data[8:])))
+		case level == unix.SOL_PACKET && kind == unix.PACKET_AUXDATA && len(data) >= 20:
+			status, tpid := binary.NativeEndian.Uint32(data), uint16(unix.ETH_P_8021Q)
+			if status&unix.TP_STATUS_VLAN_TPID_VALID != 0 {
+				tpid = binary.NativeEndian.Uint16(data[18:])
+			}
+			tagged = status&unix.TP_STATUS_VLAN_VALID != 0
+			binary.BigEndian.PutUint16(tag[:], tpid)
+			binary.BigEndian.PutUint16(tag[2:], binary.NativeEndian.Uint16(data[16:]))
+		}
+		oob = oob[min((size+7)&^7, len(oob)):]
 	}
-	return time.Now()
-}
-
-// withTag puts the tag back that the kernel took out of the frame into struct tpacket_auxdata
-// (status, len, snaplen: u32; mac, net, vlan_tci, vlan_tpid: u16).
-func withTag(frame, oob []byte) []byte {
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil || len(frame) < 12 {
-		return frame
+	if at.IsZero() {
+		at = time.Now()
 	}
-	for _, m := range msgs {
-		if m.Header.Level != unix.SOL_PACKET || m.Header.Type != unix.PACKET_AUXDATA || len(m.Data) < 20 {
-			continue
-		}
-		if status := binary.NativeEndian.Uint32(m.Data); status&unix.TP_STATUS_VLAN_VALID == 0 {
-			continue
-		}
-		tpid := uint16(unix.ETH_P_8021Q)
-		if status := binary.NativeEndian.Uint32(m.Data); status&unix.TP_STATUS_VLAN_TPID_VALID != 0 {
-			tpid = binary.NativeEndian.Uint16(m.Data[18:])
-		}
-		out := make([]byte, 0, len(frame)+4)
-		out = append(out, frame[:12]...)
-		out = binary.BigEndian.AppendUint16(out, tpid)
-		out = binary.BigEndian.AppendUint16(out, binary.NativeEndian.Uint16(m.Data[16:]))
-		return append(out, frame[12:]...)
-	}
-	return frame
+	return at, tag, tagged
 }
 
 // Frames is what is held so far.
@@ -200,21 +204,10 @@ func (c *Capture) Seen() int {
 
 // CatchUp waits until all that had come is held. Stop does not wait: what is unread then is lost.
 func (c *Capture) CatchUp(within time.Duration) error {
-	raw, err := c.f.SyscallConn()
-	if err != nil {
-		return err
-	}
 	for end := time.Now().Add(within); ; time.Sleep(time.Millisecond) {
-		var left int
-		var ierr error
-		if err := raw.Control(func(fd uintptr) { left, ierr = unix.IoctlGetInt(int(fd), unix.SIOCINQ) }); err != nil {
+		left, err := unix.IoctlGetInt(c.fd, unix.SIOCINQ)
+		if err != nil || left == 0 {
 			return err
-		}
-		if ierr != nil {
-			return ierr
-		}
-		if left == 0 {
-			return nil
 		}
 		if time.Now().After(end) {
 			return fmt.Errorf("the capture is behind by more than %s", within)
@@ -225,22 +218,21 @@ func (c *Capture) CatchUp(within time.Duration) error {
 // Stop ends the capture and returns how many frames matched. An error says that the account is not complete: the kernel lost frames
 // before they were read, or reading failed.
 func (c *Capture) Stop() (int, error) {
-	var lost error
-	if raw, err := c.f.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) {
-			st, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS)
-			if err == nil && st.Drops > 0 {
-				lost = fmt.Errorf("the capture lost %d frames", st.Drops)
-			}
-		})
-	}
-	if err := c.f.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
-		return 0, err
-	}
-	<-c.done
+	lost := c.stop()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.seen, errors.Join(c.err, lost)
+}
+
+func (c *Capture) close() (lost error) {
+	st, err := unix.GetsockoptTpacketStats(c.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+	if err == nil && st.Drops > 0 {
+		lost = fmt.Errorf("the capture lost %d frames", st.Drops)
+	}
+	close(c.end)
+	<-c.ended
+	unix.Close(c.fd)
+	return lost
 }
 
 func htons(v uint16) uint16 {

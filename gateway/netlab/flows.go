@@ -1,13 +1,13 @@
 package netlab
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
 	"net/netip"
+	"path/filepath"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 
 	"demarc/gateway/netlab/host"
@@ -29,114 +29,70 @@ type FlowSpec struct {
 // Flows are paced packets on many flows, on both sides.
 type Flows struct {
 	Interval time.Duration
-	talk     []*Server
-	answer   map[netip.AddrPort]*Server
+	both     *Server
 }
 
 // StartFlows returns when packets go both ways on every flow.
-func (l *Lab) StartFlows(specs ...FlowSpec) (f *Flows, err error) {
-	f = &Flows{Interval: specs[0].Interval, answer: map[netip.AddrPort]*Server{}}
-	if f.Interval == 0 {
-		f.Interval = time.Millisecond
+func (l *Lab) StartFlows(specs ...FlowSpec) (*Flows, error) {
+	all := host.FlowsSpec{Interval: specs[0].Interval, Size: specs[0].Size, Patience: 8 * time.Second}
+	if all.Interval == 0 {
+		all.Interval = time.Millisecond
 	}
-	defer func() {
-		if err != nil {
-			f.End()
-			f = nil
-		}
-	}()
-	errs := make([]error, len(specs))
-	f.talk = make([]*Server, len(specs))
-	var wg sync.WaitGroup
-	for i, s := range specs {
-		if s.Interval != 0 && s.Interval != f.Interval {
-			return f, errors.New("flows that are measured together have one interval")
-		}
-		if s.Size == 0 {
-			s.Size = 64
-		}
-		if f.answer[s.To] == nil {
-			a, err := l.Serve(s.Outside, "flows-answer", "-addr", s.To.String(), "-interval", f.Interval.String(), "-size", fmt.Sprint(s.Size))
-			if err != nil {
-				return f, err
-			}
-			f.answer[s.To] = a
-		}
-		var from []string
-		for _, a := range s.From {
-			from = append(from, a.String())
+	if all.Size == 0 {
+		all.Size = 64
+	}
+	for _, s := range specs {
+		if s.Interval != specs[0].Interval || s.Size != specs[0].Size {
+			return nil, errors.New("flows that are measured together have one interval and one size")
 		}
 		if s.Port == 0 {
 			s.Port = 20000
 		}
-		wg.Go(func() {
-			f.talk[i], errs[i] = l.Serve(s.Inside, "flows-talk", "-dst", s.To.String(), "-from", strings.Join(from, ","), "-port", fmt.Sprint(s.Port), "-ports", fmt.Sprint(max(s.Ports, 1)), "-tag", s.Tag,
-				"-interval", f.Interval.String(), "-size", fmt.Sprint(s.Size))
-		})
+		all.Talk = append(all.Talk, host.TalkSpec{Space: l.spaceFile(s.Inside), Dst: s.To, From: s.From, Port: s.Port, Ports: max(s.Ports, 1), Tag: s.Tag})
+		if to := (host.AnswerSpec{Space: l.spaceFile(s.Outside), At: s.To}); !slices.Contains(all.Answer, to) {
+			all.Answer = append(all.Answer, to)
+		}
 	}
-	wg.Wait()
-	return f, errors.Join(errs...)
+	text, err := json.Marshal(&all)
+	if err != nil {
+		return nil, err
+	}
+	both, err := l.ServeWithin(all.Patience+10*time.Second, specs[0].Inside, "flows", "-spec", string(text))
+	return &Flows{Interval: all.Interval, both: both}, err
 }
+
+// spaceFile is how a process enters a namespace.
+func (l *Lab) spaceFile(ns string) string { return filepath.Join(netnsDir, l.NetNS(ns)) }
 
 // End stops the flows and says what was seen of them.
 func (f *Flows) End() (*FlowsSeen, error) {
-	r := &FlowsSeen{Interval: f.Interval}
-	var errs []error
-	in := make([]host.FlowSide, len(f.talk))
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	for i, s := range f.talk {
-		if s == nil {
-			continue
-		}
-		wg.Go(func() {
-			if err := s.Stop(&in[i]); err != nil {
-				mu.Lock()
-				errs = append(errs, err)
-				mu.Unlock()
-			}
-		})
+	var done host.FlowsDone
+	if err := f.both.Stop(&done); err != nil {
+		return nil, err
 	}
-	wg.Wait()
-	for _, s := range f.answer {
-		var out host.FlowSide
-		if err := s.Stop(&out); err != nil {
-			errs = append(errs, err)
-		}
-		r.Sides = append(r.Sides, out)
-		r.Pauses = append(r.Pauses, out.Pauses...)
-		if out.Full {
-			errs = append(errs, errors.New("there were more silences at the outside than are held"))
-		}
-		if out.Wrong > 0 {
-			errs = append(errs, fmt.Errorf("%d packets were wrong: %s", out.Wrong, out.Example))
-		}
+	r := &FlowsSeen{Interval: f.Interval, Sides: []host.FlowSide{done.Outside}, Pauses: done.Inside.Pauses, Wrong: done.Inside.Wrong + done.Outside.Wrong, Example: done.Inside.Example}
+	if r.Example == "" {
+		r.Example = done.Outside.Example
 	}
-	for i := range in {
-		side := &in[i]
-		r.Pauses = append(r.Pauses, side.Pauses...)
-		if side.Full {
-			errs = append(errs, errors.New("there were more silences at the inside than are held"))
-		}
-		if side.Wrong > 0 {
-			errs = append(errs, fmt.Errorf("%d packets were wrong: %s", side.Wrong, side.Example))
-		}
-		for tag, flows := range side.Flows {
-			for n, back := range flows {
-				for _, reply := range []bool{false, true} {
-					seen := back
-					if !reply {
-						seen = outsideSeen(r.Sides, tag, n)
-					}
-					if seen == nil {
-						seen = &host.FlowSeen{}
-					}
-					r.Flows = append(r.Flows, FlowEnd{Tag: tag, Flow: n, Reply: reply, FlowSeen: *seen, Ended: side.Ended})
+	var err error
+	if done.Inside.Full || done.Outside.Full {
+		err = errors.New("there were more silences than are held")
+	}
+	for tag, flows := range done.Inside.Flows {
+		for n, back := range flows {
+			for _, reply := range []bool{false, true} {
+				seen := back
+				if !reply {
+					seen = outsideSeen(r.Sides, tag, n)
 				}
+				if seen == nil {
+					seen = &host.FlowSeen{}
+				}
+				r.Flows = append(r.Flows, FlowEnd{Tag: tag, Flow: n, Reply: reply, FlowSeen: *seen, Ended: done.Inside.Ended})
 			}
 		}
 	}
-	return r, errors.Join(errs...)
+	return r, err
 }
 
 func outsideSeen(sides []host.FlowSide, tag string, n int) *host.FlowSeen {
@@ -172,6 +128,8 @@ type FlowsSeen struct {
 	Flows    []FlowEnd // two for each
 	Sides    []host.FlowSide
 	Pauses   []host.Silence // of senders
+	Wrong    uint64         // packets that were another host's, or none of a flow
+	Example  string         // the first of them
 }
 
 // Gap is the longest silence of a flow and direction within a time, less the interval; the silence after its last packet counts until the senders ended.

@@ -195,12 +195,15 @@ func (l *Lab) AddSwitch(ns string) error {
 
 const switchDevice = "sw"
 
+// PortName is the port of a switch that a device is plugged into.
+func PortName(e End) string {
+	port := e.NS + "-" + e.Name
+	return port[:min(len(port), 15)]
+}
+
 // Plug connects a device of a namespace to a switch through a new veth pair.
 func (l *Lab) Plug(sw string, e End, queues, mtu int) error {
-	port := e.NS + "-" + e.Name
-	if len(port) > 15 {
-		port = port[:15]
-	}
+	port := PortName(e)
 	if err := l.AddLink(LinkSpec{A: End{NS: sw, Name: port}, B: e, Queues: queues, MTU: mtu}); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"demarc/cluster/transport"
 	"demarc/gateway/netlab"
 	"demarc/gateway/netlab/judge"
 )
@@ -23,7 +24,9 @@ const (
 	PairApart4    = "198.18.20."    // beta's with Options.Apart
 	PairOutside4  = "203.0.113."
 	PairOutside6  = "2001:db8:ff::"
-	PairRouted    = "198.51.100.0/24" // where alpha's pool is: the outside sends it to the group's address
+	PairRouted    = "198.51.100.0/24"  // where alpha's pool is: the outside sends it to the group's address
+	PairPool      = "198.51.100.16/30" // that
+	PairLinkPool  = "203.0.113.64/30"  // beta's, on the link itself
 	PairGroup     = "east"
 	PairGroupID   = 1
 	PairFlowPort  = 7100 // of the flows, at the outside
@@ -52,14 +55,14 @@ name = "alpha"
 interfaces = ["alpha"]
 prefixes = ["198.18.10.0/24", "2001:db8:a::/64"]
 default_out = "allow"
-nat.pool = ["198.51.100.16/30"]
+nat.pool = ["` + PairPool + `"]
 
 [[tenant]]
 name = "beta"
 interfaces = ["beta"]
 prefixes = ["198.18.10.0/24", "2001:db8:b::/64"]
 default_out = "allow"
-nat.pool = ["203.0.113.64/30"]
+nat.pool = ["` + PairLinkPool + `"]
 
 [[group]]
 name = "east"
@@ -92,7 +95,11 @@ type Pair struct {
 	valves map[string]*netlab.Valve
 	taps   map[tap]*netlab.Capture
 	hinder hinder
+	ports  []port
 }
+
+// port of a switch.
+type port struct{ sw, dev string }
 
 // pairSide is a switch and what is on it.
 type pairSide struct{ sw, dev, net4, net6 string }
@@ -140,6 +147,7 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 			if err := n.t.Plug(s.sw, e, 1, 1500); err != nil {
 				return "", err
 			}
+			p.ports = append(p.ports, port{s.sw, netlab.PortName(e)})
 			text += portText(s.dev, pairInterface(side), fmt.Sprintf("%s%d/24", s.net4, own), fmt.Sprintf("%s%d/64", s.net6, own))
 		}
 		made = true
@@ -162,9 +170,11 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 		for i := range h.n {
 			addrs = append(addrs, netip.MustParsePrefix(fmt.Sprintf("%s%d/24", s.net4, h.first+i)), netip.MustParsePrefix(fmt.Sprintf("%s%x/64", s.net6, h.first+i)))
 		}
-		if err := errors.Join(p.AddNamespace(h.ns), p.Plug(s.sw, netlab.End{NS: h.ns, Name: netlab.HostDevice, Addrs: addrs}, 1, 1500)); err != nil {
+		e := netlab.End{NS: h.ns, Name: netlab.HostDevice, Addrs: addrs}
+		if err := errors.Join(p.AddNamespace(h.ns), p.Plug(s.sw, e, 1, 1500)); err != nil {
 			return nil, err
 		}
+		p.ports = append(p.ports, port{s.sw, netlab.PortName(e)})
 		routes := []string{"0.0.0.0/0", "::/0"}
 		if h.side == "" {
 			routes = []string{PairRouted, "2001:db8:a::/64", "2001:db8:b::/64"}
@@ -192,6 +202,18 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 		err = p.addGates()
 	}
 	return p, err
+}
+
+// Threads has the switches of both sides take frames in threads, for a bench with much traffic: see netlab.Threads.
+func (p *Pair) Threads() error {
+	for _, x := range p.ports {
+		pid, err := p.Lab.Threads(x.sw, x.dev)
+		if err != nil {
+			return err
+		}
+		p.threads = append(p.threads, pid)
+	}
+	return nil
 }
 
 // Devices are those of a gateway's ports.
@@ -381,6 +403,19 @@ func names(list []*Node) string {
 		out = append(out, n.Name)
 	}
 	return strings.Join(out, " and ")
+}
+
+// Expire gives a node a certificate of the authority that ends so long from now, as `demarc cluster cert` would put it there; 0 = one of the usual life.
+func (p *Pair) Expire(n *Node, in time.Duration) error {
+	a, err := transport.OpenAuthority(p.ca)
+	if err != nil {
+		return err
+	}
+	at := time.Now()
+	if in > 0 {
+		at = at.Add(in - transport.MemberLife)
+	}
+	return a.Issue(n.keys(), n.Name, at)
 }
 
 // Judge ends the recording and looks at it. An error says that it is not whole, and so proves nothing.

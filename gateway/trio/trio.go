@@ -51,8 +51,9 @@ type Trio struct {
 	*netlab.Lab
 	GW1, GW2, Witness *Node
 
-	o  Options
-	ca string
+	o       Options
+	ca      string
+	threads []int // of the switches
 }
 
 // Node is one of them.
@@ -119,6 +120,9 @@ func New(o Options) (t *Trio, err error) {
 	return t, nil
 }
 
+// keys is where a node's certificate is.
+func (n *Node) keys() string { return filepath.Join(filepath.Dir(n.File), n.Name) }
+
 // Nodes are all three.
 func (t *Trio) Nodes() []*Node { return []*Node{t.GW1, t.GW2, t.Witness} }
 
@@ -135,8 +139,9 @@ func (t *Trio) Node(name string) *Node {
 	return nil
 }
 
-// Pids are the processes of the nodes that run.
+// Pids are the processes of the nodes that run, and what else of the lab works beside its hosts.
 func (t *Trio) Pids() (list []int) {
+	list = append(list, t.threads...)
 	for _, n := range t.Nodes() {
 		if n.Runs() {
 			list = append(list, n.Pid())

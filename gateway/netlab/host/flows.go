@@ -3,18 +3,18 @@ package host
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
+	"os"
+	"runtime"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 )
 
@@ -83,7 +83,7 @@ type FlowSeen struct {
 // FlowSide is what one side of many flows did and saw.
 type FlowSide struct {
 	Flows   map[string][]*FlowSeen `json:"flows"`   // by tag; nil = nothing came
-	Pauses  []Silence              `json:"pauses"`  // in which the side itself sent nothing, longer than Shortest
+	Pauses  []Silence              `json:"pauses"`  // in which the side itself was late to send, longer than Shortest
 	Refused uint64                 `json:"refused"` // sends that the own stack did not take
 	Wrong   uint64                 `json:"wrong"`   // packets that were another host's, or none of a flow
 	Example string                 `json:"example,omitempty"`
@@ -130,104 +130,6 @@ func (s *FlowSide) wrong(format string, args ...any) {
 	}
 }
 
-// batchConn is a UDP socket of either family that takes many packets in one call.
-type batchConn struct {
-	*net.UDPConn
-	v4 *ipv4.PacketConn
-	v6 *ipv6.PacketConn
-}
-
-// listenBatch opens one on an address, with the kernel's time of arrival and the address that a packet came to.
-func listenBatch(addr netip.AddrPort) (*batchConn, error) {
-	u, err := net.ListenUDP(map[bool]string{true: "udp4", false: "udp6"}[addr.Addr().Is4()], net.UDPAddrFromAddrPort(addr))
-	if err != nil {
-		return nil, err
-	}
-	forceBuffer(u, unix.SO_RCVBUFFORCE)
-	forceBuffer(u, unix.SO_SNDBUFFORCE)
-	raw, err := u.SyscallConn()
-	if err == nil {
-		var set error
-		err = raw.Control(func(fd uintptr) {
-			set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)
-			if addr.Addr().Is4() {
-				set = errors.Join(set, unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_PKTINFO, 1))
-			} else {
-				set = errors.Join(set, unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1))
-			}
-		})
-		err = errors.Join(err, set)
-	}
-	if err != nil {
-		u.Close()
-		return nil, err
-	}
-	c := &batchConn{UDPConn: u}
-	if addr.Addr().Is4() {
-		c.v4 = ipv4.NewPacketConn(u)
-	} else {
-		c.v6 = ipv6.NewPacketConn(u)
-	}
-	return c, nil
-}
-
-// from is the control message that has a packet leave from an address.
-func (c *batchConn) from(a netip.Addr) []byte {
-	if c.v4 != nil {
-		return (&ipv4.ControlMessage{Src: a.AsSlice()}).Marshal()
-	}
-	return (&ipv6.ControlMessage{Src: a.AsSlice()}).Marshal()
-}
-
-// send hands over all packets, and returns how many the stack refused.
-func (c *batchConn) send(ms []ipv4.Message) (refused uint64) {
-	for len(ms) > 0 {
-		var n int
-		var err error
-		if c.v4 != nil {
-			n, err = c.v4.WriteBatch(ms, 0)
-		} else {
-			n, err = c.v6.WriteBatch(ms, 0)
-		}
-		if n <= 0 {
-			if errors.Is(err, net.ErrClosed) {
-				return refused
-			}
-			n = 1 // the first one is what it did not take
-			refused++
-		}
-		ms = ms[n:]
-	}
-	return refused
-}
-
-// each receives until the socket is closed. The packet is valid during the call. to is the address that it came to.
-func (c *batchConn) each(take func(p []byte, from net.Addr, to netip.Addr, at int64)) error {
-	ms := make([]ipv4.Message, 64)
-	for i := range ms {
-		ms[i].Buffers, ms[i].OOB = [][]byte{make([]byte, 2048)}, make([]byte, 128)
-	}
-	for {
-		var n int
-		var err error
-		if c.v4 != nil {
-			n, err = c.v4.ReadBatch(ms, 0)
-		} else {
-			n, err = c.v6.ReadBatch(ms, 0)
-		}
-		if errors.Is(err, net.ErrClosed) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		for i := range ms[:n] {
-			to, at := arrival(ms[i].OOB[:ms[i].NN])
-			take(ms[i].Buffers[0][:ms[i].N], ms[i].Addr, to, at)
-		}
-	}
-}
-
 // arrival reads struct cmsghdr after cmsghdr (len: u64; level, type: i32): where a packet came to, and when.
 func arrival(oob []byte) (to netip.Addr, at int64) {
 	for len(oob) >= 16 {
@@ -252,240 +154,284 @@ func arrival(oob []byte) (to netip.Addr, at int64) {
 	return to, at
 }
 
-// pace calls fn once each interval until ctx ends. What was missed is not made up for: a burst would hide a silence. A pause is from before one call to behind the next: no flow
-// was silent for longer by its sender, wherever in the two that was held up.
-func (s *FlowSide) pace(ctx context.Context, interval time.Duration, mu *sync.Mutex, fn func()) {
-	last := int64(0)
-	for due := time.Now(); sleepUntil(ctx, due); {
-		now := time.Now().UnixNano()
-		fn()
-		mu.Lock()
-		s.Pauses = s.silence(s.Pauses, last, time.Now().UnixNano())
-		mu.Unlock()
-		last = now
-		if due = due.Add(interval); time.Since(due) > interval {
-			due = time.Now()
-		}
-	}
-	s.Ended = last
+// FlowsSpec is many flows and both their ends, which one process sends and receives: a wakeup each millisecond for every host would be most of what they cost.
+type FlowsSpec struct {
+	Talk     []TalkSpec    `json:"talk"`
+	Answer   []AnswerSpec  `json:"answer"`
+	Interval time.Duration `json:"interval"` // between two packets of a flow
+	Size     int           `json:"size"`     // payload bytes
+	Patience time.Duration `json:"patience"` // until something has come back on each
 }
 
-// flowsTalk is the inside of many flows: one for each pair of an address and a port. It is ready when something has come back on each.
-func flowsTalk(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
-	dst := fs.String("dst", "", "ADDRESS:PORT of flows-answer")
-	list := fs.String("from", "", "own addresses, with commas between")
-	port := fs.Int("port", 20000, "first own port")
-	ports := fs.Int("ports", 1, "own ports")
-	tag := fs.String("tag", "flows", "up to 8 bytes, names the tenant")
-	interval := fs.Duration("interval", time.Millisecond, "between two packets of a flow")
-	size := fs.Int("size", 64, "payload bytes")
-	patience := fs.Duration("patience", 8*time.Second, "until something has come back on each")
-	if err := fs.Parse(args); err != nil {
-		return nil, err
+// TalkSpec is some flows of one host inside: one for each pair of an address and a port.
+type TalkSpec struct {
+	Space string         `json:"space"` // file of the network namespace that it is in
+	Dst   netip.AddrPort `json:"dst"`   // of an AnswerSpec
+	From  []netip.Addr   `json:"from"`
+	Port  int            `json:"port"` // the first own one
+	Ports int            `json:"ports"`
+	Tag   string         `json:"tag"` // up to 8 bytes, names the tenant
+}
+
+// AnswerSpec is an end outside.
+type AnswerSpec struct {
+	Space string         `json:"space"`
+	At    netip.AddrPort `json:"at"`
+}
+
+// FlowsDone is what both ends did and saw.
+type FlowsDone struct {
+	Inside  FlowSide `json:"inside"`
+	Outside FlowSide `json:"outside"`
+}
+
+func (s *TalkSpec) check() error {
+	for _, a := range s.From {
+		if a.Is4() != s.Dst.Addr().Is4() {
+			return fmt.Errorf("from %s: want addresses of the family of %s", a, s.Dst)
+		}
 	}
-	to, err := netip.ParseAddrPort(*dst)
+	if !s.Dst.IsValid() || len(s.From) == 0 || s.Ports < 1 || s.Port < 1 || s.Port+s.Ports > 65536 || s.Tag == "" || len(s.Tag) > 8 {
+		return fmt.Errorf("%+v: want a destination, addresses, ports that exist and a tag of at most 8 bytes", *s)
+	}
+	return nil
+}
+
+// enter has the thread be in a namespace: sockets that it opens are there for good.
+func enter(space string) error {
+	f, err := os.Open(space)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var from []netip.Addr
-	for a := range strings.SplitSeq(*list, ",") {
-		one, err := netip.ParseAddr(a)
-		if err != nil || one.Is4() != to.Addr().Is4() {
-			return nil, fmt.Errorf("from %q: want addresses of the family of %s", a, to)
+	defer f.Close()
+	return unix.Setns(int(f.Fd()), unix.CLONE_NEWNET)
+}
+
+// talkers is the inside of many flows.
+type talkers struct {
+	side    *FlowSide
+	list    []talker
+	all     int // flows
+	waiting int // of them, those that nothing has come back on
+}
+
+// talker is the flows of one socket.
+type talker struct {
+	*flowSocket
+	out  []ipv4.Message // the next packet of each
+	read func() error
+}
+
+func newTalkers(spec *FlowsSpec, in inbox) (t *talkers, err error) {
+	t = &talkers{side: &FlowSide{Flows: map[string][]*FlowSeen{}}}
+	for _, s := range spec.Talk {
+		if err := errors.Join(s.check(), enter(s.Space)); err != nil {
+			return nil, err
 		}
-		from = append(from, one)
-	}
-	if *size < flowHeader || *size > 1400 || *ports < 1 || *port < 1 || *port+*ports > 65536 || *interval <= 0 || len(*tag) > 8 {
-		return nil, fmt.Errorf("want %d <= size <= 1400, ports that exist, an interval and a tag of at most 8 bytes", flowHeader)
-	}
-	var mu sync.Mutex // side
-	side := &FlowSide{Flows: map[string][]*FlowSeen{}}
-	flows := make([]*FlowSeen, len(from)**ports)
-	for i := range flows {
-		flows[i] = &FlowSeen{}
-	}
-	side.Flows[*tag] = flows
-	conns := make([]*batchConn, *ports)
-	batches := make([][]ipv4.Message, *ports)
-	failed := make(chan error, *ports)
-	waiting, back := len(flows), make(chan struct{})
-	remote := net.UDPAddrFromAddrPort(to)
-	for p := range conns {
-		any := netip.IPv4Unspecified()
-		if to.Addr().Is6() {
-			any = netip.IPv6Unspecified()
+		if t.side.Flows[s.Tag] != nil {
+			return nil, fmt.Errorf("tag %s twice", s.Tag)
 		}
-		c, err := listenBatch(netip.AddrPortFrom(any, uint16(*port+p)))
+		flows := make([]*FlowSeen, len(s.From)*s.Ports)
+		for i := range flows {
+			flows[i] = &FlowSeen{}
+		}
+		t.side.Flows[s.Tag] = flows
+		t.all += len(flows)
+		for p := range s.Ports {
+			c, err := openFlowSocket(netip.AddrPortFrom(unspecified(s.Dst.Addr()), uint16(s.Port+p)), in)
+			if err != nil {
+				return nil, err
+			}
+			one := talker{flowSocket: c}
+			for i, a := range s.From {
+				b := make([]byte, spec.Size)
+				FlowMark{Tag: s.Tag, Flow: i*s.Ports + p, Inside: netip.AddrPortFrom(a, uint16(s.Port+p))}.Put(b)
+				one.out = append(one.out, ipv4.Message{Buffers: [][]byte{b}, OOB: sourceMessage(a), Addr: net.UDPAddrFromAddrPort(s.Dst)})
+			}
+			one.read = func() error {
+				return c.each(func(b []byte, _ *net.UDPAddr, at netip.Addr, when int64) {
+					m, ok := ParseFlow(b)
+					here := netip.AddrPortFrom(at, uint16(s.Port+p))
+					if !ok || !m.Reply || m.Tag != s.Tag || m.Inside != here || m.Flow >= len(flows) {
+						t.side.wrong("%s of %s got a packet of flow %d of %s of %s", here, s.Tag, m.Flow, m.Inside, m.Tag)
+						return
+					}
+					f := flows[m.Flow]
+					if f.Received == 0 {
+						t.waiting--
+					}
+					t.side.seen(f, m.Seq, when)
+				})
+			}
+			t.list = append(t.list, one)
+		}
+	}
+	t.waiting = t.all
+	return t, nil
+}
+
+func (t *talkers) send(phase, phases int, seq uint64) {
+	for i := phase; i < len(t.list); i += phases {
+		for _, m := range t.list[i].out {
+			FlowMark{Seq: seq}.putSeq(m.Buffers[0])
+		}
+		t.side.Refused += t.list[i].flowSocket.send(t.list[i].out)
+	}
+}
+
+func (t *talkers) read() error {
+	for i := range t.list {
+		if err := t.list[i].read(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// silent names the first flow that nothing came on.
+func (t *talkers) silent(specs []TalkSpec) string {
+	for _, spec := range specs {
+		for i, f := range t.side.Flows[spec.Tag] {
+			if f.Received == 0 {
+				return fmt.Sprintf("of %s from %s", spec.Tag, netip.AddrPortFrom(spec.From[i/spec.Ports], uint16(spec.Port+i%spec.Ports)))
+			}
+		}
+	}
+	return "of nobody"
+}
+
+// answerers is the outside: it sends on each flow that it has heard of, at the same pace whether anything comes or not, to where the last packet came from.
+type answerers struct {
+	side  *FlowSide
+	size  int
+	conns []*answering
+	known map[string][]*answerer // by tag
+	flows []*answerer            // in the order in which they came
+}
+
+// answering is a socket at the outside.
+type answering struct {
+	*flowSocket
+	out []ipv4.Message
+}
+
+// answerer is one flow there.
+type answerer struct {
+	*FlowSeen
+	mark FlowMark
+	c    *answering
+	out  ipv4.Message // the next packet, to where the last one came from
+}
+
+func newAnswerers(spec *FlowsSpec, in inbox) (*answerers, error) {
+	a := &answerers{side: &FlowSide{Flows: map[string][]*FlowSeen{}}, size: spec.Size, known: map[string][]*answerer{}}
+	for _, s := range spec.Answer {
+		if err := enter(s.Space); err != nil {
+			return nil, err
+		}
+		c, err := openFlowSocket(s.At, in)
 		if err != nil {
 			return nil, err
 		}
-		defer c.Close()
-		conns[p] = c
-		for i, a := range from {
-			b := make([]byte, *size)
-			FlowMark{Tag: *tag, Flow: i**ports + p, Inside: netip.AddrPortFrom(a, uint16(*port+p))}.Put(b)
-			batches[p] = append(batches[p], ipv4.Message{Buffers: [][]byte{b}, OOB: c.from(a), Addr: remote})
-		}
-		go func() {
-			err := c.each(func(b []byte, _ net.Addr, at netip.Addr, when int64) {
-				m, ok := ParseFlow(b)
-				mu.Lock()
-				defer mu.Unlock()
-				here := netip.AddrPortFrom(at, uint16(*port+p))
-				if !ok || !m.Reply || m.Tag != *tag || m.Inside != here || m.Flow >= len(flows) {
-					side.wrong("%s of %s got a packet of flow %d of %s of %s", here, *tag, m.Flow, m.Inside, m.Tag)
-					return
-				}
-				f := flows[m.Flow]
-				if f.Received == 0 {
-					if waiting--; waiting == 0 {
-						close(back)
-					}
-				}
-				side.seen(f, m.Seq, when)
-			})
-			failed <- err
-		}()
+		a.conns = append(a.conns, &answering{flowSocket: c})
 	}
-	run, stop := context.WithCancel(ctx)
-	defer stop()
-	paced := make(chan struct{})
-	var seq uint64
-	go func() {
-		defer close(paced)
-		side.pace(run, *interval, &mu, func() {
-			seq++
-			for p, c := range conns {
-				for i := range batches[p] {
-					FlowMark{Seq: seq}.putSeq(batches[p][i].Buffers[0])
-				}
-				n := c.send(batches[p])
-				mu.Lock()
-				side.Refused += n
-				mu.Unlock()
-			}
-		})
-	}()
-	select {
-	case <-back:
-	case err := <-failed:
-		return nil, err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-time.After(*patience):
-		mu.Lock()
-		defer mu.Unlock()
-		i := slices.IndexFunc(flows, func(f *FlowSeen) bool { return f.Received == 0 })
-		return nil, fmt.Errorf("nothing came back on %d of %d flows of %s within %s, as on that from %s:%d", waiting, len(flows), *tag, *patience, from[max(i, 0) / *ports], *port+max(i, 0)%*ports)
-	}
-	end, err := serving(ctx, from[0].String())
-	if err != nil {
-		return nil, err
-	}
-	select {
-	case <-end.Done():
-	case err := <-failed:
-		return nil, err
-	}
-	stop()
-	<-paced
-	time.Sleep(20 * time.Millisecond) // what is on its way back
-	mu.Lock()
-	defer mu.Unlock()
-	return side, nil
+	return a, nil
 }
 
-// flowsAnswer is the outside: it sends on each flow that it has heard of, at the same pace whether anything comes or not, to where the last packet came from.
-func flowsAnswer(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
-	addr := fs.String("addr", "", "own ADDRESS:PORT")
-	interval := fs.Duration("interval", time.Millisecond, "between two packets of a flow")
-	size := fs.Int("size", 64, "payload bytes")
+func (a *answerers) send(phase, phases int) {
+	for i := phase; i < len(a.flows); i += phases {
+		f := a.flows[i]
+		f.mark.Seq++
+		f.mark.Put(f.out.Buffers[0])
+		f.c.out = append(f.c.out, f.out)
+	}
+	for _, c := range a.conns {
+		a.side.Refused += c.send(c.out)
+		c.out = c.out[:0]
+	}
+}
+
+func (a *answerers) read() (err error) {
+	for _, c := range a.conns {
+		err = errors.Join(err, c.each(func(b []byte, from *net.UDPAddr, _ netip.Addr, when int64) {
+			m, ok := ParseFlow(b)
+			if !ok || m.Reply || m.Flow > 1<<16 || from == nil {
+				a.side.wrong("the outside got something from %s that is no packet of a flow", from)
+				return
+			}
+			for len(a.known[m.Tag]) <= m.Flow {
+				a.known[m.Tag], a.side.Flows[m.Tag] = append(a.known[m.Tag], nil), append(a.side.Flows[m.Tag], nil)
+			}
+			f := a.known[m.Tag][m.Flow]
+			if f == nil {
+				f = &answerer{FlowSeen: &FlowSeen{}, c: c, mark: FlowMark{Tag: m.Tag, Flow: m.Flow, Reply: true, Inside: m.Inside}, out: ipv4.Message{Buffers: [][]byte{make([]byte, a.size)}}}
+				a.known[m.Tag][m.Flow], a.side.Flows[m.Tag][m.Flow] = f, f.FlowSeen
+				a.flows = append(a.flows, f)
+			}
+			if f.mark.Inside != m.Inside {
+				a.side.wrong("flow %d of %s was that of %s, and now of %s", m.Flow, m.Tag, f.mark.Inside, m.Inside)
+			}
+			if to, ok := f.out.Addr.(*net.UDPAddr); !ok || to.Port != from.Port || !to.IP.Equal(from.IP) {
+				f.out.Addr = from
+				f.Sources = append(f.Sources, from.String())
+			}
+			a.side.seen(f.FlowSeen, m.Seq, when)
+		}))
+	}
+	return err
+}
+
+// flows is both ends of many flows. It is ready when something has come back on each.
+func flows(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
+	text := fs.String("spec", "", "JSON")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
-	at, err := netip.ParseAddrPort(*addr)
+	var spec FlowsSpec
+	if err := json.Unmarshal([]byte(*text), &spec); err != nil {
+		return nil, fmt.Errorf("spec: %w", err)
+	}
+	if len(spec.Talk) == 0 || len(spec.Answer) == 0 || spec.Size < flowHeader || spec.Size > 1400 || spec.Interval <= 0 || spec.Patience <= 0 {
+		return nil, fmt.Errorf("want flows, %d <= size <= 1400, an interval and patience", flowHeader)
+	}
+	runtime.LockOSThread() // it goes from one namespace to another
+	in := newInbox()
+	outside, err := newAnswerers(&spec, in)
 	if err != nil {
 		return nil, err
 	}
-	if *size < flowHeader || *size > 1400 || *interval <= 0 {
-		return nil, fmt.Errorf("want %d <= size <= 1400 and an interval", flowHeader)
-	}
-	c, err := listenBatch(at)
+	inside, err := newTalkers(&spec, in)
 	if err != nil {
 		return nil, err
 	}
-	end, err := serving(ctx, at.String())
-	if err != nil {
-		return nil, err
+	read := func() error { return errors.Join(inside.read(), outside.read()) }
+	var end context.Context // once it is ready
+	begun := time.Now()
+	for b := inside.side.beat(spec.Interval); end == nil || end.Err() == nil; {
+		phase, seq, look := b.next()
+		inside.send(phase, b.phases, seq)
+		outside.send(phase, b.phases)
+		if !look {
+			continue
+		}
+		if err := read(); err != nil {
+			return nil, err
+		}
+		switch {
+		case end != nil:
+		case inside.waiting == 0:
+			var err error
+			if end, err = serving(ctx, spec.Answer[0].At.String()); err != nil {
+				return nil, err
+			}
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case time.Since(begun) > spec.Patience:
+			return nil, fmt.Errorf("nothing came back on %d of %d flows within %s, as on that %s", inside.waiting, inside.all, spec.Patience, inside.silent(spec.Talk))
+		}
 	}
-	var mu sync.Mutex // all below
-	side := &FlowSide{Flows: map[string][]*FlowSeen{}}
-	type flow struct {
-		*FlowSeen
-		mark FlowMark
-		to   *net.UDPAddr
-	}
-	known := map[string][]*flow{} // by tag
-	failed := make(chan error, 1)
-	go func() {
-		failed <- c.each(func(b []byte, from net.Addr, _ netip.Addr, when int64) {
-			m, ok := ParseFlow(b)
-			u, isUDP := from.(*net.UDPAddr)
-			mu.Lock()
-			defer mu.Unlock()
-			if !ok || m.Reply || !isUDP || m.Flow > 1<<16 {
-				side.wrong("the outside got something from %s that is no packet of a flow", from)
-				return
-			}
-			for len(known[m.Tag]) <= m.Flow {
-				known[m.Tag], side.Flows[m.Tag] = append(known[m.Tag], nil), append(side.Flows[m.Tag], nil)
-			}
-			f := known[m.Tag][m.Flow]
-			if f == nil {
-				f = &flow{FlowSeen: &FlowSeen{}, mark: FlowMark{Tag: m.Tag, Flow: m.Flow, Reply: true, Inside: m.Inside}}
-				known[m.Tag][m.Flow], side.Flows[m.Tag][m.Flow] = f, f.FlowSeen
-			}
-			if f.mark.Inside != m.Inside {
-				side.wrong("flow %d of %s was that of %s, and now of %s", m.Flow, m.Tag, f.mark.Inside, m.Inside)
-			}
-			if f.to == nil || f.to.Port != u.Port || !f.to.IP.Equal(u.IP) {
-				f.to = &net.UDPAddr{IP: slices.Clone(u.IP), Port: u.Port, Zone: u.Zone}
-				f.Sources = append(f.Sources, u.String())
-			}
-			side.seen(f.FlowSeen, m.Seq, when)
-		})
-	}()
-	go func() {
-		var ms []ipv4.Message
-		side.pace(end, *interval, &mu, func() {
-			mu.Lock()
-			n := 0
-			for _, list := range known {
-				for _, f := range list {
-					if f == nil {
-						continue
-					}
-					if n == len(ms) {
-						ms = append(ms, ipv4.Message{Buffers: [][]byte{make([]byte, *size)}})
-					}
-					f.mark.Seq++
-					f.mark.Put(ms[n].Buffers[0])
-					ms[n].Addr = f.to
-					n++
-				}
-			}
-			mu.Unlock()
-			refused := c.send(ms[:n])
-			mu.Lock()
-			side.Refused += refused
-			mu.Unlock()
-		})
-		c.Close()
-	}()
-	if err := <-failed; err != nil {
-		return nil, err
-	}
-	mu.Lock()
-	defer mu.Unlock()
-	return side, nil
+	time.Sleep(20 * time.Millisecond) // what is on its way
+	outside.side.Ended = inside.side.Ended
+	err = read()
+	return FlowsDone{*inside.side, *outside.side}, err
 }

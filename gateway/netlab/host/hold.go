@@ -18,8 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// holdBlock is what goes each way in one exchange.
-const holdBlock = 1024
+const (
+	holdBlock    = 1024                  // is what goes each way in one exchange
+	holdTogether = 50 * time.Millisecond // those that are due within so long begin together
+)
 
 // block is what the connection id says in a round, the one way or the other. Both ends know it: a block of another connection, or another round,
 // is found.
@@ -232,11 +234,13 @@ func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 		}
 		r.Why[howFailed(err)]++
 	}
+	began := time.Now()
 	for i, c := range conns[:*busy] {
 		wg.Go(func() {
 			note(func() error {
 				round, id := uint64(0), first+uint64(i)
-				due := time.Now().Add(*every * time.Duration(i) / time.Duration(*busy)) // not all at once
+				// Not all at once, but some together: a wakeup for each of thousands costs more than all that they carry.
+				due := began.Add((*every * time.Duration(i) / time.Duration(*busy)).Truncate(holdTogether))
 				for sleepUntil(end, due) {
 					round++
 					if err := exchange(c, id, round); err != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
 )
 
 // Ping is one series of echo requests.
@@ -25,6 +26,8 @@ type Ping struct {
 	Bad      int     `json:"bad"`      // answers with another payload, or twice the same
 	Errors   int     `json:"errors"`   // ICMP errors from anyone
 	RTT      Latency `json:"rtt"`
+
+	LongestMs float64 `json:"longest_ms"` // without an answer: between two, or from the last one until it ended; less the interval
 }
 
 func ping(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
@@ -61,6 +64,13 @@ func ping(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 	sentAt := make([]time.Time, *count)
 	answered := make([]bool, *count)
 	var rtt []time.Duration
+	var last time.Time // answer
+	silent := func(now time.Time) {
+		if !last.IsZero() {
+			r.LongestMs = max(r.LongestMs, float64(now.Sub(last)-*interval)/1e6)
+		}
+		last = now
+	}
 	all := make(chan struct{})
 	go func() {
 		buf := make([]byte, 1<<16)
@@ -82,6 +92,7 @@ func ping(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 					break
 				}
 				answered[echo.Seq] = true
+				silent(now)
 				rtt = append(rtt, now.Sub(sentAt[echo.Seq]))
 				if len(rtt) == *count {
 					close(all)
@@ -107,7 +118,8 @@ func ping(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 		mu.Lock()
 		sentAt[seq] = time.Now()
 		mu.Unlock()
-		if _, err := conn.WriteTo(b, to4); err != nil {
+		// One that the own stack has no room for is one that nobody answers.
+		if _, err := conn.WriteTo(b, to4); err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return nil, fmt.Errorf("send to %s: %w", dst, err)
 		}
 		r.Sent++
@@ -119,7 +131,9 @@ func ping(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	r.Received, r.RTT = len(rtt), latencyOf(rtt)
+	if r.Received, r.RTT = len(rtt), latencyOf(rtt); r.Received < r.Sent {
+		silent(time.Now())
+	}
 	return r, nil
 }
 

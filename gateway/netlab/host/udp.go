@@ -372,13 +372,17 @@ func udpFlood(ctx context.Context, fs *flag.FlagSet, args []string) (any, error)
 	size := fs.Int("size", 1172, "payload bytes, at least 32")
 	duration := fs.Duration("duration", 5*time.Second, "how long to send")
 	tos := fs.Int("tos", 0, "IPv4 TOS or IPv6 traffic class")
+	from := fs.String("from", "", "own address; empty = what the system takes")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
+	}
+	if *from != "" {
+		*from = net.JoinHostPort(*from, "0")
 	}
 	if *size < probeHeader || *size > 65000 || *bits <= 0 || len(*tag) > 8 {
 		return nil, errors.New("want 32 <= size <= 65000, bits > 0 and a tag of at most 8 bytes")
 	}
-	conn, dst, err := dialUDP(*to, "", *tos)
+	conn, dst, err := dialUDP(*to, *from, *tos)
 	if err != nil {
 		return nil, err
 	}

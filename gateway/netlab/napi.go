@@ -1,0 +1,85 @@
+package netlab
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Threads has what comes to a device be taken by a thread of the kernel's, many frames at a time, as a real device's interrupt would have it. Without that each frame goes
+// all its way, into the next host's program, inside of the call that sends it, and wakes whoever waits there: most of what a lab costs. The thread comes before
+// all programs. It returns its pid: what it does is the lab's work.
+func (l *Lab) Threads(ns, dev string) (pid int, err error) {
+	s, link, err := l.link(ns, dev)
+	if err != nil {
+		return 0, err
+	}
+	family, err := s.h.GenlFamilyGet("ethtool")
+	if err != nil {
+		return 0, fmt.Errorf("ethtool netlink: %w", err)
+	}
+	before := napiThreads(dev)
+	// A veth has no NAPI of its own without it.
+	if err := l.Do(ns, func() error { return setFeatures(family.ID, link.Attrs().Index, []string{"rx-gro"}, true) }); err != nil {
+		return 0, fmt.Errorf("gro of %s in %s: %w", dev, ns, err)
+	}
+	if err := l.Do(ns, func() error { return Threaded(dev, true) }); err != nil {
+		return 0, err
+	}
+	for end := time.Now().Add(2 * time.Second); ; time.Sleep(time.Millisecond) {
+		for p := range napiThreads(dev) {
+			if !before[p] {
+				// The lowest real-time priority: without it frames wait for programs.
+				if err := unix.SchedSetAttr(p, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0); err != nil {
+					return 0, fmt.Errorf("priority of the thread of %s: %w", dev, err)
+				}
+				return p, nil
+			}
+		}
+		if time.Now().After(end) {
+			return 0, fmt.Errorf("%s in %s got no NAPI thread within 2 s", dev, ns)
+		}
+	}
+}
+
+// Threaded moves a device's NAPI into threads or back. It must be called on a thread that ends, in the device's namespace, as by Do: the
+// namespace's own sysfs is mounted in a private mount namespace.
+func Threaded(dev string, on bool) error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("private mounts: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("private mounts: %w", err)
+	}
+	if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
+		return fmt.Errorf("mount sysfs: %w", err)
+	}
+	v := "0"
+	if on {
+		v = "1"
+	}
+	return os.WriteFile("/sys/class/net/"+dev+"/threaded", []byte(v), 0o644)
+}
+
+// napiThreads are the kernel's threads for a device of that name, in any namespace.
+func napiThreads(dev string) map[int]bool {
+	out := map[int]bool{}
+	name := "napi/" + dev + "-"
+	name = name[:min(len(name), 15)] // as much as a thread's name holds
+	files, _ := filepath.Glob("/proc/[0-9]*/comm")
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil || !strings.HasPrefix(string(b), name) {
+			continue
+		}
+		if p, err := strconv.Atoi(strings.Split(f, "/")[2]); err == nil {
+			out[p] = true
+		}
+	}
+	return out
+}
