@@ -12,14 +12,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"demarc/gateway/api"
 	"demarc/gateway/netlab"
-	"demarc/gateway/netlab/host"
 	"demarc/gateway/trio"
 )
 
@@ -31,20 +29,25 @@ type failoverBench struct {
 	Full     bool
 	Probes   int // hosts of each tenant and family that are probed
 	Interval time.Duration
-	Calls    int     // streams of 50 packets a second each way
-	Data     int     // connections with data on the way
+	Calls    int // streams of 50 packets a second each way
+	Data     int // connections with data on the way
+	Every    time.Duration
+	Many     int     // sessions of the row bulk
+	ManyRate float64 // that are begun a second
 	Idle     int     // and without
 	Sample   int     // of the idle ones that are tried
 	Rate     float64 // of connections that are opened all the time, a second
 	Binary   string
 	Patience time.Duration // with a pair that is not protected
 	Within   time.Duration // a connection that takes longer is lost
+	Brief    bool          // less of what only takes time: for a test
 	Stay     bool          // the other gateway is dead: nobody takes over, and the figures must show it
 
 	began   time.Time
-	number  int  // of labs made
-	stays   bool // the lab's group has moved because of a condition
-	frames  int  // that the judge has seen
+	number  int      // of labs made
+	stays   bool     // the lab's group has moved because of a condition
+	args    []string // more of its nodes' command lines
+	frames  int      // that the judge has seen
 	configs map[string]string
 }
 
@@ -52,11 +55,14 @@ const (
 	before = 200 * time.Millisecond // packets go for so long before an event, to see what the machine does by itself
 	behind = 700 * time.Millisecond // and after somebody serves again
 	takes  = 3 * time.Second        // nobody waits longer for a takeover: it is not one
+	copied = 20 * time.Second       // nor for a copy to be whole, where that is measured
 
 	callEvery = 20 * time.Millisecond // G.711: 160 bytes of sound and the header of RFC 3550
 	callSize  = 172
-	callPort  = 7150 // at the outside
-	addresses = 10   // of each tenant and family, for connections and calls
+	callPort  = 7150                // at the outside
+	widePool  = "198.51.100.128/25" // alpha's: a million sessions of a hundred hosts have ports in it
+	linkPool  = "203.0.113.128/25"  // beta's, likewise; and not where what a gateway can be told to break on goes
+	addresses = 10                  // of each tenant and family, for connections and calls
 )
 
 // run is what one run cost, and how it went.
@@ -66,11 +72,12 @@ type run struct {
 	led     bool          // its owner led the log when it began
 	why     string        // it was not protected before, by its owner's word
 	refused error         // the pair did not do what was asked
+	apart   int           // sessions by which the tables differ afterwards
 	stopped time.Duration // row stop: for so long
 }
 
 // open makes a pair that agrees, and waits until one of them serves.
-func (q *failoverBench) open(ctx context.Context) (*trio.Pair, error) {
+func (q *failoverBench) open(ctx context.Context, r *failoverRow) (*trio.Pair, error) {
 	q.number++
 	q.stays = false
 	dir := filepath.Join(dirRun, strconv.Itoa(q.number))
@@ -79,8 +86,11 @@ func (q *failoverBench) open(ctx context.Context) (*trio.Pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	policy, text := filepath.Join(dir, "pair.toml"), trio.PairPolicy("")
-	err = os.WriteFile(policy, []byte(text), 0o600)
+	policy, text := filepath.Join(dir, "pair.toml"), strings.NewReplacer(trio.PairPool, widePool, trio.PairLinkPool, linkPool).Replace(trio.PairPolicy(""))
+	err = errors.Join(os.WriteFile(policy, []byte(text), 0o600), p.Threads())
+	for _, n := range p.Gateways() {
+		n.Args = r.args
+	}
 	if err == nil {
 		err = p.Begin(ctx, policy, time.Minute)
 	}
@@ -106,100 +116,6 @@ func (q *failoverBench) open(ctx context.Context) (*trio.Pair, error) {
 	return p, nil
 }
 
-// probes are the paced flows that gaps are measured by, calls the streams.
-func (q *failoverBench) flows(p *trio.Pair, probe bool) (probes, calls []netlab.FlowSpec) {
-	for _, s := range p.FlowSpecs(1, q.Interval) {
-		if probe {
-			s.From = s.From[:min(len(s.From), q.Probes)]
-			probes = append(probes, s)
-		}
-	}
-	many := q.Calls
-	if !probe {
-		many = min(many, 20) // harm lasts long, and captures hold so much
-	}
-	for _, s := range p.FlowSpecs(max(1, many/(4*addresses)), callEvery) {
-		if s.Inside == trio.PairDeaf {
-			continue
-		}
-		s.Port, s.Size, s.To = s.Port+5000, callSize, netip.AddrPortFrom(s.To.Addr(), callPort)
-		s.From = s.From[:min(len(s.From), max(1, many/4))]
-		calls = append(calls, s)
-	}
-	return probes, calls
-}
-
-// perProcess is how many connections one process holds: fewer than systems let it have files.
-const perProcess = 12_000
-
-// hold opens connections of both tenants and families, and returns who holds them and their other ends. The first of those takes more.
-func (q *failoverBench) hold(p *trio.Pair, part int) (held, far []*netlab.Server, err error) {
-	fours := func(n int) int { return (n/part + 3) / 4 * 4 }
-	data, idle, sample := fours(q.Data), fours(q.Idle), fours(q.Sample)
-	each := (data + idle + 4*perProcess - 1) / (4 * perProcess) // processes of a tenant and family
-	ends := 1
-	if each > 1 {
-		ends = 4 * each
-	}
-	for i := range ends {
-		most := perProcess
-		if i == 0 {
-			most += 6_000 // of the row opening
-		}
-		s, err := p.Serve(trio.PairOut, "tcp-hold-serve", "-addr", fmt.Sprintf(":%d", trio.PairHoldPort+i), "-most", strconv.Itoa(most))
-		if err != nil {
-			return nil, nil, err
-		}
-		far = append(far, s)
-	}
-	const long = 90 * time.Second
-	var wg sync.WaitGroup
-	held, errs := make([]*netlab.Server, 4*each), make([]error, 4*each)
-	for i := range held {
-		share := func(all int) string { return strconv.Itoa((all + i) / len(held)) }
-		side, six := tenantOf(i)
-		wg.Go(func() {
-			held[i], errs[i] = p.ServeWithin(long, side, "tcp-hold", "-dst", netip.AddrPortFrom(p.Outside(six), uint16(trio.PairHoldPort+i%ends)).String(), "-from", joined(p.Addresses(side, six)), "-patience", long.String(),
-				"-count", share(data), "-every", "1s", "-within", q.Within.String(), "-idle", share(idle), "-sample", share(sample))
-		})
-	}
-	wg.Wait()
-	return held, far, errors.Join(errs...)
-}
-
-// tenantOf spreads what there are many of over tenants and families.
-func tenantOf(i int) (side string, six bool) {
-	return []string{trio.PairAlpha, trio.PairBeta}[i%2], i/2%2 == 1
-}
-
-// end has connections be tried and ends them.
-func (a *account) end(held, opening, far []*netlab.Server) error {
-	a.held, a.fresh = make([]host.Held, len(held)), make([]host.Fresh, len(opening))
-	errs := make([]error, len(held)+len(opening))
-	var wg sync.WaitGroup
-	for i, s := range held {
-		wg.Go(func() { errs[i] = s.StopWithin(20*time.Second, &a.held[i]) })
-	}
-	for i, s := range opening {
-		wg.Go(func() { errs[len(held)+i] = s.StopWithin(20*time.Second, &a.fresh[i]) })
-	}
-	wg.Wait()
-	for _, s := range far {
-		var one host.HoldServed
-		errs = append(errs, s.Stop(&one))
-		a.served.Accepted, a.served.Blocks, a.served.Bad = a.served.Accepted+one.Accepted, a.served.Blocks+one.Blocks, a.served.Bad+one.Bad
-	}
-	return errors.Join(errs...)
-}
-
-func joined(list []netip.Addr) string {
-	var s []string
-	for _, a := range list {
-		s = append(s, a.String())
-	}
-	return strings.Join(s, ",")
-}
-
 // once has packets go and connections be open, does something to the owner, and says what that cost. What it leaves behind when it fails, the lab removes. It is one
 // function because it is the order of its steps that makes the account: connections, captures, flows, event, end of flows, end of connections, judge.
 func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, a act) (o run, err error) {
@@ -210,8 +126,13 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	c := account{}
 	held, far, err := q.hold(p, part)
 	if err != nil {
+		return o, errors.Join(err, q.state(ctx, p, r))
+	}
+	echo, err := q.ping(p, r)
+	if err != nil {
 		return o, err
 	}
+	defer echo.end()
 	if err := p.Watch(); err != nil {
 		return o, err
 	}
@@ -285,6 +206,9 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if c.calls, err = calls.End(); err != nil {
 		return o, err
 	}
+	if c.pings, err = echo.end(); err != nil {
+		return o, err
+	}
 	if err := c.end(held, opening, far); err != nil {
 		return o, err
 	}
@@ -298,15 +222,63 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if a.undo != nil && !q.Stay {
 		err = a.undo(owner)
 	}
+	if err == nil && r.agree && !q.Stay {
+		o.apart, err = q.agree(ctx, p)
+	}
 	return o, err
 }
 
+// state is what the nodes say of a pair that does not work, for whoever reads the error.
+func (q *failoverBench) state(ctx context.Context, p *trio.Pair, r *failoverRow) error {
+	if r.peer {
+		return nil
+	}
+	var errs []error
+	for _, n := range p.Gateways() {
+		for _, args := range [][]string{{"group"}, {"status"}} {
+			out, err := n.Run(ctx, args...)
+			errs = append(errs, fmt.Errorf("%s says: %s", n.Name, out), err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// agree waits for both tables to hold the same, by the digests that the nodes compare and by count, and says by how many sessions they are apart after some time. An
+// error = the digests do not come to be equal.
+func (q *failoverBench) agree(ctx context.Context, p *trio.Pair) (apart int, err error) {
+	why, err := q.ready(ctx, p, copied)
+	if err != nil {
+		return 0, err
+	}
+	if why != "" {
+		return 0, fmt.Errorf("tables do not come to be equal: %s", why)
+	}
+	for end := time.Now().Add(takes); ; {
+		var n [2]int
+		for i, g := range p.Gateways() {
+			s, err := g.Status(ctx)
+			if err != nil {
+				return 0, err
+			}
+			for _, t := range s.Tenants {
+				n[i] += t.Sessions
+			}
+		}
+		if apart = max(n[0], n[1]) - min(n[0], n[1]); apart == 0 || time.Now().After(end) {
+			return apart, nil
+		}
+		if err := rest(ctx, 20*time.Millisecond); err != nil {
+			return 0, err
+		}
+	}
+}
+
 // ready waits until all nodes see each other well and some time for the copy of the sessions, and says why it is not whole.
-func (q *failoverBench) ready(ctx context.Context, p *trio.Pair) (why string, err error) {
+func (q *failoverBench) ready(ctx context.Context, p *trio.Pair, patience time.Duration) (why string, err error) {
 	if err := p.Whole(ctx, time.Minute, nil); err != nil {
 		return "", err
 	}
-	for end := time.Now().Add(q.Patience); ; {
+	for end := time.Now().Add(patience); ; {
 		for _, n := range p.Gateways() {
 			var all api.Groups
 			if err := n.Client.Get(ctx, api.PathGroups, &all); err != nil {
@@ -341,6 +313,12 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 		}
 		return q.peerRow(ctx, r)
 	}
+	if r.bulk {
+		if err := q.bulk(ctx, r, lab); err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+		return nil
+	}
 	runs, long := r.runs, r.long
 	if q.Full {
 		runs, long = r.full, r.longFull
@@ -355,7 +333,7 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 	var list []run
 	var u usage // where most else ran
 	for len(list) < runs && err == nil {
-		if *lab != nil && r.condition && q.stays {
+		if *lab != nil && (r.condition && q.stays || !slices.Equal(r.args, q.args)) {
 			p := *lab
 			*lab = nil
 			if err = p.Close(); err != nil {
@@ -363,7 +341,8 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 			}
 		}
 		if *lab == nil {
-			if *lab, err = q.open(ctx); err != nil {
+			q.args = r.args
+			if *lab, err = q.open(ctx, r); err != nil {
 				err = fmt.Errorf("%s: %w", r.name, err)
 				break
 			}
@@ -373,7 +352,7 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 		part, e := watched(p.Trio, func() error {
 			for range each {
 				i := len(list)
-				why, err := q.ready(ctx, p)
+				why, err := q.ready(ctx, p, q.Patience)
 				if err != nil {
 					return fmt.Errorf("run %d: %w", i+1, err)
 				}
@@ -470,6 +449,8 @@ func (q *failoverBench) check() error {
 		return errors.New("--runs, --data, --idle and --sample must not be negative")
 	case q.Within <= 0 || q.Within > 10*time.Second:
 		return errors.New("--within: want up to 10s")
+	case q.Every < 100*time.Millisecond || q.Every > time.Minute:
+		return errors.New("--every: want 100ms to 1m")
 	case q.Rate < 4 || q.Rate > 4000:
 		return errors.New("--rate: want 4 to 4000")
 	case q.Stay && q.Runs != 1:
@@ -480,6 +461,8 @@ func (q *failoverBench) check() error {
 		return fmt.Errorf("--calls %d: want a multiple of 4 up to %d, or of %d up to 4000", q.Calls, 4*addresses, 4*addresses)
 	case q.Interval < 100*time.Microsecond || q.Interval > time.Second:
 		return errors.New("--interval: want 100us to 1s")
+	case q.Many < 2*bulkHosts || q.Many > 1_000_000 || q.Many%(2*bulkHosts) != 0 || q.ManyRate < 1000 || q.ManyRate > 1e6:
+		return fmt.Errorf("--many %d: want a multiple of %d up to a million; --many-rate: want 1000 to a million", q.Many, 2*bulkHosts)
 	case q.Data+q.Idle > 200_000:
 		return errors.New("--data and --idle: want 200000 at most together")
 	}
@@ -531,8 +514,8 @@ func failoverCommand() *cobra.Command {
 				for _, who := range slices.Sorted(maps.Keys(q.configs)) {
 					end += fmt.Sprintf("\n\n# ---- configuration of %s, the same for all its rows\n%s", who, q.configs[who])
 				}
-				err = errors.Join(err, q.print(cmd.OutOrStdout(), rep, fmt.Sprintf("demarc bench failover: two gateways and a witness, a process and a namespace each; %d flows both ways, a packet each %s, and %d calls; %d connections with data and %d idle ones for kill, a tenth of them else",
-					4*q.Probes+2, q.Interval, q.Calls, q.Data, q.Idle), end))
+				err = errors.Join(err, q.print(cmd.OutOrStdout(), rep, fmt.Sprintf("demarc bench failover: two gateways and a witness, a process and a namespace each; %d flows both ways, a packet each %s, and %d calls; %d connections with 1 kB each way each %s and %d idle ones for kill, a tenth of them else",
+					4*q.Probes+2, q.Interval, q.Calls, q.Data, q.Every, q.Idle), end))
 			}
 			if list := q.missed(); len(list) > 0 {
 				err = errors.Join(err, fmt.Errorf(missedPromises+"\n  %s", strings.Join(list, "\n  ")))
@@ -545,18 +528,22 @@ func failoverCommand() *cobra.Command {
 	f.BoolVar(&q.Full, "full", false, "20 runs of each row and 200 stops, 100,000 idle connections, harm for 10 minutes: takes hours")
 	f.StringSliceVar(&q.Rows, "rows", nil, "which rows to measure: names, or what stands before the slash; all by default")
 	f.IntVar(&q.Runs, "runs", 0, "of each row; 0 = as many as fit into ten minutes")
-	f.IntVar(&q.Probes, "probes", 2, "hosts of each tenant that are probed in each family, beside two flows of a host that hears no announcement")
+	f.IntVar(&q.Probes, "probes", 1, "hosts of each tenant that are probed in each family, beside two flows of a host that hears no announcement")
 	f.DurationVar(&q.Interval, "interval", time.Millisecond, "between two probes of a flow, each way")
 	f.IntVar(&q.Calls, "calls", 200, "streams of 50 packets a second each way, as G.711 makes them")
-	f.IntVar(&q.Data, "data", 2000, "connections with 1 kB each way each second")
+	f.IntVar(&q.Data, "data", 2000, "connections with data on the way")
+	f.DurationVar(&q.Every, "every", 2*time.Second, "between two exchanges of 1 kB each way on each of them")
 	f.IntVar(&q.Idle, "idle", 5000, "idle connections")
 	f.IntVar(&q.Sample, "sample", 5000, "of the idle ones, drawn after the event, that must go on; 0 = all")
 	f.Float64Var(&q.Rate, "rate", 2000, "connections a second in the row opening")
+	f.IntVar(&q.Many, "many", 1_000_000, "sessions in the row bulk")
+	f.Float64Var(&q.ManyRate, "many-rate", 30_000, "of them that are begun a second")
 	f.StringVar(&q.Binary, "binary", q.Binary, "the program")
 	f.BoolVar(&q.Stay, "stay", false, "have nobody take over, to see that the figures show it")
 	f.DurationVar(&q.Patience, "patience", takes, "with a pair whose copy of the sessions is not whole, before each run")
 	f.DurationVar(&q.Within, "within", 5*time.Second, "a connection that takes longer to carry another 1 kB each way is lost")
-	for _, hidden := range []string{"binary", "stay", "patience", "within"} {
+	f.BoolVar(&q.Brief, "brief", false, "rows bulk and poison measure for a second")
+	for _, hidden := range []string{"binary", "brief", "stay", "patience", "within"} {
 		_ = f.MarkHidden(hidden) // they exist
 	}
 	return c

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +33,7 @@ func madeUp() *account {
 		probes: flows(time.Millisecond, silence, host.Silence{From: at(900), To: at(906)}), calls: flows(20*time.Millisecond, silence),
 		held:   []host.Held{{Opened: 30, Idle: 20, Tried: 10}, {Opened: 30, Idle: 20, Tried: 10, Lost: 3, LostIdle: 1}},
 		served: host.HoldServed{Accepted: 60, Blocks: 60 + 40 - 3},
+		pings:  []host.Ping{{Dst: "203.0.113.11", Sent: 200, Received: 190, LongestMs: 145}, {Dst: "2001:db8:ff::b", Sent: 200, Received: 195, LongestMs: 40}},
 		verdict: &judge.Verdict{Frames: 20000, Marked: 15000,
 			Terms: map[string][]judge.Term{trio.PairGroup: {{Node: "gw1"}, {Node: "gw2"}}}}}
 }
@@ -44,7 +46,7 @@ func TestFailoverAccount(t *testing.T) {
 	if f.gap != 149*time.Millisecond || f.before != 5*time.Millisecond || f.paused != 0 || f.excess != 144*time.Millisecond || f.away != 0 || f.moved != 0 || !f.handed() {
 		t.Errorf("%+v", f)
 	}
-	if want := uint64(4*150 + 4*7); f.lost != want || len(f.calls) != 4 || f.calls[0] != 7 || f.data != [2]int{2, 20} || f.idle != [2]int{1, 20} {
+	if want := uint64(4*150 + 4*7); f.lost != want || len(f.calls) != 4 || f.calls[0] != 7 || f.data != [2]int{2, 20} || f.idle != [2]int{1, 20} || f.pings != [2]int{15, 400} || f.silence != 145*time.Millisecond || f.wrong != 0 {
 		t.Errorf("%d packets lost, want %d; calls %v, data %v, idle %v", f.lost, want, f.calls, f.data, f.idle)
 	}
 	for _, c := range []struct {
@@ -53,7 +55,11 @@ func TestFailoverAccount(t *testing.T) {
 		want func(f *failure) bool
 	}{
 		{"a flow that does not come back", func(a *account) { e := &a.probes.Flows[3]; e.Last, e.Silences = at(1001), nil },
-			func(f *failure) bool { return f.away == 1 && f.gap > 1990*time.Millisecond && f.flow == "alpha 1 in" }},
+			func(f *failure) bool {
+				return f.away == 1 && f.gap > 1990*time.Millisecond && f.flow == "alpha 1 in" && slices.Equal(f.still, []string{"alpha 1 in"})
+			}},
+		{"packets that came to another host", func(a *account) { a.calls.Wrong, a.calls.Example = 3, "what it was" },
+			func(f *failure) bool { return f.wrong == 3 && f.example == "what it was" }},
 		{"a call that does not come back", func(a *account) {
 			e := &a.calls.Flows[2]
 			e.Last, e.HighSeq, e.Received, e.Silences = at(1001), 50, 50, nil
@@ -99,6 +105,7 @@ func TestFailoverAccountThatIsFooled(t *testing.T) {
 		{"a receiver that counts nothing", "nothing came on alpha 1 out", func(a *account) { a.calls.Flows[2].FlowSeen = host.FlowSeen{} }},
 		{"a flow that only came up afterwards", "nothing came on alpha 0 in before", func(a *account) { a.probes.Flows[1].First = at(1200) }},
 		{"senders that stopped", "flows ended", func(a *account) { a.probes.Flows[0].Ended = at(2000) }},
+		{"a ping that nobody answers", "no ping of 2001:db8:ff::b was answered", func(a *account) { a.pings[1].Received = 0 }},
 		{"no time", "not whole", func(a *account) { a.to = a.from }},
 		{"done before it began", "not whole", func(a *account) { a.struck = a.from.Add(-1) }},
 		{"connections that nobody accepted", "accepted 59", func(a *account) { a.served.Accepted = 59 }},
@@ -172,6 +179,9 @@ func TestFailoverFigures(t *testing.T) {
 	is(t, by, "kill lost-idle-of", 1, 20, 20, false)
 	is(t, by, "kill offences", 1, 0, 0, true)
 	is(t, by, "kill call-loss", 40, 0, 300, false)
+	is(t, by, "kill wrong-packets", 1, 0, 0, true)
+	is(t, by, "kill ping-silence", 1, 1, 3000, false)
+	is(t, by, "kill tables-apart", 1, 0, 0, true)
 	is(t, by, "death/witness gap", 1, 0, 1000, false)
 	is(t, by, "death/witness failovers", 1, 0, 0, true)
 	is(t, by, "death/witness lost", 1, 0, 0, true)
@@ -196,6 +206,20 @@ func TestFailoverFigures(t *testing.T) {
 	}
 }
 
+// A gateway that has just started gets the sessions of one that has many, which then both have; the packets that make a worker panic are sent to a group, and it moves once at
+// most.
+func TestFailoverFiguresOfBulkAndPoison(t *testing.T) {
+	by, _, err := failoverRun(t, "--rows", "bulk,poison", "--brief", "--many", "20000", "--many-rate", "20000", "--data", "8", "--idle", "8")
+	is(t, by, "bulk sessions", 1, 20_000, 20_000, false)
+	is(t, by, "bulk events", 1, 1000, 200_000, false)
+	is(t, by, "bulk copy", 1, 0.05, 60, true)
+	is(t, by, "bulk rate-before", 1, 500, 8500, false)
+	is(t, by, "bulk tables-apart", 1, 0, 0, true)
+	is(t, by, "poison failovers", 1, 0, 1, true)
+	is(t, by, "poison flows-on-another-session", 1, 0, 0, true)
+	t.Log(err)
+}
+
 // Where nobody takes over, every figure that could hide it shows it.
 func TestFailoverFiguresSeeThatNobodyTakesOver(t *testing.T) {
 	by, _, err := failoverRun(t, "--rows", "kill", "--stay", "--data", "8", "--idle", "8")
@@ -213,7 +237,7 @@ func TestFailoverFiguresSeeThatNobodyTakesOver(t *testing.T) {
 }
 
 func TestFailoverRefusesWrongOptions(t *testing.T) {
-	for _, args := range [][]string{{"--rows", "else"}, {"--rows", "port/else"}, {"--runs", "-1"}, {"--probes", "11"}, {"--calls", "6"}, {"--interval", "2s"}, {"--data", "200001"}} {
+	for _, args := range [][]string{{"--rows", "else"}, {"--rows", "port/else"}, {"--runs", "-1"}, {"--probes", "11"}, {"--calls", "6"}, {"--interval", "2s"}, {"--data", "200001"}, {"--many", "150"}, {"--many-rate", "1"}, {"--every", "1ms"}} {
 		c := Command()
 		c.SetArgs(append([]string{"failover"}, args...))
 		c.SilenceUsage, c.SilenceErrors = true, true

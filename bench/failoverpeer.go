@@ -409,6 +409,8 @@ func (q *failoverBench) asPeer(name string, list []run) {
 	note("gap", "ms", one(func(o *run) float64 { return o.gap.Seconds() * 1e3 }))
 	note("flows-not-back", "flows", one(func(o *run) float64 { return float64(o.away) }))
 	note("flows-on-another-session", "flows", one(func(o *run) float64 { return float64(o.moved) }))
+	note("wrong-packets", "packets", one(func(o *run) float64 { return float64(o.wrong) }))
+	note("offences", "", one(func(o *run) float64 { return float64(len(o.faults)) }))
 	note("lost", "connections", one(func(o *run) float64 { return float64(o.data[0]) }))
 	note("lost-of", "connections", one(func(o *run) float64 { return float64(o.data[1]) }))
 	note("lost-idle", "connections", one(func(o *run) float64 { return float64(o.idle[0]) }))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"runtime"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/host"
 	"demarc/gateway/trio"
 )
 
@@ -36,6 +38,10 @@ type failoverRow struct {
 	opening        bool          // connections are opened all the time
 	condition      bool          // it moves because of a condition: each run has a pair of its own
 	peer           bool          // it is somebody else's pair, of that name
+	agree          bool          // both tables must come to be equal afterwards
+	bulk           bool          // it is the copy of a table as full as tables are
+	once           bool          // it may move, at most once
+	args           []string      // more of the nodes' command lines: a fault that is planted in them
 	act            func(q *failoverBench, ctx context.Context, p *trio.Pair, i, runs int, long time.Duration) act
 }
 
@@ -47,7 +53,7 @@ const lagMs = 50.0
 
 // failoverRows are what it measures, in this order. The limits are issue 5's.
 var failoverRows = []failoverRow{
-	{name: "kill", about: "kill -9 of the owner; in half of the runs it leads the log too", runs: 6, full: 20, median: 100, most: 400, connections: true, act: kill},
+	{name: "kill", about: "kill -9 of the owner; in half of the runs it leads the log too", runs: 6, full: 20, median: 100, most: 400, connections: true, agree: true, act: kill},
 	{name: "gone", about: "the same, and all its devices go down", runs: 6, full: 20, median: 200, most: 500, act: leave},
 	{name: "opening", about: "as kill, while connections are opened at 2,000 a second", runs: 2, full: 20, median: 100, most: 400, opening: true, act: killOpening},
 	{name: "stop", about: "the owner is stopped for 50 ms to 3 s, most often around the lease, and goes on", runs: 12, full: 200, median: 200, most: 500, act: freeze},
@@ -62,6 +68,9 @@ var failoverRows = []failoverRow{
 	{name: "planned/move", about: "group move", runs: 3, full: 20, median: 20, act: moved},
 	{name: "planned/drain", about: "node drain", runs: 3, full: 20, median: 20, act: drained},
 	{name: "planned/sigterm", about: "SIGTERM", runs: 3, full: 20, median: 20, act: ended},
+	{name: "poison", about: "packets that make a worker panic are sent without end: it may move, once", runs: 1, full: 20, once: true, args: []string{"--break", "poison"}, act: poison},
+	{name: "certificates", about: "those of all nodes run out, and are not renewed for a while", runs: 1, full: 20, still: true, act: expire},
+	{name: "bulk", about: "a million sessions are copied to a gateway that has just started, while packets go", runs: 1, full: 1, bulk: true},
 	{name: "keepalived/gated", about: "as gone, with keepalived (VRRPv3, 0.05 s), conntrackd and nftables in the gateways' places, and nothing passed before the copy is in the kernel", runs: 4, full: 20, peer: true},
 	{name: "keepalived/as-run", about: "the same as people run it: VRRPv2, 1 s, Debian's script", runs: 3, full: 20, peer: true},
 	{name: "harm/stress", about: "busy loops, as many as there are CPUs", runs: 1, full: 1, still: true, long: 10 * time.Second, longFull: 10 * time.Minute, act: stress},
@@ -240,6 +249,71 @@ func lossy(_ *failoverBench, ctx context.Context, p *trio.Pair, _, _ int, long t
 	return act{do: func(*trio.Node) error { return errors.Join(set(0.05), rest(ctx, long), set(0)) }}
 }
 
+const (
+	poisoner  = "198.18.10.240"  // an address of its own: who sends such packets is blocked as a whole
+	poisonous = "203.0.113.66:9" // what goes there spoils the worker of a gateway that was told to break so
+)
+
+// poison sends packets that make a worker panic, to whoever serves, for some seconds.
+func poison(q *failoverBench, ctx context.Context, p *trio.Pair, _, _ int, _ time.Duration) act {
+	lasts := 5 * time.Second
+	if q.Full {
+		lasts = 20 * time.Second
+	}
+	if q.Brief {
+		lasts = time.Second
+	}
+	return act{do: func(*trio.Node) error {
+		// The address may be there from the run before.
+		if err := p.AddAddr(trio.PairAlpha, netlab.HostDevice, netip.MustParsePrefix(poisoner+"/24")); err != nil && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		var sent host.Flood
+		err := p.Run(ctx, trio.PairAlpha, &sent, "udp-flood", "-dst", poisonous, "-from", poisoner, "-bits", "400e3", "-size", "64", "-duration", lasts.String())
+		if err == nil && sent.Sent < 100 {
+			err = fmt.Errorf("only %d such packets were sent", sent.Sent)
+		}
+		return err
+	}}
+}
+
+// expire has certificates run out in mid-run. For a second nobody renews them.
+func expire(_ *failoverBench, ctx context.Context, p *trio.Pair, _, _ int, _ time.Duration) act {
+	const life = 6 * time.Second // nodes look at their files now and then
+	var end time.Time
+	return act{prepare: func(*trio.Node) error {
+		var errs []error
+		for _, n := range p.Nodes() {
+			errs = append(errs, p.Expire(n, life))
+		}
+		end = time.Now().Add(life)
+		return errors.Join(append(errs, rest(ctx, life-2*time.Second))...)
+	}, do: func(*trio.Node) error {
+		if err := rest(ctx, time.Until(end.Add(3*time.Second))); err != nil {
+			return err
+		}
+		// They must have run out, by each node's own word: else nothing has happened.
+		for _, n := range p.Nodes() {
+			m, err := n.Members(ctx)
+			if err != nil {
+				return err
+			}
+			for _, x := range m.Members {
+				if x.Self && (x.Until == nil || x.Until.After(time.Now())) {
+					return fmt.Errorf("%s does not say that its certificate has run out: %v", n.Name, x.Until)
+				}
+			}
+		}
+		return nil
+	}, undo: func(*trio.Node) error {
+		var errs []error
+		for _, n := range p.Nodes() {
+			errs = append(errs, p.Expire(n, 0))
+		}
+		return errors.Join(append(errs, p.Whole(ctx, time.Minute, nil))...)
+	}}
+}
+
 // figures notes what the runs of a row have cost.
 func (q *failoverBench) figures(r *failoverRow, runs []run) {
 	collect := func(fn func(*run) float64) (list []float64) {
@@ -266,8 +340,19 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 	case r.most > 0:
 		q.add(r.name, "gap", "ms", gaps, "max", r.most)
 		q.add(r.name, "gap-median", "ms", []float64{median(gaps)}, "median", r.median)
+	case r.once:
+		q.add(r.name, "gap", "ms", gaps, "", 0)
+		q.add(r.name, "failovers", "", collect(func(o *run) float64 { return float64(len(o.owners) - 1) }), "max", 1)
 	default:
 		q.add(r.name, "gap", "ms", gaps, "median", r.median)
+	}
+	q.add(r.name, "wrong-packets", "packets", collect(func(o *run) float64 { return float64(o.wrong) }), "max", 0)
+	if slices.ContainsFunc(runs, func(o run) bool { return o.pings[1] > 0 }) {
+		q.add(r.name, "ping-silence", "ms", collect(func(o *run) float64 { return ms(o.silence) }), "", 0)
+		q.add(r.name, "pings-lost", "packets", collect(func(o *run) float64 { return float64(o.pings[0]) }), "", 0)
+	}
+	if r.agree {
+		q.add(r.name, "tables-apart", "sessions", collect(func(o *run) float64 { return float64(o.apart) }), "max", 0)
 	}
 	q.add(r.name, "gap-before", "ms", collect(func(o *run) float64 { return ms(o.before) }), "", 0)
 	q.add(r.name, "senders-paused", "ms", collect(func(o *run) float64 { return ms(o.paused) }), "", 0)
@@ -303,7 +388,7 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 		}
 		q.add(r.name, metric, "runs", []float64{n}, all(limit), 0)
 	}
-	if !r.still {
+	if !r.still && !r.once {
 		count("not-handed-over", func(o *run) bool { return o.moves && !o.handed() }, true)
 	}
 	if r.name == "stop" {
@@ -341,6 +426,15 @@ func (o *run) String() string {
 		o.away, o.moved, o.data[0], o.data[1], o.idle[0], o.idle[1], o.lost, o.sent, o.owners)
 	if o.fresh.tried > 0 {
 		s += fmt.Sprintf("; %d connections were open when it came, %d on their way, of both %d lost, the oldest open for %s; %d lost that began afterwards, %d of %d did not open", o.fresh.before, o.fresh.way, o.fresh.lost, o.fresh.age, o.fresh.after, o.fresh.failed, o.fresh.tried)
+	}
+	if o.pings[1] > 0 {
+		s += fmt.Sprintf("; %d of %d pings not answered, for %.1f ms at most", o.pings[0], o.pings[1], o.silence.Seconds()*1e3)
+	}
+	if o.away > 0 {
+		s += fmt.Sprintf("; not back: %s", strings.Join(o.still, ", "))
+	}
+	if o.wrong > 0 {
+		s += fmt.Sprintf("; %d packets were wrong: %s", o.wrong, o.example)
 	}
 	if o.led {
 		s += "; led too"

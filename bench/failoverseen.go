@@ -21,6 +21,7 @@ type account struct {
 	served        host.HoldServed   // their other ends
 	fresh         []host.Fresh      // connections that were opened all the time
 	verdict       *judge.Verdict    // of what the nodes sent
+	pings         []host.Ping
 }
 
 // failure is what one run cost.
@@ -31,6 +32,11 @@ type failure struct {
 	excess  time.Duration // of the gap over that, and over what senders paused meanwhile
 	paused  time.Duration // the longest pause of a sender while the gap was measured
 	away    int           // flows and directions that had not come back at the end
+	still   []string      // the first of them
+	wrong   uint64        // packets that came to another host than theirs, or were none of a flow
+	example string        // the first of them
+	pings   [2]int        // not answered, of those that were sent
+	silence time.Duration // the longest time without an answer to one host's
 	moved   int           // flows that came from another public address or port afterwards: their sessions were lost
 	lost    uint64        // packets, of probes and calls, of those that were sent
 	sent    uint64
@@ -71,6 +77,9 @@ func (a *account) judge() (f failure, err error) {
 		if len(seen.Flows) == 0 {
 			return f, errors.New("there was no flow")
 		}
+		if f.wrong += seen.Wrong; f.example == "" {
+			f.example = seen.Example
+		}
 		if end := seen.Ended(); end.Add(gone).Before(a.to) {
 			return f, fmt.Errorf("flows ended %s before the measurement did", a.to.Sub(end))
 		}
@@ -80,7 +89,9 @@ func (a *account) judge() (f failure, err error) {
 				return f, fmt.Errorf("nothing came on %s before the event", e.Name())
 			}
 			if a.to.UnixNano()-e.Last > int64(gone) {
-				f.away++
+				if f.away++; len(f.still) < 4 {
+					f.still = append(f.still, e.Name())
+				}
 			}
 		}
 		worst, paused := seen.Worst(a.from, a.to)
@@ -103,6 +114,13 @@ func (a *account) judge() (f failure, err error) {
 				f.calls = append(f.calls, float64(lost))
 			}
 		}
+	}
+	for _, p := range a.pings {
+		if p.Received == 0 {
+			return f, fmt.Errorf("no ping of %s was answered", p.Dst)
+		}
+		f.pings[0], f.pings[1] = f.pings[0]+p.Sent-p.Received, f.pings[1]+p.Sent
+		f.silence = max(f.silence, time.Duration(p.LongestMs*float64(time.Millisecond)))
 	}
 	f.excess = max(0, f.gap-max(f.paused, f.before))
 	if f.frames = a.verdict.Frames; uint64(a.verdict.Marked) < received {
