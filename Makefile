@@ -7,7 +7,7 @@ SHELL := /bin/bash
 VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo unknown)
 export CGO_ENABLED = 0
 # Whatever builds here builds the same way, the tests' own go build too: each package is compiled once, and once for every clone.
-export GOFLAGS := $(GOFLAGS) -trimpath
+export GOFLAGS := $(shell go env GOFLAGS) -trimpath
 
 # Pure packages do no I/O and need no root; the rest is tested in namespaces of its own.
 PURE := ./acl/... ./configs/... ./gateway/packet/... ./gateway/flow/... ./gateway/verdict/... ./gateway/conntrack/... ./gateway/nat/... \
@@ -16,18 +16,16 @@ PURE := ./acl/... ./configs/... ./gateway/packet/... ./gateway/flow/... ./gatewa
 # The others: everything else there is, so none can be forgotten.
 ROOT = $(shell comm -23 <(go list ./... | sort) <(go list $(PURE) $(GUESTS) | sort))
 
-# Those of the pure that have time-outs of their own; and those of the others that need a processor, and have all the time they need.
-TIMED := ./gateway/api/... ./cluster/...
+# Those of the others whose guests need a processor and nothing else, and have all the time that they need.
 GUESTS := ./gateway/zerocopy/...
-QUICK = $(filter-out $(TIMED),$(PURE))
 
-# Root tests share two CPUs and measure rates and gaps, so they run one after the other, and alone. Those that say that they mostly wait (roottest.MostlyWaits) come
-# first, two at a time; the time that they leave goes to what only has to be right, at whatever speed: the pure packages and the guests. testrun is go test, and a
-# record of what ran: with CI set it refuses skips; for a run of everything it holds docs/rfc.md against the record.
+# Root tests share two CPUs and measure rates and gaps, so they run one after the other, and alone. Before them come the guests and the pure packages, which only have
+# to be right, and then the tests that say that they mostly wait (roottest.MostlyWaits), both two at a time. testrun is go test, and a record of what ran: with CI set
+# it refuses skips; for a run of everything it holds docs/rfc.md against the record.
 TESTRUN := CI=1 go run ./gateway/archtest/testrun -record build/tests.txt
 GOTEST := -count=1 -timeout=20m
-WAITING := @waiting $(GOTEST) -p=1
-ALONE := @others $(GOTEST) -p=1
+BOTH = $(GOTEST) -p=2 $(GUESTS) $(PURE)
+ROOTS = @waiting $(GOTEST) -p=1 $(ROOT) -- @others $(GOTEST) -p=1 $(ROOT)
 
 PREFIX := /usr/local
 
@@ -68,12 +66,12 @@ test-pure: check
 test: build
 	@.ci/setup.sh
 	@$(MAKE) --no-print-directory check
-	@if $(TESTRUN) -matrix docs/rfc.md -- $(WAITING) $(ROOT) ++ $(GOTEST) -p=1 $(TIMED) ++ @low $(GOTEST) -p=2 $(QUICK) $(GUESTS) -- $(ALONE) $(ROOT); then echo; echo "make test: every package passed"; else echo; echo "make test: FAILED, see the lines with FAIL and testrun above"; exit 1; fi
+	@if $(TESTRUN) -matrix docs/rfc.md -- $(BOTH) -- $(ROOTS); then echo; echo "make test: every package passed"; else echo; echo "make test: FAILED, see the lines with FAIL and testrun above"; exit 1; fi
 
 # The same tests without the pure packages.
 test-root: build
 	@.ci/setup.sh
-	@$(TESTRUN) -- $(WAITING) $(ROOT) ++ @low $(GOTEST) -p=2 $(GUESTS) -- $(ALONE) $(ROOT)
+	@$(TESTRUN) -- $(GOTEST) $(GUESTS) -- $(ROOTS)
 
 generate:
 	go generate ./...

@@ -244,7 +244,6 @@ func (m *manager) main() int {
 // The unit as it is shipped, under a real systemd as process 1, from boot on: it waits for ports that are not up yet, started means forwarding, with the
 // rights and paths that it leaves; restart, kill -9, a hang, a start that fails and stop do what the pages say.
 func TestUnitUnderSystemd(t *testing.T) {
-	mostlyWaits(t)
 	s := standard(t, netlab.Options{})
 	ports := []string{netlab.PublicPort, netlab.AlphaPort, netlab.BetaPort}
 	for _, dev := range ports {

@@ -31,13 +31,12 @@ func run(out io.Writer, matrix, file string, slow int, args []string) error {
 	if err != nil {
 		return err
 	}
-	for i, lanes := range steps {
-		compiled := func() {}
-		if i+1 < len(steps) {
-			compiled = ahead(steps[i+1])
+	compiled := ahead(steps[1:])
+	for i := range steps {
+		errs = append(errs, steps[i].run(r))
+		if i == 0 {
+			compiled()
 		}
-		errs = append(errs, step(r, lanes))
-		compiled()
 	}
 	return errors.Join(append(errs, finish(r, matrix, file, slow, time.Since(start), os.Getenv("CI") != ""))...)
 }

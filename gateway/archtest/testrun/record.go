@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -36,13 +35,12 @@ type result struct {
 
 type line struct{ test, text string }
 
-// record is what runs of go test did. Several may be read at the same time.
+// record is what runs of go test did.
 type record struct {
-	mu      sync.Mutex
-	out     io.Writer          // mu
-	results map[string]*result // mu; by package, space, test
-	order   []*result          // mu
-	shown   int                // mu; figures printed
+	out     io.Writer
+	results map[string]*result // by package, space, test
+	order   []*result
+	shown   int // figures printed
 }
 
 // pending is the output of a run's packages that have not ended.
@@ -63,13 +61,11 @@ func (r *record) read(in io.Reader) error {
 		text, err := lines.ReadBytes('\n')
 		if len(bytes.TrimSpace(text)) > 0 {
 			var e event
-			r.mu.Lock()
 			if json.Unmarshal(text, &e) != nil || e.Action == "" {
 				r.out.Write(text) // not of test2json: somebody has to see it
 			} else {
 				r.take(e, p)
 			}
-			r.mu.Unlock()
 		}
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -80,7 +76,6 @@ func (r *record) read(in io.Reader) error {
 	}
 }
 
-// take is called with mu held, as all below it that a run calls.
 func (r *record) take(e event, p pending) {
 	switch e.Action {
 	case "build-output":

@@ -18,8 +18,8 @@ func Require(t testing.TB) {
 	t.Fatal("needs root, and CI must not skip it")
 }
 
-// MostlyWaits begins a test that waits most of its time and measures no rate, no gap and no last packet of a fast stream: it runs at the same time as others that say
-// so, and as tests that only have to be right. What says nothing runs alone. It is the first statement of the test, where archtest/testrun looks for it.
+// MostlyWaits begins a test that waits most of its time and measures no rate, no gap and no last packet of a fast stream: it runs at the same time as another that says
+// so. What says nothing runs alone. It is the first statement of the test, where archtest/testrun looks for it.
 func MostlyWaits(t *testing.T) {
 	t.Helper()
 	t.Parallel()

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -31,7 +30,7 @@ func module(t *testing.T, files map[string]string) {
 
 const testHead = "import (\n\"testing\"\n\"x/roottest\"\n)\n"
 
-// The tests of three packages, of which one has both kinds: those that say that they mostly wait are in the one lane, the others in the other one, and each of them
+// The tests of three packages, of which one has both kinds: those that say that they mostly wait are in the one step, the others in the other one, and each of them
 // is in exactly one of the two.
 func twoKinds() map[string]string {
 	return map[string]string{
@@ -59,12 +58,11 @@ func ran(t *testing.T, args ...string) (text string, err error) {
 	return text, err
 }
 
-func TestLanesChooseByWhatATestSays(t *testing.T) {
+func TestStepsChooseByWhatATestSays(t *testing.T) {
 	module(t, twoKinds())
 	for _, c := range []struct{ words, want string }{
 		{waiting, "a.TestA a.TestA/sub b.TestB "},
 		{others, "a.TestAB a.TestB c.TestA "},
-		{low, "a.TestA a.TestA/sub a.TestAB a.TestB b.TestB c.TestA "},
 	} {
 		got, err := ran(t, c.words, "-count=1", "-p=1", "./...")
 		if err != nil || cmp.Diff(set(strings.Fields(c.want)), set(strings.Fields(got))) != "" {
@@ -85,8 +83,8 @@ func set(list []string) map[string]bool {
 	return m
 }
 
-// Where it would not be found, it is refused: nobody shall think that a test is in the lane that it names.
-func TestLanesRefuseWhatTheyWouldNotSee(t *testing.T) {
+// Where it would not be found, it is refused: nobody shall think that a test is in the step that it names.
+func TestStepsRefuseWhatTheyWouldNotSee(t *testing.T) {
 	for _, body := range []string{
 		"func TestX(t *testing.T) {\n\tt.Log(1)\n\troottest.MostlyWaits(t)\n}\n",
 		"func TestX(t *testing.T) {\n\tt.Run(\"sub\", func(t *testing.T) { roottest.MostlyWaits(t) })\n}\n",
@@ -108,35 +106,8 @@ func TestLanesRefuseWhatTheyWouldNotSee(t *testing.T) {
 	}
 }
 
-// Lanes of a step run at the same time, or neither of these two would pass; a step begins when the one before has ended; and a failure of any of them fails the run.
-func TestLanesRunAtTheSameTime(t *testing.T) {
-	const meet = `func TestMeets(t *testing.T) {
-	if err := os.WriteFile("../HERE", nil, 0o644); err != nil { t.Fatal(err) }
-	for end := time.Now().Add(60 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat("../THERE"); err == nil { return }
-		if time.Now().After(end) { t.Fatal("the other lane does not run") }
-	}
-}
-`
-	const head = "import (\n\"os\"\n\"testing\"\n\"time\"\n)\n\nvar _, _ = os.Stat, time.Now\n"
-	module(t, map[string]string{
-		"a/a_test.go": "package a\n" + head + strings.NewReplacer("../HERE", "../a.is", "../THERE", "../b.is").Replace(meet),
-		"b/b_test.go": "package b\n" + head + strings.NewReplacer("../HERE", "../b.is", "../THERE", "../a.is").Replace(meet),
-		"c/c_test.go": "package c\n" + head + "func TestLast(t *testing.T) { if _, err := os.Stat(\"../b.is\"); err != nil { t.Fatal(err) } }\n",
-		"d/d_test.go": "package d\n" + head + "func TestFails(t *testing.T) { t.Fatal(1) }\n",
-	})
-	start := time.Now()
-	got, err := ran(t, "-count=1", "./a", "++", low, "-count=1", "./b", "--", "-count=1", "./c")
-	if err != nil || len(strings.Fields(got)) != 3 {
-		t.Errorf("ran %q after %v: %v", got, time.Since(start), err)
-	}
-	if got, err = ran(t, "-count=1", "./d", "++", "-count=1", "./c"); err == nil || !strings.Contains(err.Error(), "d.TestFails failed") || len(strings.Fields(got)) != 2 {
-		t.Errorf("one lane fails: ran %q: %v", got, err)
-	}
-}
-
 // Tests of a later step are compiled by the time that the step before has ended.
-func TestLanesAreCompiledAhead(t *testing.T) {
+func TestStepsAreCompiledAhead(t *testing.T) {
 	files := twoKinds()
 	files["c/c_test.go"] = fmt.Sprintf("package c\nimport \"testing\"\nfunc TestA(t *testing.T) { t.Log(%d) }\n", rand.Int64()) // nothing that was ever compiled
 	module(t, files)
@@ -154,7 +125,7 @@ func TestLanesAreCompiledAhead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ahead(steps[1])()
+	ahead(steps[1:])()
 	if s := stale(); s != "false" {
 		t.Errorf("it is not compiled: stale: %q", s)
 	}

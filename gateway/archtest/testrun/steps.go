@@ -7,45 +7,37 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 )
 
-// The words before the arguments of a lane.
+// The words before the arguments of a step.
 const (
 	waiting = "@waiting" // only the tests that say of themselves that they mostly wait
 	others  = "@others"  // all but those
-	low     = "@low"     // takes what processor time the other lanes leave
 )
 
-// lane is runs of go test, one after the other.
-type lane struct {
-	words []string
-	args  []string // of go test
+// step is runs of go test, one after the other.
+type step struct {
+	word string   // "" = all tests
+	args []string // of go test
 }
 
-// split takes arguments apart: "--" is between steps, which come one after the other, "++" between the lanes of a step, which run at the same time.
-func split(args []string) (steps [][]lane, err error) {
-	for _, step := range cut(args, "--") {
-		var lanes []lane
-		for _, words := range cut(step, "++") {
-			var l lane
-			for len(words) > 0 && strings.HasPrefix(words[0], "@") {
-				if !slices.Contains([]string{waiting, others, low}, words[0]) {
-					return nil, fmt.Errorf("%s: want %s, %s or %s", words[0], waiting, others, low)
-				}
-				l.words, words = append(l.words, words[0]), words[1:]
+// split takes arguments apart: "--" is between steps.
+func split(args []string) (steps []step, err error) {
+	for _, words := range cut(args, "--") {
+		var s step
+		if len(words) > 0 && strings.HasPrefix(words[0], "@") {
+			if s.word, words = words[0], words[1:]; s.word != waiting && s.word != others {
+				return nil, fmt.Errorf("%s: want %s or %s", s.word, waiting, others)
 			}
-			l.args = words
-			lanes = append(lanes, l)
 		}
-		steps = append(steps, lanes)
+		s.args = words
+		steps = append(steps, s)
 	}
 	return steps, nil
 }
@@ -60,46 +52,36 @@ func cut(args []string, at string) (lists [][]string) {
 	}
 }
 
-// ahead compiles the tests of a step while the one before runs, so that they wait for nothing when they come. Whether they compile is for their own run to say.
-func ahead(lanes []lane) (wait func()) {
+// ahead compiles the tests of steps while the one before them runs, in the time that it leaves: then nothing is compiled beside tests that measure. Whether they
+// compile is for their own run to say.
+func ahead(steps []step) (wait func()) {
 	args := []string{"-n", "19", "go", "test", "-run=^$", "-exec=true", "-p=1"}
-	for _, l := range lanes {
-		_, packages := l.parts()
+	for _, s := range steps {
+		_, packages := s.parts()
 		args = append(args, packages...)
 	}
 	cmd := exec.Command("nice", args...)
-	if cmd.Start() != nil {
+	if len(steps) == 0 || cmd.Start() != nil {
 		return func() {}
 	}
 	return func() { _ = cmd.Wait() }
 }
 
-// step runs lanes at the same time, and waits for all of them.
-func step(r *record, lanes []lane) error {
-	errs := make([]error, len(lanes))
-	var wg sync.WaitGroup
-	for i, l := range lanes {
-		wg.Go(func() { errs[i] = l.run(r) })
-	}
-	wg.Wait()
-	return errors.Join(errs...)
-}
-
-func (l *lane) run(r *record) error {
-	runs, err := l.runs()
+func (s *step) run(r *record) error {
+	runs, err := s.runs()
 	for _, args := range runs {
-		err = errors.Join(err, l.goTest(r, args))
+		err = errors.Join(err, goTest(r, args))
 	}
 	return err
 }
 
 // runs are the arguments of each run of go test. Packages that have tests of both kinds have runs of their own, because a pattern of names holds for
 // every package that it is given to.
-func (l *lane) runs() (runs [][]string, err error) {
-	if !slices.Contains(l.words, waiting) && !slices.Contains(l.words, others) {
-		return [][]string{l.args}, nil
+func (s *step) runs() (runs [][]string, err error) {
+	if s.word == "" {
+		return [][]string{s.args}, nil
 	}
-	flags, packages := l.parts()
+	flags, packages := s.parts()
 	all, err := sources(packages)
 	if err != nil {
 		return nil, err
@@ -112,33 +94,29 @@ func (l *lane) runs() (runs [][]string, err error) {
 		switch {
 		case len(names) == 0:
 			rest = append(rest, p.path)
-		case slices.Contains(l.words, waiting):
+		case s.word == waiting:
 			runs = append(runs, append(flags, "-run="+pattern, p.path))
 		default:
 			runs = append(runs, append(flags, "-skip="+pattern, p.path))
 		}
 	}
-	if len(rest) > 0 && slices.Contains(l.words, others) {
+	if len(rest) > 0 && s.word == others {
 		runs = append(runs, append(flags, rest...))
 	}
 	return runs, err
 }
 
 // parts are the flags of go test, each one word, and the packages.
-func (l *lane) parts() (flags, packages []string) {
+func (s *step) parts() (flags, packages []string) {
 	i := 0
-	for i < len(l.args) && strings.HasPrefix(l.args[i], "-") {
+	for i < len(s.args) && strings.HasPrefix(s.args[i], "-") {
 		i++
 	}
-	return l.args[:i:i], l.args[i:]
+	return s.args[:i:i], s.args[i:]
 }
 
-func (l *lane) goTest(r *record, args []string) error {
-	args = append([]string{"go", "test", "-json"}, args...)
-	if slices.Contains(l.words, low) {
-		args = append([]string{"nice", "-n", "19"}, args...)
-	}
-	cmd := exec.Command(args[0], args[1:]...)
+func goTest(r *record, args []string) error {
+	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
 	cmd.Stderr = os.Stderr
 	pipe, err := cmd.StdoutPipe()
 	if err != nil {
@@ -147,9 +125,7 @@ func (l *lane) goTest(r *record, args []string) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	err = r.read(pipe)
-	io.Copy(io.Discard, pipe) // after an error, or it would wait for a reader
-	return errors.Join(err, cmd.Wait())
+	return errors.Join(r.read(pipe), cmd.Wait())
 }
 
 // source is where the tests of a package stand.
