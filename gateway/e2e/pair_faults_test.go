@@ -22,7 +22,6 @@ var (
 // either gateway has sent under the group's address is judged by the wire alone: never two owners, never a packet to another host, never a public port with two
 // hosts. When all is well again one of them serves. The same seed does the same harm, though never at the same nanosecond.
 func TestPairFaults(t *testing.T) {
-	mostlyWaits(t)
 	seed := *faultSeed
 	if seed == 0 {
 		seed = rand.Uint64()
