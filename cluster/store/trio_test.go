@@ -25,12 +25,14 @@ type trio struct {
 	up   []bool
 }
 
-// newTrio makes a cluster of three.
-func newTrio(t testing.TB) *trio {
+func newTrio(t testing.TB) *trio { return pacedTrio(t, 150*time.Millisecond, 100*time.Millisecond) }
+
+// pacedTrio makes a cluster of three, whose leader goes on for its lease after the others are gone.
+func pacedTrio(t testing.TB, heartbeat, lease time.Duration) *trio {
 	x := &trio{t: t}
 	for i := range 3 {
 		c, f := faultyConfig(t.TempDir())
-		c.ID, c.Heartbeat, c.Election, c.Lease = fmt.Sprint("n", i), 150*time.Millisecond, 150*time.Millisecond, 100*time.Millisecond
+		c.ID, c.Heartbeat, c.Election, c.Lease = fmt.Sprint("n", i), heartbeat, heartbeat, lease
 		x.c, x.f, x.s, x.tr, x.up, x.addr = append(x.c, c), append(x.f, f), append(x.s, nil), append(x.tr, nil), append(x.up, false), append(x.addr, c.ID)
 		x.start(i)
 	}
