@@ -61,7 +61,7 @@ const (
 	callSize  = 172
 	callPort  = 7150                // at the outside
 	widePool  = "198.51.100.128/25" // alpha's: a million sessions of a hundred hosts have ports in it
-	linkPool  = "203.0.113.128/25"  // beta's, likewise; and not where what a gateway can be told to break on goes
+	linkPool  = "203.0.113.128/26"  // beta's, likewise; and not where what a gateway can be told to break on goes
 	addresses = 10                  // of each tenant and family, for connections and calls
 )
 
