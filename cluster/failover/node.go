@@ -185,6 +185,7 @@ type plants struct {
 	bareUnheard bool // a node that has not heard of a term says that it has no copy of it
 	moveOnce    bool // a move that meets another entry is forgotten
 	ownForgets  bool // a voter that has restarted promises a term though its log has a later one of its own last life
+	newFree     bool // a voter that is new says at once that it helps nobody
 	oldViews    bool // a node that has restarted stands as its last life did until its first beat
 }
 
@@ -198,6 +199,7 @@ type Node struct {
 
 	voters   Voters
 	votersAt Time // since when
+	changed  Time // when they were others before; 0 = not since the start
 	state    State
 	known    bool // state was told
 	behind   bool // the log may have another owner for something
@@ -248,6 +250,9 @@ func (n *Node) Step(now Time, e Event) []Action {
 		n.agreed(e, now)
 	case Voters:
 		if e.Version != n.voters.Version || n.voters.Names == nil || !slices.Equal(e.Names, n.voters.Names) {
+			if n.voters.Names != nil {
+				n.changed = now
+			}
 			n.voters, n.votersAt = Voters{e.Version, slices.Clone(e.Names)}, now
 			n.know()
 		}

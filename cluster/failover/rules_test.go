@@ -474,3 +474,45 @@ func TestGroupCheck(t *testing.T) {
 		}
 	}
 }
+
+// TestANewVoterTakesNothing: the owner has served by its own promise alone, and gets voters: none of these was asked for a promise yet, and one that is new does not let another node have
+// the group before the owner has had time to ask.
+func TestANewVoterTakesNothing(t *testing.T) {
+	for _, planted := range []bool{false, true} {
+		at := func(ms int) Time { return Time(1e9).Add(time.Duration(ms) * time.Millisecond) }
+		owner := Term{1, "a", 7}
+		n := New(Config{"b", 5, Default}, at(0))
+		n.plant.newFree = planted
+		n.Step(at(0), Voters{1, []string{"a"}})
+		n.Step(at(0), Groups{{Name: "g", Nodes: []string{"a", "b"}}})
+		n.Step(at(0), Agreed{State: State{Groups: map[string]Ownership{"g": {Term: owner, Rev: 1, Alone: Fence, InSync: []string{"b"}}}}})
+		claims := 0
+		for ms := 5; ms <= 900; ms += 5 {
+			if ms == 600 {
+				n.Step(at(ms), Voters{2, []string{"a", "b", "w"}})
+			}
+			var list []Action
+			if ms > 600 && ms%30 == 0 { // its beats are lost, its questions are not: those come when it has heard of the voters too
+				list = append(list, n.Step(at(ms), Received{"a", Message{Kind: Renew, Life: 7, Group: "g", Term: owner, Seq: uint64(ms), Voters: 2}})...)
+			}
+			list = append(list, n.Step(at(ms), Marked{"g", 1})...)
+			for _, a := range list {
+				switch a := a.(type) {
+				case Send:
+					if a.To == "w" && a.Kind == Ask && ms > 600 && ms < 630 { // as new as this one
+						free, _ := n.helps(n.groups["g"], owner, at(ms))
+						list = append(list, n.Step(at(ms), Received{"w", Message{Kind: Free, Life: 9, Group: "g", Term: owner, Seq: a.Seq, Yes: free}})...)
+					}
+				}
+			}
+			for _, a := range list {
+				if p, ok := a.(Propose); ok && p.Kind == KindClaim {
+					claims++
+				}
+			}
+		}
+		if (claims > 0) != planted {
+			t.Errorf("planted %v: %d claims", planted, claims)
+		}
+	}
+}

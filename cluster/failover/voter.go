@@ -59,7 +59,8 @@ func (n *Node) grant(g *group, from string, t Term, voters uint64, now Time) (ye
 	return true, false
 }
 
-// helps answers Ask: is the holder of the term still helped by this voter? A term that has just begun has time to ask for its first lease.
+// helps answers Ask: is the holder of the term still helped by this voter? A term that has just begun has time to ask for its first lease, and so has its owner when the voters have changed: a new
+// one has been asked for nothing yet.
 func (n *Node) helps(g *group, t Term, now Time) (free, gone bool) {
 	if t != g.at.Term || n.young(now) || n.busy(g, now) {
 		return false, false
@@ -67,7 +68,11 @@ func (n *Node) helps(g *group, t Term, now Time) (free, gone bool) {
 	if t == g.rel {
 		return true, true
 	}
-	return now >= g.promise.until && now >= g.began.Add(2*n.t.Lease), false
+	since := g.began
+	if !n.plant.newFree {
+		since = max(since, n.changed)
+	}
+	return now >= g.promise.until && now >= since.Add(2*n.t.Lease), false
 }
 
 // young: a voter that has started less than a lease ago. It has forgotten its promises, and others rely on them.
