@@ -207,19 +207,22 @@ func TestWorkersIdle(t *testing.T) {
 			t.Errorf("%d of 3 pings", p.Received)
 		}
 		time.Sleep(300 * time.Millisecond)
-		const window = 3 * time.Second
-		a, slept := s.gw.cpu(t), s.status().Workers
-		time.Sleep(window)
-		used := s.gw.cpu(t) - a
-		now := s.status()
-		part := used.Seconds() / window.Seconds()
-		if part > 0.02 {
-			t.Errorf("%d workers, idle: %.1f %% of a core", workers, part*100)
-		}
-		for i, w := range now.Workers {
-			if w.Wakeups == slept[i].Wakeups {
-				t.Errorf("worker %d has not slept", i)
+		// What it always takes it takes in each window; what a start leaves to do, and what other work on the machine costs it, comes on top of that in some.
+		const window, most = 3 * time.Second, 0.02
+		part := 1.0
+		for i := 0; i < 3 && part > most; i++ {
+			a, slept := s.gw.cpu(t), s.status().Workers
+			time.Sleep(window)
+			used := s.gw.cpu(t) - a
+			part = min(part, used.Seconds()/window.Seconds())
+			for i, w := range s.status().Workers {
+				if w.Wakeups == slept[i].Wakeups {
+					t.Errorf("worker %d has not slept", i)
+				}
 			}
+		}
+		if part > most {
+			t.Errorf("%d workers, idle: %.1f %% of a core in each of three windows", workers, part*100)
 		}
 		t.Logf("%d workers, idle: %.2f %% of a core", workers, part*100)
 		s.stop()

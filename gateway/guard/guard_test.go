@@ -219,8 +219,16 @@ func TestPassesOn(t *testing.T) {
 		f := begin(t, nil, "run")
 		f.runs()
 		for pid, want := range map[int]string{f.child: "demarc", f.cmd.Process.Pid: "demarc-guard"} { // by which pkill finds one and not the other
-			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err != nil || strings.TrimSpace(string(b)) != want {
-				t.Errorf("ps calls it %q, %v, want %q", b, err, want)
+			var b []byte
+			var err error
+			for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) { // its child may speak before it has named itself
+				if b, err = os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.TrimSpace(string(b)) == want {
+					break
+				}
+				if time.Now().After(end) {
+					t.Errorf("ps calls it %q, %v, want %q", b, err, want)
+					break
+				}
 			}
 		}
 		_ = f.cmd.Process.Signal(sig)
