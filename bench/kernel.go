@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"demarc/acl"
 	"demarc/bench/peers"
 	"demarc/gateway/hostnet"
+	"demarc/gateway/netlab"
 )
 
 // device is one of the things that are compared.
@@ -160,14 +160,14 @@ func (r *room) interrupts() (threads []int, err error) {
 
 // napi moves the NAPI of devices into threads on the device's CPU.
 func (r *room) napi(ns string, devs ...string) (threads []int, err error) {
-	before := napiThreads()
-	if err := r.Do(ns, func() error { return threaded(true, devs...) }); err != nil {
+	before := netlab.NAPIThreads(devIn, devOut, devDst)
+	if err := r.Do(ns, func() error { return netlab.Threaded(true, devs...) }); err != nil {
 		return nil, err
 	}
 	deadline := time.Now().Add(2 * time.Second)
 	for len(threads) < len(devs) {
 		threads = nil
-		for p := range napiThreads() {
+		for p := range netlab.NAPIThreads(devIn, devOut, devDst) {
 			if !before[p] {
 				threads = append(threads, p)
 			}
@@ -190,45 +190,6 @@ func (r *room) napi(ns string, devs ...string) (threads []int, err error) {
 // noInterrupts takes back what interrupts did.
 func (r *room) noInterrupts() error {
 	return r.Do(nsGW, func() error {
-		return errors.Join(threaded(false, devIn, devOut), hostnet.SetOffloads(devIn, false, hostnet.GRO), hostnet.SetOffloads(devOut, false, hostnet.GRO))
+		return errors.Join(netlab.Threaded(false, devIn, devOut), hostnet.SetOffloads(devIn, false, hostnet.GRO), hostnet.SetOffloads(devOut, false, hostnet.GRO))
 	})
-}
-
-// threaded moves devices' NAPI into threads or back. It must be called on a thread that ends, in the devices' namespace: the
-// namespace's own sysfs is mounted in a private mount namespace.
-func threaded(on bool, devs ...string) error {
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("private mounts: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("private mounts: %w", err)
-	}
-	if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
-		return fmt.Errorf("mount sysfs: %w", err)
-	}
-	v := "0"
-	if on {
-		v = "1"
-	}
-	var errs []error
-	for _, dev := range devs {
-		errs = append(errs, os.WriteFile("/sys/class/net/"+dev+"/threaded", []byte(v), 0o644))
-	}
-	return errors.Join(errs...)
-}
-
-// napiThreads are the kernel's threads for devices called like the room's, in any namespace.
-func napiThreads() map[int]bool {
-	out := map[int]bool{}
-	files, _ := filepath.Glob("/proc/[0-9]*/comm")
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil || !slices.ContainsFunc([]string{devIn, devOut, devDst}, func(dev string) bool { return strings.HasPrefix(string(b), "napi/"+dev+"-") }) {
-			continue
-		}
-		if p, err := strconv.Atoi(strings.Split(f, "/")[2]); err == nil {
-			out[p] = true
-		}
-	}
-	return out
 }

@@ -183,6 +183,28 @@ func leaveRun(lock *machineLock) error {
 // labName is that of every lab that a bench makes: by it they are found when their maker was killed.
 const labName = "bench"
 
+// spaces takes the machine for a room and makes its namespaces, with IPv6 or without: neighbour discovery and its kind would only be noise.
+func (r *room) spaces(v6 bool, names ...string) (err error) {
+	if r.lock, err = takeRun(); err != nil {
+		return err
+	}
+	if r.Lab, err = netlab.New(labName); err != nil {
+		return err
+	}
+	for _, ns := range names {
+		if err := r.AddNamespace(ns); err != nil {
+			return err
+		}
+		if v6 {
+			continue
+		}
+		if err := r.Sysctl(ns, "net.ipv6.conf.default.disable_ipv6", "1"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // openRoom builds it.
 func openRoom(p pktgen.Plan) (r *room, err error) {
 	r = &room{plan: p}
@@ -191,23 +213,8 @@ func openRoom(p pktgen.Plan) (r *room, err error) {
 			err = errors.Join(err, r.Close())
 		}
 	}()
-	if r.lock, err = takeRun(); err != nil {
+	if err := r.spaces(p.V6(), nsSrc, nsGW, nsDst); err != nil {
 		return r, err
-	}
-	if r.Lab, err = netlab.New(labName); err != nil {
-		return r, err
-	}
-	for _, ns := range []string{nsSrc, nsGW, nsDst} {
-		if err := r.AddNamespace(ns); err != nil {
-			return r, err
-		}
-		if p.V6() {
-			continue
-		}
-		// Neighbour discovery and its kind would only be noise.
-		if err := r.Sysctl(ns, "net.ipv6.conf.default.disable_ipv6", "1"); err != nil {
-			return r, err
-		}
 	}
 	links := []netlab.LinkSpec{
 		{A: netlab.End{NS: nsSrc, Name: devSrc, MAC: macSrc, Addrs: []netip.Prefix{netip.PrefixFrom(insideVia, 24)}},
@@ -244,19 +251,8 @@ func openDirect(p pktgen.Plan) (r *room, err error) {
 			err = errors.Join(err, r.Close())
 		}
 	}()
-	if r.lock, err = takeRun(); err != nil {
+	if err := r.spaces(false, nsSrc, nsDst); err != nil {
 		return r, err
-	}
-	if r.Lab, err = netlab.New(labName); err != nil {
-		return r, err
-	}
-	for _, ns := range []string{nsSrc, nsDst} {
-		if err := r.AddNamespace(ns); err != nil {
-			return r, err
-		}
-		if err := r.Sysctl(ns, "net.ipv6.conf.default.disable_ipv6", "1"); err != nil {
-			return r, err
-		}
 	}
 	if err := r.AddLink(netlab.LinkSpec{A: netlab.End{NS: nsSrc, Name: devSrc, MAC: macSrc}, B: netlab.End{NS: nsDst, Name: devDst, MAC: macDst}}); err != nil {
 		return r, err

@@ -4,12 +4,13 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"demarc/gateway/archtest/cputime"
 )
 
 func TestServices(t *testing.T) {
@@ -211,19 +212,12 @@ func TestLargePolicyIsQuick(t *testing.T) {
 	for i := range 20_000 {
 		fmt.Fprintf(&b, "[[tenant.rule]]\nname = \"r%d\"\ndirection = \"in\"\naction = \"allow\"\nfrom = [\"192.0.2.0/24\"]\nto = [\"198.18.%d.%d\"]\nservice = [\"tcp/%d\"]\n", i, i>>8, i&255, i+1)
 	}
-	used := func() time.Duration { // processor time: others may have the machine
-		var r syscall.Rusage
-		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
-			t.Fatal(err)
-		}
-		return time.Duration(r.Utime.Nano() + r.Stime.Nano())
-	}
-	before := used()
+	used := cputime.Spent(t)
 	p := decodePolicy(t, b.String())
 	decoded := used()
 	w := p.Warnings()
-	all := used() - before
-	t.Logf("%d bytes, 20000 rules: decoded in %v, warnings in %v", b.Len(), decoded-before, before+all-decoded)
+	all := used()
+	t.Logf("%d bytes, 20000 rules: decoded in %v, warnings in %v", b.Len(), decoded, all-decoded)
 	if len(p.Tenants[0].Rules) != 20_000 || all > 20*time.Second {
 		t.Fatalf("%d warnings, %v", len(w), all)
 	}

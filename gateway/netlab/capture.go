@@ -159,19 +159,18 @@ func (c *Capture) read(keep func([]byte) bool, snap int) {
 	}
 }
 
-// captured reads struct cmsghdr after cmsghdr (len: u64; level, type: i32): the kernel's time of a frame (struct timespec), and the tag that it took out of the frame
+// captured reads control messages: the kernel's time of a frame (struct timespec), and the tag that it took out of the frame
 // (struct tpacket_auxdata: status, len, snaplen: u32; mac, net, vlan_tci, vlan_tpid: u16).
 func captured(oob []byte) (at time.Time, tag [4]byte, tagged bool) {
-	for len(oob) >= 16 {
-		size := int(binary.NativeEndian.Uint64(oob))
-		if size < 16 || size > len(oob) {
+	for len(oob) > 0 {
+		h, data, rest, err := unix.ParseOneSocketControlMessage(oob)
+		if err != nil {
 			break
 		}
-		data := oob[16:size]
-		switch level, kind := int(binary.NativeEndian.Uint32(oob[8:])), int(binary.NativeEndian.Uint32(oob[12:])); {
-		case level == unix.SOL_SOCKET && kind == unix.SCM_TIMESTAMPNS && len(data) >= 16:
+		switch {
+		case h.Level == unix.SOL_SOCKET && h.Type == unix.SCM_TIMESTAMPNS && len(data) >= 16:
 			at = time.Unix(int64(binary.NativeEndian.Uint64(data)), int64(binary.NativeEndian.Uint64(data[8:])))
-		case level == unix.SOL_PACKET && kind == unix.PACKET_AUXDATA && len(data) >= 20:
+		case h.Level == unix.SOL_PACKET && h.Type == unix.PACKET_AUXDATA && len(data) >= 20:
 			status, tpid := binary.NativeEndian.Uint32(data), uint16(unix.ETH_P_8021Q)
 			if status&unix.TP_STATUS_VLAN_TPID_VALID != 0 {
 				tpid = binary.NativeEndian.Uint16(data[18:])
@@ -180,7 +179,7 @@ func captured(oob []byte) (at time.Time, tag [4]byte, tagged bool) {
 			binary.BigEndian.PutUint16(tag[:], tpid)
 			binary.BigEndian.PutUint16(tag[2:], binary.NativeEndian.Uint16(data[16:]))
 		}
-		oob = oob[min((size+7)&^7, len(oob)):]
+		oob = rest
 	}
 	if at.IsZero() {
 		at = time.Now()

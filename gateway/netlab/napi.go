@@ -1,9 +1,11 @@
 package netlab
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,16 +25,16 @@ func (l *Lab) Threads(ns, dev string) (pid int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("ethtool netlink: %w", err)
 	}
-	before := napiThreads(dev)
+	before := NAPIThreads(dev)
 	// A veth has no NAPI of its own without it.
 	if err := l.Do(ns, func() error { return setFeatures(family.ID, link.Attrs().Index, []string{"rx-gro"}, true) }); err != nil {
 		return 0, fmt.Errorf("gro of %s in %s: %w", dev, ns, err)
 	}
-	if err := l.Do(ns, func() error { return Threaded(dev, true) }); err != nil {
+	if err := l.Do(ns, func() error { return Threaded(true, dev) }); err != nil {
 		return 0, err
 	}
 	for end := time.Now().Add(2 * time.Second); ; time.Sleep(time.Millisecond) {
-		for p := range napiThreads(dev) {
+		for p := range NAPIThreads(dev) {
 			if !before[p] {
 				// The lowest real-time priority: without it frames wait for programs.
 				if err := unix.SchedSetAttr(p, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0); err != nil {
@@ -47,9 +49,9 @@ func (l *Lab) Threads(ns, dev string) (pid int, err error) {
 	}
 }
 
-// Threaded moves a device's NAPI into threads or back. It must be called on a thread that ends, in the device's namespace, as by Do: the
+// Threaded moves devices' NAPI into threads or back. It must be called on a thread that ends, in the devices' namespace, as by Do: the
 // namespace's own sysfs is mounted in a private mount namespace.
-func Threaded(dev string, on bool) error {
+func Threaded(on bool, devs ...string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("private mounts: %w", err)
 	}
@@ -63,18 +65,23 @@ func Threaded(dev string, on bool) error {
 	if on {
 		v = "1"
 	}
-	return os.WriteFile("/sys/class/net/"+dev+"/threaded", []byte(v), 0o644)
+	var errs []error
+	for _, dev := range devs {
+		errs = append(errs, os.WriteFile("/sys/class/net/"+dev+"/threaded", []byte(v), 0o644))
+	}
+	return errors.Join(errs...)
 }
 
-// napiThreads are the kernel's threads for a device of that name, in any namespace.
-func napiThreads(dev string) map[int]bool {
+// NAPIThreads are the kernel's threads for devices of these names, in any namespace.
+func NAPIThreads(devs ...string) map[int]bool {
 	out := map[int]bool{}
-	name := "napi/" + dev + "-"
-	name = name[:min(len(name), 15)] // as much as a thread's name holds
 	files, _ := filepath.Glob("/proc/[0-9]*/comm")
 	for _, f := range files {
 		b, err := os.ReadFile(f)
-		if err != nil || !strings.HasPrefix(string(b), name) {
+		if err != nil || !slices.ContainsFunc(devs, func(dev string) bool {
+			name := "napi/" + dev + "-"
+			return strings.HasPrefix(string(b), name[:min(len(name), 15)]) // as much as a thread's name holds
+		}) {
 			continue
 		}
 		if p, err := strconv.Atoi(strings.Split(f, "/")[2]); err == nil {

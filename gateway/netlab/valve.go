@@ -25,7 +25,7 @@ func (l *Lab) Valve(ns, dev string) (*Valve, error) {
 	if err != nil {
 		return nil, err
 	}
-	drop := asm.Instructions{
+	drop := append(asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
 		asm.Mov.Imm(asm.R2, 0),
 		asm.Mov.Reg(asm.R3, asm.RFP),
@@ -37,21 +37,7 @@ func (l *Lab) Valve(ns, dev string) (*Valve, error) {
 		asm.JNE.Imm(asm.R2, 0x0008, "pass"),
 		asm.LoadMem(asm.R2, asm.RFP, stackIP+12, asm.Word),
 		asm.StoreMem(asm.RFP, stackKey, asm.R2, asm.Word),
-		asm.LoadMapPtr(asm.R1, m.FD()),
-		asm.Mov.Reg(asm.R2, asm.RFP),
-		asm.Add.Imm(asm.R2, stackKey),
-		asm.FnMapLookupElem.Call(),
-		asm.JEq.Imm(asm.R0, 0, "pass"),
-		asm.LoadMem(asm.R7, asm.R0, 0, asm.Word),
-		asm.FnGetPrandomU32.Call(),
-		asm.LSh.Imm(asm.R0, 32), // it is the lower half that counts
-		asm.RSh.Imm(asm.R0, 32),
-		asm.JGT.Reg(asm.R0, asm.R7, "pass"),
-		asm.Mov.Imm(asm.R0, tcShot),
-		asm.Return(),
-		asm.Mov.Imm(asm.R0, tcNext).WithSymbol("pass"),
-		asm.Return(),
-	}
+	}, lost(m)...)
 	if err := l.attach(ns, dev, Ingress, prioValve, "dm_valve", drop); err != nil {
 		m.Close()
 		return nil, err
@@ -76,17 +62,9 @@ func (v *Valve) Lose(from netip.Addr, share float64) error {
 	return v.m.Put(key, uint32(share*(1<<32-1)))
 }
 
-// Gate lets through what passes a device, or some of it, whoever sent it: a cable that can be cut, or made lossy, in one direction.
-type Gate struct{ m *ebpf.Map }
-
-// Gate hangs one on a device, for what it receives (Ingress) or sends. It is open at first. A capture on the device sees what it receives before the gate does.
-func (l *Lab) Gate(ns, dev string, d Direction) (*Gate, error) {
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "dm_gate", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
-	if err != nil {
-		return nil, err
-	}
-	drop := asm.Instructions{
-		asm.StoreImm(asm.RFP, stackKey, 0, asm.Word),
+// lost ends a program that drops a share of the packets: the one that the map has for the key on the stack, in 2^32nds; none = all pass.
+func lost(m *ebpf.Map) asm.Instructions {
+	return asm.Instructions{
 		asm.LoadMapPtr(asm.R1, m.FD()),
 		asm.Mov.Reg(asm.R2, asm.RFP),
 		asm.Add.Imm(asm.R2, stackKey),
@@ -103,6 +81,18 @@ func (l *Lab) Gate(ns, dev string, d Direction) (*Gate, error) {
 		asm.Mov.Imm(asm.R0, tcNext).WithSymbol("pass"),
 		asm.Return(),
 	}
+}
+
+// Gate lets through what passes a device, or some of it, whoever sent it: a cable that can be cut, or made lossy, in one direction.
+type Gate struct{ m *ebpf.Map }
+
+// Gate hangs one on a device, for what it receives (Ingress) or sends. It is open at first. A capture on the device sees what it receives before the gate does.
+func (l *Lab) Gate(ns, dev string, d Direction) (*Gate, error) {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "dm_gate", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		return nil, err
+	}
+	drop := append(asm.Instructions{asm.StoreImm(asm.RFP, stackKey, 0, asm.Word)}, lost(m)...)
 	if err := l.attach(ns, dev, d, prioGate, "dm_gate", drop); err != nil {
 		m.Close()
 		return nil, err

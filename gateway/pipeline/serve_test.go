@@ -12,6 +12,7 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
+	"demarc/gateway/archtest/cputime"
 	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
 	"demarc/gateway/snapshot"
@@ -114,7 +115,7 @@ func TestNothingOfAGroupLeavesWhereItIsNotServed(t *testing.T) {
 
 func onlyWhatIsServed(t *testing.T, seed uint64) {
 	t.Logf("seed %d", seed)
-	used := spent(t)
+	used := cputime.Spent(t)
 	s := newStorm(t, seed)
 	for i := range s.policies {
 		s.policies[i] += testGroups

@@ -8,10 +8,10 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"demarc/gateway/archtest/cputime"
 	"demarc/gateway/flow"
 	"demarc/gateway/packet"
 	"demarc/gateway/packet/build"
@@ -484,19 +484,6 @@ func (s *storm) interval() {
 	}
 }
 
-// spent begins to count the processor time that this process uses: what others leave of the machine must not decide how much is tried.
-func spent(t testing.TB) func() time.Duration {
-	now := func() time.Duration {
-		var r syscall.Rusage
-		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
-			t.Fatal(err)
-		}
-		return time.Duration(r.Utime.Nano() + r.Stime.Nano())
-	}
-	began := now()
-	return func() time.Duration { return now() - began }
-}
-
 // TestStorm is the corpus of bad packets and what grows out of it, at the speed of the pipeline: nothing may panic, nothing may be half made,
 // and whatever goes on must be a packet that may go there. go test ./gateway/pipeline -run TestStorm -v -storm 100000000 is the long form.
 func TestStorm(t *testing.T) {
@@ -507,7 +494,7 @@ func TestStorm(t *testing.T) {
 	if os.Getenv("CI") != "" {
 		limit = time.Minute
 	}
-	start, used := time.Now(), spent(t)
+	start, used := time.Now(), cputime.Spent(t)
 	s := newStorm(t, seed)
 	done := func() bool {
 		if count > 0 {

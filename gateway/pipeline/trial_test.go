@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"demarc/gateway/archtest/cputime"
 	"demarc/gateway/nat"
 	"demarc/gateway/police"
 	"demarc/gateway/trace"
@@ -128,7 +129,7 @@ func TestATrialIsWhatThenHappens(t *testing.T) {
 	if *trialTime > 0 {
 		limit = *trialTime
 	}
-	used := spent(t)
+	used := cputime.Spent(t)
 	s := newStorm(t, seed)
 	trials, loops, hands, made, whole := 0, 0, 0, 0, 0
 	var reasons [verdict.NumReasons]int

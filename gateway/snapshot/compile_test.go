@@ -4,11 +4,11 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"demarc/configs"
+	"demarc/gateway/archtest/cputime"
 	"demarc/gateway/flow"
 	"demarc/gateway/meter"
 	"demarc/gateway/nat"
@@ -447,10 +447,10 @@ func TestLargePoliciesCompileInTime(t *testing.T) {
 		in   Input
 		max  time.Duration
 	}{{"1,000 tenants, 4,000 public addresses", many(1000), 5 * time.Second}, {"10,000 rules of one tenant", big(10000), 10 * time.Second}} {
-		used := spent(t)
+		used := cputime.Spent(t)
 		v := mustCompile(t, c.in)
 		first := used()
-		used = spent(t)
+		used = cputime.Spent(t)
 		space := nat.NewSpace(4096)
 		if err := v.Register(space); err != nil {
 			t.Fatal(err)
@@ -458,7 +458,7 @@ func TestLargePoliciesCompileInTime(t *testing.T) {
 		v.Activate(space)
 		active := used()
 		c.in.Prev = v
-		used = spent(t)
+		used = cputime.Spent(t)
 		mustCompile(t, c.in)
 		again := used()
 		t.Logf("%s: compiled in %s, activated in %s, again in %s", c.name, first, active, again)
@@ -466,19 +466,6 @@ func TestLargePoliciesCompileInTime(t *testing.T) {
 			t.Errorf("%s: %s, then %s", c.name, first, again)
 		}
 	}
-}
-
-// spent begins to count the processor time that this process uses.
-func spent(t *testing.T) func() time.Duration {
-	now := func() time.Duration {
-		var r syscall.Rusage
-		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
-			t.Fatal(err)
-		}
-		return time.Duration(r.Utime.Nano() + r.Stime.Nano())
-	}
-	began := now()
-	return func() time.Duration { return now() - began }
 }
 
 func BenchmarkCompile(b *testing.B) {

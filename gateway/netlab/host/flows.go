@@ -130,23 +130,22 @@ func (s *FlowSide) wrong(format string, args ...any) {
 	}
 }
 
-// arrival reads struct cmsghdr after cmsghdr (len: u64; level, type: i32): where a packet came to, and when.
+// arrival reads control messages: where a packet came to, and when.
 func arrival(oob []byte) (to netip.Addr, at int64) {
-	for len(oob) >= 16 {
-		size := int(binary.NativeEndian.Uint64(oob))
-		if size < 16 || size > len(oob) {
+	for len(oob) > 0 {
+		h, data, rest, err := unix.ParseOneSocketControlMessage(oob)
+		if err != nil {
 			break
 		}
-		data := oob[16:size]
-		switch level, kind := int(binary.NativeEndian.Uint32(oob[8:])), int(binary.NativeEndian.Uint32(oob[12:])); {
-		case level == unix.SOL_SOCKET && kind == unix.SCM_TIMESTAMPNS && len(data) >= 16:
+		switch {
+		case h.Level == unix.SOL_SOCKET && h.Type == unix.SCM_TIMESTAMPNS && len(data) >= 16:
 			at = int64(binary.NativeEndian.Uint64(data))*1e9 + int64(binary.NativeEndian.Uint64(data[8:]))
-		case level == unix.SOL_IP && kind == unix.IP_PKTINFO && len(data) >= 12: // index, the local address, the address in the header
+		case h.Level == unix.SOL_IP && h.Type == unix.IP_PKTINFO && len(data) >= 12: // index, the local address, the address in the header
 			to = netip.AddrFrom4([4]byte(data[8:12]))
-		case level == unix.SOL_IPV6 && kind == unix.IPV6_PKTINFO && len(data) >= 16:
+		case h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= 16:
 			to = netip.AddrFrom16([16]byte(data[:16]))
 		}
-		oob = oob[min((size+7)&^7, len(oob)):]
+		oob = rest
 	}
 	if at == 0 {
 		at = time.Now().UnixNano()
