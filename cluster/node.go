@@ -158,7 +158,7 @@ type pending struct {
 
 const (
 	lookEvery   = 50 * time.Millisecond  // while a confirm time runs
-	writeEvery  = time.Second            // the rest of a confirm time, to disk
+	writeEvery  = 500 * time.Millisecond // the rest of a confirm time, to disk
 	grace       = 300 * time.Millisecond // after the deadline, for the leader's entry, before a node goes back by itself
 	leaderWait  = 5 * time.Second
 	againAfter  = time.Second // until what the gateway could not serve or keep is tried again

@@ -203,7 +203,7 @@ func TestConfirmCountsThroughKill(t *testing.T) {
 	if p.Received == 0 {
 		t.Error("the provisional policy is not what packets meet")
 	}
-	// The rest is put on disk every second, so up to one second comes back.
+	// The rest is put on disk twice a second, so at most half a second comes back, and what the machine lost meanwhile.
 	r.serves(time.Duration((left+2.5)*float64(time.Second)), 1)
 	t.Logf("%.1f s were left at kill -9, the old revision is served %v after the start", left, time.Since(started).Round(time.Millisecond))
 	r.wait(r.spawn(r.Alpha1.Name, &p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7008), "-pps", "50", "-duration", "200ms", "-wait", "300ms"))
