@@ -109,7 +109,9 @@ func newConversation(rng *rand.Rand) *conversation {
 func TestConversationsGoOnAfterATakeover(t *testing.T) {
 	rng := seeded(t)
 	states, far, forged, stalled := [numTCPStates]int{}, 0, 0, 0
-	met := func() bool { return far >= 3 && forged >= 12 && states[TCPEstablished] >= 12 && states[TCPFinOrig]+states[TCPFinReply] >= 3 }
+	met := func() bool {
+		return far >= 3 && forged >= 12 && states[TCPEstablished] >= 12 && states[TCPFinOrig]+states[TCPFinReply] >= 3
+	}
 	const least, most = 100, 2000
 	run := 0
 	for ; run < most && (run < least || !met()); run++ {
