@@ -418,8 +418,8 @@ func TestSlowStandby(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	st, grown := p.set.State(), int64(after.HeapAlloc)-int64(before.HeapAlloc)
 	t.Logf("%d changes while nothing is taken: %d KiB wait, the heap has grown by %d KiB, the longest of %d turns %s", 6*slots, st.Waiting>>10, grown>>10, o.turns.Load()-turns, time.Duration(o.worst.Load()))
-	if st.Waiting > 4<<20+64<<10 || st.Waiting < 64<<10 || grown > 6<<20 {
-		t.Errorf("%d bytes wait, the heap has grown by %d: the window is 4 MiB", st.Waiting, grown)
+	if st.Waiting > 4<<20+64<<10 || st.Waiting == 0 || grown > 6<<20 {
+		t.Errorf("%d bytes wait, the heap has grown by %d: the window is 4 MiB, and something must wait", st.Waiting, grown)
 	}
 	if c := p.copy(); c.Lag < 20*time.Millisecond {
 		t.Errorf("a lag of %s is shown", c.Lag)
