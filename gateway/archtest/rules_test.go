@@ -116,7 +116,7 @@ type fence struct {
 var fences = []fence{
 	{"unsafe", "unsafe", []string{"gateway/confine", "gateway/conntrack", "gateway/hostnet", "gateway/nat", "gateway/worker", "gateway/xsk"}, true},
 	{"cgo", "C", nil, false},
-	{"eBPF", "github.com/cilium/ebpf/", []string{"bench/pktgen", "gateway/doctor", "gateway/netlab", "gateway/xsk", "gateway/zerocopy"}, true},
+	{"eBPF", "github.com/cilium/ebpf/", []string{"bench/pktgen", "gateway/archtest/regen", "gateway/doctor", "gateway/netlab", "gateway/xsk", "gateway/zerocopy"}, true},
 	{"netlink", "github.com/vishvananda/", []string{"bench", "gateway/hostnet", "gateway/netlab", "gateway/xsk", "gateway/zerocopy"}, true},
 	{"routes' tries", "github.com/gaissmai/bart/", []string{"gateway/fib"}, false},
 	{"TOML", "github.com/BurntSushi/toml/", []string{"configs"}, false},
@@ -127,7 +127,7 @@ var fences = []fence{
 	{"raft", "github.com/hashicorp/", []string{"cluster/clustertest", "cluster/store", "cluster/transport"}, false},
 	{"go-cmp", "github.com/google/go-cmp/", nil, true},
 	{"rapid", "pgregory.net/rapid/", nil, true},
-	{"testing", "testing/", []string{"gateway/archtest/cputime", "gateway/netlab/roottest"}, true},
+	{"testing", "testing/", []string{"gateway/archtest/cputime", "gateway/archtest/regen", "gateway/netlab/roottest"}, true},
 	{"global randomness", "math/rand/", nil, false}, // the old package: v2 has no global seed to be forgotten
 }
 
