@@ -29,7 +29,7 @@ ROOTS = @waiting $(GOTEST) -p=1 $(ROOT) -- @others $(GOTEST) -p=1 $(ROOT)
 
 PREFIX := /usr/local
 
-.PHONY: build install uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-full bench-quick bench-cluster bench-failover zerocopy faults-found
+.PHONY: build install uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-full bench-quick bench-cluster bench-failover zerocopy faults-found profile
 
 build:
 	go build -ldflags '-s -w -X main.version=$(VERSION)' -o demarc .
@@ -98,6 +98,13 @@ zerocopy: build
 # Faults that are planted into real nodes, and must be found: docs/faults.md.
 faults-found: check
 	go test -count=1 -timeout 30m -tags faults -v ./gateway/e2e -run 'TestWirePlants$$'
+
+# Where a packet's time goes: instructions by function, counted one by one, and pprof of the same bursts by time (build/pipeline.pprof, for go tool pprof).
+profile:
+	@mkdir -p build
+	go test -count=1 -v -run 'TestInstructionsOfAPacket$$' ./gateway/pipeline
+	go test -count=1 -run '^$$' -bench 'BenchmarkHit$$' -benchtime 2s -cpuprofile build/pipeline.pprof -o build/pipeline.test ./gateway/pipeline
+	go tool pprof -top -nodecount 40 build/pipeline.test build/pipeline.pprof
 
 clean:
 	rm -f demarc

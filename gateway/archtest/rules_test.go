@@ -127,7 +127,7 @@ var fences = []fence{
 	{"raft", "github.com/hashicorp/", []string{"cluster/clustertest", "cluster/store", "cluster/transport"}, false},
 	{"go-cmp", "github.com/google/go-cmp/", nil, true},
 	{"rapid", "pgregory.net/rapid/", nil, true},
-	{"testing", "testing/", []string{"gateway/archtest/cputime", "gateway/archtest/regen", "gateway/netlab/roottest"}, true},
+	{"testing", "testing/", []string{"gateway/archtest/cputime", "gateway/archtest/instructions", "gateway/archtest/regen", "gateway/netlab/roottest"}, true},
 	{"global randomness", "math/rand/", nil, false}, // the old package: v2 has no global seed to be forgotten
 }
 

@@ -61,8 +61,10 @@ type flood struct {
 	flows    int
 }
 
-func newFlood(b *testing.B, flows, rules int) *flood {
-	r := newRig(b, benchNode(max(1024, flows+flows/8)), benchPolicy(rules))
+func newFlood(b testing.TB, flows, rules int) *flood { return newFloodOf(b, flows, benchPolicy(rules)) }
+
+func newFloodOf(b testing.TB, flows int, policy string) *flood {
+	r := newRig(b, benchNode(max(1024, flows+flows/8)), policy)
 	f := &flood{r: r, flows: flows, template: udp4(b, 1, "198.18.0.1", 1024, "203.0.113.11", 9)}
 	f.template = append(f.template, make([]byte, max(0, 60-len(f.template)))...)
 	return f
@@ -86,7 +88,7 @@ func (f *flood) put(i, n int) {
 	binary.BigEndian.PutUint16(b[40:], csum.NonZero(csum.Checksum(csum.Sum(sum, b[34:34+l4]))))
 }
 
-func (f *flood) establish(b *testing.B) {
+func (f *flood) establish(b testing.TB) {
 	for n := 0; n < f.flows; n += Burst {
 		k := min(Burst, f.flows-n)
 		for i := range k {
