@@ -47,6 +47,7 @@ type kernel struct {
 	ruleset string // as it was loaded
 	threads []int  // NAPI
 	loaded  bool
+	took    time.Duration // from the ruleset's text to the kernel's rules
 }
 
 func (k *kernel) name() string { return cmp.Or(k.called, peerName) }
@@ -71,10 +72,11 @@ func (k *kernel) start(ctx context.Context) error {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return err
 	}
+	began := time.Now()
 	if _, err := k.r.Exec(nsGW, "nft", "-f", file); err != nil {
 		return err
 	}
-	k.loaded = true
+	k.loaded, k.took = true, time.Since(began)
 	if k.threads, err = k.r.interrupts(); err != nil {
 		return err
 	}

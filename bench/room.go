@@ -96,6 +96,7 @@ type room struct {
 	ends *pktgen.Ends
 	// Frames come to the device under test from the outside too: its outer device needs a thread as its inner one does, where the kernel moves them.
 	bothSides bool
+	firsts    pktgen.Judged // of the last establish: its first round, when every frame began a flow
 	lock      *machineLock
 }
 
@@ -419,6 +420,11 @@ func (r *room) establish(ctx context.Context, flows int, rate float64) (e pktgen
 		sending += s.Seconds
 		if err := r.ends.Settle(3 * time.Second); err != nil {
 			return e, 0, err
+		}
+		if try == 0 {
+			if r.firsts, err = r.ends.Judged(); err != nil {
+				return e, 0, err
+			}
 		}
 		if e, err = r.ends.Established(); err != nil {
 			return e, 0, err

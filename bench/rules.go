@@ -14,17 +14,32 @@ import (
 
 // makeRules makes a list like an enterprise edge's, of which only the last rule matches the plan's flows, and allows them.
 func makeRules(seed uint64, n int, p *pktgen.Plan) ([]acl.Rule, error) {
+	return rulesFor(seed, n, p.V6(), planKeys(p))
+}
+
+// planKeys are what the first packets of a plan's flows ask an access list.
+func planKeys(p *pktgen.Plan) []acl.Key {
 	keys := make([]acl.Key, p.Flows)
 	for i := range keys {
 		in, out := p.Flow(i)
-		k := &keys[i]
-		copy(k.Src[:], in.Addr().AsSlice())
-		copy(k.Dst[:], out.Addr().AsSlice())
-		k.SPort, k.DPort, k.Proto, k.Family = in.Port(), out.Port(), 17, 4
-		if p.V6() {
-			k.Family = 6
-		}
+		keys[i] = keyOf(in, out, 17)
 	}
+	return keys
+}
+
+// keyOf is what the first packet of a flow asks.
+func keyOf(in, out netip.AddrPort, proto uint8) (k acl.Key) {
+	copy(k.Src[:], in.Addr().AsSlice())
+	copy(k.Dst[:], out.Addr().AsSlice())
+	k.SPort, k.DPort, k.Proto, k.Family = in.Port(), out.Port(), proto, 4
+	if in.Addr().Is6() {
+		k.Family = 6
+	}
+	return k
+}
+
+// rulesFor is that for other keys than a plan's.
+func rulesFor(seed uint64, n int, v6 bool, keys []acl.Key) ([]acl.Rule, error) {
 	// The generator looks at each key for each rule, so it gets a few, and those that an earlier rule caught.
 	var few []acl.Key
 	rnd := rand.New(rand.NewPCG(seed, 1))
@@ -32,12 +47,12 @@ func makeRules(seed uint64, n int, p *pktgen.Plan) ([]acl.Rule, error) {
 		few = append(few, keys[rnd.IntN(len(keys))])
 	}
 	o := aclgen.Options{Kind: aclgen.Edge}
-	if p.V6() {
+	if v6 {
 		o.V6 = 1
 	}
 	for range 1000 {
 		rules := aclgen.LastOnly(seed, n, o, few...)
-		if p.V6() {
+		if v6 {
 			forV6(rules)
 		}
 		prog, err := acl.Compile(rules)

@@ -186,10 +186,18 @@ func (q *traffic) finish() *report.Output {
 // standing are the terms of every run, which a reader needs to judge its figures.
 func (q *traffic) standing() []string {
 	return []string{
-		fmt.Sprintf("gateway and nftables: access list of %d rules of which the last one matches (seed %d), NAT44 or routed IPv6, a rate limit of %d Gbit/s each way that cuts nothing, counters; sessions established on every side first", q.Rules, q.Seed, int64(trafficRate)/1e9),
+		fmt.Sprintf("gateway and nftables: access list (rules: %s) of which the last one matches (seed %d), NAT44 or routed IPv6, a rate limit of %d Gbit/s each way that cuts nothing, counters; sessions established on every side first", q.rulesWords(), q.Seed, int64(trafficRate)/1e9),
 		"kernel only forwards (no rules, no sessions, no translation) and testpmd only changes MAC addresses: they do less than the others and are no rivals",
 		fmt.Sprintf("CPU is that of all cores, those that make and judge frames (CPU %d) included, the same for all sides; only frames that arrive right are counted", makerCPU),
 	}
+}
+
+// rulesWords says how long the list is.
+func (q *traffic) rulesWords() string {
+	if len(q.Cases) == 0 || q.Cases[0].Rules > 0 {
+		return "as many as the case says"
+	}
+	return fmt.Sprint(q.Rules)
 }
 
 // print is what a person reads.
@@ -328,12 +336,18 @@ func (q *traffic) check(f *flowFlags, changed func(string) bool) error {
 
 func (q *traffic) flags(c *cobra.Command, f *flowFlags) {
 	s := c.Flags()
-	s.BoolVar(&f.asJSON, "json", false, "print one JSON object; progress goes to standard error")
 	s.StringSliceVar(&f.families, "family", []string{"4"}, "4 = IPv4, translated; 6 = IPv6, routed; 4,6 = both")
 	s.StringSliceVar(&f.directions, "direction", []string{"out"}, "out, in, both, or several of them")
+	s.IntVar(&q.Rules, "rules", 1000, "of the access list; the last one matches")
+	q.peerFlags(c, f)
+}
+
+// peerFlags are those of every bench with peers in turns.
+func (q *traffic) peerFlags(c *cobra.Command, f *flowFlags) {
+	s := c.Flags()
+	s.BoolVar(&f.asJSON, "json", false, "print one JSON object; progress goes to standard error")
 	s.StringSliceVar(&f.peers, "peers", defaultPeers, "some of "+strings.Join(allPeers, ","))
 	s.IntVar(&q.Trials, "trials", 5, "turns of each side in each case")
-	s.IntVar(&q.Rules, "rules", 1000, "of the access list; the last one matches")
 	s.Uint64Var(&q.Seed, "seed", 1, "of the access list")
 	s.DurationVar(&q.Budget, "budget", 10*time.Minute, "no disturbed load is repeated past its share of it")
 	s.StringVar(&q.Binary, "binary", "/proc/self/exe", "the gateway's binary")

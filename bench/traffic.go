@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ type flowCase struct {
 	V6        bool // routed; IPv4 is translated
 	Direction pktgen.Direction
 	Search    bool // for the highest rate with at most lossLimit of loss
+	Rules     int  // of the access list, in the case's name; 0 = as many as the run's
 }
 
 const imix = "imix"
@@ -83,6 +85,9 @@ func (c *flowCase) name() string {
 		flows = fmt.Sprintf("%dk", c.Flows>>10)
 	}
 	n := size + "/" + flows + "/" + family
+	if c.Rules > 0 {
+		n += fmt.Sprintf("/%d-rules", c.Rules)
+	}
 	if c.Direction != pktgen.Out {
 		n += "/" + c.Direction.String()
 	}
@@ -110,6 +115,7 @@ type traffic struct {
 	Named    bool // the peers were named: none is left out to save time
 	Trials   int  // turns of each side
 	Rules    int
+	Begin    float64 // first packets per second that are offered; 0 = establishRate
 	Seed     uint64
 	Budget   time.Duration
 	Binary   string
@@ -153,7 +159,9 @@ type forwarder interface {
 type turn struct {
 	Side      string
 	Establish time.Duration
+	New       float64 // flows per second that got through when all were offered as first packets
 	Sessions  int
+	Load      time.Duration // until the device had its rules, where that is looked at
 	Full      trial
 	Again     int
 	Disturbed bool
@@ -191,7 +199,7 @@ func (q *traffic) oneCase(ctx context.Context, c *flowCase, measure func(context
 	}
 	p := c.plan()
 	p.Pool = poolFor(&p)
-	rules, err := makeRules(q.Seed, q.Rules, &p)
+	rules, err := makeRules(q.Seed, cmp.Or(c.Rules, q.Rules), &p)
 	if err != nil {
 		return turns, err
 	}
@@ -261,6 +269,9 @@ func (q *traffic) sides(c *flowCase) ([]string, error) {
 	list := []string{report.Us}
 	for _, p := range q.Peers {
 		switch {
+		case (p == sideLinear || p == sideExpert) && c.Rules > nftRules:
+			q.note("%s: %s is left out: %s", c.name(), p, nftTooMany)
+			continue
 		case (p == sideLinear || p == sideExpert) && !c.V6 && c.Flows > 1:
 			limit, err := conntrackMax()
 			if err != nil {
@@ -330,8 +341,12 @@ func (q *traffic) turn(ctx context.Context, c *flowCase, d device, measure func(
 	if err := q.room.ends.Expect(plain, hops); err != nil {
 		return t, err
 	}
-	if _, t.Establish, err = q.room.establish(ctx, c.Flows, establishRate); err != nil {
+	if _, t.Establish, err = q.room.establish(ctx, c.Flows, cmp.Or(q.Begin, establishRate)); err != nil {
 		return t, fmt.Errorf("establish %d flows: %w", c.Flows, err)
+	}
+	// One frame in 64 is looked at for its time: of few frames it says nothing.
+	if t.New = ratio(float64(c.Flows), t.Establish.Seconds()); q.room.firsts.Between >= 256 {
+		t.New = q.room.firsts.Rate()
 	}
 	held := func() (err error) {
 		if plain {
