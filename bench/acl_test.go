@@ -53,7 +53,7 @@ func TestAcl(t *testing.T) {
 type slowStart struct{ faulty }
 
 func (s *slowStart) start(ctx context.Context) error {
-	s.rule = "ct state new limit rate over 30000/second burst 32 packets drop"
+	s.rule = "ip protocol udp ct state new limit rate over 30000/second burst 32 packets drop"
 	return s.faulty.start(ctx)
 }
 

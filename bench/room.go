@@ -214,8 +214,20 @@ func openRoom(p pktgen.Plan) (r *room, err error) {
 			err = errors.Join(err, r.Close())
 		}
 	}()
-	if err := r.spaces(p.V6(), nsSrc, nsGW, nsDst); err != nil {
+	if err := r.connect(); err != nil {
 		return r, err
+	}
+	if r.ends, err = pktgen.Load(p); err != nil {
+		return r, err
+	}
+	return r, errors.Join(r.inside(nsSrc, devSrc, r.ends.Attach), r.inside(nsDst, devDst, r.ends.AttachJudge))
+}
+
+// connect makes the namespaces, the devices between them and the routes of the one under test.
+func (r *room) connect() error {
+	p := &r.plan
+	if err := r.spaces(p.V6(), nsSrc, nsGW, nsDst); err != nil {
+		return err
 	}
 	links := []netlab.LinkSpec{
 		{A: netlab.End{NS: nsSrc, Name: devSrc, MAC: macSrc, Addrs: []netip.Prefix{netip.PrefixFrom(insideVia, 24)}},
@@ -231,17 +243,11 @@ func openRoom(p pktgen.Plan) (r *room, err error) {
 	}
 	for _, l := range links {
 		if err := r.AddLink(l); err != nil {
-			return r, err
+			return err
 		}
 	}
-	w := waysOf(&p)
-	if err := errors.Join(r.AddRoute(nsGW, w.inside, w.insideVia), r.AddRoute(nsGW, w.outside, w.outsideVia)); err != nil {
-		return r, err
-	}
-	if r.ends, err = pktgen.Load(p); err != nil {
-		return r, err
-	}
-	return r, errors.Join(r.inside(nsSrc, devSrc, r.ends.Attach), r.inside(nsDst, devDst, r.ends.AttachJudge))
+	w := waysOf(p)
+	return errors.Join(r.AddRoute(nsGW, w.inside, w.insideVia), r.AddRoute(nsGW, w.outside, w.outsideVia))
 }
 
 // openDirect builds one without a device under test: what is made arrives where it is judged.

@@ -124,7 +124,7 @@ type faulty struct {
 
 func (f *faulty) start(ctx context.Context) error {
 	file := filepath.Join(dirRun, "faulty.nft")
-	text := "table ip " + peers.Table + " {\n\tchain forward {\n\t\ttype filter hook forward priority filter;\n\t\tip protocol udp iif \"" + devIn + "\" " + f.rule + "\n\t}\n}\n"
+	text := "table ip " + peers.Table + " {\n\tchain forward {\n\t\ttype filter hook forward priority filter;\n\t\tiif \"" + devIn + "\" " + f.rule + "\n\t}\n}\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return err
 	}
@@ -146,11 +146,11 @@ func TestThroughputOfFaultyDevices(t *testing.T) {
 		name, rule, want string
 	}{
 		{"right", "accept", ""},
-		{"drops", "numgen inc mod 50 0 drop", ""},
+		{"drops", "ip protocol udp numgen inc mod 50 0 drop", ""},
 		// Not before all flows are established.
-		{"duplicates", "numgen inc mod 500 499 dup to " + outsideVia.String() + " device \"" + devOut + "\"", "duplicate"},
-		{"changes the TTL", "numgen inc mod 500 499 ip ttl set 9", pktgen.WrongTTL.String()},
-		{"changes payload", "numgen inc mod 500 499 @th,96,8 set 0x55", pktgen.BadUDPSum.String()},
+		{"duplicates", "ip protocol udp numgen inc mod 500 499 dup to " + outsideVia.String() + " device \"" + devOut + "\"", "duplicate"},
+		{"changes the TTL", "ip protocol udp numgen inc mod 500 499 ip ttl set 9", pktgen.WrongTTL.String()},
+		{"changes payload", "ip protocol udp numgen inc mod 500 499 @th,96,8 set 0x55", pktgen.BadUDPSum.String()},
 	} {
 		q := throughput{Seconds: 0.2, Step: 0.05, Resolution: 0.2, Offer: 100_000}
 		q.traffic = traffic{Scenario: "throughput", Cases: []flowCase{{Size: "64", Flows: 64, Search: true}}, Trials: 1, Rules: 1, Seed: 1, Budget: 0, Progress: t.Output(),

@@ -39,6 +39,8 @@ var tools = []tool{
 	{"udp-mirror", "the outside of them", udpMirror},
 	{"tcp-hold", "holds connections and says which are lost", tcpHold},
 	{"tcp-open", "opens connections at a rate, keeps them and says which are lost", tcpOpen},
+	{"tcp-exchange", "connects, asks, hears the reply and the end, again and again", exchange},
+	{"tcp-exchange-serve", "the outside of it", exchangeServe},
 	{"tcp-hold-serve", "the outside of them", tcpHoldServe},
 }
 

@@ -1,0 +1,443 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/vishvananda/netlink"
+
+	"demarc/acl"
+	"demarc/bench/peers"
+	"demarc/bench/report"
+	"demarc/gateway/hostnet"
+	"demarc/gateway/netlab/host"
+)
+
+// tcpBench is one run of `demarc bench tcp`.
+type tcpBench struct {
+	traffic
+	Seconds int   // of each load; iperf3 counts whole ones
+	Streams []int // of each bulk load
+	Many    int   // short connections at a time
+}
+
+// tcpTurn is one side's turn.
+type tcpTurn struct {
+	turn
+	Bulk      []bulk
+	Exchanged host.Exchanged
+	Uses      []usage // of the bulk loads and of the short connections
+}
+
+// bulk is what iperf3 says of a load.
+type bulk struct {
+	Bits    float64 // per second, that the receiver got
+	Resent  float64 // segments
+	Streams int     // that carried something
+}
+
+// The ends of the connections, and the server's ports.
+var (
+	tcpInside  = netip.MustParseAddr("198.18.4.1")
+	tcpOutside = netip.MustParseAddr("203.0.113.16")
+)
+
+const (
+	iperfPort, exchangePort, exchangePorts = 5201, 7000, 8
+	tcpTable                               = 1 << 18 // sessions: short connections stay in a table for a while
+)
+
+const noIperf = "the program iperf3 is not there: apt-get install iperf3"
+
+func tcpNeeds() error {
+	if _, err := exec.LookPath("iperf3"); err != nil {
+		return errors.New(noIperf)
+	}
+	_, err := nftVersion()
+	return err
+}
+
+// tcpKeys are what the benches' connections ask an access list: a sample of the client's ports.
+func tcpKeys() (keys []acl.Key) {
+	for port := uint16(32768); port < 61000; port += 7 {
+		for _, to := range []uint16{iperfPort, exchangePort, exchangePort + 3, exchangePort + exchangePorts - 1} {
+			keys = append(keys, keyOf(netip.AddrPortFrom(tcpInside, port), netip.AddrPortFrom(tcpOutside, to), 6))
+		}
+	}
+	return keys
+}
+
+// openStacks builds a room whose far ends are the kernel's own stacks: no program of the bench looks at frames.
+func openStacks() (r *room, err error) {
+	r = &room{plan: plan(1), bothSides: true}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.Close())
+		}
+	}()
+	if err := r.connect(); err != nil {
+		return r, err
+	}
+	return r, errors.Join(r.AddAddr(nsSrc, devSrc, netip.PrefixFrom(tcpInside, 32)), r.AddAddr(nsDst, devDst, netip.PrefixFrom(tcpOutside, 32)))
+}
+
+// lead has both stacks send by a device under test, which has its own addresses on the links.
+func (r *room) lead(us bool) error {
+	host := byte(1)
+	if us {
+		host = 3
+	}
+	inside, outside := netip.AddrFrom4([4]byte{198, 19, 0, host}), netip.AddrFrom4([4]byte{198, 51, 100, host})
+	set := func(ns, dev string, from netip.Addr, via netip.Addr, nets ...netip.Prefix) error {
+		return r.Do(ns, func() error {
+			l, err := hostnet.LinkByName(dev)
+			if err != nil {
+				return err
+			}
+			for _, n := range nets {
+				route := &netlink.Route{LinkIndex: l.Index, Dst: &net.IPNet{IP: n.Addr().AsSlice(), Mask: net.CIDRMask(n.Bits(), 32)}, Gw: via.AsSlice(), Src: from.AsSlice()}
+				if err := netlink.RouteReplace(route); err != nil {
+					return fmt.Errorf("route %s via %s in %s: %w", n, via, ns, err)
+				}
+			}
+			return nil
+		})
+	}
+	return errors.Join(set(nsSrc, devSrc, tcpInside, inside, outsideNet), set(nsDst, devDst, tcpOutside, outside, insideNet, netip.PrefixFrom(pool[0], 24).Masked()))
+}
+
+// run measures. What it could measure is in the output also when there is an error.
+func (q *tcpBench) run(ctx context.Context) (*report.Output, error) {
+	if runtime.NumCPU() < 2 {
+		return q.finish(), errors.New("the bench needs two CPUs: one has the ends of connections, one moves frames")
+	}
+	q.began = time.Now()
+	q.plannedT = q.Trials * (len(q.Peers) + 1)
+	q.out = &report.Output{Schema: report.Schema, Machine: machine(), Results: []report.Result{}, Configs: map[string]string{}}
+	turns, err := q.turns(ctx)
+	q.rows(turns)
+	return q.finish(), err
+}
+
+func (q *tcpBench) turns(ctx context.Context) (turns map[string][]tcpTurn, err error) {
+	turns = map[string][]tcpTurn{}
+	rules, err := rulesFor(q.Seed, q.Rules, false, tcpKeys())
+	if err != nil {
+		return turns, err
+	}
+	if q.room, err = openStacks(); err != nil {
+		return turns, err
+	}
+	defer func() { err = errors.Join(err, q.room.Close()) }()
+	q.devices = map[string]device{
+		report.Us:  &demarc{r: q.room, binary: q.Binary, rules: rules, pool: pool, rate: trafficRate, table: tcpTable},
+		sideKernel: &plain{r: q.room},
+		sideLinear: &kernel{r: q.room, rules: rules, form: peers.Linear, called: sideLinear, rate: trafficRate},
+		sideExpert: &kernel{r: q.room, rules: rules, form: peers.Maps, called: sideExpert, rate: trafficRate},
+	}
+	if q.extra != nil {
+		for name, d := range q.extra(q.room) {
+			q.devices[name] = d
+		}
+	}
+	sides := append([]string{report.Us}, q.Peers...)
+	for n := range q.Trials {
+		for _, side := range slices.Concat(sides[n%len(sides):], sides[:n%len(sides)]) {
+			t, err := q.tcpTurn(ctx, side, q.devices[side])
+			if err != nil {
+				return turns, fmt.Errorf("turn %d, %s: %w", n+1, side, err)
+			}
+			turns[side] = append(turns[side], t)
+			q.doneT++
+			q.out.Machine.Again += t.Again
+			if t.Disturbed {
+				q.out.Machine.Disturbed++
+			}
+			q.config(&flowCase{}, side)
+		}
+	}
+	return turns, nil
+}
+
+// tcpTurn is one device's from its start to its end: bulk, then short connections.
+func (q *tcpBench) tcpTurn(ctx context.Context, side string, d device) (t tcpTurn, err error) {
+	defer func() { err = errors.Join(err, d.stop()) }()
+	t.Side = side
+	if err := d.start(ctx); err != nil {
+		return t, err
+	}
+	_, us := d.(*demarc)
+	if err := q.room.lead(us); err != nil {
+		return t, err
+	}
+	for _, n := range q.Streams {
+		var b bulk
+		use, err := q.looked(ctx, &t, d, func() (err error) {
+			b, err = q.iperf(ctx, n)
+			return err
+		})
+		if err != nil {
+			return t, fmt.Errorf("%d streams: %w", n, err)
+		}
+		t.Bulk, t.Uses = append(t.Bulk, b), append(t.Uses, use)
+	}
+	use, err := q.looked(ctx, &t, d, func() (err error) {
+		t.Exchanged, err = q.exchanges(ctx)
+		return err
+	})
+	if err != nil {
+		return t, fmt.Errorf("short connections: %w", err)
+	}
+	t.Uses = append(t.Uses, use)
+	words := ""
+	for i, n := range q.Streams {
+		words += fmt.Sprintf("  %d streams %.3f Gbit/s", n, t.Bulk[i].Bits/1e9)
+	}
+	q.say("  %-11s%s  %.0f connections/s, p99 %.1f ms%s", side, words, q.perSecond(&t), t.Exchanged.Times.P99, map[bool]string{true: "  disturbed"}[t.Disturbed])
+	if _, plain := d.(forwarder); plain {
+		return t, nil
+	}
+	// As many as surely began a conversation each, and one port for them: ports of ended ones are free again.
+	why, err := d.missing(ctx, 1)
+	if err == nil && why != "" {
+		err = fmt.Errorf("it does not do %s, so it did not do the same work as the others", why)
+	}
+	return t, err
+}
+
+func (q *tcpBench) perSecond(t *tcpTurn) float64 {
+	return ratio(float64(t.Exchanged.Done), t.Exchanged.Seconds)
+}
+
+// looked repeats a load while something else runs.
+func (q *tcpBench) looked(ctx context.Context, t *tcpTurn, d device, load func() error) (use usage, err error) {
+	for try := 0; ; try++ {
+		before, err := sampleCPU(d.pids())
+		if err != nil {
+			return use, err
+		}
+		if err := errors.Join(load(), ctx.Err()); err != nil {
+			return use, err
+		}
+		after, err := sampleCPU(d.pids())
+		if err != nil {
+			return use, err
+		}
+		if use = before.until(after); !use.disturbed() {
+			return use, nil
+		}
+		if try == 2 || q.late() {
+			t.Disturbed = true
+			return use, nil
+		}
+		t.Again++
+	}
+}
+
+// onMaker is a program that stays on the maker's CPU.
+func (r *room) onMaker(ns string, args ...string) *exec.Cmd {
+	return r.Command(ns, "taskset", append([]string{"-c", strconv.Itoa(makerCPU)}, args...)...)
+}
+
+// iperf carries n streams to the outside.
+func (q *tcpBench) iperf(ctx context.Context, n int) (b bulk, err error) {
+	server := q.room.onMaker(nsDst, "iperf3", "-s", "-1", "-B", tcpOutside.String(), "-p", strconv.Itoa(iperfPort))
+	if err := server.Start(); err != nil {
+		return b, err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Wait() }()
+	defer func() {
+		_ = server.Process.Kill() // it ends with its one client; where that came to nothing it waits
+		<-ended
+	}()
+	if err := q.room.listening(nsDst, iperfPort); err != nil {
+		return b, err
+	}
+	client := q.room.onMaker(nsSrc, "iperf3", "-c", tcpOutside.String(), "-B", tcpInside.String(), "-p", strconv.Itoa(iperfPort), "-P", strconv.Itoa(n), "-t", strconv.Itoa(q.Seconds), "-J", "--connect-timeout", "5000")
+	var out strings.Builder
+	client.Stdout = &out
+	stop := context.AfterFunc(ctx, func() { _ = client.Process.Kill() })
+	guard := time.AfterFunc(time.Duration(q.Seconds+20)*time.Second, func() { _ = client.Process.Kill() })
+	err = client.Run()
+	stop()
+	guard.Stop()
+	b, e := parseIperf([]byte(out.String()))
+	if e == nil && err == nil && b.Streams != n {
+		e = fmt.Errorf("iperf3: %d of %d streams carried something", b.Streams, n)
+	}
+	return b, errors.Join(e, err)
+}
+
+// parseIperf reads what iperf3 -J printed. Nothing that the receiver got is an error.
+func parseIperf(text []byte) (b bulk, err error) {
+	var r struct {
+		Error string
+		End   struct {
+			Streams []struct {
+				Receiver struct{ Bytes float64 }
+			}
+			Sent     struct{ Retransmits float64 }                     `json:"sum_sent"`
+			Received struct{ Seconds, Bytes, Bits_per_second float64 } `json:"sum_received"`
+		}
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		return b, fmt.Errorf("what iperf3 printed: %w", err)
+	}
+	if r.Error != "" {
+		return b, fmt.Errorf("iperf3: %s", r.Error)
+	}
+	for _, s := range r.End.Streams {
+		if s.Receiver.Bytes > 0 {
+			b.Streams++
+		}
+	}
+	b.Bits, b.Resent = r.End.Received.Bits_per_second, r.End.Sent.Retransmits
+	if b.Bits <= 0 {
+		return b, errors.New("iperf3: the receiver got nothing")
+	}
+	return b, nil
+}
+
+// listening waits until somebody listens on a TCP port.
+func (r *room) listening(ns string, port int) error {
+	want := fmt.Sprintf(":%04X ", port)
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		b, err := r.Exec(ns, "cat", "/proc/net/tcp")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) > 3 && strings.HasSuffix(f[1]+" ", want) && f[3] == "0A" {
+				return nil
+			}
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("nobody listens on port %d after 5 s", port)
+		}
+	}
+}
+
+// exchanges opens short connections for a while. Both ends have an account, and they must agree.
+func (q *tcpBench) exchanges(ctx context.Context) (x host.Exchanged, err error) {
+	cpu := strconv.Itoa(makerCPU)
+	s, err := q.room.Serve(nsDst, "tcp-exchange-serve", "-addr", fmt.Sprintf("%s:%d", tcpOutside, exchangePort), "-ports", strconv.Itoa(exchangePorts), "-cpu", cpu)
+	if err != nil {
+		return x, err
+	}
+	err = q.room.Run(ctx, nsSrc, &x, "tcp-exchange", "-dst", s.Addr, "-from", tcpInside.String(), "-ports", strconv.Itoa(exchangePorts), "-many", strconv.Itoa(q.Many), "-duration", fmt.Sprintf("%ds", q.Seconds), "-cpu", cpu)
+	var served host.ExchangeServed
+	err = errors.Join(err, s.StopWithin(15*time.Second, &served))
+	switch {
+	case err != nil:
+		return x, err
+	case x.Wrong > 0:
+		return x, fmt.Errorf("%d of %d connections heard a wrong reply", x.Wrong, x.Done+x.Wrong)
+	case x.Done == 0:
+		return x, fmt.Errorf("none of %d connections came about: %s", x.Failed, x.Example)
+	case served.Served < x.Done:
+		return x, fmt.Errorf("the client counts %d replies, the server gave %d", x.Done, served.Served)
+	}
+	return x, nil
+}
+
+// rows hands the figures to the report.
+func (q *tcpBench) rows(turns map[string][]tcpTurn) {
+	sides := []string{report.Us}
+	for _, s := range allPeers {
+		if turns[s] != nil {
+			sides = append(sides, s)
+		}
+	}
+	add := func(name, metric, unit string, digits int, better report.Better, of func(t *tcpTurn) float64) {
+		for _, side := range sides {
+			row := report.Row{Scenario: q.Scenario, Case: name, Metric: metric, Unit: unit, Better: better, Digits: digits, Side: side}
+			for i := range turns[side] {
+				t := &turns[side][i]
+				row.Values = append(row.Values, of(t))
+				if t.Disturbed {
+					row.Disturbed++
+				}
+			}
+			if len(row.Values) > 0 {
+				q.out.Add(row)
+			}
+		}
+	}
+	for i, n := range q.Streams {
+		name := fmt.Sprintf("bulk/%d-streams/nat44", n)
+		add(name, "rate", "Gbit/s", 4, report.Higher, func(t *tcpTurn) float64 { return t.Bulk[i].Bits / 1e9 })
+		add(name, "resent", "segments", 0, "", func(t *tcpTurn) float64 { return t.Bulk[i].Resent })
+		add(name, "cpu", "CPUs", 3, "", func(t *tcpTurn) float64 { return busy(t.Uses[i]) })
+	}
+	name := fmt.Sprintf("exchange/%d-at-a-time/nat44", q.Many)
+	add(name, "connections", "connections/s", 1, report.Higher, q.perSecond)
+	add(name, "p50", "ms", 3, report.Lower, func(t *tcpTurn) float64 { return t.Exchanged.Times.P50 })
+	add(name, "p99", "ms", 3, report.Lower, func(t *tcpTurn) float64 { return t.Exchanged.Times.P99 })
+	add(name, "failed", "connections", 0, report.Lower, func(t *tcpTurn) float64 { return float64(t.Exchanged.Failed) })
+	add(name, "cpu", "CPUs", 3, "", func(t *tcpTurn) float64 { return busy(t.Uses[len(q.Streams)]) })
+}
+
+func init() {
+	register(scenario{place: 70, name: "tcp", about: "TCP through each side: bulk of one and 16 streams, and connections of one request each", command: tcpCommand, needs: tcpNeeds,
+		short: &stint{args: []string{"--trials", "2"}, seconds: 25, memoryMiB: 400},
+		full:  &stint{args: []string{"--trials", "10", "--seconds", "10", "--budget", "24h"}, seconds: 1500, memoryMiB: 400}})
+}
+
+func tcpCommand() *cobra.Command {
+	q := tcpBench{traffic: traffic{Scenario: "tcp"}}
+	var f flowFlags
+	c := &cobra.Command{
+		Use:   "tcp",
+		Short: "TCP through the gateway, the kernel and nftables: bulk, and connections of one request each",
+		Long: "Carry TCP of real stacks through each side in turns: iperf3 with one and with 16 streams from the inside to the outside, then short connections, so many at a time: connect, 64 bytes there,\n" +
+			"64 bytes back, both ends close. Each reply is compared, and the server's count with the client's. Both ends are on CPU 0 and cost more of it than any side takes of CPU 1: what is compared is\n" +
+			"what TCP gets, not what a side could carry. Segments are of 1500 bytes and whole checksums on all sides (no TSO). Needs root, two CPUs and the packages iperf3 and nftables.",
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case q.Seconds < 1:
+				return usageError{errors.New("--seconds must be at least 1")}
+			case q.Many < 1 || q.Many > 1000:
+				return usageError{fmt.Errorf("--many %d: want from 1 to 1000 connections at a time", q.Many)}
+			case len(q.Streams) == 0:
+				return usageError{errors.New("--streams: want numbers of streams")}
+			}
+			for _, n := range q.Streams {
+				if n < 1 || n > 128 {
+					return usageError{fmt.Errorf("--streams %d: want from 1 to 128, as iperf3 does", n)}
+				}
+			}
+			if slices.Contains(f.peers, sideTestpmd) {
+				return usageError{errors.New("--peers testpmd: it has no addresses, and so no TCP; want some of kernel,nft-linear,nft-expert")}
+			}
+			if err := q.check(&f, cmd.Flags().Changed); err != nil {
+				return err
+			}
+			if err := tcpNeeds(); err != nil {
+				return err
+			}
+			q.Progress = cmd.ErrOrStderr()
+			out, err := q.run(cmd.Context())
+			return q.deliver(cmd, &f, out, err)
+		},
+	}
+	q.peerFlags(c, &f)
+	s := c.Flags()
+	s.IntVar(&q.Rules, "rules", 1000, "of the access list; the last one matches")
+	s.IntVar(&q.Seconds, "seconds", 1, "of each load, whole ones")
+	s.IntSliceVar(&q.Streams, "streams", []int{1, 16}, "numbers of streams of the bulk loads")
+	s.IntVar(&q.Many, "many", 32, "short connections at a time")
+	return c
+}

@@ -1,0 +1,78 @@
+package bench
+
+import (
+	"strings"
+	"testing"
+
+	"demarc/bench/report"
+	"demarc/gateway/netlab/roottest"
+)
+
+func TestTCPWrongCalls(t *testing.T) {
+	for _, args := range [][]string{{"--seconds", "0"}, {"--many", "0"}, {"--streams", "0"}, {"--streams", "200"}, {"--peers", "testpmd"}, {"--peers", "vpp"}, {"--trials", "0"}, {"x"}} {
+		wrongCall(t, append([]string{"tcp"}, args...))
+	}
+}
+
+func TestParseIperf(t *testing.T) {
+	good := `{"end":{"streams":[{"receiver":{"bytes":5}},{"receiver":{"bytes":0}}],"sum_sent":{"retransmits":7},"sum_received":{"seconds":1,"bytes":5,"bits_per_second":40}}}`
+	if b, err := parseIperf([]byte(good)); err != nil || b != (bulk{Bits: 40, Resent: 7, Streams: 1}) {
+		t.Errorf("%+v, %v", b, err)
+	}
+	for _, bad := range []string{"", "{}", `{"error":"unable to connect"}`, `{"end":{"sum_received":{"bits_per_second":0}}}`} {
+		if _, err := parseIperf([]byte(bad)); err == nil {
+			t.Errorf("%q: no error", bad)
+		}
+	}
+}
+
+// The whole command, short.
+func TestTCP(t *testing.T) {
+	r, said, err := asJSON(t, "tcp", "--peers", "nft-expert", "--trials", "1", "--streams", "4", "--rules", "100", "--many", "8", "--budget", "1s")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	by := byMetric(t, &r, said, err)
+	for _, figure := range []string{"bulk/4-streams/nat44 rate", "exchange/8-at-a-time/nat44 connections", "exchange/8-at-a-time/nat44 p99"} {
+		f := by[figure]
+		if f.Demarc.N != 1 || f.Demarc.Min <= 0 || f.Peers[sideExpert].N != 1 || f.Peers[sideExpert].Min <= 0 {
+			t.Errorf("%s: %+v", figure, f)
+		}
+	}
+	if f := by["exchange/8-at-a-time/nat44 failed"]; f.Demarc.Max != 0 {
+		t.Errorf("failed: %+v", f)
+	}
+	if !strings.Contains(r.Configs[report.Us], "[tenant.nat]") || !strings.Contains(r.Machine.Mode, "copy") {
+		t.Errorf("mode %q, configuration:\n%s", r.Machine.Mode, r.Configs[report.Us])
+	}
+}
+
+// What a device loses is seen in both figures; one that changes what is carried, or lets nothing through, gets none.
+func TestTCPOfFaultyDevices(t *testing.T) {
+	roottest.Require(t)
+	for _, c := range []struct{ name, rule, want string }{
+		{"loses", "ip protocol tcp numgen inc mod 12 3 drop", ""},
+		{"resets new ones", "tcp flags syn tcp dport 7000-7100 reject with tcp reset", "none of"},
+		{"silent", "ip protocol tcp drop", "iperf3"},
+	} {
+		q := tcpBench{Seconds: 1, Streams: []int{1}, Many: 4}
+		q.traffic = traffic{Scenario: "tcp", Trials: 1, Rules: 1, Seed: 1, Progress: t.Output(), extra: func(r *room) map[string]device {
+			return map[string]device{report.Us: &faulty{plain{r: r}, c.rule}}
+		}}
+		out, err := q.run(t.Context())
+		clean(t)
+		if (err != nil) != (c.want != "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.want)
+			continue
+		}
+		by := byMetric(t, out, "", nil)
+		resent, slow := by["bulk/1-streams/nat44 resent"].Demarc, by["exchange/4-at-a-time/nat44 p99"].Demarc
+		if c.want != "" && len(out.Results) > 0 {
+			t.Errorf("%s: %d figures", c.name, len(out.Results))
+		}
+		// A lost first packet is sent again after a second.
+		if c.want == "" && (resent.Min < 10 || slow.Min < 150) {
+			t.Errorf("%s: %v segments sent again, p99 of short connections %v ms", c.name, resent.Min, slow.Min)
+		}
+	}
+}
