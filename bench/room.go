@@ -382,15 +382,19 @@ func (r *room) load(ctx context.Context, o pktgen.Order, pids []int) (t trial, e
 		return t, err
 	}
 	// The account is taken well inside the load: at its ends the maker sets up and runs idle.
+	long := o.Duration
+	if o.Frames > 0 && o.Rate > 0 {
+		long = min(long, time.Duration(float64(o.Frames)/o.Rate*float64(time.Second)))
+	}
 	used := make(chan error, 1)
 	go func() {
-		time.Sleep(o.Duration / 10)
+		time.Sleep(long / 10)
 		before, err := sampleCPU(pids)
 		if err != nil {
 			used <- err
 			return
 		}
-		time.Sleep(o.Duration * 3 / 4)
+		time.Sleep(long * 3 / 4)
 		after, err := sampleCPU(pids)
 		t.use = before.until(after)
 		used <- err

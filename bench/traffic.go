@@ -28,6 +28,7 @@ type flowCase struct {
 	Direction pktgen.Direction
 	Search    bool // for the highest rate with at most lossLimit of loss
 	Rules     int  // of the access list, in the case's name; 0 = as many as the run's
+	Calls     int  // half of the flows are so many calls, the others bulk beside them
 }
 
 const imix = "imix"
@@ -44,6 +45,9 @@ func imixSizes(v6 bool) []int {
 
 // sizes are those of the case's frames, on a wire.
 func (c *flowCase) sizes() []int {
+	if c.Calls > 0 {
+		return []int{callBytes, bulkBytes}
+	}
 	if c.Size == imix {
 		return imixSizes(c.V6)
 	}
@@ -65,12 +69,15 @@ func (c *flowCase) plan() pktgen.Plan {
 	if c.V6 {
 		p = plan6(c.Flows)
 	}
-	p.Sizes = c.sizes()
+	p.Sizes, p.Calls = c.sizes(), c.Calls > 0
 	return p
 }
 
 // name is "64B/64k/nat44", with the direction behind it where it is not out.
 func (c *flowCase) name() string {
+	if c.Calls > 0 {
+		return fmt.Sprintf("G.711/%d-calls/nat44", c.Calls)
+	}
 	size, family, flows := fmt.Sprintf("%dB", c.sizes()[0]), "nat44", fmt.Sprint(c.Flows)
 	if c.Size == imix {
 		size = "IMIX"
@@ -168,6 +175,7 @@ type turn struct {
 	Found     foundRate // with Search
 	Lossless  trial     // its confirming trial
 	Loads     []timed   // of the latency bench
+	Calls     calls     // of the bench of calls
 }
 
 // each measures every case: all sides take their turns Trials times, in an order that changes. measure is what a turn does once its flows are established.

@@ -39,7 +39,11 @@ type (
 	}
 	backState struct{ Answers, Seq, Window uint32 }
 	times     struct{ Frames [buckets]uint64 }
-	xdpMD     struct{ Data, DataEnd, DataMeta, Ingress, RxQueue, Egress uint32 }
+	callState struct {
+		Right, Late, Before, Worst uint32
+		Sum, Jitter                uint64
+	}
+	xdpMD struct{ Data, DataEnd, DataMeta, Ingress, RxQueue, Egress uint32 }
 )
 
 // Rows of the tallies.
@@ -70,6 +74,9 @@ func Load(p Plan) (*Ends, error) {
 	}
 	spec.Maps[bpf.PktgenMapFlows].MaxEntries = uint32(p.Flows)
 	spec.Maps[bpf.PktgenMapAnswers].MaxEntries = uint32(p.Flows)
+	if p.Calls {
+		spec.Maps[bpf.PktgenMapCalls].MaxEntries = uint32(2 * p.Flows)
+	}
 	if err := spec.Variables[bpf.PktgenVarPlan].Set(w); err != nil {
 		return nil, err
 	}
@@ -284,6 +291,9 @@ func (e *Ends) Fresh() error {
 		if e.control.Timing != 0 {
 			errs = append(errs, e.objs.Delays.Put(row, times{}))
 		}
+	}
+	if e.control.Timing != 0 && e.plan.Calls {
+		errs = append(errs, e.freshCalls())
 	}
 	return errors.Join(errs...)
 }

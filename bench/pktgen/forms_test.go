@@ -265,3 +265,58 @@ func TestTimesAreThoseOfTheFrames(t *testing.T) {
 		t.Errorf("jitter %v, want %v to %v", got.Jitter, lo/3, hi/3)
 	}
 }
+
+// Of a plan with calls every second flow is one: its frames are small, marked and accounted for by themselves, the others are neither.
+func TestCallsAreToldFromBulk(t *testing.T) {
+	p := testPlan()
+	p.Flows, p.Sizes, p.Calls = 8, []int{218, 1518}, true
+	e := loadPlan(t, p)
+	for _, err := range []error{e.Expect(true, 0), e.Learn(true), e.Time(true), e.Fresh()} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range uint64(3 * 8) {
+		if err := e.objs.Progresses.Update(uint32(0), progress{Index: [2]uint64{i}}, 0); err != nil {
+			t.Fatal(err)
+		}
+		f := make1(t, e)
+		whole(t, f)
+		flow := binary.BigEndian.Uint32(f[14+20+8:])
+		size, tos := 1514, byte(0)
+		if flow%2 == 0 {
+			size, tos = 214, 0xb8
+		}
+		if len(f) != size || f[15] != tos {
+			t.Errorf("flow %d: %d bytes, TOS %#x", flow, len(f), f[15])
+		}
+		if flow == 2 && i >= 16 { // the last of the third call is lost
+			continue
+		}
+		if flow == 4 && i < 8 {
+			time.Sleep(Late + time.Millisecond)
+		}
+		if k := judge1(t, e, f, xdpRedirect); k != Right {
+			t.Fatal(k)
+		}
+	}
+	got, err := e.Calls(Out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []Call{{Right: 3}, {Right: 2}, {Right: 3, Late: 1}, {Right: 3}} {
+		if c := got[i]; c.Right != want.Right || c.Late != want.Late || c.Mean <= 0 || c.Worst < c.Mean || (c.Worst > Late) != (want.Late > 0) || want.Late > 0 && c.Jitter < Late/20 {
+			t.Errorf("call %d: %+v, want %+v", i, c, want)
+		}
+	}
+	x, err := e.Times(Out)
+	if err != nil || x.Histogram.TotalCount() != 11 {
+		t.Errorf("%d times were noted, want those of 11 frames of calls; %v", x.Histogram.TotalCount(), err)
+	}
+	if err := e.Fresh(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = e.Calls(Out); err != nil || got[0] != (Call{}) {
+		t.Errorf("after Fresh: %+v, %v", got[0], err)
+	}
+}

@@ -290,6 +290,7 @@ func TestPlansThatCannotBeSent(t *testing.T) {
 		"frame too long":  func(p *Plan) { p.Sizes = []int{1520} },
 		"odd frame":       func(p *Plan) { p.Sizes = []int{64, 65} },
 		"IPv6 too short":  func(p *Plan) { *p = testPlan6(); p.Sizes = []int{64} },
+		"calls of a size": func(p *Plan) { p.Sizes, p.Calls = []int{218}, true },
 		"too many sizes":  func(p *Plan) { p.Sizes = make([]int, 13) },
 	} {
 		p := testPlan()

@@ -51,6 +51,8 @@ type Plan struct {
 	// Those of frames that the outside makes; only Both and In need them.
 	OutsideFrom, OutsideTo [6]byte
 	Sizes                  []int // of frames on a wire, even numbers; each flow takes them in turn. nil = the smallest
+	// Calls makes calls of the flows with an even number, which have the first of two sizes and are marked EF (IPv4), and bulk of the others, which have the second.
+	Calls bool
 }
 
 // V6 says that frames are IPv6.
@@ -68,9 +70,9 @@ type wire struct {
 	Shift                 uint32
 	V6                    uint32
 	InsideNet, OutsideNet [12]byte
+	Calls                 uint32
 	Sizes                 uint32
 	Size, Filler          [maxSizes]uint16
-	_                     [4]byte
 }
 
 // low is the last 32 bits of an address.
@@ -145,6 +147,11 @@ func (p *Plan) wire() (w wire, err error) {
 		w.V6, w.InsideNet, w.OutsideNet = 1, [12]byte(in[:]), [12]byte(out[:])
 	} else {
 		w.PoolLo, w.PoolHi = low(p.Pool[0]), low(p.Pool[1])
+	}
+	if p.Calls {
+		if w.Calls = 1; len(sizes) != 2 || p.Flows < 2 {
+			return w, fmt.Errorf("calls and bulk need two frame sizes and two flows: there are %d and %d", len(sizes), p.Flows)
+		}
 	}
 	page := p.page()
 	for i, n := range sizes {

@@ -71,6 +71,7 @@ struct plan {
 	u32 shift;           /* number of bits in mask */
 	u32 v6;              /* 1: IPv6, never translated */
 	u16 inside_net[6], outside_net[6]; /* IPv6: the first 96 bits, as on the wire */
+	u32 calls;           /* 1: flows with an even number are calls and have the first size, the others are bulk and have the second */
 	u32 sizes;           /* how many of the following are used */
 	u16 size[SIZES];     /* of frames, taken in turn by each flow */
 	u16 filler[SIZES];   /* ones' complement sum of the filler of such a frame */
@@ -82,7 +83,7 @@ struct control {
 	u64 learning; /* remember, and answer */
 	u64 plain;    /* sources arrive as they were sent */
 	u64 hops;     /* what the device under test takes off the TTL */
-	u64 timing;   /* note how long frames were under way */
+	u64 timing;   /* note how long frames were under way; of a plan with calls those of calls only, and of each call by itself */
 };
 struct order {
 	u64 end;      /* ns, CLOCK_MONOTONIC: no frame is sent after it */
@@ -126,6 +127,17 @@ struct times {
 	u64 frames[BUCKETS];
 };
 
+/* What one direction of a call met, with timing. */
+struct call {
+	u32 right;
+	u32 late;    /* of them: under way for longer than a listener waits */
+	u32 before;  /* ns, of the last one */
+	u32 worst;   /* ns */
+	u64 sum;     /* ns */
+	u64 jitter;  /* 1/16 ns: RFC 3550, A.8 */
+};
+enum { LATE = 40 * 1000 * 1000 }; /* ns */
+
 #define ARRAY(name, entries, of)        \
 	struct {                        \
 		UINT(type, MAP_ARRAY);  \
@@ -139,6 +151,7 @@ ARRAY(orders, 1, struct order);
 ARRAY(progresses, 1, struct progress);
 ARRAY(flows, 1, struct flow);   /* the loader sets how many */
 ARRAY(answers, 1, struct back); /* likewise */
+ARRAY(calls, 1, struct call);   /* of a plan with calls two for each flow: to the outside, to the inside */
 /* Row 0 is judge's, row 1 answer's. Each program runs on one queue, so on one CPU at a time: plain additions. */
 ARRAY(tallies, 2, struct tally);
 ARRAY(delays, 2, struct times);
@@ -167,6 +180,8 @@ INLINE u32 size_index(u32 flow, u32 seq)
 {
 	if (plan.sizes <= 1)
 		return 0;
+	if (plan.calls)
+		return flow & 1;
 	u32 i = (flow + seq) % plan.sizes;
 	return i < SIZES ? i : 0;
 }
@@ -323,7 +338,7 @@ SEC("xdp") int demarc_make(struct xdp_md *ctx)
 		struct ip4 *f = data + ETH;
 		e->ethertype = be16(0x0800);
 		f->vihl = 0x45;
-		f->tos = 0;
+		f->tos = plan.calls && !(flow & 1) ? 0xb8 : 0; /* EF */
 		f->len = be16((u16)(size - ETH));
 		f->id = (u16)seq;
 		f->frag = be16(0x4000);
@@ -593,6 +608,24 @@ INLINE void note_time(u32 row, struct tally *t, u32 ns)
 		t->worst = ns;
 }
 
+/* note_call adds a frame to its call. */
+INLINE void note_call(u32 row, u32 flow, u32 ns)
+{
+	u32 i = flow << 1 | row;
+	struct call *l = map_lookup(&calls, &i);
+	if (!l)
+		return;
+	u64 d = ns > l->before ? ns - l->before : l->before - ns;
+	if (l->right++)
+		l->jitter += d - ((l->jitter + 8) >> 4);
+	l->before = ns;
+	l->sum += ns;
+	if (ns > LATE)
+		l->late++;
+	if (ns > l->worst)
+		l->worst = ns;
+}
+
 /* counted adds a frame to a tally and says whether it was right. */
 INLINE int counted(u32 row, struct tally *t, enum kind k, const struct control *c, const struct seen *n)
 {
@@ -606,7 +639,13 @@ INLINE int counted(u32 row, struct tally *t, enum kind k, const struct control *
 	u64 right = t->kinds[RIGHT], now = 0;
 	if (c->timing) {
 		now = now_ns();
-		note_time(row, t, (u32)now - load32(n->u->stamp));
+		u32 ns = (u32)now - load32(n->u->stamp);
+		if (!plan.calls) {
+			note_time(row, t, ns);
+		} else if (!(n->flow & 1)) {
+			note_time(row, t, ns);
+			note_call(row, n->flow, ns);
+		}
 	}
 	if (!(right & 63)) {
 		if (!now)

@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	PktgenMapAnswers       = "answers"
+	PktgenMapCalls         = "calls"
 	PktgenMapControls      = "controls"
 	PktgenMapDelays        = "delays"
 	PktgenMapFlows         = "flows"
@@ -82,6 +83,7 @@ type PktgenProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type PktgenMapSpecs struct {
 	Answers    *ebpf.MapSpec `ebpf:"answers"`
+	Calls      *ebpf.MapSpec `ebpf:"calls"`
 	Controls   *ebpf.MapSpec `ebpf:"controls"`
 	Delays     *ebpf.MapSpec `ebpf:"delays"`
 	Flows      *ebpf.MapSpec `ebpf:"flows"`
@@ -119,6 +121,7 @@ func (o *PktgenObjects) Close() error {
 // It can be passed to LoadPktgenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type PktgenMaps struct {
 	Answers    *ebpf.Map `ebpf:"answers"`
+	Calls      *ebpf.Map `ebpf:"calls"`
 	Controls   *ebpf.Map `ebpf:"controls"`
 	Delays     *ebpf.Map `ebpf:"delays"`
 	Flows      *ebpf.Map `ebpf:"flows"`
@@ -131,6 +134,7 @@ type PktgenMaps struct {
 func (m *PktgenMaps) Close() error {
 	return _PktgenClose(
 		m.Answers,
+		m.Calls,
 		m.Controls,
 		m.Delays,
 		m.Flows,
