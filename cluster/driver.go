@@ -33,8 +33,8 @@ type Roles interface {
 	// Role says that this node is about to serve a group under an epoch: what it needs for that is made ready, then done is called, once and from anywhere; no deadline is
 	// written and nothing is announced before. Or that the term that is agreed on is another's (not serving; done is nil), or the policy does not know the group any more: behind
 	// the end of this node's own lease.
-	// A lease that lapses and comes back within a term is neither. It must not block. It may be told of a group that the policy which is served does not know.
-	Role(group string, epoch uint64, serving bool, done func())
+	// A lease that lapses and comes back within a term is neither. known is of who is about to serve: how much it knows of what owners before it have used. It must not block. It may be told of a group that the policy which is served does not know.
+	Role(group string, epoch uint64, serving bool, known failover.Known, done func())
 }
 
 // Announcer tells hosts and switches where a group's addresses are now. Round 0 is the first one after a takeover. It must not block.
@@ -463,7 +463,7 @@ func (d *Driver) prepared(t *groupTrack, a failover.Lease) bool {
 	if want := (role{a.Epoch, true}); t.role != want {
 		t.become(want)
 		turn := t.turn
-		d.c.Roles.Role(a.Group, a.Epoch, true, func() {
+		d.c.Roles.Role(a.Group, a.Epoch, true, d.m.Knows(a.Group), func() {
 			d.post(false, func(now failover.Time) {
 				if t.turn != turn {
 					return
@@ -506,7 +506,7 @@ func (d *Driver) followed() {
 			continue
 		}
 		t.become(role{term.Epoch, false})
-		d.c.Roles.Role(name, term.Epoch, false, nil)
+		d.c.Roles.Role(name, term.Epoch, false, failover.Known{}, nil)
 	}
 }
 

@@ -18,7 +18,7 @@ type heard struct {
 
 func (h *heard) say(f string, a ...any) { h.said = append(h.said, fmt.Sprintf(f, a...)) }
 
-func (h *heard) Role(group string, epoch uint64, serving bool, done func()) {
+func (h *heard) Role(group string, epoch uint64, serving bool, _ failover.Known, done func()) {
 	h.say("role %d %t", epoch, serving)
 	if done != nil {
 		h.done = append(h.done, done)

@@ -367,7 +367,7 @@ func (g *Gateway) keepBlocks() (problem string) {
 			list = append(list, keptBlock{b.prefix, b.side, time.Duration(b.until - now)})
 		}
 	}
-	err := writeBlocks(g.blocksFile(), list)
+	err := writeKept(g.blocksFile(), blocksMagic, list)
 	if err != nil {
 		g.log.Warn("keep the block list", "err", err)
 		return err.Error()
@@ -376,14 +376,14 @@ func (g *Gateway) keepBlocks() (problem string) {
 	return ""
 }
 
-// writeBlocks replaces the file in one step that survives a power loss, or leaves the old one.
-func writeBlocks(name string, list []keptBlock) error {
-	body, err := json.Marshal(list)
+// writeKept replaces a file in one step that survives a power loss, or leaves the old one.
+func writeKept(name, magic string, what any) error {
+	body, err := json.Marshal(what)
 	if err != nil {
 		return err
 	}
 	sum := sha256.Sum256(body)
-	data := slices.Concat([]byte(blocksMagic), []byte(hex.EncodeToString(sum[:])), []byte{'\n'}, body, []byte{'\n'})
+	data := slices.Concat([]byte(magic), []byte(hex.EncodeToString(sum[:])), []byte{'\n'}, body, []byte{'\n'})
 	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
@@ -405,28 +405,30 @@ func writeBlocks(name string, list []keptBlock) error {
 	return dir.Sync()
 }
 
-func readBlocks(name string) (list []keptBlock, err error) {
+// readKept reads what writeKept has written.
+func readKept(name, magic string, what any) error {
 	data, err := os.ReadFile(name)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	head, body, ok := bytes.Cut(data, []byte{'\n'})
-	sum, found := strings.CutPrefix(string(head), blocksMagic)
+	sum, found := strings.CutPrefix(string(head), magic)
 	body = bytes.TrimSuffix(body, []byte{'\n'})
 	if want := sha256.Sum256(body); !ok || !found || sum != hex.EncodeToString(want[:]) {
-		return nil, errors.New("is damaged: its digest does not match")
+		return errors.New("is damaged: its digest does not match")
 	}
-	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, fmt.Errorf("is not read by this build: %w", err)
+	if err := json.Unmarshal(body, what); err != nil {
+		return fmt.Errorf("is not read by this build: %w", err)
 	}
-	return list, nil
+	return nil
 }
 
 // loadBlocks takes up again what was blocked when the node ended, for the time that was left then. A damaged file is named and passed over: what
 // it held is not blocked, which status and log say.
 func (g *Gateway) loadBlocks() {
 	name := g.blocksFile()
-	list, err := readBlocks(name)
+	var list []keptBlock
+	err := readKept(name, blocksMagic, &list)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}

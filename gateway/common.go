@@ -2,9 +2,14 @@ package gateway
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"path/filepath"
 	"sync"
 	"time"
 
+	"demarc/gateway/api"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/replica"
 	"demarc/gateway/snapshot"
@@ -22,6 +27,10 @@ type commons struct {
 	at      *snapshot.View            // mu: that c has taken up
 	streams map[string]*stream.Stream // mu: by node
 	guards  map[guardKey]time.Time    // mu: when there was last a reason for a guard
+
+	file string // of reserves. run: wo
+	log  *slog.Logger
+	said string // run: why it could not be written
 }
 
 // guardKey is a node that may take over a group.
@@ -38,9 +47,41 @@ const (
 	guardRest = 10 * time.Second
 )
 
+const reservesMagic = "demarc reserves 1 "
+
 func (g *Gateway) openCommons() {
 	g.common = &commons{view: g.view.Load, now: g.clock.Exact, wake: make(chan struct{}, 1), streams: map[string]*stream.Stream{}, guards: map[guardKey]time.Time{},
-		c: pipeline.NewCommon(g.space, g.shards, snapshot.MaxTenantID(g.o.Node)+1, g.seed^0xbf58476d1ce4e5b9)}
+		c: pipeline.NewCommon(g.space, g.shards, snapshot.MaxTenantID(g.o.Node)+1, g.seed^0xbf58476d1ce4e5b9), file: filepath.Join(g.o.Node.DataDir, "reserves"), log: g.log}
+	kept := map[string]pipeline.Reserve{}
+	if err := readKept(g.common.file, reservesMagic, &kept); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		g.log.Warn("which reserves of ports are unused is not known: where this node takes over without knowing all, new conversations find no port for the hold time", "file", g.common.file, "err", err)
+		clear(kept)
+	}
+	g.common.soon(func(c *pipeline.Common, _ int64) { c.Reserve(g.o.Node.Name, kept) })
+}
+
+// keep puts on disk which reserves are unused, where that has changed. A reserve that is needed is not opened before.
+func (x *commons) keep() {
+	var list map[string]pipeline.Reserve
+	x.with(func(c *pipeline.Common, _ int64) { list = c.Reserves() })
+	if list == nil {
+		return
+	}
+	err := writeKept(x.file, reservesMagic, list)
+	x.with(func(c *pipeline.Common, _ int64) {
+		if err != nil {
+			c.Unkept()
+		} else {
+			c.Kept(list)
+		}
+	})
+	switch {
+	case err == nil:
+		x.said = ""
+	case err.Error() != x.said:
+		x.said = err.Error()
+		x.log.Warn("which reserves of ports are unused cannot be kept: none is used before it is", "err", err)
+	}
 }
 
 // with has fn work with what is common, under the policy that is served.
@@ -71,16 +112,17 @@ func (x *commons) soon(fn func(c *pipeline.Common, now int64)) {
 	fn(x.c, now)
 }
 
-// serving makes ready for what this node becomes to a group.
-func (x *commons) serving(group uint8, epoch uint64, serving bool) {
+// serving makes ready for what this node becomes to a group. forget: sessions that have a mapping must end.
+func (x *commons) serving(group uint8, epoch uint64, serving bool, known pipeline.Known) (forget bool) {
 	x.soon(func(c *pipeline.Common, now int64) {
 		if serving {
-			c.TakeOver(group, epoch, now)
+			forget = c.TakeOver(group, epoch, known, now)
 		} else {
 			c.GiveUp(group, now)
 		}
 	})
 	x.call()
+	return forget
 }
 
 // guardNow has blocks of a group wait for a standby's word from here on, before that is sent anything of the group: it counts as in sync from the start, since it has just handed the group over, so it may be the
@@ -117,6 +159,7 @@ func (x *commons) run(ctx context.Context) error {
 		if more > 0 {
 			pace = time.Millisecond
 		}
+		x.keep()
 		select {
 		case <-x.wake:
 		case <-time.After(pace):
@@ -146,15 +189,15 @@ func (x *commons) drop(peer string, of *stream.Set) {
 }
 
 // settled says whether a copy is whole as far as blocks of ports go, and takes care that it will be. equal: all else of the copy is whole. agreed: it counts as in sync. alone: the group is served
-// without a majority, so nothing can be agreed on, and waiting for a standby that is gone would leave no ports.
+// without a majority, so nothing can be agreed on, and waiting for a standby that is gone would leave no ports: but for a while, in which it may count itself in sync.
 func (x *commons) settled(group uint8, peer string, equal, agreed, alone bool) (ok bool) {
 	x.with(func(c *pipeline.Common, _ int64) {
 		k, now := guardKey{group, peer}, time.Now()
-		if equal || agreed {
+		if equal || agreed && !alone {
 			x.guards[k] = now
 		}
 		last, was := x.guards[k]
-		on := was && !alone && now.Sub(last) < guardRest
+		on := was && now.Sub(last) < guardRest
 		if !on {
 			delete(x.guards, k)
 		}
@@ -176,10 +219,19 @@ func (x *commons) slots() (n int) {
 	return n
 }
 
-// waits is how many pools of ports of a group have nothing to give before a standby answers.
-func (x *commons) waits(group uint8) (n int) {
-	x.with(func(c *pipeline.Common, _ int64) { n = c.Waits(group) })
-	return n
+// ports is what keeps new conversations of a group from public ports.
+func (x *commons) ports(group uint8) *api.GroupPorts {
+	out := &api.GroupPorts{}
+	x.with(func(c *pipeline.Common, _ int64) {
+		left, reserve := c.Rests(group)
+		*out = api.GroupPorts{Rest: float64(left) / 1e9, Reserve: reserve && left > 0, Waiting: c.Waits(group)}
+	})
+	return out
+}
+
+// whole says of which groups this node's copy is whole.
+func (x *commons) whole(groups map[uint8]bool) {
+	x.with(func(c *pipeline.Common, _ int64) { c.Whole(groups) })
 }
 
 // usage is what was counted for a tenant by all nodes that have served it.

@@ -62,6 +62,11 @@ func (g *Gateway) heldHere(out *api.Groups) {
 	if g.standby == nil { // the node is starting
 		return
 	}
+	for i := range out.Groups {
+		if x := &out.Groups[i]; x.Serving && x.ID > 0 {
+			x.Ports = g.common.ports(uint8(x.ID))
+		}
+	}
 	st := g.standby.Status()
 	out.Standby = &api.Standby{Peers: []api.StandbyPeer{}, Records: st.Records, Copies: st.Copies, Mismatches: st.Mismatches, Odd: st.Odd, Refused: st.Refused, Failed: st.Failed, Steps: st.Steps, Held: st.Held.Seconds(),
 		Longest: st.Longest.Seconds()}

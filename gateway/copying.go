@@ -298,17 +298,34 @@ func (g *Gateway) tellCopied(ctx context.Context) error {
 	tick := time.NewTicker(copiedPace)
 	defer tick.Stop()
 	var agreed map[string]agreedOn
-	for {
+	for n := 0; ; {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
+		}
+		if n++; n%wholeEvery == 0 {
+			g.tellWhole()
 		}
 		agreed = g.agreedOn(ctx, agreed)
 		for _, e := range g.copied(agreed) {
 			g.groups.driver.Copied(e)
 		}
 	}
+}
+
+// wholeEvery is at every how many looks at its copies the node takes note of which copies it holds itself are whole.
+const wholeEvery = 5
+
+// tellWhole has it known of which groups this node has all sessions, though others serve them.
+func (g *Gateway) tellWhole() {
+	v, whole := g.view.Load(), map[uint8]bool{}
+	for _, c := range g.standby.Status().Groups {
+		if x := v.GroupByName(c.Name); x != nil && c.Whole {
+			whole[x.ID] = true
+		}
+	}
+	g.common.whole(whole)
 }
 
 // agreedOn is what blocks of ports go by of a group: whose copies count as in sync, and whether it is served without a majority.

@@ -192,7 +192,7 @@ func (l leases) Write(group string, epoch uint64, until failover.Time, done func
 type roles struct{ g *Gateway }
 
 // Role has serving called beside the driver, for each group in order.
-func (r roles) Role(group string, epoch uint64, serving bool, done func()) {
+func (r roles) Role(group string, epoch uint64, serving bool, known failover.Known, done func()) {
 	select {
 	case r.g.groups.owns <- struct{}{}:
 	default:
@@ -202,7 +202,7 @@ func (r roles) Role(group string, epoch uint64, serving bool, done func()) {
 	r.g.groups.mu.Unlock()
 	r.g.groups.turns.add(id, func() {
 		if ok {
-			r.g.serving(id, epoch, serving)
+			r.g.serving(id, epoch, serving, r.g.knowsOf(id, known))
 		}
 		if done != nil {
 			done()
@@ -213,14 +213,14 @@ func (r roles) Role(group string, epoch uint64, serving bool, done func()) {
 // serving makes the node ready for what it becomes to a group: it is about to serve it under an epoch, or another node has it under that epoch, or (an epoch that it had itself) the
 // policy knows the group no more. Nothing is sent for the group before it returns, so it takes some milliseconds at most, also where a worker hangs, and walks no table. Of one
 // group one call runs at a time, of several groups several do.
-func (g *Gateway) serving(group uint8, epoch uint64, serving bool) {
+func (g *Gateway) serving(group uint8, epoch uint64, serving bool, known pipeline.Known) {
 	if serving {
 		g.standby.Serving(group, epoch, true) // nobody else's word is taken from here on
-		g.common.serving(group, epoch, true)
-		g.takeOver(group, true)
+		forget := g.common.serving(group, epoch, true, known)
+		g.takeOver(group, true, forget)
 	} else {
-		g.takeOver(group, false)
-		g.common.serving(group, epoch, false)
+		g.takeOver(group, false, false)
+		g.common.serving(group, epoch, false, pipeline.Known{})
 		g.standby.Serving(group, epoch, false)
 	}
 	g.copying.serving(group, epoch, serving)
@@ -242,8 +242,27 @@ func (p *part) set(serving bool) {
 	}
 }
 
-// takeOver tells each worker whether what it has of a group is this node's own now, or copies. A worker that hangs does what holds by then.
-func (g *Gateway) takeOver(group uint8, serving bool) {
+// knowsOf is how much this node knows of what owners before it have used, where it is about to serve a group. Of a group that no other node may serve the process before has left all, or the node was not ended
+// in order.
+func (g *Gateway) knowsOf(group uint8, k failover.Known) pipeline.Known {
+	out := pipeline.Known{All: k.All, Age: -1}
+	if k.Last > 0 {
+		out.Age = max(int64(bootTime()-k.Last), 0) + int64(onItsWay)
+	}
+	if x := g.view.Load().Group(group); x != nil {
+		g.handover.mu.Lock()
+		out.All = out.All || g.lone(x) && g.handover.all[x.Name]
+		delete(g.handover.all, x.Name)
+		g.handover.mu.Unlock()
+	}
+	return out
+}
+
+// onItsWay is how old what comes by a session stream may be at most: who writes it gives it up when it cannot for 10 s, or is not answered for 3 s.
+const onItsWay = 15 * time.Second
+
+// takeOver tells each worker whether what it has of a group is this node's own now, or copies; forget has those end that have a public port. A worker that hangs does what holds by then.
+func (g *Gateway) takeOver(group uint8, serving, forget bool) {
 	part := &g.groups.parts[group]
 	part.set(serving)
 	done := make(chan struct{}, len(g.workers))
@@ -252,6 +271,9 @@ func (g *Gateway) takeOver(group uint8, serving bool) {
 			err := w.Do(context.Background(), func(sh *pipeline.Shard) {
 				given := part.given.Load() // before serves: what is given up in between is done by the order about that
 				sh.Hold(group, part.serves.Load(), given)
+				if forget && part.serves.Load() {
+					sh.Forget(group)
+				}
 			})
 			if err != nil && !errors.Is(err, worker.ErrStopped) {
 				g.log.Error("a worker was not told whether this node serves a group: it serves it no further than before", "group", group, "err", err)

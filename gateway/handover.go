@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,7 +26,10 @@ type handover struct {
 	file   *handed.Reader // taken, and not yet done with
 	result api.Resumed    // written before anybody asks
 	found  bool           // there was something
-	served bool           // sockets are open: the file is nobody's any more
+
+	mu     sync.Mutex
+	all    map[string]bool // mu: groups that no other node may serve, of which everything was in it. Good for the first term alone, see knowsOf
+	served bool            // sockets are open: the file is nobody's any more
 }
 
 // bootID names this boot of the kernel.
@@ -67,14 +72,14 @@ func (g *Gateway) writeHanded() (records, size int64, err error) {
 		records += int64(left[i].Slots())
 		most += 256 * int64(left[i].Slots())
 	}
-	if records == 0 {
+	if records == 0 && !slices.ContainsFunc(g.view.Load().Groups(), g.lone) {
 		return 0, 0, nil
 	}
 	w, err := handed.Create(g.o.Node.DataDir, &handed.Header{Node: g.o.Node.Name, Version: g.o.Version, Boot: boot, At: uint64(bootTime()), Revision: r.Number, Digest: r.Digest}, most)
 	if err != nil {
 		return 0, 0, err
 	}
-	if records, err = g.pack(left, w.Chunk); err != nil || records == 0 {
+	if records, err = g.pack(left, w.Chunk); err != nil {
 		return 0, 0, errors.Join(err, w.Abort())
 	}
 	return records, w.Size(), w.Commit()
@@ -180,6 +185,10 @@ func (g *Gateway) takeUp() {
 		g.log.Warn("sessions that the process before left are not taken up", "why", err)
 		g.doneHanded()
 		return
+	}
+	h.all = map[string]bool{}
+	for _, x := range g.view.Load().Groups() {
+		h.all[x.Name] = g.lone(x) && !slices.ContainsFunc(slices.Collect(maps.Values(h.result.Refused)), func(n uint64) bool { return n > 0 })
 	}
 	g.log.Info("sessions of the process before are taken up", "taken", h.result.Taken, "refused", h.result.Refused, "over", h.result.Over, "away", time.Duration(h.result.Away*1e9).String(), "took", time.Since(began).String())
 }

@@ -266,7 +266,7 @@ func (n *Node) Step(now Time, e Event) []Action {
 		}
 	case Marked:
 		g := n.group(e.Group)
-		g.marker, g.marked = now, e.Epoch
+		g.marker, g.marked, g.digest = now, e.Epoch, e.Epoch
 	case Stopped:
 		if g := n.group(e.Group); e.Turn == g.turn {
 			g.closing = false
@@ -424,7 +424,7 @@ func (n *Node) agreed(e Agreed, now Time) {
 		if o.Rev <= g.at.Rev {
 			continue
 		}
-		before, was, moving := g.at, n.mine(g), g.moving
+		before, was, moving, whole := g.at, n.mine(g), g.moving, n.wholeFor(g, o, now)
 		g.at = o
 		g.nextPropose = now
 		if o.Panicked != before.Panicked {
@@ -458,6 +458,9 @@ func (n *Node) agreed(e Agreed, now Time) {
 			g.parting.asked = true // that heir does not come any more
 		}
 		if n.mine(g) {
+			if g.knows = whole; g.solo > 0 && o.Epoch >= g.solo {
+				g.knows = false // it has served since, and was not heard
+			}
 			n.tell(g, "this node is the owner by agreement, "+string(o.Cause))
 			if g.solo > 0 && o.Epoch >= g.solo {
 				g.held = true // it has served already

@@ -48,6 +48,7 @@ type group struct {
 	copies      map[string]copyOf
 
 	// As a standby.
+	knows       bool // what Knows says of this node's term
 	free        map[string]answer
 	nextAsk     Time
 	nextPropose Time
@@ -57,6 +58,7 @@ type group struct {
 	since       Time   // since when it might take over; 0 = it might not
 	marker      Time   // when its digest was last equal
 	marked      uint64
+	digest      uint64 // under which owner's epoch there was last one: who hands over counts as whole before
 	forced      Time   // when an operator said so; 0 = not
 	solo        uint64 // it serves alone, under this epoch, that nobody has agreed on; 0 = not
 

@@ -516,3 +516,49 @@ func TestANewVoterTakesNothing(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoKnowsAll: what was used by owners before is known only to whom the log has said to be in sync in the very state that its term began on, in the life that had a digest of that owner's a moment ago; or where
+// nobody was owner before. Everything else is not enough, a hand-over among it whose heir has not been heard of yet.
+func TestWhoKnowsAll(t *testing.T) {
+	const start = Time(time.Hour)
+	owner, me := Term{3, "a", 7}, func(epoch uint64) Term { return Term{epoch, "b", 5} }
+	first := func(o Ownership) Agreed { return Agreed{State: State{Groups: map[string]Ownership{"g": o}}} }
+	insync := Ownership{Term: owner, Rev: 9, Alone: Fence, InSync: []string{"b"}}
+	mine := Ownership{Term: me(4), Rev: 10, Alone: Fence}
+	type step struct {
+		after time.Duration
+		e     Event
+	}
+	for _, c := range []struct {
+		name  string
+		steps []step
+		all   bool
+	}{
+		{"in sync", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {time.Second, first(mine)}}, true},
+		{"nobody was before", []step{{0, first(Ownership{Term: me(1), Rev: 1, Alone: Fence})}}, true},
+		{"an earlier life of it was", []step{{0, first(Ownership{Term: Term{1, "b", 4}, Rev: 1, Alone: Fence})}, {0, first(Ownership{Term: me(2), Rev: 2, Alone: Fence})}}, false},
+		{"the log does not say so", []step{{0, first(Ownership{Term: owner, Rev: 9, Alone: Fence})}, {0, Marked{"g", 3}}, {time.Second, first(mine)}}, false},
+		{"the log said so, and something else since", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {time.Second, first(Ownership{Term: me(4), Rev: 11, Alone: Fence})}}, false},
+		{"another term was in between", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {time.Second, first(Ownership{Term: me(5), Rev: 10, Alone: Fence})}}, false},
+		{"no digest in this life", []step{{0, first(insync)}, {time.Second, first(mine)}}, false},
+		{"an old digest", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {2100 * time.Millisecond, first(mine)}}, false},
+		{"a digest of the owner before that", []step{{0, first(insync)}, {0, Marked{"g", 2}}, {time.Second, first(mine)}}, false},
+		{"again, nobody in between", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {0, first(mine)}, {time.Minute, first(Ownership{Term: me(5), Rev: 11, Alone: Fence})}}, true},
+		{"handed over, and back before the heir was heard of", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {0, first(mine)}, {time.Second, first(Ownership{Term: Term{5, "a", 7}, Rev: 11, Alone: Fence, From: "b", InSync: []string{"b"}})},
+			{100 * time.Millisecond, first(Ownership{Term: me(6), Rev: 12, Alone: Fence})}}, false},
+		{"handed over, and back behind its digest", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {0, first(mine)}, {time.Second, first(Ownership{Term: Term{5, "a", 7}, Rev: 11, Alone: Fence, From: "b", InSync: []string{"b"}})},
+			{100 * time.Millisecond, Marked{"g", 5}}, {100 * time.Millisecond, first(Ownership{Term: me(6), Rev: 12, Alone: Fence})}}, true},
+	} {
+		n := New(Config{"b", 5, Default}, start)
+		n.Step(start, Voters{1, []string{"a", "b", "w"}})
+		n.Step(start, Groups{{Name: "g", Nodes: []string{"a", "b"}}})
+		now := start
+		for _, s := range c.steps {
+			now = now.Add(s.after)
+			n.Step(now, s.e)
+		}
+		if k := n.Knows("g"); k.All != c.all {
+			t.Errorf("%s: %+v", c.name, k)
+		}
+	}
+}

@@ -159,6 +159,7 @@ func (n *Node) lonely(g *group, now Time) bool {
 }
 
 func (n *Node) goAlone(g *group, now Time, cause Cause) {
+	g.knows = n.whole(g, now)
 	n.tell(g, fmt.Sprintf("serving alone, without a majority: %s; the copy is %s", cause, n.age(g, now)))
 	g.solo = g.at.Epoch + 1
 	g.yield, g.since, g.forced = 0, 0, 0
@@ -174,6 +175,35 @@ func (n *Node) whole(g *group, now Time) bool {
 		return true
 	}
 	return g.marker > 0 && g.marked == g.at.Epoch && now.Sub(g.marker) <= n.t.MaxMarker && slices.Contains(g.at.InSync, n.name)
+}
+
+// wholeFor says whether this node, whose the term is that begins, knows all that owners before it have used: nobody was owner before, or it was this node's turn directly behind a term whose owner had said that
+// this copy is in sync. The log says so of the state just before, and this process must have had a digest of that very owner's not long ago: what an earlier life of it had is gone, and who serves without
+// a majority uses things a while later that nobody was told of.
+func (n *Node) wholeFor(g *group, o Ownership, now Time) bool {
+	switch {
+	case o.Epoch != g.at.Epoch+1 || o.Term != n.me(o.Epoch):
+		return false
+	case g.at.Epoch == 0:
+		return true
+	case g.at.Term == n.me(g.at.Epoch):
+		return g.knows // nobody was in between
+	}
+	return o.Rev == g.at.Rev+1 && g.digest == g.at.Epoch && now.Sub(g.marker) <= n.t.MaxMarker && slices.Contains(g.at.InSync, n.name)
+}
+
+// Known is how much the node that begins to serve a group knows of what owners before it have used, of public ports above all.
+type Known struct {
+	All  bool // each thing that may be in use: the owner before waited for this node's word before it used one
+	Last Time // when it last had all of it; 0 = never
+}
+
+// Knows is that of a group that this node is about to serve.
+func (n *Node) Knows(group string) (k Known) {
+	if g := n.groups[group]; g != nil {
+		k.All, k.Last = g.knows, max(g.marker, g.lapsed)
+	}
+	return k
 }
 
 func (n *Node) age(g *group, now Time) string {

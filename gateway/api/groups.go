@@ -79,6 +79,14 @@ type Group struct {
 	Last   *GroupMove  `json:"last_failover,omitempty"`
 	Copies []GroupCopy `json:"copies,omitempty"`    // of its sessions, at the other nodes: where this node serves it
 	Here   *CopyHere   `json:"copy_here,omitempty"` // of its sessions, at this node: where another one serves it
+	Ports  *GroupPorts `json:"ports,omitempty"`     // where this node serves it: what keeps new conversations from public ports
+}
+
+// GroupPorts is how a group's public ports stand where it is served.
+type GroupPorts struct {
+	Rest    float64 `json:"rest_seconds"`  // so long no port is given to a new conversation but those of this node's reserve: it took over without knowing which others are in use
+	Reserve bool    `json:"reserve_open"`  // while they rest: this node's reserve is in use, one block of 64 ports in 64; otherwise there is none to be had
+	Waiting int     `json:"waiting_pools"` // public addresses, by protocol, with no port to give before another node has acknowledged that it is used
 }
 
 // CopyHere is how the copy of a group's sessions at the node that answers stands, as that sees it.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -194,6 +195,12 @@ func writeGroups(w io.Writer, g *api.Groups) {
 		for _, what := range x.Against {
 			fmt.Fprintf(w, "%s: against this node: %s\n", clean(x.Name), clean(what))
 		}
+		if p := x.Ports; p != nil && p.Rest > 0 {
+			fmt.Fprintf(w, "%s: PORTS REST: %s\n", clean(x.Name), restLine(p))
+		}
+		if p := x.Ports; p != nil && p.Waiting > 0 {
+			fmt.Fprintf(w, "%s: %d address pools have no port to give before another node has acknowledged that it is used\n", clean(x.Name), p.Waiting)
+		}
 		for _, why := range x.Why {
 			fmt.Fprintf(w, "%s: NOT PROTECTED: %s\n", clean(x.Name), clean(why))
 		}
@@ -217,6 +224,15 @@ func writeGroups(w io.Writer, g *api.Groups) {
 	if g.Problem != "" {
 		fmt.Fprintf(w, "PROBLEM: %s\n", clean(g.Problem))
 	}
+}
+
+// restLine says why new conversations get few public ports, or none.
+func restLine(p *api.GroupPorts) string {
+	line := fmt.Sprintf("this node took over without knowing which public ports are in use; for %s new conversations get ", time.Duration(p.Rest*1e9).Round(time.Second))
+	if p.Reserve {
+		return line + "one of its reserve, one in 64"
+	}
+	return line + "none: its reserve may be in use too, or is not on disk as used yet"
 }
 
 // copyLine is how the copy of a group's sessions at another node stands.

@@ -22,6 +22,9 @@ var (
 	groupLastGap   = gauge("group_last_failover_gap_seconds", "How long the group was silent at its last failover, as far as this node saw it; 0 when it did not.", "group")
 	groupLastAt    = gauge("group_last_failover_timestamp_seconds", "When this node saw the last failover of the group, Unix time; 0 = none since it started.", "group")
 
+	groupRest     = gauge("group_ports_rest_seconds", "For how long new conversations of the group get ports of this node's reserve alone, or none: it took over without knowing which others are in use. 0 when they get all.", "group")
+	groupReserve  = gauge("group_ports_reserve_open", "1 while ports rest and this node's reserve is in use.", "group")
+	groupWaits    = gauge("group_ports_waiting", "Public addresses of the group, by protocol, with no port to give before another node has acknowledged that it is used.", "group")
 	groupDrained  = gauge("group_node_drained", "1 when the node is to own no group: demarc node drain has said so.", "node")
 	groupProblem  = gauge("group_problem", "1 when this node takes no part in who serves groups, or hears of nothing that is agreed on; status says why.")
 	groupGaps     = counter("group_clock_gaps", "Times that this node did not run for longer than the guard of a lease; what had run out by then was asked for anew.")
@@ -56,7 +59,7 @@ var (
 	standbyHeld       = counter("standby_held_seconds", "For how long these held packets up in all.")
 	standbyLongest    = gauge("standby_longest_step_seconds", "The longest of these.")
 
-	groupFamilies = []*family{standbyWhole, standbyAge, standbyConnected, standbyRecords, standbyCopies, standbyMismatches, standbyOdd, standbyRefused, standbyFailed, standbySteps, standbyHeld, standbyLongest, copyLag, copyWhole, copyDone, copyRecords, copyMissing, copyConnected, copyWaiting, copySent, copyDials, groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupFaults, groupExpected, groupLastGap, groupLastAt, groupDrained, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
+	groupFamilies = []*family{standbyWhole, standbyAge, standbyConnected, standbyRecords, standbyCopies, standbyMismatches, standbyOdd, standbyRefused, standbyFailed, standbySteps, standbyHeld, standbyLongest, copyLag, copyWhole, copyDone, copyRecords, copyMissing, copyConnected, copyWaiting, copySent, copyDials, groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupFaults, groupExpected, groupLastGap, groupLastAt, groupRest, groupReserve, groupWaits, groupDrained, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
 )
 
 // groups puts what a source knows of groups; one that does not answer knows of none, and has a problem.
@@ -101,6 +104,13 @@ func (o out) groups(ctx context.Context, src any) {
 			o.put(standbyWhole, truth(h.Whole), x.Name)
 			o.put(standbyAge, h.Age, x.Name)
 		}
+		ports := api.GroupPorts{}
+		if x.Ports != nil {
+			ports = *x.Ports
+		}
+		o.put(groupRest, ports.Rest, x.Name)
+		o.put(groupReserve, truth(ports.Reserve), x.Name)
+		o.put(groupWaits, float64(ports.Waiting), x.Name)
 		o.put(groupLastGap, gap, x.Name)
 		o.put(groupLastAt, at, x.Name)
 		for j := range x.Copies {

@@ -32,7 +32,10 @@ type Common struct {
 	peers   map[string]*commonPeer
 	now     int64
 	lost    uint64 // how often a policy has ended what a stream has put here
+	name    string // this node's, see Reserve
+	news    bool   // something of reserves is to be put on disk
 	marked  int64  // when rates and counters were looked at last
+	emptied int64  // when reserves were
 	rests   int64  // until when something rests
 	calm    int    // how many addresses were looked at since there was last anything to do
 }
@@ -42,6 +45,10 @@ type commonGroup struct {
 	own   bool
 	epoch uint64 // under which this node owned it last; 0 = never
 	guard map[string]bool
+
+	reserve reserve
+	whole   bool  // another serves it, and this node's copy of its sessions is whole
+	rests   int64 // until when all its public ports rest but those of known mappings: as this node found, or who owned it before
 }
 
 // The numbers of what is told of a tenant. They are a promise between versions.
@@ -53,6 +60,7 @@ const (
 	rateInPackets
 	rateInVoice
 	rateSessions
+	rateRests // no rate: how long it takes until ports that its owner does not know of rest no more. Where none do, it is not told
 	numRates
 
 	countCreated = 8
@@ -79,6 +87,8 @@ type commonAddr struct {
 	group  uint8                           // 0 = none
 	pools  [nat.NumClasses][2]replica.Pool // ports below 1024, and the others
 	closed [nat.NumClasses][2]uint64       // of the first word, what each of the two wants closed
+	want   [addrWords]uint64               // what pools want closed, by word
+	shut   int64                           // until when all is closed, because nobody here knows what was used
 	known  [addrWords]uint64               // blocks that the owner has open, as it says
 	hold   int64                           // ns, as the owner says
 	idle   [addrWords]uint64               // of known, those that only rest there, and
@@ -106,7 +116,7 @@ func NewCommon(space *nat.Space, shards []*Shard, tenants int, seed uint64) *Com
 // Renew takes up another policy.
 func (c *Common) Renew(v *snapshot.View, now int64) {
 	before := c.view
-	c.view = v
+	c.view, c.now = v, now
 	for id := range c.tenants {
 		var was, is *snapshot.Tenant
 		if is = v.Tenant(flow.TenantID(id)); before != nil {
@@ -122,6 +132,7 @@ func (c *Common) Renew(v *snapshot.View, now int64) {
 			c.mark(uint32(id)*tenantSlots+i, false)
 		}
 	}
+	c.reserves()
 	has := map[nat.AddrID]bool{}
 	for i := range v.Publics {
 		if p := &v.Publics[i]; p.Dynamic {
@@ -214,7 +225,9 @@ func (c *Common) bind(a *commonAddr, class, part int) {
 			a.closed[class][part] = closed
 			closed = a.closed[class][0] | a.closed[class][1]
 		}
-		c.space.Close(a.id, nat.Class(class), word(w), closed)
+		at := class*nat.BlockWords + word(w)
+		a.want[at] = closed
+		c.closeWord(a, at)
 	}
 	p.Known = func(slot uint32) bool {
 		for name := range c.groups[a.group].guard {
@@ -250,10 +263,12 @@ func (c *Common) regroup(a *commonAddr, group uint8, now int64) {
 		c.giveUp(a, now)
 	}
 	c.space.Foreign(a.id, group != 0 && !c.groups[group].own)
+	a.each(func(p *replica.Pool) { c.blocks.Exclude(p, c.groups[group].reserve.all) })
 	a.group = group // what the owner says of it may have come before this, and this node may have become the owner before it
 	if c.groups[group].own && a.known != [addrWords]uint64{} {
-		c.takes(a, false, now)
+		c.takes(a, false, true, now)
 	}
+	c.closeAll(a)
 }
 
 func (c *Common) mark(slot uint32, early bool) {
@@ -351,12 +366,19 @@ func (c *Common) Waits(group uint8) (n int) {
 
 func (c *Common) hold() int64 { return int64(c.view.NATHold) << 20 }
 
-// TakeOver notes that this node serves a group from now on, before it does. It is a matter of microseconds an address.
-func (c *Common) TakeOver(group uint8, epoch uint64, now int64) {
+// Known is how much this node knows of what owners of a group before it have used.
+type Known struct {
+	All bool  // it has acknowledged each block of ports in which there may be mappings
+	Age int64 // ns since it last knew of all sessions that there were; negative = it never did
+}
+
+// TakeOver notes that this node serves a group from now on, before it does. It is a matter of microseconds an address. Where it does not know all that was used, no new mapping is made for the hold time but
+// in this node's reserve. forget: mappings that are copies may be somebody else's by now, so their sessions must end.
+func (c *Common) TakeOver(group uint8, epoch uint64, known Known, now int64) (forget bool) {
 	c.now = now
 	g := &c.groups[group]
 	if g.own && g.epoch == epoch || group == 0 {
-		return
+		return false
 	}
 	again := g.epoch != 0 && epoch <= g.epoch+1 // nobody can have served in between
 	g.own, g.epoch = true, epoch
@@ -366,17 +388,41 @@ func (c *Common) TakeOver(group uint8, epoch uint64, now int64) {
 			c.tenants[id].last = c.counted(t.ID)
 		}
 	}
+	if !again {
+		g.reserve.end()
+	}
+	hold := c.hold()
 	for _, a := range c.addrs {
 		if a == nil || a.group != group {
 			continue
 		}
-		c.takes(a, again, now)
+		hold = max(hold, a.hold)
+		c.takes(a, again, known.All, now)
 	}
+	for id := range c.tenants {
+		if t := c.tenant(id); t != nil && t.Group != nil && t.Group.ID == group {
+			c.mark(uint32(id*tenantSlots+rateRests), true)
+		}
+	}
+	if again || known.All {
+		return false
+	}
+	g.reserve.begin()
+	c.news = true
+	return known.Age < 0 || known.Age > hold
 }
 
-// takes makes an address this node's. again: nobody can have had it in between.
-func (c *Common) takes(a *commonAddr, again bool, now int64) {
+// takes makes an address this node's. again: nobody can have had it in between. all: each block is known that may have mappings.
+func (c *Common) takes(a *commonAddr, again, all bool, now int64) {
 	c.space.Foreign(a.id, false)
+	if g := &c.groups[a.group]; !again {
+		if !all && !c.blocks.Plant.StayOn {
+			g.rests = max(g.rests, now+max(c.hold(), a.hold))
+		}
+		a.shut = max(a.shut, g.rests)
+		c.rests = max(c.rests, a.shut)
+	}
+	defer c.closeAll(a)
 	base := uint32(int(a.id) * addrWords)
 	if again {
 		if now < a.rests {
@@ -436,11 +482,16 @@ func (c *Common) giveUp(a *commonAddr, now int64) {
 const (
 	addrsATurn = 128                    // so that a turn with thousands of addresses is a matter of a millisecond too
 	markEvery  = 100 * time.Millisecond // rates and counters are told so often
+	emptyEvery = 500 * time.Millisecond // and so often it is looked whether reserves are unused
 )
 
 // Turn goes on: blocks that were acknowledged are opened, more are asked for, rates and counters that have changed are marked. Every ten milliseconds is often enough.
 func (c *Common) Turn(now int64) {
 	c.now = now
+	if now-c.emptied >= int64(emptyEvery) {
+		c.emptied = now
+		c.empty(now)
+	}
 	busy := len(c.peers) > 0 || now < c.rests
 	for i := range c.groups {
 		busy = busy || len(c.groups[i].guard) > 0
@@ -460,12 +511,34 @@ func (c *Common) Turn(now int64) {
 		if a == nil || !c.groups[a.group].own {
 			continue
 		}
+		if a.shut != 0 && now >= a.shut {
+			a.shut = 0
+			c.closeAll(a)
+		}
 		guard := len(c.groups[a.group].guard) > 0
 		a.each(func(p *replica.Pool) { c.blocks.Step(p, guard, c.random()) })
 	}
 	if len(c.peers) > 0 && now-c.marked >= int64(markEvery) {
 		c.marked = now
 		c.markTenants(now)
+	}
+}
+
+// closeWord closes 64 blocks as pools want it, and more: where nobody knows what was used, all; and what nodes of the group have in reserve, always, but this node's own for as long as it may use it.
+func (c *Common) closeWord(a *commonAddr, at int) {
+	closed, r := a.want[at], &c.groups[a.group].reserve
+	if c.now < a.shut {
+		closed = 1<<64 - 1
+	}
+	if closed |= r.all; r.open && c.groups[a.group].own && c.now < a.shut {
+		closed &^= r.mine
+	}
+	c.space.Close(a.id, nat.Class(at/nat.BlockWords), at%nat.BlockWords, closed)
+}
+
+func (c *Common) closeAll(a *commonAddr) {
+	for at := range a.want {
+		c.closeWord(a, at)
 	}
 }
 
@@ -484,7 +557,7 @@ func (c *Common) tenant(id int) *snapshot.Tenant {
 }
 
 // words are the rates of a tenant that are told, with what they are of.
-func words(t *snapshot.Tenant) (out [numRates]struct {
+func words(t *snapshot.Tenant) (out [rateRests]struct {
 	word *police.Word
 	rate *police.Rate
 }) {
@@ -617,7 +690,9 @@ func (p *commonPeer) Look(slot uint32) (l replica.Look) {
 	}
 	id, i := int(slot/tenantSlots), int(slot%tenantSlots)
 	l.Gen = c.tenants[id].gen
-	if t := c.tenant(id); t != nil && t.Group != nil && (i < numRates || i >= countCreated && i < numCounts) {
+	switch t := c.tenant(id); {
+	case t == nil || t.Group == nil || i == rateRests && c.now >= c.groups[t.Group.ID].rests:
+	case i < numRates, i >= countCreated && i < numCounts:
 		l.Group = t.Group.ID
 	}
 	return l
@@ -649,7 +724,9 @@ func (c *Common) fill(slot uint32, r *replica.Record) {
 		return
 	}
 	r.Kind, r.Rate = replica.KindRate, replica.Rate{Index: uint16(i)}
-	if t := c.tenant(id); t != nil {
+	if t := c.tenant(id); t != nil && t.Group != nil && i == rateRests {
+		r.Rate.Ahead = uint64(max(c.groups[t.Group.ID].rests-c.now, 0))
+	} else if t != nil {
 		w := words(t)[i]
 		r.Rate.Ahead = w.rate.Ahead(w.word, uint64(c.marked))
 	}
@@ -784,7 +861,11 @@ func (c *Common) put(r *replica.Record, now uint64) (slot uint32, out replica.Ou
 		if i >= numRates {
 			return 0, replica.NotKnown
 		}
-		if !c.groups[t.Group.ID].own {
+		switch {
+		case i == rateRests: // also of who was the owner before this node: it is no less true
+			g := &c.groups[t.Group.ID]
+			g.rests = max(g.rests, int64(now)+int64(min(r.Rate.Ahead, maxRest*uint64(time.Millisecond))))
+		case !c.groups[t.Group.ID].own:
 			w := words(t)[i]
 			w.rate.Raise(w.word, now, r.Rate.Ahead)
 		}

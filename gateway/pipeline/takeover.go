@@ -39,6 +39,14 @@ func (sh *Shard) TakeOver(group uint8) {
 	sh.rejudge, sh.stale = 0, true
 }
 
+// Forget ends the sessions of a group that have a mapping: their copies are so old that the public ports may be somebody else's by now. It walks the whole table.
+func (sh *Shard) Forget(group uint8) (n int) {
+	return sh.Cut(func(se *conntrack.Session) bool {
+		g := sh.view.GroupOf(se.Tenant)
+		return g != nil && g.ID == group && se.Mapping != conntrack.NoMapping
+	})
+}
+
 // GiveUp makes what the shard has of a group copies: from now on nothing here ends them but the word of who serves the group, and the loss of their tenant. To be called on the worker, when the
 // node serves the group no longer.
 func (sh *Shard) GiveUp(group uint8) {

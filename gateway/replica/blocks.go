@@ -53,6 +53,7 @@ func (b *Blocks) Gen(slot uint32) uint32 { return b.gen[slot] }
 type Pool struct {
 	From, To uint32 // words
 	First    uint64 // which blocks of the first word are in it; of all others each one is
+	Except   uint64 // but these, of each word: they are nobody's to open or to tell. See Exclude
 
 	// So many are kept open that nobody uses. Step makes it more where that was too few, and less where it was never needed. What is kept open cannot be used for the hold time after a takeover.
 	Ahead, Least, Most int
@@ -81,9 +82,23 @@ const (
 // Mask is which blocks of a word are of the pool.
 func (p *Pool) Mask(w uint32) uint64 {
 	if w == p.From {
-		return p.First
+		return p.First &^ p.Except
 	}
-	return 1<<64 - 1
+	return ^p.Except
+}
+
+// Exclude changes which blocks of each word are not the pool's. What was told of those is taken back.
+func (b *Blocks) Exclude(p *Pool, except uint64) {
+	if p.Except == except {
+		return
+	}
+	for w := p.From; w < p.To; w++ {
+		b.untell(p, w, b.told[w]&p.Mask(w)&except)
+	}
+	p.Except, p.still = except, false
+	for w := p.From; w < p.To; w++ {
+		b.close(p, w)
+	}
 }
 
 func (b *Blocks) tell(p *Pool, w uint32, m uint64) {
