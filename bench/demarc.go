@@ -33,6 +33,7 @@ type demarc struct {
 	asked      string // mode of the ports; "" = auto
 	threads    []int  // NAPI, in generic mode
 	env        []string
+	own        func() (node, policy string) // instead of the bench's usual ones
 
 	cmd    *exec.Cmd
 	ended  chan struct{} // closed when it has been waited for; err is valid then
@@ -44,7 +45,8 @@ type demarc struct {
 
 const generic = "generic"
 
-func (d *demarc) name() string { return "demarc" }
+func (d *demarc) name() string  { return "demarc" }
+func (d *demarc) modes() string { return d.mode }
 
 func (d *demarc) pids() []int {
 	if d.cmd == nil {
@@ -54,6 +56,10 @@ func (d *demarc) pids() []int {
 }
 
 func (d *demarc) node() string {
+	if d.own != nil {
+		node, _ := d.own()
+		return node
+	}
 	asked := cmp.Or(d.asked, "auto")
 	// Generic mode is behind the devices' NAPI, as the peer is; preparing them would take it away.
 	prepare := asked != generic
@@ -99,6 +105,10 @@ addresses = [%q]
 }
 
 func (d *demarc) policy() (string, error) {
+	if d.own != nil {
+		_, policy := d.own()
+		return policy, nil
+	}
 	w := waysOf(&d.r.plan)
 	return policy(d.rules, []netip.Prefix{w.inside, w.link}, d.pool, d.rate, w.outsideVia, w.insideVia, w.outside)
 }

@@ -29,6 +29,7 @@ type flowCase struct {
 	Search    bool // for the highest rate with at most lossLimit of loss
 	Rules     int  // of the access list, in the case's name; 0 = as many as the run's
 	Calls     int  // half of the flows are so many calls, the others bulk beside them
+	Tenants   int  // each flow is one's, with a VLAN of its own
 }
 
 const imix = "imix"
@@ -70,6 +71,9 @@ func (c *flowCase) plan() pktgen.Plan {
 		p = plan6(c.Flows)
 	}
 	p.Sizes, p.Calls = c.sizes(), c.Calls > 0
+	if c.Tenants > 0 {
+		p.VLAN = firstVLAN
+	}
 	return p
 }
 
@@ -77,6 +81,9 @@ func (c *flowCase) plan() pktgen.Plan {
 func (c *flowCase) name() string {
 	if c.Calls > 0 {
 		return fmt.Sprintf("G.711/%d-calls/nat44", c.Calls)
+	}
+	if c.Tenants > 0 {
+		return fmt.Sprintf("%dB/%d-tenants/routed", c.sizes()[0], c.Tenants)
 	}
 	size, family, flows := fmt.Sprintf("%dB", c.sizes()[0]), "nat44", fmt.Sprint(c.Flows)
 	if c.Size == imix {
@@ -176,6 +183,8 @@ type turn struct {
 	Lossless  trial     // its confirming trial
 	Loads     []timed   // of the latency bench
 	Calls     calls     // of the bench of calls
+	Changes   []float64 // of the bench of changes: ms that each took
+	Version   int       // the last one
 }
 
 // each measures every case: all sides take their turns Trials times, in an order that changes. measure is what a turn does once its flows are established.
@@ -329,8 +338,8 @@ func (q *traffic) config(c *flowCase, side string) {
 		return
 	}
 	q.out.Configs[name] = d.config()
-	if g, ok := q.devices[side].(*demarc); ok {
-		q.mode = g.mode
+	if g, ok := q.devices[side].(interface{ modes() string }); ok {
+		q.mode = g.modes()
 	}
 }
 

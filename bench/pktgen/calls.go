@@ -10,7 +10,7 @@ import (
 // Late is how long a frame of a call may be under way: who hears waits no longer for it.
 const Late = 40 * time.Millisecond
 
-// Call is what the frames of one direction of a call met since Fresh, while Time was on.
+// Call is what the frames of one direction of a call, or of a tenant's flow, met since Fresh, while Time was on.
 type Call struct {
 	Right  uint64
 	Late   uint64 // of them
@@ -19,15 +19,22 @@ type Call struct {
 	Jitter time.Duration // RFC 3550, A.8
 }
 
-// Calls reads all calls of one direction, flow 0 first, then flow 2.
+// accounts says that there is one of each flow.
+func (p *Plan) accounts() bool { return p.Calls || p.VLAN > 0 }
+
+// Calls reads all calls of one direction, flow 0 first, then flow 2; of a plan with tenants each flow.
 func (e *Ends) Calls(d Direction) ([]Call, error) {
 	keys, states := make([]uint32, 2*e.plan.Flows), make([]callState, 2*e.plan.Flows)
 	var cur ebpf.MapBatchCursor
 	if n, err := e.objs.Calls.BatchLookup(&cur, keys, states, nil); n != len(keys) {
 		return nil, fmt.Errorf("read %d of %d directions of flows: %w", n, len(keys), err)
 	}
-	list := make([]Call, 0, e.plan.Flows/2)
-	for flow := 0; flow < e.plan.Flows; flow += 2 {
+	step := 1
+	if e.plan.Calls {
+		step = 2
+	}
+	list := make([]Call, 0, e.plan.Flows/step)
+	for flow := 0; flow < e.plan.Flows; flow += step {
 		s := &states[2*flow+int(d)]
 		c := Call{Right: uint64(s.Right), Late: uint64(s.Late), Worst: time.Duration(s.Worst), Jitter: time.Duration(s.Jitter / 16)}
 		if s.Right > 0 {

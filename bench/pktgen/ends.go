@@ -21,10 +21,11 @@ const liveFrames = 1 << 1
 // Structs of pktgen.c.
 type (
 	control  struct{ Learning, Plain, Hops, Timing uint64 }
-	order    struct{ End, Limit, Interval, Direction uint64 }
+	order    struct{ End, Limit, Interval, Direction, Flood uint64 }
 	progress struct {
 		Index, Sent            [2]uint64
 		Due, First, Last, Done uint64
+		Flooded                uint64
 	}
 	tally struct {
 		Kinds                         Counts
@@ -74,7 +75,7 @@ func Load(p Plan) (*Ends, error) {
 	}
 	spec.Maps[bpf.PktgenMapFlows].MaxEntries = uint32(p.Flows)
 	spec.Maps[bpf.PktgenMapAnswers].MaxEntries = uint32(p.Flows)
-	if p.Calls {
+	if p.accounts() {
 		spec.Maps[bpf.PktgenMapCalls].MaxEntries = uint32(2 * p.Flows)
 	}
 	if err := spec.Variables[bpf.PktgenVarPlan].Set(w); err != nil {
@@ -147,6 +148,7 @@ type Order struct {
 	CPU       int // that makes the frames
 	// Batch is how many runs of the program (most of them idle where Rate is low) hold a frame up before it leaves; 0 = the kernel's 64. Few cost speed.
 	Batch uint32
+	Flood uint64 // of a plan with tenants: so many frames of the first come to each frame of all in turn
 }
 
 // Sent is what was sent.
@@ -183,10 +185,10 @@ func (e *Ends) Send(o Order) (Sent, error) {
 	if err := e.objs.Progresses.Lookup(uint32(0), &p); err != nil {
 		return Sent{}, err
 	}
-	if err := e.objs.Progresses.Put(uint32(0), progress{Index: p.Index}); err != nil { // a flow's numbers go on
+	if err := e.objs.Progresses.Put(uint32(0), progress{Index: p.Index, Flooded: p.Flooded}); err != nil { // a flow's numbers go on
 		return Sent{}, err
 	}
-	ord := order{End: monotonic() + uint64(o.Duration), Limit: o.Frames, Direction: uint64(o.Direction)}
+	ord := order{End: monotonic() + uint64(o.Duration), Limit: o.Frames, Direction: uint64(o.Direction), Flood: o.Flood}
 	if o.Rate > 0 {
 		ord.Interval = uint64(256e9 / o.Rate)
 	}
@@ -292,7 +294,7 @@ func (e *Ends) Fresh() error {
 			errs = append(errs, e.objs.Delays.Put(row, times{}))
 		}
 	}
-	if e.control.Timing != 0 && e.plan.Calls {
+	if e.control.Timing != 0 && e.plan.accounts() {
 		errs = append(errs, e.freshCalls())
 	}
 	return errors.Join(errs...)

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 )
@@ -318,5 +319,53 @@ func TestCallsAreToldFromBulk(t *testing.T) {
 	}
 	if got, err = e.Calls(Out); err != nil || got[0] != (Call{}) {
 		t.Errorf("after Fresh: %+v, %v", got[0], err)
+	}
+}
+
+// Of a plan with tenants each flow has its own tag and account; the first may flood, and its frames are numbered on their own.
+func TestTenantsAreTagged(t *testing.T) {
+	p := testPlan()
+	p.Flows, p.VLAN = 8, 100
+	e := loadPlan(t, p)
+	for _, err := range []error{e.Expect(true, 0), e.Learn(true), e.Time(true), e.Fresh()} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	made := map[uint32]int{}
+	for sent := range uint64(4 * 8) {
+		var pr progress
+		if err := e.objs.Progresses.Lookup(uint32(0), &pr); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.objs.Orders.Put(uint32(0), order{End: monotonic() + uint64(time.Minute), Flood: 3}); err != nil {
+			t.Fatal(err)
+		}
+		page := e.plan.page()
+		o := &ebpf.RunOptions{Data: page, DataOut: make([]byte, 2000)}
+		if verdict, err := e.objs.DemarcMake.Run(o); err != nil || verdict != xdpTX {
+			t.Fatalf("frame %d: verdict %d, %v", sent, verdict, err)
+		}
+		f := o.DataOut
+		flow := binary.BigEndian.Uint32(f[18+20+8:])
+		if len(f) != FrameLen+4 || binary.BigEndian.Uint16(f[12:]) != 0x8100 || binary.BigEndian.Uint16(f[14:]) != uint16(100+flow) || binary.BigEndian.Uint16(f[16:]) != 0x0800 {
+			t.Fatalf("frame %x of flow %d", f[:18], flow)
+		}
+		if !bytes.Equal(f[:6], p.To[:]) || !bytes.Equal(f[6:12], p.From[:]) {
+			t.Errorf("MAC addresses %x", f[:12])
+		}
+		plain := append(bytes.Clone(f[:12]), f[16:]...)
+		whole(t, plain)
+		made[flow]++
+		if k := judge1(t, e, plain, xdpRedirect); k != Right {
+			t.Fatalf("frame %d, flow %d: %v", sent, flow, k)
+		}
+	}
+	if made[0] != 3*8+1 || len(made) != 8 || made[5] != 1 {
+		t.Errorf("made %v", made)
+	}
+	got, err := e.Calls(Out)
+	if err != nil || len(got) != 8 || got[0].Right != 25 || got[5].Right != 1 {
+		t.Errorf("%+v, %v", got, err)
 	}
 }

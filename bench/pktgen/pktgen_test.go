@@ -291,6 +291,8 @@ func TestPlansThatCannotBeSent(t *testing.T) {
 		"odd frame":       func(p *Plan) { p.Sizes = []int{64, 65} },
 		"IPv6 too short":  func(p *Plan) { *p = testPlan6(); p.Sizes = []int{64} },
 		"calls of a size": func(p *Plan) { p.Sizes, p.Calls = []int{218}, true },
+		"too many VLANs":  func(p *Plan) { p.Flows, p.VLAN = 1024, 3500 },
+		"tenants of IPv6": func(p *Plan) { *p = testPlan6(); p.Flows, p.VLAN = 64, 2 },
 		"too many sizes":  func(p *Plan) { p.Sizes = make([]int, 13) },
 	} {
 		p := testPlan()

@@ -53,6 +53,8 @@ type Plan struct {
 	Sizes                  []int // of frames on a wire, even numbers; each flow takes them in turn. nil = the smallest
 	// Calls makes calls of the flows with an even number, which have the first of two sizes and are marked EF (IPv4), and bulk of the others, which have the second.
 	Calls bool
+	// VLAN makes a tenant of each flow: frames of the inside are tagged, the first flow's with this id and so on; those are 4 bytes longer. 0 = none. Out only.
+	VLAN uint16
 }
 
 // V6 says that frames are IPv6.
@@ -70,9 +72,10 @@ type wire struct {
 	Shift                 uint32
 	V6                    uint32
 	InsideNet, OutsideNet [12]byte
-	Calls                 uint32
+	Calls, VLAN           uint32
 	Sizes                 uint32
 	Size, Filler          [maxSizes]uint16
+	_                     [4]byte
 }
 
 // low is the last 32 bits of an address.
@@ -152,6 +155,9 @@ func (p *Plan) wire() (w wire, err error) {
 		if w.Calls = 1; len(sizes) != 2 || p.Flows < 2 {
 			return w, fmt.Errorf("calls and bulk need two frame sizes and two flows: there are %d and %d", len(sizes), p.Flows)
 		}
+	}
+	if w.VLAN = uint32(p.VLAN); p.VLAN > 0 && (p.Calls || p.V6() || int(p.VLAN)+p.Flows > 4095 || p.Flows > InsideHosts) {
+		return w, fmt.Errorf("%d tenants from VLAN %d: at most %d, IPv4, with ids up to 4094, and no calls", p.Flows, p.VLAN, InsideHosts)
 	}
 	page := p.page()
 	for i, n := range sizes {

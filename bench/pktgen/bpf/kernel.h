@@ -33,6 +33,7 @@ static void *(*map_lookup)(void *map, const void *key) = (void *)1;
 static u64 (*now_ns)(void) = (void *)5; /* CLOCK_MONOTONIC */
 static long (*redirect)(u32 ifindex, u64 flags) = (void *)23; /* XDP_REDIRECT or XDP_ABORTED */
 static long (*csum_diff)(void *from, u32 from_size, void *to, u32 to_size, u32 seed) = (void *)28; /* sizes: multiples of 4, 512 at most */
+static long (*adjust_head)(struct xdp_md *ctx, int delta) = (void *)44;
 static long (*redirect_map)(void *map, u64 key, u64 flags) = (void *)51; /* likewise */
 static long (*adjust_tail)(struct xdp_md *ctx, int delta) = (void *)65;
 

@@ -32,6 +32,7 @@ enum kind {
 	KINDS,
 };
 
+enum { TAG = 4 }; /* of IEEE 802.1Q */
 enum { TTL = 64, ETH = 14, IP4 = 20, IP6 = 40, L4 = 24, SIZES = 12 };
 enum { OUT, IN, BOTH }; /* where frames go to: the outside, the inside */
 
@@ -72,6 +73,7 @@ struct plan {
 	u32 v6;              /* 1: IPv6, never translated */
 	u16 inside_net[6], outside_net[6]; /* IPv6: the first 96 bits, as on the wire */
 	u32 calls;           /* 1: flows with an even number are calls and have the first size, the others are bulk and have the second */
+	u32 vlan;            /* of the first flow, each has one of its own: tenants. Frames of the inside are tagged; 0: none is */
 	u32 sizes;           /* how many of the following are used */
 	u16 size[SIZES];     /* of frames, taken in turn by each flow */
 	u16 filler[SIZES];   /* ones' complement sum of the filler of such a frame */
@@ -83,13 +85,14 @@ struct control {
 	u64 learning; /* remember, and answer */
 	u64 plain;    /* sources arrive as they were sent */
 	u64 hops;     /* what the device under test takes off the TTL */
-	u64 timing;   /* note how long frames were under way; of a plan with calls those of calls only, and of each call by itself */
+	u64 timing;   /* note how long frames were under way; of a plan with calls those of calls only, of one with tenants of all but the first, and of each by itself */
 };
 struct order {
 	u64 end;      /* ns, CLOCK_MONOTONIC: no frame is sent after it */
 	u64 limit;    /* frames to send; 0 = until end */
 	u64 interval; /* 1/256 ns between two frames; 0 = as fast as possible */
 	u64 direction;
+	u64 flood;    /* of one with tenants: so many frames of the first flow come to each frame in turn */
 };
 struct progress {
 	u64 index[2]; /* of the next frame of each direction, over the whole run: its flow and sequence number follow from it */
@@ -97,6 +100,7 @@ struct progress {
 	u64 due;      /* when the next frame may leave, 1/256 ns */
 	u64 first, last; /* ns, when the first and the last looked-at frame left */
 	u64 done;
+	u64 flooded;     /* frames of the first flow of a plan with tenants, over the whole run */
 };
 struct flow {
 	u32 addr;    /* translated source, host order; 0 = not learned */
@@ -127,7 +131,7 @@ struct times {
 	u64 frames[BUCKETS];
 };
 
-/* What one direction of a call met, with timing. */
+/* What one direction of a call or of a tenant's flow met, with timing. */
 struct call {
 	u32 right;
 	u32 late;    /* of them: under way for longer than a listener waits */
@@ -151,7 +155,7 @@ ARRAY(orders, 1, struct order);
 ARRAY(progresses, 1, struct progress);
 ARRAY(flows, 1, struct flow);   /* the loader sets how many */
 ARRAY(answers, 1, struct back); /* likewise */
-ARRAY(calls, 1, struct call);   /* of a plan with calls two for each flow: to the outside, to the inside */
+ARRAY(calls, 1, struct call);   /* of a plan with calls or tenants two for each flow: to the outside, to the inside */
 /* Row 0 is judge's, row 1 answer's. Each program runs on one queue, so on one CPU at a time: plain additions. */
 ARRAY(tallies, 2, struct tally);
 ARRAY(delays, 2, struct times);
@@ -271,18 +275,23 @@ SEC("xdp") int demarc_make(struct xdp_md *ctx)
 	}
 	u32 stamp = p->last;
 	int in = o->direction == IN || (o->direction == BOTH && sent & 1);
-	u64 i;
+	u64 i = 0;
 	if (in) {
 		i = p->index[IN]++;
 		p->sent[IN]++;
 	} else {
-		i = p->index[OUT]++;
+		if (!plan.vlan || !o->flood || !(sent % (o->flood + 1)))
+			i = p->index[OUT]++;
+		else
+			i = 0; /* the first flow's */
 		p->sent[OUT]++;
 	}
 	if (sent + 1 == o->limit)
 		p->done = 1;
 	u32 flow = scramble(i & plan.mask);
 	u32 seq = (i >> plan.shift & 0x7fffffff) | (u32)in << 31;
+	if (plan.vlan && !flow)
+		seq = p->flooded++ & 0x7fffffff;
 	u32 which = size_index(flow, seq & 0x7fffffff);
 	if (which >= SIZES) /* for the verifier */
 		return XDP_DROP;
@@ -362,6 +371,18 @@ SEC("xdp") int demarc_make(struct xdp_md *ctx)
 	u->usum = usum ? usum : 0xffff;
 	if (in)
 		return redirect_map(&outs, IN, 0);
+	if (plan.vlan) {
+		if (adjust_head(ctx, -TAG))
+			return XDP_DROP;
+		u16 *w = (void *)(u64)ctx->data;
+		if ((void *)(w + (ETH + TAG) / 2) > (void *)(u64)ctx->data_end)
+			return XDP_DROP;
+#pragma unroll
+		for (int b = 0; b < 6; b++)
+			w[b] = w[b + TAG / 2];
+		w[6] = be16(0x8100);
+		w[7] = be16((u16)(plan.vlan + flow));
+	}
 	return XDP_TX; /* of the device that the run names: out of it */
 }
 
@@ -640,11 +661,11 @@ INLINE int counted(u32 row, struct tally *t, enum kind k, const struct control *
 	if (c->timing) {
 		now = now_ns();
 		u32 ns = (u32)now - load32(n->u->stamp);
-		if (!plan.calls) {
-			note_time(row, t, ns);
-		} else if (!(n->flow & 1)) {
-			note_time(row, t, ns);
-			note_call(row, n->flow, ns);
+		if (!plan.calls || !(n->flow & 1)) {
+			if (!plan.vlan || n->flow)
+				note_time(row, t, ns);
+			if (plan.calls || plan.vlan)
+				note_call(row, n->flow, ns);
 		}
 	}
 	if (!(right & 63)) {
@@ -733,9 +754,29 @@ SEC("xdp") int demarc_answer(struct xdp_md *ctx)
 	int verdict;
 	if (!t || !c)
 		return XDP_DROP;
+	u32 vlan = 0;
+	if (plan.vlan) {
+		/* Where the device under test is the kernel the tag is beside the frame and not in it. */
+		u16 *w = (void *)(u64)ctx->data;
+		if ((void *)(w + (ETH + TAG) / 2) <= (void *)(u64)ctx->data_end && w[6] == be16(0x8100)) {
+			if (w[8] != be16(0x0800)) {
+				t->kinds[OTHER]++;
+				return XDP_PASS;
+			}
+			vlan = be16(w[7]) & 0xfff;
+#pragma unroll
+			for (int b = 5; b >= 0; b--)
+				w[b + TAG / 2] = w[b];
+			if (adjust_head(ctx, TAG))
+				return XDP_DROP;
+		}
+	}
 	if (!opened(ctx, t, &n, &verdict))
 		return verdict;
-	counted(row, t, answer(ctx, &n, c), c, &n);
+	enum kind k = answer(ctx, &n, c);
+	if (k == RIGHT && vlan && vlan != plan.vlan + n.flow)
+		k = WRONG_DST; /* another tenant's */
+	counted(row, t, k, c, &n);
 	return XDP_DROP;
 }
 
