@@ -151,6 +151,12 @@ func (x *commons) run(ctx context.Context) error {
 			if !x.at.Grouped() {
 				pace = calmPace
 			}
+			for k, last := range x.guards { // of a node that nothing is sent to any more too
+				if time.Since(last) >= guardRest {
+					delete(x.guards, k)
+					c.Guard(k.group, k.node, false)
+				}
+			}
 			c.Turn(now)
 			for _, s := range x.streams {
 				more += s.Turn(now, false)

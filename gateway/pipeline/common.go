@@ -295,19 +295,14 @@ func (c *Common) Peer(name string, life, key uint64, stream, of uint8, lim repli
 	return p.s
 }
 
-// Drop ends it. No group waits for that standby any more.
-func (c *Common) Drop(name string) {
-	delete(c.peers, name)
-	for i := range c.groups {
-		delete(c.groups[i].guard, name)
-	}
-}
+// Drop ends it. Who waits for that standby's word waits on until Guard says otherwise: it may count as in sync still, and a new stream know nothing of what it has acknowledged.
+func (c *Common) Drop(name string) { delete(c.peers, name) }
 
 // Guard says whether a standby may take a group over, or is about to: then a block has no mapping before that standby has acknowledged it. It is on before a copy is proposed to be in sync,
 // and off after it is agreed on that it is not.
 func (c *Common) Guard(group uint8, peer string, on bool) {
 	g := &c.groups[group]
-	if on = on && c.peers[peer] != nil; on == g.guard[peer] {
+	if on == g.guard[peer] {
 		return
 	}
 	if !on {
