@@ -76,10 +76,11 @@ func TestFailoverAccount(t *testing.T) {
 			func(f *failure) bool { return f.paused == 100*time.Millisecond && f.excess == 49*time.Millisecond }},
 		{"connections that are opened meanwhile", func(a *account) {
 			a.fresh = []host.Fresh{{Tried: 8, Failed: 1, Open: []host.Opened{{Began: at(499), Open: at(500)}, {Began: at(899), Open: at(900)}, {Began: at(979), Open: at(980), Lost: true},
-				{Began: at(999), Open: at(1000), Lost: true}, {Began: at(999), Open: at(1013), Lost: true}, {Began: at(1002), Open: at(1100)}, {Began: at(1003), Open: at(1300), Lost: true}}}}
+				{Began: at(999), Open: at(1000), Lost: true}, {Began: at(999), Open: at(1013), Lost: true}, {Began: at(1002), Open: at(1100)}, {Began: at(1003), Open: at(1300), Lost: true},
+				{Began: at(969), Open: at(970), Lost: true, Half: true}}}}
 			a.served.Accepted, a.served.Blocks = a.served.Accepted+7, a.served.Blocks+10
 		}, func(f *failure) bool {
-			return f.fresh == fresh{tried: 8, failed: 1, before: 4, way: 2, lost: 3, age: 20 * time.Millisecond, after: 1}
+			return f.fresh == fresh{tried: 8, failed: 1, before: 5, way: 2, lost: 4, age: 30 * time.Millisecond, after: 1}
 		}},
 		{"an offence", func(a *account) { a.verdict.Offences = []judge.Offence{{Kind: judge.Both}} }, func(f *failure) bool { return len(f.faults) == 1 }},
 	} {

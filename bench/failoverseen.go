@@ -161,8 +161,14 @@ func (a *account) judge() (f failure, err error) {
 			f.fresh.lost++
 			f.fresh.age = max(f.fresh.age, time.Duration(a.from.UnixNano()-o.Open))
 		}
-		accepted += len(h.Open)
-		blocks += 2*len(h.Open) - len(lost)
+		half := 0
+		for _, o := range lost {
+			if o.Half {
+				half++
+			}
+		}
+		accepted += len(h.Open) - half
+		blocks += 2*(len(h.Open)-half) - (len(lost) - half)
 	}
 	if len(a.fresh) > 0 && f.fresh.before == 0 {
 		return f, errors.New("no connection was opened before the event")

@@ -28,6 +28,7 @@ type Opened struct {
 	Began int64 `json:"began"` // Unix, ns
 	Open  int64 `json:"open"`
 	Lost  bool  `json:"lost,omitempty"` // it carried no further block in time at the end
+	Half  bool  `json:"half,omitempty"` // its handshake was complete at Open, and no block went each way: it is lost, and the other end may never have accepted it
 }
 
 // Lost are those that were lost.
@@ -86,6 +87,7 @@ func tcpOpen(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 		c, err := d.DialContext(last, "tcp", *dst)
 		if err == nil {
 			defer c.Close()
+			o.Open, o.Lost, o.Half = time.Now().UnixNano(), true, true
 			stop := context.AfterFunc(last, func() { c.SetDeadline(time.Now()) })
 			defer stop()
 			err = exchanged(c, id, 0)
@@ -96,11 +98,15 @@ func tcpOpen(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 			}
 			note(err)
 			mu.Lock()
-			r.Failed++
+			if o.Half {
+				r.Open = append(r.Open, o)
+			} else {
+				r.Failed++
+			}
 			mu.Unlock()
 			return
 		}
-		o.Open = time.Now().UnixNano()
+		o.Open, o.Lost, o.Half = time.Now().UnixNano(), false, false
 		<-end.Done()
 		if err := exchanged(c, id, 1); err != nil {
 			note(err)
