@@ -95,6 +95,12 @@ bench-failover: build
 zerocopy: build
 	@./demarc zerocopy
 
+# Random harm to a real pair for so many seconds, on clocks that differ; SEED=n repeats a round: docs/faults.md. As root.
+SECONDS ?= 600
+SEED ?= 0
+faults: check
+	go test -count=1 -timeout 24h -v ./gateway/e2e -run 'TestWireFaults$$|TestWireAuto$$' -faults.for $(SECONDS)s -faults.seed $(SEED) -faults.clocks
+
 # Faults that are planted into real nodes, and must be found: docs/faults.md.
 faults-found: check
 	go test -count=1 -timeout 30m -tags faults -v ./gateway/e2e -run 'TestWirePlants$$'

@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"demarc/gateway/netlab/judge"
 )
 
@@ -20,35 +18,6 @@ type wirePlant struct {
 	fresh float64
 	harms func(owner, other string) []harm
 	want  []judge.Kind // any of these finds it
-}
-
-// ways are what these nodes send those, by one protocol or (0) both.
-func waysOf(from, to []string, protos ...uint8) (list []harmWay) {
-	for _, f := range from {
-		for _, t := range to {
-			for _, p := range protos {
-				if f != t {
-					list = append(list, harmWay{f, t, p})
-				}
-			}
-		}
-	}
-	return list
-}
-
-const (
-	ms1  = time.Millisecond
-	wUDP = unix.IPPROTO_UDP
-	wTCP = unix.IPPROTO_TCP
-)
-
-func cutOff(at, last time.Duration, ways ...harmWay) harm {
-	return harm{at: at, last: last, kind: harmCut, ways: ways, lose: 1}
-}
-
-// both are ways of a pair of sets, there and back.
-func both(a, b []string, protos ...uint8) []harmWay {
-	return append(waysOf(a, b, protos...), waysOf(b, a, protos...)...)
 }
 
 var wirePlants = []wirePlant{
@@ -71,6 +40,10 @@ var wirePlants = []wirePlant{
 	}, []judge.Kind{judge.Both}},
 	// The owner's machine is gone, and the last 200 ms of its conversations are known to nobody.
 	{"blocks-stay-open", 1, "serve", 5000, lateCopies, []judge.Kind{judge.Port, judge.Binding}},
+	// The owner is stopped, and has frames in hand when it wakes that came while it might send.
+	{"no-look", 1, "serve", 2000, func(owner, _ string) []harm {
+		return []harm{{at: 0, last: 700 * ms1, kind: harmStop, node: owner}}
+	}, []judge.Kind{judge.Both}},
 	// Nothing is done.
 	{"standby-announces", 1, "serve", 500, func(string, string) []harm {
 		return []harm{{at: 300 * ms1, last: ms1, kind: harmLoss, ways: both([]string{"gw1"}, []string{"gw2"}, wTCP), lose: 0.05}}
@@ -93,12 +66,21 @@ func lateCopies(owner, other string) []harm {
 	}
 }
 
-// The judge is judged: each fault is found by what the gateways send.
+// The judge is judged: each fault is found by what the gateways send, and where there is none the same harm brings out nothing.
+//
+// Two are not found here. bulk-ignores-deletes leaves sessions at a standby that are over: no port of theirs goes to another host within the hold time, so nothing is wrong on a wire that is watched for less than two minutes;
+// replica's schedules find it. no-wait is a voter that promises at once after a restart: to the wire it is something only if the voter is back, and has helped a claim, before the last promise of its life before is used up (122 ms), and a process
+// takes longer than that to start; failover's schedules find it.
 func TestWirePlants(t *testing.T) {
 	for _, x := range wirePlants {
+		t.Run(x.fault+"/control", func(t *testing.T) {
+			for _, o := range x.run(t, 1, plantProgram(t)) {
+				t.Error(o)
+			}
+		})
 		t.Run(x.fault, func(t *testing.T) {
 			began := time.Now()
-			found := x.run(t, plantProgram(t), "DEMARC_PLANT="+x.fault)
+			found := x.run(t, 4, plantProgram(t), "DEMARC_PLANT="+x.fault)
 			if !slices.ContainsFunc(found, func(o judge.Offence) bool { return slices.Contains(x.want, o.Kind) }) {
 				t.Errorf("not found: %v", found)
 			} else {
@@ -108,8 +90,8 @@ func TestWirePlants(t *testing.T) {
 	}
 }
 
-// run does the harm, at most a few times, until there is an offence.
-func (x *wirePlant) run(t *testing.T, binary string, env ...string) []judge.Offence {
+// run does the harm, at most so many times, until there is an offence.
+func (x *wirePlant) run(t *testing.T, times int, binary string, env ...string) []judge.Offence {
 	t.Helper()
 	p := &wirePlan{alone: "fence", stale: x.stale, fresh: x.fresh, ahead: map[string]time.Duration{}, rate: map[string]float64{}, wall: map[string]time.Duration{}}
 	for _, n := range wireNodes {
@@ -118,12 +100,12 @@ func (x *wirePlant) run(t *testing.T, binary string, env ...string) []judge.Offe
 	l := wireOpen(t, p, binary, true, env...)
 	l.start()
 	owner, other := l.GW1, l.GW2
-	for range 4 {
+	for i := range times {
 		l.began, p.harms = time.Now(), x.harms(owner.Name, other.Name)
 		l.harm(t.Context())
 		v, err := l.Judge()
 		check(t, err)
-		if len(v.Offences) > 0 {
+		if len(v.Offences) > 0 || i == times-1 {
 			return v.Offences
 		}
 		check(t, l.Watch())

@@ -1,5 +1,3 @@
-//go:build faults
-
 package e2e
 
 import (
@@ -34,13 +32,19 @@ type wireLab struct {
 	plan  *wirePlan
 	flows *netlab.Flows
 	fresh *nodes.Fresh
-	conns []heldConns
-	holds []*netlab.Server
 
-	began  time.Time // of the harm
+	began  time.Time              // of the harm
+	procs  map[string]*sync.Mutex // by node: harm is done to its processes
 	mu     sync.Mutex
 	story  strings.Builder // mu
 	failed []error         // mu: what could not be done or undone
+	done   []doneHarm      // mu
+}
+
+// doneHarm is harm that was done, and when that was: not before from, and undone by to.
+type doneHarm struct {
+	harm
+	from, to time.Time
 }
 
 // wireOpen has three nodes agree on the plan's policy. binary is the program; a program that can be told has its clocks at the plan's pace.
@@ -48,9 +52,12 @@ func wireOpen(t testing.TB, p *wirePlan, binary string, told bool, env ...string
 	t.Helper()
 	roottest.Require(t)
 	dir := t.TempDir()
-	lab, err := nodes.NewPair(nodes.Options{Lab: labName(t, "wire"), Dir: dir, Binary: binary, Lines: true, Gateway: wireTables}, wireHosts)
+	lab, err := nodes.NewPair(nodes.Options{Lab: labName(t, "wire"), Dir: dir, Binary: binary, Lines: true, Two: p.alone == "auto", Gateway: wireTables}, wireHosts)
 	check(t, err)
-	l := &wireLab{Pair: lab, t: t, plan: p}
+	l := &wireLab{Pair: lab, t: t, plan: p, procs: map[string]*sync.Mutex{}}
+	for _, n := range l.Nodes() {
+		l.procs[n.Name] = new(sync.Mutex)
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			l.mu.Lock()
@@ -89,23 +96,25 @@ func wireOpen(t testing.TB, p *wirePlan, binary string, told bool, env ...string
 	return l
 }
 
-// start has calls, connections and new conversations go through the group, watched.
+// start has flows and new conversations go through the group, watched. It ends when they do, however long that takes a busy machine.
 func (l *wireLab) start() {
 	l.t.Helper()
 	check(l.t, l.Watch())
 	var err error
-	l.flows, err = l.StartFlows(l.FlowSpecs(1, 4*time.Millisecond)...)
+	l.flows, err = l.StartFlows(l.FlowSpecs(1, 10*time.Millisecond)...)
 	check(l.t, err)
-	check(l.t, l.Serves(l.t.Context(), 5*time.Second, l.GW1))
-	h := &pairLab{Pair: l.Pair, t: l.t}
-	l.conns, l.holds = h.hold(4)
+	check(l.t, l.Serves(l.t.Context(), 10*time.Second, l.GW1))
 	l.fresh, err = l.StartFresh(l.plan.fresh)
 	check(l.t, err)
-	if !until(20*time.Second, func() bool {
+	h := &pairLab{Pair: l.Pair, t: l.t}
+	many := uint64(200 + l.plan.fresh/2)
+	var why string
+	if !until(40*time.Second, func() bool {
 		g, err := h.says(l.GW1)
-		return err == nil && slices.Contains(g.InSync, l.GW2.Name)
+		why = fmt.Sprintf("%+v (%v)", g, err)
+		return err == nil && slices.Contains(g.InSync, l.GW2.Name) && len(g.Copies) > 0 && g.Copies[0].Whole && g.Copies[0].Records >= many
 	}) {
-		l.t.Fatal("the copy at gw2 is not in sync")
+		l.t.Fatalf("gw2 has no whole copy of %d conversations: %s", many, why)
 	}
 	l.began = time.Now()
 }
@@ -132,6 +141,22 @@ func (l *wireLab) harm(ctx context.Context) {
 			if !sleep(ctx, time.Until(l.began.Add(h.at))) {
 				return
 			}
+			switch h.kind {
+			case harmKill, harmVanish, harmWitness, harmRestart, harmStop, harmFreeze:
+				m := l.procs[h.node]
+				if !m.TryLock() { // what was done before took longer than it should
+					l.tell("%s: harm is done to it already", h)
+					return
+				}
+				defer m.Unlock()
+			}
+			d := doneHarm{harm: h, from: time.Now()}
+			defer func() {
+				d.to = time.Now()
+				l.mu.Lock()
+				l.done = append(l.done, d)
+				l.mu.Unlock()
+			}()
 			undo, err := l.do(ctx, h)
 			if err != nil {
 				l.tell("%s: %v", h, err)
@@ -164,7 +189,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // do does one thing. undo may be nil. An error is that it could not be done as things are, which is no fault of anybody.
 func (l *wireLab) do(ctx context.Context, h harm) (undo func() error, err error) {
 	n := l.Node(h.node)
-	launch := func() error { return n.Launch() }
+	launch := func() error { return l.launch(n) }
 	switch h.kind {
 	case harmKill, harmWitness:
 		if !n.Runs() {
@@ -176,9 +201,7 @@ func (l *wireLab) do(ctx context.Context, h harm) (undo func() error, err error)
 		n.Vanish()
 		return launch, nil
 	case harmRestart:
-		if err := n.Stop(); err != nil {
-			l.note(err)
-		}
+		l.note(n.Stop())
 		return launch, nil
 	case harmStop, harmFreeze:
 		pids := []int{n.Pid()}
@@ -216,35 +239,49 @@ func (l *wireLab) do(ctx context.Context, h harm) (undo func() error, err error)
 		dev := map[string]string{"alpha": "alpha0", "beta": "beta0", "": "wan0"}[s.side]
 		return func() error { return l.SetUp(s.node, dev, true) }, l.SetUp(s.node, dev, false)
 	case harmMove, harmDrain:
-		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		defer cancel()
-		run := func(args ...string) (err error) {
-			for _, by := range l.Nodes() { // whoever answers
-				if !by.Runs() {
-					continue
-				}
-				if _, err = by.Run(ctx, args...); err == nil {
-					return nil
-				}
-			}
-			return err
-		}
 		if h.kind == harmMove {
-			return nil, run("group", "move", nodes.PairGroup, h.node)
+			return nil, l.ask(ctx, "group", "move", nodes.PairGroup, h.node)
 		}
-		return func() error {
+		if err := l.ask(ctx, "node", "drain", h.node); err != nil {
+			l.tell("%s: %v", h, err) // it may have been agreed on all the same
+		}
+		return func() (err error) {
 			for end := time.Now().Add(30 * time.Second); ; {
-				ctx, cancel = context.WithTimeout(l.t.Context(), 2*time.Second)
-				err := run("node", "undrain", h.node)
-				cancel()
-				if err == nil || time.Now().After(end) {
+				if err = l.ask(l.t.Context(), "node", "undrain", h.node); err == nil || time.Now().After(end) {
 					return err
 				}
 				sleep(l.t.Context(), 50*time.Millisecond)
 			}
-		}, run("node", "drain", h.node)
+		}, nil
 	}
 	return nil, fmt.Errorf("%q is no kind of harm", h.kind)
+}
+
+// launch starts a node, again where it refused because a port was down just then, as a service manager does.
+func (l *wireLab) launch(n *nodes.Node) error {
+	for end := time.Now().Add(20 * time.Second); ; {
+		if err := n.Launch(); err != nil {
+			return err
+		}
+		err := n.Ready(l.t.Context())
+		if err == nil || n.Runs() || time.Now().After(end) || !strings.Contains(n.Log(3), " is down: ip link set ") {
+			return err
+		}
+		sleep(l.t.Context(), 100*time.Millisecond)
+	}
+}
+
+// ask has whichever node answers do something.
+func (l *wireLab) ask(ctx context.Context, args ...string) (err error) {
+	for _, by := range l.Nodes() {
+		one, cancel := context.WithTimeout(ctx, 700*time.Millisecond)
+		_, err = by.Run(one, args...)
+		cancel()
+		if err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 func undoAll(all []func() error) func() error {

@@ -144,7 +144,7 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 			own := byte(number + 1)
 			// What a switch has learned of a port is by its MAC: it says which node it is, for whoever looks.
 			e := netlab.End{NS: n.Name, Name: s.dev, MAC: net.HardwareAddr{0x02, 0xd3, 0, 1, s.sw[2], own}}
-			if err := n.t.Plug(s.sw, e, 1, 1500); err != nil {
+			if err := n.t.Plug(s.sw, e, max(o.Queues, 1), 1500); err != nil {
 				return "", err
 			}
 			p.ports = append(p.ports, port{s.sw, netlab.PortName(e)})

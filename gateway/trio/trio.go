@@ -2,6 +2,7 @@ package trio
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -42,6 +43,10 @@ type Options struct {
 	Ports func(n *Node, number int) (string, error)
 	// Lines has every node of a pair connected by a line, and a gate at each port of a switch that a gateway is plugged into: see Pair.Hinder and Pair.Shut.
 	Lines bool
+	// Two leaves out the witness.
+	Two bool
+	// Queues is how many each port of a pair's gateway has; 0 = one.
+	Queues int
 	// Apart gives the tenants of a pair IPv4 networks that differ: for who is measured beside us and knows no tenants.
 	Apart bool
 }
@@ -63,6 +68,7 @@ type Node struct {
 	File    string
 	Socket  string
 	Data    string
+	Binary  string   // the program at the next start; "" = the trio's
 	Args    []string // more of the command line at each start
 	Env     []string // more of its environment, likewise
 	Wrap    []string // what it is started by, likewise: a command that becomes it by exec
@@ -113,6 +119,9 @@ func New(o Options) (t *Trio, err error) {
 		into **Node
 		name string
 	}{{&t.GW1, "gw1"}, {&t.GW2, "gw2"}, {&t.Witness, "witness"}} {
+		if o.Two && x.into == &t.Witness {
+			continue
+		}
 		if *x.into, err = t.add(x.name, i+1, x.name == "witness"); err != nil {
 			return nil, fmt.Errorf("%s: %w", x.name, err)
 		}
@@ -123,8 +132,13 @@ func New(o Options) (t *Trio, err error) {
 // keys is where a node's certificate is.
 func (n *Node) keys() string { return filepath.Join(filepath.Dir(n.File), n.Name) }
 
-// Nodes are all three.
-func (t *Trio) Nodes() []*Node { return []*Node{t.GW1, t.GW2, t.Witness} }
+// Nodes are all three, or the two gateways where there is no witness.
+func (t *Trio) Nodes() []*Node {
+	if t.Witness == nil {
+		return t.Gateways()
+	}
+	return []*Node{t.GW1, t.GW2, t.Witness}
+}
 
 // Gateways are the two that have ports.
 func (t *Trio) Gateways() []*Node { return []*Node{t.GW1, t.GW2} }
@@ -208,12 +222,12 @@ func portText(device, name string, addresses ...string) string {
 	return fmt.Sprintf("\n[[port]]\ndevice = %q\n\n[[interface]]\nname = %q\nport = %q\naddresses = [\"%s\"]\n", device, name, device, strings.Join(addresses, `", "`))
 }
 
-// Begin is the README's five commands: gw1 begins with a policy, the others join, and it waits until all have a vote and the witness leads.
+// Begin is the README's five commands: gw1 begins with a policy, the others join, and it waits until all have a vote and the witness, if there is one, leads.
 func (t *Trio) Begin(ctx context.Context, policy string, within time.Duration) error {
 	if err := t.GW1.Start(ctx, "--policy", policy); err != nil {
 		return err
 	}
-	for _, n := range []*Node{t.GW2, t.Witness} {
+	for _, n := range t.Nodes()[1:] {
 		if err := n.join(ctx, t.GW1); err != nil {
 			return fmt.Errorf("%s joins: %w", n.Name, err)
 		}
@@ -238,7 +252,7 @@ func (n *Node) join(ctx context.Context, by *Node) error {
 	return n.Start(ctx)
 }
 
-// Whole waits until every node that runs sees all three with a vote and well, and lead leads; nil = whoever.
+// Whole waits until every node that runs sees all of them with a vote and well, and lead leads; nil = whoever.
 func (t *Trio) Whole(ctx context.Context, within time.Duration, lead *Node) error {
 	var why string
 	for end := time.Now().Add(within); ; {
@@ -266,7 +280,7 @@ func (t *Trio) lacks(ctx context.Context, lead *Node) string {
 			return n.Name + " knows nobody who leads"
 		case lead != nil && m.Leader != lead.Name:
 			return fmt.Sprintf("%s leads, by the word of %s", m.Leader, n.Name)
-		case len(m.Members) != 3:
+		case len(m.Members) != len(t.Nodes()):
 			return fmt.Sprintf("%s knows %d members", n.Name, len(m.Members))
 		}
 		for _, x := range m.Members {
@@ -299,7 +313,7 @@ func (n *Node) Launch(args ...string) error {
 		return err
 	}
 	defer log.Close()
-	line := slices.Concat(n.Wrap, []string{n.t.o.Binary, verb, "--node", n.File}, n.Args, args)
+	line := slices.Concat(n.Wrap, []string{cmp.Or(n.Binary, n.t.o.Binary), verb, "--node", n.File}, n.Args, args)
 	cmd := n.t.Command(n.Name, line[0], line[1:]...)
 	cmd.Env = append(cmd.Env, n.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
