@@ -29,10 +29,16 @@ type pairLab struct {
 // newPair has three nodes agree, in a lab of that name, on a policy with a group in it; more goes into the group.
 func newPair(t testing.TB, name, more string) *pairLab {
 	t.Helper()
+	return newPairOf(t, nodes.Options{Lab: name}, more, nil)
+}
+
+// newPairOf is newPair with more options. prepare is called before anything runs.
+func newPairOf(t testing.TB, o nodes.Options, more string, prepare func(*pairLab)) *pairLab {
+	t.Helper()
 	roottest.Require(t)
-	program(t)
 	dir := t.TempDir()
-	lab, err := nodes.NewPair(nodes.Options{Lab: name, Dir: dir, Binary: program(t)}, 3)
+	o.Dir, o.Binary = dir, program(t)
+	lab, err := nodes.NewPair(o, 3)
 	check(t, err)
 	p := &pairLab{Pair: lab, t: t}
 	t.Cleanup(func() {
@@ -53,6 +59,9 @@ func newPair(t testing.TB, name, more string) *pairLab {
 	})
 	file := filepath.Join(dir, "pair.toml")
 	check(t, os.WriteFile(file, []byte(nodes.PairPolicy(more)), 0o644))
+	if prepare != nil {
+		prepare(p)
+	}
 	check(t, p.Begin(t.Context(), file, time.Minute))
 	return p
 }
@@ -64,10 +73,12 @@ func (p *pairLab) serve(within time.Duration, want ...*nodes.Node) {
 }
 
 // start has packets go both ways through the group and watches what either gateway sends for it.
-func (p *pairLab) start() {
+func (p *pairLab) start() { p.startEach(2 * time.Millisecond) }
+
+func (p *pairLab) startEach(interval time.Duration) {
 	p.t.Helper()
 	check(p.t, p.Watch())
-	flows, err := p.StartFlows(p.FlowSpecs(1, 2*time.Millisecond)...)
+	flows, err := p.StartFlows(p.FlowSpecs(1, interval)...)
 	check(p.t, err)
 	p.flows, p.began = flows, time.Now()
 }
