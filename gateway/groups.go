@@ -245,7 +245,7 @@ func (p *part) set(serving bool) {
 // knowsOf is how much this node knows of what owners before it have used, where it is about to serve a group. Of a group that no other node may serve the process before has left all, or the node was not ended
 // in order.
 func (g *Gateway) knowsOf(group uint8, k failover.Known) pipeline.Known {
-	out := pipeline.Known{All: k.All, Age: -1}
+	out := pipeline.Known{All: k.All, Age: -1, Unagreed: k.Unagreed}
 	if k.Last > 0 {
 		out.Age = max(int64(bootTime()-k.Last), 0) + int64(onItsWay)
 	}

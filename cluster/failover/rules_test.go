@@ -562,3 +562,29 @@ func TestWhoKnowsAll(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoServesUnagreedKnowsNothing: a node that is forced to go on without a majority knows nothing of what others have used since, though it was the owner itself as far as it has heard; and whoever serves by agreement does not say so.
+func TestWhoServesUnagreedKnowsNothing(t *testing.T) {
+	now := Time(time.Hour)
+	n := New(Config{"a", 5, Default}, now)
+	n.Step(now, Voters{1, []string{"a", "b", "w"}})
+	n.Step(now, Groups{{Name: "g", Nodes: []string{"a", "b"}}})
+	n.Step(now, Agreed{State: State{Groups: map[string]Ownership{"g": {Term: Term{1, "a", 5}, Rev: 1, Alone: Fence}}}})
+	if k := n.Knows("g"); !k.All || k.Unagreed {
+		t.Fatalf("the first owner: %+v", k)
+	}
+	now = now.Add(time.Minute)
+	n.Step(now, Take{"g"})
+	served := false
+	for range 100 {
+		now = now.Add(5 * time.Millisecond)
+		for _, a := range n.Step(now, Tick{}) {
+			if l, ok := a.(Lease); ok && l.Until > now {
+				served = true
+			}
+		}
+	}
+	if k := n.Knows("g"); !served || k.All || !k.Unagreed {
+		t.Errorf("forced, after a minute in which nobody was heard: serves %v, %+v", served, k)
+	}
+}

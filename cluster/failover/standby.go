@@ -196,12 +196,14 @@ func (n *Node) wholeFor(g *group, o Ownership, now Time) bool {
 type Known struct {
 	All  bool // each thing that may be in use: the owner before waited for this node's word before it used one
 	Last Time // when it last had all of it; 0 = never
+
+	Unagreed bool // it serves without anybody's agreement: others may have owned the group since it did itself
 }
 
 // Knows is that of a group that this node is about to serve.
 func (n *Node) Knows(group string) (k Known) {
 	if g := n.groups[group]; g != nil {
-		k.All, k.Last = g.knows, max(g.marker, g.lapsed)
+		k.All, k.Last, k.Unagreed = g.knows, max(g.marker, g.lapsed), g.solo > 0
 	}
 	return k
 }

@@ -265,8 +265,11 @@ func (c *Common) regroup(a *commonAddr, group uint8, now int64) {
 	c.space.Foreign(a.id, group != 0 && !c.groups[group].own)
 	a.each(func(p *replica.Pool) { c.blocks.Exclude(p, c.groups[group].reserve.all) })
 	a.group = group // what the owner says of it may have come before this, and this node may have become the owner before it
-	if c.groups[group].own && a.known != [addrWords]uint64{} {
+	if g := &c.groups[group]; g.own && a.known != [addrWords]uint64{} {
 		c.takes(a, false, true, now)
+	} else if g.own && now < g.rests { // whoever had the group before may have had the address
+		a.shut = g.rests
+		c.rests = max(c.rests, a.shut)
 	}
 	c.closeAll(a)
 }
@@ -365,6 +368,8 @@ func (c *Common) hold() int64 { return int64(c.view.NATHold) << 20 }
 type Known struct {
 	All bool  // it has acknowledged each block of ports in which there may be mappings
 	Age int64 // ns since it last knew of all sessions that there were; negative = it never did
+
+	Unagreed bool // nobody has agreed to its serving, so another may have been the owner meanwhile, under whatever epoch
 }
 
 // TakeOver notes that this node serves a group from now on, before it does. It is a matter of microseconds an address. Where it does not know all that was used, no new mapping is made for the hold time but
@@ -375,7 +380,7 @@ func (c *Common) TakeOver(group uint8, epoch uint64, known Known, now int64) (fo
 	if g.own && g.epoch == epoch || group == 0 {
 		return false
 	}
-	again := g.epoch != 0 && epoch <= g.epoch+1 // nobody can have served in between
+	again := g.epoch != 0 && epoch <= g.epoch+1 && !known.Unagreed // nobody can have served in between
 	g.own, g.epoch = true, epoch
 	clear(g.guard)
 	for id := range c.tenants {
@@ -399,12 +404,17 @@ func (c *Common) TakeOver(group uint8, epoch uint64, known Known, now int64) (fo
 			c.mark(uint32(id*tenantSlots+rateRests), true)
 		}
 	}
-	if again || known.All {
+	if again {
 		return false
 	}
-	g.reserve.begin()
-	c.news = true
-	return known.Age < 0 || known.Age > hold
+	if !known.All && !c.blocks.Plant.StayOn { // also where no address is known yet
+		g.rests = max(g.rests, now+hold)
+	}
+	if now < g.rests { // who knows what the one before knew needs its reserve as much as that one did
+		g.reserve.begin()
+		c.news = true
+	}
+	return !known.All && (known.Age < 0 || known.Age > hold)
 }
 
 // takes makes an address this node's. again: nobody can have had it in between. all: each block is known that may have mappings.
@@ -460,6 +470,11 @@ func (c *Common) GiveUp(group uint8, now int64) {
 		}
 	}
 	g.own = false
+	for _, a := range c.addrs {
+		if a != nil && a.group == group {
+			c.closeAll(a)
+		}
+	}
 	clear(g.guard)
 }
 
@@ -521,12 +536,13 @@ func (c *Common) Turn(now int64) {
 
 // closeWord closes 64 blocks as pools want it, and more: where nobody knows what was used, all; and what nodes of the group have in reserve, always, but this node's own for as long as it may use it.
 func (c *Common) closeWord(a *commonAddr, at int) {
-	closed, r := a.want[at], &c.groups[a.group].reserve
-	if c.now < a.shut {
+	closed, g := a.want[at], &c.groups[a.group]
+	shut := g.own && c.now < a.shut
+	if shut {
 		closed = 1<<64 - 1
 	}
-	if closed |= r.all; r.open && c.groups[a.group].own && c.now < a.shut {
-		closed &^= r.mine
+	if closed |= g.reserve.all; shut && g.reserve.open {
+		closed &^= g.reserve.mine
 	}
 	c.space.Close(a.id, nat.Class(at/nat.BlockWords), at%nat.BlockWords, closed)
 }

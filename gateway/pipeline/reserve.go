@@ -116,24 +116,27 @@ func (c *Common) Whole(groups map[uint8]bool) {
 	}
 }
 
-// empty looks whether reserves are unused, and have been for the hold time.
+// empty looks whether reserves are unused, and have been for the hold time. One that is clean is so no more as soon as something is seen in it: an owner of an earlier release keeps none.
 func (c *Common) empty(now int64) {
 	for id := range c.groups {
 		g := &c.groups[id]
 		r := &g.reserve
-		if r.mine == 0 || r.clean || r.wants {
+		if r.mine == 0 || r.wants {
 			continue
 		}
-		knows, hold := (g.own || g.whole) && now >= g.rests, c.hold()
+		knows, unused, hold := (g.own || g.whole) && now >= g.rests, true, c.hold()
 		for _, a := range c.addrs {
 			if a == nil || int(a.group) != id {
 				continue
 			}
 			hold = max(hold, a.hold)
-			knows = knows && now >= a.shut && c.unused(a, r.mine)
+			knows, unused = knows && now >= a.shut, unused && c.unused(a, r.mine)
 		}
 		switch {
-		case !knows:
+		case r.clean && !unused:
+			r.clean, r.since, c.news = false, 0, true
+		case r.clean:
+		case !knows || !unused:
 			r.since = 0
 		case r.since == 0:
 			r.since = now
@@ -143,10 +146,10 @@ func (c *Common) empty(now int64) {
 	}
 }
 
-// unused reports whether nobody has, or lets rest, a port of those blocks.
+// unused reports whether nobody has, or lets rest, a port of those blocks, here or as the owner says.
 func (c *Common) unused(a *commonAddr, blocks uint64) bool {
 	for at := range addrWords {
-		if _, used := c.space.Look(a.id, nat.Class(at/nat.BlockWords), at%nat.BlockWords); used&blocks != 0 {
+		if _, used := c.space.Look(a.id, nat.Class(at/nat.BlockWords), at%nat.BlockWords); (used|a.known[at])&blocks != 0 {
 			return false
 		}
 	}
