@@ -317,6 +317,18 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 		}
 		return q.peerRow(ctx, r)
 	}
+	if r.events { // with nothing else running
+		if p := *lab; p != nil {
+			*lab = nil
+			if err := p.Close(); err != nil {
+				return err
+			}
+		}
+		if err := q.events(ctx, r); err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+		return nil
+	}
 	if r.bulk {
 		if err := q.bulk(ctx, r, lab); err != nil {
 			return fmt.Errorf("%s: %w", r.name, err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"demarc/bench/report"
+	"demarc/gateway/copyload"
 	"demarc/gateway/netlab"
 	"demarc/gateway/netlab/host"
 	"demarc/gateway/netlab/judge"
@@ -205,6 +206,15 @@ func TestFailoverFigures(t *testing.T) {
 	if c := r.Configs["keepalived/gated"]; !strings.Contains(c, "advert_int 0.05") || !strings.Contains(c, "Mode FTFW") || !strings.Contains(c, "snat to") || !strings.Contains(c, "table inet gate") {
 		t.Errorf("configuration: %s", c)
 	}
+}
+
+// Session events come over from one end to the other, as many as begin and end.
+func TestFailoverFiguresOfEvents(t *testing.T) {
+	by, _, err := failoverRun(t, "--rows", "events")
+	is(t, by, "events events", 1, 1000, 1e7, true)
+	is(t, by, "events events-at-half", 1, 1000, 51_000, false)
+	is(t, by, "events lag", copyload.Flows/50, 0, 30_000, true)
+	t.Log(err)
 }
 
 // A gateway that has just started gets the sessions of one that has many, which then both have; the packets that make a worker panic are sent to a group, and it moves once at

@@ -40,6 +40,7 @@ type failoverRow struct {
 	peer           bool          // it is somebody else's pair, of that name
 	agree          bool          // both tables must come to be equal afterwards
 	bulk           bool          // it is the copy of a table as full as tables are
+	events         bool          // it is session events, with both ends in one process
 	once           bool          // it may move, at most once
 	args           []string      // more of the nodes' command lines: a fault that is planted in them
 	act            func(q *failoverBench, ctx context.Context, p *trio.Pair, i, runs int, long time.Duration) act
@@ -71,6 +72,7 @@ var failoverRows = []failoverRow{
 	{name: "poison", about: "packets that make a worker panic are sent without end: it may move, once", runs: 1, full: 20, once: true, args: []string{"--break", "poison"}, act: poison},
 	{name: "certificates", about: "those of all nodes run out, and are not renewed for a while", runs: 1, full: 20, still: true, act: expire},
 	{name: "bulk", about: "a million sessions are copied to a gateway that has just started, while packets go", runs: 1, full: 1, bulk: true},
+	{name: "events", about: "sessions begin and end at an owner's worker as fast as they can, and at 50,000 a second, and are taken into a standby's tables: see copyload", runs: 5, full: 20, events: true},
 	{name: "keepalived/gated", about: "as gone, with keepalived (VRRPv3, 0.05 s), conntrackd and nftables in the gateways' places, and nothing passed before the copy is in the kernel", runs: 4, full: 20, peer: true},
 	{name: "keepalived/as-run", about: "the same as people run it: VRRPv2, 1 s, Debian's script", runs: 3, full: 20, peer: true},
 	{name: "harm/stress", about: "busy loops, as many as there are CPUs", runs: 1, full: 1, still: true, long: 10 * time.Second, longFull: 10 * time.Minute, act: stress},

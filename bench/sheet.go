@@ -29,12 +29,23 @@ func (q *sheet) add(row, metric, unit string, values []float64, of string, most 
 		r.Better = report.Lower
 		r.Hold(of, most)
 	}
+	q.note(r)
+}
+
+// addLeast notes a figure of which more is better, and which must not be below least.
+func (q *sheet) addLeast(row, metric, unit string, values []float64, of string, least float64) {
+	r := report.Result{Scenario: q.scenario, Case: row, Metric: metric, Unit: unit, Better: report.Higher, Demarc: report.OfMany(values).Round(3), Peers: map[string]report.Peer{}}
+	r.HoldLeast(of, least)
+	q.note(r)
+}
+
+func (q *sheet) note(r report.Result) {
 	q.results = append(q.results, r)
 	limit := ""
 	if r.Limit != nil {
 		limit = fmt.Sprintf("  %s: %s", r.Limit.Text(), whether(r.Limit))
 	}
-	q.say("%-28s %-20s %s %s%s", row, metric, stat(r.Demarc), unit, limit)
+	q.say("%-28s %-20s %s %s%s", r.Case, r.Metric, stat(r.Demarc), r.Unit, limit)
 }
 
 func number(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }

@@ -12,8 +12,8 @@ var levels = map[string]int{
 	"gateway/doctor": 6, "gateway/metrics": 6, "gateway/portprep": 6, "gateway/worker": 6,
 	"gateway/guard":    6,
 	"gateway":          7,
-	"gateway/zerocopy": 8,
-	"gateway/cli":      9,
+	"gateway/copyload": 8, "gateway/zerocopy": 8,
+	"gateway/cli": 9,
 }
 
 // only lists what a package or tree may import of ours, where its place in levels does not say enough.
@@ -39,7 +39,7 @@ var only = map[string][]string{
 	// The demo knows the gateway by its command line and its status interface, like anybody.
 	"gateway/lab":   {"configs/examples", "gateway/api", "gateway/netlab", "gateway/trio", "gateway/verdict"},
 	"gateway/trio":  {"cluster/transport", "gateway/api", "gateway/netlab"}, // its authority's certificates end when the lab says
-	"bench":         {"acl", "configs", "gateway/api", "gateway/hostnet", "gateway/netlab", "gateway/trio", "gateway/xsk"},
+	"bench":         {"acl", "configs", "gateway/api", "gateway/copyload", "gateway/hostnet", "gateway/netlab", "gateway/trio", "gateway/xsk"},
 	"bench/peers":   {"acl"},
 	"bench/pktgen":  {},
 	"bench/report":  {},
@@ -67,13 +67,14 @@ var importedBy = map[string][]string{
 	"gateway/cli":               {"."},
 	"gateway/lab":               {"gateway/cli"},
 	"gateway/trio":              {"bench", "gateway/lab"},
+	"gateway/copyload":          {"bench"},
 	"gateway/zerocopy":          {".", "gateway/cli"},
 	"gateway/e2e":               {},
 	"gateway/archtest":          {},
 	"gateway/packet/badpackets": {},
 	"gateway/netlab/roottest":   {},
 	// Schema structs stop at snapshot, wire structs at api.
-	"configs":     {"bench", "gateway", "gateway/cli", "gateway/doctor", "gateway/lab", "gateway/snapshot", "gateway/zerocopy"},
+	"configs":     {"bench", "gateway", "gateway/cli", "gateway/copyload", "gateway/doctor", "gateway/lab", "gateway/snapshot", "gateway/zerocopy"},
 	"gateway/api": {"bench", "gateway", "gateway/cli", "gateway/lab", "gateway/metrics", "gateway/trio", "gateway/zerocopy"},
 }
 
