@@ -462,13 +462,14 @@ func (d *Driver) prepared(t *groupTrack, a failover.Lease) bool {
 	}
 	if want := (role{a.Epoch, true}); t.role != want {
 		t.become(want)
-		turn := t.turn
+		turn, began := t.turn, d.c.Clock()
 		d.c.Roles.Role(a.Group, a.Epoch, true, d.m.Knows(a.Group), func() {
 			d.post(false, func(now failover.Time) {
 				if t.turn != turn {
 					return
 				}
 				t.ready = true
+				d.note(a.Group, fmt.Sprintf("this node is ready to serve, epoch %d: that took %s", a.Epoch, now.Sub(began).Round(100*time.Microsecond)))
 				if held := t.held; held != nil && held.Until > now { // else the next one is written
 					d.lease(now, *held)
 				}

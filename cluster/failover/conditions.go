@@ -232,9 +232,14 @@ func (n *Node) part(g *group, now Time) {
 		return
 	case !p.flushed:
 		n.tell(g, fmt.Sprintf("%s has not said within %s that it has the last changes: what is missing is cut", p.to.Node, n.t.Flush))
+	default:
+		n.tell(g, fmt.Sprintf("handed over to %s: the workers had stopped after %s, and it had the last changes %s later", p.to.Node, round(p.flush.Sub(g.lapsed)), round(now.Sub(p.flush))))
 	}
 	g.past, p.done = p.from, true
 }
+
+// round is a time as people read it.
+func round(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
 
 func (g *group) part(from, to Term, now Time) {
 	if g.parting == nil || g.parting.from != from {

@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +21,7 @@ func TestPairPlannedMoves(t *testing.T) {
 	const count = 40
 	conns, outside := p.hold(count)
 	var events []event
-	owner, want := p.GW1, "gw1"
+	owner, want, said := p.GW1, "gw1", timeline{}
 	do := func(what string, fn func() error) {
 		t.Helper()
 		p.protected(owner)
@@ -39,6 +41,7 @@ func TestPairPlannedMoves(t *testing.T) {
 	do("node drain", run(p.Witness, "node", "drain", "gw2"))
 	check(t, run(p.GW2, "node", "undrain", "gw2")())
 	do("SIGTERM", p.GW1.Stop)
+	said.read(p.GW1)
 	if _, err := p.GW2.Run(t.Context(), "group", "move", nodes.PairGroup, "gw1"); err == nil || !strings.Contains(err.Error(), "nothing is heard of gw1") {
 		t.Errorf("to a node that is gone: %v", err)
 	}
@@ -55,6 +58,7 @@ func TestPairPlannedMoves(t *testing.T) {
 		if err := n.Stop(); err != nil {
 			return err
 		}
+		said.read(n)
 		return n.Start(t.Context())
 	})
 	// Without its group a tenant would be every node's.
@@ -69,6 +73,8 @@ func TestPairPlannedMoves(t *testing.T) {
 	p.release(count, conns, outside)
 	seen, v := p.end()
 	p.held(seen, events)
+	said.read(p.GW1, p.GW2)
+	t.Logf("what the nodes said:\n%s", said)
 	if got := terms(v); got != want {
 		t.Errorf("these have sent data for the group, in turn: %s; want %s", got, want)
 	}
@@ -76,3 +82,18 @@ func TestPairPlannedMoves(t *testing.T) {
 		t.Errorf("%d flows have another public port now", n)
 	}
 }
+
+// timeline is what the nodes have said of their groups' moves, which share a clock here: where the time of a move went. A node that starts again has a log of its own.
+type timeline map[string]bool
+
+func (l timeline) read(list ...*nodes.Node) {
+	for _, n := range list {
+		for line := range strings.Lines(n.Log(5000)) {
+			if strings.Contains(line, "msg=group ") || strings.Contains(line, "handed over or given up") || strings.Contains(line, "late to take over") || strings.Contains(line, "closed and opened again") {
+				l[strings.TrimSpace(line)+" ("+n.Name+")"] = true
+			}
+		}
+	}
+}
+
+func (l timeline) String() string { return strings.Join(slices.Sorted(maps.Keys(l)), "\n") }
