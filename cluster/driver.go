@@ -95,6 +95,7 @@ type Driver struct {
 	m       *failover.Node         // Run
 	last    failover.Time          // Run: the last reading of the clock
 	groups  map[string]*groupTrack // Run
+	parts   bool                   // Run: a group is being handed over, and is given up when that is done
 	refused *[]string              // Run: where words of refusal go while an operator's wish is carried out; nil = nobody asks
 
 	eventsMu sync.Mutex
@@ -444,6 +445,10 @@ func (d *Driver) step(now failover.Time, e failover.Event) {
 	switch e.(type) {
 	case failover.Agreed, failover.Groups:
 		d.followed()
+	default:
+		if d.parts {
+			d.followed()
+		}
 	}
 }
 
@@ -493,11 +498,15 @@ func (d *Driver) followed() {
 	if d.c.Roles == nil {
 		return
 	}
+	d.parts = false
 	for name, conf := range d.m.Groups() {
 		t := d.track(name)
 		term, mine := d.m.Owner(name)
 		switch {
 		case t.served:
+			continue
+		case d.m.Parts(name): // the last changes and the release are what the heir waits for, and nothing else is to take the workers' time
+			d.parts = true
 			continue
 		case len(conf.Nodes) == 0: // the policy has none of that name
 			if term.Epoch = t.role.epoch; !t.role.serving {

@@ -46,18 +46,20 @@ func (g *Gateway) looked() bool {
 	return all
 }
 
-// looked waits for one worker. It takes one order a turn, and looks at all that it has in hand behind its orders: who answers a second order has looked.
+// looked waits for one worker, unless it sleeps with nothing in hand: on a busy machine most of a hand-over is waiting for threads to get a CPU.
 func looked(w *worker.Worker) bool {
-	for turn, clean := 0, false; turn < 2 || !clean; turn++ {
-		if turn > 2 {
-			time.Sleep(200 * time.Microsecond) // a socket that had to be closed is about to be
-		}
-		err := w.Do(context.Background(), func(*pipeline.Shard) { clean = w.Clean() })
+	if w.Rests() {
+		return true
+	}
+	for clean := false; ; time.Sleep(200 * time.Microsecond) { // a socket that had to be closed is about to be
+		err := w.DoBehind(context.Background(), func(*pipeline.Shard) { clean = w.Clean() })
 		if err != nil {
 			return errors.Is(err, worker.ErrStopped)
 		}
+		if clean {
+			return true
+		}
 	}
-	return true
 }
 
 // fenced is told by a worker that a deadline passed while frames of the group were queued on a socket, which it has let go of: what is queued must die with it. The

@@ -258,6 +258,12 @@ func (n *Node) heir(g *group, from string, t Term, now Time) {
 	}
 }
 
+// Parts says whether this node is handing a group over and has still to bring the heir what changed to the end: what it has of the group stays its own until then.
+func (n *Node) Parts(group string) bool {
+	g := n.groups[group]
+	return g != nil && g.parting != nil && !g.parting.done
+}
+
 // end gives up what could not be handed over, and what this node has claimed and may not hear of any more: nobody is to find an owner that is dead.
 func (n *Node) end() {
 	n.ended = true

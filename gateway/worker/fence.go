@@ -189,5 +189,20 @@ func (w *Worker) Clean() bool {
 	return true
 }
 
+// bare reports whether no frame of a group is in hand: none in a batch, none in a tx ring, none on a socket that has still to be shut.
+func (w *Worker) bare() bool {
+	for _, s := range w.socks {
+		if s.n > 0 || len(s.queued) > 0 || s.fenced {
+			return false
+		}
+	}
+	for _, s := range w.leaving {
+		if s.fenced && !s.S.IsShut() {
+			return false
+		}
+	}
+	return true
+}
+
 // guardDefault is failover's.
 const guardDefault = 20 * time.Millisecond

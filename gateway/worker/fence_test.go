@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"runtime"
 	"slices"
@@ -296,6 +297,85 @@ func TestWhoAnswersASecondOrderHasLooked(t *testing.T) {
 			break
 		}
 		r.serve(7, uint64(i)+2, time.Hour)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// The same of one order that is done a turn later, which costs one way to the worker; and of a worker that sleeps with nothing in hand nobody need ask.
+func TestWhoAnswersBehindHasLooked(t *testing.T) {
+	r := newFenceRig(t)
+	r.serve(7, 1, time.Hour)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.w.Run(ctx) }()
+	for i := range 50 {
+		if err := r.w.Do(ctx, func(*pipeline.Shard) { r.hand(7) }); err != nil {
+			t.Fatal(err)
+		}
+		r.d.Write(7, uint64(i)+1, 0)
+		if err := r.w.DoBehind(ctx, func(*pipeline.Shard) {
+			if s := r.w.socks; len(s) == 1 && s[0].n != 0 {
+				t.Errorf("round %d: %d frames in hand after the look", i, s[0].n)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if len(r.fenced) > 0 {
+			break
+		}
+		r.serve(7, uint64(i)+2, time.Hour)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := r.w.DoBehind(t.Context(), func(*pipeline.Shard) {}); !errors.Is(err, ErrStopped) {
+		t.Errorf("one that has ended says %v", err)
+	}
+}
+
+// A worker says that it rests while it sleeps with nothing of a group in hand, and at no other time.
+func TestWhoRestsHasNothingInHand(t *testing.T) {
+	r := newFenceRig(t)
+	r.serve(7, 1, time.Hour)
+	if r.w.Rests() || !r.w.bare() {
+		t.Error("before it runs: it rests, or has something in hand")
+	}
+	r.hand(7)
+	if r.w.bare() {
+		t.Error("it has a frame in its batch, and says that it has nothing")
+	}
+	r.w.push(r.w.socks[0]) // and no call
+	if r.w.bare() {
+		t.Error("a frame is in a tx ring, and it says that it has nothing")
+	}
+	r.d.Write(7, 1, 0)
+	r.w.Clean()
+	r.w.sever()
+	if r.w.bare() {
+		t.Error("a socket is still to be shut, and it says that it has nothing")
+	}
+	r.mend("severed")
+	if !r.w.bare() {
+		t.Error("all is shut, and it says that it has something")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.w.Run(ctx) }()
+	for end := time.Now().Add(5 * time.Second); !r.w.Rests(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it has nothing to do and does not rest")
+		}
+	}
+	if err := r.w.Do(ctx, func(*pipeline.Shard) {
+		if r.w.Rests() {
+			t.Error("it works, and says that it rests")
+		}
+	}); err != nil {
+		t.Error(err)
 	}
 	cancel()
 	if err := <-done; err != nil {

@@ -91,6 +91,7 @@ type Worker struct {
 	in      []*ring                       // from peer i; nil at its own index
 	view    atomic.Pointer[snapshot.View] // control: wo, worker: ro
 	box     chan job
+	behind  []job // taken in the turn before, to be done in this one
 	walks   chan steps
 	walk    steps // of walks, under way
 	tx      chan injected
@@ -99,6 +100,7 @@ type Worker struct {
 
 	wakeFD   int
 	sleeping atomic.Bool
+	rests    atomic.Bool   // it sleeps, and has no frame of a group in hand
 	called   atomic.Bool   // the mailbox, the injection queue or the view has something new
 	ended    chan struct{} // closed when Run returns
 	count    counters
@@ -129,8 +131,9 @@ type Worker struct {
 const upkeepStep = 512
 
 type job struct {
-	fn   func(*pipeline.Shard)
-	done chan error
+	fn     func(*pipeline.Shard)
+	done   chan error
+	behind bool // to be done one turn after it is taken
 }
 
 type injected struct {
@@ -190,7 +193,20 @@ func (w *Worker) Publish(v *snapshot.View) {
 // Do runs fn on the worker's thread between two bursts and waits for it. fn must be short: no packet moves meanwhile. The error is
 // ErrStopped when the worker has ended, and fn was not run then; when ctx ends first, fn may yet run.
 func (w *Worker) Do(ctx context.Context, fn func(*pipeline.Shard)) error {
-	j := job{fn, make(chan error, 1)}
+	return w.give(ctx, job{fn: fn, done: make(chan error, 1)})
+}
+
+// DoBehind is Do, and fn runs behind a whole turn that began after the call, so the worker has looked at the deadlines of all that it had in hand. It costs one way to the worker and back where
+// two orders cost two, and each of them may wait for a CPU.
+func (w *Worker) DoBehind(ctx context.Context, fn func(*pipeline.Shard)) error {
+	return w.give(ctx, job{fn: fn, done: make(chan error, 1), behind: true})
+}
+
+// Rests reports whether the worker sleeps with no frame of a group in hand. Who has written a deadline before it asks need not wait for it: the worker takes its word back before it
+// looks at the next deadline, both are sequentially consistent atomics, so what it does after it has woken goes by what was written.
+func (w *Worker) Rests() bool { return w.rests.Load() }
+
+func (w *Worker) give(ctx context.Context, j job) error {
 	select {
 	case <-w.ended: // the mailbox would still take it
 		return fmt.Errorf("worker %d: %w", w.cfg.ID, ErrStopped)
@@ -435,16 +451,30 @@ func (w *Worker) orders(now uint64) (n int) {
 		}
 		w.pool.Put(m.frame)
 	}
+	for _, j := range w.behind {
+		w.obey(&j)
+		n++
+	}
+	clear(w.behind)
+	w.behind = w.behind[:0]
 	if len(w.box) > 0 { // one a turn: however many ask at once, packets go on in between
-		j := <-w.box
-		began := w.cfg.Clock.Now()
-		err := w.order(&j)
-		w.count.orders.Add(1)
-		w.count.longestOrder.Store(max(w.count.longestOrder.Load(), w.cfg.Clock.Now()-began))
-		j.done <- err
+		if j := <-w.box; j.behind {
+			w.behind = append(w.behind, j)
+		} else {
+			w.obey(&j)
+		}
 		n++
 	}
 	return n
+}
+
+// obey does what an order says, and answers it.
+func (w *Worker) obey(j *job) {
+	began := w.cfg.Clock.Now()
+	err := w.order(j)
+	w.count.orders.Add(1)
+	w.count.longestOrder.Store(max(w.count.longestOrder.Load(), w.cfg.Clock.Now()-began))
+	j.done <- err
 }
 
 // sleep waits until a socket has something, somebody calls, or the shaper or the upkeep is due.
@@ -480,7 +510,9 @@ func (w *Worker) sleep() {
 	}
 	ts := unix.NsecToTimespec(int64(timeout))
 	w.count.wakeups.Add(1)
+	w.rests.Store(w.bare())
 	n, err := unix.Ppoll(w.polls, &ts, nil)
+	w.rests.Store(false)
 	if err == nil && n > 0 {
 		last := len(w.polls) - 1
 		if w.polls[last].Revents != 0 {
@@ -507,6 +539,10 @@ func (w *Worker) drainOnExit() {
 	w.shard.Meter.Publish()
 	w.gauges()
 	w.noMoreSteps()
+	for _, j := range w.behind {
+		j.done <- ErrStopped
+	}
+	w.behind = nil
 	for {
 		select {
 		case j := <-w.box:

@@ -177,7 +177,7 @@ func TestOneOrderATurn(t *testing.T) {
 	const asked = 5
 	done := make(chan error, asked+1)
 	for range asked {
-		w.box <- job{func(*pipeline.Shard) {}, done}
+		w.box <- job{fn: func(*pipeline.Shard) {}, done: done}
 	}
 	for i := range asked {
 		w.turn(w.cfg.Clock.Now())
@@ -185,7 +185,7 @@ func TestOneOrderATurn(t *testing.T) {
 			t.Fatalf("turn %d: %d orders were done, %d counted", i, len(done), st.Orders)
 		}
 	}
-	w.box <- job{func(*pipeline.Shard) { time.Sleep(20 * time.Millisecond) }, done}
+	w.box <- job{fn: func(*pipeline.Shard) { time.Sleep(20 * time.Millisecond) }, done: done}
 	w.turn(w.cfg.Clock.Now())
 	if d := w.Stats().LongestOrder; d < 20*time.Millisecond || d > 10*time.Second {
 		t.Errorf("the longest order took %s, want 20 ms or somewhat more", d)
@@ -383,12 +383,12 @@ func TestNoCallIsLost(t *testing.T) {
 			ws[1].wake()
 			return
 		}
-		ws[1].box <- job{func(*pipeline.Shard) {
+		ws[1].box <- job{fn: func(*pipeline.Shard) {
 			for range busy {
 				spun++
 			}
 			got.Add(1)
-		}, make(chan error, 1)}
+		}, done: make(chan error, 1)}
 		ws[1].call()
 	}
 	for i := range 20000 {
