@@ -108,3 +108,63 @@ func TestDriverRoles(t *testing.T) {
 		t.Errorf("the policy does not know the group any more: %s", s)
 	}
 }
+
+// TestDriverGivesUpBehindTheLastChanges: who hands over keeps what it has of the group as its own until the heir has the last changes, or is waited for no longer: the heir waits for that alone. And
+// only then.
+func TestDriverGivesUpBehindTheLastChanges(t *testing.T) {
+	for _, comes := range []bool{true, false} {
+		now := failover.Time(time.Hour)
+		h := &heard{}
+		var flushed func()
+		d, err := NewDriver(DriverConfig{Name: "gw-a", Clock: func() failover.Time { return now }, CPU: -1, Leases: h, Words: h, Roles: h, Flush: func(_, peer string, done func()) {
+			h.say("flush %s", peer)
+			flushed = done
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Discard()
+		run := func(by time.Duration) { // as Run does
+			for end := now.Add(by); now < end; now = now.Add(2 * time.Millisecond) {
+				d.step(d.now(), failover.Tick{})
+				d.mu.Lock()
+				list := d.queue
+				d.queue = nil
+				d.mu.Unlock()
+				for _, fn := range list {
+					fn(d.now())
+				}
+			}
+		}
+		heir := failover.Term{Epoch: 8, Node: "gw-b", Life: 3}
+		agreed := func(rev uint64, term failover.Term, from string) {
+			d.step(now, failover.Agreed{State: failover.State{Groups: map[string]failover.Ownership{"east": {Term: term, Rev: rev, Alone: failover.Fence, InSync: []string{"gw-b"}, From: from}}}})
+		}
+		d.Policy([]failover.Group{east()})
+		d.step(now, failover.Voters{Version: 1, Names: []string{"gw-a"}})
+		run(400 * time.Millisecond)
+		agreed(1, failover.Term{Epoch: 7, Node: "gw-a", Life: d.life}, "")
+		run(10 * time.Millisecond)
+		h.done[0]()
+		run(20 * time.Millisecond)
+		d.step(now, failover.Received{From: "gw-b", Message: failover.Message{Kind: failover.Beat, Life: 3, Views: []failover.View{{Group: "east", Epoch: 7, Whole: true}}}})
+		d.step(now, failover.Move{Group: "east", To: "gw-b"})
+		h.said = nil
+		agreed(2, heir, "gw-a")
+		d.step(now, failover.Received{From: "gw-b", Message: failover.Message{Kind: failover.Renew, Life: 3, Group: "east", Term: heir, Seq: 1, Voters: 1}})
+		run(20 * time.Millisecond)
+		want := "no lease 7, flush gw-b"
+		if got := strings.Join(h.said, ", "); got != want {
+			t.Fatalf("until the last changes are there: %s; want %s", got, want)
+		}
+		if comes {
+			flushed()
+			run(4 * time.Millisecond)
+		} else {
+			run(failover.Default.Flush)
+		}
+		if got := strings.Join(h.said, ", "); got != want+", role 8 false" {
+			t.Errorf("the last changes have come (%t): %s", comes, got)
+		}
+	}
+}
