@@ -32,7 +32,7 @@ type Leases interface {
 type Roles interface {
 	// Role says that this node is about to serve a group under an epoch: what it needs for that is made ready, then done is called, once and from anywhere; no deadline is
 	// written and nothing is announced before. Or that the term that is agreed on is another's (not serving; done is nil), or the policy does not know the group any more: behind
-	// the end of this node's own lease.
+	// the end of this node's own lease, and behind the last changes where it hands over.
 	// A lease that lapses and comes back within a term is neither. known is of who is about to serve: how much it knows of what owners before it have used. It must not block. It may be told of a group that the policy which is served does not know.
 	Role(group string, epoch uint64, serving bool, known failover.Known, done func())
 }
