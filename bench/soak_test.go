@@ -131,7 +131,7 @@ func TestSoakFindsALeak(t *testing.T) {
 	}
 }
 
-// mostCalls is how many system calls a frame may cost a worker that has more to do than it can: what was measured and half as many again. A busy neighbour makes bursts larger, and so
+// mostCalls is how many system calls a frame may cost a worker that has more to do than it can: ten times what was measured, 0.016. A busy neighbour makes bursts larger, and so
 // calls fewer: it cannot fail this.
 const mostCalls = 0.15
 

@@ -183,6 +183,7 @@ type turn struct {
 	Lossless  trial     // its confirming trial
 	Loads     []timed   // of the latency bench
 	Calls     calls     // of the bench of calls
+	Fair      fairTurn  // of the bench of tenants
 	Changes   []float64 // of the bench of changes: ms that each took
 	Version   int       // the last one
 }

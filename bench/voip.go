@@ -27,7 +27,7 @@ const (
 	callBytes   = 218
 	bulkBytes   = 1518
 	// How many times their time the packets of a load may take to be made.
-	patienceOfCalls = 4
+	patienceOfCalls = 10
 	callFrame       = 20 * time.Millisecond // of sound in a packet
 )
 

@@ -646,6 +646,7 @@ func TestNobodyHasLooked(t *testing.T) {
 	if o := apply(t, m1, "second"); len(o.Late()) != 0 {
 		t.Errorf("%+v", o)
 	}
+	eventually(t, "all have heard of it", func() bool { return m2.State().Last == 2 }) // who has not is refused for that
 	gw1.stop()
 	_, err := m2.Apply(t.Context(), Change{Text: []byte("third")})
 	if !errors.Is(err, ErrUnasked) || !strings.Contains(err.Error(), "no gateway could be asked whether it can serve this: gw1: ") {

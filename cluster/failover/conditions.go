@@ -233,7 +233,7 @@ func (n *Node) part(g *group, now Time) {
 	case !p.flushed:
 		n.tell(g, fmt.Sprintf("%s has not said within %s that it has the last changes: what is missing is cut", p.to.Node, n.t.Flush))
 	default:
-		n.tell(g, fmt.Sprintf("handed over to %s: the workers had stopped after %s, and it had the last changes %s later", p.to.Node, round(p.flush.Sub(g.lapsed)), round(now.Sub(p.flush))))
+		n.tell(g, fmt.Sprintf("handed over to %s: the workers had stopped after %s, and the last changes were done with %s later", p.to.Node, round(p.flush.Sub(g.lapsed)), round(now.Sub(p.flush))))
 	}
 	g.past, p.done = p.from, true
 }

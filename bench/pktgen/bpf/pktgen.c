@@ -745,6 +745,33 @@ SEC("xdp") int demarc_judge(struct xdp_md *ctx)
 	return redirect(ctx->ingress_ifindex, 0);
 }
 
+/* neighbour answers for a tenant's host, whose VLAN has no device of its own: the request, tagged, becomes the reply. What is something else is left to the host. */
+INLINE int neighbour(struct xdp_md *ctx)
+{
+	u16 *w = (void *)(u64)ctx->data;
+	if ((void *)(w + 23) > (void *)(u64)ctx->data_end || w[8] != be16(0x0806) || w[12] != be16(1))
+		return XDP_PASS;
+	u32 flow = (be16(w[7]) & 0xfff) - plan.vlan;
+	if (flow & ~plan.mask || load32(w + 21) != inside_addr(flow))
+		return XDP_PASS;
+	w[12] = be16(2);
+	u8 *own = (u8 *)(w + 13), *dst = (u8 *)w;
+#pragma unroll
+	for (int b = 0; b < 6; b++) {
+		dst[36 + b] = own[b]; /* who asked */
+		dst[b] = own[b];
+		own[b] = plan.src_mac[OUT][b];
+		dst[6 + b] = plan.src_mac[OUT][b];
+	}
+#pragma unroll
+	for (int b = 0; b < 2; b++) {
+		u16 a = w[16 + b];
+		w[16 + b] = w[21 + b];
+		w[21 + b] = a;
+	}
+	return redirect(ctx->ingress_ifindex, 0);
+}
+
 SEC("xdp") int demarc_answer(struct xdp_md *ctx)
 {
 	u32 row = 1, zero = 0;
@@ -761,7 +788,7 @@ SEC("xdp") int demarc_answer(struct xdp_md *ctx)
 		if ((void *)(w + (ETH + TAG) / 2) <= (void *)(u64)ctx->data_end && w[6] == be16(0x8100)) {
 			if (w[8] != be16(0x0800)) {
 				t->kinds[OTHER]++;
-				return XDP_PASS;
+				return neighbour(ctx);
 			}
 			vlan = be16(w[7]) & 0xfff;
 #pragma unroll
