@@ -208,7 +208,8 @@ func TestWorkersIdle(t *testing.T) {
 		}
 		time.Sleep(300 * time.Millisecond)
 		// What it always takes it takes in each window; what a start leaves to do, and what other work on the machine costs it, comes on top of that in some.
-		const window, most = 3 * time.Second, 0.02
+		// On the slowest host under this machine that was met the same code as ever takes 2.0 to 2.3 %, on others 1 to 2.
+		const window, most = 3 * time.Second, 0.03
 		part := 1.0
 		for i := 0; i < 3 && part > most; i++ {
 			a, slept := s.gw.cpu(t), s.status().Workers
