@@ -253,6 +253,14 @@ func (t *tree) fences(bad fault) map[string]bool {
 				}
 			}
 		}
+		if s.pkg != "gateway/netlab/roottest" && (s.test || slices.Contains(others, "testing")) {
+			ast.Inspect(s.file, func(n ast.Node) bool {
+				if x, ok := n.(*ast.SelectorExpr); ok && slices.Contains(skips, x.Sel.Name) {
+					bad("%s: %s skips, in CI too: roottest.Missing does not", t.fset.Position(n.Pos()), x.Sel.Name)
+				}
+				return true
+			})
+		}
 		if s.test || within(s.pkg, rawCallRooms...) {
 			continue
 		}
@@ -532,6 +540,11 @@ func TestRulesNotice(t *testing.T) {
 		{"gateway/cli/x.go", `package cli; import "math/rand/v2"`, ""},
 		{"gateway/cli/x.go", `package cli; import "github.com/google/go-cmp/cmp"`, "go-cmp is for"},
 		{"gateway/worker/x.go", `package worker; import "golang.org/x/sys/unix"; var _ = unix.RawSyscall`, "RawSyscall is for"},
+
+		{"gateway/cli/x_test.go", `package cli; import "testing"; func TestX(t *testing.T) { t.Skip() }`, "roottest.Missing does not"},
+		{"gateway/cli/x_test.go", `package cli; import "demarc/gateway/netlab/roottest"; import "testing"; func TestX(t *testing.T) { roottest.Missing(t, "rain") }`, ""},
+		{"gateway/netlab/host/x.go", `package host; import "testing"; func f(t testing.TB) { t.Skipf("no") }`, "roottest.Missing does not"},
+		{"gateway/cli/x.go", `package cli; func f(s interface{ Skip() }) { s.Skip() }`, ""},
 
 		{"gateway/cli/doc.go", "// Package cli is a line.\n//\n// It does not hurry.\n//\n// It has no state.\npackage cli", ""},
 		{"gateway/cli/doc.go", "// Package cli is a line.\n//\n// It has no state.\npackage cli", "what it does not do"},
