@@ -76,10 +76,34 @@ func New(name string) (*Lab, error) {
 	if err := removeDead("dm" + name); err != nil {
 		return nil, fmt.Errorf("remove leftovers: %w", err)
 	}
-	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
-		return nil, err
+	if err := shareNames(); err != nil {
+		return nil, fmt.Errorf("%s: %w", netnsDir, err)
 	}
 	return l, nil
+}
+
+// shareNames makes the directory of names what `ip netns add` makes of it where nobody has: a mount of itself, which others' mount namespaces follow. Done later, while there are names, it lays a copy of them over
+// them, and they can be removed no more.
+func shareNames() error {
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return err
+	}
+	dir, err := os.Open(netnsDir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close() // ends the lock, which iproute2 takes too
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		return err
+	}
+	share := func() error { return unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	if err := share(); !errors.Is(err, unix.EINVAL) { // it is no mount
+		return err
+	}
+	if err := unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return err
+	}
+	return share()
 }
 
 // Name is the prefix of everything the lab owns.
