@@ -21,6 +21,7 @@ type commons struct {
 	view func() *snapshot.View
 	now  func() uint64
 	wake chan struct{} // has room for one
+	news chan struct{} // has room for one: something of reserves is to be put on disk
 
 	mu      sync.Mutex
 	c       *pipeline.Common          // mu
@@ -28,9 +29,8 @@ type commons struct {
 	streams map[string]*stream.Stream // mu: by node
 	guards  map[guardKey]time.Time    // mu: when there was last a reason for a guard
 
-	file string // of reserves. run: wo
+	file string // of reserves. keep: wo
 	log  *slog.Logger
-	said string // run: why it could not be written
 }
 
 // guardKey is a node that may take over a group.
@@ -50,7 +50,7 @@ const (
 const reservesMagic = "demarc reserves 1 "
 
 func (g *Gateway) openCommons() {
-	g.common = &commons{view: g.view.Load, now: g.clock.Exact, wake: make(chan struct{}, 1), streams: map[string]*stream.Stream{}, guards: map[guardKey]time.Time{},
+	g.common = &commons{view: g.view.Load, now: g.clock.Exact, wake: make(chan struct{}, 1), news: make(chan struct{}, 1), streams: map[string]*stream.Stream{}, guards: map[guardKey]time.Time{},
 		c: pipeline.NewCommon(g.space, g.shards, snapshot.MaxTenantID(g.o.Node)+1, g.seed^0xbf58476d1ce4e5b9), file: filepath.Join(g.o.Node.DataDir, "reserves"), log: g.log}
 	kept := map[string]pipeline.Reserve{}
 	if err := readKept(g.common.file, reservesMagic, &kept); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -60,27 +60,39 @@ func (g *Gateway) openCommons() {
 	g.common.soon(func(c *pipeline.Common, _ int64) { c.Reserve(g.o.Node.Name, kept) })
 }
 
-// keep puts on disk which reserves are unused, where that has changed. A reserve that is needed is not opened before.
-func (x *commons) keep() {
-	var list map[string]pipeline.Reserve
-	x.with(func(c *pipeline.Common, _ int64) { list = c.Reserves() })
-	if list == nil {
-		return
-	}
-	err := writeKept(x.file, reservesMagic, list)
-	x.with(func(c *pipeline.Common, _ int64) {
-		if err != nil {
-			c.Unkept()
-		} else {
-			c.Kept(list)
+// keepAgain is how long to wait before what could not be put on disk is tried again.
+const keepAgain = time.Second
+
+// keep puts on disk which reserves are unused, where that has changed, until ctx ends. A reserve that is needed is not opened before. A slow disk holds nothing else up.
+func (x *commons) keep(ctx context.Context) error {
+	said := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-x.news:
 		}
-	})
-	switch {
-	case err == nil:
-		x.said = ""
-	case err.Error() != x.said:
-		x.said = err.Error()
-		x.log.Warn("which reserves of ports are unused cannot be kept: none is used before it is", "err", err)
+		var list map[string]pipeline.Reserve
+		x.with(func(c *pipeline.Common, _ int64) { list = c.Reserves() })
+		if list == nil {
+			continue
+		}
+		err := writeKept(x.file, reservesMagic, list)
+		if err == nil {
+			said = ""
+			x.with(func(c *pipeline.Common, _ int64) { c.Kept(list) })
+			continue
+		}
+		x.with(func(c *pipeline.Common, _ int64) { c.Unkept() })
+		if err.Error() != said {
+			said = err.Error()
+			x.log.Warn("which reserves of ports are unused cannot be kept: none is used before it is", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(keepAgain):
+		}
 	}
 }
 
@@ -158,6 +170,12 @@ func (x *commons) run(ctx context.Context) error {
 				}
 			}
 			c.Turn(now)
+			if c.Reserved() {
+				select {
+				case x.news <- struct{}{}:
+				default:
+				}
+			}
 			for _, s := range x.streams {
 				more += s.Turn(now, false)
 			}
@@ -165,7 +183,6 @@ func (x *commons) run(ctx context.Context) error {
 		if more > 0 {
 			pace = time.Millisecond
 		}
-		x.keep()
 		select {
 		case <-x.wake:
 		case <-time.After(pace):

@@ -320,6 +320,9 @@ const wholeEvery = 5
 // tellWhole has it known of which groups this node has all sessions, though others serve them.
 func (g *Gateway) tellWhole() {
 	v, whole := g.view.Load(), map[uint8]bool{}
+	if !v.Grouped() {
+		return
+	}
 	for _, c := range g.standby.Status().Groups {
 		if x := v.GroupByName(c.Name); x != nil && c.Whole {
 			whole[x.ID] = true

@@ -222,6 +222,7 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	defer g.runGroups(run)()
 	run("copies of sessions", g.copySessions)
 	run("what workers have in common", g.common.run)
+	run("reserves of ports", g.common.keep)
 	run("how copies stand", g.tellCopied)
 	run("ports", g.mendPorts)
 	run("last words", g.lastWords)

@@ -202,7 +202,7 @@ func (r roles) Role(group string, epoch uint64, serving bool, known failover.Kno
 	r.g.groups.mu.Unlock()
 	r.g.groups.turns.add(id, func() {
 		if ok {
-			r.g.serving(id, epoch, serving, r.g.knowsOf(id, known))
+			r.g.serving(id, epoch, serving, known)
 		}
 		if done != nil {
 			done()
@@ -213,10 +213,10 @@ func (r roles) Role(group string, epoch uint64, serving bool, known failover.Kno
 // serving makes the node ready for what it becomes to a group: it is about to serve it under an epoch, or another node has it under that epoch, or (an epoch that it had itself) the
 // policy knows the group no more. Nothing is sent for the group before it returns, so it takes some milliseconds at most, also where a worker hangs, and walks no table. Of one
 // group one call runs at a time, of several groups several do.
-func (g *Gateway) serving(group uint8, epoch uint64, serving bool, known pipeline.Known) {
+func (g *Gateway) serving(group uint8, epoch uint64, serving bool, known failover.Known) {
 	if serving {
 		g.standby.Serving(group, epoch, true) // nobody else's word is taken from here on
-		forget := g.common.serving(group, epoch, true, known)
+		forget := g.common.serving(group, epoch, true, g.knowsOf(group, known))
 		g.takeOver(group, true, forget)
 	} else {
 		g.takeOver(group, false, false)
@@ -261,6 +261,20 @@ func (g *Gateway) knowsOf(group uint8, k failover.Known) pipeline.Known {
 // onItsWay is how old what comes by a session stream may be at most: who writes it gives it up when it cannot for 10 s, or is not answered for 3 s.
 const onItsWay = 15 * time.Second
 
+// forgetLook is at how many sessions a worker looks before it asks whether it has time for more.
+const forgetLook = 64
+
+// forget has a worker end what is too old of a group, as long as this node is to serve it.
+func (p *part) forget(group uint8) func(*pipeline.Shard, time.Duration) bool {
+	at := uint32(0)
+	return func(sh *pipeline.Shard, room time.Duration) (done bool) {
+		for end := time.Now().Add(room); !done && p.serves.Load() && time.Now().Before(end); {
+			at, done = sh.ForgetSome(group, at, forgetLook)
+		}
+		return done || !p.serves.Load()
+	}
+}
+
 // takeOver tells each worker whether what it has of a group is this node's own now, or copies; forget has those end that have a public port. A worker that hangs does what holds by then.
 func (g *Gateway) takeOver(group uint8, serving, forget bool) {
 	part := &g.groups.parts[group]
@@ -268,13 +282,16 @@ func (g *Gateway) takeOver(group uint8, serving, forget bool) {
 	done := make(chan struct{}, len(g.workers))
 	for _, w := range g.workers {
 		go func() {
-			err := w.Do(context.Background(), func(sh *pipeline.Shard) {
-				given := part.given.Load() // before serves: what is given up in between is done by the order about that
-				sh.Hold(group, part.serves.Load(), given)
-				if forget && part.serves.Load() {
-					sh.Forget(group)
-				}
-			})
+			var err error
+			if forget { // before they are this node's own; packets of others go on in between
+				err = w.Steps(context.Background(), part.forget(group))
+			}
+			if err == nil {
+				err = w.Do(context.Background(), func(sh *pipeline.Shard) {
+					given := part.given.Load() // before serves: what is given up in between is done by the order about that
+					sh.Hold(group, part.serves.Load(), given)
+				})
+			}
 			if err != nil && !errors.Is(err, worker.ErrStopped) {
 				g.log.Error("a worker was not told whether this node serves a group: it serves it no further than before", "group", group, "err", err)
 			}

@@ -13,6 +13,7 @@ import (
 	"demarc/gateway/conntrack"
 	"demarc/gateway/fib"
 	"demarc/gateway/flow"
+	"demarc/gateway/lease"
 	"demarc/gateway/nat"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/police"
@@ -88,10 +89,12 @@ func walkGatewayOf(t *testing.T, workers int, text string) *Gateway {
 	v.Activate(g.space)
 	g.view.Store(v)
 	tenant := v.TenantByName("alpha").ID
+	until := &lease.Deadlines{}
+	until.Write(1, 1, 1<<63)
 	for i := range workers {
 		const n = 8192
 		sh, err := pipeline.NewShard(pipeline.Config{Worker: i, SessionMem: make([]byte, conntrack.Bytes(n)+64), Sessions: n, NATMem: make([]byte, nat.Bytes(n)+64), Mappings: n,
-			PermitMem: make([]byte, nat.PermitBytes(n)+64), Tenants: 4 * askTenants, ShaperMax: 64, Seed: uint64(i) + 1, Space: g.space, Neighbors: g.neigh})
+			PermitMem: make([]byte, nat.PermitBytes(n)+64), Tenants: 4 * askTenants, ShaperMax: 64, Seed: uint64(i) + 1, Space: g.space, Neighbors: g.neigh, Deadlines: until})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -364,14 +364,6 @@ func (c *Common) Waits(group uint8) (n int) {
 
 func (c *Common) hold() int64 { return int64(c.view.NATHold) << 20 }
 
-// Known is how much this node knows of what owners of a group before it have used.
-type Known struct {
-	All bool  // it has acknowledged each block of ports in which there may be mappings
-	Age int64 // ns since it last knew of all sessions that there were; negative = it never did
-
-	Unagreed bool // nobody has agreed to its serving, so another may have been the owner meanwhile, under whatever epoch
-}
-
 // TakeOver notes that this node serves a group from now on, before it does. It is a matter of microseconds an address. Where it does not know all that was used, no new mapping is made for the hold time but
 // in this node's reserve. forget: mappings that are copies may be somebody else's by now, so their sessions must end.
 func (c *Common) TakeOver(group uint8, epoch uint64, known Known, now int64) (forget bool) {
@@ -531,25 +523,6 @@ func (c *Common) Turn(now int64) {
 	if len(c.peers) > 0 && now-c.marked >= int64(markEvery) {
 		c.marked = now
 		c.markTenants(now)
-	}
-}
-
-// closeWord closes 64 blocks as pools want it, and more: where nobody knows what was used, all; and what nodes of the group have in reserve, always, but this node's own for as long as it may use it.
-func (c *Common) closeWord(a *commonAddr, at int) {
-	closed, g := a.want[at], &c.groups[a.group]
-	shut := g.own && c.now < a.shut
-	if shut {
-		closed = 1<<64 - 1
-	}
-	if closed |= g.reserve.all; shut && g.reserve.open {
-		closed &^= g.reserve.mine
-	}
-	c.space.Close(a.id, nat.Class(at/nat.BlockWords), at%nat.BlockWords, closed)
-}
-
-func (c *Common) closeAll(a *commonAddr) {
-	for at := range a.want {
-		c.closeWord(a, at)
 	}
 }
 

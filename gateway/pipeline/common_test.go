@@ -117,10 +117,10 @@ func (d *duo) begin() {
 	o.out = nil
 	of := uint8(len(o.shards) + 1)
 	for i, sh := range o.shards {
-		sh.TakeOver(1)
-		if forget {
-			sh.Forget(1)
+		for at, done := uint32(0), !forget; !done; {
+			at, done = sh.ForgetSome(1, at, 100)
 		}
+		sh.TakeOver(1)
 		s := replica.NewSender(Copies{sh}, sh.Sessions.Capacity(), uint8(i), of, life, 9, lim)
 		sh.copies = nil
 		sh.CopyTo(s)

@@ -44,6 +44,9 @@ func (c *Common) Reserve(name string, kept map[string]Reserve) {
 	}
 }
 
+// Reserved reports whether something is to be put on disk.
+func (c *Common) Reserved() bool { return c.news }
+
 // Reserves is what must be on disk, nil where that has not changed since it was asked.
 func (c *Common) Reserves() map[string]Reserve {
 	if !c.news {
@@ -106,6 +109,33 @@ func (c *Common) reserves() {
 				c.closeAll(a)
 			}
 		}
+	}
+}
+
+// Known is how much this node knows of what owners of a group before it have used.
+type Known struct {
+	All bool  // it has acknowledged each block of ports in which there may be mappings
+	Age int64 // ns since it last knew of all sessions that there were; negative = it never did
+
+	Unagreed bool // nobody has agreed to its serving, so another may have been the owner meanwhile, under whatever epoch
+}
+
+// closeWord closes 64 blocks as pools want it, and more: where nobody knows what was used, all; and what nodes of the group have in reserve, always, but this node's own for as long as it may use it.
+func (c *Common) closeWord(a *commonAddr, at int) {
+	closed, g := a.want[at], &c.groups[a.group]
+	shut := g.own && c.now < a.shut
+	if shut {
+		closed = 1<<64 - 1
+	}
+	if closed |= g.reserve.all; shut && g.reserve.open {
+		closed &^= g.reserve.mine
+	}
+	c.space.Close(a.id, nat.Class(at/nat.BlockWords), at%nat.BlockWords, closed)
+}
+
+func (c *Common) closeAll(a *commonAddr) {
+	for at := range a.want {
+		c.closeWord(a, at)
 	}
 }
 

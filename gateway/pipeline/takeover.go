@@ -39,11 +39,14 @@ func (sh *Shard) TakeOver(group uint8) {
 	sh.rejudge, sh.stale = 0, true
 }
 
-// Forget ends the sessions of a group that have a mapping: their copies are so old that the public ports may be somebody else's by now. It walks the whole table.
-func (sh *Shard) Forget(group uint8) (n int) {
-	return sh.Cut(func(se *conntrack.Session) bool {
-		g := sh.view.GroupOf(se.Tenant)
-		return g != nil && g.ID == group && se.Mapping != conntrack.NoMapping
+// ForgetSome ends those sessions of a group that have a mapping, and are copies: they are so old that the public ports may be somebody else's by now. To be called before TakeOver. It looks at so many slots from
+// one on; next is where to go on until done. A million take most of a second.
+func (sh *Shard) ForgetSome(group uint8, from uint32, look int) (next uint32, done bool) {
+	return sh.Sessions.Each(from, look, func(slot uint32, se *conntrack.Session) bool {
+		if g := sh.view.GroupOf(se.Tenant); g != nil && g.ID == group && se.Mapping != conntrack.NoMapping {
+			sh.end(slot, se)
+		}
+		return true
 	})
 }
 
