@@ -36,6 +36,20 @@ func (h *heard) Write(group string, epoch uint64, until failover.Time, done func
 
 func (h *heard) Announce(group string, epoch uint64, round int) { h.say("announce %d", epoch) }
 
+// runFor is what Run does, by a clock that the test moves.
+func runFor(d *Driver, now *failover.Time, by time.Duration) {
+	for end := now.Add(by); *now < end; *now = now.Add(2 * time.Millisecond) {
+		d.step(d.now(), failover.Tick{})
+		d.mu.Lock()
+		list := d.queue
+		d.queue = nil
+		d.mu.Unlock()
+		for _, fn := range list {
+			fn(d.now())
+		}
+	}
+}
+
 // TestDriverRoles: no deadline is written and nothing announced before the node is ready to serve, a lease that lapses asks for nothing again, and who has become a standby is told
 // so behind the end of its lease, once for each term.
 func TestDriverRoles(t *testing.T) {
@@ -46,18 +60,7 @@ func TestDriverRoles(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Discard()
-	run := func(by time.Duration) { // as Run does
-		for end := now.Add(by); now < end; now = now.Add(2 * time.Millisecond) {
-			d.step(d.now(), failover.Tick{})
-			d.mu.Lock()
-			list := d.queue
-			d.queue = nil
-			d.mu.Unlock()
-			for _, fn := range list {
-				fn(d.now())
-			}
-		}
-	}
+	run := func(by time.Duration) { runFor(d, &now, by) }
 	want := func(what string, said ...string) {
 		t.Helper()
 		if !slices.Equal(slices.Compact(slices.Clone(h.said)), said) {
@@ -124,18 +127,7 @@ func TestDriverGivesUpBehindTheLastChanges(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer d.Discard()
-		run := func(by time.Duration) { // as Run does
-			for end := now.Add(by); now < end; now = now.Add(2 * time.Millisecond) {
-				d.step(d.now(), failover.Tick{})
-				d.mu.Lock()
-				list := d.queue
-				d.queue = nil
-				d.mu.Unlock()
-				for _, fn := range list {
-					fn(d.now())
-				}
-			}
-		}
+		run := func(by time.Duration) { runFor(d, &now, by) }
 		heir := failover.Term{Epoch: 8, Node: "gw-b", Life: 3}
 		agreed := func(rev uint64, term failover.Term, from string) {
 			d.step(now, failover.Agreed{State: failover.State{Groups: map[string]failover.Ownership{"east": {Term: term, Rev: rev, Alone: failover.Fence, InSync: []string{"gw-b"}, From: from}}}})
