@@ -143,19 +143,12 @@ func (q *aclLists) measure(ctx context.Context, _ *flowCase, d device, t *turn) 
 // rows hands a case's figures to the report.
 func (q *aclLists) rows(c *flowCase, turns map[string][]turn) {
 	for _, m := range aclMetrics {
-		for _, side := range sortedSides(turns) {
-			if m.name == "load" && side == sideKernel {
-				continue // it has no rules
+		addRow(q.out, report.Row{Scenario: q.Scenario, Case: c.name(), Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits}, turns, func(t *turn) ([]float64, bool) {
+			if m.name == "load" && t.Side == sideKernel {
+				return nil, false // it has no rules
 			}
-			row := report.Row{Scenario: q.Scenario, Case: c.name(), Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits, Side: side}
-			for i := range turns[side] {
-				row.Values = append(row.Values, m.of(&turns[side][i]))
-				if turns[side][i].Disturbed {
-					row.Disturbed++
-				}
-			}
-			q.out.Add(row)
-		}
+			return []float64{m.of(t)}, t.Disturbed
+		})
 	}
 }
 

@@ -179,17 +179,9 @@ func lostFrames(l *trial) int64 { return int64(l.sent.Frames) - int64(l.right())
 func (q *churn) rows(c *flowCase, turns map[string][]turn) {
 	for i, load := range []string{"still", "changed"} {
 		add := func(metric, unit string, digits int, better report.Better, of func(t *turn, l *timed) []float64) {
-			for _, side := range sortedSides(turns) {
-				row := report.Row{Scenario: q.Scenario, Case: c.name() + "/" + load, Metric: metric, Unit: unit, Better: better, Digits: digits, Side: side}
-				for n := range turns[side] {
-					t := &turns[side][n]
-					row.Values = append(row.Values, of(t, &t.Loads[i])...)
-					if t.Loads[i].disturbed {
-						row.Disturbed++
-					}
-				}
-				q.out.Add(row)
-			}
+			addRow(q.out, report.Row{Scenario: q.Scenario, Case: c.name() + "/" + load, Metric: metric, Unit: unit, Better: better, Digits: digits}, turns, func(t *turn) ([]float64, bool) {
+				return of(t, &t.Loads[i]), t.Loads[i].disturbed
+			})
 		}
 		one := func(v float64) []float64 { return []float64{v} }
 		add("lost", "frames", 0, report.Lower, func(_ *turn, l *timed) []float64 { return one(float64(lostFrames(&l.load))) })

@@ -10,7 +10,7 @@ import (
 	"demarc/gateway/copyload"
 )
 
-// The row events: session events from an owner's tables into a standby's. Issue 5 promises eventsLeast a second, and at half of that a lag of lagMs at most for 99 of 100.
+// The row events: session events from an owner's tables into a standby's. What is promised: eventsLeast a second, and at half of that a lag of lagMs at most for 99 of 100.
 const eventsLeast = 100_000.0
 
 // events has one worker's sessions begin and end as fast as they can, both ends in this process; then at half of what is promised.

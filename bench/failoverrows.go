@@ -52,7 +52,7 @@ const quiet = 5.0
 // lagMs is how far a copy may be behind: a connection that was older when its owner died must go on.
 const lagMs = 50.0
 
-// failoverRows are what it measures, in this order. The limits are issue 5's.
+// failoverRows are what it measures, in this order. The limits are what is promised.
 var failoverRows = []failoverRow{
 	{name: "kill", about: "kill -9 of the owner; in half of the runs it leads the log too", runs: 6, full: 20, median: 100, most: 400, connections: true, agree: true, act: kill},
 	{name: "gone", about: "the same, and all its devices go down", runs: 6, full: 20, median: 200, most: 500, act: leave},

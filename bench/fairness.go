@@ -259,23 +259,12 @@ func (q *fairness) measure(ctx context.Context, c *flowCase, d device, t *turn) 
 // rows hands a case's figures to the report.
 func (q *fairness) rows(c *flowCase, turns map[string][]turn) {
 	add := func(load, metric, unit string, digits int, better report.Better, of func(f *fairTurn) (float64, bool)) {
-		for _, side := range sortedSides(turns) {
-			row := report.Row{Scenario: q.Scenario, Case: c.name() + "/" + load, Metric: metric, Unit: unit, Better: better, Digits: digits, Side: side}
-			for i := range turns[side] {
-				t := &turns[side][i]
-				v, ok := of(&t.Fair)
-				if !ok {
-					continue
-				}
-				row.Values = append(row.Values, v)
-				if t.Disturbed {
-					row.Disturbed++
-				}
+		addRow(q.out, report.Row{Scenario: q.Scenario, Case: c.name() + "/" + load, Metric: metric, Unit: unit, Better: better, Digits: digits}, turns, func(t *turn) ([]float64, bool) {
+			if v, ok := of(&t.Fair); ok {
+				return []float64{v}, t.Disturbed
 			}
-			if len(row.Values) > 0 {
-				q.out.Add(row)
-			}
-		}
+			return nil, false
+		})
 	}
 	for _, load := range []struct {
 		name string

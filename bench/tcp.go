@@ -152,22 +152,14 @@ func (q *tcpBench) turns(ctx context.Context) (turns map[string][]tcpTurn, err e
 		}
 	}
 	sides := append([]string{report.Us}, q.Peers...)
-	for n := range q.Trials {
-		for _, side := range slices.Concat(sides[n%len(sides):], sides[:n%len(sides)]) {
-			t, err := q.tcpTurn(ctx, side, q.devices[side])
-			if err != nil {
-				return turns, fmt.Errorf("turn %d, %s: %w", n+1, side, err)
-			}
+	return turns, q.inTurns(sides, func(side string) (*turn, error) {
+		t, err := q.tcpTurn(ctx, side, q.devices[side])
+		if err == nil {
 			turns[side] = append(turns[side], t)
-			q.doneT++
-			q.out.Machine.Again += t.Again
-			if t.Disturbed {
-				q.out.Machine.Disturbed++
-			}
 			q.config(&flowCase{}, side)
 		}
-	}
-	return turns, nil
+		return &t.turn, err
+	})
 }
 
 // tcpTurn is one device's from its start to its end: bulk, then short connections.
@@ -354,26 +346,10 @@ func (q *tcpBench) exchanges(ctx context.Context) (x host.Exchanged, err error) 
 
 // rows hands the figures to the report.
 func (q *tcpBench) rows(turns map[string][]tcpTurn) {
-	sides := []string{report.Us}
-	for _, s := range allPeers {
-		if turns[s] != nil {
-			sides = append(sides, s)
-		}
-	}
 	add := func(name, metric, unit string, digits int, better report.Better, of func(t *tcpTurn) float64) {
-		for _, side := range sides {
-			row := report.Row{Scenario: q.Scenario, Case: name, Metric: metric, Unit: unit, Better: better, Digits: digits, Side: side}
-			for i := range turns[side] {
-				t := &turns[side][i]
-				row.Values = append(row.Values, of(t))
-				if t.Disturbed {
-					row.Disturbed++
-				}
-			}
-			if len(row.Values) > 0 {
-				q.out.Add(row)
-			}
-		}
+		addRow(q.out, report.Row{Scenario: q.Scenario, Case: name, Metric: metric, Unit: unit, Better: better, Digits: digits}, turns, func(t *tcpTurn) ([]float64, bool) {
+			return []float64{of(t)}, t.Disturbed
+		})
 	}
 	for i, n := range q.Streams {
 		name := fmt.Sprintf("bulk/%d-streams/nat44", n)

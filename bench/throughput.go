@@ -138,22 +138,31 @@ func (q *throughput) rows(c *flowCase, turns map[string][]turn) {
 		if m.search && !c.Search {
 			continue
 		}
-		for _, side := range sortedSides(turns) {
-			row := report.Row{Scenario: q.Scenario, Case: c.name(), Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits, Side: side}
-			for i := range turns[side] {
-				t := &turns[side][i]
-				row.Values = append(row.Values, m.of(c, t))
-				if t.Disturbed {
-					row.Disturbed++
-				}
+		addRow(q.out, report.Row{Scenario: q.Scenario, Case: c.name(), Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits}, turns, func(t *turn) ([]float64, bool) {
+			return []float64{m.of(c, t)}, t.Disturbed
+		})
+	}
+}
+
+// addRow hands a figure to the report, for each side: the values of its turns, and whether a turn was disturbed. A side without a value has no such figure.
+func addRow[T any](out *report.Output, row report.Row, turns map[string][]T, of func(t *T) (values []float64, disturbed bool)) {
+	for _, side := range sortedSides(turns) {
+		r := row
+		r.Side = side
+		for i := range turns[side] {
+			values, disturbed := of(&turns[side][i])
+			if r.Values = append(r.Values, values...); disturbed && len(values) > 0 {
+				r.Disturbed++
 			}
-			q.out.Add(row)
+		}
+		if len(r.Values) > 0 {
+			out.Add(r)
 		}
 	}
 }
 
 // sortedSides are the gateway and then its peers.
-func sortedSides(turns map[string][]turn) []string {
+func sortedSides[T any](turns map[string][]T) []string {
 	list := slices.Sorted(maps.Keys(turns))
 	slices.SortStableFunc(list, func(a, b string) int {
 		switch {

@@ -251,23 +251,32 @@ func (q *traffic) oneCase(ctx context.Context, c *flowCase, measure func(context
 		return turns, err
 	}
 	q.say("%s: %s", c.name(), strings.Join(sides, ", "))
-	for n := range q.Trials {
-		order := slices.Concat(sides[n%len(sides):], sides[:n%len(sides)])
-		for _, side := range order {
-			t, err := q.turn(ctx, c, q.devices[side], measure)
-			if err != nil {
-				return turns, fmt.Errorf("turn %d, %s: %w", n+1, side, err)
-			}
+	return turns, q.inTurns(sides, func(side string) (*turn, error) {
+		t, err := q.turn(ctx, c, q.devices[side], measure)
+		if err == nil {
 			turns[side] = append(turns[side], t)
+			q.config(c, side)
+		}
+		return &t, err
+	})
+}
+
+// inTurns has each side measured Trials times, another one first each time.
+func (q *traffic) inTurns(sides []string, one func(side string) (*turn, error)) error {
+	for n := range q.Trials {
+		for _, side := range slices.Concat(sides[n%len(sides):], sides[:n%len(sides)]) {
+			t, err := one(side)
+			if err != nil {
+				return fmt.Errorf("turn %d, %s: %w", n+1, side, err)
+			}
 			q.doneT++
 			q.out.Machine.Again += t.Again
 			if t.Disturbed {
 				q.out.Machine.Disturbed++
 			}
-			q.config(c, side)
 		}
 	}
-	return turns, nil
+	return nil
 }
 
 // poolFor is poolOf for plans of either family.

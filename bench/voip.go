@@ -209,16 +209,9 @@ func (q *voip) measure(ctx context.Context, c *flowCase, d device, t *turn) erro
 // rows hands a case's figures to the report.
 func (q *voip) rows(c *flowCase, turns map[string][]turn) {
 	for _, m := range voipMetrics {
-		for _, side := range sortedSides(turns) {
-			row := report.Row{Scenario: q.Scenario, Case: c.name(), Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits, Side: side}
-			for i := range turns[side] {
-				row.Values = append(row.Values, m.of(&turns[side][i]))
-				if turns[side][i].Disturbed {
-					row.Disturbed++
-				}
-			}
-			q.out.Add(row)
-		}
+		addRow(q.out, report.Row{Scenario: q.Scenario, Case: c.name(), Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits}, turns, func(t *turn) ([]float64, bool) {
+			return []float64{m.of(t)}, t.Disturbed
+		})
 	}
 }
 

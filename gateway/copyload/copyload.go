@@ -22,6 +22,7 @@ import (
 	"demarc/gateway/fib"
 	"demarc/gateway/lease"
 	"demarc/gateway/nat"
+	"demarc/gateway/packet/csum"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/replica"
 	"demarc/gateway/snapshot"
@@ -363,12 +364,7 @@ func conversations() (list [][]byte) {
 		ip[0], ip[8], ip[9] = 0x45, 64, 17
 		binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)))
 		copy(ip[12:], []byte{198, 18, 10, byte(20 + i%50), 203, 0, 113, byte(10 + i/50%100)})
-		sum := uint32(0)
-		for k := 0; k < 20; k += 2 {
-			sum += uint32(binary.BigEndian.Uint16(ip[k:]))
-		}
-		sum = sum>>16 + sum&0xffff
-		binary.BigEndian.PutUint16(ip[10:], ^uint16(sum+sum>>16))
+		binary.BigEndian.PutUint16(ip[10:], csum.Checksum(csum.Sum(0, ip[:20])))
 		binary.BigEndian.PutUint16(ip[20:], uint16(1024+i))
 		binary.BigEndian.PutUint16(ip[22:], 53)
 		binary.BigEndian.PutUint16(ip[24:], uint16(len(ip)-20))
