@@ -14,7 +14,6 @@ import (
 type wirePlant struct {
 	fault string
 	rate  float64 // of all clocks: what goes by the lease takes longer, so that a busy machine has time for it
-	stale string
 	fresh float64
 	harms func(owner, other string) []harm
 	want  []judge.Kind // any of these finds it
@@ -22,7 +21,7 @@ type wirePlant struct {
 
 var wirePlants = []wirePlant{
 	// The answers are late; then the owner is cut off, and believes the last ones for as long as they were under way.
-	{"lease-from-reply", 0.25, "serve", 1000, func(owner, other string) []harm {
+	{"lease-from-reply", 0.25, 1000, func(owner, other string) []harm {
 		me, others := []string{owner}, []string{other, "witness"}
 		return []harm{
 			{at: 0, last: 3500 * ms1, kind: harmDelay, ways: waysOf(others, me, wUDP), wait: 300 * ms1},
@@ -30,7 +29,7 @@ var wirePlants = []wirePlant{
 		}
 	}, []judge.Kind{judge.Both}},
 	// The owner is stopped; when it wakes it hears nothing of the log, and asks the witness to help it on.
-	{"any-epoch", 0.25, "serve", 1000, func(owner, other string) []harm {
+	{"any-epoch", 0.25, 1000, func(owner, other string) []harm {
 		me, it, w := []string{owner}, []string{other}, []string{"witness"}
 		return []harm{
 			{at: 0, last: 1500 * ms1, kind: harmStop, node: owner},
@@ -39,23 +38,15 @@ var wirePlants = []wirePlant{
 		}
 	}, []judge.Kind{judge.Both}},
 	// The owner's machine is gone, and the last 200 ms of its conversations are known to nobody.
-	{"blocks-stay-open", 1, "serve", 5000, lateCopies, []judge.Kind{judge.Port, judge.Binding}},
+	{"blocks-stay-open", 1, 5000, lateCopies, []judge.Kind{judge.Port, judge.Binding}},
 	// The owner is stopped, and has frames in hand when it wakes that came while it might send.
-	{"no-look", 1, "serve", 2000, func(owner, _ string) []harm {
+	{"no-look", 1, 2000, func(owner, _ string) []harm {
 		return []harm{{at: 0, last: 700 * ms1, kind: harmStop, node: owner}}
 	}, []judge.Kind{judge.Both}},
 	// Nothing is done.
-	{"standby-announces", 1, "serve", 500, func(string, string) []harm {
+	{"standby-announces", 1, 500, func(string, string) []harm {
 		return []harm{{at: 300 * ms1, last: ms1, kind: harmLoss, ways: both([]string{"gw1"}, []string{"gw2"}, wTCP), lose: 0.05}}
 	}, []judge.Kind{judge.Both}},
-	// The standby has restarted, its copy does not come, and the owner dies.
-	{"stale-takes", 1, "wait", 5000, func(owner, other string) []harm {
-		return []harm{
-			cutOff(0, 4500*ms1, both([]string{owner}, []string{other}, wTCP)...),
-			{at: 50 * ms1, last: 50 * ms1, kind: harmVanish, node: other},
-			{at: 2 * time.Second, last: 2 * time.Second, kind: harmVanish, node: owner},
-		}
-	}, []judge.Kind{judge.Port, judge.Binding}},
 }
 
 // lateCopies kills an owner whose copies are 200 ms late.
@@ -68,7 +59,7 @@ func lateCopies(owner, other string) []harm {
 
 // The judge is judged: each fault is found by what the gateways send, and where there is none the same harm brings out nothing.
 //
-// Two are not found here. bulk-ignores-deletes leaves sessions at a standby that are over: no port of theirs goes to another host within the hold time, so nothing is wrong on a wire that is watched for less than two minutes;
+// Three are not found here. stale-takes costs connections that a group would rather have waited for, and nothing that may be seen on a wire: who does not know all lets every port rest; failover's schedules find it. bulk-ignores-deletes leaves sessions at a standby that are over: no port of theirs goes to another host within the hold time, so nothing is wrong on a wire that is watched for less than two minutes;
 // replica's schedules find it. no-wait is a voter that promises at once after a restart: to the wire it is something only if the voter is back, and has helped a claim, before the last promise of its life before is used up (122 ms), and a process
 // takes longer than that to start; failover's schedules find it.
 func TestWirePlants(t *testing.T) {
@@ -80,7 +71,7 @@ func TestWirePlants(t *testing.T) {
 		})
 		t.Run(x.fault, func(t *testing.T) {
 			began := time.Now()
-			found := x.run(t, 4, plantProgram(t), "DEMARC_PLANT="+x.fault)
+			found := x.run(t, 8, plantProgram(t), "DEMARC_PLANT="+x.fault)
 			if !slices.ContainsFunc(found, func(o judge.Offence) bool { return slices.Contains(x.want, o.Kind) }) {
 				t.Errorf("not found: %v", found)
 			} else {
@@ -93,7 +84,7 @@ func TestWirePlants(t *testing.T) {
 // run does the harm, at most so many times, until there is an offence.
 func (x *wirePlant) run(t *testing.T, times int, binary string, env ...string) []judge.Offence {
 	t.Helper()
-	p := &wirePlan{alone: "fence", stale: x.stale, fresh: x.fresh, ahead: map[string]time.Duration{}, rate: map[string]float64{}, wall: map[string]time.Duration{}}
+	p := &wirePlan{alone: "fence", stale: "serve", fresh: x.fresh, ahead: map[string]time.Duration{}, rate: map[string]float64{}, wall: map[string]time.Duration{}}
 	for _, n := range wireNodes {
 		p.rate[n] = x.rate
 	}
