@@ -439,7 +439,11 @@ func (d *Driver) step(now failover.Time, e failover.Event) {
 				*d.refused = append(*d.refused, a.Words)
 				continue
 			}
-			d.note(a.Group, a.Words)
+			level := slog.LevelInfo
+			if a.Warn {
+				level = slog.LevelWarn
+			}
+			d.noteAt(level, a.Group, a.Words)
 		}
 	}
 	switch e.(type) {
@@ -581,8 +585,10 @@ func (d *Driver) saw(group, node string, epoch uint64, at failover.Time) {
 	t.at = max(t.at, at)
 }
 
-func (d *Driver) note(group, words string) {
-	d.log.Info("group", "group", group, "what", words)
+func (d *Driver) note(group, words string) { d.noteAt(slog.LevelInfo, group, words) }
+
+func (d *Driver) noteAt(level slog.Level, group, words string) {
+	d.log.Log(context.Background(), level, "group", "group", group, "what", words)
 	d.eventsMu.Lock()
 	defer d.eventsMu.Unlock()
 	d.events = append(d.events, GroupEvent{d.c.Wall().UTC(), group, words})

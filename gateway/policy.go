@@ -65,7 +65,7 @@ func (g *Gateway) firstPolicy() error {
 		return nil
 	}
 	if len(g.o.Policy) == 0 {
-		return errors.New("no policy: none is kept in the data directory, so give one with --policy FILE")
+		return errors.New("no policy: none is kept in the data directory, so give one with --policy FILE, or join a cluster before the start (demarc cluster join), which brings its own")
 	}
 	p, v, err := g.compile(g.o.Source, g.o.Policy, nil)
 	if err != nil {

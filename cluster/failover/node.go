@@ -157,6 +157,7 @@ type (
 	Tell struct {
 		Group, Words string
 		Refused      bool // what an operator asked for is not done
+		Warn         bool // somebody has to do something
 	}
 )
 
@@ -186,6 +187,7 @@ type plants struct {
 	moveOnce    bool // a move that meets another entry is forgotten
 	ownForgets  bool // a voter that has restarted promises a term though its log has a later one of its own last life
 	newFree     bool // a voter that is new says at once that it helps nobody
+	firstAlone  bool // a node that is a cluster of its own takes a group of which it has nobody else
 	oldViews    bool // a node that has restarted stands as its last life did until its first beat
 }
 

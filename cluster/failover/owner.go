@@ -55,6 +55,7 @@ type group struct {
 	claimed     uint64 // the epoch that it was told of
 	flight      Term   // the claim that was last proposed for this node
 	flightAt    uint64 // against which Rev
+	apart       Time   // since when its other nodes are none of this cluster's; 0 = they are
 	since       Time   // since when it might take over; 0 = it might not
 	marker      Time   // when its digest was last equal
 	marked      uint64

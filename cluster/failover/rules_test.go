@@ -588,3 +588,71 @@ func TestWhoServesUnagreedKnowsNothing(t *testing.T) {
 		t.Errorf("forced, after a minute in which nobody was heard: serves %v, %+v", served, k)
 	}
 }
+
+// TestFirstTerm: two nodes of a group that are each a cluster of its own, as one that was started before it has joined, do not both take it. As soon as they vote in one cluster, one of them does; and an operator may say it.
+func TestFirstTerm(t *testing.T) {
+	at := func(ms int) Time { return Time(1e9).Add(time.Duration(ms) * time.Millisecond) }
+	claims := func(plant bool, nodes, voters []string, force bool) (claimed bool, said string) {
+		n := New(Config{"b", 9, Default}, at(0))
+		n.plant.firstAlone = plant
+		warned := 0
+		do := func(now Time, e Event) {
+			for _, a := range n.Step(now, e) {
+				switch a := a.(type) {
+				case Propose:
+					claimed = claimed || a.Kind == KindClaim && a.Term.Node == "b"
+				case Tell:
+					if a.Warn {
+						warned++
+						said = a.Words
+					}
+				}
+			}
+		}
+		do(at(0), Voters{1, voters})
+		do(at(0), Groups{{Name: "g", Nodes: nodes}})
+		do(at(0), Agreed{})
+		if force {
+			do(at(1), Take{Group: "g"})
+		}
+		for i := 10; i < 4000; i += 10 {
+			do(at(i), Tick{})
+		}
+		if warned > 1 {
+			t.Errorf("it is said %d times: %s", warned, said)
+		}
+		if why := strings.Join(n.Status("g", 0, at(4000)).Why, "\n"); said != "" && !strings.Contains(why, said) {
+			t.Errorf("the log says %q, the status %q", said, why)
+		}
+		return claimed, said
+	}
+	for _, c := range []struct {
+		nodes, voters []string
+		force         bool
+		want          bool
+	}{
+		{[]string{"a", "b"}, []string{"b"}, false, false},
+		{[]string{"b", "a"}, []string{"b", "w"}, false, false},
+		{[]string{"b", "a"}, []string{"b"}, true, true},
+		{[]string{"b"}, []string{"b"}, false, true},
+		{[]string{"a", "b"}, []string{"a", "b", "w"}, false, true},
+		{[]string{"a", "b", "c"}, []string{"a", "b"}, false, true},
+		{[]string{"a", "b", "c"}, []string{"b"}, false, false},
+	} {
+		claimed, said := claims(false, c.nodes, c.voters, c.force)
+		if claimed != c.want {
+			t.Errorf("nodes %v, voters %v, force %v: claims it: %v, want %v", c.nodes, c.voters, c.force, claimed, c.want)
+		}
+		if !c.force && (said == "") != c.want {
+			t.Errorf("nodes %v, voters %v: it says %q", c.nodes, c.voters, said)
+		}
+		for _, o := range c.nodes {
+			if !c.want && o != "b" && !strings.Contains(said, o) {
+				t.Errorf("it does not name %s: %s", o, said)
+			}
+		}
+		if claimed, _ := claims(true, c.nodes, c.voters, c.force); !claimed {
+			t.Errorf("nodes %v, voters %v: with the rule left out it does not claim either: the test sees nothing", c.nodes, c.voters)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package failover
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -20,6 +21,17 @@ func (n *Node) follow(g *group, now Time) {
 		g.since = 0
 		return
 	}
+	if words := n.elsewhere(g); words != "" {
+		if g.since = 0; g.apart == 0 {
+			g.apart = max(now, 1)
+		}
+		if now.Sub(g.apart) > 10*n.t.Lease && g.stuck != "elsewhere" { // who joins, or reads its log, is told of the others soon
+			g.stuck = "elsewhere"
+			n.do(Tell{Group: g.name, Words: words, Warn: true})
+		}
+		return
+	}
+	g.apart = 0
 	n.ask(g, now)
 	right, cause := n.right(g, now)
 	if right == "" || n.served(g, now) {
@@ -47,6 +59,27 @@ func (n *Node) follow(g *group, now Time) {
 		}
 		n.propose(g, now, Entry{Kind: KindClaim, Term: n.me(g.at.Epoch + 1), Alone: n.want(g), Cause: cause, Why: right, Stale: stale})
 	}
+}
+
+// elsewhere says why a group that nobody here has owned may have an owner all the same; "" = it cannot. A node that was started before it has joined, or whose directory was moved away, is a
+// cluster of its own and knows nothing of the one that serves. So the first term of all needs a majority of the group's nodes among those that vote here: of two clusters one has it at most.
+func (n *Node) elsewhere(g *group) string {
+	if g.at.Epoch > 0 || n.plant.firstAlone {
+		return ""
+	}
+	var here, missing []string
+	for _, o := range g.conf.Nodes {
+		if n.votes(o) {
+			here = append(here, o)
+		} else {
+			missing = append(missing, o)
+		}
+	}
+	if len(here) > len(g.conf.Nodes)/2 {
+		return ""
+	}
+	return fmt.Sprintf("nobody serves it: of its nodes (%s) only %d of %d vote in this cluster, and the others may serve it in one of their own. Have %s join (demarc cluster join), or name other nodes in the policy; if certainly no other node serves it: `demarc group take %s --force` here",
+		strings.Join(g.conf.Nodes, ", "), len(here), len(g.conf.Nodes), strings.Join(missing, " and "), g.name)
 }
 
 // ask finds out whether the voters still help the owner, once it is silent for half a lease. A node that cannot hear the owner is no proof: a link

@@ -39,7 +39,10 @@ func (n *Node) Status(name string, commit time.Duration, now Time) Status {
 		}
 	}
 	why := func(format string, args ...any) { s.Why = append(s.Why, fmt.Sprintf(format, args...)) }
+	elsewhere := n.elsewhere(g)
 	switch v, ok := n.view(g.at.Node, g); {
+	case elsewhere != "":
+		s.Why = append(s.Why, elsewhere)
 	case g.at.Epoch == 0:
 		why("nobody has owned it yet")
 	case g.at.Node == n.name && !s.Serving:

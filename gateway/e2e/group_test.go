@@ -13,7 +13,7 @@ import (
 	"demarc/gateway/netlab/host"
 )
 
-// The example of a pair on one of its nodes, which serves both groups since it is a cluster of one. Hosts and the upstream router know the virtual addresses alone, and
+// The example of a pair on one of its nodes, which the other one has not joined: it serves neither group before an operator says so, because the other one might. Hosts and the upstream router know the virtual addresses alone, and
 // have ordinary neighbour caches: what comes to them of a group comes from its MACs. When the policy gives a group to the other node, nothing of it leaves any more; the node's own
 // addresses, and the other group, live on.
 func TestGroupOnTheWire(t *testing.T) {
@@ -45,6 +45,25 @@ func TestGroupOnTheWire(t *testing.T) {
 	}
 	r.start()
 	r.serve("upstream", "tcp-serve", "-addr", ":80", "-banner", "upstream")
+	r.until(5*time.Second, "the node says that it serves neither group", func() (bool, string) {
+		said := r.logged()
+		return strings.Count(said, "level=WARN msg=group") == 2 && strings.Contains(said, "group take west --force"), said
+	})
+	out, _, _ := r.cli("group")
+	if n := strings.Count(out, "only 1 of 2 vote in this cluster"); n != 2 || !strings.Contains(out, "demarc cluster join") {
+		t.Errorf("demarc group does not say why neither is served:\n%s", out)
+	}
+	for i, c := range captures {
+		check(t, c.CatchUp(5*time.Second))
+		if n := c.Seen(); n > 0 {
+			t.Errorf("%d frames of a group that nobody has taken were heard by %s: %x", n, places[i].ns, c.Frames()[0].Data)
+		}
+	}
+	for _, g := range []string{"east", "west"} {
+		if _, bad, status := r.cli("group", "take", g, "--force"); status != 0 {
+			t.Fatalf("group take %s --force: %s", g, bad)
+		}
+	}
 	connect := func(from, dst string) (a host.Attempt) {
 		r.wait(r.spawn(from, &a, "tcp-connect", "-dst", dst, "-timeout", "1s"))
 		return a
