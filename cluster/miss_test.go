@@ -91,7 +91,8 @@ const (
 	quick      = 350 * time.Millisecond
 )
 
-// TestSilentLeader: with the timers that every cluster has, a leader that is gone is replaced as soon as it is missed beside Raft; one whose datagrams are blocked stays the leader.
+// TestSilentLeader: with the timers that every cluster has, a leader that is gone is replaced as soon as it is missed beside Raft, and what it was asked is asked again then; one whose datagrams are blocked stays
+// the leader.
 func TestSilentLeader(t *testing.T) {
 	w := newDrivenAt(t, 0, []string{"gw-a", "gw-b", "wit"}, false, east())
 	var ms []*member
@@ -132,10 +133,28 @@ func TestSilentLeader(t *testing.T) {
 				others, rest = append(others, m), append(rest, w.boxes[j].name)
 			}
 		}
+		answered := make(chan error, len(others)) // a leader that is cut off never answers: nobody waits for it when another one leads
+		for _, m := range others {
+			go func() {
+				_, _, _, err := m.callLeading(t.Context(), ms[lead].id, ms[lead].address, request{Kind: askServed, Number: 1 << 40}, nil)
+				answered <- err
+			}()
+		}
+		time.Sleep(5 * time.Millisecond) // that it has got there makes it harder, and is not needed
 		began := time.Now()
 		w.network.Split(rest)
 		eventually(t, "another one leads", func() bool { return leader(others) >= 0 })
 		took := time.Since(began)
+		for range others {
+			select {
+			case err := <-answered:
+				if err == nil {
+					t.Error("the one that is cut off has answered")
+				}
+			case <-time.After(5 * time.Second): // a request itself has a minute
+				t.Fatal("an answer is waited for of a leader that is cut off, and another one leads")
+			}
+		}
 		all[blocked] = append(all[blocked], took)
 		if n := stood(ms) - before; blocked && n > 0 {
 			t.Errorf("round %d: %d times somebody stood because no datagram came through", i, n)
@@ -215,7 +234,7 @@ func TestToldDeath(t *testing.T) {
 		}
 		answered := make(chan error, 1)
 		go func() {
-			_, _, _, err := others[0].callLiving(t.Context(), ms[lead].id, ms[lead].address, request{Kind: askServed, Number: 1 << 40}, nil)
+			_, _, _, err := others[0].callLeading(t.Context(), ms[lead].id, ms[lead].address, request{Kind: askServed, Number: 1 << 40}, nil)
 			answered <- err
 		}()
 		time.Sleep(5 * time.Millisecond) // that it has got there makes it harder, and is not needed

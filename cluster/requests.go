@@ -371,12 +371,13 @@ func (n *Node) atLeader(ctx context.Context, q request, body []byte, here func(c
 	for {
 		var a answer
 		var out []byte
+		asked, address := n.st.Leader()
 		if n.st.Leads() || n.cfg.peers == nil {
 			a, out = here(ctx)
-		} else if id, address := n.st.Leader(); address != "" && !n.ended(id) {
+		} else if address != "" && !n.ended(asked) {
 			var err error
 			sent := false
-			a, out, sent, err = n.callLiving(ctx, id, address, q, body)
+			a, out, sent, err = n.callLeading(ctx, asked, address, q, body)
 			switch {
 			case err != nil && !sent:
 				a = answer{} // it did not get there: as good as no leader
@@ -397,7 +398,7 @@ func (n *Node) atLeader(ctx context.Context, q request, body []byte, here func(c
 		if err := n.out(); err != nil && unknown == "" {
 			return answer{}, nil, err
 		}
-		if !n.leaderAgain(ctx) {
+		if !n.leaderAgain(ctx, asked) {
 			if unknown != "" {
 				return answer{}, nil, fmt.Errorf("%w: %s", store.ErrUnknownOutcome, unknown)
 			}
@@ -411,32 +412,35 @@ const (
 	leaderLook  = 2 * time.Millisecond  // whether there is another one
 )
 
-// leaderAgain waits a while, or until another one leads than did when it was called; false = ctx has ended.
-func (n *Node) leaderAgain(ctx context.Context) bool {
-	was, _ := n.st.Leader()
+// leaderAgain waits a while, or until another one leads than was asked; false = ctx has ended.
+func (n *Node) leaderAgain(ctx context.Context, asked string) bool {
 	t := time.NewTicker(leaderLook)
 	defer t.Stop()
-	for end := time.Now().Add(leaderAgain); time.Now().Before(end); {
+	for end := time.Now().Add(leaderAgain); time.Now().Before(end) && !n.follows(asked); {
 		select {
 		case <-t.C:
 		case <-ctx.Done():
 			return false
 		}
-		if now, _ := n.st.Leader(); now != was && now != "" {
-			break
-		}
 	}
-	return true
+	return ctx.Err() == nil
 }
 
-// callLiving asks a member for as long as its process is not known to have ended: its connections may stay open for longer than a lease, while the kernel gives back its memory.
-func (n *Node) callLiving(ctx context.Context, id, address string, q request, body []byte) (a answer, out []byte, sent bool, err error) {
+// follows reports whether another one leads than a member, as far as this node knows.
+func (n *Node) follows(id string) bool {
+	now, _ := n.st.Leader()
+	return now != id && now != ""
+}
+
+// callLeading asks a member for as long as no other one leads, and its process is not known to have ended. A leader that is cut off never answers, and a claim of a group must not wait for it when there is
+// another one; and connections of a process that has ended may stay open for longer than a lease, while the kernel gives back its memory.
+func (n *Node) callLeading(ctx context.Context, id, address string, q request, body []byte) (a answer, out []byte, sent bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
 		t := time.NewTicker(leaderLook)
 		defer t.Stop()
-		for !n.ended(id) {
+		for !n.ended(id) && !n.follows(id) {
 			select {
 			case <-t.C:
 			case <-ctx.Done():
