@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -251,15 +250,15 @@ func (g *Gateway) lockPorts() error {
 	return nil
 }
 
-// lock makes sure that no other process serves the port's device, and has the device receive multicast. The lock is a name of the network
-// namespace; it and the membership end with the process, however it ends.
+// lock makes sure that no other process serves the port's device, and has the device receive multicast. Lock and membership end with the process,
+// however it ends.
 func (p *port) lock(ifindex int) error {
-	l, err := net.Listen("unix", fmt.Sprintf("@demarc-port-%d", ifindex))
-	if errors.Is(err, unix.EADDRINUSE) {
-		return fmt.Errorf("port %s: another demarc process serves %s: stop that one first", p.cfg.Name, p.cfg.Device)
+	l, err := LockPort(ifindex)
+	if held := (*PortHeldError)(nil); errors.As(err, &held) {
+		return fmt.Errorf("port %s: %w serves %s: stop that one first", p.cfg.Name, held, p.cfg.Device)
 	}
 	if err != nil {
-		return fmt.Errorf("port %s: lock: %w", p.cfg.Name, err)
+		return fmt.Errorf("port %s: %w", p.cfg.Name, err)
 	}
 	p.locks = append(p.locks, l)
 	m, err := hostnet.ReceiveAllMulticast(ifindex)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -21,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"demarc/configs"
+	"demarc/gateway"
 	"demarc/gateway/api"
 	"demarc/gateway/doctor"
 	"demarc/gateway/hostnet"
@@ -464,13 +466,25 @@ func TestFindings(t *testing.T) {
 	}
 }
 
+type closer func() error
+
+func (c closer) Close() error { return c() }
+
 func TestRelease(t *testing.T) {
 	was := thisMachine
 	defer func() { thisMachine = was }()
 	var released []int
 	refuse, left := error(nil), error(nil)
 	put, asked := "", ""
+	held, locked := map[int]error{}, 0
 	thisMachine = machine{
+		lock: func(i int) (io.Closer, error) {
+			if err := held[i]; err != nil {
+				return nil, err
+			}
+			locked++
+			return closer(func() error { locked--; return nil }), nil
+		},
 		settings: func(dir, device string, i int) (string, error) {
 			asked = fmt.Sprintf("%s %s %d", dir, device, i)
 			return put, left
@@ -482,7 +496,13 @@ func TestRelease(t *testing.T) {
 			}
 			return hostnet.Link{Index: i, Name: name}, nil
 		},
-		release: func(i int) error { released = append(released, i); return refuse },
+		release: func(i int) error {
+			if held[i] == nil && locked != 1 {
+				t.Errorf("the program of %d is taken off with %d locks held", i, locked)
+			}
+			released = append(released, i)
+			return refuse
+		},
 	}
 	none := filepath.Join(t.TempDir(), "none")
 	node := file(t, "n.toml", "schema = 1\nname = \"n\"\n[[port]]\nname = \"spare\"\ndevice = \"veth7\"\n[[interface]]\nname = \"i\"\nport = \"spare\"\naddresses = [\"203.0.113.1/24\"]\n")
@@ -504,10 +524,31 @@ func TestRelease(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			released = nil
 			r := call(t, t.Context(), "", append([]string{"release"}, c.args...)...)
-			if r.code != c.code || !strings.Contains(r.out+r.err, c.says) || !cmp.Equal(released, c.want) {
-				t.Errorf("exit %d, released %v, %s", r.code, released, r)
+			if r.code != c.code || !strings.Contains(r.out+r.err, c.says) || !cmp.Equal(released, c.want) || locked != 0 {
+				t.Errorf("exit %d, released %v, %d locks held, %s", r.code, released, locked, r)
 			}
 		})
+	}
+	// A gateway that serves the device and answers at no socket that is known here.
+	for err, says := range map[error]string{
+		&gateway.PortHeldError{PID: 71, Command: "demarc run --node /etc/other.toml"}: "device eth0 is served by another demarc process (71: demarc run --node /etc/other.toml): stop it first, or say --force",
+		&gateway.PortHeldError{}: "device eth0 is served by another demarc process: stop it first",
+		errors.New("no sockets"): "whether a gateway serves it cannot be found out: no sockets",
+	} {
+		held[3], released, asked = err, nil, ""
+		if r := call(t, t.Context(), "", "release", "eth0", "--socket", none); r.code != exitFailed || !strings.Contains(r.err, says) || released != nil || asked != "" {
+			t.Errorf("%v: released %v, %s", err, released, r)
+		}
+		_, known := err.(*gateway.PortHeldError)
+		if r := call(t, t.Context(), "", "release", "eth0", "--force", "--socket", none); (r.code == exitOK) != known || (released != nil) != known || asked != "" {
+			t.Errorf("by force, %v: released %v, settings of %q, %s", err, released, asked, r)
+		}
+	}
+	delete(held, 3)
+	// The socket of the node file, where the command line and the environment name none.
+	file2 := file(t, "n2.toml", "schema = 1\nname = \"n\"\n[api]\nsocket = \""+serve(t, &fake{})+"\"\n[[port]]\nname = \"wan\"\ndevice = \"eth0\"\n[[interface]]\nname = \"i\"\nport = \"wan\"\naddresses = [\"203.0.113.1/24\"]\n")
+	if r := call(t, t.Context(), "", "release", "wan", "--node", file2); r.code != exitFailed || !strings.Contains(r.err, "device eth0 is served by the gateway at ") {
+		t.Error(r)
 	}
 	asked = ""
 	refuse = errors.New("release device 3: somebody's (id 4, native) is not demarc's")

@@ -67,11 +67,12 @@ func writeFindings(w io.Writer, list *[]doctor.Finding) {
 // machine is what release touches; tests replace it.
 type machine struct {
 	link     func(name string) (hostnet.Link, error)
+	lock     func(ifindex int) (io.Closer, error)
 	release  func(ifindex int) error
 	settings func(dataDir, device string, ifindex int) (put string, err error)
 }
 
-var thisMachine = machine{hostnet.LinkByName, xsk.Release, gateway.ReleaseSettings}
+var thisMachine = machine{hostnet.LinkByName, gateway.LockPort, xsk.Release, gateway.ReleaseSettings}
 
 func (a *app) releaseCmd() *cobra.Command {
 	var node string
@@ -80,7 +81,7 @@ func (a *app) releaseCmd() *cobra.Command {
 		"Take demarc's XDP program off a network device, so that the kernel sees all of its traffic again. The program stays there, closed, when a\n"+
 			"gateway ends, so that nothing leaks while it is gone; only this takes it off. A program that is not demarc's is left alone.\n"+
 			"Settings of the device that a gateway changed and could not put back, because it was killed, are put back too; with --node when its\n"+
-			"data directory is not the default one. Refused while a gateway serves the device.",
+			"data directory is not the default one. Refused while a gateway serves the device, wherever that one has its socket.",
 		cobra.ExactArgs(1), func(cmd *cobra.Command, args []string) error {
 			p, err := a.device(cmd, args[0], node, force)
 			if err != nil {
@@ -89,6 +90,19 @@ func (a *app) releaseCmd() *cobra.Command {
 			l, err := thisMachine.link(p.device)
 			if err != nil {
 				return fmt.Errorf("device %s: %w: name a device that `ip link` shows, or a port with the --node file that names its device", p.device, err)
+			}
+			// The lock tells what no socket can: a gateway that serves the device holds it, wherever its data directory is. Nor does one start in between.
+			lock, err := thisMachine.lock(l.Index)
+			var held *gateway.PortHeldError
+			switch {
+			case err == nil:
+				defer lock.Close()
+			case !errors.As(err, &held):
+				return fmt.Errorf("device %s: whether a gateway serves it cannot be found out: %w", p.device, err)
+			case !force:
+				return fmt.Errorf("device %s is served by %s: stop it first, or say --force", p.device, clean(held.Error()))
+			default:
+				p.served = true
 			}
 			err = thisMachine.release(l.Index)
 			if err == nil {
@@ -125,12 +139,16 @@ type released struct {
 // device finds the network device of a port by the node file and by a node that runs here, and refuses one that is being served.
 func (a *app) device(cmd *cobra.Command, name, node string, force bool) (r released, err error) {
 	r = released{device: name, dataDir: configs.DefaultDataDir}
+	socket := a.socket
 	if node != "" {
 		n, err := readNode(cmd, node)
 		if err != nil {
 			return r, err
 		}
 		r.dataDir = n.DataDir
+		if !a.given("socket") && os.Getenv(socketEnv) == "" {
+			socket = n.API.Socket
+		}
 		for _, p := range n.Ports {
 			if p.Name == name {
 				r.device = p.Device
@@ -140,10 +158,10 @@ func (a *app) device(cmd *cobra.Command, name, node string, force bool) (r relea
 	ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Second)
 	defer cancel()
 	var served api.Ports
-	c := api.Dial(a.socket) // whatever node --server names: devices are this machine's
+	c := api.Dial(socket) // whatever node --server names: devices are this machine's
 	defer c.Close()
 	if err := c.Get(ctx, api.PathPorts, &served); err != nil {
-		return r, nil // nobody serves here
+		return r, nil // nobody who answers there; the lock tells the rest
 	}
 	for i := range served.Ports {
 		p := &served.Ports[i]
@@ -151,7 +169,7 @@ func (a *app) device(cmd *cobra.Command, name, node string, force bool) (r relea
 			continue
 		}
 		if !force {
-			return r, fmt.Errorf("device %s is served by the gateway at %s: stop it first, or say --force", p.Device, a.socket)
+			return r, fmt.Errorf("device %s is served by the gateway at %s: stop it first, or say --force", p.Device, socket)
 		}
 		r.device, r.served = p.Device, true
 		return r, nil

@@ -152,9 +152,13 @@ func TestRefuseSecondInstance(t *testing.T) {
 	var p host.Probe
 	stream := r.spawn(r.Alpha1.Name, &p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "500", "-duration", "3s")
 	time.Sleep(200 * time.Millisecond)
+	// Its ports are not given away, whichever socket is asked.
+	if _, err := r.Exec(netlab.GW, r.program, "release", netlab.AlphaPort, "--socket", filepath.Join(t.TempDir(), "none")); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("is served by another demarc process (%d: demarc", r.cmd.Process.Pid)) {
+		t.Errorf("release of a port that is served: %v", err)
+	}
 	second := rigOn(t, r.Topology, r.program, rigPolicy("", ""))
 	for why, x := range map[string]struct{ data, socket, want string }{
-		"same ports":      {second.data, second.socket, "another demarc process serves"},
+		"same ports":      {second.data, second.socket, "another demarc process ("},
 		"same everything": {r.data, r.socket, "another demarc"},
 	} {
 		second.write(second.node, rigNode(x.data, x.socket, ""))
