@@ -27,6 +27,7 @@ type Report struct {
 	Cut      int            `json:"cut"`                // of them, those that would end
 	Tenants  map[string]int `json:"tenants,omitempty"`  // cut, by tenant
 	Features []string       `json:"features,omitempty"` // that the text uses, sorted
+	Warnings []string       `json:"warnings,omitempty"` // of what can be served and is hardly meant
 }
 
 // Problem is one thing that is wrong with a text, or with the two files together.
@@ -178,6 +179,10 @@ func (n *Node) checkHere(ctx context.Context, source string, text []byte) answer
 	if len(r.Problems) > maxProblems {
 		r.More += len(r.Problems) - maxProblems
 		r.Problems = r.Problems[:maxProblems]
+	}
+	r.Warnings = r.Warnings[:min(len(r.Warnings), maxProblems)]
+	for i := range r.Warnings {
+		r.Warnings[i] = cut(r.Warnings[i], 1500)
 	}
 	for i := range r.Problems { // so that the answer stays within its bound, whatever the text holds
 		p := &r.Problems[i]

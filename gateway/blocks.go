@@ -169,16 +169,8 @@ func (g *Gateway) target(address string, s api.Side, gone bool) (p netip.Prefix,
 	return p, s == api.Side{}, zone, nil
 }
 
-// mistake says what speaks against blocking p.
-func (g *Gateway) mistake(p netip.Prefix, any bool, zone flow.TenantID) string {
-	v := g.view.Load()
-	wide := wideBlock4
-	if p.Addr().Is6() {
-		wide = wideBlock6
-	}
-	if p.Bits() < wide {
-		return fmt.Sprintf("%s is most of what there is", p)
-	}
+// own says which of the gateway's own addresses p holds; "" = none. Virtual ones are its own wherever the policy has them: whoever serves the group now, this node may in a moment.
+func own(v *snapshot.View, p netip.Prefix, any bool, zone flow.TenantID) string {
 	for i := range v.Ifaces {
 		f := &v.Ifaces[i]
 		if i == 0 || !f.Used || !any && f.Zone != zone {
@@ -189,6 +181,71 @@ func (g *Gateway) mistake(p netip.Prefix, any bool, zone flow.TenantID) string {
 				return fmt.Sprintf("%s is the gateway's own address on interface %s", a.Addr(), f.Name)
 			}
 		}
+		for j := range f.Groups {
+			for _, a := range virtualAddrs(&f.Groups[j]) {
+				if p.Contains(a) {
+					return fmt.Sprintf("%s is the virtual address of group %s on interface %s", a, f.Groups[j].Group.Name, f.Name)
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// own is the same of an entry; where its tenant is not there it holds nothing.
+func (b *blocked) own(v *snapshot.View) string {
+	if b.side.Tenant == "" {
+		return own(v, b.prefix, b.side == api.Side{}, flow.Backbone)
+	}
+	t := v.TenantByName(b.side.Tenant)
+	if t == nil {
+		return ""
+	}
+	return own(v, b.prefix, false, t.ID)
+}
+
+// warnOwn names what is blocked and has become the gateway's own address by the policy: it stays blocked, because somebody wanted that, and may have meant it.
+func (g *Gateway) warnOwn(was, now *snapshot.View) (warnings []string) {
+	g.blocks.mu.Lock()
+	defer g.blocks.mu.Unlock()
+	for _, b := range g.blocks.list {
+		why := b.own(now)
+		if why == "" || b.own(was) == why {
+			continue
+		}
+		left := time.Duration(0)
+		if now := g.clock.Now(); b.until > now {
+			left = time.Duration(b.until - now).Round(time.Second)
+		}
+		g.log.Warn("a blocked address is the gateway's own by this policy: it stays blocked", "addr", b.prefix.String(), "side", b.side.String(), "why", why, "for", left.String())
+		warnings = append(warnings, fmt.Sprintf("%s is blocked on %s for %s still, and %s: demarc unblock %s", text(b.prefix), b.side, left, why, b.unblock()))
+	}
+	return warnings
+}
+
+// unblock is what follows the command that ends it.
+func (b *blocked) unblock() string {
+	switch {
+	case b.side.Backbone:
+		return text(b.prefix) + " --backbone"
+	case b.side.Tenant != "":
+		return text(b.prefix) + " --tenant " + b.side.Tenant
+	}
+	return text(b.prefix)
+}
+
+// mistake says what speaks against blocking p.
+func (g *Gateway) mistake(p netip.Prefix, any bool, zone flow.TenantID) string {
+	v := g.view.Load()
+	wide := wideBlock4
+	if p.Addr().Is6() {
+		wide = wideBlock6
+	}
+	if p.Bits() < wide {
+		return fmt.Sprintf("%s is most of what there is", p)
+	}
+	if why := own(v, p, any, zone); why != "" {
+		return why
 	}
 	for _, h := range v.NextHops() {
 		if f := &v.Ifaces[h.Iface]; p.Contains(h.Addr) && (any || f.Zone == zone) {
@@ -320,9 +377,11 @@ func (g *Gateway) wireBlock(b *blocked) api.Block {
 	if now := g.clock.Now(); b.until > now {
 		out.Seconds = float64(b.until-now) / 1e9
 	}
-	if b.side.Tenant != "" && g.view.Load().TenantByName(b.side.Tenant) == nil {
+	v := g.view.Load()
+	if b.side.Tenant != "" && v.TenantByName(b.side.Tenant) == nil {
 		out.Idle = "the policy has no such tenant now"
 	}
+	out.Own = b.own(v)
 	return out
 }
 

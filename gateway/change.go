@@ -36,6 +36,8 @@ type outcome struct {
 	number  uint64
 	changes []api.Change
 	impact  impact
+
+	warnings []string
 }
 
 // outcomesKept is for how many revisions the outcome is remembered: an apply may learn late that its own was served and replaced.
@@ -46,6 +48,8 @@ type change struct {
 	cluster.Change
 	base   uint64   // the revision that it was held against
 	except []string // gateways whose problems stop nothing
+
+	warnings []string // of what can be served and is hardly meant
 }
 
 // serveRevision has the node serve what was agreed on: on its way forward, and on its way back. It returns when every worker does. The cluster's
@@ -77,7 +81,7 @@ func (g *Gateway) serveRevision(ctx context.Context, r command.Revision, text []
 		}
 	}
 	o := outcome{number: r.Number, changes: wireChanges(configs.Diff(g.policy, c.policy)), impact: c.impact}
-	w := wireRevision(&r)
+	w, was := wireRevision(&r), g.view.Load()
 	g.unkept = false
 	g.serve(c.policy, c.view, text, &w)
 	if err := g.waitFor(ctx, c.view.Gen); err != nil {
@@ -87,6 +91,7 @@ func (g *Gateway) serveRevision(ctx context.Context, r command.Revision, text []
 	if err := g.republishBlocks(ctx); err != nil {
 		return fmt.Errorf("it is served, but its tenants' blocked addresses are not taken up: %w", err)
 	}
+	o.warnings = g.warnOwn(was, c.view)
 	g.outcomes = append(g.outcomes, o)
 	g.outcomes = g.outcomes[max(0, len(g.outcomes)-outcomesKept):]
 	g.log.Info("policy applied", "revision", r.Number, "digest", w.Digest, "source", r.Source, "author", r.Author, "fate", string(r.Fate), "cut", o.impact.cut, "took", time.Since(start).String())
@@ -130,6 +135,9 @@ func (g *Gateway) checkText(ctx context.Context, c *change) (impact, error) {
 	if err := configs.CheckGroupsFollow(g.policy, p.policy, g.severalGateways()); err != nil {
 		return impact{}, g.ofLater(err)
 	}
+	if c.warnings, err = g.checkGroupNodes(p.policy); err != nil {
+		return impact{}, err
+	}
 	c.Text = withoutHeader(c.Text)
 	p.digest = command.Digest(c.Text)
 	if err := g.store.Prove(c.Text); err != nil {
@@ -141,6 +149,26 @@ func (g *Gateway) checkText(ctx context.Context, c *change) (impact, error) {
 	c.Name, c.Features = p.policy.Name, p.policy.Uses()
 	g.prepared = p
 	return p.impact, nil
+}
+
+// checkGroupNodes holds the groups of a policy against the members. Where nobody knows of any yet there is nothing to hold them against.
+func (g *Gateway) checkGroupNodes(p *configs.Policy) (warnings []string, err error) {
+	m, err := g.known()
+	if err != nil {
+		return nil, nil // nothing can be agreed on either
+	}
+	var members []configs.NodeName
+	for _, x := range m.State().Members {
+		members = append(members, configs.NodeName{Name: x.Name, Witness: x.Role == command.RoleWitness})
+	}
+	if len(members) == 0 {
+		return nil, nil
+	}
+	list, err := configs.CheckGroupNodes(p, members)
+	for i := range list {
+		warnings = append(warnings, list[i].Error())
+	}
+	return warnings, err
 }
 
 // propose checks a change, has the cluster agree on it, and returns when the node serves it.
@@ -179,6 +207,7 @@ func (g *Gateway) propose(ctx context.Context, start time.Time, c change) (*api.
 	}
 	if err == nil {
 		outcomeOf(a, &o, g.o.Node.Name)
+		a.Warnings = append(c.warnings, a.Warnings...)
 	}
 	return a, err
 }
@@ -251,7 +280,7 @@ func (g *Gateway) applied(ctx context.Context, m *member, start time.Time, r com
 	}
 	a := &api.Applied{Revision: wireRevision(&r), Changes: []api.Change{}, CutByTenant: map[string]int{}}
 	if o != nil { // else it was served already
-		a.Changes, a.Cut, a.CutByTenant = o.changes, o.impact.cut, o.impact.byTenant
+		a.Changes, a.Cut, a.CutByTenant, a.Warnings = o.changes, o.impact.cut, o.impact.byTenant, o.warnings
 	}
 	if err == nil {
 		if kerr := m.AwaitKept(ctx, r.Number); kerr != nil {
@@ -477,6 +506,9 @@ func (g *Gateway) difference(ctx context.Context, d *api.Diff, from *configs.Pol
 	}
 	d.Digest, d.Changes = digest(withoutHeader(text)), wireChanges(configs.Diff(from, p))
 	d.Same = len(d.Changes) == 0
+	if d.Warnings, err = g.checkGroupNodes(p); err != nil {
+		return err
+	}
 	i, err := g.impact(ctx, v, 100)
 	d.Cut, d.CutByTenant, d.Checked, d.Cuts = i.cut, i.byTenant, i.checked, i.cuts
 	return err

@@ -291,7 +291,7 @@ func (c compiler) Check(ctx context.Context, source string, text []byte) cluster
 	i, err := c.g.checkText(ctx, &ch)
 	c.g.mu.Unlock()
 	if err == nil {
-		return cluster.Report{Name: ch.Name, Features: ch.Features, Sessions: i.checked, Cut: i.cut, Tenants: i.byTenant}
+		return cluster.Report{Name: ch.Name, Features: ch.Features, Sessions: i.checked, Cut: i.cut, Tenants: i.byTenant, Warnings: ch.warnings}
 	}
 	var out cluster.Report
 	if f := (*api.Fault)(nil); errors.As(faultOf(err), &f) {

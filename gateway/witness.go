@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -240,6 +241,11 @@ func (w witnessBackend) change(ctx context.Context, c cluster.Change, except []s
 		a.Confirm = o.Revision.Confirm.Seconds()
 	}
 	for _, k := range o.Checked {
+		for _, text := range k.Report.Warnings { // each gateway has the same to say of the members
+			if !slices.Contains(a.Warnings, text) {
+				a.Warnings = append(a.Warnings, text)
+			}
+		}
 		a.Cut += k.Report.Cut
 		for t, cut := range k.Report.Tenants {
 			a.CutByTenant[t] += cut

@@ -84,6 +84,7 @@ type Block struct {
 	Seconds float64 `json:"seconds"`        // still to go
 	Dropped uint64  `json:"dropped"`        // packets, since it was blocked or the process started
 	Idle    string  `json:"idle,omitempty"` // why it blocks nothing now
+	Own     string  `json:"own,omitempty"`  // which of the gateway's own addresses it holds
 }
 
 // Blocks answers PathBlocks.

@@ -466,6 +466,8 @@ type Diff struct {
 	CutByTenant map[string]int `json:"cut_by_tenant"` // of Cut; tenants that lose none are left out
 
 	Nodes []Elsewhere `json:"nodes,omitempty"` // the other gateways of the cluster; what stands above is of the node that is asked
+
+	Warnings []string `json:"warnings,omitempty"` // what is hardly meant, a line each
 }
 
 // Elsewhere is what a policy would do on another gateway.
@@ -510,6 +512,8 @@ type Applied struct {
 	CutByTenant map[string]int `json:"cut_by_tenant"` // of Cut; tenants that lose none are left out
 
 	Nodes []Serves `json:"nodes,omitempty"` // every gateway of the cluster, this one too
+
+	Warnings []string `json:"warnings,omitempty"` // what is hardly meant, a line each
 }
 
 // Serves is what one gateway of a cluster has come to.

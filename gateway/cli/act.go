@@ -237,7 +237,7 @@ func (a *app) blocksCmd() *cobra.Command {
 func writeBlocks(w io.Writer, list []api.Block) {
 	t := newTable(w, "DROPPED", "ADDRESS", "SIDE", "STILL", "REMARK")
 	for _, b := range list {
-		t.row(b.Dropped, b.Address, b.Side.String(), seconds(b.Seconds), b.Idle)
+		t.row(b.Dropped, b.Address, b.Side.String(), seconds(b.Seconds), b.Idle+b.Own)
 	}
 	t.flush()
 }

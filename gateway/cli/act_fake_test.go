@@ -30,7 +30,8 @@ func (f *fake) Cut(_ context.Context, r api.CutRequest) (*api.Cut, error) {
 
 func someBlocks() []api.Block {
 	return []api.Block{{Address: "198.51.100.7", Seconds: 590, Dropped: 12345}, {Address: "203.0.113.0/28", Side: api.Side{Backbone: true}, Seconds: 61, Dropped: 3},
-		{Address: "198.18.10.9", Side: api.Side{Tenant: "gone"}, Seconds: 5000, Idle: "the policy has no such tenant now"}}
+		{Address: "198.18.10.9", Side: api.Side{Tenant: "gone"}, Seconds: 5000, Idle: "the policy has no such tenant now"},
+		{Address: "203.0.113.4", Seconds: 5000, Own: "203.0.113.4 is the virtual address of group east on interface transit"}}
 }
 
 func (f *fake) Blocks(context.Context) (*api.Blocks, error) {

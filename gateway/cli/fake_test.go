@@ -110,7 +110,7 @@ func (f *fake) Apply(_ context.Context, r api.ApplyRequest) (*api.Applied, error
 	}
 	rev := someRevision()
 	rev.Number++
-	return &api.Applied{Revision: rev, Changes: someChanges(), Cut: 1, CutByTenant: map[string]int{"alpha": 1}, Took: 0.0123, Confirm: r.Confirm}, nil
+	return &api.Applied{Revision: rev, Changes: someChanges(), Cut: 1, CutByTenant: map[string]int{"alpha": 1}, Took: 0.0123, Confirm: r.Confirm, Warnings: []string{`p.toml:12: group[1].nodes: "gw-bb" is no member of this cluster: did you mean "gw-b"?`}}, nil
 }
 
 func someRevision() api.Revision {

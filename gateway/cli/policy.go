@@ -270,6 +270,7 @@ func writeDiff(w io.Writer, d *api.Diff) {
 			fmt.Fprintf(w, "  %s\n", clean(p))
 		}
 	}
+	writeWarnings(w, d.Warnings)
 }
 
 func writeApplied(w io.Writer, d *api.Applied) {
@@ -283,6 +284,13 @@ func writeApplied(w io.Writer, d *api.Applied) {
 		fmt.Fprintf(w, "not confirmed: the revision before is served again in %s unless you run: demarc confirm %d\n", seconds(d.Confirm), d.Revision.Number)
 	}
 	writeNotKept(w, d.NotKept)
+	writeWarnings(w, d.Warnings)
+}
+
+func writeWarnings(w io.Writer, list []string) {
+	for _, text := range list {
+		fmt.Fprintf(w, "warning: %s\n", clean(text))
+	}
 }
 
 // writeNodes says who serves it, where there are several.

@@ -113,8 +113,14 @@ func TestGroupOnTheWire(t *testing.T) {
 
 	policy, err := examples.FS.ReadFile("pair.policy.toml")
 	check(t, err)
+	if out, bad, code := r.cli("block", "203.0.113.4", "for", "1m"); code != 1 || !strings.Contains(bad, "203.0.113.4 is the virtual address of group east on interface transit: say force") {
+		t.Errorf("block of a virtual address: status %d, %s%s", code, out, bad)
+	}
 	before := r.status()
-	r.apply(replace(t, string(policy), `nodes = ["gw-a", "gw-b"]    # the`, `nodes = ["gw-b"]    # the`))
+	a := r.apply(replace(t, string(policy), `nodes = ["gw-a", "gw-b"]    # the`, `nodes = ["gw-b"]    # the`))
+	if len(a.Warnings) != 2 || !strings.Contains(a.Warnings[0], `"gw-b" is no member of this cluster: did you mean "gw-a"?`) { // of west, which names gw-a too, nothing is meant
+		t.Errorf("nodes that are not there: %q", a.Warnings)
+	}
 	r.until(10*time.Second, "the group is let go of", func() (bool, string) {
 		a := connect("acme", "203.0.113.1:80")
 		return a.Banner == "", "acme still connects"

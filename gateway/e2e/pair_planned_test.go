@@ -68,6 +68,13 @@ func TestPairPlannedMoves(t *testing.T) {
 	if _, _, err := owner.Apply(t.Context(), file); err == nil || !strings.Contains(err.Error(), `leaves group "east", and every node would serve it`) {
 		t.Errorf("a policy without the group: %v", err)
 	}
+	// The witness serves none, whoever is asked.
+	check(t, os.WriteFile(file, []byte(replace(t, text, `["gw1", "gw2"]`, `["gw1", "gw2", "`+p.Witness.Name+`"]`)), 0o644))
+	for _, n := range []*nodes.Node{owner, p.Witness} {
+		if _, _, err := n.Apply(t.Context(), file); err == nil || !strings.Contains(err.Error(), `is a witness, which serves no group: gateways alone`) {
+			t.Errorf("a group of the witness's, asked of %s: %v", n.Name, err)
+		}
+	}
 	p.protected(owner)
 	p.agreed(owner)
 	p.release(count, conns, outside)
