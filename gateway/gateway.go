@@ -41,6 +41,7 @@ type Options struct {
 	NodeText []byte    // that Node was decoded from, for a ticket
 	Lines    *LogLines // that Log writes to as well, for a ticket; may be nil
 	Policy   []byte    // text of the policy given at start; served only when no applied one is kept
+	NoPolicy error     // why there is none although one was named; see KeepsPolicy
 	Source   string    // where that text came from
 	Version  string
 	Log      *slog.Logger

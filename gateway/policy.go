@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"reflect"
 	"time"
 
@@ -31,6 +32,9 @@ func standsFor(text []byte) uint64 {
 	h := sha256.Sum256(text)
 	return binary.LittleEndian.Uint64(h[:]) | 1
 }
+
+// KeepsPolicy reports whether a policy is kept in a node's data directory, which a start serves: an applied one, or the cluster's since the node has joined.
+func KeepsPolicy(n *configs.Node) bool { return revisions.Any(filepath.Join(n.DataDir, "policies")) }
 
 // firstPolicy serves the newest intact kept policy, else the one given at start, which keepFirst keeps when the start has succeeded.
 func (g *Gateway) firstPolicy() error {
@@ -65,6 +69,9 @@ func (g *Gateway) firstPolicy() error {
 		return nil
 	}
 	if len(g.o.Policy) == 0 {
+		if g.o.NoPolicy != nil {
+			return fmt.Errorf("no policy: none of those that are kept in %s can be read, and the one for a first start cannot either: %w", g.policiesDir(), g.o.NoPolicy)
+		}
 		return errors.New("no policy: none is kept in the data directory, so give one with --policy FILE, or join a cluster before the start (demarc cluster join), which brings its own")
 	}
 	p, v, err := g.compile(g.o.Source, g.o.Policy, nil)

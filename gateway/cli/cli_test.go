@@ -26,6 +26,7 @@ import (
 	"demarc/gateway/api"
 	"demarc/gateway/doctor"
 	"demarc/gateway/hostnet"
+	"demarc/gateway/revisions"
 	"demarc/gateway/xsk"
 )
 
@@ -637,8 +638,26 @@ func TestRunRefusesBadFiles(t *testing.T) {
 	if r.code != exitFailed || strings.Count(r.err, "\n") != 2 || !strings.Contains(r.err, "device dmnone0") || !strings.Contains(r.err, "device dmnone1") {
 		t.Errorf("exit %d, %s", r.code, r)
 	}
-	if r := call(t, t.Context(), "", "run", "--node", node, "--policy", filepath.Join(dir, "none")); r.code != exitFailed || !strings.Contains(r.err, "none: no such file") {
+	if r := call(t, t.Context(), "", "run", "--node", node, "--policy", filepath.Join(dir, "none")); r.code != exitFailed || !strings.Contains(r.err, "none: no such file or directory, and no policy is kept in "+dir+"/data: write one") {
 		t.Errorf("exit %d, %s", r.code, r)
+	}
+	// Once a policy is kept, its file is not missed: what stops this start is something else.
+	kept, err := revisions.Open(filepath.Join(dir, "data", "policies"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kept.Save([]byte("schema = 1\n"), revisions.Meta{}); err != nil {
+		t.Fatal(err)
+	}
+	if r := call(t, t.Context(), "", "run", "--node", node, "--policy", filepath.Join(dir, "none")); r.code != exitFailed || strings.Contains(r.err, "demarc: open") || !strings.Contains(r.err, "device dmnone0") ||
+		!strings.Contains(r.err, `msg="no policy file: what is kept is served"`) {
+		t.Errorf("exit %d, %s", r.code, r)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "folder"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if r := call(t, t.Context(), "", "run", "--node", node, "--policy", filepath.Join(dir, "folder")); r.code != exitFailed || !strings.Contains(r.err, "is a directory") {
+		t.Errorf("a file that cannot be read: exit %d, %s", r.code, r)
 	}
 }
 

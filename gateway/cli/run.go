@@ -33,8 +33,8 @@ func (a *app) runCmd() *cobra.Command {
 	var wait time.Duration
 	c := command("run --node FILE [--policy FILE]", "run the gateway until SIGINT or SIGTERM",
 		"Run the gateway on this machine until SIGINT or SIGTERM. SIGHUP changes nothing.\n\n"+
-			"The policy of --policy is served at the first start only. From then on the node serves the last policy that was applied to it,\n"+
-			"also after a crash; `demarc status` names it. Under systemd (Type=notify) the node says when it forwards.\n"+
+			"The policy of --policy is served at the first start only, and its file need not be there later. From then on the node serves the last policy that\n"+
+			"was applied to it, also after a crash; `demarc status` names it. Under systemd (Type=notify) the node says when it forwards.\n"+
 			"Each port is prepared: what its device does to packets is switched off, said in the log and by `demarc ports`, and put back at the end;\n"+
 			"not after SIGUSR1, which ends the gateway as well and says that the next one starts at once.\n"+
 			"With --wait a start that comes before the ports, as at boot, waits for them; without, a port that is missing or down is refused at once.\n"+
@@ -87,7 +87,14 @@ func (a *app) run(cmd *cobra.Command, node, policy string, wait time.Duration, b
 	signal.Ignore(syscall.SIGPIPE) // a log whose reader has gone is no reason to end; the default for standard error is to be killed
 	o := gateway.Options{Node: n, NodeText: text, Lines: lines, Version: a.version, Log: log, Break: broken, Seed: seed, Parent: above}
 	if policy != "" {
-		if o.Policy, o.Source, err = read(cmd, policy); err != nil {
+		o.Policy, o.Source, err = read(cmd, policy)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && gateway.KeepsPolicy(n): // it is for the first start alone, and a node that has joined never had one
+			o.NoPolicy, o.Source = err, ""
+			log.Info("no policy file: what is kept is served", "file", policy)
+		case errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("%w, and no policy is kept in %s: write one, or have this node join a cluster first (demarc cluster join)", err, n.DataDir)
+		case err != nil:
 			return err
 		}
 	}

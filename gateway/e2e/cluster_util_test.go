@@ -311,7 +311,11 @@ func (m *machine) enter(by *machine, replace string) {
 		args = []string{"cluster", "replace", replace, by.address, "--token", token, "--node", m.node}
 	}
 	m.must(args...)
-	m.start()
+	if m.witness {
+		m.start()
+		return
+	}
+	m.start("--policy", filepath.Join(m.dir, "none.toml")) // as the packaged unit does: a newcomer has no such file
 }
 
 func (m *machine) members() api.Members {

@@ -364,6 +364,7 @@ func TestUnitUnderSystemd(t *testing.T) {
 
 	w := s.watchLinks()
 	ids := s.xdpIDs()
+	check(t, os.Remove(m.at("/etc/demarc/policy.toml"))) // as on a node that has joined: what is kept is served
 	if out, err := m.ctl("restart", "demarc"); err != nil {
 		t.Fatalf("restart: %v\n%s", err, out)
 	}

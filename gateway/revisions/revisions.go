@@ -387,6 +387,12 @@ func (s *Store) numbers() ([]uint64, error) {
 	return out, nil
 }
 
+// Any reports whether a directory has a revision, intact or not. It makes nothing.
+func Any(dir string) bool {
+	n, err := (&Store{dir: dir, fs: disk{}}).numbers()
+	return err == nil && len(n) > 0
+}
+
 func (s *Store) read(n uint64) (Revision, error) {
 	data, err := s.fs.Read(s.path(n), int64(len(magic)+maxMeta+MaxText+256))
 	if err != nil {
