@@ -1,10 +1,13 @@
 package api
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -255,7 +258,12 @@ func (d *door) shake(raw net.Conn) {
 	err := c.HandshakeContext(ctx)
 	var p Peer
 	if err == nil {
-		p, err = d.r.Who(c.ConnectionState().PeerCertificates)
+		if p, err = d.r.Who(c.ConnectionState().PeerCertificates); err != nil {
+			d.turnAway(raw, d.r.Kind(err), err)
+			unauthorized(c, err)
+			part(raw, 2*time.Second)
+			return
+		}
 	}
 	if err != nil {
 		d.turnAway(raw, d.r.Kind(err), err)
@@ -289,6 +297,20 @@ func (d *door) shake(raw net.Conn) {
 	case <-d.end:
 		g.Close()
 	}
+}
+
+// unauthorized answers the first request of a client that TLS let in and Who does not, one that is revoked: no alert says why. The handshake's time bounds it.
+func unauthorized(c *tls.Conn, why error) {
+	lim := &io.LimitedReader{R: c, N: 16 << 10}
+	if _, err := http.ReadRequest(bufio.NewReader(lim)); err != nil {
+		return
+	}
+	b, err := json.Marshal(Error{Error: why.Error()})
+	if err != nil {
+		return
+	}
+	_, _ = fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", http.StatusUnauthorized, http.StatusText(http.StatusUnauthorized), mediaJSON, len(b), b)
+	_ = c.CloseWrite()
 }
 
 // part closes a connection so that what was said last arrives: a socket that is closed with unread bytes sends a reset, which overtakes it.

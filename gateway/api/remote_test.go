@@ -564,6 +564,8 @@ func TestATurnedGuestIsCut(t *testing.T) {
 			eventually(t, "its connections are closed", func() bool { return f.s.State().Connections == 1 })
 			if _, err := f.as("alice").Text(t.Context(), PathDrops); err == nil {
 				t.Error("it comes in again")
+			} else if f.barred != "" && (statusOf(err) != http.StatusUnauthorized || !strings.Contains(err.Error(), "alice was revoked")) {
+				t.Errorf("on a new connection a client that is revoked is told %v", err)
 			}
 			eventually(t, "all three connections, and the one after, are counted", func() bool {
 				return f.refused(transport.RefusedRevoked)+f.refused(transport.RefusedClock) == before+4
