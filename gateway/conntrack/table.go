@@ -94,6 +94,9 @@ func Bytes(capacity int) int {
 	return capacity*SessionSize + numBuckets(capacity)*bucketSize + (capacity*4+63)&^63
 }
 
+// Lines is how many lines of the index a table of that capacity has. In its memory they lie behind the sessions.
+func Lines(capacity int) int { return numBuckets(capacity) }
+
 // New lays a table over mem, which must be zeroed, aligned to 64 bytes, at least Bytes(capacity) long, and outlive the table.
 // The seed keys the hash; it should not be known to senders.
 func New(mem []byte, capacity int, seed uint64) (*Table, error) {

@@ -202,7 +202,7 @@ func BenchmarkTrial(b *testing.B) {
 		text := strings.NewReplacer("tenants = 8", "tenants = 1024").Replace(benchNode(288 << 10))
 		r := newRig(b, text, benchPolicy(1000))
 		for id := len(r.view.Tenants); id <= tenants; id++ {
-			r.view.Tenants = append(r.view.Tenants, &snapshot.Tenant{ID: flow.TenantID(id), Shared: &snapshot.Shared{}})
+			r.view.Tenants = append(r.view.Tenants, &snapshot.Tenant{ID: flow.TenantID(id), Shared: &snapshot.Shared{Words: &[2]police.Words{}}})
 		}
 		r.sh.Shaper = police.NewShaper(8192, 2*(snapshot.MaxTenantID(r.node)+1))
 		fl := &flood{r: r, flows: 256 << 10, template: udp4(b, 1, "198.18.0.1", 1024, "203.0.113.11", 9)}

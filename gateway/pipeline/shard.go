@@ -232,6 +232,9 @@ func (sh *Shard) SetView(v *snapshot.View) {
 // View is the View that the shard works with.
 func (sh *Shard) View() *snapshot.View { return sh.view }
 
+// Gen is what the ViewGen of a session is that was judged under what holds now. Worker only.
+func (sh *Shard) Gen() uint32 { return sh.gen }
+
 // Settled reports whether every session has been judged under the current View.
 func (sh *Shard) Settled() bool { return !sh.stale }
 

@@ -91,6 +91,24 @@ func newRate(num, den uint64, burst time.Duration, maxN uint32, slack uint64) Ra
 	return r
 }
 
+// Numbers is a Rate as another executor reads it (struct rate in gateway/cruise/bpf/cruise.c): what take and cost go by. Little-endian, 40 bytes.
+type Numbers struct {
+	Mul                 uint64
+	Burst, Ahead, Slack int64
+	Max                 uint32
+	Shift, Fine         uint8
+	_                   [2]byte
+}
+
+// Numbers are those of r.
+func (r *Rate) Numbers() Numbers {
+	n := Numbers{Mul: r.mul, Burst: r.burst, Ahead: r.ahead, Slack: r.slack, Max: r.maxN, Shift: r.shift}
+	if r.fine {
+		n.Fine = 1
+	}
+	return n
+}
+
 // Unlimited reports whether r lets everything pass.
 func (r *Rate) Unlimited() bool { return r.mul == 0 }
 

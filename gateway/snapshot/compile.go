@@ -356,7 +356,7 @@ func (c *compiler) tenant(ct *configs.Tenant, id flow.TenantID, seen map[netip.P
 		prev = c.in.Prev.TenantByName(ct.Name)
 	}
 	t := &Tenant{ID: id, Name: ct.Name, DefaultOut: ct.DefaultOut != "deny" && ct.DefaultOut != "reject", DefaultTell: ct.DefaultOut == "reject",
-		Reject: rejects[ct.Reject], Shared: &Shared{Told: newTold(c.v.Workers)}, Prefixes: NewPrefixSet(ct.Prefixes), Inside: ct.Prefixes,
+		Reject: rejects[ct.Reject], Shared: &Shared{Words: &[2]police.Words{}, Told: newTold(c.v.Workers)}, Prefixes: NewPrefixSet(ct.Prefixes), Inside: ct.Prefixes,
 		Mapping: modes[ct.NAT.Mapping], Filtering: modes[ct.NAT.Filtering], Pooling: poolings[ct.NAT.Pooling], PerHost: ct.NAT.Ports == "blocks", StaticByInside: map[flow.Addr]uint32{}}
 	if prev != nil {
 		t.Shared = prev.Shared

@@ -4,11 +4,13 @@ import (
 	"reflect"
 	"sync/atomic"
 	"testing"
+
+	"demarc/gateway/police"
 )
 
 // Every word of Shared is copied, also one that somebody adds.
 func TestATwinCopiesAllThatTenantsShare(t *testing.T) {
-	from, to := new(Shared), new(Shared)
+	from, to := &Shared{Words: &[2]police.Words{}}, &Shared{Words: &[2]police.Words{}}
 	n := uint64(0)
 	var walk func(a, b reflect.Value, set bool)
 	walk = func(a, b reflect.Value, set bool) {
@@ -26,6 +28,12 @@ func TestATwinCopiesAllThatTenantsShare(t *testing.T) {
 			} else if got := b.Addr().Interface().(*atomic.Int64).Load(); got != int64(n) {
 				t.Errorf("word %d is %d", n, got)
 			}
+			return
+		case **[2]police.Words: // they lie elsewhere, and those of a twin too
+			if *x == *b.Addr().Interface().(**[2]police.Words) {
+				t.Error("the twin has the same rate words")
+			}
+			walk(a.Elem(), b.Elem(), set)
 			return
 		case **Hits: // counters: a twin has its own, which nobody reads
 			return

@@ -167,7 +167,7 @@ type Errors struct {
 
 // Shared is the state of a tenant that all workers share and that outlives a View.
 type Shared struct {
-	Words       [2]police.Words // by meter.Out, meter.In
+	Words       *[2]police.Words // by meter.Out, meter.In. A pointer, so that they can lie where another executor moves them too
 	SessionRate police.Word
 	Sessions    atomic.Int64    // live now, over all workers
 	Inbound     atomic.Int64    // of them, those that the backbone began
@@ -268,7 +268,7 @@ func (v *View) Twin() *View {
 			continue
 		}
 		n := *t
-		n.Shared = &Shared{Told: Told{Sent: nobody, Held: nobody}}
+		n.Shared = &Shared{Words: &[2]police.Words{}, Told: Told{Sent: nobody, Held: nobody}}
 		for d := range n.Rules {
 			n.Rules[d] = append([]Rule(nil), t.Rules[d]...)
 			for r := range n.Rules[d] {

@@ -1,0 +1,10 @@
+package bpf
+
+import (
+	"testing"
+
+	"demarc/gateway/archtest/regen"
+)
+
+// The committed object is what the source says.
+func TestGeneratedFilesAreCurrent(t *testing.T) { regen.Current(t, "cruise") }

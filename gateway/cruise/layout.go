@@ -1,0 +1,69 @@
+package cruise
+
+import (
+	"sync/atomic"
+
+	"demarc/gateway/police"
+)
+
+// The structs below are those of bpf/cruise.c. A test holds the two together by the types that the object carries.
+
+// worker is one worker's line.
+type worker struct {
+	until atomic.Uint64 // ns of CLOCK_BOOTTIME; past it nothing of the worker's table is carried
+	seed  uint64        // set at Open
+	gen   atomic.Uint32 // pipeline.Shard.Gen
+	up    atomic.Uint32 // not 0: all packets go up
+}
+
+// mark stands beside a session and says whether it is handed down.
+type mark struct {
+	down atomic.Uint64    // 1<<32 | Session.Gen, or 0
+	way  [2]atomic.Uint64 // per direction: Hop's generation << 32 | its number
+}
+
+// hop is how a frame leaves.
+type hop struct {
+	gen      atomic.Uint32 // 0 = nothing may leave here
+	port     uint16
+	vlan     uint16
+	mtu      uint16
+	dst, src [6]byte
+	zero     [10]byte
+}
+
+type iface struct {
+	here [4]uint64 // groups whose virtual MACs are taken here
+	mac  [6]byte
+	zone uint16
+	used uint8
+	zero [7]byte
+}
+
+type tenant struct {
+	words  [2]police.Words
+	queued [2]atomic.Uint32
+	voice  uint64
+	used   uint8
+	group  uint8
+	zero   [6]byte
+	rates  [2][3]police.Numbers // as the words: bits, packets, voice
+}
+
+type deadline struct{ until, epoch atomic.Uint64 }
+
+type settings struct {
+	Ahead                               int64
+	Port, Workers, Slots, Lines, Stride uint32
+	_                                   [4]byte
+}
+
+type volume struct{ Packets, Bytes uint64 }
+
+type counter struct{ N, At uint64 }
+
+const (
+	maxWorkers = 16 // MAX_WORKERS
+	vlansOf    = 4096
+	dirs       = 3
+)

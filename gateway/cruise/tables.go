@@ -1,0 +1,309 @@
+package cruise
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"demarc/gateway/conntrack"
+	"demarc/gateway/cruise/bpf"
+	"demarc/gateway/flow"
+	"demarc/gateway/lease"
+	"demarc/gateway/police"
+	"demarc/gateway/snapshot"
+)
+
+// SessionUnit is what the number of a worker's sessions must be a multiple of: so many fill a page, and each worker maps its own part.
+const SessionUnit = pageSize / conntrack.SessionSize
+
+const pageSize = 4096
+
+// Config says how large the tables are. They do not grow.
+type Config struct {
+	Seeds      []uint64 // of each worker's session table
+	Sessions   int      // of each worker, a multiple of SessionUnit
+	Ports      int
+	Interfaces int // the highest index
+	Tenants    int // the highest id
+	Hops       int
+	Ahead      int64 // of the kernel's CLOCK_BOOTTIME, ns: that of the process may be in a time namespace
+}
+
+// Tables are BPF arrays in memory that the process and the program have in common.
+type Tables struct {
+	cfg    Config
+	stride int // lines from one worker's index to the next
+	maps   map[string]*ebpf.Map
+	memory [][]byte // all that is mapped
+
+	sessionMem [][]byte
+	workers    []worker
+	marks      []mark
+	hops       []hop
+	ifaces     []iface
+	vlans      []uint64
+	tenants    []tenant
+	deadlines  *lease.Deadlines
+}
+
+// Open makes the tables. Nothing is handed down, no hop may be used, and no worker is fed: a program with them carries nothing.
+func Open(c Config) (t *Tables, err error) {
+	n := len(c.Seeds)
+	switch {
+	case unix.Getpagesize() != pageSize:
+		return nil, fmt.Errorf("cruise tables: pages of %d bytes, want %d", unix.Getpagesize(), pageSize)
+	case n < 1 || n > maxWorkers:
+		return nil, fmt.Errorf("cruise tables: %d workers, want 1 to %d", n, maxWorkers)
+	case c.Sessions < 1 || c.Sessions%SessionUnit != 0 || c.Sessions > conntrack.MaxCapacity/n:
+		return nil, fmt.Errorf("cruise tables: %d sessions for each of %d workers, want a multiple of %d and no more than %d in all", c.Sessions, n, SessionUnit, conntrack.MaxCapacity)
+	case c.Ports < 1 || c.Ports > math.MaxUint16 || c.Interfaces < 1 || c.Interfaces > math.MaxUint16 || c.Tenants < 1 || c.Tenants > math.MaxUint16 || c.Hops < 1:
+		return nil, fmt.Errorf("cruise tables: %d ports, %d interfaces, %d tenants, %d hops: want 1 to 65535 of each", c.Ports, c.Interfaces, c.Tenants, c.Hops)
+	}
+	spec, err := bpf.LoadCruise()
+	if err != nil {
+		return nil, err
+	}
+	t = &Tables{cfg: c, stride: pages(conntrack.Lines(c.Sessions)*lineSize) / lineSize, maps: map[string]*ebpf.Map{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("cruise tables: %w", err), t.Close())
+			t = nil
+		}
+	}()
+	for name, size := range map[string]int{
+		bpf.CruiseMapSessions: n * c.Sessions, bpf.CruiseMapBuckets: n * t.stride, bpf.CruiseMapMarks: n * c.Sessions, bpf.CruiseMapWorkers: n,
+		bpf.CruiseMapHops: c.Hops, bpf.CruiseMapIfaces: c.Interfaces + 1, bpf.CruiseMapVlans: c.Ports * vlansOf, bpf.CruiseMapTenants: c.Tenants + 1,
+		bpf.CruiseMapDeadlines: len(lease.Deadlines{}), bpf.CruiseMapVolumes: (c.Tenants + 1) * dirs, bpf.CruiseMapSent: c.Ports, bpf.CruiseMapDevices: c.Ports,
+	} {
+		m := spec.Maps[name].Copy()
+		m.MaxEntries = uint32(size)
+		if t.maps[name], err = ebpf.NewMap(m); err != nil {
+			return t, fmt.Errorf("make %s of %d: %w", name, size, err)
+		}
+	}
+	for w := range n {
+		mem, err := t.mapSessions(w)
+		if err != nil {
+			return t, fmt.Errorf("map the sessions of worker %d: %w", w, err)
+		}
+		t.sessionMem = append(t.sessionMem, mem)
+	}
+	for _, err := range []error{
+		lay(t, bpf.CruiseMapWorkers, &t.workers, n), lay(t, bpf.CruiseMapMarks, &t.marks, n*c.Sessions), lay(t, bpf.CruiseMapHops, &t.hops, c.Hops),
+		lay(t, bpf.CruiseMapIfaces, &t.ifaces, c.Interfaces+1), lay(t, bpf.CruiseMapVlans, &t.vlans, c.Ports*vlansOf), lay(t, bpf.CruiseMapTenants, &t.tenants, c.Tenants+1),
+	} {
+		if err != nil {
+			return t, err
+		}
+	}
+	var d []lease.Deadlines
+	if err = lay(t, bpf.CruiseMapDeadlines, &d, 1); err != nil {
+		return t, err
+	}
+	t.deadlines = &d[0]
+	for w, seed := range c.Seeds {
+		t.workers[w].seed = seed
+	}
+	return t, nil
+}
+
+const lineSize = 64
+
+func pages(n int) int { return (n + pageSize - 1) &^ (pageSize - 1) }
+
+// lay maps an array of n elements and lays *to over it.
+func lay[E any](t *Tables, name string, to *[]E, n int) error {
+	var e E
+	size := n * int(unsafe.Sizeof(e))
+	if one := int(t.maps[name].ValueSize()); one%8 != 0 || one != size/n && name != bpf.CruiseMapDeadlines {
+		return fmt.Errorf("map %s: %d bytes each, want %d", name, one, size/n)
+	}
+	mem, err := unix.Mmap(t.maps[name].FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("map %s: %w", name, err)
+	}
+	t.memory = append(t.memory, mem)
+	*to = unsafe.Slice((*E)(unsafe.Pointer(&mem[0])), n)
+	return nil
+}
+
+// mapSessions lays the two parts of a worker's table side by side, as conntrack.New wants them: sessions and index are parts of the two arrays, each of whole pages. Deadlines
+// of sessions come behind the index: in the rest of its last page, where the program never looks, and in memory of the process's own.
+func (t *Tables) mapSessions(w int) ([]byte, error) {
+	sessions, index := t.cfg.Sessions*conntrack.SessionSize, t.stride*lineSize
+	mem, err := unix.Mmap(-1, 0, max(pages(conntrack.Bytes(t.cfg.Sessions)), sessions+index), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, err
+	}
+	t.memory = append(t.memory, mem) // what is mapped over it goes with it
+	for _, p := range []struct {
+		name     string
+		at, size int
+	}{{bpf.CruiseMapSessions, 0, sessions}, {bpf.CruiseMapBuckets, sessions, index}} {
+		if _, err := unix.MmapPtr(t.maps[p.name].FD(), int64(w*p.size), unsafe.Pointer(&mem[p.at]), uintptr(p.size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
+			return nil, fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	return mem, nil
+}
+
+// Close unmaps and closes everything. Programs that are loaded keep the arrays, as they stand. Idempotent.
+func (t *Tables) Close() error {
+	var errs []error
+	for _, m := range t.memory {
+		errs = append(errs, unix.Munmap(m))
+	}
+	for _, m := range t.maps {
+		if m != nil {
+			errs = append(errs, m.Close())
+		}
+	}
+	*t = Tables{}
+	return errors.Join(errs...)
+}
+
+// SessionMem is the memory of a worker's session table, for pipeline.Config.
+func (t *Tables) SessionMem(w int) []byte { return t.sessionMem[w] }
+
+// Deadlines is until when this node serves each group.
+func (t *Tables) Deadlines() *lease.Deadlines { return t.deadlines }
+
+// Words are the rate words of a tenant: a View's Shared.Words points here.
+func (t *Tables) Words(id flow.TenantID) *[2]police.Words { return &t.tenants[id].words }
+
+// Feed says until when a worker looks after its sessions. The worker says so itself, after each turn.
+func (t *Tables) Feed(w int, until uint64) { t.workers[w].until.Store(until) }
+
+// Hold has all packets of a worker's sessions go up, or no longer.
+func (t *Tables) Hold(w int, up bool) {
+	var n uint32
+	if up {
+		n = 1
+	}
+	t.workers[w].up.Store(n)
+}
+
+// SetGen says what ViewGen the sessions of a worker have that may be carried (pipeline.Shard.Gen).
+func (t *Tables) SetGen(w int, gen uint32) { t.workers[w].gen.Store(gen) }
+
+// SetDevice says which device a port is; 0 = none.
+func (t *Tables) SetDevice(port uint16, ifindex int) error {
+	if ifindex == 0 {
+		if err := t.maps[bpf.CruiseMapDevices].Delete(uint32(port)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("take device out of port %d: %w", port, err)
+		}
+		return nil
+	}
+	if err := t.maps[bpf.CruiseMapDevices].Put(uint32(port), uint32(ifindex)); err != nil {
+		return fmt.Errorf("set device %d of port %d: %w", ifindex, port, err)
+	}
+	return nil
+}
+
+// SetView writes interfaces and tenants. No program may be carrying meanwhile: each worker is held, and no packet is under way that was begun before that.
+func (t *Tables) SetView(v *snapshot.View) error {
+	if len(v.Ifaces) > len(t.ifaces) || len(v.Tenants) > len(t.tenants) {
+		return fmt.Errorf("cruise tables: %d interfaces and %d tenants, with room for %d and %d", len(v.Ifaces), len(v.Tenants), len(t.ifaces), len(t.tenants))
+	}
+	clear(t.vlans)
+	clear(t.ifaces)
+	for i := range v.Ifaces[1:] {
+		f := &v.Ifaces[1+i]
+		if int(f.Port) >= t.cfg.Ports || f.VLAN >= vlansOf {
+			return fmt.Errorf("cruise tables: interface %s on port %d, VLAN %d, with room for %d ports", f.Name, f.Port, f.VLAN, t.cfg.Ports)
+		}
+		if !f.Used {
+			continue
+		}
+		x := &t.ifaces[f.Index]
+		x.mac, x.zone, x.used = f.MAC, uint16(f.Zone), 1
+		for _, p := range f.Groups {
+			if p.Group.Virtual {
+				x.here[p.Group.ID/64] |= 1 << (p.Group.ID % 64)
+			}
+		}
+		t.vlans[int(f.Port)*vlansOf+int(f.VLAN)] = uint64(f.Index)
+	}
+	for id := range t.tenants {
+		x, of := &t.tenants[id], v.Tenant(flow.TenantID(id))
+		if of == nil {
+			x.used = 0
+			continue
+		}
+		x.used, x.group, x.voice = 1, groupID(of.Group), of.VoiceDSCP
+		for d := range x.rates {
+			l := &of.Dir[d]
+			x.rates[d] = [3]police.Numbers{l.Bits.Numbers(), l.Packets.Numbers(), l.Voice.Numbers()}
+		}
+	}
+	return nil
+}
+
+func groupID(g *snapshot.Group) uint8 {
+	if g == nil {
+		return 0
+	}
+	return g.ID
+}
+
+// Queued says how many workers have packets of a tenant and direction waiting.
+func (t *Tables) Queued(id flow.TenantID, dir int, workers uint32) {
+	t.tenants[id].queued[dir].Store(workers)
+}
+
+// Hop is how frames leave towards one neighbour.
+type Hop struct {
+	Port, VLAN uint16
+	MTU        int // IP bytes
+	Dst, Src   [6]byte
+}
+
+// SetHop makes hop n lead elsewhere, and its generation another one: whatever was handed down with it goes up from now on.
+func (t *Tables) SetHop(n int, h Hop, gen uint32) error {
+	if n < 0 || n >= len(t.hops) || gen == 0 || int(h.Port) >= t.cfg.Ports || h.VLAN >= vlansOf-1 || h.MTU < 0 || h.MTU > math.MaxUint16 || gen == t.hops[n].gen.Load() {
+		return fmt.Errorf("cruise tables: hop %d of %d: %+v, generation %d", n, len(t.hops), h, gen)
+	}
+	x := &t.hops[n]
+	x.gen.Store(0)
+	x.port, x.vlan, x.mtu, x.dst, x.src = h.Port, h.VLAN, uint16(h.MTU), h.Dst, h.Src
+	x.gen.Store(gen)
+	return nil
+}
+
+// DropHop has nothing leave by a hop any more.
+func (t *Tables) DropHop(n int) { t.hops[n].gen.Store(0) }
+
+// HandDown has the program carry a session of worker w; hops are those of both directions. The session must suit. Worker only.
+func (t *Tables) HandDown(w int, slot uint32, se *conntrack.Session, hops [2]uint32) {
+	m := &t.marks[w*t.cfg.Sessions+int(slot)]
+	m.down.Store(0)
+	for dir, n := range hops {
+		m.way[dir].Store(uint64(t.hops[n].gen.Load())<<32 | uint64(n))
+	}
+	m.down.Store(1<<32 | uint64(se.Gen))
+}
+
+// CallBack has packets of a session go up again. One that is under way may still leave. Worker only.
+func (t *Tables) CallBack(w int, slot uint32) { t.marks[w*t.cfg.Sessions+int(slot)].down.Store(0) }
+
+// Suits reports whether the program can carry a session as the pipeline would: all that it does not ask itself. It must have been judged under v.
+func Suits(v *snapshot.View, se *conntrack.Session) bool {
+	t := v.Tenant(se.Tenant)
+	if t == nil || t.HostRates || se.Flags&(conntrack.FlagReplied|conntrack.FlagUnanswered) != conntrack.FlagReplied {
+		return false // limits of single hosts are the worker's alone; who is not answered is counted
+	}
+	if se.Proto != flow.UDP && (se.Proto != flow.TCP || se.State != conntrack.TCPEstablished) {
+		return false
+	}
+	for _, nh := range se.NextHop {
+		// What goes round by an address of ours comes from another interface than its next hop says, or from none.
+		if nh == snapshot.NoHop || v.Hop(nh).Kind != snapshot.HopForward || v.Dead(nh) {
+			return false
+		}
+	}
+	return true
+}
