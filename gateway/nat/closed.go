@@ -37,6 +37,7 @@ func (sp *Space) Close(id AddrID, c Class, word int, closed uint64) {
 	if opened == 0 {
 		return
 	}
+	opened &^= st.some[c][0][word].Load() & st.some[c][1][word].Load() // the others are known to who searches: whoever takes that back looks behind it whether they are open
 	for n := blockNo(word * 64); opened != 0; n, opened = n+1, opened>>1 {
 		if opened&1 != 0 {
 			st.offer(c, n, st.blocks[c][n].free.Load()&^st.reserved[c][n].Load())

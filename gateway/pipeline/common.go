@@ -30,6 +30,7 @@ type Common struct {
 	at      int            // of addrs, where Turn goes on
 	groups  [256]commonGroup
 	peers   map[string]*commonPeer
+	all     []*commonPeer // of peers, for what is done for each block
 	now     int64
 	lost    uint64 // how often a policy has ended what a stream has put here
 	name    string // this node's, see Reserve
@@ -239,7 +240,7 @@ func (c *Common) bind(a *commonAddr, class, part int) {
 	}
 	p.Mark = func(slot uint32) { c.mark(c.blockSlot(slot), true) }
 	p.Gone = func(slot uint32) {
-		for _, x := range c.peers {
+		for _, x := range c.all {
 			x.seqs[slot] = 0
 			x.s.Gone(c.blockSlot(slot))
 		}
@@ -275,7 +276,7 @@ func (c *Common) regroup(a *commonAddr, group uint8, now int64) {
 }
 
 func (c *Common) mark(slot uint32, early bool) {
-	for _, p := range c.peers {
+	for _, p := range c.all {
 		p.s.Mark(slot, early)
 	}
 }
@@ -294,12 +295,16 @@ func (c *Common) Peer(name string, life, key uint64, stream, of uint8, lim repli
 		p = &commonPeer{c: c, seqs: make([]uint64, len(c.addrs)*addrWords*64)}
 		p.s = replica.NewSender(p, int(c.Slots()), stream, of, life, key, lim)
 		c.peers[name] = p
+		c.all = append(c.all, p)
 	}
 	return p.s
 }
 
 // Drop ends it. Who waits for that standby's word waits on until Guard says otherwise: it may count as in sync still, and a new stream know nothing of what it has acknowledged.
-func (c *Common) Drop(name string) { delete(c.peers, name) }
+func (c *Common) Drop(name string) {
+	c.all = slices.DeleteFunc(c.all, func(p *commonPeer) bool { return p == c.peers[name] })
+	delete(c.peers, name)
+}
 
 // Guard says whether a standby may take a group over, or is about to: then a block has no mapping before that standby has acknowledged it. It is on before a copy is proposed to be in sync,
 // and off after it is agreed on that it is not.

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -426,4 +427,26 @@ func BenchmarkCommonTurn(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkHandOver is what a group with 65 public addresses costs the control side of who gives it up, and of who takes it over, where the copy is in sync.
+func BenchmarkHandOver(b *testing.B) {
+	wide := strings.Replace(testPolicy, `pool = ["192.0.2.16"]`, `pool = ["192.0.2.16", "198.51.100.128/26"]`, 1)
+	d := newSettledDuo(b, wide+testGroups+testHold)
+	var gave, took time.Duration
+	for range b.N {
+		d.await(func() bool { return d.candidate && d.own.c.Settled(1, d.by.name) })
+		d.own, d.by = d.by, d.own
+		d.epoch++
+		began := time.Now()
+		d.by.c.GiveUp(1, int64(d.now))
+		gave += time.Since(began)
+		began = time.Now()
+		d.own.c.TakeOver(1, d.epoch, Known{All: true}, int64(d.now))
+		took += time.Since(began)
+		d.begin()
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(gave.Microseconds())/1e3/float64(b.N), "ms-given-up")
+	b.ReportMetric(float64(took.Microseconds())/1e3/float64(b.N), "ms-taken")
 }

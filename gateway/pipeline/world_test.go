@@ -60,7 +60,7 @@ func newWorld(t testing.TB, workers int, policy string) *world {
 		t.Fatal(err)
 	}
 	node.Workers.Count = workers
-	w := &world{t: t, node: node, space: nat.NewSpace(16), neigh: fib.NewNeighbors(4096, 1), until: always(), now: 1e12}
+	w := &world{t: t, node: node, space: nat.NewSpace(96), neigh: fib.NewNeighbors(4096, 1), until: always(), now: 1e12}
 	w.view = compileView(t, node, w.space, nil, policy)
 	for _, f := range w.view.Ifaces[1:] {
 		for _, p := range f.Addrs {
