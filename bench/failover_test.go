@@ -44,7 +44,7 @@ func TestFailoverAccount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.gap != 149*time.Millisecond || f.before != 5*time.Millisecond || f.paused != 0 || f.excess != 144*time.Millisecond || f.away != 0 || f.moved != 0 || !f.handed() {
+	if f.gap != 149*time.Millisecond || f.callGap != 130*time.Millisecond || f.before != 5*time.Millisecond || f.paused != 0 || f.excess != 144*time.Millisecond || f.away != 0 || f.moved != 0 || !f.handed() {
 		t.Errorf("%+v", f)
 	}
 	if want := uint64(4*150 + 4*7); f.lost != want || len(f.calls) != 4 || f.calls[0] != 7 || f.data != [2]int{2, 20} || f.idle != [2]int{1, 20} || f.pings != [2]int{15, 400} || f.silence != 145*time.Millisecond || f.wrong != 0 {
@@ -59,6 +59,12 @@ func TestFailoverAccount(t *testing.T) {
 			func(f *failure) bool {
 				return f.away == 1 && f.gap > 1990*time.Millisecond && f.flow == "alpha 1 in" && slices.Equal(f.still, []string{"alpha 1 in"})
 			}},
+		{"a call that is silent for longer than any probe", func(a *account) { a.calls.Flows[1].Silences = []host.Silence{{From: at(1001), To: at(1201)}} },
+			func(f *failure) bool {
+				return f.gap == 149*time.Millisecond && f.flow == "alpha 0 out" && f.callGap == 180*time.Millisecond && f.call == "alpha 0 in" && f.excess == 175*time.Millisecond
+			}},
+		{"no probes", func(a *account) { a.probes = nil },
+			func(f *failure) bool { return f.gap == 130*time.Millisecond && f.callGap == f.gap }},
 		{"packets that came to another host", func(a *account) { a.calls.Wrong, a.calls.Example = 3, "what it was" },
 			func(f *failure) bool { return f.wrong == 3 && f.example == "what it was" }},
 		{"a call that does not come back", func(a *account) {
@@ -173,6 +179,7 @@ func TestFailoverFigures(t *testing.T) {
 	by, r, _ := failoverRun(t, "--rows", "kill,death/witness,keepalived/gated", "--data", "40", "--idle", "40", "--sample", "20")
 	is(t, by, "kill gap", 1, 4, 3000, true)
 	is(t, by, "kill gap-median", 1, 4, 3000, true)
+	is(t, by, "kill gap-calls", 1, 4, 3000, true)
 	is(t, by, "kill not-handed-over", 1, 0, 0, true)
 	is(t, by, "kill flows-not-back", 1, 0, 0, true)
 	is(t, by, "kill flows-on-another-session", 1, 0, 14, true)

@@ -338,7 +338,7 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 		return ""
 	}
 	ms := func(d time.Duration) float64 { return d.Seconds() * 1e3 }
-	gaps := collect(func(o *run) float64 { return ms(o.gap) })
+	gaps, calls := collect(func(o *run) float64 { return ms(o.gap) }), collect(func(o *run) float64 { return ms(o.callGap) })
 	switch {
 	case r.still:
 		q.add(r.name, "gap", "ms", gaps, "", 0)
@@ -349,11 +349,14 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 	case r.most > 0:
 		q.add(r.name, "gap", "ms", gaps, "max", r.most)
 		q.add(r.name, "gap-median", "ms", []float64{median(gaps)}, "median", r.median)
+		q.add(r.name, "gap-calls", "ms", calls, "max", r.most+ms(callEvery))
+		q.add(r.name, "gap-calls-median", "ms", []float64{median(calls)}, "median", r.median+ms(callEvery))
 	case r.once:
 		q.add(r.name, "gap", "ms", gaps, "", 0)
 		q.add(r.name, "failovers", "", collect(func(o *run) float64 { return float64(len(o.owners) - 1) }), "max", 1)
 	default:
 		q.add(r.name, "gap", "ms", gaps, "median", r.median)
+		q.add(r.name, "gap-calls", "ms", calls, "median", r.median+ms(callEvery))
 	}
 	q.add(r.name, "wrong-packets", "packets", collect(func(o *run) float64 { return float64(o.wrong) }), "max", 0)
 	if slices.ContainsFunc(runs, func(o run) bool { return o.pings[1] > 0 }) {
@@ -381,11 +384,11 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 		q.add(r.name, "fresh-lost-began-after", "connections", collect(func(o *run) float64 { return float64(o.fresh.after) }), "max", 0)
 		q.add(r.name, "fresh-failed", "connections", collect(func(o *run) float64 { return float64(o.fresh.failed) }), "max", 0)
 	}
-	var calls []float64
+	var losses []float64
 	for _, o := range runs {
-		calls = append(calls, o.calls...)
+		losses = append(losses, o.calls...)
 	}
-	q.add(r.name, "call-loss", "packets", calls, all(r.still && r.long == 0), 0)
+	q.add(r.name, "call-loss", "packets", losses, all(r.still && r.long == 0), 0)
 	q.add(r.name, "packets-lost", "packets", collect(func(o *run) float64 { return float64(o.lost) }), "", 0)
 	q.add(r.name, "offences", "", collect(func(o *run) float64 { return float64(len(o.faults)) }), "max", 0)
 	count := func(metric string, fn func(*run) bool, limit bool) {
@@ -431,7 +434,7 @@ func median(values []float64) float64 {
 
 // say tells of a run what it cost.
 func (o *run) String() string {
-	s := fmt.Sprintf("gap %.1f ms (%s), %.1f ms just before, senders paused %.1f ms; %d flows not back, %d on another session; lost %d of %d connections with data, %d of %d idle; %d of %d packets; %v", o.gap.Seconds()*1e3, o.flow, o.before.Seconds()*1e3, o.paused.Seconds()*1e3,
+	s := fmt.Sprintf("gap %.1f ms (%s), of calls %.1f ms (%s), %.1f ms just before, senders paused %.1f ms; %d flows not back, %d on another session; lost %d of %d connections with data, %d of %d idle; %d of %d packets; %v", o.gap.Seconds()*1e3, o.flow, o.callGap.Seconds()*1e3, o.call, o.before.Seconds()*1e3, o.paused.Seconds()*1e3,
 		o.away, o.moved, o.data[0], o.data[1], o.idle[0], o.idle[1], o.lost, o.sent, o.owners)
 	if o.fresh.tried > 0 {
 		s += fmt.Sprintf("; %d connections were open when it came, %d on their way, of both %d lost, the oldest open for %s; %d lost that began afterwards, %d of %d did not open", o.fresh.before, o.fresh.way, o.fresh.lost, o.fresh.age, o.fresh.after, o.fresh.failed, o.fresh.tried)

@@ -26,8 +26,10 @@ type account struct {
 
 // failure is what one run cost.
 type failure struct {
-	gap     time.Duration // of the worst flow and direction
+	gap     time.Duration // of the worst probe and direction; of the worst call's where there is no probe
 	flow    string        // that one
+	callGap time.Duration // of the worst call and direction: up to callEvery longer than nothing came through
+	call    string        // that one
 	before  time.Duration // the worst gap just before, of no more than that time: what the machine does by itself
 	excess  time.Duration // of the gap over that, and over what senders paused meanwhile
 	paused  time.Duration // the longest pause of a sender while the gap was measured
@@ -96,7 +98,10 @@ func (a *account) judge() (f failure, err error) {
 		}
 		worst, paused := seen.Worst(a.from, a.to)
 		earlier, _ := seen.Worst(a.from.Add(-before), a.from)
-		if worst.Gap >= f.gap {
+		if seen == a.calls {
+			f.callGap, f.call = worst.Gap, worst.Flow
+		}
+		if seen == a.probes || a.probes == nil {
 			f.gap, f.flow = worst.Gap, worst.Flow
 		}
 		f.paused, f.before = max(f.paused, paused), max(f.before, earlier.Gap)
@@ -122,7 +127,7 @@ func (a *account) judge() (f failure, err error) {
 		f.pings[0], f.pings[1] = f.pings[0]+p.Sent-p.Received, f.pings[1]+p.Sent
 		f.silence = max(f.silence, time.Duration(p.LongestMs*float64(time.Millisecond)))
 	}
-	f.excess = max(0, f.gap-max(f.paused, f.before))
+	f.excess = max(0, max(f.gap, f.callGap)-max(f.paused, f.before))
 	if f.frames = a.verdict.Frames; uint64(a.verdict.Marked) < received {
 		return f, fmt.Errorf("hosts got %d packets of flows, and the judge saw nodes send %d", received, a.verdict.Marked)
 	}
