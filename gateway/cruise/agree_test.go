@@ -319,12 +319,12 @@ var kinds = []kind{
 		r.then(func() { w.device(port, 1) })
 	}},
 	{name: "others wait", want: UpQueue, fits: func(r *round) bool { return r.d != meter.Inside }, make: func(w *world, r *round) {
-		w.tab.Queued(r.tenant.ID, int(r.d), 1)
-		r.then(func() { w.tab.Queued(r.tenant.ID, int(r.d), 0) })
+		w.tab.Words(r.tenant.ID)[r.d].Queued.Add(1)
+		r.then(func() { w.tab.Words(r.tenant.ID)[r.d].Queued.Add(-1) })
 	}},
 	{name: "others of the other direction wait", want: asPipeline, fits: func(r *round) bool { return r.d != meter.Inside }, make: func(w *world, r *round) {
-		w.tab.Queued(r.tenant.ID, int(1-r.d), 1)
-		r.then(func() { w.tab.Queued(r.tenant.ID, int(1-r.d), 0) })
+		w.tab.Words(r.tenant.ID)[1-r.d].Queued.Add(1)
+		r.then(func() { w.tab.Words(r.tenant.ID)[1-r.d].Queued.Add(-1) })
 	}},
 }
 
@@ -486,6 +486,9 @@ func (w *world) play(ps *programs, k *kind, before, after *[]byte) (what What, w
 	if s.Verdict == verdict.Queue { // the program leaves what waits to the worker
 		for q := range 2 {
 			w.shards[w.worker].Shaper.FlushQueue(int(r.tenant.ID)*2+q, func(*police.Item) {})
+			if n := r.tenant.Shared.Words[q].Queued.Load(); n > 1 || n != 0 && k.name != "others of the other direction wait" {
+				return what, fmt.Errorf("%d queues are counted", n)
+			}
 		}
 		w.restore(*before)
 	}

@@ -41,13 +41,12 @@ type iface struct {
 }
 
 type tenant struct {
-	words  [2]police.Words
-	queued [2]atomic.Uint32
-	voice  uint64
-	used   uint8
-	group  uint8
-	zero   [6]byte
-	rates  [2][3]police.Numbers // as the words: bits, packets, voice
+	words [2]police.Words
+	rates [2][3]police.Numbers // as the words: bits, packets, voice
+	voice uint64
+	used  uint8
+	group uint8
+	zero  [6]byte
 }
 
 type deadline struct{ until, epoch atomic.Uint64 }

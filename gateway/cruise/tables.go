@@ -250,11 +250,6 @@ func groupID(g *snapshot.Group) uint8 {
 	return g.ID
 }
 
-// Queued says how many workers have packets of a tenant and direction waiting.
-func (t *Tables) Queued(id flow.TenantID, dir int, workers uint32) {
-	t.tenants[id].queued[dir].Store(workers)
-}
-
 // Hop is how frames leave towards one neighbour.
 type Hop struct {
 	Port, VLAN uint16

@@ -1,6 +1,8 @@
 package police
 
 import (
+	"sync/atomic"
+
 	"demarc/gateway/undo"
 	"demarc/gateway/verdict"
 )
@@ -14,8 +16,12 @@ type Dir struct {
 	Shape         bool   // false: police, nothing waits
 }
 
-// Words are the shared state of a Dir.
-type Words struct{ Bits, Packets, Voice Word }
+// Words are the shared state of a Dir. Queued is how many shapers have packets of it waiting: whoever lets packets pass that go through no shaper asks it first, or
+// they would overtake. It is raised before the first packet waits, and lowered when the last one was handed on; a twin counts nothing.
+type Words struct {
+	Bits, Packets, Voice Word
+	Queued               atomic.Int64
+}
 
 // Item is a packet that waits, by its descriptor.
 type Item struct {
@@ -97,6 +103,22 @@ type queue struct {
 	pos     uint32  // in the heap, while waiting
 	next    uint32  // in the round, while ready
 	state   uint8
+	told    *Words // where Queued counts this queue, nil while it is idle
+}
+
+// wakes notes that a packet is about to wait in an idle queue.
+func (q *queue) wakes(w *Words) {
+	w.Queued.Add(1)
+	q.told = w
+}
+
+// rests makes an empty queue idle, which is out of round and heap.
+func (q *queue) rests() {
+	q.state, q.deficit = idle, 0
+	if q.told != nil {
+		q.told.Queued.Add(-1)
+		q.told = nil
+	}
 }
 
 type timer struct {
@@ -216,6 +238,8 @@ func (s *Shaper) hold(q uint32, d *Dir, w *Words, it *Item, now uint64, voice bo
 	}
 	if s.log != nil {
 		s.keep(q, f.tail)
+	} else if qu.state == idle {
+		qu.wakes(w)
 	}
 	i := s.free
 	nd := &s.nodes[i]
@@ -299,7 +323,7 @@ func (s *Shaper) Release(nowNs uint64, look func(q int) (*Dir, *Words), emit fun
 		switch {
 		case qu.fifo[0].items+qu.fifo[1].items == 0:
 			s.leave()
-			qu.state, qu.deficit = idle, 0
+			qu.rests()
 		case more == refused:
 			return n
 		case more == tooFast:
@@ -416,7 +440,7 @@ func (s *Shaper) FlushQueue(q int, drop func(*Item)) {
 	case ready:
 		s.unlink(uint32(q))
 	}
-	qu.state, qu.deficit = idle, 0
+	qu.rests()
 }
 
 // enter puts q at the end of the round.

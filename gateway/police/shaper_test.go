@@ -98,6 +98,17 @@ func (b *bed) check() {
 	for _, n := range b.dropped {
 		drops += n
 	}
+	for q := range b.words {
+		waiting := int64(0)
+		for _, s := range b.shapers {
+			if n, _ := s.HeldIn(q); n > 0 {
+				waiting++
+			}
+		}
+		if n := b.words[q].Queued.Load(); n != waiting {
+			b.t.Errorf("queue %d: packets wait in %d shapers, and %d are counted", q, waiting, n)
+		}
+	}
 	if len(b.out)+held+drops != len(b.born) {
 		b.t.Errorf("%d offered, %d sent, %d held, %d dropped", len(b.born), len(b.out), held, drops)
 	}

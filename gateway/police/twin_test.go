@@ -60,6 +60,11 @@ func TestATwinSaysTheSameAndLeavesNothing(t *testing.T) {
 			said = append(said, o)
 		}
 		log.Undo()
+		for q := range words {
+			if n, _ := s.HeldIn(q); (n > 0) != (words[q].Queued.Load() == 1) {
+				t.Fatalf("queue %d has %d, and %d are counted", q, n, words[q].Queued.Load())
+			}
+		}
 		for q := range words { // the words are whoever's who has the twin
 			words[q].Bits.Store(before[q][0])
 			words[q].Packets.Store(before[q][1])

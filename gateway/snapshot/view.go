@@ -298,6 +298,7 @@ func (s *Shared) copy(from *Shared) {
 		s.Words[d].Bits.Store(from.Words[d].Bits.Load())
 		s.Words[d].Packets.Store(from.Words[d].Packets.Load())
 		s.Words[d].Voice.Store(from.Words[d].Voice.Load())
+		s.Words[d].Queued.Store(from.Words[d].Queued.Load())
 		s.Unanswered[d].Store(from.Unanswered[d].Load())
 	}
 	s.SessionRate.Store(from.SessionRate.Load())

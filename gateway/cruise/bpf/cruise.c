@@ -101,14 +101,19 @@ struct rate {
 
 enum { BITS, PACKETS, VOICE, RATES };
 
+/* police.Words: shared with the workers, moved by compare-and-swap. */
+struct words {
+	u64 rates[RATES];
+	s64 queued; /* how many workers have a queue of it; theirs alone */
+};
+
 struct tenant {
-	u64 words[2][RATES];  /* by OUT, IN: shared with the workers, moved by compare-and-swap */
-	u32 queued[2];        /* how many workers have a queue of it */
-	u64 voice;            /* bit n: DSCP n is voice */
-	u8 used;
-	u8 group;             /* 0 = every node serves it */
-	u8 zero[6];
+	struct words words[2];       /* by OUT, IN */
 	struct rate rates[2][RATES];
+	u64 voice;                   /* bit n: DSCP n is voice */
+	u8 used;
+	u8 group;                    /* 0 = every node serves it */
+	u8 zero[6];
 };
 
 struct deadline { /* as in steer.c */
@@ -472,10 +477,10 @@ __attribute__((noinline)) int offer(u32 tenant, u32 dir, u32 n, u32 voice, u64 n
 	struct tenant *t = map_lookup(&tenants, &tenant);
 	if (!t || dir > IN)
 		return UP_TENANT;
-	if (ONCE(t->queued[dir]))
+	if (ONCE(t->words[dir].queued))
 		return UP_QUEUE;
 	struct rate *bits = &t->rates[dir][BITS], *packets = &t->rates[dir][PACKETS], *calls = &t->rates[dir][VOICE];
-	u64 *w = t->words[dir], at = now * 64; /* police.UnitsPerNs */
+	u64 *w = t->words[dir].rates, at = now * 64; /* police.UnitsPerNs */
 	voice = voice && conforms(calls, &w[VOICE], at, 0);
 	s64 sb = voice ? bits->slack : 0, sp = voice ? packets->slack : 0;
 	if (!conforms(packets, &w[PACKETS], at, sp) || !conforms(bits, &w[BITS], at, sb))
