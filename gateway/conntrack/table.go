@@ -111,7 +111,7 @@ func New(mem []byte, capacity int, seed uint64) (*Table, error) {
 		return nil, fmt.Errorf("session table: memory at %#x is not aligned to 64 bytes", uintptr(p))
 	}
 	t := &Table{seed: seed, n: uint64(numBuckets(capacity)), free: noSlot, pending: noSlot}
-	// The only unsafe of this package: the layout above laid over the memory handed in.
+	// The layout above laid over the memory handed in.
 	t.sessions = unsafe.Slice((*Session)(p), capacity)
 	p = unsafe.Add(p, capacity*SessionSize)
 	t.buckets = unsafe.Slice((*bucket)(p), int(t.n))

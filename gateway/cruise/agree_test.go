@@ -560,7 +560,7 @@ func TestBothExecutorsAgree(t *testing.T) {
 	roottest.Require(t)
 	rng := seeded(t)
 	for workers := 1; workers <= 2; workers++ {
-		w := newWorld(t, rng, workers)
+		w := newWorld(t, rng, workers, workers == 2)
 		w.populate(48)
 		ps, err := w.load(bpf.LoadCruise)
 		defer ps.close(t)

@@ -197,7 +197,7 @@ func TestEachCheckIsNeeded(t *testing.T) {
 	wg.Wait()
 	t.Logf("compiled in %v", time.Since(began))
 
-	w := newWorld(t, rng, 2)
+	w := newWorld(t, rng, 2, true)
 	w.populate(48)
 	for i, m := range mutants {
 		if objects[i] == nil {

@@ -145,6 +145,7 @@ type world struct {
 	buf    [4096]byte
 	worker int // that carried the last packet
 	live   []handed
+	shared bool
 }
 
 // handed is a session that is handed down.
@@ -161,7 +162,7 @@ func bootNow(t testing.TB) uint64 {
 	return uint64(ts.Nano())
 }
 
-func newWorld(t testing.TB, rng *rand.Rand, workers int) *world {
+func newWorld(t testing.TB, rng *rand.Rand, workers int, shared bool) *world {
 	t.Helper()
 	node, err := configs.DecodeNode("node.toml", []byte(testNode))
 	if err != nil {
@@ -172,7 +173,7 @@ func newWorld(t testing.TB, rng *rand.Rand, workers int) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, rng: rng, hops: map[Hop]int{}}
+	w := &world{t: t, rng: rng, hops: map[Hop]int{}, shared: shared}
 	links := make([]snapshot.Link, ports)
 	for i := range links {
 		links[i] = snapshot.Link{MAC: [6]byte{2, 0, 0, 0, 0, byte(0x10 * (i + 1))}, MTU: mtus[i]}
@@ -231,7 +232,7 @@ func newWorld(t testing.TB, rng *rand.Rand, workers int) *world {
 		w.tab.Deadlines().Write(g.ID, 1, 1<<64-1)
 	}
 	for i := range workers {
-		sh, err := pipeline.NewShard(pipeline.Config{Worker: i, SessionMem: w.tab.SessionMem(i), Sessions: capacity, NATMem: make([]byte, nat.Bytes(1024)+64), Mappings: 1024,
+		sh, err := pipeline.NewShard(pipeline.Config{Worker: i, SessionMem: w.tab.SessionMem(i), Sessions: capacity, Shared: w.shared, NATMem: make([]byte, nat.Bytes(1024)+64), Mappings: 1024,
 			PermitMem: make([]byte, nat.PermitBytes(capacity)+64), Tenants: snapshot.MaxTenantID(node), ShaperMax: 64, Seed: seeds[i], Space: space, Neighbors: neigh, Deadlines: w.tab.Deadlines()})
 		if err != nil {
 			t.Fatal(err)

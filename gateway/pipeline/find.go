@@ -47,7 +47,7 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 		if conntrack.Reopens(se, dir, &seg) {
 			return sh.reopen(s, slot, se, dir)
 		}
-		if r := conntrack.Track(se, dir, &seg); r != verdict.Pass {
+		if r := sh.track(se, dir, &seg); r != verdict.Pass {
 			s.Tenant = se.Tenant
 			return sh.drop(s, r)
 		}
@@ -71,6 +71,14 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 		sh.changed(slot, se)
 	}
 	return sh.forward(s, se, dir)
+}
+
+// track follows a segment.
+func (sh *Shard) track(se *conntrack.Session, dir int, seg *conntrack.Segment) verdict.Reason {
+	if sh.shared {
+		return conntrack.TrackShared(se, dir, seg)
+	}
+	return conntrack.Track(se, dir, seg)
 }
 
 // reopen takes a SYN that begins a new conversation on the tuple of one that is over, and judges it like any first packet. The mapping is

@@ -46,8 +46,11 @@ func (sh *Shard) forward(s *Slot, se *conntrack.Session, dir int) verdict.Verdic
 		if s.TCPFlags&packet.TCPRst == 0 { // an answer to what was not wanted keeps nothing alive (RFC 7857 section 7.1)
 			se.LastSeen[dir] = sh.tick
 		}
-		se.Packets[dir]++
-		se.Bytes[dir] += uint64(s.IPLen)
+		if sh.shared {
+			se.CountShared(dir, uint64(s.IPLen))
+		} else {
+			se.Count(dir, uint64(s.IPLen))
+		}
 	}
 	return v
 }

@@ -180,7 +180,7 @@ func (sh *Shard) laterFragment(s *Slot, d *frag.Datagram) verdict.Verdict {
 	}
 	if se.Proto == flow.TCP && d.TCPFlags&(packet.TCPSyn|packet.TCPRst) == 0 {
 		before, seg := se.State, continuation(s, d)
-		if r := conntrack.Track(se, dir, &seg); r != verdict.Pass {
+		if r := sh.track(se, dir, &seg); r != verdict.Pass {
 			return sh.drop(s, r)
 		}
 		if se.State != before {

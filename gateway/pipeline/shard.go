@@ -88,6 +88,7 @@ type Config struct {
 	Worker     int
 	SessionMem []byte
 	Sessions   int
+	Shared     bool // another executor carries packets of the sessions too: what both write is written atomically
 	NATMem     []byte
 	Mappings   int
 	PermitMem  []byte // nat.PermitBytes(Sessions); touched only where tenants filter by address
@@ -112,6 +113,7 @@ type Shard struct {
 	Neighbors *fib.Neighbors
 	Shaper    *police.Shaper
 	Meter     *meter.Shard
+	shared    bool
 
 	view     *snapshot.View
 	gen      uint32      // higher with each View and each takeover. A session whose ViewGen is another one is brought up to date before its next packet; 0 is that of a copy that nothing here has judged
@@ -195,6 +197,7 @@ func NewShard(c Config) (*Shard, error) {
 		Worker:   c.Worker, Sessions: st, NAT: ns, permits: permits, Space: c.Space, Neighbors: c.Neighbors,
 		Shaper: police.NewShaper(c.ShaperMax, tenants*2), Meter: meter.NewShard(tenants),
 		held: make([]held, tenants), tenures: make([]tenure, tenants), hosts: newHosts(c.Sessions, tenants, c.Seed), making: conntrack.NoMapping, keeping: conntrack.NoMapping, unborn: noSlot, ending: noSlot, poisons: poisons{seed: c.Seed ^ 0xd6e8feb86659fd93}, rnd: c.Seed | 1, echo: make([]police.Word, tenants),
+		shared:   c.Shared,
 		watch:    watching{drops: trace.NewRecorder()},
 		asked:    newAsked(),
 		until:    c.Deadlines,
