@@ -85,6 +85,9 @@ type Audit struct {
 	// Forgotten: lines between the index asked for and the first that is kept may have been there, and are gone.
 	Forgotten bool `json:"forgotten"`
 	Bound     int  `json:"bound"` // lines that are kept
+
+	Refused     []RefusedChange `json:"refused,omitempty"`      // changes that this node has refused since it started, the latest last
+	RefusedGone int             `json:"refused_gone,omitempty"` // of them, those that had to make room
 }
 
 // AuditLine is one change that somebody wanted.

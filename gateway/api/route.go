@@ -36,6 +36,8 @@ type route struct {
 	media        string       // of the answer
 	changes      bool         // something: who asked is logged
 
+	also func(s *Server, answer any) // adds what the server knows to a backend's answer; nil = nothing
+
 	// Of a route for tenants: narrow fits the query to the tenant or refuses it, only makes of an answer the part that is the tenant's. A route
 	// without them is for no tenant, whatever its role says.
 	narrow func(query any, tenant string) error
@@ -77,6 +79,9 @@ func ask[B, Q, A any](path string, least Role, does string, fn func(B, context.C
 				}
 			}
 			a, err := fn(any(s.cfg.Backend).(B), r.Context(), *q)
+			if err == nil && rt.also != nil {
+				rt.also(s, a)
+			}
 			if err != nil || tenant == "" {
 				return a, err
 			}
@@ -225,7 +230,11 @@ func (s *Server) enter(rt *route, w http.ResponseWriter, r *http.Request) {
 		if now := time.Now().Unix(); s.said.Swap(now) != now {
 			s.cfg.Log.Warn("request refused: the role is not enough", "by", p.Name, "from", p.From, "what", rt.path)
 		}
-		refuse(w, &Fault{Status: http.StatusForbidden, Err: fmt.Errorf("%s %s needs the role %s, and %s", rt.method, rt.path, rt.needs(), p.describe())})
+		err := &Fault{Status: http.StatusForbidden, Err: fmt.Errorf("%s %s needs the role %s, and %s", rt.method, rt.path, rt.needs(), p.describe())}
+		if rt.changes {
+			s.refused.add(time.Now(), p, rt.path, err)
+		}
+		refuse(w, err)
 		return
 	}
 	if p.Tenant != "" {
@@ -239,6 +248,7 @@ func (s *Server) enter(rt *route, w http.ResponseWriter, r *http.Request) {
 	err := rt.serve(s, w, r)
 	if rt.changes { // never what was sent: it may be long, and not for the log
 		if err != nil {
+			s.refused.add(time.Now(), p, rt.path, err)
 			s.cfg.Log.Info("change refused", "by", p.Name, "from", p.From, "what", rt.path, "status", statusOf(err))
 		} else {
 			s.cfg.Log.Info("change asked for and carried out", "by", p.Name, "from", p.From, "what", rt.path)
@@ -340,12 +350,15 @@ func statusOf(err error) int {
 }
 
 func refuse(w http.ResponseWriter, err error) {
-	e := Error{Error: err.Error()}
+	write(w, statusOf(err), Error{Error: err.Error(), Problems: problemsOf(err)})
+}
+
+func problemsOf(err error) []Problem {
 	var f *Fault
 	if errors.As(err, &f) {
-		e.Problems = f.Problems
+		return f.Problems
 	}
-	write(w, statusOf(err), e)
+	return nil
 }
 
 func write(w http.ResponseWriter, status int, v any) {

@@ -25,8 +25,8 @@ var routes = []*route{
 	get(PathHistory, RoleReadOnly, "The revisions that are kept, newest first: who, when, why, and what became of them.", Historian.History),
 	ask(PathRevision, RoleReadOnly, "One kept revision with its text; without a number the one that is served.",
 		func(b Historian, ctx context.Context, q RevisionQuery) (*Shown, error) { return b.Show(ctx, q.Number) }),
-	ask(PathAudit, RoleOperator, "Who wanted which change, and what came of it; the latest last.",
-		func(b Historian, ctx context.Context, q AuditQuery) (*Audit, error) { return b.Audit(ctx, q.After) }),
+	tellRefused(ask(PathAudit, RoleOperator, "Who wanted which change, and what came of it; the latest last.",
+		func(b Historian, ctx context.Context, q AuditQuery) (*Audit, error) { return b.Audit(ctx, q.After) })),
 	get(PathRevisions, RoleReadOnly, "The applied policies that are kept, newest first.", Supporter.Revisions),
 
 	get(PathBlocks, RoleReadOnly, "Addresses that are blocked for a while.", Actor.Blocks),

@@ -80,6 +80,7 @@ type Server struct {
 	crowded   atomic.Uint64 // connections on the socket and to the metrics that were closed at once, because there were too many
 	forbidden atomic.Uint64 // requests beyond their sender's role
 	said      atomic.Int64  // unix seconds of the last one that was logged
+	refused   refusedChanges
 }
 
 // Listen opens the sockets. A socket file that nobody serves any more is taken over; one that is served is an error.

@@ -127,7 +127,9 @@ func (a *app) auditCmd() *cobra.Command {
 	var after uint64
 	c := command("audit", "list who wanted which change, and what came of it",
 		"List every change that somebody wanted and that came to be decided on, the latest last: policies, confirmations, members, tokens; also those that were\n"+
-			"refused. As many lines as the cluster keeps (see demarc cluster keep). For an archive: --json, and --after with the last index that it has.",
+			"refused. As many lines as the cluster keeps (see demarc cluster keep). For an archive: --json, and --after with the last index that it has.\n"+
+			"Below stand the changes that the node which is asked has refused since it started (a policy with errors, a wrong request, a role that is not enough): nobody\n"+
+			"else has heard of those. What the cluster has refused stands in both.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
 			path := api.PathAudit
 			if after != 0 {
@@ -151,6 +153,19 @@ func writeAudit(w io.Writer, l *api.Audit) {
 			done = "no"
 		}
 		t.row(a.Index, a.Time.UTC().Format("2006-01-02 15:04:05"), a.Author, a.From, a.Kind, done, a.What)
+	}
+	t.flush()
+	if len(l.Refused) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nrefused by this node since it started:")
+	if l.RefusedGone > 0 {
+		fmt.Fprintf(w, "%s gone: %d are kept\n", plural(l.RefusedGone, "older line"), len(l.Refused))
+	}
+	t = newTable(w, "TIME", "TIMES", "AUTHOR", "FROM", "WHAT", "STATUS", "WHY")
+	for i := range l.Refused {
+		r := &l.Refused[i]
+		t.row(r.Time.UTC().Format("2006-01-02 15:04:05"), r.Times, r.Author, r.From, strings.TrimPrefix(r.What, "/v1/"), r.Status, r.Why)
 	}
 	t.flush()
 }

@@ -39,7 +39,7 @@ func (f *fake) Audit(_ context.Context, after uint64) (*api.Audit, error) {
 	return &api.Audit{Forgotten: true, Bound: 10_000, Lines: []api.AuditLine{
 		{Index: 7, Time: at, Author: "alice", From: "edge1, unix socket, pid 12", Kind: "confirm", What: "revision 4 is confirmed", OK: true},
 		{Index: 9, Time: at.Add(time.Minute), From: "edge2, 198.51.100.7", Kind: "revise", What: "conflict: revision 4 is served,\nnot 3", OK: false},
-	}}, f.refuse
+	}, RefusedGone: 3, Refused: []api.RefusedChange{{Time: at, Author: "bob", From: "unix socket, pid 77", What: api.PathApply, Status: 422, Why: "2 errors, the first: line 12: tenant[1].name", Times: 4}}}, f.refuse
 }
 
 func someHistory() *api.History {
