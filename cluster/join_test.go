@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"syscall"
@@ -91,4 +92,31 @@ func TestLetInAgain(t *testing.T) {
 	if ms[0].Problem() != "" || ms[1].Problem() != "who is that?" {
 		t.Errorf("%q, %q", ms[0].Problem(), ms[1].Problem())
 	}
+}
+
+// TestNewcomerServesTheLastAlone: the log comes to a newcomer, as to who was away, in pieces, each of which Raft takes for all that is agreed on. What was served in the middle of the
+// history is not served again, nor what was tried and not confirmed.
+func TestNewcomerServesTheLastAlone(t *testing.T) {
+	s := newSite(t)
+	first := s.host("gw1", command.RoleGateway).run()
+	begun(t, first)
+	last := ""
+	for i := range 150 { // Raft sends 64 at a time
+		last = fmt.Sprint("text ", i)
+		if i%8 != 7 {
+			revise(t, last, 0, first)
+			continue
+		}
+		r := revise(t, last, time.Hour, first)
+		if err := first.TakeBack(t.Context(), r.Number, command.Who{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := s.host("gw2", command.RoleGateway).enter(first, "")
+	eventually(t, "it serves "+last, func() bool { return m.gw.last() == last })
+	m.gw.set(func() {
+		if len(m.gw.texts) != 1 {
+			t.Errorf("it has served %q, want %q alone", m.gw.texts, last)
+		}
+	})
 }

@@ -32,6 +32,9 @@ type screen struct {
 	once    sync.Once
 	why     atomic.Pointer[string] // the last message that was refused; nil = one came after it that was not
 	said    atomic.Int64           // unix seconds of the last refusal that was logged
+
+	goal     atomic.Uint64 // pass: wo; what the first leader that was heard, or the first of a later term, said to be agreed on; 0 = none has
+	goalTerm uint64        // pass only: whose term that was
 }
 
 func newScreen(t Transport, log *slog.Logger) *screen {
@@ -93,9 +96,14 @@ func (c *screen) judge(command any) (out, answer any, err error) {
 		if len(q.Entries) == 0 && q.LeaderCommitIndex == 0 {
 			return q, nil, nil // a heartbeat
 		}
-		q, err = screenEntries(q, c.stand())
+		at, agreed := c.stand(), q.LeaderCommitIndex
+		q, err = screenEntries(q, at)
 		if err == nil {
 			c.why.Store(nil)
+			if agreed > 0 && q.Term >= at.term && q.Term > c.goalTerm {
+				c.goalTerm = q.Term
+				c.goal.Store(agreed)
+			}
 			return q, nil, nil
 		}
 		answer = &raft.AppendEntriesResponse{}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -605,4 +606,31 @@ func TestNewcomerAtLostAddress(t *testing.T) {
 		}
 	}
 	x.level(0, 1, 2)
+}
+
+// TestScreenRemembersTheGoal: what the first leader says to be agreed on is what a node has to reach; a message in pieces, a heartbeat and a leader whose term is over say nothing of it.
+func TestScreenRemembersTheGoal(t *testing.T) {
+	c := newScreen(nil, slog.New(slog.DiscardHandler))
+	at := standing{term: 5}
+	c.stand = func() standing { return at }
+	say := func(term, commit uint64, want uint64, what string) {
+		t.Helper()
+		q := &raft.AppendEntriesRequest{Term: term, LeaderCommitIndex: commit}
+		if commit > 0 {
+			q.Entries = []*raft.Log{{Index: 1, Term: 1}}
+		}
+		if _, answer, err := c.judge(q); answer != nil || err != nil {
+			t.Fatalf("%s: %v, %v", what, answer, err)
+		}
+		if got := c.goal.Load(); got != want {
+			t.Errorf("%s: the goal is %d, want %d", what, got, want)
+		}
+	}
+	say(5, 0, 0, "a heartbeat")
+	say(4, 90, 0, "a leader whose term is over")
+	say(5, 40, 40, "the first leader")
+	say(5, 55, 40, "the same leader, later")
+	at.term = 6
+	say(5, 60, 40, "its term is over")
+	say(6, 38, 38, "the next leader, which does not know yet that all of it is agreed on")
 }

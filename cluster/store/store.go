@@ -506,10 +506,11 @@ func (s *Store) Barrier(timeout time.Duration) error {
 }
 
 // CaughtUp reports whether State is what the cluster had agreed on when this node started, or later. Before, the log is being applied again
-// and states of long ago pass by. Without a majority it stays false: nobody can say what was agreed on.
+// and states of long ago pass by. Without a majority it stays false: nobody can say what was agreed on. What a leader said first that is agreed on counts: a newcomer, and
+// who was away for long, gets the log in pieces, each of which Raft takes for all that is agreed on.
 func (s *Store) CaughtUp() bool {
 	commit := s.raft.CommitIndex()
-	if commit == 0 {
+	if commit == 0 || commit < s.screen.goal.Load() {
 		return false
 	}
 	var l raft.Log
