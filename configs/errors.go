@@ -217,6 +217,9 @@ func nearest(word string, candidates []string) string {
 	return best
 }
 
+// Nearest is the candidate that was meant by a word that is none; "" = none is near.
+func Nearest(word string, candidates []string) string { return nearest(word, candidates) }
+
 // didYouMean is the Want text for nearest, or otherwise what stands in other.
 func didYouMean(word string, candidates []string, other string) string {
 	if n := nearest(word, candidates); n != "" {

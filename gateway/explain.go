@@ -102,8 +102,34 @@ func (b backend) explain(ctx context.Context, r *api.ExplainRequest) (*api.Expla
 	if last.Dropped() {
 		x.Verdict, x.Reason = verdict.Drop.String(), last.Reason.String()
 		_, x.Help = last.Reason.Words()
+		if last.Reason == verdict.NATNoPort {
+			x.Help = g.portsHelp(f, x.Help)
+		}
 	}
 	return x, nil
+}
+
+// portsHelp is what helps a tenant without a public port: no more addresses where those that there are rest.
+func (g *Gateway) portsHelp(f *snapshot.Iface, help string) string {
+	if f.Group == nil || g.common == nil {
+		return help
+	}
+	switch p := g.common.ports(f.Group.ID); {
+	case p.Rest > 0:
+		return fmt.Sprintf("public ports of group %s rest: %s", f.Group.Name, restWords(p))
+	case p.Waiting > 0:
+		return fmt.Sprintf("a port is given when another node of group %s has acknowledged that it is used: %d address pools wait for that", f.Group.Name, p.Waiting)
+	}
+	return help
+}
+
+// restWords says why new conversations get few public ports, or none.
+func restWords(p *api.GroupPorts) string {
+	line := fmt.Sprintf("this node took over without knowing which are in use; for %s new conversations get ", time.Duration(p.Rest*1e9).Round(time.Second))
+	if p.Reserve {
+		return line + "those of its reserve alone, one in 64"
+	}
+	return line + "none: its reserve may be in use too, or is not on disk as used yet"
 }
 
 // trial is a packet on its way through the workers. They are held one inside the other, and what was written is taken back while all are

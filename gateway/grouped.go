@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 
@@ -12,6 +13,7 @@ import (
 	"demarc/cluster/beat"
 	"demarc/cluster/command"
 	"demarc/cluster/failover"
+	"demarc/configs"
 	"demarc/gateway/api"
 )
 
@@ -185,10 +187,24 @@ func (m membership) MoveGroup(ctx context.Context, r api.MoveRequest) (*api.Grou
 		return nil, err
 	}
 	defer done()
+	if _, ok := n.State().Groups.Groups[r.Group]; !ok && m.group(r.Group) == 0 {
+		if near := configs.Nearest(r.Group, slices.Collect(maps.Keys(n.State().Groups.Groups))); near != "" {
+			return nil, &api.Fault{Status: http.StatusNotFound, Err: fmt.Errorf("there is no group %s: did you mean %s?", r.Group, near)}
+		}
+	}
 	if err := n.MoveGroup(ctx, r.Group, r.To, m.who(ctx)); err != nil {
 		return nil, refusedGroup(err)
 	}
-	return m.Groups(ctx)
+	// It is agreed on: what this node shows of it, and whether it serves, is a moment behind.
+	var out *api.Groups
+	awhile(ctx, func() bool {
+		if out, err = m.Groups(ctx); err != nil {
+			return true
+		}
+		i := slices.IndexFunc(out.Groups, func(g api.Group) bool { return g.Name == r.Group })
+		return i >= 0 && out.Groups[i].Owner == r.To && out.Groups[i].Serving == (r.To == m.name)
+	})
+	return out, err
 }
 
 // TakeGroup needs no majority and no open log: it is for when there is none.

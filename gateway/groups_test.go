@@ -157,6 +157,12 @@ func TestGroupsAreAnswered(t *testing.T) {
 	if _, err := m.MoveGroup(t.Context(), api.MoveRequest{Group: "east"}); err == nil || !strings.Contains(err.Error(), "name a group, and the node") {
 		t.Error(err)
 	}
+	if w := m.named(t.Context(), "gw-b"); len(w) != 2 || !strings.Contains(w[0]+w[1], "group east names gw-b still, which takes nothing over any more") {
+		t.Errorf("a node that two groups name is gone: %q", w)
+	}
+	if w := m.named(t.Context(), "gw-c"); len(w) != 0 {
+		t.Errorf("a node that no group names is gone: %q", w)
+	}
 	e, err := m.GroupEvents(t.Context())
 	if err != nil || e.Events == nil {
 		t.Errorf("%+v, %v", e, err)

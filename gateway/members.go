@@ -3,8 +3,10 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"time"
 
 	"demarc/cluster"
@@ -150,6 +152,21 @@ func (m membership) Keep(ctx context.Context, r api.KeepRequest) (*api.Kept, err
 	return m.Kept(ctx)
 }
 
+// awhile waits, for a second at most, until this node has heard of what was agreed on just now. An answer that comes before that is only older.
+func awhile(ctx context.Context, ok func() bool) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	t := time.NewTicker(2 * time.Millisecond)
+	defer t.Stop()
+	for !ok() {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // change makes one change and lists the members after it.
 func (m membership) change(ctx context.Context, r api.MemberRequest, fn func(n *cluster.Node, ctx context.Context, name string, who command.Who) error) (*api.Members, error) {
 	if r.Name == "" {
@@ -170,7 +187,28 @@ func (m membership) Remove(ctx context.Context, r api.MemberRequest) (*api.Membe
 	if r.Name == m.name {
 		return nil, api.BadRequest("%s is the node that you ask: demarc cluster leave", r.Name)
 	}
-	return m.change(ctx, r, (*cluster.Node).Remove)
+	out, err := m.change(ctx, r, (*cluster.Node).Remove)
+	if err == nil {
+		out.Warnings = m.named(ctx, r.Name)
+	}
+	return out, err
+}
+
+// named warns of groups of the policy that name a node which is no member any more.
+func (m membership) named(ctx context.Context, node string) (warnings []string) {
+	if m.driver == nil {
+		return nil
+	}
+	list, err := m.driver.Status(ctx)
+	if err != nil {
+		return nil
+	}
+	for _, s := range list {
+		if slices.Contains(s.Group.Nodes, node) {
+			warnings = append(warnings, fmt.Sprintf("group %s names %s still, which takes nothing over any more: name another node in the policy", s.Group.Name, node))
+		}
+	}
+	return warnings
 }
 
 func (m membership) Promote(ctx context.Context, r api.MemberRequest) (*api.Members, error) {
@@ -214,6 +252,10 @@ func (m membership) Revoke(ctx context.Context, r api.RevokeRequest) (*api.Membe
 	if err := n.Revoke(ctx, command.Revoke{Client: r.Client, Key: r.Key, Why: r.Why, Undo: r.Undo}, m.who(ctx)); err != nil {
 		return nil, refusedByMembers(err)
 	}
+	// Where another node leads, its answer may be here before the entry is, and the list would be the one before.
+	awhile(ctx, func() bool {
+		return r.Undo != slices.ContainsFunc(n.State().Revoked, func(v command.Revoked) bool { return v.Client == r.Client && v.Key == r.Key })
+	})
 	return m.Members(ctx)
 }
 

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,6 +43,19 @@ func TestReserveIsOpenWhenThatIsOnDisk(t *testing.T) {
 	time.Sleep(50 * time.Millisecond)
 	if p := x.ports(1); p.Rest < 100 || p.Reserve {
 		t.Errorf("before it is on disk: %+v", p)
+	}
+	told := 0
+	for i := range g.view.Load().Ifaces { // what explain says to who gets no port: more addresses are no help
+		f := &g.view.Load().Ifaces[i]
+		help := g.portsHelp(f, "more addresses")
+		if rests := f.Group != nil && f.Group.ID == 1; rests != strings.HasPrefix(help, "public ports of group ") || rests == (help == "more addresses") {
+			t.Errorf("interface %s: %q", f.Name, help)
+		} else if rests {
+			told++
+		}
+	}
+	if told == 0 {
+		t.Error("no interface is of a group whose ports rest")
 	}
 	if err := os.Mkdir(filepath.Dir(x.file), 0o700); err != nil {
 		t.Fatal(err)

@@ -52,14 +52,15 @@ type Kept struct {
 
 // Members answers PathMembers: the members as this node sees them.
 type Members struct {
-	Cluster string            `json:"cluster"`           // id; empty = not known yet
-	Node    string            `json:"node"`              // that answers
-	Address string            `json:"address,omitempty"` // where others reach it; empty = nowhere, it has no [cluster] section
-	Leader  string            `json:"leader,omitempty"`  // name; empty = nobody leads, nothing can be changed
-	Tokens  int               `json:"tokens"`            // that somebody may join by
-	Refused map[string]uint64 `json:"refused"`           // connections that this node let not in, by kind; every kind is there
-	Members []MemberState     `json:"members"`           // by name
-	Revoked []RevokedClient   `json:"revoked"`           // clients whose certificates are refused, oldest first
+	Cluster  string            `json:"cluster"`            // id; empty = not known yet
+	Node     string            `json:"node"`               // that answers
+	Address  string            `json:"address,omitempty"`  // where others reach it; empty = nowhere, it has no [cluster] section
+	Leader   string            `json:"leader,omitempty"`   // name; empty = nobody leads, nothing can be changed
+	Tokens   int               `json:"tokens"`             // that somebody may join by
+	Refused  map[string]uint64 `json:"refused"`            // connections that this node let not in, by kind; every kind is there
+	Members  []MemberState     `json:"members"`            // by name
+	Warnings []string          `json:"warnings,omitempty"` // of what was asked for and is hardly meant to stay so
+	Revoked  []RevokedClient   `json:"revoked"`            // clients whose certificates are refused, oldest first
 }
 
 // RevokedClient is a client whose certificates are refused before their end.

@@ -351,6 +351,7 @@ func (a *app) about(use, short, long, path, done string) *cobra.Command {
 		return show(a, cmd, &c, func(w io.Writer, c *api.Members) {
 			fmt.Fprintf(w, "%s %s\n", args[0], done)
 			writeMembers(w, c)
+			writeWarnings(w, c.Warnings)
 		})
 	}))
 }

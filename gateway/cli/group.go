@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -171,7 +172,7 @@ func writeGroups(w io.Writer, g *api.Groups) {
 				gap = ms(x.Expected)
 			}
 			if len(x.InSync) > 0 {
-				in = strings.Join(x.InSync, ", ")
+				in = inSync(x)
 			}
 			t.row(x.Name, x.ID, strings.Join(x.Nodes, ", "), owner, x.Epoch, cause, yes(x.Serving), left, x.Alone, in, gap)
 		}
@@ -226,6 +227,17 @@ func writeGroups(w io.Writer, g *api.Groups) {
 	}
 }
 
+// inSync names who may take over by what is agreed on. After a move that is who served before, whose copy begins anew: who says so here is not whole now.
+func inSync(x *api.Group) string {
+	list := slices.Clone(x.InSync)
+	for i, n := range list {
+		if slices.ContainsFunc(x.Copies, func(c api.GroupCopy) bool { return c.Node == n && !c.Whole }) {
+			list[i] += " (not whole now)"
+		}
+	}
+	return strings.Join(list, ", ")
+}
+
 // restLine says why new conversations get few public ports, or none.
 func restLine(p *api.GroupPorts) string {
 	line := fmt.Sprintf("this node took over without knowing which public ports are in use; for %s new conversations get ", time.Duration(p.Rest*1e9).Round(time.Second))
@@ -238,6 +250,9 @@ func restLine(p *api.GroupPorts) string {
 // copyLine is how the copy of a group's sessions at another node stands.
 func copyLine(c *api.GroupCopy) string {
 	line := fmt.Sprintf("copy at %s: %d records, %s behind", c.Node, c.Records, ms(c.Lag))
+	if !c.Whole && c.Records == 0 { // it lacks everything: by how long says nothing
+		line = fmt.Sprintf("copy at %s: none yet", c.Node)
+	}
 	switch {
 	case c.Whole:
 		return line + ", whole"

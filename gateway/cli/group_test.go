@@ -59,3 +59,16 @@ func TestGroupChanges(t *testing.T) {
 		t.Errorf("%q, want %q", f.acted.groups, want)
 	}
 }
+
+// TestCopyWords: who may take over by what is agreed on and has no whole copy now is told so in the same line, and a copy that never was has no age.
+func TestCopyWords(t *testing.T) {
+	g := &api.Group{InSync: []string{"gw1", "gw2"}, Copies: []api.GroupCopy{{Node: "gw1", Lag: 12599.039, Why: "copying, 0 %"}, {Node: "gw2", Records: 5, Lag: 0.002, Whole: true}}}
+	if got := inSync(g); got != "gw1 (not whole now), gw2" || g.InSync[0] != "gw1" {
+		t.Errorf("%q", got)
+	}
+	for i, want := range []string{"copy at gw1: none yet, NOT WHOLE: copying, 0 %", "copy at gw2: 5 records, 2 ms behind, whole"} {
+		if got := copyLine(&g.Copies[i]); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

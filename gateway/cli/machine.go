@@ -26,7 +26,7 @@ import (
 func (a *app) doctorCmd() *cobra.Command {
 	var node string
 	c := command("doctor [--node FILE]", "look at this machine and say what is wrong and the line that mends it",
-		"Look at the kernel, and with a node file at its ports, queues, offloads, MTU and memory, and print what was found: what is wrong comes with\n"+
+		"Look at the kernel, and with a node file at its ports, queues, offloads, MTU, memory and where it meets its cluster, and print what was found: what is wrong comes with\n"+
 			"the line that mends it. Changes nothing. Exit status 1 when the gateway could not start or would forward wrongly.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
 			var n *configs.Node

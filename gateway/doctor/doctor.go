@@ -57,7 +57,7 @@ type Doctor struct {
 // New returns a Doctor with all real instruments.
 func New() *Doctor { return &Doctor{Probe: xsk.Probe, Attached: xsk.Attached, sys: thisMachine()} }
 
-// Check looks and tells, in a fixed order: the machine, the workers, then port by port.
+// Check looks and tells, in a fixed order: the machine, where it meets its cluster, the workers, then port by port.
 func (d *Doctor) Check(node *configs.Node) []Finding {
 	d.out = nil
 	need := d.memoryNeeded(node)
@@ -66,6 +66,7 @@ func (d *Doctor) Check(node *configs.Node) []Finding {
 	d.memory(need)
 	d.clock()
 	if node != nil {
+		d.cluster(node)
 		queues := 0
 		links := d.links(node)
 		for _, l := range links {

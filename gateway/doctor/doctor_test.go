@@ -38,6 +38,7 @@ type fake struct {
 	bpfErr    error
 	xdpErr    error
 	node      configs.Node
+	places    map[netip.Addr]place
 }
 
 func healthy() *fake {

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"bytes"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -25,6 +26,7 @@ type system struct {
 	offloads   func(name string) (hostnet.Offloads, error)
 	xdp        func(ifindex int) (hostnet.XDPFeatures, error)
 	ephemeral  func() (lo, hi uint16, err error)
+	places     func() (map[netip.Addr]place, error)
 }
 
 func thisMachine() system {
@@ -56,7 +58,7 @@ func thisMachine() system {
 			}
 			return out, nil
 		},
-		link: hostnet.LinkByName, offloads: hostnet.ReadOffloads, xdp: hostnet.ReadXDPFeatures, ephemeral: hostnet.EphemeralRange,
+		link: hostnet.LinkByName, offloads: hostnet.ReadOffloads, xdp: hostnet.ReadXDPFeatures, ephemeral: hostnet.EphemeralRange, places: places,
 	}
 }
 

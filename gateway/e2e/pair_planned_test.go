@@ -4,6 +4,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -37,7 +38,16 @@ func TestPairPlannedMoves(t *testing.T) {
 	run := func(n *nodes.Node, args ...string) func() error {
 		return func() error { _, err := n.Run(t.Context(), args...); return err }
 	}
-	do("group move, asked of the other one", run(p.GW2, "group", "move", nodes.PairGroup, "gw2"))
+	if _, err := p.GW2.Run(t.Context(), "group", "move", "est", "gw2"); err == nil || !strings.Contains(err.Error(), "there is no group est: did you mean east?") {
+		t.Errorf("a group that there is not: %v", err)
+	}
+	do("group move, asked of the other one", func() error {
+		out, err := p.GW2.Run(t.Context(), "group", "move", nodes.PairGroup, "gw2")
+		if line := regexp.MustCompile(`(?m)^east +\d+ +gw1, gw2 +gw2 +\d+ +move +yes `); err == nil && !line.MatchString(string(out)) {
+			t.Errorf("the node that serves now answers a move with\n%s", out)
+		}
+		return err
+	})
 	do("node drain", run(p.Witness, "node", "drain", "gw2"))
 	check(t, run(p.GW2, "node", "undrain", "gw2")())
 	do("SIGTERM", p.GW1.Stop)
