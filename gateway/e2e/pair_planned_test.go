@@ -43,7 +43,7 @@ func TestPairPlannedMoves(t *testing.T) {
 	}
 	do("group move, asked of the other one", func() error {
 		out, err := p.GW2.Run(t.Context(), "group", "move", nodes.PairGroup, "gw2")
-		if line := regexp.MustCompile(`(?m)^east +\d+ +gw1, gw2 +gw2 +\d+ +move +yes `); err == nil && !line.MatchString(string(out)) {
+		if line := regexp.MustCompile(`(?m)^east +\d+ +gw1, gw2 +gw2 +\d+ +move +yes `); err == nil && !line.MatchString(out) {
 			t.Errorf("the node that serves now answers a move with\n%s", out)
 		}
 		return err
