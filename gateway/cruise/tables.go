@@ -40,6 +40,8 @@ type Tables struct {
 	maps   map[string]*ebpf.Map
 	memory [][]byte // all that is mapped
 
+	outer, inner *ebpf.Map // see Settle
+
 	sessionMem [][]byte
 	workers    []worker
 	marks      []mark
@@ -108,6 +110,13 @@ func Open(c Config) (t *Tables, err error) {
 	for w, seed := range c.Seeds {
 		t.workers[w].seed = seed
 	}
+	one := &ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}
+	if t.inner, err = ebpf.NewMap(one); err != nil {
+		return t, fmt.Errorf("make a map to settle by: %w", err)
+	}
+	if t.outer, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ArrayOfMaps, KeySize: 4, ValueSize: 4, MaxEntries: 1, InnerMap: one}); err != nil {
+		return t, fmt.Errorf("make a map of maps to settle by: %w", err)
+	}
 	return t, nil
 }
 
@@ -162,6 +171,9 @@ func (t *Tables) Close() error {
 			errs = append(errs, m.Close())
 		}
 	}
+	for _, m := range []*ebpf.Map{t.outer, t.inner} {
+		errs = append(errs, m.Close()) // also of nil
+	}
 	*t = Tables{}
 	return errors.Join(errs...)
 }
@@ -204,7 +216,7 @@ func (t *Tables) SetDevice(port uint16, ifindex int) error {
 	return nil
 }
 
-// SetView writes interfaces and tenants. No program may be carrying meanwhile: each worker is held, and no packet is under way that was begun before that.
+// SetView writes interfaces and tenants. No program may be carrying meanwhile: each worker is held, and Settle has returned since.
 func (t *Tables) SetView(v *snapshot.View) error {
 	if len(v.Ifaces) > len(t.ifaces) || len(v.Tenants) > len(t.tenants) {
 		return fmt.Errorf("cruise tables: %d interfaces and %d tenants, with room for %d and %d", len(v.Ifaces), len(v.Tenants), len(t.ifaces), len(t.tenants))
@@ -282,7 +294,17 @@ func (t *Tables) HandDown(w int, slot uint32, se *conntrack.Session, hops [2]uin
 	m.down.Store(1<<32 | uint64(se.Gen))
 }
 
-// CallBack has packets of a session go up again. One that is under way may still leave. Worker only.
+// Settle returns when no program is under way any more that began before: what was called back, held or dropped until then is so for every packet. The kernel waits for a
+// grace period before an update of a map of maps returns (maybe_wait_bpf_programs), because its caller wants to know the same. It takes some milliseconds, so
+// one call is for many sessions; any goroutine.
+func (t *Tables) Settle() error {
+	if err := t.outer.Put(uint32(0), t.inner); err != nil {
+		return fmt.Errorf("wait for cruise programs under way: %w", err)
+	}
+	return nil
+}
+
+// CallBack has packets of a session go up again. One that is under way may still leave, until Settle. Worker only.
 func (t *Tables) CallBack(w int, slot uint32) { t.marks[w*t.cfg.Sessions+int(slot)].down.Store(0) }
 
 // Suits reports whether the program can carry a session as the pipeline would: all that it does not ask itself. It must have been judged under v.
