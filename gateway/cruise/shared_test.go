@@ -9,12 +9,9 @@ import (
 
 	"github.com/cilium/ebpf"
 
-	"demarc/gateway/conntrack"
 	"demarc/gateway/cruise/bpf"
 	"demarc/gateway/flow"
-	"demarc/gateway/meter"
 	"demarc/gateway/netlab/roottest"
-	"demarc/gateway/pipeline"
 	"demarc/gateway/verdict"
 )
 
@@ -28,13 +25,7 @@ func TestTwoWritersLoseNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := w.shards[0]
-	var se *conntrack.Session
-	for _, h := range w.live {
-		if x := sh.Sessions.At(h.slot); x.Proto == flow.UDP && pipeline.Direction(x, 0) == meter.Inside {
-			se = x
-		}
-	}
+	se, _ := w.inside(flow.UDP)
 	r := &round{form: w.form(se, 0)}
 	r.ttl, r.flags, r.payload = 255, 0x4000, 100
 	frame := w.build(r.form)

@@ -1,0 +1,85 @@
+package cruise
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"demarc/gateway/conntrack"
+	"demarc/gateway/cruise/bpf"
+	"demarc/gateway/flow"
+	"demarc/gateway/meter"
+	"demarc/gateway/netlab/roottest"
+	"demarc/gateway/pipeline"
+)
+
+// inside finds a session between two interfaces of one tenant, which is not translated, so that a hop may lead its packets back to where they came in.
+func (w *world) inside(proto uint8) (se *conntrack.Session, slot uint32) {
+	for _, h := range w.live {
+		if x := w.shards[0].Sessions.At(h.slot); x.Proto == proto && pipeline.Direction(x, 0) == meter.Inside {
+			return x, h.slot
+		}
+	}
+	w.t.Fatal("there is none")
+	return nil, 0
+}
+
+// BenchmarkCarry is what a packet costs in the program, as the kernel measures it: the same frame goes round until its hop limit is used up. The redirect itself is not in it.
+func BenchmarkCarry(b *testing.B) {
+	roottest.Require(b)
+	for name, proto := range map[string]uint8{"udp": flow.UDP, "tcp": flow.TCP} {
+		b.Run(name, func(b *testing.B) {
+			w := newWorld(b, rand.New(rand.NewPCG(1, 1)), 1, true)
+			w.populate(16)
+			ps, err := w.load(bpf.LoadCruise)
+			defer ps.close(b)
+			if err != nil {
+				b.Fatal(err)
+			}
+			se, slot := w.inside(proto)
+			r := &round{form: w.form(se, 0)}
+			r.ttl, r.flags, r.payload, r.seq, r.ack, r.mac = 255, 0x4000, 18, se.TCPEnd[0], se.TCPEnd[1], r.iface.MAC
+			if err := w.tab.SetHop(200, Hop{Port: 0, VLAN: r.iface.VLAN, MTU: 1400, Dst: r.iface.MAC, Src: r.iface.MAC}, 1); err != nil {
+				b.Fatal(err)
+			}
+			w.tab.HandDown(0, slot, se, [2]uint32{200, 200})
+			frame, p := w.build(r.form), ps[r.iface.Port]
+			const rounds = 254 // all but the last of 255
+			before, _, err := p.Count(Carried)
+			if err != nil {
+				b.Fatal(err)
+			}
+			ns, n := 0.0, uint64(0)
+			for b.Loop() {
+				_, each, err := p.prog.Benchmark(frame, rounds, func() {})
+				if err != nil {
+					b.Fatal(err)
+				}
+				ns += float64(each.Nanoseconds())
+				n++
+			}
+			after, _, err := p.Count(Carried)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if after-before != n*rounds {
+				b.Fatalf("%d of %d carried", after-before, n*rounds)
+			}
+			b.ReportMetric(ns/float64(n), "ns/packet")
+		})
+	}
+}
+
+// BenchmarkHandDown is what it costs to hand a session down and to call it back.
+func BenchmarkHandDown(b *testing.B) {
+	roottest.Require(b)
+	w := newWorld(b, rand.New(rand.NewPCG(1, 1)), 1, true)
+	w.populate(64)
+	sh := w.shards[0]
+	n := 0
+	for b.Loop() {
+		slot := w.live[n%len(w.live)].slot
+		w.tab.HandDown(0, slot, sh.Sessions.At(slot), [2]uint32{0, 1})
+		w.tab.CallBack(0, slot)
+		n++
+	}
+}
