@@ -79,7 +79,7 @@ func (c *policyCheck) groupID(where loc, g *Group, i int, ids map[int]int) {
 }
 
 func groupNodes(where loc, g *Group) {
-	where.missing("nodes", `the nodes that may serve it, the preferred one first, such as ["gw-a", "gw-b"]`)
+	where.missing("nodes", `the nodes that may serve it, the preferred one first, such as ["gw1", "gw2"]`)
 	nodes := where.key("nodes")
 	if len(g.Nodes) == 0 && where.has("nodes") && textAt(where, "nodes") {
 		nodes.bad(nil, "is empty", "who may serve it, the preferred one first")

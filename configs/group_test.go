@@ -16,7 +16,7 @@ pool = ["203.0.113.8"]
 [[group]]
 name = "east"
 id = 0x2a
-nodes = ["gw-a", "gw-b"]
+nodes = ["gw1", "gw2"]
 tenants = ["a"]
 [[group.address]]
 interface = "in"
@@ -29,7 +29,7 @@ addresses = ["203.0.113.8/24", "2001:db8::8/64"]
 // TestGroup: what is left out has its default, the addresses are those of RFC 9568, and a NAT address of the group's own tenant may be a virtual one.
 func TestGroup(t *testing.T) {
 	p := decodePolicy(t, grouped)
-	want := []Group{{Name: "east", ID: 42, Nodes: []string{"gw-a", "gw-b"}, Tenants: []string{"a"}, Stale: "serve", MAC: "virtual", Addresses: []GroupAddress{
+	want := []Group{{Name: "east", ID: 42, Nodes: []string{"gw1", "gw2"}, Tenants: []string{"a"}, Stale: "serve", MAC: "virtual", Addresses: []GroupAddress{
 		{"in", []netip.Prefix{netip.MustParsePrefix("198.18.0.1/24")}},
 		{"wan", []netip.Prefix{netip.MustParsePrefix("203.0.113.8/24"), netip.MustParsePrefix("2001:db8::8/64")}}}}}
 	if d := cmp.Diff(want, p.Groups, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
@@ -68,9 +68,9 @@ func TestDiffGroups(t *testing.T) {
 		want   string
 	}{
 		"same": {strings.NewReplacer(), ""},
-		"fields": {strings.NewReplacer("id = 0x2a", "id = 43\nalone = \"keep\"\nstale = \"wait\"\nprefer = true\nmac = \"port\"", `"gw-a", "gw-b"`, `"gw-b", "gw-a"`), `
+		"fields": {strings.NewReplacer("id = 0x2a", "id = 43\nalone = \"keep\"\nstale = \"wait\"\nprefer = true\nmac = \"port\"", `"gw1", "gw2"`, `"gw2", "gw1"`), `
 changed group "east" id: 42 -> 43
-changed group "east" nodes: gw-a,gw-b -> gw-b,gw-a
+changed group "east" nodes: gw1,gw2 -> gw2,gw1
 changed group "east" alone: none -> keep
 changed group "east" stale: serve -> wait
 changed group "east" prefer: false -> true
@@ -80,8 +80,8 @@ removed group "east" address: 198.18.0.1/24 on in
 removed group "east" address: 203.0.113.8/24 on wan
 added group "east" address: 198.18.0.2/24 on in`},
 		"another": {strings.NewReplacer(`"east"`, `"west"`), `
-removed group "east": id 42, nodes gw-a,gw-b, tenants a, 198.18.0.1/24 on in, 203.0.113.8/24 on wan, 2001:db8::8/64 on wan
-added group "west": id 42, nodes gw-a,gw-b, tenants a, 198.18.0.1/24 on in, 203.0.113.8/24 on wan, 2001:db8::8/64 on wan`},
+removed group "east": id 42, nodes gw1,gw2, tenants a, 198.18.0.1/24 on in, 203.0.113.8/24 on wan, 2001:db8::8/64 on wan
+added group "west": id 42, nodes gw1,gw2, tenants a, 198.18.0.1/24 on in, 203.0.113.8/24 on wan, 2001:db8::8/64 on wan`},
 	} {
 		if d := cmp.Diff(strings.TrimSpace(c.want), lines(Diff(old, decodePolicy(t, c.change.Replace(grouped))))); d != "" {
 			t.Errorf("%s:\n%s", name, d)
@@ -102,13 +102,13 @@ pool = ["203.0.113.8"]
 [[group]]
 name = "east"
 id = 1
-nodes = ["gw-a"]
+nodes = ["gw1"]
 tenants = ["a"]
 [[group.address]]
 interface = "in"
 addresses = ["198.18.0.1/24"]
 `)
-	want := `p.toml:13: group[1].nodes: "gw-a" is alone: name another node, which takes over when this one is gone
+	want := `p.toml:13: group[1].nodes: "gw1" is alone: name another node, which takes over when this one is gone
 p.toml:14: group[1].tenants: "a" has addresses that the backbone routes here, to one that does not move: a [[group.address]] on an interface of the backbone
 p.toml:14: group[1].tenants: "a" has interface "in2" without a virtual address: hosts there have an address as their router that does not move`
 	if d := cmp.Diff(want, p.Warnings().Error()); d != "" {
@@ -141,7 +141,7 @@ inside = "198.18.0.5"
 [[group]]
 name = "east"
 id = 1
-nodes = ["gw-a", "gw-b"]
+nodes = ["gw1", "gw2"]
 tenants = ["a"]
 [[group.address]]
 interface = "in"
@@ -151,7 +151,7 @@ interface = "wan"
 addresses = ["203.0.113.9/24", "203.0.113.50/24", "2001:db8::9/64"]
 `
 	node := `schema = 1
-name = "gw-a"
+name = "gw1"
 [[port]]
 device = "eth0"
 [port.host]
@@ -200,8 +200,8 @@ p.toml:28: group[1].address[1].addresses: "198.18.0.3/25" is in no network of th
 p.toml:28: group[1].address[1].addresses: "198.19.0.1/24" is in no network of the node's own addresses on interface "in": an address in 198.18.0.0/24, of that length
 p.toml:28: group[1].address[1].addresses: "2001:db8:1::1/64" is of a family of which the node has no address on interface "in": give the node one of its own in that network: it asks for neighbours from there
 p.toml:31: group[1].address[2].addresses: "203.0.113.50/24" is the host's: 203.0.113.48/29 in host.addresses of port "eth0": what the host has does not move: another address`)
-	check("a node that never serves it", strings.Replace(node, "gw-a", "gw-c", 1), routes+own)
-	check("a node without a name", strings.Replace(node, "name = \"gw-a\"\n", "", 1), `
+	check("a node that never serves it", strings.Replace(node, "gw1", "gw3", 1), routes+own)
+	check("a node without a name", strings.Replace(node, "name = \"gw1\"\n", "", 1), `
 node.toml:1: name: is missing: groups of the policy go by the names of nodes`+routes+own)
 }
 
@@ -245,7 +245,7 @@ func TestGroupsFollow(t *testing.T) {
 	was := decodePolicy(t, string(text))
 	for name, c := range map[string]struct{ old, now, want string }{
 		"the same":            {"x", "x", ""},
-		"another order":       {`nodes = ["gw-a", "gw-b"]`, `nodes = ["gw-b", "gw-a"]`, ""},
+		"another order":       {`nodes = ["gw1", "gw2"]`, `nodes = ["gw2", "gw1"]`, ""},
 		"another id":          {"id = 1 ", "id = 7 ", "is another one than 1"},
 		"another name":        {`name = "east"`, `name = "south"`, `is that of group "east" now`},
 		"a tenant":            {`tenants = ["acme"]`, `tenants = ["bolt"]`, `is in group "west" now`},
@@ -260,7 +260,7 @@ func TestGroupsFollow(t *testing.T) {
 		switch name {
 		case "a tenant": // and the other one's
 			now = strings.Replace(now, "interface = \"acme\"\naddresses", "interface = \"bolt\"\naddresses", 1)
-			now = strings.Replace(now, "name = \"west\"\nid = 2\nnodes = [\"gw-b\", \"gw-a\"]\ntenants = [\"bolt\"]\n\n[[group.address]]\ninterface = \"bolt\"", "name = \"west\"\nid = 2\nnodes = [\"gw-b\", \"gw-a\"]\ntenants = [\"acme\"]\n\n[[group.address]]\ninterface = \"acme\"", 1)
+			now = strings.Replace(now, "name = \"west\"\nid = 2\nnodes = [\"gw2\", \"gw1\"]\ntenants = [\"bolt\"]\n\n[[group.address]]\ninterface = \"bolt\"", "name = \"west\"\nid = 2\nnodes = [\"gw2\", \"gw1\"]\ntenants = [\"acme\"]\n\n[[group.address]]\ninterface = \"acme\"", 1)
 			now = strings.Replace(now, "\"198.18.10.1/24\", \"2001:db8:a::1/64\"", "\"198.18.10.1/24\"", 1)
 		case "a NAT address":
 			now = strings.Replace(string(text), `pool = ["203.0.113.5"]`, `pool = ["203.0.113.6"]`, 1)

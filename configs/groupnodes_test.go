@@ -10,13 +10,13 @@ func TestGroupNodes(t *testing.T) {
 		members        []NodeName
 		warnings, errs string
 	}{
-		"all there":      {[]NodeName{{"gw-a", false}, {"gw-b", false}, {"wit", true}}, "", ""},
-		"a typo":         {[]NodeName{{"gw-a", false}, {"gw-c", false}}, line + `"gw-b" is no member of this cluster: did you mean "gw-c"?`, ""},
-		"named already":  {[]NodeName{{"gw-a", false}}, line + `"gw-b" is no member of this cluster: the name of a gateway, or of one that joins later`, ""},
-		"not a witness":  {[]NodeName{{"gw-a", false}, {"gw-c", true}}, line + `"gw-b" is no member of this cluster: the name of a gateway, or of one that joins later`, ""},
-		"a witness":      {[]NodeName{{"gw-a", false}, {"gw-b", true}}, "", line + `"gw-b" is a witness, which serves no group: gateways alone`},
-		"witness, typo":  {[]NodeName{{"gw-a", false}, {"gw-b", true}, {"gw-c", false}}, "", line + `"gw-b" is a witness, which serves no group: did you mean "gw-c"?`},
-		"two that stray": {[]NodeName{{"east1", false}}, line + "\"gw-a\" is no member of this cluster: the name of a gateway, or of one that joins later\n" + line + `"gw-b" is no member of this cluster: the name of a gateway, or of one that joins later`, ""},
+		"all there":      {[]NodeName{{"gw1", false}, {"gw2", false}, {"wit", true}}, "", ""},
+		"a typo":         {[]NodeName{{"gw1", false}, {"gw3", false}}, line + `"gw2" is no member of this cluster: did you mean "gw3"?`, ""},
+		"named already":  {[]NodeName{{"gw1", false}}, line + `"gw2" is no member of this cluster: the name of a gateway, or of one that joins later`, ""},
+		"not a witness":  {[]NodeName{{"gw1", false}, {"gw3", true}}, line + `"gw2" is no member of this cluster: the name of a gateway, or of one that joins later`, ""},
+		"a witness":      {[]NodeName{{"gw1", false}, {"gw2", true}}, "", line + `"gw2" is a witness, which serves no group: gateways alone`},
+		"witness, typo":  {[]NodeName{{"gw1", false}, {"gw2", true}, {"gw3", false}}, "", line + `"gw2" is a witness, which serves no group: did you mean "gw3"?`},
+		"two that stray": {[]NodeName{{"east1", false}}, line + "\"gw1\" is no member of this cluster: the name of a gateway, or of one that joins later\n" + line + `"gw2" is no member of this cluster: the name of a gateway, or of one that joins later`, ""},
 	} {
 		warnings, err := CheckGroupNodes(p, c.members)
 		got, errs := "", ""

@@ -21,7 +21,7 @@ import (
 	"demarc/gateway/snapshot"
 )
 
-// pairGateway is gw-a of the example of a pair, without workers: what it knows of its ports a test says.
+// pairGateway is gw1 of the example of a pair, without workers: what it knows of its ports a test says.
 func pairGateway(t *testing.T) *Gateway {
 	t.Helper()
 	decode := func(name string) []byte {
@@ -75,7 +75,7 @@ func TestConditionsAreTold(t *testing.T) {
 	g := driven(t, pairGateway(t))
 	against := func() (east, west string) {
 		t.Helper()
-		x, err := groupsOf(t.Context(), "gw-a", g.groups.driver, g.membership().group)
+		x, err := groupsOf(t.Context(), "gw1", g.groups.driver, g.membership().group)
 		if err != nil || len(x.Groups) != 2 || x.Groups[0].Name != "east" || x.Groups[0].ID != 1 || x.Groups[1].ID != 2 {
 			t.Fatalf("%+v, %v", x, err)
 		}
@@ -129,7 +129,7 @@ func TestLinksAreLookedAtOnce(t *testing.T) {
 		g.change(g.ports[1], func() { g.ports[1].link.Up = up })
 		g.carrier(1, g.ports[1])
 		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-			x, err := groupsOf(t.Context(), "gw-a", g.groups.driver, g.membership().group)
+			x, err := groupsOf(t.Context(), "gw1", g.groups.driver, g.membership().group)
 			if err == nil && len(x.Groups) == 2 && (len(x.Groups[0].Against) == 0) == up {
 				break
 			}
@@ -157,10 +157,10 @@ func TestGroupsAreAnswered(t *testing.T) {
 	if _, err := m.MoveGroup(t.Context(), api.MoveRequest{Group: "east"}); err == nil || !strings.Contains(err.Error(), "name a group, and the node") {
 		t.Error(err)
 	}
-	if w := m.named(t.Context(), "gw-b"); len(w) != 2 || !strings.Contains(w[0]+w[1], "group east names gw-b still, which takes nothing over any more") {
+	if w := m.named(t.Context(), "gw2"); len(w) != 2 || !strings.Contains(w[0]+w[1], "group east names gw2 still, which takes nothing over any more") {
 		t.Errorf("a node that two groups name is gone: %q", w)
 	}
-	if w := m.named(t.Context(), "gw-c"); len(w) != 0 {
+	if w := m.named(t.Context(), "gw3"); len(w) != 0 {
 		t.Errorf("a node that no group names is gone: %q", w)
 	}
 	e, err := m.GroupEvents(t.Context())
@@ -240,11 +240,11 @@ func TestLeasesFindTheirGroup(t *testing.T) {
 // TestPathsAreTold: whoever cannot be spoken with is there too, with the reason.
 func TestPathsAreTold(t *testing.T) {
 	paths, dropped := pathsOf(beat.Status{Dropped: map[beat.Drop]uint64{beat.DropForged: 2}, Peers: []beat.PeerStatus{
-		{Name: "gw-b", Keyed: true, Paths: []beat.PathStatus{{Local: "192.0.2.1:7400", Remote: "192.0.2.2:7400", Heard: 20 * time.Millisecond, RoundTrip: time.Millisecond, Loss: 0.5}, {Heard: -1}}},
-		{Name: "gw-c", Problem: "refused", Paths: []beat.PathStatus{{Heard: -1}}},
+		{Name: "gw2", Keyed: true, Paths: []beat.PathStatus{{Local: "192.0.2.1:7400", Remote: "192.0.2.2:7400", Heard: 20 * time.Millisecond, RoundTrip: time.Millisecond, Loss: 0.5}, {Heard: -1}}},
+		{Name: "gw3", Problem: "refused", Paths: []beat.PathStatus{{Heard: -1}}},
 		{Name: "wit"}, {Name: "new", Keyed: true}}})
-	want := []api.GroupPath{{Member: "gw-b", Local: "192.0.2.1:7400", Remote: "192.0.2.2:7400", Heard: 0.02, RoundTrip: 0.001, Loss: 0.5}, {Member: "gw-b", Heard: -1},
-		{Member: "gw-c", Heard: -1, Problem: "refused"}, {Member: "wit", Heard: -1, Problem: "no keys yet"}, {Member: "new", Heard: -1, Problem: "it has told no address yet"}}
+	want := []api.GroupPath{{Member: "gw2", Local: "192.0.2.1:7400", Remote: "192.0.2.2:7400", Heard: 0.02, RoundTrip: 0.001, Loss: 0.5}, {Member: "gw2", Heard: -1},
+		{Member: "gw3", Heard: -1, Problem: "refused"}, {Member: "wit", Heard: -1, Problem: "no keys yet"}, {Member: "new", Heard: -1, Problem: "it has told no address yet"}}
 	if !slices.Equal(paths, want) || dropped["forged"] != 2 {
 		t.Errorf("%+v, %v", paths, dropped)
 	}

@@ -196,7 +196,7 @@ func TestClusterKeys(t *testing.T) {
 	if r := join(); r.code != exitFailed || !strings.Contains(r.err, "no member answers at "+nobody) {
 		t.Error(r)
 	}
-	if r := run("witness", "--node", node); r.code != exitFailed || !strings.Contains(r.err, "is a gateway's: start demarc run") {
+	if r := run("witness", "--node", node); r.code != exitFailed || !strings.Contains(r.err, "is a gateway's: start it with `demarc run --node "+node) {
 		t.Error(r)
 	}
 	write(fmt.Sprintf("[cluster]\nlisten = \"127.0.0.1:0\"\nrole = \"witness\"\nkeys = %q\n", filepath.Join(out, "gw1")))
@@ -207,7 +207,7 @@ func TestClusterKeys(t *testing.T) {
 	if r := run("witness", "--node", node); r.code != exitFailed || !strings.Contains(r.err, "belongs to no cluster yet") {
 		t.Error(r)
 	}
-	if r := run("run", "--node", node); r.code != exitFailed || !strings.Contains(r.err, "start demarc witness") {
+	if r := run("run", "--node", node); r.code != exitFailed || !strings.Contains(r.err, "is a witness's: start it with `demarc witness --node "+node) {
 		t.Error(r)
 	}
 }

@@ -73,7 +73,7 @@ func (a *app) run(cmd *cobra.Command, node, policy string, wait time.Duration, b
 		return err
 	}
 	if n.Witness() {
-		return fmt.Errorf("%s: is a witness's: start demarc witness", node)
+		return fmt.Errorf("%s: is a witness's: start it with `demarc witness --node %s`", node, node)
 	}
 	above := guard.Above()
 	if n.Cluster != nil && above == nil { // there are others who want to know of its death

@@ -37,7 +37,7 @@ func (a *app) witness(cmd *cobra.Command, node string) (err error) {
 		return err
 	}
 	if !n.Witness() {
-		return fmt.Errorf("%s: is a gateway's: start demarc run, or set role = \"witness\" in [cluster]", node)
+		return fmt.Errorf("%s: is a gateway's: start it with `demarc run --node %s`, or set role = \"witness\" in [cluster]", node, node)
 	}
 	out := newLogWriter(cmd.ErrOrStderr())
 	defer out.Close(time.Second)

@@ -23,7 +23,7 @@ func TestGroupOnTheWire(t *testing.T) {
 		{"acme", "ens1f1", 10, []string{"198.18.10.10/24", "2001:db8:a::10/64"}, map[string]string{"0.0.0.0/0": "198.18.10.1", "::/0": "2001:db8:a::1"}},
 		{"bolt", "ens1f1", 20, []string{"198.18.10.10/24"}, map[string]string{"0.0.0.0/0": "198.18.10.1"}},
 	})
-	r := exampleRig(t, l, "pair", map[string]string{"[cluster]\nlisten = \"192.0.2.1:7400\"\n": "[api]\n"})
+	r := exampleRig(t, l, "pair", map[string]string{"[cluster]\nlisten = \"198.51.100.1:7400\"\n": "[api]\n"})
 	mac := func(id int) (list []net.HardwareAddr) {
 		v4, v6 := (&configs.Group{ID: id}).MACs()
 		return []net.HardwareAddr{v4[:], v6[:]}
@@ -117,8 +117,8 @@ func TestGroupOnTheWire(t *testing.T) {
 		t.Errorf("block of a virtual address: status %d, %s%s", code, out, bad)
 	}
 	before := r.status()
-	a := r.apply(replace(t, string(policy), `nodes = ["gw-a", "gw-b"]    # the`, `nodes = ["gw-b"]    # the`))
-	if len(a.Warnings) != 2 || !strings.Contains(a.Warnings[0], `"gw-b" is no member of this cluster: did you mean "gw-a"?`) { // of west, which names gw-a too, nothing is meant
+	a := r.apply(replace(t, string(policy), `nodes = ["gw1", "gw2"]    # the`, `nodes = ["gw2"]    # the`))
+	if len(a.Warnings) != 2 || !strings.Contains(a.Warnings[0], `"gw2" is no member of this cluster: did you mean "gw1"?`) { // of west, which names gw1 too, nothing is meant
 		t.Errorf("nodes that are not there: %q", a.Warnings)
 	}
 	r.until(10*time.Second, "the group is let go of", func() (bool, string) {
