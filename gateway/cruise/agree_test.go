@@ -576,7 +576,7 @@ func TestBothExecutorsAgree(t *testing.T) {
 		} else {
 			t.Logf("%d instructions verified", n)
 		}
-		met, by, err := w.compare(&ps, 20000)
+		met, by, err := w.compare(&ps, 10000)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -594,6 +594,6 @@ func TestBothExecutorsAgree(t *testing.T) {
 				t.Errorf("%s: never carried", k.name)
 			}
 		}
-		t.Logf("%d workers: %d of 20000 carried", workers, met[Carried])
+		t.Logf("%d workers: %d of 10000 carried", workers, met[Carried])
 	}
 }
