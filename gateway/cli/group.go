@@ -217,7 +217,7 @@ func writeGroups(w io.Writer, g *api.Groups) {
 		fmt.Fprintf(w, "%s\n", clean(pathLine(&g.Paths[i])))
 	}
 	if len(g.Drained) > 0 {
-		fmt.Fprintf(w, "drained: %s\n", clean(strings.Join(g.Drained, ", ")))
+		fmt.Fprintf(w, "drained: %s; until undrain the others of its groups serve on without a majority (ALONE keep), whatever the policy says, and nobody takes over from them but by force\n", clean(strings.Join(g.Drained, ", ")))
 	}
 	if g.Clock.Gaps > 0 {
 		fmt.Fprintf(w, "this node did not run for longer than the guard of a lease %d times, the longest %s\n", g.Clock.Gaps, ms(g.Clock.Longest))
