@@ -49,6 +49,5 @@ func (t *Tables) load(spec *ebpf.CollectionSpec, port uint16) (*Program, error) 
 
 // Close lets go of the program. Idempotent.
 func (p *Program) Close() error {
-	err := errors.Join(p.prog.Close(), p.counters.Close())
-	return err
+	return errors.Join(p.prog.Close(), p.counters.Close())
 }
