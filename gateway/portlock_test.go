@@ -2,10 +2,40 @@ package gateway
 
 import (
 	"errors"
+	"net"
 	"os"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+// A lock that takes nothing any more is one of a process on its way out: it is waited for.
+func TestPortLockOfADyingProcess(t *testing.T) {
+	const device = 1<<31 - 4
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: portLock(device)}); err != nil { // and not listening, as one that is being closed
+		t.Fatal(err)
+	}
+	if c, err := net.Dial("unix", portLock(device)); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Fatal(c, err)
+	}
+	const lasts = 150 * time.Millisecond
+	begin := time.Now()
+	time.AfterFunc(lasts, func() { _ = unix.Close(fd) })
+	l, err := LockPort(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if took := time.Since(begin); took < lasts {
+		t.Errorf("it had the lock after %s", took)
+	}
+}
 
 // Who holds the lock of a port is told with its command line, as often as somebody asks, and it is free when it is closed.
 func TestPortLock(t *testing.T) {
