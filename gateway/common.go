@@ -124,11 +124,11 @@ func (x *commons) soon(fn func(c *pipeline.Common, now int64)) {
 	fn(x.c, now)
 }
 
-// serving makes ready for what this node becomes to a group. forget: sessions that have a mapping must end.
-func (x *commons) serving(group uint8, epoch uint64, serving bool, known pipeline.Known) (forget bool) {
+// serving makes ready for what this node becomes to a group. forget: sessions that have a mapping must end. early is called, once, before addresses are gone through, where it need not be waited for that.
+func (x *commons) serving(group uint8, epoch uint64, serving bool, known pipeline.Known, early func()) (forget bool) {
 	x.soon(func(c *pipeline.Common, now int64) {
 		if serving {
-			forget = c.TakeOver(group, epoch, known, now)
+			forget = c.TakeOver(group, epoch, known, now, early)
 		} else {
 			c.GiveUp(group, now)
 		}

@@ -71,7 +71,7 @@ func TestAnotherPolicyDelaysNoTakeover(t *testing.T) {
 	first := g.view.Load()
 	second := *first
 	g.view.Store(&second)
-	g.common.serving(1, 5, true, pipeline.Known{All: true})
+	g.common.serving(1, 5, true, pipeline.Known{All: true}, nil)
 	g.common.mu.Lock()
 	if g.common.at != first {
 		t.Error("it was taken up on the way of a takeover")

@@ -200,28 +200,39 @@ func (r roles) Role(group string, epoch uint64, serving bool, known failover.Kno
 	r.g.groups.mu.Lock()
 	id, ok := r.g.groups.ids[group]
 	r.g.groups.mu.Unlock()
+	if done == nil {
+		done = func() {}
+	}
 	r.g.groups.turns.add(id, func() {
-		if ok {
-			r.g.serving(id, epoch, serving, known)
-		}
-		if done != nil {
+		if !ok {
 			done()
+			return
 		}
+		r.g.serving(id, epoch, serving, known, done)
 	})
 }
 
 // serving makes the node ready for what it becomes to a group: it is about to serve it under an epoch, or another node has it under that epoch, or (an epoch that it had itself) the
-// policy knows the group no more. Nothing is sent for the group before it returns, so it takes some milliseconds at most, also where a worker hangs, and walks no table. Of one
+// policy knows the group no more. Nothing is sent for the group before done is called, once, so that takes some milliseconds at most, also where a worker hangs, and walks no table. Where all is known of what owners
+// before have used, it is called before public addresses are gone through (some microseconds each): sessions go on, and new conversations have no ports until then. Of one
 // group one call runs at a time, of several groups several do.
-func (g *Gateway) serving(group uint8, epoch uint64, serving bool, known failover.Known) {
+func (g *Gateway) serving(group uint8, epoch uint64, serving bool, known failover.Known, done func()) {
 	if serving {
 		g.standby.Serving(group, epoch, true) // nobody else's word is taken from here on
-		forget := g.common.serving(group, epoch, true, g.knowsOf(group, known))
-		g.takeOver(group, true, forget)
+		served := false
+		serve := func(forget bool) {
+			g.takeOver(group, true, forget)
+			served = true
+			done()
+		}
+		if forget := g.common.serving(group, epoch, true, g.knowsOf(group, known), func() { serve(false) }); !served {
+			serve(forget)
+		}
 	} else {
 		g.takeOver(group, false, false)
-		g.common.serving(group, epoch, false, pipeline.Known{})
+		g.common.serving(group, epoch, false, pipeline.Known{}, nil)
 		g.standby.Serving(group, epoch, false)
+		done()
 	}
 	g.copying.serving(group, epoch, serving)
 }

@@ -39,7 +39,7 @@ func TestReserveIsOpenWhenThatIsOnDisk(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	g.serving(1, 5, true, failover.Known{})
+	g.serving(1, 5, true, failover.Known{}, func() {})
 	time.Sleep(50 * time.Millisecond)
 	if p := x.ports(1); p.Rest < 100 || p.Reserve {
 		t.Errorf("before it is on disk: %+v", p)
@@ -82,7 +82,7 @@ func TestOldCopiesEndAtATakeover(t *testing.T) {
 		return mapped, all
 	}
 	first := failover.Known{All: true}
-	g.serving(1, 5, true, first)
+	g.serving(1, 5, true, first, func() {})
 	const fresh = 300
 	for n := range fresh {
 		if err := g.workers[0].Do(t.Context(), func(sh *pipeline.Shard) {
@@ -103,8 +103,8 @@ func TestOldCopiesEndAtATakeover(t *testing.T) {
 		known failover.Known
 		left  int
 	}{{7, failover.Known{All: true}, fresh}, {9, failover.Known{Last: bootTime()}, fresh}, {11, failover.Known{Last: bootTime() - failover.Time(time.Hour)}, 0}} {
-		g.serving(1, k.epoch-1, false, failover.Known{})
-		g.serving(1, k.epoch, true, k.known)
+		g.serving(1, k.epoch-1, false, failover.Known{}, func() {})
+		g.serving(1, k.epoch, true, k.known, func() {})
 		ok := false
 		var mapped, all int
 		for end := time.Now().Add(10 * time.Second); !ok && time.Now().Before(end); time.Sleep(time.Millisecond) {

@@ -114,6 +114,16 @@ func (sp *Space) Foreign(id AddrID, on bool) {
 	}
 }
 
+// ForeignAny reports whether another node gives the ports of one of those addresses to hosts, as far as Foreign was told. Any goroutine.
+func (sp *Space) ForeignAny(pool []AddrID) bool {
+	for _, id := range pool {
+		if st := sp.state(id); st != nil && st.foreign.Load() {
+			return true
+		}
+	}
+	return false
+}
+
 // claimBlock takes one block, as claim does any.
 func (sp *Space) claimBlock(b blockID, worker int) bool {
 	st, c, n := sp.addrs[addrOf(b)].Load(), classIn(b), numberOf(b)

@@ -86,6 +86,7 @@ type commonAddr struct {
 	id     nat.AddrID
 	tenant flow.TenantID
 	group  uint8                           // 0 = none
+	taken  bool                            // this node owns the group, and has gone through the address
 	pools  [nat.NumClasses][2]replica.Pool // ports below 1024, and the others
 	closed [nat.NumClasses][2]uint64       // of the first word, what each of the two wants closed
 	want   [addrWords]uint64               // what pools want closed, by word
@@ -265,6 +266,7 @@ func (c *Common) regroup(a *commonAddr, group uint8, now int64) {
 	}
 	c.space.Foreign(a.id, group != 0 && !c.groups[group].own)
 	a.each(func(p *replica.Pool) { c.blocks.Exclude(p, c.groups[group].reserve.all) })
+	a.taken = c.groups[group].own
 	a.group = group // what the owner says of it may have come before this, and this node may have become the owner before it
 	if g := &c.groups[group]; g.own && a.known != [addrWords]uint64{} {
 		c.takes(a, false, true, now)
@@ -370,8 +372,9 @@ func (c *Common) Waits(group uint8) (n int) {
 func (c *Common) hold() int64 { return int64(c.view.NATHold) << 20 }
 
 // TakeOver notes that this node serves a group from now on, before it does. It is a matter of microseconds an address. Where it does not know all that was used, no new mapping is made for the hold time but
-// in this node's reserve. forget: mappings that are copies may be somebody else's by now, so their sessions must end.
-func (c *Common) TakeOver(group uint8, epoch uint64, known Known, now int64) (forget bool) {
+// in this node's reserve. forget: mappings that are copies may be somebody else's by now, so their sessions must end. Where none has to, serves is called, if it is not nil, before addresses are gone through: sessions
+// that there are need nothing of it, and all blocks are closed until then.
+func (c *Common) TakeOver(group uint8, epoch uint64, known Known, now int64, serves func()) (forget bool) {
 	c.now = now
 	g := &c.groups[group]
 	if g.own && g.epoch == epoch || group == 0 {
@@ -387,6 +390,9 @@ func (c *Common) TakeOver(group uint8, epoch uint64, known Known, now int64) (fo
 	}
 	if !again {
 		g.reserve.end()
+	}
+	if serves != nil && (again || known.All) {
+		serves()
 	}
 	hold := c.hold()
 	for _, a := range c.addrs {
@@ -416,7 +422,6 @@ func (c *Common) TakeOver(group uint8, epoch uint64, known Known, now int64) (fo
 
 // takes makes an address this node's. again: nobody can have had it in between. all: each block is known that may have mappings.
 func (c *Common) takes(a *commonAddr, again, all bool, now int64) {
-	c.space.Foreign(a.id, false)
 	if g := &c.groups[a.group]; !again {
 		if !all && !c.blocks.Plant.StayOn {
 			g.rests = max(g.rests, now+max(c.hold(), a.hold))
@@ -424,7 +429,11 @@ func (c *Common) takes(a *commonAddr, again, all bool, now int64) {
 		a.shut = max(a.shut, g.rests)
 		c.rests = max(c.rests, a.shut)
 	}
-	defer c.closeAll(a)
+	defer func() {
+		a.taken = true // not before: workers may serve the group, and words are opened one by one
+		c.closeAll(a)
+		c.space.Foreign(a.id, false) // behind it: until then there are no ports, and that is not the pool's fault
+	}()
 	base := uint32(int(a.id) * addrWords)
 	if again {
 		if now < a.rests {
@@ -462,6 +471,7 @@ func (c *Common) GiveUp(group uint8, now int64) {
 	}
 	for _, a := range c.addrs {
 		if a != nil && a.group == group {
+			a.taken = false
 			c.giveUp(a, now)
 			c.space.Foreign(a.id, true)
 		}

@@ -56,6 +56,7 @@ type duo struct {
 
 	disk     map[string]map[string]Reserve // by node, what it has put there
 	known    Known                         // of the last takeover
+	early    int                           // packets that got through before the addresses were gone through
 	blind    int                           // takeovers without knowing all, and
 	reserved int                           // packets out of a reserve
 	believe  func(*duo, *gate) Known       // a fault put in: what a node believes that it knows
@@ -111,7 +112,18 @@ func (d *duo) gate(name string, workers int) *gate {
 func (d *duo) begin() {
 	o, b := d.own, d.by
 	o.in.Own(1, d.epoch)
-	forget := o.c.TakeOver(1, d.epoch, d.known, int64(d.now))
+	early := false
+	forget := o.c.TakeOver(1, d.epoch, d.known, int64(d.now), func() { // workers serve already: what there is goes on, and nothing gets a port
+		early = true
+		for _, sh := range o.shards {
+			sh.TakeOver(1)
+		}
+		made := d.made
+		for range 8 {
+			d.open()
+		}
+		d.early += d.made - made
+	})
 	b.c.GiveUp(1, int64(d.now))
 	b.in.Follow(1, d.epoch)
 	life, lim := d.dice.Uint64()|1, replica.Limits{Digest: 100 * time.Millisecond, Pause: time.Millisecond}
@@ -121,7 +133,9 @@ func (d *duo) begin() {
 		for at, done := uint32(0), !forget; !done; {
 			at, done = sh.ForgetSome(1, at, 100)
 		}
-		sh.TakeOver(1)
+		if !early {
+			sh.TakeOver(1)
+		}
 		s := replica.NewSender(Copies{sh}, sh.Sessions.Capacity(), uint8(i), of, life, 9, lim)
 		sh.copies = nil
 		sh.CopyTo(s)
@@ -390,6 +404,7 @@ func TestAPublicPortHasOneHost(t *testing.T) {
 func TestFaultsOfPublicPortsAreFound(t *testing.T) {
 	for name, plant := range map[string]replica.Plant{
 		"blocks are not closed at a takeover":         {StayOn: true},
+		"blocks are open before a takeover is done":   {OpenEarly: true},
 		"a block is used before the standby knows it": {OpenAtOnce: true},
 	} {
 		found := uint64(0)
@@ -442,7 +457,7 @@ func BenchmarkHandOver(b *testing.B) {
 		d.by.c.GiveUp(1, int64(d.now))
 		gave += time.Since(began)
 		began = time.Now()
-		d.own.c.TakeOver(1, d.epoch, Known{All: true}, int64(d.now))
+		d.own.c.TakeOver(1, d.epoch, Known{All: true}, int64(d.now), nil)
 		took += time.Since(began)
 		d.begin()
 	}

@@ -120,7 +120,8 @@ type Known struct {
 	Unagreed bool // nobody has agreed to its serving, so another may have been the owner meanwhile, under whatever epoch
 }
 
-// closeWord closes 64 blocks as pools want it, and more: where nobody knows what was used, all; and what nodes of the group have in reserve, always, but this node's own for as long as it may use it.
+// closeWord closes 64 blocks as pools want it, and more: all while another node serves the group, and until this one has gone through the address, which workers that serve it do not wait for; all where nobody knows
+// what was used; and what nodes of the group have in reserve, always, but this node's own for as long as it may use it.
 func (c *Common) closeWord(a *commonAddr, at int) {
 	closed, g := a.want[at], &c.groups[a.group]
 	shut := g.own && c.now < a.shut
@@ -129,6 +130,9 @@ func (c *Common) closeWord(a *commonAddr, at int) {
 	}
 	if closed |= g.reserve.all; shut && g.reserve.open {
 		closed &^= g.reserve.mine
+	}
+	if a.group != 0 && !a.taken && !c.blocks.Plant.OpenEarly {
+		closed = 1<<64 - 1
 	}
 	c.space.Close(a.id, nat.Class(at/nat.BlockWords), at%nat.BlockWords, closed)
 }

@@ -197,10 +197,10 @@ func TestReserveOfANode(t *testing.T) {
 	if list := kept(); !list["east"].Clean || list["west"].Clean { // west has other nodes than the file says
 		t.Fatalf("taken up: %+v", list)
 	}
-	c.TakeOver(1, 4, Known{All: true}, now)
+	c.TakeOver(1, 4, Known{All: true}, now, nil)
 	closed(all, "who knows all")
 	c.GiveUp(1, now)
-	if !c.TakeOver(1, 8, Known{Age: 3e9}, now) || c.TakeOver(1, 8, Known{}, now) {
+	if !c.TakeOver(1, 8, Known{Age: 3e9}, now, nil) || c.TakeOver(1, 8, Known{}, now, nil) {
 		t.Error("a copy of 3 s ago is older than the hold time of 2 s, and it is said once")
 	}
 	closed(1<<64-1, "who does not, before it is on disk that the reserve is used")
@@ -242,14 +242,14 @@ func TestWhatRestsWhereNobodyKnows(t *testing.T) {
 	w, c, now, closed := at()
 	c.Renew(w.view, now)
 	c.Reserve("b", nil)
-	c.TakeOver(1, 5, Known{All: true}, now)
+	c.TakeOver(1, 5, Known{All: true}, now, nil)
 	if closed() {
 		t.Error("it knows all")
 	}
-	if c.TakeOver(1, 6, Known{Age: 1}, now+1e9); closed() {
+	if c.TakeOver(1, 6, Known{Age: 1}, now+1e9, nil); closed() {
 		t.Error("nobody was the owner in between")
 	}
-	if c.TakeOver(1, 7, Known{Age: 1, Unagreed: true}, now+2e9); !closed() {
+	if c.TakeOver(1, 7, Known{Age: 1, Unagreed: true}, now+2e9, nil); !closed() {
 		t.Error("others may have been, for it was cut off and is forced to go on: its ports do not rest")
 	}
 	w2 := newWorld(t, 2, testPolicy+testHold) // the group goes, and its tenant is served by each node for itself
@@ -266,7 +266,7 @@ func TestWhatRestsWhereNobodyKnows(t *testing.T) {
 	bare.Publics = nil
 	c.Renew(&bare, now)
 	c.Reserve("b", nil)
-	c.TakeOver(1, 5, Known{Age: -1}, now)
+	c.TakeOver(1, 5, Known{Age: -1}, now, nil)
 	if c.Renew(w.view, now+1e9); !closed() {
 		t.Error("an address that came a second after the takeover does not rest")
 	}
@@ -312,7 +312,7 @@ func TestAReserveIsOpenForOneTerm(t *testing.T) {
 	c.Renew(w.view, now)
 	c.Reserve("b", map[string]Reserve{"east": {[]string{"a", "b"}, true}})
 	for i, want := range []bool{true, false} {
-		c.TakeOver(1, uint64(4+4*i), Known{Age: 1}, now)
+		c.TakeOver(1, uint64(4+4*i), Known{Age: 1}, now, nil)
 		if list := c.Reserves(); list != nil {
 			c.Kept(list)
 		}

@@ -28,6 +28,9 @@ func (sh *Shard) translateSource(t *snapshot.Tenant, se *conntrack.Session) verd
 	req := nat.Request{Tenant: t.ID, Class: class, Mapping: t.Mapping, Pooling: t.Pooling, PerHost: t.PerHost, Inside: [4]byte(se.OrigSrc[:4]), Port: se.OrigSPort,
 		Remote: [4]byte(se.OrigDst[:4]), Pool: t.Pool, First: first, Hold: sh.view.NATHold}
 	id, r := sh.NAT.Map(&req, sh.random())
+	if r == verdict.NATNoPort && sh.Space.ForeignAny(t.Pool) { // this node has just begun to serve the group: the pool is not used up, and nobody is told so
+		return verdict.NotOwner
+	}
 	if r != verdict.Pass {
 		return r
 	}

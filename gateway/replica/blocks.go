@@ -20,6 +20,7 @@ type Blocks struct {
 type Plant struct {
 	OpenAtOnce bool // a block of ports is used before the standby knows
 	StayOn     bool // blocks do not rest after a takeover
+	OpenEarly  bool // blocks are open while another node serves, and until who takes over has gone through them
 }
 
 // NewBlocks has no room yet.
