@@ -114,7 +114,7 @@ func killOpening(q *failoverBench, ctx context.Context, p *trio.Pair, i, runs in
 			}
 		}
 		*a.struck = time.Now()
-		n.Kill()
+		n.Await() // its parent is to say that it has died, as in the row kill
 		return nil
 	}
 	lead := a.prepare

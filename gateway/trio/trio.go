@@ -400,6 +400,13 @@ func (n *Node) Kill() {
 	}
 }
 
+// Await returns when the node has ended: of one whose data plane was killed, when who waits for its death has said so.
+func (n *Node) Await() {
+	if n.cmd != nil {
+		<-n.ended
+	}
+}
+
 // Vanish ends all of the node without a word, as when its machine is gone.
 func (n *Node) Vanish() {
 	if n.cmd == nil {
