@@ -377,7 +377,7 @@ func (q *traffic) deliver(c *cobra.Command, f *flowFlags, out *report.Output, er
 func init() {
 	register(scenario{place: 10, name: "throughput", about: "frame rates by size, flows, family and direction, beside four peers", command: throughputCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{seconds: 270, memoryMiB: 1000},
+		short: &stint{args: []string{"--resolution", "0.1", "--step", "0.15"}, seconds: 270, memoryMiB: 1000},
 		full:  &stint{args: []string{"--sizes", "64,128,512,1518,imix", "--flows", "1,64k,1M", "--family", "4,6", "--direction", "out,in,both", "--search", "--budget", "24h"}, seconds: 14400, memoryMiB: 1500}})
 }
 
