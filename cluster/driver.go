@@ -157,7 +157,6 @@ type GroupStatus struct {
 // Bounds and paces of the driver.
 const (
 	tickPace    = 2 * time.Millisecond   // between two readings of the clock; the machine wants one in 5 ms
-	stopPace    = time.Millisecond       // while something that is handed over is about to stop
 	idlePace    = 100 * time.Millisecond // while there is no group
 	maxHeard    = 4096                   // messages that wait
 	maxEvents   = 500
@@ -326,11 +325,8 @@ func (d *Driver) Run(ctx context.Context) error {
 	var drain [8]byte
 	for ctx.Err() == nil {
 		pace := tickPace
-		switch {
-		case d.m.Idle():
+		if d.m.Idle() {
 			pace = idlePace
-		case d.m.Stops():
-			pace = stopPace
 		}
 		// A call of the system and no timer of Go's: the kernel wakes this very thread.
 		if n, err := unix.Poll(fds, int(pace/time.Millisecond)); n > 0 && err == nil {

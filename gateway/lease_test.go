@@ -8,10 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	"demarc/cluster/failover"
-	"demarc/gateway/lease"
 	"demarc/gateway/xsk"
 )
 
@@ -74,15 +71,5 @@ func TestAPortHearsTheVirtualMACsOfItsGroups(t *testing.T) {
 	}
 	if err := p.unlock(); err != nil || len(now) != 0 {
 		t.Errorf("a port that is let go of still hears %v (%v)", now, err)
-	}
-}
-
-// TestWhoHandsOverLetsWhatIsInHandLeave: a worker judges nothing any more from the moment on at which its deadline is as near as a hand-over writes it.
-func TestWhoHandsOverLetsWhatIsInHandLeave(t *testing.T) {
-	if failover.Default.Drain < time.Duration(lease.Drain) {
-		t.Errorf("%s of a hand-over are less than the %s for which workers judge nothing: frames are judged, and die with their socket", failover.Default.Drain, time.Duration(lease.Drain))
-	}
-	if most := failover.Default.Use() - failover.Default.Renew; time.Duration(lease.Drain) > most/20 {
-		t.Errorf("workers judge nothing for %s before each deadline, of %s at least", time.Duration(lease.Drain), most)
 	}
 }

@@ -214,18 +214,6 @@ func (n *Node) part(g *group, now Time) {
 	if g.serving && !p.asked && now < g.written {
 		return
 	}
-	if p.stop == 0 {
-		p.stop = now
-		if end := now.Add(n.t.Drain); g.serving && (end < g.written || n.plant.overdrawn) {
-			if n.plant.overdrawn {
-				end = now.Add(n.t.Lease)
-			}
-			n.emit(g, end, now)
-		}
-	}
-	if g.serving && now < g.written && now.Sub(p.stop) <= n.t.Lease { // workers judge nothing any more, and what they have in hand leaves: a frame that is queued when its deadline passes takes its socket along
-		return
-	}
 	n.emit(g, 0, now)
 	switch long := now.Sub(g.lapsed) > time.Second; {
 	case p.done:
@@ -245,7 +233,7 @@ func (n *Node) part(g *group, now Time) {
 	case !p.flushed:
 		n.tell(g, fmt.Sprintf("%s has not said within %s that it has the last changes: what is missing is cut", p.to.Node, n.t.Flush))
 	default:
-		n.tell(g, fmt.Sprintf("handed over to %s: the workers had stopped after %s, and the last changes were done with %s later", p.to.Node, round(p.flush.Sub(p.stop)), round(now.Sub(p.flush))))
+		n.tell(g, fmt.Sprintf("handed over to %s: the workers had stopped after %s, and the last changes were done with %s later", p.to.Node, round(p.flush.Sub(g.lapsed)), round(now.Sub(p.flush))))
 	}
 	g.past, p.done = p.from, true
 }
@@ -268,16 +256,6 @@ func (n *Node) heir(g *group, from string, t Term, now Time) {
 	if p := g.parting; p != nil && p.to == t && from == t.Node {
 		p.asked = true
 	}
-}
-
-// Stops says whether this node is about to stop serving something that it hands over: the next moment matters to who waits for it.
-func (n *Node) Stops() bool {
-	for _, g := range n.groups {
-		if g.parting != nil && g.parting.stop > 0 && !g.parting.done {
-			return true
-		}
-	}
-	return false
 }
 
 // Parts says whether this node is handing a group over and has still to bring the heir what changed to the end: what it has of the group stays its own until then.

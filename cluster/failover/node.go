@@ -180,7 +180,6 @@ type plants struct {
 	minority   bool // one promise is enough
 	overlap    bool // a voter does not wait for its last promise to run out
 	reborn     bool // a restarted node takes its old term for its own
-	overdrawn  bool // who hands over lets what it has in hand leave for longer than its lease lasts
 	unflushed  bool // a planned move does not wait for the last changes
 	bareTakes  bool // an owner that has restarted does not look who has a copy
 

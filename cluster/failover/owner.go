@@ -104,7 +104,6 @@ type parting struct {
 	from, to Term
 	at       Time // when it began
 	asked    bool // the heir is ready, or there is none any more
-	stop     Time // when this node began to stop; 0 = not yet
 	turn     uint64
 	flush    Time // when Flush was said; 0 = not yet
 	flushed  bool
@@ -249,7 +248,7 @@ func (n *Node) emit(g *group, until, now Time) {
 		g.lapsed = now
 	}
 	g.serving, g.written = until > 0, until
-	if until > 0 && g.parting == nil { // who hands over ends under the term that it had, though another is agreed on
+	if until > 0 {
 		g.epoch = g.at.Epoch
 		if g.solo > 0 {
 			g.epoch = g.solo

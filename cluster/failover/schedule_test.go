@@ -348,7 +348,6 @@ func TestPlantedFaults(t *testing.T) {
 		{"a stale node takes over", plants{staleTakes: true}, false},
 		{"taken over from an owner that serves on alone", plants{keepTakes: true}, false},
 		{"released before the workers have stopped", plants{early: true}, false},
-		{"what is in hand leaves behind the lease", plants{overdrawn: true}, false},
 		{"one promise is enough", plants{minority: true}, false},
 		{"a restarted node takes its old term for its own", plants{reborn: true}, false},
 		{"an owner that has restarted does not look who has a copy", plants{bareTakes: true}, false},

@@ -25,7 +25,6 @@ type Times struct {
 	MaxMarker time.Duration // a standby whose last digest is older does not take its copy for whole
 	Retry     time.Duration // what was proposed and not heard of is proposed again
 	Flush     time.Duration // so long who hands over waits at most for the last changes to be at the heir
-	Drain     time.Duration // for so long before its deadline a worker judges nothing for a group any more: who hands over gives what is in hand that time to leave
 
 	HoldFirst, HoldMost time.Duration // how long a group stays after it has moved because of a condition; doubled each time
 	PanicRest           time.Duration // for so long after a demotion for panics nobody else is demoted for them
@@ -34,7 +33,7 @@ type Times struct {
 // Default is what every node runs with.
 var Default = Times{
 	Lease: 150 * time.Millisecond, Renew: 30 * time.Millisecond, Ask: 5 * time.Millisecond, Guard: 20 * time.Millisecond,
-	MaxLag: time.Second, MaxMarker: 2 * time.Second, Retry: 100 * time.Millisecond, Flush: 30 * time.Millisecond, Drain: time.Millisecond,
+	MaxLag: time.Second, MaxMarker: 2 * time.Second, Retry: 100 * time.Millisecond, Flush: 30 * time.Millisecond,
 	HoldFirst: 10 * time.Second, HoldMost: 5 * time.Minute, PanicRest: 10 * time.Minute,
 }
 
@@ -54,7 +53,7 @@ func (t Times) Slack() time.Duration {
 func (t Times) Check() error {
 	least := t.Guard / 2
 	switch {
-	case t.Lease <= 0 || t.Renew <= 0 || t.Ask <= 0 || t.Guard <= 0 || t.Retry <= 0 || t.Flush <= 0 || t.Drain <= 0 || t.MaxLag <= 0 || t.MaxMarker <= 0 || t.HoldFirst <= 0 || t.PanicRest <= 0:
+	case t.Lease <= 0 || t.Renew <= 0 || t.Ask <= 0 || t.Guard <= 0 || t.Retry <= 0 || t.Flush <= 0 || t.MaxLag <= 0 || t.MaxMarker <= 0 || t.HoldFirst <= 0 || t.PanicRest <= 0:
 		return fmt.Errorf("times of the lease: each must be more than nothing")
 	case t.HoldMost < t.HoldFirst:
 		return fmt.Errorf("times of the lease: a group stays %s at first, and at most %s: at most must be more", t.HoldFirst, t.HoldMost)

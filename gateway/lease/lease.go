@@ -11,10 +11,6 @@ type Deadline struct {
 // Deadlines is the whole table, by the group's id. Entry 0 is nobody's and never written. A nil table serves no group.
 type Deadlines [256]Deadline
 
-// Drain is for how long, ns, what was judged for a group has to leave: nothing is judged for it so shortly before its deadline. A frame that is in a tx ring when its deadline passes takes the socket along, and who
-// hands a group over writes a deadline that is so far away first (failover.Times.Drain is no shorter).
-const Drain = 1_000_000
-
 // Until is when what this node may send for a group ends; 0 = it may not. Any goroutine.
 func (d *Deadlines) Until(id uint8) uint64 {
 	if d == nil {
@@ -34,11 +30,6 @@ func (d *Deadlines) Epoch(id uint8) uint64 {
 // May reports whether a frame of a group may leave at this time. What is of no group (0) always may.
 func (d *Deadlines) May(id uint8, now uint64) bool {
 	return id == 0 || now < d.Until(id)
-}
-
-// Serves reports whether a frame of a group may be judged at this time: it has Drain to leave then.
-func (d *Deadlines) Serves(id uint8, now uint64) bool {
-	return id == 0 || now+Drain < d.Until(id)
 }
 
 // Write sets a group's deadline; until 0 ends it at once. It is the only function that writes, and one goroutine alone calls it. Whoever wants to know

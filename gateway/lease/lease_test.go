@@ -27,23 +27,6 @@ func TestADeadlineIsTheFirstMomentAtWhichNothingLeaves(t *testing.T) {
 	}
 }
 
-// TestWhatIsJudgedHasTimeToLeave: nothing is judged for a group shortly before its deadline, and what was judged before may leave until then.
-func TestWhatIsJudgedHasTimeToLeave(t *testing.T) {
-	var d Deadlines
-	d.Write(7, 1, 9*Drain)
-	for _, c := range []struct {
-		now         uint64
-		judge, send bool
-	}{{1, true, true}, {8*Drain - 1, true, true}, {8 * Drain, false, true}, {9*Drain - 1, false, true}, {9 * Drain, false, false}} {
-		if judge, send := d.Serves(7, c.now), d.May(7, c.now); judge != c.judge || send != c.send {
-			t.Errorf("%d before the deadline: judged %v, sent %v", 9*Drain-c.now, judge, send)
-		}
-	}
-	if d.Write(7, 1, 0); d.Serves(7, 0) || (*Deadlines)(nil).Serves(7, 0) || !d.Serves(0, 1) || !(*Deadlines)(nil).Serves(0, 1) {
-		t.Error("a deadline of 0 serves nobody, and what is of no group needs none")
-	}
-}
-
 func TestWhatIsOfNoGroupNeedsNoDeadline(t *testing.T) {
 	var d Deadlines
 	d.Write(0, 1, 100)

@@ -17,7 +17,7 @@ func leavesAs(g *snapshot.Group) uint8 {
 
 // serves reports whether this node serves a group now: it may, and the shard was told to take over what was copied. nil is what every node serves.
 func (sh *Shard) serves(g *snapshot.Group) bool {
-	return g == nil || sh.until.Serves(g.ID, sh.now) && sh.serving[g.ID]
+	return g == nil || sh.until.May(g.ID, sh.now) && sh.serving[g.ID]
 }
 
 // elsewhere reports whether a next hop leads round to an address whose tenant is in a group that another node serves.
