@@ -25,8 +25,8 @@ func (n *Node) follow(g *group, now Time) {
 		if g.since = 0; g.apart == 0 {
 			g.apart = max(now, 1)
 		}
-		if now.Sub(g.apart) > 10*n.t.Lease && g.stuck != "elsewhere" { // who joins, or reads its log, is told of the others soon
-			g.stuck = "elsewhere"
+		if now.Sub(g.apart) > 10*n.t.Lease && g.stuck != words { // who joins, or reads its log, is told of the others soon
+			g.stuck = words // others may be missing later
 			n.do(Tell{Group: g.name, Words: words, Warn: true})
 		}
 		return
