@@ -24,8 +24,9 @@ import (
 // Leases is where deadlines are written, which the data plane looks at before it emits.
 type Leases interface {
 	// Write says until when this node may emit for a group, by CLOCK_BOOTTIME; 0 = not at all, and done is called, once and from anywhere, when every worker has looked since.
-	// done is nil with any other time. It must not block. It may be told of a group that the policy does not know any more.
-	Write(group string, epoch uint64, until failover.Time, done func())
+	// done is nil with any other time. What the kernel was given before may leave until leave (0 = it may not, and dies), and done is called when that has left too. It must not block. It may be
+	// told of a group that the policy does not know any more.
+	Write(group string, epoch uint64, until, leave failover.Time, done func())
 }
 
 // Roles prepares a node for what it becomes to a group.
@@ -545,7 +546,7 @@ func (d *Driver) lease(now failover.Time, a failover.Lease) {
 	}
 	switch {
 	case d.c.Leases != nil:
-		d.c.Leases.Write(a.Group, a.Epoch, a.Until, done)
+		d.c.Leases.Write(a.Group, a.Epoch, a.Until, a.Leave, done)
 	case done != nil:
 		done()
 	}

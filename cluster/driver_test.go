@@ -65,7 +65,7 @@ func (b *drivenBox) clock() failover.Time {
 	return failover.Time(b.offset + int64(float64(time.Since(b.began))*b.rate))
 }
 
-func (b *drivenBox) Write(group string, epoch uint64, until failover.Time, done func()) {
+func (b *drivenBox) Write(group string, epoch uint64, until, _ failover.Time, done func()) {
 	b.mu.Lock()
 	b.leases[group] = lease{epoch, until}
 	b.mu.Unlock()

@@ -25,11 +25,13 @@ func (h *heard) Role(group string, epoch uint64, serving bool, _ failover.Known,
 	}
 }
 
-func (h *heard) Write(group string, epoch uint64, until failover.Time, done func()) {
+func (h *heard) Write(group string, epoch uint64, until, leave failover.Time, done func()) {
 	if until > 0 {
 		h.say("lease %d", epoch)
 	} else {
-		h.say("no lease %d", epoch)
+		if h.say("no lease %d", epoch); leave > 0 {
+			h.say("what is queued leaves")
+		}
 		done()
 	}
 }
@@ -145,7 +147,7 @@ func TestDriverGivesUpBehindTheLastChanges(t *testing.T) {
 		agreed(2, heir, "gw-a")
 		d.step(now, failover.Received{From: "gw-b", Message: failover.Message{Kind: failover.Renew, Life: 3, Group: "east", Term: heir, Seq: 1, Voters: 1}})
 		run(20 * time.Millisecond)
-		want := "no lease 7, flush gw-b"
+		want := "no lease 7, what is queued leaves, flush gw-b"
 		if got := strings.Join(h.said, ", "); got != want {
 			t.Fatalf("until the last changes are there: %s; want %s", got, want)
 		}

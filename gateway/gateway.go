@@ -22,6 +22,7 @@ import (
 	"demarc/gateway/fib"
 	"demarc/gateway/guard"
 	"demarc/gateway/hostnet"
+	"demarc/gateway/lease"
 	"demarc/gateway/metrics"
 	"demarc/gateway/nat"
 	"demarc/gateway/pipeline"
@@ -67,9 +68,10 @@ type Gateway struct {
 
 	tableBytes []uint64 // of mem, by worker
 	areas      []*xsk.UMEM
-	chunk      int            // bytes a frame of packet memory
-	deadlines  *xsk.Deadlines // of groups, read by programs and workers
-	fencing    sync.WaitGroup // ports that are closed because a lease ended
+	chunk      int             // bytes a frame of packet memory
+	deadlines  *xsk.Deadlines  // of groups, read by programs and workers
+	leaving    lease.Deadlines // of groups: until when what is in tx rings may leave though their deadlines are over; workers read it
+	fencing    sync.WaitGroup  // ports that are closed because a lease ended
 	slow       *slowpath.Slow
 	space      *nat.Space
 	neigh      *fib.Neighbors

@@ -175,7 +175,7 @@ func (g *Gateway) tellGroups(p *configs.Policy, v *snapshot.View) {
 // leases writes deadlines where workers and XDP programs look.
 type leases struct{ g *Gateway }
 
-func (l leases) Write(group string, epoch uint64, until failover.Time, done func()) {
+func (l leases) Write(group string, epoch uint64, until, leave failover.Time, done func()) {
 	l.g.groups.mu.Lock()
 	id, ok := l.g.groups.ids[group]
 	l.g.groups.mu.Unlock()
@@ -185,7 +185,7 @@ func (l leases) Write(group string, epoch uint64, until failover.Time, done func
 		}
 		return
 	}
-	l.g.writeLease(id, epoch, uint64(until), done)
+	l.g.writeLease(id, epoch, uint64(until), uint64(leave), done)
 }
 
 // roles makes the node ready for what it becomes to a group.

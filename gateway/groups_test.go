@@ -229,9 +229,9 @@ func TestLeasesFindTheirGroup(t *testing.T) {
 	}
 	g.groups.driver.Policy(nil)
 	stopped := make(chan struct{})
-	leases{g}.Write("north", 1, 0, func() { close(stopped) })
+	leases{g}.Write("north", 1, 0, 0, func() { close(stopped) })
 	<-stopped
-	leases{g}.Write("north", 1, failover.Time(1<<62), nil) // is written nowhere
+	leases{g}.Write("north", 1, failover.Time(1<<62), 0, nil) // is written nowhere
 	if id, ok := g.groups.ids["west"]; !ok || id != 2 {
 		t.Error("a group that the policy has lost could not be closed")
 	}

@@ -15,9 +15,10 @@ import (
 )
 
 // writeLease says until when this node may send for a group (ns of CLOCK_BOOTTIME; 0 = not at all), and under which epoch. It holds for the next frame that
-// arrives and the next look of a worker. done, which may be nil, is called from somewhere else once nothing leaves any more that went by what was
-// written before: every worker has looked since, and what it had to close is closed. If a worker hangs it is not called. One goroutine alone writes.
-func (g *Gateway) writeLease(group uint8, epoch, until uint64, done func()) {
+// arrives and the next look of a worker. What is in tx rings by then may leave until leave (0 = it may not: its sockets are closed), and nothing more comes into one. done, which may be nil, is called from somewhere else once nothing leaves any more that went by what was
+// written before: every worker has looked since, what may leave has, and what it had to close is closed. If a worker hangs it is not called. One goroutine alone writes.
+func (g *Gateway) writeLease(group uint8, epoch, until, leave uint64, done func()) {
+	g.leaving.Write(group, epoch, leave) // first: who finds the deadline over looks here
 	g.writeTable(group, epoch, until)
 	if done != nil {
 		go func() {
@@ -51,7 +52,7 @@ func looked(w *worker.Worker) bool {
 	if w.Rests() {
 		return true
 	}
-	for clean := false; ; time.Sleep(200 * time.Microsecond) { // a socket that had to be closed is about to be
+	for clean := false; ; time.Sleep(200 * time.Microsecond) { // what is queued is about to leave, a socket that had to be closed to be
 		err := w.DoBehind(context.Background(), func(*pipeline.Shard) { clean = w.Clean() })
 		if err != nil {
 			return errors.Is(err, worker.ErrStopped)

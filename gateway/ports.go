@@ -427,7 +427,7 @@ func (g *Gateway) makeWorkers() error {
 	sessions := max(64, n.Tables.Sessions/count)
 	mappings := max(64, n.Tables.Mappings/count)
 	for id := range count {
-		cfg := worker.Config{ID: id, CPU: -1, Ports: len(g.ports), Slow: g.slow, Clock: g.clock, Deadlines: g.table(), Guard: failover.Default.Guard, Fenced: g.fenced, Batch: n.Workers.Batch, Spin: n.Workers.Spin.Duration, Log: g.log}
+		cfg := worker.Config{ID: id, CPU: -1, Ports: len(g.ports), Slow: g.slow, Clock: g.clock, Deadlines: g.table(), Leaving: &g.leaving, Guard: failover.Default.Guard, Fenced: g.fenced, Batch: n.Workers.Batch, Spin: n.Workers.Spin.Duration, Log: g.log}
 		if len(n.Workers.CPUs) > id {
 			cfg.CPU = n.Workers.CPUs[id]
 		}

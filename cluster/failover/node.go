@@ -132,11 +132,13 @@ type (
 		Message
 	}
 	// Lease writes until when this node may emit for the group into the table that worker and XDP program read. 0 = not at all: what is queued
-	// dies, and Stopped with this Turn is told when no worker can have anything in hand.
+	// dies, and Stopped with this Turn is told when no worker can have anything in hand. Leave is for who hands over: what the kernel was given before may leave until then, and nothing
+	// more is given to it; Stopped is told when that has left too.
 	Lease struct {
 		Group string
 		Epoch uint64
 		Until Time
+		Leave Time // 0 = nothing may; only where Until is 0, and never behind the lease
 		Turn  uint64
 	}
 	// Flush brings the heir of a planned move what has changed to the end. Nothing changes any more: the workers have stopped. Flushed with this Turn is told when all
@@ -177,6 +179,7 @@ type plants struct {
 	staleTakes bool // a node takes over whatever its copy is
 	keepTakes  bool // a standby takes over from an owner that serves on alone
 	early      bool // a release goes out before the workers have stopped
+	overdrawn  bool // what the kernel was given by who hands over may leave behind the lease
 	minority   bool // one promise is enough
 	overlap    bool // a voter does not wait for its last promise to run out
 	reborn     bool // a restarted node takes its old term for its own

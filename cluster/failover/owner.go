@@ -244,8 +244,14 @@ func (n *Node) emit(g *group, until, now Time) {
 		return
 	}
 	began := until > 0 && !g.serving
+	leave := Time(0)
 	if g.serving && until == 0 {
 		g.lapsed = now
+		if g.parting != nil && g.written > now { // what is queued leaves by the lease that it was queued under; if it does not soon, closing the port takes no longer
+			if leave = min(g.written, now.Add(n.t.Guard)); n.plant.overdrawn {
+				leave = now.Add(4 * n.t.Lease)
+			}
+		}
 	}
 	g.serving, g.written = until > 0, until
 	if until > 0 {
@@ -257,7 +263,7 @@ func (n *Node) emit(g *group, until, now Time) {
 	epoch := g.epoch
 	g.turn++
 	g.closing = until == 0 && !n.plant.early
-	n.do(Lease{Group: g.name, Epoch: epoch, Until: until, Turn: g.turn})
+	n.do(Lease{Group: g.name, Epoch: epoch, Until: until, Leave: leave, Turn: g.turn})
 	if began && g.told != epoch {
 		g.told, g.round, g.nextRound = epoch, 0, now
 		n.tell(g, fmt.Sprintf("this node serves, epoch %d", epoch))

@@ -51,7 +51,7 @@ func TestParting(t *testing.T) {
 		now := Time(1e9)
 		n := New(Config{"a", 5, Default}, now)
 		var seq uint64
-		var stops, flushes, releases Time
+		var stops, flushes, releases, lasts Time
 		var moved Time
 		step := func(e Event) {
 			for _, a := range n.Step(now, e) {
@@ -69,7 +69,17 @@ func TestParting(t *testing.T) {
 				case Lease:
 					if stops == 0 && moved > 0 && a.Until == 0 {
 						stops = now
+						want := min(lasts, now.Add(Default.Guard)) // what is queued leaves, by the lease that it was queued under
+						if lasts <= now {
+							want = 0
+						}
+						if a.Leave != want || a.Epoch != mine.Epoch {
+							t.Errorf("%s: with a lease until %d, at %d: %+v", c.name, lasts, now, a)
+						}
+					} else if a.Leave != 0 {
+						t.Errorf("%s: %+v", c.name, a)
 					}
+					lasts = a.Until
 				case Flush:
 					if flushes > 0 || a.Peer != "b" {
 						t.Errorf("%s: %+v", c.name, a)

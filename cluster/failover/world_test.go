@@ -32,6 +32,7 @@ type world struct {
 	states []State // states[i] is the one after i entries
 	plant  plants
 	noKick bool // the data plane does not look before it kicks
+	noRing bool // it says that it has stopped while there is in a ring what may leave
 
 	judge judge
 	trace func(format string, args ...any)
@@ -72,9 +73,11 @@ type waiting struct {
 // plane is a group in the data plane: what the Lease action wrote.
 type plane struct {
 	until Time
+	leave Time // what is in a ring may leave until then, under epoch
 	epoch uint64
 	life  uint64
 	turn  uint64
+	ring  int  // bursts that the kernel was given, and has not been called for
 	hand  int  // bursts behind the last look, not yet on the wire
 	busy  bool // it looks again by itself
 }
@@ -297,13 +300,17 @@ func (b *box) step(e Event) {
 			if p == nil {
 				continue
 			}
-			p.until, p.epoch, p.turn = a.Until, a.Epoch, a.Turn
+			p.until, p.leave, p.epoch, p.turn = a.Until, a.Leave, a.Epoch, a.Turn
 			if a.Until > 0 && !p.busy {
 				p.busy = true
 				b.burst(a.Group)
 			}
 			if a.Until == 0 {
 				b.stopped(a.Group, a.Turn)
+			}
+			if a.Leave > 0 && b.w.now < healAt && b.w.dice.IntN(8) == 0 { // when it matters most
+				b.w.trace("-- %s is stopped as it hands over", b.name)
+				b.pause(b.w.between(20*ms, 500*ms))
 			}
 		case Flush:
 			b.flush(a)
@@ -422,8 +429,10 @@ func (b *box) burst(g string) {
 		return
 	}
 	epoch := p.epoch
+	p.ring++
 	b.after(b.w.between(ms/10, 4*ms), true, func() {
-		if !b.w.noKick && !May(b.clock(), p.until) {
+		p.ring--
+		if !b.w.noKick && !May(b.clock(), p.until) && !(p.epoch == epoch && May(b.clock(), p.leave)) {
 			return
 		}
 		pauses, took := b.pauses, b.w.between(0, ms/2)
@@ -442,7 +451,7 @@ func (b *box) burst(g string) {
 // stopped tells when no worker has anything in hand any more.
 func (b *box) stopped(g string, turn uint64) {
 	b.after(b.w.between(ms/10, ms), false, func() {
-		if b.dp[g].hand > 0 {
+		if p := b.dp[g]; p.hand > 0 || p.ring > 0 && May(b.clock(), p.leave) && !b.w.noRing { // else what is in a ring is dead
 			b.stopped(g, turn)
 			return
 		}

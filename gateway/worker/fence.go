@@ -86,12 +86,18 @@ func (w *Worker) mayStay(s *sockState) (now uint64, ok bool) {
 	}
 	now = w.cfg.Clock.Exact()
 	for i := range s.queued {
-		if q := &s.queued[i]; !w.cfg.Deadlines.May(q.id, now) || w.cfg.Deadlines.Epoch(q.id) != q.epoch {
+		if q := &s.queued[i]; !w.mayLeave(q, now) {
 			s.fenced, w.fenced = true, true
 			return 0, false
 		}
 	}
 	return now, true
+}
+
+// mayLeave says whether what is in a tx ring may leave: the group is served, in the same term, or is being handed over and has been given that time for it.
+func (w *Worker) mayLeave(q *queued, now uint64) bool {
+	d, l := w.cfg.Deadlines, w.cfg.Leaving
+	return d.May(q.id, now) && d.Epoch(q.id) == q.epoch || l.May(q.id, now) && l.Epoch(q.id) == q.epoch
 }
 
 // mayAll looks once more at frames of a batch after a system call, which takes its time.
@@ -169,14 +175,13 @@ func (w *Worker) sever() {
 	w.tables()
 }
 
-// Clean reports whether nothing can leave any more of a group that is not served: sockets with such frames in their tx rings have been shut. A zero-copy driver takes
+// Clean reports whether nothing can leave any more of a group that is not served: such frames in tx rings have left, where they may, or their sockets have been shut. A zero-copy driver takes
 // what is in a ring without being called, so a look before a call is not enough here. Call it inside Do.
 func (w *Worker) Clean() bool {
 	clean := true
 	for _, s := range w.socks {
-		if _, ok := w.mayStay(s); !ok {
-			clean = false
-		}
+		now, ok := w.mayStay(s)
+		clean = clean && ok && !slices.ContainsFunc(s.queued, func(q queued) bool { return !w.cfg.Deadlines.May(q.id, now) })
 	}
 	if !clean {
 		return false

@@ -403,3 +403,43 @@ func TestWhatIsInARingIsNotClean(t *testing.T) {
 	r.mend("in the ring")
 	r.want("in the ring")
 }
+
+// What is in a ring when its group is handed over leaves in the time that it is given, and takes no socket along. Nothing more comes into a ring, and nobody is told that all has stopped before
+// it is empty.
+func TestWhatIsQueuedLeavesAtAHandOver(t *testing.T) {
+	r := newFenceRig(t)
+	var leaving lease.Deadlines
+	r.w.cfg.Leaving = &leaving
+	over := func(epoch uint64, d time.Duration) {
+		leaving.Write(7, epoch, r.w.cfg.Clock.Exact()+uint64(d))
+		r.d.Write(7, epoch, 0)
+	}
+	r.serve(7, 1, time.Hour)
+	a := r.hand(7)
+	r.w.push(r.w.socks[0]) // and no call
+	over(1, time.Hour)
+	if r.w.Clean() {
+		t.Error("clean before what is queued has left")
+	}
+	r.hand(7) // judged before, and not queued
+	r.want("handed over", a)
+	if !r.w.Clean() || len(r.fenced) > 0 || r.refused() != 1 {
+		t.Errorf("clean %t, %d sockets fenced, %d refused: want one frame refused and no more", r.w.Clean(), len(r.fenced), r.refused())
+	}
+
+	for _, c := range []struct {
+		step string
+		do   func()
+	}{
+		{"the time for it is over", func() { over(3, time.Hour); r.ahead += uint64(2 * time.Hour) }},
+		{"it is of another term", func() { over(4, time.Hour) }},
+	} {
+		r.serve(7, 3, time.Hour)
+		r.hand(7)
+		r.w.push(r.w.socks[0])
+		c.do()
+		r.turn()
+		r.mend(c.step)
+		r.want(c.step)
+	}
+}

@@ -47,6 +47,8 @@ type Config struct {
 	Clock    *Clock
 	// Until when frames of groups may leave; nil = not at all.
 	Deadlines *lease.Deadlines
+	// Leaving is until when what is in a tx ring may leave of a group that is being handed over, though its deadline is past; nil = not at all.
+	Leaving *lease.Deadlines
 	// Guard is what a deadline is earlier than the promise behind it; a system call that takes longer is counted. 0 = 20 ms.
 	Guard time.Duration
 	// Fenced is told of a socket that must not be kicked any more and has been detached, so that somebody shuts it and opens the port again. It must not
