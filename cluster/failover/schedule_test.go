@@ -73,6 +73,7 @@ func schedule(s uint64, sh shape, plant plants, data faulty, trace func(string, 
 		w.trace = func(f string, a ...any) { trace("%9.3f "+f, append([]any{float64(w.now) / 1e6}, a...)...) }
 	}
 	w.plant, w.noKick, w.noRing, w.judge.wait, w.judge.forced = plant, data == noKick, data == noRing, wait, map[string]int64{}
+	w.hitches = healAt
 	w.judge.auto = slices.Contains(sh.alone, Auto)
 	for _, b := range w.boxes {
 		b.m.plant = plant

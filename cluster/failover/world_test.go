@@ -21,18 +21,19 @@ type world struct {
 	groups []Group
 	times  Times
 
-	paths  map[[2]string]*path // datagrams, one way
-	raft   map[[2]string]bool  // cut for the log, one way
-	sync   map[[2]string]bool  // cut for copies
-	slow   int64               // the longest delay of a datagram
-	calm   bool                // nothing takes long
-	stall  int64               // nothing is agreed on before
-	newest int64               // when something was agreed on last
-	log    []Entry
-	states []State // states[i] is the one after i entries
-	plant  plants
-	noKick bool // the data plane does not look before it kicks
-	noRing bool // it says that it has stopped while there is in a ring what may leave
+	paths   map[[2]string]*path // datagrams, one way
+	raft    map[[2]string]bool  // cut for the log, one way
+	sync    map[[2]string]bool  // cut for copies
+	slow    int64               // the longest delay of a datagram
+	calm    bool                // nothing takes long
+	stall   int64               // nothing is agreed on before
+	hitches int64               // until then owners are sometimes stopped as they hand over
+	newest  int64               // when something was agreed on last
+	log     []Entry
+	states  []State // states[i] is the one after i entries
+	plant   plants
+	noKick  bool // the data plane does not look before it kicks
+	noRing  bool // it says that it has stopped while there is in a ring what may leave
 
 	judge judge
 	trace func(format string, args ...any)
@@ -308,7 +309,7 @@ func (b *box) step(e Event) {
 			if a.Until == 0 {
 				b.stopped(a.Group, a.Turn)
 			}
-			if a.Leave > 0 && b.w.now < healAt && b.w.dice.IntN(8) == 0 { // when it matters most
+			if a.Leave > 0 && b.w.now < b.w.hitches && b.w.dice.IntN(8) == 0 { // when it matters most
 				b.w.trace("-- %s is stopped as it hands over", b.name)
 				b.pause(b.w.between(20*ms, 500*ms))
 			}
