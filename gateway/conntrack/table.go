@@ -140,20 +140,37 @@ func tagOf(h uint64) uint64 {
 // Touch loads the cache line of h's bucket, so that a burst's misses overlap. The value means nothing; use it, so that the load stays.
 func (t *Table) Touch(h uint64) uint32 { return uint32(t.buckets[t.home(h)].words[0]) }
 
-// TouchSession loads both lines of the session that h's bucket seems to hold, without comparing keys. As Touch.
-func (t *Table) TouchSession(h uint64) uint32 {
+// TouchSession loads both lines of the session that h's bucket seems to hold, without comparing keys, and returns the entry for Guessed. As Touch.
+func (t *Table) TouchSession(h uint64) (guess Ref, touched uint32) {
 	b := &t.buckets[t.home(h)]
 	tag := tagOf(h)
-	for i := range 3 {
-		if m := match(b.words[i], tag); m != 0 {
-			at := i*4 + bits.TrailingZeros64(m)>>4
-			if at < bucketSlots {
-				s := &t.sessions[b.refs[at].Slot()]
-				return s.Seq + s.TCPLimit[1]
-			}
-		}
+	// Entry 4*i+lane at bit 16*lane+i: one branch, which is foreseen, where a look at word by word has one that never is.
+	m := match(b.words[0], tag)>>15 | match(b.words[1], tag)>>14 | match(b.words[2], tag)&(1<<31|1<<15)>>13
+	if m == 0 {
+		return noRef, 0
 	}
-	return 0
+	z := bits.TrailingZeros64(m)
+	at := z&15<<2 | z>>4
+	if at >= bucketSlots { // never: the mask leaves only lanes that have an entry
+		return noRef, 0
+	}
+	guess = b.refs[at]
+	s := &t.sessions[guess.Slot()]
+	return guess, s.Seq + s.TCPLimit[1]
+}
+
+// noRef is the entry of no session.
+const noRef = Ref(1<<32 - 1)
+
+// Guessed reports whether guess, which TouchSession returned, is what Lookup would find for k now. Any other number may be asked for as well. False means that Lookup must be asked: what TouchSession
+// saw has been changed since, or another session has the same tag.
+func (t *Table) Guessed(guess Ref, k *flow.Key) bool {
+	slot := guess.Slot()
+	if slot >= t.fresh || int(slot) >= len(t.sessions) {
+		return false
+	}
+	s := &t.sessions[slot]
+	return s.Seq&1 == 0 && s.is(k, guess.Dir()) // even: it is in the table. No two of those have a key in common
 }
 
 // Lookup finds the session whose key in one of its directions is k; h is Hash(k).

@@ -179,6 +179,8 @@ func TestTableAgainstReference(t *testing.T) {
 			seen      uint32
 		}
 		ref := map[int]*entry{}
+		before := make([][2]Ref, capacity*3/2+2)
+		right, wrong := 0, 0
 		now := uint32(1<<32 - 20000)
 		for step := range 30_000 {
 			n := rng.IntN(capacity*3/2 + 2)
@@ -188,11 +190,25 @@ func TestTableAgainstReference(t *testing.T) {
 			h0, h1 := tab.Hash(&k0), tab.Hash(&k1)
 			for dir, k := range []flow.Key{k0, k1} {
 				tab.Touch(tab.Hash(&k))
-				tab.TouchSession(tab.Hash(&k))
+				guess, _ := tab.TouchSession(tab.Hash(&k))
 				r, ok := tab.Lookup(&k, []uint64{h0, h1}[dir])
 				if ok != (e != nil) || ok && (r.Slot() != e.slot || r.Dir() != dir) {
 					t.Fatalf("step %d: Lookup(%d, direction %d) = %d, %v; reference %+v", step, n, dir, r, ok, e)
 				}
+				for _, g := range []Ref{guess, before[n][dir], Ref(rng.Uint32()), noRef} { // of now, of earlier, and made up
+					if tab.Guessed(g, &k) && (!ok || g != r) {
+						t.Fatalf("step %d: %d, direction %d: %d is taken for it; Lookup says %d, %v", step, n, dir, g, r, ok)
+					}
+				}
+				if ok && !tab.Guessed(r, &k) {
+					t.Fatalf("step %d: %d, direction %d: %d is not taken for it, and is it", step, n, dir, r)
+				}
+				if ok && tab.Guessed(guess, &k) {
+					right++
+				} else if ok {
+					wrong++
+				}
+				before[n][dir] = guess
 			}
 			switch op := rng.IntN(10); {
 			case op < 5:
@@ -258,6 +274,9 @@ func TestTableAgainstReference(t *testing.T) {
 			if tab.Len() != len(ref) {
 				t.Fatalf("step %d: Len %d, want %d", step, tab.Len(), len(ref))
 			}
+		}
+		if right < 9*wrong {
+			t.Errorf("of %d sessions that there were, TouchSession has seen %d", right+wrong, right)
 		}
 		n, from, done := 0, uint32(0), false
 		for !done {
@@ -437,6 +456,7 @@ func BenchmarkLookup(b *testing.B) {
 		for _, staged := range []bool{true, false} {
 			b.Run(fmt.Sprintf("n=%d/staged=%v", n, staged), func(b *testing.B) {
 				var h [64]uint64
+				var guess [64]Ref
 				at, left := 0, 0
 				var x uint32
 				for b.Loop() {
@@ -454,13 +474,18 @@ func BenchmarkLookup(b *testing.B) {
 						}
 						if staged {
 							for i := range ks {
-								x += tab.TouchSession(h[i])
+								var y uint32
+								guess[i], y = tab.TouchSession(h[i])
+								x += y
 							}
 						}
 						for i := range ks {
-							r, ok := tab.Lookup(&ks[i], h[i])
-							if !ok {
-								b.Fatal("lost")
+							r := guess[i]
+							if !staged || !tab.Guessed(r, &ks[i]) {
+								var ok bool
+								if r, ok = tab.Lookup(&ks[i], h[i]); !ok {
+									b.Fatal("lost")
+								}
 							}
 							tab.At(r.Slot()).Packets[r.Dir()]++
 						}

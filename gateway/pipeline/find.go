@@ -13,12 +13,15 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 	if s.Flags&packet.FlagICMPError != 0 {
 		return sh.related(s)
 	}
-	ref, ok := sh.Sessions.Lookup(&s.Key, s.hash)
-	if !ok {
-		if s.Key.Zone == flow.Backbone {
-			return sh.openIn(s)
+	ref := s.guess
+	if !sh.Sessions.Guessed(ref, &s.Key) {
+		var ok bool
+		if ref, ok = sh.Sessions.Lookup(&s.Key, s.hash); !ok {
+			if s.Key.Zone == flow.Backbone {
+				return sh.openIn(s)
+			}
+			return sh.openOut(s)
 		}
-		return sh.openOut(s)
 	}
 	slot, dir := ref.Slot(), ref.Dir()
 	se := sh.Sessions.At(slot)

@@ -84,7 +84,9 @@ func (sh *Shard) touch(slots []Slot) {
 	}
 	for i := range slots {
 		if s := &slots[i]; s.Verdict == verdict.Next {
-			sink ^= sh.Sessions.TouchSession(s.hash)
+			guess, x := sh.Sessions.TouchSession(s.hash)
+			s.guess = guess
+			sink ^= x
 		}
 	}
 	sh.sink = sink

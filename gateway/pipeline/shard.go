@@ -65,10 +65,11 @@ type Slot struct {
 	Voice    bool
 	IPLen    uint16
 
-	in   *snapshot.Iface
-	hash uint64
-	hop  *snapshot.Hop // with Cut
-	cut  uint16        // bytes of IP that the next hop takes, where that is less than IPLen and the packet may be cut; or isPiece; else 0
+	in    *snapshot.Iface
+	hash  uint64
+	guess conntrack.Ref // which session it is of, as touch saw it; of what was not touched, anything
+	hop   *snapshot.Hop // with Cut
+	cut   uint16        // bytes of IP that the next hop takes, where that is less than IPLen and the packet may be cut; or isPiece; else 0
 }
 
 // Event is a line for the log: a rule with `log` decided about a new conversation.
