@@ -88,6 +88,16 @@ func (s *Shard) Offer(t flow.TenantID, d Dir, n int) {
 	c.offer[d].Bytes += uint64(n)
 }
 
+// Passed is Offer and Add of one packet. Worker only.
+func (s *Shard) Passed(t flow.TenantID, d Dir, n int) {
+	c := s.touch(t)
+	v, o := &c.vol[d], &c.offer[d]
+	v.Packets++
+	v.Bytes += uint64(n)
+	o.Packets++
+	o.Bytes += uint64(n)
+}
+
 // Drop counts one dropped packet. Worker only.
 func (s *Shard) Drop(t flow.TenantID, r verdict.Reason) { s.DropN(t, r, 1) }
 

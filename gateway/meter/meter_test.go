@@ -87,9 +87,13 @@ func TestResetReachesReaders(t *testing.T) {
 		s.Drop(1, r)
 	}
 	s.Offer(1, In, 150)
+	s.Passed(1, In, 70)
 	s.Publish()
-	if v := s.Offered(1, In); v != (Volume{1, 150}) {
+	if v := s.Offered(1, In); v != (Volume{2, 220}) {
 		t.Errorf("offered %+v", v)
+	}
+	if v := s.Volume(1, In); v != (Volume{2, 170}) {
+		t.Errorf("volume %+v", v)
 	}
 	s.Reset(1)
 	s.Publish()

@@ -186,8 +186,8 @@ func survive(frame []byte, rnd *rand.Rand) error {
 		}},
 		{"SetTOS", false, func(p *packet.Packet) bool { packet.SetTOS(p, uint8(sport)); return true }},
 		{"ClampMSS", false, func(p *packet.Packet) bool { packet.ClampMSS(p, mss); return true }},
-		{"SetL2 untagged", false, func(p *packet.Packet) bool { return packet.SetL2(p, macA, macB, 0) }},
-		{"SetL2 tagged", false, func(p *packet.Packet) bool { return packet.SetL2(p, macA, macB, 1+sport%4094) }},
+		{"SetL2 untagged", false, func(p *packet.Packet) bool { return packet.SetL2(p, &macA, &macB, 0) }},
+		{"SetL2 tagged", false, func(p *packet.Packet) bool { return packet.SetL2(p, &macA, &macB, 1+sport%4094) }},
 		{"Pad60", false, func(p *packet.Packet) bool { packet.Pad60(p); return true }},
 		{"TranslateInner4", false, func(p *packet.Packet) bool {
 			in, r := packet.ParseInner(p)

@@ -155,7 +155,12 @@ func SetTOS(p *Packet, tos uint8) {
 // SetL2 writes the Ethernet header: both addresses, and one 802.1Q tag pushed, popped or rewritten so that the frame is in vlan (0 =
 // untagged). A tag that stays keeps its priority bits. Off, Len and all offsets follow. It returns false, with nothing
 // changed, when there is no headroom for a tag or vlan is no VLAN id.
-func SetL2(p *Packet, dst, src [6]byte, vlan uint16) bool {
+func SetL2(p *Packet, dst, src *[6]byte, vlan uint16) bool {
+	if vlan == 0 && p.L2Len == ethLen && p.Len >= ethLen { // as nearly all are
+		p.setMACs((*[ethLen]byte)(p.Buf[p.Off:]), dst, src)
+		p.VLAN = 0
+		return true
+	}
 	if vlan >= vidMask || p.L2Len != ethLen && p.L2Len != ethLen+tagLen || p.Len < int(p.L2Len) {
 		return false
 	}
@@ -173,10 +178,7 @@ func SetL2(p *Packet, dst, src [6]byte, vlan uint16) bool {
 	}
 	f := p.Buf[p.Off : p.Off+p.Len]
 	h := (*[ethLen]byte)(f)
-	put32(h[0:4], le32(dst[0:4]))
-	put16(h[4:6], le16(dst[4:6]))
-	put32(h[6:10], le32(src[0:4]))
-	put16(h[10:12], le16(src[4:6]))
+	p.setMACs(h, dst, src)
 	et := h[12:14]
 	if vlan != 0 {
 		t := (*[ethLen + tagLen]byte)(f)
@@ -185,8 +187,15 @@ func SetL2(p *Packet, dst, src [6]byte, vlan uint16) bool {
 	}
 	binary.BigEndian.PutUint16(et, p.EtherType)
 	p.VLAN = vlan
-	p.Flags = p.Flags&^FlagMcastMAC | Flags(dst[0]&1)*FlagMcastMAC
 	return true
+}
+
+func (p *Packet) setMACs(h *[ethLen]byte, dst, src *[6]byte) {
+	put32(h[0:4], le32(dst[0:4]))
+	put16(h[4:6], le16(dst[4:6]))
+	put32(h[6:10], le32(src[0:4]))
+	put16(h[10:12], le16(src[4:6]))
+	p.Flags = p.Flags&^FlagMcastMAC | Flags(dst[0]&1)*FlagMcastMAC
 }
 
 // shiftL2 makes the Ethernet header n bytes longer towards the front; the caller has checked that there is room and fills it.

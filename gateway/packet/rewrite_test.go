@@ -391,7 +391,7 @@ func TestSetL2(t *testing.T) {
 		p := load(frame, tc.head, 0)
 		packet.Parse(p)
 		off, n, payload := p.Off, p.Len, bytes.Clone(p.Frame()[p.L3:])
-		if ok := packet.SetL2(p, macA, macB, tc.to); ok != tc.ok {
+		if ok := packet.SetL2(p, &macA, &macB, tc.to); ok != tc.ok {
 			t.Errorf("%s: %v", tc.name, ok)
 			continue
 		}
@@ -588,8 +588,8 @@ func TestNoAllocation(t *testing.T) {
 			packet.SetTOS(p, 0xb8)
 			packet.ClampMSS(p, 1000)
 			packet.WindowScale(p)
-			packet.SetL2(p, macA, macB, 0)
-			packet.SetL2(p, macA, macB, 9)
+			packet.SetL2(p, &macA, &macB, 0)
+			packet.SetL2(p, &macA, &macB, 9)
 			packet.Pad60(p)
 		})
 		if n != 0 {
@@ -641,7 +641,7 @@ func BenchmarkSetL2(b *testing.B) {
 	p := load(good(b, "udp4", 0), headroom, 0)
 	packet.Parse(p)
 	for b.Loop() {
-		packet.SetL2(p, macA, macB, 0)
+		packet.SetL2(p, &macA, &macB, 0)
 	}
 }
 

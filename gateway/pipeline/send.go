@@ -56,7 +56,6 @@ func (sh *Shard) send(s *Slot, t *snapshot.Tenant, hop *snapshot.Hop) verdict.Ve
 			s.Group = leavesAs(h.Group)
 		}
 	}
-	it := police.Item{Frame: s.Addr, Area: s.Area, Voice: s.Voice, IPLen: s.IPLen, Port: LoopPort, Tag: uint32(s.Group)}
 	if hop.Kind != snapshot.HopForward {
 		// Towards one of our own public addresses, or another tenant: it enters again from the backbone side, once.
 		if s.Looped {
@@ -65,13 +64,13 @@ func (sh *Shard) send(s *Slot, t *snapshot.Tenant, hop *snapshot.Hop) verdict.Ve
 		v = verdict.Loop
 	} else {
 		f := &sh.view.Ifaces[hop.Iface]
-		s.OutIface, s.OutPort, it.Port = f.Index, f.Port, f.Port
+		s.OutIface, s.OutPort = f.Index, f.Port
 		s.NextHop = hop.Via
 		if hop.OnLink {
 			s.NextHop = s.Key.Dst
 		}
-		mac, ok := sh.Neighbors.Lookup(hop.Iface, s.Key.Family, &s.NextHop)
-		if !ok {
+		n := sh.neighbor(hop.Iface, s)
+		if !n.known {
 			v = verdict.Neighbor
 		}
 		if s.cut != isPiece {
@@ -84,29 +83,62 @@ func (sh *Shard) send(s *Slot, t *snapshot.Tenant, hop *snapshot.Hop) verdict.Ve
 				return verdict.Cut
 			}
 		}
-		if !packet.SetL2(&s.Packet, mac, *f.Source(t.Group, s.Key.Family), f.VLAN) {
+		if !packet.SetL2(&s.Packet, &n.mac, f.Source(t.Group, s.Key.Family), f.VLAN) {
 			return sh.drop(s, verdict.FrameTooLarge)
 		}
 	}
-	if s.Dir != meter.Inside {
-		it.Off, it.Len = uint16(s.Off), uint16(s.Len)
-		sh.Meter.Offer(t.ID, s.Dir, int(s.IPLen))
-		d := &t.Dir[s.Dir]
-		if v == verdict.Neighbor { // it waits elsewhere: it may take of the rate what there is, and not stand in its queue as well
-			strict := *d
-			strict.Shape = false
-			d = &strict
-		}
-		switch ov, r := sh.Shaper.Offer(int(t.ID)*2+int(s.Dir), d, &t.Shared.Words[s.Dir], &it, sh.now); ov {
-		case verdict.Drop:
-			return sh.drop(s, r)
-		case verdict.Queue:
-			v = verdict.Queue
-			s.Verdict = v // at once: should anything after this panic, the frame is the shaper's and nobody else's
-		}
+	switch {
+	case s.Dir == meter.Inside:
+		sh.Meter.Add(t.ID, s.Dir, int(s.IPLen))
+	case !s.Voice && sh.Shaper.Passes(int(t.ID)*2+int(s.Dir), &t.Dir[s.Dir], &t.Shared.Words[s.Dir], int(s.IPLen), sh.now):
+		sh.Meter.Passed(t.ID, s.Dir, int(s.IPLen))
+	default:
+		return sh.offer(s, t, v)
+	}
+	return v
+}
+
+// offer is the rate for what does not simply pass: voice, what has to wait, and what finds no rate. v is what becomes of it otherwise.
+func (sh *Shard) offer(s *Slot, t *snapshot.Tenant, v verdict.Verdict) verdict.Verdict {
+	it := police.Item{Frame: s.Addr, Area: s.Area, Voice: s.Voice, Port: s.OutPort, Off: uint16(s.Off), Len: uint16(s.Len), IPLen: s.IPLen, Tag: uint32(s.Group)}
+	if v == verdict.Loop {
+		it.Port = LoopPort
+	}
+	sh.Meter.Offer(t.ID, s.Dir, int(s.IPLen))
+	d := &t.Dir[s.Dir]
+	if v == verdict.Neighbor { // it waits elsewhere: it may take of the rate what there is, and not stand in its queue as well
+		strict := *d
+		strict.Shape = false
+		d = &strict
+	}
+	switch ov, r := sh.Shaper.Offer(int(t.ID)*2+int(s.Dir), d, &t.Shared.Words[s.Dir], &it, sh.now); ov {
+	case verdict.Drop:
+		return sh.drop(s, r)
+	case verdict.Queue:
+		v = verdict.Queue
+		s.Verdict = v // at once: should anything after this panic, the frame is the shaper's and nobody else's
 	}
 	sh.Meter.Add(t.ID, s.Dir, int(s.IPLen))
 	return v
+}
+
+// near is a neighbour as Neighbors has it, for the rest of a burst.
+type near struct {
+	to     flow.Addr
+	iface  uint16
+	family uint8 // 0 = nothing yet
+	known  bool
+	mac    [6]byte
+}
+
+// neighbor is who stands at s.NextHop. A burst mostly goes to few, so who was asked for last on an interface is kept until setNow.
+func (sh *Shard) neighbor(iface uint16, s *Slot) *near {
+	n := &sh.near[iface%uint16(len(sh.near))]
+	if n.iface != iface || n.family != s.Key.Family || n.to != s.NextHop {
+		mac, known := sh.Neighbors.Lookup(iface, s.Key.Family, &s.NextHop)
+		*n = near{to: s.NextHop, iface: iface, family: s.Key.Family, known: known, mac: mac}
+	}
+	return n
 }
 
 // clampMSS applies the smaller clamp of the two interfaces that a SYN crosses.

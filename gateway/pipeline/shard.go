@@ -129,6 +129,7 @@ type Shard struct {
 	rejudge  uint32 // where the walk that judges old sessions again has come to
 	stale    bool   // that walk is not over
 	sink     uint32
+	near     [4]near  // by interface, of this burst
 	making   uint32   // mapping that the session under way has got and not yet holds; conntrack.NoMapping between packets
 	held     []held   // by tenant
 	tenures  []tenure // likewise
@@ -352,6 +353,9 @@ func (sh *Shard) part(n, budget int) int { return n*budget/sh.Sessions.Capacity(
 func (sh *Shard) setNow(nowNs uint64) {
 	sh.now = nowNs
 	sh.tick = uint32(nowNs >> 20)
+	for i := range sh.near {
+		sh.near[i].family = 0
+	}
 }
 
 // Cut ends every session that match says yes to, but for copies, and reports how many. It looks at the whole table: control work, done between bursts.

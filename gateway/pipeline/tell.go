@@ -97,7 +97,7 @@ func (sh *Shard) mayTell(s *Slot) *snapshot.Told {
 
 // answer sends a frame that the gateway made, as a group or as the node (nil), back to where the packet came from.
 func (sh *Shard) answer(s *Slot, to [6]byte, as *snapshot.Group) verdict.Verdict {
-	if !packet.SetL2(&s.Packet, to, *s.in.Source(as, s.Key.Family), s.in.VLAN) {
+	if !packet.SetL2(&s.Packet, &to, s.in.Source(as, s.Key.Family), s.in.VLAN) {
 		return sh.drop(s, verdict.FrameTooLarge)
 	}
 	s.OutIface, s.OutPort, s.Group = s.in.Index, s.in.Port, leavesAs(as)

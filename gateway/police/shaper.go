@@ -184,6 +184,11 @@ func (s *Shaper) keep(q, tail uint32) {
 	})
 }
 
+// Passes is what Offer begins with for a packet of n bytes that is not voice: true, the rate is taken and nothing of the queue waits. False: nothing has been taken, and Offer is to be asked.
+func (s *Shaper) Passes(q int, d *Dir, w *Words, n int, nowNs uint64) bool {
+	return uint(q) < uint(len(s.queues)) && s.queues[q].state == idle && d.take(w, nowNs, n, false) == verdict.Pass
+}
+
 // Offer decides what becomes of it now: Send (the rate is taken), Queue (the shaper owns the frame now) or Drop with
 // the limit that did it. Order within a class is kept: while packets of the class wait, new ones wait behind them;
 // the rest also waits behind voice. Voice is voice while its own rate lets it; above, it is one of the rest.

@@ -138,7 +138,7 @@ func TestICMPError4(t *testing.T) {
 			if r != verdict.Pass || in.Key.Src != p.Key.Dst {
 				t.Errorf("%s: quote %+v: %v", name, in, r)
 			}
-			if !packet.SetL2(p, macB, macA, 0) || p.Frame()[0] != macB[0] {
+			if !packet.SetL2(p, &macB, &macA, 0) || p.Frame()[0] != macB[0] {
 				t.Errorf("%s: SetL2", name)
 			}
 		}
