@@ -128,6 +128,14 @@ func (s *Session) Out(dir int) (src, dst [4]byte, sport, dport uint16) {
 	return [4]byte(s.OrigDst[:4]), [4]byte(s.OrigSrc[:4]), s.OrigDPort, s.OrigSPort
 }
 
+// OutWords is Out with the addresses as words in the order of memory.
+func (s *Session) OutWords(dir int) (src, dst uint32, sport, dport uint16) {
+	if dir == 0 {
+		return binary.LittleEndian.Uint32(s.XlatSrc[:]), binary.LittleEndian.Uint32(s.XlatDst[:]), s.XlatSPort, s.XlatDPort
+	}
+	return binary.LittleEndian.Uint32(s.OrigDst[:]), binary.LittleEndian.Uint32(s.OrigSrc[:]), s.OrigDPort, s.OrigSPort
+}
+
 // BeginWrite makes the sequence word odd: a concurrent reader takes nothing from the session until EndWrite. Whoever
 // changes any of bytes 8..79 (but State and Scale, which change alone) of a session that is in the table brackets it with the two.
 func (s *Session) BeginWrite() { atomic.StoreUint32(&s.Seq, s.Seq|1) }

@@ -14,20 +14,20 @@ const (
 
 // Atomic reports whether an IPv4 packet is neither a fragment nor may become one: its identification means nothing (RFC 6864 section 4).
 func Atomic(p *Packet) bool {
-	f := p.Buf[p.Off : p.Off+p.Len]
-	return len(f)-p.L3 >= ip4Len && be16(f[p.L3+6:p.L3+8])&^0x8000 == flagDF
+	h := p.ip4()
+	return h != nil && Atomic4(h)
 }
+
+// Atomic4 is Atomic of a packet with that header.
+func Atomic4(h *[ip4Len]byte) bool { return le16(h[6:8])&^0x80 == flagDF>>8 } // in the order of memory
 
 // SetID gives an IPv4 packet another identification.
 func SetID(p *Packet, id uint16) {
-	f := p.Buf[p.Off : p.Off+p.Len]
-	if p.Key.Family != 4 || len(f)-p.L3 < ip4Len {
-		return
+	if h := p.ip4(); h != nil {
+		id = bits.ReverseBytes16(id)
+		put16(h[10:12], csum.Update16(le16(h[10:12]), le16(h[4:6]), id))
+		put16(h[4:6], id)
 	}
-	h := (*[ip4Len]byte)(f[p.L3:])
-	id = bits.ReverseBytes16(id)
-	put16(h[10:12], csum.Update16(le16(h[10:12]), le16(h[4:6]), id))
-	put16(h[4:6], id)
 }
 
 // Cut writes into dst, as a frame, the piece of an IPv4 packet that begins at byte from of its payload and is at most mtu IP bytes long,

@@ -100,6 +100,45 @@ func TestCut(t *testing.T) {
 	}
 }
 
+// Words4 is Translate4, and Words4ID that and SetID, to the last bit.
+func TestWordsAreTranslateAndID(t *testing.T) {
+	r := rand.New(rand.NewPCG(8, 0))
+	for i := range 4000 {
+		frame, _ := randomFrame(t, r)
+		var p [4]*packet.Packet
+		for j := range p {
+			p[j] = load(frame, headroom, 0)
+			packet.Parse(p[j])
+		}
+		var src, dst [4]byte
+		binary.LittleEndian.PutUint32(src[:], r.Uint32())
+		binary.LittleEndian.PutUint32(dst[:], r.Uint32())
+		sport, dport, id := uint16(r.Uint32()), uint16(r.Uint32()), uint16(r.Uint32())
+		if i%8 == 0 {
+			src, dst, sport, dport, id = [4]byte{}, [4]byte{}, 0, 0, 0
+		}
+		packet.Translate4(p[0], src, dst, sport, dport)
+		h := packet.Header4(p[1])
+		if h == nil {
+			if p[0].Key.Family == 4 {
+				t.Fatalf("round %d: no header in %x", i, frame)
+			}
+			continue
+		}
+		packet.Words4(p[1], h, le.Uint32(src[:]), le.Uint32(dst[:]), sport, dport)
+		packet.Translate4(p[2], src, dst, sport, dport)
+		packet.SetID(p[2], id)
+		packet.Words4ID(p[3], packet.Header4(p[3]), le.Uint32(src[:]), le.Uint32(dst[:]), sport, dport, id)
+		for j := 0; j < 4; j += 2 {
+			if !bytes.Equal(p[j].Frame(), p[j+1].Frame()) || p[j].Key != p[j+1].Key {
+				t.Fatalf("round %d: %x\n%x\n%x", i, frame, p[j].Frame(), p[j+1].Frame())
+			}
+		}
+	}
+}
+
+var le = binary.LittleEndian
+
 // SetID changes the identification and mends the checksum; Atomic says what may never be cut.
 func TestSetID(t *testing.T) {
 	f := make([]byte, 60)

@@ -139,7 +139,7 @@ func TranslateInner4(p *Packet, in *Inner, src, dst [4]byte, sport, dport uint16
 	if !in.OK || in.Key.Family != 4 || p.L3End > len(f) || in.End > p.L3End || in.L4 < in.L3+ip4Len || in.L4 > in.End || p.L3End-p.L4 < icmpLen {
 		return
 	}
-	delta := swapAddrs((*[ip4Len]byte)(f[in.L3:]), &src, &dst)
+	delta := swapAddrs((*[ip4Len]byte)(f[in.L3:]), le32(src[:]), le32(dst[:]), 0)
 	copy(in.Key.Src[:4], src[:])
 	copy(in.Key.Dst[:4], dst[:])
 	t := f[in.L4:in.End]

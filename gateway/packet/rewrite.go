@@ -21,14 +21,21 @@ func le32(b []byte) uint32     { return binary.LittleEndian.Uint32(b) }
 func put16(b []byte, v uint16) { binary.LittleEndian.PutUint16(b, v) }
 func put32(b []byte, v uint32) { binary.LittleEndian.PutUint32(b, v) }
 
-// swapAddrs writes the addresses of the IPv4 header h and mends its checksum; it returns the delta for checksums that cover a
+// ip4 is the IPv4 header, nil where there is none.
+func (p *Packet) ip4() *[ip4Len]byte {
+	if p.Key.Family != 4 || p.Len-p.L3 < ip4Len {
+		return nil
+	}
+	return (*[ip4Len]byte)(p.Buf[p.Off+p.L3:])
+}
+
+// swapAddrs writes the addresses of the IPv4 header h, given in the order of memory, and mends its checksum for them and what else is changed; it returns the delta for checksums that cover a
 // pseudo header, in the order of memory.
-func swapAddrs(h *[ip4Len]byte, src, dst *[4]byte) (delta uint64) {
-	s, d := le32(src[:]), le32(dst[:])
-	delta = uint64(^le32(h[12:16])) + uint64(^le32(h[16:20])) + uint64(s) + uint64(d)
-	put32(h[12:16], s)
-	put32(h[16:20], d)
-	put16(h[10:12], csum.Apply(le16(h[10:12]), delta))
+func swapAddrs(h *[ip4Len]byte, src, dst uint32, also uint64) (delta uint64) {
+	delta = uint64(^le32(h[12:16])) + uint64(^le32(h[16:20])) + uint64(src) + uint64(dst)
+	put32(h[12:16], src)
+	put32(h[16:20], dst)
+	put16(h[10:12], csum.Apply(le16(h[10:12]), delta+also))
 	return delta
 }
 
@@ -37,22 +44,41 @@ func swapAddrs(h *[ip4Len]byte, src, dst *[4]byte) (delta uint64) {
 // of the two is not the type. A UDP checksum of zero (none) stays zero. Later fragments and protocols without ports
 // get the addresses only. p.Key follows.
 func Translate4(p *Packet, src, dst [4]byte, sport, dport uint16) {
-	f := p.Buf[p.Off : p.Off+p.Len]
-	if p.Key.Family != 4 || len(f)-p.L3 < ip4Len {
-		return
+	if h := p.ip4(); h != nil {
+		p.translate4(h, le32(src[:]), le32(dst[:]), sport, dport, 0)
 	}
-	delta := swapAddrs((*[ip4Len]byte)(f[p.L3:]), &src, &dst)
-	put32(p.Key.Src[:4], le32(src[:]))
-	put32(p.Key.Dst[:4], le32(dst[:]))
+}
+
+// Header4 is the header of an IPv4 packet, for those who have several things to do with it; nil where there is none.
+func Header4(p *Packet) *[ip4Len]byte { return p.ip4() }
+
+// Words4 is Translate4 of the packet with header h, the addresses as words in the order of memory (binary.LittleEndian.Uint32).
+func Words4(p *Packet, h *[ip4Len]byte, src, dst uint32, sport, dport uint16) {
+	p.translate4(h, src, dst, sport, dport, 0)
+}
+
+// Words4ID is Words4 and SetID in one.
+func Words4ID(p *Packet, h *[ip4Len]byte, src, dst uint32, sport, dport, id uint16) {
+	id = bits.ReverseBytes16(id)
+	also := uint64(^le16(h[4:6])) + uint64(id)
+	put16(h[4:6], id)
+	p.translate4(h, src, dst, sport, dport, also)
+}
+
+func (p *Packet) translate4(h *[ip4Len]byte, src, dst uint32, sport, dport uint16, also uint64) {
+	delta := swapAddrs(h, src, dst, also)
+	put32(p.Key.Src[:4], src)
+	put32(p.Key.Dst[:4], dst)
 	if p.Flags&FlagFragLater != 0 {
 		return
 	}
+	t4 := p.Len - p.L4 // bytes from the transport header on
 	switch p.Key.Proto {
 	case flow.UDP:
-		if len(f)-p.L4 < udpLen {
+		if t4 < udpLen {
 			return
 		}
-		t := (*[udpLen]byte)(f[p.L4:])
+		t := (*[udpLen]byte)(p.Buf[p.Off+p.L4:])
 		ports := uint32(bits.ReverseBytes16(sport)) | uint32(bits.ReverseBytes16(dport))<<16
 		old := le32(t[0:4])
 		put32(t[0:4], ports)
@@ -60,19 +86,19 @@ func Translate4(p *Packet, src, dst [4]byte, sport, dport uint16) {
 			put16(t[6:8], csum.NonZero(csum.Apply(c, delta+uint64(^old)+uint64(ports))))
 		}
 	case flow.TCP:
-		if len(f)-p.L4 < tcpLen {
+		if t4 < tcpLen {
 			return
 		}
-		t := (*[tcpLen]byte)(f[p.L4:])
+		t := (*[tcpLen]byte)(p.Buf[p.Off+p.L4:])
 		ports := uint32(bits.ReverseBytes16(sport)) | uint32(bits.ReverseBytes16(dport))<<16
 		old := le32(t[0:4])
 		put32(t[0:4], ports)
 		put16(t[16:18], csum.Apply(le16(t[16:18]), delta+uint64(^old)+uint64(ports)))
 	case flow.ICMP:
-		if p.Flags&FlagICMPQuery == 0 || len(f)-p.L4 < icmpLen {
+		if p.Flags&FlagICMPQuery == 0 || t4 < icmpLen {
 			return
 		}
-		t := (*[icmpLen]byte)(f[p.L4:])
+		t := (*[icmpLen]byte)(p.Buf[p.Off+p.L4:])
 		id := sport
 		if p.Flags&FlagICMPReply != 0 {
 			id, sport = dport, p.Key.SPort
@@ -84,6 +110,7 @@ func Translate4(p *Packet, src, dst [4]byte, sport, dport uint16) {
 		put16(t[2:4], csum.NonZero(csum.Update16(le16(t[2:4]), le16(t[4:6]), id)))
 		put16(t[4:6], id)
 	case protoDCCP, protoUDPLite:
+		f := p.Buf[p.Off : p.Off+p.Len]
 		if t := f[p.L4:min(p.L3End, len(f))]; len(t) >= 8 {
 			c := csum.Apply(le16(t[6:8]), delta)
 			if p.Key.Proto == protoUDPLite {
@@ -101,37 +128,31 @@ func Translate4(p *Packet, src, dst [4]byte, sport, dport uint16) {
 // TranslateOuter4 changes the addresses of the outer IPv4 header and its checksum, nothing behind it: for ICMP errors, whose
 // checksum does not cover addresses. p.Key follows.
 func TranslateOuter4(p *Packet, src, dst [4]byte) {
-	f := p.Buf[p.Off : p.Off+p.Len]
-	if p.Key.Family != 4 || len(f)-p.L3 < ip4Len {
-		return
+	if h := p.ip4(); h != nil {
+		swapAddrs(h, le32(src[:]), le32(dst[:]), 0)
+		copy(p.Key.Src[:4], src[:])
+		copy(p.Key.Dst[:4], dst[:])
 	}
-	swapAddrs((*[ip4Len]byte)(f[p.L3:]), &src, &dst)
-	put32(p.Key.Src[:4], le32(src[:]))
-	put32(p.Key.Dst[:4], le32(dst[:]))
 }
 
 // DecTTL lowers the TTL or hop limit by one. It never goes below zero: whether a packet may be forwarded is for the caller to say before.
 func DecTTL(p *Packet) {
-	f := p.Buf[p.Off : p.Off+p.Len]
 	if p.TTL == 0 {
 		return
 	}
-	switch {
-	case p.Key.Family == 4 && len(f)-p.L3 >= ip4Len:
-		h := (*[ip4Len]byte)(f[p.L3:])
+	if h := p.ip4(); h != nil {
 		h[8]--
-		// The TTL is the high byte of its word: the sum falls by 0x0100, its complement rises by as much (RFC 1141). 0xffff must wrap too, or the result would be the other zero.
-		c := uint32(be16(h[10:12])) + 0x0100
+		// The TTL is the first byte of its word: the sum falls by 1 in the order of memory, its complement rises by as much (RFC 1141). 0xffff must wrap too, or the result would be the other zero.
+		c := uint32(le16(h[10:12])) + 1
 		if c >= 0xffff {
 			c++
 		}
-		binary.BigEndian.PutUint16(h[10:12], uint16(c))
-	case p.Key.Family == 6 && len(f)-p.L3 >= ip6Len:
-		f[p.L3+7]--
-	default:
-		return
+		put16(h[10:12], uint16(c))
+		p.TTL--
+	} else if p.Key.Family == 6 && p.Len-p.L3 >= ip6Len {
+		p.Buf[p.Off+p.L3+7]--
+		p.TTL--
 	}
-	p.TTL--
 }
 
 // SetTOS writes the IPv4 TOS byte or the IPv6 traffic class: DSCP in the upper six bits, ECN in the lower two.

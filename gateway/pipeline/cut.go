@@ -51,34 +51,43 @@ func (sh *Shard) pieces(slots []Slot, from int) {
 	sh.sweep = sweepDone
 }
 
-// rename gives a translated IPv4 packet that is a fragment, or may become one, an identification of its own between its addresses as they are
-// now (RFC 6864 section 5.3.1, RFC 7857 section 10). What is in pieces, or about to be, has one that no other inside host has at the
-// same time; false when there is none.
+// rename gives a translated IPv4 packet an identification of ident.
 func (sh *Shard) rename(s *Slot, se *conntrack.Session) bool {
-	src, dst := [4]byte(s.Key.Src[:4]), [4]byte(s.Key.Dst[:4])
+	id, ok := sh.ident(s, se, binary.LittleEndian.Uint32(s.Key.Src[:]), binary.LittleEndian.Uint32(s.Key.Dst[:]))
+	if ok {
+		packet.SetID(&s.Packet, id)
+	}
+	return ok
+}
+
+// ident is the identification of a translated IPv4 packet that is a fragment, or may become one: one of its own between the addresses that it leaves with, words in the order of
+// memory (RFC 6864 section 5.3.1, RFC 7857 section 10). What is in pieces, or about to be, has one that no other inside host has at the
+// same time; false when there is none.
+func (sh *Shard) ident(s *Slot, se *conntrack.Session, src, dst uint32) (id uint16, ok bool) {
 	if s.cut == 0 && s.Flags&inPieces == 0 {
-		h := (uint64(s.Key.Src.V4())<<32 | uint64(s.Key.Dst.V4())) * 0x9e3779b97f4a7c15
+		h := (uint64(src)<<32 | uint64(dst)) * 0x9e3779b97f4a7c15
 		w := &sh.idents[(h>>52^uint64(s.Key.Proto))%wholeWords]
 		*w++
-		packet.SetID(&s.Packet, sh.identLo|*w&sh.identMsk)
-		return true
+		return sh.identLo | *w&sh.identMsk, true
 	}
-	if d := sh.frag; d != nil && d.Reissued {
-		packet.SetID(&s.Packet, d.ID)
-		return true
+	return sh.identOfParts(s, se, src, dst)
+}
+
+func (sh *Shard) identOfParts(s *Slot, se *conntrack.Session, src, dst uint32) (id uint16, ok bool) {
+	d := sh.frag
+	if d != nil && d.Reissued {
+		return d.ID, true
 	}
+	var from, to [4]byte
+	binary.LittleEndian.PutUint32(from[:], src)
+	binary.LittleEndian.PutUint32(to[:], dst)
 	family, a := insideOf(se)
 	take := sh.Space.Idents.Take
 	if sh.looks {
 		take = sh.Space.Idents.Look
 	}
-	id, ok := take(src, dst, s.Key.Proto, uint32(flow.HomeHash(se.Tenant, family, &a, sh.view.HomeSeed))|1, sh.now)
-	if !ok {
-		return false
-	}
-	if d := sh.frag; d != nil {
+	if id, ok = take(from, to, s.Key.Proto, uint32(flow.HomeHash(se.Tenant, family, &a, sh.view.HomeSeed))|1, sh.now); ok && d != nil {
 		d.ID, d.Reissued = id, true
 	}
-	packet.SetID(&s.Packet, id)
-	return true
+	return id, ok
 }

@@ -30,9 +30,14 @@ func (sh *Shard) forward(s *Slot, se *conntrack.Session, dir int) verdict.Verdic
 		}
 	}
 	if se.Flags&conntrack.FlagNAT != 0 {
-		src, dst, sport, dport := se.Out(dir)
-		packet.Translate4(&s.Packet, src, dst, sport, dport)
-		if !packet.Atomic(&s.Packet) && !sh.rename(s, se) {
+		src, dst, sport, dport := se.OutWords(dir)
+		if h4 := packet.Header4(&s.Packet); h4 == nil {
+			v = sh.drop(s, verdict.InternalError) // such a session has IPv4 packets only
+		} else if packet.Atomic4(h4) {
+			packet.Words4(&s.Packet, h4, src, dst, sport, dport)
+		} else if id, ok := sh.ident(s, se, src, dst); ok {
+			packet.Words4ID(&s.Packet, h4, src, dst, sport, dport, id)
+		} else {
 			v = sh.drop(s, verdict.FragmentNoID)
 		}
 	}

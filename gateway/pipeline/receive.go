@@ -192,6 +192,9 @@ func (sh *Shard) ingress(s *Slot) *snapshot.Iface {
 // sane refuses addresses that no forwarded packet may carry (RFC 1812 5.3.7, RFC 6890, RFC 4291 2.5).
 func sane(p *packet.Packet, v *snapshot.View, f *snapshot.Iface) verdict.Reason {
 	if p.Key.Family == 4 {
+		if odd[p.Key.Src[0]]|odd[p.Key.Dst[0]] == 0 && p.Flags&packet.FlagMcastMAC == 0 && [4]byte(p.Key.Src[:4]) != [4]byte(p.Key.Dst[:4]) {
+			return verdict.Pass
+		}
 		src, dst := p.Key.Src.V4(), p.Key.Dst.V4()
 		switch {
 		case dst>>28 == 0xe || p.Flags&packet.FlagMcastMAC != 0:
@@ -220,6 +223,15 @@ func sane(p *packet.Packet, v *snapshot.View, f *snapshot.Iface) verdict.Reason 
 	}
 	return verdict.Pass
 }
+
+// odd has 1 for each first octet of an IPv4 address at which sane has to look.
+var odd = func() (o [256]uint8) {
+	o[0], o[127], o[169] = 1, 1, 1
+	for i := 0xe0; i < len(o); i++ {
+		o[i] = 1
+	}
+	return o
+}()
 
 func linkLocal6(a *flow.Addr) bool { return a[0] == 0xfe && a[1]&0xc0 == 0x80 }
 
