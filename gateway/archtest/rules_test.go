@@ -75,6 +75,7 @@ var importedBy = map[string][]string{
 	"gateway/archtest":          {},
 	"gateway/packet/badpackets": {},
 	"gateway/netlab/roottest":   {"gateway/archtest/regen"},
+	"gateway/netlab/quiet":      {},
 	// Schema structs stop at snapshot, wire structs at api.
 	"configs":     {"bench", "gateway", "gateway/cli", "gateway/copyload", "gateway/doctor", "gateway/lab", "gateway/snapshot", "gateway/zerocopy"},
 	"gateway/api": {"bench", "gateway", "gateway/cli", "gateway/lab", "gateway/metrics", "gateway/trio", "gateway/zerocopy"},
@@ -130,7 +131,7 @@ var fences = []fence{
 	{"raft", "github.com/hashicorp/", []string{"cluster/clustertest", "cluster/store", "cluster/transport"}, false},
 	{"go-cmp", "github.com/google/go-cmp/", nil, true},
 	{"rapid", "pgregory.net/rapid/", nil, true},
-	{"testing", "testing/", []string{"gateway/archtest/cputime", "gateway/archtest/instructions", "gateway/archtest/regen", "gateway/netlab/roottest"}, true},
+	{"testing", "testing/", []string{"gateway/archtest/cputime", "gateway/archtest/instructions", "gateway/archtest/regen", "gateway/netlab/quiet", "gateway/netlab/roottest"}, true},
 	{"global randomness", "math/rand/", nil, false}, // the old package: v2 has no global seed to be forgotten
 }
 

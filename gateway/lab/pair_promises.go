@@ -42,7 +42,7 @@ func judgeTakeover(s *pairSeen) Promise {
 	p := Promise{Name: "takeover", Text: "the node that serves is killed (kill -9), and the other one serves at once", Hosts: e.words(), Gateway: e.says()}
 	p.require(e.Done, "nobody has taken over within %s", takeWithin)
 	p.require(e.Gap > 0, "no flow noticed: nothing was killed, or nothing measured")
-	p.require(e.Gap <= killGap+e.Paused, "a flow was silent for %s, want at most %s (senders paused for %s)", ms(e.Gap), ms(killGap), ms(e.Paused))
+	p.inTime(e.Gap <= killGap+e.Paused, "a flow was silent for %s, want at most %s (senders paused for %s)", ms(e.Gap), ms(killGap), ms(e.Paused))
 	p.require(e.Says != nil && e.Says.To == e.To && e.Says.From == e.From, "%s does not say that it has taken over from %s", e.To, e.From)
 	return p
 }
@@ -54,8 +54,8 @@ func judgeOneDownload(s *pairSeen) Promise {
 	p.Hosts = fmt.Sprintf("%.1f MB in %.1f s on %d connection, all bytes right: %t; seen as %s; longest time without a byte %s", float64(d.Bytes)/1e6, d.Seconds, s.Fetched, d.OK, d.SeenAs, ms(s.DownloadStill))
 	p.require(d.OK && d.Bytes > 0, "it is not complete or not the same: %s", d.Error)
 	p.require(s.Fetched == 1, "the server saw %d requests", s.Fetched)
-	p.require(s.DownloadStill <= oneStill, "it stood still for %s", ms(s.DownloadStill))
-	p.require(float64(d.Bytes)*8 >= 0.6*downloadRate*d.Seconds, "it came at %.1f Mbit/s, asked for were %.0f", d.Mbits, downloadRate/1e6)
+	p.inTime(s.DownloadStill <= oneStill, "it stood still for %s", ms(s.DownloadStill))
+	p.inTime(float64(d.Bytes)*8 >= 0.6*downloadRate*d.Seconds, "it came at %.1f Mbit/s, asked for were %.0f", d.Mbits, downloadRate/1e6)
 	return p
 }
 
@@ -67,7 +67,7 @@ func judgeCall(s *pairSeen) Promise {
 	p := Promise{Name: "call", Text: "a call goes on: what was sent while nobody served is lost, and no more"}
 	p.Hosts = fmt.Sprintf("%d sent, %d heard, %d came back: %d lost; from %d address and port; longest silence %.0f ms", c.Sent, s.CallHeard, c.Received, lost, s.CallPeers, c.LongestMs)
 	p.require(c.Sent > 0 && c.Received > 0, "nobody spoke")
-	p.require(lost <= most, "%d packets were lost, the gaps explain %d", lost, most)
+	p.inTime(lost <= most, "%d packets were lost, the gaps explain %d", lost, most)
 	p.require(s.CallPeers == 1, "the phone outside was called from %d addresses and ports", s.CallPeers)
 	p.require(s.MovedFlows == 0, "%d of %d flows have another public port than before", s.MovedFlows, s.TotalFlows)
 	return p
@@ -86,7 +86,7 @@ func judgeMove(s *pairSeen) Promise {
 	e := &s.Move
 	p := Promise{Name: "move", Text: "an operator moves the group back", Hosts: e.words(), Gateway: e.says()}
 	p.require(e.Done, "it was not moved")
-	p.require(e.Gap <= moveGap+e.Paused, "a flow was silent for %s, want at most %s (senders paused for %s)", ms(e.Gap), ms(moveGap), ms(e.Paused))
+	p.inTime(e.Gap <= moveGap+e.Paused, "a flow was silent for %s, want at most %s (senders paused for %s)", ms(e.Gap), ms(moveGap), ms(e.Paused))
 	return p
 }
 

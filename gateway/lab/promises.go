@@ -21,6 +21,7 @@ type Promise struct {
 	Gateway string   `json:"gateway"` // what the gateway says
 	OK      bool     `json:"ok"`
 	Why     []string `json:"why,omitempty"` // what is wrong
+	late    int      // how many of Why are a time or a rate, and so could be the machine's
 }
 
 // Tolerances. Counts on both sides are exact; what is left is what moves while they are read.
@@ -42,6 +43,13 @@ func (p *Promise) fail(format string, args ...any) {
 func (p *Promise) require(ok bool, format string, args ...any) {
 	if !ok {
 		p.fail(format, args...)
+	}
+}
+
+// inTime is require for a limit of time or rate.
+func (p *Promise) inTime(ok bool, format string, args ...any) {
+	if p.require(ok, format, args...); !ok {
+		p.late++
 	}
 }
 
@@ -284,9 +292,9 @@ func judgeLimit(s *seen) Promise {
 	if sunk != nil {
 		rate = sunk.Rate(floodSkip, window)
 	}
-	p.require(math.Abs(rate-alphaBits) <= limitTolerance*alphaBits, "%.2f Mbit/s arrived over %s, want %.0f ± %.0f %%",
+	p.inTime(math.Abs(rate-alphaBits) <= limitTolerance*alphaBits, "%.2f Mbit/s arrived over %s, want %.0f ± %.0f %%",
 		rate/1e6, window, alphaBits/1e6, limitTolerance*100)
-	p.require(s.Flood.Bits > 2*alphaBits, "the flood itself was only %.1f Mbit/s", s.Flood.Bits/1e6)
+	p.inTime(s.Flood.Bits > 2*alphaBits, "the flood itself was only %.1f Mbit/s", s.Flood.Bits/1e6)
 	missing := lostOf(&s.Alpha.Tally)
 	cut := s.dropped("alpha", verdict.TenantRateBits, verdict.TenantRatePackets, verdict.TenantQueueFull, verdict.TenantVoiceRate, verdict.ShaperFull)
 	p.require(near(cut, missing, lossTolerance, accountSlack), "%d packets of alpha are missing on the public side, the gateway says that it cut %d", missing, cut)
@@ -301,7 +309,7 @@ func judgeNeighbour(s *seen) Promise {
 	pr, calm, under := &s.BetaProbe, &s.Beta.Ping4.RTT, &s.BetaUnder.RTT
 	p.require(pr.Sent > 0 && pr.Received == pr.Sent, "beta's paced stream: %d sent, %d came back", pr.Sent, pr.Received)
 	p.require(s.BetaUnder.Sent > 0 && s.BetaUnder.Received == s.BetaUnder.Sent, "beta's pings: %d sent, %d answered", s.BetaUnder.Sent, s.BetaUnder.Received)
-	p.require(under.P50 <= calm.P50+quietP50 && under.P99 <= quietP99, "beta's ping went from p50 %.2f to %.2f ms, p99 %.2f ms (want p50 + %.0f, p99 %.0f)",
+	p.inTime(under.P50 <= calm.P50+quietP50 && under.P99 <= quietP99, "beta's ping went from p50 %.2f to %.2f ms, p99 %.2f ms (want p50 + %.0f, p99 %.0f)",
 		calm.P50, under.P50, under.P99, quietP50, quietP99)
 	drops := uint64(0)
 	before, after := tenantIn(s.Before, "beta").Drops, tenantIn(s.After, "beta").Drops

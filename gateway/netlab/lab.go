@@ -30,6 +30,8 @@ const labEnv = "DEMARC_LAB"
 
 var initialised bool
 
+var errNotInit = errors.New("netlab.Init was not called at the start of the program")
+
 // Init makes the calling program fit to be its own lab host: called with the arguments "lab-host …" it runs that host and exits.
 // It must be the first call of main or TestMain; New refuses without it, since the children would run the wrong program.
 func Init() {
@@ -64,7 +66,7 @@ func New(name string) (*Lab, error) {
 		return nil, fmt.Errorf("lab name %q: want 1 to 16 lower-case letters and digits", name)
 	}
 	if !initialised {
-		return nil, errors.New("netlab.Init was not called at the start of the program")
+		return nil, errNotInit
 	}
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a lab needs root (namespaces and raw sockets)")

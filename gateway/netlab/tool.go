@@ -58,7 +58,19 @@ func (l *Lab) Serve(ns string, args ...string) (*Server, error) {
 
 // ServeWithin is Serve for one that has much to do first.
 func (l *Lab) ServeWithin(d time.Duration, ns string, args ...string) (*Server, error) {
-	s := &Server{name: args[0] + " in " + ns, cmd: l.Host(ns, args...), bad: &bytes.Buffer{}}
+	return serve(args[0]+" in "+ns, l.Host(ns, args...), d)
+}
+
+// WatchMachine starts to look at how far the machine's processors are there, for as long as the server is not stopped: see host.Machine, which Stop decodes. It needs no lab.
+func WatchMachine() (*Server, error) {
+	if !initialised {
+		return nil, errNotInit
+	}
+	return serve("machine", exec.Command("/proc/self/exe", hostCommand, "machine"), 10*time.Second)
+}
+
+func serve(name string, c *exec.Cmd, d time.Duration) (*Server, error) {
+	s := &Server{name: name, cmd: c, bad: &bytes.Buffer{}}
 	s.cmd.Stderr = s.bad
 	var err error
 	if s.stdin, err = s.cmd.StdinPipe(); err != nil {

@@ -64,7 +64,7 @@ type Config struct {
 	Log         *slog.Logger                                      // nil = silent
 	Workers     int                                               // how many numbers Input is called with; default 1
 	Capacity    int                                               // entries of all states; default and at most the capacity of Neighbors
-	QueuePerHop int                                               // frames that wait for one next hop; default 8
+	QueuePerHop int                                               // frames that wait for one next hop; default 64
 	MaxPending  int                                               // frames that wait in all; default 512
 	FrameBytes  int                                               // longest frame that may wait; default 4096
 	Seed        uint64                                            // for the jitter of timers
@@ -103,7 +103,7 @@ func New(c Config) *Slow {
 	if c.Capacity <= 0 || c.Capacity > c.Neighbors.Capacity() {
 		c.Capacity = c.Neighbors.Capacity()
 	}
-	c.QueuePerHop = cmp.Or(max(c.QueuePerHop, 0), 8)
+	c.QueuePerHop = cmp.Or(max(c.QueuePerHop, 0), 64)
 	c.MaxPending = cmp.Or(max(c.MaxPending, 0), 512)
 	c.FrameBytes = cmp.Or(max(c.FrameBytes, 0), 4096)
 	s := &Slow{now: c.Now, ask: c.HostResolve, wake: make(chan struct{}, 1), m: newMachine(c), asks: make([]hostAsk, 0, maxHostAsks)}

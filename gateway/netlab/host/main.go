@@ -24,6 +24,7 @@ var tools = []tool{
 	{"http-serve", "serves seeded bodies", httpServe},
 	{"http-get", "downloads one and compares its SHA-256", httpGet},
 	{"ping", "ICMP or ICMPv6 echo", ping},
+	{"machine", "says how far the CPUs were there", machine},
 	{"udp-echo", "echoes probes and counts them by tag", udpEcho},
 	{"udp-probe", "a paced stream of probes to an echo", udpProbe},
 	{"udp-sink", "counts a flood by tag and time", udpSink},

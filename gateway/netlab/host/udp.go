@@ -139,19 +139,23 @@ func udpEcho(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 
 // Probe is a paced stream to an echo and back.
 type Probe struct {
-	Dst       string  `json:"dst"`
-	Local     string  `json:"local"`
-	Tag       string  `json:"tag"`
-	Sent      uint64  `json:"sent"`
-	SentBytes uint64  `json:"sent_ip_bytes"`
-	Received  uint64  `json:"received"` // different own probes
-	Duplicate uint64  `json:"duplicate"`
-	Reordered uint64  `json:"reordered"`
-	Foreign   uint64  `json:"foreign"` // with another tag, or no probe: somebody else's traffic
-	Refused   uint64  `json:"refused"` // ICMP errors that the socket was told of
-	RTT       Latency `json:"rtt"`
-	LongestMs float64 `json:"longest_gap_ms"` // between two received probes
+	Dst       string   `json:"dst"`
+	Local     string   `json:"local"`
+	Tag       string   `json:"tag"`
+	Sent      uint64   `json:"sent"`
+	SentBytes uint64   `json:"sent_ip_bytes"`
+	Received  uint64   `json:"received"` // different own probes
+	Duplicate uint64   `json:"duplicate"`
+	Reordered uint64   `json:"reordered"`
+	Foreign   uint64   `json:"foreign"` // with another tag, or no probe: somebody else's traffic
+	Refused   uint64   `json:"refused"` // ICMP errors that the socket was told of
+	RTT       Latency  `json:"rtt"`
+	LongestMs float64  `json:"longest_gap_ms"` // between two received probes
+	Lost      []uint64 `json:"lost,omitempty"` // the first numbers that did not come back, from 0
 }
+
+// lostShown is how many lost numbers a probe names.
+const lostShown = 10
 
 func udpProbe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 	to := fs.String("dst", "", "ADDRESS:PORT of an echo")
@@ -242,6 +246,11 @@ func udpProbe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error)
 	mu.Lock()
 	defer mu.Unlock()
 	r.RTT = latencyOf(rtt)
+	for seq, ok := range received[:r.Sent] {
+		if !ok && len(r.Lost) < lostShown {
+			r.Lost = append(r.Lost, uint64(seq))
+		}
+	}
 	return r, nil
 }
 
