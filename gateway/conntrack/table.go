@@ -65,7 +65,8 @@ func (b *bucket) addPassed(n int) {
 }
 
 // Table is the sessions of one worker. The memory behind it holds, in this order: sessions, index
-// buckets, deadlines. A deadline of 0 marks an empty slot; an empty slot's TCPEnd[0] links the free list.
+// buckets, deadlines. A deadline of 0 marks an empty slot; an empty slot's Mapping links the free list: the other executor never writes it,
+// and may still be under way with a packet of the session that was there.
 type Table struct {
 	sessions  []Session
 	buckets   []bucket
@@ -275,7 +276,7 @@ func (t *Table) take() (slot uint32, ok bool) {
 	switch {
 	case t.free != noSlot:
 		slot = t.free
-		t.free = t.sessions[slot].TCPEnd[0]
+		t.free = t.sessions[slot].Mapping
 	case int(t.fresh) < len(t.sessions):
 		slot = t.fresh
 		t.fresh++
@@ -362,7 +363,7 @@ func (t *Table) release(slot uint32) {
 	atomic.StoreUint32(&d.Seq, d.Seq|1)
 	atomic.StoreUint32(&d.Gen, d.Gen+1)
 	t.deadlines[slot] = 0
-	d.TCPEnd[0] = t.free
+	d.Mapping = t.free
 	t.free = slot
 }
 

@@ -106,6 +106,9 @@ type Neighbors struct {
 	quiet    bool
 	live     int // writer only
 	tombs    int // writer only
+
+	// Changed is called after what a reader was told of a neighbour is no longer so. Set before anything is; nil = nobody asks. Writer only.
+	Changed func(iface uint16, family uint8, a *flow.Addr)
 }
 
 // NewNeighbors makes a table for capacity neighbours. seed keys the hash: who does not know it cannot fill one spot.
@@ -267,7 +270,11 @@ func (n *Neighbors) Set(iface uint16, family uint8, a *flow.Addr, mac [6]byte, s
 		e = free
 	}
 	e.since = ns
+	was := e.mac.Load()
 	e.publish(mac, state)
+	if n.Changed != nil && was&macValid != 0 && was != e.mac.Load() {
+		n.Changed(iface, family, a)
+	}
 	return nil
 }
 
@@ -314,7 +321,11 @@ func (n *Neighbors) Delete(iface uint16, family uint8, a *flow.Addr) bool {
 			return false
 		}
 		if k&^(genMask<<genShift) == id.key && e.lo.Load() == id.lo && e.hi.Load() == id.hi {
+			was := e.mac.Load()
 			n.clear(tab, i)
+			if n.Changed != nil && was&macValid != 0 {
+				n.Changed(iface, family, a)
+			}
 			return true
 		}
 		i = (i + 1) & n.mask

@@ -308,3 +308,36 @@ func BenchmarkNeighbor(b *testing.B) {
 		})
 	}
 }
+
+// Who asks is told when what readers were told is no longer so, and of nothing else.
+func TestChangedIsTold(t *testing.T) {
+	n := NewNeighbors(4, 1)
+	told := 0
+	a, b := flow.Addr{198, 18, 0, 1}, flow.Addr{198, 18, 0, 2}
+	n.Changed = func(iface uint16, family uint8, x *flow.Addr) {
+		if iface != 1 || family != 4 || *x != a {
+			t.Errorf("%d %d %v", iface, family, x)
+		}
+		told++
+	}
+	one, two := [6]byte{2, 1}, [6]byte{2, 2}
+	for i, s := range []struct {
+		do   func() error
+		want int
+	}{
+		{func() error { return n.Set(1, 4, &a, one, Reachable, 1) }, 0},
+		{func() error { return n.Set(1, 4, &a, one, Stale, 2) }, 0},
+		{func() error { return n.Set(1, 4, &b, two, Reachable, 2) }, 0},
+		{func() error { return n.Set(1, 4, &a, two, Reachable, 3) }, 1},
+		{func() error { return n.Set(1, 4, &a, two, Unreachable, 4) }, 1},
+		{func() error { return n.Set(1, 4, &a, two, Incomplete, 5) }, 0},
+		{func() error { n.Delete(1, 4, &a); return nil }, 0},
+		{func() error { return n.Set(1, 4, &a, one, Permanent, 6) }, 0},
+		{func() error { n.Delete(1, 4, &a); return nil }, 1},
+	} {
+		told = 0
+		if err := s.do(); err != nil || told != s.want {
+			t.Errorf("step %d: told %d times, want %d; %v", i, told, s.want, err)
+		}
+	}
+}
