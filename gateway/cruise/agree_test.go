@@ -262,8 +262,12 @@ var kinds = []kind{
 		r.then(func() { r.se.Gen-- })
 	}},
 	{name: "watched", want: UpWatched, make: func(w *world, r *round) {
-		w.tab.Hold(r.worker, true)
-		r.then(func() { w.tab.Hold(r.worker, false) })
+		w.tab.Watch(r.worker, true)
+		r.then(func() { w.tab.Watch(r.worker, false) })
+	}},
+	{name: "all held", want: UpWatched, make: func(w *world, r *round) {
+		w.tab.Hold(true)
+		r.then(func() { w.tab.Hold(false) })
 	}},
 	{name: "judged under another view", want: UpJudged, make: func(w *world, r *round) {
 		w.tab.SetGen(r.worker, r.sh.Gen()+1)

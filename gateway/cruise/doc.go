@@ -1,7 +1,7 @@
 // Package cruise is the second executor: the XDP program that carries packets of established sessions without user space, and the tables that both have in
 // common.
 //
-// It does not decide which session is handed down when, and no node loads its program yet (DESIGN.md says what is missing for that). It judges nothing:
+// It does not decide which session is handed down when (gateway/worker does), nor on which ports (gateway). It judges nothing:
 // what bpf/cruise.c does not know for sure goes up to the pipeline.
 //
 // Tables belongs to the control goroutine, but for what a worker writes of its own: its sessions (through conntrack), their marks, its line in Workers. The

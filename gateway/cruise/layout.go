@@ -13,7 +13,9 @@ type worker struct {
 	until atomic.Uint64 // ns of CLOCK_BOOTTIME; past it nothing of the worker's table is carried
 	seed  uint64        // set at Open
 	gen   atomic.Uint32 // pipeline.Shard.Gen
-	up    atomic.Uint32 // not 0: all packets go up
+	up    atomic.Uint32 // not 0: all packets go up, the worker says so
+	held  atomic.Uint32 // likewise, control says so
+	zero  uint32
 }
 
 // mark stands beside a session and says whether it is handed down.
@@ -29,7 +31,9 @@ type hop struct {
 	vlan     uint16
 	mtu      uint16
 	dst, src [6]byte
-	zero     [10]byte
+	pad      [2]byte
+	used     atomic.Uint32 // something has left here since it was cleared
+	zero     uint32
 }
 
 type iface struct {
@@ -62,7 +66,7 @@ type volume struct{ Packets, Bytes uint64 }
 type counter struct{ N, At uint64 }
 
 const (
-	maxWorkers = 16 // MAX_WORKERS
+	MaxWorkers = 16 // MAX_WORKERS: how many workers there may be
 	vlansOf    = 4096
 	dirs       = 3
 )

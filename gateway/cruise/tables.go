@@ -31,11 +31,13 @@ type Config struct {
 	Tenants    int // the highest id
 	Hops       int
 	Ahead      int64 // of the kernel's CLOCK_BOOTTIME, ns: that of the process may be in a time namespace
+	Deadlines  int   // descriptor of the table of deadlines that there is already (xsk); 0 = one of its own
 }
 
 // Tables are BPF arrays in memory that the process and the program have in common.
 type Tables struct {
 	cfg    Config
+	cpus   int // that may be
 	stride int // lines from one worker's index to the next
 	maps   map[string]*ebpf.Map
 	memory [][]byte // all that is mapped
@@ -58,8 +60,8 @@ func Open(c Config) (t *Tables, err error) {
 	switch {
 	case unix.Getpagesize() != pageSize:
 		return nil, fmt.Errorf("cruise tables: pages of %d bytes, want %d", unix.Getpagesize(), pageSize)
-	case n < 1 || n > maxWorkers:
-		return nil, fmt.Errorf("cruise tables: %d workers, want 1 to %d", n, maxWorkers)
+	case n < 1 || n > MaxWorkers:
+		return nil, fmt.Errorf("cruise tables: %d workers, want 1 to %d", n, MaxWorkers)
 	case c.Sessions < 1 || c.Sessions%SessionUnit != 0 || c.Sessions > conntrack.MaxCapacity/n:
 		return nil, fmt.Errorf("cruise tables: %d sessions for each of %d workers, want a multiple of %d and no more than %d in all", c.Sessions, n, SessionUnit, conntrack.MaxCapacity)
 	case c.Ports < 1 || c.Ports > math.MaxUint16 || c.Interfaces < 1 || c.Interfaces > math.MaxUint16 || c.Tenants < 1 || c.Tenants > math.MaxUint16 || c.Hops < 1:
@@ -69,7 +71,11 @@ func Open(c Config) (t *Tables, err error) {
 	if err != nil {
 		return nil, err
 	}
-	t = &Tables{cfg: c, stride: pages(conntrack.Lines(c.Sessions)*lineSize) / lineSize, maps: map[string]*ebpf.Map{}}
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, fmt.Errorf("cruise tables: %w", err)
+	}
+	t = &Tables{cfg: c, cpus: cpus, stride: pages(conntrack.Lines(c.Sessions)*lineSize) / lineSize, maps: map[string]*ebpf.Map{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("cruise tables: %w", err), t.Close())
@@ -83,6 +89,12 @@ func Open(c Config) (t *Tables, err error) {
 	} {
 		m := spec.Maps[name].Copy()
 		m.MaxEntries = uint32(size)
+		if name == bpf.CruiseMapDeadlines && c.Deadlines != 0 {
+			if t.maps[name], err = theirs(c.Deadlines); err != nil {
+				return t, fmt.Errorf("take over the table of deadlines: %w", err)
+			}
+			continue
+		}
 		if t.maps[name], err = ebpf.NewMap(m); err != nil {
 			return t, fmt.Errorf("make %s of %d: %w", name, size, err)
 		}
@@ -118,6 +130,15 @@ func Open(c Config) (t *Tables, err error) {
 		return t, fmt.Errorf("make a map of maps to settle by: %w", err)
 	}
 	return t, nil
+}
+
+// theirs is a map that somebody else has made and goes on using.
+func theirs(fd int) (*ebpf.Map, error) {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return ebpf.NewMapFromFD(own)
 }
 
 const lineSize = 64
@@ -190,13 +211,21 @@ func (t *Tables) Words(id flow.TenantID) *[2]police.Words { return &t.tenants[id
 // Feed says until when a worker looks after its sessions. The worker says so itself, after each turn.
 func (t *Tables) Feed(w int, until uint64) { t.workers[w].until.Store(until) }
 
-// Hold has all packets of a worker's sessions go up, or no longer.
-func (t *Tables) Hold(w int, up bool) {
-	var n uint32
-	if up {
-		n = 1
+// Watch has all packets of a worker's sessions go up, or no longer, because the worker wants to see them. Worker only.
+func (t *Tables) Watch(w int, up bool) { t.workers[w].up.Store(word(up)) }
+
+// Hold has all packets of all workers' sessions go up, or no longer, whatever they themselves want. What is under way is settled by Settle. Control only.
+func (t *Tables) Hold(up bool) {
+	for w := range t.workers {
+		t.workers[w].held.Store(word(up))
 	}
-	t.workers[w].up.Store(n)
+}
+
+func word(b bool) uint32 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // SetGen says what ViewGen the sessions of a worker have that may be carried (pipeline.Shard.Gen).
@@ -239,6 +268,13 @@ func (t *Tables) SetView(v *snapshot.View) error {
 			}
 		}
 		t.vlans[int(f.Port)*vlansOf+int(f.VLAN)] = uint64(f.Index)
+	}
+	for _, id := range v.Fresh { // the id has gone to another tenant
+		for d := range uint32(dirs) {
+			if err := t.maps[bpf.CruiseMapVolumes].Put(uint32(id)*dirs+d, make([]volume, t.cpus)); err != nil {
+				return fmt.Errorf("cruise tables: begin to count anew for tenant %d: %w", id, err)
+			}
+		}
 	}
 	for id := range t.tenants {
 		x, of := &t.tenants[id], v.Tenant(flow.TenantID(id))
@@ -284,14 +320,40 @@ func (t *Tables) SetHop(n int, h Hop, gen uint32) error {
 // DropHop has nothing leave by a hop any more.
 func (t *Tables) DropHop(n int) { t.hops[n].gen.Store(0) }
 
-// HandDown has the program carry a session of worker w; hops are those of both directions. The session must suit. Worker only.
-func (t *Tables) HandDown(w int, slot uint32, se *conntrack.Session, hops [2]uint32) {
+// Way is a hop as it stands: its generation << 32 | its number.
+type Way uint64
+
+// Way is hop n as it stands now.
+func (t *Tables) Way(n uint32) Way { return Way(uint64(t.hops[n].gen.Load())<<32 | uint64(n)) }
+
+// HandDown has the program carry a session of worker w; ways are those of both directions. The session must suit, and be looked at after the ways were: what changes about them afterwards
+// changes their generation. Worker only.
+func (t *Tables) HandDown(w int, slot uint32, se *conntrack.Session, ways [2]Way) {
 	m := &t.marks[w*t.cfg.Sessions+int(slot)]
 	m.down.Store(0)
-	for dir, n := range hops {
-		m.way[dir].Store(uint64(t.hops[n].gen.Load())<<32 | uint64(n))
+	for dir, n := range ways {
+		m.way[dir].Store(uint64(n))
 	}
 	m.down.Store(1<<32 | uint64(se.Gen))
+}
+
+// Down reports whether a session is handed down: the next packet that is not unusual is carried by the program, unless its hop has changed or its worker is held. Worker only.
+func (t *Tables) Down(w int, slot uint32, se *conntrack.Session) bool {
+	return t.marks[w*t.cfg.Sessions+int(slot)].down.Load() == 1<<32|uint64(se.Gen)
+}
+
+// Stands reports whether a session is handed down by ways that lead there still. Worker only.
+func (t *Tables) Stands(w int, slot uint32, se *conntrack.Session) bool {
+	m := &t.marks[w*t.cfg.Sessions+int(slot)]
+	if m.down.Load() != 1<<32|uint64(se.Gen) {
+		return false
+	}
+	for dir := range m.way {
+		if x := Way(m.way[dir].Load()); x>>32 == 0 || t.Way(uint32(x)) != x {
+			return false
+		}
+	}
+	return true
 }
 
 // Settle returns when no program is under way any more that began before: what was called back, held or dropped until then is so for every packet. The kernel waits for a

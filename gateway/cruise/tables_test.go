@@ -121,7 +121,11 @@ func TestTablesRefuse(t *testing.T) {
 	if err := w.tab.SetView(&v); err == nil || !strings.Contains(err.Error(), "interface backbone on port 3") {
 		t.Errorf("an interface on a port that is not there: %v", err)
 	}
-	p, err := w.tab.Load(0)
+	spec, err := bpf.LoadCruise()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := w.tab.load(spec, 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

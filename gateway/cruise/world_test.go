@@ -488,7 +488,7 @@ func (w *world) hopOf(sh *pipeline.Shard, se *conntrack.Session, dir int) uint32
 func (w *world) handDown(worker int, slot uint32) {
 	sh := w.shards[worker]
 	se := sh.Sessions.At(slot)
-	w.tab.HandDown(worker, slot, se, [2]uint32{w.hopOf(sh, se, 0), w.hopOf(sh, se, 1)})
+	w.tab.HandDown(worker, slot, se, [2]Way{w.tab.Way(w.hopOf(sh, se, 0)), w.tab.Way(w.hopOf(sh, se, 1))})
 }
 
 // programs are those of all ports.
@@ -500,7 +500,7 @@ func (w *world) load(spec func() (*ebpf.CollectionSpec, error)) (ps programs, er
 		if err != nil {
 			return ps, err
 		}
-		if ps[i], err = w.tab.load(s, uint16(i)); err != nil {
+		if ps[i], err = w.tab.load(s, uint16(i), nil); err != nil {
 			return ps, err
 		}
 	}

@@ -90,6 +90,9 @@ func (d *Deadlines) Close() error {
 
 var readAhead = func() ([]byte, error) { return os.ReadFile("/proc/self/timens_offsets") } // a seam for tests
 
+// BootAhead is by how much CLOCK_BOOTTIME as this process reads it is ahead of the kernel's own.
+func BootAhead() (int64, error) { return bootAhead() }
+
 // bootAhead is by how much CLOCK_BOOTTIME as this process reads it is ahead of the kernel's own, which the program reads: not at all but in a time namespace.
 func bootAhead() (int64, error) {
 	text, err := readAhead()

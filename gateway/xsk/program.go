@@ -21,6 +21,7 @@ type Program struct {
 	cfg            ProgramConfig
 	prog           *ebpf.Program
 	xsks, counters *ebpf.Map // what is in them lives through Update
+	second         *ebpf.Map // likewise: the second executor's program, if there is one
 	deadlines      *Deadlines
 
 	attached bool
@@ -34,51 +35,54 @@ type Program struct {
 func LoadProgram(c ProgramConfig, d *Deadlines) (*Program, error) {
 	p := &Program{cfg: c, deadlines: d}
 	var err error
-	if p.prog, p.xsks, p.counters, err = load(&c, d.keep(map[string]*ebpf.Map{})); err != nil {
+	var o *bpf.SteerObjects
+	if o, err = load(&c, d.keep(map[string]*ebpf.Map{})); err != nil {
 		return nil, fmt.Errorf("load xdp program for device %d: %w", c.Ifindex, err)
 	}
+	p.prog, p.xsks, p.counters, p.second = o.DemarcSteer, o.Xsks, o.Counters, o.Second
 	return p, nil
 }
 
-// load makes a program with maps of its own, except for those that keep says to take over: socket map and counters, and the deadlines of all ports.
-func load(c *ProgramConfig, keep map[string]*ebpf.Map) (prog *ebpf.Program, xsks, counters *ebpf.Map, err error) {
+// load makes a program with maps of its own, except for those that keep says to take over: socket map, counters and the second executor's place, and the deadlines of all ports. Only
+// the program and the first three are open.
+func load(c *ProgramConfig, keep map[string]*ebpf.Map) (_ *bpf.SteerObjects, err error) {
 	t, err := c.compile()
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	spec, err := bpf.LoadSteer()
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	spec.Maps[bpf.SteerMapXsks].MaxEntries = uint32(c.Queues)
 	spec.Maps[bpf.SteerMapAddrs4].MaxEntries = uint32(max(1, len(t.addrs4)))
 	spec.Maps[bpf.SteerMapAddrs6].MaxEntries = uint32(max(1, len(t.addrs6)))
 	spec.Maps[bpf.SteerMapMacs].MaxEntries = uint32(max(1, len(t.macs)))
 	if t.settings.Ahead, err = bootAhead(); err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	if err := spec.Variables[bpf.SteerVarSettings].Set(t.settings); err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	var o bpf.SteerObjects
 	if err := spec.LoadAndAssign(&o, &ebpf.CollectionOptions{MapReplacements: keep}); err != nil {
 		if errors.Is(err, unix.EPERM) {
-			return nil, nil, nil, explain("load", err)
+			return nil, explain("load", err)
 		}
-		return nil, nil, nil, err
+		return nil, err
 	}
-	// The program holds what it uses; only these three are needed again.
+	// The program holds what it uses; only these are needed again.
 	defer func() {
 		errs := []error{err, o.Addrs4.Close(), o.Addrs6.Close(), o.Macs.Close(), o.Deadlines.Close(), o.Ports.Close(), o.Vlans.Close()}
 		if err != nil {
-			errs = append(errs, o.DemarcSteer.Close(), o.Xsks.Close(), o.Counters.Close())
+			errs = append(errs, o.DemarcSteer.Close(), o.Xsks.Close(), o.Counters.Close(), o.Second.Close())
 		}
 		err = errors.Join(errs...)
 	}()
 	if err := t.write(&o); err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
-	return o.DemarcSteer, o.Xsks, o.Counters, nil
+	return &o, nil
 }
 
 func (t *tables) write(o *bpf.SteerObjects) error {
@@ -120,18 +124,20 @@ func (p *Program) Update(c ProgramConfig) error {
 	if c.Ifindex != p.cfg.Ifindex {
 		return fmt.Errorf("update xdp program of device %d: the device cannot change", p.cfg.Ifindex)
 	}
-	keep := p.deadlines.keep(map[string]*ebpf.Map{bpf.SteerMapXsks: p.xsks, bpf.SteerMapCounters: p.counters})
+	keep := p.deadlines.keep(map[string]*ebpf.Map{bpf.SteerMapXsks: p.xsks, bpf.SteerMapCounters: p.counters, bpf.SteerMapSecond: p.second})
 	if c.Queues != p.cfg.Queues {
 		if !p.moved {
 			return fmt.Errorf("update xdp program of device %d: the number of queues cannot change", p.cfg.Ifindex)
 		}
 		delete(keep, bpf.SteerMapXsks) // there is no socket in it
 	}
-	prog, xsks, counters, err := load(&c, keep)
+	o, err := load(&c, keep)
 	if err != nil {
 		return fmt.Errorf("update xdp program of device %d: %w", p.cfg.Ifindex, err)
 	}
-	counters.Close() // a clone of what p has
+	prog, xsks := o.DemarcSteer, o.Xsks
+	o.Counters.Close() // clones of what p has
+	o.Second.Close()
 	if p.attached {
 		if err := setXDP(c.Ifindex, prog.FD(), p.prog.FD(), p.generic); err != nil {
 			prog.Close()
@@ -232,8 +238,30 @@ func (p *Program) ClearSocket(queue int) error {
 	return nil
 }
 
+// SetSecond has a program (gateway/cruise) see what is the gateway's before the socket of its queue does; it uses Sockets and Steered. It is there for as long as this process: the kernel takes it out by itself.
+func (p *Program) SetSecond(fd int) error {
+	if err := p.second.Put(uint32(0), uint32(fd)); err != nil {
+		return fmt.Errorf("set second program of device %d: %w", p.cfg.Ifindex, err)
+	}
+	return nil
+}
+
+// ClearSecond takes it out. A packet may still be under way in it. Not an error when there is none.
+func (p *Program) ClearSecond() error {
+	if err := p.second.Delete(uint32(0)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("clear second program of device %d: %w", p.cfg.Ifindex, err)
+	}
+	return nil
+}
+
+// Sockets is the map of the port's sockets. It is another one after Move and an Update to another number of queues.
+func (p *Program) Sockets() *ebpf.Map { return p.xsks }
+
+// Steered is the map of the program's counters.
+func (p *Program) Steered() *ebpf.Map { return p.counters }
+
 // Close lets go of the program. If attached it stays attached, and closed once the sockets are: Release alone takes it off.
 func (p *Program) Close() error {
 	p.forget()
-	return errors.Join(p.prog.Close(), p.xsks.Close(), p.counters.Close())
+	return errors.Join(p.prog.Close(), p.xsks.Close(), p.counters.Close(), p.second.Close())
 }

@@ -63,7 +63,9 @@ struct worker {
 	u64 until; /* ns of the node's CLOCK_BOOTTIME; the worker feeds it, and nothing of its table is carried past it */
 	u64 seed;  /* of the hash */
 	u32 gen;   /* sessions judged under another one go up */
-	u32 up;    /* not 0: all go up */
+	u32 up;    /* not 0: all go up, because the worker wants to see them */
+	u32 held;  /* likewise, because control changes what all workers go by */
+	u32 zero;
 };
 
 /* Beside each session: handed down or not. */
@@ -79,7 +81,9 @@ struct hop {
 	u16 vlan; /* 0 = untagged */
 	u16 mtu;  /* IP bytes */
 	u8 dst[6], src[6];
-	u8 zero[10];
+	u16 pad;
+	u32 used; /* something has left here since user space cleared it: whoever keeps neighbours alive wants to know */
+	u32 zero;
 };
 
 struct iface {
@@ -154,7 +158,10 @@ COUNTS(counters, struct counter);
 COUNTS(volumes, struct volume); /* by tenant and direction */
 COUNTS(sent, struct volume);    /* by port: bytes of frames */
 struct { UINT(type, MAP_DEVMAP); UINT(max_entries, 1); TYPE(key, u32); TYPE(value, u32); } devices SEC(".maps");
-struct { UINT(type, MAP_XSKMAP); UINT(max_entries, 1); TYPE(key, u32); TYPE(value, u32); } xsks SEC(".maps");
+struct { UINT(type, MAP_XSKMAP); UINT(max_entries, 1); TYPE(key, u32); TYPE(value, u32); } xsks SEC(".maps"); /* the one of the port's steer.c */
+/* The counters of the port's steer.c, by its enum what: it leaves to us to say what became of a frame. Where no worker lives there is no socket either. */
+enum { STEER_TO_SOCKET = 0, STEER_DROP_NO_SOCKET = 9, STEER_DROP_NOT_OWNER = 10, STEER_WHATS = 11 };
+struct { UINT(type, MAP_PERCPU_ARRAY); UINT(max_entries, STEER_WHATS); TYPE(key, u32); TYPE(value, u64); } steered SEC(".maps");
 
 #include "../../conntrack/find.h"
 
@@ -629,7 +636,7 @@ INLINE int carry(struct xdp_md *ctx, u64 now)
 		return UP_TENANT;
 	if (!serves(t->group, now))
 		return DROP_NOT_OWNER;
-	if (ONCE(w->up))
+	if (ONCE(w->up) | ONCE(w->held))
 		return UP_WATCHED;
 	if (ONCE(w->gen) != copy->view_gen)
 		return UP_JUDGED;
@@ -675,10 +682,12 @@ INLINE int carry(struct xdp_md *ctx, u64 now)
 	__sync_fetch_and_add(&s->packets[dir], 1);
 	__sync_fetch_and_add(&s->bytes[dir], p.len);
 	add(&volumes, id * DIRS + d, p.len);
+	if (!ONCE(live->used))
+		ONCE(live->used) = 1;
 	return CARRIED;
 }
 
-/* By itself this program closes a port: what it does not carry goes to the socket of its queue, and is dropped where there is none. */
+/* steer.c calls it with what is the gateway's. What it does not carry goes to the socket of its queue, and is dropped where there is none: by itself it closes a port. */
 SEC("xdp") int demarc_cruise(struct xdp_md *ctx)
 {
 	u64 now = ktime_get_boot_ns() + settings.ahead;
@@ -690,9 +699,14 @@ SEC("xdp") int demarc_cruise(struct xdp_md *ctx)
 	}
 	if (what == CARRIED)
 		return XDP_REDIRECT;
-	if (what < UP_FRAME)
-		return XDP_DROP;
-	return redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP);
+	long action = XDP_DROP;
+	u32 as = what == DROP_NOT_OWNER ? STEER_DROP_NOT_OWNER : STEER_DROP_NO_SOCKET;
+	if (what >= UP_FRAME && (action = redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP)) == XDP_REDIRECT)
+		as = STEER_TO_SOCKET;
+	u64 *n = map_lookup(&steered, &as);
+	if (n)
+		(*n)++;
+	return action;
 }
 
 char license_text[] SEC("license") = "Dual MIT/GPL";

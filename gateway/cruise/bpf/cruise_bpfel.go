@@ -25,6 +25,7 @@ const (
 	CruiseMapMarks         = "marks"
 	CruiseMapSent          = "sent"
 	CruiseMapSessions      = "sessions"
+	CruiseMapSteered       = "steered"
 	CruiseMapTenants       = "tenants"
 	CruiseMapVlans         = "vlans"
 	CruiseMapVolumes       = "volumes"
@@ -92,6 +93,7 @@ type CruiseMapSpecs struct {
 	Marks     *ebpf.MapSpec `ebpf:"marks"`
 	Sent      *ebpf.MapSpec `ebpf:"sent"`
 	Sessions  *ebpf.MapSpec `ebpf:"sessions"`
+	Steered   *ebpf.MapSpec `ebpf:"steered"`
 	Tenants   *ebpf.MapSpec `ebpf:"tenants"`
 	Vlans     *ebpf.MapSpec `ebpf:"vlans"`
 	Volumes   *ebpf.MapSpec `ebpf:"volumes"`
@@ -135,6 +137,7 @@ type CruiseMaps struct {
 	Marks     *ebpf.Map `ebpf:"marks"`
 	Sent      *ebpf.Map `ebpf:"sent"`
 	Sessions  *ebpf.Map `ebpf:"sessions"`
+	Steered   *ebpf.Map `ebpf:"steered"`
 	Tenants   *ebpf.Map `ebpf:"tenants"`
 	Vlans     *ebpf.Map `ebpf:"vlans"`
 	Volumes   *ebpf.Map `ebpf:"volumes"`
@@ -153,6 +156,7 @@ func (m *CruiseMaps) Close() error {
 		m.Marks,
 		m.Sent,
 		m.Sessions,
+		m.Steered,
 		m.Tenants,
 		m.Vlans,
 		m.Volumes,

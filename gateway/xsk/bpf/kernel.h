@@ -20,6 +20,7 @@ typedef long long s64;
 enum {
 	MAP_ARRAY = 2,
 	MAP_HASH = 1,
+	MAP_PROG_ARRAY = 3,
 	MAP_PERCPU_ARRAY = 6,
 	MAP_LPM_TRIE = 11,
 	MAP_XSKMAP = 17,
@@ -38,6 +39,7 @@ struct xdp_md {
 };
 
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;
+static long (*tail_call)(void *ctx, void *map, u32 index) = (void *)12;
 static long (*redirect_map)(void *map, u32 key, u64 flags) = (void *)51;
 static u64 (*ktime_get_boot_ns)(void) = (void *)125;
 

@@ -22,6 +22,7 @@ const (
 	SteerMapDeadlines    = "deadlines"
 	SteerMapMacs         = "macs"
 	SteerMapPorts        = "ports"
+	SteerMapSecond       = "second"
 	SteerMapVlans        = "vlans"
 	SteerMapXsks         = "xsks"
 	SteerProgDemarcSteer = "demarc_steer"
@@ -83,6 +84,7 @@ type SteerMapSpecs struct {
 	Deadlines *ebpf.MapSpec `ebpf:"deadlines"`
 	Macs      *ebpf.MapSpec `ebpf:"macs"`
 	Ports     *ebpf.MapSpec `ebpf:"ports"`
+	Second    *ebpf.MapSpec `ebpf:"second"`
 	Vlans     *ebpf.MapSpec `ebpf:"vlans"`
 	Xsks      *ebpf.MapSpec `ebpf:"xsks"`
 }
@@ -120,6 +122,7 @@ type SteerMaps struct {
 	Deadlines *ebpf.Map `ebpf:"deadlines"`
 	Macs      *ebpf.Map `ebpf:"macs"`
 	Ports     *ebpf.Map `ebpf:"ports"`
+	Second    *ebpf.Map `ebpf:"second"`
 	Vlans     *ebpf.Map `ebpf:"vlans"`
 	Xsks      *ebpf.Map `ebpf:"xsks"`
 }
@@ -132,6 +135,7 @@ func (m *SteerMaps) Close() error {
 		m.Deadlines,
 		m.Macs,
 		m.Ports,
+		m.Second,
 		m.Vlans,
 		m.Xsks,
 	)

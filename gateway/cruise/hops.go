@@ -1,0 +1,115 @@
+package cruise
+
+import (
+	"sync"
+
+	"demarc/gateway/flow"
+)
+
+// Neighbor is whom frames leave to, and as whom.
+type Neighbor struct {
+	Iface  uint16
+	Family uint8
+	Addr   flow.Addr
+	Src    [6]byte
+}
+
+// Hops gives numbers to the neighbours that sessions are handed down with. Any goroutine.
+type Hops struct {
+	t *Tables
+
+	mu   sync.Mutex
+	view uint32 // the generation of the view that hops are made by
+	gen  uint32
+	at   map[Neighbor]uint32
+	by   map[whom][]uint32 // all numbers of a neighbour: there is one for each MAC that we send from
+}
+
+type whom struct {
+	iface  uint16
+	family uint8
+	addr   flow.Addr
+}
+
+// NewHops makes an empty list: no way is found before Renew.
+func NewHops(t *Tables) *Hops {
+	return &Hops{t: t, at: map[Neighbor]uint32{}, by: map[whom][]uint32{}}
+}
+
+// Renew drops all hops: those to come are made by the view of that generation. What is handed down goes up until it is handed down again.
+func (h *Hops) Renew(view uint32) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.view = view
+	h.drop()
+}
+
+// Drop drops all hops.
+func (h *Hops) Drop() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.drop()
+}
+
+func (h *Hops) drop() {
+	for _, n := range h.at {
+		h.t.DropHop(int(n))
+	}
+	clear(h.at)
+	clear(h.by)
+}
+
+// Changed drops the hops of a neighbour of which something has changed. The change must be there to be seen before.
+func (h *Hops) Changed(iface uint16, family uint8, a *flow.Addr) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, n := range h.by[whom{iface, family, *a}] {
+		h.t.DropHop(int(n))
+	}
+}
+
+// Used calls fn for each neighbour to whom the program has sent something since it was asked last.
+func (h *Hops) Used(fn func(*Neighbor)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for k, n := range h.at {
+		if x := &h.t.hops[n]; x.used.Load() != 0 {
+			x.used.Store(0)
+			fn(&k)
+		}
+	}
+}
+
+// Find is the way to a neighbour, as who goes by the view of that generation has it; look says how frames leave to it, and is asked while nobody can say that it has changed. False: there is
+// none now, or no room for one more.
+func (h *Hops) Find(view uint32, k Neighbor, look func() (Hop, bool)) (Way, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if view != h.view {
+		return 0, false
+	}
+	n, known := h.at[k]
+	if known {
+		if w := h.t.Way(n); w>>32 != 0 {
+			return w, true
+		}
+	} else if n = uint32(len(h.at)); int(n) >= h.t.cfg.Hops {
+		return 0, false
+	}
+	hop, ok := look()
+	if !ok {
+		return 0, false
+	}
+	if h.gen++; h.gen == 0 {
+		h.gen = 1
+	}
+	if h.t.SetHop(int(n), hop, h.gen) != nil {
+		return 0, false
+	}
+	if !known {
+		h.at[k] = n
+		w := whom{k.Iface, k.Family, k.Addr}
+		h.by[w] = append(h.by[w], n)
+	}
+	return h.t.Way(n), true
+}
