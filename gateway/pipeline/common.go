@@ -34,11 +34,14 @@ type Common struct {
 	now     int64
 	lost    uint64 // how often a policy has ended what a stream has put here
 	name    string // this node's, see Reserve
-	news    bool   // something of reserves is to be put on disk
-	marked  int64  // when rates and counters were looked at last
-	emptied int64  // when reserves were
-	rests   int64  // until when something rests
-	calm    int    // how many addresses were looked at since there was last anything to do
+
+	// Carried is what another executor has carried of a tenant beside the shards; nil = there is none. Set before anything else is called.
+	Carried func(flow.TenantID, meter.Dir) meter.Volume
+	news    bool  // something of reserves is to be put on disk
+	marked  int64 // when rates and counters were looked at last
+	emptied int64 // when reserves were
+	rests   int64 // until when something rests
+	calm    int   // how many addresses were looked at since there was last anything to do
 }
 
 // commonGroup is a group as Common goes by it.
@@ -582,6 +585,17 @@ func (c *Common) counted(id flow.TenantID) (n [numCounts]uint64) {
 			v := sh.Meter.Offered(id, d)
 			n[countOffered+2*int(d)] += v.Packets
 			n[countOffered+2*int(d)+1] += v.Bytes
+		}
+	}
+	if c.Carried != nil {
+		for d := range meter.NumDirs {
+			v := c.Carried(id, d)
+			n[countVolume+2*int(d)] += v.Packets
+			n[countVolume+2*int(d)+1] += v.Bytes
+			if d != meter.Inside { // it takes none but what the rate lets pass
+				n[countOffered+2*int(d)] += v.Packets
+				n[countOffered+2*int(d)+1] += v.Bytes
+			}
 		}
 	}
 	if t := c.view.Tenant(id); t != nil {

@@ -56,6 +56,9 @@ func (sh *Shard) forward(s *Slot, se *conntrack.Session, dir int) verdict.Verdic
 		} else {
 			se.Count(dir, uint64(s.IPLen))
 		}
+		if sh.second != nil && v == verdict.Send {
+			sh.second.Sent(sh.Sessions.SlotOf(se), se)
+		}
 	}
 	return v
 }

@@ -127,6 +127,7 @@ func (sh *Shard) moveOn(se *conntrack.Session, dir int) uint16 {
 	k := se.Key(0)
 	nh := sh.view.Choose(ways(sh.view, se.Tenant, se, family, &inside, &outside)[dir], &k, se.NextHop[dir])
 	if nh != se.NextHop[dir] {
+		sh.changes(sh.Sessions.SlotOf(se), se)
 		se.BeginWrite()
 		se.NextHop[dir] = nh
 		se.EndWrite()

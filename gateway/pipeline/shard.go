@@ -115,6 +115,7 @@ type Shard struct {
 	Shaper    *police.Shaper
 	Meter     *meter.Shard
 	shared    bool
+	second    *Second // nil = none
 
 	view     *snapshot.View
 	gen      uint32      // higher with each View and each takeover. A session whose ViewGen is another one is brought up to date before its next packet; 0 is that of a copy that nothing here has judged
@@ -223,7 +224,7 @@ func (sh *Shard) SetView(v *snapshot.View) {
 		}
 	}
 	sh.view = v
-	sh.gen++
+	sh.newGen()
 	sh.judged = sh.gen
 	sh.standing()
 	n := nat.WholeIdents >> bits.Len(uint(max(1, v.Workers)-1)) // workers share them by powers of two
@@ -280,6 +281,7 @@ func (sh *Shard) end(slot uint32, se *conntrack.Session) {
 
 // release gives back what a session held outside the table; the table removes it afterwards.
 func (sh *Shard) release(slot uint32, se *conntrack.Session) {
+	sh.changes(slot, se)
 	sh.ending, sh.endingGen = slot, se.Gen
 	sh.releaseFrom(0, se)
 }

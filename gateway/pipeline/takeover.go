@@ -34,7 +34,7 @@ func (sh *Shard) TakeOver(group uint8) {
 		return
 	}
 	sh.serving[group] = true
-	sh.gen++
+	sh.newGen()
 	sh.standing()
 	sh.rejudge, sh.stale = 0, true
 }
@@ -89,6 +89,7 @@ func (sh *Shard) keeps(se *conntrack.Session) bool {
 
 // current brings a session up to what holds now: it is judged under the View, and what was a copy until now begins to live here. It is called where ViewGen is not sh.gen, and never for a copy.
 func (sh *Shard) current(slot uint32, se *conntrack.Session) verdict.Reason {
+	sh.changes(slot, se)
 	if se.ViewGen < sh.tenures[se.Tenant].taken {
 		if sh.view.Tenant(se.Tenant) == nil {
 			return verdict.SessionCut

@@ -56,6 +56,7 @@ type Input struct {
 	Ephemeral [2]uint16 // the kernel's own port range, kept from the allocator on addresses shared with the host
 	LinkLocal func(mac [6]byte) netip.Addr
 	Break     Break
+	Words     func(flow.TenantID) *[2]police.Words // where a tenant's rate words lie, if another executor moves them too; nil = anywhere
 }
 
 type compiler struct {
@@ -358,6 +359,9 @@ func (c *compiler) tenant(ct *configs.Tenant, id flow.TenantID, seen map[netip.P
 	t := &Tenant{ID: id, Name: ct.Name, DefaultOut: ct.DefaultOut != "deny" && ct.DefaultOut != "reject", DefaultTell: ct.DefaultOut == "reject",
 		Reject: rejects[ct.Reject], Shared: &Shared{Words: &[2]police.Words{}, Told: newTold(c.v.Workers)}, Prefixes: NewPrefixSet(ct.Prefixes), Inside: ct.Prefixes,
 		Mapping: modes[ct.NAT.Mapping], Filtering: modes[ct.NAT.Filtering], Pooling: poolings[ct.NAT.Pooling], PerHost: ct.NAT.Ports == "blocks", StaticByInside: map[flow.Addr]uint32{}}
+	if c.in.Words != nil {
+		t.Shared.Words = c.in.Words(id)
+	}
 	if prev != nil {
 		t.Shared = prev.Shared
 	}

@@ -54,6 +54,8 @@ type Config struct {
 	// Fenced is told of a socket that must not be kicked any more and has been detached, so that somebody shuts it and opens the port again. It must not
 	// block. Called by the worker's thread.
 	Fenced func(port uint16, s *xsk.Socket)
+	// Second carries sessions that are handed down to it; nil = nobody does. The shard's tables are its.
+	Second *Second
 	Batch  int           // packets a burst, at most pipeline.Burst
 	Spin   time.Duration // how long an idle worker looks before it sleeps
 	Log    *slog.Logger
@@ -125,6 +127,7 @@ type Worker struct {
 	release  func(*police.Item) bool
 	look     func(int) (*police.Dir, *police.Words)
 	streams  []*stream.Stream // to standbys
+	second   second
 	closed   atomic.Bool
 }
 
@@ -170,6 +173,9 @@ func New(c Config) (*Worker, error) {
 	w.tables()
 	w.release = w.emit
 	w.look = w.limitsOf
+	if w.second.Second = c.Second; c.Second != nil {
+		w.useSecond()
+	}
 	return w, nil
 }
 
@@ -373,6 +379,9 @@ func (w *Worker) turn(now uint64) (n int) {
 		w.flush(s)
 		w.refill(s)
 	}
+	if w.second.n > 0 {
+		w.handDown()
+	}
 	for _, s := range w.streams { // behind what has been sent: no packet waits for a copy
 		n += w.copy(s, now, busy)
 	}
@@ -397,6 +406,9 @@ func (w *Worker) turn(now uint64) (n int) {
 		w.upkeep(now, budget)
 	}
 	w.shard.Meter.Publish()
+	if w.second.Second != nil {
+		w.feed(now)
+	}
 	return n
 }
 
@@ -476,6 +488,9 @@ func (w *Worker) obey(j *job) {
 	err := w.order(j)
 	w.count.orders.Add(1)
 	w.count.longestOrder.Store(max(w.count.longestOrder.Load(), w.cfg.Clock.Now()-began))
+	if w.second.Second != nil {
+		w.tellWatch()
+	}
 	j.done <- err
 }
 
@@ -526,6 +541,9 @@ func (w *Worker) sleep() {
 
 // drainOnExit gives back what waits in the shaper, so that the frame account closes.
 func (w *Worker) drainOnExit() {
+	if w.second.Second != nil {
+		w.second.Tables.Feed(w.cfg.ID, 0) // nobody looks after its sessions any more
+	}
 	w.shard.Shaper.Flush(func(it *police.Item) {
 		w.held[it.Area]--
 		w.free(it.Area, it.Frame)

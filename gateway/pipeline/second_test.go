@@ -1,0 +1,57 @@
+package pipeline
+
+import (
+	"testing"
+
+	"demarc/gateway/verdict"
+)
+
+// Another executor hears of each packet that leaves and may be its own, and before anything that it goes by changes.
+func TestSecondIsTold(t *testing.T) {
+	r := newRig(t, testNode, limitedBeta(t, ""))
+	var sent, changed []uint32
+	var gens []uint32
+	r.sh.SetSecond(&Second{
+		Sent: func(slot uint32, _ *sessionT) { sent = append(sent, slot) },
+		Changes: func(slot uint32, se *sessionT) {
+			if r.sh.Sessions.SlotOf(se) != slot || !r.sh.Sessions.Live(slot) {
+				t.Errorf("slot %d is not that of a session", slot)
+			}
+			changed = append(changed, slot)
+		},
+		Gen: func(gen uint32) { gens = append(gens, gen) },
+	})
+	told := func(what string, wantSent, wantChanged, wantGens int) {
+		t.Helper()
+		if len(sent) != wantSent || len(changed) != wantChanged || len(gens) != wantGens {
+			t.Errorf("%s: sent %v, changed %v, generations %v; want %d, %d, %d", what, sent, changed, gens, wantSent, wantChanged, wantGens)
+		}
+		sent, changed, gens = nil, nil, nil
+	}
+	for i := range 3 {
+		r.want(r.betaOut(i), verdict.Send)
+	}
+	told("three sessions", 3, 0, 0)
+	r.sh.SetView(compileView(t, r.node, r.space, r.view, limitedBeta(t, "")))
+	told("another view", 0, 0, 1)
+	r.want(r.betaOut(0), verdict.Send)
+	told("a packet under it", 1, 1, 0)
+	for !r.sh.Settled() {
+		r.sh.Rejudge(r.now, 64)
+	}
+	told("the others", 0, 2, 0)
+	r.sh.Cut(func(*sessionT) bool { return true })
+	told("all are cut", 0, 3, 0)
+	r.want(r.betaOut(1), verdict.Send)
+	told("one anew", 1, 0, 0)
+	r.now += 3600e9
+	r.sh.Maintain(r.now, 1<<20)
+	told("its time is over", 0, 1, 0)
+	if r.sh.Watches() {
+		t.Error("nobody looks")
+	}
+	r.block([2]string{"", "203.0.113.77/32"})
+	if !r.sh.Watches() {
+		t.Error("an address is blocked, and nothing need be seen")
+	}
+}
