@@ -134,6 +134,10 @@ func checkPorts(at loc, ports []Port) (names []string) {
 			names = append(names, name)
 		}
 		checkChoice(where, "mode", p.Mode, "auto", "zerocopy", "copy", "generic")
+		checkChoice(where, "offload", p.Offload, "auto", "always", "never")
+		if p.Offload == "always" && (p.Mode == "zerocopy" || p.Mode == "generic") {
+			where.key("offload").bad(p.Offload, fmt.Sprintf("is not for a port with mode = %q", p.Mode), "mode copy or auto, or offload auto or never")
+		}
 		checkCount(where, "queues", p.Queues, 1, maxQueues)
 		checkHost(where.key("host"), &p.Host)
 	}

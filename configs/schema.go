@@ -268,6 +268,10 @@ type Port struct {
 	Mode   string `toml:"mode"` // "auto" (default) | "zerocopy" | "copy" | "generic"
 	Host   Host   `toml:"host"`
 
+	// Offload says whether packets of established sessions may pass this port, in and out, without a worker: carried by the XDP program, which is several times as fast where the kernel
+	// copies what workers get. "always": a start is refused where that cannot be. "never". "auto" (default): where it is sure that the device takes what is redirected to it; never on a veth.
+	Offload string `toml:"offload"`
+
 	// Prepare, default true: run switches off what the device does to packets (VLAN stripping and filtering, LRO, GRO), spreads
 	// received packets evenly over its queues, says what it changed and puts it back when it ends. With false it changes nothing and
 	// refuses what it cannot live with.

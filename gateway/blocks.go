@@ -83,7 +83,10 @@ func (g *Gateway) publishBlocks(ctx context.Context) error {
 		}
 		return nil
 	}
-	return g.each(ctx, func(_ int, sh *pipeline.Shard) { sh.SetBlocks(l) })
+	if err := g.each(ctx, func(_ int, sh *pipeline.Shard) { sh.SetBlocks(l) }); err != nil {
+		return err
+	}
+	return g.off.settle()
 }
 
 // republishBlocks follows a policy: names may stand for other tenants now.

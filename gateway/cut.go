@@ -49,7 +49,7 @@ func (b backend) Cut(ctx context.Context, r api.CutRequest) (*api.Cut, error) {
 		}
 		touched[se.Tenant] = true
 		if len(first) < f.Limit {
-			first = append(first, picked{w, slot, *se, false})
+			first = append(first, picked{w, slot, *se, false, g.workers[w].HandedDown(slot, se)})
 		}
 		return !r.DryRun
 	}
@@ -70,6 +70,9 @@ func (b backend) Cut(ctx context.Context, r api.CutRequest) (*api.Cut, error) {
 	}
 	out.Sessions = g.wire(first, now)
 	if out.Cut > 0 {
+		if err := g.off.settle(); err != nil {
+			return nil, err
+		}
 		if err := g.drained(ctx, touched); err != nil {
 			return nil, err
 		}

@@ -74,6 +74,11 @@ func (b backend) explain(ctx context.Context, r *api.ExplainRequest) (*api.Expla
 	if len(frame) > g.chunk-2*headroom {
 		return nil, badPacket("a frame of %d bytes: the packet memory of this node holds %d", len(frame), g.chunk-2*headroom)
 	}
+	release, err := g.off.hold() // what programs count meanwhile would be put back with the rest
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	t := &trial{g: g, v: v, trial: pipeline.NewTrial(v), ctx: ctx, held: map[int]*pipeline.Shard{}}
 	first := 0
 	for i, w := range g.workers { // in the fabric of queues any of the port's workers may get it: what it says does not depend on which

@@ -72,6 +72,7 @@ type Gateway struct {
 	deadlines  *xsk.Deadlines  // of groups, read by programs and workers
 	leaving    lease.Deadlines // of groups: until when what is in tx rings may leave though their deadlines are over; workers read it
 	fencing    sync.WaitGroup  // ports that are closed because a lease ended
+	off        *offload        // nil = workers carry everything
 	slow       *slowpath.Slow
 	space      *nat.Space
 	neigh      *fib.Neighbors
@@ -318,6 +319,7 @@ func (g *Gateway) upkeep(ctx context.Context) error {
 		case <-tick.C:
 		}
 		g.tendBlocks(ctx)
+		g.useNeighbors()
 		_ = g.clock.Resync() // it worked at start; a suspend is the only thing it could find
 		for i, sh := range g.shards {
 			sh.Events(func(e pipeline.Event) { g.logEvent(i, e) })

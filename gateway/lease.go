@@ -44,7 +44,7 @@ func (g *Gateway) looked() bool {
 		})
 	}
 	wg.Wait()
-	return all
+	return all && g.off.settle() == nil
 }
 
 // looked waits for one worker, unless it sleeps with nothing in hand: on a busy machine most of a hand-over is waiting for threads to get a CPU.

@@ -159,7 +159,7 @@ func (g *Gateway) compile(source string, text []byte, prev *snapshot.View) (*con
 	}
 	v, err := snapshot.Compile(snapshot.Input{
 		Policy: p, Node: g.o.Node, Links: g.links(), Prev: prev, Settled: g.settled.Load(), HomeSeed: g.seed, Ephemeral: g.eph,
-		LinkLocal: slowpath.LinkLocal, Break: g.o.Break,
+		LinkLocal: slowpath.LinkLocal, Break: g.o.Break, Words: g.off.words(),
 	})
 	return p, v, err
 }
@@ -175,8 +175,16 @@ func (g *Gateway) serve(p *configs.Policy, v *snapshot.View, text []byte, r *api
 		p.served = g.compiledOf(p)
 	}
 	g.steer(v)
+	release := g.offloadView(v)
 	for _, w := range g.workers {
 		w.Publish(v)
+	}
+	if g.off != nil {
+		g.fencing.Go(func() {
+			if g.waitFor(context.Background(), v.Gen) == nil { // else one goes by another view: they carry everything
+				release()
+			}
+		})
 	}
 	if g.slow != nil {
 		g.tellSlow(v)
@@ -262,7 +270,7 @@ func (g *Gateway) impact(ctx context.Context, v *snapshot.View, list int) (out i
 			cut++
 			byTenant[se.Tenant]++
 			if len(first) < list {
-				first = append(first, picked{w, slot, *se, sh.Copied(se)})
+				first = append(first, picked{w, slot, *se, sh.Copied(se), g.workers[w].HandedDown(slot, se)})
 			}
 		}
 		return true

@@ -39,6 +39,7 @@ func (g *Gateway) mendPorts(ctx context.Context) error {
 			if g.facts(p).state != portOpen {
 				g.mend(i)
 			}
+			g.lookOffload(i, p)
 		}
 	}
 }
@@ -177,6 +178,7 @@ func (g *Gateway) order(w *worker.Worker, fn func()) error {
 
 // dropSockets closes the sockets of a port and gives their frames back. gone is the number of their device if that has vanished, else 0.
 func (g *Gateway) dropSockets(i, gone int) (err error) {
+	g.closeSecond(i, g.ports[i]) // what is closed carries nothing
 	var all []*xsk.Socket
 	for _, w := range g.workers {
 		if err := g.order(w, func() { all = append(all, w.Detach(uint16(i))...) }); err != nil {
@@ -206,6 +208,9 @@ func (g *Gateway) openPort(i int, p *port) error {
 			return fmt.Errorf("port %s queue %d: %w", p.cfg.Name, q.n, err)
 		}
 	}
+	if err := g.openSecond(i, p); err != nil {
+		return fmt.Errorf("port %s: offload: %w", p.cfg.Name, err)
+	}
 	g.change(p, func() { p.state, p.fenced, p.problem = portOpen, time.Time{}, "" })
 	g.carrier(i, p)
 	return nil
@@ -216,6 +221,7 @@ func (g *Gateway) carrier(i int, p *port) {
 	for _, w := range g.workers {
 		w.SetLink(uint16(i), p.link.Up && p.link.Carrier)
 	}
+	g.setDevice(i, p)
 	select {
 	case g.groups.links <- struct{}{}:
 	default:

@@ -25,6 +25,7 @@ func (b backend) ports(in *inside) (*api.Ports, error) {
 		}
 	}
 	for i, p := range g.ports {
+		var err error
 		f := g.facts(p)
 		link := f.link
 		ap := api.Port{Name: p.cfg.Name, Device: p.cfg.Device, State: f.state, Ifindex: link.Index, MTU: link.MTU, Driver: link.Driver,
@@ -64,6 +65,9 @@ func (b backend) ports(in *inside) (*api.Ports, error) {
 			for _, n := range c.Dropped {
 				ap.XDPDropped += n
 			}
+		}
+		if ap.Offload, err = g.offloadReport(i, p); err != nil {
+			return nil, err
 		}
 		for n := range f.queues {
 			aq := b.queue(i, p, n, socks, stats)

@@ -14,6 +14,7 @@ import (
 	"demarc/cluster/failover"
 	"demarc/configs"
 	"demarc/gateway/conntrack"
+	"demarc/gateway/cruise"
 	"demarc/gateway/flow"
 	"demarc/gateway/frag"
 	"demarc/gateway/hostnet"
@@ -51,6 +52,10 @@ type portFacts struct {
 	why     string       // why not zero-copy
 	native  bool
 	queues  []queue
+	off     portOffload
+
+	second    *cruise.Program // nil until the port is opened with offload; for the sockets secondFor
+	secondFor any
 
 	changes  []portprep.Change // of the device's settings
 	warnings []string
@@ -229,7 +234,9 @@ func (g *Gateway) decideMode(p *port) error {
 		}
 	}
 	g.change(p, func() { p.mode, p.why, p.warnings = mode, why, warnings })
-	return nil
+	on, not, err := g.judgeOffload(p)
+	g.change(p, func() { p.off = portOffload{on: on, why: not} })
+	return err
 }
 
 // reason is what the operator wants of a probe's error: the kernel's word, not the calls on the way to it.
@@ -425,6 +432,16 @@ func (g *Gateway) makeWorkers() error {
 	}
 	g.chunk = chunk
 	sessions := max(64, n.Tables.Sessions/count)
+	seeds := make([]uint64, count)
+	for id := range seeds {
+		seeds[id] = g.seed + uint64(id)*0x9e3779b97f4a7c15
+	}
+	if err := g.openOffload(seeds, (sessions+cruise.SessionUnit-1)/cruise.SessionUnit*cruise.SessionUnit); err != nil {
+		return err
+	}
+	if g.off != nil {
+		sessions = (sessions + cruise.SessionUnit - 1) / cruise.SessionUnit * cruise.SessionUnit
+	}
 	mappings := max(64, n.Tables.Mappings/count)
 	for id := range count {
 		cfg := worker.Config{ID: id, CPU: -1, Ports: len(g.ports), Slow: g.slow, Clock: g.clock, Deadlines: g.table(), Leaving: &g.leaving, Guard: failover.Default.Guard, Fenced: g.fenced, Batch: n.Workers.Batch, Spin: n.Workers.Spin.Duration, Log: g.log}
@@ -460,11 +477,16 @@ func (g *Gateway) makeWorkers() error {
 		if len(cfg.Areas) == 0 {
 			return fmt.Errorf("workers.count = %d, but no port has a queue for worker %d: use at most as many workers as the ports have queues", count, id)
 		}
-		sm, err := mapTable(conntrack.Bytes(sessions))
-		if err != nil {
-			return err
+		var sm []byte
+		if g.off != nil {
+			sm = g.off.tables.SessionMem(id)
+		} else {
+			var err error
+			if sm, err = mapTable(conntrack.Bytes(sessions)); err != nil {
+				return err
+			}
+			g.mem = append(g.mem, sm)
 		}
-		g.mem = append(g.mem, sm)
 		nm, err := mapTable(nat.Bytes(mappings))
 		if err != nil {
 			return err
@@ -482,12 +504,12 @@ func (g *Gateway) makeWorkers() error {
 		}
 		g.mem = append(g.mem, fm)
 		g.tableBytes = append(g.tableBytes, uint64(len(sm)+len(nm)+len(pm)+len(fm)))
-		shard, err := pipeline.NewShard(pipeline.Config{Worker: id, SessionMem: sm, Sessions: sessions, NATMem: nm, Mappings: mappings, PermitMem: pm,
-			Tenants: snapshot.MaxTenantID(n), ShaperMax: n.Tables.Frames / 2, Seed: g.seed + uint64(id)*0x9e3779b97f4a7c15, Fragments: fragments, FrameBytes: chunk, FragMem: fm, Space: g.space, Neighbors: g.neigh, Deadlines: g.table()})
+		shard, err := pipeline.NewShard(pipeline.Config{Worker: id, SessionMem: sm, Sessions: sessions, Shared: g.off != nil, NATMem: nm, Mappings: mappings, PermitMem: pm,
+			Tenants: snapshot.MaxTenantID(n), ShaperMax: n.Tables.Frames / 2, Seed: seeds[id], Fragments: fragments, FrameBytes: chunk, FragMem: fm, Space: g.space, Neighbors: g.neigh, Deadlines: g.table()})
 		if err != nil {
 			return fmt.Errorf("worker %d: %w", id, err)
 		}
-		cfg.Shard = shard
+		cfg.Shard, cfg.Second = shard, g.off.second()
 		w, err := worker.New(cfg)
 		if err != nil {
 			return err
@@ -565,7 +587,8 @@ func (g *Gateway) closeSockets() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.ready.Store(false) // from here on no port is opened again
-	for _, p := range g.ports {
+	for i, p := range g.ports {
+		g.closeSecond(i, p)
 		for _, q := range p.queues {
 			if err := p.prog.ClearSocket(q.n); err != nil {
 				g.log.Warn("close queue", "port", p.cfg.Name, "queue", q.n, "err", err)
@@ -598,6 +621,11 @@ func (g *Gateway) release() (err error) {
 			}
 		}
 		p.queues = nil
+		if p.second != nil {
+			second := p.second
+			g.change(p, func() { p.second = nil })
+			err = errors.Join(err, second.Close())
+		}
 		if p.prog != nil {
 			err = errors.Join(err, p.prog.Close())
 			p.prog = nil
@@ -615,7 +643,7 @@ func (g *Gateway) release() (err error) {
 		err = errors.Join(err, unix.Munmap(m))
 	}
 	g.mem = nil
-	return errors.Join(err, g.deadlines.Close(), g.dir.Close())
+	return errors.Join(err, g.off.close(), g.deadlines.Close(), g.dir.Close())
 }
 
 // netEvent follows the machine: devices that go and come, MAC, MTU, addresses, neighbours of shared addresses.

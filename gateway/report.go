@@ -81,7 +81,7 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 		}
 		s.Workers = append(s.Workers, api.Worker{ID: i, CPU: cpu, Sessions: st.Sessions, SessionsCap: g.shards[i].Sessions.Capacity(), Mappings: st.Mappings,
 			MappingsCap: max(64, g.o.Node.Tables.Mappings/len(g.workers)), Frames: st.Frames, FramesFree: st.Free, FramesHeld: st.Held, Generation: uint64(st.Gen),
-			Busy: busy[i], HandedOut: st.HandedOut, HandedIn: st.HandedIn, Panics: st.Panics, BlockedFlows: st.Blocked, Bursts: st.Bursts, Wakeups: st.Wakeups, Crossings: st.Crossings, Orders: st.Orders, LongestOrder: st.LongestOrder.Seconds(), Fenced: st.Fenced, Overruns: st.Overruns, UMEMBytes: uint64(st.Frames) * uint64(g.chunk),
+			Busy: busy[i], HandedOut: st.HandedOut, HandedIn: st.HandedIn, Panics: st.Panics, BlockedFlows: st.Blocked, Bursts: st.Bursts, Wakeups: st.Wakeups, Crossings: st.Crossings, Orders: st.Orders, LongestOrder: st.LongestOrder.Seconds(), Cruising: st.Cruising, Fenced: st.Fenced, Overruns: st.Overruns, UMEMBytes: uint64(st.Frames) * uint64(g.chunk),
 			TableBytes: g.tableBytes[i], FragmentsWaiting: st.Fragments, FragmentsCap: st.FragmentsCap, FragmentedKnown: st.Datagrams})
 	}
 	ports, err := b.ports(&in)
@@ -231,6 +231,9 @@ func (b backend) volume(t flow.TenantID, d meter.Dir) (c api.Counter) {
 		c.Packets += v.Packets
 		c.Bytes += v.Bytes
 	}
+	v := b.g.off.carried(t, d)
+	c.Packets += v.Packets
+	c.Bytes += v.Bytes
 	return c
 }
 
@@ -257,8 +260,10 @@ func (b backend) tenant(t *snapshot.Tenant, in *inside, rules bool) api.Tenant {
 		u := b.g.common.usage(t)
 		a.Usage = api.TenantUsage{In: api.Counter(u.Volume[meter.In]), Out: api.Counter(u.Volume[meter.Out]), Created: u.Created}
 	}
-	for _, sh := range b.g.shards {
-		for d, c := range map[meter.Dir]*api.Counter{meter.Out: &a.Offered.Out, meter.In: &a.Offered.In} {
+	for d, c := range map[meter.Dir]*api.Counter{meter.Out: &a.Offered.Out, meter.In: &a.Offered.In} {
+		v := b.g.off.carried(t.ID, d) // it takes none but what the rate lets pass
+		c.Packets, c.Bytes = v.Packets, v.Bytes
+		for _, sh := range b.g.shards {
 			v := sh.Meter.Offered(t.ID, d)
 			c.Packets += v.Packets
 			c.Bytes += v.Bytes

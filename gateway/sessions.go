@@ -90,7 +90,7 @@ func (b backend) Sessions(ctx context.Context, f api.SessionFilter) (*api.Sessio
 		if m.matches(se) {
 			out.Matched++
 			if len(list) < f.Limit {
-				list = append(list, picked{w, slot, *se, sh.Copied(se)})
+				list = append(list, picked{w, slot, *se, sh.Copied(se), b.g.workers[w].HandedDown(slot, se)})
 			} else {
 				out.Truncated = true
 			}
@@ -128,7 +128,7 @@ func (g *Gateway) wireSession(p *picked, now uint32) api.Session {
 		last = se.LastSeen[1]
 	}
 	idle := uint32(max(0, int32(now-last)))
-	out := api.Session{Worker: p.worker, Slot: p.slot, Gen: se.Gen, Copy: p.copied, From: "tenant", Proto: protoName(se.Proto), State: stateName(se),
+	out := api.Session{Worker: p.worker, Slot: p.slot, Gen: se.Gen, Copy: p.copied, Cruising: p.down, From: "tenant", Proto: protoName(se.Proto), State: stateName(se),
 		Src: netip.AddrPortFrom(a[0], se.OrigSPort).String(), Dst: netip.AddrPortFrom(a[1], se.OrigDPort).String(),
 		XlatSrc: netip.AddrPortFrom(a[2], se.XlatSPort).String(), XlatDst: netip.AddrPortFrom(a[3], se.XlatDPort).String(),
 		NAT: se.Flags&conntrack.FlagNAT != 0, Unanswered: se.Flags&conntrack.FlagUnanswered != 0, Rule: -1, Idle: seconds(idle),

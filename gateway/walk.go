@@ -56,6 +56,7 @@ type picked struct {
 	slot   uint32
 	se     conntrack.Session
 	copied bool
+	down   bool
 }
 
 // wire puts picked sessions into the interface's struct.

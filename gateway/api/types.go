@@ -114,6 +114,7 @@ type Worker struct {
 	Orders       uint64  `json:"orders"`         // what control had it do between two bursts: reports, looks, changes
 	LongestOrder float64 `json:"longest_order"`  // seconds that one of these has kept packets waiting, at most, since start
 	Fenced       uint64  `json:"fenced"`         // sockets closed with frames of a group queued, because its deadline had passed
+	Cruising     int     `json:"cruising"`       // sessions that are handed down to the XDP program
 	Overruns     uint64  `json:"fence_overruns"` // system calls with such frames that took longer than the guard of the lease
 
 	FragmentsWaiting int `json:"fragments_waiting"` // that came before the first of their datagram
@@ -139,8 +140,20 @@ type Port struct {
 	XDPDropped uint64  `json:"xdp_dropped"`       // packets that it dropped
 	Problem    string  `json:"problem,omitempty"` // what doctor would say first, one line
 
+	Offload  Offload   `json:"offload"`
 	Changed  []Setting `json:"changed,omitempty"`  // of the device, by demarc; put back when it ends
 	Warnings []string  `json:"warnings,omitempty"` // settings of the device that are not good and can be lived with
+}
+
+// Offload is what the XDP program of a port does with established sessions.
+type Offload struct {
+	Asked string `json:"asked"`         // offload in the node file: auto, always, never
+	On    bool   `json:"on"`            // it carries them, in and out
+	Why   string `json:"why,omitempty"` // why not
+
+	Carried uint64            `json:"carried"` // packets that came in here and left, by whatever port, without a worker
+	Sent    Counter           `json:"sent"`    // frames that left here without a worker
+	Frames  map[string]uint64 `json:"frames"`  // what became of each frame that it was shown: carried, drop_…, or why it went up to a worker
 }
 
 // Setting is one setting of a device that demarc has changed, in the words of ethtool.
@@ -373,6 +386,7 @@ type Session struct {
 	Expires  float64 `json:"expires_seconds"` // until it ends if nothing more is seen
 
 	Copy       bool `json:"copy"`       // of what the node has that serves its tenant's group: nothing but that node's word ends it here, or the loss of its tenant
+	Cruising   bool `json:"cruising"`   // handed down: the XDP program carries its packets, but for what is unusual
 	Unanswered bool `json:"unanswered"` // counts as unanswered for the tenant's limits: who began it has not shown that it hears the answers
 }
 

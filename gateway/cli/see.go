@@ -77,10 +77,10 @@ func sessionsPath(f api.SessionFilter) string {
 }
 
 func writeSessions(w io.Writer, list []api.Session) {
-	t := newTable(w, "TENANT", "FROM", "PROTO", "STATE", "SOURCE", "DESTINATION", "LEAVES AS", "RULE", "OUTWARD", "BACK", "IDLE", "EXPIRES")
+	t := newTable(w, "TENANT", "FROM", "PROTO", "STATE", "SOURCE", "DESTINATION", "LEAVES AS", "RULE", "OUTWARD", "BACK", "IDLE", "EXPIRES", "BY")
 	for i := range list {
 		s := &list[i]
-		t.row(s.Tenant, s.From, s.Proto, s.State, s.Src, s.Dst, leaves(s), ruleName(s), s.Orig.Packets, s.Reply.Packets, seconds(s.Idle), expires(s))
+		t.row(s.Tenant, s.From, s.Proto, s.State, s.Src, s.Dst, leaves(s), ruleName(s), s.Orig.Packets, s.Reply.Packets, seconds(s.Idle), expires(s), carriedBy(s))
 	}
 	t.flush()
 }
@@ -91,6 +91,14 @@ func expires(s *api.Session) string {
 		return "copy"
 	}
 	return seconds(s.Expires)
+}
+
+// carriedBy says who carries packets of the session.
+func carriedBy(s *api.Session) string {
+	if s.Cruising {
+		return "xdp"
+	}
+	return "worker " + strconv.Itoa(s.Worker)
 }
 
 // leaves is what NAT made of the session, "" when nothing.

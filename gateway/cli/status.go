@@ -409,6 +409,12 @@ func writeQueues(w io.Writer, list []api.Port) {
 	}
 	t.flush()
 	for i := range list {
+		switch o := &list[i].Offload; {
+		case o.On:
+			fmt.Fprintf(w, "port %s: offload: the XDP program has carried %d packets that came in here, and sent %d\n", clean(list[i].Name), o.Carried, o.Sent.Packets)
+		case o.Asked == "always":
+			fmt.Fprintf(w, "port %s: offload = \"always\", and it is off: %s\n", clean(list[i].Name), clean(o.Why))
+		}
 		if list[i].Problem != "" && len(list[i].Queues) > 0 {
 			fmt.Fprintf(w, "port %s: %s\n", clean(list[i].Name), clean(list[i].Problem))
 		}

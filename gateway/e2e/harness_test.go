@@ -117,6 +117,9 @@ func check(t testing.TB, err error) {
 	}
 }
 
+// offloaded says that the standard lab's gateways carry established sessions in the XDP program: DEMARC_E2E_OFFLOAD=always runs the tests so.
+func offloaded() bool { return os.Getenv("DEMARC_E2E_OFFLOAD") == "always" }
+
 // addr and prefix are for literals.
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
@@ -140,6 +143,7 @@ func standard(t testing.TB, o netlab.Options) *site {
 	t.Helper()
 	roottest.Require(t)
 	program(t) // not inside the time of a lab
+	o.Redirects = o.Redirects || offloaded()
 	top, err := netlab.Standard(labName(t, "e2e"), o)
 	check(t, err)
 	s := newSite(t, top)
@@ -193,6 +197,8 @@ func (s *site) write(node, policy string) {
 			l = fmt.Sprintf("data_dir = %q\n", filepath.Join(s.dir, "data"))
 		case strings.HasPrefix(l, "socket = "):
 			l = fmt.Sprintf("socket = %q\n", s.socket)
+		case strings.HasPrefix(l, "device = ") && offloaded():
+			l += "offload = \"always\"\n"
 		}
 		lines = append(lines, l)
 	}

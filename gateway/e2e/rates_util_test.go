@@ -110,6 +110,7 @@ func newRigWith(t testing.TB, name, policy string, o netlab.Options) *rig {
 	t.Helper()
 	roottest.Require(t)
 	prog := program(t)
+	o.Redirects = o.Redirects || offloaded()
 	top, err := netlab.Standard(labName(t, name), o)
 	if err != nil {
 		t.Fatal(err)
@@ -128,7 +129,11 @@ func rigOn(t testing.TB, top *netlab.Topology, prog, policy string) *rig {
 	dir := t.TempDir()
 	r := &rig{Topology: top, t: t, program: prog, dir: dir, node: filepath.Join(dir, "node.toml"), policy: filepath.Join(dir, "start.toml"),
 		socket: filepath.Join(dir, "s"), data: filepath.Join(dir, "data"), log: filepath.Join(dir, "log")}
-	r.write(r.node, rigNode(r.data, r.socket, ""))
+	node := rigNode(r.data, r.socket, "")
+	if offloaded() {
+		node = offloadAlways(node)
+	}
+	r.write(r.node, node)
 	r.write(r.policy, policy)
 	r.api = api.Dial(r.socket)
 	t.Cleanup(func() {

@@ -341,6 +341,7 @@ type XDPFeatures uint64
 const (
 	XDPBasic    XDPFeatures = 1 << 0 // native programs
 	XDPRedirect XDPFeatures = 1 << 1 // that may redirect, into a socket too
+	XDPTarget   XDPFeatures = 1 << 2 // frames may be redirected to it (of a veth: as long as its far end has NAPI)
 	XDPZeroCopy XDPFeatures = 1 << 3 // sockets without copies
 )
 

@@ -103,6 +103,7 @@ var (
 	workerWakeups    = counter("worker_wakeups", "Times that the worker slept and was woken.", "worker")
 	workerCrossings  = counter("worker_area_crossing_packets", "Packets copied between a zero-copy and another memory area.", "worker")
 	workerOrders     = counter("worker_orders", "What control had the worker do between two bursts: reports, looks, changes.", "worker")
+	workerCruising   = gauge("worker_cruising_sessions", "Sessions that are handed down to the XDP program.", "worker")
 	workerFenced     = counter("worker_fenced_sockets", "Sockets closed with frames of a group queued, because its deadline had passed.", "worker")
 	workerOverruns   = counter("worker_fence_overruns", "System calls with frames of a group that took longer than the guard of the lease: what they sent may have left late.", "worker")
 	workerLongest    = gauge("worker_longest_order_seconds", "How long one of these has kept packets waiting, at most, since start.", "worker")
@@ -146,6 +147,10 @@ var (
 	portUp      = gauge("xsk_port_up", "1 when the device is up and has carrier.", "port")
 	portState   = gauge("xsk_port_state", "1 for what the port is: open; closed (the device is there, transit is dropped); gone (there is no such device).", "port", "state")
 	portHost    = counter("xsk_port_host_packets", "Packets that the XDP program left to the host's stack.", "port")
+	portOffload = gauge("xsk_port_offload", "1 = the XDP program carries established sessions of this port.", "port", "asked")
+	portFrames  = counter("xsk_port_offload_frames", "What became of each frame that the XDP program was shown to carry: carried, dropped, or why it went up to a worker.", "port", "what")
+	portSent    = counter("xsk_port_offload_sent_packets", "Frames that left by this port without a worker.", "port")
+	portSentB   = counter("xsk_port_offload_sent_bytes", "Bytes of these.", "port")
 	portDropped = counter("xsk_port_dropped_packets", "Packets that the XDP program dropped.", "port")
 	queueMode   = gauge("xsk_queue_mode_info", "Always 1; mode is what the kernel says that the socket is, asked what the node file wants.", "port", "queue", "mode", "asked")
 	queueRx     = counter("xsk_queue_received_packets", "Frames taken from the rx ring.", "port", "queue")
@@ -370,6 +375,7 @@ func (o out) workers(s *api.Status) {
 		o.put(workerCrossings, float64(w.Crossings), id)
 		o.put(workerOrders, float64(w.Orders), id)
 		o.put(workerLongest, w.LongestOrder, id)
+		o.put(workerCruising, float64(w.Cruising), id)
 		o.put(workerFenced, float64(w.Fenced), id)
 		o.put(workerOverruns, float64(w.Overruns), id)
 		o.put(workerUMEM, float64(w.UMEMBytes), id)
@@ -440,6 +446,12 @@ func (o out) port(p *api.Port) {
 	}
 	o.put(portHost, float64(p.XDPToHost), p.Name)
 	o.put(portDropped, float64(p.XDPDropped), p.Name)
+	o.put(portOffload, truth(p.Offload.On), p.Name, p.Offload.Asked)
+	for what, n := range p.Offload.Frames {
+		o.put(portFrames, float64(n), p.Name, what)
+	}
+	o.put(portSent, float64(p.Offload.Sent.Packets), p.Name)
+	o.put(portSentB, float64(p.Offload.Sent.Bytes), p.Name)
 	for i := range p.Queues {
 		q := &p.Queues[i]
 		n := strconv.Itoa(q.Queue)

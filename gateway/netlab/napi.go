@@ -17,18 +17,9 @@ import (
 // all its way, into the next host's program, inside of the call that sends it, and wakes whoever waits there: most of what a lab costs. The thread comes before
 // all programs. It returns its pid: what it does is the lab's work.
 func (l *Lab) Threads(ns, dev string) (pid int, err error) {
-	s, link, err := l.link(ns, dev)
-	if err != nil {
-		return 0, err
-	}
-	family, err := s.h.GenlFamilyGet("ethtool")
-	if err != nil {
-		return 0, fmt.Errorf("ethtool netlink: %w", err)
-	}
 	before := NAPIThreads(dev)
-	// A veth has no NAPI of its own without it.
-	if err := l.Do(ns, func() error { return setFeatures(family.ID, link.Attrs().Index, []string{"rx-gro"}, true) }); err != nil {
-		return 0, fmt.Errorf("gro of %s in %s: %w", dev, ns, err)
+	if err := l.TakesRedirected(ns, dev); err != nil {
+		return 0, err
 	}
 	if err := l.Do(ns, func() error { return Threaded(true, dev) }); err != nil {
 		return 0, err
@@ -89,4 +80,20 @@ func NAPIThreads(devs ...string) map[int]bool {
 		}
 	}
 	return out
+}
+
+// TakesRedirected has a veth take what is redirected to its other end: without NAPI of its own all of that is lost without a word, and it has one as long as gro is on.
+func (l *Lab) TakesRedirected(ns, dev string) error {
+	s, link, err := l.link(ns, dev)
+	if err != nil {
+		return err
+	}
+	family, err := s.h.GenlFamilyGet("ethtool")
+	if err != nil {
+		return fmt.Errorf("ethtool netlink: %w", err)
+	}
+	if err := l.Do(ns, func() error { return setFeatures(family.ID, link.Attrs().Index, []string{"rx-gro"}, true) }); err != nil {
+		return fmt.Errorf("gro of %s in %s: %w", dev, ns, err)
+	}
+	return nil
 }

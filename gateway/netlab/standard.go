@@ -52,6 +52,8 @@ func (t *Topology) Hosts() []Host {
 type Options struct {
 	Queues int // of each gateway port; 0 = 1
 	MTU    int // of everything; 0 = 1500
+
+	Redirects bool // the gateway's ports take redirected frames: their far ends have NAPI
 }
 
 // Standard builds the standard lab. On error nothing is left.
@@ -90,6 +92,11 @@ func (t *Topology) build(o Options) error {
 		}
 		if err := t.Plug(s.sw, End{NS: GW, Name: s.port, MAC: labMAC(s.side, 1)}, o.Queues, o.MTU); err != nil {
 			return err
+		}
+		if o.Redirects {
+			if err := t.TakesRedirected(s.sw, PortName(End{NS: GW, Name: s.port})); err != nil {
+				return err
+			}
 		}
 		net4, net6 := netip.MustParsePrefix(s.net4), netip.MustParsePrefix(s.net6)
 		gw4, gw6 := netip.MustParseAddr(s.gw4), hostAddr(net6, 1)

@@ -1,0 +1,178 @@
+package e2e
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"demarc/gateway/api"
+	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/host"
+)
+
+// offloadAlways is a node file all of whose ports carry established sessions in the XDP program.
+func offloadAlways(node string) string {
+	return regexp.MustCompile(`(?m)^device = .*$`).ReplaceAllString(node, "$0\noffload = \"always\"")
+}
+
+func offloadRig(t *testing.T, name, policy string) *rig {
+	r := newRigWith(t, name, policy, netlab.Options{Redirects: true})
+	r.write(r.node, strings.ReplaceAll(offloadAlways(rigNode(r.data, r.socket, "")), "offload = \"always\"\noffload", "offload"))
+	return r
+}
+
+// stream is 1,000 probes a second from alpha to the public side and back.
+func (r *rig) stream(p *host.Probe, d time.Duration) *job {
+	return r.spawn(r.Alpha1.Name, p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "1000", "-duration", d.String())
+}
+
+// arrives counts what the public host receives of it.
+func (r *rig) arrives() func() uint64 {
+	r.t.Helper()
+	m, err := r.Meter(r.Public1.Name, netlab.HostDevice, netlab.Ingress, netlab.Match{Proto: unix.IPPROTO_UDP, DstPort: 7007})
+	check(r.t, err)
+	return func() uint64 {
+		n, err := m.Read()
+		check(r.t, err)
+		return n.Packets
+	}
+}
+
+func (r *rig) flows(count func() uint64) {
+	r.t.Helper()
+	r.until(5*time.Second, "the stream comes", func() (bool, string) { n := count(); return n > 100, fmt.Sprint(n) })
+	carried := func() uint64 { return portOf(r.status(), "alpha0").Offload.Carried }
+	before := carried()
+	r.until(5*time.Second, "the program carries it", func() (bool, string) { n := carried(); return n > before+20, fmt.Sprint(n) })
+}
+
+// What the XDP program carries is translated, arrives, and is counted as if workers had carried it, by session, tenant and port.
+func TestOffloadCarries(t *testing.T) {
+	r := offloadRig(t, "offload", rigPolicy("[tenant.rates.out]\nbits = \"50M\"\n[tenant.rates.in]\nbits = \"50M\"", ""))
+	r.start()
+	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
+	var p host.Probe
+	r.wait(r.stream(&p, 2*time.Second))
+	if p.Sent < 1500 || p.Received != p.Sent || p.Duplicate > 0 || p.Foreign > 0 {
+		t.Errorf("%+v", p)
+	}
+	st := r.status()
+	a := rigTenantOf(st, "alpha")
+	if got := [2]api.Counter{a.Out, a.In}; got[0].Packets != p.Sent || got[0] != got[1] || got[0].Bytes != p.Sent*228 || a.Offered.Out != a.Out || a.Offered.In != a.In {
+		t.Errorf("the tenant has %+v, offered %+v, and %d were sent", got, a.Offered, p.Sent)
+	}
+	for _, name := range []string{"alpha0", "bb0"} {
+		o := portOf(st, name).Offload
+		if !o.On || o.Carried < p.Sent*9/10 || o.Sent.Packets < p.Sent*9/10 || o.Carried > p.Sent {
+			t.Errorf("port %s: %+v", name, o)
+		}
+	}
+	var s api.Sessions
+	r.ask(&s, "sessions", "--tenant", "alpha")
+	if len(s.Sessions) != 1 || !s.Sessions[0].Cruising || s.Sessions[0].Orig.Packets != p.Sent || s.Sessions[0].Reply.Packets != p.Sent || s.Sessions[0].Idle > 5 {
+		t.Errorf("sessions: %+v", s.Sessions)
+	}
+	if st.Workers[0].Cruising != 1 || !st.Conservation.OK {
+		t.Errorf("%+v, frames %s", st.Workers[0], st.Conservation.Detail)
+	}
+	// A download, whose connections begin and end with workers.
+	r.serve(r.Public2.Name, "http-serve", "-addr", ":8080")
+	var g host.Download
+	r.wait(r.spawn(r.Alpha2.Name, &g, "http-get", "-url", "http://"+addrPort(r.Public2.V4, 8080), "-size", "4000000"))
+	if !g.OK {
+		t.Errorf("%+v", g)
+	}
+	if o := portOf(r.status(), "bb0").Offload; o.Carried < p.Sent+1000 {
+		t.Errorf("of the download: %+v", o)
+	}
+	// What looks at packets sees them all: they go up meanwhile, and down again.
+	before := portOf(r.status(), "alpha0").Offload
+	var x api.Explanation
+	j := r.stream(&p, time.Second)
+	r.ask(&x, "explain", "--tenant", "alpha", "--proto", "udp", "--from", r.Alpha1.V4.String()+":40000", "--to", addrPort(r.Public1.V4, 7007))
+	r.wait(j)
+	if p.Received != p.Sent || x.Verdict != "send" {
+		t.Errorf("beside a trial: %+v, %+v", p, x.Verdict)
+	}
+	if o := portOf(r.status(), "alpha0").Offload; o.Carried-before.Carried < p.Sent/2 {
+		t.Errorf("behind a trial %d of %d were carried", o.Carried-before.Carried, p.Sent)
+	}
+}
+
+// What is cut by policy or blocked is cut when it is acknowledged: not one packet comes after.
+func TestOffloadCutIsACut(t *testing.T) {
+	r := offloadRig(t, "offcut", rigPolicy("", ""))
+	r.start()
+	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
+	count := r.arrives()
+	var p host.Probe
+	j := r.stream(&p, 6*time.Second)
+	silent := func(after string) {
+		t.Helper()
+		time.Sleep(5 * time.Millisecond) // what has left is on the way through the lab
+		was := count()
+		time.Sleep(250 * time.Millisecond)
+		if now := count(); now != was {
+			t.Errorf("%d packets came after %s", now-was, after)
+		}
+	}
+	r.flows(count)
+	r.apply(rigPolicy("[[tenant.rule]]\nname = \"none\"\ndirection = \"out\"\naction = \"deny\"\n", ""))
+	silent("the policy was acknowledged")
+	r.apply(rigPolicy("", ""))
+	r.flows(count)
+	if _, bad, code := r.cli("block", r.Public1.V4.String(), "for", "30s"); code != 0 {
+		t.Fatal(bad)
+	}
+	silent("the block was acknowledged")
+	if _, bad, code := r.cli("unblock", r.Public1.V4.String()); code != 0 {
+		t.Fatal(bad)
+	}
+	r.flows(count)
+	r.wait(j)
+}
+
+// A node that is killed or stopped carries nothing after half a second, although its programs stay attached.
+func TestOffloadClosesWhenDead(t *testing.T) {
+	mostlyWaits(t)
+	for name, signal := range map[string]syscall.Signal{"killed": unix.SIGKILL, "stopped": unix.SIGSTOP} {
+		r := offloadRig(t, "offdead", rigPolicy("", ""))
+		r.start()
+		r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
+		count := r.arrives()
+		var p host.Probe
+		j := r.stream(&p, 3*time.Second)
+		r.flows(count)
+		pid := netlab.Worker(r.cmd.Process.Pid)
+		began := time.Now()
+		check(t, unix.Kill(r.cmd.Process.Pid, signal)) // first who would start it again
+		if pid != r.cmd.Process.Pid {
+			check(t, unix.Kill(pid, signal))
+		}
+		last, was := time.Duration(0), count()
+		for time.Since(began) < 1200*time.Millisecond {
+			if n := count(); n != was {
+				last, was = time.Since(began), n
+			}
+			time.Sleep(2 * time.Millisecond)
+		}
+		t.Logf("%s: the last packet came %v after", name, last)
+		if last > 500*time.Millisecond {
+			t.Errorf("%s: a packet came %v after", name, last)
+		}
+		if signal == unix.SIGSTOP {
+			check(t, unix.Kill(pid, unix.SIGCONT))
+			check(t, unix.Kill(r.cmd.Process.Pid, unix.SIGCONT))
+			r.until(3*time.Second, "it carries again", func() (bool, string) { n := count(); return n > was+20, fmt.Sprint(n - was) })
+			r.stop()
+		} else {
+			<-r.ended
+		}
+		r.wait(j)
+	}
+}

@@ -1,0 +1,314 @@
+package gateway
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"sync"
+
+	"demarc/gateway/api"
+	"demarc/gateway/cruise"
+	"demarc/gateway/flow"
+	"demarc/gateway/hostnet"
+	"demarc/gateway/meter"
+	"demarc/gateway/police"
+	"demarc/gateway/snapshot"
+	"demarc/gateway/worker"
+	"demarc/gateway/xsk"
+)
+
+// What `offload` of a port may be. Default: auto.
+const (
+	offloadAuto   = "auto"
+	offloadAlways = "always"
+	offloadNever  = "never"
+)
+
+// offload is the second executor of the node: the tables that workers and XDP programs have in common. A nil one is that of a node that has none.
+type offload struct {
+	tables *cruise.Tables
+	hops   *cruise.Hops
+
+	mu   sync.Mutex
+	held int // how many want all packets to go up
+}
+
+// portOffload is what a port has of it. Under mu and linkMu as portFacts.
+type portOffload struct {
+	on   bool
+	why  string // why not
+	lost bool   // it was on, and the device has ceased to take redirected frames
+}
+
+// judgeOffload says whether packets of established sessions may pass a port without a worker; why = why not. What was asked for and cannot be is an error.
+func (g *Gateway) judgeOffload(p *port) (on bool, why string, err error) {
+	asked := p.cfg.Offload
+	if asked == "" {
+		asked = offloadAuto
+	}
+	switch {
+	case asked == offloadNever:
+		return false, "the node file says never", nil
+	case g.o.Break != "":
+		why = "a stage is switched off for a test, and the XDP program knows of none"
+	case max(1, g.o.Node.Workers.Count) > cruise.MaxWorkers:
+		why = fmt.Sprintf("there are more than %d workers", cruise.MaxWorkers)
+	case p.mode == xsk.ZeroCopy:
+		why = "the port is zero-copy: a worker gets packets without the kernel's copies"
+	case p.mode == xsk.Generic || !p.native:
+		why = "the driver has no native XDP"
+	case asked == offloadAuto && p.link.Driver == "veth":
+		why = `a veth loses what is redirected to it, without a word, once nothing at its far end asks for it; offload = "always" is for who sees to that`
+	default:
+		why = redirects(p.link.Index, p.link.Driver, asked == offloadAlways)
+	}
+	if why != "" && asked == offloadAlways {
+		return false, why, fmt.Errorf("port %s: offload = \"always\" cannot be: %s", p.cfg.Name, why)
+	}
+	return why == "", why, nil
+}
+
+// redirects says why a device does not take redirected frames; "" = it does. The kernel says so since 6.3; trust: what it cannot tell is so.
+func redirects(ifindex int, driver string, trust bool) string {
+	f, err := hostnet.ReadXDPFeatures(ifindex)
+	switch {
+	case errors.Is(err, hostnet.ErrNotSupported) && trust:
+		return ""
+	case err != nil:
+		return fmt.Sprintf("whether the driver takes redirected frames cannot be told: %v", err)
+	case f&hostnet.XDPTarget != 0:
+		return ""
+	case driver == "veth":
+		return "the far end of the veth takes no redirected frames: ethtool -K FAR-END gro on, there"
+	}
+	return "the driver takes no redirected frames"
+}
+
+// openOffload makes the tables if a port wants them. Workers are made with them; nothing is carried before a port is open.
+func (g *Gateway) openOffload(seeds []uint64, sessions int) error {
+	want := false
+	for _, p := range g.ports {
+		want = want || p.off.on
+	}
+	if !want {
+		return nil
+	}
+	n, v := g.o.Node, g.view.Load()
+	ahead, err := xsk.BootAhead()
+	if err != nil {
+		return err
+	}
+	t, err := cruise.Open(cruise.Config{Seeds: seeds, Sessions: sessions, Ports: len(g.ports), Interfaces: max(1, len(v.Ifaces)), Tenants: snapshot.MaxTenantID(n), Hops: 2 * n.Tables.Neighbors, Ahead: ahead, Deadlines: g.deadlines.FD()})
+	if err != nil {
+		return fmt.Errorf("offload: %w", err)
+	}
+	g.off = &offload{tables: t, hops: cruise.NewHops(t)}
+	for _, tn := range v.Tenants { // nothing runs yet
+		if tn != nil {
+			tn.Shared.Words = t.Words(tn.ID)
+		}
+	}
+	if err := t.SetView(v); err != nil {
+		return fmt.Errorf("offload: %w", err)
+	}
+	g.off.hops.Renew(v.Gen)
+	g.neigh.Changed = g.off.hops.Changed
+	return nil
+}
+
+// words is where the rate words of tenants lie, for snapshot.Input.
+func (o *offload) words() func(flow.TenantID) *[2]police.Words {
+	if o == nil {
+		return nil
+	}
+	return o.tables.Words
+}
+
+func (o *offload) second() *worker.Second {
+	if o == nil {
+		return nil
+	}
+	return &worker.Second{Tables: o.tables, Hops: o.hops}
+}
+
+// settle returns when no packet is under way any more that was begun by what held before. It takes some milliseconds.
+func (o *offload) settle() error {
+	if o == nil {
+		return nil
+	}
+	return o.tables.Settle()
+}
+
+// hold has all packets go up until the function that it returns is called, and waits for those under way.
+func (o *offload) hold() (release func(), err error) {
+	if o == nil {
+		return func() {}, nil
+	}
+	o.mu.Lock()
+	if o.held++; o.held == 1 {
+		o.tables.Hold(true)
+	}
+	o.mu.Unlock()
+	release = sync.OnceFunc(func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if o.held--; o.held == 0 {
+			o.tables.Hold(false)
+		}
+	})
+	if err := o.tables.Settle(); err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+// offloadView has the programs know what workers are about to go by. All packets go up until the function that it returns is called, when every worker does. If it fails they go up for good: nothing
+// is judged by what is half written.
+func (g *Gateway) offloadView(v *snapshot.View) (release func()) {
+	if g.off == nil {
+		return func() {}
+	}
+	release, err := g.off.hold()
+	if err == nil {
+		if err = g.off.tables.SetView(v); err != nil {
+			g.off.mu.Lock()
+			g.off.held++ // of which nobody lets go
+			g.off.mu.Unlock()
+		}
+		g.off.hops.Renew(v.Gen)
+	}
+	if err != nil {
+		g.log.Error("offload: the XDP programs cannot be told of the policy: workers carry everything from now on", "err", err)
+		g.off.tables.Hold(true)
+		return func() {}
+	}
+	return release
+}
+
+// setDevice lets frames be redirected to a port, or no longer.
+func (g *Gateway) setDevice(i int, p *port) {
+	if g.off == nil {
+		return
+	}
+	index := 0
+	if p.off.on && p.state == portOpen && p.link.Up && p.link.Carrier {
+		index = p.link.Index
+	}
+	if err := g.off.tables.SetDevice(uint16(i), index); err != nil {
+		g.log.Error("offload", "port", p.cfg.Name, "err", err)
+	}
+}
+
+// openSecond has the port's program show frames to the second executor. The caller holds mu.
+func (g *Gateway) openSecond(i int, p *port) error {
+	if !p.off.on {
+		return p.prog.ClearSecond()
+	}
+	if g.off == nil {
+		g.change(p, func() {
+			p.off.on, p.off.why = false, "the tables that it needs are made at start: restart the node"
+		})
+		return p.prog.ClearSecond()
+	}
+	if p.second != nil && p.secondFor != p.prog.Sockets() {
+		old := p.second
+		g.change(p, func() { p.second = nil })
+		if err := old.Close(); err != nil {
+			return err
+		}
+	}
+	if p.second == nil {
+		s, err := g.off.tables.Load(uint16(i), p.prog.Sockets(), p.prog.Steered())
+		if err != nil {
+			return err
+		}
+		g.change(p, func() { p.second, p.secondFor = s, p.prog.Sockets() })
+	}
+	return p.prog.SetSecond(p.second.FD())
+}
+
+// closeSecond ends that: the port's program goes by its sockets alone, and nothing is redirected to it. The caller holds mu.
+func (g *Gateway) closeSecond(i int, p *port) {
+	if g.off == nil || p.prog == nil {
+		return
+	}
+	err := errors.Join(p.prog.ClearSecond(), g.off.tables.SetDevice(uint16(i), 0), g.off.settle())
+	if err != nil {
+		g.log.Error("offload", "port", p.cfg.Name, "err", err)
+	}
+}
+
+// useNeighbors keeps those neighbours alive to whom programs send.
+func (g *Gateway) useNeighbors() {
+	if g.off != nil {
+		g.off.hops.Used(func(k *cruise.Neighbor) { g.neigh.Lookup(k.Iface, k.Family, &k.Addr) })
+	}
+}
+
+// lookOffload sees whether the device of a port still takes redirected frames.
+func (g *Gateway) lookOffload(i int, p *port) {
+	if f := g.facts(p); g.off == nil || f.state != portOpen || !f.off.on && !f.off.lost {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if p.state != portOpen || !p.off.on && !p.off.lost {
+		return
+	}
+	why := redirects(p.link.Index, p.link.Driver, p.cfg.Offload == offloadAlways)
+	if (why == "") == p.off.on {
+		return
+	}
+	g.change(p, func() { p.off = portOffload{on: why == "", lost: why != "", why: why} })
+	if why != "" {
+		g.log.Warn("offload: the device takes no redirected frames any more, workers carry what is sent there", "port", p.cfg.Name, "why", why)
+	} else {
+		g.log.Info("offload: the device takes redirected frames again", "port", p.cfg.Name)
+	}
+	g.setDevice(i, p)
+}
+
+// offloadReport is what a port's program has done since the device was opened.
+func (g *Gateway) offloadReport(i int, p *port) (a api.Offload, err error) {
+	g.linkMu.Lock()
+	defer g.linkMu.Unlock()
+	a = api.Offload{Asked: cmp.Or(p.cfg.Offload, offloadAuto), On: p.off.on, Why: p.off.why, Frames: map[string]uint64{}}
+	for w := range cruise.NumWhats {
+		n := uint64(0)
+		if p.second != nil {
+			if n, _, err = p.second.Count(w); err != nil {
+				return a, fmt.Errorf("port %s: offload: %w", p.cfg.Name, err)
+			}
+		}
+		a.Frames[w.String()] = n
+	}
+	a.Carried = a.Frames[cruise.Carried.String()]
+	if g.off != nil {
+		v, err := g.off.tables.Sent(uint16(i))
+		if err != nil {
+			return a, fmt.Errorf("port %s: offload: %w", p.cfg.Name, err)
+		}
+		a.Sent = api.Counter(v)
+	}
+	return a, nil
+}
+
+// carried is what programs have carried of a tenant.
+func (o *offload) carried(t flow.TenantID, d meter.Dir) meter.Volume {
+	if o == nil {
+		return meter.Volume{}
+	}
+	v, err := o.tables.Volume(t, d)
+	if err != nil { // the map is there as long as the node
+		panic(err)
+	}
+	return v
+}
+
+func (o *offload) close() error {
+	if o == nil {
+		return nil
+	}
+	return o.tables.Close()
+}
