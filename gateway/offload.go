@@ -100,7 +100,10 @@ func (g *Gateway) openOffload(seeds []uint64, sessions int) error {
 	}
 	t, err := cruise.Open(cruise.Config{Seeds: seeds, Sessions: sessions, Ports: len(g.ports), Interfaces: max(1, len(v.Ifaces)), Tenants: snapshot.MaxTenantID(n), Hops: 2 * n.Tables.Neighbors, Ahead: ahead, Deadlines: g.deadlines.FD()})
 	if err != nil {
-		return fmt.Errorf("offload: %w", err)
+		return err
+	}
+	if err := t.SetView(v); err != nil {
+		return errors.Join(err, t.Close())
 	}
 	g.off = &offload{tables: t, hops: cruise.NewHops(t)}
 	for _, tn := range v.Tenants { // nothing runs yet
@@ -108,11 +111,21 @@ func (g *Gateway) openOffload(seeds []uint64, sessions int) error {
 			tn.Shared.Words = t.Words(tn.ID)
 		}
 	}
-	if err := t.SetView(v); err != nil {
-		return fmt.Errorf("offload: %w", err)
-	}
 	g.off.hops.Renew(v.Gen)
 	g.neigh.Changed = g.off.hops.Changed
+	return nil
+}
+
+// noOffload has workers carry everything of a port because of an error, unless it was to be offloaded always.
+func (g *Gateway) noOffload(p *port, err error) error {
+	if !p.off.on {
+		return nil
+	}
+	if p.cfg.Offload == offloadAlways {
+		return fmt.Errorf("port %s: offload = \"always\" cannot be: %w", p.cfg.Name, err)
+	}
+	g.log.Warn("offload: workers carry everything", "port", p.cfg.Name, "err", err)
+	g.change(p, func() { p.off = portOffload{why: err.Error()} })
 	return nil
 }
 
@@ -200,17 +213,19 @@ func (g *Gateway) setDevice(i int, p *port) {
 	}
 }
 
-// openSecond has the port's program show frames to the second executor. The caller holds mu.
+// openSecond has the port's program show frames to the second executor, if it is to. The caller holds mu.
 func (g *Gateway) openSecond(i int, p *port) error {
-	if !p.off.on {
-		return p.prog.ClearSecond()
+	err := errors.New("the tables that it needs are made at start: restart the node")
+	if p.off.on && g.off != nil {
+		err = g.loadSecond(i, p)
 	}
-	if g.off == nil {
-		g.change(p, func() {
-			p.off.on, p.off.why = false, "the tables that it needs are made at start: restart the node"
-		})
-		return p.prog.ClearSecond()
+	if p.off.on && err == nil {
+		return nil
 	}
+	return errors.Join(p.prog.ClearSecond(), g.noOffload(p, err))
+}
+
+func (g *Gateway) loadSecond(i int, p *port) error {
 	if p.second != nil && p.secondFor != p.prog.Sockets() {
 		old := p.second
 		g.change(p, func() { p.second = nil })

@@ -209,7 +209,7 @@ func (g *Gateway) openPort(i int, p *port) error {
 		}
 	}
 	if err := g.openSecond(i, p); err != nil {
-		return fmt.Errorf("port %s: offload: %w", p.cfg.Name, err)
+		return err
 	}
 	g.change(p, func() { p.state, p.fenced, p.problem = portOpen, time.Time{}, "" })
 	g.carrier(i, p)

@@ -437,7 +437,11 @@ func (g *Gateway) makeWorkers() error {
 		seeds[id] = g.seed + uint64(id)*0x9e3779b97f4a7c15
 	}
 	if err := g.openOffload(seeds, (sessions+cruise.SessionUnit-1)/cruise.SessionUnit*cruise.SessionUnit); err != nil {
-		return err
+		for _, p := range g.ports {
+			if err := g.noOffload(p, err); err != nil {
+				return err
+			}
+		}
 	}
 	if g.off != nil {
 		sessions = (sessions + cruise.SessionUnit - 1) / cruise.SessionUnit * cruise.SessionUnit
