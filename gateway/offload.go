@@ -184,15 +184,14 @@ func (g *Gateway) offloadView(v *snapshot.View) (release func()) {
 	}
 	release, err := g.off.hold()
 	if err == nil {
-		if err = g.off.tables.SetView(v); err != nil {
-			g.off.mu.Lock()
-			g.off.held++ // of which nobody lets go
-			g.off.mu.Unlock()
-		}
+		err = g.off.tables.SetView(v)
 		g.off.hops.Renew(v.Gen)
 	}
 	if err != nil {
 		g.log.Error("offload: the XDP programs cannot be told of the policy: workers carry everything from now on", "err", err)
+		g.off.mu.Lock()
+		defer g.off.mu.Unlock()
+		g.off.held++ // of which nobody lets go
 		g.off.tables.Hold(true)
 		return func() {}
 	}

@@ -22,7 +22,9 @@ type Hops struct {
 	view uint32 // the generation of the view that hops are made by
 	gen  uint32
 	at   map[Neighbor]uint32
-	by   map[whom][]uint32 // all numbers of a neighbour: there is one for each MAC that we send from
+	by   map[whom][]Neighbor // all hops of a neighbour: there is one for each MAC that we send from
+	next uint32
+	free []uint32 // below next
 }
 
 type whom struct {
@@ -33,7 +35,7 @@ type whom struct {
 
 // NewHops makes an empty list: no way is found before Renew.
 func NewHops(t *Tables) *Hops {
-	return &Hops{t: t, at: map[Neighbor]uint32{}, by: map[whom][]uint32{}}
+	return &Hops{t: t, at: map[Neighbor]uint32{}, by: map[whom][]Neighbor{}}
 }
 
 // Renew drops all hops: those to come are made by the view of that generation. What is handed down goes up until it is handed down again.
@@ -57,15 +59,21 @@ func (h *Hops) drop() {
 	}
 	clear(h.at)
 	clear(h.by)
+	h.next, h.free = 0, nil
 }
 
 // Changed drops the hops of a neighbour of which something has changed. The change must be there to be seen before.
 func (h *Hops) Changed(iface uint16, family uint8, a *flow.Addr) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, n := range h.by[whom{iface, family, *a}] {
-		h.t.DropHop(int(n))
+	w := whom{iface, family, *a}
+	for _, k := range h.by[w] {
+		n := h.at[k]
+		h.t.DropHop(int(n)) // who was handed down with it has its generation
+		h.free = append(h.free, n)
+		delete(h.at, k)
 	}
+	delete(h.by, w)
 }
 
 // Used calls fn for each neighbour to whom the program has sent something since it was asked last.
@@ -88,17 +96,16 @@ func (h *Hops) Find(view uint32, k Neighbor, look func() (Hop, bool)) (Way, bool
 	if view != h.view {
 		return 0, false
 	}
-	n, known := h.at[k]
-	if known {
-		if w := h.t.Way(n); w>>32 != 0 {
-			return w, true
-		}
-	} else if n = uint32(len(h.at)); int(n) >= h.t.cfg.Hops {
-		return 0, false
+	if n, known := h.at[k]; known {
+		return h.t.Way(n), true
 	}
 	hop, ok := look()
-	if !ok {
+	if !ok || len(h.free) == 0 && int(h.next) >= h.t.cfg.Hops {
 		return 0, false
+	}
+	n := h.next
+	if last := len(h.free) - 1; last >= 0 {
+		n = h.free[last]
 	}
 	if h.gen++; h.gen == 0 {
 		h.gen = 1
@@ -106,10 +113,13 @@ func (h *Hops) Find(view uint32, k Neighbor, look func() (Hop, bool)) (Way, bool
 	if h.t.SetHop(int(n), hop, h.gen) != nil {
 		return 0, false
 	}
-	if !known {
-		h.at[k] = n
-		w := whom{k.Iface, k.Family, k.Addr}
-		h.by[w] = append(h.by[w], n)
+	if n == h.next {
+		h.next++
+	} else {
+		h.free = h.free[:len(h.free)-1]
 	}
+	h.at[k] = n
+	w := whom{k.Iface, k.Family, k.Addr}
+	h.by[w] = append(h.by[w], k)
 	return h.t.Way(n), true
 }

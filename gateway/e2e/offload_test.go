@@ -83,7 +83,7 @@ func TestOffloadCarries(t *testing.T) {
 	// A download, whose connections begin and end with workers.
 	r.serve(r.Public2.Name, "http-serve", "-addr", ":8080")
 	var g host.Download
-	r.wait(r.spawn(r.Alpha2.Name, &g, "http-get", "-url", "http://"+addrPort(r.Public2.V4, 8080), "-size", "4000000"))
+	r.wait(r.spawn(r.Beta1.Name, &g, "http-get", "-url", "http://"+addrPort(r.Public2.V4, 8080), "-size", "4000000"))
 	if !g.OK {
 		t.Errorf("%+v", g)
 	}
