@@ -197,7 +197,7 @@ func (s *site) write(node, policy string) {
 			l = fmt.Sprintf("data_dir = %q\n", filepath.Join(s.dir, "data"))
 		case strings.HasPrefix(l, "socket = "):
 			l = fmt.Sprintf("socket = %q\n", s.socket)
-		case strings.HasPrefix(l, "device = ") && offloaded():
+		case strings.HasPrefix(l, "device = ") && offloaded() && !strings.Contains(node, "offload = "):
 			l += "offload = \"always\"\n"
 		}
 		lines = append(lines, l)
