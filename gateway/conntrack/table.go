@@ -53,6 +53,19 @@ func (b *bucket) passed() uint16 { return uint16(b.words[2] >> 32) }
 
 func (b *bucket) tag(i int) uint16 { return uint16(b.words[i>>2] >> (uint(i&3) * 16)) }
 
+// empty is the first place without an entry, or bucketSlots.
+func (b *bucket) empty() int {
+	for i, w := range &b.words {
+		if i == 2 {
+			w |= 0xffffffff << 32 // no places
+		}
+		if m := (w - lanes) &^ w & laneHigh; m != 0 { // the lowest one that is set is right, see match
+			return i*4 + bits.TrailingZeros64(m)>>4
+		}
+	}
+	return bucketSlots
+}
+
 func (b *bucket) setTag(i int, tag uint16) {
 	sh := uint(i&3) * 16
 	w := b.words[i>>2]&^(0xffff<<sh) | uint64(tag)<<sh
@@ -180,16 +193,18 @@ func (t *Table) Lookup(k *flow.Key, h uint64) (Ref, bool) {
 	at := t.home(h)
 	for range t.n {
 		b := &t.buckets[at]
-		for i := range 3 {
-			for m := match(b.words[i], tag); m != 0; m &= m - 1 {
-				j := i*4 + bits.TrailingZeros64(m)>>4
-				if j >= bucketSlots {
-					break // the counter looks like the tag
-				}
-				r := b.refs[j]
-				// An empty place above an equal tag may have matched (see match), and its stale ref may name a dead session.
-				if uint64(b.tag(j)) == tag && t.sessions[r.Slot()].is(k, r.Dir()) {
-					return r, true
+		if match(b.words[0], tag)|match(b.words[1], tag)|match(b.words[2], tag) != 0 { // else it is not here: so most first packets are told
+			for i := range 3 {
+				for m := match(b.words[i], tag); m != 0; m &= m - 1 {
+					j := i*4 + bits.TrailingZeros64(m)>>4
+					if j >= bucketSlots {
+						break // the counter looks like the tag
+					}
+					r := b.refs[j]
+					// An empty place above an equal tag may have matched (see match), and its stale ref may name a dead session.
+					if uint64(b.tag(j)) == tag && t.sessions[r.Slot()].is(k, r.Dir()) {
+						return r, true
+					}
 				}
 			}
 		}
@@ -225,13 +240,11 @@ func (t *Table) insert(h uint64, r Ref) {
 	at := t.home(h)
 	for {
 		b := &t.buckets[at]
-		for i := range bucketSlots {
-			if b.tag(i) == 0 {
-				undo.Keep(t.log, b)
-				atomic.StoreUint32((*uint32)(&b.refs[i]), uint32(r))
-				b.setTag(i, uint16(tagOf(h))) // the tag makes the entry visible, so it comes last
-				return
-			}
+		if i := b.empty(); i < bucketSlots {
+			undo.Keep(t.log, b)
+			atomic.StoreUint32((*uint32)(&b.refs[i]), uint32(r))
+			b.setTag(i, uint16(tagOf(h))) // the tag makes the entry visible, so it comes last
+			return
 		}
 		undo.Keep(t.log, b)
 		b.addPassed(1)
@@ -309,7 +322,7 @@ func deadline(tick uint32) uint32 {
 	return tick
 }
 
-// Create copies *s into the table, to be swept at now+timeout at the earliest. Seq and Gen of *s are ignored.
+// Create copies *s into the table, to be swept at now+timeout at the earliest. Seq and Gen of *s are ignored and written over.
 // It returns SessionTableFull or, where either key is taken, SessionCollision; nothing is changed then.
 //
 // The order of the stores: sequence word odd; the session; index entry of the reply; index entry of the first direction;
@@ -332,9 +345,8 @@ func (t *Table) Create(s *Session, now, timeout uint32) (slot uint32, r verdict.
 	undo.Keep(t.log, &t.deadlines[slot])
 	seq, gen := d.Seq|1, d.Gen
 	atomic.StoreUint32(&d.Seq, seq)
-	c := *s
-	c.Seq, c.Gen = seq, gen
-	*d = c
+	s.Seq, s.Gen = seq, gen // so that the copy never says that it is whole
+	*d = *s
 	t.insert(h1, Ref(slot<<1|1))
 	t.insert(h0, Ref(slot<<1))
 	t.live++

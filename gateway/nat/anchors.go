@@ -25,6 +25,11 @@ type anchors struct {
 	n     int
 	seed  uint64
 	log   *undo.Log
+
+	// Where find was last, and for whom: hold mostly asks next, for the same host. -1 = slots have changed since, or nothing yet.
+	last       int
+	lastInside [4]byte
+	lastTenant flow.TenantID
 }
 
 // numAnchors is a host for every 16 to 32 mappings. Hosts beyond seven eighths of that get their address by hash alone, as PairedSoft does.
@@ -49,13 +54,19 @@ func (x *anchors) at(t flow.TenantID, inside [4]byte) int {
 
 // find is the address that the host keeps.
 func (x *anchors) find(t flow.TenantID, inside [4]byte) (AddrID, bool) {
-	a := &x.slots[x.at(t, inside)]
+	x.last, x.lastInside, x.lastTenant = x.at(t, inside), inside, t
+	a := &x.slots[x.last]
 	return a.addr, a.refs != 0
 }
 
 // hold counts one more mapping of the host, on address addr; false where there is no room to. A host whose address has left the pool moves.
 func (x *anchors) hold(t flow.TenantID, inside [4]byte, addr AddrID, pool []AddrID) bool {
-	a := &x.slots[x.at(t, inside)]
+	i := x.last
+	if i < 0 || x.lastInside != inside || x.lastTenant != t {
+		i = x.at(t, inside)
+	}
+	x.last = -1
+	a := &x.slots[i]
 	undo.Keep(x.log, a)
 	if a.refs == 0 {
 		if x.n >= len(x.slots)/8*7 {
@@ -74,6 +85,7 @@ func (x *anchors) hold(t flow.TenantID, inside [4]byte, addr AddrID, pool []Addr
 
 // release counts one less. With the last one the host may get another address.
 func (x *anchors) release(t flow.TenantID, inside [4]byte) {
+	x.last = -1
 	i := x.at(t, inside)
 	if x.slots[i].refs == 0 {
 		return

@@ -753,3 +753,55 @@ func BenchmarkLookup(b *testing.B) {
 		})
 	}
 }
+
+// The lines of an index, two entries at a time, against one at a time: tags that are equal in part, zeros, ones, and every place.
+func TestLineAgainstEntries(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	hits := 0
+	for range 200_000 {
+		idBits := uint(1 + rng.IntN(31))
+		low := uint32(1)<<idBits - 1
+		pick := func() uint32 {
+			switch rng.IntN(6) {
+			case 0:
+				return 0
+			case 1:
+				return 1
+			case 2:
+				return low + 1
+			case 3:
+				return ^uint32(0)
+			case 4:
+				return 1 << rng.IntN(32)
+			}
+			return rng.Uint32()
+		}
+		var l line
+		for i := range l.entry {
+			if l.entry[i] = pick(); rng.IntN(3) > 0 {
+				l.entry[i] = rng.Uint32()
+			}
+		}
+		tag := pick() &^ low
+		want, room := false, lineEntries
+		for i, e := range l.entry {
+			want = want || e&^low == tag
+			if e == 0 && room == lineEntries {
+				room = i
+			}
+		}
+		got := l.like(tag, low)
+		if want && len(got) != lineEntries || !want && len(got) != 0 {
+			t.Fatalf("tag %x above %x in %x: %v", tag, low, l.entry, got)
+		}
+		if want {
+			hits++
+		}
+		if n := l.room(); n != room {
+			t.Fatalf("room in %x at %d, want %d", l.entry, n, room)
+		}
+	}
+	if hits < 1000 || hits > 199_000 {
+		t.Fatalf("%d hits", hits)
+	}
+}

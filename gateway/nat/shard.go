@@ -149,7 +149,7 @@ func NewShard(mem []byte, capacity, worker int, sp *Space, seed uint64) (*Shard,
 	s.heads = unsafe.Slice((*blockID)(p), numHeads(capacity))
 	s.mask = uint64(len(s.heads) - 1)
 	p = unsafe.Add(p, len(s.heads)*4)
-	s.anchors = anchors{slots: unsafe.Slice((*anchor)(p), numAnchors(capacity)), seed: seed}
+	s.anchors = anchors{slots: unsafe.Slice((*anchor)(p), numAnchors(capacity)), seed: seed, last: -1}
 	return s, nil
 }
 
@@ -174,8 +174,8 @@ func (s *Shard) findInside(h uint64, t flow.TenantID, c Class, a [4]byte, port u
 	at := x.home(h)
 	for range x.lines {
 		l := &x.lines[at]
-		for _, e := range l.entry {
-			if e&^low != tag || e&low == 0 {
+		for _, e := range l.like(tag, low) {
+			if (e^tag)-1 >= low { // another tag, or no id
 				continue
 			}
 			m := &s.maps[e&low-1]
@@ -199,8 +199,8 @@ func (s *Shard) Lookup(a AddrID, c Class, port uint16) (id uint32, ok bool) {
 	at := x.home(h)
 	for range x.lines {
 		l := &x.lines[at]
-		for _, e := range l.entry {
-			if e&^low != tag || e&low == 0 {
+		for _, e := range l.like(tag, low) {
+			if (e^tag)-1 >= low { // another tag, or no id
 				continue
 			}
 			m := &s.maps[e&low-1]
