@@ -326,3 +326,38 @@ func TestAStandbyTakesNoMoreThanItKnows(t *testing.T) {
 		t.Errorf("%d sessions were begun, want 5: an owner takes what another says", u.Created)
 	}
 }
+
+// TestACopyGoesPastWhatIsNotTold: a copy of what workers share looks at what is told and little else, wherever that is.
+func TestACopyGoesPastWhatIsNotTold(t *testing.T) {
+	d := newSettledDuo(t, testPolicy+testGroups+testHold)
+	if len(d.own.c.all) != 1 {
+		t.Fatalf("%d streams", len(d.own.c.all))
+	}
+	p := d.own.c.all[0]
+	slots, told, steps := p.Slots(), 0, 0
+	for slot := uint32(0); slot < slots; steps++ {
+		n := p.Next(slot)
+		if n == slot {
+			if p.Look(slot).Group != 0 {
+				told++
+			}
+			slot++
+			continue
+		}
+		for ; slot < min(n, slots); slot++ {
+			if p.Look(slot).Group != 0 {
+				t.Fatalf("slot %d is told, and a copy goes past it", slot)
+			}
+		}
+	}
+	if first := int(p.c.blockSlot(0)); told == 0 || steps > first+4*told {
+		t.Errorf("%d steps for %d of %d slots, of which %d are rates and counters", steps, told, slots, first)
+	}
+	for _, words := range []int{1, 3, 1 << 13} { // as far as it was asked to look, and no further
+		for slot := range slots - p.c.blockSlot(0) {
+			if n := d.own.c.blocks.Next(slot, words); n < slot || n > slot+64*uint32(words) {
+				t.Fatalf("%d words on from block %d is block %d", words, slot, n)
+			}
+		}
+	}
+}

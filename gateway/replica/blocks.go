@@ -41,6 +41,24 @@ func (b *Blocks) Told(slot uint32) bool {
 	return int(slot/64) < len(b.told) && b.told[slot/64]>>(slot&63)&1 != 0
 }
 
+// Next is the first block from slot on that a standby is to know of, or where words of 64 are through in which there is none.
+func (b *Blocks) Next(slot uint32, words int) uint32 {
+	w := slot / 64
+	if int(w) >= len(b.told) {
+		return slot
+	}
+	if m := b.told[w] >> (slot & 63); m != 0 {
+		return slot + uint32(bits.TrailingZeros64(m))
+	}
+	for w++; words > 1 && int(w) < len(b.told) && b.told[w] == 0; w++ {
+		words--
+	}
+	if int(w) < len(b.told) && b.told[w] != 0 {
+		return w*64 + uint32(bits.TrailingZeros64(b.told[w]))
+	}
+	return w * 64
+}
+
 // Rests reports whether the block rests.
 func (b *Blocks) Rests(slot uint32) bool { return b.rests[slot/64]>>(slot&63)&1 != 0 }
 

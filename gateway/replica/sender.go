@@ -25,6 +25,11 @@ type Writer interface {
 	Anew()
 }
 
+// Sparse is a Source most of whose slots hold nothing: a copy goes from one that does to the next. Next is the first slot from one on that may hold something, or one from which it is to be asked again; never more than Slots.
+type Sparse interface {
+	Next(slot uint32) uint32
+}
+
 // Look is what is known of a slot at a glance.
 type Look struct {
 	Gen   uint32
@@ -96,6 +101,7 @@ type nameKey struct {
 type Sender struct {
 	src    Source
 	wrote  Writer // src, or nil
+	sparse Sparse // src, or nil
 	stream uint8
 	of     uint8
 	life   uint64
@@ -149,6 +155,7 @@ func NewSender(src Source, slots int, stream, of uint8, life, key uint64, lim Li
 	lim = Limits{cmp.Or(lim.Window, d.Window), min(cmp.Or(lim.Frame, d.Frame), MaxFrame/2), cmp.Or(lim.Digest, d.Digest), cmp.Or(lim.Refresh, d.Refresh), cmp.Or(lim.Pause, d.Pause)}
 	s := &Sender{src: src, stream: stream, of: of, life: life, key: key, lim: lim, sent: make([]sent, slots), seq: 1, names: map[nameKey]uint16{}, plant: planted()}
 	s.wrote, _ = src.(Writer)
+	s.sparse, _ = src.(Sparse)
 	for i := range s.dirty {
 		s.dirty[i] = newMarks(slots)
 	}
@@ -479,7 +486,11 @@ func (s *Sender) walk(more func() bool, late bool) {
 		if s.at >= slots {
 			s.at = 0
 		}
-		if slots > 0 {
+		past := uint32(1)
+		if n := s.empty(slots, late); n > 0 {
+			past = n
+			s.at += n
+		} else if slots > 0 {
 			slot := s.at
 			s.at++
 			l := s.src.Look(slot)
@@ -492,10 +503,7 @@ func (s *Sender) walk(more func() bool, late bool) {
 			if !g.copying || g.late && !late {
 				continue
 			}
-			if g.todo > 0 {
-				g.todo--
-			}
-			if g.todo > 0 {
+			if g.todo -= min(past, g.todo); g.todo > 0 {
 				continue
 			}
 			if !g.late {
@@ -506,6 +514,20 @@ func (s *Sender) walk(more func() bool, late bool) {
 			s.marker(KindEnd, group, g)
 		}
 	}
+}
+
+// empty is how many slots from where the walk is hold nothing, as far as the source says; no more than any copy has still to look at.
+func (s *Sender) empty(slots uint32, late bool) uint32 {
+	if s.sparse == nil || slots == 0 {
+		return 0
+	}
+	n := min(s.sparse.Next(s.at), slots) - s.at
+	for _, group := range s.active {
+		if g := s.groups[group]; g.copying && (!g.late || late) {
+			n = min(n, g.todo)
+		}
+	}
+	return n
 }
 
 // copying reports whether there is something for walk to do.

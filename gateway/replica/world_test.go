@@ -89,6 +89,14 @@ func (x source) Look(slot uint32) Look {
 	return l
 }
 
+// Next has the schedules go through copies that leave out what is empty; now and then it says less than it knows.
+func (x source) Next(slot uint32) uint32 {
+	for from := slot; slot < x.Slots() && x.Look(slot).Group == 0 && slot < from+40; {
+		slot++
+	}
+	return slot
+}
+
 func (x source) Fill(slot uint32, r *Record) {
 	e := &x.sh.slots[slot]
 	r.Kind, r.Revision, r.Session = KindSession, e.rev, e.s
