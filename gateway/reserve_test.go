@@ -132,3 +132,11 @@ func conversation(t *testing.T, port uint16) []byte {
 	}
 	return b.Bytes()
 }
+
+// TestBlocksWaitLongerThanAStandbyCounts: a standby takes itself for one that knows all for so long after a digest; blocks must wait for its word for longer, by clocks that are off by 5 % each way, and where the owner
+// hears of the digest a second later.
+func TestBlocksWaitLongerThanAStandbyCounts(t *testing.T) {
+	if d := failover.Default; guardRest*100/(100+failover.Skew) <= d.Waits*100/(100-failover.Skew)+d.MaxLag {
+		t.Errorf("blocks wait for %s, and a standby counts %s", guardRest, d.Waits)
+	}
+}

@@ -178,6 +178,7 @@ type plants struct {
 	earlyWord  bool // a standby announces when it claims
 	staleTakes bool // a node takes over whatever its copy is
 	keepTakes  bool // a standby takes over from an owner that serves on alone
+	digestOnly bool // what a standby knows of public ports goes by how old its last digest is
 	early      bool // a release goes out before the workers have stopped
 	overdrawn  bool // what the kernel was given by who hands over may leave behind the lease
 	minority   bool // one promise is enough
@@ -429,13 +430,16 @@ func (n *Node) agreed(e Agreed, now Time) {
 		if o.Rev <= g.at.Rev {
 			continue
 		}
-		before, was, moving, whole := g.at, n.mine(g), g.moving, n.wholeFor(g, o, now)
+		before, was, moving, lacks := g.at, n.mine(g), g.moving, n.lacks(g, o, now)
 		g.at = o
 		g.nextPropose = now
 		if o.Panicked != before.Panicked {
 			g.panicked = max(now, 1) // a restarted node counts from its start: longer, never shorter
 		}
 		if o.Term == before.Term {
+			if n.mine(g) {
+				n.tellSync(g, before.InSync)
+			}
 			continue
 		}
 		g.new(now)
@@ -463,16 +467,42 @@ func (n *Node) agreed(e Agreed, now Time) {
 			g.parting.asked = true // that heir does not come any more
 		}
 		if n.mine(g) {
-			if g.knows = whole; g.solo > 0 && o.Epoch >= g.solo {
-				g.knows = false // it has served since, and was not heard
+			if g.solo > 0 && o.Epoch >= g.solo {
+				lacks = "this node has served alone since"
 			}
+			g.knows = lacks == ""
 			n.tell(g, "this node is the owner by agreement, "+string(o.Cause))
+			if !g.knows {
+				n.tell(g, "what owners before have used is not known to the last here: "+lacks)
+			}
 			if g.solo > 0 && o.Epoch >= g.solo {
 				g.held = true // it has served already
 			}
 		} else if g.solo > 0 && o.Epoch >= g.solo {
 			n.tell(g, "another node is the owner by agreement: this one stops serving alone")
 			g.solo = 0
+		}
+	}
+}
+
+// tellSync tells of the copies that the log has as in sync now, or does not any more.
+func (n *Node) tellSync(g *group, before []string) {
+	for _, p := range g.at.InSync {
+		if !slices.Contains(before, p) {
+			n.tell(g, "the copy of "+p+" is in sync by agreement")
+		}
+	}
+	for _, p := range before {
+		if slices.Contains(g.at.InSync, p) {
+			continue
+		}
+		switch c, told := g.copies[p]; {
+		case !told:
+			n.tell(g, "the copy of "+p+" is not in sync any more: it was not whole yet in this term")
+		case !c.equal:
+			n.tell(g, "the copy of "+p+" is not in sync any more: it is another")
+		default:
+			n.tell(g, fmt.Sprintf("the copy of %s is not in sync any more: it was %s behind", p, round(c.lag)))
 		}
 	}
 }
@@ -553,6 +583,9 @@ func (n *Node) heard(from string, p *peer, m Message, now Time) {
 			continue
 		}
 		p.views[v.Group] = v
+		if v.Serving && from == g.at.Node && v.Epoch == g.at.Epoch && m.Life == g.at.Life {
+			g.seen = now
+		}
 		if v.Panics {
 			g.panicked = max(now, 1)
 		}

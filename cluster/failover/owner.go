@@ -59,6 +59,7 @@ type group struct {
 	since       Time   // since when it might take over; 0 = it might not
 	marker      Time   // when its digest was last equal
 	marked      uint64
+	seen        Time   // when the owner last said that it serves, in the term that is agreed on
 	digest      uint64 // under which owner's epoch there was last one: who hands over counts as whole before
 	forced      Time   // when an operator said so; 0 = not
 	solo        uint64 // it serves alone, under this epoch, that nobody has agreed on; 0 = not
@@ -117,7 +118,7 @@ func (g *group) new(now Time) {
 	clear(g.got)
 	clear(g.free)
 	clear(g.copies)
-	g.since, g.yield, g.forced = 0, 0, 0
+	g.since, g.yield, g.forced, g.seen = 0, 0, 0, 0
 	g.nextRenew, g.nextAsk = now, now
 }
 

@@ -524,7 +524,12 @@ func TestWhoKnowsAll(t *testing.T) {
 	owner, me := Term{3, "a", 7}, func(epoch uint64) Term { return Term{epoch, "b", 5} }
 	first := func(o Ownership) Agreed { return Agreed{State: State{Groups: map[string]Ownership{"g": o}}} }
 	insync := Ownership{Term: owner, Rev: 9, Alone: Fence, InSync: []string{"b"}}
+	keeps := insync
+	keeps.Alone = Keep
 	mine := Ownership{Term: me(4), Rev: 10, Alone: Fence}
+	serves := func(life, epoch uint64) Received {
+		return Received{"a", Message{Kind: Beat, Life: life, Views: []View{{Group: "g", Epoch: epoch, Serving: true}}}}
+	}
 	type step struct {
 		after time.Duration
 		e     Event
@@ -542,6 +547,13 @@ func TestWhoKnowsAll(t *testing.T) {
 		{"another term was in between", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {time.Second, first(Ownership{Term: me(5), Rev: 10, Alone: Fence})}}, false},
 		{"no digest in this life", []step{{0, first(insync)}, {time.Second, first(mine)}}, false},
 		{"an old digest", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {2100 * time.Millisecond, first(mine)}}, false},
+		{"an old digest, and the owner was heard of", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {1500 * time.Millisecond, serves(7, 3)}, {1900 * time.Millisecond, first(mine)}}, true},
+		{"an old digest, and the owner was heard of long ago", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {1500 * time.Millisecond, serves(7, 3)}, {2100 * time.Millisecond, first(mine)}}, false},
+		{"an old digest, and another life of the owner was heard of", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {1500 * time.Millisecond, serves(8, 3)}, {1900 * time.Millisecond, first(mine)}}, false},
+		{"an old digest, and the owner was heard of under another term", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {1500 * time.Millisecond, serves(7, 4)}, {1900 * time.Millisecond, first(mine)}}, false},
+		{"a digest that no owner waits for any more", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {7500 * time.Millisecond, serves(7, 3)}, {time.Second, first(mine)}}, false},
+		{"an old digest of one that serves on alone, heard of", []step{{0, first(keeps)}, {0, Marked{"g", 3}}, {1500 * time.Millisecond, serves(7, 3)}, {1900 * time.Millisecond, first(mine)}}, false},
+		{"heard of, and no digest in this life", []step{{0, first(insync)}, {1500 * time.Millisecond, serves(7, 3)}, {time.Second, first(mine)}}, false},
 		{"a digest of the owner before that", []step{{0, first(insync)}, {0, Marked{"g", 2}}, {time.Second, first(mine)}}, false},
 		{"again, nobody in between", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {0, first(mine)}, {time.Minute, first(Ownership{Term: me(5), Rev: 11, Alone: Fence})}}, true},
 		{"handed over, and back before the heir was heard of", []step{{0, first(insync)}, {0, Marked{"g", 3}}, {0, first(mine)}, {time.Second, first(Ownership{Term: Term{5, "a", 7}, Rev: 11, Alone: Fence, From: "b", InSync: []string{"b"}})},
@@ -552,13 +564,39 @@ func TestWhoKnowsAll(t *testing.T) {
 		n := New(Config{"b", 5, Default}, start)
 		n.Step(start, Voters{1, []string{"a", "b", "w"}})
 		n.Step(start, Groups{{Name: "g", Nodes: []string{"a", "b"}}})
-		now := start
+		now, said := start, false
 		for _, s := range c.steps {
-			now = now.Add(s.after)
-			n.Step(now, s.e)
+			now, said = now.Add(s.after), false
+			for _, a := range n.Step(now, s.e) {
+				w, ok := a.(Tell)
+				said = said || ok && strings.Contains(w.Words, "not known to the last here: ")
+			}
 		}
-		if k := n.Knows("g"); k.All != c.all {
-			t.Errorf("%s: %+v", c.name, k)
+		if k := n.Knows("g"); k.All != c.all || said == c.all {
+			t.Errorf("%s: %+v; said why not: %v", c.name, k, said)
+		}
+	}
+}
+
+// TestKnowingIsNotTheDigestsAge: the plant that goes by it alone is found by the row of an election that takes long.
+func TestKnowingIsNotTheDigestsAge(t *testing.T) {
+	for _, planted := range []bool{false, true} {
+		now := Time(time.Hour)
+		n := New(Config{"b", 5, Default}, now)
+		n.plant.digestOnly = planted
+		n.Step(now, Voters{1, []string{"a", "b", "w"}})
+		n.Step(now, Groups{{Name: "g", Nodes: []string{"a", "b"}}})
+		owner := Ownership{Term: Term{3, "a", 7}, Rev: 9, Alone: Fence, InSync: []string{"b"}}
+		n.Step(now, Agreed{State: State{Groups: map[string]Ownership{"g": owner}}})
+		n.Step(now, Marked{"g", 3})
+		for range 40 { // it beats for 1.2 s, is cut off, and a leader takes a second
+			now = now.Add(Default.Renew)
+			n.Step(now, Received{"a", Message{Kind: Beat, Life: 7, Views: []View{{Group: "g", Epoch: 3, Serving: true}}}})
+		}
+		now = now.Add(time.Second)
+		n.Step(now, Agreed{State: State{Groups: map[string]Ownership{"g": {Term: Term{4, "b", 5}, Rev: 10, Alone: Fence}}}})
+		if k := n.Knows("g"); k.All == planted {
+			t.Errorf("planted %v: %+v", planted, k)
 		}
 	}
 }

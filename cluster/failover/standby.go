@@ -210,19 +210,38 @@ func (n *Node) whole(g *group, now Time) bool {
 	return g.marker > 0 && g.marked == g.at.Epoch && now.Sub(g.marker) <= n.t.MaxMarker && slices.Contains(g.at.InSync, n.name)
 }
 
-// wholeFor says whether this node, whose the term is that begins, knows all that owners before it have used: nobody was owner before, or it was this node's turn directly behind a term whose owner had said that
-// this copy is in sync. The log says so of the state just before, and this process must have had a digest of that very owner's not long ago: what an earlier life of it had is gone, and who serves without
-// a majority uses things a while later that nobody was told of.
-func (n *Node) wholeFor(g *group, o Ownership, now Time) bool {
-	switch {
-	case o.Epoch != g.at.Epoch+1 || o.Term != n.me(o.Epoch):
-		return false
-	case g.at.Epoch == 0:
-		return true
-	case g.at.Term == n.me(g.at.Epoch):
-		return g.knows // nobody was in between
+// lacks says why this node, whose the term is that begins, does not know all that owners before it have used; "" = it does: nobody was owner before, or it was this node's turn directly behind a term whose owner had
+// said that this copy is in sync. The log says so of the state just before, and this process must have had a digest of that very owner's, and have heard not long ago that it serves: what an earlier life of it had is
+// gone, and who serves without a majority uses things a while later that nobody was told of. An owner that goes by its lease does not, for Times.Waits behind a digest
+// that was equal: so where it fences it is enough that it was heard of, and an election that takes a second makes nobody forget.
+func (n *Node) lacks(g *group, o Ownership, now Time) string {
+	was := g.at.Node
+	last := g.marker
+	if g.at.Alone == Fence && now.Sub(last) <= n.t.Waits && !n.plant.digestOnly {
+		last = max(last, g.seen)
 	}
-	return o.Rev == g.at.Rev+1 && g.digest == g.at.Epoch && now.Sub(g.marker) <= n.t.MaxMarker && slices.Contains(g.at.InSync, n.name)
+	switch {
+	case o.Epoch != g.at.Epoch+1:
+		return fmt.Sprintf("of epoch %d, which was before this one, nothing was heard here", o.Epoch-1)
+	case g.at.Epoch == 0:
+		return ""
+	case g.at.Term == n.me(g.at.Epoch): // nobody was in between
+		if g.knows {
+			return ""
+		}
+		return "nor was it when this node began its term before"
+	case o.Rev != g.at.Rev+1:
+		return "something else was agreed on in between, and heard of here at the same time"
+	case was == n.name:
+		return "what an earlier life of this node had is gone"
+	case g.digest != g.at.Epoch:
+		return "the copy here was never equal to that of " + was + " in its term"
+	case !slices.Contains(g.at.InSync, n.name):
+		return "the copy here was not in sync with that of " + was
+	case now.Sub(last) > n.t.MaxMarker:
+		return fmt.Sprintf("the copy here was equal to that of %s %s, and %s not heard of since", was, n.age(g, now), was)
+	}
+	return ""
 }
 
 // Known is how much the node that begins to serve a group knows of what owners before it have used, of public ports above all.

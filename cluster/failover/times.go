@@ -23,6 +23,7 @@ type Times struct {
 
 	MaxLag    time.Duration // a copy further behind is not in sync
 	MaxMarker time.Duration // a standby whose last digest is older does not take its copy for whole
+	Waits     time.Duration // for so long behind an equal digest an owner that has a lease waits for the word of who has that copy before it uses what others must not
 	Retry     time.Duration // what was proposed and not heard of is proposed again
 	Flush     time.Duration // so long who hands over waits at most for the last changes to be at the heir
 
@@ -33,7 +34,7 @@ type Times struct {
 // Default is what every node runs with.
 var Default = Times{
 	Lease: 150 * time.Millisecond, Renew: 30 * time.Millisecond, Ask: 5 * time.Millisecond, Guard: 20 * time.Millisecond,
-	MaxLag: time.Second, MaxMarker: 2 * time.Second, Retry: 100 * time.Millisecond, Flush: 30 * time.Millisecond,
+	MaxLag: time.Second, MaxMarker: 2 * time.Second, Waits: 8 * time.Second, Retry: 100 * time.Millisecond, Flush: 30 * time.Millisecond,
 	HoldFirst: 10 * time.Second, HoldMost: 5 * time.Minute, PanicRest: 10 * time.Minute,
 }
 
@@ -53,7 +54,7 @@ func (t Times) Slack() time.Duration {
 func (t Times) Check() error {
 	least := t.Guard / 2
 	switch {
-	case t.Lease <= 0 || t.Renew <= 0 || t.Ask <= 0 || t.Guard <= 0 || t.Retry <= 0 || t.Flush <= 0 || t.MaxLag <= 0 || t.MaxMarker <= 0 || t.HoldFirst <= 0 || t.PanicRest <= 0:
+	case t.Lease <= 0 || t.Renew <= 0 || t.Ask <= 0 || t.Guard <= 0 || t.Retry <= 0 || t.Flush <= 0 || t.MaxLag <= 0 || t.MaxMarker <= 0 || t.Waits <= 0 || t.HoldFirst <= 0 || t.PanicRest <= 0:
 		return fmt.Errorf("times of the lease: each must be more than nothing")
 	case t.HoldMost < t.HoldFirst:
 		return fmt.Errorf("times of the lease: a group stays %s at first, and at most %s: at most must be more", t.HoldFirst, t.HoldMost)
