@@ -359,6 +359,9 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 		q.add(r.name, "gap-calls", "ms", calls, "median", r.median+ms(callEvery))
 	}
 	q.add(r.name, "wrong-packets", "packets", collect(func(o *run) float64 { return float64(o.wrong) }), "max", 0)
+	if !r.still && !r.peer {
+		q.add(r.name, "between-owners", "ms", collect(func(o *run) float64 { return ms(o.between) }), "", 0)
+	}
 	if slices.ContainsFunc(runs, func(o run) bool { return o.pings[1] > 0 }) {
 		q.add(r.name, "ping-silence", "ms", collect(func(o *run) float64 { return ms(o.silence) }), "", 0)
 		q.add(r.name, "pings-lost", "packets", collect(func(o *run) float64 { return float64(o.pings[0]) }), "", 0)
@@ -439,6 +442,9 @@ func (o *run) String() string {
 	if o.fresh.tried > 0 {
 		s += fmt.Sprintf("; %d connections were open when it came, %d on their way, of both %d lost, the oldest open for %s; %d lost that began afterwards, %d of %d did not open", o.fresh.before, o.fresh.way, o.fresh.lost, o.fresh.age, o.fresh.after, o.fresh.failed, o.fresh.tried)
 	}
+	if len(o.owners) > 1 {
+		s += fmt.Sprintf("; %.1f ms between owners", o.between.Seconds()*1e3)
+	}
 	if o.pings[1] > 0 {
 		s += fmt.Sprintf("; %d of %d pings not answered, for %.1f ms at most", o.pings[0], o.pings[1], o.silence.Seconds()*1e3)
 	}
@@ -450,6 +456,9 @@ func (o *run) String() string {
 	}
 	if o.led {
 		s += "; led too"
+	}
+	if o.why != "" {
+		s += "; not protected before: " + o.why
 	}
 	if o.refused != nil {
 		s += fmt.Sprintf("; refused: %v", o.refused)

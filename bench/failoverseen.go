@@ -47,7 +47,8 @@ type failure struct {
 	idle    [2]int    // idle ones: lost, of those that were tried
 	opened  int
 	fresh   fresh
-	owners  []string // who sent data for the group, in turn, by the wire
+	between time.Duration // the longest time from an owner's last data frame to the next one's first: what the pair itself took, without hosts, switches and what their threads wait
+	owners  []string      // who sent data for the group, in turn, by the wire
 	faults  []judge.Offence
 	frames  int
 	started string // who served when it began
@@ -131,8 +132,11 @@ func (a *account) judge() (f failure, err error) {
 	if f.frames = a.verdict.Frames; uint64(a.verdict.Marked) < received {
 		return f, fmt.Errorf("hosts got %d packets of flows, and the judge saw nodes send %d", received, a.verdict.Marked)
 	}
-	for _, t := range a.verdict.Terms[trio.PairGroup] {
-		f.owners = append(f.owners, t.Node)
+	terms := a.verdict.Terms[trio.PairGroup]
+	for i, t := range terms {
+		if f.owners = append(f.owners, t.Node); i > 0 {
+			f.between = max(f.between, t.First.Sub(terms[i-1].Last))
+		}
 	}
 	if len(f.owners) == 0 {
 		return f, errors.New("the judge saw no node serve the group")
