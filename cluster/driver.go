@@ -97,7 +97,7 @@ type Driver struct {
 	last    failover.Time          // Run: the last reading of the clock
 	groups  map[string]*groupTrack // Run
 	parts   bool                   // Run: a group is being handed over, and is given up when that is done
-	refused *[]string              // Run: where words of refusal go while an operator's wish is carried out; nil = nobody asks
+	refused *refusal               // Run: where words of refusal go while an operator's wish is carried out; nil = nobody asks
 
 	eventsMu sync.Mutex
 	events   []GroupEvent // eventsMu: the newest last
@@ -106,6 +106,12 @@ type Driver struct {
 	waiting   map[string]failover.Entry // proposeMu: by group, what is to be proposed next
 	proposing map[string]bool           // proposeMu
 	wished    map[string]command.Who    // proposeMu: by group, the operator who last asked for something
+}
+
+// refusal is why a wish was not carried out. soon: it could be in a moment.
+type refusal struct {
+	words []string
+	soon  bool
 }
 
 // groupTrack is what is remembered of a group to tell how its last move went.
@@ -163,6 +169,8 @@ const (
 	maxEvents   = 500
 	proposeTime = 300 * time.Millisecond // for one try: a leader that died is not waited for, the machine asks again
 	askTime     = 2 * time.Second        // it answers between two messages
+	copyWait    = 3 * time.Second        // for a copy that is about to be whole, where somebody asks for a move
+	copyPoll    = 20 * time.Millisecond
 	leaveTime   = 2 * time.Second        // for handing over
 	quietTime   = 500 * time.Millisecond // for what is left to be said after that
 )
@@ -437,7 +445,7 @@ func (d *Driver) step(now failover.Time, e failover.Event) {
 			d.propose(a.Entry)
 		case failover.Tell:
 			if a.Refused && d.refused != nil {
-				*d.refused = append(*d.refused, a.Words)
+				d.refused.words, d.refused.soon = append(d.refused.words, a.Words), a.Soon
 				continue
 			}
 			level := slog.LevelInfo
@@ -660,27 +668,41 @@ func (d *Driver) Take(ctx context.Context, group string, who command.Who) error 
 	return d.wish(ctx, group, who, "this node is to own it by force", failover.Take{Group: group})
 }
 
+// wish has the machine carry out what an operator wants. What it refuses now and may do in a moment is asked again for copyWait: after each takeover the other copy is not whole for some tenths of a second.
 func (d *Driver) wish(ctx context.Context, group string, who command.Who, words string, e failover.Event) error {
-	refused := []string(nil)
-	if err := d.ask(ctx, func(now failover.Time) {
-		if _, known := d.m.Groups()[group]; !known {
-			refused = []string{fmt.Sprintf("there is no group %s: `demarc group` lists those that there are", group)}
-			return
+	for began := time.Now(); ; words = "" {
+		var r refusal
+		if err := d.ask(ctx, func(now failover.Time) {
+			if _, known := d.m.Groups()[group]; !known {
+				r.words = []string{fmt.Sprintf("there is no group %s: `demarc group` lists those that there are", group)}
+				return
+			}
+			if words != "" {
+				d.note(group, fmt.Sprintf("%s, by %s", words, cmp.Or(who.Author, "somebody")))
+			}
+			d.proposeMu.Lock()
+			d.wished[group] = who
+			d.proposeMu.Unlock()
+			d.refused = &r
+			d.step(now, e)
+			d.refused = nil
+		}); err != nil {
+			return err
 		}
-		d.note(group, fmt.Sprintf("%s, by %s", words, cmp.Or(who.Author, "somebody")))
-		d.proposeMu.Lock()
-		d.wished[group] = who
-		d.proposeMu.Unlock()
-		d.refused = &refused
-		d.step(now, e)
-		d.refused = nil
-	}); err != nil {
-		return err
+		waited := time.Since(began)
+		switch {
+		case len(r.words) == 0:
+			return nil
+		case !r.soon:
+			return refuseGroup("%s", r.words[0])
+		case waited >= copyWait || ctx.Err() != nil:
+			return refuseGroup("%s. That was so for %s", r.words[0], waited.Round(100*time.Millisecond))
+		}
+		select {
+		case <-time.After(copyPoll):
+		case <-ctx.Done():
+		}
 	}
-	if len(refused) > 0 {
-		return refuseGroup("%s", refused[0])
-	}
-	return nil
 }
 
 // Status of all groups that the policy or the log knows, by name.

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"demarc/cluster/command"
 	"demarc/cluster/failover"
 )
 
@@ -160,5 +161,75 @@ func TestDriverGivesUpBehindTheLastChanges(t *testing.T) {
 		if got := strings.Join(h.said, ", "); got != want+", role 8 false" {
 			t.Errorf("the last changes have come (%t): %s", comes, got)
 		}
+	}
+}
+
+// TestDriverWaitsForACopy: a move that is asked for while the heir's copy is on its way is carried out when that is whole, noted once, and refused with the time that it was waited for where it does not come. What else is in
+// the way is said at once.
+func TestDriverWaitsForACopy(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		comes time.Duration // 0 = never
+		to    string
+		want  string
+		least time.Duration // that it takes
+	}{
+		{"it comes", 300 * time.Millisecond, "gw-b", "", 300 * time.Millisecond},
+		{"it does not", 0, "gw-b", "sessions would be cut", copyWait},
+		{"another reason", 0, "gw-c", "not one of the group's nodes", 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			now := failover.Time(time.Hour)
+			h := &heard{}
+			d, err := NewDriver(DriverConfig{Name: "gw-a", Clock: func() failover.Time { return now }, CPU: -1, Leases: h, Words: h, Roles: h})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Discard()
+			rev := uint64(0)
+			agreed := func(inSync ...string) {
+				rev++
+				d.step(now, failover.Agreed{State: failover.State{Groups: map[string]failover.Ownership{"east": {Term: failover.Term{Epoch: 7, Node: "gw-a", Life: d.life}, Rev: rev, Alone: failover.Fence, InSync: inSync}}}})
+			}
+			d.Policy([]failover.Group{east()})
+			d.step(now, failover.Voters{Version: 1, Names: []string{"gw-a"}})
+			runFor(d, &now, 400*time.Millisecond)
+			agreed()
+			runFor(d, &now, 10*time.Millisecond)
+			h.done[0]()
+			runFor(d, &now, 20*time.Millisecond)
+			began, done := time.Now(), make(chan error, 1)
+			go func() { done <- d.Move(t.Context(), "east", c.to, command.Who{Author: "root"}) }()
+			for came := false; ; time.Sleep(time.Millisecond) {
+				d.step(now, failover.Received{From: "gw-b", Message: failover.Message{Kind: failover.Beat, Life: 3, Views: []failover.View{{Group: "east", Epoch: 7, Whole: true}}}})
+				if !came && c.comes > 0 && time.Since(began) >= c.comes {
+					came = true
+					agreed("gw-b")
+					d.step(now, failover.Copied{Group: "east", Peer: "gw-b", Equal: true, Seq: 1})
+				}
+				runFor(d, &now, 2*time.Millisecond)
+				if len(done) > 0 {
+					break
+				}
+			}
+			err, took, asked := <-done, time.Since(began), 0
+			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) || took < c.least || took > c.least+2*time.Second {
+				t.Errorf("after %s: %v", took, err)
+			}
+			if err != nil && strings.Contains(err.Error(), "That was so for 3s") != (c.least > 0) {
+				t.Errorf("how long it was waited for: %v", err)
+			}
+			handing := false
+			for _, e := range d.Events() {
+				if strings.Contains(e.Words, "is asked for") {
+					asked++
+				}
+				handing = handing || strings.Contains(e.Words, "handing over to gw-b")
+			}
+			if asked != 1 || handing != (c.want == "") {
+				t.Errorf("noted %d times; handing over: %v; %+v", asked, handing, d.Events())
+			}
+		})
 	}
 }

@@ -181,7 +181,7 @@ func (n *Node) hand(g *group, to string, c Cause, now Time) {
 
 // move is an operator's.
 func (n *Node) move(g *group, to string, now Time) {
-	why := ""
+	why, soon := "", false
 	switch v, known := n.view(to, g); {
 	case !n.mine(g) || g.until <= now:
 		why = "this node does not own the group with a majority behind it: ask the owner"
@@ -196,12 +196,13 @@ func (n *Node) move(g *group, to string, now Time) {
 	case v.Leaving:
 		why = to + " is about to end"
 	case !slices.Contains(g.at.InSync, to) || !v.Whole:
+		soon = true
 		why = fmt.Sprintf("the copy of %s is not whole: sessions would be cut. Status says what it lacks; wait for it, or run `demarc group take %s --force` on %s, which cuts those that it does not have", to, g.name, to)
 	case g.moving != nil:
 		why = "it is being moved to " + g.moving.to
 	}
 	if why != "" {
-		n.do(Tell{Group: g.name, Words: why, Refused: true})
+		n.do(Tell{Group: g.name, Words: why, Refused: true, Soon: soon})
 		return
 	}
 	n.hand(g, to, CauseMove, now)

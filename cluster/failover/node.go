@@ -159,6 +159,7 @@ type (
 	Tell struct {
 		Group, Words string
 		Refused      bool // what an operator asked for is not done
+		Soon         bool // and could be in a moment: a copy is on its way
 		Warn         bool // somebody has to do something
 	}
 )
