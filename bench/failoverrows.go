@@ -443,7 +443,7 @@ func (o *run) String() string {
 		s += fmt.Sprintf("; %d connections were open when it came, %d on their way, of both %d lost, the oldest open for %s; %d lost that began afterwards, %d of %d did not open", o.fresh.before, o.fresh.way, o.fresh.lost, o.fresh.age, o.fresh.after, o.fresh.failed, o.fresh.tried)
 	}
 	if len(o.owners) > 1 {
-		s += fmt.Sprintf("; %.1f ms between owners", o.between.Seconds()*1e3)
+		s += fmt.Sprintf("; %.1f ms between owners, %.1f to the next one's word", o.between.Seconds()*1e3, o.word.Seconds()*1e3)
 	}
 	if o.pings[1] > 0 {
 		s += fmt.Sprintf("; %d of %d pings not answered, for %.1f ms at most", o.pings[0], o.pings[1], o.silence.Seconds()*1e3)

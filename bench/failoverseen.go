@@ -47,6 +47,7 @@ type failure struct {
 	idle    [2]int    // idle ones: lost, of those that were tried
 	opened  int
 	fresh   fresh
+	word    time.Duration // from the same frame to when the next one says where the addresses are; 0 = it did not
 	between time.Duration // the longest time from an owner's last data frame to the next one's first: what the pair itself took, without hosts, switches and what their threads wait
 	owners  []string      // who sent data for the group, in turn, by the wire
 	faults  []judge.Offence
@@ -135,7 +136,11 @@ func (a *account) judge() (f failure, err error) {
 	terms := a.verdict.Terms[trio.PairGroup]
 	for i, t := range terms {
 		if f.owners = append(f.owners, t.Node); i > 0 {
-			f.between = max(f.between, t.First.Sub(terms[i-1].Last))
+			if d := t.First.Sub(terms[i-1].Last); d > f.between {
+				if f.between, f.word = d, 0; !t.Word.IsZero() {
+					f.word = t.Word.Sub(terms[i-1].Last)
+				}
+			}
 		}
 	}
 	if len(f.owners) == 0 {

@@ -92,6 +92,12 @@ func TestPairPlannedMoves(t *testing.T) {
 	p.held(seen, events)
 	said.read(p.GW1, p.GW2)
 	t.Logf("what the nodes said:\n%s", said)
+	for i, x := range v.Terms[nodes.PairGroup] {
+		if i > 0 {
+			last := v.Terms[nodes.PairGroup][i-1].Last
+			t.Logf("on the wire: the last data frame at %s, %.1f ms later a word of %s, %.1f ms later its first data frame", last.UTC().Format("15:04:05.0000"), ms(x.Word.Sub(last)), x.Node, ms(x.First.Sub(last)))
+		}
+	}
 	if got := terms(v); got != want {
 		t.Errorf("these have sent data for the group, in turn: %s; want %s", got, want)
 	}

@@ -170,13 +170,20 @@ func (s *Slow) Learned(iface uint16, a netip.Addr, mac [6]byte) {
 }
 
 // Announce tells all neighbours where a group's addresses are now, its switches first. It is to be called when this node begins to serve the group, and then
-// from time to time; what this node does not serve when the frame is to go is not announced. It never blocks.
+// from time to time; what this node does not serve when the frame is to go is not announced. It never blocks. The first frames are made here, where nobody has the lock: hosts are waiting for them, and Run may wait for a
+// CPU for milliseconds, while who calls has a thread with real-time priority.
 func (s *Slow) Announce(group uint8) {
 	s.told[group/64].Or(1 << (group % 64))
+	if s.mu.TryLock() {
+		now := s.now()
+		s.groups(now)
+		s.m.announce(now)
+		s.mu.Unlock()
+	}
 	s.kick()
 }
 
-// groups takes what Announce was called with. Run only, under the lock.
+// groups takes what Announce was called with. Under the lock.
 func (s *Slow) groups(now uint64) {
 	for w := range s.told {
 		if s.told[w].Load() == 0 {

@@ -294,3 +294,34 @@ func BenchmarkScan(b *testing.B) {
 		s.m.resolve(0, 1, 0, 0, 6, &hop, data, now)
 	}
 }
+
+// TestSwitchesAreMovedAtOnce: who begins to serve a group has sent the frames that move the switches when Announce returns, whether Run gets a CPU or not. It does not wait for the lock: Run sends them then.
+func TestSwitchesAreMovedAtOnce(t *testing.T) {
+	var sent atomic.Int64
+	var serves atomic.Bool
+	s := newSlow(1, func(_ uint16, group uint8, b []byte) bool {
+		if group == 7 {
+			sent.Add(1)
+		}
+		return true
+	}, func(c *Config) { c.May = func(group uint8, _ uint64) bool { return group == 7 && serves.Load() } })
+	c := plainIface()
+	c.Proxy = nil
+	c.Groups = []Group{{ID: 7, MAC4: virtual4, MAC6: virtual6, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.100"), netip.MustParseAddr("2001:db8::100")}}}
+	s.SetInterfaces([]Interface{c})
+	if s.Announce(7); sent.Load() != 0 {
+		t.Errorf("%d frames of a group that is not served", sent.Load())
+	}
+	serves.Store(true)
+	if s.Announce(7); sent.Load() != 2 { // one of each MAC
+		t.Errorf("%d frames when Announce returns, want one of each MAC", sent.Load())
+	}
+	s.mu.Lock()
+	s.Announce(7)
+	if sent.Load() != 2 {
+		t.Error("it sends without the lock")
+	}
+	s.mu.Unlock()
+	running(t, s)
+	eventually(t, "Run sends what Announce could not", func() bool { return sent.Load() >= 4 })
+}

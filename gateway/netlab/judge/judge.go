@@ -59,6 +59,7 @@ func (o Offence) String() string {
 type Term struct {
 	Node        string
 	First, Last time.Time
+	Word        time.Time // when it first said where the addresses are, behind the last frame of the one before; zero = it did not
 	Frames      int
 }
 
@@ -278,6 +279,11 @@ func (l *line) settle(settle time.Duration, group string, found *[]Offence) (ter
 		i = end + 1
 	}
 	for _, w := range l.words {
+		for k := 1; k < len(terms); k++ {
+			if t := &terms[k]; w.node == t.Node && t.Word.IsZero() && w.at.After(terms[k-1].Last) && w.at.Sub(t.First) <= beginning {
+				t.Word = w.at
+			}
+		}
 		for _, t := range terms {
 			if w.node == t.Node || !w.at.After(t.First) || !w.at.Before(t.Last) {
 				continue
