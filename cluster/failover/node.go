@@ -501,7 +501,7 @@ func (n *Node) tellSync(g *group, before []string) {
 		case !told:
 			n.tell(g, "the copy of "+p+" is not in sync any more: it was not whole yet in this term")
 		case !c.equal:
-			n.tell(g, "the copy of "+p+" is not in sync any more: it is another")
+			n.tell(g, "the copy of "+p+" is not in sync any more: it is not equal, or is being made anew")
 		default:
 			n.tell(g, fmt.Sprintf("the copy of %s is not in sync any more: it was %s behind", p, round(c.lag)))
 		}

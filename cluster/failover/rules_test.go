@@ -3,6 +3,7 @@ package failover
 import (
 	"encoding/json"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -574,6 +575,42 @@ func TestWhoKnowsAll(t *testing.T) {
 		}
 		if k := n.Knows("g"); k.All != c.all || said == c.all {
 			t.Errorf("%s: %+v; said why not: %v", c.name, k, said)
+		}
+	}
+}
+
+// TestCopiesInSyncAreTold: the owner says when the log has a copy as in sync, and why it has not any more; a node that is not the owner says nothing of it.
+func TestCopiesInSyncAreTold(t *testing.T) {
+	for _, node := range []string{"a", "b"} {
+		now := Time(time.Hour)
+		n := New(Config{node, 7, Default}, now)
+		n.Step(now, Voters{1, []string{"a", "b", "w"}})
+		n.Step(now, Groups{{Name: "g", Nodes: []string{"a", "b", "c"}}})
+		rev := uint64(0)
+		agreed := func(inSync ...string) (said []string) {
+			rev++
+			for _, a := range n.Step(now, Agreed{State: State{Groups: map[string]Ownership{"g": {Term: Term{3, "a", 7}, Rev: rev, Alone: Fence, InSync: inSync}}}}) {
+				if w, ok := a.(Tell); ok && strings.Contains(w.Words, "in sync") {
+					said = append(said, w.Words)
+				}
+			}
+			return said
+		}
+		agreed()
+		n.Step(now, Copied{Group: "g", Peer: "c", Equal: true, Lag: 1500 * time.Millisecond})
+		for _, c := range []struct{ now, want []string }{
+			{[]string{"b"}, []string{"the copy of b is in sync by agreement"}},
+			{[]string{"b", "c"}, []string{"the copy of c is in sync by agreement"}},
+			{[]string{"b", "c"}, nil},
+			{nil, []string{"the copy of b is not in sync any more: it was not whole yet in this term", "the copy of c is not in sync any more: it was 1.5s behind"}},
+		} {
+			want := c.want
+			if node == "b" {
+				want = nil
+			}
+			if got := agreed(c.now...); !slices.Equal(got, want) {
+				t.Errorf("%s, in sync %v: %q, want %q", node, c.now, got, want)
+			}
 		}
 	}
 }
