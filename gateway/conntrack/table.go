@@ -154,29 +154,37 @@ func tagOf(h uint64) uint64 {
 // Touch loads the cache line of h's bucket, so that a burst's misses overlap. The value means nothing; use it, so that the load stays.
 func (t *Table) Touch(h uint64) uint32 { return uint32(t.buckets[t.home(h)].words[0]) }
 
-// TouchSession loads both lines of the session that h's bucket seems to hold, without comparing keys, and returns the entry for Guessed. As Touch.
-func (t *Table) TouchSession(h uint64) (guess Ref, touched uint32) {
+// Guess is the entry of the session that h's bucket seems to hold, without comparing keys, or NoRef: for TouchSession and Guessed.
+func (t *Table) Guess(h uint64) Ref {
 	b := &t.buckets[t.home(h)]
 	tag := tagOf(h)
 	// Entry 4*i+lane at bit 16*lane+i: one branch, which is foreseen, where a look at word by word has one that never is.
 	m := match(b.words[0], tag)>>15 | match(b.words[1], tag)>>14 | match(b.words[2], tag)&(1<<31|1<<15)>>13
 	if m == 0 {
-		return noRef, 0
+		return NoRef
 	}
 	z := bits.TrailingZeros64(m)
 	at := z&15<<2 | z>>4
 	if at >= bucketSlots { // never: the mask leaves only lanes that have an entry
-		return noRef, 0
+		return NoRef
 	}
-	guess = b.refs[at]
-	s := &t.sessions[guess.Slot()]
-	return guess, s.Seq + s.TCPLimit[1]
+	return b.refs[at]
 }
 
-// noRef is the entry of no session.
-const noRef = Ref(1<<32 - 1)
+// TouchSession loads both lines of the session that was guessed. As Touch.
+func (t *Table) TouchSession(guess Ref) uint32 {
+	slot := guess.Slot()
+	if int(slot) >= len(t.sessions) {
+		return 0
+	}
+	s := &t.sessions[slot]
+	return s.Seq + s.TCPLimit[1]
+}
 
-// Guessed reports whether guess, which TouchSession returned, is what Lookup would find for k now. Any other number may be asked for as well. False means that Lookup must be asked: what TouchSession
+// NoRef is the entry of no session.
+const NoRef = Ref(1<<32 - 1)
+
+// Guessed reports whether guess, which Guess returned, is what Lookup would find for k now. Any other number may be asked for as well. False means that Lookup must be asked: what TouchSession
 // saw has been changed since, or another session has the same tag.
 func (t *Table) Guessed(guess Ref, k *flow.Key) bool {
 	slot := guess.Slot()

@@ -190,12 +190,13 @@ func TestTableAgainstReference(t *testing.T) {
 			h0, h1 := tab.Hash(&k0), tab.Hash(&k1)
 			for dir, k := range []flow.Key{k0, k1} {
 				tab.Touch(tab.Hash(&k))
-				guess, _ := tab.TouchSession(tab.Hash(&k))
+				guess := tab.Guess(tab.Hash(&k))
+				tab.TouchSession(guess)
 				r, ok := tab.Lookup(&k, []uint64{h0, h1}[dir])
 				if ok != (e != nil) || ok && (r.Slot() != e.slot || r.Dir() != dir) {
 					t.Fatalf("step %d: Lookup(%d, direction %d) = %d, %v; reference %+v", step, n, dir, r, ok, e)
 				}
-				for _, g := range []Ref{guess, before[n][dir], Ref(rng.Uint32()), noRef} { // of now, of earlier, and made up
+				for _, g := range []Ref{guess, before[n][dir], Ref(rng.Uint32()), NoRef} { // of now, of earlier, and made up
 					if tab.Guessed(g, &k) && (!ok || g != r) {
 						t.Fatalf("step %d: %d, direction %d: %d is taken for it; Lookup says %d, %v", step, n, dir, g, r, ok)
 					}
@@ -276,7 +277,7 @@ func TestTableAgainstReference(t *testing.T) {
 			}
 		}
 		if right < 9*wrong {
-			t.Errorf("of %d sessions that there were, TouchSession has seen %d", right+wrong, right)
+			t.Errorf("of %d sessions that there were, Guess has seen %d", right+wrong, right)
 		}
 		n, from, done := 0, uint32(0), false
 		for !done {
@@ -420,7 +421,7 @@ func TestNoAllocation(t *testing.T) {
 		k := s.Key(1)
 		h := tab.Hash(&k)
 		tab.Touch(h)
-		tab.TouchSession(h)
+		tab.TouchSession(tab.Guess(h))
 		tab.Lookup(&k, h)
 		Track(tab.At(slot), 0, &seg)
 		tab.Sweep(uint32(i), &tm, 4, nil, nil, nil)
@@ -474,9 +475,10 @@ func BenchmarkLookup(b *testing.B) {
 						}
 						if staged {
 							for i := range ks {
-								var y uint32
-								guess[i], y = tab.TouchSession(h[i])
-								x += y
+								guess[i] = tab.Guess(h[i])
+							}
+							for _, g := range guess {
+								x += tab.TouchSession(g)
 							}
 						}
 						for i := range ks {

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
 	"demarc/gateway/packet"
 	"demarc/gateway/snapshot"
@@ -9,8 +10,8 @@ import (
 
 // Process judges a burst. Frames are rewritten in place; the driver then does what each Slot.Verdict says. Drops are counted here.
 //
-// Four sweeps, so that the memory that a packet will need is on its way while others are worked on: parse and hash, touch the
-// index, touch the sessions, then each packet to the end.
+// It sweeps several times, so that the memory that a packet will need is on its way while others are worked on: parse and hash, touch the
+// index, guess and touch the sessions, then each packet to the end.
 func (sh *Shard) Process(slots []Slot, nowNs uint64) {
 	sh.setNow(nowNs)
 	if sh.view == nil {
@@ -73,7 +74,8 @@ func (sh *Shard) parse(slots []Slot, from int) {
 	}
 }
 
-// touch is two loops of loads and nothing else: the processor has many of them under way at once, which it has not between parsing.
+// touch is loops of loads and little else: the processor has many of them under way at once, the more the shorter the loop, and not between parsing. The last one loads what is in no
+// cache, two lines a packet, so it has nothing but that.
 func (sh *Shard) touch(slots []Slot) {
 	sh.sweep = sweepTouch
 	sink := sh.sink
@@ -82,12 +84,17 @@ func (sh *Shard) touch(slots []Slot) {
 			sink ^= sh.Sessions.Touch(s.hash)
 		}
 	}
+	var guesses [Burst]conntrack.Ref
+	n := 0
 	for i := range slots {
 		if s := &slots[i]; s.Verdict == verdict.Next {
-			guess, x := sh.Sessions.TouchSession(s.hash)
-			s.guess = guess
-			sink ^= x
+			s.guess = sh.Sessions.Guess(s.hash)
+			guesses[n%Burst] = s.guess
+			n++
 		}
+	}
+	for _, g := range guesses[:min(n, Burst)] {
+		sink ^= sh.Sessions.TouchSession(g)
 	}
 	sh.sink = sink
 }
