@@ -413,7 +413,7 @@ func (r *room) load(ctx context.Context, o pktgen.Order, pids []int) (t trial, e
 	return t, err
 }
 
-// establish sends each flow once, at rate, learns its translated source and sees an answer come back through it, again for those that were
+// establish sends each flow once, at rate, learns its translated source and sees an answer come back through it, again those that were
 // lost, and slower where they were many.
 func (r *room) establish(ctx context.Context, flows int, rate float64) (e pktgen.Established, took time.Duration, err error) {
 	if err := errors.Join(r.ends.Forget(), r.ends.Learn(true)); err != nil {
@@ -422,8 +422,8 @@ func (r *room) establish(ctx context.Context, flows int, rate float64) (e pktgen
 	start := time.Now()
 	patience := 30*time.Second + time.Duration(4*float64(flows)/rate*float64(time.Second))
 	var sending float64 // seconds
-	for try := range retries {
-		s, err := r.send(ctx, pktgen.Order{Duration: patience, Frames: uint64(flows), Rate: rate})
+	for try, left := 0, flows; try < retries; try++ {
+		s, err := r.send(ctx, pktgen.Order{Duration: patience, Frames: uint64(flows), Rate: rate, Missing: left})
 		if err != nil {
 			return e, 0, err
 		}
@@ -436,12 +436,13 @@ func (r *room) establish(ctx context.Context, flows int, rate float64) (e pktgen
 				return e, 0, err
 			}
 		}
-		if e, err = r.ends.Established(); err != nil {
+		if left, err = r.ends.Missing(); err != nil {
 			return e, 0, err
 		}
-		if e.Answered == flows {
+		if left == 0 {
 			took = time.Duration(sending * float64(time.Second))
-			return e, took, r.ends.Learn(false)
+			e, err = r.ends.Established()
+			return e, took, errors.Join(err, r.ends.Learn(false))
 		}
 		j, err := r.ends.Judged()
 		if err != nil {
@@ -451,13 +452,22 @@ func (r *room) establish(ctx context.Context, flows int, rate float64) (e pktgen
 		if err != nil {
 			return e, 0, err
 		}
-		if e.Learned == 0 && try >= 3 || j.Counts.Wrong()+a.Wrong() > 0 || time.Since(start) > patience {
+		hopeless := j.Counts.Wrong()+a.Wrong() > 0 || time.Since(start) > patience
+		if hopeless || left == flows && try >= 3 {
+			if e, err = r.ends.Established(); err != nil {
+				return e, 0, err
+			}
+		}
+		if hopeless || left == flows && try >= 3 && e.Learned == 0 {
 			return e, 0, fmt.Errorf("of %d flows %d got through and %d were answered (%d frames sent in the last round); at the outside %v; at the inside %v",
 				flows, e.Learned, e.Answered, s.Frames, j.Counts.WrongKinds(), a.WrongKinds())
 		}
-		if flows-e.Answered > flows/50 { // else it was a hiccup
+		if left > flows/50 { // else it was a hiccup
 			rate = max(5000, rate/1.5)
 		}
+	}
+	if e, err = r.ends.Established(); err != nil {
+		return e, 0, err
 	}
 	return e, 0, fmt.Errorf("of %d flows %d got through and %d were answered after %d rounds", flows, e.Learned, e.Answered, retries)
 }

@@ -21,11 +21,12 @@ const liveFrames = 1 << 1
 // Structs of pktgen.c.
 type (
 	control  struct{ Learning, Plain, Hops, Timing uint64 }
-	order    struct{ End, Limit, Interval, Direction, Flood uint64 }
+	order    struct{ End, Limit, Interval, Direction, Flood, Missing uint64 }
 	progress struct {
 		Index, Sent            [2]uint64
 		Due, First, Last, Done uint64
 		Flooded                uint64
+		Passed                 uint64
 	}
 	tally struct {
 		Kinds                         Counts
@@ -58,9 +59,9 @@ type Ends struct {
 	plan    Plan
 	objs    bpf.PktgenObjects
 	links   []link.Link
-	ingress int     // the maker's device
-	control control // as the kernel has it
-	speed   float64 // runs of the maker's program a second, the most that was seen
+	ingress int              // the maker's device
+	control control          // as the kernel has it
+	speed   map[pace]float64 // runs of the maker's program a second, the most that was seen
 }
 
 // Load brings the programs into the kernel for one plan. They are not attached.
@@ -81,7 +82,7 @@ func Load(p Plan) (*Ends, error) {
 	if err := spec.Variables[bpf.PktgenVarPlan].Set(w); err != nil {
 		return nil, err
 	}
-	e := &Ends{plan: p, speed: firstSpeed, control: control{Hops: 1}}
+	e := &Ends{plan: p, speed: map[pace]float64{}, control: control{Hops: 1}}
 	if err := spec.LoadAndAssign(&e.objs, nil); err != nil {
 		if errors.Is(err, unix.EPERM) {
 			return nil, fmt.Errorf("load the bench's programs: %w: run as root", err)
@@ -149,6 +150,9 @@ type Order struct {
 	// Batch is how many runs of the program (most of them idle where Rate is low) hold a frame up before it leaves; 0 = the kernel's 64. Few cost speed.
 	Batch uint32
 	Flood uint64 // of a plan with tenants: so many frames of the first come to each frame of all in turn
+	// Missing is how many flows no answer came back for while the judge learned: where it is not 0, only they are sent, and Frames counts the others too, which are
+	// passed over.
+	Missing int
 }
 
 // Sent is what was sent.
@@ -188,7 +192,7 @@ func (e *Ends) Send(o Order) (Sent, error) {
 	if err := e.objs.Progresses.Put(uint32(0), progress{Index: p.Index, Flooded: p.Flooded}); err != nil { // a flow's numbers go on
 		return Sent{}, err
 	}
-	ord := order{End: monotonic() + uint64(o.Duration), Limit: o.Frames, Direction: uint64(o.Direction), Flood: o.Flood}
+	ord := order{End: monotonic() + uint64(o.Duration), Limit: o.Frames, Direction: uint64(o.Direction), Flood: o.Flood, Missing: word(o.Missing > 0)}
 	if o.Rate > 0 {
 		ord.Interval = uint64(256e9 / o.Rate)
 	}
@@ -212,21 +216,38 @@ func (e *Ends) Send(o Order) (Sent, error) {
 			return Sent{p.Sent[Out] + p.Sent[In], p.Sent, float64(p.Last-p.First) / 1e9}, nil
 		}
 		// It came back too early: the next order asks for more at once.
-		e.speed = max(e.speed, 1.2e9*float64(n)/float64(monotonic()-began))
+		e.speed[o.pace()] = max(e.speed[o.pace()], 1.2e9*float64(n)/float64(monotonic()-began))
 	}
 }
 
+// pace is what makes runs of the maker's program fast or slow: most of a paced order's are idle, and few that share a batch cost more each.
+type pace struct {
+	paced bool
+	batch uint32
+}
+
+func (o *Order) pace() pace { return pace{o.Rate > 0, o.Batch} }
+
 // firstSpeed is how many runs of the program a second are thought possible before one was seen.
-const firstSpeed = 16e6
+func (p pace) firstSpeed() float64 {
+	if !p.paced || p.batch > 0 {
+		return 8e6
+	}
+	return 16e6
+}
 
 // repeat is how often the kernel runs the program before it comes back. Each call costs a pause of tens of milliseconds (it waits for RCU)
 // in which nothing is sent, so it is more than can be done in the time left. What is over at the end is idle, and skipped fast.
 func (e *Ends) repeat(o Order, end uint64) uint32 {
-	left := (float64(end) - float64(monotonic())) / 1e9
+	left, passes := (float64(end)-float64(monotonic()))/1e9, 0.0
 	if o.Frames > 0 && o.Rate > 0 {
-		left = min(left, float64(o.Frames)/o.Rate)
+		frames := o.Frames
+		if o.Missing > 0 {
+			frames, passes = uint64(o.Missing), float64(o.Frames)
+		}
+		left = min(left, float64(frames)/o.Rate)
 	}
-	return uint32(min(1<<26, max(1<<16, left*e.speed)))
+	return uint32(min(1<<26, max(1<<16, passes+left*max(o.pace().firstSpeed(), e.speed[o.pace()]))))
 }
 
 // Halt ends an order that runs in another goroutine.
@@ -235,6 +256,11 @@ func (e *Ends) Halt() error { return e.objs.Orders.Put(uint32(0), order{}) }
 // Learn says whether the judge remembers mappings and answers, or only compares.
 func (e *Ends) Learn(on bool) error {
 	return e.set(func(c *control) { c.Learning = word(on) })
+}
+
+// Remember has the judge remember mappings, and answer nothing: only what is sent to the inside then shows that they are there.
+func (e *Ends) Remember() error {
+	return e.set(func(c *control) { c.Learning = 2 })
 }
 
 // Expect says what the device under test does to a frame: whether it leaves sources as they were sent, and what it takes off the TTL. Without a
@@ -356,6 +382,21 @@ func (e *Ends) Forget() error {
 		return err
 	}
 	return errors.Join(e.Fresh(), e.objs.Progresses.Put(uint32(0), progress{}))
+}
+
+// Missing is how many flows no answer came back for.
+func (e *Ends) Missing() (n int, err error) {
+	var cur ebpf.MapBatchCursor
+	answers := make([]backState, e.plan.Flows)
+	if n, err := e.objs.Answers.BatchLookup(&cur, make([]uint32, e.plan.Flows), answers, nil); n != e.plan.Flows {
+		return 0, fmt.Errorf("read answers of %d of %d flows: %w", n, e.plan.Flows, err)
+	}
+	for i := range answers {
+		if answers[i].Answers == 0 {
+			n++
+		}
+	}
+	return n, nil
 }
 
 // Established is how many flows have a mapping and got an answer through it.

@@ -150,6 +150,49 @@ func TestMadeFramesFollowThePlan(t *testing.T) {
 	}
 }
 
+// Whoever was answered is passed over where only the others are asked for, and the round still ends where it should.
+func TestMakerPassesOverWhoWasAnswered(t *testing.T) {
+	e := load(t)
+	plan := testPlan()
+	answered := map[int]bool{}
+	for n := range plan.Flows {
+		if n%3 > 0 {
+			answered[n] = true
+			if err := e.objs.Answers.Put(uint32(n), backState{Answers: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := e.objs.Orders.Put(uint32(0), order{End: monotonic() + 60e9, Limit: uint64(plan.Flows), Missing: 1}); err != nil {
+		t.Fatal(err)
+	}
+	page := e.plan.page()
+	made := map[int]bool{}
+	runs := 0
+	var p progress
+	for ; p.Done == 0 && runs <= plan.Flows; runs++ {
+		o := &ebpf.RunOptions{Data: page, DataOut: make([]byte, 2000)}
+		verdict, err := e.objs.DemarcMake.Run(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if verdict == xdpTX {
+			made[int(binary.BigEndian.Uint32(o.DataOut[42:]))] = true
+		}
+		if err := e.objs.Progresses.Lookup(uint32(0), &p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if runs != plan.Flows || len(made)+len(answered) != plan.Flows || p.Sent[Out] != uint64(len(made)) || p.Passed != uint64(len(answered)) {
+		t.Errorf("%d runs made %d flows, %d were answered of %d; %+v", runs, len(made), len(answered), plan.Flows, p)
+	}
+	for n := range made {
+		if answered[n] {
+			t.Errorf("flow %d was sent again", n)
+		}
+	}
+}
+
 func TestJudgeFindsPlantedFaults(t *testing.T) {
 	e := load(t)
 	frames := make([][]byte, 64)

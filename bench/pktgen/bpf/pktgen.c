@@ -82,7 +82,7 @@ const volatile struct plan plan = {};
 
 /* What the judges do; user space writes it between runs. */
 struct control {
-	u64 learning; /* remember, and answer */
+	u64 learning; /* 1: remember, and answer; 2: only remember */
 	u64 plain;    /* sources arrive as they were sent */
 	u64 hops;     /* what the device under test takes off the TTL */
 	u64 timing;   /* note how long frames were under way; of a plan with calls those of calls only, of one with tenants of all but the first, and of each by itself */
@@ -93,6 +93,7 @@ struct order {
 	u64 interval; /* 1/256 ns between two frames; 0 = as fast as possible */
 	u64 direction;
 	u64 flood;    /* of one with tenants: so many frames of the first flow come to each frame in turn */
+	u64 missing;  /* flows that were answered are passed over, and count towards the limit */
 };
 struct progress {
 	u64 index[2]; /* of the next frame of each direction, over the whole run: its flow and sequence number follow from it */
@@ -101,6 +102,7 @@ struct progress {
 	u64 first, last; /* ns, when the first and the last looked-at frame left */
 	u64 done;
 	u64 flooded;     /* frames of the first flow of a plan with tenants, over the whole run */
+	u64 passed;      /* since the order: flows that were passed over */
 };
 struct flow {
 	u32 addr;    /* translated source, host order; 0 = not learned */
@@ -253,6 +255,17 @@ SEC("xdp") int demarc_make(struct xdp_md *ctx)
 		return XDP_DROP;
 	/* At full speed one frame in 16 looks at the clock. */
 	u64 sent = p->sent[OUT] + p->sent[IN];
+	if (o->missing) {
+		u32 next = scramble(p->index[OUT] & plan.mask);
+		struct back *b = map_lookup(&answers, &next);
+		if (!b || b->answers) {
+			p->index[OUT]++;
+			p->passed++;
+			if (sent + p->passed == o->limit)
+				p->done = 1;
+			return XDP_DROP;
+		}
+	}
 	if (o->interval || !(sent & 15)) {
 		u64 now = now_ns();
 		if (now >= o->end) {
@@ -286,7 +299,7 @@ SEC("xdp") int demarc_make(struct xdp_md *ctx)
 			i = 0; /* the first flow's */
 		p->sent[OUT]++;
 	}
-	if (sent + 1 == o->limit)
+	if (sent + p->passed + 1 == o->limit)
 		p->done = 1;
 	u32 flow = scramble(i & plan.mask);
 	u32 seq = (i >> plan.shift & 0x7fffffff) | (u32)in << 31;
@@ -710,7 +723,7 @@ SEC("xdp") int demarc_judge(struct xdp_md *ctx)
 		return XDP_DROP;
 	if (!opened(ctx, t, &n, &verdict))
 		return verdict;
-	if (!counted(row, t, judge(ctx, &n, c), c, &n) || !c->learning)
+	if (!counted(row, t, judge(ctx, &n, c), c, &n) || c->learning != 1)
 		return XDP_DROP;
 	/* The answer: addresses and ports change places, which no checksum notices. */
 	struct eth *e = n.data;
