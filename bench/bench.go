@@ -52,8 +52,13 @@ func Command() *cobra.Command {
 			if q.Dir == "" {
 				q.Dir = filepath.Join("bench-results", time.Now().UTC().Format("20060102-150405"))
 			}
-			if q.Budget = shortBudget; q.Full {
+			switch {
+			case q.Full && cmd.Flags().Changed("within"):
+				return usageError{errors.New("--within is of the short plan: the full one takes what it takes")}
+			case q.Full:
 				q.Budget = 0
+			case q.Budget < leastBudget:
+				return usageError{fmt.Errorf("--within %s: want at least %s", q.Budget, leastBudget)}
 			}
 			q.Progress = cmd.ErrOrStderr()
 			err := q.run(cmd.Context())
@@ -68,6 +73,7 @@ func Command() *cobra.Command {
 	}
 	f := c.Flags()
 	f.BoolVar(&q.Full, "full", false, "the whole table of each scenario: hours")
+	f.DurationVar(&q.Budget, "within", shortBudget, "that the short plan ends in, its end included: with less time figures are of fewer turns")
 	f.StringSliceVar(&q.Only, "scenarios", nil, "only these, of those above")
 	f.StringVar(&q.Dir, "out", "", "`directory` for the results; bench-results/TIME by default")
 	f.BoolVar(&asJSON, "json", false, "print results.json instead of a table")

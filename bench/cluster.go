@@ -129,6 +129,8 @@ func (q *clusterBench) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	due := dueOf(ctx)
+	q.Budget = within(q.Budget, due)
 	has := func(row string) bool { return slices.Contains(q.Rows, row) }
 	steps := []struct {
 		need bool

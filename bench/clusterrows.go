@@ -44,7 +44,13 @@ func (q *clusterBench) commits(ctx context.Context, t *trio.Trio, x *texts, row 
 		}
 	}
 	kept := 0 // batches that were disturbed
+	rounds := pacer{due: share(time.Now(), dueOf(ctx), 1, float64(len(q.Rows)))}
 	for len(all) < many {
+		fits := rounds.fits(time.Now())
+		if !fits && len(all) > 0 {
+			q.fewer(row, len(all), many, "commits")
+			break
+		}
 		var took []float64
 		var who []string
 		u, err := watched(t, func() error {
@@ -61,7 +67,7 @@ func (q *clusterBench) commits(ctx context.Context, t *trio.Trio, x *texts, row 
 		if err != nil {
 			return fmt.Errorf("%s: %w", row, err)
 		}
-		if u.disturbed() && time.Since(q.began) < q.Budget {
+		if u.disturbed() && time.Since(q.began) < q.Budget && fits {
 			q.machine.Repeated++
 			q.say("%-28s %d commits, %.2f CPUs for others, %.1f %% stolen: again", row, len(took), u.foreign, 100*u.steal)
 			continue
@@ -112,6 +118,8 @@ func (q *clusterBench) near(ctx context.Context) (err error) {
 func (q *clusterBench) deaths(ctx context.Context, t *trio.Trio, x *texts) error {
 	file := filepath.Join(dirRun, strconv.Itoa(q.number), "policy.toml")
 	version := 1 << 20
+	due := dueOf(ctx)
+	all := q.Deaths + (q.Deaths+1)/2
 	for _, c := range []struct {
 		row     string
 		victim  *trio.Node
@@ -123,8 +131,14 @@ func (q *clusterBench) deaths(ctx context.Context, t *trio.Trio, x *texts) error
 	} {
 		var accepted, lost, sent []float64
 		var longest time.Duration
+		rounds := pacer{due: share(time.Now(), due, float64(c.times), float64(all))}
+		all -= c.times
 		u, err := watched(t, func() error {
-			for range c.times {
+			for n := range c.times {
+				if !rounds.fits(time.Now()) {
+					q.fewer(c.row, n, c.times, "deaths")
+					break
+				}
 				// With the lead comes the wish to hand it on to the witness: who is asked again has it for a while.
 				if err := leads(ctx, t, c.victim); err != nil {
 					return err

@@ -24,8 +24,9 @@ import (
 // failoverBench is one run of `demarc bench failover`.
 type failoverBench struct {
 	sheet
-	Rows     []string // names, or what stands before the slash
-	Runs     int      // of each row; 0 = as many as the row says
+	Rows     []string  // names, or what stands before the slash
+	Runs     int       // of each row; 0 = as many as the row says
+	due      time.Time // of the row that is measured; zero = it has all the time that it needs
 	Full     bool
 	Probes   int // hosts of each tenant and family that are probed
 	Interval time.Duration
@@ -348,7 +349,8 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 	}
 	var list []run
 	var u usage // where most else ran
-	for len(list) < runs && err == nil {
+	rounds, over := pacer{due: q.due}, false
+	for len(list) < runs && err == nil && !over {
 		if *lab != nil && (r.condition && q.stays || !slices.Equal(r.args, q.args)) {
 			p := *lab
 			*lab = nil
@@ -368,6 +370,10 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 		part, e := watched(p.Trio, func() error {
 			for range each {
 				i := len(list)
+				if over = !rounds.fits(time.Now()); over {
+					q.fewer(r.name, i, runs, "runs")
+					return nil
+				}
 				why, err := q.ready(ctx, p, q.Patience)
 				if err != nil {
 					return fmt.Errorf("run %d: %w", i+1, err)
@@ -427,8 +433,20 @@ func (q *failoverBench) run(ctx context.Context) (err error) {
 		return err
 	}
 	var lab *trio.Pair
+	var rows []*failoverRow
 	for i := range failoverRows {
-		if r := &failoverRows[i]; q.wants(r.name) && ctx.Err() == nil {
+		if r := &failoverRows[i]; q.wants(r.name) {
+			rows = append(rows, r)
+		}
+	}
+	due := dueOf(ctx)
+	for i, r := range rows {
+		if i > 0 && !due.IsZero() && time.Now().After(due) {
+			q.fewer(r.name, 0, max(1, q.Runs), "runs")
+			continue
+		}
+		q.due = share(time.Now(), due, 1, float64(len(rows)-i))
+		if ctx.Err() == nil {
 			err = errors.Join(err, q.row(ctx, r, &lab))
 		}
 	}

@@ -367,7 +367,12 @@ func (q *failoverBench) peerRow(ctx context.Context, r *failoverRow) error {
 		a := act{prepare: func(*trio.Node) error { return rest(ctx, 500*time.Millisecond) }, do: k.die, moves: true, wait: 10 * time.Second}
 		return q.once(ctx, k.Pair, r, a)
 	}
+	rounds := pacer{due: q.due}
 	for i := range runs {
+		if !rounds.fits(time.Now()) {
+			q.fewer(r.name, i, runs, "runs")
+			break
+		}
 		o, err := one()
 		if err != nil {
 			return fmt.Errorf("%s: run %d: %w", r.name, i+1, err)

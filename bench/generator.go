@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -52,10 +53,13 @@ var generatorMetrics = []struct {
 // run measures. What it could measure is in the output also when there is an error.
 func (q *generator) run(ctx context.Context) (*report.Output, error) {
 	q.began = time.Now()
+	due := dueOf(ctx)
+	q.Budget = within(q.Budget, due)
 	q.plannedT = len(q.Cases) * q.Trials
 	q.out = &report.Output{Schema: report.Schema, Machine: machine(), Results: []report.Result{}}
 	for i := range q.Cases {
 		c := &q.Cases[i]
+		q.due = share(time.Now(), due, 1, float64(len(q.Cases)-i))
 		turns, err := q.oneCase(ctx, c)
 		q.rows(c, turns)
 		if err != nil {
@@ -68,11 +72,11 @@ func (q *generator) run(ctx context.Context) (*report.Output, error) {
 func (q *generator) end() *report.Output {
 	out := q.finish()
 	out.Machine.Mode, out.Machine.Asked, out.Machine.Nft = "", "", ""
-	out.Notes = []string{
+	out.Notes = append(slices.Clone(q.notes),
 		"the maker's device is the other end of the judge's: nothing is between them. No gateway and no peer takes part, so what is called demarc here is the bench's own generator",
 		fmt.Sprintf("frames are made on CPU %d and judged on CPU %d, where the device under test has its work otherwise", makerCPU, deviceCPU),
 		"times are what every latency of the other benches has in it: from the program that makes a frame to the one that judges it",
-	}
+	)
 	return out
 }
 
@@ -90,7 +94,12 @@ func (q *generator) oneCase(ctx context.Context, c *flowCase) (turns []generator
 		return nil, fmt.Errorf("establish %d flows: %w", c.Flows, err)
 	}
 	d := nothing{threads}
+	rounds := pacer{due: q.due}
 	for n := range q.Trials {
+		if !rounds.fits(time.Now()) {
+			q.note("%s", fewer(c.name(), n, q.Trials, "loads"))
+			break
+		}
 		var t generatorTurn
 		var x turn
 		o := pktgen.Order{Duration: time.Duration(q.Seconds * float64(time.Second))}

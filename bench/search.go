@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"math"
 )
@@ -9,6 +10,8 @@ import (
 type rateSearch struct {
 	Most       float64 // frames per second; what is found is not above it
 	Resolution float64 // part of Most: the search ends when what passed and what failed are no further apart
+	Near       float64 // where to begin, what was found before; 0 = nothing is known
+	Tries      int     // how often a rate must fail to have failed; 0 = hiccups
 	// try sends at a rate and says what happened; confirm is a longer trial that what was found must pass.
 	try func(ctx context.Context, rate float64, confirm bool) (passed bool, err error)
 }
@@ -26,7 +29,7 @@ const hiccups = 2
 // run halves the range until it is as narrow as the resolution, and then goes down from there in steps of it until a longer trial passes.
 func (s *rateSearch) run(ctx context.Context) (f foundRate, err error) {
 	passes := func(rate float64, confirm bool) (bool, error) {
-		for range hiccups {
+		for range cmp.Or(s.Tries, hiccups) {
 			f.Trials++
 			ok, err := s.try(ctx, rate, confirm)
 			if ok || err != nil {
@@ -38,10 +41,16 @@ func (s *rateSearch) run(ctx context.Context) (f foundRate, err error) {
 	}
 	step := s.Resolution * s.Most
 	low, high := 0.0, s.Most
-	if ok, err := passes(high, false); err != nil {
+	if s.Near > 0 && s.Near < s.Most {
+		low, high, err = s.around(passes, step)
+	} else {
+		var ok bool
+		if ok, err = passes(high, false); ok {
+			low = high
+		}
+	}
+	if err != nil {
 		return f, err
-	} else if ok {
-		low = high
 	}
 	for high-low > step {
 		rate := (low + high) / 2
@@ -68,4 +77,32 @@ func (s *rateSearch) run(ctx context.Context) (f foundRate, err error) {
 		low = math.Max(0, low-down)
 	}
 	return f, nil
+}
+
+// around looks for what passes and what fails, from what was found before by steps that double.
+func (s *rateSearch) around(passes func(float64, bool) (bool, error), step float64) (low, high float64, err error) {
+	ok, err := passes(s.Near, false)
+	if err != nil {
+		return 0, 0, err
+	}
+	if ok {
+		for low, high = s.Near, s.Most; low < high; step *= 2 {
+			rate := math.Min(low+step, s.Most)
+			if ok, err := passes(rate, false); err != nil {
+				return 0, 0, err
+			} else if !ok {
+				return low, rate, nil
+			}
+			low = rate
+		}
+		return low, low, nil
+	}
+	for high = s.Near; high > step; step *= 2 {
+		rate := high - step
+		if ok, err := passes(rate, false); ok || err != nil {
+			return rate, high, err
+		}
+		high = rate
+	}
+	return 0, high, nil
 }

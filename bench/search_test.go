@@ -56,6 +56,30 @@ func TestSearchFindsWhatADeviceCarries(t *testing.T) {
 	}
 }
 
+// A search that knows what was found before finds the same with fewer trials, also where that was wrong.
+func TestSearchBeginsNearby(t *testing.T) {
+	const most, resolution, capacity = 2e6, 0.02, 1.3e6
+	plain := modelled(t, rateSearch{Most: most, Resolution: resolution}, overload(capacity))
+	for _, c := range []struct {
+		near   float64
+		trials int
+	}{{1.29e6, plain.Trials - 3}, {1.31e6, plain.Trials - 3}, {1e4, 30}, {1.99e6, 30}, {most, plain.Trials}, {3e6, plain.Trials}} {
+		f := modelled(t, rateSearch{Most: most, Resolution: resolution, Near: c.near}, overload(capacity))
+		if f.Rate < capacity-most*resolution || f.Rate > capacity/(1-lossLimit) || f.Failed == 0 || f.Failed-f.Rate > 2*most*resolution {
+			t.Errorf("near %.0f: found %.0f, and %.0f fails", c.near, f.Rate, f.Failed)
+		}
+		if f.Trials > c.trials {
+			t.Errorf("near %.0f: %d trials, without it %d", c.near, f.Trials, plain.Trials)
+		}
+	}
+	for name, loss := range map[string]func(float64) float64{"carries all": func(float64) float64 { return 0 }, "carries nothing": func(float64) float64 { return 1 }} {
+		want := map[string]float64{"carries all": most}[name]
+		if f := modelled(t, rateSearch{Most: most, Resolution: resolution, Near: 1e6}, loss); f.Rate != want || f.Trials > 30 {
+			t.Errorf("%s: found %.0f in %d trials, want %.0f", name, f.Rate, f.Trials, want)
+		}
+	}
+}
+
 // A machine that pauses now and then spoils single trials and not the search: of a hundred searches nine in ten are within three steps, and none is above.
 func TestSearchOnANoisyMachine(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())

@@ -18,6 +18,13 @@ type sheet struct {
 	scenario string
 	results  []report.Result
 	machine  report.Machine
+	notes    []string // what a reader must know
+}
+
+// fewer notes what there was no time for.
+func (q *sheet) fewer(what string, done, planned int, of string) {
+	q.notes = append(q.notes, fewer(what, done, planned, of))
+	q.say("%s", q.notes[len(q.notes)-1])
 }
 
 func (q *sheet) say(format string, args ...any) { fmt.Fprintf(q.Progress, format+"\n", args...) }
@@ -86,7 +93,7 @@ func (q *sheet) missed() (list []string) {
 func (q *sheet) report(version string, seed uint64) *report.Output {
 	m := machine()
 	m.Demarc, m.Mode, m.Seconds, m.Seed, m.Foreign, m.Disturbed, m.Repeated = version, q.machine.Mode, q.machine.Seconds, seed, q.machine.Foreign, q.machine.Disturbed, q.machine.Repeated
-	return &report.Output{Schema: report.Schema, Machine: m, Results: q.results}
+	return &report.Output{Schema: report.Schema, Machine: m, Results: q.results, Notes: q.notes}
 }
 
 // print is what a person reads.
@@ -118,6 +125,9 @@ func (q *sheet) print(w io.Writer, r *report.Output, headline, end string) error
 			s := f.Peers[name]
 			p("%-30s %-26s %12s %12s %12s %12s %5d", "  "+name, f.Metric+", "+f.Unit, v(s.Min), v(s.Median), v(s.P99), v(s.Max), s.N)
 		}
+	}
+	for _, n := range r.Notes {
+		p("- %s", n)
 	}
 	p("")
 	p("took %.0f s; other work on the machine took %.2f CPUs over all; %s", m.Seconds, m.Foreign, end)

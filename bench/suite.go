@@ -38,6 +38,7 @@ type suite struct {
 // shortBudget is what `demarc bench` may take, its end included.
 const (
 	shortBudget = 12 * time.Minute
+	leastBudget = 30 * time.Second
 	reserve     = 15 * time.Second // for an interrupted scenario to take everything down, and for the report
 )
 
@@ -165,6 +166,21 @@ func (q *suite) measure(ctx context.Context, swept []string) error {
 	return nil
 }
 
+// leastPart of a part's time must be left for it to begin: with less it would measure too little.
+const leastPart = 0.4
+
+// allot is when a scenario should have ended: those that are still to come have the rest of the time by what the plan gives each, so that what one was
+// early is for all of them, and what it was late too.
+func (q *suite) allot(s *scenario, now time.Time) time.Time {
+	all, found := 0.0, false
+	for i := range q.list {
+		if found = found || q.list[i].name == s.name; found {
+			all += q.stint(&q.list[i]).seconds
+		}
+	}
+	return share(now, q.began.Add(q.Budget-reserve), q.stint(s).seconds, all)
+}
+
 // next runs one scenario, or notes why it does not.
 func (q *suite) next(ctx context.Context, s *scenario) error {
 	st := q.stint(s)
@@ -174,7 +190,7 @@ func (q *suite) next(ctx context.Context, s *scenario) error {
 	switch {
 	case ctx.Err() != nil:
 		p.Error = "interrupted before it began"
-	case q.Budget > 0 && left < time.Duration(st.seconds*0.7*float64(time.Second)):
+	case q.Budget > 0 && left < time.Duration(st.seconds*leastPart*float64(time.Second)):
 		p.Error = fmt.Sprintf("no time left of %s", q.Budget)
 	}
 	if p.Error != "" {
@@ -182,7 +198,9 @@ func (q *suite) next(ctx context.Context, s *scenario) error {
 		return errors.Join(fmt.Errorf("%s was not measured: %s", s.name, p.Error), q.out.Take(p, nil))
 	}
 	if q.Budget > 0 { // what hangs must not cost the others their turn
-		limit = min(left, time.Duration(2*st.seconds+60)*time.Second)
+		due := q.allot(s, time.Now())
+		limit = min(left, time.Until(due)*3/2+20*time.Second)
+		ctx = withDue(ctx, due)
 	}
 	began := time.Now()
 	q.show.begin(s.name, st.seconds)
@@ -292,11 +310,27 @@ func writePage(name string, out *report.Output) error {
 	return writeWhole(name, b.Bytes())
 }
 
+// leftOut are the notes of what there was no time for.
+func (q *suite) leftOut() (list []string) {
+	for _, n := range q.out.Notes {
+		if strings.Contains(n, leftOut) {
+			list = append(list, n)
+		}
+	}
+	return list
+}
+
 // print is what a person reads.
 func (q *suite) print(w io.Writer) error {
 	fmt.Fprintf(w, "\ndemarc bench, %s plan: %s, %s, commit %s\nmachine  %s\n", q.plan(), q.out.Machine.Demarc, q.out.Machine.Go, cmp.Or(q.out.Commit, "unknown"), machineWords(&q.out.Machine))
 	if err := q.out.Table(w); err != nil {
 		return err
+	}
+	for i, n := range q.leftOut() {
+		if i == 0 {
+			fmt.Fprintln(w)
+		}
+		fmt.Fprintf(w, "- %s\n", n)
 	}
 	v := q.out.Wins()
 	fmt.Fprintf(w, "\nbeside peers: %d better, %d worse, %d the same, %d unresolved; took %s; results in %s\n", v[report.Wins], v[report.Loses], v[report.Same], v[report.Unresolved], span(q.out.Machine.Seconds), q.Dir)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -253,6 +254,77 @@ func TestSuiteChoosesScenarios(t *testing.T) {
 		if err := q.ready(); err == nil || !strings.Contains(err.Error(), "has results already") {
 			t.Error(err)
 		}
+	}
+}
+
+// Each part is told when to end: its share of what is left, so that no part takes another's time, and a part that was early leaves the rest to all others.
+func TestSuiteSharesItsTime(t *testing.T) {
+	const took = 300 * time.Millisecond
+	var due [2]time.Duration
+	at := func(i int, d time.Duration) func(context.Context, *cobra.Command) error {
+		return func(ctx context.Context, _ *cobra.Command) error {
+			due[i] = time.Until(dueOf(ctx))
+			time.Sleep(d)
+			return nil
+		}
+	}
+	withScenarios(t, pretend("a", 1, at(0, took)), pretend("b", 2, at(1, 0)))
+	q, _ := testSuite(t, reserve+40*time.Second)
+	q.list[1].short = &stint{seconds: 30}
+	if err := q.measure(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if due[0] > 10*time.Second || due[0] < 9*time.Second || due[1] > 40*time.Second-took || due[1] < 38*time.Second {
+		t.Errorf("the first had %s of 40 s, a quarter is its part, and the second the rest, %s", due[0], due[1])
+	}
+	if !dueOf(t.Context()).IsZero() || within(time.Hour, time.Time{}) != time.Hour {
+		t.Error("who is run alone has less time than it needs")
+	}
+}
+
+// Rounds are begun while the longest so far would end in time; the first always is.
+func TestPacer(t *testing.T) {
+	at := time.Unix(1000, 0)
+	second := func(n float64) time.Time { return at.Add(time.Duration(n * float64(time.Second))) }
+	p := pacer{due: second(10)}
+	for i, step := range []struct {
+		at   float64
+		want bool
+	}{{0, true}, {3, true}, {7, false}} { // of 3 s and 4 s
+		if got := p.fits(second(step.at)); got != step.want {
+			t.Errorf("round %d at %v s: %v", i+1, step.at, got)
+		}
+	}
+	late := pacer{due: second(-1)}
+	if !late.fits(second(0)) || late.fits(second(1)) {
+		t.Error("past its time a part measures one round")
+	}
+	if free := (pacer{}); !free.fits(second(0)) || !free.fits(second(1e6)) {
+		t.Error("a part without an end was ended")
+	}
+	if d := share(at, second(90), 1, 3); !d.Equal(second(30)) {
+		t.Errorf("a third of 90 s ends at %v", d)
+	}
+}
+
+// What a case has no time for is said, with how much of it there is, and the sides have as many turns as each other.
+func TestTurnsEndInTime(t *testing.T) {
+	q := traffic{Trials: 5, Progress: io.Discard, out: &report.Output{}, due: time.Now().Add(25 * time.Millisecond)}
+	turns := map[string]int{}
+	if err := q.inTurns("64B/64k/nat44", []string{"demarc", "kernel"}, func(side string) (*turn, error) {
+		turns[side]++
+		time.Sleep(10 * time.Millisecond)
+		return &turn{}, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if turns["demarc"] != 1 || turns["kernel"] != 1 || !slices.Equal(q.notes, []string{"for want of time: 64B/64k/nat44: 1 of 5 turns of each side"}) {
+		t.Errorf("%v turns, notes %q", turns, q.notes)
+	}
+	// A case that there is no time for at all is named too.
+	q = traffic{Trials: 1, Progress: io.Discard, Cases: []flowCase{{Size: "64", Flows: 1 << 40}, {Size: "64", Flows: 64}}}
+	if err := q.each(withDue(t.Context(), time.Now().Add(-time.Second)), nil, nil); err == nil {
+		t.Error("the first case was left out")
 	}
 }
 

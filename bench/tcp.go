@@ -123,6 +123,8 @@ func (q *tcpBench) run(ctx context.Context) (*report.Output, error) {
 		return q.finish(), errors.New("the bench needs two CPUs: one has the ends of connections, one moves frames")
 	}
 	q.began = time.Now()
+	q.due = dueOf(ctx)
+	q.Budget = within(q.Budget, q.due)
 	q.plannedT = q.Trials * (len(q.Peers) + 1)
 	q.out = &report.Output{Schema: report.Schema, Machine: machine(), Results: []report.Result{}, Configs: map[string]string{}}
 	turns, err := q.turns(ctx)
@@ -152,7 +154,7 @@ func (q *tcpBench) turns(ctx context.Context) (turns map[string][]tcpTurn, err e
 		}
 	}
 	sides := append([]string{report.Us}, q.Peers...)
-	return turns, q.inTurns(sides, func(side string) (*turn, error) {
+	return turns, q.inTurns("bulk and exchange", sides, func(side string) (*turn, error) {
 		t, err := q.tcpTurn(ctx, side, q.devices[side])
 		if err == nil {
 			turns[side] = append(turns[side], t)

@@ -30,6 +30,7 @@ type flowCase struct {
 	Rules     int  // of the access list, in the case's name; 0 = as many as the run's
 	Calls     int  // half of the flows are so many calls, the others bulk beside them
 	Tenants   int  // each flow is one's, with a VLAN of its own
+	Once      bool // each side is started and its flows are established once, for all of its turns
 }
 
 const imix = "imix"
@@ -123,18 +124,20 @@ var (
 
 // traffic is what throughput and latency share: cases, sides that take turns, and loads that are repeated when something else ran.
 type traffic struct {
-	Scenario string
-	Cases    []flowCase
-	Peers    []string
-	Named    bool // the peers were named: none is left out to save time
-	Trials   int  // turns of each side
-	Rules    int
-	Begin    float64 // first packets per second that are offered; 0 = establishRate
-	Seed     uint64
-	Budget   time.Duration
-	Binary   string
-	Progress io.Writer
-	extra    func(*room) map[string]device // for tests: devices that take a side's place
+	Scenario   string
+	Cases      []flowCase
+	Peers      []string
+	Named      bool // the peers were named: none is left out to save time
+	linearOnce bool // nft-linear takes part in the case with the search only
+	Trials     int  // turns of each side
+	Rules      int
+	Begin      float64 // first packets per second that are offered; 0 = establishRate
+	Seed       uint64
+	Budget     time.Duration
+	Binary     string
+	Progress   io.Writer
+	extra      func(*room) map[string]device // for tests: devices that take a side's place
+	weigh      func(*flowCase) float64       // what a case takes beside the others, roughly; nil = all the same
 
 	out      *report.Output
 	began    time.Time
@@ -144,7 +147,8 @@ type traffic struct {
 	mode     string            // of the gateway's ports
 	devices  map[string]device // of the room that is open
 	room     *room
-	plannedT int // turns of all cases
+	due      time.Time // of the case that runs; zero = it has all the time that it needs
+	plannedT int       // turns of all cases
 	doneT    int
 }
 
@@ -195,10 +199,17 @@ func (q *traffic) each(ctx context.Context, measure func(context.Context, *flowC
 		return errors.New("the bench needs two CPUs: one makes frames, one moves them")
 	}
 	q.began = time.Now()
+	due := dueOf(ctx)
+	q.Budget = within(q.Budget, due)
 	q.plannedT = len(q.Cases) * q.Trials * (len(q.Peers) + 1)
 	q.out = &report.Output{Schema: report.Schema, Machine: machine(), Results: []report.Result{}, Configs: map[string]string{}}
 	for i := range q.Cases {
 		c := &q.Cases[i]
+		if i > 0 && !due.IsZero() && time.Now().After(due) {
+			q.note(leftOut+"%s", c.name())
+			continue
+		}
+		q.due = share(time.Now(), due, q.weight(c), q.weights(q.Cases[i:]))
 		turns, err := q.oneCase(ctx, c, measure)
 		if len(turns) > 0 {
 			done(c, turns)
@@ -210,21 +221,60 @@ func (q *traffic) each(ctx context.Context, measure func(context.Context, *flowC
 	return nil
 }
 
+func (q *traffic) weight(c *flowCase) float64 {
+	if q.weigh == nil {
+		return 1
+	}
+	return q.weigh(c)
+}
+
+func (q *traffic) weights(cases []flowCase) (sum float64) {
+	for i := range cases {
+		sum += q.weight(&cases[i])
+	}
+	return sum
+}
+
 func (q *traffic) oneCase(ctx context.Context, c *flowCase, measure func(context.Context, *flowCase, device, *turn) error) (turns map[string][]turn, err error) {
 	turns = map[string][]turn{}
-	if err := enoughMemory(300 + c.Flows*400>>20); err != nil {
+	sides, err := q.openCase(ctx, c)
+	if err != nil {
 		return turns, err
+	}
+	defer func() { err = errors.Join(err, q.room.Close()) }()
+	q.say("%s: %s", c.name(), strings.Join(sides, ", "))
+	if c.Once {
+		return turns, q.once(ctx, c, sides, turns, measure)
+	}
+	return turns, q.inTurns(c.name(), sides, func(side string) (*turn, error) {
+		t, err := q.turn(ctx, c, q.devices[side], measure)
+		if err == nil {
+			turns[side] = append(turns[side], t)
+			q.config(c, side)
+		}
+		return &t, err
+	})
+}
+
+// openCase builds a case's room and its devices, and says which sides take part.
+func (q *traffic) openCase(ctx context.Context, c *flowCase) (sides []string, err error) {
+	if err := enoughMemory(300 + c.Flows*400>>20); err != nil {
+		return nil, err
 	}
 	p := c.plan()
 	p.Pool = poolFor(&p)
 	rules, err := makeRules(q.Seed, cmp.Or(c.Rules, q.Rules), &p)
 	if err != nil {
-		return turns, err
+		return nil, err
 	}
 	if q.room, err = openRoom(p); err != nil {
-		return turns, err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, q.room.Close()) }()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, q.room.Close())
+		}
+	}()
 	q.room.bothSides = c.Direction != pktgen.Out
 	q.devices = map[string]device{
 		report.Us:   &demarc{r: q.room, binary: q.Binary, rules: rules, pool: p.Pool, rate: trafficRate, table: max(4096, 2*c.Flows)},
@@ -240,40 +290,30 @@ func (q *traffic) oneCase(ctx context.Context, c *flowCase, measure func(context
 		q.probed = true
 		if q.testpmd, err = (&testpmd{r: q.room}).probe(ctx); err != nil {
 			if q.Named {
-				return turns, fmt.Errorf("testpmd: %w", err)
+				return nil, fmt.Errorf("testpmd: %w", err)
 			}
 			q.testpmd = ""
 			q.note("testpmd is left out: %v", err)
 		}
 	}
-	sides, err := q.sides(c)
-	if err != nil {
-		return turns, err
-	}
-	q.say("%s: %s", c.name(), strings.Join(sides, ", "))
-	return turns, q.inTurns(sides, func(side string) (*turn, error) {
-		t, err := q.turn(ctx, c, q.devices[side], measure)
-		if err == nil {
-			turns[side] = append(turns[side], t)
-			q.config(c, side)
-		}
-		return &t, err
-	})
+	return q.sides(c)
 }
 
-// inTurns has each side measured Trials times, another one first each time.
-func (q *traffic) inTurns(sides []string, one func(side string) (*turn, error)) error {
+// inTurns has each side measured Trials times, another one first each time, or as often as there is time for.
+func (q *traffic) inTurns(what string, sides []string, one func(side string) (*turn, error)) error {
+	rounds := pacer{due: q.due}
 	for n := range q.Trials {
+		if !rounds.fits(time.Now()) {
+			q.note("%s", fewer(what, n, q.Trials, "turns of each side"))
+			q.doneT += (q.Trials - n) * len(sides)
+			return nil
+		}
 		for _, side := range slices.Concat(sides[n%len(sides):], sides[:n%len(sides)]) {
 			t, err := one(side)
 			if err != nil {
 				return fmt.Errorf("turn %d, %s: %w", n+1, side, err)
 			}
-			q.doneT++
-			q.out.Machine.Again += t.Again
-			if t.Disturbed {
-				q.out.Machine.Disturbed++
-			}
+			q.count(t)
 		}
 	}
 	return nil
@@ -290,6 +330,9 @@ func poolFor(p *pktgen.Plan) (pool [2]netip.Addr) {
 // linearFlows are the most that nftables with a chain of all rules is asked to establish where nobody asked for it by name: at some 20,000 new flows a second a million takes
 // a minute each turn, and established packets never come to the list.
 const linearFlows = 65536
+
+// linearElsewhere says that the list is measured in another case of the plan.
+const linearElsewhere = "to save time (name it with --peers): its list is met by first packets only, and the case with the search has it"
 
 // sides are those that take part in a case. Who does not is told.
 func (q *traffic) sides(c *flowCase) ([]string, error) {
@@ -310,6 +353,10 @@ func (q *traffic) sides(c *flowCase) ([]string, error) {
 			}
 			fallthrough
 		case p == sideLinear:
+			if q.linearOnce && p == sideLinear && !q.Named && !c.Search {
+				q.note("%s: %s is left out %s", c.name(), p, linearElsewhere)
+				continue
+			}
 			if p == sideLinear && c.Flows > linearFlows && !q.Named {
 				q.note("%s: %s is left out to save time (name it with --peers): established packets never come to its list", c.name(), p)
 				continue
@@ -350,6 +397,49 @@ func (q *traffic) config(c *flowCase, side string) {
 	q.out.Configs[name] = d.config()
 	if g, ok := q.devices[side].(interface{ modes() string }); ok {
 		q.mode = g.modes()
+	}
+}
+
+// once has each side measured Trials times on what was established once.
+func (q *traffic) once(ctx context.Context, c *flowCase, sides []string, turns map[string][]turn, measure func(context.Context, *flowCase, device, *turn) error) error {
+	q.note("%s: each side is started and its flows are established once, to save time, and then it is loaded so many times: where its memory lies is drawn once", c.name())
+	due := q.due
+	for i, side := range sides {
+		rounds := pacer{due: share(time.Now(), due, 1, float64(len(sides)-i))}
+		again := func(ctx context.Context, c *flowCase, d device, first *turn) error {
+			for n := range q.Trials {
+				if !rounds.fits(time.Now()) {
+					q.note("%s", fewer(c.name()+", "+side, n, q.Trials, "turns"))
+					q.doneT += q.Trials - n
+					break
+				}
+				t := *first
+				if n > 0 {
+					t.Establish = 0 // the first says it
+				}
+				if err := measure(ctx, c, d, &t); err != nil {
+					return fmt.Errorf("turn %d: %w", n+1, err)
+				}
+				turns[side] = append(turns[side], t)
+				q.count(&t)
+			}
+			return nil
+		}
+		if _, err := q.turn(ctx, c, q.devices[side], again); err != nil {
+			turns[side] = nil // what it lacked may have been missing in all of them
+			return fmt.Errorf("%s: %w", side, err)
+		}
+		q.config(c, side)
+	}
+	return nil
+}
+
+// count takes a turn that has ended into the account of the run.
+func (q *traffic) count(t *turn) {
+	q.doneT++
+	q.out.Machine.Again += t.Again
+	if t.Disturbed {
+		q.out.Machine.Disturbed++
 	}
 }
 
