@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -31,6 +33,7 @@ type manySessions struct {
 	Binary     string
 	BreakStage string
 	Progress   io.Writer
+	Rates      establishing // measured after it, where Trials is not 0
 }
 
 // held is what was found of a gateway that holds them.
@@ -42,6 +45,7 @@ type held struct {
 	Establish time.Duration // sending first packets, those sent again included
 	Rounds    []round       // the last one is what counts: those before it lost something
 	Resident  [3]int64      // bytes: ready, with all sessions, at the end
+	Ended     time.Duration // of all sessions at once, until the gateway had none
 	Pauses    pauses        // of the garbage collector, from the start to the end
 	Ask       time.Duration // the slowest answer of the interface while the data went
 	Order     time.Duration // the longest that a report has kept packets waiting, as the gateway says
@@ -223,6 +227,13 @@ func (q *manySessions) run(ctx context.Context) (out *held, err error) {
 		lost, back := last.lost()
 		return out, fmt.Errorf("%d frames were lost there and %d back in the last of %d tries; dropped by the gateway, all in all: %v, by the kernel at its queues: %v; try a lower --rate, or a machine that does nothing else", lost, back, len(out.Rounds), dropped(st), st.AtQueues())
 	}
+	ending := time.Now()
+	if err := d.clear(ctx); err != nil {
+		return out, fmt.Errorf("end %d sessions: %w", out.Sessions, err)
+	}
+	out.Ended = time.Since(ending)
+	out.Took = time.Since(began)
+	q.say("all %d sessions ended in %s (%.0f thousand/s)", out.Sessions, out.Ended.Round(time.Millisecond), float64(out.Sessions)/out.Ended.Seconds()/1e3)
 	return out, nil
 }
 
@@ -325,6 +336,10 @@ func (q *manySessions) figures(h *held) []report.Result {
 		add("wrong", "frames", float64(last.There.Counts.Wrong()+last.Back.Wrong()))
 		add("tries", "loads", float64(len(h.Rounds)))
 	}
+	if h.Ended > 0 {
+		add("tear-down", "ms", h.Ended.Seconds()*1e3)
+		add("tear-down-rate", "connections/s", float64(h.Sessions)/h.Ended.Seconds())
+	}
 	add("gc", "collections", float64(h.Pauses.Count))
 	add("gc-longest-pause", "ms", h.Pauses.Longest.Seconds()*1e3)
 	add("gc-pauses", "ms", h.Pauses.Sum.Seconds()*1e3)
@@ -343,6 +358,13 @@ func (q *manySessions) report(h *held, version string) *report.Output {
 		}
 	}
 	r.Machine.Again = max(0, len(h.Rounds)-1)
+	if f := q.Rates.out; f != nil {
+		r.Results = append(r.Results, f.Results...)
+		r.Configs, r.Notes = f.Configs, f.Notes
+		r.Machine.Nft, r.Machine.Seed = f.Machine.Nft, f.Machine.Seed
+		r.Machine.Seconds = math.Round((r.Machine.Seconds+f.Machine.Seconds)*10) / 10
+		r.Machine.Disturbed += f.Machine.Disturbed
+	}
 	return r
 }
 
@@ -352,67 +374,123 @@ func (q *manySessions) print(w io.Writer, r *report.Output) error {
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	m := &r.Machine
 	p("")
-	p("demarc bench sessions: %s, access list of %d rules, every session a mapping of its own; tables for %d sessions", r.Results[0].Case, q.Rules, q.table())
+	p("demarc bench sessions: %d sessions, access list of %d rules, every session a mapping of its own; tables for %d sessions", q.Sessions, q.Rules, q.table())
 	p("machine     %s", machineWords(m))
 	p("demarc      %s, %s, AF_XDP: %s; one worker on CPU %d, frames made on CPU %d", m.Demarc, m.Go, m.Mode, deviceCPU, makerCPU)
-	p("")
+	last := ""
 	for _, f := range r.Results {
+		if f.Case != last {
+			p("")
+			p("%s", f.Case)
+			last = f.Case
+		}
 		digits := 0
 		if f.Unit == "ms" || f.Unit == "seconds" || f.Unit == "bytes" {
 			digits = 2
 		}
-		p("%-24s %14s %s", f.Metric, strconv.FormatFloat(f.Demarc.Median, 'f', digits, 64), f.Unit)
+		beside := ""
+		for _, side := range slices.Sorted(maps.Keys(f.Peers)) {
+			beside += fmt.Sprintf("   %s %s", side, strconv.FormatFloat(f.Peers[side].Median, 'f', digits, 64))
+		}
+		p("%-24s %14s %s%s", f.Metric, strconv.FormatFloat(f.Demarc.Median, 'f', digits, 64), f.Unit, beside)
+	}
+	if len(r.Notes) > 0 {
+		p("")
+	}
+	for _, n := range r.Notes {
+		p("- %s", n)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
 func init() {
-	register(scenario{place: 20, name: "sessions", about: "a table full of sessions that carry data", command: sessionsCommand,
-		short: &stint{args: []string{"--sessions", "262144", "--rounds", "2"}, seconds: 30, memoryMiB: 300},
-		full:  &stint{args: []string{"--sessions", "4194304"}, seconds: 420, memoryMiB: 1500}})
+	register(scenario{place: 20, name: "sessions", about: "RFC 9693: connections established and ended a second beside nftables; a table full of sessions that carry data", command: sessionsCommand,
+		needs: func() error { _, err := nftVersion(); return err },
+		short: &stint{args: []string{"--sessions", "262144", "--rounds", "1"}, seconds: 50, memoryMiB: 500},
+		full:  &stint{args: []string{"--sessions", "4194304", "--trials", "5", "--peers", "nft-linear,nft-expert"}, seconds: 900, memoryMiB: 1500}})
 }
 
 func sessionsCommand() *cobra.Command {
 	q := manySessions{Binary: "/proc/self/exe"}
-	var asJSON bool
+	rates := &q.Rates
+	rates.Scenario, rates.Budget = "sessions", time.Hour
+	var f flowFlags
+	flows := ""
 	c := &cobra.Command{
 		Use:   "sessions",
-		Short: "fill the gateway's table with sessions and let all of them carry data: time, memory, pauses",
+		Short: "how fast sessions are established and ended, and a table full of them that carry data: time, memory, pauses",
 		Long: "Start the gateway with tables for hardly more than so many sessions, establish that many UDP sessions, each with a mapping and a public port of its own and an\n" +
-			"answer that came back, then send data on all of them in random order, answered too. Every frame is judged at both ends: translated source, destination,\n" +
+			"answer that came back, then send data on all of them in random order, answered too, and end them. Every frame is judged at both ends: translated source, destination,\n" +
 			"checksums, not lost, not twice. Prints how long start and establishing took, the gateway's memory, and the pauses of its garbage collector while status\n" +
-			"and metrics are read ten times a second. Fails when a frame is wrong, or lost in each of four tries, each at half the rate of the one before. Needs root, two CPUs; 400 MiB of memory for a million sessions.",
+			"and metrics are read ten times a second. Fails when a frame is wrong, or lost in each of four tries, each at half the rate of the one before.\n" +
+			"Then, by RFC 9693, gateway and nftables in turns: the highest rate at which so many connections are established without one lost frame, by binary search, each trial on\n" +
+			"an empty table (section 4.5); a trial is valid when afterwards a frame to the inside arrives on every connection (4.6). Then all are ended at once, and the time\n" +
+			"until the device has none is the tear-down (4.8); none may carry a frame then. The capacity of the table (4.9) is what the first part fills.\n" +
+			"Needs root, two CPUs and the package nftables (not with --trials 0, which leaves the second part out); 400 MiB of memory for a million sessions.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			n, err := parseFlows(flows)
 			switch {
+			case err != nil:
+				return err
+			case n < 1024:
+				return usageError{fmt.Errorf("--flows %q: want at least 1k", flows)}
 			case q.Sessions < 1024 || q.Sessions > pktgen.MaxFlows || q.Sessions&(q.Sessions-1) != 0:
 				return usageError{fmt.Errorf("--sessions %d: want a power of two from 1024 to %d", q.Sessions, pktgen.MaxFlows)}
 			case q.Rounds < 1 || q.Rate < 1000 || q.Rules < 1:
 				return usageError{errors.New("--rounds and --rules must be more than 0, --rate at least 1000")}
+			case rates.Trials < 0 || rates.Resolution < 0.001 || rates.Resolution > 0.5:
+				return usageError{errors.New("--trials must not be negative, --resolution must be from 0.001 to 0.5")}
+			}
+			for _, p := range f.peers {
+				if p != sideLinear && p != sideExpert {
+					return usageError{fmt.Errorf("--peers %q: want some of %s,%s, which have sessions", p, sideLinear, sideExpert)}
+				}
 			}
 			q.Progress = cmd.ErrOrStderr()
+			if rates.Trials > 0 {
+				if err := rates.check(&f, cmd.Flags().Changed); err != nil {
+					return err
+				}
+			}
 			h, err := q.run(cmd.Context())
-			if h.Sessions == 0 {
+			if rates.Trials > 0 && cmd.Context().Err() == nil {
+				rates.Cases, rates.Binary, rates.Progress = []flowCase{{Size: "64", Flows: n}}, q.Binary, q.Progress
+				_, e := rates.run(cmd.Context())
+				err = errors.Join(err, e)
+			}
+			var rep *report.Output
+			switch {
+			case h.Sessions > 0:
+				rep = q.report(h, version())
+			case rates.out != nil && len(rates.out.Results) > 0:
+				rep = rates.out
+			default:
 				return err // there is nothing to report
 			}
-			rep := q.report(h, version())
-			if asJSON {
+			if f.asJSON {
 				return errors.Join(err, rep.JSON(cmd.OutOrStdout()))
 			}
 			return errors.Join(err, q.print(cmd.OutOrStdout(), rep))
 		},
 	}
-	f := c.Flags()
-	f.BoolVar(&asJSON, "json", false, "print one JSON object; progress goes to standard error")
-	f.IntVar(&q.Sessions, "sessions", 1<<20, "a power of two")
-	f.IntVar(&q.Rounds, "rounds", 4, "data frames of each session, and answers")
-	f.Float64Var(&q.Rate, "rate", 50_000, "frames per second, first ones and data, and as many answers; halved while something is lost")
-	f.IntVar(&q.Rules, "rules", 100, "of the access list; the last one matches")
-	f.StringVar(&q.Binary, "binary", q.Binary, "the gateway's binary")
-	f.StringVar(&q.BreakStage, "break", "", "switch a stage of the gateway off; the bench must then fail")
+	s := c.Flags()
+	s.BoolVar(&f.asJSON, "json", false, "print one JSON object; progress goes to standard error")
+	s.StringSliceVar(&f.peers, "peers", []string{sideExpert}, "of the second part: some of nft-linear,nft-expert")
+	s.IntVar(&rates.Trials, "trials", 1, "turns of each side in the second part, a search each; 0 leaves it out")
+	s.StringVar(&flows, "flows", "16k", "connections of the second part, a power of two")
+	s.Float64Var(&rates.Resolution, "resolution", 0.05, "of the search, as a part of what gets through when more is offered")
+	s.Uint64Var(&rates.Seed, "seed", 1, "of the access lists")
+	s.IntVar(&rates.Rules, "list", 1000, "rules of the second part's access list; the last one matches")
+	s.IntVar(&q.Sessions, "sessions", 1<<20, "of the first part, a power of two")
+	s.IntVar(&q.Rounds, "rounds", 4, "data frames of each session, and answers")
+	s.Float64Var(&q.Rate, "rate", 50_000, "frames per second, first ones and data, and as many answers; halved while something is lost")
+	s.IntVar(&q.Rules, "rules", 100, "of the first part's access list; the last one matches")
+	s.StringVar(&q.Binary, "binary", q.Binary, "the gateway's binary")
+	s.StringVar(&q.BreakStage, "break", "", "switch a stage of the gateway off; the bench must then fail")
 	for _, hidden := range []string{"binary", "break"} {
-		_ = f.MarkHidden(hidden) // they exist
+		_ = s.MarkHidden(hidden) // they exist
 	}
 	return c
 }

@@ -2,11 +2,16 @@ package bench
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"demarc/bench/pktgen"
+	"demarc/bench/report"
 	"demarc/gateway/netlab/roottest"
 )
 
@@ -57,7 +62,7 @@ func TestPoolOf(t *testing.T) {
 
 // A quarter of a million sessions, established in both directions and carrying data, by the command itself; its default is a million, in a minute.
 func TestSessionsCarryData(t *testing.T) {
-	r, said, err := asJSON(t, "sessions", "--sessions", "262144", "--rounds", "1", "--rate", "50000")
+	r, said, err := asJSON(t, "sessions", "--trials", "0", "--sessions", "262144", "--rounds", "1", "--rate", "50000")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}
@@ -68,6 +73,9 @@ func TestSessionsCarryData(t *testing.T) {
 			t.Errorf("%+v", f)
 		}
 		by[f.Metric] = f.Demarc.Median
+	}
+	if by["tear-down"] <= 0 || by["tear-down-rate"] <= 0 {
+		t.Errorf("all sessions ended in %v ms, %v/s", by["tear-down"], by["tear-down-rate"])
 	}
 	const n = 1 << 18
 	if by["sessions"] != n || by["data"] != n || by["lost"] != 0 || by["wrong"] != 0 {
@@ -92,4 +100,128 @@ func TestSessionsRefusesABrokenGateway(t *testing.T) {
 		t.Errorf("run: %v", err)
 	}
 	clean(t)
+}
+
+// RFC 9693 by the command itself, short: both sides establish and end connections, and the figures say what they are.
+func TestSessionsAreEstablishedAndEnded(t *testing.T) {
+	r, said, err := asJSON(t, "sessions", "--flows", "4k", "--trials", "1", "--resolution", "0.5", "--list", "100", "--sessions", "1024", "--rounds", "1", "--rate", "20000")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	by := byMetric(t, &r, said, err)
+	rate, down, speed := by["64B/4k/nat44 establish-rate-0-loss"], by["64B/4k/nat44 tear-down"], by["64B/4k/nat44 tear-down-rate"]
+	for side, of := range map[string]func(report.Result) report.Stat{
+		report.Us:  func(x report.Result) report.Stat { return x.Demarc },
+		sideExpert: func(x report.Result) report.Stat { return x.Peers[sideExpert].Stat },
+	} {
+		if of(rate).N != 1 {
+			t.Errorf("%s: rate %+v", side, of(rate))
+		}
+		if of(rate).Median == 0 { // a machine that pauses in every trial loses a frame in each
+			continue
+		}
+		if d, s := of(down).Median, of(speed).Median; d <= 0 || d > 10_000 || s < 4096/(d/1e3)*0.9 || s > 4096/(d/1e3)*1.1 {
+			t.Errorf("%s: ended in %v ms, %v/s", side, d, s)
+		}
+	}
+	if len(r.Notes) < 2 || by["64B/1k/nat44 sessions"].Demarc.Median != 1024 {
+		t.Errorf("notes %q; %+v", r.Notes, by["64B/1k/nat44 sessions"])
+	}
+	t.Logf("figure: RFC 9693, 4,096 connections: %v/s at most, nft-expert %v/s; ended in %v and %v ms", rate.Demarc.Median, rate.Peers[sideExpert].Median, down.Demarc.Median, down.Peers[sideExpert].Median)
+}
+
+// forgetful is nftables with what a ruleset drops besides, and with a flush that may not happen.
+type forgetful struct {
+	*kernel
+	rule string
+	keep bool
+}
+
+func (f forgetful) start(ctx context.Context) error {
+	if err := f.kernel.start(ctx); err != nil || f.rule == "" {
+		return err
+	}
+	file := filepath.Join(dirRun, "forgetful.nft")
+	text := "table ip forgetful {\n\tchain forward {\n\t\ttype filter hook forward priority -5;\n\t\t" + f.rule + "\n\t}\n}\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		return err
+	}
+	_, err := f.kernel.r.Exec(nsGW, "nft", "-f", file)
+	return err
+}
+
+func (f forgetful) clear(ctx context.Context) error {
+	if f.keep {
+		return nil
+	}
+	return f.kernel.clear(ctx)
+}
+
+// A device that loses a first packet in fifty, or one that lets all of them through and has no connection behind one in fifty, has no rate; sessions that were
+// to be ended and still carry frames are an error.
+func TestEstablishingIsNotBlind(t *testing.T) {
+	roottest.Require(t)
+	begin := func(f forgetful) *establishing {
+		q := &establishing{Resolution: 0.5}
+		q.traffic = traffic{Scenario: "sessions", Cases: []flowCase{{Size: "64", Flows: 1024}}, Trials: 1, Rules: 10, Seed: 1, Progress: t.Output()}
+		q.extra = func(*room) map[string]device {
+			f.kernel = q.devices[sideExpert].(*kernel)
+			return map[string]device{report.Us: f}
+		}
+		return q
+	}
+	for name, rule := range map[string]string{
+		"loses first packets":           "iif \"" + devIn + "\" numgen inc mod 50 0 drop",
+		"has no connection behind them": "iif \"" + devOut + "\" numgen inc mod 50 0 drop",
+	} {
+		out, err := begin(forgetful{rule: rule}).run(t.Context())
+		clean(t)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if by := byMetric(t, out, "", nil); by["64B/1k/nat44 establish-rate-0-loss"].Demarc.Max != 0 || by["64B/1k/nat44 establish-rate-0-loss"].Demarc.N != 1 || by["64B/1k/nat44 tear-down"].Demarc.N != 0 {
+			t.Errorf("%s: %+v", name, by["64B/1k/nat44 establish-rate-0-loss"])
+		}
+	}
+	for _, keep := range []bool{false, true} {
+		q := begin(forgetful{keep: keep})
+		q.out = &report.Output{}
+		c := &q.Cases[0]
+		if _, err := q.openCase(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		d := q.devices[report.Us]
+		err := q.fresh(t.Context(), d, func() error {
+			// Slow, and again: what is looked at is not the machine.
+			for end := time.Now().Add(20 * time.Second); ; {
+				if ok, err := q.established(t.Context(), c, 4000); ok || err != nil {
+					return err
+				}
+				if time.Now().After(end) {
+					return errors.New("1024 connections were not established in 20 s")
+				}
+				if err := errors.Join(q.room.ends.Fresh(), q.room.ends.Remember()); err != nil {
+					return err
+				}
+			}
+		})
+		if err != nil {
+			t.Fatal(errors.Join(err, d.stop(), q.room.Close()))
+		}
+		_, err = q.ended(t.Context(), c, d, 4000)
+		if (err != nil) != keep || err != nil && !strings.Contains(err.Error(), "of 1024 connections that were ended carry frames") {
+			t.Errorf("kept: %v; %v", keep, err)
+		}
+		if err := errors.Join(d.stop(), q.room.Close()); err != nil {
+			t.Error(err)
+		}
+		clean(t)
+	}
+}
+
+func TestSessionsWrongCalls(t *testing.T) {
+	for _, args := range [][]string{{"--flows", "512"}, {"--flows", "3"}, {"--sessions", "1000"}, {"--trials", "-1"}, {"--peers", "kernel"}, {"--resolution", "0"}, {"--rounds", "0"}, {"x"}} {
+		wrongCall(t, append([]string{"sessions"}, args...))
+	}
 }
