@@ -29,7 +29,7 @@ ROOTS = @waiting $(GOTEST) -p=1 $(ROOT) -- @others $(GOTEST) -p=1 $(ROOT)
 
 PREFIX := /usr/local
 
-.PHONY: build install uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-full bench-quick bench-cluster bench-failover zerocopy faults-found profile
+.PHONY: build install uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-full bench-sample bench-quick bench-cluster bench-failover zerocopy faults-found profile
 
 build:
 	go build -ldflags '-s -w -X main.version=$(VERSION)' -o demarc .
@@ -82,6 +82,11 @@ bench: build
 
 bench-full: build
 	@./demarc bench --full
+
+# The results in RESULTS, the last ones by default, become the sample in docs/bench and the figures in README.
+RESULTS ?= $(lastword $(sort $(wildcard bench-results/*)))
+bench-sample: build
+	@docs/bench/sample.sh $(RESULTS)
 
 bench-quick: build
 	@./demarc bench quick

@@ -24,6 +24,76 @@ func TestReadmeHasTheFiguresOfItsFiles(t *testing.T) {
 	}
 }
 
+// samples says what is wrong with the results that lie in a directory: each must be as the schema says, have a page beside it that is its own, and neither more than 1 MiB.
+func samples(t *testing.T, dir string) (wrong []string, found int) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if strings.HasSuffix(file, ".schema.json") {
+			continue
+		}
+		found++
+		page := strings.TrimSuffix(file, ".json") + ".html"
+		object, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		satisfies(t, object)
+		r, err := readResults(file)
+		if err != nil {
+			wrong = append(wrong, err.Error())
+			continue
+		}
+		have, err := os.ReadFile(page)
+		if err != nil {
+			wrong = append(wrong, err.Error())
+		}
+		var want strings.Builder
+		if err := r.HTML(&want); err != nil {
+			t.Fatal(err)
+		}
+		if string(have) != want.String() {
+			wrong = append(wrong, page+" is not the page of its results: demarc bench page "+file+" --out "+page)
+		}
+		if len(object) > 1<<20 || len(have) > 1<<20 {
+			wrong = append(wrong, file+" or its page is larger than 1 MiB")
+		}
+	}
+	return wrong, found
+}
+
+// The reports that are shown are whole; README's figures are held to them above.
+func TestSamplesAreWhole(t *testing.T) {
+	if wrong, _ := samples(t, "../docs/bench"); wrong != nil {
+		t.Error(strings.Join(wrong, "\n"))
+	}
+	file := resultsFileOf(t, "a", 2, nil)
+	dir := filepath.Dir(file)
+	page := filepath.Join(dir, "results.html")
+	if wrong, n := samples(t, dir); n != 1 || len(wrong) != 2 {
+		t.Errorf("results without a page: %q, %d found", wrong, n)
+	}
+	if out, err := benchCommand(t, "page", file, "--out", page); err != nil {
+		t.Fatal(err, out)
+	}
+	if wrong, n := samples(t, dir); n != 1 || wrong != nil {
+		t.Errorf("whole results: %q, %d found", wrong, n)
+	}
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(page, append(text, make([]byte, 1<<20)...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if wrong, _ := samples(t, dir); len(wrong) != 2 {
+		t.Errorf("a page that is changed and too large: %q", wrong)
+	}
+}
+
 // Figures are written from the file, an edit by hand is found, and what cannot be written leaves the document alone.
 func TestFiguresAreWrittenIntoADocument(t *testing.T) {
 	file := resultsFileOf(t, "a", 2, func(o *report.Output) { o.Results[0].HoldRatio("kernel", 1.5) })
@@ -56,7 +126,11 @@ func TestFiguresAreWrittenIntoADocument(t *testing.T) {
 	if again, _, _ := withFigures(filepath.Dir(doc), strings.Replace(got, "2.01", "3.01", 1)); again != got {
 		t.Error("an edit by hand is not found")
 	}
+	if out, n, err := withFigures(filepath.Dir(doc), "<!-- bench:figures results.json throughput/rate -->\nold\n<!-- /bench:figures -->\n"); err != nil || n != 1 || !strings.Contains(out, "| throughput 64B, rate, Mpps | demarc |") {
+		t.Errorf("named figures: %v\n%s", err, out)
+	}
 	for text, want := range map[string]string{
+		"<!-- bench:figures results.json throughput/speed -->\nold\n<!-- /bench:figures -->\n": "no figure throughput/speed",
 		"nothing\n": "no line <!-- bench:figures",
 		"<!-- bench:figures results.json -->\nold\n":                                                        "want a line each",
 		"<!-- bench:figures other.json -->\nold\n<!-- /bench:figures -->\n":                                 "other.json",
