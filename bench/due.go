@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"demarc/bench/report"
 )
 
 // A part of the suite is told when it should have ended. It measures nothing a second time and begins no further round that would end later, and says what it left out; a
@@ -53,10 +55,7 @@ func (p *pacer) fits(now time.Time) bool {
 	return first || p.due.IsZero() || !now.Add(p.longest).After(p.due)
 }
 
-// leftOut begins the note of what was not measured for want of time.
-const leftOut = "for want of time: "
-
 // fewer is that note of rounds.
 func fewer(what string, done, planned int, of string) string {
-	return fmt.Sprintf(leftOut+"%s: %d of %d %s", what, done, planned, of)
+	return fmt.Sprintf(report.LeftOut+"%s: %d of %d %s", what, done, planned, of)
 }

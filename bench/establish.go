@@ -98,7 +98,7 @@ func (q *establishing) run(ctx context.Context) (out *report.Output, err error) 
 	err = q.inTurns(c.name(), sides, func(side string) (*turn, error) {
 		t, err := q.one(ctx, c, q.devices[side])
 		if errors.Is(err, errLate) {
-			q.note(leftOut+"%s: the search of %s did not end", c.name(), side)
+			q.note(report.LeftOut+"%s: the search of %s did not end", c.name(), side)
 			return &t.turn, nil
 		}
 		if err == nil {

@@ -310,23 +310,13 @@ func writePage(name string, out *report.Output) error {
 	return writeWhole(name, b.Bytes())
 }
 
-// leftOut are the notes of what there was no time for.
-func (q *suite) leftOut() (list []string) {
-	for _, n := range q.out.Notes {
-		if strings.Contains(n, leftOut) {
-			list = append(list, n)
-		}
-	}
-	return list
-}
-
 // print is what a person reads.
 func (q *suite) print(w io.Writer) error {
 	fmt.Fprintf(w, "\ndemarc bench, %s plan: %s, %s, commit %s\nmachine  %s\n", q.plan(), q.out.Machine.Demarc, q.out.Machine.Go, cmp.Or(q.out.Commit, "unknown"), machineWords(&q.out.Machine))
 	if err := q.out.Table(w); err != nil {
 		return err
 	}
-	for i, n := range q.leftOut() {
+	for i, n := range q.out.LeftOut() {
 		if i == 0 {
 			fmt.Fprintln(w)
 		}

@@ -206,7 +206,7 @@ func (q *traffic) each(ctx context.Context, measure func(context.Context, *flowC
 	for i := range q.Cases {
 		c := &q.Cases[i]
 		if i > 0 && !due.IsZero() && time.Now().After(due) {
-			q.note(leftOut+"%s", c.name())
+			q.note(report.LeftOut+"%s", c.name())
 			continue
 		}
 		q.due = share(time.Now(), due, q.weight(c), q.weights(q.Cases[i:]))

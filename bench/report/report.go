@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // Schema is the version of the JSON object. Fields are added, never renamed; docs/bench/results.schema.json describes them.
@@ -26,6 +27,19 @@ type Output struct {
 	Partial string            `json:"partial,omitempty"` // why not all of the plan was measured
 	// Of the suite: what it ran, in this order.
 	Scenarios []Part `json:"scenarios,omitempty"`
+}
+
+// LeftOut begins the note of what was not measured for want of time; Take puts the scenario before it.
+const LeftOut = "for want of time: "
+
+// LeftOut are those notes.
+func (o *Output) LeftOut() (list []string) {
+	for _, n := range o.Notes {
+		if strings.Contains(n, LeftOut) {
+			list = append(list, n)
+		}
+	}
+	return list
 }
 
 // Part is one scenario in a run of the suite.
