@@ -479,7 +479,7 @@ func sessionsCommand() *cobra.Command {
 	s.BoolVar(&f.asJSON, "json", false, "print one JSON object; progress goes to standard error")
 	s.StringSliceVar(&f.peers, "peers", []string{sideExpert}, "of the second part: some of nft-linear,nft-expert")
 	s.IntVar(&rates.Trials, "trials", 1, "turns of each side in the second part, a search each; 0 leaves it out")
-	s.StringVar(&flows, "flows", "16k", "connections of the second part, a power of two")
+	s.StringVar(&flows, "flows", "64k", "connections of the second part, a power of two")
 	s.Float64Var(&rates.Resolution, "resolution", 0.05, "of the search, as a part of what gets through when more is offered")
 	s.Uint64Var(&rates.Seed, "seed", 1, "of the access lists")
 	s.IntVar(&rates.Rules, "list", 1000, "rules of the second part's access list; the last one matches")
