@@ -45,10 +45,12 @@ type failoverBench struct {
 	Stay     bool          // the other gateway is dead: nobody takes over, and the figures must show it
 
 	began   time.Time
-	number  int      // of labs made
-	stays   bool     // the lab's group has moved because of a condition
-	args    []string // more of its nodes' command lines
-	frames  int      // that the judge has seen
+	number  int       // of labs made
+	stays   bool      // the lab's group has moved because of a condition
+	moves   int       // how often it has moved in all, and
+	moved   time.Time // when last
+	args    []string  // more of its nodes' command lines
+	frames  int       // that the judge has seen
 	configs map[string]string
 }
 
@@ -57,6 +59,10 @@ const (
 	behind = 700 * time.Millisecond // and after somebody serves again
 	takes  = 3 * time.Second        // nobody waits longer for a takeover: it is not one
 	copied = 20 * time.Second       // nor for a copy to be whole, where that is measured
+
+	// Each takeover lets what the owner before had kept open of public ports rest for the hold time, a thirtieth of all in this lab: after so many in short turn it is replaced, else the last runs would find no port.
+	mostMoves = 15
+	holdTime  = 2 * time.Minute // as shipped
 
 	callEvery = 20 * time.Millisecond // G.711: 160 bytes of sound and the header of RFC 3550
 	callSize  = 172
@@ -80,7 +86,7 @@ type run struct {
 // open makes a pair that agrees, and waits until one of them serves.
 func (q *failoverBench) open(ctx context.Context, r *failoverRow) (*trio.Pair, error) {
 	q.number++
-	q.stays = false
+	q.stays, q.moves = false, 0
 	dir := filepath.Join(dirRun, strconv.Itoa(q.number))
 	// As shipped: a node file says what cannot be guessed, and no more. But for a million sessions of two tenants, which may not have all of a table of that size.
 	more, config := "\n", "demarc"
@@ -343,15 +349,11 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 	if q.Runs > 0 {
 		runs = q.Runs
 	}
-	each := runs // of a pair
-	if r.condition {
-		each = 1
-	}
 	var list []run
 	var u usage // where most else ran
 	rounds, over := pacer{due: q.due}, false
 	for len(list) < runs && err == nil && !over {
-		if *lab != nil && (r.condition && q.stays || !slices.Equal(r.args, q.args)) {
+		if *lab != nil && (r.condition && q.stays || !slices.Equal(r.args, q.args) || q.moves >= mostMoves && time.Since(q.moved) < holdTime) {
 			p := *lab
 			*lab = nil
 			if err = p.Close(); err != nil {
@@ -368,7 +370,10 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 		p := *lab
 		q.stays = q.stays || r.condition
 		part, e := watched(p.Trio, func() error {
-			for range each {
+			if time.Since(q.moved) >= holdTime { // nothing rests any more
+				q.moves = 0
+			}
+			for len(list) < runs && q.moves < mostMoves {
 				i := len(list)
 				if over = !rounds.fits(time.Now()); over {
 					q.fewer(r.name, i, runs, "runs")
@@ -387,6 +392,12 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 				}
 				q.say("%-16s run %2d: %s", r.name, i+1, &o)
 				list = append(list, o)
+				if o.handed() {
+					q.moves, q.moved = q.moves+1, time.Now()
+				}
+				if r.condition { // each has a pair of its own
+					break
+				}
 			}
 			return nil
 		})

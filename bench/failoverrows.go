@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os/exec"
 	"runtime"
@@ -441,6 +442,9 @@ func (o *run) String() string {
 		o.away, o.moved, o.data[0], o.data[1], o.idle[0], o.idle[1], o.lost, o.sent, o.owners)
 	if o.fresh.tried > 0 {
 		s += fmt.Sprintf("; %d connections were open when it came, %d on their way, of both %d lost, the oldest open for %s; %d lost that began afterwards, %d of %d did not open", o.fresh.before, o.fresh.way, o.fresh.lost, o.fresh.age, o.fresh.after, o.fresh.failed, o.fresh.tried)
+	}
+	for _, why := range slices.Sorted(maps.Keys(o.how)) {
+		s += fmt.Sprintf("; %d lost: %s", o.how[why], why)
 	}
 	if len(o.owners) > 1 {
 		s += fmt.Sprintf("; %.1f ms between owners, %.1f to the next one's word", o.between.Seconds()*1e3, o.word.Seconds()*1e3)

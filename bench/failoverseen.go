@@ -42,9 +42,10 @@ type failure struct {
 	moved   int           // flows that came from another public address or port afterwards: their sessions were lost
 	lost    uint64        // packets, of probes and calls, of those that were sent
 	sent    uint64
-	calls   []float64 // packets lost of each call and direction
-	data    [2]int    // connections with data on the way: lost, of
-	idle    [2]int    // idle ones: lost, of those that were tried
+	calls   []float64      // packets lost of each call and direction
+	data    [2]int         // connections with data on the way: lost, of
+	idle    [2]int         // idle ones: lost, of those that were tried
+	how     map[string]int // lost connections by how they were
 	opened  int
 	fresh   fresh
 	word    time.Duration // from the same frame to when the next one says where the addresses are; 0 = it did not
@@ -152,6 +153,12 @@ func (a *account) judge() (f failure, err error) {
 		data := h.Opened - h.Idle
 		f.data[0], f.data[1] = f.data[0]+h.Lost-h.LostIdle, f.data[1]+data
 		f.idle[0], f.idle[1] = f.idle[0]+h.LostIdle, f.idle[1]+h.Tried
+		for why, n := range h.Why {
+			if f.how == nil {
+				f.how = map[string]int{}
+			}
+			f.how[why] += n
+		}
 		f.opened += h.Opened
 		blocks += h.Opened + data + h.Tried - h.Lost
 	}
