@@ -32,11 +32,11 @@ func madeUp() *account {
 	silence := host.Silence{From: at(1001), To: at(1151)}
 	return &account{from: time.Unix(0, at(1000)), struck: time.Unix(0, at(1002)), to: time.Unix(0, at(3000)),
 		probes: flows(time.Millisecond, silence, host.Silence{From: at(900), To: at(906)}), calls: flows(20*time.Millisecond, silence),
-		held:   []host.Held{{Opened: 30, Idle: 20, Tried: 10}, {Opened: 30, Idle: 20, Tried: 10, Lost: 3, LostIdle: 1}},
+		held:   []host.Held{{Opened: 30, Idle: 20, Tried: 10}, {Opened: 30, Idle: 20, Tried: 10, Lost: 3, LostIdle: 1, Why: map[string]int{"timeout": 2, "reset": 1}}},
 		served: host.HoldServed{Accepted: 60, Blocks: 60 + 40 - 3},
 		pings:  []host.Ping{{Dst: "203.0.113.11", Sent: 200, Received: 190, LongestMs: 145}, {Dst: "2001:db8:ff::b", Sent: 200, Received: 195, LongestMs: 40}},
 		verdict: &judge.Verdict{Frames: 20000, Marked: 15000,
-			Terms: map[string][]judge.Term{trio.PairGroup: {{Node: "gw1"}, {Node: "gw2"}}}}}
+			Terms: map[string][]judge.Term{trio.PairGroup: {{Node: "gw1", Last: time.Unix(0, at(1003))}, {Node: "gw2", First: time.Unix(0, at(1140)), Word: time.Unix(0, at(1133))}}}}}
 }
 
 func TestFailoverAccount(t *testing.T) {
@@ -47,7 +47,7 @@ func TestFailoverAccount(t *testing.T) {
 	if f.gap != 149*time.Millisecond || f.callGap != 130*time.Millisecond || f.before != 5*time.Millisecond || f.paused != 0 || f.excess != 144*time.Millisecond || f.away != 0 || f.moved != 0 || !f.handed() {
 		t.Errorf("%+v", f)
 	}
-	if want := uint64(4*150 + 4*7); f.lost != want || len(f.calls) != 4 || f.calls[0] != 7 || f.data != [2]int{2, 20} || f.idle != [2]int{1, 20} || f.pings != [2]int{15, 400} || f.silence != 145*time.Millisecond || f.wrong != 0 {
+	if want := uint64(4*150 + 4*7); f.lost != want || len(f.calls) != 4 || f.calls[0] != 7 || f.data != [2]int{2, 20} || f.idle != [2]int{1, 20} || f.pings != [2]int{15, 400} || f.silence != 145*time.Millisecond || f.wrong != 0 || f.between != 137*time.Millisecond || f.word != 130*time.Millisecond || f.how["timeout"] != 2 {
 		t.Errorf("%d packets lost, want %d; calls %v, data %v, idle %v", f.lost, want, f.calls, f.data, f.idle)
 	}
 	for _, c := range []struct {

@@ -191,3 +191,25 @@ func TestJudgeSaysWhen(t *testing.T) {
 		t.Errorf("by kind: %v, %v", v.Of(Both), v.Of(Port))
 	}
 }
+
+// TestTheFirstWordOfATerm: it is that of the node that the term is of, behind the last data frame of the one before, and no later than shortly behind its own first one.
+func TestTheFirstWordOfATerm(t *testing.T) {
+	c := Case{Groups: map[uint8]string{1: "east"}, Sides: map[string]string{"alpha": "alpha"}}
+	for _, x := range []struct {
+		name string
+		word float64 // of b, whose first data frame is at 60; a's last one is at 49
+		want bool
+	}{{"before its data", 55, true}, {"behind it", 70, true}, {"long behind it", 130, false}} {
+		var list []Frame
+		for _, s := range cat(speak("a", 10), every("a", 0, 50), speak("b", x.word), every("b", 60, 200)) {
+			list = append(list, Frame{At: time.Unix(1000, 0).Add(time.Duration(s.ms * 1e6)), Node: s.node, Side: s.side, Data: s.data})
+		}
+		terms := Judge(c, list).Terms["east"]
+		if len(terms) != 2 || terms[1].Node != "b" {
+			t.Fatalf("%s: %+v", x.name, terms)
+		}
+		if got := terms[1].Word; got.IsZero() == x.want || x.want && got.Sub(time.Unix(1000, 0)) != time.Duration(x.word*1e6) || !terms[0].Word.IsZero() {
+			t.Errorf("%s: %v; of the first term %v", x.name, got, terms[0].Word)
+		}
+	}
+}
