@@ -111,6 +111,8 @@ func quickCommand() *cobra.Command {
 				return usageError{fmt.Errorf("--flows %d: at most %d, so that a pool of 16 addresses has ports for all", q.Flows, maxQuickFlows)}
 			case !slices.Contains([]string{"auto", "zerocopy", "copy", "generic"}, q.Mode):
 				return usageError{fmt.Errorf("--mode %q: want auto, zerocopy, copy or generic", q.Mode)}
+			case !slices.Contains([]string{"auto", "always", "never"}, q.Offload):
+				return usageError{fmt.Errorf("--offload %q: want auto, always or never", q.Offload)}
 			case q.Rules < 1 || offer < 0:
 				return usageError{errors.New("--rules must be more than 0, --offer at least 0")}
 			}
@@ -148,6 +150,7 @@ func quickCommand() *cobra.Command {
 	f.DurationVar(&q.Budget, "budget", 90*time.Second, "no disturbed pair is repeated past it")
 	f.StringVar(&ruleset, "ruleset", "", "write the whole nftables ruleset to this `file`")
 	f.StringVar(&q.Mode, "mode", "auto", "of the gateway's ports: auto, zerocopy, copy, generic")
+	f.StringVar(&q.Offload, "offload", "auto", "of the gateway's ports: auto, always, never (auto is never on veth)")
 	f.StringVar(&q.Binary, "binary", q.Binary, "the gateway's binary")
 	f.StringVar(&q.BreakStage, "break", "", "switch a stage of the gateway off; the bench must then refuse the ratio")
 	for _, hidden := range []string{"binary", "break"} {

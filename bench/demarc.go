@@ -31,6 +31,7 @@ type demarc struct {
 	table      int    // sessions
 	breakStage string // for the test that a broken gateway gets no ratio
 	asked      string // mode of the ports; "" = auto
+	offload    string // of the ports; "" = auto
 	threads    []int  // NAPI, in generic mode
 	env        []string
 	own        func() (node, policy string) // instead of the bench's usual ones
@@ -60,7 +61,7 @@ func (d *demarc) node() string {
 		node, _ := d.own()
 		return node
 	}
-	asked := cmp.Or(d.asked, "auto")
+	asked, offload := cmp.Or(d.asked, "auto"), cmp.Or(d.offload, "auto")
 	// Generic mode is behind the devices' NAPI, as the peer is; preparing them would take it away.
 	prepare := asked != generic
 	in, out := "198.19.0.3/24", "198.51.100.3/24"
@@ -85,11 +86,13 @@ level = "warn"
 [[port]]
 device = %q
 mode = %q
+offload = %q
 prepare = %v
 
 [[port]]
 device = %q
 mode = %q
+offload = %q
 prepare = %v
 
 [[interface]]
@@ -101,7 +104,7 @@ addresses = [%q]
 name = "out"
 port = %q
 addresses = [%q]
-`, filepath.Join(dirRun, "data"), deviceCPU, d.table, devIn, asked, prepare, devOut, asked, prepare, devIn, in, devOut, out)
+`, filepath.Join(dirRun, "data"), deviceCPU, d.table, devIn, asked, offload, prepare, devOut, asked, offload, prepare, devIn, in, devOut, out)
 }
 
 func (d *demarc) policy() (string, error) {
@@ -192,7 +195,11 @@ func modes(st *api.Status) string {
 	var out []string
 	for _, p := range st.Ports {
 		for _, q := range p.Queues {
-			out = append(out, fmt.Sprintf("%s/%d %s (%s attach)", p.Name, q.Queue, q.Mode, p.Attach))
+			more := ""
+			if p.Offload.On {
+				more = ", offload"
+			}
+			out = append(out, fmt.Sprintf("%s/%d %s (%s attach%s)", p.Name, q.Queue, q.Mode, p.Attach, more))
 		}
 	}
 	return strings.Join(out, ", ")

@@ -27,6 +27,7 @@ type quick struct {
 	Binary     string        // that is the gateway
 	BreakStage string
 	Mode       string    // that the gateway's ports are asked for; "" = auto
+	Offload    string    // likewise; "" = auto
 	Progress   io.Writer // a line per step
 
 	room  *room
@@ -101,7 +102,7 @@ func (q *quick) run(ctx context.Context) (out *outcome, err error) {
 		return out, err
 	}
 	defer func() { err = errors.Join(err, q.room.Close()) }()
-	q.d = &demarc{r: q.room, binary: q.Binary, rules: rules, pool: pool, rate: q.Rate, table: max(4096, 2*q.Flows), breakStage: q.BreakStage, asked: q.Mode}
+	q.d = &demarc{r: q.room, binary: q.Binary, rules: rules, pool: pool, rate: q.Rate, table: max(4096, 2*q.Flows), breakStage: q.BreakStage, asked: q.Mode, offload: q.Offload}
 	if err := q.chooseForm(ctx, rules, out); err != nil {
 		return out, err
 	}

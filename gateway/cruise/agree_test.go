@@ -444,6 +444,9 @@ func (w *world) play(ps *programs, k *kind, before, after *[]byte) (what What, w
 		}
 	}()
 	port := r.iface.Port
+	m := &w.tab.marks[r.sh.Worker*w.tab.cfg.Sessions+int(r.sh.Sessions.SlotOf(r.se))]
+	mark := m.down.Load()
+	defer m.down.Store(mark)
 	*before = w.image(*before)
 	was, _ := w.counts(ps[port])
 	mine := w.carried(r.tenant.ID)
@@ -462,6 +465,14 @@ func (w *world) play(ps *programs, k *kind, before, after *[]byte) (what What, w
 	}
 	if what == NumWhats {
 		return what, fmt.Errorf("not counted")
+	}
+	is2, gone := m.down.Load(), mark
+	m.down.Store(mark)
+	if mark == markDown|uint64(r.se.Gen) && (what == UpFlags || what > UpNotDown) { // those behind it must not pass it by
+		gone = markUp | uint64(r.se.Gen)
+	}
+	if is2 != gone {
+		return what, fmt.Errorf("%s, and the mark is %x, want %x", what, is2, gone)
 	}
 	now2 := w.carried(r.tenant.ID)
 	*after = w.image(*after)

@@ -20,7 +20,7 @@ type worker struct {
 
 // mark stands beside a session and says whether it is handed down.
 type mark struct {
-	down atomic.Uint64    // 1<<32 | Session.Gen, or 0
+	down atomic.Uint64    // markDown or markUp | Session.Gen, or 0
 	way  [2]atomic.Uint64 // per direction: Hop's generation << 32 | its number
 }
 
@@ -66,6 +66,9 @@ type volume struct{ Packets, Bytes uint64 }
 type counter struct{ N, At uint64 }
 
 const (
+	markDown = 1 << 32 // DOWN
+	markUp   = 2 << 32 // UP: a packet went up, and the others behind it
+
 	MaxWorkers = 16 // MAX_WORKERS: how many workers there may be
 	vlansOf    = 4096
 	dirs       = 3

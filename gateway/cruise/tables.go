@@ -334,18 +334,19 @@ func (t *Tables) HandDown(w int, slot uint32, se *conntrack.Session, ways [2]Way
 	for dir, n := range ways {
 		m.way[dir].Store(uint64(n))
 	}
-	m.down.Store(1<<32 | uint64(se.Gen))
+	m.down.Store(markDown | uint64(se.Gen))
 }
 
-// Down reports whether a session is handed down: the next packet that is not unusual is carried by the program, unless its hop has changed or its worker is held. Worker only.
+// Down reports whether a session is handed down, also where packets of it go up for the moment. Worker only.
 func (t *Tables) Down(w int, slot uint32, se *conntrack.Session) bool {
-	return t.marks[w*t.cfg.Sessions+int(slot)].down.Load() == 1<<32|uint64(se.Gen)
+	d := t.marks[w*t.cfg.Sessions+int(slot)].down.Load()
+	return d>>32 != 0 && uint32(d) == se.Gen
 }
 
-// Stands reports whether a session is handed down by ways that lead there still. Worker only.
+// Stands reports whether a session is handed down, by ways that lead there still, and none of its packets has gone up since. Worker only.
 func (t *Tables) Stands(w int, slot uint32, se *conntrack.Session) bool {
 	m := &t.marks[w*t.cfg.Sessions+int(slot)]
-	if m.down.Load() != 1<<32|uint64(se.Gen) {
+	if m.down.Load() != markDown|uint64(se.Gen) {
 		return false
 	}
 	for dir := range m.way {

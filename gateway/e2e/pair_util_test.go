@@ -37,7 +37,7 @@ func newPairOf(t testing.TB, o nodes.Options, more string, prepare func(*pairLab
 	t.Helper()
 	roottest.Require(t)
 	dir := t.TempDir()
-	o.Dir, o.Binary = dir, program(t)
+	o.Dir, o.Binary, o.Offload = dir, program(t), offloaded()
 	lab, err := nodes.NewPair(o, 3)
 	check(t, err)
 	p := &pairLab{Pair: lab, t: t}

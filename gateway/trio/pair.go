@@ -148,7 +148,16 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 				return "", err
 			}
 			p.ports = append(p.ports, port{s.sw, netlab.PortName(e)})
-			text += portText(s.dev, pairInterface(side), fmt.Sprintf("%s%d/24", s.net4, own), fmt.Sprintf("%s%d/64", s.net6, own))
+			if o.Offload {
+				if err := n.t.TakesRedirected(s.sw, netlab.PortName(e)); err != nil {
+					return "", err
+				}
+			}
+			port := portText(s.dev, pairInterface(side), fmt.Sprintf("%s%d/24", s.net4, own), fmt.Sprintf("%s%d/64", s.net6, own))
+			if o.Offload {
+				port = strings.Replace(port, "[[port]]\n", "[[port]]\noffload = \"always\"\n", 1)
+			}
+			text += port
 		}
 		made = true
 		return text, nil

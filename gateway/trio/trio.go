@@ -47,6 +47,8 @@ type Options struct {
 	Two bool
 	// Queues is how many each port of a pair's gateway has; 0 = one.
 	Queues int
+	// Offload has a pair's gateways carry established sessions in their XDP programs.
+	Offload bool
 	// Apart gives the tenants of a pair IPv4 networks that differ: for who is measured beside us and knows no tenants.
 	Apart bool
 }

@@ -21,6 +21,8 @@ const (
 	feedEvery = 50 * time.Millisecond
 	// downAfter is how many packets a session has had before it is handed down: what is over after a question and its answer is not worth it.
 	downAfter = 4
+	// downTurns is for how many turns a worker that always has packets in hand waits with it: some milliseconds.
+	downTurns = 64
 	// downMost is how many sessions are handed down in a turn.
 	downMost = 256
 )
@@ -30,6 +32,7 @@ type second struct {
 	*Second
 	wait  [downMost]uint32 // slots to be handed down behind what is sent in this turn
 	n     int
+	turns int    // since the first of them was noted
 	fed   uint64 // ns
 	watch bool   // as the tables have been told
 }
@@ -62,9 +65,27 @@ func (w *Worker) callBack(slot uint32, se *conntrack.Session) {
 	}
 }
 
-// handDown hands down what has been noted. Behind flush.
+// quiet reports whether nothing is in hand that what is handed down now could pass by.
+func (w *Worker) quiet() bool {
+	for _, s := range w.socks {
+		if s.pending || s.S.Waits() {
+			return false
+		}
+	}
+	for _, r := range w.in {
+		if r != nil && !r.empty() {
+			return false
+		}
+	}
+	return true
+}
+
+// handDown hands down what has been noted, behind flush: when nothing else is in hand, or has been all the while.
 func (w *Worker) handDown() {
 	c, v := &w.second, w.shard.View()
+	if c.turns++; c.turns < downTurns && !w.quiet() {
+		return
+	}
 	for _, slot := range c.wait[:c.n] {
 		if !w.shard.Sessions.Live(slot) {
 			continue
@@ -85,7 +106,7 @@ func (w *Worker) handDown() {
 		}
 		c.Tables.HandDown(w.cfg.ID, slot, se, ways)
 	}
-	c.n = 0
+	c.n, c.turns = 0, 0
 }
 
 // wayOf is how packets of direction dir leave, as pipeline.send finds it.

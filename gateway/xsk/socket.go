@@ -272,6 +272,9 @@ func explain(what string, err error) error {
 	return fmt.Errorf("%s: %w (%s)", what, err, hint)
 }
 
+// Waits reports whether a frame has been received that Recv has not taken yet.
+func (s *Socket) Waits() bool { return s.rx.ready(1) > 0 }
+
 // Recv takes up to len(d) received frames; they are the caller's now.
 func (s *Socket) Recv(d []Desc) int {
 	r := &s.rx

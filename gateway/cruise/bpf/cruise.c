@@ -68,9 +68,11 @@ struct worker {
 	u32 zero;
 };
 
+enum { DOWN = 1, UP = 2 };
+
 /* Beside each session: handed down or not. */
 struct mark {
-	u64 down;   /* 1 << 32 | the session's generation, or 0 */
+	u64 down;   /* DOWN << 32 | the session's generation, or UP: one of its packets went up and others must not pass it by; or 0 */
 	u64 way[2]; /* per direction: the hop's generation << 32 | the hop */
 };
 
@@ -179,6 +181,7 @@ struct packet {
 	u16 window;
 	u16 tci;        /* of the tag that it came with */
 	u8 ttl, tos;
+	u8 odd;         /* TCP: anything but a plain segment */
 	u8 atomic;      /* IPv4: DF, and no fragment: nobody looks at its identification (RFC 6864) */
 };
 
@@ -215,8 +218,7 @@ INLINE int parse_l4(u8 *t, u8 *end, u32 n, struct packet *p)
 		u32 off = (t[12] >> 4) * 4;
 		if (off < 20 || off > n)
 			return UP_FRAME;
-		if ((t[13] & (FIN | SYN | RST | ACK)) != ACK)
-			return UP_FLAGS;
+		p->odd = (t[13] & (FIN | SYN | RST | ACK)) != ACK;
 		p->seq = be32(AT32(t + 4));
 		p->ack = be32(AT32(t + 8));
 		p->window = be16(AT16(t + 14));
@@ -597,8 +599,8 @@ INLINE u32 direction(struct demarc_session *s, u32 dir)
 	return from == !dir ? IN : OUT;
 }
 
-/* Everything of a packet, in the pipeline's order. The frame is not touched before it is sure that it leaves. */
-INLINE int carry(struct xdp_md *ctx, u64 now)
+/* Everything of a packet, in the pipeline's order. The frame is not touched before it is sure that it leaves. own is the mark of its session, where that is handed down. */
+INLINE int carry(struct xdp_md *ctx, u64 now, struct mark **own, u64 *as)
 {
 	struct packet p = {};
 	struct guarded guarded = {};
@@ -626,8 +628,12 @@ INLINE int carry(struct xdp_md *ctx, u64 now)
 	if (!s || !m || !w)
 		return UP_SESSION;
 	u64 down = ONCE(m->down);
-	if (down != (1ull << 32 | copy->gen))
+	if (down != ((u64)DOWN << 32 | copy->gen))
 		return UP_NOT_DOWN;
+	*own = m;
+	*as = down;
+	if (p.odd)
+		return UP_FLAGS;
 	if (now >= ONCE(w->until))
 		return DROP_DEAD;
 	u32 id = copy->tenant;
@@ -691,7 +697,11 @@ INLINE int carry(struct xdp_md *ctx, u64 now)
 SEC("xdp") int demarc_cruise(struct xdp_md *ctx)
 {
 	u64 now = ktime_get_boot_ns() + settings.ahead;
-	u32 what = carry(ctx, now);
+	struct mark *own = 0;
+	u64 down = 0;
+	u32 what = carry(ctx, now, &own, &down);
+	if (own && what >= UP_FRAME) /* those behind it go up too, until the worker has seen to it and hands the session down again */
+		__sync_val_compare_and_swap(&own->down, down, (u64)UP << 32 | (u32)down);
 	struct counter *c = map_lookup(&counters, &what);
 	if (c) {
 		c->n++;
