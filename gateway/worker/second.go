@@ -68,7 +68,7 @@ func (w *Worker) callBack(slot uint32, se *conntrack.Session) {
 // quiet reports whether nothing is in hand that what is handed down now could pass by.
 func (w *Worker) quiet() bool {
 	for _, s := range w.socks {
-		if s.pending || s.S.Waits() {
+		if s.S.Queued() != s.S.Taken() || s.S.Waits() {
 			return false
 		}
 	}
