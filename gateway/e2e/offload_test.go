@@ -176,3 +176,31 @@ func TestOffloadClosesWhenDead(t *testing.T) {
 		r.wait(j)
 	}
 }
+
+// A start is refused where what is redirected to a port would be lost, and where that begins later, workers carry what goes there.
+func TestOffloadNeedsWhoTakesIt(t *testing.T) {
+	r := offloadRig(t, "offlost", rigPolicy("", ""))
+	far := netlab.PortName(netlab.End{NS: netlab.GW, Name: netlab.PublicPort})
+	check(t, r.TakesRedirected("sw-public", far, false))
+	r.launch()
+	if !r.gone(20*time.Second) || r.err == nil || !strings.Contains(r.logged(), `port bb0: offload = \"always\" cannot be: the far end of the veth takes no redirected frames: ethtool -K FAR-END gro on, there`) {
+		t.Errorf("it ended with %v:\n%s", r.err, r.logged())
+	}
+	check(t, r.TakesRedirected("sw-public", far, true))
+	r.start()
+	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
+	count := r.arrives()
+	var p host.Probe
+	j := r.stream(&p, 5*time.Second)
+	r.flows(count)
+	check(t, r.TakesRedirected("sw-public", far, false))
+	r.until(4*time.Second, "it is seen", func() (bool, string) {
+		o := portOf(r.status(), "bb0").Offload
+		return !o.On && strings.Contains(o.Why, "no redirected frames"), fmt.Sprintf("%+v", o)
+	})
+	was := count()
+	r.until(2*time.Second, "workers carry it", func() (bool, string) { n := count(); return n > was+100, fmt.Sprint(n - was) })
+	check(t, r.TakesRedirected("sw-public", far, true))
+	r.until(4*time.Second, "it is on again", func() (bool, string) { o := portOf(r.status(), "bb0").Offload; return o.On, fmt.Sprintf("%+v", o) })
+	r.wait(j)
+}

@@ -18,7 +18,7 @@ import (
 // all programs. It returns its pid: what it does is the lab's work.
 func (l *Lab) Threads(ns, dev string) (pid int, err error) {
 	before := NAPIThreads(dev)
-	if err := l.TakesRedirected(ns, dev); err != nil {
+	if err := l.TakesRedirected(ns, dev, true); err != nil {
 		return 0, err
 	}
 	if err := l.Do(ns, func() error { return Threaded(true, dev) }); err != nil {
@@ -82,8 +82,8 @@ func NAPIThreads(devs ...string) map[int]bool {
 	return out
 }
 
-// TakesRedirected has a veth take what is redirected to its other end: without NAPI of its own all of that is lost without a word, and it has one as long as gro is on.
-func (l *Lab) TakesRedirected(ns, dev string) error {
+// TakesRedirected has a veth take what is redirected to its other end, or no longer: without NAPI of its own all of that is lost without a word, and it has one as long as gro is on.
+func (l *Lab) TakesRedirected(ns, dev string, on bool) error {
 	s, link, err := l.link(ns, dev)
 	if err != nil {
 		return err
@@ -92,7 +92,7 @@ func (l *Lab) TakesRedirected(ns, dev string) error {
 	if err != nil {
 		return fmt.Errorf("ethtool netlink: %w", err)
 	}
-	if err := l.Do(ns, func() error { return setFeatures(family.ID, link.Attrs().Index, []string{"rx-gro"}, true) }); err != nil {
+	if err := l.Do(ns, func() error { return setFeatures(family.ID, link.Attrs().Index, []string{"rx-gro"}, on) }); err != nil {
 		return fmt.Errorf("gro of %s in %s: %w", dev, ns, err)
 	}
 	return nil

@@ -94,7 +94,7 @@ func (t *Topology) build(o Options) error {
 			return err
 		}
 		if o.Redirects {
-			if err := t.TakesRedirected(s.sw, PortName(End{NS: GW, Name: s.port})); err != nil {
+			if err := t.TakesRedirected(s.sw, PortName(End{NS: GW, Name: s.port}), true); err != nil {
 				return err
 			}
 		}

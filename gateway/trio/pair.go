@@ -149,7 +149,7 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 			}
 			p.ports = append(p.ports, port{s.sw, netlab.PortName(e)})
 			if o.Offload {
-				if err := n.t.TakesRedirected(s.sw, netlab.PortName(e)); err != nil {
+				if err := n.t.TakesRedirected(s.sw, netlab.PortName(e), true); err != nil {
 					return "", err
 				}
 			}
