@@ -183,7 +183,7 @@ func TestOffloadNeedsWhoTakesIt(t *testing.T) {
 	far := netlab.PortName(netlab.End{NS: netlab.GW, Name: netlab.PublicPort})
 	check(t, r.TakesRedirected("sw-public", far, false))
 	r.launch()
-	if !r.gone(20*time.Second) || r.err == nil || !strings.Contains(r.logged(), `port bb0: offload = \"always\" cannot be: the far end of the veth takes no redirected frames: ethtool -K FAR-END gro on, there`) {
+	if !r.gone(20*time.Second) || r.err == nil || !strings.Contains(r.logged(), `port bb0: offload = "always" cannot be: the far end of the veth takes no redirected frames: ethtool -K FAR-END gro on, there`) {
 		t.Errorf("it ended with %v:\n%s", r.err, r.logged())
 	}
 	check(t, r.TakesRedirected("sw-public", far, true))
