@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"demarc/gateway/api"
 	"demarc/gateway/netlab"
 	"demarc/gateway/netlab/roottest"
 	nodes "demarc/gateway/trio"
@@ -115,6 +116,19 @@ func (l *wireLab) start() {
 		return err == nil && slices.Contains(g.InSync, l.GW2.Name) && len(g.Copies) > 0 && g.Copies[0].Whole && g.Copies[0].Records >= many
 	}) {
 		l.t.Fatalf("gw2 has no whole copy of %d conversations: %s", many, why)
+	}
+	// Conversations, too: those that begin after the first harm may find that ports rest for the rest of a round.
+	var begun int
+	if !until(20*time.Second, func() bool {
+		var list api.Sessions
+		if err := l.GW1.Client.Get(l.t.Context(), fmt.Sprint(api.PathSessions, "?proto=udp&limit=2000&port=", nodes.PairNewPort), &list); err != nil {
+			why = err.Error()
+			return false
+		}
+		begun = len(list.Sessions)
+		return begun >= 150
+	}) {
+		l.t.Fatalf("%d conversations have begun: %s", begun, why)
 	}
 	l.began = time.Now()
 }
