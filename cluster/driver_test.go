@@ -426,6 +426,7 @@ func TestDriverTakesOver(t *testing.T) {
 	a, b := w.boxes[0], w.boxes[1]
 	w.served("gw-a")
 	eventually(t, "it was announced", func() bool { a.mu.Lock(); defer a.mu.Unlock(); return a.words["east"] > 1 })
+	eventually(t, "gw-b has seen gw-a serve", func() bool { l := b.status().Last; return l != nil && l.To == "gw-a" })
 	w.fences()
 	w.judge.reset()
 	w.network.Split([]string{"gw-b", "wit"})

@@ -833,6 +833,7 @@ func eastOf(t *testing.T, by *member, node string, alone failover.Alone) {
 	if _, err := by.propose(t.Context(), &command.Entry{Kind: command.KindGroup, Group: &e}); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "who asked knows it too", func() bool { return by.State().Groups.Groups["east"].Rev > rev }) // another node may lead
 }
 
 // TestReplaceWaitsForItsGroups: an owner that may serve on without a majority is replaced by nobody, dead as it seems, before another node owns its group: what joins under its name would release a term
