@@ -25,12 +25,13 @@ func main() {
 func run(out io.Writer, matrix, file string, slow int, args []string) error {
 	// An interrupt reaches the child by the terminal; what it says about it is still worth printing.
 	signal.Ignore(os.Interrupt)
-	r, start := newRecord(out), time.Now()
+	r, start, stolen := newRecord(out), time.Now(), watchStolen()
 	var errs []error
 	steps, err := split(args)
 	if err != nil {
 		return err
 	}
+	defer func() { fmt.Fprintf(out, "%s\n", stolen()) }()
 	compiled := ahead(steps[1:])
 	for i := range steps {
 		errs = append(errs, steps[i].run(r))
