@@ -103,6 +103,14 @@ func TestResetReachesReaders(t *testing.T) {
 	if v := s.Offered(1, In); v != (Volume{}) {
 		t.Errorf("offered %+v after reset", v)
 	}
+	s.Add(1, In, 100)
+	s.Publish()
+	s.Reset(1)
+	s.Add(1, In, 60) // as many packets as readers know of, and other bytes
+	s.Publish()
+	if v := s.Volume(1, In); v != (Volume{1, 60}) {
+		t.Errorf("volume %+v of another tenant with as many packets", v)
+	}
 	for r := verdict.Reason(0); r < verdict.NumReasons; r++ {
 		if n := s.Drops(1, r); n != 0 {
 			t.Errorf("%s %d after reset", r, n)
@@ -118,5 +126,14 @@ func TestCountingAllocatesNothing(t *testing.T) {
 		s.Publish()
 	}); n != 0 {
 		t.Fatalf("%v allocations", n)
+	}
+}
+
+// BenchmarkPublish is what a burst that passed for one tenant costs to be counted and published.
+func BenchmarkPublish(b *testing.B) {
+	s := NewShard(4)
+	for b.Loop() {
+		s.Passed(1, In, 64)
+		s.Publish()
 	}
 }

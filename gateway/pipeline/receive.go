@@ -160,7 +160,7 @@ func (sh *Shard) receive(s *Slot) verdict.Verdict {
 		if sh.blocks != nil && sh.barred(s) {
 			return sh.drop(s, verdict.Blocked)
 		}
-		if s.Flags&packet.FlagMcastMAC == 0 && !sh.view.Takes(f, (*[6]byte)(s.Frame())) {
+		if mac := (*[6]byte)(s.Frame()); *mac != f.MAC && s.Flags&packet.FlagMcastMAC == 0 && !sh.view.Takes(f, mac) {
 			return sh.drop(s, verdict.ForeignMAC)
 		}
 		if s.Flags&(packet.FlagARP|packet.FlagND) != 0 {
