@@ -83,15 +83,15 @@ func (q *throughput) run(ctx context.Context) (*report.Output, error) {
 
 // throughputWeight is how much longer a case takes than one of few flows: 64k flows are established again in each turn, and the search is more loads than one.
 func throughputWeight(c *flowCase) float64 {
-	w := 1.0
+	w := 1.1
 	if c.Flows >= 1<<14 {
-		w += 0.5
+		w += 0.8
 	}
 	if c.Flows >= 1<<20 {
-		w += 1.5
+		w += 0.6
 	}
 	if c.Search {
-		w += 3
+		w += 2.8
 	}
 	return w
 }
@@ -407,7 +407,7 @@ func (q *traffic) deliver(c *cobra.Command, f *flowFlags, out *report.Output, er
 func init() {
 	register(scenario{place: 10, name: "throughput", about: "frame rates by size, flows, family and direction, beside four peers", command: throughputCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--resolution", "0.1", "--step", "0.15", "--seconds", "0.7"}, seconds: 225, memoryMiB: 1000},
+		short: &stint{args: []string{"--resolution", "0.1", "--step", "0.15", "--seconds", "0.7"}, seconds: 275, memoryMiB: 1000},
 		full:  &stint{args: []string{"--sizes", "64,128,512,1518,imix", "--flows", "1,64k,1M", "--family", "4,6", "--direction", "out,in,both", "--search", "--budget", "24h"}, seconds: 14400, memoryMiB: 1500}})
 }
 
