@@ -49,10 +49,11 @@ func TestLookupAgainstLinear(t *testing.T) {
 	for i := range hops {
 		hops[i] = NextHop{Iface: uint16(i), OnLink: true}
 	}
-	for range 30 {
+	lists, tries := 0, 0
+	for round := range 60 {
 		var routes []Route
 		seen := map[Route]bool{}
-		for range rng.IntN(300) {
+		for range rng.IntN([]int{300, 8 * few}[round%2]) { // about few of each family in a zone, or many
 			r := Route{Zone: flow.TenantID(rng.IntN(4) * 5), Prefix: randomPrefix(rng)}
 			if k := (Route{Zone: r.Zone, Prefix: r.Prefix.Masked()}); seen[k] {
 				continue
@@ -80,6 +81,48 @@ func TestLookupAgainstLinear(t *testing.T) {
 			}
 			if ok && tab.Hop(nh).Iface != nh {
 				t.Fatalf("hop %d is %+v", nh, tab.Hop(nh))
+			}
+			if int(zone) < len(tab.zones) && ok {
+				if z := &tab.zones[zone]; family == 4 && z.trie4 || family == 6 && z.trie6 {
+					tries++
+				} else {
+					lists++
+				}
+			}
+		}
+	}
+	if lists < 5000 || tries < 5000 {
+		t.Errorf("%d found in lists, %d in tries: too few", lists, tries)
+	}
+}
+
+// A list holds as many routes as it may, and the trie what is more, whatever the other family has.
+func TestFewRoutesAndOneMore(t *testing.T) {
+	hops := []NextHop{{OnLink: true}}
+	for n := few - 1; n <= few+2; n++ {
+		for other := range 2 {
+			var routes []Route
+			for i := range n {
+				routes = append(routes, Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(i), 0}), 24)})
+				if other == 1 {
+					routes = append(routes, Route{Prefix: netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, byte(i)}), 40)})
+				}
+			}
+			tab, err := Compile(routes, hops)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if z := &tab.zones[0]; z.trie4 != (n > few) || z.trie6 != (n > few && other == 1) || (z.trie != nil) != (n > few) {
+				t.Errorf("%d routes: tries %v and %v", n, z.trie4, z.trie6)
+			}
+			for i := range n + 1 {
+				a, b := flow.Addr{198, 18, byte(i), 7}, flow.Addr{0x20, 1, 0xd, 0xb8, byte(i), 15: 1}
+				if _, ok := tab.Lookup(0, 4, &a); ok != (i < n) {
+					t.Errorf("of %d routes of IPv4 number %d: %v", n, i, ok)
+				}
+				if _, ok := tab.Lookup(0, 6, &b); ok != (i < n && other == 1) {
+					t.Errorf("of %d routes of IPv6 number %d: %v", n, i, ok)
+				}
 			}
 		}
 	}

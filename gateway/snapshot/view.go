@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"sync/atomic"
@@ -472,12 +473,7 @@ func NewPrefixSet(ps []netip.Prefix) (s PrefixSet) {
 	return s
 }
 
-func be64(b []byte) (v uint64) {
-	for _, c := range b[:8] {
-		v = v<<8 | uint64(c)
-	}
-	return v
-}
+func be64(b []byte) uint64 { return binary.BigEndian.Uint64(b) }
 
 // Contains reports whether a lies in one of the prefixes.
 func (s *PrefixSet) Contains(family uint8, a *flow.Addr) bool {
