@@ -339,6 +339,27 @@ func (c *Copied) put(w int, op *replica.Op, ctx *replica.Context) {
 	op.At = sh.place(w, slot)
 	ctx.Claim(op.At)
 	op.New = ctx.Hash(c.read(op.At))
+	sh.meets(&se)
+}
+
+// meets has neighbours be asked for that packets of a session go to, should this node take it over: else the first packets of each would wait for an answer then. Routers are asked for in any case.
+func (sh *Shard) meets(se *conntrack.Session) {
+	if sh.Want == nil {
+		return
+	}
+	for dir, id := range se.NextHop {
+		if id == noHop {
+			continue
+		}
+		h := sh.view.Hop(id)
+		if h.Kind != snapshot.HopForward || !h.OnLink {
+			continue
+		}
+		to := se.Key(1 - dir) // what comes back comes from there
+		if _, known := sh.Neighbors.Lookup(h.Iface, to.Family, &to.Src); !known {
+			sh.Want(h.Iface, se.Tenant, to.Family, &to.Src)
+		}
+	}
 }
 
 // sameTenant reports whether the shard has the tenant that a number stands for in another View.

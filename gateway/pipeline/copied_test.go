@@ -154,6 +154,49 @@ func (c *copying) open(dice *rand.Rand, n int) (answers [][]byte) {
 	return answers
 }
 
+// TestCopiesMeetTheirNeighbours: a standby has those asked for that packets of the sessions it has copies of go to, at both ends, but not those it knows.
+func TestCopiesMeetTheirNeighbours(t *testing.T) {
+	c := newCopying(t, 1, 2)
+	wanted := map[string]int{}
+	none := fib.NewNeighbors(64, 1)
+	for _, sh := range c.b.shards {
+		sh.Neighbors = none
+		sh.Want = func(iface uint16, by flow.TenantID, family uint8, hop *flow.Addr) {
+			wanted[hop.Netip(family).String()]++
+		}
+	}
+	c.open(rand.New(rand.NewPCG(3, 4)), 200)
+	c.carry()
+	c.equal()
+	missing := 0
+	for _, sh := range c.a.shards {
+		sh.Sessions.Each(0, sh.Sessions.Capacity(), func(_ uint32, se *conntrack.Session) bool {
+			if c.a.view.GroupOf(se.Tenant) == nil {
+				return true
+			}
+			for dir := range 2 {
+				h, to := c.b.view.Hop(se.NextHop[dir]), se.Key(1-dir)
+				if h.OnLink && wanted[to.Src.Netip(to.Family).String()] == 0 {
+					missing++
+				}
+			}
+			return true
+		})
+	}
+	if missing > 0 || len(wanted) < 10 {
+		t.Errorf("%d ends of sessions are not asked for; asked for are %d", missing, len(wanted))
+	}
+	clear(wanted) // all are known now, as far as this node's world goes
+	for _, sh := range c.b.shards {
+		sh.Neighbors = c.b.neigh
+	}
+	c.open(rand.New(rand.NewPCG(3, 5)), 200)
+	c.carry()
+	if c.equal(); len(wanted) != 0 {
+		t.Errorf("who is known is asked for: %v", wanted)
+	}
+}
+
 // TestCopiesAreEqual: what one node's tables have comes into another's that has more workers, or fewer, and both have the same by count, digest and mappings: after
 // a copy, after changes, after deletes. An answer that comes to the other node reaches the same inside host.
 func TestCopiesAreEqual(t *testing.T) {

@@ -106,11 +106,13 @@ type Config struct {
 
 // Shard is everything one worker writes.
 type Shard struct {
-	Worker    int
-	Sessions  *conntrack.Table
-	NAT       *nat.Shard
-	permits   *nat.Permits
-	Space     *nat.Space
+	Worker   int
+	Sessions *conntrack.Table
+	NAT      *nat.Shard
+	permits  *nat.Permits
+	Space    *nat.Space
+	// Want has a neighbour be asked for that no packet waits for; nil = nobody does. Set before anything runs.
+	Want      func(iface uint16, by flow.TenantID, family uint8, hop *flow.Addr)
 	Neighbors *fib.Neighbors
 	Shaper    *police.Shaper
 	Meter     *meter.Shard

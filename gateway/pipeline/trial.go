@@ -88,7 +88,7 @@ func (sh *Shard) twin(l *undo.Log, v *snapshot.View) *Shard {
 	c.held, c.tenures = append([]held(nil), sh.held...), append([]tenure(nil), sh.tenures...)
 	c.echo = copyWords(sh.echo)
 	c.frags = frag.New(frag.Config{Datagrams: 1, Size: 4096, Tenants: 1, Lost: func(flow.TenantID, verdict.Reason, int) {}}) // of its datagram nothing else has come
-	c.looks, c.copies, c.second = true, nil, nil
+	c.looks, c.copies, c.second, c.Want = true, nil, nil, nil
 	return &c
 }
 

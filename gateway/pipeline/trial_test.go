@@ -233,6 +233,7 @@ func TestATwinKnowsWhatAShardRefersTo(t *testing.T) {
 	known := []string{"Sessions", "NAT", "permits", "Neighbors", "Shaper", "Meter", "view", "echo", "held", "tenures", "hosts", "eventLog", "blocks", "asked", "frags",
 		"copies",          // the twin has none, so a trial marks nothing
 		"second",          // nor hands anything down
+		"Want",            // nor asks for anybody
 		"until",           // only read
 		"Space",           // shared by all workers: what the twin takes of it NAT.Twin gives back
 		"counted", "frag", // nil between packets

@@ -58,6 +58,7 @@ type entry struct {
 	made      uint64 // ns
 	confirmed uint64 // ns, when an answer to us was last seen; 0 = never
 	changed   uint64 // ns, when mac was last set
+	ahead     bool   // asked for before there was a frame for it, and not answered yet
 	wanted    uint64 // ns, when it was last found in use
 
 	due  uint64 // ns, when its timer runs out

@@ -181,6 +181,17 @@ func (m *machine) resolve(worker int, iface uint16, by flow.TenantID, group, fam
 	}
 }
 
+// want asks for a neighbour that nobody has asked for yet. No frame waits for the answer.
+func (m *machine) want(iface uint16, by flow.TenantID, family uint8, hop *flow.Addr, now uint64) {
+	k := key{addr: *hop, iface: iface, family: family}
+	if f := m.ifaces[iface]; f != nil && m.t.find(&k) == none {
+		if i := m.start(f, &k, by, now); i != none {
+			m.stats.Wanted++
+			m.t.all[i].ahead = true
+		}
+	}
+}
+
 // start makes an entry and asks; none when it may not or there is no room.
 func (m *machine) start(f *netif, k *key, by flow.TenantID, now uint64) int32 {
 	if !f.host(k.addr.Netip(k.family)) || f.claims(k.addr.Netip(k.family)) == own {
@@ -347,6 +358,7 @@ func (m *machine) publish(i int32, state fib.State, mac [6]byte, now uint64) {
 	}
 	e.state, e.tries = state, 0
 	to, wait := listNone, m.jitter(baseReachable)
+	e.ahead = false
 	switch state {
 	case fib.Stale:
 		to, wait = listIdle, staleLook
@@ -409,6 +421,10 @@ func (m *machine) timer(i int32, now uint64) {
 	case fib.Incomplete:
 		if e.tries < maxTries {
 			m.again(i, [6]byte{}, now)
+			return
+		}
+		if e.ahead && e.waiting == 0 && e.route == nil { // the first frame asks anew: the way to it may have been down here
+			m.forget(i, verdict.NoNeighbor)
 			return
 		}
 		for b := m.t.take(i); b != nil; b = m.t.take(i) {

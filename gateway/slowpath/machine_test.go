@@ -951,3 +951,38 @@ func FuzzLearn(f *testing.F) {
 		r.pass(4 * sec)
 	})
 }
+
+// TestNeighboursAreAskedForAhead: who is wanted is asked for once, and known when the first frame comes; who does not answer is forgotten, so that the first frame asks anew; a frame that comes meanwhile waits as any other.
+func TestNeighboursAreAskedForAhead(t *testing.T) {
+	r := newRig(t, nil)
+	want := func(a string) {
+		addr := flow.AddrFrom(netip.MustParseAddr(a))
+		r.m.want(1, 0, 4, &addr, r.now)
+	}
+	want("192.0.2.9")
+	want("192.0.2.9")
+	if got := r.took(); len(got) != 1 || r.m.stats.Wanted != 1 {
+		t.Fatalf("asked %v, %d wanted", got, r.m.stats.Wanted)
+	}
+	r.learn(arpReply(hostMAC, "192.0.2.9", "192.0.2.1"))
+	if !r.use(1, "192.0.2.9") {
+		t.Error("it has answered, and is not known")
+	}
+	r.took()
+	want("192.0.2.9")
+	if got := r.took(); len(got) != 0 {
+		t.Errorf("who is known is asked for again: %v", got)
+	}
+	want("192.0.2.10") // does not answer
+	r.pass(5 * sec)
+	r.took()
+	if r.resolve(1, "192.0.2.10", 1); len(r.took()) != 1 || r.m.stats.NoNeighbor != 0 {
+		t.Errorf("the first frame to who did not answer is not asked for anew: %+v", r.m.stats)
+	}
+	want("192.0.2.11")
+	r.resolve(1, "192.0.2.11", 2)
+	r.pass(5 * sec)
+	if r.unreachable != 2 || r.m.stats.NoNeighbor != 2 {
+		t.Errorf("%d frames came back, want that of each who did not answer: %+v", r.unreachable, r.m.stats)
+	}
+}

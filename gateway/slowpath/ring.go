@@ -86,4 +86,7 @@ func (r *ring) pop() {
 	r.head.Store(h + 1)
 }
 
+// busy reports whether a quarter of the ring waits; producer only.
+func (r *ring) busy() bool { return r.tail.Load()-r.head.Load() > r.mask/4 }
+
 func (r *ring) empty() bool { return r.head.Load() == r.tail.Load() }

@@ -136,6 +136,18 @@ func (s *Slow) Input(worker int, kind Kind, iface uint16, by flow.TenantID, grou
 	return true
 }
 
+// Want has a neighbour be asked for before there is a frame for it: by a worker, as Input is, of what the node may have to serve in a moment. Frames go first: it is not taken where many wait.
+func (s *Slow) Want(worker int, iface uint16, by flow.TenantID, family uint8, nextHop *flow.Addr) bool {
+	r := s.resolve[worker]
+	if r.busy() || !r.push(iface, by, 0, family, nextHop, nil) {
+		return false
+	}
+	if s.sleeping.Load() && s.sleeping.CompareAndSwap(true, false) {
+		s.kick()
+	}
+	return true
+}
+
 func (s *Slow) kick() {
 	select {
 	case s.wake <- struct{}{}:
@@ -238,7 +250,11 @@ func (s *Slow) step() (more bool, at uint64) {
 			if in == nil {
 				break
 			}
-			s.m.resolve(w, in.iface, in.by, in.group, in.family, &in.hop, data, now)
+			if len(data) == 0 {
+				s.m.want(in.iface, in.by, in.family, &in.hop, now)
+			} else {
+				s.m.resolve(w, in.iface, in.by, in.group, in.family, &in.hop, data, now)
+			}
 			s.resolve[w].pop()
 		}
 		for range drainPerStep {
@@ -323,6 +339,7 @@ func (s *Slow) Conflicts() []Conflict {
 type Stats struct {
 	Learned     uint64 // ARP and ND frames looked at
 	Resolves    uint64 // frames that came to wait for a next hop
+	Wanted      uint64 // neighbours that were asked for before there was a frame for them
 	RingFull    uint64 // inputs refused: no room, or too long
 	Replies     uint64 // ARP replies and advertisements sent in answer
 	Solicited   uint64 // requests and solicitations sent

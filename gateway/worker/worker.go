@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"demarc/gateway/flow"
 	"demarc/gateway/lease"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/police"
@@ -172,6 +173,11 @@ func New(c Config) (*Worker, error) {
 	}
 	w.tables()
 	w.release = w.emit
+	if c.Slow != nil {
+		w.shard.Want = func(iface uint16, by flow.TenantID, family uint8, hop *flow.Addr) {
+			c.Slow.Want(c.ID, iface, by, family, hop)
+		}
+	}
 	w.look = w.limitsOf
 	if w.second.Second = c.Second; c.Second != nil {
 		w.useSecond()
