@@ -38,6 +38,9 @@ func (q *failoverBench) flows(p *trio.Pair, probe bool) (probes, calls []netlab.
 	return probes, calls
 }
 
+// openRate is how many connections are opened a second where they are more than one process holds.
+const openRate = 1500.0
+
 // perProcess is how many connections one process holds: fewer than systems let it have files.
 const perProcess = 12_000
 
@@ -62,13 +65,17 @@ func (q *failoverBench) hold(p *trio.Pair, part int) (held, far []*netlab.Server
 		far = append(far, s)
 	}
 	long := 30*time.Second + time.Duration(data+idle)*time.Millisecond // to open all
+	rate := 0.0                                                        // of each process
+	if data+idle > perProcess {                                        // as fast as they can they keep both processors busy for half a minute, and leases end
+		rate = openRate / float64(4*each)
+	}
 	var wg sync.WaitGroup
 	held, errs := make([]*netlab.Server, 4*each), make([]error, 4*each)
 	for i := range held {
 		share := func(all int) string { return strconv.Itoa((all + i) / len(held)) }
 		side, six := tenantOf(i)
 		wg.Go(func() {
-			held[i], errs[i] = p.ServeWithin(long+10*time.Second, side, "tcp-hold", "-dst", netip.AddrPortFrom(p.Outside(six), uint16(trio.PairHoldPort+i%ends)).String(), "-from", joined(p.Addresses(side, six)), "-patience", long.String(),
+			held[i], errs[i] = p.ServeWithin(long+10*time.Second, side, "tcp-hold", "-dst", netip.AddrPortFrom(p.Outside(six), uint16(trio.PairHoldPort+i%ends)).String(), "-from", joined(p.Addresses(side, six)), "-patience", long.String(), "-rate", strconv.FormatFloat(rate, 'f', -1, 64),
 				"-count", share(data), "-every", q.Every.String(), "-within", q.Within.String(), "-idle", share(idle), "-sample", share(sample))
 		})
 	}

@@ -144,6 +144,7 @@ func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 	idle := fs.Int("idle", 0, "more connections, which are idle until the end")
 	sample := fs.Int("sample", 0, "of the idle ones that are tried at the end, drawn then; 0 = all")
 	patience := fs.Duration("patience", 8*time.Second, "to open all")
+	rate := fs.Float64("rate", 0, "connections opened a second at most; 0 = as many as can be")
 	within := fs.Duration("within", 5*time.Second, "what takes longer at the end is lost")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
@@ -151,7 +152,7 @@ func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 	if _, err := netip.ParseAddrPort(*dst); err != nil {
 		return nil, err
 	}
-	if *busy < 0 || *idle < 0 || *busy+*idle < 1 || *every < 0 || *sample < 0 {
+	if *busy < 0 || *idle < 0 || *busy+*idle < 1 || *every < 0 || *sample < 0 || *rate < 0 {
 		return nil, errors.New("want a connection at least, and nothing negative")
 	}
 	count := *busy + *idle
@@ -189,7 +190,11 @@ func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, 32)
 	var bad error
+	opened := time.Now()
 	for i := range conns {
+		if *rate > 0 {
+			sleepUntil(opening, opened.Add(time.Duration(float64(i) / *rate * float64(time.Second))))
+		}
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
