@@ -53,6 +53,13 @@ func (b backend) Cut(ctx context.Context, r api.CutRequest) (*api.Cut, error) {
 		}
 		return !r.DryRun
 	}
+	if !r.DryRun { // from here on workers alone carry: what is cut is not under way anywhere, and a slot is not taken again while a program is at it
+		release, err := g.off.hold()
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+	}
 	for w := range g.workers {
 		for from, done := uint32(0), false; !done; {
 			c, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -70,9 +77,6 @@ func (b backend) Cut(ctx context.Context, r api.CutRequest) (*api.Cut, error) {
 	}
 	out.Sessions = g.wire(first, now)
 	if out.Cut > 0 {
-		if err := g.off.settle(); err != nil {
-			return nil, err
-		}
 		if err := g.drained(ctx, touched); err != nil {
 			return nil, err
 		}

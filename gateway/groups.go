@@ -291,6 +291,12 @@ func (g *Gateway) takeOver(group uint8, serving, forget bool) {
 	part := &g.groups.parts[group]
 	part.set(serving)
 	done := make(chan struct{}, len(g.workers))
+	release := func() {}
+	if serving { // a program asks for the deadline alone, so it would carry what its worker has not looked at: nothing, before every worker has
+		release = g.off.up()
+	}
+	var left atomic.Int32
+	left.Store(int32(len(g.workers)))
 	for _, w := range g.workers {
 		go func() {
 			var err error
@@ -305,6 +311,8 @@ func (g *Gateway) takeOver(group uint8, serving, forget bool) {
 			}
 			if err != nil && !errors.Is(err, worker.ErrStopped) {
 				g.log.Error("a worker was not told whether this node serves a group: it serves it no further than before", "group", group, "err", err)
+			} else if left.Add(-1) == 0 { // else never
+				release()
 			}
 			done <- struct{}{}
 		}()

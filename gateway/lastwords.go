@@ -31,7 +31,7 @@ func (g *Gateway) lastWords(ctx context.Context) error {
 			// The keys are read first: where they change meanwhile, it is done again.
 			nowKeys := c.PartingKeys()
 			if !maps.Equal(nowTerms, terms) || len(nowTerms) > 0 && !maps.Equal(nowKeys, keys) {
-				if err = g.o.Parent.LastWords(sealWords(c, g.groups.driver.Life(), nowTerms, nowKeys), zerocopy); err == nil {
+				if err = g.o.Parent.LastWords(sealWords(c, g.groups.driver.Life(), nowTerms, nowKeys), zerocopy, g.off != nil); err == nil {
 					terms, keys = nowTerms, nowKeys
 				} else if !failed {
 					failed = true

@@ -60,12 +60,27 @@ func (g *Gateway) judgeOffload(p *port) (on bool, why string, err error) {
 	case asked == offloadAuto && p.link.Driver == "veth":
 		why = `a veth loses what is redirected to it, without a word, once nothing at its far end asks for it; offload = "always" is for who sees to that`
 	default:
-		why = redirects(p.link.Index, p.link.Driver, asked == offloadAlways)
+		if why = redirects(p.link.Index, p.link.Driver, asked == offloadAlways); why == "" && asked == offloadAuto {
+			why = tooFewQueues(p.cfg.Device)
+		}
 	}
 	if why != "" && asked == offloadAlways {
 		return false, why, fmt.Errorf("port %s: offload = \"always\" cannot be: %s", p.cfg.Name, why)
 	}
 	return why == "", why, nil
+}
+
+// tooFewQueues says why frames that a CPU redirects to a device may find no queue there: several drivers have the CPU's number be that of the queue, and drop what has none without a word. "" = each CPU has one.
+func tooFewQueues(device string) string {
+	c, err := hostnet.ReadChannels(device)
+	n, e := hostnet.CPUs()
+	switch err = errors.Join(err, e); {
+	case err != nil:
+		return fmt.Sprintf("whether each CPU has a queue of the device cannot be told: %v", err)
+	case c.Combined+c.Tx < n:
+		return fmt.Sprintf("the device has %d queues for %d CPUs, and its driver may lose what the others redirect; offload = \"always\" is for who knows that it does not", c.Combined+c.Tx, n)
+	}
+	return ""
 }
 
 // redirects says why a device does not take redirected frames; "" = it does. The kernel says so since 6.3; trust: what it cannot tell is so.
@@ -152,24 +167,29 @@ func (o *offload) settle() error {
 	return o.tables.Settle()
 }
 
-// hold has all packets go up until the function that it returns is called, and waits for those under way.
-func (o *offload) hold() (release func(), err error) {
+// up has all packets that come from now on go up until the function that it returns is called.
+func (o *offload) up() (release func()) {
 	if o == nil {
-		return func() {}, nil
+		return func() {}
 	}
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	if o.held++; o.held == 1 {
 		o.tables.Hold(true)
 	}
-	o.mu.Unlock()
-	release = sync.OnceFunc(func() {
+	return sync.OnceFunc(func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		if o.held--; o.held == 0 {
 			o.tables.Hold(false)
 		}
 	})
-	if err := o.tables.Settle(); err != nil {
+}
+
+// hold is up, and waits for those under way.
+func (o *offload) hold() (release func(), err error) {
+	release = o.up()
+	if err := o.settle(); err != nil {
 		release()
 		return nil, err
 	}

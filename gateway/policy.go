@@ -181,9 +181,11 @@ func (g *Gateway) serve(p *configs.Policy, v *snapshot.View, text []byte, r *api
 	}
 	if g.off != nil {
 		g.fencing.Go(func() {
-			if g.waitFor(context.Background(), v.Gen) == nil { // else one goes by another view: they carry everything
-				release()
+			if err := g.waitFor(context.Background(), v.Gen); err != nil { // one goes by another view
+				g.log.Error("offload: workers carry everything until the node is restarted", "err", err)
+				return
 			}
+			release()
 		})
 	}
 	if g.slow != nil {

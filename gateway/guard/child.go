@@ -98,9 +98,9 @@ func (p *Parent) Notify(text string) error { return p.say(sayNotify, []byte(text
 func (p *Parent) Deadlines(fd int) error { return p.say(sayDeadlines, nil, unix.UnixRights(fd)) }
 
 // LastWords are what is to be said when this process has ended, instead of what was to be said until now. zerocopy: some of its sockets are such that a driver may send by itself
-// what stands in their rings until they are closed.
-func (p *Parent) LastWords(list []Words, zerocopy bool) error {
-	text, err := json.Marshal(will{list, zerocopy})
+// what stands in their rings until they are closed. offload: its XDP programs carry sessions.
+func (p *Parent) LastWords(list []Words, zerocopy, offload bool) error {
+	text, err := json.Marshal(will{list, zerocopy, offload})
 	if err != nil {
 		return errors.Join(errors.New("last words"), err)
 	}

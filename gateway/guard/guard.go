@@ -51,6 +51,9 @@ const (
 	idlePace = 50 * time.Millisecond
 )
 
+// grace waits for what programs have begun. Tests have it fail.
+var grace = xsk.Grace
+
 // parent is what the parent knows of its child.
 type parent struct {
 	log    *slog.Logger
@@ -100,7 +103,7 @@ func Run(c Config) (status int, err error) {
 	end := wait(child.Pid)
 	_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond)) // all that it has said is there
 	<-heard
-	p.part()
+	p.part(true)
 	p.mu.Lock()
 	p.ended = true
 	p.mu.Unlock()
@@ -188,7 +191,7 @@ func (p *parent) watch(pid int) {
 		case !look:
 			time.Sleep(idlePace)
 		case over(pid):
-			p.part()
+			p.part(false)
 			return
 		default:
 			time.Sleep(lookPace)
@@ -301,11 +304,11 @@ func wait(pid int) unix.WaitStatus {
 // dead says whether a process has ended: its threads are gone, and with them all that only they had open.
 func dead(s unix.WaitStatus) bool { return s.Exited() || s.Signaled() }
 
-// part says what the data plane cannot say any more, once of each term. None of its threads runs again, so nothing of it leaves; what arrives meets deadlines that are over.
-func (p *parent) part() {
+// part says what the data plane cannot say any more, once of each term. None of its threads runs again, so nothing of it leaves; what arrives meets deadlines that are over. What its programs had begun
+// before may still leave, where they carry sessions: grace waits for that. last = it was waited for; without, it says nothing if grace fails.
+func (p *parent) part(last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	began := time.Now()
 	if p.deadlines != nil {
 		t := p.deadlines.Table()
 		for id := range len(t) {
@@ -315,6 +318,12 @@ func (p *parent) part() {
 			}
 		}
 	}
+	if p.will.Grace {
+		if err := grace(); err != nil && !last {
+			return
+		}
+	}
+	began := time.Now()
 	var all []beat.Parcel
 	for _, w := range p.will.Words {
 		if p.said[w.Group] != w.Epoch {

@@ -64,7 +64,7 @@ func child(args []string) int {
 	signal.Notify(signals, unix.SIGTERM, unix.SIGUSR1, unix.SIGHUP)
 	if to := os.Getenv(toEnv); to != "" {
 		w := Words{Group: "east", Epoch: 7, Parcels: []beat.Parcel{{From: netip.MustParseAddr("127.0.0.1"), To: netip.MustParseAddrPort(to), Bytes: []byte("over")}}}
-		if err := p.LastWords([]Words{w}, false); err != nil {
+		if err := p.LastWords([]Words{w}, false, false); err != nil {
 			fmt.Println(err)
 			return 99
 		}
@@ -418,7 +418,7 @@ func TestWaits(t *testing.T) {
 		if n := f.words(150 * time.Millisecond); (n == 0) != wait {
 			t.Errorf("wait %v: told %d times", wait, n)
 		}
-		p.part()
+		p.part(true)
 		if n := f.words(100 * time.Millisecond); (n == 0) == wait {
 			t.Errorf("wait %v: told %d times more when it has ended", wait, n)
 		}
@@ -428,6 +428,50 @@ func TestWaits(t *testing.T) {
 		<-watched
 	}
 	c.Wait()
+}
+
+// TestGraceBeforeLastWords: where programs carry sessions, what they had begun leaves before the others are told; where that cannot be waited for nothing is said before the process has been waited for.
+func TestGraceBeforeLastWords(t *testing.T) {
+	roottest.Require(t)
+	d, err := xsk.NewDeadlines()
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer heard.Close()
+	f := &family{t: t, heard: heard}
+	if err := xsk.Grace(); err != nil {
+		t.Errorf("a grace period: %v", err)
+	}
+	defer func() { grace = xsk.Grace }()
+	for _, fails := range []error{nil, unix.EINVAL} {
+		d.Table().Write(1, 5, 1<<62)
+		grace = func() error {
+			if d.Table().Until(1) != 0 {
+				t.Error("what comes now is still carried")
+			}
+			if n := f.words(20 * time.Millisecond); n > 0 {
+				t.Error("the others know it already")
+			}
+			return fails
+		}
+		p := &parent{log: slog.New(slog.DiscardHandler), said: map[string]uint64{}, deadlines: d}
+		p.will = will{Grace: true, Words: []Words{{Group: "g", Epoch: 1, Parcels: []beat.Parcel{{From: netip.MustParseAddr("127.0.0.1"), To: heard.LocalAddr().(*net.UDPAddr).AddrPort(), Bytes: []byte("over")}}}}}
+		p.part(false)
+		if n := f.words(100 * time.Millisecond); (n > 0) != (fails == nil) {
+			t.Errorf("grace %v: told %d times", fails, n)
+		}
+		p.part(true)
+		if n := f.words(100 * time.Millisecond); (n > 0) != (fails != nil) {
+			t.Errorf("grace %v: told %d times when it was waited for", fails, n)
+		}
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestClosesLeases: the table that the XDP programs read comes to the parent by its descriptor, and serves nobody once the data plane is over.
@@ -459,7 +503,7 @@ func TestClosesLeases(t *testing.T) {
 	for id, until := range map[uint8]uint64{1: 1 << 62, 7: 1 << 62, 255: 1} {
 		d.Table().Write(id, 5, until)
 	}
-	if err := errors.Join(c.Notify("X=1"), c.Deadlines(d.FD()), c.LastWords(nil, true)); err != nil {
+	if err := errors.Join(c.Notify("X=1"), c.Deadlines(d.FD()), c.LastWords(nil, true, true)); err != nil {
 		t.Fatal(err)
 	}
 	conns[0].Close()
@@ -467,7 +511,7 @@ func TestClosesLeases(t *testing.T) {
 	if d.Table().Until(7) == 0 {
 		t.Error("a lease was closed while the data plane runs")
 	}
-	p.part()
+	p.part(true)
 	for id := range 256 {
 		if u := d.Table().Until(uint8(id)); u != 0 {
 			t.Errorf("group %d may be served until %d", id, u)

@@ -43,10 +43,12 @@ func readHead(b [headLen]byte) (what byte, n int, err error) {
 	return b[0], n, nil
 }
 
-// will is what is to be said, and when: Wait = not before all sockets of the data plane are closed, since a driver may send by itself what stands in their rings.
+// will is what is to be said, and when: Wait = not before all sockets of the data plane are closed, since a driver may send by itself what stands in their rings. Grace = not before XDP programs that carry
+// sessions have ended what they had begun.
 type will struct {
 	Words []Words `json:"words"`
 	Wait  bool    `json:"wait"`
+	Grace bool    `json:"grace"`
 }
 
 func readWill(text []byte) (w will, err error) {

@@ -3,6 +3,8 @@ package hostnet
 import (
 	"encoding/binary"
 	"fmt"
+	"os"
+	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netlink/nl"
@@ -98,4 +100,18 @@ func SetChannels(name string, c Channels) error {
 		return fmt.Errorf("set queues of %s to %s: %w", name, c, err)
 	}
 	return nil
+}
+
+// CPUs is one more than the highest number that a CPU of the machine can have (sysfs: devices/system/cpu/possible, "0-3,8").
+func CPUs() (int, error) {
+	b, err := os.ReadFile("/sys/devices/system/cpu/possible")
+	if err != nil {
+		return 0, err
+	}
+	text := strings.TrimSpace(string(b))
+	n, err := strconv.Atoi(text[strings.LastIndexAny(text, "-,")+1:])
+	if err != nil {
+		return 0, fmt.Errorf("possible CPUs %q: %w", text, err)
+	}
+	return n + 1, nil
 }

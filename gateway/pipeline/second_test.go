@@ -50,6 +50,10 @@ func TestSecondIsTold(t *testing.T) {
 	if r.sh.Watches() {
 		t.Error("nobody looks")
 	}
+	r.sh.TakeOver(9)
+	told("a group is served", 0, 0, 1)
+	r.sh.GiveUp(9)
+	told("and no longer: what was handed down meanwhile is nobody's in a later term", 0, 0, 1)
 	r.block([2]string{"", "203.0.113.77/32"})
 	if !r.sh.Watches() {
 		t.Error("an address is blocked, and nothing need be seen")

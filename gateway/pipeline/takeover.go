@@ -57,6 +57,9 @@ func (sh *Shard) GiveUp(group uint8) {
 		return
 	}
 	sh.serving[group] = false
+	if sh.second != nil { // which asks for the deadline alone: what was handed down in this term is not, in a later one
+		sh.newGen()
+	}
 	sh.standing()
 }
 
