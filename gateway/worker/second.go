@@ -80,10 +80,11 @@ func (w *Worker) quiet() bool {
 	return true
 }
 
-// handDown hands down what has been noted, behind flush: when nothing else is in hand, or has been all the while.
+// handDown hands down what has been noted, behind flush: when nothing else is in hand, or has been all the while. Where many wait it does so at once: a worker that has more than it can
+// carry gets rid of it so.
 func (w *Worker) handDown() {
 	c, v := &w.second, w.shard.View()
-	if c.turns++; c.turns < downTurns && !w.quiet() {
+	if c.turns++; c.turns < downTurns && c.n < len(c.wait) && !w.quiet() {
 		return
 	}
 	for _, slot := range c.wait[:c.n] {
