@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"errors"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -55,6 +56,20 @@ func TestCases(t *testing.T) {
 	}
 	if small != 7 || middle != 4 || large != 1 || math.Abs(c.bytes()-(7*64+4*594+1518)/12.0) > 1e-9 {
 		t.Errorf("IMIX is %v, %v bytes in the mean", c.sizes(), c.bytes())
+	}
+}
+
+// In the short plan nft-linear takes part where first packets are searched for; who is named takes part everywhere.
+func TestSidesOfTheShortPlan(t *testing.T) {
+	for _, c := range []struct {
+		named, search bool
+		want          []string
+	}{{false, false, []string{report.Us, sideKernel, sideExpert}}, {false, true, []string{report.Us, sideKernel, sideLinear, sideExpert}}, {true, false, []string{report.Us, sideKernel, sideLinear, sideExpert}}} {
+		q := traffic{Peers: defaultPeers, Named: c.named, linearOnce: true, Progress: io.Discard}
+		list, err := q.sides(&flowCase{Size: "64", Flows: 1, Search: c.search})
+		if err != nil || !slices.Equal(list, c.want) || (len(q.notes) > 0) != (len(list) < 4) {
+			t.Errorf("%+v: %v, notes %q; %v", c, list, q.notes, err)
+		}
 	}
 }
 
@@ -155,6 +170,10 @@ func TestThroughputOfFaultyDevices(t *testing.T) {
 		q := throughput{Seconds: 0.2, Step: 0.05, Resolution: 0.2, Offer: 100_000}
 		q.traffic = traffic{Scenario: "throughput", Cases: []flowCase{{Size: "64", Flows: 64, Search: true}}, Trials: 1, Rules: 1, Seed: 1, Budget: 0, Progress: t.Output(),
 			extra: func(r *room) map[string]device { return map[string]device{report.Us: &faulty{plain{r: r}, c.rule}} }}
+		// What is right is established once, and loaded twice.
+		if c.name == "right" {
+			q.Cases[0].Once, q.Trials = true, 2
+		}
 		out, err := q.run(t.Context())
 		clean(t)
 		if (err != nil) != (c.want != "") || err != nil && !strings.Contains(err.Error(), c.want) {
@@ -168,7 +187,7 @@ func TestThroughputOfFaultyDevices(t *testing.T) {
 			t.Errorf("%s: %d figures", c.name, len(out.Results))
 		case c.name == "drops" && (found.Max != 0 || found.N != 1 || loss.Min < 1 || loss.Max > 30):
 			t.Errorf("%s: %v Mpps without loss, %v %% lost", c.name, found, loss)
-		case c.name == "right" && (found.N != 1 || by["64B/64/nat44 rate"].Demarc.Min <= 0): // how much without loss is the machine's luck
+		case c.name == "right" && (found.N != 2 || by["64B/64/nat44 rate"].Demarc.N != 2 || by["64B/64/nat44 establish-rate"].Demarc.N != 1 || by["64B/64/nat44 rate"].Demarc.Min <= 0): // how much without loss is the machine's luck
 			t.Errorf("%s: %v Mpps without loss, %v %% lost", c.name, found, loss)
 		}
 	}
