@@ -369,7 +369,7 @@ func (q *tcpBench) rows(turns map[string][]tcpTurn) {
 
 func init() {
 	register(scenario{place: 70, name: "tcp", about: "TCP through each side: bulk of one and 16 streams, and connections of one request each", command: tcpCommand, needs: tcpNeeds,
-		short: &stint{args: []string{"--trials", "2"}, seconds: 22, memoryMiB: 400},
+		short: &stint{args: []string{"--trials", "2"}, seconds: 36, memoryMiB: 400},
 		full:  &stint{args: []string{"--trials", "10", "--seconds", "10", "--budget", "24h"}, seconds: 1500, memoryMiB: 400}})
 }
 

@@ -26,8 +26,10 @@ type throughput struct {
 	Step       float64 // of each trial of the search; the confirming one takes four times as long
 	Offer      float64 // frames per second of the former; 0 = as many as the maker's CPU makes
 	Resolution float64 // of the search
+	Searches   int     // of each side in each case; 0 = one a turn
 
-	found map[string]float64 // of each side in each case, by both names: where its next search begins
+	searched map[string]int     // of each side in each case, by both names
+	found    map[string]float64 // of each side in each case, by both names: where its next search begins
 }
 
 const wireExtra = 20 // bytes between two frames on Ethernet: preamble, start of frame, gap
@@ -75,7 +77,7 @@ func ratio(a, b float64) float64 {
 
 // run measures. What it could measure is in the output also when there is an error.
 func (q *throughput) run(ctx context.Context) (*report.Output, error) {
-	q.found = map[string]float64{}
+	q.found, q.searched = map[string]float64{}, map[string]int{}
 	q.weigh = throughputWeight
 	err := q.each(ctx, q.measure, q.rows)
 	return q.finish(), err
@@ -107,17 +109,21 @@ func (q *throughput) measure(ctx context.Context, c *flowCase, d device, t *turn
 	if t.Full, err = q.undisturbed(ctx, t, d, full); err != nil {
 		return err
 	}
-	if c.Search {
+	if key := searchKey(c, t); c.Search && (q.Searches == 0 || q.searched[key] < q.Searches) {
 		if err := q.search(ctx, c, d, t); err != nil {
 			return err
 		}
+		q.searched[key]++
 	}
 	q.say("  %-11s %7.3f Mpps right of %7.3f offered, %5.0f ns CPU a packet%s%s", t.Side, t.Full.rate()/1e6, t.Full.sent.Rate()/1e6, ratio(1e9*busy(t.Full.use), t.Full.rate()), foundWords(c, t), disturbedWords(t))
 	return nil
 }
 
+// searchKey is the name under which is known what a side's searches have found.
+func searchKey(c *flowCase, t *turn) string { return c.name() + " " + t.Side }
+
 func foundWords(c *flowCase, t *turn) string {
-	if !c.Search {
+	if !c.Search || t.Found.Trials == 0 {
 		return ""
 	}
 	return fmt.Sprintf(", at most %.1f %% loss at %.3f Mpps (%d trials)", 100*lossLimit, t.Lossless.rate()/1e6, t.Found.Trials)
@@ -132,7 +138,7 @@ func disturbedWords(t *turn) string {
 
 // search finds the rate; its confirming trial is what is reported.
 func (q *throughput) search(ctx context.Context, c *flowCase, d device, t *turn) (err error) {
-	key := c.name() + " " + t.Side
+	key := searchKey(c, t)
 	s := rateSearch{Most: 1.05 * t.Full.rate(), Resolution: q.Resolution}
 	// Not where the last one ended, but up to a step beside it: else all turns would try the same few rates, and their spread would be none.
 	if rate, ok := q.found[key]; ok {
@@ -166,7 +172,7 @@ func (q *throughput) rows(c *flowCase, turns map[string][]turn) {
 			continue
 		}
 		addRow(q.out, report.Row{Scenario: q.Scenario, Case: c.name(), Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits}, turns, func(t *turn) ([]float64, bool) {
-			if m.name == "establish-rate" && t.Establish == 0 {
+			if m.name == "establish-rate" && t.Establish == 0 || m.search && t.Found.Trials == 0 {
 				return nil, false
 			}
 			return []float64{m.of(c, t)}, t.Disturbed
@@ -407,7 +413,7 @@ func (q *traffic) deliver(c *cobra.Command, f *flowFlags, out *report.Output, er
 func init() {
 	register(scenario{place: 10, name: "throughput", about: "frame rates by size, flows, family and direction, beside four peers", command: throughputCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--resolution", "0.1", "--step", "0.15", "--seconds", "0.7"}, seconds: 275, memoryMiB: 1000},
+		short: &stint{args: []string{"--searches", "2", "--resolution", "0.1", "--step", "0.15", "--seconds", "0.7"}, seconds: 275, memoryMiB: 1000},
 		full:  &stint{args: []string{"--sizes", "64,128,512,1518,imix", "--flows", "1,64k,1M", "--family", "4,6", "--direction", "out,in,both", "--search", "--budget", "24h"}, seconds: 14400, memoryMiB: 1500}})
 }
 
@@ -444,6 +450,8 @@ func throughputCommand() *cobra.Command {
 				return usageError{errors.New("--offer must not be negative")}
 			case q.Resolution < 0.001 || q.Resolution > 0.5:
 				return usageError{errors.New("--resolution must be from 0.001 to 0.5")}
+			case q.Searches < 0:
+				return usageError{errors.New("--searches must not be negative; 0 is one in each turn")}
 			}
 			named := cmd.Flags().Changed("sizes") || cmd.Flags().Changed("flows") || cmd.Flags().Changed("family") || cmd.Flags().Changed("direction")
 			if !named {
@@ -473,6 +481,7 @@ func throughputCommand() *cobra.Command {
 	s.Float64Var(&q.Step, "step", 0.25, "seconds of each trial of the search; the confirming one takes four times as long")
 	s.Float64Var(&q.Resolution, "resolution", 0.02, "of the search, as a part of the rate without a pace")
 	s.Float64Var(&offer, "offer", 0, "million frames per second of the loads without a pace, the same for all; 0 = as many as CPU 0 makes")
+	s.IntVar(&q.Searches, "searches", 0, "of each side in each case; 0 = one in each turn")
 	s.BoolVar(&search, "search", false, "search for the highest rate with at most 0.1 % loss in each case")
 	return c
 }

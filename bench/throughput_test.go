@@ -76,7 +76,7 @@ func TestSidesOfTheShortPlan(t *testing.T) {
 func TestThroughputWrongCalls(t *testing.T) {
 	for _, args := range [][]string{
 		{"--sizes", "63"}, {"--sizes", "65"}, {"--sizes", "1520"}, {"--sizes", "large"}, {"--flows", "1000"}, {"--flows", "8M"}, {"--flows", "0"}, {"--family", "5"},
-		{"--direction", "up"}, {"--peers", "vpp"}, {"--trials", "0"}, {"--seconds", "0"}, {"--resolution", "0"}, {"--offer", "-1"}, {"x"},
+		{"--direction", "up"}, {"--peers", "vpp"}, {"--trials", "0"}, {"--seconds", "0"}, {"--resolution", "0"}, {"--offer", "-1"}, {"--searches", "-1"}, {"x"},
 	} {
 		wrongCall(t, append([]string{"throughput"}, args...))
 	}
@@ -219,6 +219,19 @@ func TestThroughput(t *testing.T) {
 	}
 	if len(r.Notes) == 0 || !strings.Contains(r.Machine.Mode, "copy") {
 		t.Errorf("notes %q, mode %q", r.Notes, r.Machine.Mode)
+	}
+}
+
+// Of two turns one searches: each figure is of the turns that it was looked for in.
+func TestThroughputSearchesSomeTurns(t *testing.T) {
+	r, said, err := asJSON(t, "throughput", "--sizes", "64", "--flows", "1024", "--peers", "kernel", "--trials", "2", "--rules", "200", "--seconds", "0.1", "--step", "0.05", "--resolution", "0.5", "--search", "--searches", "1", "--budget", "3s")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	by := byMetric(t, &r, said, err)
+	rate, found, trials := by["64B/1k/nat44 rate"], by["64B/1k/nat44 rate-0.1%-loss"], by["64B/1k/nat44 search-trials"]
+	if rate.Demarc.N != 2 || found.Demarc.N != 1 || found.Peers[sideKernel].N != 1 || trials.Demarc.Min < 1 {
+		t.Errorf("rate of %d turns, the rate with at most 0.1 %% loss of %d and %d, trials %+v", rate.Demarc.N, found.Demarc.N, found.Peers[sideKernel].N, trials.Demarc)
 	}
 }
 
