@@ -14,5 +14,5 @@ var version string
 
 func main() {
 	zerocopy.Init() // the same program is init of the guest that `demarc zerocopy` boots
-	os.Exit(cli.Main(os.Args[1:], version, bench.Command()))
+	os.Exit(cli.Main(os.Args[1:], version, bench.Command(version)))
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -26,8 +25,9 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// Command is `demarc bench`.
-func Command() *cobra.Command {
+// Command is `demarc bench` of a program that was built as version.
+func Command(version string) *cobra.Command {
+	linked = version
 	q := suite{}
 	var asJSON bool
 	var about strings.Builder
@@ -164,21 +164,3 @@ const maxQuickFlows = 65536
 
 // benchRate is the limit of both sides, bit/s of IP in each direction: ten times what 64-byte frames reach here.
 const benchRate = 10_000_000_000
-
-// version is what the build knows of itself.
-func version() string {
-	b, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	rev, dirty := b.Main.Version, ""
-	for _, s := range b.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			rev = s.Value[:min(12, len(s.Value))]
-		case s.Key == "vcs.modified" && s.Value == "true":
-			dirty = "-changed"
-		}
-	}
-	return rev + dirty
-}

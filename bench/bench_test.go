@@ -303,7 +303,7 @@ func TestQuickGeneric(t *testing.T) {
 func asJSON(t *testing.T, args ...string) (r report.Output, said string, err error) {
 	t.Helper()
 	roottest.Require(t)
-	c := Command()
+	c := Command("")
 	var stdout, stderr bytes.Buffer
 	c.SetOut(&stdout)
 	c.SetErr(&stderr)
@@ -369,7 +369,7 @@ func TestQuickRefusesABrokenGateway(t *testing.T) {
 	roottest.Require(t)
 	bin := binary(t)
 	for _, stage := range []string{"nat", "acl", "limit"} {
-		c := Command()
+		c := Command("")
 		var stdout bytes.Buffer
 		c.SetOut(&stdout)
 		c.SetErr(&bytes.Buffer{})
@@ -421,12 +421,21 @@ func (f writerFunc) Write(b []byte) (int, error) {
 // A wrong call is told from a bench that failed: the command line gives it another exit status.
 func TestWrongCalls(t *testing.T) {
 	for _, args := range [][]string{{"foo"}, {"--scenarios", "foo"}, {"--within", "1s"}, {"--full", "--within", "1h"}, {"quick", "foo"}, {"quick", "--pairs", "0"}, {"quick", "--mode", "fast"}, {"quick", "--rules", "0"}, {"quick", "--flows", "2097152"}, {"sessions", "--sessions", "1000"}, {"sessions", "--rounds", "0"}, {"sessions", "x"}} {
-		c := Command()
+		c := Command("")
 		c.SetArgs(args)
 		c.SilenceErrors, c.SilenceUsage = true, true
 		var u interface{ Usage() }
 		if err := c.ExecuteContext(t.Context()); !errors.As(err, &u) {
 			t.Errorf("%q: %v is no usage error", args, err)
 		}
+	}
+}
+
+// Results say of which program they are, also where the build keeps no record of that.
+func TestResultsNameTheProgram(t *testing.T) {
+	defer func() { linked = "" }()
+	Command("v1.2-3-gabcdef")
+	if v, c := version(), commit(); v != "v1.2-3-gabcdef" || c != v { // go test keeps no record
+		t.Errorf("version %q, commit %q", v, c)
 	}
 }

@@ -157,7 +157,7 @@ func TestClusterFiguresSeeASlowLine(t *testing.T) {
 
 func TestClusterRefusesWrongOptions(t *testing.T) {
 	for _, args := range [][]string{{"--rows", "else"}, {"--commits", "0"}, {"--tenants", "1001"}, {"--rules", "99"}, {"--round-trip", "1m"}} {
-		c := Command()
+		c := Command("")
 		c.SetArgs(append([]string{"cluster"}, args...))
 		c.SilenceUsage, c.SilenceErrors = true, true
 		var u interface{ Usage() }

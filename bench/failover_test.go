@@ -256,7 +256,7 @@ func TestFailoverFiguresSeeThatNobodyTakesOver(t *testing.T) {
 
 func TestFailoverRefusesWrongOptions(t *testing.T) {
 	for _, args := range [][]string{{"--rows", "else"}, {"--rows", "port/else"}, {"--runs", "-1"}, {"--probes", "11"}, {"--calls", "6"}, {"--interval", "2s"}, {"--data", "200001"}, {"--many", "150"}, {"--many-rate", "1"}, {"--every", "1ms"}} {
-		c := Command()
+		c := Command("")
 		c.SetArgs(append([]string{"failover"}, args...))
 		c.SilenceUsage, c.SilenceErrors = true, true
 		var u interface{ Usage() }

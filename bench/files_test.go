@@ -33,7 +33,7 @@ func resultsFileOf(t *testing.T, name string, rate float64, spoil func(*report.O
 
 func benchCommand(t *testing.T, args ...string) (out string, err error) {
 	t.Helper()
-	c := Command()
+	c := Command("")
 	var b, e bytes.Buffer
 	c.SetOut(&b)
 	c.SetErr(&e)

@@ -326,24 +326,3 @@ func (q *suite) print(w io.Writer) error {
 	fmt.Fprintf(w, "\nbeside peers: %d better, %d worse, %d the same, %d unresolved; took %s; results in %s\n", v[report.Wins], v[report.Loses], v[report.Same], v[report.Unresolved], span(q.out.Machine.Seconds), q.Dir)
 	return nil
 }
-
-// commit is what the program was built of.
-func commit() string {
-	b, ok := debug.ReadBuildInfo()
-	if !ok {
-		return ""
-	}
-	rev, changed := "", ""
-	for _, s := range b.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			rev = s.Value
-		case s.Key == "vcs.modified" && s.Value == "true":
-			changed = "-changed"
-		}
-	}
-	if rev == "" {
-		return ""
-	}
-	return rev + changed
-}

@@ -90,7 +90,7 @@ func TestThroughputWrongCalls(t *testing.T) {
 
 func wrongCall(t *testing.T, args []string) {
 	t.Helper()
-	c := Command()
+	c := Command("")
 	c.SetArgs(args)
 	c.SilenceErrors, c.SilenceUsage = true, true
 	var u interface{ Usage() }
