@@ -93,7 +93,7 @@ func throughputWeight(c *flowCase) float64 {
 		w += 0.6
 	}
 	if c.Search {
-		w += 2.8
+		w += 3.6
 	}
 	return w
 }
