@@ -51,7 +51,7 @@ func judge(t testing.TB, tries int, sleep func(time.Duration), watch func() (fun
 			defer func() { // also where once ends the test
 				if m, e := seen(); e != nil {
 					err = e
-				} else if t.Logf("%s", m); !m.Disturbed() {
+				} else if t.Logf("%s", m); !m.Disturbed() || t.Failed() { // a test that has failed learns nothing from another try
 					try = tries
 				}
 			}()

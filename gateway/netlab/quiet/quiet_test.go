@@ -31,6 +31,7 @@ type told struct {
 
 func (t *told) Helper()                   {}
 func (t *told) Logf(f string, a ...any)   { t.logs = append(t.logs, fmt.Sprintf(f, a...)) }
+func (t *told) Failed() bool              { return len(t.errors) > 0 }
 func (t *told) Error(a ...any)            { t.errors = append(t.errors, fmt.Sprint(a...)) }
 func (t *told) Fatalf(f string, a ...any) { t.fatal = fmt.Sprintf(f, a...); runtime.Goexit() }
 
@@ -66,6 +67,21 @@ func TestJudge(t *testing.T) {
 				t.Errorf("%d of %d tries that do not count are in the log: %q", said, n-1, x.logs)
 			}
 		})
+	}
+}
+
+// What is no time counts at once, and nothing is tried again behind it.
+func TestJudgeAFault(t *testing.T) {
+	x, n := &told{}, 0
+	judge(x, 3, nil, func() (func() (host.Machine, error), error) {
+		return func() (host.Machine, error) { return host.Machine{Seconds: 1, CPUs: 2, WorstMs: 30}, nil }, nil
+	}, func(l *Limits) {
+		n++
+		x.Error("a packet was lost")
+		l.Missed("50 ms")
+	})
+	if n != 1 || len(x.errors) != 2 {
+		t.Errorf("%d tries, faults %q", n, x.errors)
 	}
 }
 
