@@ -84,16 +84,5 @@ func NAPIThreads(devs ...string) map[int]bool {
 
 // TakesRedirected has a veth take what is redirected to its other end, or no longer: without NAPI of its own all of that is lost without a word, and it has one as long as gro is on.
 func (l *Lab) TakesRedirected(ns, dev string, on bool) error {
-	s, link, err := l.link(ns, dev)
-	if err != nil {
-		return err
-	}
-	family, err := s.h.GenlFamilyGet("ethtool")
-	if err != nil {
-		return fmt.Errorf("ethtool netlink: %w", err)
-	}
-	if err := l.Do(ns, func() error { return setFeatures(family.ID, link.Attrs().Index, []string{"rx-gro"}, on) }); err != nil {
-		return fmt.Errorf("gro of %s in %s: %w", dev, ns, err)
-	}
-	return nil
+	return l.features(ns, dev, []string{"rx-gro"}, on)
 }

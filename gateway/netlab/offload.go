@@ -3,6 +3,7 @@ package netlab
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -23,6 +24,17 @@ func (l *Lab) OffloadsOff(ns, dev string) error { return l.SetOffloads(ns, dev, 
 
 // SetOffloads switches the same features on or off.
 func (l *Lab) SetOffloads(ns, dev string, on bool) error {
+	if err := l.features(ns, dev, offloads, on); err != nil {
+		return err
+	}
+	for _, name := range newOffloads {
+		_ = l.features(ns, dev, []string{name}, on) // an older kernel refuses a name that it has not
+	}
+	return nil
+}
+
+// features switches what ethtool -K switches.
+func (l *Lab) features(ns, dev string, names []string, on bool) error {
 	s, link, err := l.link(ns, dev)
 	if err != nil {
 		return err
@@ -31,15 +43,9 @@ func (l *Lab) SetOffloads(ns, dev string, on bool) error {
 	if err != nil {
 		return fmt.Errorf("ethtool netlink: %w", err)
 	}
-	set := func(names []string) error {
-		// The request opens a socket in the namespace of its thread.
-		return l.Do(ns, func() error { return setFeatures(family.ID, link.Attrs().Index, names, on) })
-	}
-	if err := set(offloads); err != nil {
-		return fmt.Errorf("offloads of %s in %s: %w", dev, ns, err)
-	}
-	for _, name := range newOffloads {
-		set([]string{name}) // an older kernel refuses a name that it has not
+	// The request opens a socket in the namespace of its thread.
+	if err := l.Do(ns, func() error { return setFeatures(family.ID, link.Attrs().Index, names, on) }); err != nil {
+		return fmt.Errorf("%s of %s in %s: %w", strings.Join(names, ", "), dev, ns, err)
 	}
 	return nil
 }
