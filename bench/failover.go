@@ -195,6 +195,9 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if c.struck = time.Now(); a.struck != nil {
 		c.struck = *a.struck
 	}
+	if a.halts {
+		c.woken = owner.Name
+	}
 	if a.moves && o.refused == nil {
 		// Whether it came in time is what the figures say.
 		wait := max(a.wait, takes)

@@ -18,6 +18,14 @@ import (
 // at is a moment of a made-up run, ms after it began. The event is at 1000, and what it may have done ends at 3000.
 func at(ms int64) int64 { return time.Unix(1000, 0).UnixNano() + ms*int64(time.Millisecond) }
 
+// woke are bursts that gw1 sends a millisecond after all was done.
+func woke(a *account, frames ...int) (list []judge.Offence) {
+	for _, n := range frames {
+		list = append(list, judge.Offence{Kind: judge.Both, Node: "gw1", At: a.struck.Add(time.Millisecond), Frames: n})
+	}
+	return list
+}
+
 // madeUp is the account of a run in which the group moved, with a silence of 150 ms on every flow.
 func madeUp() *account {
 	flows := func(interval time.Duration, silences ...host.Silence) *netlab.FlowsSeen {
@@ -90,6 +98,13 @@ func TestFailoverAccount(t *testing.T) {
 			return f.fresh == fresh{tried: 8, failed: 1, before: 5, way: 2, lost: 4, age: 30 * time.Millisecond, after: 1}
 		}},
 		{"an offence", func(a *account) { a.verdict.Offences = []judge.Offence{{Kind: judge.Both}} }, func(f *failure) bool { return len(f.faults) == 1 }},
+		{"a burst in hand", func(a *account) { a.woken, a.verdict.Offences = "gw1", woke(a, 6, 58) }, func(f *failure) bool { return len(f.faults) == 0 && f.inHand == 64 }},
+		{"more than a burst in hand", func(a *account) { a.woken, a.verdict.Offences = "gw1", woke(a, 60, 5) }, func(f *failure) bool { return len(f.faults) == 1 && f.inHand == 60 }},
+		{"a burst of who was not stopped", func(a *account) { a.woken, a.verdict.Offences = "gw2", woke(a, 6) }, func(f *failure) bool { return len(f.faults) == 1 && f.inHand == 0 }},
+		{"a burst long after it went on", func(a *account) {
+			a.woken, a.verdict.Offences = "gw1", woke(a, 6)
+			a.verdict.Offences[0].At = a.struck.Add(100 * time.Millisecond)
+		}, func(f *failure) bool { return len(f.faults) == 1 && f.inHand == 0 }},
 	} {
 		a := madeUp()
 		c.do(a)

@@ -16,6 +16,7 @@ import (
 
 	"demarc/gateway/netlab"
 	"demarc/gateway/netlab/host"
+	"demarc/gateway/netlab/judge"
 	"demarc/gateway/trio"
 )
 
@@ -25,6 +26,7 @@ type act struct {
 	struck            *time.Time    // when it was surely done, told by do; nil = when that returns
 	moves             bool          // the other gateway must come to serve
 	wait              time.Duration // for so long; 0 = takes
+	halts             bool          // the owner is stopped, and goes on when do returns
 	refusable         bool          // do may be refused by the pair: the run is counted as refused
 }
 
@@ -58,7 +60,7 @@ var failoverRows = []failoverRow{
 	{name: "kill", about: "kill -9 of the owner; in half of the runs it leads the log too", runs: 6, full: 20, median: 100, most: 400, connections: true, agree: true, act: kill},
 	{name: "gone", about: "the same, and all its devices go down", runs: 6, full: 20, median: 200, most: 500, act: leave},
 	{name: "opening", about: "as kill, while connections are opened at 2,000 a second", runs: 2, full: 20, median: 100, most: 400, opening: true, act: killOpening},
-	{name: "stop", about: "the owner is stopped for 50 ms to 3 s, most often around the lease, and goes on", runs: 12, full: 200, median: 200, most: 500, act: freeze},
+	{name: "stop", about: "the owner is stopped for 50 ms to 3 s, most often around the lease, and goes on; one burst that it had in hand may leave then", runs: 12, full: 200, median: 200, most: 500, act: freeze},
 	{name: "port/backbone", about: "the owner's port on the backbone goes down", runs: 2, full: 20, median: 200, condition: true, act: unplug("wan0")},
 	{name: "port/tenant", about: "its port to a tenant goes down", runs: 2, full: 20, median: 200, condition: true, act: unplug("alpha0")},
 	{name: "cut/gateways", about: "the two gateways do not reach each other", runs: 2, full: 20, still: true, act: cut(func(p *trio.Pair, owner *trio.Node, c bool) error { return p.Cut(owner, p.Other(owner), c) }, false)},
@@ -165,7 +167,7 @@ func stopFor(i, runs int) time.Duration {
 }
 
 func freeze(_ *failoverBench, ctx context.Context, _ *trio.Pair, i, runs int, _ time.Duration) act {
-	return act{do: func(n *trio.Node) error {
+	return act{halts: true, do: func(n *trio.Node) error {
 		if err := unix.Kill(n.Pid(), unix.SIGSTOP); err != nil {
 			return err
 		}
@@ -408,6 +410,7 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 		count("not-handed-over", func(o *run) bool { return o.moves && !o.handed() }, true)
 	}
 	if r.name == "stop" {
+		q.add(r.name, "sent-on-waking", "frames", collect(func(o *run) float64 { return float64(o.inHand) }), "max", judge.Burst)
 		count("moved-though-short", func(o *run) bool { return o.stopped < half && o.handed() }, true)
 	}
 	if strings.HasPrefix(r.name, "planned/") {
@@ -466,6 +469,9 @@ func (o *run) String() string {
 	}
 	if o.refused != nil {
 		s += fmt.Sprintf("; refused: %v", o.refused)
+	}
+	if o.inHand > 0 {
+		s += fmt.Sprintf("; sent %d frames on waking", o.inHand)
 	}
 	for _, f := range o.faults {
 		s += "\n  OFFENCE " + f.String()

@@ -3,7 +3,6 @@ package bench
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"demarc/gateway/netlab"
@@ -21,6 +20,7 @@ type account struct {
 	served        host.HoldServed   // their other ends
 	fresh         []host.Fresh      // connections that were opened all the time
 	verdict       *judge.Verdict    // of what the nodes sent
+	woken         string            // the node that was stopped, and went on just before struck; "" = none
 	pings         []host.Ping
 }
 
@@ -52,6 +52,7 @@ type failure struct {
 	between time.Duration // the longest time from an owner's last data frame to the next one's first: what the pair itself took, without hosts, switches and what their threads wait
 	owners  []string      // who sent data for the group, in turn, by the wire
 	faults  []judge.Offence
+	inHand  int // frames that a stopped node had in hand, and sent when it went on: no offence up to a burst
 	frames  int
 	started string // who served when it began
 }
@@ -147,7 +148,14 @@ func (a *account) judge() (f failure, err error) {
 	if len(f.owners) == 0 {
 		return f, errors.New("the judge saw no node serve the group")
 	}
-	f.started, f.faults = f.owners[0], slices.Clone(a.verdict.Offences)
+	f.started = f.owners[0]
+	for _, o := range a.verdict.Offences {
+		if a.woken != "" && o.Handful(a.woken, a.struck, judge.Burst-f.inHand) {
+			f.inHand += o.Frames
+		} else {
+			f.faults = append(f.faults, o)
+		}
+	}
 	blocks := 0 // that the other ends must have had: one at the beginning, and a last one of those that went on
 	for _, h := range a.held {
 		data := h.Opened - h.Idle

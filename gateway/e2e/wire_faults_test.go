@@ -39,12 +39,14 @@ func TestWireFaults(t *testing.T) {
 	})
 }
 
-// handful reports whether what a node sent beside another is the one burst that it had in hand when it was stopped, between the look at its deadline and the system call (failover/DESIGN.md: that much is conceded).
+var _ [pipeline.Burst]struct{} = [judge.Burst]struct{}{}
+
+// handful reports whether what a node sent beside another is the one burst that it had in hand when it was stopped.
 func (l *wireLab) handful(o judge.Offence) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	ok := o.Kind == judge.Both && o.Frames <= pipeline.Burst && slices.ContainsFunc(l.done, func(d doneHarm) bool {
-		return (d.kind == harmStop || d.kind == harmFreeze) && d.node == o.Node && o.At.Sub(d.to).Abs() < 100*time.Millisecond
+	ok := slices.ContainsFunc(l.done, func(d doneHarm) bool {
+		return (d.kind == harmStop || d.kind == harmFreeze) && o.Handful(d.node, d.to, judge.Burst)
 	})
 	if ok {
 		l.t.Logf("conceded: %s", o)

@@ -51,6 +51,15 @@ type Offence struct {
 	Words  string
 }
 
+// Burst is how many frames a worker takes in hand at once (pipeline.Burst).
+const Burst = 64
+
+// Handful reports whether it is what a node that was stopped had in hand, between the look at its deadline and the system call, and sent when it went on at woke: no more
+// frames than most, which is Burst where one worker was stopped once. That much is conceded (cluster/failover/DESIGN.md).
+func (o Offence) Handful(node string, woke time.Time, most int) bool {
+	return o.Kind == Both && o.Node == node && o.Frames <= most && o.At.Sub(woke).Abs() < 100*time.Millisecond
+}
+
 func (o Offence) String() string {
 	return fmt.Sprintf("%s %s, %d frames of %s: %s", o.At.Format("15:04:05.000000"), o.Kind, o.Frames, o.Node, o.Words)
 }
