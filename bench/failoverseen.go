@@ -108,7 +108,7 @@ func (a *account) judge() (f failure, err error) {
 		if seen == a.probes || a.probes == nil {
 			f.gap, f.flow = worst.Gap, worst.Flow
 		}
-		f.paused, f.before = max(f.paused, paused), max(f.before, earlier.Gap)
+		f.paused, f.before = max(f.paused, paused), max(f.before, earlier.Long()-seen.Interval) // not what it may have been: the excess is over it
 		f.moved += len(seen.Moved())
 		for i := range seen.Flows {
 			e := &seen.Flows[i]

@@ -119,7 +119,7 @@ func (s *FlowSide) pace(ctx context.Context, interval time.Duration, mu *sync.Mu
 		now := time.Now().UnixNano()
 		fn()
 		mu.Lock()
-		s.Pauses = s.silence(s.Pauses, last, time.Now().UnixNano())
+		s.Pauses = silence(s.Pauses, &s.floor, last, time.Now().UnixNano())
 		mu.Unlock()
 		last = now
 		if due = due.Add(interval); time.Since(due) > interval {

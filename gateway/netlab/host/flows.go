@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,34 +77,43 @@ type FlowSeen struct {
 	HighSeq  uint64    `json:"high_seq"`
 	First    int64     `json:"first"`
 	Last     int64     `json:"last"`
-	Silences []Silence `json:"silences,omitempty"` // longer than Shortest
+	Silences []Silence `json:"silences,omitempty"` // longer than Shortest, and than Floor
+	Floor    int64     `json:"floor,omitempty"`    // ns; there were more silences than are held: of those up to this long some are missing
 	Sources  []string  `json:"sources,omitempty"`  // that it came from, in this order; at the outside
 }
 
 // FlowSide is what one side of many flows did and saw.
 type FlowSide struct {
 	Flows   map[string][]*FlowSeen `json:"flows"`   // by tag; nil = nothing came
-	Pauses  []Silence              `json:"pauses"`  // in which the side itself was late to send, longer than Shortest
+	Pauses  []Silence              `json:"pauses"`  // in which the side itself was late to send, longer than Shortest; the longest ones
 	Refused uint64                 `json:"refused"` // sends that the own stack did not take
 	Wrong   uint64                 `json:"wrong"`   // packets that were another host's, or none of a flow
 	Example string                 `json:"example,omitempty"`
 	Ended   int64                  `json:"ended"` // when it last sent
-	Full    bool                   `json:"full"`  // there were more silences than are held
+
+	floor int64 // as FlowSeen.Floor, of Pauses
 }
 
 // Shortest is what counts as a silence: less is what a machine does that has other things to do.
 const Shortest = 4 * time.Millisecond
 
-// mostSilences of one flow, or of a sender.
+// mostSilences are held of one flow, or of a sender.
 const mostSilences = 4096
 
-func (s *FlowSide) silence(list []Silence, from, to int64) []Silence {
-	if from == 0 || to-from <= int64(Shortest) {
+// silence adds one to a list of them. Where there are more than are held the longest stay: the shorter half goes, and none up to floor, the longest of these, is taken any more.
+func silence(list []Silence, floor *int64, from, to int64) []Silence {
+	if from == 0 || to-from <= max(int64(Shortest), *floor) {
 		return list
 	}
 	if len(list) == mostSilences {
-		s.Full = true
-		return list
+		long := make([]int64, len(list))
+		for i, s := range list {
+			long[i] = int64(s.Long())
+		}
+		slices.Sort(long)
+		*floor = long[len(long)/2]
+		list = slices.DeleteFunc(list, func(s Silence) bool { return int64(s.Long()) <= *floor })
+		return silence(list, floor, from, to)
 	}
 	return append(list, Silence{from, to})
 }
@@ -118,7 +128,7 @@ func (s *FlowSide) seen(f *FlowSeen, seq uint64, at int64) {
 	default:
 		f.HighSeq = seq
 	}
-	f.Silences = s.silence(f.Silences, f.Last, at)
+	f.Silences = silence(f.Silences, &f.Floor, f.Last, at)
 	f.Received++
 	f.Last = max(f.Last, at)
 }

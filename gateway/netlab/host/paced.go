@@ -184,7 +184,7 @@ func (s *FlowSide) beat(interval time.Duration) *beat {
 // is from before one round of sends to behind the next, less what is between two: no flow was silent for longer by its sender, wherever in the two that was held up.
 func (b *beat) next() (phase int, round uint64, look bool) {
 	if !b.before.IsZero() {
-		b.side.Pauses = b.side.silence(b.side.Pauses, b.before.Add(b.step).UnixNano(), time.Now().UnixNano())
+		b.side.Pauses = silence(b.side.Pauses, &b.side.floor, b.before.Add(b.step).UnixNano(), time.Now().UnixNano())
 	}
 	for d := time.Until(b.due); d > 0; d = time.Until(b.due) {
 		t := unix.NsecToTimespec(int64(d))
