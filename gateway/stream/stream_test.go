@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"demarc/gateway/replica"
@@ -202,6 +203,7 @@ type owner struct {
 	box    chan func()
 	turns  atomic.Int64
 	worst  atomic.Int64 // ns of a turn
+	most   atomic.Int64 // that a turn did
 }
 
 // run is what a worker does with a stream.
@@ -215,6 +217,7 @@ func (o *owner) run(ctx context.Context, s *Stream) {
 		now := time.Now()
 		n := s.Turn(now.UnixNano(), true)
 		o.worst.Store(max(o.worst.Load(), int64(time.Since(now))))
+		o.most.Store(max(o.most.Load(), int64(n)))
 		o.turns.Add(1)
 		if n > 0 {
 			continue
@@ -384,7 +387,11 @@ func TestVanishedGoesOn(t *testing.T) {
 }
 
 // TestSlowStandby: one that takes nothing costs the owner no memory beyond the window and no time; what has changed meanwhile comes when it takes something again.
-func TestSlowStandby(t *testing.T) {
+//
+// Time is synctest's: it goes on when everybody waits and never else. So a turn that waits for anything takes time here, and one that does not takes none, however busy the machine is.
+func TestSlowStandby(t *testing.T) { synctest.Test(t, slowStandby) }
+
+func slowStandby(t *testing.T) {
 	const slots = 1 << 15
 	b := newStandby(1 << 20)
 	var stopped atomic.Bool
@@ -401,6 +408,13 @@ func TestSlowStandby(t *testing.T) {
 	stopped.Store(true)
 	o := p.own[0]
 	turns := o.turns.Load()
+	began := time.Now()
+	busy := func() { // packets come all the time, and a turn behind each burst
+		for range 40 {
+			o.do(func() {})
+			time.Sleep(busyPace)
+		}
+	}
 	for round := range 6 { // changes of all: 4 MB of records a round
 		for s := 0; s < slots; s += 4096 {
 			o.do(func() {
@@ -408,18 +422,24 @@ func TestSlowStandby(t *testing.T) {
 					p.tables[0].put(i, uint32(i+round<<20))
 				}
 			})
+			busy()
 		}
 	}
 	for last := -1; last != p.set.State().Waiting; { // as long as it gets more
 		last = p.set.State().Waiting
-		time.Sleep(2 * showPace)
+		for end := time.Now().Add(2 * showPace); time.Now().Before(end); {
+			busy()
+		}
 	}
+	full := false
+	o.do(func() { full = p.set.streams[0].out.Pending() })
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	st, grown := p.set.State(), int64(after.HeapAlloc)-int64(before.HeapAlloc)
-	t.Logf("%d changes while nothing is taken: %d KiB wait, the heap has grown by %d KiB, the longest of %d turns %s", 6*slots, st.Waiting>>10, grown>>10, o.turns.Load()-turns, time.Duration(o.worst.Load()))
-	if st.Waiting > 4<<20+64<<10 || st.Waiting == 0 || grown > 6<<20 {
-		t.Errorf("%d bytes wait, the heap has grown by %d: the window is 4 MiB, and something must wait", st.Waiting, grown)
+	st, grown, n := p.set.State(), int64(after.HeapAlloc)-int64(before.HeapAlloc), o.turns.Load()-turns
+	t.Logf("%d changes in %s while nothing is taken: %d KiB wait, the heap has grown by %d KiB; %d turns, the longest did %d things and waited for %s", 6*slots, time.Since(began), st.Waiting>>10, grown>>10, n, o.most.Load(),
+		time.Duration(o.worst.Load()))
+	if st.Waiting > 4<<20+64<<10 || !full || grown > 6<<20 {
+		t.Errorf("%d bytes wait, the heap has grown by %d, and more is not written though the owner has the time: %v. The window is 4 MiB of buffers, and must be full", st.Waiting, grown, full)
 	}
 	if c := p.copy(); c.Lag < 20*time.Millisecond {
 		t.Errorf("a lag of %s is shown", c.Lag)
@@ -429,6 +449,13 @@ func TestSlowStandby(t *testing.T) {
 	p.whole("taken again")
 	if n := b.number(); n != slots {
 		t.Errorf("the standby has %d sessions, want %d", n, slots)
+	}
+	if worst := time.Duration(o.worst.Load()); worst != 0 || n < 1000 {
+		t.Errorf("of %d turns while nothing was taken, and those after it, the longest waited for %s: an owner waits for nobody", n, worst)
+	}
+	// What a turn does is bounded too: slots, and a last one that is too many; orders; frames that are handed out.
+	if most := o.most.Load(); most > busyBudget+1+maxOrders+buffers {
+		t.Errorf("a turn did %d things", most)
 	}
 }
 
