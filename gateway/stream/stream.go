@@ -16,7 +16,7 @@ const (
 	busyPace   = 160 * time.Microsecond // while there is more to write and packets wait
 	busyBudget = 40                     // slots that are looked at in a turn then
 	idleBudget = 1024                   // and while none do
-	showPace   = 20 * time.Millisecond  // between two publications of how it stands
+	showPace   = 20 * time.Millisecond  // between two publications of how it stands, where nothing changes
 	restPace   = 100 * time.Millisecond
 	maxOrders  = 64
 )
@@ -71,7 +71,8 @@ func (s *Stream) Turn(now int64, busy bool) (n int) {
 	if !s.linked {
 		return n
 	}
-	if now >= s.due {
+	due := now >= s.due
+	if due {
 		budget, next := idleBudget, pace
 		if busy {
 			budget = busyBudget
@@ -91,7 +92,7 @@ func (s *Stream) Turn(now int64, busy bool) (n int) {
 		n += s.flush(now)
 	}
 	switch since := now - s.shown; {
-	case since >= int64(showPace), s.lags && since >= int64(pace) && !s.out.Behind():
+	case since >= int64(showPace), since >= int64(pace) && (s.lags || due && s.out.Behind()): // who looks counts on from what was shown last
 		s.show(now)
 	}
 	return n
