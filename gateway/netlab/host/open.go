@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -79,10 +78,7 @@ func tcpOpen(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 	context.AfterFunc(end, func() { time.AfterFunc(*within, cancel) })
 	one := func(i int) {
 		id := first + uint64(i)
-		d := net.Dialer{}
-		if a := from[i%len(from)]; a != "" {
-			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(a)}
-		}
+		d := silent(from[i%len(from)])
 		o := Opened{Began: time.Now().UnixNano()}
 		c, err := d.DialContext(last, "tcp", *dst)
 		if err == nil {

@@ -45,7 +45,7 @@ func tcpServe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error)
 
 // accepting serves TCP at addr until it is told to end. serve has each connection to itself, and it is closed after that.
 func accepting(ctx context.Context, addr string, serve func(net.Conn)) error {
-	ln, err := net.Listen("tcp", addr)
+	ln, err := listenSilent(ctx, addr)
 	if err != nil {
 		return err
 	}
