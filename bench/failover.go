@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,7 +56,7 @@ type failoverBench struct {
 }
 
 const (
-	before = 200 * time.Millisecond // packets go for so long before an event, to see what the machine does by itself
+	before = 200 * time.Millisecond // packets go for so long before an event, to see that they do
 	behind = 700 * time.Millisecond // and after somebody serves again
 	takes  = 3 * time.Second        // nobody waits longer for a takeover: it is not one
 	copied = 20 * time.Second       // nor for a copy to be whole, where that is measured
@@ -81,6 +82,8 @@ type run struct {
 	refused error         // the pair did not do what was asked
 	apart   int           // sessions by which the tables differ afterwards
 	stopped time.Duration // row stop: for so long
+	lag     time.Duration // of the copy, as shown before the event; rows with all connections
+	dropped string        // what the gateways have dropped meanwhile; the same rows
 }
 
 // open makes a pair that agrees, and waits until one of them serves.
@@ -135,9 +138,21 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 		part = 1
 	}
 	c := account{}
+	var had map[string]map[string]uint64
+	many, seen := (q.Data+q.Idle)/part > perProcess && !r.peer, func() {}
+	if many {
+		seen = q.watchOpening(ctx, p, 10_000)
+	}
 	held, far, err := q.hold(p, part)
+	seen()
 	if err != nil {
 		return o, errors.Join(err, q.state(ctx, p, r))
+	}
+	if r.connections {
+		if o.lag, o.why, err = q.settled(ctx, p); err != nil {
+			return o, err
+		}
+		had = q.drops(ctx, p)
 	}
 	echo, err := q.ping(p, r)
 	if err != nil {
@@ -166,9 +181,11 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 		s, err = p.Serve(side, "tcp-open", "-most", "4500", "-within", q.Within.String(), "-dst", netip.AddrPortFrom(p.Outside(six), trio.PairHoldPort).String(), "-from", joined(p.Addresses(side, six)), "-rate", strconv.FormatFloat(q.Rate/4, 'f', -1, 64))
 		opening = append(opening, s)
 	}
+	c.calm = time.Now()
 	if err == nil {
-		err = rest(ctx, before)
+		err = rest(ctx, max(before, r.calm))
 	}
+	c.calmed = time.Now()
 	if err == nil && q.Stay {
 		p.Other(owner).Kill()
 	}
@@ -225,6 +242,9 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	}
 	if err := c.end(held, opening, far); err != nil {
 		return o, err
+	}
+	if r.connections {
+		o.dropped = grown(had, q.drops(ctx, p))
 	}
 	if c.verdict, err = p.Judge(); err != nil {
 		return o, err
@@ -390,7 +410,7 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 				if err != nil {
 					return fmt.Errorf("run %d: %w", i+1, err)
 				}
-				if o.why = why; r.name == "stop" {
+				if o.why = cmp.Or(why, o.why); r.name == "stop" {
 					o.stopped = stopFor(i, runs)
 				}
 				q.say("%-16s run %2d: %s", r.name, i+1, &o)

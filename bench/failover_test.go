@@ -38,7 +38,7 @@ func madeUp() *account {
 		return s
 	}
 	silence := host.Silence{From: at(1001), To: at(1151)}
-	return &account{from: time.Unix(0, at(1000)), struck: time.Unix(0, at(1002)), to: time.Unix(0, at(3000)),
+	return &account{calm: time.Unix(0, at(800)), calmed: time.Unix(0, at(1000)), from: time.Unix(0, at(1000)), struck: time.Unix(0, at(1002)), to: time.Unix(0, at(3000)),
 		probes: flows(time.Millisecond, silence, host.Silence{From: at(900), To: at(906)}), calls: flows(20*time.Millisecond, silence),
 		held:   []host.Held{{Opened: 30, Idle: 20, Tried: 10}, {Opened: 30, Idle: 20, Tried: 10, Lost: 3, LostIdle: 1, Why: map[string]int{"timeout": 2, "reset": 1}}},
 		served: host.HoldServed{Accepted: 60, Blocks: 60 + 40 - 3},
@@ -52,7 +52,7 @@ func TestFailoverAccount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.gap != 149*time.Millisecond || f.callGap != 130*time.Millisecond || f.before != 5*time.Millisecond || f.paused != 0 || f.excess != 144*time.Millisecond || f.away != 0 || f.moved != 0 || !f.handed() {
+	if f.gap != 149*time.Millisecond || f.callGap != 130*time.Millisecond || f.at != time.Millisecond || f.callAt != time.Millisecond || f.before != 5*time.Millisecond || f.paused != 0 || f.excess != 144*time.Millisecond || f.away != 0 || f.moved != 0 || !f.handed() {
 		t.Errorf("%+v", f)
 	}
 	if want := uint64(4*150 + 4*7); f.lost != want || len(f.calls) != 4 || f.calls[0] != 7 || f.data != [2]int{2, 20} || f.idle != [2]int{1, 20} || f.pings != [2]int{15, 400} || f.silence != 145*time.Millisecond || f.wrong != 0 || f.between != 137*time.Millisecond || f.word != 130*time.Millisecond || f.how["timeout"] != 2 {
@@ -131,6 +131,8 @@ func TestFailoverAccountThatIsFooled(t *testing.T) {
 		{"a ping that nobody answers", "no ping of 2001:db8:ff::b was answered", func(a *account) { a.pings[1].Received = 0 }},
 		{"no time", "not whole", func(a *account) { a.to = a.from }},
 		{"done before it began", "not whole", func(a *account) { a.struck = a.from.Add(-1) }},
+		{"no time in which nothing was done", "not whole", func(a *account) { a.calmed = a.calm }},
+		{"what is done is part of the time in which nothing was", "not whole", func(a *account) { a.calmed = a.from.Add(1) }},
 		{"connections that nobody accepted", "accepted 59", func(a *account) { a.served.Accepted = 59 }},
 		{"connections that were opened, and nobody accepted them", "65 connections say that they are open, and that 107 blocks", func(a *account) { a.fresh = []host.Fresh{{Tried: 5, Open: make([]host.Opened, 5)}} }},
 		{"connections that were never opened", "no connection was opened", func(a *account) { a.fresh = []host.Fresh{{Tried: 5}} }},

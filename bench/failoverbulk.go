@@ -149,6 +149,7 @@ func (q *failoverBench) fill(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if err != nil {
 		return err
 	}
+	said := q.watchOpening(ctx, p, max(10_000, q.Many/10))
 	end, ended := make(chan struct{}), make(chan struct{})
 	var seen []copyOf
 	go func() {
@@ -175,6 +176,7 @@ func (q *failoverBench) fill(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	wg.Wait()
 	close(end)
 	<-ended
+	said()
 	if err := errors.Join(append(errs, far.Stop(nil))...); err != nil {
 		return err
 	}

@@ -38,6 +38,7 @@ type failoverRow struct {
 	still          bool          // nothing may move, and nothing may be lost
 	connections    bool          // as many as the flags say; else a tenth
 	long, longFull time.Duration // how long harm is done, where it lasts
+	calm           time.Duration // still: packets go for so long before the event, as long as behind it, since a longer time has longer silences
 	opening        bool          // connections are opened all the time
 	condition      bool          // it moves because of a condition: each run has a pair of its own
 	peer           bool          // it is somebody else's pair, of that name
@@ -48,6 +49,9 @@ type failoverRow struct {
 	args           []string      // more of the nodes' command lines: a fault that is planted in them
 	act            func(q *failoverBench, ctx context.Context, p *trio.Pair, i, runs int, long time.Duration) act
 }
+
+// lasts is how long is waited for what is done where nothing may move.
+const lasts = 500 * time.Millisecond
 
 // quiet: a run in which nothing moves has no gap that is so much longer, ms, than what senders and the time before show of the machine.
 const quiet = 5.0
@@ -63,17 +67,18 @@ var failoverRows = []failoverRow{
 	{name: "stop", about: "the owner is stopped for 50 ms to 3 s, most often around the lease, and goes on; one burst that it had in hand may leave then", runs: 12, full: 200, median: 200, most: 500, act: freeze},
 	{name: "port/backbone", about: "the owner's port on the backbone goes down", runs: 2, full: 20, median: 200, condition: true, act: unplug("wan0")},
 	{name: "port/tenant", about: "its port to a tenant goes down", runs: 2, full: 20, median: 200, condition: true, act: unplug("alpha0")},
-	{name: "cut/gateways", about: "the two gateways do not reach each other", runs: 2, full: 20, still: true, act: cut(func(p *trio.Pair, owner *trio.Node, c bool) error { return p.Cut(owner, p.Other(owner), c) }, false)},
-	{name: "cut/standby", about: "the other gateway reaches nobody", runs: 2, full: 20, still: true, act: cut(func(p *trio.Pair, owner *trio.Node, c bool) error { return p.Isolate(p.Other(owner), c) }, false)},
-	{name: "cut/witness", about: "the witness reaches nobody", runs: 2, full: 20, still: true, act: cut(func(p *trio.Pair, _ *trio.Node, c bool) error { return p.Isolate(p.Witness, c) }, false)},
+	{name: "nothing", about: "nothing is done: what the figures of the next five rows are of the machine's own", runs: 2, full: 20, still: true, calm: lasts + behind, act: undisturbed},
+	{name: "cut/gateways", about: "the two gateways do not reach each other", runs: 2, full: 20, still: true, calm: lasts + behind, act: cut(func(p *trio.Pair, owner *trio.Node, c bool) error { return p.Cut(owner, p.Other(owner), c) }, false)},
+	{name: "cut/standby", about: "the other gateway reaches nobody", runs: 2, full: 20, still: true, calm: lasts + behind, act: cut(func(p *trio.Pair, owner *trio.Node, c bool) error { return p.Isolate(p.Other(owner), c) }, false)},
+	{name: "cut/witness", about: "the witness reaches nobody", runs: 2, full: 20, still: true, calm: lasts + behind, act: cut(func(p *trio.Pair, _ *trio.Node, c bool) error { return p.Isolate(p.Witness, c) }, false)},
 	{name: "cut/owner", about: "the owner reaches nobody; in half of the runs it leads the log too", runs: 4, full: 20, median: 200, most: 500, act: isolated},
-	{name: "death/witness", about: "kill -9 of the witness", runs: 2, full: 20, still: true, act: dies(func(p *trio.Pair, _ *trio.Node) *trio.Node { return p.Witness }, false)},
-	{name: "death/leader", about: "kill -9 of the gateway that owns nothing and leads the log", runs: 2, full: 20, still: true, act: dies((*trio.Pair).Other, true)},
+	{name: "death/witness", about: "kill -9 of the witness", runs: 2, full: 20, still: true, calm: lasts + behind, act: dies(func(p *trio.Pair, _ *trio.Node) *trio.Node { return p.Witness }, false)},
+	{name: "death/leader", about: "kill -9 of the gateway that owns nothing and leads the log", runs: 2, full: 20, still: true, calm: lasts + behind, act: dies((*trio.Pair).Other, true)},
 	{name: "planned/move", about: "group move", runs: 3, full: 20, median: 20, act: moved},
 	{name: "planned/drain", about: "node drain", runs: 3, full: 20, median: 20, act: drained},
 	{name: "planned/sigterm", about: "SIGTERM", runs: 3, full: 20, median: 20, act: ended},
 	{name: "poison", about: "packets that make a worker panic are sent without end: it may move, once", runs: 1, full: 20, once: true, args: []string{"--break", "poison"}, act: poison},
-	{name: "certificates", about: "those of all nodes run out, and are not renewed for a while", runs: 1, full: 20, still: true, act: expire},
+	{name: "certificates", about: "those of all nodes run out, and are not renewed for a while", runs: 1, full: 20, still: true, calm: 5*time.Second + behind, act: expire},
 	{name: "bulk", about: "a million sessions are copied to a gateway that has just started, while packets go", runs: 1, full: 1, bulk: true},
 	{name: "events", about: "sessions begin and end at an owner's worker as fast as they can, and at 50,000 a second, and are taken into a standby's tables: see copyload", runs: 5, full: 20, events: true},
 	{name: "keepalived/gated", about: "as gone, with keepalived (VRRPv3, 0.05 s), conntrackd and nftables in the gateways' places, and nothing passed before the copy is in the kernel", runs: 4, full: 20, peer: true},
@@ -186,7 +191,7 @@ func cut(set func(p *trio.Pair, owner *trio.Node, cut bool) error, moves bool) f
 	return func(_ *failoverBench, ctx context.Context, p *trio.Pair, _, _ int, _ time.Duration) act {
 		a := act{do: func(n *trio.Node) error { return set(p, n, true) }, undo: func(n *trio.Node) error { return set(p, n, false) }, moves: moves}
 		if !moves {
-			a.do = func(n *trio.Node) error { return errors.Join(set(p, n, true), rest(ctx, 500*time.Millisecond)) }
+			a.do = func(n *trio.Node) error { return errors.Join(set(p, n, true), rest(ctx, lasts)) }
 		}
 		return a
 	}
@@ -199,10 +204,15 @@ func isolated(q *failoverBench, ctx context.Context, p *trio.Pair, i, runs int, 
 	return a
 }
 
+// undisturbed has packets go for as long as in rows in which nothing moves.
+func undisturbed(_ *failoverBench, ctx context.Context, _ *trio.Pair, _, _ int, _ time.Duration) act {
+	return act{do: func(*trio.Node) error { return rest(ctx, lasts) }}
+}
+
 // dies has one die that owns nothing.
 func dies(who func(p *trio.Pair, owner *trio.Node) *trio.Node, leader bool) func(*failoverBench, context.Context, *trio.Pair, int, int, time.Duration) act {
 	return func(_ *failoverBench, ctx context.Context, p *trio.Pair, _, _ int, _ time.Duration) act {
-		a := act{do: func(n *trio.Node) error { who(p, n).Kill(); return rest(ctx, 500*time.Millisecond) }, undo: func(n *trio.Node) error { return who(p, n).Start(ctx) }}
+		a := act{do: func(n *trio.Node) error { who(p, n).Kill(); return rest(ctx, lasts) }, undo: func(n *trio.Node) error { return who(p, n).Start(ctx) }}
 		if leader {
 			a.prepare = func(n *trio.Node) error { return leads(ctx, p.Trio, who(p, n)) }
 		}
@@ -372,6 +382,9 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 	if r.agree {
 		q.add(r.name, "tables-apart", "sessions", collect(func(o *run) float64 { return float64(o.apart) }), "max", 0)
 	}
+	if r.connections && !r.peer {
+		q.add(r.name, "lag-before", "ms", collect(func(o *run) float64 { return ms(o.lag) }), "", 0)
+	}
 	q.add(r.name, "gap-before", "ms", collect(func(o *run) float64 { return ms(o.before) }), "", 0)
 	q.add(r.name, "senders-paused", "ms", collect(func(o *run) float64 { return ms(o.paused) }), "", 0)
 	q.add(r.name, "flows-not-back", "flows", collect(func(o *run) float64 { return float64(o.away) }), "max", 0)
@@ -441,7 +454,7 @@ func median(values []float64) float64 {
 
 // say tells of a run what it cost.
 func (o *run) String() string {
-	s := fmt.Sprintf("gap %.1f ms (%s), of calls %.1f ms (%s), %.1f ms just before, senders paused %.1f ms; %d flows not back, %d on another session; lost %d of %d connections with data, %d of %d idle; %d of %d packets; %v", o.gap.Seconds()*1e3, o.flow, o.callGap.Seconds()*1e3, o.call, o.before.Seconds()*1e3, o.paused.Seconds()*1e3,
+	s := fmt.Sprintf("gap %.1f ms (%s, at %.0f ms), of calls %.1f ms (%s, at %.0f ms), %.1f ms while nothing was done, senders paused %.1f ms; %d flows not back, %d on another session; lost %d of %d connections with data, %d of %d idle; %d of %d packets; %v", o.gap.Seconds()*1e3, o.flow, o.at.Seconds()*1e3, o.callGap.Seconds()*1e3, o.call, o.callAt.Seconds()*1e3, o.before.Seconds()*1e3, o.paused.Seconds()*1e3,
 		o.away, o.moved, o.data[0], o.data[1], o.idle[0], o.idle[1], o.lost, o.sent, o.owners)
 	if o.fresh.tried > 0 {
 		s += fmt.Sprintf("; %d connections were open when it came, %d on their way, of both %d lost, the oldest open for %s; %d lost that began afterwards, %d of %d did not open", o.fresh.before, o.fresh.way, o.fresh.lost, o.fresh.age, o.fresh.after, o.fresh.failed, o.fresh.tried)
@@ -472,6 +485,9 @@ func (o *run) String() string {
 	}
 	if o.inHand > 0 {
 		s += fmt.Sprintf("; sent %d frames on waking", o.inHand)
+	}
+	if o.dropped != "" {
+		s += "; dropped meanwhile:" + o.dropped
 	}
 	for _, f := range o.faults {
 		s += "\n  OFFENCE " + f.String()

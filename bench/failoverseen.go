@@ -15,6 +15,7 @@ import (
 type account struct {
 	from, to      time.Time         // what was done to the pair began, and what may be its work ended
 	struck        time.Time         // it was surely done: nothing that was sent later met the pair as it was before
+	calm, calmed  time.Time         // between these nothing was done: what the machine does by itself. Where nothing may move, as long as from to to
 	probes, calls *netlab.FlowsSeen // probes: nil = there are none
 	held          []host.Held       // connections
 	served        host.HoldServed   // their other ends
@@ -30,7 +31,9 @@ type failure struct {
 	flow    string        // that one
 	callGap time.Duration // of the worst call and direction: up to callEvery longer than nothing came through
 	call    string        // that one
-	before  time.Duration // the worst gap just before, of no more than that time: what the machine does by itself
+	at      time.Duration // when the worst probe's began, since the event did; callAt: the worst call's
+	callAt  time.Duration
+	before  time.Duration // the worst gap while nothing was done: what the machine does by itself
 	excess  time.Duration // of the gap over that, and over what senders paused meanwhile
 	paused  time.Duration // the longest pause of a sender while the gap was measured
 	away    int           // flows and directions that had not come back at the end
@@ -72,7 +75,7 @@ const gone = 250 * time.Millisecond
 
 // judge says what a run cost. An error says that the account cannot be true, or is not of a pair that worked: then it is no figure at all.
 func (a *account) judge() (f failure, err error) {
-	if a.calls == nil || a.verdict == nil || !a.to.After(a.from) || a.struck.Before(a.from) {
+	if a.calls == nil || a.verdict == nil || !a.to.After(a.from) || a.struck.Before(a.from) || !a.calmed.After(a.calm) || a.calmed.After(a.from) {
 		return f, errors.New("the account is not whole")
 	}
 	var received uint64
@@ -101,12 +104,12 @@ func (a *account) judge() (f failure, err error) {
 			}
 		}
 		worst, paused := seen.Worst(a.from, a.to)
-		earlier, _ := seen.Worst(a.from.Add(-before), a.from)
+		earlier, _ := seen.Worst(a.calm, a.calmed)
 		if seen == a.calls {
-			f.callGap, f.call = worst.Gap, worst.Flow
+			f.callGap, f.call, f.callAt = worst.Gap, worst.Flow, time.Duration(max(worst.From, a.from.UnixNano())-a.from.UnixNano())
 		}
 		if seen == a.probes || a.probes == nil {
-			f.gap, f.flow = worst.Gap, worst.Flow
+			f.gap, f.flow, f.at = worst.Gap, worst.Flow, time.Duration(max(worst.From, a.from.UnixNano())-a.from.UnixNano())
 		}
 		f.paused, f.before = max(f.paused, paused), max(f.before, earlier.Long()-seen.Interval) // not what it may have been: the excess is over it
 		f.moved += len(seen.Moved())

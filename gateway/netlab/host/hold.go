@@ -21,6 +21,7 @@ import (
 const (
 	holdBlock    = 1024                  // is what goes each way in one exchange
 	holdTogether = 50 * time.Millisecond // those that are due within so long begin together
+	holdAsked    = 2 * time.Second       // over so long those that are drawn of the idle ones are asked
 )
 
 // block is what the connection id says in a round, the one way or the other. Both ends know it: a block of another connection, or another round,
@@ -280,8 +281,14 @@ func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 		chosen = chosen[:min(*sample, r.Idle)]
 	}
 	r.Tried = len(chosen)
-	for _, i := range chosen {
-		wg.Go(func() { note(exchange(conns[*busy+i], first+uint64(*busy+i), 1), true) })
+	began = time.Now()
+	for n, i := range chosen {
+		if *sample > 0 { // thousands at one moment would measure how long a burst of theirs takes
+			sleepUntil(context.Background(), began.Add(holdAsked*time.Duration(n)/time.Duration(len(chosen))))
+		}
+		c := conns[*busy+i]
+		c.SetDeadline(time.Now().Add(*within))
+		wg.Go(func() { note(exchange(c, first+uint64(*busy+i), 1), true) })
 	}
 	wg.Wait()
 	return r, nil
