@@ -56,10 +56,11 @@ type failoverBench struct {
 }
 
 const (
-	before = 200 * time.Millisecond // packets go for so long before an event, to see that they do
-	behind = 700 * time.Millisecond // and after somebody serves again
-	takes  = 3 * time.Second        // nobody waits longer for a takeover: it is not one
-	copied = 20 * time.Second       // nor for a copy to be whole, where that is measured
+	before  = 200 * time.Millisecond // packets go for so long before an event, to see that they do
+	settles = 500 * time.Millisecond // before that, where it is held against what follows: that flows begin is heard too
+	behind  = 700 * time.Millisecond // and after somebody serves again
+	takes   = 3 * time.Second        // nobody waits longer for a takeover: it is not one
+	copied  = 20 * time.Second       // nor for a copy to be whole, where that is measured
 
 	// Each takeover lets what the owner before had kept open of public ports rest for the hold time, a thirtieth of all in this lab: after so many in short turn it is replaced, else the last runs would find no port.
 	mostMoves = 15
@@ -180,6 +181,9 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 		var s *netlab.Server
 		s, err = p.Serve(side, "tcp-open", "-most", "4500", "-within", q.Within.String(), "-dst", netip.AddrPortFrom(p.Outside(six), trio.PairHoldPort).String(), "-from", joined(p.Addresses(side, six)), "-rate", strconv.FormatFloat(q.Rate/4, 'f', -1, 64))
 		opening = append(opening, s)
+	}
+	if err == nil && r.calm > 0 {
+		err = rest(ctx, settles)
 	}
 	c.calm = time.Now()
 	if err == nil {
