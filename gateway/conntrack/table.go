@@ -66,15 +66,14 @@ func (b *bucket) empty() int {
 	return bucketSlots
 }
 
+// What is stored in a bucket is stored by words, and in no order: a reader goes by the session.
 func (b *bucket) setTag(i int, tag uint16) {
 	sh := uint(i&3) * 16
-	w := b.words[i>>2]&^(0xffff<<sh) | uint64(tag)<<sh
-	atomic.StoreUint64(&b.words[i>>2], w)
+	b.words[i>>2] = b.words[i>>2]&^(0xffff<<sh) | uint64(tag)<<sh
 }
 
 func (b *bucket) addPassed(n int) {
-	w := b.words[2] &^ (0xffff << 32)
-	atomic.StoreUint64(&b.words[2], w|uint64(uint16(int(b.passed())+n))<<32)
+	b.words[2] = b.words[2]&^(0xffff<<32) | uint64(uint16(int(b.passed())+n))<<32
 }
 
 // Table is the sessions of one worker. The memory behind it holds, in this order: sessions, index
@@ -250,8 +249,8 @@ func (t *Table) insert(h uint64, r Ref) {
 		b := &t.buckets[at]
 		if i := b.empty(); i < bucketSlots {
 			undo.Keep(t.log, b)
-			atomic.StoreUint32((*uint32)(&b.refs[i]), uint32(r))
-			b.setTag(i, uint16(tagOf(h))) // the tag makes the entry visible, so it comes last
+			b.refs[i] = r
+			b.setTag(i, uint16(tagOf(h)))
 			return
 		}
 		undo.Keep(t.log, b)
@@ -333,15 +332,21 @@ func deadline(tick uint32) uint32 {
 // Create copies *s into the table, to be swept at now+timeout at the earliest. Seq and Gen of *s are ignored and written over.
 // It returns SessionTableFull or, where either key is taken, SessionCollision; nothing is changed then.
 //
-// The order of the stores: sequence word odd; the session; index entry of the reply; index entry of the first direction;
-// deadline; sequence word even. That last store makes it a session for every reader.
+// The sequence word of a slot without a session is odd, or no entry names it yet. It becomes even behind the session and both entries: that makes it a session for every reader.
 func (t *Table) Create(s *Session, now, timeout uint32) (slot uint32, r verdict.Reason) {
-	k0, k1 := s.Key(0), s.Key(1)
-	h0, h1 := t.Hash(&k0), t.Hash(&k1)
+	k0 := s.Key(0)
+	h0 := t.Hash(&k0)
 	if _, taken := t.Lookup(&k0, h0); taken {
 		return 0, verdict.SessionCollision
 	}
-	if _, taken := t.Lookup(&k1, h1); taken || k0 == k1 {
+	return t.Begin(s, h0, now, timeout)
+}
+
+// Begin is Create for who has the hash of the first key, and from Lookup that this is not taken.
+func (t *Table) Begin(s *Session, h0 uint64, now, timeout uint32) (slot uint32, r verdict.Reason) {
+	k1 := s.Key(1)
+	h1 := t.Hash(&k1)
+	if _, taken := t.Lookup(&k1, h1); taken || h0 == h1 && s.Key(0) == k1 {
 		return 0, verdict.SessionCollision
 	}
 	slot, ok := t.take()
@@ -351,15 +356,13 @@ func (t *Table) Create(s *Session, now, timeout uint32) (slot uint32, r verdict.
 	t.pending = slot
 	d := t.At(slot)
 	undo.Keep(t.log, &t.deadlines[slot])
-	seq, gen := d.Seq|1, d.Gen
-	atomic.StoreUint32(&d.Seq, seq)
-	s.Seq, s.Gen = seq, gen // so that the copy never says that it is whole
+	s.Seq, s.Gen = d.Seq|1, d.Gen // so that the copy never says that it is whole
 	*d = *s
 	t.insert(h1, Ref(slot<<1|1))
 	t.insert(h0, Ref(slot<<1))
 	t.live++
 	t.deadlines[slot] = deadline(now + timeout)
-	atomic.StoreUint32(&d.Seq, seq+1)
+	atomic.StoreUint32(&d.Seq, s.Seq+1)
 	t.pending = noSlot
 	return slot, verdict.Pass
 }

@@ -73,7 +73,7 @@ func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verd
 	sh.countHost(t, se)
 	slot, r := uint32(0), verdict.Blocked
 	if sh.blocks == nil || !sh.barredOut(se, 0) {
-		slot, r = sh.Sessions.Create(se, sh.tick, se.Look(&sh.view.Timeouts))
+		slot, r = sh.Sessions.Begin(se, s.hash, sh.tick, se.Look(&sh.view.Timeouts)) // find has just found none
 	}
 	sh.counted = nil
 	if r != verdict.Pass {
