@@ -77,8 +77,10 @@ func (x *anchors) hold(t flow.TenantID, inside [4]byte, addr AddrID, pool []Addr
 		return true
 	}
 	a.refs++
-	if !inPool(pool, a.addr) {
-		a.addr = addr
+	if a.addr != addr {
+		if _, in := inPool(pool, a.addr); !in {
+			a.addr = addr
+		}
 	}
 	return true
 }
@@ -118,10 +120,7 @@ func (s *Shard) address(r *Request, rnd uint64) (first, tries int, stay bool) {
 		return int(hi), n, false
 	}
 	if a, ok := s.anchors.find(r.Tenant, r.Inside); ok {
-		for i, p := range r.Pool {
-			if p != a {
-				continue
-			}
+		if i, in := inPool(r.Pool, a); in {
 			if r.Pooling == Paired {
 				return i, 1, true
 			}

@@ -41,18 +41,18 @@ func (s *Shard) Enter(m *Copied) (id uint32, r verdict.Reason) {
 		return noMapping, verdict.SessionCollision
 	}
 	r0 := Request{Tenant: m.Tenant, Class: m.Class, Inside: m.Inside, Port: m.Port, Remote: m.Remote, Pool: []AddrID{m.Addr}, Hold: m.Hold}
-	flags := mapLive
+	flags, h := mapLive, uint64(0)
 	if m.Aside {
 		flags |= mapAside
 	} else {
-		h := s.hashInside(m.Tenant, m.Class, m.Inside, m.Port, m.Remote)
-		if old, found := s.findInside(h, m.Tenant, m.Class, m.Inside, m.Port, m.Remote); found {
+		h = s.hashInside(m.Tenant, m.Class, m.Inside, m.Port, m.Remote)
+		if old, _ := s.findInside(h, m.Tenant, m.Class, m.Inside, m.Port, m.Remote); old != noMapping {
 			s.inside.erase(h, old)
 			undo.Keep(s.log, &s.maps[old])
 			s.maps[old].flags |= mapAside
 		}
 	}
-	return s.fill(&r0, p, flags, m.Remote, true), verdict.Pass
+	return s.fill(&r0, p, h, flags, m.Remote, true), verdict.Pass
 }
 
 // occupy takes the port of m, from its block if somebody has that, else from the block opened for it.

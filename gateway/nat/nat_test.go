@@ -207,7 +207,7 @@ func TestMapAgainstReference(t *testing.T) {
 		blockHost := map[blockID]in{}
 		now := uint32(1<<32 - 200_000) // wraps on the way
 		for step := range 60_000 {
-			k := in{flow.TenantID(1 + rng.IntN(2)), Class(rng.IntN(3)), byte(rng.IntN(20)), uint16(rng.IntN(900)*73 + 7)}
+			k := in{flow.TenantID(1 + rng.IntN(2)), Class(rng.IntN(3)), byte(rng.IntN(20)), uint16(rng.IntN(450)*146+7) ^ uint16(rng.IntN(2))} // both ports of RTP pairs
 			switch op := rng.IntN(100); {
 			case op < 60:
 				r := Request{Tenant: k.tenant, Class: k.class, Inside: [4]byte{198, 18, 0, k.host}, Port: k.port, Pool: ids, PerHost: perHost, Hold: hold}
@@ -804,4 +804,67 @@ func TestLineAgainstEntries(t *testing.T) {
 	if hits < 1000 || hits > 199_000 {
 		t.Fatalf("%d hits", hits)
 	}
+}
+
+// One of the ports, against a walk of so many steps.
+func TestAnyOfAgainstAWalk(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	for i := range 200_000 {
+		m, rnd := rng.Uint64(), rng.Uint64()
+		switch i % 5 {
+		case 1:
+			m &= rng.Uint64() & rng.Uint64() & rng.Uint64()
+		case 2:
+			m = ^uint64(0)
+		case 3:
+			m &= parityMask(i)
+		}
+		if m == 0 {
+			m = 1 << rng.IntN(64)
+		}
+		left := m
+		for range (rnd >> 8 & 0xffff) * uint64(bits.OnesCount64(m)) >> 16 {
+			left &= left - 1
+		}
+		if got, want := int(anyOf(m, rnd)), bits.TrailingZeros64(left); got != want {
+			t.Fatalf("of %#x by %#x: port %d, want %d", m, rnd, got, want)
+		}
+	}
+}
+
+func TestInPool(t *testing.T) {
+	for _, pool := range [][]AddrID{nil, {7}, {3, 4, 5, 6}, {9, 2, 4, 11}, {4, 2, 4}} {
+		for a := range AddrID(16) {
+			at, want := slices.Index(pool, a), slices.Contains(pool, a)
+			if i, in := inPool(pool, a); in != want || in && pool[i] != pool[at] {
+				t.Errorf("%d in %v: %d, %v", a, pool, i, in)
+			}
+		}
+	}
+}
+
+// Both ports of an RTP pair lose their public ones: they get neighbours again.
+func TestAPairIsReplacedTogether(t *testing.T) {
+	sp := NewSpace(1)
+	ids := pool(t, sp, 1)
+	s := newShard(t, 64, 0, sp)
+	var res [1024]uint64
+	public := func(port uint16, rnd uint64) uint16 {
+		id, r := s.Map(&Request{Tenant: 1, Class: UDP, Inside: [4]byte{198, 18, 0, 1}, Port: port, Pool: ids, Hold: hold}, rnd)
+		if r != verdict.Pass {
+			t.Fatal(r)
+		}
+		s.Ref(id)
+		_, p := s.Mapping(id).Public()
+		return p
+	}
+	for i := range uint64(20) {
+		even, odd := public(7000, i*0x9e3779b97f4a7c15), public(7001, i)
+		if even&1 != 0 || even^1 != odd {
+			t.Fatalf("round %d: ports %d and %d", i, even, odd)
+		}
+		res[even>>6] |= 3 << (even & 63)
+		sp.SetReserved(ids[0], UDP, &res)
+	}
+	check(t, s)
 }

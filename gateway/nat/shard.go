@@ -158,7 +158,11 @@ func mix(a, b uint64) uint64 {
 	return hi ^ lo
 }
 
+// hashInside is the same for both ports of an RTP pair, so that they stand in one line, and one look finds both.
 func (s *Shard) hashInside(t flow.TenantID, c Class, a [4]byte, port uint16, remote [4]byte) uint64 {
+	if c == UDP {
+		port &^= 1
+	}
 	x := uint64(binary.LittleEndian.Uint32(a[:])) | uint64(port)<<32 | uint64(t)<<48
 	return mix(mix(x^s.seed^0xa0761d6478bd642f, 0xe7037ed1a0b428db^uint64(c)^uint64(binary.LittleEndian.Uint32(remote[:]))<<8), s.seed^0x8ebc6af09c88c6e3)
 }
@@ -168,10 +172,12 @@ func (s *Shard) hashOutside(a AddrID, c Class, port uint16) uint64 {
 	return mix(mix(x^s.seed^0x589965cc75374cc3, 0xa0761d6478bd642f), s.seed^0xe7037ed1a0b428db)
 }
 
-func (s *Shard) findInside(h uint64, t flow.TenantID, c Class, a [4]byte, port uint16, remote [4]byte) (uint32, bool) {
+// findInside finds the mapping of an inside port, or else that of the other port of its RTP pair.
+func (s *Shard) findInside(h uint64, t flow.TenantID, c Class, a [4]byte, port uint16, remote [4]byte) (id, beside uint32) {
 	x := &s.inside
 	tag, low := uint32(h)<<x.idBits, uint32(1)<<x.idBits-1
 	at := x.home(h)
+	beside = noMapping
 	for range x.lines {
 		l := &x.lines[at]
 		for _, e := range l.like(tag, low) {
@@ -179,16 +185,20 @@ func (s *Shard) findInside(h uint64, t flow.TenantID, c Class, a [4]byte, port u
 				continue
 			}
 			m := &s.maps[e&low-1]
-			if m.inside == a && m.port == port && m.tenant == t && m.class == c && m.remote == remote {
-				return e&low - 1, true
+			if m.inside != a || m.port&^1 != port&^1 || m.tenant != t || m.class != c || m.remote != remote {
+				continue
 			}
+			if m.port == port {
+				return e&low - 1, noMapping
+			}
+			beside = e&low - 1
 		}
 		if l.passed == 0 {
 			break
 		}
 		at = x.after(at)
 	}
-	return noMapping, false
+	return noMapping, beside
 }
 
 // Lookup finds the mapping of a public port.
@@ -216,13 +226,20 @@ func (s *Shard) Lookup(a AddrID, c Class, port uint16) (id uint32, ok bool) {
 	return noMapping, false
 }
 
-func inPool(pool []AddrID, a AddrID) bool {
-	for _, p := range pool {
+// inPool is where in a pool an address is. Most pools are one range, whose numbers follow each other.
+func inPool(pool []AddrID, a AddrID) (int, bool) {
+	if len(pool) == 0 {
+		return 0, false
+	}
+	if i := int(a) - int(pool[0]); uint(i) < uint(len(pool)) && pool[i] == a {
+		return i, true
+	}
+	for i, p := range pool {
 		if p == a {
-			return true
+			return i, true
 		}
 	}
-	return false
+	return 0, false
 }
 
 // Map is the mapping of an inside port: the one that there is while its address is in the pool and its port is not reserved, else a new
@@ -245,36 +262,39 @@ func (s *Shard) Map(r *Request, rnd uint64) (id uint32, reason verdict.Reason) {
 	flags := mapLive
 	remote := r.remote()
 	var h uint64
-	old, found := uint32(noMapping), false
+	old, beside := uint32(noMapping), uint32(noMapping)
 	if r.Mapping == AddressAndPortDependent {
 		flags |= mapAside // nobody will ask for it: what belongs to its session is found by the session
 	} else {
 		h = s.hashInside(r.Tenant, r.Class, r.Inside, r.Port, remote)
-		old, found = s.findInside(h, r.Tenant, r.Class, r.Inside, r.Port, remote)
+		old, beside = s.findInside(h, r.Tenant, r.Class, r.Inside, r.Port, remote)
 	}
-	if found {
+	if old != noMapping {
 		m := &s.maps[old]
-		if inPool(r.Pool, m.addr) && !s.sp.Reserved(m.addr, m.class, m.public) {
+		if _, in := inPool(r.Pool, m.addr); in && !s.sp.Reserved(m.addr, m.class, m.public) {
 			return old, verdict.Pass
+		}
+		if r.Class == UDP {
+			beside, _ = s.findInside(h, r.Tenant, r.Class, r.Inside, r.Port^1, remote)
 		}
 	}
 	if s.free == noMapping && int(s.fresh) == len(s.maps) {
 		return noMapping, verdict.NATMappingTableFull
 	}
-	p, ok := s.port(r, rnd)
+	p, ok := s.port(r, beside, rnd)
 	if !ok {
 		return noMapping, verdict.NATNoPort
 	}
-	if found {
+	if old != noMapping {
 		s.inside.erase(h, old)
 		undo.Keep(s.log, &s.maps[old])
 		s.maps[old].flags |= mapAside
 	}
-	return s.fill(r, p, flags, remote, r.Pooling != Arbitrary), verdict.Pass
+	return s.fill(r, p, h, flags, remote, r.Pooling != Arbitrary), verdict.Pass
 }
 
-// fill makes a mapping of a port that was taken. There is room for one.
-func (s *Shard) fill(r *Request, p place, flags uint8, remote [4]byte, anchored bool) (id uint32) {
+// fill makes a mapping of a port that was taken. There is room for one. h is hashInside, where it is not aside.
+func (s *Shard) fill(r *Request, p place, h uint64, flags uint8, remote [4]byte, anchored bool) (id uint32) {
 	b := p.block
 	if id = s.free; id != noMapping {
 		s.free = s.maps[id].refs
@@ -298,7 +318,7 @@ func (s *Shard) fill(r *Request, p place, flags uint8, remote [4]byte, anchored 
 		hold: uint16(min((uint64(r.Hold)+1<<holdShift-1)>>holdShift, 0xffff)),
 	}
 	if flags&mapAside == 0 {
-		s.inside.insert(s.hashInside(r.Tenant, r.Class, r.Inside, r.Port, remote), id)
+		s.inside.insert(h, id)
 	}
 	s.outside.insert(s.hashOutside(s.maps[id].addr, r.Class, s.maps[id].public), id)
 	s.live++
@@ -306,10 +326,10 @@ func (s *Shard) fill(r *Request, p place, flags uint8, remote [4]byte, anchored 
 }
 
 // port takes a free port for r: the address, the block, opened if need be, and the place in it. What other workers have free in their blocks is
-// asked for last, but before a host leaves the address that it has.
-func (s *Shard) port(r *Request, rnd uint64) (place, bool) {
-	if r.Class == UDP && r.Mapping != AddressAndPortDependent {
-		if p, ok := s.neighbour(r); ok {
+// asked for last, but before a host leaves the address that it has. beside is the mapping of the other port of an RTP pair, if there is one.
+func (s *Shard) port(r *Request, beside uint32, rnd uint64) (place, bool) {
+	if r.Class == UDP && beside != noMapping {
+		if p, ok := s.neighbour(r, &s.maps[beside]); ok {
 			return p, true
 		}
 	}
@@ -321,8 +341,14 @@ func (s *Shard) port(r *Request, rnd uint64) (place, bool) {
 	if r.PerHost {
 		stay = false // its ports are in its blocks, and nowhere else
 	}
+	turn := func(i int) AddrID {
+		if i += first; i >= len(r.Pool) {
+			i -= len(r.Pool)
+		}
+		return r.Pool[i]
+	}
 	for i := range tries {
-		if p, ok := s.portAt(r, r.Pool[(first+i)%len(r.Pool)], &key, stay && i == 0, rnd); ok {
+		if p, ok := s.portAt(r, turn(i), &key, stay && i == 0, rnd); ok {
 			return p, true
 		}
 	}
@@ -333,7 +359,7 @@ func (s *Shard) port(r *Request, rnd uint64) (place, bool) {
 		if stay && i == 0 {
 			continue
 		}
-		if p, ok := s.portAt(r, r.Pool[(first+i)%len(r.Pool)], &key, true, rnd); ok {
+		if p, ok := s.portAt(r, turn(i), &key, true, rnd); ok {
 			return p, true
 		}
 	}
@@ -374,16 +400,13 @@ func (s *Shard) portAt(r *Request, a AddrID, key *groupKey, lend bool, rnd uint6
 	return place{}, false
 }
 
-// neighbour is the port beside the one that the other port of an RTP pair has, if it is free. A block never parts a pair.
-func (s *Shard) neighbour(r *Request) (place, bool) {
-	port, remote := r.Port^1, r.remote()
-	id, ok := s.findInside(s.hashInside(r.Tenant, UDP, r.Inside, port, remote), r.Tenant, UDP, r.Inside, port, remote)
-	if !ok {
+// neighbour is the port beside the one that the other port of an RTP pair has by m, if it is free. A block never parts a pair.
+func (s *Shard) neighbour(r *Request, m *Mapping) (place, bool) {
+	lent := m.flags&mapLent != 0
+	if (m.public^m.port)&1 != 0 || lent && r.PerHost {
 		return place{}, false
 	}
-	m := &s.maps[id]
-	lent := m.flags&mapLent != 0
-	if (m.public^port)&1 != 0 || !inPool(r.Pool, m.addr) || lent && r.PerHost {
+	if _, in := inPool(r.Pool, m.addr); !in {
 		return place{}, false
 	}
 	p := place{blockOf(m.addr, UDP, m.public), uint8(m.public&63) ^ 1, lent}
@@ -444,11 +467,11 @@ func (s *Shard) pick(leader blockID, parity int, rnd uint64) (place, bool) {
 	if *head == noNumber {
 		return place{}, false
 	}
-	b := beside(leader, *head)
+	blocks, n := s.sp.class(leader), *head
 	for range rnd & (spread - 1) {
-		b = beside(b, s.block(b).next[parity])
+		n = blocks[n%blocksPerAddr].next[parity]
 	}
-	for {
+	for b := beside(leader, n); ; {
 		m := s.usable(b) & parityMask(parity)
 		if m != 0 {
 			if p := (place{block: b, bit: anyOf(m, rnd)}); s.take(p) {
@@ -469,10 +492,19 @@ func (s *Shard) pick(leader blockID, parity int, rnd uint64) (place, bool) {
 
 // anyOf chooses one of the ports of m, which has some.
 func anyOf(m, rnd uint64) uint8 {
-	for range (rnd >> 8 & 0xffff) * uint64(bits.OnesCount64(m)) >> 16 {
+	const ones = 0x0101010101010101
+	// How many there are in each byte, and up to each byte, it included.
+	c := m - m>>1&(ones*0x55)
+	c = c&(ones*0x33) + c>>2&(ones*0x33)
+	c = (c + c>>4) & (ones * 0x0f) * ones
+	k := (rnd >> 8 & 0xffff) * (c >> 56) >> 16 // which one, from 0
+	// It lies behind all bytes up to which there are k or fewer: of those a top bit stays.
+	at := bits.OnesCount64(((k*ones|ones*0x80)-c)&(ones*0x80)) * 8
+	m >>= at
+	for range k - c<<8>>at&0xff {
 		m &= m - 1
 	}
-	return uint8(bits.TrailingZeros64(m))
+	return uint8(at + bits.TrailingZeros64(m))
 }
 
 // Mapping is the mapping with that id. It stays valid until the mapping ends.

@@ -53,19 +53,21 @@ type block struct {
 }
 
 // owned is what of a block its owner alone touches; giving it back and claiming it (addrState.free) pass it on.
+//
+// In front, in the line of free, is what the choice of a port reads.
 type owned struct {
-	held [gens]uint64 // ports that rest, the last turn's first
-
-	shardNext, shardPrev blockID // all blocks of the shard, circular
-	start                uint32  // tick at which held[0] was begun; valid while anything is held
-	turn                 uint32  // ticks per generation of held ports
-
 	// Circular lists of the group's blocks with a free port, per parity; noNumber = not in it.
 	next, prev           [2]blockNo
 	groupNext, groupPrev blockNo // the group's blocks, circular
 	leader               blockNo // the block that carries the group
 
 	group group // valid in the leader
+
+	shardNext, shardPrev blockID // all blocks of the shard, circular
+	start                uint32  // tick at which held[0] was begun; valid while anything is held
+	turn                 uint32  // ticks per generation of held ports
+
+	held [gens]uint64 // ports that rest, the last turn's first
 }
 
 // group is the blocks of one address and class that serve the same tenant, and the same inside host where blocks are per host.
@@ -365,8 +367,11 @@ func (sp *Space) short(of blockID) bool {
 	return st != nil && st.left[classIn(of)].Load() < shortOf
 }
 
-func (sp *Space) block(b blockID) *block {
-	return &sp.addrs[addrOf(b)].Load().blocks[classIn(b)][numberOf(b)]
+func (sp *Space) block(b blockID) *block { return &sp.class(b)[numberOf(b)] }
+
+// class is all blocks of the address and class of block b.
+func (sp *Space) class(b blockID) *[blocksPerAddr]block {
+	return &sp.addrs[addrOf(b)].Load().blocks[classIn(b)]
 }
 
 // usable is the ports of a block that are free and not reserved, none where it is closed.
