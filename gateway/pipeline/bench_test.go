@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/gopacket/layers"
 
+	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
 	"demarc/gateway/packet/csum"
 	"demarc/gateway/police"
@@ -102,7 +103,9 @@ func (f *flood) establish(b testing.TB) {
 			}
 			k := s.Key.Reverse(flow.Backbone) // as if it had been answered: unanswered ones may not fill the table
 			ref, _ := f.r.sh.Sessions.Lookup(&k, f.r.sh.Sessions.Hash(&k))
-			f.r.sh.countAnswered(f.r.sh.Sessions.At(ref.Slot()))
+			se := f.r.sh.Sessions.At(ref.Slot())
+			se.Flags = se.Flags&^conntrack.FlagUnanswered | conntrack.FlagReplied
+			f.r.sh.countAnswered(se)
 		}
 		f.r.sh.Meter.Publish()
 	}

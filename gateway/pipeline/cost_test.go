@@ -22,8 +22,8 @@ var costs = map[string]float64{
 	"established, out, translated": 1755,
 	"established, in, translated":  1850,
 	"established, IPv6":            1635,
-	"first packet, 1,000 rules":    7110,
-	"first packet, IPv6":           3710,
+	"first packet, 1,000 rules":    6600,
+	"first packet, IPv6":           3490,
 	"refused by a rule":            2690,
 	"spoofed source":               1105,
 }

@@ -58,17 +58,9 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 			sh.Sessions.SetDeadline(slot, sh.tick+se.Look(&sh.view.Timeouts))
 		}
 	}
-	if dir == 1 && se.Flags&conntrack.FlagReplied == 0 {
-		if unfinished(&s.Packet) {
-			s.Tenant = se.Tenant
-			return sh.drop(s, verdict.UnfinishedChecksum)
-		}
-		se.BeginWrite()
-		se.Flags |= conntrack.FlagReplied
-		se.EndWrite()
-	}
-	if se.Flags&conntrack.FlagUnanswered != 0 && answered(se, dir) {
-		sh.countAnswered(se)
+	if flags&(conntrack.FlagReplied|conntrack.FlagUnanswered) != conntrack.FlagReplied && !sh.hear(s, se, dir) {
+		s.Tenant = se.Tenant
+		return sh.drop(s, verdict.UnfinishedChecksum)
 	}
 	if se.State != before || se.Flags != flags {
 		sh.changed(slot, se)

@@ -85,11 +85,33 @@ func (sh *Shard) countSession(t *snapshot.Tenant, se *conntrack.Session) {
 	}
 }
 
+// hear notes what a packet of direction dir, already followed, shows of the other end for the first time: that it sends, and that who began the session hears it. False where it cannot be a first answer.
+func (sh *Shard) hear(s *Slot, se *conntrack.Session, dir int) bool {
+	flags := se.Flags
+	if dir == 1 && flags&conntrack.FlagReplied == 0 {
+		if unfinished(&s.Packet) {
+			return false
+		}
+		flags |= conntrack.FlagReplied
+	}
+	hears := flags&conntrack.FlagUnanswered != 0 && answered(se, dir)
+	if hears {
+		flags &^= conntrack.FlagUnanswered
+	}
+	if flags == se.Flags {
+		return true
+	}
+	se.BeginWrite()
+	se.Flags = flags
+	se.EndWrite()
+	if hears {
+		sh.countAnswered(se)
+	}
+	return true
+}
+
 // countAnswered notes that an unanswered session has become an answered one.
 func (sh *Shard) countAnswered(se *conntrack.Session) {
-	se.BeginWrite()
-	se.Flags &^= conntrack.FlagUnanswered
-	se.EndWrite()
 	d := began(se)
 	sh.held[se.Tenant].unanswered[d]--
 	if t := sh.view.Tenant(se.Tenant); t != nil {
