@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,9 +18,11 @@ import (
 )
 
 // Line carries frames between two devices of a namespace, both ways: a way that is long, lossy or cut for some of what goes over it, in user space, since not every
-// kernel has a tool for that. Frames of one sender, receiver and protocol stay in order. What waits is bounded; what comes beyond is lost, as on a line, and counted.
+// kernel has a tool for that. Frames of one sender, receiver and protocol stay in order: one CPU takes what
+// comes to the two devices, and the threads that write to them stay on it. Else what one CPU has in hand is overtaken by what another sends later. What waits is bounded; what comes beyond is lost, as on a line, and counted.
 type Line struct {
 	ends   [2]*os.File
+	cpu    int // that takes and sends all of it
 	faults atomic.Pointer[[]LineFault]
 
 	Lost, Moved atomic.Uint64 // frames; Lost are those that there was no room for, not those that a fault took
@@ -69,7 +72,14 @@ func (l *Lab) lineEnd(ns, dev string) (f *os.File, err error) {
 
 // Line connects two devices of a namespace. Close of the lab ends it.
 func (l *Lab) Line(ns string, devs [2]string, faults ...LineFault) (*Line, error) {
-	n := &Line{}
+	cpu, err := firstCPU()
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Do(ns, func() error { return takeOn(cpu, devs[:]...) }); err != nil {
+		return nil, fmt.Errorf("line in %s: %w", ns, err)
+	}
+	n := &Line{cpu: cpu}
 	n.Set(faults...)
 	for i, dev := range devs {
 		f, err := l.lineEnd(ns, dev)
@@ -217,6 +227,12 @@ func (n *Line) take(from *os.File, w *way) {
 }
 
 func (n *Line) give(to *os.File, w *way) {
+	runtime.LockOSThread() // and the thread ends with the line: nobody else is to be bound to a CPU
+	var set unix.CPUSet
+	set.Set(n.cpu)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		panic(err) // it was among those that are allowed
+	}
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {

@@ -3,6 +3,7 @@ package netlab
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"slices"
@@ -43,14 +44,8 @@ func (l *Lab) Threads(ns, dev string) (pid int, err error) {
 // Threaded moves devices' NAPI into threads or back. It must be called on a thread that ends, in the devices' namespace, as by Do: the
 // namespace's own sysfs is mounted in a private mount namespace.
 func Threaded(on bool, devs ...string) error {
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("private mounts: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("private mounts: %w", err)
-	}
-	if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
-		return fmt.Errorf("mount sysfs: %w", err)
+	if err := ownSysfs(); err != nil {
+		return err
 	}
 	v := "0"
 	if on {
@@ -61,6 +56,47 @@ func Threaded(on bool, devs ...string) error {
 		errs = append(errs, os.WriteFile("/sys/class/net/"+dev+"/threaded", []byte(v), 0o644))
 	}
 	return errors.Join(errs...)
+}
+
+// ownSysfs mounts the sysfs of the thread's namespace, for this thread alone.
+func ownSysfs() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("private mounts: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("private mounts: %w", err)
+	}
+	if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
+		return fmt.Errorf("mount sysfs: %w", err)
+	}
+	return nil
+}
+
+// takeOn has one CPU take all that comes to devices, whichever CPU it was sent on (receive packet steering). Called as Threaded is.
+func takeOn(cpu int, devs ...string) error {
+	if err := ownSysfs(); err != nil {
+		return err
+	}
+	mask := fmt.Sprintf("%x", 1<<(cpu%32)) + strings.Repeat(",00000000", cpu/32)
+	var errs []error
+	for _, dev := range devs {
+		errs = append(errs, os.WriteFile("/sys/class/net/"+dev+"/queues/rx-0/rps_cpus", []byte(mask), 0o644))
+	}
+	return errors.Join(errs...)
+}
+
+// firstCPU is the first of those that this process may use.
+func firstCPU() (int, error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return 0, err
+	}
+	for cpu := range len(set) * bits.UintSize {
+		if set.IsSet(cpu) {
+			return cpu, nil
+		}
+	}
+	return 0, errors.New("this process may use no CPU")
 }
 
 // NAPIThreads are the kernel's threads for devices of these names, in any namespace.
