@@ -214,6 +214,17 @@ func TestBetterForm(t *testing.T) {
 	}
 }
 
+// Few flows have no rate of new ones, and none is printed; nor is there one in a figure that JSON has no word for.
+func TestFormOfFewFlows(t *testing.T) {
+	f := formTrial{NewPerSecond: ratio(1, 0), Rate: 1.5e6}
+	if s := f.String(); strings.Contains(s, "Inf") || !strings.Contains(s, "too few") || !strings.Contains(s, "1.500 Mpps") {
+		t.Errorf("%q", s)
+	}
+	if s := (formTrial{NewPerSecond: 2e5}).String(); !strings.Contains(s, "200 thousand new flows/s") {
+		t.Errorf("%q", s)
+	}
+}
+
 // binary builds the program once for the tests that run it.
 func binary(t *testing.T) string {
 	t.Helper()

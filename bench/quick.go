@@ -75,9 +75,17 @@ type outcome struct {
 
 // formTrial is what a way to write the rules for nftables gave in a short look.
 type formTrial struct {
-	NewPerSecond float64 // flows established
+	NewPerSecond float64 // flows established; 0 = it took no time that could be told
 	Rate         float64 // frames per second at full load, established
 	Disturbed    bool
+}
+
+func (t formTrial) String() string {
+	first := "flows were too few for a rate of new ones"
+	if t.NewPerSecond > 0 {
+		first = fmt.Sprintf("%6.0f thousand new flows/s", t.NewPerSecond/1e3)
+	}
+	return fmt.Sprintf("%s, %6.3f Mpps established", first, t.Rate/1e6)
 }
 
 func (q *quick) say(format string, args ...any) { fmt.Fprintf(q.Progress, format+"\n", args...) }
@@ -143,8 +151,8 @@ func (q *quick) chooseForm(ctx context.Context, rules []acl.Rule, out *outcome) 
 		if why != "" {
 			return fmt.Errorf("nftables with %s lacks %s", f, why)
 		}
-		out.Forms[f] = formTrial{float64(q.Flows) / l.Establish.Seconds(), l.Full.judged.Rate(), l.Disturbed}
-		q.say("nftables with %-13s %8.0f new flows/s  %6.3f Mpps established", string(f)+":", out.Forms[f].NewPerSecond, out.Forms[f].Rate/1e6)
+		out.Forms[f] = formTrial{ratio(float64(q.Flows), l.Establish.Seconds()), l.Full.judged.Rate(), l.Disturbed}
+		q.say("nftables with %-13s %s", string(f)+":", out.Forms[f])
 	}
 	out.Form = better(out.Forms)
 	q.k = &kernel{r: q.room, rules: rules, form: out.Form, rate: q.Rate}
