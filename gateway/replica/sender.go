@@ -50,6 +50,10 @@ type Limits struct {
 // DefaultLimits is what a node runs with.
 var DefaultLimits = Limits{Window: 4 << 20, Frame: 16 << 10, Digest: time.Second, Refresh: 8 * time.Second, Pause: 100 * time.Millisecond}
 
+// refreshLooks is how many slots are looked at, for each of a Drain's budget, whether their time has gone on: one after the other, in memory's order, they cost a tenth of what one costs that is written. They count as nothing that is
+// still to be done: else a table of a million is reason enough for a turn, and a frame of its own, six times a millisecond.
+const refreshLooks = 8
+
 // The sets of marked slots, in the order in which they are written. What is gone goes first and completely: so whatever takes the place of
 // something (its addresses, its public port) comes after the word that it is free.
 const (
@@ -88,8 +92,17 @@ type frame struct {
 	seq   uint64
 	count int
 	since int64 // nothing in it had changed before
+	at    int64 // when it was written
 	buf   []byte
 }
+
+// A copy goes on as long as what is written and not acknowledged is less than copyLeast, or the oldest of it was written no longer ago than copyAhead beyond what an answer takes by itself: what changes meanwhile comes behind that,
+// and not behind all that the window holds. What an answer takes by itself is seen where it waits for no copy: so once in copyProbe a copy rests until what it had on its way is acknowledged. A long way, or a machine that is busy, must not starve it.
+const (
+	copyLeast = 64 << 10
+	copyAhead = 20 * time.Millisecond
+	copyProbe = time.Second // and no oftener than in ten times such an answer
+)
 
 type nameKey struct {
 	kind NameKind
@@ -132,7 +145,13 @@ type Sender struct {
 	held   int     // bytes that it keeps from others: a frame of one record has a buffer for many
 	spare  [][]byte
 	looked int
-	clean  int64 // when nothing was left to be written
+	now    int64 // of the last Drain
+	round  int64 // an answer takes so long by itself, as was seen last; 0 = there was none on this connection
+	least  int64 // the least since the copy rested last; 0 = there was none
+	probe  int64 // when it rests next
+	rests  int64 // since when it rests; 0 = it does not
+	short  bool  // it would have looked at more
+	clean  int64 // what has changed before is written
 	rec    Record
 
 	plant plants
@@ -218,7 +237,8 @@ func (s *Sender) Disown(group uint8) {
 // Link begins to send after the connection was made: a is what the standby said first. It goes on where the standby is, or begins anew.
 func (s *Sender) Link(now int64, a *Answer) {
 	s.linked = true
-	s.clean = now
+	s.clean, s.now = now, now
+	s.round, s.least, s.probe, s.rests = 0, 0, now+int64(copyProbe), 0
 	if a.Life == s.life && !a.Anew && !s.first && a.Seq > 0 {
 		s.pop(a.Seq)
 		if s.seek(a.Seq) {
@@ -312,7 +332,7 @@ func (s *Sender) flush() {
 	}
 	h := header{First: s.first, Stream: s.stream, Len: uint32(len(s.cur)), Life: s.life, Seq: s.seq - uint64(s.count), Count: uint16(s.count)}
 	h.put(s.cur)
-	s.queue = append(s.queue, frame{h.Seq, s.count, s.clean, s.cur})
+	s.queue = append(s.queue, frame{h.Seq, s.count, s.clean, s.now, s.cur})
 	s.queued += len(s.cur)
 	s.held += cap(s.cur)
 	s.cur, s.count, s.first = nil, 0, false
@@ -328,6 +348,21 @@ func (s *Sender) Take() []byte {
 }
 
 func (s *Sender) room() bool { return s.held+len(s.cur) < s.lim.Window }
+
+// ahead reports whether a copy may go on: see copyAhead.
+func (s *Sender) ahead() bool {
+	if s.rests == 0 && s.now >= s.probe {
+		s.rests = s.now
+	}
+	if s.rests != 0 {
+		if len(s.queue) > 0 && s.queue[0].at <= s.rests {
+			return false
+		}
+		s.round, s.least = cmp.Or(s.least, s.round), 0
+		s.rests, s.probe = 0, s.now+max(int64(copyProbe), 10*s.round)
+	}
+	return s.queued+len(s.cur) < copyLeast || len(s.queue) == 0 || s.now-s.queue[0].at < s.round+int64(copyAhead)
+}
 
 // name is the number of the stream for a local number.
 func (s *Sender) name(kind NameKind, local uint16) uint16 {
@@ -434,7 +469,11 @@ func (s *Sender) touch(slot uint32, l Look) {
 
 // Drain writes what was marked, and goes on with copies and refreshed times, at most about budget records, and fewer where the standby has not yet
 // acknowledged what there is. It returns how many it wrote.
-func (s *Sender) Drain(now int64, budget int) int {
+func (s *Sender) Drain(now int64, budget int) int { return s.Write(now, budget, budget) }
+
+// Write is Drain that looks at so many changes, and of them for copies at no more than copied slots.
+func (s *Sender) Write(now int64, changes, copied int) int {
+	s.short = false
 	if !s.linked {
 		return 0
 	}
@@ -442,34 +481,58 @@ func (s *Sender) Drain(now int64, budget int) int {
 		s.anew()
 	}
 	from := s.seq
-	left := budget
+	s.now = now
+	left, looks := changes, refreshLooks*copied
 	more := func() bool {
 		left--
 		s.looked++
 		return left >= 0 && s.room()
 	}
-	s.dirty[markGone].take(more, s.put)
-	s.dirty[markEarly].take(more, s.put)
-	s.walk(more, false)
-	s.dirty[markLate].take(more, s.put)
-	s.walk(more, true)
-	busy := left < 0 || !s.room()
+	s.dirty[markGone].take(now, more, s.put)
+	kept := 0 // what is new waits neither for all that is established, nor until all of that is copied
+	if !s.dirty[markLate].empty() {
+		kept = left / 4
+	}
+	early := func() bool { return left > kept && more() }
+	copying := func() bool {
+		if copied <= 0 {
+			s.short = true
+			return false
+		}
+		copied--
+		return s.ahead() && early()
+	}
+	s.dirty[markEarly].take(now, early, s.put)
+	s.walk(copying, false)
+	s.dirty[markLate].take(now, more, s.put)
+	kept = 0
+	s.dirty[markEarly].take(now, early, s.put)
+	s.walk(copying, false)
+	s.walk(copying, true)
+	s.short = s.short || left <= 0
+	busy, clean := left < 0 || !s.room(), now
 	for _, group := range s.active {
 		g := s.groups[group]
 		if g.copying {
-			busy = true
+			busy, clean = true, s.clean
 		} else if s.room() && now >= g.digest {
 			s.marker(KindDigest, group, g)
 			g.digest = now + int64(s.lim.Digest)
 		}
 	}
 	if !busy {
-		s.refresh(now, more)
+		s.refresh(now, func() bool {
+			looks--
+			return looks >= 0 && int(s.seq-from) < changes && s.room()
+		})
 	}
 	s.flush()
-	if !busy {
-		s.clean = now
+	for i := range s.dirty {
+		if m := &s.dirty[i]; !m.empty() {
+			clean = min(clean, m.clean)
+		}
 	}
+	s.clean = max(s.clean, clean)
 	return int(s.seq - from)
 }
 
@@ -548,7 +611,6 @@ func (s *Sender) refresh(now int64, more func() bool) {
 	if n == 0 {
 		return
 	}
-	s.walked = now
 	for ; n > 0 && more(); n-- {
 		if s.at >= slots {
 			s.at = 0
@@ -560,4 +622,5 @@ func (s *Sender) refresh(now int64, more func() bool) {
 			s.touch(slot, l)
 		}
 	}
+	s.walked = now - int64(float64(n)/float64(slots)*float64(s.lim.Refresh)) // what is left is for the next time
 }

@@ -1,6 +1,9 @@
 package replica
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // Answer takes in what the standby says.
 func (s *Sender) Answer(now int64, a *Answer) {
@@ -14,7 +17,13 @@ func (s *Sender) Answer(now int64, a *Answer) {
 		}
 		return
 	}
-	s.pop(a.Seq)
+	if at := s.pop(a.Seq); at != 0 {
+		took := max(now-at, 1)
+		if s.least == 0 || took < s.least {
+			s.least = took
+		}
+		s.round = cmp.Or(s.round, took)
+	}
 	for _, ga := range a.Groups {
 		g := s.groups[ga.Group]
 		if g == nil || ga.Round != g.round {
@@ -31,10 +40,11 @@ func (s *Sender) Answer(now int64, a *Answer) {
 	}
 }
 
-// pop forgets frames of which all is before seq.
-func (s *Sender) pop(seq uint64) {
+// pop forgets frames of which all is before seq, and returns when the last of them was written; 0 = there was none.
+func (s *Sender) pop(seq uint64) (at int64) {
 	n := 0
 	for n < len(s.queue) && s.queue[n].seq+uint64(s.queue[n].count) <= seq {
+		at = s.queue[n].at
 		s.queued -= len(s.queue[n].buf)
 		s.held -= cap(s.queue[n].buf)
 		s.spare = append(s.spare, s.queue[n].buf[:0])
@@ -47,6 +57,7 @@ func (s *Sender) pop(seq uint64) {
 	if len(s.spare) > 8 {
 		s.spare = s.spare[:8]
 	}
+	return at
 }
 
 // Acked is the first record that the standby has not acknowledged.
@@ -112,6 +123,9 @@ func (s *Sender) Next() (seq uint64, ok bool) {
 
 // Looked is how many slots were looked at by Drain so far: what it costs goes by that, and not by what was written.
 func (s *Sender) Looked() int { return s.looked }
+
+// Short says that the last Drain would have looked at more.
+func (s *Sender) Short() bool { return s.short }
 
 // Ready says that Take has a frame.
 func (s *Sender) Ready() bool { return s.linked && s.next < len(s.queue) }

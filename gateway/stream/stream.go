@@ -14,8 +14,10 @@ import (
 const (
 	pace       = time.Millisecond       // between two looks at what has changed: what a packet changes is not a frame by itself
 	busyPace   = 160 * time.Microsecond // while there is more to write and packets wait
-	busyBudget = 40                     // slots that are looked at in a turn then
-	idleBudget = 1024                   // and while none do
+	busyBudget = 40                     // slots that a copy goes on by in a turn then
+	idleBudget = 1024                   // slots that are looked at while none do
+	changeTime = 2 * time.Microsecond   // packets wait: of so much time that has gone by a change may be written, so for a quarter of it or less
+	mostBusy   = 256                    // changes in a turn then
 	showPace   = 20 * time.Millisecond  // between two publications of how it stands, where nothing changes
 	restPace   = 100 * time.Millisecond
 	maxOrders  = 64
@@ -35,6 +37,7 @@ type Stream struct {
 
 	linked bool    // owner
 	due    int64   // owner: of the next look
+	looked int64   // owner: the last one
 	shown  int64   // owner: when it was last published how it stands
 	lags   bool    // owner: that it lags
 	flushs []flush // owner
@@ -73,19 +76,19 @@ func (s *Stream) Turn(now int64, busy bool) (n int) {
 	}
 	due := now >= s.due
 	if due {
-		budget, next := idleBudget, pace
+		changes, copied, next := idleBudget, idleBudget, pace
 		if busy {
-			budget = busyBudget
+			changes, copied = min(max(int(time.Duration(now-s.looked)/changeTime), busyBudget), mostBusy), busyBudget
 		}
 		from := s.out.Looked()
-		s.out.Drain(now, budget)
-		if looked := s.out.Looked() - from; looked >= budget {
-			n += looked // there is more
+		s.out.Write(now, changes, copied)
+		if s.out.Short() {
+			n += max(s.out.Looked()-from, 1)
 			if next = 0; busy {
 				next = busyPace
 			}
 		}
-		s.due = now + int64(next)
+		s.due, s.looked = now+int64(next), now
 	}
 	n += s.hand()
 	if len(s.flushs) > 0 {
