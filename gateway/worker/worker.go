@@ -318,6 +318,7 @@ func (w *Worker) Run(ctx context.Context) error {
 			return fmt.Errorf("worker %d: pin to cpu %d: %w", w.cfg.ID, w.cfg.CPU, err)
 		}
 	}
+	hurry()
 	told := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(told)
@@ -352,6 +353,20 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	w.drainOnExit()
 	return nil
+}
+
+// shortSlice is the shortest that the kernel takes (ns).
+const shortSlice = 100_000
+
+// hurry has the calling thread ask for its share of a CPU in the shortest slices. A packet wakes it: behind programs with slices of 3 ms each it waits for them, before them for none; what it gets of a CPU that is not its own is the same.
+// Kernels before 6.12 go by no slice that is asked for, so an error says nothing that matters.
+func hurry() {
+	a, err := unix.SchedGetAttr(0, 0)
+	if err != nil || a.Policy != unix.SCHED_NORMAL {
+		return
+	}
+	a.Size, a.Runtime = unix.SizeofSchedAttr, shortSlice
+	_ = unix.SchedSetAttr(0, a, 0)
 }
 
 // turn is one round over everything that the worker serves. It returns how much there was to do.
