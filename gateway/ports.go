@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -160,9 +161,18 @@ func (g *Gateway) open() (err error) {
 	v := g.view.Load()
 	for i, p := range g.ports {
 		p.loaded = g.programConfig(i, v)
+	}
+	// The kernel takes some 20 ms to verify one, and does several at a time.
+	err = atOnce(g.ports, func(p *port) (err error) {
 		if p.prog, err = xsk.LoadProgram(p.loaded, g.deadlines); err != nil {
 			return fmt.Errorf("port %s: %w", p.cfg.Name, err)
 		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, p := range g.ports {
 		if err = g.attach(p); err != nil {
 			return err
 		}
@@ -618,6 +628,7 @@ func (g *Gateway) release() (err error) {
 	for _, w := range g.workers {
 		err = errors.Join(err, w.Account(), w.Reclaim(0), w.Close())
 	}
+	err = errors.Join(err, g.shutSockets())
 	for _, p := range g.ports {
 		for _, q := range p.queues {
 			if q.sock != nil {
@@ -636,9 +647,7 @@ func (g *Gateway) release() (err error) {
 		}
 	}
 	g.unprepare() // while the devices are still locked
-	for _, p := range g.ports {
-		err = errors.Join(err, p.unlock())
-	}
+	err = errors.Join(err, atOnce(g.ports, (*port).unlock))
 	for _, u := range g.areas {
 		err = errors.Join(err, u.Close())
 	}
@@ -648,6 +657,32 @@ func (g *Gateway) release() (err error) {
 	}
 	g.mem = nil
 	return errors.Join(err, g.off.close(), g.deadlines.Close(), g.dir.Close())
+}
+
+// shutSockets gives up the kernel's part of all sockets, when what they have queued has left.
+func (g *Gateway) shutSockets() error {
+	var socks []*xsk.Socket
+	for _, p := range g.ports {
+		for _, q := range p.queues {
+			if q.sock != nil {
+				q.sock.Drain()
+				socks = append(socks, q.sock)
+			}
+		}
+	}
+	return atOnce(socks, (*xsk.Socket).Shut)
+}
+
+// atOnce does what the kernel takes its time for, of several ports at a time: the end of a socket is a grace period, 8 to 16 ms. One after the other they kept the next process
+// waiting for a tenth of a second.
+func atOnce[T any](list []T, fn func(T) error) error {
+	errs := make([]error, len(list))
+	var wg sync.WaitGroup
+	for i, x := range list {
+		wg.Go(func() { errs[i] = fn(x) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // netEvent follows the machine: devices that go and come, MAC, MTU, addresses, neighbours of shared addresses.

@@ -101,11 +101,16 @@ func (t *tables) write(o *bpf.SteerObjects) error {
 			return fmt.Errorf("write mac: %w", err)
 		}
 	}
+	var words []uint32
+	var bits []uint64
 	for i, w := range t.ports {
 		if w != 0 {
-			if err := o.Ports.Put(uint32(i), w); err != nil {
-				return fmt.Errorf("write port: %w", err)
-			}
+			words, bits = append(words, uint32(i)), append(bits, w)
+		}
+	}
+	if len(words) > 0 { // more than a thousand: one call instead of one for each
+		if _, err := o.Ports.BatchUpdate(words, bits, nil); err != nil {
+			return fmt.Errorf("write ports: %w", err)
 		}
 	}
 	for i, w := range t.vlans {

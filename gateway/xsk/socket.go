@@ -475,16 +475,22 @@ func (s *Socket) InTx() int { _, _, tx := s.InKernel(); return tx }
 // Totals is how many frames were received and sent over the socket's life.
 func (s *Socket) Totals() (received, sent uint64) { return s.received, s.sent }
 
+// Drain waits a while until the kernel has sent what is queued. The owner alone may call it.
+func (s *Socket) Drain() {
+	if s.fd < 0 {
+		return
+	}
+	for until := time.Now().Add(closeWait); s.InTx() > 0 && time.Now().Before(until); time.Sleep(100 * time.Microsecond) {
+		if s.KickTx() != nil {
+			break
+		}
+	}
+}
+
 // Close waits a moment for frames under way, then closes the socket and takes its frames back into the UMEM. What the kernel may
 // still touch stays in limbo. The socket must have left the XSKMAP or does so now. Idempotent.
 func (s *Socket) Close() error {
-	if s.fd >= 0 {
-		for until := time.Now().Add(closeWait); s.InTx() > 0 && time.Now().Before(until); time.Sleep(100 * time.Microsecond) {
-			if s.KickTx() != nil {
-				break
-			}
-		}
-	}
+	s.Drain()
 	err := s.drop()
 	u := s.umem
 	if i := slices.Index(u.sockets, s); i >= 0 {
