@@ -241,15 +241,25 @@ func TestFailoverFiguresOfEvents(t *testing.T) {
 	t.Log(err)
 }
 
-// A gateway that has just started gets the sessions of one that has many, which then both have; the packets that make a worker panic are sent to a group, and it moves once at
+// A gateway that has just started gets the sessions of one that has many, which then both have; one that nobody stands beside is restarted, and all goes on; the packets that make a worker panic are sent to a group, and it moves once at
 // most.
 func TestFailoverFiguresOfBulkAndPoison(t *testing.T) {
-	by, _, err := failoverRun(t, "--rows", "bulk,poison", "--brief", "--many", "20000", "--many-rate", "20000", "--data", "8", "--idle", "8")
+	by, _, err := failoverRun(t, "--rows", "bulk,alone,poison", "--brief", "--many", "20000", "--many-rate", "20000", "--data", "8", "--idle", "8")
 	is(t, by, "bulk sessions", 1, 20_000, 20_000, false)
 	is(t, by, "bulk events", 1, 1000, 200_000, false)
 	is(t, by, "bulk copy", 1, 0.05, 60, true)
 	is(t, by, "bulk rate-before", 1, 500, 8500, false)
 	is(t, by, "bulk tables-apart", 1, 0, 0, true)
+	is(t, by, "alone/restart gap", 1, 10, 5000, false)
+	is(t, by, "alone/restart start", 1, 10, 5000, false)
+	is(t, by, "alone/restart taken-up", 1, 12, 100, false)
+	is(t, by, "alone/restart not-taken-up", 1, 0, 0, true)
+	is(t, by, "alone/restart flows-on-another-session", 1, 0, 0, true)
+	is(t, by, "alone/restart flows-not-back", 1, 0, 0, true)
+	is(t, by, "alone/restart lost", 1, 0, 0, true)
+	is(t, by, "alone/restart lost-of", 1, 4, 4, false)
+	is(t, by, "alone/restart lost-idle", 1, 0, 0, true)
+	is(t, by, "alone/restart lost-idle-of", 1, 4, 4, false)
 	is(t, by, "poison failovers", 1, 0, 1, true)
 	is(t, by, "poison flows-on-another-session", 1, 0, 0, true)
 	t.Log(err)

@@ -45,6 +45,7 @@ type failoverRow struct {
 	agree          bool          // both tables must come to be equal afterwards
 	bulk           bool          // it is the copy of a table as full as tables are
 	events         bool          // it is session events, with both ends in one process
+	alone          bool          // it is a gateway that nobody stands beside
 	once           bool          // it may move, at most once
 	args           []string      // more of the nodes' command lines: a fault that is planted in them
 	act            func(q *failoverBench, ctx context.Context, p *trio.Pair, i, runs int, long time.Duration) act
@@ -77,6 +78,7 @@ var failoverRows = []failoverRow{
 	{name: "planned/move", about: "group move", runs: 3, full: 20, median: 20, act: moved},
 	{name: "planned/drain", about: "node drain", runs: 3, full: 20, median: 20, act: drained},
 	{name: "planned/sigterm", about: "SIGTERM", runs: 3, full: 20, median: 20, act: ended},
+	{name: "alone/restart", about: "a gateway that nobody stands beside gets SIGTERM and is started again; each connection goes on", runs: 3, full: 20, alone: true},
 	{name: "poison", about: "packets that make a worker panic are sent without end: it may move, once", runs: 1, full: 20, once: true, args: []string{"--break", "poison"}, act: poison},
 	{name: "certificates", about: "those of all nodes run out, and are not renewed for a while", runs: 1, full: 20, still: true, calm: 5*time.Second + behind, act: expire},
 	{name: "bulk", about: "a million sessions are copied to a gateway that has just started, while packets go", runs: 1, full: 1, bulk: true},
