@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"demarc/acl"
+	"demarc/bench/report"
 	"demarc/configs"
 	"demarc/gateway/api"
 	"demarc/gateway/xsk"
@@ -32,6 +33,7 @@ type demarc struct {
 	breakStage string // for the test that a broken gateway gets no ratio
 	asked      string // mode of the ports; "" = auto
 	offload    string // of the ports; "" = auto
+	called     string // where it is not demarc
 	threads    []int  // NAPI, in generic mode
 	env        []string
 	own        func() (node, policy string) // instead of the bench's usual ones
@@ -44,9 +46,9 @@ type demarc struct {
 	took   time.Duration // from exec to forwarding
 }
 
-const generic = "generic"
+const generic, always, never = "generic", "always", "never"
 
-func (d *demarc) name() string  { return "demarc" }
+func (d *demarc) name() string  { return cmp.Or(d.called, report.Us) }
 func (d *demarc) modes() string { return d.mode }
 
 func (d *demarc) pids() []int {
@@ -164,7 +166,7 @@ func (d *demarc) start(ctx context.Context) error {
 		st, err := d.status(ctx, false)
 		if err == nil && st.Ready {
 			d.mode, d.took = modes(st), time.Since(began)
-			return nil
+			return d.carries(st)
 		}
 		select {
 		case <-ended:
@@ -203,6 +205,46 @@ func modes(st *api.Status) string {
 		}
 	}
 	return strings.Join(out, ", ")
+}
+
+// carries looks whether programs carry sessions where they are to.
+func (d *demarc) carries(st *api.Status) error {
+	for _, p := range st.Ports {
+		if d.offload == always && !p.Offload.On {
+			return fmt.Errorf("port %s does not carry sessions: %s", p.Name, p.Offload.Why)
+		}
+	}
+	return nil
+}
+
+// carried is what became of all packets that the programs were shown: those that they carried, and all.
+func (d *demarc) carried(ctx context.Context) (c carried, err error) {
+	if d.offload != always {
+		return c, nil
+	}
+	st, err := d.status(ctx, false)
+	if err != nil {
+		return c, err
+	}
+	for _, p := range st.Ports {
+		c.by += p.Offload.Carried
+		for _, n := range p.Offload.Frames {
+			c.of += n
+		}
+	}
+	return c, d.carries(st)
+}
+
+// cruising counts the sessions that programs carry.
+func (d *demarc) cruising(ctx context.Context) (n int, err error) {
+	st, err := d.status(ctx, false)
+	if err != nil {
+		return 0, err
+	}
+	for _, w := range st.Workers {
+		n += w.Cruising
+	}
+	return n, nil
 }
 
 func (d *demarc) sessions(ctx context.Context) (n int, err error) {

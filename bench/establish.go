@@ -82,7 +82,7 @@ func (q *establishing) run(ctx context.Context) (out *report.Output, err error) 
 		return q.finish(), errors.New("the bench needs two CPUs: one makes frames, one moves them")
 	}
 	q.began = time.Now()
-	q.plannedT = q.Trials * (len(q.Peers) + 1)
+	q.plannedT = q.Trials * (len(q.Peers) + len(q.ways(&q.Cases[0])))
 	q.out = &report.Output{Schema: report.Schema, Machine: machine(), Results: []report.Result{}, Configs: map[string]string{}}
 	c := &q.Cases[0]
 	sides, err := q.openCase(ctx, c)
@@ -90,8 +90,10 @@ func (q *establishing) run(ctx context.Context) (out *report.Output, err error) 
 		return q.finish(), err
 	}
 	defer func() { err = errors.Join(err, q.room.Close()) }()
-	if d, ok := q.devices[report.Us].(*demarc); ok {
-		d.table = 4 * c.Flows // sessions that wait for an answer may fill half of what is free
+	for _, side := range []string{report.Us, sideOffload} {
+		if d, ok := q.devices[side].(*demarc); ok {
+			d.table = 4 * c.Flows // sessions that wait for an answer may fill half of what is free
+		}
 	}
 	q.due = dueOf(ctx)
 	turns := map[string][]opened{}
@@ -109,6 +111,9 @@ func (q *establishing) run(ctx context.Context) (out *report.Output, err error) 
 	})
 	q.rows(c, turns)
 	out = q.finish()
+	if len(turns[sideOffload]) > 0 {
+		q.notes = append(q.notes, offloadWords)
+	}
 	out.Notes = append(q.notes,
 		fmt.Sprintf("RFC 9693: %d first packets at a rate, none lost, then at half of the rate a frame back on every connection, none lost, four tries each; each trial on an empty table (the gateway was just started, the kernel's was flushed), with an access list of %d rules (seed %d), no answers meanwhile", c.Flows, q.Rules, q.Seed),
 		"tear-down: all connections at once, the gateway's by its interface (POST /v1/sessions/cut), nftables' by a flush of the kernel's table, until each says itself that none is left; the machine's other tables are not touched")
@@ -175,7 +180,7 @@ func (q *establishing) one(ctx context.Context, c *flowCase, d device) (t opened
 	if t.rate == 0 {
 		q.note("%s: no rate was found at which %s establishes all connections; %.0f a second get through when more are offered", c.name(), t.Side, full)
 	}
-	q.say("  %-11s %8.0f connections/s of %.0f that get through of more (%d trials), all ended in %.0f ms", t.Side, t.rate, full, t.trials, t.clear.Seconds()*1e3)
+	q.say("  %-14s %8.0f connections/s of %.0f that get through of more (%d trials), all ended in %.0f ms", t.Side, t.rate, full, t.trials, t.clear.Seconds()*1e3)
 	return t, nil
 }
 
@@ -273,8 +278,12 @@ func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Se
 
 // rows hands the figures to the report.
 func (q *establishing) rows(c *flowCase, turns map[string][]opened) {
+	inModes(c.name(), turns, func(name string, turns map[string][]opened) { q.rowsOf(c, name, turns) })
+}
+
+func (q *establishing) rowsOf(c *flowCase, name string, turns map[string][]opened) {
 	add := func(metric, unit string, digits int, better report.Better, of func(t *opened) []float64) {
-		addRow(q.out, report.Row{Scenario: q.Scenario, Case: c.name(), Metric: metric, Unit: unit, Better: better, Digits: digits}, turns, func(t *opened) ([]float64, bool) {
+		addRow(q.out, report.Row{Scenario: q.Scenario, Case: name, Metric: metric, Unit: unit, Better: better, Digits: digits}, turns, func(t *opened) ([]float64, bool) {
 			return of(t), t.Disturbed
 		})
 	}

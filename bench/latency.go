@@ -88,7 +88,7 @@ func (q *latency) measure(ctx context.Context, c *flowCase, d device, t *turn) e
 		t.Loads = append(t.Loads, l)
 		words += fmt.Sprintf("  %d %%: p50 %.1f p99 %.1f µs", part, micro(l.times.ValueAtQuantile(50)), micro(l.times.ValueAtQuantile(99)))
 	}
-	q.say("  %-11s of %.3f Mpps:%s%s", t.Side, q.found[key]/1e6, words, map[bool]string{true: "  disturbed"}[t.Disturbed])
+	q.say("  %-14s of %.3f Mpps:%s%s", t.Side, q.found[key]/1e6, words, map[bool]string{true: "  disturbed"}[t.Disturbed])
 	return nil
 }
 
@@ -156,27 +156,32 @@ func (q *latency) paced(ctx context.Context, c *flowCase, d device, t *turn, par
 // rows hands a case's figures to the report, a case for each part of the load.
 func (q *latency) rows(c *flowCase, turns map[string][]turn) {
 	for i, part := range q.Parts {
-		for _, m := range latencyMetrics {
-			for _, side := range sortedSides(turns) {
-				row := report.Row{Scenario: q.Scenario, Case: fmt.Sprintf("%s/load-%d", c.name(), part), Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits, Side: side}
-				var all *hdrhistogram.Histogram
-				for _, t := range turns[side] {
-					l := &t.Loads[i]
-					row.Values = append(row.Values, m.of(l))
-					if l.disturbed {
-						row.Disturbed++
-					}
-					if all == nil {
-						all = hdrhistogram.Import(l.times.Export())
-					} else {
-						all.Merge(l.times)
-					}
+		inModes(fmt.Sprintf("%s/load-%d", c.name(), part), turns, func(name string, turns map[string][]turn) { q.part(name, i, turns) })
+	}
+}
+
+// part is that of one part of the load.
+func (q *latency) part(name string, i int, turns map[string][]turn) {
+	for _, m := range latencyMetrics {
+		for _, side := range sortedSides(turns) {
+			row := report.Row{Scenario: q.Scenario, Case: name, Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits, Side: side}
+			var all *hdrhistogram.Histogram
+			for _, t := range turns[side] {
+				l := &t.Loads[i]
+				row.Values = append(row.Values, m.of(l))
+				if l.disturbed {
+					row.Disturbed++
 				}
-				if m.name == "p99" { // the curve is drawn once, beside the figure that is promised
-					row.Curve = curve(all)
+				if all == nil {
+					all = hdrhistogram.Import(l.times.Export())
+				} else {
+					all.Merge(l.times)
 				}
-				q.out.Add(row)
 			}
+			if m.name == "p99" { // the curve is drawn once, beside the figure that is promised
+				row.Curve = curve(all)
+			}
+			q.out.Add(row)
 		}
 	}
 }
@@ -195,7 +200,7 @@ func curve(h *hdrhistogram.Histogram) (list []report.Point) {
 func init() {
 	register(scenario{place: 40, name: "latency", about: "how long frames are under way at 10, 50 and 90 % of the rate without loss, beside kernel and nftables", command: latencyCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--trials", "4", "--seconds", "0.5", "--step", "0.15"}, seconds: 68, memoryMiB: 500},
+		short: &stint{args: []string{"--trials", "4", "--seconds", "0.5", "--step", "0.15"}, seconds: 70, memoryMiB: 500},
 		full:  &stint{args: []string{"--sizes", "64,imix", "--flows", "1,64k", "--family", "4,6", "--direction", "out,both", "--trials", "10", "--seconds", "5", "--budget", "24h"}, seconds: 7200, memoryMiB: 500}})
 }
 

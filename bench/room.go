@@ -334,6 +334,31 @@ type trial struct {
 	judged    pktgen.Judged // at the outside
 	inside    pktgen.Judged // of what the outside made
 	use       usage
+	carried   carried
+}
+
+// carried are packets that the gateway's XDP programs carried, of those that they were shown.
+type carried struct{ by, of uint64 }
+
+// enough says that what was measured is not what programs do.
+func (c carried) enough() error {
+	if 2*c.by > c.of {
+		return nil
+	}
+	return fmt.Errorf("the XDP programs carried %d of %d packets that they were shown, so workers were measured", c.by, c.of)
+}
+
+// carrier is a device that has such programs.
+type carrier interface {
+	carried(ctx context.Context) (carried, error)
+}
+
+// carriedBy asks a device, if it has any.
+func carriedBy(ctx context.Context, d device) (c carried, err error) {
+	if x, ok := d.(carrier); ok {
+		return x.carried(ctx)
+	}
+	return c, nil
 }
 
 // right is how many frames arrived right, wherever they were to arrive.

@@ -407,7 +407,7 @@ func (q *manySessions) print(w io.Writer, r *report.Output) error {
 func init() {
 	register(scenario{place: 20, name: "sessions", about: "RFC 9693: connections established and ended a second beside nftables; a table full of sessions that carry data", command: sessionsCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--sessions", "262144", "--rounds", "1", "--resolution", "0.1"}, seconds: 58, memoryMiB: 500},
+		short: &stint{args: []string{"--sessions", "262144", "--rounds", "1", "--resolution", "0.1"}, seconds: 72, memoryMiB: 500},
 		full:  &stint{args: []string{"--sessions", "4194304", "--trials", "5", "--peers", "nft-linear,nft-expert"}, seconds: 900, memoryMiB: 1500}})
 }
 
@@ -456,7 +456,7 @@ func sessionsCommand() *cobra.Command {
 			}
 			h, err := q.run(cmd.Context())
 			if rates.Trials > 0 && cmd.Context().Err() == nil {
-				rates.Cases, rates.Binary, rates.Progress = []flowCase{{Size: "64", Flows: n}}, q.Binary, q.Progress
+				rates.Cases, rates.Binary, rates.Progress = []flowCase{{Size: "64", Flows: n, Offload: true}}, q.Binary, q.Progress
 				_, e := rates.run(cmd.Context())
 				err = errors.Join(err, e)
 			}
@@ -479,6 +479,7 @@ func sessionsCommand() *cobra.Command {
 	s.BoolVar(&f.asJSON, "json", false, "print one JSON object; progress goes to standard error")
 	s.StringSliceVar(&f.peers, "peers", []string{sideExpert}, "of the second part: some of nft-linear,nft-expert")
 	s.IntVar(&rates.Trials, "trials", 1, "turns of each side in the second part, a search each; 0 leaves it out")
+	rates.offloadFlag(c)
 	s.StringVar(&flows, "flows", "64k", "connections of the second part, a power of two")
 	s.Float64Var(&rates.Resolution, "resolution", 0.05, "of the search, as a part of what gets through when more is offered")
 	s.Uint64Var(&rates.Seed, "seed", 1, "of the access lists")

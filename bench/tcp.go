@@ -30,14 +30,16 @@ type tcpBench struct {
 	Seconds int   // of each load; iperf3 counts whole ones
 	Streams []int // of each bulk load
 	Many    int   // short connections at a time
+	Bare    bool  // bulk of the first number of streams once more, no device putting segments together
 }
 
 // tcpTurn is one side's turn.
 type tcpTurn struct {
 	turn
-	Bulk      []bulk
+	Bulk      []bulk // one for each number of streams, and with Bare one more
+	Turned    host.Turned
 	Exchanged host.Exchanged
-	Uses      []usage // of the bulk loads and of the short connections
+	Uses      []usage // of the bulk loads, of the round trips and of the short connections
 }
 
 // bulk is what iperf3 says of a load.
@@ -55,6 +57,7 @@ var (
 
 const (
 	iperfPort, exchangePort, exchangePorts = 5201, 7000, 8
+	turnsPort                              = 7100
 	tcpTable                               = 1 << 18 // sessions: short connections stay in a table for a while
 )
 
@@ -74,6 +77,7 @@ func tcpKeys() (keys []acl.Key) {
 		for _, to := range []uint16{iperfPort, exchangePort, exchangePort + 3, exchangePort + exchangePorts - 1} {
 			keys = append(keys, keyOf(netip.AddrPortFrom(tcpInside, port), netip.AddrPortFrom(tcpOutside, to), 6))
 		}
+		keys = append(keys, keyOf(netip.AddrPortFrom(tcpInside, port), netip.AddrPortFrom(tcpOutside, turnsPort), 17))
 	}
 	return keys
 }
@@ -89,7 +93,29 @@ func openStacks() (r *room, err error) {
 	if err := r.connect(); err != nil {
 		return r, err
 	}
-	return r, errors.Join(r.AddAddr(nsSrc, devSrc, netip.PrefixFrom(tcpInside, 32)), r.AddAddr(nsDst, devDst, netip.PrefixFrom(tcpOutside, 32)))
+	return r, errors.Join(r.AddAddr(nsSrc, devSrc, netip.PrefixFrom(tcpInside, 32)), r.AddAddr(nsDst, devDst, netip.PrefixFrom(tcpOutside, 32)),
+		// What an XDP program redirects to a veth is lost where the far end has no NAPI. It comes with gro, which is to put nothing together there: the stacks get single segments from all sides.
+		r.TakesRedirected(nsSrc, devSrc, true), r.TakesRedirected(nsDst, devDst, true), r.together(nsSrc, false, devSrc), r.together(nsDst, false, devDst))
+}
+
+// together has devices with gro put segments together, as they do by default, or not.
+func (r *room) together(ns string, on bool, devs ...string) error {
+	most := 1 // a segment that is to be larger is not made
+	if on {
+		most = 1 << 16
+	}
+	return r.Do(ns, func() error {
+		for _, dev := range devs {
+			link, err := netlink.LinkByName(dev)
+			if err != nil {
+				return err
+			}
+			if err := netlink.LinkSetGROIPv4MaxSize(link, most); err != nil {
+				return fmt.Errorf("gro_ipv4_max_size %d of %s: %w", most, dev, err)
+			}
+		}
+		return nil
+	})
 }
 
 // lead has both stacks send by a device under test, which has its own addresses on the links.
@@ -125,14 +151,15 @@ func (q *tcpBench) run(ctx context.Context) (*report.Output, error) {
 	q.began = time.Now()
 	q.due = dueOf(ctx)
 	q.Budget = within(q.Budget, q.due)
-	q.plannedT = q.Trials * (len(q.Peers) + 1)
+	ways := q.ways(&flowCase{Offload: true})
+	q.plannedT = q.Trials * (len(q.Peers) + len(ways))
 	q.out = &report.Output{Schema: report.Schema, Machine: machine(), Results: []report.Result{}, Configs: map[string]string{}}
-	turns, err := q.turns(ctx)
+	turns, err := q.turns(ctx, ways)
 	q.rows(turns)
 	return q.finish(), err
 }
 
-func (q *tcpBench) turns(ctx context.Context) (turns map[string][]tcpTurn, err error) {
+func (q *tcpBench) turns(ctx context.Context, ways []string) (turns map[string][]tcpTurn, err error) {
 	turns = map[string][]tcpTurn{}
 	rules, err := rulesFor(q.Seed, q.Rules, false, tcpKeys())
 	if err != nil {
@@ -143,17 +170,18 @@ func (q *tcpBench) turns(ctx context.Context) (turns map[string][]tcpTurn, err e
 	}
 	defer func() { err = errors.Join(err, q.room.Close()) }()
 	q.devices = map[string]device{
-		report.Us:  &demarc{r: q.room, binary: q.Binary, rules: rules, pool: pool, rate: trafficRate, table: tcpTable},
-		sideKernel: &plain{r: q.room},
-		sideLinear: &kernel{r: q.room, rules: rules, form: peers.Linear, called: sideLinear, rate: trafficRate},
-		sideExpert: &kernel{r: q.room, rules: rules, form: peers.Maps, called: sideExpert, rate: trafficRate},
+		report.Us:   &demarc{r: q.room, binary: q.Binary, rules: rules, pool: pool, rate: trafficRate, table: tcpTable, offload: never},
+		sideOffload: &demarc{r: q.room, binary: q.Binary, rules: rules, pool: pool, rate: trafficRate, table: tcpTable, offload: always, called: sideOffload},
+		sideKernel:  &plain{r: q.room},
+		sideLinear:  &kernel{r: q.room, rules: rules, form: peers.Linear, called: sideLinear, rate: trafficRate},
+		sideExpert:  &kernel{r: q.room, rules: rules, form: peers.Maps, called: sideExpert, rate: trafficRate},
 	}
 	if q.extra != nil {
 		for name, d := range q.extra(q.room) {
 			q.devices[name] = d
 		}
 	}
-	sides := append([]string{report.Us}, q.Peers...)
+	sides := slices.Concat(ways, q.Peers)
 	return turns, q.inTurns("bulk and exchange", sides, func(side string) (*turn, error) {
 		t, err := q.tcpTurn(ctx, side, q.devices[side])
 		if err == nil {
@@ -175,7 +203,18 @@ func (q *tcpBench) tcpTurn(ctx context.Context, side string, d device) (t tcpTur
 	if err := q.room.lead(us); err != nil {
 		return t, err
 	}
-	for _, n := range q.Streams {
+	loads := slices.Clone(q.Streams)
+	if q.Bare {
+		loads = append(loads, q.Streams[0])
+		// The devices are the room's, and the next side's.
+		defer func() { err = errors.Join(err, q.room.together(nsGW, true, devIn, devOut)) }()
+	}
+	for i, n := range loads {
+		if i == len(q.Streams) {
+			if err := q.room.together(nsGW, false, devIn, devOut); err != nil {
+				return t, err
+			}
+		}
 		var b bulk
 		use, err := q.looked(ctx, &t, d, func() (err error) {
 			b, err = q.iperf(ctx, n)
@@ -186,6 +225,21 @@ func (q *tcpBench) tcpTurn(ctx context.Context, side string, d device) (t tcpTur
 		}
 		t.Bulk, t.Uses = append(t.Bulk, b), append(t.Uses, use)
 	}
+	c, err := carriedBy(ctx, d)
+	if err == nil && side == sideOffload {
+		err = c.enough()
+	}
+	if err != nil {
+		return t, err
+	}
+	turned, err := q.looked(ctx, &t, d, func() (err error) {
+		t.Turned, err = q.roundTrips(ctx)
+		return err
+	})
+	if err != nil {
+		return t, fmt.Errorf("round trips: %w", err)
+	}
+	t.Uses = append(t.Uses, turned)
 	use, err := q.looked(ctx, &t, d, func() (err error) {
 		t.Exchanged, err = q.exchanges(ctx)
 		return err
@@ -195,10 +249,10 @@ func (q *tcpBench) tcpTurn(ctx context.Context, side string, d device) (t tcpTur
 	}
 	t.Uses = append(t.Uses, use)
 	words := ""
-	for i, n := range q.Streams {
+	for i, n := range loads {
 		words += fmt.Sprintf("  %d streams %.3f Gbit/s", n, t.Bulk[i].Bits/1e9)
 	}
-	q.say("  %-11s%s  %.0f connections/s, p99 %.1f ms%s", side, words, q.perSecond(&t), t.Exchanged.Times.P99, map[bool]string{true: "  disturbed"}[t.Disturbed])
+	q.say("  %-14s%s  round trip p50 %.1f p99 %.1f µs  %.0f connections/s, p99 %.1f ms%s", side, words, 1e3*t.Turned.Times.P50, 1e3*t.Turned.Times.P99, q.perSecond(&t), t.Exchanged.Times.P99, map[bool]string{true: "  disturbed"}[t.Disturbed])
 	if _, plain := d.(forwarder); plain {
 		return t, nil
 	}
@@ -323,6 +377,26 @@ func (r *room) listening(ns string, port int) error {
 	}
 }
 
+// roundTrips asks over UDP, one question at a time.
+func (q *tcpBench) roundTrips(ctx context.Context) (x host.Turned, err error) {
+	cpu := strconv.Itoa(makerCPU)
+	s, err := q.room.Serve(nsDst, "udp-turns-serve", "-addr", fmt.Sprintf("%s:%d", tcpOutside, turnsPort), "-cpu", cpu)
+	if err != nil {
+		return x, err
+	}
+	err = q.room.Run(ctx, nsSrc, &x, "udp-turns", "-dst", s.Addr, "-from", tcpInside.String(), "-duration", (time.Duration(q.Seconds) * time.Second / 2).String(), "-cpu", cpu)
+	err = errors.Join(err, s.Stop(nil))
+	switch {
+	case err != nil:
+		return x, err
+	case x.Wrong > 0:
+		return x, fmt.Errorf("%d of %d questions got a wrong answer", x.Wrong, x.Done+x.Wrong+x.Lost)
+	case x.Times.N == 0:
+		return x, fmt.Errorf("none of %d questions was answered after the first ones", x.Done+x.Lost)
+	}
+	return x, nil
+}
+
 // exchanges opens short connections for a while. Both ends have an account, and they must agree.
 func (q *tcpBench) exchanges(ctx context.Context) (x host.Exchanged, err error) {
 	cpu := strconv.Itoa(makerCPU)
@@ -348,28 +422,45 @@ func (q *tcpBench) exchanges(ctx context.Context) (x host.Exchanged, err error) 
 
 // rows hands the figures to the report.
 func (q *tcpBench) rows(turns map[string][]tcpTurn) {
+	inModes("", turns, q.rowsOf)
+}
+
+// rowsOf is that of one mode of the gateway; behind is what goes behind the names.
+func (q *tcpBench) rowsOf(behind string, turns map[string][]tcpTurn) {
 	add := func(name, metric, unit string, digits int, better report.Better, of func(t *tcpTurn) float64) {
-		addRow(q.out, report.Row{Scenario: q.Scenario, Case: name, Metric: metric, Unit: unit, Better: better, Digits: digits}, turns, func(t *tcpTurn) ([]float64, bool) {
+		addRow(q.out, report.Row{Scenario: q.Scenario, Case: name + behind, Metric: metric, Unit: unit, Better: better, Digits: digits}, turns, func(t *tcpTurn) ([]float64, bool) {
 			return []float64{of(t)}, t.Disturbed
 		})
 	}
-	for i, n := range q.Streams {
-		name := fmt.Sprintf("bulk/%d-streams/nat44", n)
+	bulks := func(i int, name string) {
 		add(name, "rate", "Gbit/s", 4, report.Higher, func(t *tcpTurn) float64 { return t.Bulk[i].Bits / 1e9 })
 		add(name, "resent", "segments", 0, "", func(t *tcpTurn) float64 { return t.Bulk[i].Resent })
 		add(name, "cpu", "CPUs", 3, "", func(t *tcpTurn) float64 { return busy(t.Uses[i]) })
 	}
-	name := fmt.Sprintf("exchange/%d-at-a-time/nat44", q.Many)
+	for i, n := range q.Streams {
+		bulks(i, fmt.Sprintf("bulk/%d-streams/nat44", n))
+	}
+	last := len(q.Streams)
+	if q.Bare {
+		bulks(last, fmt.Sprintf("bulk/%d-streams/nat44/no-gro", q.Streams[0]))
+		last++
+	}
+	name := "round-trip/udp/nat44"
+	add(name, "p50", "µs", 2, report.Lower, func(t *tcpTurn) float64 { return 1e3 * t.Turned.Times.P50 })
+	add(name, "p99", "µs", 2, report.Lower, func(t *tcpTurn) float64 { return 1e3 * t.Turned.Times.P99 })
+	add(name, "lost", "packets", 0, report.Lower, func(t *tcpTurn) float64 { return float64(t.Turned.Lost) })
+	add(name, "cpu", "CPUs", 3, "", func(t *tcpTurn) float64 { return busy(t.Uses[last]) })
+	name = fmt.Sprintf("exchange/%d-at-a-time/nat44", q.Many)
 	add(name, "connections", "connections/s", 1, report.Higher, q.perSecond)
 	add(name, "p50", "ms", 3, report.Lower, func(t *tcpTurn) float64 { return t.Exchanged.Times.P50 })
 	add(name, "p99", "ms", 3, report.Lower, func(t *tcpTurn) float64 { return t.Exchanged.Times.P99 })
 	add(name, "failed", "connections", 0, report.Lower, func(t *tcpTurn) float64 { return float64(t.Exchanged.Failed) })
-	add(name, "cpu", "CPUs", 3, "", func(t *tcpTurn) float64 { return busy(t.Uses[len(q.Streams)]) })
+	add(name, "cpu", "CPUs", 3, "", func(t *tcpTurn) float64 { return busy(t.Uses[last+1]) })
 }
 
 func init() {
 	register(scenario{place: 70, name: "tcp", about: "TCP through each side: bulk of one and 16 streams, and connections of one request each", command: tcpCommand, needs: tcpNeeds,
-		short: &stint{args: []string{"--trials", "2"}, seconds: 36, memoryMiB: 400},
+		short: &stint{args: []string{"--trials", "2"}, seconds: 68, memoryMiB: 400},
 		full:  &stint{args: []string{"--trials", "10", "--seconds", "10", "--budget", "24h"}, seconds: 1500, memoryMiB: 400}})
 }
 
@@ -412,7 +503,9 @@ func tcpCommand() *cobra.Command {
 		},
 	}
 	q.peerFlags(c, &f)
+	q.offloadFlag(c)
 	s := c.Flags()
+	s.BoolVar(&q.Bare, "no-gro", true, "bulk of the first number of streams once more, with no device putting segments together")
 	s.IntVar(&q.Rules, "rules", 1000, "of the access list; the last one matches")
 	s.IntVar(&q.Seconds, "seconds", 1, "of each load, whole ones")
 	s.IntSliceVar(&q.Streams, "streams", []int{1, 16}, "numbers of streams of the bulk loads")

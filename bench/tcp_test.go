@@ -28,7 +28,7 @@ func TestParseIperf(t *testing.T) {
 
 // The whole command, short.
 func TestTCP(t *testing.T) {
-	r, said, err := asJSON(t, "tcp", "--peers", "nft-expert", "--trials", "1", "--streams", "4", "--rules", "100", "--many", "8", "--budget", "1s")
+	r, said, err := asJSON(t, "tcp", "--peers", "nft-expert", "--trials", "1", "--streams", "4", "--rules", "100", "--many", "8", "--budget", "1s", "--no-gro=false")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}
@@ -38,6 +38,15 @@ func TestTCP(t *testing.T) {
 		if f.Demarc.N != 1 || f.Demarc.Min <= 0 || f.Peers[sideExpert].N != 1 || f.Peers[sideExpert].Min <= 0 {
 			t.Errorf("%s: %+v", figure, f)
 		}
+	}
+	for _, figure := range []string{"bulk/4-streams/nat44/offload rate", "round-trip/udp/nat44/offload p50", "exchange/8-at-a-time/nat44/offload connections"} {
+		if f := by[figure]; f.Demarc.N != 1 || f.Demarc.Min <= 0 || f.Peers[sideNever].N != 1 || f.Peers[sideExpert].Min <= 0 {
+			t.Errorf("%s: %+v", figure, f)
+		}
+	}
+	// A thread that waits does not hear an answer within a microsecond, and the way through a worker takes some.
+	if f := by["round-trip/udp/nat44 p50"]; f.Demarc.Min < 1 || f.Demarc.Min > 100_000 {
+		t.Errorf("round trips: %+v", f)
 	}
 	if f := by["exchange/8-at-a-time/nat44 failed"]; f.Demarc.Max != 0 {
 		t.Errorf("failed: %+v", f)

@@ -63,6 +63,9 @@ var throughputMetrics = []struct {
 	{"reordered", "frames", 0, "", false, func(_ *flowCase, t *turn) float64 { return float64(t.Full.reordered() + t.Full.kind(pktgen.Stale)) }},
 	{"rate-0.1%-loss", "Mpps", 4, report.Higher, true, func(_ *flowCase, t *turn) float64 { return t.Lossless.rate() / 1e6 }},
 	{"rate-0.1%-loss-cpu-per-packet", "ns", 1, "", true, func(_ *flowCase, t *turn) float64 { return ratio(1e9*busy(t.Lossless.use), t.Lossless.rate()) }},
+	{"carried", "percent", 2, "", false, func(_ *flowCase, t *turn) float64 {
+		return 100 * ratio(float64(t.Full.carried.by), float64(t.Full.carried.of))
+	}},
 	{"search-trials", "trials", 0, "", true, func(_ *flowCase, t *turn) float64 { return float64(t.Found.Trials) }},
 	{"establish-rate", "flows/s", 0, "", false, func(c *flowCase, t *turn) float64 { return ratio(float64(c.Flows), t.Establish.Seconds()) }},
 }
@@ -95,6 +98,9 @@ func throughputWeight(c *flowCase) float64 {
 	if c.Search {
 		w += 3.6
 	}
+	if c.Offload {
+		w *= 1.3
+	}
 	return w
 }
 
@@ -115,7 +121,7 @@ func (q *throughput) measure(ctx context.Context, c *flowCase, d device, t *turn
 		}
 		q.searched[key]++
 	}
-	q.say("  %-11s %7.3f Mpps right of %7.3f offered, %5.0f ns CPU a packet%s%s", t.Side, t.Full.rate()/1e6, t.Full.sent.Rate()/1e6, ratio(1e9*busy(t.Full.use), t.Full.rate()), foundWords(c, t), disturbedWords(t))
+	q.say("  %-14s %7.3f Mpps right of %7.3f offered, %5.0f ns CPU a packet%s%s", t.Side, t.Full.rate()/1e6, t.Full.sent.Rate()/1e6, ratio(1e9*busy(t.Full.use), t.Full.rate()), foundWords(c, t), disturbedWords(t))
 	return nil
 }
 
@@ -167,17 +173,19 @@ func (q *throughput) search(ctx context.Context, c *flowCase, d device, t *turn)
 
 // rows hands a case's figures to the report.
 func (q *throughput) rows(c *flowCase, turns map[string][]turn) {
-	for _, m := range throughputMetrics {
-		if m.search && !c.Search {
-			continue
-		}
-		addRow(q.out, report.Row{Scenario: q.Scenario, Case: c.name(), Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits}, turns, func(t *turn) ([]float64, bool) {
-			if m.name == "establish-rate" && t.Establish == 0 || m.search && t.Found.Trials == 0 {
-				return nil, false
+	inModes(c.name(), turns, func(name string, turns map[string][]turn) {
+		for _, m := range throughputMetrics {
+			if m.search && !c.Search {
+				continue
 			}
-			return []float64{m.of(c, t)}, t.Disturbed
-		})
-	}
+			addRow(q.out, report.Row{Scenario: q.Scenario, Case: name, Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits}, turns, func(t *turn) ([]float64, bool) {
+				if m.name == "establish-rate" && t.Establish == 0 || m.search && t.Found.Trials == 0 || m.name == "carried" && t.Full.carried.of == 0 {
+					return nil, false
+				}
+				return []float64{m.of(c, t)}, t.Disturbed
+			})
+		}
+	})
 }
 
 // addRow hands a figure to the report, for each side: the values of its turns, and whether a turn was disturbed. A side without a value has no such figure.
@@ -229,13 +237,20 @@ func (q *traffic) finish() *report.Output {
 }
 
 // standing are the terms of every run, which a reader needs to judge its figures.
-func (q *traffic) standing() []string {
-	return []string{
+func (q *traffic) standing() (list []string) {
+	if slices.ContainsFunc(q.out.Results, func(r report.Result) bool { return strings.Contains(r.Case, offloadCase) }) {
+		list = []string{offloadWords}
+	}
+	return append(list,
 		fmt.Sprintf("gateway and nftables: access list (rules: %s) of which the last one matches (seed %d), NAT44 or routed IPv6, a rate limit of %d Gbit/s each way that cuts nothing, counters; sessions established on every side first", q.rulesWords(), q.Seed, int64(trafficRate)/1e9),
 		"kernel only forwards (no rules, no sessions, no translation) and testpmd only changes MAC addresses: they do less than the others and are no rivals",
 		fmt.Sprintf("CPU is that of all cores, those that make and judge frames (CPU %d) included, the same for all sides; only frames that arrive right are counted", makerCPU),
-	}
+	)
 }
+
+// offloadWords say what a case with offload is.
+var offloadWords = fmt.Sprintf("in cases that end in %s the gateway's ports have offload = \"always\": its XDP programs carry established sessions on the CPU that brings a packet, which is CPU %d here; peers are the same turns as in the case without, in which workers carry everything and which is %s here",
+	offloadCase, makerCPU, sideNever)
 
 // rulesWords says how long the list is.
 func (q *traffic) rulesWords() string {
@@ -284,7 +299,7 @@ func (q *traffic) print(w io.Writer, r *report.Output) error {
 			if s.Disturbed > 0 {
 				mark = fmt.Sprintf(", %d disturbed", s.Disturbed)
 			}
-			p("  %-22s %-11s %30s   %s", label, side, fmt.Sprintf("%s, %d%s", s.Text(digits), s.N, mark), words)
+			p("  %-22s %-14s %30s   %s", label, side, fmt.Sprintf("%s, %d%s", s.Text(digits), s.N, mark), words)
 			label = ""
 		}
 	}
@@ -352,7 +367,7 @@ func (f *flowFlags) cases() (list []flowCase, err error) {
 					if !ok {
 						return nil, usageError{fmt.Errorf("--direction %q: want out, in or both", dir)}
 					}
-					list = append(list, flowCase{Size: size, Flows: n, V6: family == "6", Direction: d})
+					list = append(list, flowCase{Size: size, Flows: n, V6: family == "6", Direction: d, Offload: true})
 				}
 			}
 		}
@@ -362,6 +377,11 @@ func (f *flowFlags) cases() (list []flowCase, err error) {
 
 // check looks at what both commands are given, and finds out who is there.
 func (q *traffic) check(f *flowFlags, changed func(string) bool) error {
+	for _, o := range q.Offload {
+		if o != never && o != always {
+			return usageError{fmt.Errorf("--offload %q: want never (workers carry everything), always (XDP programs carry established sessions) or never,always", o)}
+		}
+	}
 	for _, p := range f.peers {
 		if !slices.Contains(allPeers, p) {
 			return usageError{fmt.Errorf("--peers %q: want some of %s", p, strings.Join(allPeers, ","))}
@@ -379,7 +399,13 @@ func (q *traffic) check(f *flowFlags, changed func(string) bool) error {
 	return nil
 }
 
+// offloadFlag is that of benches that measure both.
+func (q *traffic) offloadFlag(c *cobra.Command) {
+	c.Flags().StringSliceVar(&q.Offload, "offload", []string{never, always}, "of the gateway: never = workers carry everything; always = XDP programs carry established sessions, in cases that end in "+offloadCase)
+}
+
 func (q *traffic) flags(c *cobra.Command, f *flowFlags) {
+	q.offloadFlag(c)
 	s := c.Flags()
 	s.StringSliceVar(&f.families, "family", []string{"4"}, "4 = IPv4, translated; 6 = IPv6, routed; 4,6 = both")
 	s.StringSliceVar(&f.directions, "direction", []string{"out"}, "out, in, both, or several of them")
@@ -413,13 +439,13 @@ func (q *traffic) deliver(c *cobra.Command, f *flowFlags, out *report.Output, er
 func init() {
 	register(scenario{place: 10, name: "throughput", about: "frame rates by size, flows, family and direction, beside four peers", command: throughputCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--searches", "2", "--resolution", "0.1", "--step", "0.15", "--seconds", "0.7"}, seconds: 275, memoryMiB: 1000},
+		short: &stint{args: []string{"--searches", "2", "--resolution", "0.1", "--step", "0.15", "--seconds", "0.7"}, seconds: 285, memoryMiB: 1000},
 		full:  &stint{args: []string{"--sizes", "64,128,512,1518,imix", "--flows", "1,64k,1M", "--family", "4,6", "--direction", "out,in,both", "--search", "--budget", "24h"}, seconds: 14400, memoryMiB: 1500}})
 }
 
 // shortCases are what is measured where nothing was asked for.
 func shortCases() []flowCase {
-	return []flowCase{{Size: "64", Flows: 65536, Search: true}, {Size: imix, Flows: 65536}, {Size: "64", Flows: 1}, {Size: "64", Flows: 1 << 20, Once: true}}
+	return []flowCase{{Size: "64", Flows: 65536, Search: true, Offload: true}, {Size: imix, Flows: 65536}, {Size: "64", Flows: 1, Offload: true}, {Size: "64", Flows: 1 << 20, Once: true}}
 }
 
 func throughputCommand() *cobra.Command {

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"demarc/bench/peers"
 	"demarc/bench/pktgen"
 	"demarc/bench/report"
+	"demarc/gateway/api"
 	"demarc/gateway/netlab/roottest"
 )
 
@@ -76,7 +78,7 @@ func TestSidesOfTheShortPlan(t *testing.T) {
 func TestThroughputWrongCalls(t *testing.T) {
 	for _, args := range [][]string{
 		{"--sizes", "63"}, {"--sizes", "65"}, {"--sizes", "1520"}, {"--sizes", "large"}, {"--flows", "1000"}, {"--flows", "8M"}, {"--flows", "0"}, {"--family", "5"},
-		{"--direction", "up"}, {"--peers", "vpp"}, {"--trials", "0"}, {"--seconds", "0"}, {"--resolution", "0"}, {"--offer", "-1"}, {"--searches", "-1"}, {"x"},
+		{"--direction", "up"}, {"--peers", "vpp"}, {"--trials", "0"}, {"--seconds", "0"}, {"--resolution", "0"}, {"--offer", "-1"}, {"--searches", "-1"}, {"--offload", "auto"}, {"x"},
 	} {
 		wrongCall(t, append([]string{"throughput"}, args...))
 	}
@@ -96,6 +98,41 @@ func wrongCall(t *testing.T, args []string) {
 	var u interface{ Usage() }
 	if err := c.ExecuteContext(t.Context()); !errors.As(err, &u) {
 		t.Errorf("%q: %v is no usage error", args, err)
+	}
+}
+
+// The gateway with offload is reported beside the same turns of its peers, the gateway without among them, and in a case of its own; without offload nothing changes.
+func TestBothModesOfTheGateway(t *testing.T) {
+	got := map[string]map[string][]int{}
+	note := func(name string, turns map[string][]int) { got[name] = turns }
+	inModes("a", map[string][]int{report.Us: {1}, sideOffload: {2}, sideKernel: {3}}, note)
+	inModes("b", map[string][]int{report.Us: {4}, sideKernel: {5}}, note)
+	inModes("c", map[string][]int{sideOffload: {6}, sideKernel: {7}}, note)
+	want := map[string]map[string][]int{
+		"a": {report.Us: {1}, sideKernel: {3}}, "a/offload": {report.Us: {2}, sideNever: {1}, sideKernel: {3}},
+		"b":         {report.Us: {4}, sideKernel: {5}},
+		"c/offload": {report.Us: {6}, sideKernel: {7}},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	for _, c := range []struct {
+		both    bool
+		offload []string
+		want    []string
+	}{{false, []string{never, always}, []string{report.Us}}, {true, []string{never, always}, []string{report.Us, sideOffload}}, {true, []string{always}, []string{sideOffload}}, {true, []string{never}, []string{report.Us}}} {
+		q := traffic{Offload: c.offload}
+		if list := q.ways(&flowCase{Offload: c.both}); !slices.Equal(list, c.want) {
+			t.Errorf("%+v: %v", c, list)
+		}
+	}
+	d := demarc{offload: always}
+	off := &api.Status{Ports: []api.Port{{Name: "bb0", Offload: api.Offload{On: true}}, {Name: "in0", Offload: api.Offload{Why: "nobody takes it"}}}}
+	if err := d.carries(off); err == nil || !strings.Contains(err.Error(), "in0 does not carry sessions: nobody takes it") {
+		t.Errorf("a port that carries nothing: %v", err)
+	}
+	if (carried{by: 51, of: 100}).enough() != nil || (carried{by: 50, of: 100}).enough() == nil || (carried{}).enough() == nil {
+		t.Error("half of all packets is what offload does, or all of them are not")
 	}
 }
 
@@ -212,7 +249,16 @@ func TestThroughput(t *testing.T) {
 			}
 		}
 	}
-	for side, want := range map[string]string{report.Us: "[tenant.nat]", "demarc/ipv6": "2001:db8", sideKernel: "no nftables", sideExpert: "snat to", sideExpert + "/ipv6": "table ip6"} {
+	for _, name := range []string{"IMIX/1k/nat44/both", "IMIX/1k/ipv6/both"} {
+		with, carried := by[name+"/offload rate"], by[name+"/offload carried"].Demarc
+		if with.Demarc.Min <= 0 || carried.N != 1 || carried.Min < 50 || by[name+"/offload wrong"].Demarc.Max != 0 || by[name+" carried"].Demarc.N != 0 {
+			t.Errorf("%s with offload: rate %+v, carried %+v", name, with.Demarc, carried)
+		}
+		if with.Peers[sideNever].Median != by[name+" rate"].Demarc.Median || with.Peers[sideExpert].Median != by[name+" rate"].Peers[sideExpert].Median {
+			t.Errorf("%s with offload has other turns beside it: %+v", name, with.Peers)
+		}
+	}
+	for side, want := range map[string]string{sideOffload: `offload = "always"`, report.Us: "[tenant.nat]", "demarc/ipv6": "2001:db8", sideKernel: "no nftables", sideExpert: "snat to", sideExpert + "/ipv6": "table ip6"} {
 		if !strings.Contains(r.Configs[side], want) {
 			t.Errorf("configuration of %s has no %q:\n%s", side, want, r.Configs[side])
 		}
@@ -224,7 +270,7 @@ func TestThroughput(t *testing.T) {
 
 // Of two turns one searches: each figure is of the turns that it was looked for in.
 func TestThroughputSearchesSomeTurns(t *testing.T) {
-	r, said, err := asJSON(t, "throughput", "--sizes", "64", "--flows", "1024", "--peers", "kernel", "--trials", "2", "--rules", "200", "--seconds", "0.1", "--step", "0.05", "--resolution", "0.5", "--search", "--searches", "1", "--budget", "3s")
+	r, said, err := asJSON(t, "throughput", "--sizes", "64", "--flows", "1024", "--peers", "kernel", "--trials", "2", "--rules", "200", "--seconds", "0.1", "--step", "0.05", "--resolution", "0.5", "--search", "--searches", "1", "--budget", "3s", "--offload", "never")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}
@@ -237,7 +283,7 @@ func TestThroughputSearchesSomeTurns(t *testing.T) {
 
 // Times of frames through gateway and kernel rise from p50 to the worst, and their curve too.
 func TestLatency(t *testing.T) {
-	r, said, err := asJSON(t, "latency", "--flows", "1024", "--peers", "kernel", "--trials", "1", "--rules", "200", "--seconds", "0.2", "--step", "0.05", "--resolution", "0.2", "--load", "20", "--budget", "5s")
+	r, said, err := asJSON(t, "latency", "--offload", "never", "--flows", "1024", "--peers", "kernel", "--trials", "1", "--rules", "200", "--seconds", "0.2", "--step", "0.05", "--resolution", "0.2", "--load", "20", "--budget", "5s")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}

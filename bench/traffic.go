@@ -31,6 +31,7 @@ type flowCase struct {
 	Calls     int  // half of the flows are so many calls, the others bulk beside them
 	Tenants   int  // each flow is one's, with a VLAN of its own
 	Once      bool // each side is started and its flows are established once, for all of its turns
+	Offload   bool // the gateway takes part a second time, its XDP programs carrying established sessions
 }
 
 const imix = "imix"
@@ -109,6 +110,30 @@ func (c *flowCase) name() string {
 	return n
 }
 
+// sideOffload is the gateway with offload = "always" on its ports. What is measured of it is a case of its own, in which it is demarc, and the gateway whose workers carry everything is beside it as sideNever.
+const (
+	sideOffload = report.Us + "-offload"
+	sideNever   = report.Us + "-never"
+	offloadCase = "/offload" // behind the case's name
+)
+
+// inModes calls fn with the turns of a case as they are reported: the gateway beside its peers, and, where it took part, the gateway with offload beside the same turns of theirs.
+func inModes[T any](name string, turns map[string][]T, fn func(name string, turns map[string][]T)) {
+	with, without := turns[sideOffload], turns[report.Us]
+	others := maps.Clone(turns)
+	delete(others, sideOffload)
+	if len(without) > 0 || len(with) == 0 {
+		fn(name, maps.Clone(others))
+	}
+	if len(with) == 0 {
+		return
+	}
+	if others[report.Us] = with; len(without) > 0 {
+		others[sideNever] = without
+	}
+	fn(name+offloadCase, others)
+}
+
 // Sides beside the gateway.
 const (
 	sideKernel  = "kernel"
@@ -127,9 +152,10 @@ type traffic struct {
 	Scenario   string
 	Cases      []flowCase
 	Peers      []string
-	Named      bool // the peers were named: none is left out to save time
-	linearOnce bool // nft-linear takes part in the case with the search only
-	Trials     int  // turns of each side
+	Named      bool     // the peers were named: none is left out to save time
+	linearOnce bool     // nft-linear takes part in the case with the search only
+	Offload    []string // of the gateway, in cases that have both: never, always
+	Trials     int      // turns of each side
 	Rules      int
 	Begin      float64 // first packets per second that are offered; 0 = establishRate
 	Seed       uint64
@@ -201,7 +227,10 @@ func (q *traffic) each(ctx context.Context, measure func(context.Context, *flowC
 	q.began = time.Now()
 	due := dueOf(ctx)
 	q.Budget = within(q.Budget, due)
-	q.plannedT = len(q.Cases) * q.Trials * (len(q.Peers) + 1)
+	q.plannedT = 0
+	for i := range q.Cases {
+		q.plannedT += q.Trials * (len(q.Peers) + len(q.ways(&q.Cases[i])))
+	}
 	q.out = &report.Output{Schema: report.Schema, Machine: machine(), Results: []report.Result{}, Configs: map[string]string{}}
 	for i := range q.Cases {
 		c := &q.Cases[i]
@@ -277,7 +306,8 @@ func (q *traffic) openCase(ctx context.Context, c *flowCase) (sides []string, er
 	}()
 	q.room.bothSides = c.Direction != pktgen.Out
 	q.devices = map[string]device{
-		report.Us:   &demarc{r: q.room, binary: q.Binary, rules: rules, pool: p.Pool, rate: trafficRate, table: max(4096, 2*c.Flows)},
+		report.Us:   &demarc{r: q.room, binary: q.Binary, rules: rules, pool: p.Pool, rate: trafficRate, table: max(4096, 2*c.Flows), offload: never},
+		sideOffload: &demarc{r: q.room, binary: q.Binary, rules: rules, pool: p.Pool, rate: trafficRate, table: max(4096, 2*c.Flows), offload: always, called: sideOffload},
 		sideKernel:  &plain{r: q.room},
 		sideLinear:  &kernel{r: q.room, rules: rules, form: peers.Linear, called: sideLinear, rate: trafficRate},
 		sideExpert:  &kernel{r: q.room, rules: rules, form: peers.Maps, called: sideExpert, rate: trafficRate},
@@ -334,9 +364,20 @@ const linearFlows = 65536
 // linearElsewhere says that the list is measured in another case of the plan.
 const linearElsewhere = "to save time (name it with --peers): its list is met by first packets only, and the case with the search has it"
 
+// ways are the gateway's sides in a case.
+func (q *traffic) ways(c *flowCase) (list []string) {
+	if !c.Offload || len(q.Offload) == 0 || slices.Contains(q.Offload, never) {
+		list = append(list, report.Us)
+	}
+	if c.Offload && slices.Contains(q.Offload, always) {
+		list = append(list, sideOffload)
+	}
+	return list
+}
+
 // sides are those that take part in a case. Who does not is told.
 func (q *traffic) sides(c *flowCase) ([]string, error) {
-	list := []string{report.Us}
+	list := q.ways(c)
 	for _, p := range q.Peers {
 		switch {
 		case (p == sideLinear || p == sideExpert) && c.Rules > nftRules:
@@ -395,7 +436,7 @@ func (q *traffic) config(c *flowCase, side string) {
 		return
 	}
 	q.out.Configs[name] = d.config()
-	if g, ok := q.devices[side].(interface{ modes() string }); ok {
+	if g, ok := q.devices[side].(interface{ modes() string }); ok && (side == report.Us || q.mode == "") {
 		q.mode = g.modes()
 	}
 }
@@ -482,6 +523,11 @@ func (q *traffic) turn(ctx context.Context, c *flowCase, d device, measure func(
 	if err := held(); err != nil {
 		return t, err
 	}
+	if g, ok := d.(*demarc); ok && g.offload == always {
+		if err := q.handDown(ctx, c, g); err != nil {
+			return t, err
+		}
+	}
 	if err := measure(ctx, c, d, &t); err != nil {
 		return t, err
 	}
@@ -499,11 +545,50 @@ func (q *traffic) turn(ctx context.Context, c *flowCase, d device, measure func(
 	return t, err
 }
 
+// handDown sends on all flows until the gateway has handed their sessions down, which it does after some packets of each: what is measured afterwards is what its programs carry.
+func (q *traffic) handDown(ctx context.Context, c *flowCase, d *demarc) error {
+	const some, tries = 6, 10 // packets of each flow in a try
+	n, rate, want := 0, float64(establishRate), (c.Flows*95+99)/100
+	for range tries {
+		if err := q.room.ends.Fresh(); err != nil {
+			return err
+		}
+		frames := uint64(some * c.Flows)
+		if _, err := q.room.send(ctx, pktgen.Order{Duration: 2*seconds(float64(frames)/rate) + 5*time.Second, Frames: frames, Rate: rate, Direction: c.Direction}); err != nil {
+			return err
+		}
+		if err := q.room.ends.Settle(3 * time.Second); err != nil {
+			return err
+		}
+		for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); time.Sleep(20 * time.Millisecond) { // a worker publishes its figures now and then
+			var err error
+			if n, err = d.cruising(ctx); err != nil || n >= want {
+				return err
+			}
+		}
+		rate = max(20_000, rate/1.5)
+	}
+	return fmt.Errorf("%d of %d sessions were handed down to the XDP programs, want %d", n, c.Flows, want)
+}
+
 // undisturbed repeats a load at once while something else runs, while the sessions are there. Only what others used decides, never the result.
 func (q *traffic) undisturbed(ctx context.Context, t *turn, d device, o pktgen.Order) (l trial, err error) {
 	for try := 0; ; try++ {
+		before, err := carriedBy(ctx, d)
+		if err != nil {
+			return l, err
+		}
 		if l, err = q.room.load(ctx, o, d.pids()); err != nil {
 			return l, err
+		}
+		after, err := carriedBy(ctx, d)
+		if err != nil {
+			return l, err
+		}
+		if l.carried = (carried{after.by - before.by, after.of - before.of}); t.Side == sideOffload {
+			if err := l.carried.enough(); err != nil {
+				return l, err
+			}
 		}
 		if !l.use.disturbed() {
 			return l, soundLoad(&l)

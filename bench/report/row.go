@@ -74,12 +74,15 @@ func (r *Result) Judge() {
 	}
 }
 
-// Wins are the verdicts of all comparisons, counted.
+// own says that a peer is the gateway itself in another mode, not a rival.
+func own(peer string) bool { return strings.HasPrefix(peer, Us+"-") }
+
+// Wins are the verdicts of all comparisons with peers, counted.
 func (o *Output) Wins() map[Verdict]int {
 	n := map[Verdict]int{}
 	for _, r := range o.Results {
-		for _, p := range r.Peers {
-			if p.Verdict != "" {
+		for name, p := range r.Peers {
+			if p.Verdict != "" && !own(name) {
 				n[p.Verdict]++
 			}
 		}

@@ -42,6 +42,8 @@ var tools = []tool{
 	{"tcp-open", "opens connections at a rate, keeps them and says which are lost", tcpOpen},
 	{"tcp-exchange", "connects, asks, hears the reply and the end, again and again", exchange},
 	{"tcp-exchange-serve", "the outside of it", exchangeServe},
+	{"udp-turns", "asks and waits for the answer, again and again", turns},
+	{"udp-turns-serve", "the outside of it", turnsServe},
 	{"tcp-hold-serve", "the outside of them", tcpHoldServe},
 }
 

@@ -1,0 +1,178 @@
+package host
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	turnBytes = 64
+	turnsWarm = 200 // first turns that are not counted: caches, neighbours, and a gateway that looks at what begins
+)
+
+// Turned is what one who asks one thing at a time saw.
+type Turned struct {
+	Done  uint64  `json:"done"` // answered rightly
+	Lost  uint64  `json:"lost"` // not within the time
+	Wrong uint64  `json:"wrong"`
+	Times Latency `json:"times"`
+}
+
+// blockingUDP is a socket that a thread waits at: the way through the runtime's poller would be a part of each time.
+func blockingUDP(own netip.AddrPort, patience time.Duration) (fd int, err error) {
+	if !own.Addr().Is4() {
+		return -1, errors.New("want an IPv4 address")
+	}
+	if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return -1, err
+	}
+	t := unix.NsecToTimeval(patience.Nanoseconds())
+	if err := errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &t), unix.Bind(fd, &unix.SockaddrInet4{Addr: own.Addr().As4(), Port: int(own.Port())})); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// again says of a read that nothing came.
+func again(err error) bool { return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) }
+
+// turnsServe answers each question, one after the other.
+func turnsServe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
+	addr := fs.String("addr", "", "own ADDRESS:PORT, IPv4")
+	cpu := fs.Int("cpu", -1, "to stay on")
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	own, err := netip.ParseAddrPort(*addr)
+	if err != nil {
+		return nil, err
+	}
+	if err := stayOn(*cpu); err != nil {
+		return nil, err
+	}
+	fd, err := blockingUDP(own, 50*time.Millisecond)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	end, err := serving(ctx, own.String())
+	if err != nil {
+		return nil, err
+	}
+	r := struct {
+		Answered uint64 `json:"answered"`
+	}{}
+	var in, out [turnBytes]byte
+	for end.Err() == nil {
+		n, from, err := unix.Recvfrom(fd, in[:], 0)
+		if again(err) || err == nil && n != turnBytes {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		reply(out[:], in[:])
+		if err := unix.Sendto(fd, out[:], 0, from); err != nil && !again(err) {
+			return nil, err
+		}
+		r.Answered++
+	}
+	return r, nil
+}
+
+// turns asks and waits for the answer, again and again.
+func turns(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
+	dst := fs.String("dst", "", "ADDRESS:PORT of udp-turns-serve")
+	from := fs.String("from", "", "own address")
+	d := fs.Duration("duration", time.Second, "how long is asked, the first turns left out")
+	patience := fs.Duration("patience", 200*time.Millisecond, "with each answer")
+	cpu := fs.Int("cpu", -1, "to stay on")
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	to, err := netip.ParseAddrPort(*dst)
+	if err != nil {
+		return nil, err
+	}
+	own, err := netip.ParseAddr(*from)
+	if err != nil {
+		return nil, err
+	}
+	if !to.Addr().Is4() || *d <= 0 || *patience <= 0 {
+		return nil, errors.New("want an IPv4 address to ask, and times above 0")
+	}
+	if err := stayOn(*cpu); err != nil {
+		return nil, err
+	}
+	fd, err := blockingUDP(netip.AddrPortFrom(own, 0), *patience)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil {
+		return nil, err
+	}
+	var r Turned
+	var times []time.Duration
+	var out, in, want [turnBytes]byte
+	end := time.Now().Add(*d)
+	for n := uint64(0); ctx.Err() == nil && time.Now().Before(end); n++ {
+		if n == turnsWarm {
+			end = time.Now().Add(*d)
+		}
+		request(out[:], n)
+		reply(want[:], out[:])
+		at := time.Now()
+		if _, err := unix.Write(fd, out[:]); err != nil {
+			return nil, err
+		}
+		for {
+			k, err := unix.Read(fd, in[:])
+			if again(err) {
+				if errors.Is(err, unix.EINTR) && time.Since(at) < *patience {
+					continue
+				}
+				r.Lost++
+				break
+			}
+			if err != nil {
+				return nil, err
+			}
+			if k == turnBytes && in == want {
+				if r.Done++; n >= turnsWarm {
+					times = append(times, time.Since(at))
+				}
+				break
+			}
+			// What comes after its time is the answer to an earlier question.
+			if asked := answers(in[:k]); asked >= n {
+				r.Wrong++
+				break
+			}
+		}
+	}
+	r.Times = latencyOf(times)
+	return r, nil
+}
+
+// answers is the number of the question that an answer says it is to; more than any for what is none.
+func answers(in []byte) uint64 {
+	if len(in) != turnBytes {
+		return 1<<64 - 1
+	}
+	var asked [turnBytes]byte
+	reply(asked[:], in) // twice is what it was
+	n := binary.BigEndian.Uint64(asked[:])
+	var again [turnBytes]byte
+	if request(again[:], n); again != asked {
+		return 1<<64 - 1
+	}
+	return n
+}
