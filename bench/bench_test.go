@@ -232,7 +232,7 @@ func binary(t *testing.T) string {
 		if program.dir, program.err = os.MkdirTemp("", "demarc-bench-test"); program.err != nil {
 			return
 		}
-		c := exec.Command("go", "build", "-o", filepath.Join(program.dir, "demarc"), "demarc")
+		c := exec.Command("go", "build", "-ldflags", "-s -w", "-o", filepath.Join(program.dir, "demarc"), "demarc")
 		c.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if b, err := c.CombinedOutput(); err != nil {
 			program.err = fmt.Errorf("build: %w\n%s", err, b)

@@ -56,7 +56,7 @@ func (b *aBuild) program(t testing.TB, flags ...string) string {
 			return
 		}
 		b.path = filepath.Join(b.dir, "demarc")
-		c := exec.Command("go", slices.Concat([]string{"build"}, flags, []string{"-o", b.path, "demarc"})...)
+		c := exec.Command("go", slices.Concat([]string{"build", "-ldflags", "-s -w"}, flags, []string{"-o", b.path, "demarc"})...)
 		c.Env = append(c.Environ(), "CGO_ENABLED=0")
 		if out, err := c.CombinedOutput(); err != nil {
 			b.err = fmt.Errorf("build: %w\n%s", err, out)

@@ -211,7 +211,7 @@ func closedInEveryState(t *testing.T, mode string) {
 
 	// An upgrade: another build takes over the programs that this one left.
 	s.binary = filepath.Join(t.TempDir(), "next")
-	build := exec.Command("go", "build", "-ldflags", "-X main.version=next", "-o", s.binary, "demarc")
+	build := exec.Command("go", "build", "-ldflags", "-s -w -X main.version=next", "-o", s.binary, "demarc")
 	build.Env = append(build.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)

@@ -226,7 +226,7 @@ func TestRestartKeepsPortsUp(t *testing.T) {
 	open.echo(t, "running")
 	w := s.watchLinks()
 	next := filepath.Join(t.TempDir(), "next")
-	build := exec.Command("go", "build", "-ldflags", "-X main.version=next", "-o", next, "demarc")
+	build := exec.Command("go", "build", "-ldflags", "-s -w -X main.version=next", "-o", next, "demarc")
 	build.Env = append(build.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)

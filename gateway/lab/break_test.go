@@ -26,7 +26,7 @@ var program = sync.OnceValues(func() (binary string, err error) {
 		return "", err
 	}
 	binary = filepath.Join(builtIn, "demarc")
-	build := exec.Command("go", "build", "-o", binary, "demarc")
+	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", binary, "demarc")
 	build.Env = append(build.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build: %w\n%s", err, out)
