@@ -29,22 +29,26 @@ ROOTS = @waiting $(GOTEST) -p=1 $(ROOT) -- @others $(GOTEST) -p=1 $(ROOT)
 
 PREFIX := /usr/local
 
-.PHONY: build install uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-full bench-sample bench-quick bench-cluster bench-failover zerocopy faults-found profile
+.PHONY: build install install-pages uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-full bench-sample bench-quick bench-cluster bench-failover zerocopy faults-found profile
 
 build:
 	go build -ldflags '-s -w -X main.version=$(VERSION)' -o demarc .
 
-# The program, its unit and its pages. Nothing is enabled or started, and the configuration is left alone.
-install: build
+# The program, its units and its pages. Nothing is enabled or started, and the configuration is left alone.
+install: build install-pages
 	install -D -m 0755 demarc $(DESTDIR)$(PREFIX)/sbin/demarc
-	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/doc/demarc/examples
-	sed 's|/usr/local/|$(PREFIX)/|g' packaging/demarc.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/demarc.service
-	install -m 0644 README.md docs/*.md docs/openapi.json $(DESTDIR)$(PREFIX)/share/doc/demarc/
-	sed 's|/usr/local/|$(PREFIX)/|g' docs/alerts.rules.yml >$(DESTDIR)$(PREFIX)/share/doc/demarc/alerts.rules.yml
-	install -m 0644 configs/examples/*.toml $(DESTDIR)$(PREFIX)/share/doc/demarc/examples/
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	for u in demarc demarc-witness; do sed 's|/usr/local/|$(PREFIX)/|g' packaging/$$u.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$u.service || exit 1; done
+
+# The pages in the tree that they stand in here, with what they link to, so that their links lead somewhere.
+PAGES = $(shell find * -type f \( -name '*.md' -o -path 'docs/*' -o -path 'configs/examples/*.toml' \)) LICENSE configs/schema.go gateway/xsk/doc.go cluster/doc.go
+install-pages:
+	rm -rf $(DESTDIR)$(PREFIX)/share/doc/demarc
+	for f in $(PAGES); do install -D -m 0644 $$f $(DESTDIR)$(PREFIX)/share/doc/demarc/$$f || exit 1; done
+	sed 's|/usr/local/|$(PREFIX)/|g' docs/alerts.rules.yml >$(DESTDIR)$(PREFIX)/share/doc/demarc/docs/alerts.rules.yml
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/sbin/demarc $(DESTDIR)$(PREFIX)/lib/systemd/system/demarc.service
+	rm -f $(DESTDIR)$(PREFIX)/sbin/demarc $(DESTDIR)$(PREFIX)/lib/systemd/system/demarc.service $(DESTDIR)$(PREFIX)/lib/systemd/system/demarc-witness.service
 	rm -rf $(DESTDIR)$(PREFIX)/share/doc/demarc
 
 demo: build

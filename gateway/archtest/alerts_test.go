@@ -91,7 +91,7 @@ var (
 	alertBy      = regexp.MustCompile(`^\w+ by \(([^)]*)\)`)
 )
 
-const runbooks = "file:///usr/local/share/doc/demarc/alarms.md#"
+const runbooks = "file:///usr/local/share/doc/demarc/docs/alarms.md#"
 
 // alertFaults lists what is wrong with rules and page.
 func alertFaults(rules, page string, w alertWords) (faults []string) {
@@ -274,7 +274,7 @@ func TestAlertsNotice(t *testing.T) {
         expr: sum by (job, why) (increase(demarc_a_total{why=~"forged"}[10m])) > 0 and on (job) up
         for: 1m
         labels: {severity: info}
-        annotations: {summary: "{{ $labels.why }}", runbook_url: file:///usr/local/share/doc/demarc/alarms.md#demarca}
+        annotations: {summary: "{{ $labels.why }}", runbook_url: file:///usr/local/share/doc/demarc/docs/alarms.md#demarca}
 `
 	const page = "# Alarms\n\n## DemarcA\n\n*Means:* a.\n\n*Look:* `demarc group move G N`, `demarc drops`, `demarc_b`.\n\n*Do:* DemarcA.\n"
 	if f := alertFaults(rules, page, w); len(f) > 0 {

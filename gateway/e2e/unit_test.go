@@ -22,7 +22,10 @@ import (
 	"demarc/gateway/netlab/host"
 )
 
-const unitFile = "../../packaging/demarc.service"
+const (
+	unitFile        = "../../packaging/demarc.service"
+	witnessUnitFile = "../../packaging/demarc-witness.service"
+)
 
 // unitValue is what the unit says under a key that stands there once.
 func unitValue(t testing.TB, key string) string {
