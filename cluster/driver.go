@@ -707,7 +707,9 @@ func (d *Driver) wish(ctx context.Context, group string, who command.Who, words 
 
 // Status of all groups that the policy or the log knows, by name.
 func (d *Driver) Status(ctx context.Context) (out []GroupStatus, err error) {
+	trips := d.trips()
 	err = d.ask(ctx, func(now failover.Time) {
+		d.m.Trips(trips)
 		known := d.m.Groups()
 		for _, name := range slices.Sorted(maps.Keys(known)) {
 			s := GroupStatus{Group: known[name], Status: d.m.Status(name, time.Duration(cmp.Or(d.commit.Load(), int64(5*time.Millisecond))), now)}
@@ -725,6 +727,20 @@ func (d *Driver) Status(ctx context.Context) (out []GroupStatus, err error) {
 		}
 	})
 	return out, err
+}
+
+// trips are round trips to other members, of each by the shortest path, as far as they are measured.
+func (d *Driver) trips() map[string]time.Duration {
+	c := d.carrier.Load()
+	if c == nil {
+		return nil
+	}
+	if m, ok := (*c).(interface {
+		Trips() map[string]time.Duration
+	}); ok { // a test's carrier measures nothing
+		return m.Trips()
+	}
+	return nil
 }
 
 // Owns says which groups this node may emit for.

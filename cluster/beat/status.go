@@ -60,6 +60,20 @@ type PathStatus struct {
 	Failed        uint64        // datagrams that the kernel did not take
 }
 
+// Trips are the round trips to all members that are known, of each by the shortest path that something has come by lately. One that is not measured is left out.
+func (c *Carrier) Trips() map[string]time.Duration {
+	out := map[string]time.Duration{}
+	late := time.Second + 4*c.cfg.RoundTrip
+	for _, p := range c.Status().Peers {
+		for _, w := range p.Paths {
+			if d, ok := out[p.Name]; w.RoundTrip > 0 && w.Heard >= 0 && w.Heard < late && (!ok || w.RoundTrip < d) {
+				out[p.Name] = w.RoundTrip
+			}
+		}
+	}
+	return out
+}
+
 // Status of all members that are known.
 func (c *Carrier) Status() Status {
 	s := Status{Local: slices.Clone(c.tell), Dropped: map[Drop]uint64{}}

@@ -62,6 +62,9 @@ const (
 	CausePanics   Cause = "panics"   // packets met faults of ours again and again
 )
 
+// Causes are all of them.
+var Causes = []Cause{CauseFirst, CauseLease, CauseReleased, CauseSilence, CauseForce, CauseMove, CauseDrain, CausePrefer, CausePort, CauseUplink, CauseWorker, CausePolicy, CausePanics}
+
 // Conditions are the causes that count against a node while they last.
 var Conditions = []Cause{CausePort, CauseUplink, CauseWorker, CausePolicy, CausePanics}
 

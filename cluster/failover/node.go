@@ -231,6 +231,7 @@ type Node struct {
 type peer struct {
 	heard Time
 	trip  time.Duration // how long it took to answer last
+	path  time.Duration // round trip to it, as who carries messages measures it all the time; 0 = not known
 	life  uint64
 	views map[string]View
 }

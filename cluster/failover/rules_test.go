@@ -731,3 +731,72 @@ func TestFirstTerm(t *testing.T) {
 		}
 	}
 }
+
+// TestStatusOfFarVoters: a voter that cannot complete a lease in time, or is not heard of, protects nothing, however far its commits carry; where enough others are near it does not matter.
+func TestStatusOfFarVoters(t *testing.T) {
+	far := Default.Reach() + time.Millisecond
+	for _, c := range []struct {
+		name   string
+		node   string
+		trips  map[string]time.Duration
+		want   string
+		gapped time.Duration
+	}{
+		{"near", "a", map[string]time.Duration{"b": time.Millisecond, "wc": 40 * time.Millisecond}, "", 194 * time.Millisecond},
+		{"as far as may be", "b", map[string]time.Duration{"a": time.Millisecond, "wc": Default.Reach()}, "", Default.Lease + 4*time.Millisecond + Default.Reach()},
+		{"far, says the owner", "a", map[string]time.Duration{"b": time.Millisecond, "wc": far + 2*time.Millisecond}, "wc is too far away: without its owner it completes the majority, and between it and b a round trip takes 95ms at least, where a lease allows 92ms", 0},
+		{"far, says the standby", "b", map[string]time.Duration{"a": time.Millisecond, "wc": time.Second}, "wc is too far away: without its owner it completes the majority, and between it and b a round trip takes 1s at least", 0},
+		{"far, says the witness", "wc", map[string]time.Duration{"a": time.Second, "b": 200 * time.Millisecond}, "between it and b a round trip takes 200ms at least", 0},
+		{"far from the standby alone, says the owner", "a", map[string]time.Duration{"b": 100 * time.Millisecond, "wc": time.Millisecond}, "between it and b a round trip takes 99ms at least", 0},
+		{"not measured", "b", nil, "", 154 * time.Millisecond},
+	} {
+		w := quietWorld(t, 30, 2, 1, Group{})
+		m := w.box(c.node).m
+		m.Trips(c.trips)
+		s := m.Status("g", 4*time.Millisecond, w.box(c.node).clock())
+		if why := strings.Join(s.Why, "; "); (why == "") != (c.want == "") || !strings.Contains(why, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, why, c.want)
+		}
+		if s.Gap != c.gapped {
+			t.Errorf("%s: a gap of %s is expected, want %s", c.name, s.Gap, c.gapped)
+		}
+	}
+	// Five voters of which one is far: the others are enough. With two more away it is the one that counts.
+	w := quietWorld(t, 30, 2, 3, Group{})
+	m := w.box("a").m
+	m.Trips(map[string]time.Duration{"wc": time.Second})
+	if s := m.Status("g", 0, w.box("a").clock()); len(s.Why) > 0 {
+		t.Errorf("one of five voters is far: %q", s.Why)
+	}
+	w.box("wd").kill()
+	w.run(w.now + 2500*ms)
+	m.Trips(map[string]time.Duration{"wc": time.Second})
+	if why := strings.Join(m.Status("g", 0, w.box("a").clock()).Why, "; "); !strings.Contains(why, "wc is too far away") {
+		t.Errorf("one of five voters is far, one is gone: %q", why)
+	}
+	// A witness that is gone leaves the owner its lease, and nobody else one.
+	w = quietWorld(t, 30, 2, 1, Group{})
+	w.box("wc").kill()
+	w.run(w.now + 2500*ms)
+	if why := strings.Join(w.box("a").m.Status("g", 0, w.box("a").clock()).Why, "; "); why != "nothing is heard of wc: without its owner those that are left are no majority" {
+		t.Errorf("the witness is gone: %q", why)
+	}
+}
+
+// TestStatusOfWhoServesAlone: what keep and auto cannot promise is said as it is.
+func TestStatusOfWhoServesAlone(t *testing.T) {
+	for alone, want := range map[Alone]string{
+		Keep: "of two votes neither is one: when the owner is gone nobody serves it before `demarc group take g --force`",
+		Auto: "the other node takes over as soon as it hears nothing of it (auto): where every path between the two is cut, both serve",
+	} {
+		w := quietWorld(t, 30, 2, 0, Group{Alone: alone})
+		s := w.box("a").m.Status("g", 0, w.box("a").clock())
+		if why := strings.Join(s.Why, "; "); !strings.Contains(why, want) || s.Gap != 0 || strings.Contains(why, "proof") {
+			t.Errorf("%s: %q", alone, why)
+		}
+	}
+	w := quietWorld(t, 30, 2, 1, Group{Alone: Keep})
+	if why := strings.Join(w.box("a").m.Status("g", 0, w.box("a").clock()).Why, "; "); why != "without a majority its owner serves on (keep): nobody takes over without proof that it has stopped" {
+		t.Errorf("keep with a witness: %q", why)
+	}
+}

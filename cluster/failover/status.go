@@ -1,8 +1,10 @@
 package failover
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -12,7 +14,7 @@ type Status struct {
 	Serving bool
 	Alone   bool          // without a majority
 	Left    time.Duration // of this node's lease
-	Gap     time.Duration // what a death of the owner would cost: a lease, a commit, a round trip to the nearest voter. 0 = there is nobody to take over
+	Gap     time.Duration // what a death of the owner would cost: a lease, a commit, a round trip to the voter that makes the majority. 0 = there is nobody to take over
 	Why     []string      // why the group is not protected now; empty = it is
 
 	Against map[Cause]int // what counts against this node, and how often
@@ -60,18 +62,36 @@ func (n *Node) Status(name string, commit time.Duration, now Time) Status {
 	if s.Alone {
 		why("it is served without a majority: nothing can be agreed on, so nobody can take over")
 	}
-	if g.at.Alone != Fence && g.at.Epoch > 0 {
-		why("its owner serves on without a majority (%s): nobody takes over without proof that it has stopped", g.at.Alone)
+	if g.at.Epoch > 0 {
+		switch {
+		case g.at.Alone == Auto:
+			why("without a majority its owner serves on, and the other node takes over as soon as it hears nothing of it (auto): where every path between the two is cut, both serve")
+		case g.at.Alone == Keep && len(n.voters.Names) <= 2:
+			why("without a majority its owner serves on (keep), and of two votes neither is one: when the owner is gone nobody serves it before `demarc group take %s --force`", g.name)
+		case g.at.Alone == Keep:
+			why("without a majority its owner serves on (keep): nobody takes over without proof that it has stopped")
+		}
 	}
 	ready := 0
+	far := time.Duration(0)
 	var others []string
 	for _, o := range g.conf.Nodes {
 		if o == g.at.Node {
 			continue
 		}
-		if w := n.unready(g, o, now); w != "" {
-			others = append(others, w)
-		} else {
+		w := n.unready(g, o, now)
+		trip, alone := n.without(g, o, now)
+		if w == "" && g.at.Alone == Fence { // else it is said above what holds
+			w = alone
+		}
+		switch {
+		case w != "":
+			if !slices.Contains(others, w) {
+				others = append(others, w)
+			}
+		case ready == 0 || trip < far:
+			ready, far = ready+1, trip
+		default:
 			ready++
 		}
 	}
@@ -81,7 +101,7 @@ func (n *Node) Status(name string, commit time.Duration, now Time) Status {
 	case ready == 0: // one is enough
 		s.Why = append(s.Why, others...)
 	case g.at.Alone == Fence && !s.Alone:
-		s.Gap = n.t.Lease + commit + n.nearest()
+		s.Gap = n.t.Lease + commit + far
 	}
 	return s
 }
@@ -111,14 +131,60 @@ func (n *Node) unready(g *group, name string, now Time) string {
 // NotInSync is what Status says of a node whose copy is not.
 func NotInSync(node string) string { return "the copy of " + node + " is not in sync" }
 
-// nearest is how long the fastest voter took to answer last.
-func (n *Node) nearest() (d time.Duration) {
+// Trips tells how long messages to other members and their answers take. Whoever is left out is not measured. It is for Status alone: what is decided goes by promises.
+func (n *Node) Trips(all map[string]time.Duration) {
+	for name, p := range n.peers {
+		p.path = all[name]
+	}
+}
+
+// trip is the round trip to a member; 0 = not known.
+func (n *Node) trip(name string) time.Duration {
+	p := n.peers[name]
+	if p == nil || name == n.name {
+		return 0
+	}
+	return cmp.Or(p.path, p.trip)
+}
+
+// without says what an heir's majority would be like when the owner is gone: how far the voter is that completes it, and why there would be none in time. A node knows its own
+// distances: the one between two others is the difference of theirs at least.
+func (n *Node) without(g *group, heir string, now Time) (trip time.Duration, why string) {
+	need := n.majority()
+	if n.votes(heir) {
+		need--
+	}
+	type voter struct {
+		name      string
+		far, here time.Duration // from the heir, from this node
+	}
+	var all []voter
+	var silent []string
 	for _, v := range n.voters.Names {
-		if p := n.peers[v]; p != nil && p.trip > 0 && (d == 0 || p.trip < d) {
-			d = p.trip
+		far := (n.trip(v) - n.trip(heir)).Abs()
+		switch {
+		case v == heir || v == g.at.Node:
+		case v != n.name && !n.alive(v, now):
+			silent = append(silent, v)
+		default:
+			all = append(all, voter{v, far, max(n.trip(v), far)})
 		}
 	}
-	return d
+	slices.SortStableFunc(all, func(a, b voter) int { return cmp.Compare(a.far, b.far) })
+	switch {
+	case need <= 0:
+		return 0, ""
+	case len(all) < need && len(silent) == 0:
+		return 0, "without its owner those that are left are no majority: a witness is missing"
+	case len(all) < need:
+		return 0, "nothing is heard of " + strings.Join(silent, " and ") + ": without its owner those that are left are no majority"
+	}
+	last := all[need-1]
+	if last.far > n.t.Reach() {
+		return last.here, fmt.Sprintf("%s is too far away: without its owner it completes the majority, and between it and %s a round trip takes %s at least, where a lease allows %s",
+			last.name, heir, last.far.Round(time.Millisecond), n.t.Reach().Truncate(time.Millisecond))
+	}
+	return last.here, ""
 }
 
 // Groups are those that the policy or the log knows. One that the policy does not know has no nodes.

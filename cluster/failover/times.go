@@ -44,6 +44,9 @@ const Skew = 5
 // Use is for how long the owner may emit after it sent the question that a majority has answered, on its own clock.
 func (t Times) Use() time.Duration { return t.Lease*95/100 - t.Guard }
 
+// Reach is how long the answer may take that completes a majority: the lease that it gives lasts then until the next one comes. Behind that it has holes, and behind Use there never is one.
+func (t Times) Reach() time.Duration { return t.Use() - t.Renew }
+
 // Slack is what is left, in true time, between the end of the owner's use and the earliest moment at which a voter may help another, when the
 // owner's clock is as slow and the voter's as fast as may be. So long a system call may take that began in time.
 func (t Times) Slack() time.Duration {

@@ -462,6 +462,29 @@ func TestFindings(t *testing.T) {
 	if bad != (r.code == exitFailed) {
 		t.Errorf("exit %d with bad = %v", r.code, bad)
 	}
+	pair := "../../configs/examples/pair.policy.toml"
+	if r := call(t, t.Context(), "", "doctor", "--policy", pair); !strings.Contains(r.out, "group east: alone is not said") || !strings.Contains(r.out, "demarc group take west --force") {
+		t.Errorf("of a pair without a witness the doctor says:\n%s", r.out)
+	}
+	dir := t.TempDir()
+	kept, err := revisions.Open(filepath.Join(dir, "policies"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(pair)
+	if err == nil {
+		_, err = kept.Save([]byte(strings.Replace(string(text), "tenants = [\"acme\"]\n", "tenants = [\"acme\"]\nalone = \"auto\"\n", 1)), revisions.Meta{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	node, err := os.ReadFile("../../configs/examples/pair.node.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := call(t, t.Context(), "", "doctor", "--node", file(t, "n.toml", strings.Replace(string(node), "schema = 1\n", fmt.Sprintf("schema = 1\ndata_dir = %q\n", dir), 1))); !strings.Contains(r.out, `group east: alone = "auto": without a witness both nodes serve it`) {
+		t.Errorf("of the policy that is kept the doctor says:\n%s", r.out)
+	}
 	if r := call(t, t.Context(), "", "doctor", "--node", file(t, "n.toml", "schema = 2\n")); r.code != exitFailed || !strings.Contains(r.err, "n.toml") {
 		t.Errorf("exit %d, %s", r.code, r)
 	}

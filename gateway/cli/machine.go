@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -20,14 +21,16 @@ import (
 	"demarc/gateway/hostnet"
 	"demarc/gateway/lab"
 	"demarc/gateway/netlab"
+	"demarc/gateway/revisions"
 	"demarc/gateway/xsk"
 )
 
 func (a *app) doctorCmd() *cobra.Command {
-	var node string
-	c := command("doctor [--node FILE]", "look at this machine and say what is wrong and the line that mends it",
+	var node, policy string
+	c := command("doctor [--node FILE [--policy FILE]]", "look at this machine and say what is wrong and the line that mends it",
 		"Look at the kernel, and with a node file at its ports, queues, offloads, MTU, memory and where it meets its cluster, and print what was found: what is wrong comes with\n"+
-			"the line that mends it. Changes nothing. Exit status 1 when the gateway could not start or would forward wrongly.",
+			"the line that mends it. Of groups in the policy (FILE, else the one that the node keeps) it says what they cannot promise. Changes nothing.\n"+
+			"Exit status 1 when the gateway could not start or would forward wrongly.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
 			var n *configs.Node
 			if node != "" {
@@ -37,6 +40,11 @@ func (a *app) doctorCmd() *cobra.Command {
 				}
 			}
 			found := doctor.Check(n)
+			groups, err := doctorsGroups(cmd, n, policy)
+			if err != nil {
+				return err
+			}
+			found = append(found, groups...)
 			if err := show(a, cmd, &found, writeFindings); err != nil {
 				return err
 			}
@@ -46,7 +54,43 @@ func (a *app) doctorCmd() *cobra.Command {
 			return nil
 		})
 	c.Flags().StringVar(&node, "node", "", "node `file`")
+	c.Flags().StringVar(&policy, "policy", "", "policy `file`; left out = the one that the node keeps")
 	return a.data(c)
+}
+
+// doctorsGroups is what the doctor says of groups: of the policy that is named, else of the one that the node keeps.
+func doctorsGroups(cmd *cobra.Command, n *configs.Node, file string) ([]doctor.Finding, error) {
+	if file != "" {
+		text, source, err := read(cmd, file)
+		if err != nil {
+			return nil, err
+		}
+		p, err := configs.DecodePolicy(source, text)
+		if err != nil {
+			return nil, err
+		}
+		return doctor.Groups(p), nil
+	}
+	if n == nil || !gateway.KeepsPolicy(n) {
+		return nil, nil
+	}
+	p, err := keptPolicy(n)
+	if err != nil { // the start says what that means for it
+		return []doctor.Finding{{Level: doctor.Warn, Subject: "policy", What: "the one that the node keeps cannot be looked at: " + err.Error()}}, nil
+	}
+	return doctor.Groups(p), nil
+}
+
+func keptPolicy(n *configs.Node) (*configs.Policy, error) {
+	s, err := revisions.Open(filepath.Join(n.DataDir, "policies"))
+	if err != nil {
+		return nil, err
+	}
+	r, _, err := s.Latest()
+	if err != nil {
+		return nil, err
+	}
+	return configs.DecodePolicy(r.Meta.Source, r.Text)
 }
 
 func writeFindings(w io.Writer, list *[]doctor.Finding) {
