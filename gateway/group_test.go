@@ -1,9 +1,24 @@
 package gateway
 
 import (
+	"slices"
 	"testing"
 	"time"
+
+	"demarc/cluster/failover"
+	"demarc/gateway/api"
 )
+
+// TestCausesAreTold: the interface has every cause that the machine knows.
+func TestCausesAreTold(t *testing.T) {
+	var all []string
+	for _, c := range failover.Causes {
+		all = append(all, string(c))
+	}
+	if !slices.Equal(all, api.Causes) {
+		t.Errorf("the machine's causes are %q, the interface's %q", all, api.Causes)
+	}
+}
 
 // TestServedText: what explain says of a group's lease.
 func TestServedText(t *testing.T) {

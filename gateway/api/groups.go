@@ -82,6 +82,9 @@ type Group struct {
 	Ports  *GroupPorts `json:"ports,omitempty"`     // where this node serves it: what keeps new conversations from public ports
 }
 
+// Causes are what a group's owner may have it for. A later release may have more.
+var Causes = []string{"first", "lease", "released", "silence", "force", "move", "drain", "prefer", "port", "uplink", "worker", "policy", "panics"}
+
 // GroupPorts is how a group's public ports stand where it is served.
 type GroupPorts struct {
 	Rest    float64 `json:"rest_seconds"`  // so long no port is given to a new conversation but those of this node's reserve: it took over without knowing which others are in use

@@ -151,6 +151,33 @@ func groupLine(node string, g *api.Group) string {
 	return clean(s)
 }
 
+// lastLine is how the last failover of a group went; "" = there was none since this node started.
+func lastLine(x *api.Group) string {
+	l := x.Last
+	if l == nil || l.From == "" || l.From == l.To {
+		return ""
+	}
+	gap := "its gap was not seen from here"
+	if l.Gap != nil {
+		gap = "silent for " + ms(*l.Gap)
+	}
+	return fmt.Sprintf("last failover %s, from %s to %s, epoch %d, %s: %s", l.Time.Local().Format("2006-01-02 15:04:05"), l.From, l.To, l.Epoch, orNone(l.Cause), gap)
+}
+
+// groupMore is what status says of a group below its line: how far behind copies are, and how its last failover went.
+func groupMore(x *api.Group) (lines []string) {
+	for i := range x.Copies {
+		lines = append(lines, copyLine(&x.Copies[i]))
+	}
+	if x.Here != nil {
+		lines = append(lines, hereLine(x.Here))
+	}
+	if line := lastLine(x); line != "" {
+		lines = append(lines, line)
+	}
+	return lines
+}
+
 func ms(s float64) string { return fmt.Sprintf("%.0f ms", 1000*s) }
 
 func writeGroups(w io.Writer, g *api.Groups) {
@@ -180,12 +207,8 @@ func writeGroups(w io.Writer, g *api.Groups) {
 	}
 	for i := range g.Groups {
 		x := &g.Groups[i]
-		if l := x.Last; l != nil && l.From != "" && l.From != l.To {
-			gap := "its gap was not seen from here"
-			if l.Gap != nil {
-				gap = "silent for " + ms(*l.Gap)
-			}
-			fmt.Fprintf(w, "%s\n", clean(fmt.Sprintf("%s: last failover %s, from %s to %s, epoch %d, %s: %s", x.Name, l.Time.Local().Format("2006-01-02 15:04:05"), l.From, l.To, l.Epoch, orNone(l.Cause), gap)))
+		if line := lastLine(x); line != "" {
+			fmt.Fprintf(w, "%s: %s\n", clean(x.Name), clean(line))
 		}
 		for j := range x.Copies {
 			fmt.Fprintf(w, "%s: %s\n", clean(x.Name), clean(copyLine(&x.Copies[j])))

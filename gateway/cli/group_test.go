@@ -18,7 +18,10 @@ func TestGroupsAre(t *testing.T) {
 	golden(t, "groups", run("group").out)
 	golden(t, "group_events", run("group", "events").out)
 	r := run("status")
-	for _, line := range []string{"group     east: edge1 owns it, epoch 7, served here, lease 121 ms; a failover takes 155 ms\n",
+	for _, line := range []string{"group     east: edge1 owns it, epoch 7, served here, lease 121 ms; a failover takes 155 ms\n" +
+		"          copy at edge2: 41200 records, 3 ms behind, whole\n          copy at edge3: 9000 records, 2500 ms behind, NOT WHOLE: copying, 63 %\n" +
+		"          last failover 2026-03-04 05:06:07, from edge2 to edge1, epoch 7, lease: silent for 187 ms\n",
+		"          copy here: NOT WHOLE: tenant not in this node's policy",
 		"group     west: edge2 owns it, epoch 3; NOT PROTECTED: the copy of edge1 is not in sync; its owner serves on without a majority (keep)"} {
 		if !strings.Contains(r.out, line) {
 			t.Errorf("status says\n%s\nand not %q", r.out, line)

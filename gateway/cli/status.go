@@ -121,6 +121,9 @@ func writeCluster(w io.Writer, s *api.Status) {
 	if g := s.Groups; g != nil {
 		for i := range g.Groups {
 			fmt.Fprintf(w, "group     %s\n", groupLine(s.Node, &g.Groups[i]))
+			for _, line := range groupMore(&g.Groups[i]) {
+				fmt.Fprintf(w, "          %s\n", clean(line))
+			}
 		}
 		if g.Problem != "" {
 			fmt.Fprintf(w, "PROBLEM   groups: %s\n", clean(g.Problem))

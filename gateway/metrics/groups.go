@@ -21,6 +21,7 @@ var (
 	groupExpected  = gauge("group_expected_gap_seconds", "How long a failover is expected to take; 0 when nobody could take over.", "group")
 	groupLastGap   = gauge("group_last_failover_gap_seconds", "How long the group was silent at its last failover, as far as this node saw it; 0 when it did not.", "group")
 	groupLastAt    = gauge("group_last_failover_timestamp_seconds", "When this node saw the last failover of the group, Unix time; 0 = none since it started.", "group")
+	groupLastCause = gauge("group_last_failover_cause", "1 for what the last failover of the group that this node saw was for, 0 for every other cause; all are 0 when it saw none.", "group", "cause")
 
 	groupRest     = gauge("group_ports_rest_seconds", "For how long new conversations of the group get ports of this node's reserve alone, or none: it took over without knowing which others are in use. 0 when they get all.", "group")
 	groupReserve  = gauge("group_ports_reserve_open", "1 while ports rest and this node's reserve is in use.", "group")
@@ -59,7 +60,7 @@ var (
 	standbyHeld       = counter("standby_held_seconds", "For how long these held packets up in all.")
 	standbyLongest    = gauge("standby_longest_step_seconds", "The longest of these.")
 
-	groupFamilies = []*family{standbyWhole, standbyAge, standbyConnected, standbyRecords, standbyCopies, standbyMismatches, standbyOdd, standbyRefused, standbyFailed, standbySteps, standbyHeld, standbyLongest, copyLag, copyWhole, copyDone, copyRecords, copyMissing, copyConnected, copyWaiting, copySent, copyDials, groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupFaults, groupExpected, groupLastGap, groupLastAt, groupRest, groupReserve, groupWaits, groupDrained, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
+	groupFamilies = []*family{standbyWhole, standbyAge, standbyConnected, standbyRecords, standbyCopies, standbyMismatches, standbyOdd, standbyRefused, standbyFailed, standbySteps, standbyHeld, standbyLongest, copyLag, copyWhole, copyDone, copyRecords, copyMissing, copyConnected, copyWaiting, copySent, copyDials, groupServing, groupOwner, groupEpoch, groupLease, groupProtected, groupFaults, groupExpected, groupLastGap, groupLastAt, groupLastCause, groupRest, groupReserve, groupWaits, groupDrained, groupProblem, groupGaps, groupLongest, groupLost, groupHeard, groupTrip, groupLoss, groupDropped, groupRealtime}
 )
 
 // groups puts what a source knows of groups; one that does not answer knows of none, and has a problem.
@@ -94,8 +95,9 @@ func (o out) groups(ctx context.Context, src any) {
 			o.put(groupFaults, float64(n), x.Name, cause)
 		}
 		o.put(groupExpected, x.Expected, x.Name)
-		gap, at := 0.0, 0.0
+		gap, at, cause := 0.0, 0.0, ""
 		if l := x.Last; l != nil {
+			cause = l.Cause
 			if at = float64(l.Time.UnixMilli()) / 1e3; l.Gap != nil {
 				gap = *l.Gap
 			}
@@ -113,6 +115,9 @@ func (o out) groups(ctx context.Context, src any) {
 		o.put(groupWaits, float64(ports.Waiting), x.Name)
 		o.put(groupLastGap, gap, x.Name)
 		o.put(groupLastAt, at, x.Name)
+		for _, c := range api.Causes {
+			o.put(groupLastCause, truth(c == cause), x.Name, c)
+		}
 		for j := range x.Copies {
 			c := &x.Copies[j]
 			o.put(copyLag, c.Lag, x.Name, c.Node)

@@ -35,7 +35,7 @@ func someGroups() *api.Groups {
 	return &api.Groups{Clock: api.GroupClock{Gaps: 2, Longest: 0.031, Lost: 3, Realtime: true}, Dropped: map[string]uint64{"forged": 4}, Drained: []string{"gw2"},
 		Paths: []api.GroupPath{{Member: "gw1", Remote: "192.0.2.2:7400", Heard: 0.012, RoundTrip: 0.0005, Loss: 0.25}, {Member: "wit", Heard: -1, Problem: "no keys yet"}}, Groups: []api.Group{{Name: "east", Nodes: []string{"gw1", "gw2"}, Owner: "gw2", Epoch: 7, Serving: true, Lease: 0.1, Ports: &api.GroupPorts{Rest: 118, Reserve: true, Waiting: 3},
 			Copies:     []api.GroupCopy{{Node: "gw1", Connected: true, Lag: 0.25, Done: 0.63, Records: 900, Missing: 7, Waiting: 4096, Sent: 1 << 20, Dials: 3}},
-			Conditions: map[string]int{"port": 2, "uplink": 0}, Expected: 0.155, Last: &api.GroupMove{Gap: &gap, Time: time.Unix(4000, 0)}}, {Name: "west", Nodes: []string{"gw1"}, Why: []string{"nobody has owned it yet"}, Here: &api.CopyHere{Whole: true, Age: 0.4}}},
+			Conditions: map[string]int{"port": 2, "uplink": 0}, Expected: 0.155, Last: &api.GroupMove{Cause: "lease", Gap: &gap, Time: time.Unix(4000, 0)}}, {Name: "west", Nodes: []string{"gw1"}, Why: []string{"nobody has owned it yet"}, Here: &api.CopyHere{Whole: true, Age: 0.4}}},
 		Standby: &api.Standby{Peers: []api.StandbyPeer{{Node: "gw1", Connected: true}, {Node: "gw3"}}, Records: 1, Copies: 2, Mismatches: 3, Odd: 4, Refused: 9, Failed: 5, Steps: 6, Held: 7.5, Longest: 0.0002}}
 }
 
@@ -49,6 +49,7 @@ func TestGroups(t *testing.T) {
 			`demarc_group_owner{group="west",node="gw1"} 0`, `demarc_group_epoch{group="east"} 7`, `demarc_group_lease_seconds{group="east"} 0.1`, `demarc_group_protected{group="east"} 1`,
 			`demarc_group_protected{group="west"} 0`, `demarc_group_expected_gap_seconds{group="east"} 0.155`, `demarc_group_conditions{cause="port",group="east"} 2`, `demarc_group_conditions{cause="uplink",group="east"} 0`, `demarc_group_last_failover_gap_seconds{group="east"} 0.187`,
 			`demarc_group_last_failover_timestamp_seconds{group="east"} 4000`, `demarc_group_last_failover_timestamp_seconds{group="west"} 0`, `demarc_group_problem 0`, `demarc_group_clock_gaps_total 2`,
+			`demarc_group_last_failover_cause{cause="lease",group="east"} 1`, `demarc_group_last_failover_cause{cause="port",group="east"} 0`, `demarc_group_last_failover_cause{cause="lease",group="west"} 0`,
 			`demarc_group_clock_longest_gap_seconds 0.031`, `demarc_group_lost_messages_total 3`, `demarc_group_realtime 1`,
 			`demarc_group_path_heard_seconds{member="gw1",remote="192.0.2.2:7400"} 0.012`, `demarc_group_path_heard_seconds{member="wit",remote=""} -1`,
 			`demarc_group_path_round_trip_seconds{member="gw1",remote="192.0.2.2:7400"} 0.0005`, `demarc_group_path_loss_ratio{member="gw1",remote="192.0.2.2:7400"} 0.25`,
