@@ -65,6 +65,7 @@ type Gateway struct {
 	workers []*worker.Worker
 	shards  []*pipeline.Shard
 	mem     [][]byte // mmapped tables
+	ahead   []*ahead // by worker
 
 	tableBytes []uint64 // of mem, by worker
 	areas      []*xsk.UMEM
@@ -221,6 +222,7 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	run("watch links", func(ctx context.Context) error { return hostnet.Watch(ctx, g.netEvent) })
 	run("interface", srv.Run)
 	run("upkeep", g.upkeep)
+	run("memory of tables", g.makeAhead)
 	run("conditions", g.tendGroups)
 	run("copies", g.standby.Run)
 	defer g.runGroups(run)()

@@ -530,6 +530,13 @@ func (g *Gateway) makeWorkers() error {
 		}
 		g.shards = append(g.shards, shard)
 		g.workers = append(g.workers, w)
+		if g.off != nil {
+			sm = nil
+		}
+		g.ahead = append(g.ahead, newAhead(sm, sessions, nm, mappings, func() (int, int) {
+			st := w.Stats()
+			return st.Sessions, st.Mappings
+		}))
 	}
 	worker.Connect(g.workers)
 	return nil

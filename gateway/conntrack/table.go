@@ -110,6 +110,12 @@ func Bytes(capacity int) int {
 // Lines is how many lines of the index a table of that capacity has. In its memory they lie behind the sessions.
 func Lines(capacity int) int { return numBuckets(capacity) }
 
+// Index is where in a table's memory its index lies, which is met at random. Sessions before it and deadlines behind it are used from their fronts on, as far as there ever were sessions at once.
+func Index(capacity int) (from, to int) {
+	from = capacity * SessionSize
+	return from, from + numBuckets(capacity)*bucketSize
+}
+
 // New lays a table over mem, which must be zeroed, aligned to 64 bytes, at least Bytes(capacity) long, and outlive the table.
 // The seed keys the hash; it should not be known to senders.
 func New(mem []byte, capacity int, seed uint64) (*Table, error) {

@@ -119,6 +119,13 @@ func Bytes(capacity int) int {
 	return numLines(capacity)*128 + capacity*24 + (numHeads(capacity)*4+numAnchors(capacity)*anchorSize+63)&^63
 }
 
+// Entries is where in that memory the mappings themselves lie, and how large one is: they are used from the front on, as far as there ever were mappings at once. All else is met at random.
+func Entries(capacity int) (from, to, size int) {
+	size = int(unsafe.Sizeof(Mapping{}))
+	from = numLines(capacity) * 128
+	return from, from + capacity*size, size
+}
+
 // NewShard lays the mappings of one worker over mem, which must be zeroed, aligned to 64 bytes, at least Bytes(capacity) long, and
 // outlive the shard.
 func NewShard(mem []byte, capacity, worker int, sp *Space, seed uint64) (*Shard, error) {
