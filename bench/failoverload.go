@@ -41,6 +41,9 @@ func (q *failoverBench) flows(p *trio.Pair, probe bool) (probes, calls []netlab.
 // openRate is how many connections are opened a second where they are more than one process holds.
 const openRate = 1500.0
 
+// askedRate is how many connections are asked a second at the end, of idle ones and of others.
+const askedRate = 2500.0
+
 // perProcess is how many connections one process holds: fewer than systems let it have files.
 const perProcess = 12_000
 
@@ -76,7 +79,8 @@ func (q *failoverBench) hold(p *trio.Pair, part int) (held, far []*netlab.Server
 		side, six := tenantOf(i)
 		wg.Go(func() {
 			held[i], errs[i] = p.ServeWithin(long+10*time.Second, side, "tcp-hold", "-dst", netip.AddrPortFrom(p.Outside(six), uint16(trio.PairHoldPort+i%ends)).String(), "-from", joined(p.Addresses(side, six)), "-patience", long.String(), "-rate", strconv.FormatFloat(rate, 'f', -1, 64),
-				"-count", share(data), "-every", q.Every.String(), "-within", q.Within.String(), "-idle", share(idle), "-sample", share(sample))
+				"-count", share(data), "-every", q.Every.String(), "-within", q.Within.String(), "-idle", share(idle), "-sample", share(sample),
+				"-asked", strconv.FormatFloat(askedRate/float64(len(held)), 'f', -1, 64))
 		})
 	}
 	wg.Wait()

@@ -21,7 +21,9 @@ import (
 const (
 	holdBlock    = 1024                  // is what goes each way in one exchange
 	holdTogether = 50 * time.Millisecond // those that are due within so long begin together
-	holdAsked    = 2 * time.Second       // over so long those that are drawn of the idle ones are asked
+	holdManyMore = 4096                  // of more than so many a process leaves time for others to be done before it ends them
+	holdOthers   = 3 * time.Second       // that is so long, and
+	holdEnds     = 4 * time.Second       // it ends them over so long
 )
 
 // block is what the connection id says in a round, the one way or the other. Both ends know it: a block of another connection, or another round,
@@ -162,13 +164,14 @@ func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 	patience := fs.Duration("patience", 8*time.Second, "to open all")
 	rate := fs.Float64("rate", 0, "connections opened a second at most; 0 = as many as can be")
 	within := fs.Duration("within", 5*time.Second, "what takes longer at the end is lost")
+	asked := fs.Float64("asked", 0, "at the end so many a second are asked, of idle ones and of others; 0 = all at once")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
 	if _, err := netip.ParseAddrPort(*dst); err != nil {
 		return nil, err
 	}
-	if *busy < 0 || *idle < 0 || *busy+*idle < 1 || *every < 0 || *sample < 0 || *rate < 0 {
+	if *asked < 0 || *busy < 0 || *idle < 0 || *busy+*idle < 1 || *every < 0 || *sample < 0 || *rate < 0 {
 		return nil, errors.New("want a connection at least, and nothing negative")
 	}
 	count := *busy + *idle
@@ -252,6 +255,13 @@ func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 		}
 		r.Why[howFailed(err)]++
 	}
+	// ask waits for a connection's turn at the end, which began at a time: thousands at one moment would measure how long a burst of theirs takes.
+	ask := func(began time.Time, n int, c net.Conn) {
+		if *asked > 0 {
+			sleepUntil(context.Background(), began.Add(time.Duration(float64(n) / *asked * float64(time.Second))))
+			c.SetDeadline(time.Now().Add(*within))
+		}
+	}
 	began := time.Now()
 	for i, c := range conns[:*busy] {
 		wg.Go(func() {
@@ -266,6 +276,7 @@ func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 					}
 					due = due.Add(*every)
 				}
+				ask(time.Now(), i, c)
 				return exchange(c, id, round+1)
 			}(), false)
 		})
@@ -283,13 +294,19 @@ func tcpHold(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 	r.Tried = len(chosen)
 	began = time.Now()
 	for n, i := range chosen {
-		if *sample > 0 { // thousands at one moment would measure how long a burst of theirs takes
-			sleepUntil(context.Background(), began.Add(holdAsked*time.Duration(n)/time.Duration(len(chosen))))
-		}
 		c := conns[*busy+i]
-		c.SetDeadline(time.Now().Add(*within))
+		ask(began, n, c)
 		wg.Go(func() { note(exchange(c, first+uint64(*busy+i), 1), true) })
 	}
 	wg.Wait()
+	if count > holdManyMore {
+		// The ends of a hundred thousand are a load of their own, and other processes still ask theirs: one word ends each, and not all say it at once.
+		began = time.Now().Add(holdOthers)
+		for i, c := range conns {
+			sleepUntil(context.Background(), began.Add(holdEnds*time.Duration(i)/time.Duration(count)))
+			_ = c.(*net.TCPConn).SetLinger(0) // it was dialled as one, and is ended whatever comes of that
+			c.Close()
+		}
+	}
 	return r, nil
 }
