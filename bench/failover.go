@@ -92,11 +92,7 @@ func (q *failoverBench) open(ctx context.Context, r *failoverRow) (*trio.Pair, e
 	q.number++
 	q.stays, q.moves = false, 0
 	dir := filepath.Join(dirRun, strconv.Itoa(q.number))
-	// As shipped: a node file says what cannot be guessed, and no more. But for a million sessions of two tenants, which may not have all of a table of that size.
-	more, config := "\n", "demarc"
-	if r.bulk {
-		more, config = bulkTables, "demarc, row bulk"
-	}
+	config, more, said := r.config()
 	p, err := trio.NewPair(trio.Options{Lab: labName, Dir: dir, Binary: q.Binary, Gateway: more}, addresses)
 	if err != nil {
 		return nil, err
@@ -127,7 +123,7 @@ func (q *failoverBench) open(ctx context.Context, r *failoverRow) (*trio.Pair, e
 		return nil, errors.Join(err, p.Close())
 	}
 	q.machine.Mode = strings.Join(modes, "; ")
-	q.configs[config] = fmt.Sprintf("# node file of %s; that of %s differs in names and addresses, the witness's has no ports\n%s\n# policy\n%s", p.GW1.Name, p.GW2.Name, node, text)
+	q.configs[config] = fmt.Sprintf("# node file of %s; that of %s differs in names and addresses, the witness's has no ports\n%s%s\n# policy\n%s", p.GW1.Name, p.GW2.Name, said, node, text)
 	return p, nil
 }
 

@@ -232,6 +232,20 @@ func TestFailoverFigures(t *testing.T) {
 	}
 }
 
+// Rows whose nodes run otherwise than shipped are printed apart, and say in what; all others are the default.
+func TestFailoverConfigs(t *testing.T) {
+	apart := map[string]string{}
+	for _, r := range failoverRows {
+		if name, more, said := r.config(); name != "demarc" || more != "\n" || said != "" {
+			apart[name] = more + said
+		}
+	}
+	if len(apart) != 2 || !strings.Contains(apart["demarc, row bulk"], "sessions = 1179648") || !strings.Contains(apart["demarc, row bulk"], "not the shipped default") ||
+		!strings.Contains(apart["demarc, row poison"], "not as shipped: started with --break poison") {
+		t.Errorf("rows with another configuration: %q", apart)
+	}
+}
+
 // Session events come over from one end to the other, as many as begin and end.
 func TestFailoverFiguresOfEvents(t *testing.T) {
 	by, _, err := failoverRun(t, "--rows", "events")
