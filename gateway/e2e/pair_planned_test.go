@@ -63,10 +63,13 @@ func TestPairPlannedMoves(t *testing.T) {
 		owner, want = p.GW1, want+" gw1"
 		p.serve(5*time.Second, owner)
 	}
-	do("restart", func() error {
+	do("restart, as the unit does it", func() error { // for an upgrade, say: nobody has drained it
 		n := owner
-		if err := n.Stop(); err != nil {
+		if err := n.StopForRestart(); err != nil {
 			return err
+		}
+		if want := `what="handing over to ` + p.Other(n).Name + `: drain"`; !strings.Contains(n.Log(5000), want) {
+			t.Errorf("%s was ended for a restart and does not say %s", n.Name, want)
 		}
 		said.read(n)
 		return n.Start(t.Context())
