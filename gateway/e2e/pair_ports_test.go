@@ -14,6 +14,7 @@ import (
 // TestPairPortsRest: a node that has just been started takes over a group whose owner is gone with all that it knew. It gives no public port that might be in use to anybody, but ones of its reserve, which its earlier life has left
 // as unused; that it is in use is on disk by then. After the hold time all ports are there again, the reserve is closed, and who knows all takes over without any of that.
 func TestPairPortsRest(t *testing.T) {
+	mostlyWaits(t)
 	const hold = 4 * time.Second
 	p := newPair(t, "ports", "\n[timeouts]\nnat_hold = \"4s\"\n")
 	p.start()

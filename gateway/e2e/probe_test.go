@@ -124,6 +124,7 @@ func TestPingFromTheGateway(t *testing.T) {
 
 // Traceroutes by each protocol, IPv4 and IPv6, find both hops and end at the far one.
 func TestTracerouteFromTheGateway(t *testing.T) {
+	mostlyWaits(t)
 	s := farLab(t, 2) // answers come to whichever worker their queue belongs to
 	for _, how := range [][]string{{}, {"--icmp"}, {"--tcp", "80"}} {
 		for _, to := range [][2]string{{"198.51.100.2", "203.0.113.12"}, {"2001:db8:f::2", "2001:db8:ff::12"}} {

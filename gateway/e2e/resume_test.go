@@ -68,6 +68,7 @@ func carryOn(c net.Conn, stop <-chan struct{}) (n int, err error) {
 // A node is ended and started again, twice, with other numbers of workers: idle TCP connections of both tenants, translated, IPv6 and to a forwarded port, and one that carries data, go on,
 // each with its public port; the ports' outage is all that a paced stream loses. What a process leaves is used once: kill -9 leaves nothing, and what is damaged is told and not used.
 func TestRestartKeepsSessions(t *testing.T) {
+	mostlyWaits(t)
 	r := newRigWith(t, "resume", rigPolicy(resumeForward, ""), netlab.Options{Queues: 2})
 	workers := func(n int) {
 		r.write(r.node, rigNode(r.data, r.socket, fmt.Sprintf("[workers]\ncount = %d\n", n)))

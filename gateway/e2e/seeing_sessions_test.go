@@ -111,6 +111,7 @@ func rigNATPolicy() string {
 
 // Every kind of translation, as both ends see it and as the session list tells it.
 func TestSeeingSessionsOfNAT(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "nat", rigNATPolicy())
 	r.start()
 	rigUDPEcho(r, r.Public1.Name, 7007)
@@ -256,6 +257,7 @@ func TestSeeingSessionsOfNAT(t *testing.T) {
 
 // ICMP errors find their way back through the translation to the program that caused them.
 func TestSeeingICMPErrors(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "icmperr", rigPolicy("", ""))
 	r.start()
 	for _, dst := range []string{addrPort(r.Public1.V4, 9), addrPort(r.Public1.V6, 9)} {

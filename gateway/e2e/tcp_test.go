@@ -293,6 +293,7 @@ func TestTCPHalfCloseOnTheWire(t *testing.T) {
 
 // A tuple is used again at once, whichever end closed it and how, with its public port kept (RFC 9293 section 3.6.1, RFC 6191).
 func TestTCPTupleIsUsedAgainOnTheWire(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "tcpagain", tcpPolicy())
 	r.start()
 	ch := tcpListen(r, r.Public1.Name, 7300)
