@@ -237,7 +237,7 @@ func (s *Sender) Disown(group uint8) {
 // Link begins to send after the connection was made: a is what the standby said first. It goes on where the standby is, or begins anew.
 func (s *Sender) Link(now int64, a *Answer) {
 	s.linked = true
-	s.clean, s.now = now, now
+	s.now = now
 	s.round, s.least, s.probe, s.rests = 0, 0, now+int64(copyProbe), 0
 	if a.Life == s.life && !a.Anew && !s.first && a.Seq > 0 {
 		s.pop(a.Seq)
@@ -247,9 +247,10 @@ func (s *Sender) Link(now int64, a *Answer) {
 					s.copy(group)
 				}
 			}
-			return
+			return // what changed while there was no connection has waited since
 		}
 	}
+	s.clean = now
 	s.anew()
 }
 
