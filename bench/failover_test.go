@@ -21,7 +21,7 @@ func at(ms int64) int64 { return time.Unix(1000, 0).UnixNano() + ms*int64(time.M
 // woke are bursts that gw1 sends a millisecond after all was done.
 func woke(a *account, frames ...int) (list []judge.Offence) {
 	for _, n := range frames {
-		list = append(list, judge.Offence{Kind: judge.Both, Node: "gw1", At: a.struck.Add(time.Millisecond), Frames: n})
+		list = append(list, judge.Offence{Kind: judge.Both, Node: "gw1", At: a.struck.Add(time.Millisecond), Last: a.struck.Add(2 * time.Millisecond), Frames: n})
 	}
 	return list
 }
@@ -101,9 +101,14 @@ func TestFailoverAccount(t *testing.T) {
 		{"a burst in hand", func(a *account) { a.woken, a.verdict.Offences = "gw1", woke(a, 6, 58) }, func(f *failure) bool { return len(f.faults) == 0 && f.inHand == 64 }},
 		{"more than a burst in hand", func(a *account) { a.woken, a.verdict.Offences = "gw1", woke(a, 60, 5) }, func(f *failure) bool { return len(f.faults) == 1 && f.inHand == 60 }},
 		{"a burst of who was not stopped", func(a *account) { a.woken, a.verdict.Offences = "gw2", woke(a, 6) }, func(f *failure) bool { return len(f.faults) == 1 && f.inHand == 0 }},
+		{"frames that go on behind it", func(a *account) {
+			a.woken, a.verdict.Offences = "gw1", woke(a, 6)
+			a.verdict.Offences[0].Last = a.struck.Add(12 * time.Millisecond)
+		}, func(f *failure) bool { return len(f.faults) == 1 && f.inHand == 0 }},
 		{"a burst long after it went on", func(a *account) {
 			a.woken, a.verdict.Offences = "gw1", woke(a, 6)
 			a.verdict.Offences[0].At = a.struck.Add(100 * time.Millisecond)
+			a.verdict.Offences[0].Last = a.verdict.Offences[0].At
 		}, func(f *failure) bool { return len(f.faults) == 1 && f.inHand == 0 }},
 	} {
 		a := madeUp()

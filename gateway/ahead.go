@@ -32,7 +32,7 @@ type stretch struct {
 type ahead struct {
 	parts []stretch
 	used  func() (sessions, mappings int)
-	off   bool // the kernel does not do it (before 5.14), or has no memory now: pages come with their first touch, as without this
+	off   bool // the kernel does not do it (before 5.14): pages come with their first touch, as without this
 }
 
 // newAhead is for tables of conntrack.Bytes and nat.Bytes, each the beginning of a mapping; sessions nil: those are the kernel's, and there already.
@@ -66,10 +66,10 @@ func (a *ahead) turn(ctx context.Context) {
 			switch err := unix.Madvise(p.mem[at:next], unix.MADV_POPULATE_WRITE); err {
 			case nil:
 				p.done = next
-			case unix.EINTR, unix.EAGAIN:
-				return // the next turn goes on
-			default:
+			case unix.EINVAL:
 				a.off = true
+			default: // EINTR, or no memory now: the next turn goes on
+				return
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -686,7 +687,14 @@ func atOnce[T any](list []T, fn func(T) error) error {
 	errs := make([]error, len(list))
 	var wg sync.WaitGroup
 	for i, x := range list {
-		wg.Go(func() { errs[i] = fn(x) })
+		wg.Go(func() {
+			defer func() { // nobody else could: it would end the process, and the caller's rest would not be done
+				if p := recover(); p != nil {
+					errs[i] = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+				}
+			}()
+			errs[i] = fn(x)
+		})
 	}
 	wg.Wait()
 	return errors.Join(errs...)

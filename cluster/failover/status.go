@@ -147,6 +147,9 @@ func (n *Node) trip(name string) time.Duration {
 	return cmp.Or(p.path, p.trip)
 }
 
+// measured reports whether it is known how far a member is.
+func (n *Node) measured(name string) bool { return name == n.name || n.trip(name) > 0 }
+
 // without says what an heir's majority would be like when the owner is gone: how far the voter is that completes it, and why there would be none in time. A node knows its own
 // distances: the one between two others is the difference of theirs at least.
 func (n *Node) without(g *group, heir string, now Time) (trip time.Duration, why string) {
@@ -161,7 +164,10 @@ func (n *Node) without(g *group, heir string, now Time) (trip time.Duration, why
 	var all []voter
 	var silent []string
 	for _, v := range n.voters.Names {
-		far := (n.trip(v) - n.trip(heir)).Abs()
+		far := time.Duration(0)
+		if n.measured(v) && n.measured(heir) {
+			far = (n.trip(v) - n.trip(heir)).Abs()
+		}
 		switch {
 		case v == heir || v == g.at.Node:
 		case v != n.name && !n.alive(v, now):
@@ -179,12 +185,15 @@ func (n *Node) without(g *group, heir string, now Time) (trip time.Duration, why
 	case len(all) < need:
 		return 0, "nothing is heard of " + strings.Join(silent, " and ") + ": without its owner those that are left are no majority"
 	}
+	for _, v := range all[:need] {
+		trip = max(trip, v.here)
+	}
 	last := all[need-1]
 	if last.far > n.t.Reach() {
-		return last.here, fmt.Sprintf("%s is too far away: without its owner it completes the majority, and between it and %s a round trip takes %s at least, where a lease allows %s",
+		return trip, fmt.Sprintf("%s is too far away: without its owner it completes the majority, and between it and %s a round trip takes %s at least, where a lease allows %s",
 			last.name, heir, last.far.Round(time.Millisecond), n.t.Reach().Truncate(time.Millisecond))
 	}
-	return last.here, ""
+	return trip, ""
 }
 
 // Groups are those that the policy or the log knows. One that the policy does not know has no nodes.

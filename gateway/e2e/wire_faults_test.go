@@ -45,13 +45,15 @@ var _ [pipeline.Burst]struct{} = [judge.Burst]struct{}{}
 func (l *wireLab) handful(o judge.Offence) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	ok := slices.ContainsFunc(l.done, func(d doneHarm) bool {
-		return (d.kind == harmStop || d.kind == harmFreeze) && o.Handful(d.node, d.to, judge.Burst)
-	})
-	if ok {
-		l.t.Logf("conceded: %s", o)
+	for i := range l.done {
+		d := &l.done[i]
+		if (d.kind == harmStop || d.kind == harmFreeze) && o.Handful(d.node, d.to, judge.Burst-d.conceded) {
+			d.conceded += o.Frames
+			l.t.Logf("conceded: %s", o)
+			return true
+		}
 	}
-	return ok
+	return false
 }
 
 func wireTime() time.Duration {

@@ -46,6 +46,7 @@ type wireLab struct {
 type doneHarm struct {
 	harm
 	from, to time.Time
+	conceded int // frames that the node had in hand
 }
 
 // wireOpen has three nodes agree on the plan's policy. binary is the program; a program that can be told has its clocks at the plan's pace.

@@ -44,6 +44,7 @@ const (
 type Offence struct {
 	Kind   Kind
 	At     time.Time
+	Last   time.Time // Both: the last of its frames
 	Group  string
 	Node   string // whose frame it is
 	Frames int
@@ -55,9 +56,11 @@ type Offence struct {
 const Burst = 64
 
 // Handful reports whether it is what a node that was stopped had in hand, between the look at its deadline and the system call, and sent when it went on at woke: no more
-// frames than most, which is Burst where one worker was stopped once. That much is conceded (cluster/failover/DESIGN.md).
+// frames than most, which is Burst where one worker was stopped once, and at once, as one call does. That much is conceded (cluster/failover/DESIGN.md). woke is taken where the node was
+// let go: its thread may have run before that, and gets a processor when there is one.
 func (o Offence) Handful(node string, woke time.Time, most int) bool {
-	return o.Kind == Both && o.Node == node && o.Frames <= most && o.At.Sub(woke).Abs() < 100*time.Millisecond
+	after := o.At.Sub(woke)
+	return o.Kind == Both && o.Node == node && o.Frames <= most && after > -10*time.Millisecond && after < 100*time.Millisecond && o.Last.Sub(o.At) < 10*time.Millisecond
 }
 
 func (o Offence) String() string {
@@ -277,11 +280,11 @@ func (l *line) settle(settle time.Duration, group string, found *[]Offence) (ter
 				}
 				t.Last, t.Frames = r.Last, t.Frames+r.Frames
 			case t.Frames > 0 && o == nil:
-				*found = append(*found, Offence{Kind: Both, At: r.First, Group: group, Node: r.Node, Frames: r.Frames, After: r.First.Sub(t.First),
+				*found = append(*found, Offence{Kind: Both, At: r.First, Last: r.Last, Group: group, Node: r.Node, Frames: r.Frames, After: r.First.Sub(t.First),
 					Words: fmt.Sprintf("group %s: %s sends %s after the first data frame of %s, which goes on", group, r.Node, r.First.Sub(t.First), winner)})
 				o = &(*found)[len(*found)-1]
 			case t.Frames > 0:
-				o.Frames += r.Frames
+				o.Frames, o.Last = o.Frames+r.Frames, r.Last
 			}
 		}
 		terms = append(terms, t)
@@ -297,7 +300,7 @@ func (l *line) settle(settle time.Duration, group string, found *[]Offence) (ter
 			if w.node == t.Node || !w.at.After(t.First) || !w.at.Before(t.Last) {
 				continue
 			}
-			*found = append(*found, Offence{Kind: Both, At: w.at, Group: group, Node: w.node, Frames: 1, After: w.at.Sub(t.First),
+			*found = append(*found, Offence{Kind: Both, At: w.at, Last: w.at, Group: group, Node: w.node, Frames: 1, After: w.at.Sub(t.First),
 				Words: fmt.Sprintf("group %s: %s says where its addresses are %s after the first data frame of %s, which goes on", group, w.node, w.at.Sub(t.First), t.Node)})
 		}
 	}
