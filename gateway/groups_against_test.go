@@ -62,6 +62,23 @@ func TestUplinksAreTold(t *testing.T) {
 	}
 }
 
+// TestUplinksAreAskedOften: a lone router of the backbone is asked as one that shares its route, where a group may go to another node because of it; else not.
+func TestUplinksAreAskedOften(t *testing.T) {
+	for _, c := range []struct {
+		nodes []string
+		want  bool
+	}{{[]string{"gw1", "gw2"}, true}, {[]string{"gw1"}, false}} {
+		v := *pairGateway(t).view.Load()
+		for _, x := range v.Groups() {
+			x.Nodes = c.nodes
+		}
+		hops := watchedHops(&v)
+		if len(hops) != 2 || hops[0].Shared != c.want || hops[1].Shared != c.want {
+			t.Errorf("groups of %v: %+v", c.nodes, hops)
+		}
+	}
+}
+
 // TestAPolicyThatIsNotServedIsTold: what is agreed on and cannot be served here counts, until something is served again; a node that has agreed on nothing is held against nothing.
 func TestAPolicyThatIsNotServedIsTold(t *testing.T) {
 	g := driven(t, pairGateway(t))

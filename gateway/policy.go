@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"time"
 
 	"demarc/cluster/command"
@@ -197,11 +198,18 @@ func (g *Gateway) serve(p *configs.Policy, v *snapshot.View, text []byte, r *api
 // tellSlow has the slow path work for v.
 func (g *Gateway) tellSlow(v *snapshot.View) {
 	g.slow.SetInterfaces(g.slowInterfaces(v))
-	var hops []slowpath.NextHop
+	g.slow.SetNextHops(watchedHops(v))
+}
+
+// watchedHops are the routers that the slow path looks after. One of the backbone is asked as often as one that shares its route where a group may go to another node because of it: asked only now and then it
+// would be missed after half a minute.
+func watchedHops(v *snapshot.View) (hops []slowpath.NextHop) {
+	moves := slices.ContainsFunc(v.Groups(), func(x *snapshot.Group) bool { return len(x.Nodes) > 1 })
 	for _, h := range v.NextHops() {
-		hops = append(hops, slowpath.NextHop{Iface: h.Iface, Addr: h.Addr, Shared: h.Shared, State: h.State})
+		backbone := int(h.Iface) < len(v.Ifaces) && v.Ifaces[h.Iface].Zone == flow.Backbone
+		hops = append(hops, slowpath.NextHop{Iface: h.Iface, Addr: h.Addr, Shared: h.Shared || moves && backbone, State: h.State})
 	}
-	g.slow.SetNextHops(hops)
+	return hops
 }
 
 // steer has the XDP programs know what v and the host's addresses ask for. The caller holds mu, or is New.

@@ -58,7 +58,11 @@ func newPairOf(t testing.TB, o nodes.Options, more string, prepare func(*pairLab
 		nothingLeft(t, p.Name())
 	})
 	file := filepath.Join(dir, "pair.toml")
-	check(t, os.WriteFile(file, []byte(nodes.PairPolicy(more)), 0o644))
+	policy := nodes.PairPolicy(more)
+	if o.Split {
+		policy = nodes.SplitPolicy()
+	}
+	check(t, os.WriteFile(file, []byte(policy), 0o644))
 	if prepare != nil {
 		prepare(p)
 	}
@@ -110,9 +114,11 @@ func (p *pairLab) end() (*netlab.FlowsSeen, *judge.Verdict) {
 }
 
 // terms names the nodes that have sent data for the group, in order.
-func terms(v *judge.Verdict) string {
+func terms(v *judge.Verdict) string { return termsOf(v, nodes.PairGroup) }
+
+func termsOf(v *judge.Verdict, group string) string {
 	var list []string
-	for _, t := range v.Terms[nodes.PairGroup] {
+	for _, t := range v.Terms[group] {
 		list = append(list, t.Node)
 	}
 	return strings.Join(list, " ")
@@ -163,16 +169,20 @@ func (p *pairLab) stop(n *nodes.Node, d time.Duration) (from, to time.Time) {
 
 // says is what a node says of the group.
 func (p *pairLab) says(n *nodes.Node) (g api.Group, err error) {
+	return p.saysOf(n, nodes.PairGroup)
+}
+
+func (p *pairLab) saysOf(n *nodes.Node, group string) (g api.Group, err error) {
 	var all api.Groups
 	if err := n.Client.Get(p.t.Context(), api.PathGroups, &all); err != nil {
 		return g, err
 	}
 	for _, g := range all.Groups {
-		if g.Name == nodes.PairGroup {
+		if g.Name == group {
 			return g, nil
 		}
 	}
-	return g, fmt.Errorf("%s knows no group %s: %s", n.Name, nodes.PairGroup, all.Problem)
+	return g, fmt.Errorf("%s knows no group %s: %s", n.Name, group, all.Problem)
 }
 
 // leads has a node lead the log, for the moment: it hands the lead to the witness some seconds later.

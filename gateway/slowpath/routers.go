@@ -6,7 +6,7 @@ import (
 	"demarc/gateway/fib"
 )
 
-// A router that a route names is looked after whether or not packets go there. One that shares its route with others is asked often, because its
+// A router that a route names is looked after whether or not packets go there. One that shares its route with others, or that a group may leave this node for, is asked often, because its
 // conversations can go elsewhere: it is dead after lookEvery and three questions at most.
 const (
 	lookEvery    = 1 * sec
@@ -20,7 +20,7 @@ const (
 type NextHop struct {
 	Iface  uint16
 	Addr   netip.Addr
-	Shared bool          // some route has others beside it
+	Shared bool          // some route has others beside it, or a group may go to another node because of it
 	State  *fib.HopState // written here and nowhere else
 }
 

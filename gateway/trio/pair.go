@@ -2,6 +2,7 @@ package trio
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -29,6 +30,8 @@ const (
 	PairLinkPool  = "203.0.113.64/30"  // beta's, on the link itself
 	PairGroup     = "east"
 	PairGroupID   = 1
+	PairWest      = "west" // the second group, with Options.Split
+	PairWestID    = 2
 	PairFlowPort  = 7100 // of the flows, at the outside
 	PairHoldPort  = 7200 // of held connections
 	PairNewPort   = 7300 // of conversations that begin all the time
@@ -83,6 +86,38 @@ interface = "beta"
 addresses = ["198.18.10.1/24", "2001:db8:b::1/64"]
 `
 
+// splitPolicy has a group for each tenant, and prefers another node for each. All leaves by one router, the host outside.
+const splitPolicy = `
+[[route]]
+prefix = "0.0.0.0/0"
+via = "203.0.113.11"
+
+[[route]]
+prefix = "::/0"
+via = "2001:db8:ff::b"
+
+[[group]]
+name = "west"
+id = 2
+nodes = ["gw2", "gw1"]
+tenants = ["beta"]
+
+[[group.address]]
+interface = "wan"
+addresses = ["203.0.113.4/24", "2001:db8:ff::4/64"]
+
+[[group.address]]
+interface = "beta"
+`
+
+// SplitPolicy is the policy of a pair that was made with Options.Split.
+func SplitPolicy() string {
+	text := strings.Replace(PairPolicy(""), `tenants = ["alpha", "beta"]`, `tenants = ["alpha"]`, 1)
+	at := strings.LastIndex(text, "[[group.address]]\ninterface = \"beta\"\n")
+	_, beta, _ := strings.Cut(text[at:], "interface = \"beta\"\n")
+	return text[:at] + splitPolicy + beta
+}
+
 // PairPolicy is the policy of a pair, with more about the group: `alone = "keep"`.
 func PairPolicy(more string) string { return fmt.Sprintf(pairPolicy, more) }
 
@@ -102,16 +137,19 @@ type Pair struct {
 type port struct{ sw, dev string }
 
 // pairSide is a switch and what is on it.
-type pairSide struct{ sw, dev, net4, net6 string }
+type pairSide struct {
+	sw, dev, net4, net6 string
+	vlan                uint16 // 0 = none
+}
 
 // tap is where a gateway's frames come into a switch.
-type tap struct{ node, side string }
+type tap struct{ node, sw, dev string }
 
 // pairSides are the switches: of the tenants, and "" for the backbone.
 var pairSides = map[string]pairSide{
-	"alpha": {"swa", "alpha0", PairInside4, fmt.Sprintf(PairInside6, "a")},
-	"beta":  {"swb", "beta0", PairInside4, fmt.Sprintf(PairInside6, "b")},
-	"":      {"swo", "wan0", PairOutside4, PairOutside6},
+	"alpha": {"swa", "alpha0", PairInside4, fmt.Sprintf(PairInside6, "a"), 0},
+	"beta":  {"swb", "beta0", PairInside4, fmt.Sprintf(PairInside6, "b"), 0},
+	"":      {"swo", "wan0", PairOutside4, PairOutside6, 0},
 }
 
 func pairInterface(side string) string {
@@ -129,19 +167,33 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 		s.net4 = PairApart4
 		p.sides["beta"] = s
 	}
+	if o.Split { // both tenants on one trunk
+		for i, name := range []string{"alpha", "beta"} {
+			s := p.sides[name]
+			s.sw, s.dev, s.vlan = "swt", "trunk0", uint16(10*(i+1))
+			p.sides[name] = s
+		}
+	}
 	if o.Lines {
 		p.hinder.begin(&o)
 	}
-	made := false
+	made := map[string]bool{}
 	o.Ports = func(n *Node, number int) (text string, err error) {
 		for _, side := range slices.Sorted(maps.Keys(p.sides)) {
 			s := p.sides[side]
-			if !made {
+			if !made[s.sw] {
 				if err := n.t.AddSwitch(s.sw); err != nil {
 					return "", err
 				}
+				made[s.sw] = true
 			}
 			own := byte(number + 1)
+			face := interfaceText(s.dev, pairInterface(side), s.vlan, fmt.Sprintf("%s%d/24", s.net4, own), fmt.Sprintf("%s%d/64", s.net6, own))
+			if made[n.Name+" "+s.dev] {
+				text += face
+				continue
+			}
+			made[n.Name+" "+s.dev] = true
 			// What a switch has learned of a port is by its MAC: it says which node it is, for whoever looks.
 			e := netlab.End{NS: n.Name, Name: s.dev, MAC: net.HardwareAddr{0x02, 0xd3, 0, 1, s.sw[2], own}}
 			if err := n.t.Plug(s.sw, e, max(o.Queues, 1), 1500); err != nil {
@@ -153,13 +205,12 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 					return "", err
 				}
 			}
-			port := portText(s.dev, pairInterface(side), fmt.Sprintf("%s%d/24", s.net4, own), fmt.Sprintf("%s%d/64", s.net6, own))
+			text += fmt.Sprintf("\n[[port]]\ndevice = %q\n", s.dev)
 			if o.Offload {
-				port = strings.Replace(port, "[[port]]\n", "[[port]]\noffload = \"always\"\n", 1)
+				text += "offload = \"always\"\n"
 			}
-			text += port
+			text += face
 		}
-		made = true
 		return text, nil
 	}
 	if p.Trio, err = New(o); err != nil {
@@ -184,6 +235,11 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 			return nil, err
 		}
 		p.ports = append(p.ports, port{s.sw, netlab.PortName(e)})
+		if s.vlan != 0 {
+			if err := p.Tag(h.ns, netlab.HostDevice, s.vlan); err != nil {
+				return nil, err
+			}
+		}
 		routes := []string{"0.0.0.0/0", "::/0"}
 		if h.side == "" {
 			routes = []string{PairRouted, "2001:db8:a::/64", "2001:db8:b::/64"}
@@ -193,6 +249,9 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 			via := s.net4 + "1"
 			if to.Addr().Is6() {
 				via = s.net6 + "1"
+			}
+			if o.Split && r == "2001:db8:b::/64" {
+				via = s.net6 + "4"
 			}
 			if err := p.AddRoute(h.ns, to, netip.MustParseAddr(via)); err != nil {
 				return nil, err
@@ -231,7 +290,7 @@ func (p *Pair) Devices() (list []string) {
 		list = append(list, s.dev)
 	}
 	slices.Sort(list)
-	return list
+	return slices.Compact(list)
 }
 
 // Other is the gateway that a gateway is not.
@@ -330,7 +389,11 @@ func (p *Pair) Watch() error {
 		return errors.New("the pair is watched already")
 	}
 	for _, n := range p.Gateways() {
-		for side, s := range p.sides {
+		for _, s := range p.sides {
+			at := tap{n.Name, s.sw, s.dev}
+			if p.taps[at] != nil { // a trunk
+				continue
+			}
 			macs := []net.HardwareAddr{{0, 0, 0x5e, 0, 1}, {0, 0, 0x5e, 0, 2}}
 			if p.o.Apart { // they may send with their own
 				macs = append(macs, net.HardwareAddr{0x02, 0xd3, 0, 1})
@@ -339,7 +402,7 @@ func (p *Pair) Watch() error {
 			if err != nil {
 				return err
 			}
-			p.taps[tap{n.Name, side}] = c
+			p.taps[at] = c
 		}
 	}
 	return nil
@@ -427,6 +490,20 @@ func (p *Pair) Expire(n *Node, in time.Duration) error {
 	return a.Issue(n.keys(), n.Name, at)
 }
 
+// sideOf is whose network a frame was sent into. One with a tag that nobody has is nobody's, which no packet may go to.
+func (p *Pair) sideOf(t tap, frame []byte) string {
+	vlan := uint16(0)
+	if len(frame) >= 16 && binary.BigEndian.Uint16(frame[12:]) == 0x8100 {
+		vlan = binary.BigEndian.Uint16(frame[14:]) & 0xfff
+	}
+	for side, s := range p.sides {
+		if s.sw == t.sw && s.dev == t.dev && s.vlan == vlan {
+			return side
+		}
+	}
+	return fmt.Sprintf("%s, VLAN %d", t.dev, vlan)
+}
+
 // Judge ends the recording and looks at it. An error says that it is not whole, and so proves nothing.
 func (p *Pair) Judge() (*judge.Verdict, error) {
 	var frames []judge.Frame
@@ -438,17 +515,17 @@ func (p *Pair) Judge() (*judge.Verdict, error) {
 			err = fmt.Errorf("%d frames came, and %d are held", seen, tapFrames)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("capture of %s, %s: %w", t.node, pairInterface(t.side), err))
+			errs = append(errs, fmt.Errorf("capture of %s, %s: %w", t.node, t.dev, err))
 		}
 		for _, f := range c.Frames() {
-			frames = append(frames, judge.Frame{At: f.At, Node: t.node, Side: t.side, Data: f.Data})
+			frames = append(frames, judge.Frame{At: f.At, Node: t.node, Side: p.sideOf(t, f.Data), Data: f.Data})
 		}
 	}
 	clear(p.taps)
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	c := judge.Case{Groups: map[uint8]string{PairGroupID: PairGroup}, Sides: pairTags}
+	c := judge.Case{Groups: map[uint8]string{PairGroupID: PairGroup, PairWestID: PairWest}, Sides: pairTags}
 	if p.o.Apart {
 		c.All = PairGroup
 	}

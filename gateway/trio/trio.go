@@ -49,6 +49,8 @@ type Options struct {
 	Queues int
 	// Offload has a pair's gateways carry established sessions in their XDP programs.
 	Offload bool
+	// Split gives each tenant of a pair a group of its own, east and west, that prefers another gateway, and has both on one trunk: see SplitPolicy.
+	Split bool
 	// Apart gives the tenants of a pair IPv4 networks that differ: for who is measured beside us and knows no tenants.
 	Apart bool
 }
@@ -221,7 +223,16 @@ func (t *Trio) ownHosts(n *Node, _ int) (text string, err error) {
 
 // portText is a port and the interface on it in a node file.
 func portText(device, name string, addresses ...string) string {
-	return fmt.Sprintf("\n[[port]]\ndevice = %q\n\n[[interface]]\nname = %q\nport = %q\naddresses = [\"%s\"]\n", device, name, device, strings.Join(addresses, `", "`))
+	return fmt.Sprintf("\n[[port]]\ndevice = %q\n", device) + interfaceText(device, name, 0, addresses...)
+}
+
+// interfaceText is an interface on a port, of one VLAN or (0) without a tag.
+func interfaceText(device, name string, vlan uint16, addresses ...string) string {
+	tag := ""
+	if vlan != 0 {
+		tag = fmt.Sprintf("vlan = %d\n", vlan)
+	}
+	return fmt.Sprintf("\n[[interface]]\nname = %q\nport = %q\n%saddresses = [\"%s\"]\n", name, device, tag, strings.Join(addresses, `", "`))
 }
 
 // Begin is the README's five commands: gw1 begins with a policy, the others join, and it waits until all have a vote and the witness, if there is one, leads.
