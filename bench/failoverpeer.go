@@ -404,8 +404,12 @@ func (q *failoverBench) asPeer(name string, list []run) {
 		}
 		r.Peers[name] = p
 		q.say("%-28s %-20s %s %s", name, metric, stat(p.Stat), unit)
-		if failoverPeers[name].gated && p.Ratio != nil { // ours must beat its better self
-			q.add(row, "gap-to-keepalived", "ratio", []float64{*p.Ratio}, "max", 1)
+		if failoverPeers[name].gated && p.Ratio != nil { // ours must beat its better self; what is inside the spread says neither that it does nor that it does not
+			how := ""
+			if c := report.Compare(r.Demarc, p.Stat, report.Lower); c.Verdict != report.Unresolved {
+				how = "max"
+			}
+			q.add(row, "gap-to-keepalived", "ratio", []float64{*p.Ratio}, how, 1)
 		}
 	}
 	one := func(fn func(*run) float64) func(*run) []float64 {
