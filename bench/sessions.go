@@ -44,6 +44,7 @@ type held struct {
 	Start     time.Duration // from exec to forwarding
 	Establish time.Duration // sending first packets, those sent again included
 	Rounds    []round       // the last one is what counts: those before it lost something
+	Bare      int64         // bytes resident of a gateway that has next to no tables, ready
 	Resident  [3]int64      // bytes: ready, with all sessions, at the end
 	Ended     time.Duration // of all sessions at once, until the gateway had none
 	Pauses    pauses        // of the garbage collector, from the start to the end
@@ -154,7 +155,11 @@ func (q *manySessions) run(ctx context.Context) (out *held, err error) {
 		return out, err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	d := &demarc{r: r, binary: q.Binary, rules: rules, pool: p.Pool, rate: benchRate, table: q.table(), breakStage: q.BreakStage, env: []string{"GODEBUG=gctrace=1"}}
+	d := &demarc{r: r, binary: q.Binary, rules: rules, pool: p.Pool, rate: benchRate, table: bareTable, breakStage: q.BreakStage, env: []string{"GODEBUG=gctrace=1"}}
+	if out.Bare, err = q.bare(ctx, *d); err != nil {
+		return out, fmt.Errorf("a gateway with next to no tables: %w", err)
+	}
+	d.table = q.table()
 	defer func() { err = errors.Join(err, d.stop()) }()
 	if err := d.start(ctx); err != nil {
 		return out, err
@@ -305,6 +310,19 @@ func (q *manySessions) data(ctx context.Context, r *room, d *demarc, rate float6
 	return rd, l.slowest, err
 }
 
+// bareTable is the least that a node file takes as tables.sessions.
+const bareTable = 1024
+
+// bare is what the gateway takes of memory without tables. What a session takes is what comes on top of it: a gateway with tables makes their memory ahead, so its own size when it is ready says
+// nothing of that.
+func (q *manySessions) bare(ctx context.Context, d demarc) (n int64, err error) {
+	defer func() { err = errors.Join(err, d.stop()) }()
+	if err := d.start(ctx); err != nil {
+		return 0, err
+	}
+	return resident(d.cmd.Process.Pid)
+}
+
 // figures are what is reported.
 func (q *manySessions) figures(h *held) []report.Result {
 	var list []report.Result
@@ -326,7 +344,7 @@ func (q *manySessions) figures(h *held) []report.Result {
 	add("resident", "MiB", float64(h.Resident[1])/(1<<20))
 	add("resident-end", "MiB", float64(h.Resident[2])/(1<<20))
 	add("resident-per-session", "bytes", float64(h.Resident[1])/n)
-	add("added-per-session", "bytes", float64(h.Resident[1]-h.Resident[0])/n)
+	add("added-per-session", "bytes", float64(h.Resident[1]-h.Bare)/n)
 	if len(h.Rounds) > 0 {
 		last := &h.Rounds[len(h.Rounds)-1]
 		out, back := last.lost()
