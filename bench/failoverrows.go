@@ -168,7 +168,7 @@ func leave(_ *failoverBench, ctx context.Context, p *trio.Pair, i, _ int, _ time
 }
 
 // half a lease: a shorter stop moves nothing.
-const half = 75 * time.Millisecond
+const half = 60 * time.Millisecond
 
 // stopFor is how long an owner is stopped in a run of so many: from 50 ms to 3 s, most of them around the lease.
 func stopFor(i, runs int) time.Duration {

@@ -556,7 +556,7 @@ func TestDriverStopped(t *testing.T) {
 	w.served("gw-a")
 	w.fences()
 	dice := rand.New(rand.NewPCG(1, 1))
-	judged, waited := 0, 0
+	judged, waited, half := 0, 0, failover.Default.Lease/2
 	for i := 0; i < 12; i++ {
 		w.paused(nil)
 		renewed := time.Now().Add(failover.Default.Lease) // what was held up before is no stop of now
@@ -570,14 +570,14 @@ func TestDriverStopped(t *testing.T) {
 		f, _ := w.judge.of("east")
 		owner := w.boxes[slices.IndexFunc(w.boxes, func(b *drivenBox) bool { return b.name == f.node })]
 		began, cont := time.Now(), owner.stop()
-		d := time.Duration(dice.Int64N(int64(60*time.Millisecond))) + time.Duration(i%2)*150*time.Millisecond
+		d := time.Duration(dice.Int64N(int64(half-15*time.Millisecond))) + time.Duration(i%2)*150*time.Millisecond
 		time.Sleep(d) // it is how long it is stopped
 		cont()
 		took := time.Since(began)
 		eventually(t, "somebody serves", func() bool { f, _ := w.judge.of("east"); return f.at.After(began.Add(took + 20*time.Millisecond)) })
 		now, _ := w.judge.of("east")
 		// What the machine adds is no stop of the owner's: of it, and of those that it asks for their promises.
-		if !calm || took > 70*time.Millisecond || owner.d.Figures().Longest > 75*time.Millisecond || w.paused(owner) > 0 {
+		if !calm || took > half-5*time.Millisecond || owner.d.Figures().Longest > half || w.paused(owner) > 0 {
 			continue
 		}
 		if judged++; now.epoch != f.epoch {

@@ -10,7 +10,7 @@ import (
 )
 
 // A claim of a group is an entry of the log, so where the owner that died was the leader too, its standby waits for an election. Raft alone takes a second for that: half a second of
-// silence at least, up to twice as much, and a second try where two stand at once. Members hear each other every 30 ms beside Raft, so they know better. See DESIGN.md.
+// silence at least, up to twice as much, and a second try where two stand at once. Members hear each other every 20 ms beside Raft, so they know better. See DESIGN.md.
 
 // silence is what this node knows of its leader's. It is judged by times of Go's monotonic clock, in which a stopped process misses nothing but its own readings.
 type silence struct {
@@ -25,10 +25,10 @@ type silence struct {
 }
 
 const (
-	missEvery = 10 * time.Millisecond  // between two readings
-	missGap   = 50 * time.Millisecond  // between two readings, that is one in this node
-	missBeats = 100 * time.Millisecond // of silence beside Raft: three beats are lost, or the member is
-	missRest  = 2 * time.Second        // between two elections that this node begins by it
+	missEvery = 10 * time.Millisecond // between two readings
+	missGap   = 50 * time.Millisecond // between two readings, that is one in this node
+	missBeats = 70 * time.Millisecond // of silence beside Raft: three beats are lost, or the member is
+	missRest  = 2 * time.Second       // between two elections that this node begins by it
 
 	// Where it is known that the leader's process has ended there is no silence to be waited for.
 	deadStep  = 30 * time.Millisecond  // for so long each that may stand is left to those before it
@@ -37,7 +37,7 @@ const (
 )
 
 // patience is for how long Raft must have heard nothing of the leader either: several times as long as it takes between two of its messages.
-func (s *silence) patience() time.Duration { return max(s.heartbeat/4, missBeats) + 2*s.trip }
+func (s *silence) patience() time.Duration { return max(s.heartbeat/5, missBeats) + 2*s.trip }
 
 // doubtful is for how long Raft must have heard nothing before this node votes as if it had no such leader.
 func (s *silence) doubtful() time.Duration {

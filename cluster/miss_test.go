@@ -23,19 +23,19 @@ func TestSilence(t *testing.T) {
 		at
 		doubt, stand, over time.Duration // when it is in doubt, and first asked for its place; never = it is not. Until over is looked
 	}{
-		"all is quiet at once":                {at{}, 80 * msec, 130 * msec, 400 * msec},
-		"one that others stand before":        {at{rank: 1}, 80 * msec, 190 * msec, 400 * msec},
+		"all is quiet at once":                {at{}, 60 * msec, 110 * msec, 400 * msec},
+		"one that others stand before":        {at{rank: 1}, 60 * msec, 160 * msec, 400 * msec},
 		"it goes on by Raft":                  {at{raft: 300 * msec}, never, never, 700 * msec},
 		"datagrams are blocked, then it ends": {at{raft: 5 * time.Second}, never, never, 7 * time.Second},
-		"it goes on beside Raft":              {at{beats: 450 * msec}, never, never, 520 * msec},
-		"this node slept":                     {at{gap: 300 * msec}, 380 * msec, 430 * msec, 480 * msec},
-		"this node slept too long":            {at{gap: 600 * msec}, 680 * msec, 730 * msec, 900 * msec},
+		"it goes on beside Raft":              {at{beats: 450 * msec}, never, never, 500 * msec},
+		"this node slept":                     {at{gap: 300 * msec}, 360 * msec, 410 * msec, 480 * msec},
+		"this node slept too long":            {at{gap: 600 * msec}, 660 * msec, 710 * msec, 900 * msec},
 		"its parent tells its end":            {at{told: 10 * msec, raft: 5 * msec, beats: 5 * msec}, 10 * msec, 10 * msec, 400 * msec},
 		"the same, behind another one":        {at{told: 10 * msec, rank: 1}, 10 * msec, 10*msec + deadStep, 400 * msec},
 		"the same, where this node slept":     {at{told: 300 * msec, gap: 300 * msec}, 300 * msec, 300 * msec, 400 * msec},
 		"the same, far away":                  {at{told: 10 * msec, trip: 600 * msec, rank: 1}, 10 * msec, 1240 * msec, 1500 * msec},
-		"far away":                            {at{trip: 600 * msec}, 970 * msec, 1930 * msec, 2500 * msec},
-		"far away, and it jitters":            {at{trip: 600 * msec, raft: 500 * msec, beats: 500 * msec}, 1470 * msec, 2430 * msec, 2800 * msec},
+		"far away":                            {at{trip: 600 * msec}, 890 * msec, 1780 * msec, 2500 * msec},
+		"far away, and it jitters":            {at{trip: 600 * msec, raft: 500 * msec, beats: 500 * msec}, 1390 * msec, 2280 * msec, 2800 * msec},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := silence{heartbeat: 500*msec + 4*c.trip, trip: c.trip}

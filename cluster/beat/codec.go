@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	"demarc/cluster/failover"
 )
@@ -20,7 +21,7 @@ import (
 //	seq      number
 //	voters   number
 //	views    number; each is its length in two bytes and then: group, epoch, flags as one byte, faults, and what later releases add
-//	more     two bytes length, and what later releases add
+//	more     two bytes length; then, of a question for a promise, the lease in microseconds, and what later releases add
 //
 // Nothing follows. What a later release adds, in a view or at the end, is passed over by this one.
 const version = 1
@@ -80,7 +81,12 @@ func appendMessage(b []byte, m *failover.Message) ([]byte, error) {
 			return b, err
 		}
 	}
+	more := len(b)
 	b = append(b, 0, 0)
+	if m.Lease > 0 {
+		b = binary.AppendUvarint(b, uint64(m.Lease.Microseconds()))
+		binary.BigEndian.PutUint16(b[more:], uint16(len(b)-more-2))
+	}
 	if len(b)-start > maxPlain {
 		return b, fmt.Errorf("%w: %d bytes, at most %d", errLarge, len(b)-start, maxPlain)
 	}
@@ -221,9 +227,12 @@ func decode(b []byte, n names) (m failover.Message, err error) {
 		m.Views = append(m.Views, v.view(n))
 		r.bad = v.bad
 	}
-	r.block()
+	more := r.block()
+	if m.Kind == failover.Renew && len(more.b) > 0 { // earlier releases have nothing there
+		m.Lease = time.Duration(min(more.number(), math.MaxInt64/1000)) * time.Microsecond
+	}
 	switch {
-	case r.bad:
+	case r.bad || more.bad:
 		return failover.Message{}, errors.New("a message that ends too early")
 	case len(r.b) > 0:
 		return failover.Message{}, fmt.Errorf("a message with %d bytes behind its end", len(r.b))

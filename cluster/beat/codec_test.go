@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -22,6 +23,7 @@ var goldens = map[string]failover.Message{
 	"beat": {Kind: failover.Beat, Life: 0x1122334455667788, Views: []failover.View{
 		{Group: "east", Epoch: 300, Serving: true, Whole: true}, {Group: "west", Epoch: 1, Faults: 200, Panics: true, Leaving: true}}},
 	"renew":   {Kind: failover.Renew, Life: 1, Group: "east", Term: failover.Term{Epoch: 7, Node: "gw-a", Life: 1<<64 - 1}, Seq: 1 << 40, Voters: 12},
+	"lease":   {Kind: failover.Renew, Life: 1, Group: "east", Term: failover.Term{Epoch: 7, Node: "gw-a", Life: 3}, Seq: 1, Voters: 12, Lease: 120 * time.Millisecond},
 	"promise": {Kind: failover.Promise, Life: 9, Group: "east", Term: failover.Term{Epoch: 7, Node: "gw-a", Life: 3}, Seq: 129, Yes: true},
 	"free":    {Kind: failover.Free, Life: 9, Group: "east", Term: failover.Term{Epoch: 7, Node: "gw-a", Life: 3}, Seq: 2, Gone: true},
 	"bare":    {Kind: failover.Free, Life: 9, Group: "east", Term: failover.Term{Epoch: 7, Node: "gw-a", Life: 3}, Seq: 3, Bare: true},

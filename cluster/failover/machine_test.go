@@ -307,7 +307,7 @@ func TestTimes(t *testing.T) {
 	if err := Default.Check(); err != nil {
 		t.Fatal(err)
 	}
-	if s := Default.Slack(); s < 13*time.Millisecond || s > 15*time.Millisecond {
+	if s := Default.Slack(); s < 15*time.Millisecond || s > 16*time.Millisecond {
 		t.Errorf("slack is %s", s)
 	}
 	dice := rand.New(rand.NewPCG(1, 2))

@@ -1,19 +1,22 @@
 package failover
 
+import "time"
+
 // Message is what nodes say to each other beside the log: datagrams that may be lost, doubled and late, sealed by whoever carries them. It holds
 // no time of day and no time of a clock.
 type Message struct {
-	Kind   Say    `json:"kind"`
-	Life   uint64 `json:"life"`            // the sender's
-	Group  string `json:"group,omitempty"` // of all but Beat
-	Term   Term   `json:"term,omitzero"`   // what it is about
-	Seq    uint64 `json:"seq,omitempty"`   // of a question, and in its answer
-	Voters uint64 `json:"voters,omitempty"`
-	Yes    bool   `json:"yes,omitempty"`      // Promise, Free
-	Gone   bool   `json:"released,omitempty"` // Promise, Free: the term was released
-	Bare   bool   `json:"bare,omitempty"`     // Free: it has no copy of what the term's owner had, not even an old one. Earlier releases do not say so
-	Views  []View `json:"views,omitempty"`    // Beat
-	Last   bool   `json:"-"`                  // Release: the sender's parent says it, and the sender has ended. Who carries it knows by the keys that it is sealed with
+	Kind   Say           `json:"kind"`
+	Life   uint64        `json:"life"`            // the sender's
+	Group  string        `json:"group,omitempty"` // of all but Beat
+	Term   Term          `json:"term,omitzero"`   // what it is about
+	Seq    uint64        `json:"seq,omitempty"`   // of a question, and in its answer
+	Voters uint64        `json:"voters,omitempty"`
+	Lease  time.Duration `json:"lease,omitempty"`    // Renew: for how long. Earlier releases do not say it; theirs is Earlier
+	Yes    bool          `json:"yes,omitempty"`      // Promise, Free
+	Gone   bool          `json:"released,omitempty"` // Promise, Free: the term was released
+	Bare   bool          `json:"bare,omitempty"`     // Free: it has no copy of what the term's owner had, not even an old one. Earlier releases do not say so
+	Views  []View        `json:"views,omitempty"`    // Beat
+	Last   bool          `json:"-"`                  // Release: the sender's parent says it, and the sender has ended. Who carries it knows by the keys that it is sealed with
 }
 
 // Say is a kind of message.

@@ -92,7 +92,7 @@ func TestWholeFirst(t *testing.T) {
 		w.box("a").restart(10 * ms)
 		w.run(w.now + 1500*ms)
 		w.served(t, seed, "a")
-		if s := w.judge.worst["g"]; s < 550*ms || s > 900*ms {
+		if s := w.judge.worst["g"]; s < 440*ms || s > 720*ms {
 			t.Errorf("seed %d: the empty node waited %d ms for the one that is in sync", seed, s/ms)
 		}
 	}

@@ -184,11 +184,13 @@ type plants struct {
 	overdrawn  bool // what the kernel was given by who hands over may leave behind the lease
 	minority   bool // one promise is enough
 	overlap    bool // a voter does not wait for its last promise to run out
+	ownLease   bool // a voter promises its own lease, whatever who asks relies on
 	reborn     bool // a restarted node takes its old term for its own
 	unflushed  bool // a planned move does not wait for the last changes
 	bareTakes  bool // an owner that has restarted does not look who has a copy
 
 	bareUnheard bool // a node that has not heard of a term says that it has no copy of it
+	bareServed  bool // nor does one say that it has what it served itself until the term began
 	moveOnce    bool // a move that meets another entry is forgotten
 	ownForgets  bool // a voter that has restarted promises a term though its log has a later one of its own last life
 	newFree     bool // a voter that is new says at once that it helps nobody
@@ -238,7 +240,7 @@ type peer struct {
 
 // New is a node that has just started. It promises nothing for one lease, because it may have promised something before it ended.
 func New(c Config, now Time) *Node {
-	n := &Node{name: c.Name, life: c.Life, t: c.Times, last: now, quiet: now.Add(c.Times.Lease), awake: now, votersAt: now,
+	n := &Node{name: c.Name, life: c.Life, t: c.Times, last: now, quiet: now.Add(Earlier), awake: now, votersAt: now,
 		groups: map[string]*group{}, peers: map[string]*peer{}, conds: map[Cause]int{}, plant: planted()}
 	return n
 }
@@ -559,7 +561,7 @@ func (n *Node) received(from string, m Message, now Time) {
 	switch m.Kind {
 	case Renew:
 		n.heir(g, from, m.Term, now)
-		yes, gone := n.grant(g, from, m.Term, m.Voters, now)
+		yes, gone := n.grant(g, from, m.Term, m.Voters, m.Lease, now)
 		n.send(from, Message{Kind: Promise, Group: g.name, Term: m.Term, Seq: m.Seq, Yes: yes, Gone: gone})
 		if g.refused = nil; !yes && !gone {
 			g.refused = &refused{from, m, now}

@@ -179,8 +179,8 @@ func (n *Node) renew(g *group, now Time) {
 	}
 	for _, v := range n.voters.Names {
 		if v != n.name {
-			n.send(v, Message{Kind: Renew, Group: g.name, Term: g.at.Term, Seq: n.seq, Voters: n.voters.Version})
-		} else if yes, _ := n.grant(g, n.name, g.at.Term, n.voters.Version, now); yes {
+			n.send(v, Message{Kind: Renew, Group: g.name, Term: g.at.Term, Seq: n.seq, Voters: n.voters.Version, Lease: n.t.Lease})
+		} else if yes, _ := n.grant(g, n.name, g.at.Term, n.voters.Version, n.t.Lease, now); yes {
 			g.got[v] = now
 		}
 	}
@@ -230,7 +230,7 @@ func (n *Node) count(g *group, now Time) {
 	until := at[len(at)-need].Add(n.t.Use())
 	// Other voters than before, and no lease from them yet: somebody may still have one from those that were before the ones before. Theirs has
 	// run out after a lease. Whoever has one goes on: its majority meets the next one.
-	if g.until <= now && now < n.votersAt.Add(n.t.Lease) {
+	if g.until <= now && now < n.votersAt.Add(Earlier) {
 		until = 0
 	}
 	g.until = until

@@ -45,7 +45,7 @@ func TestParting(t *testing.T) {
 		{"all as it should be", true, true, true, true, 20, 22, 25},
 		{"the heir is first to hear of it", false, true, true, true, 20, 22, 25},
 		{"the owner never hears of it itself", false, true, false, true, 20, 22, 25},
-		{"the heir does not ask", true, false, true, true, 122, 124, 127},
+		{"the heir does not ask", true, false, true, true, 94, 96, 99},
 		{"the last changes do not come", true, true, true, false, 20, 22, 52},
 	} {
 		now := Time(1e9)
@@ -292,7 +292,7 @@ func TestWaitAfterRestart(t *testing.T) {
 // TestHeirRestarts: an heir that dies as it is handed the group, and is back with nothing, does not begin with that because the node that hands over has not heard yet that its
 // move is agreed on: it has everything, and takes the group back. (Found by the schedules, seed 1795748221814654314.)
 func TestHeirRestarts(t *testing.T) {
-	for _, plant := range []plants{{}, {bareUnheard: true}} {
+	for _, plant := range []plants{{}, {bareUnheard: true, bareServed: true}} { // either rule is enough here
 		with := 0 // of 20 began with nothing
 		for seed := range uint64(20) {
 			w := quietWorld(t, seed, 2, 1, Group{Alone: Fence})
@@ -315,6 +315,41 @@ func TestHeirRestarts(t *testing.T) {
 		}
 		if plant == (plants{}) && with > 0 || plant.bareUnheard && with < 15 {
 			t.Errorf("planted %+v: of 20 heirs that restarted %d began with nothing", plant, with)
+		}
+	}
+}
+
+// TestServedIsACopy: what a node served itself until a term began, or alone since, is a copy of what that term's owner had: it may have ended before it served. (Found by the schedules, seed
+// 1795840010656199713: an owner began with nothing after its restart beside a node that had everything.)
+func TestServedIsACopy(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		node  string
+		epoch uint64 // that is agreed on now, and asked about
+		plant plants
+		bare  bool
+	}{
+		{"who served the term before", "a", 2, plants{}, false},
+		{"the same, planted", "a", 2, plants{bareServed: true}, true},
+		{"two terms later", "a", 3, plants{}, true},
+		{"who never served, of a term that it has no copy of", "b", 2, plants{}, true},
+	} {
+		w := quietWorld(t, 7, 2, 1, Group{})
+		n := w.box(c.node).m
+		n.plant = c.plant
+		now := w.box(c.node).clock()
+		x := Term{c.epoch, "wc", 9}
+		n.Step(now, Agreed{State: State{Groups: map[string]Ownership{"g": {Term: x, Rev: 100, Alone: Fence}}}})
+		answered := false
+		for _, a := range n.Step(now.Add(time.Millisecond), Received{"wc", Message{Kind: Ask, Life: 9, Group: "g", Term: x, Seq: 1}}) {
+			if s, ok := a.(Send); ok && s.Kind == Free {
+				if answered = true; s.Bare != c.bare {
+					t.Errorf("%s: it says bare %v", c.name, s.Bare)
+				}
+			}
+		}
+		if !answered {
+			t.Errorf("%s: it does not answer", c.name)
 		}
 	}
 }
@@ -468,7 +503,7 @@ func TestPromiseFollows(t *testing.T) {
 		case c.want == 0 && len(got) > 0, c.want > 0 && (len(got) != 1 || at != c.want || got[0].Seq != 8 || got[0].Term != heirs || got[0].Yes != c.yes || got[0].Gone == c.yes):
 			t.Errorf("%s: answered with %+v after %d ms, want it after %d", c.name, got, at, c.want)
 		}
-		if c.yes && n.groups["g"].promise.until != began.Add(time.Duration(c.want)*time.Millisecond+Default.Lease) {
+		if c.yes && n.groups["g"].promise.until != began.Add(time.Duration(c.want)*time.Millisecond+Earlier) { // they do not say what theirs is
 			t.Errorf("%s: the promise does not count from when it was made", c.name)
 		}
 	}

@@ -76,6 +76,10 @@ func schedule(s uint64, sh shape, plant plants, data faulty, trace func(string, 
 	w.hitches = healAt
 	w.judge.auto = slices.Contains(sh.alone, Auto)
 	for _, b := range w.boxes {
+		if b.older = dice.IntN(4) == 0; b.older { // in the midst of an upgrade
+			b.kill()
+			b.start()
+		}
 		b.m.plant = plant
 	}
 	for range faultsN {
@@ -364,6 +368,7 @@ func TestPlantedFaults(t *testing.T) {
 		{"a restarted node takes its old term for its own", plants{reborn: true}, sound},
 		{"an owner that has restarted does not look who has a copy", plants{bareTakes: true}, sound},
 		{"a term that another one still has is promised", plants{overlap: true}, sound},
+		{"a promise is shorter than an owner of an earlier release relies on", plants{ownLease: true}, sound},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -335,9 +335,11 @@ func (n *Node) nothingLeft(g *group, now Time) bool {
 }
 
 // bare says whether this node has no copy of what the owner of a term had. It cannot say so of a term that it has not heard of: it may be the one that hands over to it,
-// and have everything. A copy of a later term, which somebody serves alone and nobody has agreed on, is one of all that is left.
+// and have everything. A copy of a later term, which somebody serves alone and nobody has agreed on, is one of all that is left. So is what this process served itself in the term before, or alone since: the
+// heir may have ended before it served.
 func (n *Node) bare(g *group, t Term) bool {
-	return (t == g.at.Term || n.plant.bareUnheard) && (g.marker == 0 || g.marked < t.Epoch)
+	served := g.epoch > 0 && g.epoch+1 >= t.Epoch && !n.plant.bareServed
+	return (t == g.at.Term || n.plant.bareUnheard) && (g.marker == 0 || g.marked < t.Epoch) && !served
 }
 
 // ahead says whether another node as whole as this one comes first: fewer conditions, then preference.

@@ -16,7 +16,7 @@ func (t Time) Sub(u Time) time.Duration { return time.Duration(t - u) }
 
 // Times of the machine. They are the same on every node of a cluster.
 type Times struct {
-	Lease time.Duration // for so long a voter helps nobody else, from when it received the question
+	Lease time.Duration // for so long a voter is asked to help nobody else, from when it received the question
 	Renew time.Duration // so often the owner asks again, and every node says that it lives
 	Ask   time.Duration // so often whoever has no lease asks
 	Guard time.Duration // what the owner stops earlier; a longer gap between two readings of the clock ends its leases
@@ -31,9 +31,12 @@ type Times struct {
 	PanicRest           time.Duration // for so long after a demotion for panics nobody else is demoted for them
 }
 
+// Earlier is the lease of releases that do not say in a question how long theirs is. It is the longest that any release asks for, and that a voter promises.
+const Earlier = 150 * time.Millisecond
+
 // Default is what every node runs with.
 var Default = Times{
-	Lease: 150 * time.Millisecond, Renew: 30 * time.Millisecond, Ask: 5 * time.Millisecond, Guard: 20 * time.Millisecond,
+	Lease: 120 * time.Millisecond, Renew: 20 * time.Millisecond, Ask: 5 * time.Millisecond, Guard: 20 * time.Millisecond,
 	MaxLag: time.Second, MaxMarker: 2 * time.Second, Waits: 8 * time.Second, Retry: 100 * time.Millisecond, Flush: 30 * time.Millisecond,
 	HoldFirst: 10 * time.Second, HoldMost: 5 * time.Minute, PanicRest: 10 * time.Minute,
 }
@@ -59,6 +62,8 @@ func (t Times) Check() error {
 	switch {
 	case t.Lease <= 0 || t.Renew <= 0 || t.Ask <= 0 || t.Guard <= 0 || t.Retry <= 0 || t.Flush <= 0 || t.MaxLag <= 0 || t.MaxMarker <= 0 || t.Waits <= 0 || t.HoldFirst <= 0 || t.PanicRest <= 0:
 		return fmt.Errorf("times of the lease: each must be more than nothing")
+	case t.Lease > Earlier:
+		return fmt.Errorf("a lease of %s: no voter promises more than %s, which is what it waits for when it starts", t.Lease, Earlier)
 	case t.HoldMost < t.HoldFirst:
 		return fmt.Errorf("times of the lease: a group stays %s at first, and at most %s: at most must be more", t.HoldFirst, t.HoldMost)
 	case t.Slack() < least:

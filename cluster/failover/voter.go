@@ -1,5 +1,10 @@
 package failover
 
+import (
+	"cmp"
+	"time"
+)
+
 // promise is what this node as a voter has promised: that it helps nobody but the holder of the term until then, on its own clock.
 type promise struct {
 	Term
@@ -24,7 +29,7 @@ func (n *Node) answer(g *group, now Time) {
 		g.refused = nil
 		return
 	}
-	yes, gone := n.grant(g, q.from, q.Term, q.Voters, now)
+	yes, gone := n.grant(g, q.from, q.Term, q.Voters, q.Lease, now)
 	if !yes && !gone {
 		return
 	}
@@ -32,8 +37,12 @@ func (n *Node) answer(g *group, now Time) {
 	g.refused = nil
 }
 
-// grant answers Renew. It is the whole of fencing: a voter has at most one live promise, and two majorities share a voter.
-func (n *Node) grant(g *group, from string, t Term, voters uint64, now Time) (yes, gone bool) {
+// grant answers Renew. It is the whole of fencing: a voter has at most one live promise, and two majorities share a voter. The promise lasts for as long as who asks says that it will rely on it, since
+// nodes of two releases may have two leases; lease 0 is who does not say it.
+func (n *Node) grant(g *group, from string, t Term, voters uint64, lease time.Duration, now Time) (yes, gone bool) {
+	if lease = cmp.Or(lease, Earlier); n.plant.ownLease {
+		lease = n.t.Lease
+	}
 	switch {
 	case n.young(now): // what it promised before it ended may still be relied on
 		return false, false
@@ -45,8 +54,10 @@ func (n *Node) grant(g *group, from string, t Term, voters uint64, now Time) (ye
 		return false, false
 	case voters < n.voters.Version: // the owner counts by voters that are not the newest: its majority may not meet another's
 		return false, false
+	case lease < 0 || lease > Earlier: // others count on no promise being longer: see young
+		return false, false
 	case n.plant.noEpoch:
-		g.promise = promise{t, now.Add(n.t.Lease)}
+		g.promise = promise{t, now.Add(lease)}
 		return true, false
 	case t != g.at.Term || from != t.Node: // only a term that this node knows to be agreed on, and no other than the last one
 		return false, false
@@ -55,7 +66,11 @@ func (n *Node) grant(g *group, from string, t Term, voters uint64, now Time) (ye
 	case g.promise.Term != t && now < g.promise.until && g.promise.Term != g.rel && !n.plant.overlap:
 		return false, false
 	}
-	g.promise = promise{t, now.Add(n.t.Lease)}
+	until := now.Add(lease)
+	if g.promise.Term == t {
+		until = max(until, g.promise.until)
+	}
+	g.promise = promise{t, until}
 	return true, false
 }
 
@@ -75,7 +90,7 @@ func (n *Node) helps(g *group, t Term, now Time) (free, gone bool) {
 	return now >= g.promise.until && now >= since.Add(2*n.t.Lease), false
 }
 
-// young: a voter that has started less than a lease ago. It has forgotten its promises, and others rely on them.
+// young: a voter that has started less than the longest lease ago. It has forgotten its promises, and others rely on them.
 func (n *Node) young(now Time) bool { return now < n.quiet && !n.plant.noWait }
 
 // busy: what this node's own data plane may emit counts as a promise too. Workers that have not said within a lease that they have stopped have

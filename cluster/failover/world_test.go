@@ -64,6 +64,7 @@ type box struct {
 	tardy   int64 // so long it hears later than others of what is agreed on
 	dp      map[string]*plane
 	table   map[string]*table
+	older   bool // of a release with another lease, that says nothing of it and does not ask for whose
 }
 
 type waiting struct {
@@ -210,7 +211,11 @@ func (b *box) start() {
 	b.up, b.paused, b.waiting = true, false, nil
 	b.dp = map[string]*plane{}
 	life := b.w.dice.Uint64() | 1
-	b.m = New(Config{Name: b.name, Life: life, Times: b.w.times}, b.clock())
+	times := b.w.times
+	if b.older {
+		times.Lease, times.Renew = Earlier, Earlier/5
+	}
+	b.m = New(Config{Name: b.name, Life: life, Times: times}, b.clock())
 	b.m.plant = b.w.plant
 	b.step(Voters{1, b.w.voters})
 	b.step(Groups(b.w.groups))
@@ -333,6 +338,9 @@ func (w *world) send(b *box, s Send) {
 		return
 	}
 	to := w.box(s.To)
+	if b.older || to.older {
+		s.Lease = 0
+	}
 	n := 1
 	if w.dice.IntN(200) == 0 {
 		n = 2 // by another path

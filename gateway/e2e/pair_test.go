@@ -37,7 +37,7 @@ func TestPairOwnerKilledAndStopped(t *testing.T) {
 	back.to = time.Now()
 	events = append(events, back)
 	time.Sleep(apart)
-	for _, d := range []time.Duration{60 * time.Millisecond, 250 * time.Millisecond, 600 * time.Millisecond} {
+	for _, d := range []time.Duration{45 * time.Millisecond, 250 * time.Millisecond, 600 * time.Millisecond} {
 		e := event{what: fmt.Sprintf("the owner is stopped for %s", d), from: time.Now(), most: max(d, 500*time.Millisecond)}
 		const closed = "a lease ended while frames"
 		before := strings.Count(owner.Log(1000), closed)
@@ -89,7 +89,7 @@ func TestPairOwnerKilledAndStopped(t *testing.T) {
 }
 
 // leaseRest is what lies, by the times that nodes run with, between an owner's last frame and the first that another one may send when nobody says that the first has stopped: a voter's
-// promise holds for 150 ms, the owner stops after 122 (failover.Times.Use).
+// promise holds for 120 ms, the owner stops after 94 (failover.Times.Use).
 const leaseRest = 25 * time.Millisecond
 
 // apart is between two events, so that no silence of the one reaches into the other.

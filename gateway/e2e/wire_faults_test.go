@@ -187,7 +187,7 @@ func (l *wireLab) split() {
 
 type span struct{ from, to time.Time }
 
-// wireYield is how long after they hear each other again both may still send: a beat each 30 ms, some that are lost, and a machine without a core for it.
+// wireYield is how long after they hear each other again both may still send: a beat each 20 ms, some that are lost, and a machine without a core for it.
 const wireYield = 500 * time.Millisecond
 
 // apart are the times in which the gateways may not have heard each other, as they were done, not as they were planned.
