@@ -73,7 +73,7 @@ func TestUplinksAreAskedOften(t *testing.T) {
 			x.Nodes = c.nodes
 		}
 		hops := watchedHops(&v)
-		if len(hops) != 2 || hops[0].Shared != c.want || hops[1].Shared != c.want {
+		if len(hops) != 2 || hops[0].Often != c.want || hops[1].Often != c.want {
 			t.Errorf("groups of %v: %+v", c.nodes, hops)
 		}
 	}

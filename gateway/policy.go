@@ -207,7 +207,7 @@ func watchedHops(v *snapshot.View) (hops []slowpath.NextHop) {
 	moves := slices.ContainsFunc(v.Groups(), func(x *snapshot.Group) bool { return len(x.Nodes) > 1 })
 	for _, h := range v.NextHops() {
 		backbone := int(h.Iface) < len(v.Ifaces) && v.Ifaces[h.Iface].Zone == flow.Backbone
-		hops = append(hops, slowpath.NextHop{Iface: h.Iface, Addr: h.Addr, Shared: h.Shared || moves && backbone, State: h.State})
+		hops = append(hops, slowpath.NextHop{Iface: h.Iface, Addr: h.Addr, Often: h.Shared || moves && backbone, State: h.State})
 	}
 	return hops
 }

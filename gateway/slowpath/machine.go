@@ -318,7 +318,7 @@ func (m *machine) again(i int32, mac [6]byte, now uint64) {
 	e := &m.t.all[i]
 	e.tries++
 	wait := retransTimer
-	if e.route != nil && e.route.Shared && e.state == fib.Probe {
+	if e.route != nil && e.route.Often && e.state == fib.Probe {
 		wait = lookAgain
 	}
 	m.t.arm(i, now+wait)
@@ -371,7 +371,7 @@ func (m *machine) publish(i int32, state fib.State, mac [6]byte, now uint64) {
 			wait = 0 // it can reach us: do we reach it?
 		case state == fib.Reachable || state == fib.Permanent:
 			m.answered(r, now)
-			if state == fib.Reachable && r.Shared {
+			if state == fib.Reachable && r.Often {
 				wait = lookEvery
 			}
 		}
@@ -459,16 +459,16 @@ func (m *machine) timer(i int32, now uint64) {
 			m.t.arm(i, now+staleLook)
 		}
 	case fib.Probe:
-		shared := e.route != nil && e.route.Shared
+		often := e.route != nil && e.route.Often
 		if e.tries < maxTries {
 			mac := e.mac
-			if shared && e.tries == maxTries-1 {
+			if often && e.tries == maxTries-1 {
 				mac = [6]byte{} // it may have moved: found before it is given up
 			}
 			m.again(i, mac, now)
 			return
 		}
-		if shared {
+		if often {
 			m.silent(e.route, now)
 		}
 		// It may have moved: everyone is asked, and nothing more is sent to the old MAC.
@@ -490,7 +490,7 @@ func (m *machine) timer(i int32, now uint64) {
 
 // kernelLook is how often the kernel is told that an entry of its own is in use.
 func (m *machine) kernelLook(e *entry) uint64 {
-	if e.route != nil && e.route.Shared {
+	if e.route != nil && e.route.Often {
 		return routeKernelLook
 	}
 	return kernelLook

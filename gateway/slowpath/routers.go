@@ -18,10 +18,10 @@ const (
 
 // NextHop is a router that routes name.
 type NextHop struct {
-	Iface  uint16
-	Addr   netip.Addr
-	Shared bool          // some route has others beside it, or a group may go to another node because of it
-	State  *fib.HopState // written here and nowhere else
+	Iface uint16
+	Addr  netip.Addr
+	Often bool          // asked every second: some route has others beside it, or a group may go to another node because of it
+	State *fib.HopState // written here and nowhere else
 }
 
 type router struct {
@@ -40,7 +40,7 @@ func (m *machine) setNextHops(list []NextHop, now uint64) {
 		if r == nil || r.State != h.State {
 			r = &router{}
 		}
-		if i := m.t.find(&k); i != none && h.Shared && !r.Shared {
+		if i := m.t.find(&k); i != none && h.Often && !r.Often {
 			m.t.arm(i, now) // looked at more often from now on
 		}
 		r.NextHop = h

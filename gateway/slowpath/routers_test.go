@@ -14,7 +14,7 @@ func (r *rig) routed(shared bool, addrs ...string) (states []*fib.HopState) {
 	var list []NextHop
 	for _, a := range addrs {
 		states = append(states, &fib.HopState{})
-		list = append(list, NextHop{Iface: 1, Addr: netip.MustParseAddr(a), Shared: shared, State: states[len(states)-1]})
+		list = append(list, NextHop{Iface: 1, Addr: netip.MustParseAddr(a), Often: shared, State: states[len(states)-1]})
 	}
 	r.m.setNextHops(list, r.now)
 	return states
