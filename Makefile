@@ -82,12 +82,13 @@ test-root: build
 generate:
 	go generate ./...
 
-# A short plan of all scenarios, at most 12 minutes, and the whole tables of all of them, hours. As root.
+# A short plan of all scenarios, at most 12 minutes, and the whole tables of all of them, hours. As root. A full run may be done in bites: make bench-full WITHIN=20m, and then
+# make bench-full RESUME=bench-results/TIME WITHIN=20m until nothing is missing.
 bench: build
 	@./demarc bench
 
 bench-full: build
-	@./demarc bench --full
+	@./demarc bench $(if $(RESUME),--resume $(RESUME),--full) $(if $(WITHIN),--within $(WITHIN))
 
 # The results in RESULTS, the last ones by default, become the sample in docs/bench and the figures in README.
 RESULTS ?= $(lastword $(sort $(wildcard bench-results/*)))

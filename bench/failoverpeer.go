@@ -384,9 +384,12 @@ func (q *failoverBench) peerRow(ctx context.Context, r *failoverRow) error {
 	return nil
 }
 
+// besidePeers is the row of ours that is the same event as those of the peers.
+const besidePeers = "gone"
+
 // asPeer notes what a peer has cost beside the row of ours that is the same event.
 func (q *failoverBench) asPeer(name string, list []run) {
-	const row = "gone"
+	const row = besidePeers
 	note := func(metric, unit string, fn func(*run) []float64) {
 		var values []float64
 		for i := range list {

@@ -201,7 +201,19 @@ func init() {
 	register(scenario{place: 40, name: "latency", about: "how long frames are under way at 10, 50 and 90 % of the rate without loss, beside kernel and nftables", command: latencyCommand,
 		needs: func() error { _, err := nftVersion(); return err },
 		short: &stint{args: []string{"--trials", "4", "--seconds", "0.5", "--step", "0.15"}, seconds: 70, memoryMiB: 500},
-		full:  &stint{args: []string{"--sizes", "64,imix", "--flows", "1,64k", "--family", "4,6", "--direction", "out,both", "--trials", "10", "--seconds", "5", "--budget", "24h"}, seconds: 7200, memoryMiB: 500}})
+		full:  &stint{args: []string{"--flows", "1,64k", "--trials", "10", "--seconds", "5", "--budget", "24h"}, seconds: 7200, memoryMiB: 500, parts: latencyParts()}})
+}
+
+// latencyParts are the whole table.
+func latencyParts() (list []part) {
+	for _, family := range []string{"4", "6"} {
+		for _, size := range []string{"64", imix} {
+			for _, d := range []string{"out", "both"} {
+				list = append(list, part{[]string{"--sizes", size, "--family", family, "--direction", d}, 900})
+			}
+		}
+	}
+	return list
 }
 
 func latencyCommand() *cobra.Command {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -19,6 +20,7 @@ type scenario struct {
 	short   *stint       // its part in `demarc bench`; nil = none
 	full    *stint       // its part in `demarc bench --full`; nil = none
 	needs   func() error // says what is missing on this machine besides root and two CPUs: packages; nil = nothing
+	part    int          // of its stint, from 1, where that is in parts
 }
 
 // stint is what a scenario does in a plan.
@@ -26,6 +28,37 @@ type stint struct {
 	args      []string // of its command
 	seconds   float64  // that it takes here
 	memoryMiB int      // free memory without which it is not begun
+	parts     []part   // of the full plan: it is measured in these, so that a run that ends loses one of them; nil = in one
+}
+
+// part of a stint: cases that no other part has.
+type part struct {
+	args    []string // behind those of the stint
+	seconds float64
+}
+
+// inParts are the scenarios of a plan as they are run: one that is in parts stands there once for each.
+func inParts(list []scenario) (units []scenario) {
+	for _, s := range list {
+		if s.full == nil || s.full.parts == nil {
+			units = append(units, s)
+			continue
+		}
+		whole := s.full
+		for i, p := range whole.parts {
+			s.part, s.full = i+1, &stint{args: slices.Concat(whole.args, p.args), seconds: p.seconds, memoryMiB: whole.memoryMiB}
+			units = append(units, s)
+		}
+	}
+	return units
+}
+
+// key names a part of a run, in the names of files too.
+func (s *scenario) key() string {
+	if s.part == 0 {
+		return s.name
+	}
+	return fmt.Sprintf("%s-%d", s.name, s.part)
 }
 
 var registered []scenario
@@ -60,4 +93,28 @@ func enoughMemory(mib int) error {
 		return fmt.Errorf("the bench needs %d MiB of free memory, and %d MiB are free: end what uses it, or measure less", mib, have)
 	}
 	return nil
+}
+
+// failoverParts are the rows of failover, each by itself, but those of peers, which are held against the row gone; seconds are those of all, which a row has by its runs.
+func failoverParts(seconds float64) (list []part) {
+	runs, of, beside := 0, map[string]int{}, []string{besidePeers}
+	for i := range failoverRows {
+		r := &failoverRows[i]
+		if runs += r.full; r.peer {
+			of[besidePeers] += r.full
+			beside = append(beside, r.name)
+		} else {
+			of[r.name] += r.full
+		}
+	}
+	for i := range failoverRows {
+		if r := &failoverRows[i]; !r.peer {
+			rows := r.name
+			if r.name == besidePeers {
+				rows = strings.Join(beside, ",")
+			}
+			list = append(list, part{[]string{"--rows", rows}, max(60, seconds*float64(of[r.name])/float64(runs))})
+		}
+	}
+	return list
 }

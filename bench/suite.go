@@ -24,15 +24,27 @@ type suite struct {
 	Full     bool
 	Only     []string // scenarios; none = all of the plan
 	Dir      string   // of the results
+	Resume   bool     // go on in Dir, where a run of the full plan has ended early
 	Budget   time.Duration
 	Binary   string    // that is the gateway; "" = each scenario's own choice
 	Progress io.Writer // of a person
 
-	list  []scenario
-	sweep func() ([]string, error) // what a scenario has left behind; called between them
-	out   report.Output
-	show  *progress
-	began time.Time
+	list   []scenario               // to run now
+	plans  []scenario               // all of the plan, or of the short one those that were asked for
+	taken  map[string]taken         // by key: what was measured
+	put    []string                 // off, for want of time or of an operator's patience: keys
+	sweep  func() ([]string, error) // what a scenario has left behind; called between them
+	header report.Output            // what the run is of
+	before float64                  // seconds that the runs before it took
+	out    report.Output
+	show   *progress
+	began  time.Time
+}
+
+// taken is what a part of the run has measured; of = nil where that is nothing.
+type taken struct {
+	part report.Part
+	of   *report.Output
 }
 
 // shortBudget is what `demarc bench` may take, its end included.
@@ -58,7 +70,7 @@ func (q *suite) stint(s *scenario) *stint {
 
 // choose finds the scenarios to run; the error is one of usage.
 func (q *suite) choose() error {
-	q.list = nil
+	q.list, q.plans = nil, nil
 	in := names(func(s *scenario) bool { return q.stint(s) != nil })
 	for _, name := range q.Only {
 		if !slices.Contains(in, name) {
@@ -69,7 +81,15 @@ func (q *suite) choose() error {
 		if q.stint(&s) != nil && (len(q.Only) == 0 || slices.Contains(q.Only, s.name)) {
 			q.list = append(q.list, s)
 		}
+		if q.Full && s.full != nil {
+			q.plans = append(q.plans, s)
+		}
 	}
+	if !q.Full {
+		q.plans = q.list
+		return nil
+	}
+	q.list, q.plans = inParts(q.list), inParts(q.plans)
 	return nil
 }
 
@@ -99,8 +119,11 @@ func (q *suite) ready() error {
 	if err := enoughMemory(need); err != nil {
 		return err
 	}
+	if q.Resume {
+		return nil
+	}
 	if _, err := os.Stat(filepath.Join(q.Dir, resultsFile)); err == nil {
-		return fmt.Errorf("%s has results already: name another directory with --out", q.Dir)
+		return fmt.Errorf("%s has results already: name another directory with --out, or go on with a run of the full plan with --resume", q.Dir)
 	}
 	return os.MkdirAll(q.Dir, 0o755)
 }
@@ -114,6 +137,11 @@ const (
 
 // run measures. What is done is in the directory, and in out, also when there is an error.
 func (q *suite) run(ctx context.Context) (err error) {
+	if q.Resume {
+		if err := q.resume(); err != nil {
+			return err
+		}
+	}
 	if err := q.ready(); err != nil {
 		return err
 	}
@@ -129,7 +157,11 @@ func (q *suite) run(ctx context.Context) (err error) {
 
 // measure runs the scenarios; the machine is ours.
 func (q *suite) measure(ctx context.Context, swept []string) error {
-	log, err := os.Create(filepath.Join(q.Dir, logFile))
+	how := os.O_WRONLY | os.O_CREATE | os.O_TRUNC
+	if q.Resume {
+		how = os.O_WRONLY | os.O_CREATE | os.O_APPEND
+	}
+	log, err := os.OpenFile(filepath.Join(q.Dir, logFile), how, 0o644)
 	if err != nil {
 		return err
 	}
@@ -144,8 +176,12 @@ func (q *suite) measure(ctx context.Context, swept []string) error {
 	for _, name := range swept {
 		q.show.say("left by a run that was killed, removed: " + name)
 	}
-	q.out = report.Output{Schema: report.Schema, Machine: machine(), Results: []report.Result{}, Configs: map[string]string{}, Plan: q.plan(), Commit: commit(), Began: q.began.UTC().Format(time.RFC3339)}
-	q.out.Machine.Demarc = version()
+	if !q.Resume {
+		q.header, q.taken = q.head(), map[string]taken{}
+	}
+	if err := q.merge(""); err != nil {
+		return err
+	}
 	var failed []string
 	for i := range q.list {
 		if err := q.next(ctx, &q.list[i]); err != nil {
@@ -160,10 +196,36 @@ func (q *suite) measure(ctx context.Context, swept []string) error {
 	if err := writePage(filepath.Join(q.Dir, reportFile), &q.out); err != nil {
 		return err
 	}
+	if q.put != nil {
+		failed = append(failed, fmt.Sprintf("%d parts are still to be measured (%s): demarc bench --resume %s goes on", len(q.put), strings.Join(q.put, ", "), q.Dir))
+	}
 	if failed != nil {
 		return errors.New(strings.Join(failed, "\n"))
 	}
 	return nil
+}
+
+// head is what a run that begins now is of.
+func (q *suite) head() report.Output {
+	o := report.Output{Schema: report.Schema, Machine: machine(), Plan: q.plan(), Commit: commit(), Began: time.Now().UTC().Format(time.RFC3339)}
+	o.Machine.Demarc = version()
+	return o
+}
+
+// merge puts together what was measured, in the order of the plan; the error is that of the part with this key.
+func (q *suite) merge(key string) (err error) {
+	q.out = q.header
+	q.out.Results, q.out.Configs = []report.Result{}, map[string]string{}
+	for i := range q.plans {
+		k := q.plans[i].key()
+		if t, ok := q.taken[k]; ok {
+			if e := q.out.Take(t.part, t.of); k == key {
+				err = e
+			}
+		}
+	}
+	q.out.Machine.Seconds = float64(int((q.before+time.Since(q.began).Seconds())*10)) / 10
+	return err
 }
 
 // leastPart of a part's time must be left for it to begin: with less it would measure too little.
@@ -183,11 +245,14 @@ func (q *suite) allot(s *scenario, now time.Time) time.Time {
 
 // next runs one scenario, or notes why it does not.
 func (q *suite) next(ctx context.Context, s *scenario) error {
-	st := q.stint(s)
+	st, key := q.stint(s), s.key()
 	p := report.Part{Name: s.name, About: s.about, Args: append([]string{s.name}, st.args...)}
 	limit := time.Duration(0)
 	left := q.Budget - reserve - time.Since(q.began)
 	switch {
+	case q.Full && (ctx.Err() != nil || q.Budget > 0 && left < seconds(st.seconds)):
+		q.put = append(q.put, key)
+		return nil
 	case ctx.Err() != nil:
 		p.Error = "interrupted before it began"
 	case q.Budget > 0 && left < time.Duration(st.seconds*leastPart*float64(time.Second)):
@@ -195,9 +260,10 @@ func (q *suite) next(ctx context.Context, s *scenario) error {
 	}
 	if p.Error != "" {
 		q.show.say(fmt.Sprintf("%s: %s", s.name, p.Error))
-		return errors.Join(fmt.Errorf("%s was not measured: %s", s.name, p.Error), q.out.Take(p, nil))
+		q.taken[key] = taken{p, nil}
+		return errors.Join(fmt.Errorf("%s was not measured: %s", s.name, p.Error), q.merge(key))
 	}
-	if q.Budget > 0 { // what hangs must not cost the others their turn
+	if q.Budget > 0 && !q.Full { // what hangs must not cost the others their turn
 		due := q.allot(s, time.Now())
 		limit = min(left, time.Until(due)*3/2+20*time.Second)
 		ctx = withDue(ctx, due)
@@ -214,10 +280,13 @@ func (q *suite) next(ctx context.Context, s *scenario) error {
 	}
 	if err != nil {
 		p.Error = err.Error()
-		err = fmt.Errorf("%s: %w", s.name, err)
+		err = fmt.Errorf("%s: %w", key, err)
 	}
-	q.out.Machine.Seconds = float64(int(time.Since(q.began).Seconds()*10)) / 10
-	return errors.Join(err, q.out.Take(p, of))
+	q.taken[key] = taken{p, of}
+	if q.Full && of != nil && (p.Error == "" || missedOnly(p.Error)) {
+		err = errors.Join(err, q.keep(key, q.taken[key]))
+	}
+	return errors.Join(err, q.merge(key))
 }
 
 // scenario runs a bench by its own command line, so that anybody can repeat that part alone.
@@ -270,7 +339,16 @@ func (q *suite) partial(ctx context.Context, more bool) {
 	if more && ctx.Err() == nil {
 		lacks = append(lacks, "the run did not come to its end")
 	}
-	if q.Only != nil {
+	var missing []string
+	for i := range q.plans {
+		if _, ok := q.taken[q.plans[i].key()]; !ok {
+			missing = append(missing, q.plans[i].key())
+		}
+	}
+	if q.Full && missing != nil {
+		lacks = append(lacks, "not measured yet: "+strings.Join(missing, ", "))
+	}
+	if q.Only != nil && (!q.Full || missing != nil) {
 		lacks = append(lacks, "only "+strings.Join(q.Only, ", ")+" was asked for")
 	}
 	q.out.Partial = strings.Join(lacks, "; ")

@@ -89,7 +89,17 @@ func TestPlans(t *testing.T) {
 			t.Errorf("%s: twice, or without a line or a place, or its command is %q", s.name, s.command().Name())
 		}
 		seen[s.name] = true
-		for _, st := range []*stint{s.short, s.full} {
+		stints := []*stint{s.short}
+		all := 0.0
+		for _, u := range inParts([]scenario{s}) {
+			if stints = append(stints, u.full); u.full != nil {
+				all += u.full.seconds
+			}
+		}
+		if s.full != nil && (all < s.full.seconds*0.95 || all > s.full.seconds*1.1) {
+			t.Errorf("%s: its parts take %.0f s, all of it %.0f", s.name, all, s.full.seconds)
+		}
+		for _, st := range stints {
 			if st == nil {
 				continue
 			}

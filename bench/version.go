@@ -30,6 +30,8 @@ func commit() string {
 	return cmp.Or(rev+changed, linked)
 }
 
+const changedTree = "-changed"
+
 // revision is the commit by the build's own record, and a word where what was built is not that commit.
 func revision(b *debug.BuildInfo) (rev, changed string) {
 	for _, s := range b.Settings {
@@ -37,7 +39,7 @@ func revision(b *debug.BuildInfo) (rev, changed string) {
 		case s.Key == "vcs.revision":
 			rev = s.Value
 		case s.Key == "vcs.modified" && s.Value == "true":
-			changed = "-changed"
+			changed = changedTree
 		}
 	}
 	return rev, changed

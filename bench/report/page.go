@@ -66,11 +66,13 @@ type (
 		Held                 bool
 	}
 	section struct {
-		Name, About, Repeat string
-		Part                *Part
-		Charts              []chart
-		Curves              []curveChart
-		Rest                []restRow
+		Name, About string
+		Repeat      []string // a line for each part of it
+		Errors      []string // of those
+		Part        *Part
+		Charts      []chart
+		Curves      []curveChart
+		Rest        []restRow
 	}
 	chart struct {
 		Metric, Unit, Direction string
@@ -226,7 +228,10 @@ func (o *Output) section(name string, classes map[string]string) section {
 	s := section{Name: name}
 	for i := range o.Scenarios {
 		if p := &o.Scenarios[i]; p.Name == name || s.Part == nil && p.Name == "quick" && name == "throughput" {
-			s.Part, s.About, s.Repeat = p, p.About, "demarc bench "+strings.Join(p.Args, " ")
+			s.Part, s.About, s.Repeat = p, p.About, append(s.Repeat, "demarc bench "+strings.Join(p.Args, " "))
+			if p.Error != "" {
+				s.Errors = append(s.Errors, p.Error)
+			}
 		}
 	}
 	var metrics []string

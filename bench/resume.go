@@ -1,0 +1,111 @@
+package bench
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"demarc/bench/report"
+)
+
+// The full plan takes hours, and machines are lent for less. What each of its parts has measured is kept beside the results, whole parts only, and a later run puts them together with what it
+// measures itself.
+
+// partsDir is where they are, in the directory of the results.
+const partsDir = "parts"
+
+func (q *suite) partFile(key string) string { return filepath.Join(q.Dir, partsDir, key+".json") }
+
+// keep writes down a part that is whole: what its bench printed, and as which part.
+func (q *suite) keep(key string, t taken) error {
+	of := *t.of
+	of.Scenarios = []report.Part{t.part}
+	var b bytes.Buffer
+	if err := errors.Join(of.JSON(&b), os.MkdirAll(filepath.Join(q.Dir, partsDir), 0o755)); err != nil {
+		return err
+	}
+	return writeWhole(q.partFile(key), b.Bytes())
+}
+
+// kept reads a part; false = it was not measured, or not to its end.
+func (q *suite) kept(s *scenario) (t taken, ok bool, err error) {
+	name := q.partFile(s.key())
+	text, err := os.ReadFile(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return t, false, nil
+	}
+	of := new(report.Output)
+	if err = cmp.Or(err, json.Unmarshal(text, of)); err != nil {
+		return t, false, fmt.Errorf("%s: %w", name, err)
+	}
+	want := append([]string{s.name}, q.stint(s).args...)
+	if of.Schema != report.Schema || len(of.Scenarios) != 1 || !slices.Equal(of.Scenarios[0].Args, want) {
+		return t, false, fmt.Errorf("%s is not of the part %q of this plan", name, strings.Join(want, " "))
+	}
+	t = taken{of.Scenarios[0], of}
+	of.Scenarios = nil
+	return t, true, nil
+}
+
+// resume takes what a run before has measured, and leaves what is missing to be run.
+func (q *suite) resume() error {
+	b, err := os.ReadFile(filepath.Join(q.Dir, resultsFile))
+	if err != nil {
+		return fmt.Errorf("--resume: there is no run to go on with: %w", err)
+	}
+	var was report.Output
+	if err := json.Unmarshal(b, &was); err != nil {
+		return fmt.Errorf("--resume: %s: %w", filepath.Join(q.Dir, resultsFile), err)
+	}
+	now := q.head()
+	if now.Machine.Nft, err = nftVersion(); err != nil && was.Machine.Nft != "" {
+		return err
+	}
+	if why := strangers(&was, &now); why != nil {
+		return fmt.Errorf("--resume: figures of that run and of this one are not of the same: %s", strings.Join(why, "; "))
+	}
+	q.before, q.taken, q.header = was.Machine.Seconds, map[string]taken{}, now
+	q.header.Began = was.Began
+	q.header.Machine.Nft = ""
+	for i := range q.plans {
+		t, ok, err := q.kept(&q.plans[i])
+		if err != nil {
+			return err
+		}
+		if ok {
+			q.taken[q.plans[i].key()] = t
+		}
+	}
+	q.list = slices.DeleteFunc(q.list, func(s scenario) bool { _, ok := q.taken[s.key()]; return ok })
+	return nil
+}
+
+// strangers says why two runs cannot be one: another plan, another machine, or a program that is not the same or of which nobody knows.
+func strangers(was, now *report.Output) (why []string) {
+	differ := func(what, a, b string) {
+		if a != b {
+			why = append(why, fmt.Sprintf("%s: %s and %s", what, cmp.Or(a, "none"), cmp.Or(b, "none")))
+		}
+	}
+	differ("schema", fmt.Sprint(was.Schema), fmt.Sprint(now.Schema))
+	differ("plan", was.Plan, now.Plan)
+	differ("commit", was.Commit, now.Commit)
+	differ("version", was.Machine.Demarc, now.Machine.Demarc)
+	differ("Go", was.Machine.Go, now.Machine.Go)
+	if strings.HasSuffix(now.Commit, changedTree) {
+		why = append(why, "this program was built of a tree with changes, of which the commit says nothing: build a commit")
+	}
+	if was.Machine.Nft != "" {
+		differ("nftables", was.Machine.Nft, now.Machine.Nft)
+	}
+	// What mode ports are in is found out by the parts themselves.
+	a, b := *was, *now
+	a.Machine.Asked, a.Machine.Mode, a.Scenarios = b.Machine.Asked, b.Machine.Mode, nil
+	return append(why, report.Differ(&a, &b)...)
+}
