@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"demarc/bench/report"
@@ -51,6 +52,26 @@ func (q *suite) kept(s *scenario) (t taken, ok bool, err error) {
 	t = taken{of.Scenarios[0], of}
 	of.Scenarios = nil
 	return t, true, nil
+}
+
+// keyWords lists parts: "generator, throughput-1 to 40, acl".
+func keyWords(keys []string) string {
+	var list []string
+	for i := 0; i < len(keys); {
+		name, first, _ := strings.Cut(keys[i], "-")
+		n, _ := strconv.Atoi(first) // 0 = it is not in parts
+		j := i + 1
+		for n > 0 && j < len(keys) && keys[j] == fmt.Sprintf("%s-%d", name, n+j-i) {
+			j++
+		}
+		if j-i > 1 {
+			list = append(list, fmt.Sprintf("%s to %d", keys[i], n+j-i-1))
+		} else {
+			list = append(list, keys[i])
+		}
+		i = j
+	}
+	return strings.Join(list, ", ")
 }
 
 // resume takes what a run before has measured, and leaves what is missing to be run.
@@ -98,8 +119,8 @@ func strangers(was, now *report.Output) (why []string) {
 	differ("commit", was.Commit, now.Commit)
 	differ("version", was.Machine.Demarc, now.Machine.Demarc)
 	differ("Go", was.Machine.Go, now.Machine.Go)
-	if strings.HasSuffix(now.Commit, changedTree) {
-		why = append(why, "this program was built of a tree with changes, of which the commit says nothing: build a commit")
+	if now.Commit == "" || now.Commit == "dev" || strings.HasSuffix(now.Commit, changedTree) || strings.HasSuffix(now.Commit, "-dirty") {
+		why = append(why, fmt.Sprintf("this program does not know what it was built of (%s): build it of a commit, without changes", cmp.Or(now.Commit, "none")))
 	}
 	if was.Machine.Nft != "" {
 		differ("nftables", was.Machine.Nft, now.Machine.Nft)

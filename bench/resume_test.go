@@ -97,7 +97,7 @@ func TestResume(t *testing.T) {
 		return nil
 	}))
 	begin := func(dir string, resume bool, within time.Duration) (q *suite, err error) {
-		q = &suite{Full: true, Resume: resume, Dir: dir, Budget: within, Progress: &strings.Builder{}, sweep: func() ([]string, error) { return nil, nil }}
+		q = &suite{Full: true, Resume: resume, Dir: dir, commit: "abc", Budget: within, Progress: &strings.Builder{}, sweep: func() ([]string, error) { return nil, nil }}
 		if err := q.choose(); err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +111,7 @@ func TestResume(t *testing.T) {
 	dir := t.TempDir()
 	// There is time for none, then for all, one of which fails.
 	q, err := begin(dir, false, reserve+5*time.Second)
-	if r := resultsOf(t, q); err == nil || !strings.Contains(err.Error(), "a-1, a-2, a-3): demarc bench --resume "+dir) || len(ran) != 0 || r.Partial != "not measured yet: a-1, a-2, a-3" {
+	if r := resultsOf(t, q); err == nil || !strings.Contains(err.Error(), "a-1 to 3): demarc bench --resume "+dir) || len(ran) != 0 || r.Partial != "not measured yet: a-1 to 3" {
 		t.Fatalf("%v; %q; partial %q", err, ran, r.Partial)
 	}
 	q, err = begin(dir, true, 0)
@@ -191,22 +191,27 @@ func TestResumeRefusesStrangers(t *testing.T) {
 		t.Errorf("the same, and refused: %q", why)
 	}
 	for want, change := range map[string]func(*report.Output){
-		"schema":     func(o *report.Output) { o.Schema++ },
-		"plan":       func(o *report.Output) { o.Plan = "short" },
-		"commit":     func(o *report.Output) { o.Commit = "abd" },
-		"with chang": func(o *report.Output) { o.Commit = "abc" + changedTree },
-		"version":    func(o *report.Output) { o.Machine.Demarc = "abd" },
-		"Go":         func(o *report.Output) { o.Machine.Go = "go2" },
-		"nftables":   func(o *report.Output) { o.Machine.Nft = "1.1" },
-		"kernel":     func(o *report.Output) { o.Machine.Kernel = "6.2" },
-		"CPUs":       func(o *report.Output) { o.Machine.CPUs = 4 },
-		"memory":     func(o *report.Output) { o.Machine.MemoryMiB = 200 },
+		"schema":          func(o *report.Output) { o.Schema++ },
+		"plan":            func(o *report.Output) { o.Plan = "short" },
+		"commit":          func(o *report.Output) { o.Commit = "abd" },
+		"built of (abc-c": func(o *report.Output) { o.Commit = "abc" + changedTree },
+		"built of (abc-d": func(o *report.Output) { o.Commit = "abc-dirty" },
+		"built of (none)": func(o *report.Output) { o.Commit = "" },
+		"version":         func(o *report.Output) { o.Machine.Demarc = "abd" },
+		"Go":              func(o *report.Output) { o.Machine.Go = "go2" },
+		"nftables":        func(o *report.Output) { o.Machine.Nft = "1.1" },
+		"kernel":          func(o *report.Output) { o.Machine.Kernel = "6.2" },
+		"CPUs":            func(o *report.Output) { o.Machine.CPUs = 4 },
+		"memory":          func(o *report.Output) { o.Machine.MemoryMiB = 200 },
 	} {
 		other := now
 		change(&other)
 		if why := strangers(&was, &other); !strings.Contains(strings.Join(why, "; "), want) {
 			t.Errorf("%s: %q", want, why)
 		}
+	}
+	if got := keyWords([]string{"generator", "a-1", "a-2", "a-4", "b-3", "c"}); got != "generator, a-1 to 2, a-4, b-3, c" {
+		t.Error(got)
 	}
 	// What stands in a file is what is compared.
 	b, err := json.Marshal(was)

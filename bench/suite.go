@@ -33,6 +33,7 @@ type suite struct {
 	plans  []scenario               // all of the plan, or of the short one those that were asked for
 	taken  map[string]taken         // by key: what was measured
 	put    []string                 // off, for want of time or of an operator's patience: keys
+	commit string                   // for tests: that the program is of
 	sweep  func() ([]string, error) // what a scenario has left behind; called between them
 	header report.Output            // what the run is of
 	before float64                  // seconds that the runs before it took
@@ -197,7 +198,7 @@ func (q *suite) measure(ctx context.Context, swept []string) error {
 		return err
 	}
 	if q.put != nil {
-		failed = append(failed, fmt.Sprintf("%d parts are still to be measured (%s): demarc bench --resume %s goes on", len(q.put), strings.Join(q.put, ", "), q.Dir))
+		failed = append(failed, fmt.Sprintf("%d parts are still to be measured (%s): demarc bench --resume %s goes on", len(q.put), keyWords(q.put), q.Dir))
 	}
 	if failed != nil {
 		return errors.New(strings.Join(failed, "\n"))
@@ -207,7 +208,7 @@ func (q *suite) measure(ctx context.Context, swept []string) error {
 
 // head is what a run that begins now is of.
 func (q *suite) head() report.Output {
-	o := report.Output{Schema: report.Schema, Machine: machine(), Plan: q.plan(), Commit: commit(), Began: time.Now().UTC().Format(time.RFC3339)}
+	o := report.Output{Schema: report.Schema, Machine: machine(), Plan: q.plan(), Commit: cmp.Or(q.commit, commit()), Began: time.Now().UTC().Format(time.RFC3339)}
 	o.Machine.Demarc = version()
 	return o
 }
@@ -346,7 +347,7 @@ func (q *suite) partial(ctx context.Context, more bool) {
 		}
 	}
 	if q.Full && missing != nil {
-		lacks = append(lacks, "not measured yet: "+strings.Join(missing, ", "))
+		lacks = append(lacks, "not measured yet: "+keyWords(missing))
 	}
 	if q.Only != nil && (!q.Full || missing != nil) {
 		lacks = append(lacks, "only "+strings.Join(q.Only, ", ")+" was asked for")
