@@ -58,7 +58,7 @@ func (g *Gateway) openCommons() {
 	g.common = &commons{view: g.view.Load, now: g.clock.Exact, wake: make(chan struct{}, 1), news: make(chan struct{}, 1), streams: map[string]*stream.Stream{}, guards: map[guardKey]time.Time{},
 		c: pipeline.NewCommon(g.space, g.shards, snapshot.MaxTenantID(g.o.Node)+1, g.seed^0xbf58476d1ce4e5b9), file: filepath.Join(g.o.Node.DataDir, "reserves"), log: g.log}
 	if g.off != nil {
-		g.common.c.Carried = g.off.carried
+		g.common.c.Carried = g.off.last
 	}
 	kept := map[string]pipeline.Reserve{}
 	if err := readKept(g.common.file, reservesMagic, &kept); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"demarc/gateway/api"
 	"demarc/gateway/cruise"
@@ -31,13 +33,21 @@ type offload struct {
 
 	mu   sync.Mutex
 	held int // how many want all packets to go up
+
+	reading sync.Mutex
+	volumes [][meter.NumDirs]lastVolume // by tenant
+	said    bool                        // that they cannot be read
+	log     *slog.Logger
 }
+
+// lastVolume is what programs had carried of a tenant when it was last read. Written under reading; any goroutine may read.
+type lastVolume struct{ packets, bytes atomic.Uint64 }
 
 // portOffload is what a port has of it. Under mu and linkMu as portFacts.
 type portOffload struct {
 	on   bool
 	why  string // why not
-	lost bool   // it was on, and the device has ceased to take redirected frames
+	lost bool   // it was to be on, and the device takes no redirected frames for now
 }
 
 // judgeOffload says whether packets of established sessions may pass a port without a worker; why = why not. What was asked for and cannot be is an error.
@@ -68,6 +78,20 @@ func (g *Gateway) judgeOffload(p *port) (on bool, why string, err error) {
 		return false, why, fmt.Errorf("port %s: offload = \"always\" cannot be: %s", p.cfg.Name, why)
 	}
 	return why == "", why, nil
+}
+
+// decideOffload settles what a port has of it. A start is refused where what was asked for cannot be; a port that comes back while the node runs opens nevertheless, and workers carry what the others
+// would: a closed port is worse. Where its device takes no redirected frames for now, that is looked at again.
+func (g *Gateway) decideOffload(p *port) error {
+	on, why, err := g.judgeOffload(p)
+	off := portOffload{on: on, why: why}
+	if err != nil && g.ready.Load() {
+		off.lost = p.mode == xsk.Copy && p.native && redirects(p.link.Index, p.link.Driver, true) != ""
+		g.log.Warn("offload: workers carry everything", "port", p.cfg.Name, "err", err)
+		err = nil
+	}
+	g.change(p, func() { p.off = off })
+	return err
 }
 
 // tooFewQueues says why frames that a CPU redirects to a device may find no queue there: several drivers have the CPU's number be that of the queue, and drop what has none without a word. "" = each CPU has one.
@@ -120,7 +144,7 @@ func (g *Gateway) openOffload(seeds []uint64, sessions int) error {
 	if err := t.SetView(v); err != nil {
 		return errors.Join(err, t.Close())
 	}
-	g.off = &offload{tables: t, hops: cruise.NewHops(t)}
+	g.off = &offload{tables: t, hops: cruise.NewHops(t), volumes: make([][meter.NumDirs]lastVolume, snapshot.MaxTenantID(n)+1), log: g.log}
 	for _, tn := range v.Tenants { // nothing runs yet
 		if tn != nil {
 			tn.Shared.Words = t.Words(tn.ID)
@@ -131,12 +155,12 @@ func (g *Gateway) openOffload(seeds []uint64, sessions int) error {
 	return nil
 }
 
-// noOffload has workers carry everything of a port because of an error, unless it was to be offloaded always.
+// noOffload has workers carry everything of a port because of an error, unless it was to be offloaded always and the node is starting.
 func (g *Gateway) noOffload(p *port, err error) error {
-	if !p.off.on {
+	if !p.off.on && !p.off.lost {
 		return nil
 	}
-	if p.cfg.Offload == offloadAlways {
+	if p.cfg.Offload == offloadAlways && !g.ready.Load() {
 		return fmt.Errorf("port %s: offload = \"always\" cannot be: %w", p.cfg.Name, err)
 	}
 	g.log.Warn("offload: workers carry everything", "port", p.cfg.Name, "err", err)
@@ -205,6 +229,7 @@ func (g *Gateway) offloadView(v *snapshot.View) (release func()) {
 	release, err := g.off.hold()
 	if err == nil {
 		err = g.off.tables.SetView(v)
+		g.off.forget(v.Fresh)
 		g.off.hops.Renew(v.Gen)
 	}
 	if err != nil {
@@ -235,10 +260,11 @@ func (g *Gateway) setDevice(i int, p *port) {
 // openSecond has the port's program show frames to the second executor, if it is to. The caller holds mu.
 func (g *Gateway) openSecond(i int, p *port) error {
 	err := errors.New("the tables that it needs are made at start: restart the node")
-	if p.off.on && g.off != nil {
+	wanted := p.off.on || p.off.lost // what comes in at a port that nothing is redirected to may be carried all the same
+	if wanted && g.off != nil {
 		err = g.loadSecond(i, p)
 	}
-	if p.off.on && err == nil {
+	if wanted && err == nil {
 		return nil
 	}
 	return errors.Join(p.prog.ClearSecond(), g.noOffload(p, err))
@@ -253,7 +279,7 @@ func (g *Gateway) loadSecond(i int, p *port) error {
 		}
 	}
 	if p.second == nil {
-		s, err := g.off.tables.Load(uint16(i), p.prog.Sockets(), p.prog.Steered())
+		s, err := g.off.tables.Load(uint16(i), p.prog.Sockets(), p.prog.Steered(), p.prog.Ups())
 		if err != nil {
 			return err
 		}
@@ -273,7 +299,7 @@ func (g *Gateway) closeSecond(i int, p *port) {
 	}
 }
 
-// useNeighbors keeps those neighbours alive to whom programs send.
+// useNeighbors keeps those neighbours alive to whom programs send. It holds up no worker.
 func (g *Gateway) useNeighbors() {
 	if g.off != nil {
 		g.off.hops.Used(func(k *cruise.Neighbor) { g.neigh.Lookup(k.Iface, k.Family, &k.Addr) })
@@ -307,7 +333,7 @@ func (g *Gateway) lookOffload(i int, p *port) {
 func (g *Gateway) offloadReport(i int, p *port) (a api.Offload, err error) {
 	g.linkMu.Lock()
 	defer g.linkMu.Unlock()
-	a = api.Offload{Asked: cmp.Or(p.cfg.Offload, offloadAuto), On: p.off.on, Why: p.off.why, Frames: map[string]uint64{}}
+	a = api.Offload{Asked: cmp.Or(p.cfg.Offload, offloadAuto), On: p.off.on, Why: p.off.why, Held: p.off.on && g.off.isHeld(), Frames: map[string]uint64{}}
 	for w := range cruise.NumWhats {
 		n := uint64(0)
 		if p.second != nil {
@@ -328,16 +354,71 @@ func (g *Gateway) offloadReport(i int, p *port) (a api.Offload, err error) {
 	return a, nil
 }
 
-// carried is what programs have carried of a tenant.
+// isHeld reports whether all packets go up for now, whatever ports have.
+func (o *offload) isHeld() bool {
+	if o == nil {
+		return false
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.held > 0
+}
+
+// carried is what programs have carried of a tenant. Where it cannot be read it is what it was.
 func (o *offload) carried(t flow.TenantID, d meter.Dir) meter.Volume {
 	if o == nil {
 		return meter.Volume{}
 	}
-	v, err := o.tables.Volume(t, d)
-	if err != nil { // the map is there as long as the node
-		panic(err)
+	o.reading.Lock()
+	defer o.reading.Unlock()
+	at := &o.volumes[t][d]
+	switch v, err := o.tables.Volume(t, d); {
+	case err == nil:
+		at.packets.Store(v.Packets)
+		at.bytes.Store(v.Bytes)
+	case !o.said:
+		o.said = true
+		o.log.Error("offload: what programs have carried cannot be read: it counts as it did", "err", err)
 	}
-	return v
+	return o.last(t, d)
+}
+
+// last is what carried has found last. It costs two loads: who takes a group over asks it for each tenant.
+func (o *offload) last(t flow.TenantID, d meter.Dir) meter.Volume {
+	at := &o.volumes[t][d]
+	return meter.Volume{Packets: at.packets.Load(), Bytes: at.bytes.Load()}
+}
+
+// read has last be of now.
+func (o *offload) read(v *snapshot.View) {
+	if o == nil {
+		return
+	}
+	for _, t := range v.Tenants {
+		if t != nil {
+			o.readOf(t.ID)
+		}
+	}
+}
+
+func (o *offload) readOf(t flow.TenantID) {
+	if o != nil {
+		for d := range meter.NumDirs {
+			o.carried(t, d)
+		}
+	}
+}
+
+// forget begins anew for tenants whose numbers have gone to others.
+func (o *offload) forget(fresh []flow.TenantID) {
+	o.reading.Lock()
+	defer o.reading.Unlock()
+	for _, id := range fresh {
+		for d := range o.volumes[id] {
+			o.volumes[id][d].packets.Store(0)
+			o.volumes[id][d].bytes.Store(0)
+		}
+	}
 }
 
 func (o *offload) close() error {

@@ -161,7 +161,7 @@ func (g *Gateway) makeSockets(i int, p *port) error {
 			return fmt.Errorf("port %s: %w", p.cfg.Name, err)
 		}
 		var adopt error
-		if err := g.order(w, func() { adopt = w.Adopt(worker.Socket{Port: uint16(i), Queue: n, Area: area, S: s}) }); err != nil || adopt != nil {
+		if err := g.order(w, func() { adopt = w.Adopt(worker.Socket{Port: uint16(i), Queue: n, Area: area, S: s, Up: p.prog.Up(n)}) }); err != nil || adopt != nil {
 			return errors.Join(err, adopt, s.Close())
 		}
 		g.change(p, func() { p.queues[n] = queue{n: n, worker: id, sock: s} })

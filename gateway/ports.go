@@ -245,9 +245,7 @@ func (g *Gateway) decideMode(p *port) error {
 		}
 	}
 	g.change(p, func() { p.mode, p.why, p.warnings = mode, why, warnings })
-	on, not, err := g.judgeOffload(p)
-	g.change(p, func() { p.off = portOffload{on: on, why: not} })
-	return err
+	return g.decideOffload(p)
 }
 
 // reason is what the operator wants of a probe's error: the kernel's word, not the calls on the way to it.
@@ -486,7 +484,7 @@ func (g *Gateway) makeWorkers() error {
 					return fmt.Errorf("port %s: %w", p.cfg.Name, err)
 				}
 				g.change(p, func() { p.queues = append(p.queues, queue{n: q, worker: id, sock: s}) })
-				cfg.Sockets = append(cfg.Sockets, worker.Socket{Port: uint16(pi), Queue: q, Area: a, S: s})
+				cfg.Sockets = append(cfg.Sockets, worker.Socket{Port: uint16(pi), Queue: q, Area: a, S: s, Up: p.prog.Up(q)})
 			}
 		}
 		if len(cfg.Areas) == 0 {

@@ -81,7 +81,7 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 		}
 		s.Workers = append(s.Workers, api.Worker{ID: i, CPU: cpu, Sessions: st.Sessions, SessionsCap: g.shards[i].Sessions.Capacity(), Mappings: st.Mappings,
 			MappingsCap: max(64, g.o.Node.Tables.Mappings/len(g.workers)), Frames: st.Frames, FramesFree: st.Free, FramesHeld: st.Held, Generation: uint64(st.Gen),
-			Busy: busy[i], HandedOut: st.HandedOut, HandedIn: st.HandedIn, Panics: st.Panics, BlockedFlows: st.Blocked, Bursts: st.Bursts, Wakeups: st.Wakeups, Crossings: st.Crossings, Orders: st.Orders, LongestOrder: st.LongestOrder.Seconds(), Cruising: st.Cruising, Fenced: st.Fenced, Overruns: st.Overruns, UMEMBytes: uint64(st.Frames) * uint64(g.chunk),
+			Busy: busy[i], HandedOut: st.HandedOut, HandedIn: st.HandedIn, Panics: st.Panics, BlockedFlows: st.Blocked, Bursts: st.Bursts, Wakeups: st.Wakeups, Crossings: st.Crossings, Orders: st.Orders, LongestOrder: st.LongestOrder.Seconds(), Cruising: st.Cruising, Hasty: st.Hasty, Fenced: st.Fenced, Overruns: st.Overruns, UMEMBytes: uint64(st.Frames) * uint64(g.chunk),
 			TableBytes: g.tableBytes[i], FragmentsWaiting: st.Fragments, FragmentsCap: st.FragmentsCap, FragmentedKnown: st.Datagrams})
 	}
 	ports, err := b.ports(&in)
@@ -257,6 +257,7 @@ func (b backend) tenant(t *snapshot.Tenant, in *inside, rules bool) api.Tenant {
 		In:         b.volume(t.ID, meter.In), Out: b.volume(t.ID, meter.Out), Drops: b.dropsOf(t.ID), Queued: api.TenantQueued{Out: in.queuedOf(t.ID, meter.Out), In: in.queuedOf(t.ID, meter.In)}}
 	a.ICMPErrors = errorsOf(&t.Shared.Told)
 	if b.g.common != nil {
+		b.g.off.readOf(t.ID)
 		u := b.g.common.usage(t)
 		a.Usage = api.TenantUsage{In: api.Counter(u.Volume[meter.In]), Out: api.Counter(u.Volume[meter.Out]), Created: u.Created}
 	}

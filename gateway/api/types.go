@@ -115,6 +115,7 @@ type Worker struct {
 	LongestOrder float64 `json:"longest_order"`  // seconds that one of these has kept packets waiting, at most, since start
 	Fenced       uint64  `json:"fenced"`         // sockets closed with frames of a group queued, because its deadline had passed
 	Cruising     int     `json:"cruising"`       // sessions that are handed down to the XDP program
+	Hasty        uint64  `json:"hasty"`          // sessions handed down although not all of their packets were seen to have left: some may have come out of order
 	Overruns     uint64  `json:"fence_overruns"` // system calls with such frames that took longer than the guard of the lease
 
 	FragmentsWaiting int `json:"fragments_waiting"` // that came before the first of their datagram
@@ -150,6 +151,7 @@ type Offload struct {
 	Asked string `json:"asked"`         // offload in the node file: auto, always, never
 	On    bool   `json:"on"`            // it carries them, in and out
 	Why   string `json:"why,omitempty"` // why not
+	Held  bool   `json:"held"`          // it carries nothing for the moment: a policy, a cut, a trial or a takeover is under way; the log says why where it stays so
 
 	Carried uint64            `json:"carried"` // packets that came in here and left, by whatever port, without a worker
 	Sent    Counter           `json:"sent"`    // frames that left here without a worker

@@ -468,8 +468,8 @@ func (w *world) play(ps *programs, k *kind, before, after *[]byte) (what What, w
 	}
 	is2, gone := m.down.Load(), mark
 	m.down.Store(mark)
-	if mark == markDown|uint64(r.se.Gen) && (what == UpFlags || what > UpNotDown) { // those behind it must not pass it by
-		gone = markUp | uint64(r.se.Gen)
+	if what == UpFlags || what >= UpNotDown { // those behind it must not pass it by; nobody else is found
+		gone |= markUp
 	}
 	if is2 != gone {
 		return what, fmt.Errorf("%s, and the mark is %x, want %x", what, is2, gone)

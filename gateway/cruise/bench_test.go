@@ -41,7 +41,7 @@ func BenchmarkCarry(b *testing.B) {
 			if err := w.tab.SetHop(200, Hop{Port: 0, VLAN: r.iface.VLAN, MTU: 1400, Dst: r.iface.MAC, Src: r.iface.MAC}, 1); err != nil {
 				b.Fatal(err)
 			}
-			w.tab.HandDown(0, slot, se, [2]Way{w.tab.Way(200), w.tab.Way(200)})
+			w.tab.HandDownNow(0, slot, se, [2]Way{w.tab.Way(200), w.tab.Way(200)})
 			frame, p := w.build(r.form), ps[r.iface.Port]
 			const rounds = 254 // all but the last of 255
 			before, _, err := p.Count(Carried)
@@ -78,7 +78,7 @@ func BenchmarkHandDown(b *testing.B) {
 	n := 0
 	for b.Loop() {
 		slot := w.live[n%len(w.live)].slot
-		w.tab.HandDown(0, slot, sh.Sessions.At(slot), [2]Way{w.tab.Way(0), w.tab.Way(1)})
+		w.tab.HandDownNow(0, slot, sh.Sessions.At(slot), [2]Way{w.tab.Way(0), w.tab.Way(1)})
 		w.tab.CallBack(0, slot)
 		n++
 	}

@@ -2,6 +2,7 @@ package cruise
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"demarc/gateway/flow"
 )
@@ -17,6 +18,8 @@ type Neighbor struct {
 // Hops gives numbers to the neighbours that sessions are handed down with. Any goroutine.
 type Hops struct {
 	t *Tables
+
+	keys []atomic.Pointer[Neighbor] // by number, for Used, which takes no lock
 
 	mu   sync.Mutex
 	view uint32 // the generation of the view that hops are made by
@@ -35,7 +38,7 @@ type whom struct {
 
 // NewHops makes an empty list: no way is found before Renew.
 func NewHops(t *Tables) *Hops {
-	return &Hops{t: t, at: map[Neighbor]uint32{}, by: map[whom][]Neighbor{}}
+	return &Hops{t: t, keys: make([]atomic.Pointer[Neighbor], len(t.hops)), at: map[Neighbor]uint32{}, by: map[whom][]Neighbor{}}
 }
 
 // Renew drops all hops: those to come are made by the view of that generation. What is handed down goes up until it is handed down again.
@@ -78,20 +81,22 @@ func (h *Hops) Changed(iface uint16, family uint8, a *flow.Addr) {
 
 // Used calls fn for each neighbour to whom the program has sent something since it was asked last.
 func (h *Hops) Used(fn func(*Neighbor)) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for k, n := range h.at {
+	for n := range h.keys {
 		if x := &h.t.hops[n]; x.used.Load() != 0 {
 			x.used.Store(0)
-			fn(&k)
+			if k := h.keys[n].Load(); k != nil { // of whoever has the number by now
+				fn(k)
+			}
 		}
 	}
 }
 
 // Find is the way to a neighbour, as who goes by the view of that generation has it; look says how frames leave to it, and is asked while nobody can say that it has changed. False: there is
-// none now, or no room for one more.
+// none now, or no room for one more, or somebody else is at it: a worker waits for nobody.
 func (h *Hops) Find(view uint32, k Neighbor, look func() (Hop, bool)) (Way, bool) {
-	h.mu.Lock()
+	if !h.mu.TryLock() {
+		return 0, false
+	}
 	defer h.mu.Unlock()
 	if view != h.view {
 		return 0, false
@@ -119,6 +124,7 @@ func (h *Hops) Find(view uint32, k Neighbor, look func() (Hop, bool)) (Way, bool
 		h.free = h.free[:len(h.free)-1]
 	}
 	h.at[k] = n
+	h.keys[n].Store(&k)
 	w := whom{k.Iface, k.Family, k.Addr}
 	h.by[w] = append(h.by[w], k)
 	return h.t.Way(n), true

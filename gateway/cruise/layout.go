@@ -20,7 +20,7 @@ type worker struct {
 
 // mark stands beside a session and says whether it is handed down.
 type mark struct {
-	down atomic.Uint64    // markDown or markUp | Session.Gen, or 0
+	down atomic.Uint64    // see the bits below, and Session.Gen
 	way  [2]atomic.Uint64 // per direction: Hop's generation << 32 | its number
 }
 
@@ -66,8 +66,13 @@ type volume struct{ Packets, Bytes uint64 }
 type counter struct{ N, At uint64 }
 
 const (
-	markDown = 1 << 32 // DOWN
-	markUp   = 2 << 32 // UP: a packet went up, and the others behind it
+	// Bits of mark.down. The program carries where markDown stands alone above the generation, and sets markUp; all else is the worker's.
+	markDown  = 1 << 32 // DOWN: handed down
+	markTry   = 1 << 33 // to be handed down, with the batch whose number stands above
+	markUp    = 1 << 34 // UP: a packet went up, and the others behind it
+	markTries = 40      // from this bit on, a byte: how often it was tried in vain
+	markBatch = 48      // from this bit on: the number of the batch
+	mostTries = 255
 
 	MaxWorkers = 16 // MAX_WORKERS: how many workers there may be
 	vlansOf    = 4096

@@ -17,13 +17,13 @@ type Program struct {
 	counters *ebpf.Map
 }
 
-// Load loads the program of a port; sockets and steered are the maps of its steering program (xsk), which calls it: where frames go up, and where they are counted.
-func (t *Tables) Load(port uint16, sockets, steered *ebpf.Map) (*Program, error) {
+// Load loads the program of a port; sockets, steered and ups are the maps of its steering program (xsk), which calls it: where frames go up, and where they are counted, by what became of them and by queue.
+func (t *Tables) Load(port uint16, sockets, steered, ups *ebpf.Map) (*Program, error) {
 	spec, err := bpf.LoadCruise()
 	if err != nil {
 		return nil, err
 	}
-	return t.load(spec, port, map[string]*ebpf.Map{bpf.CruiseMapXsks: sockets, bpf.CruiseMapSteered: steered})
+	return t.load(spec, port, map[string]*ebpf.Map{bpf.CruiseMapXsks: sockets, bpf.CruiseMapSteered: steered, bpf.CruiseMapUps: ups})
 }
 
 func (t *Tables) load(spec *ebpf.CollectionSpec, port uint16, of map[string]*ebpf.Map) (*Program, error) {

@@ -326,9 +326,57 @@ type Way uint64
 // Way is hop n as it stands now.
 func (t *Tables) Way(n uint32) Way { return Way(uint64(t.hops[n].gen.Load())<<32 | uint64(n)) }
 
-// HandDown has the program carry a session of worker w; ways are those of both directions. The session must suit, and be looked at after the ways were: what changes about them afterwards
-// changes their generation. Worker only.
-func (t *Tables) HandDown(w int, slot uint32, se *conntrack.Session, ways [2]Way) {
+// Note says that a session is to be handed down with a batch: Begin, and then HandDown or HandDownNow. It is false where that is known. Worker only.
+func (t *Tables) Note(w int, slot uint32, se *conntrack.Session, batch uint16) bool {
+	m := &t.marks[w*t.cfg.Sessions+int(slot)]
+	d := m.down.Load()
+	of := uint32(d) == se.Gen
+	if of && d&markTry != 0 && uint16(d>>markBatch) == batch {
+		return false
+	}
+	is := markTry | uint64(batch)<<markBatch | uint64(se.Gen)
+	if of {
+		is |= d & markDown
+		if d&markTry != 0 { // with another batch, in vain
+			is |= min(d>>markTries&0xff+1, mostTries) << markTries
+		}
+	}
+	m.down.Store(is)
+	return true
+}
+
+// Begin has packets of a noted session that go up from now on hinder HandDown. What has gone up before, as the counts of queues say that are looked at after it, must have left before that. False: it
+// is not to be handed down with this batch any more. Worker only.
+func (t *Tables) Begin(w int, slot uint32, batch uint16) bool {
+	m := &t.marks[w*t.cfg.Sessions+int(slot)]
+	d := m.down.Load()
+	if d&markTry == 0 || uint16(d>>markBatch) != batch {
+		return false
+	}
+	m.down.Store(d &^ markUp)
+	return true
+}
+
+// HandDown has the program carry a session of worker w, which was begun with the batch; ways are those of both directions. The session must suit, and be looked at after the ways were: what changes
+// about them afterwards changes their generation. It is false where a packet has gone up since Begin, with how often it has been tried in vain, now too; or, with 0, where the session is another one or
+// is called back. Worker only.
+func (t *Tables) HandDown(w int, slot uint32, se *conntrack.Session, ways [2]Way, batch uint16) (tries int, ok bool) {
+	m := &t.marks[w*t.cfg.Sessions+int(slot)]
+	d := m.down.Load()
+	if d&markTry == 0 || uint16(d>>markBatch) != batch || uint32(d) != se.Gen {
+		return 0, false
+	}
+	for dir, n := range ways { // nobody goes by them yet
+		m.way[dir].Store(uint64(n))
+	}
+	if d&markUp == 0 && m.down.CompareAndSwap(d, markDown|uint64(se.Gen)) {
+		return 0, true
+	}
+	return int(min(d>>markTries&0xff+1, mostTries)), false
+}
+
+// HandDownNow is HandDown whatever has gone up: that may be passed by. Worker only.
+func (t *Tables) HandDownNow(w int, slot uint32, se *conntrack.Session, ways [2]Way) {
 	m := &t.marks[w*t.cfg.Sessions+int(slot)]
 	m.down.Store(0)
 	for dir, n := range ways {
@@ -340,7 +388,7 @@ func (t *Tables) HandDown(w int, slot uint32, se *conntrack.Session, ways [2]Way
 // Down reports whether a session is handed down, also where packets of it go up for the moment. Worker only.
 func (t *Tables) Down(w int, slot uint32, se *conntrack.Session) bool {
 	d := t.marks[w*t.cfg.Sessions+int(slot)].down.Load()
-	return d>>32 != 0 && uint32(d) == se.Gen
+	return d&markDown != 0 && uint32(d) == se.Gen
 }
 
 // Stands reports whether a session is handed down, by ways that lead there still, and none of its packets has gone up since. Worker only.
@@ -368,7 +416,11 @@ func (t *Tables) Settle() error {
 }
 
 // CallBack has packets of a session go up again. One that is under way may still leave, until Settle. Worker only.
-func (t *Tables) CallBack(w int, slot uint32) { t.marks[w*t.cfg.Sessions+int(slot)].down.Store(0) }
+func (t *Tables) CallBack(w int, slot uint32) {
+	if m := &t.marks[w*t.cfg.Sessions+int(slot)]; m.down.Load() != 0 {
+		m.down.Store(0)
+	}
+}
 
 // Suits reports whether the program can carry a session as the pipeline would: all that it does not ask itself. It must have been judged under v.
 func Suits(v *snapshot.View, se *conntrack.Session) bool {

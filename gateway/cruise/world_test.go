@@ -488,7 +488,7 @@ func (w *world) hopOf(sh *pipeline.Shard, se *conntrack.Session, dir int) uint32
 func (w *world) handDown(worker int, slot uint32) {
 	sh := w.shards[worker]
 	se := sh.Sessions.At(slot)
-	w.tab.HandDown(worker, slot, se, [2]Way{w.tab.Way(w.hopOf(sh, se, 0)), w.tab.Way(w.hopOf(sh, se, 1))})
+	w.tab.HandDownNow(worker, slot, se, [2]Way{w.tab.Way(w.hopOf(sh, se, 0)), w.tab.Way(w.hopOf(sh, se, 1))})
 }
 
 // programs are those of all ports.

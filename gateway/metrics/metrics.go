@@ -103,6 +103,7 @@ var (
 	workerWakeups    = counter("worker_wakeups", "Times that the worker slept and was woken.", "worker")
 	workerCrossings  = counter("worker_area_crossing_packets", "Packets copied between a zero-copy and another memory area.", "worker")
 	workerOrders     = counter("worker_orders", "What control had the worker do between two bursts: reports, looks, changes.", "worker")
+	workerHasty      = counter("worker_hasty_sessions", "Sessions handed down to the XDP program although not all of their packets were seen to have left: they never paused, or the worker lost packets.", "worker")
 	workerCruising   = gauge("worker_cruising_sessions", "Sessions that are handed down to the XDP program.", "worker")
 	workerFenced     = counter("worker_fenced_sockets", "Sockets closed with frames of a group queued, because its deadline had passed.", "worker")
 	workerOverruns   = counter("worker_fence_overruns", "System calls with frames of a group that took longer than the guard of the lease: what they sent may have left late.", "worker")
@@ -147,6 +148,7 @@ var (
 	portUp      = gauge("xsk_port_up", "1 when the device is up and has carrier.", "port")
 	portState   = gauge("xsk_port_state", "1 for what the port is: open; closed (the device is there, transit is dropped); gone (there is no such device).", "port", "state")
 	portHost    = counter("xsk_port_host_packets", "Packets that the XDP program left to the host's stack.", "port")
+	portHeld    = gauge("xsk_port_offload_held", "1 = it carries nothing for the moment: a policy, a cut, a trial or a takeover is under way. The log says why where it stays so.", "port")
 	portOffload = gauge("xsk_port_offload", "1 = the XDP program carries established sessions of this port.", "port", "asked")
 	portFrames  = counter("xsk_port_offload_frames", "What became of each frame that the XDP program was shown to carry: carried, dropped, or why it went up to a worker.", "port", "what")
 	portSent    = counter("xsk_port_offload_sent_packets", "Frames that left by this port without a worker.", "port")
@@ -376,6 +378,7 @@ func (o out) workers(s *api.Status) {
 		o.put(workerOrders, float64(w.Orders), id)
 		o.put(workerLongest, w.LongestOrder, id)
 		o.put(workerCruising, float64(w.Cruising), id)
+		o.put(workerHasty, float64(w.Hasty), id)
 		o.put(workerFenced, float64(w.Fenced), id)
 		o.put(workerOverruns, float64(w.Overruns), id)
 		o.put(workerUMEM, float64(w.UMEMBytes), id)
@@ -446,6 +449,7 @@ func (o out) port(p *api.Port) {
 	}
 	o.put(portHost, float64(p.XDPToHost), p.Name)
 	o.put(portDropped, float64(p.XDPDropped), p.Name)
+	o.put(portHeld, truth(p.Offload.Held), p.Name)
 	o.put(portOffload, truth(p.Offload.On), p.Name, p.Offload.Asked)
 	for what, n := range p.Offload.Frames {
 		o.put(portFrames, float64(n), p.Name, what)

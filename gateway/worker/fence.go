@@ -162,6 +162,7 @@ func (w *Worker) sever() {
 			continue
 		}
 		w.giveUp(s)
+		s.gone.Store(true)
 		if n := s.S.Queued() - s.S.Taken(); n > 0 {
 			w.shard.Meter.DropN(0, verdict.NotOwner, uint64(n))
 		}

@@ -30,6 +30,9 @@ type ring struct {
 	_    [56]byte
 	tail atomic.Uint64 // reader: wo
 	_    [56]byte
+	// through is tail at the end of the reader's last turn: what was before it is on its way. Reader: wo, others: ro.
+	through atomic.Uint64
+	_       [56]byte
 }
 
 type handMeta struct {

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"sync/atomic"
 	"time"
 
 	"demarc/gateway/conntrack"
@@ -21,20 +22,21 @@ const (
 	feedEvery = 50 * time.Millisecond
 	// downAfter is how many packets a session has had before it is handed down: what is over after a question and its answer is not worth it.
 	downAfter = 4
-	// downTurns is for how many turns a worker that always has packets in hand waits with it: some milliseconds.
-	downTurns = 64
-	// downMost is how many sessions are handed down in a turn.
-	downMost = 256
+	// downMost is how many sessions a batch has at most. Others are noted by their next packets.
+	downMost = 4096
 )
 
 // second is the worker's side of it.
 type second struct {
 	*Second
-	wait  [downMost]uint32 // slots to be handed down behind what is sent in this turn
-	n     int
-	turns int    // since the first of them was noted
-	fed   uint64 // ns
-	watch bool   // as the tables have been told
+	next, batch []uint32 // slots to be handed down: those of the batch to come, and of the one under way
+	number      uint16   // of the one to come
+	order       order
+	fed         uint64 // ns
+	watch       bool   // as the tables have been told
+
+	given, through atomic.Uint64 // frames that Transmit was given, and those of them that are on their way or were refused
+	served         uint64        // taken in this turn
 }
 
 func (w *Worker) useSecond() {
@@ -42,72 +44,97 @@ func (w *Worker) useSecond() {
 		Sent: w.sent, Changes: w.callBack,
 		Gen: func(gen uint32) { w.second.Tables.SetGen(w.cfg.ID, gen) },
 	})
+	w.second.next, w.second.batch = make([]uint32, 0, downMost), make([]uint32, 0, downMost)
 	w.nap = feedEvery
 }
 
-// sent notes a session of which a packet is about to leave. It is handed down behind that, so that the next one does not overtake it.
+// sent notes a session of which a packet is about to leave.
 func (w *Worker) sent(slot uint32, se *conntrack.Session) {
 	c := &w.second
-	if se.Packets[0]+se.Packets[1] < downAfter || c.n == len(c.wait) || c.n > 0 && c.wait[c.n-1] == slot || c.watch {
+	if se.Packets[0]+se.Packets[1] < downAfter || len(c.next) == downMost || c.watch {
 		return
 	}
 	if c.Tables.Stands(w.cfg.ID, slot, se) || !cruise.Suits(w.shard.View(), se) {
 		return
 	}
-	c.wait[c.n] = slot
-	c.n++
+	if c.Tables.Note(w.cfg.ID, slot, se, c.number) {
+		c.next = append(c.next, slot)
+	}
 }
 
 func (w *Worker) callBack(slot uint32, se *conntrack.Session) {
 	if w.second.Tables.Down(w.cfg.ID, slot, se) {
-		w.second.Tables.CallBack(w.cfg.ID, slot)
 		w.count.cruising.Add(-1)
 	}
+	w.second.Tables.CallBack(w.cfg.ID, slot) // also what is only noted
 }
 
-// quiet reports whether nothing is in hand that what is handed down now could pass by.
-func (w *Worker) quiet() bool {
-	for _, s := range w.socks {
-		if s.S.Queued() != s.S.Taken() || s.S.Waits() {
-			return false
-		}
-	}
-	for _, r := range w.in {
-		if r != nil && !r.empty() {
-			return false
-		}
-	}
-	return true
-}
+// under reports whether a batch is under way or waits.
+func (c *second) under() bool { return len(c.batch)+len(c.next) > 0 }
 
-// handDown hands down what has been noted, behind flush: when nothing else is in hand, or has been all the while. Where many wait it does so at once: a worker that has more than it can
-// carry gets rid of it so.
-func (w *Worker) handDown() {
-	c, v := &w.second, w.shard.View()
-	if c.turns++; c.turns < downTurns && c.n < len(c.wait) && !w.quiet() {
-		return
-	}
-	for _, slot := range c.wait[:c.n] {
-		if !w.shard.Sessions.Live(slot) {
-			continue
+// handDown goes on with the batch under way, behind flush and passed. A batch is handed down when all that was in hand when it began has left, see order.go.
+func (w *Worker) handDown(now uint64) {
+	c := &w.second
+	if len(c.batch) == 0 {
+		if len(c.next) == 0 {
+			return
 		}
-		se := w.shard.Sessions.At(slot)
-		var ways [2]cruise.Way
-		ok := se.ViewGen == w.shard.Gen() && !w.shard.Copied(se)
-		for dir := range ways {
-			if ok {
-				ways[dir], ok = w.wayOf(v, se, dir)
+		c.batch, c.next = c.next, c.batch[:0]
+		c.number++
+		k := 0
+		for _, slot := range c.batch {
+			if c.Tables.Begin(w.cfg.ID, slot, c.number-1) {
+				c.batch[k] = slot
+				k++
 			}
 		}
-		if !ok || !cruise.Suits(v, se) { // behind the ways, see HandDown
-			continue
-		}
-		if !c.Tables.Down(w.cfg.ID, slot, se) {
-			w.count.cruising.Add(1)
-		}
-		c.Tables.HandDown(w.cfg.ID, slot, se, ways)
+		c.batch = c.batch[:k]
+		w.beginOrder(now)
 	}
-	c.n, c.turns = 0, 0
+	switch w.goOn(now) {
+	case orderKept:
+		haste := w.loses(now)
+		for _, slot := range c.batch {
+			w.putDown(slot, haste)
+		}
+		c.batch = c.batch[:0]
+	case orderGivenUp: // they are noted again by their next packets
+		c.batch = c.batch[:0]
+	}
+}
+
+// putDown hands one session of the batch down.
+func (w *Worker) putDown(slot uint32, haste bool) {
+	c, v := &w.second, w.shard.View()
+	if !w.shard.Sessions.Live(slot) {
+		return
+	}
+	se := w.shard.Sessions.At(slot)
+	if se.ViewGen != w.shard.Gen() || w.shard.Copied(se) {
+		return
+	}
+	var ways [2]cruise.Way
+	for dir := range ways {
+		var ok bool
+		if ways[dir], ok = w.wayOf(v, se, dir); !ok {
+			return
+		}
+	}
+	if !cruise.Suits(v, se) { // behind the ways, see HandDown
+		return
+	}
+	was := c.Tables.Down(w.cfg.ID, slot, se)
+	tries, ok := c.Tables.HandDown(w.cfg.ID, slot, se, ways, c.number-1)
+	if !ok {
+		if tries < mostTries && !(haste && tries >= triesInHaste) {
+			return
+		}
+		c.Tables.HandDownNow(w.cfg.ID, slot, se, ways)
+		w.count.hasty.Add(1)
+	}
+	if !was {
+		w.count.cruising.Add(1)
+	}
 }
 
 // wayOf is how packets of direction dir leave, as pipeline.send finds it.

@@ -39,6 +39,10 @@ func (w *Worker) list(s Socket) {
 	}
 	st.queued = make([]queued, 0, 255)
 	s.S.SetFence(func() bool { return w.mayCall(st) })
+	if s.Up != nil { // nothing comes before it is in the program's map
+		st.base = s.Up.Load()
+		st.through.Store(st.base)
+	}
 	w.socks = append(w.socks, st)
 }
 
@@ -53,6 +57,7 @@ func (w *Worker) Detach(port uint16) (out []*xsk.Socket) {
 			continue
 		}
 		w.giveUp(s)
+		s.gone.Store(true)
 		leaving = append(leaving, s)
 		out = append(out, s.S)
 	}

@@ -32,6 +32,8 @@ type Socket struct {
 	Queue int
 	Area  uint8 // which of the worker's memory areas it is bound to
 	S     *xsk.Socket
+	// Up is how many frames the port's programs have sent to the socket, and the ones before it; nil = nobody counts. With Second all have it.
+	Up *atomic.Uint64
 }
 
 // Config is what a worker is made of. Sockets, areas and shard belong to the worker from New on.
@@ -71,6 +73,7 @@ type sockState struct {
 	target   int  // frames that the fill ring should hold
 	rxErrors atomic.Uint64
 	fence
+	passage
 	*figures
 }
 
@@ -257,11 +260,13 @@ func (w *Worker) Transmit(port uint16, group uint8, frame []byte) bool {
 	}
 	b := w.pool.Get().(*[]byte)
 	*b = append((*b)[:0], frame...)
+	w.second.given.Add(1)
 	select {
 	case w.tx <- injected{port, b, group}:
 		w.call()
 		return true
 	default:
+		w.second.through.Add(1)
 		w.pool.Put(b)
 		return false
 	}
@@ -400,8 +405,9 @@ func (w *Worker) turn(now uint64) (n int) {
 		w.flush(s)
 		w.refill(s)
 	}
-	if w.second.n > 0 {
-		w.handDown()
+	if w.second.Second != nil {
+		w.passed()
+		w.handDown(now)
 	}
 	for _, s := range w.streams { // behind what has been sent: no packet waits for a copy
 		n += w.copy(s, now, busy)
@@ -414,6 +420,9 @@ func (w *Worker) turn(now uint64) (n int) {
 		w.owed = min(w.owed+int(uint64(table)*elapsed/uint64(time.Second)), table) + 64
 		w.maintain = now
 		n += w.gauges()
+		if w.second.Second != nil {
+			w.reckon(now)
+		}
 	}
 	budget := min(w.owed, max(upkeepStep, w.owed/256))
 	if w.owed -= budget; w.owed > 0 {
@@ -464,6 +473,7 @@ func (w *Worker) orders(now uint64) (n int) {
 	for len(w.tx) > 0 && n < w.cfg.Batch {
 		m := <-w.tx
 		n++
+		w.second.served++
 		i := w.txOf[m.port]
 		if i < 0 { // its socket has gone since
 			w.shard.Dropped(0, verdict.InterfaceDown, trace.NoPort, *m.frame, true)
@@ -539,6 +549,9 @@ func (w *Worker) sleep() {
 		if timeout = min(timeout, s.Rest(int64(w.cfg.Clock.Now()))); timeout == 0 {
 			return
 		}
+	}
+	if w.second.under() {
+		timeout = min(timeout, underEvery)
 	}
 	for i, s := range w.socks {
 		if s.pending { // the kernel has taken less than it was given: ask again soon

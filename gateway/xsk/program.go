@@ -3,6 +3,8 @@ package xsk
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -21,6 +23,9 @@ type Program struct {
 	cfg            ProgramConfig
 	prog           *ebpf.Program
 	xsks, counters *ebpf.Map // what is in them lives through Update
+	ups            *ebpf.Map // likewise, and is read through upsMem
+	upsMem         []byte
+	old            [][]byte  // what upsMem was before: a worker may be looking at it yet
 	second         *ebpf.Map // likewise: the second executor's program, if there is one
 	deadlines      *Deadlines
 
@@ -39,12 +44,26 @@ func LoadProgram(c ProgramConfig, d *Deadlines) (*Program, error) {
 	if o, err = load(&c, d.keep(map[string]*ebpf.Map{})); err != nil {
 		return nil, fmt.Errorf("load xdp program for device %d: %w", c.Ifindex, err)
 	}
-	p.prog, p.xsks, p.counters, p.second = o.DemarcSteer, o.Xsks, o.Counters, o.Second
+	p.prog, p.xsks, p.counters, p.second, p.ups = o.DemarcSteer, o.Xsks, o.Counters, o.Second, o.Ups
+	if p.upsMem, err = mapUps(p.ups); err != nil {
+		return nil, errors.Join(fmt.Errorf("load xdp program for device %d: %w", c.Ifindex, err), p.Close())
+	}
 	return p, nil
 }
 
-// load makes a program with maps of its own, except for those that keep says to take over: socket map, counters and the second executor's place, and the deadlines of all ports. Only
-// the program and the first three are open.
+// upsSize is that of struct ups in bpf/steer.c: a cache line, because each queue has a CPU of its own.
+const upsSize = 64
+
+func mapUps(m *ebpf.Map) ([]byte, error) {
+	mem, err := unix.Mmap(m.FD(), 0, int(m.MaxEntries())*upsSize, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map the counts of queues: %w", err)
+	}
+	return mem, nil
+}
+
+// load makes a program with maps of its own, except for those that keep says to take over: socket map, counters, those of queues and the second executor's place, and the deadlines of all ports.
+// Only the program and the first four are open.
 func load(c *ProgramConfig, keep map[string]*ebpf.Map) (_ *bpf.SteerObjects, err error) {
 	t, err := c.compile()
 	if err != nil {
@@ -55,6 +74,7 @@ func load(c *ProgramConfig, keep map[string]*ebpf.Map) (_ *bpf.SteerObjects, err
 		return nil, err
 	}
 	spec.Maps[bpf.SteerMapXsks].MaxEntries = uint32(c.Queues)
+	spec.Maps[bpf.SteerMapUps].MaxEntries = uint32(c.Queues)
 	spec.Maps[bpf.SteerMapAddrs4].MaxEntries = uint32(max(1, len(t.addrs4)))
 	spec.Maps[bpf.SteerMapAddrs6].MaxEntries = uint32(max(1, len(t.addrs6)))
 	spec.Maps[bpf.SteerMapMacs].MaxEntries = uint32(max(1, len(t.macs)))
@@ -75,7 +95,7 @@ func load(c *ProgramConfig, keep map[string]*ebpf.Map) (_ *bpf.SteerObjects, err
 	defer func() {
 		errs := []error{err, o.Addrs4.Close(), o.Addrs6.Close(), o.Macs.Close(), o.Deadlines.Close(), o.Ports.Close(), o.Vlans.Close()}
 		if err != nil {
-			errs = append(errs, o.DemarcSteer.Close(), o.Xsks.Close(), o.Counters.Close(), o.Second.Close())
+			errs = append(errs, o.DemarcSteer.Close(), o.Xsks.Close(), o.Counters.Close(), o.Second.Close(), o.Ups.Close())
 		}
 		err = errors.Join(errs...)
 	}()
@@ -129,32 +149,45 @@ func (p *Program) Update(c ProgramConfig) error {
 	if c.Ifindex != p.cfg.Ifindex {
 		return fmt.Errorf("update xdp program of device %d: the device cannot change", p.cfg.Ifindex)
 	}
-	keep := p.deadlines.keep(map[string]*ebpf.Map{bpf.SteerMapXsks: p.xsks, bpf.SteerMapCounters: p.counters, bpf.SteerMapSecond: p.second})
+	keep := p.deadlines.keep(map[string]*ebpf.Map{bpf.SteerMapXsks: p.xsks, bpf.SteerMapCounters: p.counters, bpf.SteerMapSecond: p.second, bpf.SteerMapUps: p.ups})
 	if c.Queues != p.cfg.Queues {
 		if !p.moved {
 			return fmt.Errorf("update xdp program of device %d: the number of queues cannot change", p.cfg.Ifindex)
 		}
 		delete(keep, bpf.SteerMapXsks) // there is no socket in it
+		delete(keep, bpf.SteerMapUps)
 	}
 	o, err := load(&c, keep)
 	if err != nil {
 		return fmt.Errorf("update xdp program of device %d: %w", p.cfg.Ifindex, err)
 	}
-	prog, xsks := o.DemarcSteer, o.Xsks
+	prog, xsks, ups, upsMem := o.DemarcSteer, o.Xsks, o.Ups, []byte(nil)
 	o.Counters.Close() // clones of what p has
 	o.Second.Close()
+	if c.Queues != p.cfg.Queues {
+		if upsMem, err = mapUps(ups); err != nil {
+			return errors.Join(fmt.Errorf("update xdp program of device %d: %w", c.Ifindex, err), prog.Close(), xsks.Close(), ups.Close())
+		}
+	}
 	if p.attached {
 		if err := setXDP(c.Ifindex, prog.FD(), p.prog.FD(), p.generic); err != nil {
 			prog.Close()
 			xsks.Close()
+			ups.Close()
+			if upsMem != nil {
+				unix.Munmap(upsMem)
+			}
 			return fmt.Errorf("update xdp program of device %d: %w", c.Ifindex, err)
 		}
 	}
 	old := p.prog
 	if c.Queues != p.cfg.Queues {
 		p.xsks, xsks = xsks, p.xsks
+		p.ups, ups = ups, p.ups
+		p.old, p.upsMem = append(p.old, p.upsMem), upsMem
 	}
 	xsks.Close() // a clone, or the old device's
+	ups.Close()
 	p.prog, p.cfg = prog, c
 	return old.Close()
 }
@@ -265,8 +298,22 @@ func (p *Program) Sockets() *ebpf.Map { return p.xsks }
 // Steered is the map of the program's counters.
 func (p *Program) Steered() *ebpf.Map { return p.counters }
 
-// Close lets go of the program. If attached it stays attached, and closed once the sockets are: Release alone takes it off.
-func (p *Program) Close() error {
+// Ups is how many frames have gone to the socket of each queue. It is another map when Sockets is.
+func (p *Program) Ups() *ebpf.Map { return p.ups }
+
+// Up is that of one queue as the programs count it. It may be read until Close.
+func (p *Program) Up(queue int) *atomic.Uint64 {
+	return (*atomic.Uint64)(unsafe.Pointer(&p.upsMem[queue*upsSize]))
+}
+
+// Close lets go of the program. If attached it stays attached, and closed once the sockets are: Release alone takes it off. Idempotent.
+func (p *Program) Close() (err error) {
 	p.forget()
-	return errors.Join(p.prog.Close(), p.xsks.Close(), p.counters.Close(), p.second.Close())
+	for _, m := range append(p.old, p.upsMem) {
+		if m != nil {
+			err = errors.Join(err, unix.Munmap(m))
+		}
+	}
+	p.old, p.upsMem = nil, nil
+	return errors.Join(err, p.prog.Close(), p.xsks.Close(), p.counters.Close(), p.second.Close(), p.ups.Close())
 }

@@ -472,6 +472,15 @@ func (s *Socket) InRx() int { _, rx, _ := s.InKernel(); return rx }
 // InTx is how many frames are queued, under way or sent and not yet reaped.
 func (s *Socket) InTx() int { _, _, tx := s.InKernel(); return tx }
 
+// Completed is how many frames that Send took have come back to the UMEM over the socket's life: they have left, as far as the driver says.
+func (s *Socket) Completed() uint64 { return s.completed }
+
+// Received and Sent are how many frames Recv has returned, and Send has put into the tx ring, over the socket's life.
+func (s *Socket) Received() uint64 { return s.received }
+
+// Sent: see Received.
+func (s *Socket) Sent() uint64 { return s.sent }
+
 // Totals is how many frames were received and sent over the socket's life.
 func (s *Socket) Totals() (received, sent uint64) { return s.received, s.sent }
 

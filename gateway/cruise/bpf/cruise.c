@@ -68,11 +68,12 @@ struct worker {
 	u32 zero;
 };
 
-enum { DOWN = 1, UP = 2 };
+/* Bits of the upper half of mark.down. All else there is the worker's. */
+enum { DOWN = 1, UP = 4 };
 
 /* Beside each session: handed down or not. */
 struct mark {
-	u64 down;   /* DOWN << 32 | the session's generation, or UP: one of its packets went up and others must not pass it by; or 0 */
+	u64 down;   /* DOWN << 32 | the session's generation: carried. UP, with whatever else: one of its packets went up, and others must not pass it by */
 	u64 way[2]; /* per direction: the hop's generation << 32 | the hop */
 };
 
@@ -131,6 +132,12 @@ struct volume {
 	u64 packets, bytes;
 };
 
+/* How many frames have gone up from a queue; a line each. As in steer.c. */
+struct ups {
+	u64 n;
+	u64 rest[7];
+};
+
 struct counter {
 	u64 n;
 	u64 at; /* ns of the node's CLOCK_BOOTTIME: the last time */
@@ -164,6 +171,7 @@ struct { UINT(type, MAP_XSKMAP); UINT(max_entries, 1); TYPE(key, u32); TYPE(valu
 /* The counters of the port's steer.c, by its enum what: it leaves to us to say what became of a frame. Where no worker lives there is no socket either. */
 enum { STEER_TO_SOCKET = 0, STEER_DROP_NO_SOCKET = 9, STEER_DROP_NOT_OWNER = 10, STEER_WHATS = 11 };
 struct { UINT(type, MAP_PERCPU_ARRAY); UINT(max_entries, STEER_WHATS); TYPE(key, u32); TYPE(value, u64); } steered SEC(".maps");
+TABLE(ups, F_MMAPABLE, struct ups); /* by queue: likewise the port's */
 
 #include "../../conntrack/find.h"
 
@@ -346,6 +354,23 @@ __attribute__((noinline)) s64 lookup(struct demarc_key *k, struct guarded *copy,
 	if (!k || !copy || !w)
 		return -1;
 	return demarc_find(k, demarc_hash(k, w->seed), worker, settings.lines, (void *)copy, &ref) == DEMARC_FOUND ? (s64)ref : -1;
+}
+
+/* The same in all tables: the reference, and the worker above it. */
+__attribute__((noinline)) s64 find(struct demarc_key *k, struct guarded *copy)
+{
+	for (u32 i = 0; i < MAX_WORKERS && i < settings.workers; i++) {
+		s64 ref = lookup(k, copy, i);
+		if (ref >= 0)
+			return ref | (s64)i << 32;
+	}
+	return -1;
+}
+
+INLINE struct mark *mark_of(s64 found)
+{
+	u32 slot = (u32)(found >> 32) * settings.slots + ((u32)found >> 1);
+	return map_lookup(&marks, &slot);
 }
 
 /* Does this node serve the group now? */
@@ -599,40 +624,29 @@ INLINE u32 direction(struct demarc_session *s, u32 dir)
 	return from == !dir ? IN : OUT;
 }
 
-/* Everything of a packet, in the pipeline's order. The frame is not touched before it is sure that it leaves. own is the mark of its session, where that is handed down. */
-INLINE int carry(struct xdp_md *ctx, u64 now, struct mark **own, u64 *as)
+/* Everything of a packet, in the pipeline's order. The frame is not touched before it is sure that it leaves. own is the mark of its session. */
+INLINE int carry(struct xdp_md *ctx, struct packet *p, struct guarded *guarded, u64 now, struct mark **own)
 {
-	struct packet p = {};
-	struct guarded guarded = {};
-	struct demarc_session *copy = (void *)&guarded;
-	int r = receive(ctx, &p);
+	struct demarc_session *copy = (void *)guarded;
+	int r = receive(ctx, p);
 	if (r != CARRIED)
 		return r;
 
 	/* find */
-	s64 ref = -1;
-	u32 n = 0;
-	for (u32 i = 0; i < MAX_WORKERS && i < settings.workers; i++) {
-		ref = lookup(&p.key, &guarded, i);
-		if (ref >= 0) {
-			n = i;
-			break;
-		}
-	}
+	s64 ref = find(&p->key, guarded);
 	if (ref < 0)
 		return UP_SESSION;
-	u32 dir = ref & 1, slot = n * settings.slots + (u32)(ref >> 1);
+	u32 n = ref >> 32, dir = ref & 1, slot = n * settings.slots + ((u32)ref >> 1);
 	struct demarc_session *s = map_lookup(&sessions, &slot);
 	struct mark *m = map_lookup(&marks, &slot);
 	struct worker *w = map_lookup(&workers, &n);
 	if (!s || !m || !w)
 		return UP_SESSION;
+	*own = m;
 	u64 down = ONCE(m->down);
 	if (down != ((u64)DOWN << 32 | copy->gen))
 		return UP_NOT_DOWN;
-	*own = m;
-	*as = down;
-	if (p.odd)
+	if (p->odd)
 		return UP_FLAGS;
 	if (now >= ONCE(w->until))
 		return DROP_DEAD;
@@ -647,8 +661,8 @@ INLINE int carry(struct xdp_md *ctx, u64 now, struct mark **own, u64 *as)
 	if (ONCE(w->gen) != copy->view_gen)
 		return UP_JUDGED;
 	struct segment g = {};
-	if (p.key.proto == TCP) {
-		r = track(s, dir, &p, &g);
+	if (p->key.proto == TCP) {
+		r = track(s, dir, p, &g);
 		if (r != CARRIED)
 			return r;
 	}
@@ -664,44 +678,53 @@ INLINE int carry(struct xdp_md *ctx, u64 now, struct mark **own, u64 *as)
 	DEMARC_BARRIER();
 	if (ONCE(live->gen) != gen || ONCE(m->down) != down)
 		return UP_HOP;
-	if (p.ttl <= 1)
+	if (p->ttl <= 1)
 		return UP_TTL;
-	if (p.len > hop.mtu)
+	if (p->len > hop.mtu)
 		return UP_SIZE;
-	if (copy->flags & DEMARC_FLAG_NAT && !p.atomic)
+	if (copy->flags & DEMARC_FLAG_NAT && !p->atomic)
 		return UP_IDENT;
 	if (redirect_map(&devices, hop.port, XDP_PASS) != XDP_REDIRECT)
 		return UP_PORT;
 
-	u32 d = direction(copy, dir), voice = copy->class_ == CLASS_VOICE || t->voice >> (p.tos >> 2) & 1;
+	u32 d = direction(copy, dir), voice = copy->class_ == CLASS_VOICE || t->voice >> (p->tos >> 2) & 1;
 	if (d != INSIDE) {
-		r = offer(id, d, p.len, voice, now);
+		r = offer(id, d, p->len, voice, now);
 		if (r != CARRIED)
 			return r;
 	}
-	r = send(ctx, &p, copy, dir, &hop);
+	r = send(ctx, p, copy, dir, &hop);
 	if (r != CARRIED)
 		return r;
-	if (p.key.proto == TCP)
+	if (p->key.proto == TCP)
 		advance(s, dir, &g);
 	ONCE(s->last_seen[dir]) = (u32)(now >> 20);
 	__sync_fetch_and_add(&s->packets[dir], 1);
-	__sync_fetch_and_add(&s->bytes[dir], p.len);
-	add(&volumes, id * DIRS + d, p.len);
+	__sync_fetch_and_add(&s->bytes[dir], p->len);
+	add(&volumes, id * DIRS + d, p->len);
 	if (!ONCE(live->used))
 		ONCE(live->used) = 1;
 	return CARRIED;
+}
+
+/* Counts a frame that goes to the socket of a queue. */
+INLINE void goes_up(u32 queue)
+{
+	struct ups *u = map_lookup(&ups, &queue);
+	if (u) {
+		u64 was = __sync_fetch_and_add(&u->n, 1); /* that it is asked for makes it a barrier */
+		__asm__ volatile("" ::"r"(was));
+	}
 }
 
 /* steer.c calls it with what is the gateway's. What it does not carry goes to the socket of its queue, and is dropped where there is none: by itself it closes a port. */
 SEC("xdp") int demarc_cruise(struct xdp_md *ctx)
 {
 	u64 now = ktime_get_boot_ns() + settings.ahead;
+	struct packet p = {};
+	struct guarded guarded = {};
 	struct mark *own = 0;
-	u64 down = 0;
-	u32 what = carry(ctx, now, &own, &down);
-	if (own && what >= UP_FRAME) /* those behind it go up too, until the worker has seen to it and hands the session down again */
-		__sync_val_compare_and_swap(&own->down, down, (u64)UP << 32 | (u32)down);
+	u32 what = carry(ctx, &p, &guarded, now, &own);
 	struct counter *c = map_lookup(&counters, &what);
 	if (c) {
 		c->n++;
@@ -711,8 +734,20 @@ SEC("xdp") int demarc_cruise(struct xdp_md *ctx)
 		return XDP_REDIRECT;
 	long action = XDP_DROP;
 	u32 as = what == DROP_NOT_OWNER ? STEER_DROP_NOT_OWNER : STEER_DROP_NO_SOCKET;
-	if (what >= UP_FRAME && (action = redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP)) == XDP_REDIRECT)
-		as = STEER_TO_SOCKET;
+	if (what >= UP_FRAME) {
+		if ((action = redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP)) == XDP_REDIRECT) {
+			as = STEER_TO_SOCKET;
+			goes_up(ctx->rx_queue_index);
+		}
+		/* Those behind it go up too, until the worker has seen to it and hands the session down again. It is counted first, and looked at then: a worker that begins to hand down marks first, and
+		 * looks at the counts then, so one of the two sees the other. Where there was no session, there may be one by now. */
+		if (what == UP_SESSION && !p.odd) {
+			s64 found = find(&p.key, &guarded);
+			own = found < 0 ? 0 : mark_of(found);
+		}
+		if (own && !(ONCE(own->down) >> 32 & UP))
+			__sync_fetch_and_or(&own->down, (u64)UP << 32);
+	}
 	u64 *n = map_lookup(&steered, &as);
 	if (n)
 		(*n)++;

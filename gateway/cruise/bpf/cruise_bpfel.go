@@ -27,6 +27,7 @@ const (
 	CruiseMapSessions      = "sessions"
 	CruiseMapSteered       = "steered"
 	CruiseMapTenants       = "tenants"
+	CruiseMapUps           = "ups"
 	CruiseMapVlans         = "vlans"
 	CruiseMapVolumes       = "volumes"
 	CruiseMapWorkers       = "workers"
@@ -95,6 +96,7 @@ type CruiseMapSpecs struct {
 	Sessions  *ebpf.MapSpec `ebpf:"sessions"`
 	Steered   *ebpf.MapSpec `ebpf:"steered"`
 	Tenants   *ebpf.MapSpec `ebpf:"tenants"`
+	Ups       *ebpf.MapSpec `ebpf:"ups"`
 	Vlans     *ebpf.MapSpec `ebpf:"vlans"`
 	Volumes   *ebpf.MapSpec `ebpf:"volumes"`
 	Workers   *ebpf.MapSpec `ebpf:"workers"`
@@ -139,6 +141,7 @@ type CruiseMaps struct {
 	Sessions  *ebpf.Map `ebpf:"sessions"`
 	Steered   *ebpf.Map `ebpf:"steered"`
 	Tenants   *ebpf.Map `ebpf:"tenants"`
+	Ups       *ebpf.Map `ebpf:"ups"`
 	Vlans     *ebpf.Map `ebpf:"vlans"`
 	Volumes   *ebpf.Map `ebpf:"volumes"`
 	Workers   *ebpf.Map `ebpf:"workers"`
@@ -158,6 +161,7 @@ func (m *CruiseMaps) Close() error {
 		m.Sessions,
 		m.Steered,
 		m.Tenants,
+		m.Ups,
 		m.Vlans,
 		m.Volumes,
 		m.Workers,

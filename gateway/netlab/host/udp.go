@@ -152,6 +152,7 @@ type Probe struct {
 	RTT       Latency  `json:"rtt"`
 	LongestMs float64  `json:"longest_gap_ms"` // between two received probes
 	Lost      []uint64 `json:"lost,omitempty"` // the first numbers that did not come back, from 0
+	Late      []uint64 `json:"late,omitempty"` // the first numbers that were reordered
 }
 
 // lostShown is how many lost numbers a probe names.
@@ -209,6 +210,9 @@ func udpProbe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error)
 				r.Received++
 				if seq < highest {
 					r.Reordered++
+					if len(r.Late) < 16 {
+						r.Late = append(r.Late, seq)
+					}
 				}
 				highest = max(highest, seq)
 				rtt = append(rtt, time.Duration(at-sent))

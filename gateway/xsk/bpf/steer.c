@@ -122,6 +122,20 @@ struct {
 	TYPE(value, u32);
 } vlans SEC(".maps");
 
+/* How many frames have gone to the socket of each queue, a line each: a worker that compares it with what it has received knows what is on its way. Written by this program and by the second
+ * executor, read by the process through its mapping. */
+struct ups {
+	u64 n;
+	u64 rest[7];
+};
+struct {
+	UINT(type, MAP_ARRAY);
+	UINT(max_entries, 1);
+	UINT(map_flags, F_MMAPABLE);
+	TYPE(key, u32);
+	TYPE(value, struct ups);
+} ups SEC(".maps");
+
 /* What is ours is shown to the second executor first, where there is one (gateway/cruise). The kernel empties the array when the process ends, however it ends. */
 struct {
 	UINT(type, MAP_PROG_ARRAY);
@@ -477,8 +491,14 @@ SEC("xdp") int demarc_steer(struct xdp_md *ctx)
 	} else if (what == TO_SOCKET) {
 		tail_call(ctx, &second, 0); /* comes back only where there is none */
 		action = redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP);
-		if (action != XDP_REDIRECT)
+		if (action != XDP_REDIRECT) {
 			what = DROP_NO_SOCKET;
+		} else {
+			u32 queue = ctx->rx_queue_index;
+			struct ups *u = map_lookup(&ups, &queue);
+			if (u)
+				u->n++;
+		}
 	}
 	u64 *n = map_lookup(&counters, &what);
 	if (n)

@@ -23,6 +23,7 @@ const (
 	SteerMapMacs         = "macs"
 	SteerMapPorts        = "ports"
 	SteerMapSecond       = "second"
+	SteerMapUps          = "ups"
 	SteerMapVlans        = "vlans"
 	SteerMapXsks         = "xsks"
 	SteerProgDemarcSteer = "demarc_steer"
@@ -85,6 +86,7 @@ type SteerMapSpecs struct {
 	Macs      *ebpf.MapSpec `ebpf:"macs"`
 	Ports     *ebpf.MapSpec `ebpf:"ports"`
 	Second    *ebpf.MapSpec `ebpf:"second"`
+	Ups       *ebpf.MapSpec `ebpf:"ups"`
 	Vlans     *ebpf.MapSpec `ebpf:"vlans"`
 	Xsks      *ebpf.MapSpec `ebpf:"xsks"`
 }
@@ -123,6 +125,7 @@ type SteerMaps struct {
 	Macs      *ebpf.Map `ebpf:"macs"`
 	Ports     *ebpf.Map `ebpf:"ports"`
 	Second    *ebpf.Map `ebpf:"second"`
+	Ups       *ebpf.Map `ebpf:"ups"`
 	Vlans     *ebpf.Map `ebpf:"vlans"`
 	Xsks      *ebpf.Map `ebpf:"xsks"`
 }
@@ -136,6 +139,7 @@ func (m *SteerMaps) Close() error {
 		m.Macs,
 		m.Ports,
 		m.Second,
+		m.Ups,
 		m.Vlans,
 		m.Xsks,
 	)

@@ -1,0 +1,78 @@
+package worker
+
+import (
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// A batch waits for all that was in hand when it began, wherever it is, one place after the other, and for nothing that has come since.
+func TestABatchWaitsForWhatIsInHand(t *testing.T) {
+	ws := newWorkers(t, 3)
+	w, other := ws[1], ws[2]
+	up, s := new(atomic.Uint64), new(sockState)
+	s.Up = up
+	list := []*sockState{s}
+	ws[0].shown.Store(&list)
+	in, out := w.in[0], other.in[1]
+	frame := make([]byte, 60)
+	now := uint64(time.Hour)
+	still := func(where string) {
+		t.Helper()
+		if got := w.goOn(now); got != orderUnderWay {
+			t.Fatalf("%s: %d, want it to wait", where, got)
+		}
+	}
+
+	up.Store(5) // sent up by a program, and not yet received
+	s.through.Store(4)
+	w.beginOrder(now)
+	still("sent up")
+	up.Store(6) // one more since: not this batch's
+	in.push(handProcess, 0, 0, frame)
+	ws[0].second.given.Store(1) // of the slow path
+	s.through.Store(5)
+	still("handed over")
+	in.through.Store(1)
+	still("given by the slow path")
+	out.push(handSend, 0, 0, frame)
+	s.given.Store(9)
+	ws[0].second.through.Store(1)
+	still("handed over to be sent")
+	out.through.Store(1)
+	still("in a tx ring")
+	s.left.Store(8)
+	still("one is in the tx ring")
+	s.left.Store(9)
+	if got := w.goOn(now); got != orderKept {
+		t.Fatalf("%d when all has left", got)
+	}
+
+	w.beginOrder(now)
+	still("the one that came since")
+	s.gone.Store(true) // with its socket
+	if got := w.goOn(now); got != orderKept {
+		t.Fatalf("%d when the socket is gone", got)
+	}
+	s.gone.Store(false)
+	w.beginOrder(now)
+	if got := w.goOn(now + uint64(orderMost) + 1); got != orderGivenUp {
+		t.Errorf("%d when nothing moves for too long", got)
+	}
+}
+
+// Who has lost packets of late hands down in haste, and only then.
+func TestWhoLosesIsInHaste(t *testing.T) {
+	ws := newWorkers(t, 2)
+	now := uint64(time.Hour)
+	if ws[1].loses(now) {
+		t.Error("without a loss")
+	}
+	ws[0].count.lostAt.Store(now - uint64(hasteFor) + 1)
+	if !ws[1].loses(now) {
+		t.Error("not after another's loss")
+	}
+	if ws[1].loses(now + 1) {
+		t.Error("long after")
+	}
+}
