@@ -222,6 +222,7 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	run("watch links", func(ctx context.Context) error { return hostnet.Watch(ctx, g.netEvent) })
 	run("interface", srv.Run)
 	run("upkeep", g.upkeep)
+	run("what programs carry", g.readOffload)
 	run("memory of tables", g.makeAhead)
 	run("conditions", g.tendGroups)
 	run("copies", g.standby.Run)
@@ -322,7 +323,6 @@ func (g *Gateway) upkeep(ctx context.Context) error {
 		}
 		g.tendBlocks(ctx)
 		g.useNeighbors()
-		g.off.read(g.view.Load())
 		_ = g.clock.Resync() // it worked at start; a suspend is the only thing it could find
 		for i, sh := range g.shards {
 			sh.Events(func(e pipeline.Event) { g.logEvent(i, e) })

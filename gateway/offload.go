@@ -2,11 +2,13 @@ package gateway
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"demarc/gateway/api"
 	"demarc/gateway/cruise"
@@ -389,11 +391,25 @@ func (o *offload) last(t flow.TenantID, d meter.Dir) meter.Volume {
 	return meter.Volume{Packets: at.packets.Load(), Bytes: at.bytes.Load()}
 }
 
+// readOffload has what programs have carried be known once a second. Each tenant costs calls of the kernel, so nothing else waits for it.
+func (g *Gateway) readOffload(ctx context.Context) error {
+	if g.off == nil {
+		return nil
+	}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		g.off.read(g.view.Load())
+	}
+}
+
 // read has last be of now.
 func (o *offload) read(v *snapshot.View) {
-	if o == nil {
-		return
-	}
 	for _, t := range v.Tenants {
 		if t != nil {
 			o.readOf(t.ID)

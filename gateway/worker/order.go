@@ -12,11 +12,11 @@ import (
 //
 //  1. what programs have sent up has been received, by whichever worker, and is on its way;
 //  2. what had been handed over to this worker, and what the slow path has given to workers, is on its way;
-//  3. what this worker has handed over to be sent is in a batch of its sender, and none of the session waits for its rate;
+//  3. none of the session waits for its rate, and what this worker has handed over to be sent is with its sender;
 //  4. what is in a tx ring has left: the kernel has completed it.
 //
-// What comes meanwhile of a session hinders it (cruise.Tables.Begin): it is tried again with the next batch. A session whose packets come so close that there is never a gap is handed down
-// after mostTries, and one of a worker that loses packets after triesInHaste: a packet that is lost is worse than one out of order. Both are counted.
+// What comes meanwhile of a session hinders it (cruise.Tables.Begin): it is tried again with a batch to come, behind its next packet. A session that is hindered again and again is handed down when it has
+// been tried mostTries times, and where a worker of the node loses packets triesInHaste times: a packet that is lost is worse than one out of order. Both are counted.
 const (
 	mostTries    = 255
 	triesInHaste = 3
@@ -26,14 +26,14 @@ const (
 	orderMost = time.Second
 	// underEvery is how often a worker that would sleep looks whether a batch has come further.
 	underEvery = 200 * time.Microsecond
-	// lateAfter is in how many looks of upkeep, each 10 ms, nothing moves before what does not add up is put right: a driver that says late what it has sent, some with the next frame only; a frame that
-	// the kernel has lost without counting it.
+	// lateAfter is in how many looks nothing moves before what does not add up is put right: a driver that says late what it has sent, some with the next frame only; a frame that the kernel has lost
+	// without counting it. Looks are 10 ms apart while the worker is busy, and feedEvery where it sleeps: 60 to 300 ms in all.
 	lateAfter = 5
 )
 
-// passage is how far what a socket carries has come, as others see it at the end of a turn. The numbers only grow. Worker: wo, others: ro.
+// passage is how far what a socket carries has come, as others see it at the end of a turn. Worker: wo, others: ro.
 type passage struct {
-	through     atomic.Uint64 // of the frames that Up counts: received or lost
+	through     atomic.Uint64 // of the frames that Up counts: received or lost; it falls where more was received than counted, see reckon
 	given, left atomic.Uint64 // put into the tx ring; completed
 	gone        atomic.Bool   // it is a socket of the worker's no more
 
@@ -167,21 +167,20 @@ func (w *Worker) nextStage() {
 			o.wait(&p.second.through, p.second.given.Load(), nil)
 		}
 	case 3:
+		c, k := &w.second, 0
+		for _, slot := range c.batch { // before the heads are read: what its rate lets go after that is behind them
+			if w.shard.Sessions.Live(slot) && !w.waits(w.shard.Sessions.At(slot).Tenant) {
+				c.batch[k] = slot
+				k++
+			}
+		}
+		c.batch = c.batch[:k]
 		for _, p := range w.peers {
 			if r := p.in[w.cfg.ID]; r != nil {
 				o.wait(&r.through, r.head.Load(), nil)
 			}
 		}
 	case 4:
-		c, k := &w.second, 0
-		for _, slot := range c.batch { // what waits for its rate goes into a tx ring later
-			if !w.shard.Sessions.Live(slot) || w.waits(w.shard.Sessions.At(slot).Tenant) {
-				continue
-			}
-			c.batch[k] = slot
-			k++
-		}
-		c.batch = c.batch[:k]
 		for _, p := range w.all() {
 			for _, s := range *p.shown.Load() {
 				o.wait(&s.left, s.given.Load(), &s.gone)

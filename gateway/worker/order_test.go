@@ -61,6 +61,51 @@ func TestABatchWaitsForWhatIsInHand(t *testing.T) {
 	}
 }
 
+// A session of which a packet waits for its rate is left out, also where the rate lets go of it while the batch waits for others: it is behind what the batch has seen of the way to its sender.
+func TestABatchLeavesOutWhatWaitsForItsRate(t *testing.T) {
+	ws := newWorkers(t, 3)
+	w := ws[1]
+	now := w.cfg.Clock.Now()
+	for range 2 {
+		ws[0].hand(1, handProcess, 1, 0, udp(4000, 1000), nil) // 80 ms of the rate each
+	}
+	w.turn(now)
+	slot := uint32(0)
+	for !w.shard.Sessions.Live(slot) {
+		slot++
+	}
+	out := ws[2].in[1]
+	batch := func(between func()) int {
+		w.second.batch = []uint32{slot}
+		out.push(handSend, 0, 0, make([]byte, 60))
+		w.in[0].through.Store(w.in[0].tail.Load())
+		w.beginOrder(now)
+		if got := w.goOn(now); got != orderUnderWay || w.second.order.stage != 3 {
+			t.Fatalf("%d at stage %d: it is to wait for the ring of its sender", got, w.second.order.stage)
+		}
+		between()
+		out.through.Store(out.head.Load())
+		if got := w.goOn(now); got != orderKept {
+			t.Fatalf("%d when all has left", got)
+		}
+		return len(w.second.batch)
+	}
+	if n := batch(func() {
+		if w.shard.Shaper.Held() != 1 {
+			t.Fatal("nothing waits: this proves nothing")
+		}
+		w.turn(now + uint64(200*time.Millisecond))
+		if w.shard.Shaper.Held() != 0 {
+			t.Fatal("it waits still: this proves nothing")
+		}
+	}); n != 0 {
+		t.Error("a session whose packet waited for its rate")
+	}
+	if n := batch(func() {}); n != 1 {
+		t.Error("not a session of which nothing waits")
+	}
+}
+
 // Who has lost packets of late hands down in haste, and only then.
 func TestWhoLosesIsInHaste(t *testing.T) {
 	ws := newWorkers(t, 2)

@@ -303,6 +303,7 @@ func (p *Program) Ups() *ebpf.Map { return p.ups }
 
 // Up is that of one queue as the programs count it. It may be read until Close.
 func (p *Program) Up(queue int) *atomic.Uint64 {
+	_ = p.upsMem[queue*upsSize : (queue+1)*upsSize] // a queue that there is not is a panic, and no look behind the mapping
 	return (*atomic.Uint64)(unsafe.Pointer(&p.upsMem[queue*upsSize]))
 }
 
