@@ -1,10 +1,17 @@
 package gateway
 
 import (
+	"context"
+	"log/slog"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"demarc/configs"
+	"demarc/gateway/cruise"
+	"demarc/gateway/netlab/roottest"
+	"demarc/gateway/pipeline"
 	"demarc/gateway/xsk"
 )
 
@@ -36,5 +43,62 @@ func TestOffloadIsJudged(t *testing.T) {
 		if on || !strings.Contains(why, c.why) || (err != nil) != c.fails || err != nil && !strings.Contains(err.Error(), "port wan") {
 			t.Errorf("%q: on %v, %q, %v; want %q", c.asked, on, why, err, c.why)
 		}
+	}
+}
+
+// A program asks for the deadline of a group, and not whether its worker serves it by now: from before the deadline opens until the last worker has taken over all goes up, also where one is late. Who gives
+// a group up holds nothing up.
+func TestNothingIsCarriedBeforeTheLastWorkerHasTakenOver(t *testing.T) {
+	roottest.Require(t)
+	g := copyGateway(t, 2)
+	tables, err := cruise.Open(cruise.Config{Seeds: []uint64{1, 2}, Sessions: cruise.SessionUnit, Ports: 1, Interfaces: 1, Tenants: 1, Hops: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tables.Close()
+	g.off = &offload{tables: tables, log: slog.New(slog.DiscardHandler)}
+	gen := func(worker int) (n uint32) { // it is another one behind a takeover
+		t.Helper()
+		if err := g.workers[worker].Do(t.Context(), func(sh *pipeline.Shard) { n = sh.Gen() }); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	free := func(when string) {
+		t.Helper()
+		for end := time.Now().Add(5 * time.Second); g.off.isHeld(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s: all goes up still", when)
+			}
+		}
+	}
+	g.takeOver(1, true, false)
+	free("both workers have taken over")
+
+	g.takeOver(1, false, false)
+	if g.off.isHeld() {
+		t.Error("all goes up because a group is given up")
+	}
+
+	first, second := gen(0), gen(1)
+	hang, hangs := make(chan struct{}), make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(hang) })
+	t.Cleanup(goOn)
+	go func() {
+		_ = g.workers[1].Do(context.Background(), func(*pipeline.Shard) { close(hangs); <-hang })
+	}()
+	<-hangs
+	g.takeOver(1, true, false) // what comes behind it opens the deadline
+	if gen(0) == first || !g.off.isHeld() {
+		t.Fatalf("worker 1 hangs; worker 0 has taken over: %v, all goes up: %v", gen(0) != first, g.off.isHeld())
+	}
+	time.Sleep(5 * roleWait)
+	if !g.off.isHeld() {
+		t.Error("programs carry what worker 1 has not looked at")
+	}
+	goOn()
+	free("the last worker has taken over")
+	if gen(1) == second {
+		t.Error("programs carry, and worker 1 has not taken over")
 	}
 }

@@ -137,12 +137,17 @@ func TestOffloadCutIsACut(t *testing.T) {
 	r.wait(j)
 }
 
-// A node that is killed or stopped carries nothing after half a second, although its programs stay attached.
+// A node that is killed or stopped, or whose worker is caught in a loop that does not end, carries nothing after half a second, although its programs stay attached.
 func TestOffloadClosesWhenDead(t *testing.T) {
 	mostlyWaits(t)
-	for name, signal := range map[string]syscall.Signal{"killed": unix.SIGKILL, "stopped": unix.SIGSTOP} {
+	for name, signal := range map[string]syscall.Signal{"killed": unix.SIGKILL, "stopped": unix.SIGSTOP, "caught in a loop": unix.SIGUSR2} {
 		r := offloadRig(t, "offdead", rigPolicy("", ""))
-		r.start()
+		if signal == unix.SIGUSR2 {
+			r.program = plantProgram(t)
+			r.start("env", "DEMARC_PLANT=worker-loops")
+		} else {
+			r.start()
+		}
 		r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
 		count := r.arrives()
 		var p host.Probe
@@ -150,10 +155,10 @@ func TestOffloadClosesWhenDead(t *testing.T) {
 		r.flows(count)
 		pid := netlab.Worker(r.cmd.Process.Pid)
 		began := time.Now()
-		check(t, unix.Kill(r.cmd.Process.Pid, signal)) // first who would start it again
-		if pid != r.cmd.Process.Pid {
-			check(t, unix.Kill(pid, signal))
+		if pid != r.cmd.Process.Pid && signal != unix.SIGUSR2 {
+			check(t, unix.Kill(r.cmd.Process.Pid, signal)) // first who would start it again
 		}
+		check(t, unix.Kill(pid, signal))
 		last, was := time.Duration(0), count()
 		for time.Since(began) < 1200*time.Millisecond {
 			if n := count(); n != was {
@@ -165,12 +170,19 @@ func TestOffloadClosesWhenDead(t *testing.T) {
 		if last > 500*time.Millisecond {
 			t.Errorf("%s: a packet came %v after", name, last)
 		}
-		if signal == unix.SIGSTOP {
+		switch signal {
+		case unix.SIGSTOP:
 			check(t, unix.Kill(pid, unix.SIGCONT))
 			check(t, unix.Kill(r.cmd.Process.Pid, unix.SIGCONT))
 			r.until(3*time.Second, "it carries again", func() (bool, string) { n := count(); return n > was+20, fmt.Sprint(n - was) })
 			r.stop()
-		} else {
+		case unix.SIGUSR2:
+			if !r.running() || unix.Kill(pid, 0) != nil {
+				t.Error("the node has ended: this proves nothing")
+			}
+			check(t, unix.Kill(pid, unix.SIGKILL)) // it hears nothing else
+			<-r.ended
+		default:
 			<-r.ended
 		}
 		r.wait(j)

@@ -2,19 +2,42 @@
 
 package worker
 
+import (
+	"os"
+	"os/signal"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
 // noLook has nobody look at deadlines before frames leave: a fault that is there to see that a judge finds it. paced gives the clock another pace. Both are in programs alone that are
-// built for a test, and set before anything runs.
+// built for a test, and set before anything runs. endless has all workers in a loop that does not end, from SIGUSR2 on.
 var (
-	noLook bool
-	from   uint64 // ns of CLOCK_BOOTTIME: until then the clock is true
-	rate   = 1.0
+	noLook  bool
+	endless atomic.Bool
+	from    uint64 // ns of CLOCK_BOOTTIME: until then the clock is true
+	rate    = 1.0
 )
 
 // Plant puts a fault into every worker; false = it is none of this room's.
 func Plant(fault string) bool {
-	noLook = noLook || fault == "no-look"
-	return fault == "no-look"
+	switch fault {
+	case "no-look":
+		noLook = true
+	case "worker-loops":
+		c := make(chan os.Signal, 1)
+		signal.Notify(c, unix.SIGUSR2)
+		go func() {
+			<-c
+			endless.Store(true)
+		}()
+	default:
+		return false
+	}
+	return true
 }
+
+func caught() bool { return endless.Load() }
 
 // Pace has the clock of this process go so fast from a time on.
 func Pace(since uint64, by float64) { from, rate = since, by }

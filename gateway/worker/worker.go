@@ -344,6 +344,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	idleSince := w.cfg.Clock.Now()
 	for !w.closed.Load() {
+		for caught() {
+		}
 		now := w.cfg.Clock.Now()
 		if w.turn(now) > 0 {
 			end := w.cfg.Clock.Now()
