@@ -133,6 +133,13 @@ func TestWorkersHandOver(t *testing.T) {
 			if d := drops(before, paced); d["hand_over_full"]+d["no_tx_socket"]+d["frame_exhausted"]+d["tx_ring_full"] > 0 {
 				t.Errorf("drops between workers at a rate that they can carry: %v", d)
 			}
+			hasty := uint64(0)
+			for _, w := range paced.Workers {
+				hasty += w.Hasty
+			}
+			if hasty > 2 { // of ten conversations, none of which loses a packet
+				t.Errorf("%d sessions were handed down in haste at a rate that workers can carry", hasty)
+			}
 			// As fast as it goes: what a full ring drops TCP sends again, and the file is still right.
 			var fast host.Download
 			s.run(s.Beta2.Name, &fast, "http-get", "-url", "http://203.0.113.11", "-size", "30000000", "-seed", "9")
