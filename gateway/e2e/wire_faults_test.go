@@ -16,7 +16,7 @@ import (
 var (
 	wireSeed   = flag.Uint64("faults.seed", 0, "of the first round of TestWireFaults and TestWireAuto; 0 = drawn")
 	wireFor    = flag.Duration("faults.for", 0, "how long they do harm, in rounds of 12 s; 0 = one short round")
-	wireClocks = flag.Bool("faults.clocks", false, "the nodes' clocks have another pace, up to 5 %, and wall clocks that are off by weeks (a program that is built for it)")
+	wireClocks = flag.Bool("faults.clocks", false, "the nodes' clocks have another pace, up to 5 %, and wall clocks that are off by weeks (a program that is built for it); TestWireFaults has that in its short round too")
 )
 
 const (
@@ -26,10 +26,11 @@ const (
 
 // Harm of all kinds from a seed, one on top of the other, to two gateways and a witness, while conversations begin, and remote hosts go on sending to every public port that they have heard from: what either
 // gateway sends with the group's address is judged by captures at the switches. Never two owners, never a packet to another host than its own, never a public port with two hosts. When
-// all is over one of them serves, and the other has a whole copy.
+// all is over one of them serves, and the other has a whole copy. In the short round of every run the nodes' clocks differ, by pace, wall clock and offset; TestWireAuto has the program as it is shipped.
 func TestWireFaults(t *testing.T) {
-	wireRounds(t, func(seed uint64) *wirePlan {
-		return wireDraw(seed, []string{"fence", "keep"}[seed%2], []string{"wait", "serve"}[seed/2%2], wireTime(), *wireClocks)
+	clocks := *wireClocks || *wireFor == 0
+	wireRounds(t, clocks, func(seed uint64) *wirePlan {
+		return wireDraw(seed, []string{"fence", "keep"}[seed%2], []string{"wait", "serve"}[seed/2%2], wireTime(), clocks)
 	}, func(l *wireLab, v *judge.Verdict) {
 		for _, o := range v.Offences {
 			if !l.handful(o) {
@@ -64,7 +65,7 @@ func wireTime() time.Duration {
 }
 
 // wireRounds runs plans, of one seed and those after it, until the time is over. Each has nodes and hosts of its own, for the ports and sessions of an hour are more than there are.
-func wireRounds(t *testing.T, draw func(seed uint64) *wirePlan, judged func(*wireLab, *judge.Verdict)) {
+func wireRounds(t *testing.T, clocks bool, draw func(seed uint64) *wirePlan, judged func(*wireLab, *judge.Verdict)) {
 	seed := *wireSeed
 	if seed == 0 {
 		seed = rand.Uint64() >> 16
@@ -72,11 +73,11 @@ func wireRounds(t *testing.T, draw func(seed uint64) *wirePlan, judged func(*wir
 	for harmed := time.Duration(0); ; seed++ {
 		ok := t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			binary := program(t)
-			if *wireClocks {
+			if clocks {
 				binary = plantProgram(t)
 			}
 			p := draw(seed)
-			l := wireOpen(t, p, binary, *wireClocks)
+			l := wireOpen(t, p, binary, clocks)
 			l.start()
 			if p.alone == "auto" {
 				l.split()
@@ -150,7 +151,7 @@ func (l *wireLab) end(judged func(*wireLab, *judge.Verdict)) {
 // Two gateways without a witness, and `auto`: when neither hears the other both may serve. What is promised: each serves on then; when they hear each other again one of them yields, and nobody else than the two
 // halves of a cut pair ever serve at once. Ports are not judged after the first such time, since both have given some away by themselves.
 func TestWireAuto(t *testing.T) {
-	wireRounds(t, func(seed uint64) *wirePlan { return wireDraw(seed, "auto", "serve", wireTime(), *wireClocks) }, func(l *wireLab, v *judge.Verdict) {
+	wireRounds(t, *wireClocks, func(seed uint64) *wirePlan { return wireDraw(seed, "auto", "serve", wireTime(), *wireClocks) }, func(l *wireLab, v *judge.Verdict) {
 		apart := l.apart()
 		for _, o := range v.Offences {
 			split := slices.ContainsFunc(apart, func(s span) bool { return !o.At.Before(s.from) && o.At.Before(s.to) })

@@ -48,6 +48,7 @@ const (
 	harmRestart = "restart"
 	harmMove    = "move"
 	harmDrain   = "drain"
+	harmLead    = "lead" // a node comes to lead the log
 )
 
 var wireNodes = []string{"gw1", "gw2", "witness"}
@@ -119,7 +120,8 @@ func wireDraw(seed uint64, alone, stale string, last time.Duration, clocks bool)
 	for _, n := range p.nodes() {
 		p.ahead[n], p.rate[n] = time.Duration(dice.IntN(1_000_000))*time.Second, 1
 		if clocks {
-			p.rate[n], p.wall[n] = 0.95+0.1*dice.Float64(), between(-30*24*time.Hour, 30*24*time.Hour)
+			// Ahead, for the authority is as young as the lab, and a clock that stands before it meets nobody. They differ from each other by weeks all the same.
+			p.rate[n], p.wall[n] = 0.95+0.1*dice.Float64(), between(0, 60*24*time.Hour)
 		}
 	}
 	busy := map[string]time.Duration{} // until when harm is done to a process or a port
@@ -185,6 +187,11 @@ func wireDraw(seed uint64, alone, stale string, last time.Duration, clocks bool)
 						if a != b {
 							h.ways = append(h.ways, harmWay{a, b, 0})
 						}
+					}
+				}
+				for _, n := range wireNodes[:2] { // those of the networks that are served too
+					for _, side := range []string{"", "alpha", "beta"} {
+						h.sides = append(h.sides, harmSide{n, side, true}, harmSide{n, side, false})
 					}
 				}
 			case y < 10: // what goes from gateway to gateway is late

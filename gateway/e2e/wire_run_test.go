@@ -101,6 +101,19 @@ func wireOpen(t testing.TB, p *wirePlan, binary string, told bool, env ...string
 // start has flows and new conversations go through the group, watched. It ends when they do, however long that takes a busy machine.
 func (l *wireLab) start() {
 	l.t.Helper()
+	h := &pairLab{Pair: l.Pair, t: l.t}
+	var why string
+	if !until(30*time.Second, func() bool { // on a busy machine gw2 may have been the first
+		g, err := h.says(l.GW1)
+		why = fmt.Sprintf("%+v (%v)", g, err)
+		if err == nil && g.Owner == l.GW2.Name {
+			_, err = l.GW1.Run(l.t.Context(), "group", "move", nodes.PairGroup, l.GW1.Name)
+			why += fmt.Sprintf(", %v", err)
+		}
+		return err == nil && g.Serving
+	}) {
+		l.t.Fatalf("gw1 does not come to serve: %s", why)
+	}
 	check(l.t, l.Watch())
 	var err error
 	l.flows, err = l.StartFlows(l.FlowSpecs(1, 10*time.Millisecond)...)
@@ -108,9 +121,7 @@ func (l *wireLab) start() {
 	check(l.t, l.Serves(l.t.Context(), 10*time.Second, l.GW1))
 	l.fresh, err = l.StartFresh(l.plan.fresh)
 	check(l.t, err)
-	h := &pairLab{Pair: l.Pair, t: l.t}
 	many := uint64(200 + l.plan.fresh/2)
-	var why string
 	if !until(40*time.Second, func() bool {
 		g, err := h.says(l.GW1)
 		why = fmt.Sprintf("%+v (%v)", g, err)
@@ -237,22 +248,14 @@ func (l *wireLab) do(ctx context.Context, h harm) (undo func() error, err error)
 			}
 			return nil
 		}, nil
-	case harmCut, harmLoss, harmDelay:
+	case harmCut, harmDelay, harmLoss, harmShut:
 		return l.hinder(h)
-	case harmShut:
-		var all []func() error
-		for _, s := range h.sides {
-			u, err := l.Shut(l.Node(s.node), s.side, s.in, h.lose)
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, u)
-		}
-		return undoAll(all), nil
 	case harmPort:
 		s := h.sides[0]
 		dev := map[string]string{"alpha": "alpha0", "beta": "beta0", "": "wan0"}[s.side]
 		return func() error { return l.SetUp(s.node, dev, true) }, l.SetUp(s.node, dev, false)
+	case harmLead:
+		return nil, l.ask(ctx, "cluster", "lead", h.node)
 	case harmMove, harmDrain:
 		if h.kind == harmMove {
 			return nil, l.ask(ctx, "group", "move", nodes.PairGroup, h.node)
@@ -309,12 +312,20 @@ func undoAll(all []func() error) func() error {
 	}
 }
 
+// hinder has a share of what goes these ways be lost, and on the cluster's network the rest be late.
 func (l *wireLab) hinder(h harm) (undo func() error, err error) {
 	var all []func() error
 	for _, w := range h.ways {
 		u, err := l.Hinder(l.Node(w.from), l.Node(w.to), w.proto, h.lose, h.wait)
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, undoAll(all)())
+		}
+		all = append(all, u)
+	}
+	for _, s := range h.sides {
+		u, err := l.Shut(l.Node(s.node), s.side, s.in, h.lose)
+		if err != nil {
+			return nil, errors.Join(err, undoAll(all)())
 		}
 		all = append(all, u)
 	}
