@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -10,7 +11,7 @@ import (
 )
 
 // What the owner of a group says of the copy at the other node: it is whole while sessions come and go, it falls behind while the other node is stopped and says so, and goes on
-// where it was; a killed one gets all anew. While it is whole nothing keeps the other node from taking over.
+// where it was; a killed one gets all anew; one whose tables are smaller is said to have no room. While it is whole nothing keeps the other node from taking over.
 func TestPairCopies(t *testing.T) {
 	p := newPair(t, "pair", "")
 	p.start()
@@ -44,6 +45,7 @@ func TestPairCopies(t *testing.T) {
 		}
 		return ""
 	})
+	p.smaller()
 	check(t, p.GW2.Start(t.Context()))
 	p.copied("gw2 has a whole copy again", func(g *api.Group, c *api.GroupCopy) string {
 		if !c.Whole || len(g.Why) > 0 {
@@ -52,6 +54,31 @@ func TestPairCopies(t *testing.T) {
 		return ""
 	})
 	p.end()
+}
+
+// smaller starts gw2 with tables that have no room for what gw1 has, says that the group is not protected because of that, and ends gw2 again; its file is as it was then.
+func (p *pairLab) smaller() {
+	p.t.Helper()
+	fresh, err := p.StartFresh(2000)
+	check(p.t, err)
+	text := read(p.t, p.GW2.File)
+	check(p.t, os.WriteFile(p.GW2.File, []byte(replace(p.t, text, "sessions = 4096", "sessions = 1024")), 0o644))
+	check(p.t, p.GW2.Start(p.t.Context()))
+	const words = "its tables have no room for them: give it tables.sessions and tables.mappings as large as here"
+	p.copied("gw2 has smaller tables", func(g *api.Group, c *api.GroupCopy) string {
+		if why := strings.Join(g.Why, "; "); c == nil || c.Whole || c.Missing == 0 || !strings.Contains(why, "gw2") || !strings.Contains(why, words) || len(g.InSync) > 0 {
+			return fmt.Sprintf("%+v, in sync %q, %q", c, g.InSync, why)
+		}
+		return ""
+	})
+	out, err := p.GW1.Run(p.t.Context(), "group")
+	if check(p.t, err); !strings.Contains(out, "NOT PROTECTED") || !strings.Contains(out, words) {
+		p.t.Errorf("it is not said:\n%s", out)
+	}
+	_, _, err = fresh.End()
+	check(p.t, err)
+	check(p.t, p.GW2.Stop())
+	check(p.t, os.WriteFile(p.GW2.File, []byte(text), 0o644))
 }
 
 // copied polls what gw1 says of its group until nothing is wrong.
