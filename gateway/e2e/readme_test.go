@@ -196,8 +196,13 @@ func (m *machines) do(on, line string) (string, error) {
 			check(m.t, c.Process.Signal(signal))
 			check(m.t, c.Wait())
 			return "", m.begin(on)
-		case "systemctl enable --now demarc":
+		case "systemctl enable --now demarc", "systemctl start demarc":
 			return "", m.begin(on)
+		case "systemctl disable --now demarc", "systemctl stop demarc":
+			c := m.units[on]
+			delete(m.units, on)
+			check(m.t, c.Process.Signal(unix.SIGTERM))
+			return "", c.Wait()
 		}
 		m.t.Fatalf("the test does not know what %q does", line)
 	}
@@ -301,7 +306,7 @@ func TestReadmePair(t *testing.T) {
 	}
 }
 
-// The pages' way from a gateway that serves to a pair, word for word, while packets go and connections are held: none is lost, each keeps its public port, and what it costs
+// The pages' way from a gateway that serves to a pair, and back again, word for word, while packets go and connections are held: none is lost, each keeps its public port, and what it costs
 // is printed.
 func TestOneBecomesAPair(t *testing.T) {
 	mostlyWaits(t)
@@ -318,6 +323,7 @@ func TestOneBecomesAPair(t *testing.T) {
 	single := strings.NewReplacer("198.18.10.252", "198.18.10.1", "2001:db8:a::252", "2001:db8:a::1", "203.0.113.2/", "203.0.113.4/", "2001:db8:ff::2/", "2001:db8:ff::4/").Replace(cut(node, "# Of the host's", "[[port]]"))
 	m.put("gw1", "/etc/demarc/node.toml", single)
 	m.put("gw1", "/etc/demarc/policy.toml", cut(policy, "[[group]]", "[[tenant]]"))
+	m.put("gw1", "/etc/demarc/single.toml", cut(policy, "[[group]]", "[[tenant]]"))
 	m.put("gw1", "/etc/demarc/node-pair.toml", node)
 	m.put("gw1", "/etc/demarc/alone.toml", strings.NewReplacer(`["gw1", "gw2"]`, `["gw1"]`, `["gw2", "gw1"]`, `["gw1"]`).Replace(policy))
 	m.put("gw1", "/etc/demarc/pair.toml", policy)
@@ -345,12 +351,25 @@ func TestOneBecomesAPair(t *testing.T) {
 	m.follow(steps(t, "docs/cluster.md", "the commands from one gateway to a pair"))
 	m.groups("gw1", map[string]string{"east": "gw1", "west": "gw1"})
 	time.Sleep(200 * time.Millisecond) // of packets behind it: what has not come back must be seen
+	back := time.Now()
+	m.follow(steps(t, "docs/cluster.md", "the commands from a pair to one gateway"))
+	m.pings()
+	time.Sleep(200 * time.Millisecond)
 	ended := time.Now()
+	if out, err := m.enter("gw1", "demarc group"); err == nil && (strings.Contains(out, "east") || strings.Contains(out, "gw2")) {
+		t.Errorf("one gateway says of groups:\n%s", out)
+	}
 	seen, err := flows.End()
 	check(t, err)
-	worst, paused := seen.Worst(began, ended)
+	for _, way := range []struct {
+		what     string
+		from, to time.Time
+	}{{"to a pair", began, back}, {"back", back, ended}} {
+		worst, paused := seen.Worst(way.from, way.to)
+		t.Logf("%s: the worst gap is %s (%s, %s after the beginning of %s), senders paused for %s", way.what, worst.Gap, worst.Flow, time.Duration(worst.From-way.from.UnixNano()), way.to.Sub(way.from), paused)
+	}
 	lost, sent := seen.Lost()
-	t.Logf("the worst gap is %s (%s, %s after the beginning), senders paused for %s; %d of %d packets lost", worst.Gap, worst.Flow, time.Duration(worst.From-began.UnixNano()), paused, lost, sent)
+	t.Logf("%d of %d packets lost", lost, sent)
 	if moved := seen.Moved(); len(moved) > 0 || seen.Wrong > 0 {
 		t.Errorf("flows with another public port: %v; %d packets were wrong: %s", moved, seen.Wrong, seen.Example)
 	}
