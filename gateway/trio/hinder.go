@@ -32,14 +32,19 @@ type gate struct {
 }
 
 func (h *hinder) begin(o *Options) {
-	h.lines, h.faults, h.gates = map[string]*netlab.Line{}, map[string][]netlab.LineFault{}, map[gateKey]*gate{}
+	h.lines, h.faults = map[string]*netlab.Line{}, map[string][]netlab.LineFault{}
 	o.Wire = func(l *netlab.Lab, e netlab.End) (err error) {
 		h.lines[e.NS], err = l.PlugByLine(Switch, e)
 		return err
 	}
 }
 
+// addGates makes gates where there are none yet.
 func (p *Pair) addGates() error {
+	if len(p.hinder.gates) > 0 {
+		return nil
+	}
+	p.hinder.gates = map[gateKey]*gate{}
 	for _, n := range p.Gateways() {
 		for side, s := range p.sides {
 			for d, in := range map[netlab.Direction]bool{netlab.Egress: true, netlab.Ingress: false} { // of the switch's port
@@ -110,6 +115,22 @@ func (p *Pair) Shut(n *Node, side string, in bool, share float64) (undo func() e
 			return slices.Delete(list, i, i+1)
 		})
 	}), nil
+}
+
+// LoseAll has a share of everything be lost that nodes send each other, and that the gateways send to and receive from the networks that they serve; 0 = nothing any more. It is not for use beside Shut.
+func (p *Pair) LoseAll(share float64) error {
+	errs := []error{p.addGates()}
+	for _, a := range p.Nodes() {
+		for _, b := range p.Nodes() {
+			if a != b {
+				errs = append(errs, p.Lose(a, b, share))
+			}
+		}
+	}
+	for _, g := range p.hinder.gates {
+		errs = append(errs, g.g.Lose(share))
+	}
+	return errors.Join(errs...)
 }
 
 // Fresh is conversations of both tenants that begin all the time, and what remote hosts go on sending to all that have begun.
