@@ -47,7 +47,7 @@ var wirePlants = []wirePlant{
 	}, want: []judge.Kind{judge.Both}},
 	// The owner goes on by the witness, which dies, is back before the last promise of its life before is used up, and helps the other one. A lease lasts 1.5 s here, so that a process can be
 	// started meanwhile; the other one leads the log, so that no election takes that time.
-	{fault: "no-wait", rate: 0.1, fresh: 1000, harms: func(owner, other string) []harm {
+	{fault: "no-wait", rate: 0.08, fresh: 1000, harms: func(owner, other string) []harm {
 		me, it, w := []string{owner}, []string{other}, []string{"witness"}
 		return []harm{
 			{at: 0, kind: harmLead, node: other},
