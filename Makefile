@@ -29,7 +29,7 @@ ROOTS = @waiting $(GOTEST) -p=1 $(ROOT) -- @others $(GOTEST) -p=1 $(ROOT)
 
 PREFIX := /usr/local
 
-.PHONY: build install install-pages uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-full bench-sample bench-quick bench-cluster bench-failover zerocopy faults-found profile
+.PHONY: build install install-pages uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-full bench-sample bench-quick bench-cluster bench-failover zerocopy faults-found test-always profile
 
 build:
 	go build -ldflags '-s -w -X main.version=$(VERSION)' -o demarc .
@@ -118,6 +118,10 @@ faults: check
 # Faults that are planted into real nodes, and must be found, as in every run of the tests; and the same harm without them, which must bring out nothing: docs/faults.md.
 faults-found: check
 	go test -count=1 -timeout 30m -v ./gateway/e2e -run 'TestWirePlants$$' -faults.controls
+
+# The end-to-end tests once more, with gateways whose XDP programs carry established sessions (gateway/e2e/doc.go). As root.
+test-always: check
+	DEMARC_E2E_OFFLOAD=always go test -count=1 -timeout 30m ./gateway/e2e
 
 # Where a packet's time goes: instructions by function, counted one by one, and pprof of the same bursts by time (build/pipeline.pprof, for go tool pprof).
 profile:

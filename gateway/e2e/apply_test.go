@@ -22,7 +22,10 @@ import (
 )
 
 // Fifty policies in a row, each with another rule, object and limit of both tenants, under a paced stream of each: nothing is lost.
-func TestApplyLosesNothing(t *testing.T) {
+func TestApplyLosesNothing(t *testing.T) { applyLosesNothing(t) }
+
+func applyLosesNothing(t *testing.T) {
+	t.Helper()
 	policy := func(n int) string {
 		more := fmt.Sprintf(`
 [tenant.rates.out]

@@ -3,6 +3,6 @@
 // It does not contain anything but tests, and does not look inside the gateway: what is judged is what hosts see, what is on the wire, and
 // what the gateway says of itself. The tests need root (netlab/roottest) and run one after the other, but for those that mostly wait.
 //
-// With DEMARC_E2E_OFFLOAD=always the gateways of the standard lab and of the pair carry established sessions in their XDP programs. Not all tests pass then: not those that plug in a device of their own
-// whose far end takes no redirected frames.
+// With DEMARC_E2E_OFFLOAD=always (make test-always) the gateways of the standard lab and of the pair carry established sessions in their XDP programs, but for ports in generic mode, which has no such
+// program. The tests that have Offload in their name always run so.
 package e2e

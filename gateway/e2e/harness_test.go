@@ -120,6 +120,22 @@ func check(t testing.TB, err error) {
 // offloaded says that the standard lab's gateways carry established sessions in the XDP program: DEMARC_E2E_OFFLOAD=always runs the tests so.
 func offloaded() bool { return os.Getenv("DEMARC_E2E_OFFLOAD") == "always" }
 
+// always runs the rest of a test so.
+func always(t *testing.T) { t.Setenv("DEMARC_E2E_OFFLOAD", "always") }
+
+// keepsOrder has the lab itself keep the order of what programs redirect, which goes on on whatever CPU its sender runs on: each device has one queue of its own then, and not one for each CPU, which who gets
+// its CPU first empties first.
+func keepsOrder(t testing.TB, top *netlab.Topology) {
+	t.Helper()
+	if !offloaded() {
+		return
+	}
+	for _, h := range top.Hosts() {
+		check(t, top.TakesRedirected(h.Name, netlab.HostDevice, true))
+		check(t, top.TakesRedirected("sw-"+h.Name[:len(h.Name)-1], netlab.PortName(netlab.End{NS: h.Name, Name: netlab.HostDevice}), true))
+	}
+}
+
 // addr and prefix are for literals.
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
@@ -147,6 +163,7 @@ func standard(t testing.TB, o netlab.Options) *site {
 	top, err := netlab.Standard(labName(t, "e2e"), o)
 	check(t, err)
 	s := newSite(t, top)
+	keepsOrder(t, top)
 	node, err := examples.FS.ReadFile("lab.node.toml")
 	check(t, err)
 	policy, err := examples.FS.ReadFile("lab.policy.toml")
@@ -197,7 +214,7 @@ func (s *site) write(node, policy string) {
 			l = fmt.Sprintf("data_dir = %q\n", filepath.Join(s.dir, "data"))
 		case strings.HasPrefix(l, "socket = "):
 			l = fmt.Sprintf("socket = %q\n", s.socket)
-		case strings.HasPrefix(l, "device = ") && offloaded() && !strings.Contains(node, "offload = "):
+		case strings.HasPrefix(l, "device = ") && offloaded() && !strings.Contains(node, "offload = ") && !strings.Contains(node, `mode = "generic"`): // which has no program that carries: workers do
 			l += "offload = \"always\"\n"
 		}
 		lines = append(lines, l)

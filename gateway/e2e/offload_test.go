@@ -104,6 +104,18 @@ func TestOffloadCarries(t *testing.T) {
 	}
 }
 
+// With several workers nothing comes out of order, is lost or comes twice, whoever carries it: what programs redirect passes nothing by that a worker has in hand.
+func TestOffloadKeepsOrderBetweenWorkers(t *testing.T) {
+	always(t)
+	workersHandOver(t, handOver{2, false}, handOver{4, false})
+}
+
+// Each policy has all packets go up for a moment, and sessions handed down again: nothing is lost by that, and nothing comes out of order.
+func TestOffloadLosesNothingByAPolicy(t *testing.T) {
+	always(t)
+	applyLosesNothing(t)
+}
+
 // What is cut by policy or blocked is cut when it is acknowledged: not one packet comes after.
 func TestOffloadCutIsACut(t *testing.T) {
 	r := offloadRig(t, "offcut", rigPolicy("", ""))

@@ -121,6 +121,7 @@ func newRigWith(t testing.TB, name, policy string, o netlab.Options) *rig {
 		}
 		nothingLeft(t, top.Name())
 	})
+	keepsOrder(t, top)
 	return rigOn(t, top, prog, policy)
 }
 
