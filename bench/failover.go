@@ -384,6 +384,12 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 		}
 		return nil
 	}
+	if r.half {
+		if err := q.halfLoad(ctx, r, runs, lab); err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+		return nil
+	}
 	var list []run
 	var u usage // where most else ran
 	rounds, over := pacer{due: q.due}, false
@@ -493,7 +499,9 @@ func (q *failoverBench) run(ctx context.Context) (err error) {
 		}
 		q.due = share(time.Now(), due, 1, float64(len(rows)-i))
 		if ctx.Err() == nil {
+			began := time.Now()
 			err = errors.Join(err, q.row(ctx, r, &lab))
+			q.say("%s took %.0f s", r.name, time.Since(began).Seconds())
 		}
 	}
 	if lab != nil {
@@ -535,8 +543,8 @@ func (q *failoverBench) check() error {
 		return errors.New("--rate: want 4 to 4000")
 	case q.Stay && q.Runs != 1:
 		return errors.New("--stay: there is nobody left for a second run: want --runs 1")
-	case q.Probes < 1 || q.Probes > addresses:
-		return fmt.Errorf("--probes: want 1 to %d", addresses)
+	case q.Probes < 1 || q.Probes > 50 || q.Probes > addresses && q.Probes%addresses != 0:
+		return fmt.Errorf("--probes %d: want 1 to %d, or a multiple of that up to 50", q.Probes, addresses)
 	case q.Calls < 4 || q.Calls > 4000 || q.Calls%4 != 0 || q.Calls > 4*addresses && q.Calls%(4*addresses) != 0:
 		return fmt.Errorf("--calls %d: want a multiple of 4 up to %d, or of %d up to 4000", q.Calls, 4*addresses, 4*addresses)
 	case q.Interval < 100*time.Microsecond || q.Interval > time.Second:
@@ -608,7 +616,7 @@ func failoverCommand() *cobra.Command {
 	f.BoolVar(&q.Full, "full", false, "20 runs of each row and 200 stops, 100,000 idle connections, harm for 10 minutes: takes hours")
 	f.StringSliceVar(&q.Rows, "rows", nil, "which rows to measure: names, or what stands before the slash; all by default")
 	f.IntVar(&q.Runs, "runs", 0, "of each row; 0 = as many as fit into ten minutes")
-	f.IntVar(&q.Probes, "probes", 1, "hosts of each tenant that are probed in each family, beside two flows of a host that hears no announcement")
+	f.IntVar(&q.Probes, "probes", 1, "flows of each tenant that are probed in each family, of a host each up to ten, beside two flows of a host that hears no announcement")
 	f.DurationVar(&q.Interval, "interval", time.Millisecond, "between two probes of a flow, each way")
 	f.IntVar(&q.Calls, "calls", 200, "streams of 50 packets a second each way, as G.711 makes them")
 	f.IntVar(&q.Data, "data", 2000, "connections with data on the way")

@@ -269,6 +269,8 @@ func TestFailoverFiguresOfBulkAndPoison(t *testing.T) {
 	is(t, by, "bulk copy", 1, 0.05, 60, true)
 	is(t, by, "bulk rate-before", 1, 500, 8500, false)
 	is(t, by, "bulk tables-apart", 1, 0, 0, true)
+	is(t, by, "bulk copy-at-full-rate", 1, 0.05, 60, false)
+	is(t, by, "bulk full-rate-meanwhile", 1, 500, 12_000, false)
 	is(t, by, "alone/restart gap", 1, 10, 5000, false)
 	is(t, by, "alone/restart start", 1, 10, 5000, false)
 	is(t, by, "alone/restart taken-up", 1, 12, 100, false)
@@ -301,7 +303,7 @@ func TestFailoverFiguresSeeThatNobodyTakesOver(t *testing.T) {
 }
 
 func TestFailoverRefusesWrongOptions(t *testing.T) {
-	for _, args := range [][]string{{"--rows", "else"}, {"--rows", "port/else"}, {"--runs", "-1"}, {"--probes", "11"}, {"--calls", "6"}, {"--interval", "2s"}, {"--data", "200001"}, {"--many", "150"}, {"--many-rate", "1"}, {"--every", "1ms"}} {
+	for _, args := range [][]string{{"--rows", "else"}, {"--rows", "port/else"}, {"--runs", "-1"}, {"--probes", "11"}, {"--probes", "60"}, {"--calls", "6"}, {"--interval", "2s"}, {"--data", "200001"}, {"--many", "150"}, {"--many-rate", "1"}, {"--every", "1ms"}} {
 		c := Command("")
 		c.SetArgs(append([]string{"failover"}, args...))
 		c.SilenceUsage, c.SilenceErrors = true, true

@@ -17,11 +17,8 @@ import (
 
 // probes are the paced flows that gaps are measured by, calls the streams.
 func (q *failoverBench) flows(p *trio.Pair, probe bool) (probes, calls []netlab.FlowSpec) {
-	for _, s := range p.FlowSpecs(1, q.Interval) {
-		if probe {
-			s.From = s.From[:min(len(s.From), q.Probes)]
-			probes = append(probes, s)
-		}
+	if probe {
+		probes = q.probeSpecs(p, q.Probes)
 	}
 	many := q.Calls
 	if !probe {

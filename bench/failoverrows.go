@@ -47,6 +47,7 @@ type failoverRow struct {
 	events         bool          // it is session events, with both ends in one process
 	alone          bool          // it is a gateway that nobody stands beside
 	once           bool          // it may move, at most once
+	half           bool          // it moves under half of the load that is found first
 	args           []string      // more of the nodes' command lines: a fault that is planted in them
 	act            func(q *failoverBench, ctx context.Context, p *trio.Pair, i, runs int, long time.Duration) act
 }
@@ -83,8 +84,12 @@ var failoverRows = []failoverRow{
 	{name: "stop", about: "the owner is stopped for 50 ms to 3 s, most often around the lease, and goes on; one burst that it had in hand may leave then", runs: 12, full: 200, median: 200, most: 500, act: freeze},
 	{name: "port/backbone", about: "the owner's port on the backbone goes down", runs: 2, full: 20, median: 200, condition: true, act: unplug("wan0")},
 	{name: "port/tenant", about: "its port to a tenant goes down", runs: 2, full: 20, median: 200, condition: true, act: unplug("alpha0")},
-	{name: "nothing", about: "nothing is done: what the figures of the next five rows are of the machine's own", runs: 2, full: 20, still: true, calm: lasts + behind, act: undisturbed},
+	{name: "nothing", about: "nothing is done: what the figures of the next four rows, and of deaths, are of the machine's own", runs: 2, full: 20, still: true, calm: lasts + behind, act: undisturbed},
 	{name: "cut/gateways", about: "the two gateways do not reach each other", runs: 2, full: 20, still: true, calm: lasts + behind, act: cut(func(p *trio.Pair, owner *trio.Node, c bool) error { return p.Cut(owner, p.Other(owner), c) }, false)},
+	{name: "cut/copies", about: "the two gateways have no TCP between them, by which copies go: nothing moves, and the lease goes on by datagrams", runs: 2, full: 20, still: true, calm: silent + behind, act: cutTCP(func(p *trio.Pair, owner *trio.Node) [][2]*trio.Node { return [][2]*trio.Node{{owner, p.Other(owner)}} }, false)},
+	{name: "cut/log", about: "no node has TCP to any other, by which the log goes: nothing can be agreed on, and nothing moves", runs: 2, full: 20, still: true, calm: silent + behind, act: cutTCP(func(p *trio.Pair, _ *trio.Node) [][2]*trio.Node {
+		return [][2]*trio.Node{{p.GW1, p.GW2}, {p.GW1, p.Witness}, {p.GW2, p.Witness}}
+	}, true)},
 	{name: "cut/standby", about: "the other gateway reaches nobody", runs: 2, full: 20, still: true, calm: lasts + behind, act: cut(func(p *trio.Pair, owner *trio.Node, c bool) error { return p.Isolate(p.Other(owner), c) }, false)},
 	{name: "cut/witness", about: "the witness reaches nobody", runs: 2, full: 20, still: true, calm: lasts + behind, act: cut(func(p *trio.Pair, _ *trio.Node, c bool) error { return p.Isolate(p.Witness, c) }, false)},
 	{name: "cut/owner", about: "the owner reaches nobody; in half of the runs it leads the log too", runs: 4, full: 20, median: 200, most: 500, act: isolated},
@@ -93,6 +98,7 @@ var failoverRows = []failoverRow{
 	{name: "planned/move", about: "group move", runs: 3, full: 20, median: 20, act: moved},
 	{name: "planned/drain", about: "node drain", runs: 3, full: 20, median: 20, act: drained},
 	{name: "planned/sigterm", about: "SIGTERM", runs: 3, full: 20, median: 20, act: ended},
+	{name: "planned/half-load", about: "the same three in turn, while half of the packets go that the pair, its hosts and this machine carry", runs: 3, full: 60, median: 20, half: true},
 	{name: "alone/restart", about: "a gateway that nobody stands beside gets SIGTERM and is started again; each connection goes on", runs: 3, full: 20, alone: true},
 	{name: "poison", about: "packets that make a worker panic are sent without end: it may move, once", runs: 1, full: 20, once: true, args: []string{"--break", "poison"}, act: poison},
 	{name: "certificates", about: "those of all nodes run out, and are not renewed for a while", runs: 1, full: 20, still: true, calm: 5*time.Second + behind, act: expire},
@@ -211,6 +217,40 @@ func cut(set func(p *trio.Pair, owner *trio.Node, cut bool) error, moves bool) f
 			a.do = func(n *trio.Node) error { return errors.Join(set(p, n, true), rest(ctx, lasts)) }
 		}
 		return a
+	}
+}
+
+// silent is how long links are without TCP: longer than Raft's leaders are believed without a word, and than they believe that they lead.
+const silent = 2 * time.Second
+
+// cutTCP has nodes have no TCP between them for a while. That it was so is told by the valves that lost it, and, where it is all of the log's, by nobody knowing a leader.
+func cutTCP(between func(p *trio.Pair, owner *trio.Node) [][2]*trio.Node, leaderless bool) func(*failoverBench, context.Context, *trio.Pair, int, int, time.Duration) act {
+	return func(_ *failoverBench, ctx context.Context, p *trio.Pair, _, _ int, _ time.Duration) act {
+		set := func(n *trio.Node, cut bool) (lost uint64, err error) {
+			for _, w := range between(p, n) {
+				l, e := p.CutOf(w[0], w[1], unix.IPPROTO_TCP, cut)
+				lost, err = lost+l, errors.Join(err, e)
+			}
+			return lost, err
+		}
+		return act{do: func(n *trio.Node) error {
+			_, err := set(n, true)
+			err = errors.Join(err, rest(ctx, silent))
+			for _, x := range p.Nodes() {
+				if !leaderless || err != nil {
+					break
+				}
+				m, e := x.Members(ctx)
+				if err = e; err == nil && m.Leader != "" {
+					err = fmt.Errorf("%s says that %s leads, and no node has heard of another over TCP for %s", x.Name, m.Leader, silent)
+				}
+			}
+			lost, e := set(n, false)
+			if err = errors.Join(err, e); err == nil && lost == 0 {
+				err = errors.New("links were cut, and nothing was lost on them")
+			}
+			return err
+		}}
 	}
 }
 
@@ -462,6 +502,9 @@ func median(values []float64) float64 {
 func (o *run) String() string {
 	s := fmt.Sprintf("gap %.1f ms (%s, at %.0f ms), of calls %.1f ms (%s, at %.0f ms), %.1f ms while nothing was done, senders paused %.1f ms; %d flows not back, %d on another session; lost %d of %d connections with data, %d of %d idle; %d of %d packets; %v", o.gap.Seconds()*1e3, o.flow, o.at.Seconds()*1e3, o.callGap.Seconds()*1e3, o.call, o.callAt.Seconds()*1e3, o.before.Seconds()*1e3, o.paused.Seconds()*1e3,
 		o.away, o.moved, o.data[0], o.data[1], o.idle[0], o.idle[1], o.lost, o.sent, o.owners)
+	if len(o.calls) > 0 {
+		s += fmt.Sprintf("; of a call each way at most %.0f packets, %.0f in the middle", slices.Max(o.calls), median(o.calls))
+	}
 	if o.fresh.tried > 0 {
 		s += fmt.Sprintf("; %d connections were open when it came, %d on their way, of both %d lost, the oldest open for %s; %d lost that began afterwards, %d of %d did not open", o.fresh.before, o.fresh.way, o.fresh.lost, o.fresh.age, o.fresh.after, o.fresh.failed, o.fresh.tried)
 	}

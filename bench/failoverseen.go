@@ -115,12 +115,7 @@ func (a *account) judge() (f failure, err error) {
 		f.moved += len(seen.Moved())
 		for i := range seen.Flows {
 			e := &seen.Flows[i]
-			n := e.HighSeq - e.FirstSeq + 1
-			lost := n - min(n, e.Received)
-			if silent := e.Ended - e.Last; silent > int64(gone) { // those after the last one that came
-				after := uint64(silent / int64(seen.Interval))
-				lost, n = lost+after, n+after
-			}
+			lost, n := lossOf(e, seen.Interval)
 			f.lost, f.sent = f.lost+lost, f.sent+n
 			if seen == a.calls {
 				f.calls = append(f.calls, float64(lost))

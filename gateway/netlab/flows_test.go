@@ -262,6 +262,27 @@ func TestValve(t *testing.T) {
 	if err := v.Lose(top.Alpha1.V6, 1); err == nil {
 		t.Error("an IPv6 sender was taken, which it does not look at")
 	}
+	// One protocol: datagrams are lost and counted, pings pass.
+	if _, err := v.LostOf(top.Alpha1.V4, unix.IPPROTO_UDP); err == nil {
+		t.Error("it has an account of what it was not told to lose")
+	}
+	check(t, v.LoseOf(top.Alpha1.V4, unix.IPPROTO_UDP, 1))
+	sink, err = top.Serve("public1", "udp-sink", "-addr", ":9000")
+	check(t, err)
+	var f host.Flood
+	check(t, top.Run(ctx, "alpha1", &f, "udp-flood", "-dst", top.Public1.V4.String()+":9000", "-tag", "alpha1", "-bits", "8e6", "-size", "172", "-duration", "100ms"))
+	var ping host.Ping
+	check(t, top.Run(ctx, "alpha1", &ping, "ping", "-dst", top.Public1.V4.String(), "-count", "5", "-interval", "10ms"))
+	r = host.Sink{}
+	check(t, sink.Stop(&r))
+	lost, err := v.LostOf(top.Alpha1.V4, unix.IPPROTO_UDP)
+	check(t, err)
+	if r.Tags["alpha1"] != nil || lost != f.Sent || f.Sent == 0 || ping.Received != 5 {
+		t.Errorf("of %d datagrams %d were lost by its word, and the sink has %+v; %d of 5 pings were answered", f.Sent, lost, r.Tags["alpha1"], ping.Received)
+	}
+	if err := v.LoseOf(top.Alpha1.V4, 0, 1); err == nil {
+		t.Error("no protocol was taken for one")
+	}
 }
 
 // A deaf host keeps the neighbour that it knows when another MAC is announced, and resolves when it has none.

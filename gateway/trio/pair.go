@@ -319,6 +319,30 @@ func (p *Pair) Cut(a, b *Node, cut bool) error {
 	return errors.Join(p.Lose(a, b, share), p.Lose(b, a, share))
 }
 
+// CutOf has two nodes not hear from each other by one protocol, or hear again: TCP carries the log and the copies, UDP what a lease lives by. lost is how many packets
+// were since it was cut.
+func (p *Pair) CutOf(a, b *Node, proto uint8, cut bool) (lost uint64, err error) {
+	for _, way := range [][2]*Node{{a, b}, {b, a}} {
+		from, err := netip.ParseAddrPort(way[0].Address)
+		if err != nil {
+			return 0, err
+		}
+		v, share := p.valves[way[1].Name], 1.0
+		if !cut {
+			share = 0
+			n, err := v.LostOf(from.Addr(), proto)
+			if err != nil {
+				return 0, err
+			}
+			lost += n
+		}
+		if err := v.LoseOf(from.Addr(), proto, share); err != nil {
+			return 0, err
+		}
+	}
+	return lost, nil
+}
+
 // Isolate cuts a node off from both others.
 func (p *Pair) Isolate(n *Node, cut bool) error {
 	var errs []error

@@ -1,0 +1,58 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"testing"
+)
+
+func TestMostCarried(t *testing.T) {
+	asked := func(n int) float64 { return 1000 * float64(n) }
+	down := errors.New("flows did not come up")
+	for _, c := range []struct {
+		name  string
+		try   func(n, time int) (loaded, error)
+		want  int
+		error bool
+	}{
+		{"all of them", func(n, _ int) (loaded, error) { return loaded{sent: 1000, rate: asked(n)}, nil }, 8, false},
+		{"one that loses", func(n, _ int) (loaded, error) {
+			l := loaded{sent: 1000, rate: asked(n)}
+			if n == 4 {
+				l.lost = 2
+			}
+			return l, nil
+		}, 2, false},
+		{"one that loses once", func(n, time int) (loaded, error) {
+			l := loaded{sent: 1000, rate: asked(n)}
+			if n == 4 && time == 0 {
+				l.lost = 2
+			}
+			return l, nil
+		}, 8, false},
+		{"senders that do not keep the pace", func(n, _ int) (loaded, error) { return loaded{sent: 1000, rate: min(asked(n), 3900)}, nil }, 2, false},
+		{"flows that do not come up", func(n, _ int) (loaded, error) {
+			if n == 8 {
+				return loaded{}, down
+			}
+			return loaded{sent: 1000, rate: asked(n)}, nil
+		}, 4, false},
+		{"the fewest do not come up", func(int, int) (loaded, error) { return loaded{}, down }, 0, true},
+		{"the fewest are too many", func(n, _ int) (loaded, error) { return loaded{lost: 500, sent: 1000, rate: asked(n)}, nil }, 0, true},
+		{"somebody ends it", func(n, _ int) (loaded, error) {
+			if n == 4 {
+				return loaded{}, context.Canceled
+			}
+			return loaded{sent: 1000, rate: asked(n)}, nil
+		}, 0, true},
+	} {
+		times := map[int]int{}
+		most, rate, err := mostCarried([]int{1, 2, 4, 8}, asked, func(n int) (loaded, error) {
+			times[n]++
+			return c.try(n, times[n]-1)
+		})
+		if most != c.want || (err != nil) != c.error || err == nil && rate != asked(c.want) {
+			t.Errorf("%s: %d, %v packets a second, %v", c.name, most, rate, err)
+		}
+	}
+}
