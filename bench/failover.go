@@ -66,6 +66,7 @@ const (
 	mostMoves = 15
 	holdTime  = 2 * time.Minute // as shipped
 
+	fullIdle  = 100_000               // idle connections with --full
 	callEvery = 20 * time.Millisecond // G.711: 160 bytes of sound and the header of RFC 3550
 	callSize  = 172
 	callPort  = 7150                // at the outside
@@ -492,6 +493,9 @@ func (q *failoverBench) run(ctx context.Context) (err error) {
 		}
 	}
 	due := dueOf(ctx)
+	if q.Full {
+		q.estimate(rows)
+	}
 	for i, r := range rows {
 		if i > 0 && !due.IsZero() && time.Now().After(due) {
 			q.fewer(r.name, 0, max(1, q.Runs), "runs")
@@ -512,6 +516,17 @@ func (q *failoverBench) run(ctx context.Context) (err error) {
 	}
 	q.machine.Seconds = float64(int(time.Since(q.began).Seconds()*10)) / 10
 	return errors.Join(err, ctx.Err())
+}
+
+// estimate says beforehand how long the rows take: --full is hours, and goes in parts.
+func (q *failoverBench) estimate(rows []*failoverRow) {
+	var all time.Duration
+	for _, r := range rows {
+		d := r.estimate(q.Full, q.Runs, q.Idle)
+		q.say("%-20s about %4.0f min", r.name, d.Minutes())
+		all += d
+	}
+	q.say("about %.0f min in all; in parts by --rows, or by `demarc bench --full --scenarios failover`, which keeps each row that is done, and its --resume", all.Minutes())
 }
 
 // check says what is wrong with the flags.
@@ -560,7 +575,7 @@ func (q *failoverBench) check() error {
 func init() {
 	register(scenario{place: 110, name: "failover", about: "what the death of a node of a pair costs the hosts, beside keepalived", command: failoverCommand, needs: peerLacks,
 		short: &stint{args: []string{"--rows", "kill,gone,keepalived/gated", "--runs", "4"}, seconds: 62, memoryMiB: 800},
-		full:  &stint{args: []string{"--full"}, seconds: 3 * 3600, memoryMiB: 2500, parts: failoverParts(3 * 3600)}})
+		full:  &stint{args: []string{"--full"}, seconds: secondsOf(failoverParts()), memoryMiB: 2500, parts: failoverParts()}})
 }
 
 func failoverCommand() *cobra.Command {
@@ -583,7 +598,7 @@ func failoverCommand() *cobra.Command {
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if q.Full {
-				q.Idle, q.Sample = max(q.Idle, 100_000), max(q.Sample, 5_000)
+				q.Idle, q.Sample = max(q.Idle, fullIdle), max(q.Sample, 5_000)
 			}
 			if err := q.check(); err != nil {
 				return usageError{err}

@@ -3,7 +3,9 @@ package bench
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
+	"time"
 )
 
 func TestMostCarried(t *testing.T) {
@@ -55,4 +57,36 @@ func TestMostCarried(t *testing.T) {
 			t.Errorf("%s: %d, %v packets a second, %v", c.name, most, rate, err)
 		}
 	}
+}
+
+// What a plan says of --full is what its rows take, and each row is in one part.
+func TestFailoverEstimate(t *testing.T) {
+	seen := map[string]int{}
+	for _, p := range failoverParts() {
+		for _, row := range strings.Split(p.args[1], ",") {
+			seen[row]++
+		}
+		if p.seconds < 60 {
+			t.Errorf("%v: %v s", p.args, p.seconds)
+		}
+	}
+	var all, few time.Duration
+	for i := range failoverRows {
+		r := &failoverRows[i]
+		if seen[r.name] != 1 {
+			t.Errorf("%s is in %d parts", r.name, seen[r.name])
+		}
+		all, few = all+r.estimate(true, 0, fullIdle), few+r.estimate(false, 0, 0)
+	}
+	if s := secondsOf(failoverParts()); s < all.Seconds() {
+		t.Errorf("parts take %v s, rows %v", s, all)
+	}
+	if few > 10*time.Minute {
+		t.Errorf("without --full %v", few)
+	}
+	kill := &failoverRows[0]
+	if a, b := kill.estimate(true, 0, fullIdle), kill.estimate(true, 0, 5000); a <= b || kill.estimate(true, 1, 5000) != b/time.Duration(kill.full) {
+		t.Errorf("kill: %v with all idle connections, %v with few", a, b)
+	}
+	t.Logf("%.0f min with --full, %.1f without", all.Minutes(), few.Minutes())
 }

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,7 @@ type failoverRow struct {
 	still          bool          // nothing may move, and nothing may be lost
 	connections    bool          // as many as the flags say; else a tenth
 	long, longFull time.Duration // how long harm is done, where it lasts
+	seconds        float64       // that a run takes here, with its part of what comes before it; 0 = runSeconds
 	calm           time.Duration // still: packets go for so long before the event, as long as behind it, since a longer time has longer silences
 	opening        bool          // connections are opened all the time
 	condition      bool          // it moves because of a condition: each run has a pair of its own
@@ -50,6 +52,28 @@ type failoverRow struct {
 	half           bool          // it moves under half of the load that is found first
 	args           []string      // more of the nodes' command lines: a fault that is planted in them
 	act            func(q *failoverBench, ctx context.Context, p *trio.Pair, i, runs int, long time.Duration) act
+}
+
+// runSeconds is what a run of most rows takes here, with its part of making the lab; idleSeconds what one with 100,000 idle connections does.
+const (
+	runSeconds  = 5.0
+	idleSeconds = 110.0
+)
+
+// estimate is how long a row takes with --full, or with so many runs (0 = as many as it has): for who wants to know before, and for a plan.
+func (r *failoverRow) estimate(full bool, runs, idle int) time.Duration {
+	n, long := r.runs, r.long
+	if full {
+		n, long = r.full, r.longFull
+	}
+	if runs > 0 && !r.bulk {
+		n = runs
+	}
+	each := cmp.Or(r.seconds, runSeconds)
+	if r.connections && idle > perProcess {
+		each += (idleSeconds - runSeconds) * float64(idle) / 100_000
+	}
+	return time.Duration(float64(n) * (each*float64(time.Second) + float64(long)))
 }
 
 // config is under what name its nodes' configuration is printed, what more stands in their files, and in what it is not the shipped default. That is: a node file says what

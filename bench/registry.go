@@ -95,26 +95,30 @@ func enoughMemory(mib int) error {
 	return nil
 }
 
-// failoverParts are the rows of failover, each by itself, but those of peers, which are held against the row gone; seconds are those of all, which a row has by its runs.
-func failoverParts(seconds float64) (list []part) {
-	runs, of, beside := 0, map[string]int{}, []string{besidePeers}
+// failoverParts are the rows of failover, each by itself, but those of peers, which are held against the row gone.
+func failoverParts() (list []part) {
+	beside, peers := []string{besidePeers}, 0.0
 	for i := range failoverRows {
-		r := &failoverRows[i]
-		if runs += r.full; r.peer {
-			of[besidePeers] += r.full
-			beside = append(beside, r.name)
-		} else {
-			of[r.name] += r.full
+		if r := &failoverRows[i]; r.peer {
+			beside, peers = append(beside, r.name), peers+r.estimate(true, 0, 0).Seconds()
 		}
 	}
 	for i := range failoverRows {
 		if r := &failoverRows[i]; !r.peer {
-			rows := r.name
+			rows, seconds := r.name, r.estimate(true, 0, fullIdle).Seconds()
 			if r.name == besidePeers {
-				rows = strings.Join(beside, ",")
+				rows, seconds = strings.Join(beside, ","), seconds+peers
 			}
-			list = append(list, part{[]string{"--rows", rows}, max(60, seconds*float64(of[r.name])/float64(runs))})
+			list = append(list, part{[]string{"--rows", rows}, max(60, seconds)})
 		}
 	}
 	return list
+}
+
+// secondsOf are those of all parts.
+func secondsOf(list []part) (seconds float64) {
+	for _, p := range list {
+		seconds += p.seconds
+	}
+	return seconds
 }
