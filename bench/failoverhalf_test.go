@@ -32,7 +32,7 @@ func TestMostCarried(t *testing.T) {
 			}
 			return l, nil
 		}, 8, false},
-		{"senders that do not keep the pace", func(n, _ int) (loaded, error) { return loaded{sent: 1000, rate: min(asked(n), 3900)}, nil }, 2, false},
+		{"senders that do not keep the pace", func(n, _ int) (loaded, error) { return loaded{sent: 1000, rate: min(asked(n), 3500)}, nil }, 2, false},
 		{"flows that do not come up", func(n, _ int) (loaded, error) {
 			if n == 8 {
 				return loaded{}, down
