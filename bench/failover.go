@@ -628,7 +628,7 @@ func failoverCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.BoolVar(&asJSON, "json", false, "print one JSON object; progress goes to standard error")
-	f.BoolVar(&q.Full, "full", false, "20 runs of each row and 200 stops, 100,000 idle connections, harm for 10 minutes: takes hours")
+	f.BoolVar(&q.Full, "full", false, "20 runs of each row and 200 stops, 100,000 idle connections, harm for 10 minutes, the copy of a million sessions at full rate too: takes hours, and says beforehand how many")
 	f.StringSliceVar(&q.Rows, "rows", nil, "which rows to measure: names, or what stands before the slash; all by default")
 	f.IntVar(&q.Runs, "runs", 0, "of each row; 0 = as many as fit into ten minutes")
 	f.IntVar(&q.Probes, "probes", 1, "flows of each tenant that are probed in each family, of a host each up to ten, beside two flows of a host that hears no announcement")

@@ -54,10 +54,11 @@ type failoverRow struct {
 	act            func(q *failoverBench, ctx context.Context, p *trio.Pair, i, runs int, long time.Duration) act
 }
 
-// runSeconds is what a run of most rows takes here, with its part of making the lab; idleSeconds what one with 100,000 idle connections does.
+// runSeconds is what a run of most rows takes here, with its part of making the lab; idleSeconds what one with 100,000 idle connections does; fullRateSeconds what row bulk takes longer for its copies at full rate.
 const (
-	runSeconds  = 5.0
-	idleSeconds = 110.0
+	runSeconds      = 5.0
+	idleSeconds     = 110.0
+	fullRateSeconds = 120.0
 )
 
 // estimate is how long a row takes with --full, or with so many runs (0 = as many as it has): for who wants to know before, and for a plan.
@@ -70,8 +71,11 @@ func (r *failoverRow) estimate(full bool, runs, idle int) time.Duration {
 		n = runs
 	}
 	each := cmp.Or(r.seconds, runSeconds)
+	if r.bulk && full {
+		each += fullRateSeconds
+	}
 	if r.connections && idle > perProcess {
-		each += (idleSeconds - runSeconds) * float64(idle) / 100_000
+		each += (idleSeconds - each) * float64(idle) / 100_000
 	}
 	return time.Duration(float64(n) * (each*float64(time.Second) + float64(long)))
 }
@@ -102,7 +106,7 @@ const lagMs = 50.0
 
 // failoverRows are what it measures, in this order. The limits are what is promised.
 var failoverRows = []failoverRow{
-	{name: "kill", about: "kill -9 of the owner; in half of the runs it leads the log too", runs: 6, full: 20, median: 100, most: 400, connections: true, agree: true, act: kill},
+	{name: "kill", about: "kill -9 of the owner; in half of the runs it leads the log too", runs: 6, full: 20, seconds: 8, median: 100, most: 400, connections: true, agree: true, act: kill},
 	{name: "gone", about: "the same, and all its devices go down", runs: 6, full: 20, median: 200, most: 500, act: leave},
 	{name: "opening", about: "as kill, while connections are opened at 2,000 a second", runs: 2, full: 20, median: 100, most: 400, opening: true, act: killOpening},
 	{name: "stop", about: "the owner is stopped for 50 ms to 3 s, most often around the lease, and goes on; one burst that it had in hand may leave then", runs: 12, full: 200, median: 200, most: 500, act: freeze},
@@ -110,8 +114,8 @@ var failoverRows = []failoverRow{
 	{name: "port/tenant", about: "its port to a tenant goes down", runs: 2, full: 20, median: 200, condition: true, act: unplug("alpha0")},
 	{name: "nothing", about: "nothing is done: what the figures of the next four rows, and of deaths, are of the machine's own", runs: 2, full: 20, still: true, calm: lasts + behind, act: undisturbed},
 	{name: "cut/gateways", about: "the two gateways do not reach each other", runs: 2, full: 20, still: true, calm: lasts + behind, act: cut(func(p *trio.Pair, owner *trio.Node, c bool) error { return p.Cut(owner, p.Other(owner), c) }, false)},
-	{name: "cut/copies", about: "the two gateways have no TCP between them, by which copies go: nothing moves, and the lease goes on by datagrams", runs: 2, full: 20, still: true, calm: silent + behind, act: cutTCP(func(p *trio.Pair, owner *trio.Node) [][2]*trio.Node { return [][2]*trio.Node{{owner, p.Other(owner)}} }, false)},
-	{name: "cut/log", about: "no node has TCP to any other, by which the log goes: nothing can be agreed on, and nothing moves", runs: 2, full: 20, still: true, calm: silent + behind, act: cutTCP(func(p *trio.Pair, _ *trio.Node) [][2]*trio.Node {
+	{name: "cut/copies", about: "the two gateways have no TCP between them, by which copies go: nothing moves, and the lease goes on by datagrams", runs: 2, full: 20, still: true, seconds: 9, calm: silent + behind, act: cutTCP(func(p *trio.Pair, owner *trio.Node) [][2]*trio.Node { return [][2]*trio.Node{{owner, p.Other(owner)}} }, false)},
+	{name: "cut/log", about: "no node has TCP to any other, by which the log goes: nothing can be agreed on, and nothing moves", runs: 2, full: 20, still: true, seconds: 9, calm: silent + behind, act: cutTCP(func(p *trio.Pair, _ *trio.Node) [][2]*trio.Node {
 		return [][2]*trio.Node{{p.GW1, p.GW2}, {p.GW1, p.Witness}, {p.GW2, p.Witness}}
 	}, true)},
 	{name: "cut/standby", about: "the other gateway reaches nobody", runs: 2, full: 20, still: true, calm: lasts + behind, act: cut(func(p *trio.Pair, owner *trio.Node, c bool) error { return p.Isolate(p.Other(owner), c) }, false)},
@@ -122,11 +126,11 @@ var failoverRows = []failoverRow{
 	{name: "planned/move", about: "group move", runs: 3, full: 20, median: 20, act: moved},
 	{name: "planned/drain", about: "node drain", runs: 3, full: 20, median: 20, act: drained},
 	{name: "planned/sigterm", about: "SIGTERM", runs: 3, full: 20, median: 20, act: ended},
-	{name: "planned/half-load", about: "the same three in turn, while half of the packets go that the pair, its hosts and this machine carry", runs: 3, full: 60, median: 20, half: true},
+	{name: "planned/half-load", about: "the same three in turn, while half of the packets go that the pair, its hosts and this machine carry", runs: 3, full: 60, seconds: 9, median: 20, half: true},
 	{name: "alone/restart", about: "a gateway that nobody stands beside gets SIGTERM and is started again; each connection goes on", runs: 3, full: 20, alone: true},
 	{name: "poison", about: "packets that make a worker panic are sent without end: it may move, once", runs: 1, full: 20, once: true, args: []string{"--break", "poison"}, act: poison},
 	{name: "certificates", about: "those of all nodes run out, and are not renewed for a while", runs: 1, full: 20, still: true, calm: 5*time.Second + behind, act: expire},
-	{name: "bulk", about: "a million sessions are copied to a gateway that has just started, while packets go", runs: 1, full: 1, bulk: true},
+	{name: "bulk", about: "a million sessions are copied to a gateway that has just started, while packets go", runs: 1, full: 1, seconds: 65, bulk: true},
 	{name: "events", about: "sessions begin and end at an owner's worker as fast as they can, and at 50,000 a second, and are taken into a standby's tables: see copyload", runs: 5, full: 20, events: true},
 	{name: "keepalived/gated", about: "as gone, with keepalived (VRRPv3, 0.05 s), conntrackd and nftables in the gateways' places, and nothing passed before the copy is in the kernel", runs: 4, full: 20, peer: true},
 	{name: "keepalived/as-run", about: "the same as people run it: VRRPv2, 1 s, Debian's script", runs: 3, full: 20, peer: true},
