@@ -112,7 +112,7 @@ var failoverRows = []failoverRow{
 	{name: "stop", about: "the owner is stopped for 50 ms to 3 s, most often around the lease, and goes on; one burst that it had in hand may leave then", runs: 12, full: 200, median: 200, most: 500, act: freeze},
 	{name: "port/backbone", about: "the owner's port on the backbone goes down", runs: 2, full: 20, median: 200, condition: true, act: unplug("wan0")},
 	{name: "port/tenant", about: "its port to a tenant goes down", runs: 2, full: 20, median: 200, condition: true, act: unplug("alpha0")},
-	{name: "nothing", about: "nothing is done: what the figures of the next four rows, and of deaths, are of the machine's own", runs: 2, full: 20, still: true, calm: lasts + behind, act: undisturbed},
+	{name: "nothing", about: "nothing is done: what the figures of the next five rows, and of deaths, are of the machine's own", runs: 2, full: 20, still: true, calm: lasts + behind, act: undisturbed},
 	{name: "cut/gateways", about: "the two gateways do not reach each other", runs: 2, full: 20, still: true, calm: lasts + behind, act: cut(func(p *trio.Pair, owner *trio.Node, c bool) error { return p.Cut(owner, p.Other(owner), c) }, false)},
 	{name: "cut/copies", about: "the two gateways have no TCP between them, by which copies go: nothing moves, and the lease goes on by datagrams", runs: 2, full: 20, still: true, seconds: 9, calm: silent + behind, act: cutTCP(func(p *trio.Pair, owner *trio.Node) [][2]*trio.Node { return [][2]*trio.Node{{owner, p.Other(owner)}} }, false)},
 	{name: "cut/log", about: "no node has TCP to any other, by which the log goes: nothing can be agreed on, and nothing moves", runs: 2, full: 20, still: true, seconds: 9, calm: silent + behind, act: cutTCP(func(p *trio.Pair, _ *trio.Node) [][2]*trio.Node {
