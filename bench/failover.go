@@ -600,6 +600,9 @@ func failoverCommand() *cobra.Command {
 			if q.Full {
 				q.Idle, q.Sample = max(q.Idle, fullIdle), max(q.Sample, 5_000)
 			}
+			if q.Idle > perProcess && !cmd.Flags().Changed("every") {
+				q.Every = 2 * time.Second // while so many open and are asked, both CPUs have enough to do
+			}
 			if err := q.check(); err != nil {
 				return usageError{err}
 			}
@@ -631,11 +634,11 @@ func failoverCommand() *cobra.Command {
 	f.BoolVar(&q.Full, "full", false, "20 runs of each row and 200 stops, 100,000 idle connections, harm for 10 minutes, the copy of a million sessions at full rate too: takes hours, and says beforehand how many")
 	f.StringSliceVar(&q.Rows, "rows", nil, "which rows to measure: names, or what stands before the slash; all by default")
 	f.IntVar(&q.Runs, "runs", 0, "of each row; 0 = as many as fit into ten minutes")
-	f.IntVar(&q.Probes, "probes", 1, "flows of each tenant that are probed in each family, of a host each up to ten, beside two flows of a host that hears no announcement")
+	f.IntVar(&q.Probes, "probes", 2, "flows of each tenant that are probed in each family, of a host each up to ten, beside two flows of a host that hears no announcement")
 	f.DurationVar(&q.Interval, "interval", time.Millisecond, "between two probes of a flow, each way")
 	f.IntVar(&q.Calls, "calls", 200, "streams of 50 packets a second each way, as G.711 makes them")
 	f.IntVar(&q.Data, "data", 2000, "connections with data on the way")
-	f.DurationVar(&q.Every, "every", 2*time.Second, "between two exchanges of 1 kB each way on each of them")
+	f.DurationVar(&q.Every, "every", 500*time.Millisecond, "between two exchanges of 1 kB each way on each of them; 2s where more than 12000 are idle")
 	f.IntVar(&q.Idle, "idle", 5000, "idle connections")
 	f.IntVar(&q.Sample, "sample", 5000, "of the idle ones, drawn after the event, that must go on; 0 = all")
 	f.Float64Var(&q.Rate, "rate", 2000, "connections a second in the row opening")
