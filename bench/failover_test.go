@@ -198,7 +198,7 @@ func is(t *testing.T, by map[string]report.Result, name string, n int, least, mo
 // A short form of what moves a group and of what does not, with real processes: the figures can be true, and both kinds of them are told apart. Who stands beside us is at
 // its best: it takes over, and its flows keep their sessions. Else it would be no measure.
 func TestFailoverFigures(t *testing.T) {
-	by, r, _ := failoverRun(t, "--rows", "kill,death/witness,keepalived/gated", "--data", "40", "--idle", "40", "--sample", "20")
+	by, r, _ := failoverRun(t, "--rows", "kill,cut/log,death/witness,keepalived/gated", "--data", "40", "--idle", "40", "--sample", "20")
 	is(t, by, "kill gap", 1, 4, 3000, true)
 	is(t, by, "kill gap-median", 1, 4, 3000, true)
 	is(t, by, "kill gap-calls", 1, 4, 3000, true)
@@ -213,6 +213,9 @@ func TestFailoverFigures(t *testing.T) {
 	is(t, by, "kill wrong-packets", 1, 0, 0, true)
 	is(t, by, "kill ping-silence", 1, 1, 3000, false)
 	is(t, by, "kill tables-apart", 1, 0, 0, true)
+	is(t, by, "cut/log failovers", 1, 0, 0, true)
+	is(t, by, "cut/log lost", 1, 0, 0, true)
+	is(t, by, "cut/log offences", 1, 0, 0, true)
 	is(t, by, "death/witness gap", 1, 0, 1000, false)
 	is(t, by, "death/witness failovers", 1, 0, 0, true)
 	is(t, by, "death/witness lost", 1, 0, 0, true)
