@@ -46,6 +46,11 @@ func TestFaultDeviceDeletedAndRecreated(t *testing.T) {
 
 	check(t, r.RemoveLink(netlab.GW, netlab.BetaPort))
 	st := r.portIs("beta0", "gone")
+	r.until(2*time.Second, "its socket is closed", func() (bool, string) { // where programs carry, a grace period later
+		st = r.status()
+		p := portOf(st, "beta0")
+		return len(p.Queues) == 1 && p.Queues[0].Mode == "none", fmt.Sprintf("%+v", p)
+	})
 	p := portOf(st, "beta0")
 	if !st.Ready || !st.Conservation.OK || p.Ifindex != 0 || p.Attach != "none" || !strings.Contains(p.Problem, "device beta0 is gone") || len(p.Queues) != 1 || p.Queues[0].Mode != "none" {
 		t.Errorf("gone: ready %v, frames %s, port %+v", st.Ready, st.Conservation.Detail, p)

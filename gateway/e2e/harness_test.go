@@ -136,6 +136,14 @@ func keepsOrder(t testing.TB, top *netlab.Topology) {
 	}
 }
 
+// redirectable has the far end of a port that a test has plugged in itself take redirected frames, where they are to be carried.
+func redirectable(t testing.TB, top *netlab.Topology, ns, dev string) {
+	t.Helper()
+	if offloaded() {
+		check(t, top.TakesRedirected(ns, dev, true))
+	}
+}
+
 // addr and prefix are for literals.
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }

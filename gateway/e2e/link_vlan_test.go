@@ -104,6 +104,8 @@ func trunk(t *testing.T) *site {
 		B: netlab.End{NS: "public1", Name: netlab.HostDevice, Addrs: []netip.Prefix{prefix("203.0.113.11/24"), prefix("2001:db8:ff::11/64")}}}))
 	check(t, s.AddRoute("public1", prefix("192.0.2.0/24"), addr("203.0.113.1")))
 	check(t, s.AddRoute("public1", prefix("2001:db8:1::/48"), addr("2001:db8:ff::1")))
+	redirectable(t, s.Topology, "sw-trunk", netlab.PortName(netlab.End{NS: netlab.GW, Name: "trunk0"}))
+	redirectable(t, s.Topology, "public1", netlab.HostDevice)
 	s.write(trunkNode, trunkPolicy)
 	return s
 }

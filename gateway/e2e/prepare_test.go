@@ -183,6 +183,7 @@ func TestPrepareQueues(t *testing.T) {
 	check(t, s.AddNamespace("one"))
 	for _, l := range []struct{ dev, ns, far string }{{"bb0", "public1", "203.0.113.11/24"}, {"in0", "one", "198.18.0.11/24"}} {
 		check(t, s.AddLink(netlab.LinkSpec{A: netlab.End{NS: netlab.GW, Name: l.dev}, Queues: 4, B: netlab.End{NS: l.ns, Name: netlab.HostDevice, Addrs: []netip.Prefix{prefix(l.far)}}}))
+		redirectable(t, s.Topology, l.ns, netlab.HostDevice)
 		_, err := s.Exec(l.ns, "ethtool", "-L", netlab.HostDevice, "rx", "2", "tx", "2")
 		check(t, err)
 	}
