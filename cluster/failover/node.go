@@ -238,7 +238,7 @@ type peer struct {
 	views map[string]View
 }
 
-// New is a node that has just started. It promises nothing for one lease, because it may have promised something before it ended.
+// New is a node that has just started. It promises nothing for the longest lease, because it may have promised something before it ended.
 func New(c Config, now Time) *Node {
 	n := &Node{name: c.Name, life: c.Life, t: c.Times, last: now, quiet: now.Add(Earlier), awake: now, votersAt: now,
 		groups: map[string]*group{}, peers: map[string]*peer{}, conds: map[Cause]int{}, plant: planted()}

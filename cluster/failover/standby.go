@@ -319,7 +319,7 @@ func (n *Node) nothingLeft(g *group, now Time) bool {
 	if n.plant.bareTakes {
 		return true
 	}
-	if now < n.awake.Add(2*n.t.Lease) { // long enough to be answered
+	if now < n.awake.Add(2*Earlier) { // long enough to be answered: a first message may take 300 ms, however long a lease is
 		return false
 	}
 	for _, o := range n.others {

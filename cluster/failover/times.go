@@ -14,7 +14,7 @@ func (t Time) Add(d time.Duration) Time { return t + Time(d) }
 // Sub is how long before t u was.
 func (t Time) Sub(u Time) time.Duration { return time.Duration(t - u) }
 
-// Times of the machine. They are the same on every node of a cluster.
+// Times of the machine. They are the same on every node of one release.
 type Times struct {
 	Lease time.Duration // for so long a voter is asked to help nobody else, from when it received the question
 	Renew time.Duration // so often the owner asks again, and every node says that it lives

@@ -19,7 +19,7 @@ type refused struct {
 }
 
 // answer makes a promise that could not be made when it was asked for, as soon as it can be: the term before is released here, or this node hears that the new one is agreed on. Who asks would ask
-// again, later. It counts from when it asked, and this promise is from now: longer than it needs. A question that is as old as the next but five is nobody's any more.
+// again, later. It counts from when it asked, and this promise is from now: longer than it needs. A question that is as old as the next but three is nobody's any more.
 func (n *Node) answer(g *group, now Time) {
 	q := g.refused
 	if q == nil {

@@ -280,7 +280,11 @@ func (b *box) pause(d int64) {
 		if b.w.dice.IntN(2) == 0 { // threads wake in any order
 			slices.SortStableFunc(list, func(x, y waiting) int { return btoi(y.plane) - btoi(x.plane) })
 		}
-		for _, x := range list {
+		for i, x := range list {
+			if gen == b.gen && b.paused { // stopped again: nothing of it runs
+				b.waiting = append(list[i:], b.waiting...)
+				return
+			}
 			if gen == b.gen && b.up {
 				x.do()
 			}

@@ -228,19 +228,29 @@ func name(side string) string {
 type line struct {
 	runs  []Term // of data, of one node each
 	words []word
+	heard int // how many words there were at the last data frame
 }
 
 // word is a frame that is no data.
 type word struct {
 	at   time.Time
 	node string
+	turn bool // behind it, and before its next data frame, whose group it was says so again: there was a term between two of that one's, in which nothing was sent
 }
 
 func (l *line) add(f Frame, data bool) {
 	n := len(l.runs)
+	if data {
+		again := false
+		for i := len(l.words) - 1; i >= l.heard; i-- {
+			again = again || l.words[i].node == f.Node
+			l.words[i].turn = again && l.words[i].node != f.Node
+		}
+		l.heard = len(l.words)
+	}
 	switch {
 	case !data:
-		l.words = append(l.words, word{f.At, f.Node})
+		l.words = append(l.words, word{at: f.At, node: f.Node})
 	case n > 0 && l.runs[n-1].Node == f.Node:
 		l.runs[n-1].Last = f.At
 		l.runs[n-1].Frames++
@@ -259,7 +269,7 @@ func (l *line) announced(r Term) bool {
 
 // settle makes terms of runs. A run that another node's follows within settle was no term of its own, unless both have begun with announcements: several such are one change
 // of the owner, which the last of them has won. Its first data frame among them is when it began, and what others send from then on is an offence. So are their words
-// while it sends.
+// while it sends, but of a term that has no data frame of its own: a group that goes to and fro within milliseconds. It ends with a word of who has it again.
 func (l *line) settle(settle time.Duration, group string, found *[]Offence) (terms []Term) {
 	for i := 0; i < len(l.runs); {
 		end := i // the last run of this change
@@ -297,7 +307,7 @@ func (l *line) settle(settle time.Duration, group string, found *[]Offence) (ter
 			}
 		}
 		for _, t := range terms {
-			if w.node == t.Node || !w.at.After(t.First) || !w.at.Before(t.Last) {
+			if w.turn || w.node == t.Node || !w.at.After(t.First) || !w.at.Before(t.Last) {
 				continue
 			}
 			*found = append(*found, Offence{Kind: Both, At: w.at, Last: w.at, Group: group, Node: w.node, Frames: 1, After: w.at.Sub(t.First),

@@ -213,3 +213,21 @@ func TestTheFirstWordOfATerm(t *testing.T) {
 		}
 	}
 }
+
+// TestATermWithNothingToSend: a word of another node is that of a term in which it had nothing to send, where behind it who sends says where the addresses are before it sends again. A standby's word has no such thing behind it.
+func TestATermWithNothingToSend(t *testing.T) {
+	c := Case{Groups: map[uint8]string{1: "east"}, Sides: map[string]string{"alpha": "alpha"}}
+	for _, x := range []struct {
+		name  string
+		again float64 // when a says it again; its data frames are until 100 and from 160 on, b's word at 120
+		want  int     // offences
+	}{{"before it sends", 150, 0}, {"before the other's word", 110, 1}, {"after it has sent", 165, 1}} {
+		var list []Frame
+		for _, s := range cat(speak("b", 5), every("b", 0, 10), speak("a", 20), every("a", 20, 100), speak("b", 120), speak("a", x.again), every("a", 160, 300)) {
+			list = append(list, Frame{At: time.Unix(1000, 0).Add(time.Duration(s.ms * 1e6)), Node: s.node, Side: s.side, Data: s.data})
+		}
+		if got := Judge(c, list).Offences; len(got) != x.want {
+			t.Errorf("%s: %+v", x.name, got)
+		}
+	}
+}
