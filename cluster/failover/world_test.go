@@ -585,6 +585,9 @@ func (j *judge) see(b *box, f frame) {
 	term := j.term[f.group]
 	// Who served alone and who was agreed on meanwhile may have the same epoch: whoever comes later counts, and the other one must be silent then.
 	same := f.node == term.node && f.gen == term.gen && f.epoch == term.epoch
+	if ok && !same && f.node == term.node && f.gen == term.gen && f.epoch < term.epoch && f.at-term.at <= 10*ms {
+		return // what the same process had in hand as it went on under a later epoch, alone: a system call's time
+	}
 	older := ok && !same && !j.auto && (f.epoch < term.epoch || j.seen[holder{f.group, f.epoch, f.node, f.gen}])
 	if !same {
 		j.seen[holder{f.group, f.epoch, f.node, f.gen}] = true
