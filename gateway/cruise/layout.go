@@ -70,7 +70,7 @@ const (
 	markDown  = 1 << 32 // DOWN: handed down
 	markTry   = 1 << 33 // to be handed down, with the batch whose number stands above
 	markUp    = 1 << 34 // UP: a packet went up, and the others behind it
-	markTries = 40      // from this bit on, a byte: how often it was tried in vain
+	markTries = 40      // from this bit on, a byte: how often a packet has hindered it
 	markBatch = 48      // from this bit on: the number of the batch
 	mostTries = 255
 

@@ -93,11 +93,18 @@ func TestWhatGoesUpHindersHandDown(t *testing.T) {
 	down(7, 0, false) // of a batch before
 	send(1)
 	down(8, 2, false)
-	note(9)
-	if !w.tab.Begin(0, slot, 9) {
+	note(9) // it has no part in this one: that is no hindrance
+	note(10)
+	if !w.tab.Begin(0, slot, 10) {
 		t.Fatal("not begun a third time")
 	}
-	down(9, 0, true)
+	send(1)
+	down(10, 3, false)
+	note(11)
+	if !w.tab.Begin(0, slot, 11) {
+		t.Fatal("not begun a fourth time")
+	}
+	down(11, 0, true)
 	send(0)
 	w.tab.Hold(true)
 	send(1)
@@ -106,7 +113,7 @@ func TestWhatGoesUpHindersHandDown(t *testing.T) {
 	if !w.tab.Down(0, slot, se) || w.tab.Stands(0, slot, se) {
 		t.Error("it is handed down, and packets go up for the moment")
 	}
-	note(10)
+	note(12)
 	w.tab.CallBack(0, slot)
-	down(10, 0, false)
+	down(12, 0, false)
 }

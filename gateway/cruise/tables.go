@@ -337,8 +337,8 @@ func (t *Tables) Note(w int, slot uint32, se *conntrack.Session, batch uint16) b
 	is := markTry | uint64(batch)<<markBatch | uint64(se.Gen)
 	if of {
 		is |= d & markDown
-		if d&markTry != 0 { // with another batch, in vain
-			is |= min(d>>markTries&0xff+1, mostTries) << markTries
+		if d&markTry != 0 { // with another batch, and it was hindered or had no part in it
+			is |= d & (0xff << markTries)
 		}
 	}
 	m.down.Store(is)
@@ -358,7 +358,7 @@ func (t *Tables) Begin(w int, slot uint32, batch uint16) bool {
 }
 
 // HandDown has the program carry a session of worker w, which was begun with the batch; ways are those of both directions. The session must suit, and be looked at after the ways were: what changes
-// about them afterwards changes their generation. It is false where a packet has gone up since Begin, with how often it has been tried in vain, now too; or, with 0, where the session is another one or
+// about them afterwards changes their generation. It is false where a packet has gone up since Begin, with how often that was so, now too; or, with 0, where the session is another one or
 // is called back. Worker only.
 func (t *Tables) HandDown(w int, slot uint32, se *conntrack.Session, ways [2]Way, batch uint16) (tries int, ok bool) {
 	m := &t.marks[w*t.cfg.Sessions+int(slot)]
@@ -372,7 +372,11 @@ func (t *Tables) HandDown(w int, slot uint32, se *conntrack.Session, ways [2]Way
 	if d&markUp == 0 && m.down.CompareAndSwap(d, markDown|uint64(se.Gen)) {
 		return 0, true
 	}
-	return int(min(d>>markTries&0xff+1, mostTries)), false
+	for {
+		if d = m.down.Load(); m.down.CompareAndSwap(d, d&^(0xff<<markTries)|min(d>>markTries&0xff+1, mostTries)<<markTries) { // a program may mark it meanwhile
+			return int(min(d>>markTries&0xff+1, mostTries)), false
+		}
+	}
 }
 
 // HandDownNow is HandDown whatever has gone up: that may be passed by. Worker only.

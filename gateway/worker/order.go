@@ -16,7 +16,8 @@ import (
 //  4. what is in a tx ring has left: the kernel has completed it.
 //
 // What comes meanwhile of a session hinders it (cruise.Tables.Begin): it is tried again with a batch to come, behind its next packet. A session that is hindered again and again is handed down when it has
-// been tried mostTries times, and where a worker of the node loses packets triesInHaste times: a packet that is lost is worse than one out of order. Both are counted.
+// been tried mostTries times, and where a worker of the node loses packets triesInHaste times: a packet that is lost is worse than one out of order. Both are counted, and so is what is handed down after a
+// loss since the batch began: frames that were lost count as received, and they may have been behind others that are in the ring still.
 const (
 	mostTries    = 255
 	triesInHaste = 3
@@ -119,9 +120,12 @@ type goal struct {
 	at   *atomic.Uint64
 	to   uint64
 	gone *atomic.Bool // nil, or then it never will, and nobody waits for it
+	down *atomic.Bool // nil, or then it will not for now: what stands in a ring leaves when the link is back, and no other port's sessions wait for that
 }
 
-func (g *goal) met() bool { return int64(g.at.Load()-g.to) >= 0 || g.gone != nil && g.gone.Load() }
+func (g *goal) met() bool {
+	return int64(g.at.Load()-g.to) >= 0 || g.gone != nil && g.gone.Load() || g.down != nil && g.down.Load()
+}
 
 // Answers of goOn.
 const (
@@ -153,18 +157,18 @@ func (w *Worker) nextStage() {
 		for _, p := range w.all() {
 			for _, s := range *p.shown.Load() {
 				if s.Up != nil && !s.gone.Load() {
-					o.wait(&s.through, s.Up.Load(), &s.gone)
+					o.wait(&s.through, s.Up.Load(), &s.gone, nil)
 				}
 			}
 		}
 	case 2:
 		for _, r := range w.in {
 			if r != nil {
-				o.wait(&r.through, r.head.Load(), nil)
+				o.wait(&r.through, r.head.Load(), nil, nil)
 			}
 		}
 		for _, p := range w.all() {
-			o.wait(&p.second.through, p.second.given.Load(), nil)
+			o.wait(&p.second.through, p.second.given.Load(), nil, nil)
 		}
 	case 3:
 		c, k := &w.second, 0
@@ -177,20 +181,20 @@ func (w *Worker) nextStage() {
 		c.batch = c.batch[:k]
 		for _, p := range w.peers {
 			if r := p.in[w.cfg.ID]; r != nil {
-				o.wait(&r.through, r.head.Load(), nil)
+				o.wait(&r.through, r.head.Load(), nil, nil)
 			}
 		}
 	case 4:
 		for _, p := range w.all() {
 			for _, s := range *p.shown.Load() {
-				o.wait(&s.left, s.given.Load(), &s.gone)
+				o.wait(&s.left, s.given.Load(), &s.gone, &p.down[s.Port])
 			}
 		}
 	}
 }
 
-func (o *order) wait(at *atomic.Uint64, to uint64, gone *atomic.Bool) {
-	if g := (goal{at, to, gone}); !g.met() {
+func (o *order) wait(at *atomic.Uint64, to uint64, gone, down *atomic.Bool) {
+	if g := (goal{at, to, gone, down}); !g.met() {
 		o.goals = append(o.goals, g)
 	}
 }
@@ -228,12 +232,13 @@ func (w *Worker) waits(t flow.TenantID) bool {
 	return false
 }
 
-// loses reports whether a worker has lost packets of late that programs sent up.
-func (w *Worker) loses(now uint64) bool {
+// lost is when a worker last lost packets that programs had sent up, ns; 0 = none has.
+func (w *Worker) lost() (at uint64) {
 	for _, p := range w.all() {
-		if at := p.count.lostAt.Load(); at != 0 && now-at < uint64(hasteFor) {
-			return true
-		}
+		at = max(at, p.count.lostAt.Load())
 	}
-	return false
+	return at
 }
+
+// loses reports whether that was of late. Another worker's turn may have begun after this one's.
+func loses(at, now uint64) bool { return at != 0 && int64(now-at) < int64(hasteFor) }

@@ -55,6 +55,15 @@ func TestABatchWaitsForWhatIsInHand(t *testing.T) {
 		t.Fatalf("%d when the socket is gone", got)
 	}
 	s.gone.Store(false)
+	up.Store(5)
+	s.given.Store(10)
+	w.beginOrder(now)
+	still("one is in the tx ring of a port that is up")
+	ws[0].SetLink(s.Port, false)
+	if got := w.goOn(now); got != orderKept {
+		t.Fatalf("%d where a port is down: no other port's sessions wait for its ring", got)
+	}
+	ws[0].SetLink(s.Port, true)
 	w.beginOrder(now)
 	if got := w.goOn(now + uint64(orderMost) + 1); got != orderGivenUp {
 		t.Errorf("%d when nothing moves for too long", got)
@@ -110,14 +119,17 @@ func TestABatchLeavesOutWhatWaitsForItsRate(t *testing.T) {
 func TestWhoLosesIsInHaste(t *testing.T) {
 	ws := newWorkers(t, 2)
 	now := uint64(time.Hour)
-	if ws[1].loses(now) {
+	if loses(ws[1].lost(), now) {
 		t.Error("without a loss")
 	}
 	ws[0].count.lostAt.Store(now - uint64(hasteFor) + 1)
-	if !ws[1].loses(now) {
+	if !loses(ws[1].lost(), now) {
 		t.Error("not after another's loss")
 	}
-	if ws[1].loses(now + 1) {
+	if loses(ws[1].lost(), now+1) {
 		t.Error("long after")
+	}
+	if !loses(now+1, now) {
+		t.Error("not after a loss in a turn that began later than this one")
 	}
 }

@@ -93,9 +93,9 @@ func (w *Worker) handDown(now uint64) {
 	}
 	switch w.goOn(now) {
 	case orderKept:
-		haste := w.loses(now)
+		at := w.lost()
 		for _, slot := range c.batch {
-			w.putDown(slot, haste)
+			w.putDown(slot, loses(at, now), at != 0 && at >= c.order.began)
 		}
 		c.batch = c.batch[:0]
 	case orderGivenUp: // they are noted again by their next packets
@@ -103,8 +103,8 @@ func (w *Worker) handDown(now uint64) {
 	}
 }
 
-// putDown hands one session of the batch down.
-func (w *Worker) putDown(slot uint32, haste bool) {
+// putDown hands one session of the batch down. Haste: also where it was hindered, if often enough; unsure: packets were lost since the batch began.
+func (w *Worker) putDown(slot uint32, haste, unsure bool) {
 	c, v := &w.second, w.shard.View()
 	if !w.shard.Sessions.Live(slot) {
 		return
@@ -130,6 +130,8 @@ func (w *Worker) putDown(slot uint32, haste bool) {
 			return
 		}
 		c.Tables.HandDownNow(w.cfg.ID, slot, se, ways)
+	}
+	if !ok || unsure {
 		w.count.hasty.Add(1)
 	}
 	if !was {
