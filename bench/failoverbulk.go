@@ -33,24 +33,33 @@ type copyOf struct {
 	lag     float64 // s, by the owner's word
 }
 
-// bulk fills the owner's table with sessions of packets that are answered, watching the copy follow, kills the other gateway and has it come again: its copy begins anew,
-// while packets go.
-func (q *failoverBench) bulk(ctx context.Context, r *failoverRow, lab **trio.Pair) (err error) {
-	if p := *lab; p != nil { // tables are to be empty
+// anew is a pair of the row's own, protected and with empty tables. The caller closes it.
+func (q *failoverBench) anew(ctx context.Context, r *failoverRow, lab **trio.Pair) (*trio.Pair, error) {
+	if p := *lab; p != nil {
 		*lab = nil
 		if err := p.Close(); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	q.args = r.args
 	p, err := q.open(ctx, r)
 	if err != nil {
+		return nil, err
+	}
+	if why, err := q.ready(ctx, p, copied); err != nil || why != "" {
+		return nil, errors.Join(err, fmt.Errorf("not protected: %s", why), p.Close())
+	}
+	return p, nil
+}
+
+// bulk fills the owner's table with sessions of packets that are answered, watching the copy follow, kills the other gateway and has it come again: its copy begins anew,
+// while packets go.
+func (q *failoverBench) bulk(ctx context.Context, r *failoverRow, lab **trio.Pair) (err error) {
+	p, err := q.anew(ctx, r, lab)
+	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
-	if why, err := q.ready(ctx, p, copied); err != nil || why != "" {
-		return errors.Join(err, fmt.Errorf("not protected: %s", why))
-	}
 	owner, err := q.serving(ctx, p)
 	if err != nil {
 		return err

@@ -122,21 +122,11 @@ func mostCarried(steps []int, asked func(n int) float64, try func(n int) (loaded
 
 // halfLoad has the group be moved while half of what the pair carries goes over it: by `group move`, `node drain` and SIGTERM in turn.
 func (q *failoverBench) halfLoad(ctx context.Context, r *failoverRow, runs int, lab **trio.Pair) (err error) {
-	if p := *lab; p != nil {
-		*lab = nil
-		if err := p.Close(); err != nil {
-			return err
-		}
-	}
-	q.args = r.args
-	p, err := q.open(ctx, r)
+	p, err := q.anew(ctx, r, lab)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
-	if why, err := q.ready(ctx, p, copied); err != nil || why != "" {
-		return errors.Join(err, fmt.Errorf("not protected: %s", why))
-	}
 	most, rate, err := q.found(ctx, p)
 	if err != nil {
 		return err

@@ -103,7 +103,7 @@ var (
 	workerWakeups    = counter("worker_wakeups", "Times that the worker slept and was woken.", "worker")
 	workerCrossings  = counter("worker_area_crossing_packets", "Packets copied between a zero-copy and another memory area.", "worker")
 	workerOrders     = counter("worker_orders", "What control had the worker do between two bursts: reports, looks, changes.", "worker")
-	workerHasty      = counter("worker_hasty_sessions", "Sessions handed down to the XDP program although not all of their packets were seen to have left: they never paused, or the worker lost packets.", "worker")
+	workerHasty      = counter("worker_hasty_sessions", "Sessions handed down to the XDP program although not all of their packets were seen to have left: they never paused, or a worker of the node lost packets meanwhile.", "worker")
 	workerCruising   = gauge("worker_cruising_sessions", "Sessions that are handed down to the XDP program.", "worker")
 	workerFenced     = counter("worker_fenced_sockets", "Sockets closed with frames of a group queued, because its deadline had passed.", "worker")
 	workerOverruns   = counter("worker_fence_overruns", "System calls with frames of a group that took longer than the guard of the lease: what they sent may have left late.", "worker")
