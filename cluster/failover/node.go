@@ -528,8 +528,8 @@ func (n *Node) beat(now Time) {
 	}
 }
 
-// patience is for how long a node that is not heard of counts as there: three beats in a row may be lost.
-func (n *Node) patience() time.Duration { return n.t.Renew * 7 / 2 }
+// patience is for how long a node that is not heard of counts as there: three beats in a row may be lost, of a release too whose lease is Earlier and whose beats are as much farther apart.
+func (n *Node) patience() time.Duration { return max(n.t.Renew, Earlier/5) * 7 / 2 }
 
 func (n *Node) alive(name string, now Time) bool {
 	p := n.peers[name]
