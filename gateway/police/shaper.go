@@ -186,7 +186,13 @@ func (s *Shaper) keep(q, tail uint32) {
 
 // Passes is what Offer begins with for a packet of n bytes that is not voice: true, the rate is taken and nothing of the queue waits. False: nothing has been taken, and Offer is to be asked.
 func (s *Shaper) Passes(q int, d *Dir, w *Words, n int, nowNs uint64) bool {
-	return uint(q) < uint(len(s.queues)) && s.queues[q].state == idle && d.take(w, nowNs, n, false) == verdict.Pass
+	switch {
+	case uint(q) >= uint(len(s.queues)) || s.queues[q].state != idle:
+		return false
+	case d.Packets.mul != 0:
+		return d.take(w, nowNs, n, false) == verdict.Pass
+	}
+	return d.Bits.mul == 0 || d.Bits.take(&w.Bits, nowNs, n, 0)
 }
 
 // Offer decides what becomes of it now: Send (the rate is taken), Queue (the shaper owns the frame now) or Drop with
