@@ -100,12 +100,12 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// Words4 is Translate4, and Words4ID that and SetID, to the last bit.
+// Words4 is Translate4, with ID4 it is that and SetID, with Hop4 that and DecTTL, with both all three, to the last bit.
 func TestWordsAreTranslateAndID(t *testing.T) {
 	r := rand.New(rand.NewPCG(8, 0))
 	for i := range 4000 {
 		frame, _ := randomFrame(t, r)
-		var p [4]*packet.Packet
+		var p [8]*packet.Packet
 		for j := range p {
 			p[j] = load(frame, headroom, 0)
 			packet.Parse(p[j])
@@ -118,20 +118,35 @@ func TestWordsAreTranslateAndID(t *testing.T) {
 			src, dst, sport, dport, id = [4]byte{}, [4]byte{}, 0, 0, 0
 		}
 		packet.Translate4(p[0], src, dst, sport, dport)
-		h := packet.Header4(p[1])
-		if h == nil {
+		if packet.Header4(p[1]) == nil {
 			if p[0].Key.Family == 4 {
 				t.Fatalf("round %d: no header in %x", i, frame)
 			}
 			continue
 		}
-		packet.Words4(p[1], h, le.Uint32(src[:]), le.Uint32(dst[:]), sport, dport)
-		packet.Translate4(p[2], src, dst, sport, dport)
-		packet.SetID(p[2], id)
-		packet.Words4ID(p[3], packet.Header4(p[3]), le.Uint32(src[:]), le.Uint32(dst[:]), sport, dport, id)
-		for j := 0; j < 4; j += 2 {
-			if !bytes.Equal(p[j].Frame(), p[j+1].Frame()) || p[j].Key != p[j+1].Key {
-				t.Fatalf("round %d: %x\n%x\n%x", i, frame, p[j].Frame(), p[j+1].Frame())
+		for j, also := range []func(p *packet.Packet, h *[20]byte) uint64{
+			func(p *packet.Packet, h *[20]byte) uint64 { return 0 },
+			func(p *packet.Packet, h *[20]byte) uint64 { return packet.ID4(h, id) },
+			func(p *packet.Packet, h *[20]byte) uint64 { return packet.Hop4(p, h) },
+			func(p *packet.Packet, h *[20]byte) uint64 { return packet.ID4(h, id) + packet.Hop4(p, h) },
+		} {
+			a, b := p[2*j], p[2*j+1]
+			if j >= 2 && a.TTL == 0 {
+				continue
+			}
+			if j > 0 {
+				packet.Translate4(a, src, dst, sport, dport)
+			}
+			if j&1 != 0 {
+				packet.SetID(a, id)
+			}
+			if j >= 2 {
+				packet.DecTTL(a)
+			}
+			h := packet.Header4(b)
+			packet.Words4(b, h, le.Uint32(src[:]), le.Uint32(dst[:]), sport, dport, also(b, h))
+			if !bytes.Equal(a.Frame(), b.Frame()) || a.Key != b.Key || a.TTL != b.TTL {
+				t.Fatalf("round %d, %d: %x\n%x\n%x", i, j, frame, a.Frame(), b.Frame())
 			}
 		}
 	}

@@ -52,17 +52,24 @@ func Translate4(p *Packet, src, dst [4]byte, sport, dport uint16) {
 // Header4 is the header of an IPv4 packet, for those who have several things to do with it; nil where there is none.
 func Header4(p *Packet) *[ip4Len]byte { return p.ip4() }
 
-// Words4 is Translate4 of the packet with header h, the addresses as words in the order of memory (binary.LittleEndian.Uint32).
-func Words4(p *Packet, h *[ip4Len]byte, src, dst uint32, sport, dport uint16) {
-	p.translate4(h, src, dst, sport, dport, 0)
+// Words4 is Translate4 of the packet with header h, the addresses as words in the order of memory (binary.LittleEndian.Uint32). also is what ID4 and Hop4 have left for the checksum.
+func Words4(p *Packet, h *[ip4Len]byte, src, dst uint32, sport, dport uint16, also uint64) {
+	p.translate4(h, src, dst, sport, dport, also)
 }
 
-// Words4ID is Words4 and SetID in one.
-func Words4ID(p *Packet, h *[ip4Len]byte, src, dst uint32, sport, dport, id uint16) {
+// ID4 is SetID, but for the checksum: Words4 is to be told what it returns.
+func ID4(h *[ip4Len]byte, id uint16) (also uint64) {
 	id = bits.ReverseBytes16(id)
-	also := uint64(^le16(h[4:6])) + uint64(id)
+	also = uint64(^le16(h[4:6])) + uint64(id)
 	put16(h[4:6], id)
-	p.translate4(h, src, dst, sport, dport, also)
+	return also
+}
+
+// Hop4 is DecTTL of a packet whose TTL is not 0, but for the checksum: Words4 is to be told what it returns.
+func Hop4(p *Packet, h *[ip4Len]byte) (also uint64) {
+	h[8]--
+	p.TTL--
+	return 0xfffe // the complement of the word in which the TTL stands, and that word less 1
 }
 
 func (p *Packet) translate4(h *[ip4Len]byte, src, dst uint32, sport, dport uint16, also uint64) {

@@ -98,5 +98,5 @@ func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verd
 	sh.unborn = noSlot
 	t.Shared.Created.Add(1)
 	sh.changed(slot, se)
-	return sh.forward(s, sh.Sessions.At(slot), 0)
+	return sh.forward(s, t, sh.Sessions.At(slot), 0)
 }

@@ -44,7 +44,7 @@ func (sh *Shard) pieces(slots []Slot, from int) {
 	for i := from; i < len(slots); i++ {
 		sh.at = i
 		s := &slots[i]
-		if s.Verdict = sh.send(s, sh.view.Tenant(s.Tenant), s.hop); s.Verdict == verdict.Drop {
+		if s.Verdict = sh.send(s, sh.view.Tenant(s.Tenant), s.hop, true); s.Verdict == verdict.Drop {
 			sh.dropped(s)
 		}
 	}

@@ -25,7 +25,8 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 	}
 	slot, dir := ref.Slot(), ref.Dir()
 	se := sh.Sessions.At(slot)
-	if !sh.serves(sh.view.GroupOf(se.Tenant)) {
+	t := sh.view.Tenant(se.Tenant)
+	if t != nil && !sh.serves(t.Group) {
 		s.Tenant = se.Tenant
 		return sh.drop(s, verdict.NotOwner)
 	}
@@ -65,7 +66,7 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 	if se.State != before || se.Flags != flags {
 		sh.changed(slot, se)
 	}
-	return sh.forward(s, se, dir)
+	return sh.forward(s, t, se, dir)
 }
 
 // track follows a segment.

@@ -4,13 +4,13 @@ import (
 	"demarc/gateway/conntrack"
 	"demarc/gateway/meter"
 	"demarc/gateway/packet"
+	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
 )
 
-// forward carries a packet of an established session in direction dir to its next hop.
-func (sh *Shard) forward(s *Slot, se *conntrack.Session, dir int) verdict.Verdict {
+// forward carries a packet of tenant t's established session in direction dir to its next hop.
+func (sh *Shard) forward(s *Slot, t *snapshot.Tenant, se *conntrack.Session, dir int) verdict.Verdict {
 	s.Tenant, s.Dir = se.Tenant, Direction(se, dir)
-	t := sh.view.Tenant(se.Tenant)
 	s.Voice = se.Class == classVoice || t.Voice(s.TOS)
 	if r := extra(s, t.Extra); r != verdict.Pass {
 		return sh.drop(s, r)
@@ -29,20 +29,31 @@ func (sh *Shard) forward(s *Slot, se *conntrack.Session, dir int) verdict.Verdic
 			return sh.drop(s, r)
 		}
 	}
+	lowered := false
 	if se.Flags&conntrack.FlagNAT != 0 {
 		src, dst, sport, dport := se.OutWords(dir)
-		if h4 := packet.Header4(&s.Packet); h4 == nil {
+		h4, also, ok := packet.Header4(&s.Packet), uint64(0), true
+		if h4 != nil && !packet.Atomic4(h4) {
+			var id uint16
+			if id, ok = sh.ident(s, se, src, dst); ok {
+				also = packet.ID4(h4, id)
+			}
+		}
+		switch {
+		case h4 == nil:
 			v = sh.drop(s, verdict.InternalError) // such a session has IPv4 packets only
-		} else if packet.Atomic4(h4) {
-			packet.Words4(&s.Packet, h4, src, dst, sport, dport)
-		} else if id, ok := sh.ident(s, se, src, dst); ok {
-			packet.Words4ID(&s.Packet, h4, src, dst, sport, dport, id)
-		} else {
+		case !ok:
 			v = sh.drop(s, verdict.FragmentNoID)
+		default:
+			if hop.Kind == snapshot.HopForward { // else it goes round, and that is no hop
+				also += packet.Hop4(&s.Packet, h4)
+				lowered = true
+			}
+			packet.Words4(&s.Packet, h4, src, dst, sport, dport, also)
 		}
 	}
 	if v == verdict.Next {
-		v = sh.send(s, t, hop)
+		v = sh.send(s, t, hop, lowered)
 	}
 	if h != nil && (v == verdict.Drop || v == verdict.Neighbor) {
 		sh.giveHost(h, t, s.Dir, int(s.IPLen))

@@ -189,7 +189,7 @@ func (sh *Shard) laterFragment(s *Slot, d *frag.Datagram) verdict.Verdict {
 		}
 	}
 	sh.frag = d
-	v := sh.forward(s, se, dir)
+	v := sh.forward(s, sh.view.Tenant(se.Tenant), se, dir)
 	sh.frag = nil
 	return v
 }

@@ -19,14 +19,15 @@ type Judgement struct {
 
 // Direction is the direction, as its tenant sees it, in which packets of dir travel.
 func Direction(se *conntrack.Session, dir int) meter.Dir {
-	from, to := se.Flags&conntrack.FlagFromBackbone != 0, se.Flags&conntrack.FlagToBackbone != 0
-	if !from && !to {
-		return meter.Inside
-	}
-	if from == (dir == 0) {
-		return meter.In
-	}
-	return meter.Out
+	return directions[dir&1][se.Flags/conntrack.FlagFromBackbone&3]
+}
+
+const _ = uint(conntrack.FlagFromBackbone<<1-conntrack.FlagToBackbone) + uint(conntrack.FlagToBackbone-conntrack.FlagFromBackbone<<1) // they stand side by side
+
+// directions is what Direction answers, by dir and by whether the first packet came from the backbone (1) and left to it (2). A table, because a flood of both directions is a branch that is never foreseen.
+var directions = [2][4]meter.Dir{
+	{meter.Inside, meter.In, meter.Out, meter.In},
+	{meter.Inside, meter.Out, meter.In, meter.Out},
 }
 
 // Judge decides about a session by v alone: tenant, ACL, whether its translation still stands, routes. It is what the first packet

@@ -10,6 +10,7 @@ import (
 
 	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
+	"demarc/gateway/meter"
 	"demarc/gateway/verdict"
 )
 
@@ -194,4 +195,24 @@ func (w *world) couldOpen(se conntrack.Session, o opening) int {
 		return yes
 	}
 	return no
+}
+
+// Direction is a table: here is what it says in words.
+func TestDirection(t *testing.T) {
+	for flags := range 256 {
+		for dir := range 2 {
+			se := conntrack.Session{Flags: uint8(flags)}
+			from, to := se.Flags&conntrack.FlagFromBackbone != 0, se.Flags&conntrack.FlagToBackbone != 0
+			want := meter.Out
+			switch {
+			case !from && !to:
+				want = meter.Inside
+			case from == (dir == 0):
+				want = meter.In
+			}
+			if got := Direction(&se, dir); got != want {
+				t.Fatalf("flags %08b, direction %d: %v, want %v", flags, dir, got, want)
+			}
+		}
+	}
 }

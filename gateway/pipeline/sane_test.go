@@ -8,7 +8,7 @@ import (
 	"demarc/gateway/verdict"
 )
 
-// What sane says of IPv4 addresses, by each first octet of both and those others that matter, against what net/netip calls them.
+// What sane and plain say of IPv4 addresses, by each first octet of both and those others that matter, against what net/netip calls them.
 func TestSaneByFirstOctets(t *testing.T) {
 	for i := range 1 << 16 {
 		for _, second := range []byte{0, 5, 254} {
@@ -33,9 +33,15 @@ func TestSaneByFirstOctets(t *testing.T) {
 			if r := sane(&p, nil, nil); r != want {
 				t.Fatalf("%s to %s: %s, want %s", s, d, r, want)
 			}
+			if plain(&p) && want != verdict.Pass {
+				t.Fatalf("%s to %s is plain, want %s", s, d, want)
+			}
 			p.Flags = packet.FlagMcastMAC
 			if r := sane(&p, nil, nil); r != verdict.Multicast {
 				t.Fatalf("%s to %s to a group's MAC: %s", s, d, r)
+			}
+			if plain(&p) {
+				t.Fatalf("%s to %s to a group's MAC is plain", s, d)
 			}
 		}
 	}

@@ -47,8 +47,8 @@ func (sh *Shard) usable(s *Slot, t *snapshot.Tenant, nh uint16) (*snapshot.Hop, 
 	return hop, verdict.Next
 }
 
-// send carries a translated packet through neighbour, hop limit, link header, rate and account.
-func (sh *Shard) send(s *Slot, t *snapshot.Tenant, hop *snapshot.Hop) verdict.Verdict {
+// send carries a translated packet through neighbour, hop limit (unless that is lowered already), link header, rate and account.
+func (sh *Shard) send(s *Slot, t *snapshot.Tenant, hop *snapshot.Hop, lowered bool) verdict.Verdict {
 	v := verdict.Send
 	s.Group = leavesAs(t.Group)
 	if s.Looped && s.Group == 0 && sh.view.Grouped() { // to a tenant of no group: it is of the group that it comes from
@@ -74,7 +74,9 @@ func (sh *Shard) send(s *Slot, t *snapshot.Tenant, hop *snapshot.Hop) verdict.Ve
 			v = verdict.Neighbor
 		}
 		if s.cut != isPiece {
-			packet.DecTTL(&s.Packet)
+			if !lowered {
+				packet.DecTTL(&s.Packet)
+			}
 			if s.TCPFlags&packet.TCPSyn != 0 && s.Key.Proto == flow.TCP {
 				sh.clampMSS(s, f)
 			}
@@ -135,10 +137,14 @@ type near struct {
 func (sh *Shard) neighbor(iface uint16, s *Slot) *near {
 	n := &sh.near[iface%uint16(len(sh.near))]
 	if n.iface != iface || n.family != s.Key.Family || n.to != s.NextHop {
-		mac, known := sh.Neighbors.Lookup(iface, s.Key.Family, &s.NextHop)
-		*n = near{to: s.NextHop, iface: iface, family: s.Key.Family, known: known, mac: mac}
+		sh.meet(n, iface, s)
 	}
 	return n
+}
+
+func (sh *Shard) meet(n *near, iface uint16, s *Slot) {
+	mac, known := sh.Neighbors.Lookup(iface, s.Key.Family, &s.NextHop)
+	*n = near{to: s.NextHop, iface: iface, family: s.Key.Family, known: known, mac: mac}
 }
 
 // clampMSS applies the smaller clamp of the two interfaces that a SYN crosses.
@@ -225,7 +231,7 @@ func (sh *Shard) related(s *Slot) verdict.Verdict {
 			return sh.drop(s, verdict.FragmentNoID)
 		}
 	}
-	return sh.send(s, t, hop)
+	return sh.send(s, t, hop, false)
 }
 
 // falseSource reports whether an ICMP error bears a source that may not come from its side. Any router on the way may send one, so a
