@@ -286,6 +286,43 @@ func TestAuto(t *testing.T) {
 	}
 }
 
+// TestAutoSaysWhere: in a split both serve, and hosts send to whoever said last where the group is. When they hear each other again that may be the one that yields, so the one that goes on says it
+// again, also where it never heard that the other one served: that one hears it first and is silent by then.
+func TestAutoSaysWhere(t *testing.T) {
+	for _, first := range []int64{0, 150 * ms} {
+		others := 0
+		for seed := range uint64(10) {
+			w := quietWorld(t, seed, 2, 0, Group{Alone: Auto, Stale: true})
+			w.judge.auto = true
+			w.link("a", "b", true)
+			w.link("b", "a", true)
+			w.run(w.now + 1000*ms)
+			w.box("a").restart(50 * ms) // it serves alone again, later than b, under the same epoch most often: then its name has it yield
+			w.run(w.now + 1500*ms)
+			if head := w.judge.heads["g"]; head != "a" {
+				t.Fatalf("seed %d: %s was the last to say where the group is, a was to be", seed, head)
+			}
+			w.link("b", "a", false)
+			w.run(w.now + first)
+			w.link("a", "b", false)
+			w.run(w.now + 500*ms)
+			w.judge.reset(w.now)
+			w.run(w.now + 500*ms)
+			owner, head := w.owner("g"), w.judge.heads["g"]
+			w.served(t, seed, owner)
+			if owner == "b" {
+				others++
+			}
+			if head != owner {
+				t.Errorf("seed %d, b hears a %d ms later than a hears b: %s serves, and hosts send to %s", seed, first/ms, owner, head)
+			}
+		}
+		if others < 5 {
+			t.Errorf("in %d of 10 the one that goes on was not the last to say so: nothing was tried", others)
+		}
+	}
+}
+
 // TestForce is the operator's way in, in each mode.
 func TestForce(t *testing.T) {
 	for _, alone := range []Alone{Fence, Keep, Auto} {

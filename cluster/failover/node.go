@@ -315,6 +315,9 @@ func (n *Node) gap(now Time, long time.Duration) {
 			p.heard = now // silence counts from here
 		}
 	}
+	if !short {
+		n.doubt()
+	}
 	for _, name := range n.names {
 		g := n.groups[name]
 		clear(g.free)
@@ -545,6 +548,9 @@ func (n *Node) received(from string, m Message, now Time) {
 		p = &peer{}
 		n.peers[from] = p
 	}
+	if now.Sub(p.heard) > n.patience() { // a new one was heard of never
+		n.doubt()
+	}
 	p.heard = now
 	// How its last life stood says nothing of this one: until its first beat nothing is known. A release is said by others too, for a life that is over.
 	if m.Life != p.life && m.Life != 0 && m.Kind != Release && !n.plant.oldViews {
@@ -599,6 +605,9 @@ func (n *Node) heard(from string, p *peer, m Message, now Time) {
 		mine := g.at.Epoch
 		if g.solo > 0 {
 			mine = g.solo
+		}
+		if n.mine(g) || g.solo > 0 {
+			g.astray = true
 		}
 		if (n.mine(g) || g.solo > 0) && (v.Epoch > mine || v.Epoch == mine && from > n.name) {
 			if g.serving {

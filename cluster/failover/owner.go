@@ -45,6 +45,7 @@ type group struct {
 	nextRenew   Time
 	round       int
 	nextRound   Time
+	astray      bool // another one serves too, or may have: hosts may have been told to send there
 	copies      map[string]copyOf
 
 	// As a standby.
@@ -284,12 +285,30 @@ func (n *Node) lapse(g *group, now Time) {
 var rounds = []time.Duration{100 * time.Millisecond, time.Second, 30 * time.Second}
 
 func (n *Node) announce(g *group, now Time) {
+	if g.astray && g.serving && !n.rival(g, now) {
+		g.astray, g.round, g.nextRound = false, 0, now
+	}
 	if !g.serving || now < g.nextRound || now >= g.written {
 		return
 	}
 	n.do(Announce{Group: g.name, Epoch: g.told, Round: g.round})
 	g.nextRound = now.Add(rounds[min(g.round, len(rounds)-1)])
 	g.round++
+}
+
+// doubt: what others did meanwhile was not heard. Where an owner goes on without a majority another one may have served too, and have ended that before it was heard again.
+func (n *Node) doubt() {
+	for _, g := range n.groups {
+		g.astray = g.astray || g.solo > 0 || g.at.Alone != Fence
+	}
+}
+
+// rival says whether another one that lives serves the group.
+func (n *Node) rival(g *group, now Time) bool {
+	return slices.ContainsFunc(n.others, func(o string) bool {
+		v, ok := n.view(o, g)
+		return ok && n.alive(o, now) && v.Serving
+	})
 }
 
 // release says that a term of this node is over: when the workers have stopped, and three times, since it is not answered.

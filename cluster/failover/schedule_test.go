@@ -116,6 +116,9 @@ func schedule(s uint64, sh shape, plant plants, data faulty, trace func(string, 
 		if who < 1 || runs > 1 || worst > 60*ms {
 			offences = append(offences, fmt.Sprintf("in the end group %s (%+v) is served by %d nodes in %d turns, the longest silence is %d ms", g.Name, g, who, runs, worst/ms))
 		}
+		if o, head := w.owner(g.Name), w.judge.heads[g.Name]; o != head { // nobody would see a frame of it: hosts send elsewhere
+			offences = append(offences, fmt.Sprintf("in the end group %s (%+v) is served by %s, and hosts were last told to send to %s", g.Name, g, o, head))
+		}
 	}
 	return offences, w
 }

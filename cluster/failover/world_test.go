@@ -558,6 +558,7 @@ type judge struct {
 	stale     []string
 	wait      map[string]bool // groups that no stale copy may serve
 	announced int
+	heads     map[string]string  // by group: who said last where its addresses are. Hosts send there, and nobody else has anything to forward
 	seen      map[holder]bool    // of terms
 	any       map[[2]string]bool // groups and nodes that emitted since mark
 }
@@ -574,13 +575,16 @@ func (j *judge) offence(format string, args ...any) {
 
 func (j *judge) see(b *box, f frame) {
 	if j.last == nil {
-		j.seen, j.behind = map[holder]bool{}, map[string]int64{}
+		j.seen, j.behind, j.heads = map[holder]bool{}, map[string]int64{}, map[string]string{}
 		j.last, j.term, j.runs, j.burst = map[string]frame{}, map[string]frame{}, map[string][]frame{}, map[string]frame{}
 		if j.worst == nil {
 			j.reset(0)
 		}
 	}
-	j.announced += btoi(f.kind == "announce")
+	if f.kind == "announce" {
+		j.announced++
+		j.heads[f.group] = f.node
+	}
 	last, ok := j.last[f.group]
 	term := j.term[f.group]
 	// Who served alone and who was agreed on meanwhile may have the same epoch: whoever comes later counts, and the other one must be silent then.
