@@ -574,7 +574,7 @@ func (q *failoverBench) check() error {
 
 func init() {
 	register(scenario{place: 110, name: "failover", about: "what the death of a node of a pair costs the hosts, beside keepalived", command: failoverCommand, needs: peerLacks,
-		short: &stint{args: []string{"--rows", "kill,gone,keepalived/gated", "--runs", "4"}, seconds: 62, memoryMiB: 800},
+		short: &stint{args: []string{"--rows", "kill,gone,keepalived/gated", "--runs", "4"}, seconds: 64, memoryMiB: 800},
 		full:  &stint{args: []string{"--full"}, seconds: secondsOf(failoverParts()), memoryMiB: 2500, parts: failoverParts()}})
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -21,6 +22,7 @@ import (
 	"demarc/bench/peers"
 	"demarc/bench/report"
 	"demarc/gateway/hostnet"
+	"demarc/gateway/netlab"
 	"demarc/gateway/netlab/host"
 )
 
@@ -31,6 +33,7 @@ type tcpBench struct {
 	Streams []int // of each bulk load
 	Many    int   // short connections at a time
 	Bare    bool  // bulk of the first number of streams once more, no device putting segments together
+	Direct  bool  // the two ends take part with nothing between them
 }
 
 // tcpTurn is one side's turn.
@@ -93,9 +96,38 @@ func openStacks() (r *room, err error) {
 	if err := r.connect(); err != nil {
 		return r, err
 	}
+	err = r.AddLink(netlab.LinkSpec{
+		A: netlab.End{NS: nsSrc, Name: devSrcDirect, Addrs: []netip.Prefix{netip.PrefixFrom(insideDirect, 24)}},
+		B: netlab.End{NS: nsDst, Name: devDstDirect, Addrs: []netip.Prefix{netip.PrefixFrom(outsideDirect, 24)}}})
+	if err != nil {
+		return r, err
+	}
 	return r, errors.Join(r.AddAddr(nsSrc, devSrc, netip.PrefixFrom(tcpInside, 32)), r.AddAddr(nsDst, devDst, netip.PrefixFrom(tcpOutside, 32)),
 		// What an XDP program redirects to a veth is lost where the far end has no NAPI. It comes with gro, which is to put nothing together there: the stacks get single segments from all sides.
-		r.TakesRedirected(nsSrc, devSrc, true), r.TakesRedirected(nsDst, devDst, true), r.together(nsSrc, false, devSrc), r.together(nsDst, false, devDst))
+		r.TakesRedirected(nsSrc, devSrc, true), r.TakesRedirected(nsDst, devDst, true), r.together(nsSrc, false, devSrc), r.together(nsDst, false, devDst),
+		r.TakesRedirected(nsSrc, devSrcDirect, true), r.TakesRedirected(nsDst, devDstDirect, true), r.together(nsSrc, false, devSrcDirect), r.together(nsDst, false, devDstDirect))
+}
+
+// The link that leads from one end to the other with nothing between them.
+const devSrcDirect, devDstDirect = "dmbsrcd", "dmbdstd"
+
+var (
+	insideDirect  = netip.MustParseAddr("198.19.1.1")
+	outsideDirect = netip.MustParseAddr("198.19.1.2")
+)
+
+// direct is no device: the two ends reach each other by a link of their own. What they cost without a device is the floor of all sides, and what a side costs above it is the device's.
+type direct struct{ r *room }
+
+func (d *direct) name() string                                 { return report.Direct }
+func (d *direct) start(context.Context) error                  { return nil }
+func (d *direct) stop() error                                  { return nil }
+func (d *direct) pids() []int                                  { return nil }
+func (d *direct) hops() int                                    { return 0 }
+func (d *direct) sessions(context.Context) (int, error)        { return 0, nil }
+func (d *direct) missing(context.Context, int) (string, error) { return "", nil }
+func (d *direct) config() string {
+	return fmt.Sprintf("one link from end to end, no device between: ip route add %s via %s dev %s\n", outsideNet, outsideDirect, devSrcDirect)
 }
 
 // together has devices with gro put segments together, as they do by default, or not.
@@ -118,13 +150,16 @@ func (r *room) together(ns string, on bool, devs ...string) error {
 	})
 }
 
-// lead has both stacks send by a device under test, which has its own addresses on the links.
-func (r *room) lead(us bool) error {
-	host := byte(1)
-	if us {
+// lead has both stacks send by a device under test, which has its own addresses on the links, or straight to each other.
+func (r *room) lead(d device) error {
+	host, devSrc, devDst := byte(1), devSrc, devDst
+	if _, us := d.(*demarc); us {
 		host = 3
 	}
 	inside, outside := netip.AddrFrom4([4]byte{198, 19, 0, host}), netip.AddrFrom4([4]byte{198, 51, 100, host})
+	if _, ok := d.(*direct); ok {
+		inside, outside, devSrc, devDst = outsideDirect, insideDirect, devSrcDirect, devDstDirect
+	}
 	set := func(ns, dev string, from netip.Addr, via netip.Addr, nets ...netip.Prefix) error {
 		return r.Do(ns, func() error {
 			l, err := hostnet.LinkByName(dev)
@@ -152,7 +187,7 @@ func (q *tcpBench) run(ctx context.Context) (*report.Output, error) {
 	q.due = dueOf(ctx)
 	q.Budget = within(q.Budget, q.due)
 	ways := q.ways(&flowCase{Offload: true})
-	q.plannedT = q.Trials * (len(q.Peers) + len(ways))
+	q.plannedT = q.Trials * (len(q.Peers) + len(ways) + 1)
 	q.out = &report.Output{Schema: report.Schema, Machine: machine(), Results: []report.Result{}, Configs: map[string]string{}}
 	turns, err := q.turns(ctx, ways)
 	q.rows(turns)
@@ -175,6 +210,8 @@ func (q *tcpBench) turns(ctx context.Context, ways []string) (turns map[string][
 		sideKernel:  &plain{r: q.room},
 		sideLinear:  &kernel{r: q.room, rules: rules, form: peers.Linear, called: sideLinear, rate: trafficRate},
 		sideExpert:  &kernel{r: q.room, rules: rules, form: peers.Maps, called: sideExpert, rate: trafficRate},
+
+		report.Direct: &direct{r: q.room},
 	}
 	if q.extra != nil {
 		for name, d := range q.extra(q.room) {
@@ -182,6 +219,9 @@ func (q *tcpBench) turns(ctx context.Context, ways []string) (turns map[string][
 		}
 	}
 	sides := slices.Concat(ways, q.Peers)
+	if q.Direct {
+		sides = append(sides, report.Direct)
+	}
 	return turns, q.inTurns("bulk and exchange", sides, func(side string) (*turn, error) {
 		t, err := q.tcpTurn(ctx, side, q.devices[side])
 		if err == nil {
@@ -199,8 +239,7 @@ func (q *tcpBench) tcpTurn(ctx context.Context, side string, d device) (t tcpTur
 	if err := d.start(ctx); err != nil {
 		return t, err
 	}
-	_, us := d.(*demarc)
-	if err := q.room.lead(us); err != nil {
+	if err := q.room.lead(d); err != nil {
 		return t, err
 	}
 	loads := slices.Clone(q.Streams)
@@ -432,10 +471,28 @@ func (q *tcpBench) rowsOf(behind string, turns map[string][]tcpTurn) {
 			return []float64{of(t)}, t.Disturbed
 		})
 	}
+	// What a turn costs, and how much of it is the device's: the rest is what the ends cost with nothing between them, the median of those turns.
+	costs := func(name, of, unit string, digits int, cost func(t *tcpTurn) float64) {
+		add(name, "cpu-per-"+of, unit, digits, report.Lower, cost)
+		var floor []float64
+		for i := range turns[report.Direct] {
+			floor = append(floor, cost(&turns[report.Direct][i]))
+		}
+		if floor == nil {
+			return
+		}
+		ends := report.Of(floor).Median
+		devices := maps.Clone(turns)
+		delete(devices, report.Direct)
+		addRow(q.out, report.Row{Scenario: q.Scenario, Case: name + behind, Metric: "device-cpu-per-" + of, Unit: unit, Better: report.Lower, Digits: digits}, devices, func(t *tcpTurn) ([]float64, bool) {
+			return []float64{cost(t) - ends}, t.Disturbed
+		})
+	}
 	bulks := func(i int, name string) {
 		add(name, "rate", "Gbit/s", 4, report.Higher, func(t *tcpTurn) float64 { return t.Bulk[i].Bits / 1e9 })
 		add(name, "resent", "segments", 0, "", func(t *tcpTurn) float64 { return t.Bulk[i].Resent })
 		add(name, "cpu", "CPUs", 3, "", func(t *tcpTurn) float64 { return busy(t.Uses[i]) })
+		costs(name, "gbit", "ms", 1, func(t *tcpTurn) float64 { return ratio(1e3*busy(t.Uses[i]), t.Bulk[i].Bits/1e9) })
 	}
 	for i, n := range q.Streams {
 		bulks(i, fmt.Sprintf("bulk/%d-streams/nat44", n))
@@ -456,11 +513,12 @@ func (q *tcpBench) rowsOf(behind string, turns map[string][]tcpTurn) {
 	add(name, "p99", "ms", 3, report.Lower, func(t *tcpTurn) float64 { return t.Exchanged.Times.P99 })
 	add(name, "failed", "connections", 0, report.Lower, func(t *tcpTurn) float64 { return float64(t.Exchanged.Failed) })
 	add(name, "cpu", "CPUs", 3, "", func(t *tcpTurn) float64 { return busy(t.Uses[last+1]) })
+	costs(name, "connection", "µs", 2, func(t *tcpTurn) float64 { return ratio(1e6*busy(t.Uses[last+1]), q.perSecond(t)) })
 }
 
 func init() {
 	register(scenario{place: 70, name: "tcp", about: "TCP through each side: bulk of one and 16 streams, and connections of one request each", command: tcpCommand, needs: tcpNeeds,
-		short: &stint{args: []string{"--trials", "2"}, seconds: 68, memoryMiB: 400},
+		short: &stint{args: []string{"--trials", "4", "--streams", "1", "--peers", "kernel,nft-expert"}, seconds: 102, memoryMiB: 400},
 		full:  &stint{args: []string{"--trials", "10", "--seconds", "10", "--budget", "24h"}, seconds: 1500, memoryMiB: 400}})
 }
 
@@ -472,7 +530,7 @@ func tcpCommand() *cobra.Command {
 		Short: "TCP through the gateway, the kernel and nftables: bulk, and connections of one request each",
 		Long: "Carry TCP of real stacks through each side in turns: iperf3 with one and with 16 streams from the inside to the outside, then short connections, so many at a time: connect, 64 bytes there,\n" +
 			"64 bytes back, both ends close. Each reply is compared, and the server's count with the client's. Both ends are on CPU 0 and cost more of it than any side takes of CPU 1: what is compared is\n" +
-			"what TCP gets, not what a side could carry. Segments are of 1500 bytes and whole checksums on all sides (no TSO). Needs root, two CPUs and the packages iperf3 and nftables.",
+			"what TCP gets, not what a side could carry. So the ends take turns with nothing between them too (direct), and device-cpu-… is what each side costs on all cores above that. Segments are of 1500 bytes and whole checksums on all sides (no TSO). Needs root, two CPUs and the packages iperf3 and nftables.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
@@ -506,6 +564,7 @@ func tcpCommand() *cobra.Command {
 	q.offloadFlag(c)
 	s := c.Flags()
 	s.BoolVar(&q.Bare, "no-gro", true, "bulk of the first number of streams once more, with no device putting segments together")
+	s.BoolVar(&q.Direct, "direct", true, "the two ends with nothing between them take turns too: what they cost by themselves")
 	s.IntVar(&q.Rules, "rules", 1000, "of the access list; the last one matches")
 	s.IntVar(&q.Seconds, "seconds", 1, "of each load, whole ones")
 	s.IntSliceVar(&q.Streams, "streams", []int{1, 16}, "numbers of streams of the bulk loads")

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"math"
 	"strings"
 	"testing"
 
@@ -42,6 +43,14 @@ func TestTCP(t *testing.T) {
 	for _, figure := range []string{"bulk/4-streams/nat44/offload rate", "round-trip/udp/nat44/offload p50", "exchange/8-at-a-time/nat44/offload connections"} {
 		if f := by[figure]; f.Demarc.N != 1 || f.Demarc.Min <= 0 || f.Peers[sideNever].N != 1 || f.Peers[sideExpert].Min <= 0 {
 			t.Errorf("%s: %+v", figure, f)
+		}
+	}
+	// What the ends cost by themselves is beside each side's, without a verdict, and off what the device costs.
+	for _, name := range []string{"exchange/8-at-a-time/nat44", "exchange/8-at-a-time/nat44/offload"} {
+		all, own := by[name+" cpu-per-connection"], by[name+" device-cpu-per-connection"]
+		floor := all.Peers[report.Direct]
+		if _, ok := own.Peers[report.Direct]; ok || floor.N != 1 || floor.Min <= 0 || floor.Verdict != "" || own.Demarc.N != 1 || math.Abs(own.Demarc.Median-(all.Demarc.Median-floor.Median)) > 0.02 {
+			t.Errorf("%s: %+v of which the device's %+v", name, all, own)
 		}
 	}
 	// A thread that waits does not hear an answer within a microsecond, and the way through a worker takes some.

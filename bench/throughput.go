@@ -67,6 +67,7 @@ var throughputMetrics = []struct {
 		return 100 * ratio(float64(t.Full.carried.by), float64(t.Full.carried.of))
 	}},
 	{"search-trials", "trials", 0, "", true, func(_ *flowCase, t *turn) float64 { return float64(t.Found.Trials) }},
+	{"hand-down", "s", 3, "", false, func(_ *flowCase, t *turn) float64 { return t.HandDown.Seconds() }},
 	{"establish-rate", "flows/s", 0, "", false, func(c *flowCase, t *turn) float64 { return ratio(float64(c.Flows), t.Establish.Seconds()) }},
 }
 
@@ -155,15 +156,23 @@ func (q *throughput) search(ctx context.Context, c *flowCase, d device, t *turn)
 		if confirm {
 			o.Duration *= 4
 		}
-		l, err := q.room.load(ctx, o, d.pids())
-		if err != nil {
-			return false, err
+		// One pause of a few milliseconds fails a trial, whoever took the CPU: a trial is repeated as a load without a pace is, by what others used and not by what it lost.
+		for try := 0; ; try++ {
+			l, err := q.room.load(ctx, o, d.pids())
+			if err != nil {
+				return false, err
+			}
+			if l.use.disturbed() && try < 2 && !q.late() {
+				t.Again++
+				continue
+			}
+			ok := l.loss() <= lossLimit
+			if ok && confirm {
+				t.Lossless = l
+			}
+			t.Doubted = t.Doubted || !ok && l.use.disturbed()
+			return ok, nil
 		}
-		ok := l.loss() <= lossLimit
-		if ok && confirm {
-			t.Lossless = l
-		}
-		return ok, nil
 	}
 	if t.Found, err = s.run(ctx); err == nil {
 		q.found[key] = t.Found.Rate
@@ -179,10 +188,10 @@ func (q *throughput) rows(c *flowCase, turns map[string][]turn) {
 				continue
 			}
 			addRow(q.out, report.Row{Scenario: q.Scenario, Case: name, Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits}, turns, func(t *turn) ([]float64, bool) {
-				if m.name == "establish-rate" && t.Establish == 0 || m.search && t.Found.Trials == 0 || m.name == "carried" && t.Full.carried.of == 0 {
+				if m.name == "establish-rate" && t.Establish == 0 || m.name == "hand-down" && t.HandDown == 0 || m.search && t.Found.Trials == 0 || m.name == "carried" && t.Full.carried.of == 0 {
 					return nil, false
 				}
-				return []float64{m.of(c, t)}, t.Disturbed
+				return []float64{m.of(c, t)}, t.Disturbed && !m.search || t.Doubted && m.search
 			})
 		}
 	})
@@ -439,7 +448,7 @@ func (q *traffic) deliver(c *cobra.Command, f *flowFlags, out *report.Output, er
 func init() {
 	register(scenario{place: 10, name: "throughput", about: "frame rates by size, flows, family and direction, beside four peers", command: throughputCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--searches", "2", "--resolution", "0.1", "--step", "0.15", "--seconds", "0.7"}, seconds: 285, memoryMiB: 1000},
+		short: &stint{args: []string{"--searches", "2", "--resolution", "0.1", "--step", "0.15", "--seconds", "0.7"}, seconds: 260, memoryMiB: 1000},
 		full:  &stint{args: []string{"--search", "--budget", "24h"}, seconds: 24300, memoryMiB: 1500, parts: throughputParts()}})
 }
 
@@ -459,7 +468,7 @@ func throughputParts() (list []part) {
 
 // shortCases are what is measured where nothing was asked for.
 func shortCases() []flowCase {
-	return []flowCase{{Size: "64", Flows: 65536, Search: true, Offload: true}, {Size: imix, Flows: 65536}, {Size: "64", Flows: 1, Offload: true}, {Size: "64", Flows: 1 << 20, Once: true}}
+	return []flowCase{{Size: "64", Flows: 65536, Search: true, Offload: true}, {Size: imix, Flows: 65536, Offload: true}, {Size: "64", Flows: 1, Offload: true}, {Size: "64", Flows: 1 << 20, Once: true, Offload: true}}
 }
 
 func throughputCommand() *cobra.Command {
@@ -475,7 +484,7 @@ func throughputCommand() *cobra.Command {
 			"check word, and every byte is summed: loss, duplicates, reordering and changed frames are told apart. The gateway has 1,000 rules, NAT or routing, limits and accounting.\n" +
 			"Peers: kernel (forwards only), nft-linear (all rules in a chain), nft-expert (verdict maps, established first), testpmd (DPDK on AF_XDP, changes MAC addresses only).\n" +
 			"Without --sizes and --flows: 64 bytes at 64k flows with the search, IMIX at 64k, 64 bytes at 1 and 1M flows, some 4 minutes,\n" +
-			"and nft-linear in the first of these only. IMIX is 7 frames of the smallest\n" +
+			"without nft-linear. IMIX is 7 frames of the smallest\n" +
 			"size, 4 of 594 bytes and 1 of 1518. Sizes are those on a wire, checksum included; IPv6 frames have at least 82 bytes. Needs root, two CPUs and the package nftables.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -496,7 +505,7 @@ func throughputCommand() *cobra.Command {
 			named := cmd.Flags().Changed("sizes") || cmd.Flags().Changed("flows") || cmd.Flags().Changed("family") || cmd.Flags().Changed("direction")
 			if !named {
 				cases = shortCases()
-				q.linearOnce = true
+				q.noLinear = true
 			}
 			for i := range cases {
 				if search || !named && !cmd.Flags().Changed("search") && cases[i].Search {

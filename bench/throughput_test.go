@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"demarc/bench/peers"
 	"demarc/bench/pktgen"
@@ -61,13 +62,13 @@ func TestCases(t *testing.T) {
 	}
 }
 
-// In the short plan nft-linear takes part where first packets are searched for; who is named takes part everywhere.
+// In the short plan nft-linear takes no part; who is named takes part.
 func TestSidesOfTheShortPlan(t *testing.T) {
 	for _, c := range []struct {
 		named, search bool
 		want          []string
-	}{{false, false, []string{report.Us, sideKernel, sideExpert}}, {false, true, []string{report.Us, sideKernel, sideLinear, sideExpert}}, {true, false, []string{report.Us, sideKernel, sideLinear, sideExpert}}} {
-		q := traffic{Peers: defaultPeers, Named: c.named, linearOnce: true, Progress: io.Discard}
+	}{{false, false, []string{report.Us, sideKernel, sideExpert}}, {false, true, []string{report.Us, sideKernel, sideExpert}}, {true, false, []string{report.Us, sideKernel, sideLinear, sideExpert}}} {
+		q := traffic{Peers: defaultPeers, Named: c.named, noLinear: true, Progress: io.Discard}
 		list, err := q.sides(&flowCase{Size: "64", Flows: 1, Search: c.search})
 		if err != nil || !slices.Equal(list, c.want) || (len(q.notes) > 0) != (len(list) < 4) {
 			t.Errorf("%+v: %v, notes %q; %v", c, list, q.notes, err)
@@ -162,6 +163,16 @@ func TestThroughputFigures(t *testing.T) {
 		if v, ok := got[metric]; !ok || math.Abs(v-want) > 1e-4*want {
 			t.Errorf("%s: %v, want %v", metric, v, want)
 		}
+	}
+	// Where a trial failed beside something else, the rate that was found is marked, and no other.
+	x.Found.Trials, x.Doubted, x.HandDown = 3, true, 2*time.Second
+	q.out = &report.Output{}
+	q.rows(&flowCase{Size: "512", Flows: 65536, Search: true}, map[string][]turn{report.Us: {x}})
+	if a, b := q.out.Find("throughput", "512B/64k/nat44", "rate-0.1%-loss"), q.out.Find("throughput", "512B/64k/nat44", "rate"); a == nil || a.Demarc.Disturbed != 1 || b.Demarc.Disturbed != 0 {
+		t.Errorf("%+v %+v", a, b)
+	}
+	if h := q.out.Find("throughput", "512B/64k/nat44", "hand-down"); h == nil || h.Demarc.Median != 2 {
+		t.Errorf("hand-down %+v", h)
 	}
 	if _, ok := got["rate-0.1%-loss"]; ok {
 		t.Error("a rate that was not searched for is reported")

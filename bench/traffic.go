@@ -149,21 +149,21 @@ var (
 
 // traffic is what throughput and latency share: cases, sides that take turns, and loads that are repeated when something else ran.
 type traffic struct {
-	Scenario   string
-	Cases      []flowCase
-	Peers      []string
-	Named      bool     // the peers were named: none is left out to save time
-	linearOnce bool     // nft-linear takes part in the case with the search only
-	Offload    []string // of the gateway, in cases that have both: never, always
-	Trials     int      // turns of each side
-	Rules      int
-	Begin      float64 // first packets per second that are offered; 0 = establishRate
-	Seed       uint64
-	Budget     time.Duration
-	Binary     string
-	Progress   io.Writer
-	extra      func(*room) map[string]device // for tests: devices that take a side's place
-	weigh      func(*flowCase) float64       // what a case takes beside the others, roughly; nil = all the same
+	Scenario string
+	Cases    []flowCase
+	Peers    []string
+	Named    bool     // the peers were named: none is left out to save time
+	noLinear bool     // nft-linear takes no part where it is not named
+	Offload  []string // of the gateway, in cases that have both: never, always
+	Trials   int      // turns of each side
+	Rules    int
+	Begin    float64 // first packets per second that are offered; 0 = establishRate
+	Seed     uint64
+	Budget   time.Duration
+	Binary   string
+	Progress io.Writer
+	extra    func(*room) map[string]device // for tests: devices that take a side's place
+	weigh    func(*flowCase) float64       // what a case takes beside the others, roughly; nil = all the same
 
 	out      *report.Output
 	began    time.Time
@@ -209,13 +209,15 @@ type turn struct {
 	Full      trial
 	Again     int
 	Disturbed bool
-	Found     foundRate // with Search
-	Lossless  trial     // its confirming trial
-	Loads     []timed   // of the latency bench
-	Calls     calls     // of the bench of calls
-	Fair      fairTurn  // of the bench of tenants
-	Changes   []float64 // of the bench of changes: ms that each took
-	Version   int       // the last one
+	HandDown  time.Duration // with offload: from when all sessions were established until its programs had them
+	Found     foundRate     // with Search
+	Doubted   bool          // a trial failed although something else ran, and was not repeated
+	Lossless  trial         // its confirming trial
+	Loads     []timed       // of the latency bench
+	Calls     calls         // of the bench of calls
+	Fair      fairTurn      // of the bench of tenants
+	Changes   []float64     // of the bench of changes: ms that each took
+	Version   int           // the last one
 }
 
 // each measures every case: all sides take their turns Trials times, in an order that changes. measure is what a turn does once its flows are established.
@@ -361,8 +363,8 @@ func poolFor(p *pktgen.Plan) (pool [2]netip.Addr) {
 // a minute each turn, and established packets never come to the list.
 const linearFlows = 65536
 
-// linearElsewhere says that the list is measured in another case of the plan.
-const linearElsewhere = "to save time (name it with --peers): its list is met by first packets only, and the case with the search has it"
+// linearElsewhere says that the list is measured in another part of the plan.
+const linearElsewhere = "to save time (name it with --peers): its list is met by first packets only, and acl has it"
 
 // ways are the gateway's sides in a case.
 func (q *traffic) ways(c *flowCase) (list []string) {
@@ -394,7 +396,7 @@ func (q *traffic) sides(c *flowCase) ([]string, error) {
 			}
 			fallthrough
 		case p == sideLinear:
-			if q.linearOnce && p == sideLinear && !q.Named && !c.Search {
+			if q.noLinear && p == sideLinear && !q.Named {
 				q.note("%s: %s is left out %s", c.name(), p, linearElsewhere)
 				continue
 			}
@@ -456,7 +458,7 @@ func (q *traffic) once(ctx context.Context, c *flowCase, sides []string, turns m
 				}
 				t := *first
 				if n > 0 {
-					t.Establish = 0 // the first says it
+					t.Establish, t.HandDown = 0, 0 // the first says it
 				}
 				if err := measure(ctx, c, d, &t); err != nil {
 					return fmt.Errorf("turn %d: %w", n+1, err)
@@ -524,9 +526,12 @@ func (q *traffic) turn(ctx context.Context, c *flowCase, d device, measure func(
 		return t, err
 	}
 	if g, ok := d.(*demarc); ok && g.offload == always {
+		began := time.Now()
 		if err := q.handDown(ctx, c, g); err != nil {
 			return t, err
 		}
+		t.HandDown = time.Since(began)
+		q.say("  %-14s %d sessions were handed down in %.2f s of packets on all of them", t.Side, c.Flows, t.HandDown.Seconds())
 	}
 	if err := measure(ctx, c, d, &t); err != nil {
 		return t, err

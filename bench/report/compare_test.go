@@ -137,3 +137,19 @@ func TestAddPutsSidesBesideEachOther(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// The ends without a device are beside every side, as a ratio, and are nobody's rival.
+func TestDirectIsNoRival(t *testing.T) {
+	var o Output
+	for side, v := range map[string]float64{Us: 100, Direct: 50, "kernel": 200} {
+		o.Add(Row{Scenario: "tcp", Case: "c", Metric: "cpu", Better: Lower, Side: side, Values: []float64{v, v + 1, v + 2, v + 3, v + 4}})
+	}
+	o.Judge()
+	p := o.Results[0].Peers
+	if d := p[Direct]; d.Verdict != "" || d.Ratio == nil || *d.Ratio < 1.9 || p["kernel"].Verdict != Wins {
+		t.Errorf("%+v", p)
+	}
+	if n := o.Wins(); n[Wins] != 1 || n[Loses] != 0 {
+		t.Errorf("%v", n)
+	}
+}

@@ -18,8 +18,11 @@ type Row struct {
 	Percentile                   bool      // the 99th of the values means something
 }
 
-// Us is the side that is demarc.
-const Us = "demarc"
+// Us is the side that is demarc; Direct is that of the two ends with nothing between them: a floor, and no rival.
+const (
+	Us     = "demarc"
+	Direct = "direct"
+)
 
 // Add puts a row beside those of the other sides of the same figure. The pointer is for Hold, and good until the next Add.
 func (o *Output) Add(row Row) *Result {
@@ -62,7 +65,9 @@ func (r *Result) Judge() {
 			continue
 		}
 		c := Compare(r.Demarc, p.Stat, r.Better)
-		p.Verdict = c.Verdict
+		if p.Verdict = c.Verdict; name == Direct {
+			p.Verdict = "" // nobody is better than nothing
+		}
 		if c.Ratio != nil {
 			v := round3(*c.Ratio)
 			p.Ratio, p.Interval = &v, nil
