@@ -83,7 +83,7 @@ type run struct {
 	why     string        // it was not protected before, by its owner's word
 	refused error         // the pair did not do what was asked
 	apart   int           // sessions by which the tables differ afterwards
-	stopped time.Duration // row stop: for so long
+	stopped time.Duration // row stop: for so long, by when the signals were sent
 	lag     time.Duration // of the copy, as shown before the event; rows with all connections
 	dropped string        // what the gateways have dropped meanwhile; the same rows
 }
@@ -425,12 +425,13 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 				if err != nil {
 					return fmt.Errorf("run %d: %w", i+1, err)
 				}
-				o, err := q.once(ctx, p, r, r.act(q, ctx, p, i, runs, long))
+				a := r.act(q, ctx, p, i, runs, long)
+				o, err := q.once(ctx, p, r, a)
 				if err != nil {
 					return fmt.Errorf("run %d: %w", i+1, err)
 				}
-				if o.why = cmp.Or(why, o.why); r.name == "stop" {
-					o.stopped = stopFor(i, runs)
+				if o.why = cmp.Or(why, o.why); a.stopped != nil {
+					o.stopped = *a.stopped
 				}
 				q.say("%-16s run %2d: %s", r.name, i+1, &o)
 				list = append(list, o)

@@ -151,21 +151,27 @@ func TestFailoverAccountThatIsFooled(t *testing.T) {
 	}
 }
 
-// Stops lie on both sides of the lease, and most around it.
+// Stops lie on both sides of the lease and of half of it, and most around these two.
 func TestStopFor(t *testing.T) {
-	for _, runs := range []int{1, 12, 200} {
-		around, last := 0, time.Duration(0)
+	for _, runs := range []int{1, 2, 12, 50, 200} {
+		var last time.Duration
+		var below, above, around int // half a lease, no further from it than 15 ms; a lease, no further than 45
 		for i := range runs {
 			d := stopFor(i, runs)
 			if d < 50*time.Millisecond || d > 3*time.Second || d < last {
 				t.Errorf("stop %d of %d takes %s", i, runs, d)
 			}
-			if last = d; d >= 100*time.Millisecond && d <= 250*time.Millisecond {
+			switch last = d; {
+			case d < half:
+				below++
+			case d <= half+15*time.Millisecond:
+				above++
+			case d >= lease-45*time.Millisecond && d <= lease+45*time.Millisecond:
 				around++
 			}
 		}
-		if runs > 1 && (around*2 < runs || last != 3*time.Second) {
-			t.Errorf("%d of %d stops are around the lease, the last one takes %s", around, runs, last)
+		if runs >= 12 && (around*100 < runs*40 || below*100 < runs*10 || above*100 < runs*8 || last != 3*time.Second) {
+			t.Errorf("of %d stops %d are shorter than half a lease, %d a little longer, %d around a lease, the last one takes %s", runs, below, above, around, last)
 		}
 	}
 }

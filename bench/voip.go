@@ -171,7 +171,7 @@ func (q *voip) measure(ctx context.Context, c *flowCase, d device, t *turn) erro
 	rounds := uint64(math.Round(q.Seconds * callPackets))
 	o := pktgen.Order{Frames: 2 * uint64(c.Flows) * rounds, Rate: rate, Direction: c.Direction, Batch: latencyBatch}
 	// Where the maker is held up a call's packets come late, but all are sent: what is judged is what was sent.
-	o.Duration = time.Duration(patienceOfCalls*q.Seconds*float64(time.Second)) + 100*time.Millisecond
+	o.Duration = time.Duration(patienceOfCalls*max(q.Seconds, 1)*float64(time.Second)) + 100*time.Millisecond
 	var l timed
 	var err error
 	if l.load, err = q.undisturbed(ctx, t, d, o); err != nil {

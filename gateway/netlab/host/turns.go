@@ -13,7 +13,7 @@ import (
 
 const (
 	turnBytes = 64
-	turnsWarm = 200 // first turns that are not counted: caches, neighbours, and a gateway that looks at what begins
+	turnsWarm = 200 // first turns that are not counted, or as many as the time has: caches, neighbours, and a gateway that looks at what begins
 )
 
 // Turned is what one who asks one thing at a time saw.
@@ -122,10 +122,12 @@ func turns(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 	var r Turned
 	var times []time.Duration
 	var out, in, want [turnBytes]byte
-	end := time.Now().Add(*d)
-	for n := uint64(0); ctx.Err() == nil && time.Now().Before(end); n++ {
-		if n == turnsWarm {
-			end = time.Now().Add(*d)
+	end, warm := time.Now().Add(*d), false
+	for n := uint64(0); ctx.Err() == nil; n++ {
+		if over := !time.Now().Before(end); warm && over {
+			break
+		} else if !warm && (over || n == turnsWarm) {
+			end, warm = time.Now().Add(*d), true
 		}
 		request(out[:], n)
 		reply(want[:], out[:])
@@ -146,7 +148,7 @@ func turns(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 				return nil, err
 			}
 			if k == turnBytes && in == want {
-				if r.Done++; n >= turnsWarm {
+				if r.Done++; warm {
 					times = append(times, time.Since(at))
 				}
 				break
