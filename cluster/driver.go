@@ -128,6 +128,8 @@ type groupTrack struct {
 	ready  bool               // for serving under role: a lease may be written
 	held   *failover.Lease    // the last one, until it is
 	spoken *failover.Announce // the announcement behind it, likewise
+
+	off refusal // why the last move that an operator asked for came to nothing behind its beginning
 }
 
 // role is what this node was last said to be to a group. Epoch 0: nothing yet.
@@ -297,7 +299,7 @@ func (d *Driver) Receive(from string, m failover.Message) {
 	})
 }
 
-// Policy tells which groups there are.
+// Policy tells which groups there are. What it was told before and is not again has ended; a node that has no policy yet tells nothing.
 func (d *Driver) Policy(list []failover.Group) {
 	d.post(false, func(now failover.Time) { d.step(now, failover.Groups(list)) })
 }
@@ -447,6 +449,9 @@ func (d *Driver) step(now failover.Time, e failover.Event) {
 			if a.Refused && d.refused != nil {
 				d.refused.words, d.refused.soon = append(d.refused.words, a.Words), a.Soon
 				continue
+			}
+			if a.Refused {
+				d.track(a.Group).off = refusal{[]string{a.Words}, a.Soon}
 			}
 			level := slog.LevelInfo
 			if a.Warn {
@@ -658,22 +663,23 @@ func (d *Driver) propose(e failover.Entry) {
 	}(e.Group)
 }
 
-// Move asks for a planned move of a group that this node owns. It is refused in words; that it was begun is no refusal, State tells when it is done.
+// Move asks for a planned move of a group that this node owns, and returns when it is agreed on. It is refused in words, also where it had begun.
 func (d *Driver) Move(ctx context.Context, group, to string, who command.Who) error {
-	return d.wish(ctx, group, who, "a move to "+to+" is asked for", failover.Move{Group: group, To: to})
+	return d.wish(ctx, group, who, "a move to "+to+" is asked for", failover.Move{Group: group, To: to}, func(r *refusal) error { return d.carried(ctx, group, to, r) })
 }
 
 // Take has this node own a group by force: the operator answers for it that no other one emits.
 func (d *Driver) Take(ctx context.Context, group string, who command.Who) error {
-	return d.wish(ctx, group, who, "this node is to own it by force", failover.Take{Group: group})
+	return d.wish(ctx, group, who, "this node is to own it by force", failover.Take{Group: group}, nil)
 }
 
 // wish has the machine carry out what an operator wants. What it refuses now and may do in a moment is asked again for copyWait: after each takeover the other copy is not whole for some tenths of a second.
-func (d *Driver) wish(ctx context.Context, group string, who command.Who, words string, e failover.Event) error {
+// What has begun is waited for by carried, which says if it comes to nothing.
+func (d *Driver) wish(ctx context.Context, group string, who command.Who, words string, e failover.Event, carried func(*refusal) error) error {
 	for began := time.Now(); ; words = "" {
 		var r refusal
 		if err := d.ask(ctx, func(now failover.Time) {
-			if _, known := d.m.Groups()[group]; !known {
+			if _, known := d.m.Groups()[group]; !known || d.m.Ended(group) {
 				r.words = []string{fmt.Sprintf("there is no group %s: `demarc group` lists those that there are", group)}
 				return
 			}
@@ -683,11 +689,16 @@ func (d *Driver) wish(ctx context.Context, group string, who command.Who, words 
 			d.proposeMu.Lock()
 			d.wished[group] = who
 			d.proposeMu.Unlock()
-			d.refused = &r
+			d.refused, d.track(group).off = &r, refusal{}
 			d.step(now, e)
 			d.refused = nil
 		}); err != nil {
 			return err
+		}
+		if len(r.words) == 0 && carried != nil {
+			if err := carried(&r); err != nil {
+				return err
+			}
 		}
 		waited := time.Since(began)
 		switch {
@@ -705,13 +716,48 @@ func (d *Driver) wish(ctx context.Context, group string, who command.Who, words 
 	}
 }
 
-// Status of all groups that the policy or the log knows, by name.
+// carried waits until a move that has begun is agreed on, or comes to nothing: something else was agreed on first and it may not be now, or nothing is agreed on. The machine settles it within some seconds.
+func (d *Driver) carried(ctx context.Context, group, to string, r *refusal) error {
+	t := time.NewTicker(groupPoll)
+	defer t.Stop()
+	for done := false; ; {
+		if err := d.ask(ctx, func(failover.Time) {
+			term, mine := d.m.Owner(group)
+			switch {
+			case term.Node == to:
+				done = true
+			case d.m.Moving(group) == "":
+				done, *r = true, d.track(group).off
+				if !mine || len(r.words) == 0 {
+					*r = refusal{words: []string{fmt.Sprintf("something else was agreed on first: %s owns it since epoch %d", term.Node, term.Epoch)}}
+				}
+			}
+		}); err != nil || done {
+			if n := d.node.Load(); err == nil && len(r.words) > 0 && n != nil {
+				if id, _ := n.st.Leader(); id == "" {
+					r.words[0] += "; the cluster has no leader" + n.silent()
+				}
+			}
+			return err
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return fmt.Errorf("the move of group %s to %s was begun, and is not agreed on: %w", group, to, ctx.Err())
+		}
+	}
+}
+
+// Status of all groups of the policy, by name; where this node has heard of no policy, of those that the log knows.
 func (d *Driver) Status(ctx context.Context) (out []GroupStatus, err error) {
 	trips := d.trips()
 	err = d.ask(ctx, func(now failover.Time) {
 		d.m.Trips(trips)
 		known := d.m.Groups()
 		for _, name := range slices.Sorted(maps.Keys(known)) {
+			if d.m.Ended(name) {
+				continue
+			}
 			s := GroupStatus{Group: known[name], Status: d.m.Status(name, time.Duration(cmp.Or(d.commit.Load(), int64(5*time.Millisecond))), now)}
 			s.Group.Name = name
 			if t := d.groups[name]; t != nil && t.moved != nil {

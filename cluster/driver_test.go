@@ -642,7 +642,7 @@ func held(ask func() error) (err error) {
 			return err
 		}
 		// A lease that is late, or a log that nobody leads for a second.
-		if !strings.Contains(err.Error(), "does not own the group with a majority behind it") && !strings.Contains(err.Error(), "was begun and is not done after") {
+		if !strings.Contains(err.Error(), "does not own the group with a majority behind it") && !strings.Contains(err.Error(), "was begun and is not done after") && !strings.Contains(err.Error(), "was not agreed on within a second") {
 			return err
 		}
 	}
@@ -793,6 +793,49 @@ func TestDriverLone(t *testing.T) {
 	}
 	if err := d.Move(t.Context(), "east", "gw-b", command.Who{}); err == nil || !strings.Contains(err.Error(), "takes no part") {
 		t.Errorf("asked after its end: %v", err)
+	}
+	w.sound()
+}
+
+// TestDriverGroupEnds: a group that the policy has no more is shown no more, so that its series end with it; the log has it still, and one that comes back goes on from its last epoch. A node that has not heard of any policy
+// shows what the log has.
+func TestDriverGroupEnds(t *testing.T) {
+	w := &driven{t: t, network: &clustertest.Network{}}
+	w.judge.last, w.judge.gap = map[string]frameSeen{}, map[string]time.Duration{}
+	a := &drivenBox{w: w, name: "gw-a", role: command.RoleGateway, dir: t.TempDir(), rate: 1, began: time.Now(), door: make(chan net.Conn)}
+	w.boxes = []*drivenBox{a}
+	alone := failover.Group{Name: "east", Nodes: []string{"gw-a"}}
+	a.start(alone)
+	begun(t, a.m)
+	w.served("gw-a")
+	epoch := a.status().Epoch
+	shown := func() int {
+		list, err := a.d.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	a.d.Policy(nil)
+	eventually(t, "the group has ended", func() bool { return shown() == 0 })
+	refuses(t, "a group that has ended", "there is no group east", func() error { return a.d.Move(t.Context(), "east", "gw-b", command.Who{}) })
+	if g := a.m.State().Groups.Groups["east"]; g.Epoch != epoch {
+		t.Errorf("the log forgets it: %+v", g)
+	}
+	a.d.Policy([]failover.Group{alone})
+	eventually(t, "it is served again", func() bool { return a.status().Serving })
+	if s := a.status(); s.Epoch < epoch {
+		t.Errorf("it came back under epoch %d, it had %d", s.Epoch, epoch)
+	}
+
+	d, err := NewDriver(DriverConfig{Name: "gw-b", Clock: a.clock, CPU: -1, Leases: a, Words: a})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Discard()
+	d.step(a.clock(), failover.Agreed{State: a.m.State().Groups})
+	if d.m.Ended("east") {
+		t.Error("it has ended for a node that knows no policy")
 	}
 	w.sound()
 }

@@ -165,7 +165,9 @@ func (g *Gateway) tellGroups(p *configs.Policy, v *snapshot.View) {
 		g.groups.ids[x.Name] = x.ID
 	}
 	g.groups.mu.Unlock()
-	g.groups.driver.Policy(failoverGroups(p))
+	if list := failoverGroups(p); len(list) > 0 || v.Revision > 0 { // who has no policy yet does not know which groups have ended
+		g.groups.driver.Policy(list)
+	}
 	g.copying.call()
 	if g.common != nil {
 		g.common.call() // it takes the policy up, so that who makes a group ready need not

@@ -184,6 +184,7 @@ func (n *Node) move(g *group, to string, now Time) {
 	why, soon := "", false
 	switch v, known := n.view(to, g); {
 	case !n.mine(g) || g.until <= now:
+		soon = n.mine(g) // a lease that came late, or voters that are heard again since a moment ago
 		why = "this node does not own the group with a majority behind it: ask the owner"
 	case to == n.name:
 		why = "this node owns the group already"
@@ -206,6 +207,14 @@ func (n *Node) move(g *group, to string, now Time) {
 		return
 	}
 	n.hand(g, to, CauseMove, now)
+}
+
+// Moving is to whom this node has proposed to hand a group over, without its being agreed on yet; "" = to nobody.
+func (n *Node) Moving(group string) string {
+	if g := n.groups[group]; g != nil && g.moving != nil {
+		return g.moving.to
+	}
+	return ""
 }
 
 // part is an owner's turn whose move is agreed on. Voters promise the heir nothing while the lease lasts or the term is not released, so going on until then costs nothing,

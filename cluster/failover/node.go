@@ -158,7 +158,7 @@ type (
 	// Tell is a line for the log and for the operator who asked.
 	Tell struct {
 		Group, Words string
-		Refused      bool // what an operator asked for is not done
+		Refused      bool // what an operator asked for is not done, or comes to nothing after all
 		Soon         bool // and could be in a moment: a copy is on its way
 		Warn         bool // somebody has to do something
 	}
@@ -214,6 +214,7 @@ type Node struct {
 	behind   bool // the log may have another owner for something
 	past     bool // or an earlier life of this node
 	groups   map[string]*group
+	told     bool     // the groups of a policy were
 	names    []string // of groups, sorted: the same order each time
 	peers    map[string]*peer
 	others   []string // members that matter, sorted, without this node
@@ -418,6 +419,7 @@ func (n *Node) group(name string) *group {
 }
 
 func (n *Node) policy(list Groups) {
+	n.told = true
 	for _, g := range n.groups {
 		g.conf = Group{}
 	}

@@ -138,6 +138,9 @@ func (n *Node) lead(g *group, now Time) {
 		return
 	}
 	if n.mine(g) {
+		if g.past == g.at.Term { // the policy has the group again, before the workers had stopped: else the term would end with its next pause
+			g.past = Term{}
+		}
 		if now >= g.nextRenew {
 			n.renew(g, now)
 		}
@@ -342,7 +345,8 @@ func (n *Node) upkeep(g *group, now Time) {
 		g.moving = nil
 		switch {
 		case now.Sub(m.since) > time.Second:
-			n.tell(g, "the move to "+m.to+" was not agreed on within a second: this node stays the owner")
+			words := "the move to " + m.to + " was not agreed on within a second: this node stays the owner"
+			n.do(Tell{Group: g.name, Words: words, Refused: m.cause == CauseMove, Soon: true})
 		case m.cause == CauseMove && !n.plant.moveOnce: // another entry was first, of a copy most likely: the operator's word still holds, or it is said why not
 			if n.move(g, m.to, now); g.moving != nil {
 				g.moving.since = m.since

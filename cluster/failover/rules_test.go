@@ -820,3 +820,31 @@ func TestStatusOfWhoServesAlone(t *testing.T) {
 		t.Errorf("keep with a witness: %q", why)
 	}
 }
+
+// TestPolicyComesBack: an owner whose policy loses the group gives its term up, and one that has it again before the workers have stopped does not: it would be given up at its next pause, by the word of before.
+func TestPolicyComesBack(t *testing.T) {
+	for _, after := range []int64{0, 100 * ms} {
+		w := quietWorld(t, 4, 2, 1, Group{})
+		a := w.box("a")
+		term := a.m.groups["g"].at.Term
+		if a.m.Ended("g") {
+			t.Error("it has ended, and the policy has it")
+		}
+		a.step(Groups{})
+		w.box("b").step(Groups{})
+		if !a.m.Ended("g") || !w.box("b").m.Ended("g") {
+			t.Error("it has not ended, and the policy has it no more")
+		}
+		w.run(w.now + after)
+		w.box("b").step(Groups(w.groups))
+		a.step(Groups(w.groups))
+		w.run(w.now + 1000*ms)
+		g := a.m.groups["g"]
+		if g.past.Epoch > 0 {
+			t.Errorf("after %d ms: it serves under %v and is to release %v", after/ms, g.at.Term, g.past)
+		}
+		if same := g.at.Term == term; same != (after == 0) {
+			t.Errorf("after %d ms: the term is %v, it was %v", after/ms, g.at.Term, term)
+		}
+	}
+}

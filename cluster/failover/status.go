@@ -207,6 +207,12 @@ func (n *Node) Groups() map[string]Group {
 	return out
 }
 
+// Ended says that the policy has no such group any more. What is agreed on of it stays in the log, for its epochs only go up; nobody serves it, and nobody is to.
+func (n *Node) Ended(name string) bool {
+	g := n.groups[name]
+	return g != nil && n.told && len(g.conf.Nodes) == 0 && !g.serving
+}
+
 // Idle says that there is no group, so that nothing has to happen in time.
 func (n *Node) Idle() bool { return len(n.groups) == 0 }
 
