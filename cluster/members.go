@@ -51,6 +51,18 @@ func (n *Node) status() *Status {
 	return s
 }
 
+// Election is how the lead of the log has changed, as this node has seen it since it started.
+type Election struct {
+	Term  uint64 // it goes up with each election, also one that comes to nothing
+	Led   uint64 // times that it has come to lead
+	Stood uint64 // times that it stood for election since the leader was silent beside Raft, or had ended
+}
+
+// Election says so.
+func (n *Node) Election() Election {
+	return Election{Term: n.st.Term(), Led: n.came.Load(), Stood: n.stood.Load()}
+}
+
 // self is what the cluster is to know of this node.
 func (n *Node) self() command.Member {
 	m := command.Member{ID: n.id, Name: n.cfg.Name, Role: n.cfg.Role, Version: n.cfg.Version, Level: command.Level, Address: n.address, Features: n.cfg.Features}
@@ -580,6 +592,7 @@ func (n *Node) tend(ctx context.Context) {
 		}
 		if n.led.IsZero() {
 			n.led = time.Now()
+			n.came.Add(1)
 		}
 		n.reconcile()
 		voters, err := n.st.Voters()

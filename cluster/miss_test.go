@@ -119,7 +119,7 @@ func TestSilentLeader(t *testing.T) {
 			}
 			return true
 		})
-		before := uint64(0)
+		before, term := uint64(0), ms[lead].Election().Term
 		if blocked {
 			w.mute.Store(true)
 			time.Sleep(300 * time.Millisecond) // their silence and that of a busy machine may begin together
@@ -145,6 +145,10 @@ func TestSilentLeader(t *testing.T) {
 		w.network.Split(rest)
 		eventually(t, "another one leads", func() bool { return leader(others) >= 0 })
 		took := time.Since(began)
+		eventually(t, "the election is counted", func() bool {
+			next := leader(others)
+			return next >= 0 && others[next].Election().Led > 0 && others[next].Election().Term > term
+		})
 		for range others {
 			select {
 			case err := <-answered:

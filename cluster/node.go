@@ -127,6 +127,8 @@ type Node struct {
 
 	stood atomic.Uint64 // how often this node stood for election because the leader was silent beside Raft
 
+	came atomic.Uint64 // how often it has come to lead, as tend saw it
+
 	led    time.Time     // tend only: since when this node leads
 	handed time.Time     // tend only: when it last handed the lead to a witness
 	hold   time.Duration // tend only: how long it leads before the next time

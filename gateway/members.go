@@ -59,6 +59,8 @@ func (m membership) Members(context.Context) (*api.Members, error) {
 	for _, v := range s.Revoked {
 		out.Revoked = append(out.Revoked, api.RevokedClient{Client: v.Client, Key: v.Key, Why: v.Why, By: v.By, Time: v.Time})
 	}
+	e := n.Election()
+	out.Election = api.Election{Term: e.Term, Led: e.Led, Stood: e.Stood}
 	for kind, count := range n.Refused() {
 		out.Refused[string(kind)] = count
 	}

@@ -464,6 +464,9 @@ func (s *Store) Problem() string {
 // Leads reports whether this node leads.
 func (s *Store) Leads() bool { return s.raft.State() == raft.Leader }
 
+// Term is Raft's: it goes up with each election, also one that comes to nothing.
+func (s *Store) Term() uint64 { return s.raft.CurrentTerm() }
+
 // Leader is who leads as far as this node knows; "" = nobody.
 func (s *Store) Leader() (id, address string) {
 	a, i := s.raft.LeaderWithID()

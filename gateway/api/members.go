@@ -60,7 +60,15 @@ type Members struct {
 	Refused  map[string]uint64 `json:"refused"`            // connections that this node let not in, by kind; every kind is there
 	Members  []MemberState     `json:"members"`            // by name
 	Warnings []string          `json:"warnings,omitempty"` // of what was asked for and is hardly meant to stay so
+	Election Election          `json:"election"`           // how this node stands to who leads
 	Revoked  []RevokedClient   `json:"revoked"`            // clients whose certificates are refused, oldest first
+}
+
+// Election is how often the lead of the log has changed, as one node sees it.
+type Election struct {
+	Term  uint64 `json:"term"`  // it goes up with each election, also one that comes to nothing
+	Led   uint64 `json:"led"`   // times that it has come to lead, since it started
+	Stood uint64 `json:"stood"` // times that it stood for election because it did not hear the leader beside the log's own messages, or that one's process had ended
 }
 
 // RevokedClient is a client whose certificates are refused before their end.

@@ -116,6 +116,7 @@ type Worker struct {
 	Fenced       uint64  `json:"fenced"`         // sockets closed with frames of a group queued, because its deadline had passed
 	Cruising     int     `json:"cruising"`       // sessions that are handed down to the XDP program
 	Hasty        uint64  `json:"hasty"`          // sessions handed down although not all of their packets were seen to have left: some may have come out of order
+	GivenUp      uint64  `json:"given_up"`       // batches of sessions to be handed down that waited too long for packets in hand: their sessions are tried again
 	Overruns     uint64  `json:"fence_overruns"` // system calls with such frames that took longer than the guard of the lease
 
 	FragmentsWaiting int `json:"fragments_waiting"` // that came before the first of their datagram

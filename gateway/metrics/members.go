@@ -27,7 +27,11 @@ var (
 	clusterTokens = gauge("cluster_tokens", "Tokens that somebody may join by.")
 	peersRefused  = counter("cluster_refused_connections", "Connections to the cluster's port that were not let in, by kind.", "why")
 
-	memberFamilies = []*family{memberAnswers, memberVotes, memberApplied, memberUntil, memberClock, memberStopped, memberBehind, clusterTokens, peersRefused}
+	clusterTerm  = gauge("cluster_term", "The term of the log: it goes up with each election, also one that comes to nothing.")
+	clusterTaken = counter("cluster_lead_taken", "Times that this node has come to lead the log since it started.")
+	clusterStood = counter("cluster_stood", "Times that this node stood for election because it did not hear the leader beside the log's own messages, or the leader's process had ended. Elections for want of those messages are not in it: the term counts them.")
+
+	memberFamilies = []*family{memberAnswers, memberVotes, memberApplied, memberUntil, memberClock, memberStopped, memberBehind, clusterTokens, peersRefused, clusterTerm, clusterTaken, clusterStood}
 )
 
 func (o out) members(m *api.Members) {
@@ -46,6 +50,9 @@ func (o out) members(m *api.Members) {
 		o.put(memberBehind, truth(len(x.Lacks) > 0), x.Name)
 	}
 	o.put(clusterTokens, float64(m.Tokens))
+	o.put(clusterTerm, float64(m.Election.Term))
+	o.put(clusterTaken, float64(m.Election.Led))
+	o.put(clusterStood, float64(m.Election.Stood))
 	for kind, n := range m.Refused {
 		o.put(peersRefused, float64(n), kind)
 	}

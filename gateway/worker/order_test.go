@@ -68,6 +68,15 @@ func TestABatchWaitsForWhatIsInHand(t *testing.T) {
 	if got := w.goOn(now + uint64(orderMost) + 1); got != orderGivenUp {
 		t.Errorf("%d when nothing moves for too long", got)
 	}
+	w.second.batch = []uint32{3}
+	w.beginOrder(now)
+	w.handDown(now + uint64(orderMost)) // the last moment
+	before := w.count.givenUp.Load()
+	w.second.batch = []uint32{3}
+	w.handDown(now + uint64(orderMost) + 1)
+	if after := w.count.givenUp.Load(); before != 0 || after != 1 || len(w.second.batch) != 0 {
+		t.Errorf("%d batches counted as given up after a second, %d behind it, and %d sessions still in one", before, after, len(w.second.batch))
+	}
 }
 
 // A session of which a packet waits for its rate is left out, also where the rate lets go of it while the batch waits for others: it is behind what the batch has seen of the way to its sender.

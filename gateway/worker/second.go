@@ -99,6 +99,7 @@ func (w *Worker) handDown(now uint64) {
 		}
 		c.batch = c.batch[:0]
 	case orderGivenUp: // they are noted again by their next packets
+		w.count.givenUp.Add(1)
 		c.batch = c.batch[:0]
 	}
 }

@@ -21,6 +21,7 @@ type Stats struct {
 	Overruns                       uint64        // system calls with a group's frames that came back later than the guard after the look at the deadline
 	Cruising                       int           // gauge: sessions that the second executor has
 	Hasty                          uint64        // sessions handed down although not all of their packets were seen to have left
+	GivenUp                        uint64        // batches of sessions to be handed down that waited too long for packets in hand
 	Fenced                         uint64        // sockets closed because a deadline had passed while a group's frames were queued
 }
 
@@ -32,6 +33,7 @@ type counters struct {
 	orders, longestOrder                    atomic.Uint64
 	gen                                     atomic.Uint32
 	overruns, fenced                        atomic.Uint64
+	givenUp                                 atomic.Uint64
 	hasty, lostAt                           atomic.Uint64 // lostAt: ns, when the kernel was last found to have lost what programs sent up
 	fragments, fragmentsCap, datagrams      atomic.Int64
 }
@@ -64,7 +66,7 @@ func (w *Worker) Stats() Stats {
 		Sessions: int(c.sessions.Load()), Mappings: int(c.mappings.Load()), Frames: frames, Free: int(c.free.Load()), Held: int(c.held.Load()), Blocked: int(c.blocked.Load()),
 		Fragments: int(c.fragments.Load()), FragmentsCap: int(c.fragmentsCap.Load()), Datagrams: int(c.datagrams.Load()),
 		Bursts: c.bursts.Load(), Wakeups: c.wakeups.Load(), Panics: c.panics.Load(), HandedOut: c.handedOut.Load(), HandedIn: c.handedIn.Load(),
-		Crossings: c.crossings.Load(), BusyNs: c.busyNs.Load(), Orders: c.orders.Load(), LongestOrder: time.Duration(c.longestOrder.Load()), Gen: c.gen.Load(), Overruns: c.overruns.Load(), Fenced: c.fenced.Load(), Cruising: int(c.cruising.Load()), Hasty: c.hasty.Load(),
+		Crossings: c.crossings.Load(), BusyNs: c.busyNs.Load(), Orders: c.orders.Load(), LongestOrder: time.Duration(c.longestOrder.Load()), Gen: c.gen.Load(), Overruns: c.overruns.Load(), Fenced: c.fenced.Load(), Cruising: int(c.cruising.Load()), Hasty: c.hasty.Load(), GivenUp: c.givenUp.Load(),
 	}
 }
 
