@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"demarc/gateway/api"
 	"demarc/gateway/cruise"
 	"demarc/gateway/flow"
@@ -140,7 +142,9 @@ func (g *Gateway) openOffload(seeds []uint64, sessions int) error {
 		return err
 	}
 	t, err := cruise.Open(cruise.Config{Seeds: seeds, Sessions: sessions, Ports: len(g.ports), Interfaces: max(1, len(v.Ifaces)), Tenants: snapshot.MaxTenantID(n), Hops: 2 * n.Tables.Neighbors, Ahead: ahead, Deadlines: g.deadlines.FD()})
-	if err != nil {
+	if errors.Is(err, unix.ENOMEM) {
+		return fmt.Errorf("%w: make tables.sessions smaller or add memory", err)
+	} else if err != nil {
 		return err
 	}
 	if err := t.SetView(v); err != nil {

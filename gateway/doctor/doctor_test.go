@@ -230,22 +230,30 @@ func TestFindings(t *testing.T) {
 		"gro in generic mode":     {func(f *fake) { f.asIs(hostnet.GRO); f.node.Ports[0].Mode = "generic" }, Warn, "port wan", "gro is on", "ethtool -K eth0 gro off"},
 		"gro":                     {func(f *fake) { f.on(hostnet.GRO) }, OK, "port wan", "is up", ""},
 		"veth":                    {func(f *fake) { f.link(func(l *hostnet.Link) { l.Kind = "veth" }) }, Info, "port wan", "other end cannot be seen", "ethtool -K PEER tx off tso off gso off gro off txvlan off rxvlan off rx-vlan-stag-hw-parse off tx-vlan-stag-hw-insert off   # at the other end, with its name"},
-		"foreign program":         {func(f *fake) { f.xdp.name, f.xdp.id, f.xdp.mode = "lb", 7, "native" }, Bad, "port wan", "another XDP program is attached (lb, id 7, native)", "ip link set dev eth0 xdpdrv off"},
-		"foreign, generic":        {func(f *fake) { f.xdp.name, f.xdp.id, f.xdp.mode = "lb", 7, "generic" }, Bad, "port wan", "another XDP program", "ip link set dev eth0 xdpgeneric off"},
-		"our program":             {func(f *fake) { f.xdp.name, f.xdp.id, f.xdp.mode, f.xdp.ours = "demarc", 7, "native", true }, Info, "port wan", "demarc's program is attached (native)", "demarc release eth0   # only to give the port back to the kernel"},
-		"program unreadable":      {func(f *fake) { f.xdp.err = unix.EPERM }, Warn, "port wan", "cannot be read", "ip -d link show eth0"},
-		"auto is zerocopy":        {func(*fake) {}, OK, "port wan", "mode auto gives zerocopy", ""},
-		"auto is copy":            {func(f *fake) { f.zerocopy = false }, OK, "port wan", "mode auto gives copy", ""},
-		"auto is generic":         {func(f *fake) { f.features = 0 }, Warn, "port wan", "mode auto gives generic", ""},
-		"old kernel, no list":     {func(f *fake) { f.features, f.xdpErr = 0, hostnet.ErrNotSupported }, OK, "port wan", "mode auto gives zerocopy", ""},
-		"no zerocopy":             {func(f *fake) { f.zerocopy = false; f.node.Ports[0].Mode = "zerocopy" }, Bad, "port wan", "mode zerocopy is asked for", ""},
-		"no copy":                 {func(f *fake) { f.features = 0; f.node.Ports[0].Mode = "copy" }, Bad, "port wan", "mode copy is asked for", ""},
-		"generic as asked":        {func(f *fake) { f.node.Ports[0].Mode = "generic" }, Info, "port wan", "mode generic as asked for", ""},
-		"as asked":                {func(f *fake) { f.node.Ports[0].Mode = "copy" }, OK, "port wan", "mode copy as asked for", ""},
-		"address twice":           {func(f *fake) { f.node.Interfaces[0].Addresses[0] = netip.MustParsePrefix("192.0.2.1/24") }, Bad, "interface wan0", "192.0.2.1 is also the kernel's", "ip address del 192.0.2.1/24 dev eth0"},
-		"shared":                  {func(f *fake) { f.share("192.0.2.1") }, Info, "port wan", "the host keeps tcp 22, 8443, udp none and its own ports 60000-60999; NAT has 63511 of 64512", ""},
-		"shared, wide range":      {func(f *fake) { f.share("192.0.2.1"); f.lo, f.hi = 32768, 60999 }, Info, "port wan", "NAT has 36279 of 64512", `sysctl -w net.ipv4.ip_local_port_range="60000 64999"`},
-		"shared, not there":       {func(f *fake) { f.share("192.0.2.5") }, Warn, "port wan", "192.0.2.5 is not the kernel's", "ip address add 192.0.2.5/32 dev eth0"},
+		"veth, always": {func(f *fake) {
+			f.link(func(l *hostnet.Link) { l.Kind = "veth" })
+			f.node.Ports[0].Offload, f.features = "always", f.features|hostnet.XDPTarget
+		}, Info, "port wan", "other end cannot be seen", "ethtool -K PEER tx off tso off gso off gro on txvlan off rxvlan off rx-vlan-stag-hw-parse off tx-vlan-stag-hw-insert off   # at the other end, with its name"},
+		"veth, always, no gro there": {func(f *fake) {
+			f.link(func(l *hostnet.Link) { l.Kind = "veth" })
+			f.node.Ports[0].Offload = "always"
+		}, Bad, "port wan", "offload always is asked for and cannot be had", "ethtool -K PEER gro on   # at the other end, with its name"},
+		"foreign program":     {func(f *fake) { f.xdp.name, f.xdp.id, f.xdp.mode = "lb", 7, "native" }, Bad, "port wan", "another XDP program is attached (lb, id 7, native)", "ip link set dev eth0 xdpdrv off"},
+		"foreign, generic":    {func(f *fake) { f.xdp.name, f.xdp.id, f.xdp.mode = "lb", 7, "generic" }, Bad, "port wan", "another XDP program", "ip link set dev eth0 xdpgeneric off"},
+		"our program":         {func(f *fake) { f.xdp.name, f.xdp.id, f.xdp.mode, f.xdp.ours = "demarc", 7, "native", true }, Info, "port wan", "demarc's program is attached (native)", "demarc release eth0   # only to give the port back to the kernel"},
+		"program unreadable":  {func(f *fake) { f.xdp.err = unix.EPERM }, Warn, "port wan", "cannot be read", "ip -d link show eth0"},
+		"auto is zerocopy":    {func(*fake) {}, OK, "port wan", "mode auto gives zerocopy", ""},
+		"auto is copy":        {func(f *fake) { f.zerocopy = false }, OK, "port wan", "mode auto gives copy", ""},
+		"auto is generic":     {func(f *fake) { f.features = 0 }, Warn, "port wan", "mode auto gives generic", ""},
+		"old kernel, no list": {func(f *fake) { f.features, f.xdpErr = 0, hostnet.ErrNotSupported }, OK, "port wan", "mode auto gives zerocopy", ""},
+		"no zerocopy":         {func(f *fake) { f.zerocopy = false; f.node.Ports[0].Mode = "zerocopy" }, Bad, "port wan", "mode zerocopy is asked for", ""},
+		"no copy":             {func(f *fake) { f.features = 0; f.node.Ports[0].Mode = "copy" }, Bad, "port wan", "mode copy is asked for", ""},
+		"generic as asked":    {func(f *fake) { f.node.Ports[0].Mode = "generic" }, Info, "port wan", "mode generic as asked for", ""},
+		"as asked":            {func(f *fake) { f.node.Ports[0].Mode = "copy" }, OK, "port wan", "mode copy as asked for", ""},
+		"address twice":       {func(f *fake) { f.node.Interfaces[0].Addresses[0] = netip.MustParsePrefix("192.0.2.1/24") }, Bad, "interface wan0", "192.0.2.1 is also the kernel's", "ip address del 192.0.2.1/24 dev eth0"},
+		"shared":              {func(f *fake) { f.share("192.0.2.1") }, Info, "port wan", "the host keeps tcp 22, 8443, udp none and its own ports 60000-60999; NAT has 63511 of 64512", ""},
+		"shared, wide range":  {func(f *fake) { f.share("192.0.2.1"); f.lo, f.hi = 32768, 60999 }, Info, "port wan", "NAT has 36279 of 64512", `sysctl -w net.ipv4.ip_local_port_range="60000 64999"`},
+		"shared, not there":   {func(f *fake) { f.share("192.0.2.5") }, Warn, "port wan", "192.0.2.5 is not the kernel's", "ip address add 192.0.2.5/32 dev eth0"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := healthy()

@@ -22,6 +22,7 @@ func (d *Doctor) port(node *configs.Node, p *configs.Port, l *hostnet.Link) {
 		d.say(OK, portName(p), fmt.Sprintf("%s is up, mtu %d, %d queues, driver %s", l.Name, l.MTU, l.RxQueues, orUnknown(l.Driver)), "", "")
 	}
 	d.mode(p, l)
+	d.redirects(p, l)
 	d.addresses(node, p, l)
 }
 
@@ -151,8 +152,12 @@ func (d *Doctor) portOffloads(node *configs.Node, p *configs.Port, l *hostnet.Li
 		if len(on) > 0 {
 			d.say(Warn, name, strings.Join(on, ", ")+" on at this end", "the other end gets packets with unfinished checksums, joined, or with the tag beside the frame", "ethtool -K "+l.Name+" "+allOff)
 		}
+		there := allOff
+		if p.Offload == "always" { // the other end takes redirected frames as long as it has gro
+			there = strings.Replace(there, "gro off", "gro on", 1)
+		}
 		d.say(Info, name, "a veth: the offloads of its other end cannot be seen from here", "with tx on there, packets arrive with unfinished checksums and are dropped as unfinished_checksum; with txvlan on, tags are lost",
-			"ethtool -K PEER "+allOff+"   # at the other end, with its name")
+			"ethtool -K PEER "+there+"   # at the other end, with its name")
 	}
 }
 
@@ -174,6 +179,16 @@ func (d *Doctor) program(p *configs.Port, l *hostnet.Link) {
 			prog = "without a name"
 		}
 		d.say(Bad, portName(p), fmt.Sprintf("another XDP program is attached (%s, id %d, %s)", prog, id, mode), "the gateway takes no port away from somebody else", mend)
+	}
+}
+
+// redirects says whether what established sessions send can leave by the port without a worker, where that is asked for. Of another driver than veth it is known once a program is attached.
+func (d *Doctor) redirects(p *configs.Port, l *hostnet.Link) {
+	if p.Offload != "always" || l.Kind != "veth" {
+		return
+	}
+	if f, err := d.sys.xdp(l.Index); err == nil && f&hostnet.XDPTarget == 0 {
+		d.say(Bad, portName(p), "offload always is asked for and cannot be had", "the far end of the veth takes no redirected frames", "ethtool -K PEER gro on   # at the other end, with its name")
 	}
 }
 
