@@ -120,8 +120,12 @@ func check(t testing.TB, err error) {
 // offloaded says that the standard lab's gateways carry established sessions in the XDP program: DEMARC_E2E_OFFLOAD=always runs the tests so.
 func offloaded() bool { return os.Getenv("DEMARC_E2E_OFFLOAD") == "always" }
 
-// always runs the rest of a test so.
+// always runs the rest of a test so, never as workers do.
 func always(t *testing.T) { t.Setenv("DEMARC_E2E_OFFLOAD", "always") }
+func never(t *testing.T)  { t.Setenv("DEMARC_E2E_OFFLOAD", "never") }
+
+// offloadLine goes before a port's device: tests write what they need behind that.
+const offloadLine = "offload = \"always\"\n"
 
 // keepsOrder has the lab itself keep the order of what programs redirect, which goes on on whatever CPU its sender runs on: each device has one queue of its own then, and not one for each CPU, which who gets
 // its CPU first empties first.
@@ -216,14 +220,17 @@ func newSite(t testing.TB, top *netlab.Topology) *site {
 func (s *site) write(node, policy string) {
 	s.t.Helper()
 	var lines []string
+	generic := strings.Contains(node, `mode = "generic"`) // which has no program that carries: workers do
 	for l := range strings.Lines(node) {
 		switch {
+		case generic && l == offloadLine:
+			continue
 		case strings.HasPrefix(l, "data_dir = "):
 			l = fmt.Sprintf("data_dir = %q\n", filepath.Join(s.dir, "data"))
 		case strings.HasPrefix(l, "socket = "):
 			l = fmt.Sprintf("socket = %q\n", s.socket)
-		case strings.HasPrefix(l, "device = ") && offloaded() && !strings.Contains(node, "offload = ") && !strings.Contains(node, `mode = "generic"`): // which has no program that carries: workers do
-			l += "offload = \"always\"\n"
+		case strings.HasPrefix(l, "device = ") && offloaded() && !strings.Contains(node, "offload = ") && !generic:
+			l = offloadLine + l
 		}
 		lines = append(lines, l)
 	}

@@ -85,7 +85,7 @@ func asking(dst netip.AddrPort, host byte, ports []int) (silent []int, err error
 func TestPortsOfAnAddressAreLentBetweenWorkers(t *testing.T) {
 	const all, few = 65536 - 1024, 100
 	roottest.Require(t)
-	top, err := netlab.Standard("lentports", netlab.Options{Queues: 2})
+	top, err := netlab.Standard("lentports", netlab.Options{Queues: 2, Redirects: offloaded()})
 	check(t, err)
 	t.Cleanup(func() {
 		if err := top.Close(); err != nil {

@@ -277,7 +277,7 @@ class = "voice"
 // One limit holds over two workers: flows of one tenant that different workers carry share it, in both directions.
 func TestRatesSharedByWorkers(t *testing.T) {
 	roottest.Require(t)
-	top, err := netlab.Standard("ratestwo", netlab.Options{Queues: 2})
+	top, err := netlab.Standard("ratestwo", netlab.Options{Queues: 2, Redirects: offloaded()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,7 @@ type rig struct {
 
 // rigNode is the node file of the standard lab. more goes to the end: [[port]] and [[interface]] have been written.
 func rigNode(data, socket, more string) string {
-	return fmt.Sprintf(`schema = 1
+	node := fmt.Sprintf(`schema = 1
 name = "e2e"
 data_dir = %q
 [tables]
@@ -72,6 +72,10 @@ name = "beta"
 port = "beta0"
 addresses = ["198.18.10.1/24", "2001:db8:b::1/64"]
 `, data, socket, more)
+	if offloaded() {
+		node = offloadAlways(node)
+	}
+	return node
 }
 
 // rigTenant is one [[tenant]] with its NAT pool; more is the rest of it.
@@ -130,11 +134,7 @@ func rigOn(t testing.TB, top *netlab.Topology, prog, policy string) *rig {
 	dir := t.TempDir()
 	r := &rig{Topology: top, t: t, program: prog, dir: dir, node: filepath.Join(dir, "node.toml"), policy: filepath.Join(dir, "start.toml"),
 		socket: filepath.Join(dir, "s"), data: filepath.Join(dir, "data"), log: filepath.Join(dir, "log")}
-	node := rigNode(r.data, r.socket, "")
-	if offloaded() {
-		node = offloadAlways(node)
-	}
-	r.write(r.node, node)
+	r.write(r.node, rigNode(r.data, r.socket, ""))
 	r.write(r.policy, policy)
 	r.api = api.Dial(r.socket)
 	t.Cleanup(func() {

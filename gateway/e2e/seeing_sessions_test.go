@@ -540,7 +540,7 @@ func manySources(dst string, from, to int, pause time.Duration) error {
 func TestSeeingAllPortsUsable(t *testing.T) {
 	const all = 65536 - 1024
 	roottest.Require(t)
-	top, err := netlab.Standard("allports", netlab.Options{Queues: 2})
+	top, err := netlab.Standard("allports", netlab.Options{Queues: 2, Redirects: offloaded()})
 	if err != nil {
 		t.Fatal(err)
 	}
