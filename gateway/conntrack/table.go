@@ -340,19 +340,20 @@ func deadline(tick uint32) uint32 {
 //
 // The sequence word of a slot without a session is odd, or no entry names it yet. It becomes even behind the session and both entries: that makes it a session for every reader.
 func (t *Table) Create(s *Session, now, timeout uint32) (slot uint32, r verdict.Reason) {
-	k0 := s.Key(0)
-	h0 := t.Hash(&k0)
-	if _, taken := t.Lookup(&k0, h0); taken {
-		return 0, verdict.SessionCollision
+	var h [2]uint64
+	for dir := range h {
+		k := s.Key(dir)
+		h[dir] = t.Hash(&k)
+		if _, taken := t.Lookup(&k, h[dir]); taken {
+			return 0, verdict.SessionCollision
+		}
 	}
-	return t.Begin(s, h0, now, timeout)
+	return t.Begin(s, h[0], h[1], now, timeout)
 }
 
-// Begin is Create for who has the hash of the first key, and from Lookup that this is not taken.
-func (t *Table) Begin(s *Session, h0 uint64, now, timeout uint32) (slot uint32, r verdict.Reason) {
-	k1 := s.Key(1)
-	h1 := t.Hash(&k1)
-	if _, taken := t.Lookup(&k1, h1); taken || h0 == h1 && s.Key(0) == k1 {
+// Begin is Create for who has the hashes of both keys, and from Lookup that neither is taken.
+func (t *Table) Begin(s *Session, h0, h1 uint64, now, timeout uint32) (slot uint32, r verdict.Reason) {
+	if h0 == h1 && s.Key(0) == s.Key(1) {
 		return 0, verdict.SessionCollision
 	}
 	slot, ok := t.take()

@@ -20,6 +20,16 @@ type Copied struct {
 	Hold    uint32 // ticks
 }
 
+// Lines is which lines of the indexes Enter is going to want, for Touch.
+func (s *Shard) Lines(m *Copied) (inside, outside int) {
+	return s.inside.home(s.hashInside(m.Tenant, m.Class, m.Inside, m.Port, m.Remote)), s.outside.home(s.hashOutside(m.Addr, m.Class, m.Public))
+}
+
+// Touch loads two of those lines, so that the misses of several overlap. As conntrack's Touch.
+func (s *Shard) Touch(inside, outside int) uint32 {
+	return s.inside.lines[inside].passed ^ s.outside.lines[outside].passed
+}
+
 // Enter is that mapping in this shard: the one that there is, or a new one without sessions, which the caller must Ref or Drop. The block of its port may be of another worker, which then
 // lends it: the node that made it may have other workers. A port that rests in an own block is taken all the same. SessionCollision says that it
 // has another mapping, or rests with another worker.

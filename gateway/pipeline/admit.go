@@ -73,7 +73,12 @@ func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verd
 	sh.countHost(t, se)
 	slot, r := uint32(0), verdict.Blocked
 	if sh.blocks == nil || !sh.barredOut(se, 0) {
-		slot, r = sh.Sessions.Begin(se, s.hash, sh.tick, se.Look(&sh.view.Timeouts)) // find has just found none
+		r = verdict.SessionCollision
+		k := se.Key(1)
+		h := sh.Sessions.Hash(&k)
+		if _, taken := sh.Sessions.Lookup(&k, h); !taken { // and find has just found none of the first key
+			slot, r = sh.Sessions.Begin(se, s.hash, h, sh.tick, se.Look(&sh.view.Timeouts))
+		}
 	}
 	sh.counted = nil
 	if r != verdict.Pass {

@@ -67,24 +67,32 @@ var same = [...]struct {
 	{conntrack.FlagReplied, replica.FlagReplied}, {conntrack.FlagPermit, replica.FlagPermit}, {conntrack.FlagUnanswered, replica.FlagUnanswered},
 }
 
+// flagsOf is what same makes of a table's flags, and flagsIn the other way round for the flags of a copy that same knows: all of them are among the lowest eight.
+var flagsOf, flagsIn = func() (of [256]replica.Flags, in [256]uint8) {
+	for i := range of {
+		for _, f := range same {
+			if uint8(i)&f.table != 0 {
+				of[i] |= f.copy
+			}
+			if replica.Flags(i)&f.copy != 0 {
+				in[i] |= f.table
+			}
+		}
+	}
+	return of, in
+}()
+
 // Fill implements replica.Source.
 func (c Copies) Fill(slot uint32, r *replica.Record) {
 	sh := c.Shard
 	se := sh.Sessions.At(slot)
-	r.Kind, r.Tenant = replica.KindSession, uint16(se.Tenant)
 	s := &r.Session
-	*s = replica.Session{OrigSrc: se.OrigSrc, OrigDst: se.OrigDst, XlatSrc: se.XlatSrc, XlatDst: se.XlatDst, OrigSPort: se.OrigSPort, OrigDPort: se.OrigDPort,
-		XlatSPort: se.XlatSPort, XlatDPort: se.XlatDPort, Proto: se.Proto, State: se.State, Class: se.Class, Rule: se.Rule, Hop: se.NextHop,
-		Scale: se.Scale, End: se.TCPEnd, Limit: se.TCPLimit, Bytes: se.Bytes, Packets: se.Packets}
+	*s = replica.Session{State: se.State, Class: se.Class, Rule: se.Rule, Hop: se.NextHop, Scale: se.Scale, End: se.TCPEnd, Limit: se.TCPLimit, Bytes: se.Bytes, Packets: se.Packets}
+	sh.bind(se, r)
 	if se.ViewGen >= sh.judged {
 		r.Revision = sh.view.Text
 	} else { // yet to be judged under any that another node might have; its next hops are numbers of another View
 		s.Hop = [2]uint16{replica.NoName, replica.NoName}
-	}
-	for _, f := range same {
-		if se.Flags&f.table != 0 {
-			s.Flags |= f.copy
-		}
 	}
 	last := se.LastSeen[0]
 	if se.Flags&conntrack.FlagReplied != 0 && int32(se.LastSeen[1]-last) > 0 {
@@ -95,14 +103,26 @@ func (c Copies) Fill(slot uint32, r *replica.Record) {
 	}
 	if se.Mapping != conntrack.NoMapping {
 		m := sh.NAT.Describe(se.Mapping)
-		s.Flags |= replica.FlagMapped
 		if m.Aside {
 			s.Flags |= replica.FlagAside
 		}
 		if t := sh.view.Tenant(se.Tenant); t != nil && t.PerHost {
 			s.Flags |= replica.FlagPerHost
 		}
-		s.Hold, s.Remote = uint32(uint64(m.Hold)<<20/1e6), m.Remote
+		s.Hold = uint32(uint64(m.Hold) << 20 / 1e6)
+	}
+}
+
+// bind makes r all of a session that its hash is of, and its flags. What else r has it leaves.
+func (sh *Shard) bind(se *conntrack.Session, r *replica.Record) {
+	r.Kind, r.Tenant = replica.KindSession, uint16(se.Tenant)
+	s := &r.Session
+	s.OrigSrc, s.OrigDst, s.XlatSrc, s.XlatDst = se.OrigSrc, se.OrigDst, se.XlatSrc, se.XlatDst
+	s.OrigSPort, s.OrigDPort, s.XlatSPort, s.XlatDPort = se.OrigSPort, se.OrigDPort, se.XlatSPort, se.XlatDPort
+	s.Proto, s.Flags, s.Remote = se.Proto, flagsOf[se.Flags], [4]byte{}
+	if se.Mapping != conntrack.NoMapping {
+		s.Flags |= replica.FlagMapped
+		s.Remote, _ = sh.NAT.Mapping(se.Mapping).Remote()
 	}
 }
 
@@ -239,21 +259,74 @@ func (c *Copied) Leave(w int, ops []replica.Op, ctx *replica.Context) {
 	}
 }
 
-// Enter enters in shard w what has its home there. Its worker calls it.
+// entering is a session that is about to be entered.
+type entering struct {
+	op    *replica.Op
+	se    conntrack.Session
+	hash  [2]uint64 // of its keys
+	nat   nat.Copied
+	lines [2]int          // of nat.Lines
+	why   replica.Outcome // Taken: nat is its mapping, if it has one
+}
+
+// Enter enters in shard w what has its home there. Its worker calls it. What a session needs lies in five lines that nobody has looked at for long: they are touched for several
+// sessions before the first of them is entered, so that the processor waits for all of them at once.
 func (c *Copied) Enter(w int, ops []replica.Op, ctx *replica.Context) {
-	for i := range ops {
-		op := &ops[i]
-		if int(op.To) != w {
-			continue
+	sh := c.Shards[w]
+	var list [16]entering
+	for len(ops) > 0 {
+		n := 0
+		for len(ops) > 0 && n < len(list) {
+			if op := &ops[0]; int(op.To) == w {
+				c.comes(sh, op, &list[n])
+				n++
+			}
+			ops = ops[1:]
 		}
-		if c.deaf(op) {
-			op.Outcome, op.At = replica.Conflict, replica.NoPlace
-			continue
+		sh.touches(list[:n])
+		for i := range list[:n] {
+			e := &list[i]
+			if c.deaf(e.op) {
+				e.op.Outcome, e.op.At = replica.Conflict, replica.NoPlace
+				continue
+			}
+			if e.op.At != replica.NoPlace {
+				c.goes(sh, e.op, ctx)
+			}
+			c.put(w, e, ctx)
 		}
-		if op.At != replica.NoPlace {
-			c.goes(c.Shards[w], op, ctx)
+	}
+}
+
+// touches loads what entering will want, and does nothing else: see touch.
+func (sh *Shard) touches(list []entering) {
+	sink, tab, maps := sh.sink, sh.Sessions, sh.NAT
+	for i := range list {
+		e := &list[i]
+		sink ^= tab.Touch(e.hash[0]) ^ tab.Touch(e.hash[1]) ^ maps.Touch(e.lines[0], e.lines[1])
+	}
+	for i := range list {
+		if at := list[i].op.At; at != replica.NoPlace {
+			sink ^= tab.TouchSession(conntrack.Ref(at.Slot() << 1))
 		}
-		c.put(w, op, ctx)
+	}
+	sh.sink = sink
+}
+
+// comes makes e of op.
+func (c *Copied) comes(sh *Shard, op *replica.Op, e *entering) {
+	if c.View != nil && c.View != sh.view { // numbers of next hops are another View's
+		op.Rec.Session.Hop = [2]uint16{replica.NoName, replica.NoName}
+	}
+	e.op, e.se, e.lines, e.why = op, entered(&op.Rec), [2]int{}, replica.Taken
+	for dir := range e.hash {
+		k := e.se.Key(dir)
+		e.hash[dir] = sh.Sessions.Hash(&k)
+	}
+	if op.Rec.Session.Flags&replica.FlagMapped != 0 {
+		if e.nat, e.why = sh.mapping(&e.se, &op.Rec.Session); e.why == replica.Taken {
+			e.lines[0], e.lines[1] = sh.NAT.Lines(&e.nat)
+		}
 	}
 }
 
@@ -264,7 +337,7 @@ func (c *Copied) goes(sh *Shard, op *replica.Op, ctx *replica.Context) {
 	if sh.there(op.At) {
 		ctx.Release(op.At)
 		if !c.served(sh, op.At.Slot()) {
-			op.Old = ctx.Hash(c.read(op.At))
+			op.Old = sh.readBack(op.At.Slot(), ctx)
 			sh.leave(op.At.Slot())
 		}
 	}
@@ -304,27 +377,22 @@ func (c *Copied) Lost() (n uint64) {
 	return n
 }
 
-// read is what the table has at a place.
-func (c *Copied) read(p replica.Place) *replica.Record {
-	var r replica.Record
-	Copies{c.Shards[p.Shard()]}.Fill(p.Slot(), &r)
-	return &r
+// readBack is the hash of what the table has in a slot.
+func (sh *Shard) readBack(slot uint32, ctx *replica.Context) uint64 {
+	sh.bind(sh.Sessions.At(slot), &sh.read)
+	return ctx.Hash(&sh.read)
 }
 
 // put enters a session at its home.
-func (c *Copied) put(w int, op *replica.Op, ctx *replica.Context) {
-	sh := c.Shards[w]
-	if c.View != nil && c.View != sh.view { // numbers of next hops are another View's
-		op.Rec.Session.Hop = [2]uint16{replica.NoName, replica.NoName}
-	}
-	se := entered(&op.Rec)
+func (c *Copied) put(w int, e *entering, ctx *replica.Context) {
+	sh, op, se := c.Shards[w], e.op, &e.se
 	if !sh.sameTenant(c.names(), se.Tenant) || !c.speaks(sh, op, se.Tenant) {
 		op.Outcome = replica.NoTenant
 		return
 	}
 	for dir := range 2 { // what stands in its way and is nobody's any more goes
 		k := se.Key(dir)
-		if ref, ok := sh.Sessions.Lookup(&k, sh.Sessions.Hash(&k)); ok {
+		if ref, ok := sh.Sessions.Lookup(&k, e.hash[dir]); ok {
 			if ctx.Claimed(sh.place(w, ref.Slot())) || c.served(sh, ref.Slot()) {
 				op.Outcome = replica.Conflict
 				return
@@ -332,14 +400,14 @@ func (c *Copied) put(w int, op *replica.Op, ctx *replica.Context) {
 			sh.leave(ref.Slot())
 		}
 	}
-	slot, out := sh.enter(&se, &op.Rec)
+	slot, out := sh.enter(e)
 	if op.Outcome = out; out != replica.Taken {
 		return
 	}
 	op.At = sh.place(w, slot)
 	ctx.Claim(op.At)
-	op.New = ctx.Hash(c.read(op.At))
-	sh.meets(&se)
+	op.New = sh.readBack(slot, ctx)
+	sh.meets(se)
 }
 
 // meets has neighbours be asked for that packets of a session go to, should this node take it over: else the first packets of each would wait for an answer then. Routers are asked for in any case.
@@ -387,29 +455,32 @@ func entered(r *replica.Record) conntrack.Session {
 	se := conntrack.Session{OrigSrc: s.OrigSrc, OrigDst: s.OrigDst, XlatSrc: s.XlatSrc, XlatDst: s.XlatDst, OrigSPort: s.OrigSPort, OrigDPort: s.OrigDPort,
 		XlatSPort: s.XlatSPort, XlatDPort: s.XlatDPort, Proto: s.Proto, State: s.State, Class: s.Class, Rule: s.Rule, NextHop: s.Hop, Mapping: conntrack.NoMapping,
 		Scale: s.Scale, TCPEnd: s.End, TCPLimit: s.Limit, Bytes: s.Bytes, Packets: s.Packets, Tenant: flow.TenantID(r.Tenant)}
-	for _, f := range same {
-		if s.Flags&f.copy != 0 {
-			se.Flags |= f.table
-		}
-	}
+	se.Flags = flagsIn[uint8(s.Flags)]
 	return se
 }
 
-// enter puts a session of another node into the tables, with its mapping. Of another revision than this node's, it is judged before its first packet.
-func (sh *Shard) enter(se *conntrack.Session, r *replica.Record) (slot uint32, out replica.Outcome) {
+// enter puts a session of another node into the tables, with its mapping. Neither of its keys is taken. Of another revision than this node's, it is judged before its first packet.
+func (sh *Shard) enter(e *entering) (slot uint32, out replica.Outcome) {
+	se, r := &e.se, &e.op.Rec
 	t := sh.view.Tenant(se.Tenant)
 	if se.ViewGen = sh.gen; r.Revision != sh.view.Text || se.NextHop[0] == noHop || se.NextHop[1] == noHop {
 		se.ViewGen = 0
 	}
 	sh.refresh(se, &r.Session)
 	if r.Session.Flags&replica.FlagMapped != 0 {
-		id, why := sh.enterMapping(se, &r.Session)
-		if why != replica.Taken {
-			return 0, why
+		if e.why != replica.Taken {
+			return 0, e.why
 		}
-		se.Mapping = id
+		switch id, why := sh.NAT.Enter(&e.nat); why {
+		case verdict.Pass:
+			se.Mapping = id
+		case verdict.NATMappingTableFull:
+			return 0, replica.Full
+		default:
+			return 0, replica.Conflict
+		}
 	}
-	slot, reason := sh.Sessions.Create(se, sh.tick, farAhead)
+	slot, reason := sh.Sessions.Begin(se, e.hash[0], e.hash[1], sh.tick, farAhead)
 	if reason != verdict.Pass {
 		if se.Mapping != conntrack.NoMapping {
 			sh.NAT.Drop(se.Mapping) // unless others use it
@@ -440,13 +511,14 @@ func (sh *Shard) enter(se *conntrack.Session, r *replica.Record) (slot uint32, o
 // farAhead is how many ticks ahead the deadline of a copied session lies: only its owner ends it.
 const farAhead = 1 << 30
 
-func (sh *Shard) enterMapping(se *conntrack.Session, s *replica.Session) (uint32, replica.Outcome) {
+// mapping is that of a session of another node, as this node has it to enter.
+func (sh *Shard) mapping(se *conntrack.Session, s *replica.Session) (m nat.Copied, out replica.Outcome) {
 	class, ports := nat.ClassOf(se.Proto)
 	if !ports {
-		return 0, replica.Malformed
+		return m, replica.Malformed
 	}
 	var pub flow.Addr
-	m := nat.Copied{Tenant: se.Tenant, Class: class, PerHost: s.Flags&replica.FlagPerHost != 0, Aside: s.Flags&replica.FlagAside != 0, Remote: s.Remote,
+	m = nat.Copied{Tenant: se.Tenant, Class: class, PerHost: s.Flags&replica.FlagPerHost != 0, Aside: s.Flags&replica.FlagAside != 0, Remote: s.Remote,
 		Hold: uint32(uint64(s.Hold) * 1e6 >> 20)}
 	if se.Flags&conntrack.FlagFromBackbone != 0 {
 		pub, m.Public, m.Inside, m.Port = se.OrigDst, se.OrigDPort, se.XlatDst, se.XlatDPort
@@ -456,16 +528,10 @@ func (sh *Shard) enterMapping(se *conntrack.Session, s *replica.Session) (uint32
 	}
 	p := publicOf(sh.view, &pub)
 	if p == nil || p.Tenant != se.Tenant {
-		return 0, replica.NoTenant // this node's policy gives the address to somebody else
+		return m, replica.NoTenant // this node's policy gives the address to somebody else
 	}
 	m.Addr = p.ID
-	switch id, r := sh.NAT.Enter(&m); r {
-	case verdict.Pass:
-		return id, replica.Taken
-	case verdict.NATMappingTableFull:
-		return 0, replica.Full
-	}
-	return 0, replica.Conflict
+	return m, replica.Taken
 }
 
 // refresh enters the time that is left, counters and windows.

@@ -13,6 +13,7 @@ import (
 
 	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
+	"demarc/gateway/replica"
 	"demarc/gateway/verdict"
 )
 
@@ -167,5 +168,53 @@ func TestCopiesOfEveryKind(t *testing.T) {
 				t.Errorf("the standby had %v, and has %v after the packets", b, now)
 			}
 		})
+	}
+}
+
+// The flags of a table and those of a copy are turned into each other by tables: here is what those say, in words.
+func TestFlagsOfCopies(t *testing.T) {
+	for i := range 256 {
+		var of replica.Flags
+		var in uint8
+		for _, f := range same {
+			if f.copy > 0xff {
+				t.Fatalf("flag %#x of a copy is not among the lowest eight", f.copy)
+			}
+			if uint8(i)&f.table != 0 {
+				of |= f.copy
+			}
+			if replica.Flags(i)&f.copy != 0 {
+				in |= f.table
+			}
+		}
+		if flagsOf[i] != of || flagsIn[i] != in {
+			t.Fatalf("flags %#x: %#x and %#x, want %#x and %#x", i, flagsOf[i], flagsIn[i], of, in)
+		}
+	}
+}
+
+// What is entered is read back as it was written, of every kind of session: readBack leaves out what no hash is of.
+func TestReadBackIsFill(t *testing.T) {
+	c := newCopying(t, 1, 2)
+	c.kinds(8)
+	ctx := new(replica.Context)
+	n := 0
+	for _, sh := range c.a.shards {
+		sh.read.Reset()
+		sh.read.Session.Remote, sh.read.Session.Flags = [4]byte{1, 2, 3, 4}, 0xffff // of the one before
+		for slot := range sh.Sessions.Slots() {
+			if !sh.Sessions.Live(slot) {
+				continue
+			}
+			var r replica.Record
+			Copies{sh}.Fill(slot, &r)
+			if got, want := sh.readBack(slot, ctx), ctx.Hash(&r); got != want {
+				t.Fatalf("slot %d: %x is read back, want %x", slot, got, want)
+			}
+			n++
+		}
+	}
+	if n < 32 {
+		t.Fatalf("%d sessions", n)
 	}
 }

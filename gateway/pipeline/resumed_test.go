@@ -171,7 +171,7 @@ func BenchmarkResume(b *testing.B) {
 				s.Flags, s.Left, s.Packets, s.Bytes = replica.FlagToBackbone|replica.FlagNAT|replica.FlagReplied|replica.FlagMapped, 7200000, [2]uint32{1000, 2000}, [2]uint64{1e6, 3e6}
 				s.Hop = [2]uint16{1, 2}
 				se := entered(&r)
-				if _, out := from[fill.home(v, &se)].enter(&se, &r); out != replica.Taken {
+				if _, out := from[fill.home(v, &se)].enterNew(&r); out != replica.Taken {
 					b.Fatal(i, out)
 				}
 			}

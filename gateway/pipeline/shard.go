@@ -132,11 +132,12 @@ type Shard struct {
 	rejudge  uint32 // where the walk that judges old sessions again has come to
 	stale    bool   // that walk is not over
 	sink     uint32
-	near     [4]near  // by interface, of this burst
-	making   uint32   // mapping that the session under way has got and not yet holds; conntrack.NoMapping between packets
-	held     []held   // by tenant
-	tenures  []tenure // likewise
-	keeping  uint32   // mapping that reopen keeps, likewise
+	read     replica.Record // see readBack
+	near     [4]near        // by interface, of this burst
+	making   uint32         // mapping that the session under way has got and not yet holds; conntrack.NoMapping between packets
+	held     []held         // by tenant
+	tenures  []tenure       // likewise
+	keeping  uint32         // mapping that reopen keeps, likewise
 	watch    watching
 	blocks   *block.List // nil = none
 	until    *lease.Deadlines

@@ -388,8 +388,7 @@ func BenchmarkTakeOver(b *testing.B) {
 		s.XlatSrc, s.XlatDst = [4]byte{192, 0, 2, 16}, [4]byte{203, 0, 113, 9}
 		s.OrigSPort, s.OrigDPort, s.XlatSPort, s.XlatDPort, s.Proto, s.State = uint16(2000+i), 443, uint16(2000+i), 443, flow.TCP, conntrack.TCPEstablished
 		s.Flags, s.Left = replica.FlagToBackbone|replica.FlagNAT|replica.FlagReplied|replica.FlagMapped, 7200000
-		se := entered(&r)
-		if _, out := sh.enter(&se, &r); out != replica.Taken {
+		if _, out := sh.enterNew(&r); out != replica.Taken {
 			b.Fatal(out)
 		}
 	}
