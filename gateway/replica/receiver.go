@@ -201,6 +201,7 @@ type inbound struct {
 	pages  []*page
 	ctx    Context
 	groups map[uint8]*inGroup
+	last   *inGroup // that of was asked for
 }
 
 // Standing is a group at this node, whoever owns it.
@@ -387,8 +388,12 @@ func (in *inbound) of(it *item) *inGroup {
 	if it.how == itemNone {
 		return nil
 	}
+	if in.last != nil && in.last.era == it.era {
+		return in.last
+	}
 	for _, g := range in.groups {
 		if g.era == it.era {
+			in.last = g
 			return g
 		}
 	}
