@@ -114,7 +114,8 @@ func TestPlans(t *testing.T) {
 			short += s.short.seconds
 		}
 	}
-	if most := (shortBudget - reserve).Seconds(); short > most {
+	// A machine that is not as quiet takes a little longer, and is to have as many turns.
+	if most := (shortBudget - reserve).Seconds() - 20; short > most {
 		t.Errorf("the short plan should take %.0f s, at most %.0f are allowed", short, most)
 	}
 }
