@@ -26,7 +26,7 @@ type silence struct {
 
 const (
 	missEvery = 10 * time.Millisecond // between two readings
-	missGap   = 50 * time.Millisecond // between two readings, that is one in this node
+	missGap   = 50 * time.Millisecond // between two readings, that is one in this node: with Raft's 40 between two messages 10 less than patience, see DESIGN.md
 	missBeats = 70 * time.Millisecond // of silence beside Raft: three beats are lost, or the member is
 	missRest  = 2 * time.Second       // between two elections that this node begins by it
 

@@ -63,6 +63,50 @@ func TestSilence(t *testing.T) {
 	}
 }
 
+// TestSilenceOfAStall: a node that does not run for a while, be it for as long as is no gap to it, does not take what lies unread for its leader's silence: beats come each 20 ms, Raft's messages each 20 to 40. When it
+// wakes its readings may be the first to run, and what came is read later. It may doubt then, which has it vote for another one if somebody else stands; it does not stand.
+func TestSilenceOfAStall(t *testing.T) {
+	const msec = time.Millisecond
+	stands := func(stall, beats, raft, tick, late time.Duration) bool {
+		s := silence{heartbeat: 500 * msec}
+		zero := time.Now()
+		for now := -500*msec + tick; now < stall+200*msec; now += missEvery {
+			if now > 0 && now < stall {
+				continue
+			}
+			read := now // up to when what came is read
+			if now > 0 && now < stall+late {
+				read = 0
+			}
+			last := func(every, phase time.Duration) time.Duration { return (read-phase)/every*every + phase - every }
+			if _, stand := s.judge(zero.Add(now), "x", false, zero.Add(last(20*msec, beats)), zero.Add(last(40*msec, raft)), 0); stand {
+				return true
+			}
+		}
+		return false
+	}
+	worst := func(late time.Duration) time.Duration { // the shortest stall that has it stand; 0 = none does
+		for stall := time.Duration(0); stall <= 2*missGap; stall += msec {
+			for beats := time.Duration(0); beats < 20*msec; beats += 5 * msec {
+				for raft := time.Duration(0); raft < 40*msec; raft += 4 * msec {
+					for tick := time.Duration(0); tick < missEvery; tick += 3 * msec {
+						if stands(stall, beats, raft, tick, late) {
+							return stall
+						}
+					}
+				}
+			}
+		}
+		return 0
+	}
+	if stall := worst(10 * msec); stall > 0 {
+		t.Errorf("a stall of %s has it stand, and what came is read 10ms behind its waking", stall)
+	}
+	if worst(40*msec) == 0 {
+		t.Error("what is read 40ms behind its waking does not matter: nothing was tried")
+	}
+}
+
 // TestSilenceIsBounded: a leader that comes and goes has nobody stand again and again.
 func TestSilenceIsBounded(t *testing.T) {
 	s := silence{heartbeat: 500 * time.Millisecond}
