@@ -91,8 +91,8 @@ func lateCopies(owner, other string) []harm {
 
 // The judge is judged: each fault is found by what the gateways send. With -faults.controls the same harm is done without the fault too, and brings out nothing; TestWireFaults and TestWireKillUnderNew show that of every run.
 //
-// One of the eight is not found here. bulk-ignores-deletes leaves sessions at a standby that are over: no port of theirs goes to another host within the hold time, so nothing is wrong on a wire that is watched for less than two minutes; before that
-// the digest at the copy's end has it made anew, or another session has come to the slot. Replica's schedules find it, in every run.
+// One of the eight cannot be found here: bulk-ignores-deletes leaves sessions at a standby that are over. A copy that is being made is not in sync, so who takes over with it ends what has a public port, or had a digest that was
+// equal so short a while ago that no port that has come free since was given to another host; and with such a session no digest is equal any more. See docs/faults.md. Replica's schedules find it, in every run.
 func TestWirePlants(t *testing.T) {
 	// Alone: beside other tests that mostly wait, a third pair had leases of theirs run out.
 	var next atomic.Int32
