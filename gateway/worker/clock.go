@@ -1,11 +1,10 @@
 package worker
 
 import (
-	"fmt"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"demarc/gateway/xsk"
 )
 
 // Clock reads CLOCK_BOOTTIME in nanoseconds without a system call: the runtime's monotonic clock plus the difference of the two,
@@ -18,21 +17,13 @@ type Clock struct {
 
 // NewClock starts a clock.
 func NewClock() (*Clock, error) {
-	c := &Clock{start: time.Now(), boot: bootTime}
+	c := &Clock{start: time.Now(), boot: xsk.BootTime}
 	return c, c.Resync()
-}
-
-func bootTime() (uint64, error) {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return 0, fmt.Errorf("read CLOCK_BOOTTIME: %w", err)
-	}
-	return uint64(ts.Nano()), nil
 }
 
 // BootTime reads CLOCK_BOOTTIME itself. It and a Clock are all that leases, sessions and rates are counted by.
 func BootTime() (uint64, error) {
-	now, err := bootTime()
+	now, err := xsk.BootTime()
 	return paced(now), err
 }
 

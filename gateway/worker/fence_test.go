@@ -79,7 +79,7 @@ func newFenceRig(t *testing.T) *fenceRig {
 	}
 	r.u = r.w.cfg.Areas[0]
 	clock := r.w.cfg.Clock
-	clock.boot = func() (uint64, error) { now, err := bootTime(); return now + r.ahead, err }
+	clock.boot = func() (uint64, error) { now, err := xsk.BootTime(); return now + r.ahead, err }
 	r.open()
 	t.Cleanup(func() {
 		for _, s := range r.w.socks {

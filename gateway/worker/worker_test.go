@@ -514,7 +514,7 @@ func TestClockJump(t *testing.T) {
 	c := w.cfg.Clock
 	asleep := time.Duration(0)
 	c.boot = func() (uint64, error) {
-		now, err := bootTime()
+		now, err := xsk.BootTime()
 		return now + uint64(asleep), err
 	}
 	stop := start(t, ws)
