@@ -166,7 +166,7 @@ type GroupStatus struct {
 // Bounds and paces of the driver.
 const (
 	tickPace    = 2 * time.Millisecond   // between two readings of the clock; the machine wants one in 5 ms
-	idlePace    = 100 * time.Millisecond // while there is no group
+	idlePace    = 100 * time.Millisecond // while there is no group, but another member
 	maxHeard    = 4096                   // messages that wait
 	maxEvents   = 500
 	proposeTime = 300 * time.Millisecond // for one try: a leader that died is not waited for, the machine asks again
@@ -335,12 +335,15 @@ func (d *Driver) Run(ctx context.Context) error {
 	fds := []unix.PollFd{{Fd: int32(d.wake), Events: unix.POLLIN}}
 	var drain [8]byte
 	for ctx.Err() == nil {
-		pace := tickPace
-		if d.m.Idle() {
-			pace = idlePace
+		wait := int(tickPace / time.Millisecond)
+		switch {
+		case d.m.Rests():
+			wait = -1 // until somebody says something
+		case d.m.Idle():
+			wait = int(idlePace / time.Millisecond)
 		}
 		// A call of the system and no timer of Go's: the kernel wakes this very thread.
-		if n, err := unix.Poll(fds, int(pace/time.Millisecond)); n > 0 && err == nil {
+		if n, err := unix.Poll(fds, wait); n > 0 && err == nil {
 			_, _ = unix.Read(d.wake, drain[:])
 		}
 		d.mu.Lock()

@@ -840,6 +840,40 @@ func TestDriverGroupEnds(t *testing.T) {
 	w.sound()
 }
 
+// TestADriverRests: without a group and without another member it looks at no clock until it is told of one; with either it does.
+func TestADriverRests(t *testing.T) {
+	looks := new(atomic.Int64)
+	d, err := NewDriver(DriverConfig{Name: "gw-a", Clock: func() failover.Time { return failover.Time(1e9 + looks.Add(1)) }, CPU: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = d.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	<-d.Started()
+	seen := func(over time.Duration) int64 {
+		before := looks.Load()
+		time.Sleep(over)
+		return looks.Load() - before
+	}
+	if own, err := d.Owns(ctx); err != nil || len(own) > 0 {
+		t.Fatalf("%v, %v", own, err)
+	}
+	seen(20 * time.Millisecond) // it goes to sleep
+	if n := seen(400 * time.Millisecond); n != 0 {
+		t.Errorf("it has looked at the clock %d times, and nobody has said anything", n)
+	}
+	d.post(false, func(now failover.Time) { d.step(now, failover.Voters{Version: 1, Names: []string{"gw-a", "gw-b"}}) })
+	if n := seen(500 * time.Millisecond); n < 4 { // it has somebody to tell that it lives
+		t.Errorf("with another member it has looked %d times", n)
+	}
+	d.Policy([]failover.Group{east()})
+	if n := seen(200 * time.Millisecond); n < 20 {
+		t.Errorf("with a group it has looked %d times", n)
+	}
+}
+
 // TestDriverBound: messages that come faster than they are read are dropped and counted, what else is asked of the driver is not.
 func TestDriverBound(t *testing.T) {
 	d, err := NewDriver(DriverConfig{Name: "gw-a", Clock: func() failover.Time { return 1 }, CPU: -1})

@@ -216,6 +216,9 @@ func (n *Node) Ended(name string) bool {
 // Idle says that there is no group, so that nothing has to happen in time.
 func (n *Node) Idle() bool { return len(n.groups) == 0 }
 
+// Rests says that there is nobody to tell anything either, so that nothing happens by time alone.
+func (n *Node) Rests() bool { return n.Idle() && len(n.others) == 0 }
+
 // Drained are those of some nodes that are to own nothing.
 func (n *Node) Drained(of []string) (out []string) {
 	for _, o := range of {
