@@ -28,7 +28,7 @@ const (
 	// underEvery is how often a worker that would sleep looks whether a batch has come further.
 	underEvery = 200 * time.Microsecond
 	// lateAfter is in how many looks nothing moves before what does not add up is put right: a driver that says late what it has sent, some with the next frame only; a frame that the kernel has lost
-	// without counting it. Looks are 10 ms apart while the worker is busy, and feedEvery where it sleeps: 60 to 300 ms in all.
+	// without counting it. Looks are 10 ms apart while the worker is busy, also with a batch, and feedEvery where it sleeps and sessions are handed down: 60 to 300 ms in all. Where nothing is, nothing waits for it.
 	lateAfter = 5
 )
 

@@ -17,7 +17,7 @@ type Second struct {
 }
 
 const (
-	// feedAhead is until when a worker that has just finished a turn says that it lives; it does so each feedEvery at least.
+	// feedAhead is until when a worker that has just finished a turn says that it lives; it does so each feedEvery at least while sessions are handed down.
 	feedAhead = 400 * time.Millisecond
 	feedEvery = 50 * time.Millisecond
 	// downAfter is how many packets a session has had before it is handed down: what is over after a question and its answer is not worth it.
@@ -45,7 +45,6 @@ func (w *Worker) useSecond() {
 		Gen: func(gen uint32) { w.second.Tables.SetGen(w.cfg.ID, gen) },
 	})
 	w.second.next, w.second.batch = make([]uint32, 0, downMost), make([]uint32, 0, downMost)
-	w.nap = feedEvery
 }
 
 // sent notes a session of which a packet is about to leave.
@@ -93,6 +92,7 @@ func (w *Worker) handDown(now uint64) {
 	}
 	switch w.goOn(now) {
 	case orderKept:
+		w.feed(now) // it may have slept for long, with nothing handed down
 		at := w.lost()
 		for _, slot := range c.batch {
 			w.putDown(slot, loses(at, now), at != 0 && at >= c.order.began)

@@ -52,8 +52,14 @@ func (w *Worker) gauges() int {
 	w.count.sessions.Store(int64(w.shard.Sessions.Len()))
 	w.count.mappings.Store(int64(w.shard.NAT.Len()))
 	w.count.blocked.Store(int64(w.shard.Poisoned()))
+	if at := w.grownAt.Load(); at != 0 && w.cfg.Grown != nil && int64(max(w.shard.Sessions.Len(), w.shard.NAT.Len())) >= at && w.grownAt.CompareAndSwap(at, 0) {
+		w.cfg.Grown()
+	}
 	return 0
 }
+
+// TellGrown has Grown called, once, when there are more than n sessions or mappings, as Stats says it. It is looked at when a worker's figures are: each 10 ms at least while it works. Any goroutine.
+func (w *Worker) TellGrown(n int) { w.grownAt.Store(int64(n) + 1) }
 
 // Stats reads the worker's figures. Any goroutine.
 func (w *Worker) Stats() Stats {

@@ -57,6 +57,8 @@ type Config struct {
 	// Fenced is told of a socket that must not be kicked any more and has been detached, so that somebody shuts it and opens the port again. It must not
 	// block. Called by the worker's thread.
 	Fenced func(port uint16, s *xsk.Socket)
+	// Grown is told that there are more sessions or mappings than TellGrown has said. It must not block. Called by the worker's thread; nil = nobody asks.
+	Grown func()
 	// Second carries sessions that are handed down to it; nil = nobody does. The shard's tables are its.
 	Second *Second
 	Batch  int           // packets a burst, at most pipeline.Burst
@@ -109,6 +111,7 @@ type Worker struct {
 	wakeFD   int
 	sleeping atomic.Bool
 	rests    atomic.Bool   // it sleeps, and has no frame of a group in hand
+	grownAt  atomic.Int64  // from how many sessions or mappings on Grown is to be told; 0 = not at all. Others: wo, worker: ro, and 0 when it has told
 	called   atomic.Bool   // the mailbox, the injection queue or the view has something new
 	ended    chan struct{} // closed when Run returns
 	count    counters
@@ -127,7 +130,7 @@ type Worker struct {
 	stackAt  uint64        // ns of the last panic that was logged; 0 = none yet
 	unlogged uint64        // panics since then
 	fenced   bool          // a socket is to be severed at the end of the turn
-	nap      time.Duration // the longest sleep: upkeep is due then, whatever happens
+	nap      time.Duration // the longest sleep, see napOf
 	release  func(*police.Item) bool
 	look     func(int) (*police.Dir, *police.Words)
 	streams  []*stream.Stream // to standbys
@@ -166,7 +169,7 @@ func New(c Config) (*Worker, error) {
 	}
 	w := &Worker{cfg: c, shard: c.Shard, box: make(chan job, 64), walks: make(chan steps, 8), tx: make(chan injected, 1024), back: make(chan injected, 64), wakeFD: fd, txOf: make([]int, c.Ports), held: make([]int, len(c.Areas))}
 	w.sends, w.down = make([]atomic.Bool, c.Ports), make([]atomic.Bool, c.Ports)
-	w.ended, w.nap = make(chan struct{}), 200*time.Millisecond
+	w.ended, w.nap = make(chan struct{}), napOf(w.shard.Sessions.Capacity())
 	w.pool.New = func() any { return new([]byte) }
 	if w.cfg.ZeroCopy == nil {
 		w.cfg.ZeroCopy = make([]bool, len(c.Areas))
@@ -527,6 +530,36 @@ func (w *Worker) obey(j *job) {
 	j.done <- err
 }
 
+// How long a worker sleeps that nobody calls. Every deadline is looked at once a second, whether that is done at once or in parts, so a second is enough; but the table of one that sleeps longer has more to be looked at when it
+// wakes, maybe for packets. Each end of a sleep costs more than the worker's own time: the watcher of Go's scheduler looks for 10 ms, some fifty times, whether a thread in a system call is coming back.
+const (
+	napLong  = time.Second
+	napShort = 200 * time.Millisecond // and where something else may have to be looked at
+	napSlots = 1 << 18                // a second's worth of a table that large is no more than the fifth of one with a million
+)
+
+// napOf is how long a worker with a table of so many slots sleeps.
+func napOf(slots int) time.Duration {
+	return min(max(time.Duration(int64(napLong)*napSlots/int64(max(slots, 1))), napShort), napLong)
+}
+
+// rest is how long it may sleep now, but for what has a time of its own.
+func (w *Worker) rest() time.Duration {
+	t := w.nap
+	if _, _, known := w.shard.Fragments(); known > 0 { // they are waited for no longer than two seconds
+		t = min(t, napShort)
+	}
+	for _, s := range w.socks {
+		if s.busyPoll || s.S.InFill() < s.target { // a device that is driven from here, or has not all the frames that it should: some may come home without a word
+			t = min(t, napShort)
+		}
+	}
+	if w.second.Second != nil && w.count.cruising.Load() > 0 {
+		t = min(t, feedEvery)
+	}
+	return t
+}
+
 // sleep waits until a socket has something, somebody calls, or the shaper or the upkeep is due.
 func (w *Worker) sleep() {
 	w.sleeping.Store(true)
@@ -539,7 +572,7 @@ func (w *Worker) sleep() {
 			return
 		}
 	}
-	timeout := w.nap
+	timeout := w.rest()
 	if w.shard.Shaper.Held() > 0 {
 		next := w.shard.Shaper.Next(w.cfg.Clock.Now())
 		if next < uint64(100*time.Microsecond) {

@@ -326,6 +326,61 @@ func TestClockIsBootTimeAndNeverRunsBack(t *testing.T) {
 	}
 }
 
+// A worker that nobody calls sleeps a second, where its table is looked through in that time with little to be made good for, and shorter where something may come without a word.
+func TestHowLongAWorkerSleeps(t *testing.T) {
+	for _, c := range []struct {
+		slots int
+		want  time.Duration
+	}{{1024, napLong}, {65536, napLong}, {1 << 18, napLong}, {1 << 19, napLong / 2}, {1_000_000, 262144 * time.Microsecond}, {1 << 22, napShort}, {0, napLong}} {
+		if got := napOf(c.slots); got != c.want {
+			t.Errorf("%d slots: %s, want %s", c.slots, got, c.want)
+		}
+	}
+	w := newWorkers(t, 1)[0]
+	w.nap = napOf(1024)
+	if got := w.rest(); got != napLong {
+		t.Errorf("with nothing in hand: %s", got)
+	}
+	w.second.Second = &Second{}
+	if got := w.rest(); got != napLong {
+		t.Errorf("with nothing handed down: %s", got)
+	}
+	w.count.cruising.Add(1)
+	if got := w.rest(); got != feedEvery {
+		t.Errorf("with a session handed down: %s", got)
+	}
+}
+
+// Who waits for a table to grow is called once for each time that it asked, when that many are there, and not before.
+func TestAWorkerTellsThatItsTableGrows(t *testing.T) {
+	w := newWorkers(t, 1)[0]
+	told := 0
+	w.cfg.Grown = func() { told++ }
+	tick := uint32(w.cfg.Clock.Now() >> 20)
+	upTo := func(n, want int) {
+		t.Helper()
+		for i := w.shard.Sessions.Len(); i < n; i++ {
+			se := conntrack.Session{OrigSrc: flow.Addr{198, 18, 10, 11}, OrigDst: flow.Addr{203, 0, 113, 11}, XlatSrc: [4]byte{198, 18, 10, 11}, XlatDst: [4]byte{203, 0, 113, 11},
+				OrigSPort: uint16(i), OrigDPort: 53, XlatSPort: uint16(i), XlatDPort: 53, Proto: flow.UDP, Mapping: conntrack.NoMapping}
+			if _, r := w.shard.Sessions.Create(&se, tick, 100); r != verdict.Pass {
+				t.Fatal(r)
+			}
+		}
+		if w.gauges(); told != want {
+			t.Errorf("%d sessions: told %d times, want %d", n, told, want)
+		}
+	}
+	upTo(50, 0) // nobody has asked
+	w.TellGrown(100)
+	upTo(100, 0)
+	upTo(101, 1)
+	upTo(200, 1) // and asks no more
+	w.TellGrown(150)
+	upTo(200, 2) // they were there already
+	w.TellGrown(0)
+	upTo(200, 3)
+}
+
 func TestAWorkerThatEndedSaysSo(t *testing.T) {
 	ws := newWorkers(t, 1)
 	stop := start(t, ws)
