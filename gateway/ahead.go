@@ -11,9 +11,11 @@ import (
 )
 
 const (
-	// aheadEvery is how often it is looked how far workers have come in their tables, and aheadOf how many entries beyond that have their memory: more than are used in that time.
-	aheadEvery = 50 * time.Millisecond
-	aheadOf    = 1 << 16
+	// aheadOf is how many entries beyond those that are used have their memory. A worker that has come a quarter of that further says so; what is left is more than it uses until it has more.
+	aheadOf   = 1 << 16
+	aheadCall = aheadOf / 4
+	// aheadAgain is when the kernel is asked again for what it did not give.
+	aheadAgain = 50 * time.Millisecond
 	// aheadStep is how much is asked of the kernel at once: one huge page.
 	aheadStep = 2 << 20
 )
@@ -32,12 +34,13 @@ type stretch struct {
 type ahead struct {
 	parts []stretch
 	used  func() (sessions, mappings int)
-	off   bool // the kernel does not do it (before 5.14): pages come with their first touch, as without this
+	next  func(n int) // has the worker say when it has more than n of either
+	off   bool        // the kernel does not do it (before 5.14): pages come with their first touch, as without this
 }
 
 // newAhead is for tables of conntrack.Bytes and nat.Bytes, each the beginning of a mapping; sessions nil: those are the kernel's, and there already.
-func newAhead(sessions []byte, capacity int, mappings []byte, room int, used func() (sessions, mappings int)) *ahead {
-	a := &ahead{used: used}
+func newAhead(sessions []byte, capacity int, mappings []byte, room int, used func() (sessions, mappings int), next func(n int)) *ahead {
+	a := &ahead{used: used, next: next}
 	if sessions != nil {
 		from, to := conntrack.Index(capacity)
 		a.parts = append(a.parts, stretch{mem: sessions, from: from, to: to}, stretch{mem: sessions, size: conntrack.SessionSize, to: from}, stretch{mem: sessions, from: to, size: 4, to: conntrack.Bytes(capacity)})
@@ -50,10 +53,15 @@ func newAhead(sessions []byte, capacity int, mappings []byte, room int, used fun
 	return a
 }
 
-// turn asks for what is to be there now.
-func (a *ahead) turn(ctx context.Context) {
+// turn asks for what is to be there now. It reports whether that is there: then there is nothing to do until the worker says so.
+func (a *ahead) turn(ctx context.Context) (done bool) {
+	if a.off {
+		return true
+	}
 	sessions, mappings := a.used()
-	n := max(sessions, mappings) + aheadOf
+	n := max(sessions, mappings)
+	a.next(n + aheadCall) // before the work: it says so meanwhile
+	n += aheadOf
 	for i := range a.parts {
 		p := &a.parts[i]
 		end := p.to
@@ -69,24 +77,29 @@ func (a *ahead) turn(ctx context.Context) {
 			case unix.EINVAL:
 				a.off = true
 			default: // EINTR, or no memory now: the next turn goes on
-				return
+				return false
 			}
 		}
 	}
+	return ctx.Err() == nil
 }
 
-// makeAhead does so for all workers, until ctx ends.
+// makeAhead does so for all workers, until ctx ends. It sleeps while none has come further: no clock wakes it.
 func (g *Gateway) makeAhead(ctx context.Context) error {
-	tick := time.NewTicker(aheadEvery)
-	defer tick.Stop()
 	for {
+		done := true
 		for _, a := range g.ahead {
-			a.turn(ctx)
+			done = a.turn(ctx) && done
+		}
+		var again <-chan time.Time
+		if !done {
+			again = time.After(aheadAgain)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-g.grown:
+		case <-again:
 		}
 	}
 }

@@ -44,9 +44,11 @@ func TestTablesAreMadeAhead(t *testing.T) {
 		return m
 	}
 	sm, nm := table(conntrack.Bytes(capacity)), table(nat.Bytes(capacity))
-	used := 0
-	a := newAhead(sm, capacity, nm, capacity, func() (int, int) { return used, used / 2 })
-	a.turn(context.Background())
+	used, next := 0, 0
+	a := newAhead(sm, capacity, nm, capacity, func() (int, int) { return used, used / 2 }, func(n int) { next = n })
+	if !a.turn(context.Background()) || next != aheadCall {
+		t.Errorf("the first turn: called from %d entries on", next)
+	}
 	if a.off {
 		t.Fatal("the kernel does not make pages ahead")
 	}
@@ -65,7 +67,14 @@ func TestTablesAreMadeAhead(t *testing.T) {
 	step("first sessions", sm, 0, aheadOf*conntrack.SessionSize, true)
 	step("first mappings", nm, maps, maps+aheadOf*size, true)
 	used = 100_000
-	a.turn(context.Background())
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	if a.turn(ended) {
+		t.Error("it says that all is there, and has been stopped before")
+	}
+	if !a.turn(context.Background()) || next != used+aheadCall {
+		t.Errorf("with %d sessions: called from %d entries on", used, next)
+	}
 	step("more sessions", sm, aheadOf*conntrack.SessionSize, (used+aheadOf)*conntrack.SessionSize, true)
 	step("more mappings", nm, maps+aheadOf*size, maps+(used+aheadOf)*size, true)
 	step("deadlines", sm, deadlines, deadlines+(used+aheadOf)*4, true)
@@ -85,7 +94,7 @@ func TestTablesAreMadeAhead(t *testing.T) {
 
 // Without sessions of its own it looks after mappings alone, and a kernel that refuses is not asked again.
 func TestTablesOfTheKernelAreThere(t *testing.T) {
-	a := newAhead(nil, 1000, make([]byte, 1), 1000, func() (int, int) { return 0, 0 })
+	a := newAhead(nil, 1000, make([]byte, 1), 1000, func() (int, int) { return 0, 0 }, func(int) {})
 	if len(a.parts) != 3 || a.parts[0].to == 0 {
 		t.Fatalf("%+v", a.parts)
 	}
@@ -93,5 +102,8 @@ func TestTablesOfTheKernelAreThere(t *testing.T) {
 	a.turn(context.Background())
 	if !a.off || a.parts[0].done != 0 {
 		t.Fatalf("%+v", a)
+	}
+	if !a.turn(context.Background()) {
+		t.Error("it asks again")
 	}
 }

@@ -22,6 +22,7 @@ import (
 // copying is the owner's end of copies of sessions: for each node that may take over something that this one serves, a set of streams, one from each worker.
 type copying struct {
 	changed chan struct{} // has room for one
+	renewed chan struct{} // has room for one: tellCopied is to look whether the policy has groups
 
 	mu   sync.Mutex
 	own  map[uint8]served     // mu: by group
@@ -53,7 +54,7 @@ const (
 )
 
 func newCopying() copying {
-	return copying{changed: make(chan struct{}, 1), own: map[uint8]served{}, sets: map[string]*outbound{}}
+	return copying{changed: make(chan struct{}, 1), renewed: make(chan struct{}, 1), own: map[uint8]served{}, sets: map[string]*outbound{}}
 }
 
 // serving tells which groups are this node's. It waits for nothing.
@@ -70,11 +71,13 @@ func (c *copying) serving(group uint8, epoch uint64, serving bool) {
 }
 
 // call has what is there looked at soon: the policy is another, say.
-func (c *copying) call() {
-	select {
-	case c.changed <- struct{}{}:
-	default:
-	}
+func (c *copying) call() { poke(c.changed) }
+
+// any reports whether there is something to be copied, or was until now.
+func (c *copying) any() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.own) > 0 || len(c.sets) > 0
 }
 
 // hang notes why no set can be made, nil = nothing is in the way.
@@ -105,7 +108,7 @@ func (g *Gateway) flush(_ uint8, peer string, done func()) {
 
 // copySessions keeps a set of streams to each node that may take over something that this one serves.
 func (g *Gateway) copySessions(ctx context.Context) error {
-	tick := time.NewTicker(remakePace)
+	tick := newPaced(remakePace)
 	defer tick.Stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -116,6 +119,7 @@ func (g *Gateway) copySessions(ctx context.Context) error {
 	}()
 	for ctx.Err() == nil {
 		next := g.arrange(ctx, &wg)
+		tick.goOn(g.copying.any())
 		var soon <-chan time.Time
 		if next > 0 {
 			soon = time.After(next)
@@ -295,12 +299,15 @@ func (g *Gateway) dialSessions(peer string) func(context.Context) (net.Conn, err
 
 // tellCopied tells the driver how far copies of what this node serves are.
 func (g *Gateway) tellCopied(ctx context.Context) error {
-	tick := time.NewTicker(copiedPace)
+	tick := newPaced(copiedPace)
 	defer tick.Stop()
 	var agreed map[string]agreedOn
 	for n := 0; ; {
+		tick.goOn(g.view.Load().Grouped())
 		select {
 		case <-tick.C:
+		case <-g.copying.renewed:
+			continue
 		case <-ctx.Done():
 			return nil
 		}

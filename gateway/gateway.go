@@ -64,8 +64,9 @@ type Gateway struct {
 	ports   []*port
 	workers []*worker.Worker
 	shards  []*pipeline.Shard
-	mem     [][]byte // mmapped tables
-	ahead   []*ahead // by worker
+	mem     [][]byte      // mmapped tables
+	ahead   []*ahead      // by worker
+	grown   chan struct{} // has room for one: a worker has come further in its tables
 
 	tableBytes []uint64 // of mem, by worker
 	areas      []*xsk.UMEM
@@ -137,7 +138,7 @@ func New(o Options) (*Gateway, error) {
 	if o.Wall == nil {
 		o.Wall = Wall
 	}
-	g := &Gateway{o: o, log: o.Log, started: time.Now(), fatal: make(chan error, 8), seed: o.Seed, look: looking{slow: trace.NewRecorder()}, agreed: newAgreed(), copying: newCopying()}
+	g := &Gateway{o: o, log: o.Log, started: time.Now(), fatal: make(chan error, 8), seed: o.Seed, look: looking{slow: trace.NewRecorder()}, grown: make(chan struct{}, 1), agreed: newAgreed(), copying: newCopying()}
 	if g.seed == 0 {
 		g.seed = rand.Uint64() | 1
 	}

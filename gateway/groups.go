@@ -32,7 +32,7 @@ type groups struct {
 
 	turns turns
 	owns  chan struct{} // has room for one: something may have changed in which terms are this node's
-	links chan struct{} // has room for one: a port may carry something that did not, or nothing any more
+	links chan struct{} // has room for one: a port may carry something that did not, or nothing any more; or the policy is another
 
 	told     map[conditionKey]int // conditions: what counts against this node, as it was told last
 	panics   uint64               // conditions: of all workers, when they were looked at last
@@ -168,10 +168,44 @@ func (g *Gateway) tellGroups(p *configs.Policy, v *snapshot.View) {
 	if list := failoverGroups(p); len(list) > 0 || v.Revision > 0 { // who has no policy yet does not know which groups have ended
 		g.groups.driver.Policy(list)
 	}
+	// Who looks at what groups need stands still in a policy without any.
+	poke(g.groups.links)
 	g.copying.call()
+	poke(g.copying.renewed)
 	if g.common != nil {
 		g.common.call() // it takes the policy up, so that who makes a group ready need not
 	}
+	if g.standby != nil {
+		g.standby.Call()
+	}
+}
+
+// poke puts a word into a channel that has room for one.
+func poke(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// paced is a ticker that stands still while there is nothing to look at: a node without groups would else wake some fifty times a second for nothing, and each time the runtime's threads with it.
+type paced struct {
+	*time.Ticker
+	every time.Duration
+	on    bool
+}
+
+func newPaced(every time.Duration) *paced { return &paced{time.NewTicker(every), every, true} }
+
+// goOn has it tick, or stand still. After it has stood still the first tick comes a whole pace later.
+func (p *paced) goOn(on bool) {
+	switch {
+	case on && !p.on:
+		p.Reset(p.every)
+	case !on:
+		p.Stop()
+	}
+	p.on = on
 }
 
 // leases writes deadlines where workers and XDP programs look.
@@ -396,23 +430,29 @@ const lookPace = 50 * time.Millisecond
 
 // tendGroups has what counts against this node be told for as long as ctx lasts.
 func (g *Gateway) tendGroups(ctx context.Context) error {
-	look := time.NewTicker(lookPace)
-	defer look.Stop()
-	g.lookAtGroups(ctx, look.C)
+	g.lookAtGroups(ctx, lookPace)
 	return nil
 }
 
-// lookAtGroups looks at each turn and whenever a link has changed.
-func (g *Gateway) lookAtGroups(ctx context.Context, turn <-chan time.Time) {
+// lookAtGroups looks at that pace where there is a group, and whenever a link has changed or the policy.
+func (g *Gateway) lookAtGroups(ctx context.Context, pace time.Duration) {
+	turn := newPaced(pace)
+	defer turn.Stop()
 	for {
+		turn.goOn(g.conditional())
 		select {
 		case <-ctx.Done():
 			return
-		case <-turn:
+		case <-turn.C:
 		case <-g.groups.links:
 		}
 		g.conditions(ctx)
 	}
+}
+
+// conditional reports whether there is a group that something counts for, or was.
+func (g *Gateway) conditional() bool {
+	return len(g.view.Load().Groups()) > 0 || len(g.groups.told) > 0
 }
 
 // conditions tells the driver what counts against this node: for each group the ports that it needs and that carry nothing, for all of them workers that are stuck, a policy
@@ -420,7 +460,7 @@ func (g *Gateway) lookAtGroups(ctx context.Context, turn <-chan time.Time) {
 func (g *Gateway) conditions(ctx context.Context) {
 	now := map[conditionKey]int{}
 	v := g.view.Load()
-	if len(v.Groups()) == 0 && len(g.groups.told) == 0 {
+	if !g.conditional() {
 		return
 	}
 	dead := map[uint16]bool{}

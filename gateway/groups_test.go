@@ -123,7 +123,7 @@ func TestLinksAreLookedAtOnce(t *testing.T) {
 	g := driven(t, pairGateway(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); g.lookAtGroups(ctx, nil) }() // no turn comes
+	go func() { defer close(done); g.lookAtGroups(ctx, time.Hour) }() // no turn comes
 	defer func() { cancel(); <-done }()
 	for _, up := range []bool{false, true} {
 		g.change(g.ports[1], func() { g.ports[1].link.Up = up })

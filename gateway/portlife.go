@@ -222,10 +222,7 @@ func (g *Gateway) carrier(i int, p *port) {
 		w.SetLink(uint16(i), p.link.Up && p.link.Carrier)
 	}
 	g.setDevice(i, p)
-	select {
-	case g.groups.links <- struct{}{}:
-	default:
-	}
+	poke(g.groups.links)
 }
 
 // compiled is what a view took from a port.

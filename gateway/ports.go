@@ -522,7 +522,7 @@ func (g *Gateway) makeWorkers() error {
 		if err != nil {
 			return fmt.Errorf("worker %d: %w", id, err)
 		}
-		cfg.Shard, cfg.Second = shard, g.off.second()
+		cfg.Shard, cfg.Second, cfg.Grown = shard, g.off.second(), func() { poke(g.grown) }
 		w, err := worker.New(cfg)
 		if err != nil {
 			return err
@@ -535,7 +535,7 @@ func (g *Gateway) makeWorkers() error {
 		g.ahead = append(g.ahead, newAhead(sm, sessions, nm, mappings, func() (int, int) {
 			st := w.Stats()
 			return st.Sessions, st.Mappings
-		}))
+		}, w.TellGrown))
 	}
 	worker.Connect(g.workers)
 	return nil

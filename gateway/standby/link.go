@@ -64,6 +64,7 @@ func (s *Standby) Serve(peer string, c net.Conn) error {
 	}
 	s.shown.Store(s.status())
 	s.mu.Unlock()
+	s.Call()
 	l.last = hellos
 	if old != nil {
 		old.conn.Close()

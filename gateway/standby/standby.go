@@ -50,7 +50,7 @@ type Standby struct {
 	log  *slog.Logger
 	sink *sink
 	roles
-	wake chan struct{} // 1: roles has something to be told
+	wake chan struct{} // 1: roles has something to be told, there is another View, or a connection
 
 	mu      turns
 	r       *replica.Receiver // mu
@@ -132,6 +132,11 @@ func (s *Standby) Serving(group uint8, epoch uint64, own bool) {
 	}
 	s.told = append(s.told, role{group, own, epoch, s.turn[group]})
 	s.roles.mu.Unlock()
+	s.Call()
+}
+
+// Call has Run look: there is another View. It waits for nothing.
+func (s *Standby) Call() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -197,11 +202,11 @@ func (s *Standby) answers(l *link) (out []replica.Answer, ok bool) {
 	return out, s.links[l.peer] == l
 }
 
-// Run looks after what recurs until ctx ends.
+// Run looks after what recurs until ctx ends. Where there is nothing to copy it stands still until it is called.
 func (s *Standby) Run(ctx context.Context) error {
 	t := time.NewTicker(replica.Beat / 2)
 	defer t.Stop()
-	for {
+	for still := false; ; {
 		s.mu.Lock()
 		s.tell()
 		s.renew()
@@ -209,6 +214,14 @@ func (s *Standby) Run(ctx context.Context) error {
 		marks := s.marks()
 		s.forget()
 		s.shown.Store(s.status())
+		switch now := s.still(); {
+		case now:
+			t.Stop()
+			still = true
+		case still:
+			t.Reset(replica.Beat / 2)
+			still = false
+		}
 		s.mu.Unlock()
 		for _, m := range marks {
 			s.c.Marked(m.group, m.epoch)
@@ -225,6 +238,11 @@ func (s *Standby) Run(ctx context.Context) error {
 		case <-t.C:
 		}
 	}
+}
+
+// still reports whether nothing recurs: the policy has no group, nobody is connected, and nothing is left of anybody. The caller holds mu.
+func (s *Standby) still() bool {
+	return s.c.View() == s.sink.View && len(s.sink.View.Groups()) == 0 && len(s.links) == 0 && len(s.r.Peers()) == 0
 }
 
 // judge looks again at what peers say is theirs, and says who says what it may not. The caller holds mu.
