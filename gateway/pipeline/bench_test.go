@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/gopacket/layers"
 
+	"demarc/gateway/archtest/cputime"
 	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
 	"demarc/gateway/packet/csum"
@@ -123,6 +124,7 @@ func BenchmarkHit(b *testing.B) {
 			order := rand.New(rand.NewPCG(1, 2)).Perm(max(flows, Burst))
 			at := 0
 			b.ReportAllocs()
+			spent := cputime.Spent(b)
 			for b.Loop() {
 				for i := range Burst {
 					f.put(i, order[at]%flows)
@@ -134,6 +136,7 @@ func BenchmarkHit(b *testing.B) {
 				f.r.sh.Process(f.r.slots[:], f.r.now)
 				f.r.sh.Meter.Publish()
 			}
+			b.ReportMetric(float64(spent().Nanoseconds())/float64(b.N)/Burst, "cpu-ns/packet")
 			for i := range f.r.slots {
 				if v := f.r.slots[i].Verdict; v != verdict.Send {
 					b.Fatalf("%s (%s)", v, f.r.slots[i].Reason)
@@ -168,9 +171,11 @@ func BenchmarkNewSession(b *testing.B) {
 			f := newFlood(b, 4*flows, rules) // unanswered ones get a third of the table
 			n := 0
 			b.ReportAllocs()
+			spent, apart := cputime.Spent(b), time.Duration(0)
 			for b.Loop() {
 				if n+Burst > flows {
 					b.StopTimer()
+					ending := cputime.Spent(b)
 					f.r.sh.Cut(func(*sessionT) bool { return true })
 					f.r.now += 300e9 // past the hold time of the ports
 					for range 4 {
@@ -178,6 +183,7 @@ func BenchmarkNewSession(b *testing.B) {
 						f.r.now += 1e9
 					}
 					n = 0
+					apart += ending()
 					b.StartTimer()
 				}
 				for i := range Burst {
@@ -193,6 +199,7 @@ func BenchmarkNewSession(b *testing.B) {
 					}
 				}
 			}
+			b.ReportMetric(float64((spent()-apart).Nanoseconds())/float64(b.N)/Burst, "cpu-ns/packet")
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/Burst, "ns/packet")
 		})
 	}
