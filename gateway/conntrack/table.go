@@ -186,6 +186,15 @@ func (t *Table) TouchSession(guess Ref) uint32 {
 	return s.Seq + s.TCPLimit[1]
 }
 
+// TouchSlot loads all that is looked at of what is in a slot, as far as there is one. As Touch.
+func (t *Table) TouchSlot(slot uint32) uint32 {
+	if int(slot) >= len(t.sessions) || int(slot) >= len(t.deadlines) {
+		return 0
+	}
+	s := &t.sessions[slot]
+	return s.Seq + s.TCPLimit[1] + t.deadlines[slot]
+}
+
 // NoRef is the entry of no session.
 const NoRef = Ref(1<<32 - 1)
 

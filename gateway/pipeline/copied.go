@@ -245,8 +245,12 @@ func (c *Copied) Plan(ops []replica.Op, ctx *replica.Context) (leave, enter []bo
 
 // Leave has shard w let go of what is dropped or is entered elsewhere, and refreshes what lives on. Its worker calls it.
 func (c *Copied) Leave(w int, ops []replica.Op, ctx *replica.Context) {
-	sh := c.Shards[w]
+	sh, touched := c.Shards[w], 0
 	for i := range ops {
+		if i == touched { // as Enter does
+			touched = min(touched+32, len(ops))
+			sh.touchPlaces(w, ops[i:touched])
+		}
 		op := &ops[i]
 		if int(op.From) != w || c.deaf(op) {
 			continue
@@ -257,6 +261,17 @@ func (c *Copied) Leave(w int, ops []replica.Op, ctx *replica.Context) {
 			sh.refresh(sh.Sessions.At(op.At.Slot()), &op.Rec.Session)
 		}
 	}
+}
+
+// touchPlaces loads what ops let go of or refresh in shard w.
+func (sh *Shard) touchPlaces(w int, ops []replica.Op) {
+	sink := sh.sink
+	for i := range ops {
+		if op := &ops[i]; int(op.From) == w {
+			sink ^= sh.Sessions.TouchSlot(op.At.Slot())
+		}
+	}
+	sh.sink = sink
 }
 
 // entering is a session that is about to be entered.
@@ -307,7 +322,7 @@ func (sh *Shard) touches(list []entering) {
 	}
 	for i := range list {
 		if at := list[i].op.At; at != replica.NoPlace {
-			sink ^= tab.TouchSession(conntrack.Ref(at.Slot() << 1))
+			sink ^= tab.TouchSlot(at.Slot())
 		}
 	}
 	sh.sink = sink

@@ -251,85 +251,119 @@ func (sh *Shard) enterNew(r *replica.Record) (slot uint32, out replica.Outcome) 
 	return sh.enter(&e)
 }
 
-// BenchmarkCopy is a copy of a whole table: what one record costs the owner's worker, and what it costs the standby.
-func BenchmarkCopy(b *testing.B) {
-	const sessions = 1 << 18
+// copyTable is a shard with room for so many sessions whose memory was made ahead, as a node's is.
+func copyTable(b *testing.B, sessions int) *Shard {
 	node, err := configs.DecodeNode("node.toml", []byte(testNode))
 	if err != nil {
 		b.Fatal(err)
 	}
-	table := func() *Shard {
-		space := nat.NewSpace(16)
-		v := compileView(b, node, space, nil, testPolicy+testGroups)
-		made := func(n int) []byte { // ahead, as a node's tables are
-			mem := tableMem(b, n)
-			for i := 0; i < len(mem); i += 4096 {
-				mem[i] = 0
-			}
-			return mem
+	made := func(n int) []byte {
+		mem := tableMem(b, n)
+		for i := 0; i < len(mem); i += 4096 {
+			mem[i] = 0
 		}
-		sh, err := NewShard(Config{SessionMem: made(conntrack.Bytes(sessions)), Sessions: sessions, NATMem: made(nat.Bytes(sessions)), Mappings: sessions,
-			PermitMem: make([]byte, nat.PermitBytes(sessions)), Tenants: snapshot.MaxTenantID(node), ShaperMax: 64, Seed: 42, Space: space, Neighbors: fib.NewNeighbors(4096, 1), Deadlines: always()})
-		if err != nil {
-			b.Fatal(err)
-		}
-		sh.SetView(v)
-		sh.setNow(1e12)
-		return sh
+		return mem
 	}
-	from, to := table(), table()
-	alpha := from.view.TenantByName("alpha")
-	const made = 200000
-	for i := range made {
-		r := replica.Record{Kind: replica.KindSession, Tenant: uint16(alpha.ID), Revision: from.view.Text}
+	space := nat.NewSpace(16)
+	v := compileView(b, node, space, nil, testPolicy+testGroups)
+	sh, err := NewShard(Config{SessionMem: made(conntrack.Bytes(sessions)), Sessions: sessions, NATMem: made(nat.Bytes(sessions)), Mappings: sessions,
+		PermitMem: make([]byte, nat.PermitBytes(sessions)), Tenants: snapshot.MaxTenantID(node), ShaperMax: 64, Seed: 42, Space: space, Neighbors: fib.NewNeighbors(4096, 1), Deadlines: always()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	sh.SetView(v)
+	sh.setNow(1e12)
+	return sh
+}
+
+// copyFill enters so many sessions of alpha.
+func copyFill(b *testing.B, sh *Shard, n int) {
+	alpha := sh.view.TenantByName("alpha")
+	for i := range n {
+		r := replica.Record{Kind: replica.KindSession, Tenant: uint16(alpha.ID), Revision: sh.view.Text}
 		s := &r.Session
 		port := uint16(1024 + i%50000)
 		s.OrigSrc, s.OrigDst = flow.Addr{198, 18, 10, byte(20 + i%200)}, flow.Addr{203, 0, 113, byte(1 + i/50000)}
 		s.XlatSrc, s.XlatDst = [4]byte{192, 0, 2, 16}, [4]byte{203, 0, 113, byte(1 + i/50000)}
 		s.OrigSPort, s.OrigDPort, s.XlatSPort, s.XlatDPort, s.Proto, s.State = port, 443, port, 443, flow.TCP, conntrack.TCPEstablished
 		s.Flags, s.Left, s.Packets, s.Bytes = replica.FlagToBackbone|replica.FlagNAT|replica.FlagReplied|replica.FlagMapped, 7200000, [2]uint32{1000, 2000}, [2]uint64{1e6, 3e6}
-		if _, out := from.enterNew(&r); out != replica.Taken {
+		if _, out := sh.enterNew(&r); out != replica.Taken {
 			b.Fatal(out)
 		}
 	}
+}
+
+// ownTime is the processor time of this thread, which the caller keeps: others may have the processor meanwhile.
+func ownTime(b *testing.B) time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(ts.Nano())
+}
+
+// BenchmarkCopy is a copy of a whole table: what one record costs the owner's worker, and what it costs the standby.
+func BenchmarkCopy(b *testing.B) {
+	const sessions, made = 1 << 18, 200000
+	from, to := copyTable(b, sessions), copyTable(b, sessions)
+	copyFill(b, from, made)
 	var wrote, took time.Duration
 	var bytes, records int
-	runtime.LockOSThread() // whose time it is that is counted: others may have the processor meanwhile
+	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cpu := func() time.Duration {
-		var ts unix.Timespec
-		if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
-			b.Fatal(err)
-		}
-		return time.Duration(ts.Nano())
-	}
 	for b.Loop() {
 		s := replica.NewSender(Copies{from}, sessions, 0, 1, 7, 9, replica.Limits{Window: 1 << 30})
 		in := replica.NewReceiver(&Copied{Shards: []*Shard{to}}, sessions)
 		s.Own(1, 1)
 		s.Link(1, &replica.Answer{})
-		start := cpu()
+		start := ownTime(b)
 		records += s.Drain(2, 10*sessions)
-		wrote += cpu() - start
-		start = cpu()
+		wrote += ownTime(b) - start
+		start = ownTime(b)
 		for f := s.Take(); f != nil; f = s.Take() {
 			bytes += len(f)
 			if _, err := in.Frame(1, "a", f); err != nil {
 				b.Fatal(err)
 			}
 		}
-		took += cpu() - start
+		took += ownTime(b) - start
 		if ok, why := in.Whole(1); !ok || to.Sessions.Len() != made {
 			b.Fatal(to.Sessions.Len(), why)
 		}
 		b.StopTimer()
 		to.Cut(func(*conntrack.Session) bool { return true })
-		to = table() // ports rest in the old one
+		to = copyTable(b, sessions) // ports rest in the old one
 		b.StartTimer()
 	}
 	b.ReportMetric(float64(wrote.Nanoseconds())/float64(records), "ns/written")
 	b.ReportMetric(float64(took.Nanoseconds())/float64(records), "ns/taken")
 	b.ReportMetric(float64(bytes)/float64(records), "bytes/record")
+}
+
+// BenchmarkRefresh is what it costs a standby's worker that a session lives on: those that a batch names lie anywhere.
+func BenchmarkRefresh(b *testing.B) {
+	const sessions, made, batch = 1 << 18, 200000, 2048
+	sh := copyTable(b, sessions)
+	copyFill(b, sh, made)
+	order, at := make([]replica.Place, made), 0
+	for i, slot := range rand.New(rand.NewPCG(1, 2)).Perm(made) {
+		order[i] = sh.place(0, uint32(slot))
+	}
+	ops, c, ctx := make([]replica.Op, batch), &Copied{Shards: []*Shard{sh}}, new(replica.Context)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var took time.Duration
+	for b.Loop() {
+		for i := range ops {
+			at = (at + 1) % made
+			ops[i] = replica.Op{Do: replica.Live, At: order[at]}
+			ops[i].Rec.Kind = replica.KindTouch
+		}
+		start := ownTime(b)
+		c.Do(ops, ctx)
+		took += ownTime(b) - start
+	}
+	b.ReportMetric(float64(took.Nanoseconds())/float64(b.N)/batch, "ns/refreshed")
 }
 
 // ends2 is where packets leave to: each end as it left.
