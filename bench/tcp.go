@@ -150,6 +150,9 @@ func (r *room) together(ns string, on bool, devs ...string) error {
 	})
 }
 
+// bareNote says what the two rows of the same bulk are.
+const bareNote = "bulk: the devices of kernel and nftables put up to 44 segments of 1500 bytes together (gro), which is how people run them: one look at tables for all of them. The gateway takes each frame by itself, where its workers do with a copy in and one out. In cases with no-gro all sides take each frame by itself: those are equal terms, and what is between the two rows is what gro gives"
+
 // lead has both stacks send by a device under test, which has its own addresses on the links, or straight to each other.
 func (r *room) lead(d device) error {
 	host, devSrc, devDst := byte(1), devSrc, devDst
@@ -190,7 +193,9 @@ func (q *tcpBench) run(ctx context.Context) (*report.Output, error) {
 	q.plannedT = q.Trials * (len(q.Peers) + len(ways) + 1)
 	q.out = &report.Output{Schema: report.Schema, Machine: machine(), Results: []report.Result{}, Configs: map[string]string{}}
 	turns, err := q.turns(ctx, ways)
-	q.rows(turns)
+	if q.rows(turns); q.Bare && len(turns) > 0 {
+		q.note("%s", bareNote)
+	}
 	return q.finish(), err
 }
 
@@ -488,31 +493,38 @@ func (q *tcpBench) rowsOf(behind string, turns map[string][]tcpTurn) {
 			return []float64{cost(t) - ends}, t.Disturbed
 		})
 	}
+	// What all cores did, and what that did which the two ends have to themselves: where it had no time left they, and what a device has done on it, are what bounds.
+	cpus := func(name string, i int) {
+		add(name, "cpu", "CPUs", 3, "", func(t *tcpTurn) float64 { return busy(t.Uses[i]) })
+		add(name, "cpu-of-ends", "CPUs", 3, "", func(t *tcpTurn) float64 { return t.Uses[i].cpus[makerCPU] })
+	}
 	bulks := func(i int, name string) {
 		add(name, "rate", "Gbit/s", 4, report.Higher, func(t *tcpTurn) float64 { return t.Bulk[i].Bits / 1e9 })
 		add(name, "resent", "segments", 0, "", func(t *tcpTurn) float64 { return t.Bulk[i].Resent })
-		add(name, "cpu", "CPUs", 3, "", func(t *tcpTurn) float64 { return busy(t.Uses[i]) })
+		cpus(name, i)
 		costs(name, "gbit", "ms", 1, func(t *tcpTurn) float64 { return ratio(1e3*busy(t.Uses[i]), t.Bulk[i].Bits/1e9) })
 	}
-	for i, n := range q.Streams {
-		bulks(i, fmt.Sprintf("bulk/%d-streams/nat44", n))
-	}
 	last := len(q.Streams)
+	for i, n := range q.Streams {
+		name := fmt.Sprintf("bulk/%d-streams/nat44", n)
+		if bulks(i, name); i == 0 && q.Bare { // beside each other: the same load, and how much of it is the kernel's putting together
+			bulks(last, name+"/no-gro")
+		}
+	}
 	if q.Bare {
-		bulks(last, fmt.Sprintf("bulk/%d-streams/nat44/no-gro", q.Streams[0]))
 		last++
 	}
 	name := "round-trip/udp/nat44"
 	add(name, "p50", "µs", 2, report.Lower, func(t *tcpTurn) float64 { return 1e3 * t.Turned.Times.P50 })
 	add(name, "p99", "µs", 2, report.Lower, func(t *tcpTurn) float64 { return 1e3 * t.Turned.Times.P99 })
 	add(name, "lost", "packets", 0, report.Lower, func(t *tcpTurn) float64 { return float64(t.Turned.Lost) })
-	add(name, "cpu", "CPUs", 3, "", func(t *tcpTurn) float64 { return busy(t.Uses[last]) })
+	cpus(name, last)
 	name = fmt.Sprintf("exchange/%d-at-a-time/nat44", q.Many)
 	add(name, "connections", "connections/s", 1, report.Higher, q.perSecond)
 	add(name, "p50", "ms", 3, report.Lower, func(t *tcpTurn) float64 { return t.Exchanged.Times.P50 })
 	add(name, "p99", "ms", 3, report.Lower, func(t *tcpTurn) float64 { return t.Exchanged.Times.P99 })
 	add(name, "failed", "connections", 0, report.Lower, func(t *tcpTurn) float64 { return float64(t.Exchanged.Failed) })
-	add(name, "cpu", "CPUs", 3, "", func(t *tcpTurn) float64 { return busy(t.Uses[last+1]) })
+	cpus(name, last+1)
 	costs(name, "connection", "µs", 2, func(t *tcpTurn) float64 { return ratio(1e6*busy(t.Uses[last+1]), q.perSecond(t)) })
 }
 

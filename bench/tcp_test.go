@@ -2,8 +2,11 @@ package bench
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"demarc/bench/report"
 	"demarc/gateway/netlab/roottest"
@@ -62,6 +65,35 @@ func TestTCP(t *testing.T) {
 	}
 	if !strings.Contains(r.Configs[report.Us], "[tenant.nat]") || !strings.Contains(r.Machine.Mode, "copy") {
 		t.Errorf("mode %q, configuration:\n%s", r.Machine.Mode, r.Configs[report.Us])
+	}
+}
+
+// Rows of the same bulk stand beside each other, and each has its own load's figures.
+func TestTCPRows(t *testing.T) {
+	q := tcpBench{traffic: traffic{Scenario: "tcp", out: &report.Output{}}, Streams: []int{1, 16}, Bare: true, Many: 8}
+	load := func(at float64) usage {
+		return usage{cpus: map[int]float64{makerCPU: at / 4, makerCPU + 1: 3 * at / 4}}
+	}
+	q.rows(map[string][]tcpTurn{report.Us: {{Bulk: []bulk{{Bits: 1e9}, {Bits: 2e9}, {Bits: 3e9}}, Uses: []usage{load(0.1), load(0.2), load(0.3), load(0.4), load(0.5)}}}})
+	var cases []string
+	got := map[string]float64{}
+	for _, r := range q.out.Results {
+		if cases = append(cases, r.Case); r.Metric == "rate" || r.Metric == "cpu" || r.Metric == "cpu-of-ends" {
+			got[r.Case+" "+r.Metric] = r.Demarc.Median
+		}
+	}
+	cases = slices.Compact(cases)
+	if want := []string{"bulk/1-streams/nat44", "bulk/1-streams/nat44/no-gro", "bulk/16-streams/nat44", "round-trip/udp/nat44", "exchange/8-at-a-time/nat44"}; !slices.Equal(cases, want) {
+		t.Errorf("%q, want %q", cases, want)
+	}
+	want := map[string]float64{}
+	for i, name := range []string{"bulk/1-streams/nat44", "bulk/16-streams/nat44", "bulk/1-streams/nat44/no-gro", "round-trip/udp/nat44", "exchange/8-at-a-time/nat44"} {
+		if want[name+" cpu"], want[name+" cpu-of-ends"] = float64(i+1)/10, float64(i+1)/40; i < 3 {
+			want[name+" rate"] = float64(i + 1)
+		}
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
 	}
 }
 

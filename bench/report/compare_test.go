@@ -138,6 +138,19 @@ func TestAddPutsSidesBesideEachOther(t *testing.T) {
 	}
 }
 
+// What is below nothing is not so many times of anything; which of the two is less is told all the same.
+func TestBelowNothingHasNoRatio(t *testing.T) {
+	a, b := Of([]float64{-30, -20, -25, -28, -22}), Of([]float64{10, 12, 14, 11, 13})
+	for _, c := range []struct{ a, b Stat }{{a, b}, {b, a}} {
+		if got := Compare(c.a, c.b, Lower); got.Ratio != nil || got.Interval != nil {
+			t.Errorf("%+v", got)
+		}
+	}
+	if got := Compare(a, b, Lower).Verdict; got != Wins {
+		t.Error(got)
+	}
+}
+
 // The ends without a device are beside every side, as a ratio, and are nobody's rival.
 func TestDirectIsNoRival(t *testing.T) {
 	var o Output

@@ -226,9 +226,9 @@ func OfMany(values []float64) Stat {
 	return s
 }
 
-// Ratio is a over b, or nil when b is nothing to divide by.
+// Ratio is a over b, or nil when b is nothing to divide by, or a is below nothing: a cost above a floor that is smaller than what the floor is known by.
 func Ratio(a, b Stat) *float64 {
-	if a.N == 0 || b.N == 0 || b.Median <= 0 {
+	if a.N == 0 || b.N == 0 || b.Median <= 0 || a.Median < 0 {
 		return nil
 	}
 	r := a.Median / b.Median
