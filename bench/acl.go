@@ -156,6 +156,7 @@ func init() {
 	register(scenario{place: 60, name: "acl", about: "access lists of 10 to 100,000 rules: established and new flows, compiling", command: aclCommand,
 		needs: func() error { _, err := nftVersion(); return err },
 		short: &stint{args: []string{"--lists", "1000,100000", "--trials", "4", "--seconds", "0.3"}, seconds: 33, memoryMiB: 600},
+		table: &stint{args: []string{"--trials", "4", "--seconds", "0.5", "--budget", "24h"}, seconds: 180, memoryMiB: 1000},
 		full:  &stint{args: []string{"--flows", "64k", "--trials", "10", "--seconds", "2", "--budget", "24h"}, seconds: 900, memoryMiB: 1000}})
 }
 

@@ -29,7 +29,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 func Command(version string) *cobra.Command {
 	linked = version
 	q := suite{}
-	var asJSON bool
+	var asJSON, asTable, whole bool
 	var resume string
 	var about strings.Builder
 	for _, s := range scenarios() {
@@ -40,19 +40,27 @@ func Command(version string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "bench",
 		Short: "measure the gateway beside its peers: one scenario, or all of them in 12 minutes",
-		Long: "Without the name of a bench: run a short plan of all scenarios, at most 12 minutes, with --full their whole tables, hours.\n" + about.String() +
+		Long: "Without the name of a bench: run a short plan of all scenarios, at most 12 minutes, with --table each row of their tables, two hours and a half, with --full all cases of these, fifteen.\n" + about.String() +
 			"The gateway and its peers take turns on the same devices in the same run. A figure is a median with the least and the most, and a difference\n" +
 			"inside the spread is called unresolved. Loads during which something else used the machine are repeated, or marked. Prints a table and writes\n" +
-			"results.json (docs/bench/results.schema.json), report.html and progress.log; what is done is there also after an interruption, which is said. The full plan is measured in\n" +
+			"results.json (docs/bench/results.schema.json), report.html and progress.log; what is done is there also after an interruption, which is said. The longer plans are measured in\n" +
 			"parts, and --resume goes on with those that are missing: the same program on the same machine only. Exit status 1\n" +
 			"when a scenario failed or a figure is not as promised. Needs root, two CPUs, and the packages of the peers.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case asTable && whole || resume != "" && asTable:
+				return usageError{errors.New("--table, --full and --resume: a run has one plan, and one that goes on has its own")}
+			case asTable:
+				q.Plan = planTable
+			case whole:
+				q.Plan = planFull
+			}
 			if resume != "" {
 				if q.Dir != "" {
 					return usageError{errors.New("--resume and --out: a run that goes on writes where it was")}
 				}
-				q.Dir, q.Resume, q.Full = resume, true, true
+				q.Dir, q.Resume, q.Plan = resume, true, planOf(resume)
 			}
 			if err := q.choose(); err != nil {
 				return usageError{err}
@@ -61,7 +69,7 @@ func Command(version string) *cobra.Command {
 				q.Dir = filepath.Join("bench-results", time.Now().UTC().Format("20060102-150405"))
 			}
 			switch {
-			case q.Full && !cmd.Flags().Changed("within"):
+			case q.bites() && !cmd.Flags().Changed("within"):
 				q.Budget = 0
 			case q.Budget < leastBudget:
 				return usageError{fmt.Errorf("--within %s: want at least %s", q.Budget, leastBudget)}
@@ -78,9 +86,10 @@ func Command(version string) *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.BoolVar(&q.Full, "full", false, "the whole table of each scenario: hours")
-	f.DurationVar(&q.Budget, "within", shortBudget, "that the run ends in, its end included: with less time figures of the short plan are of fewer turns, and of the full one, which has no end by default, no part is begun that would end later")
-	f.StringVar(&resume, "resume", "", "go on in the `directory` of a run with --full that has ended early: its parts are kept, what is missing is measured")
+	f.BoolVar(&asTable, "table", false, "each row of the table of each scenario, with as many turns as resolve a difference: two hours and a half, one of them the soak; what a sample is made of")
+	f.BoolVar(&whole, "full", false, "the whole table of each scenario, all its cases with each other: some fifteen hours")
+	f.DurationVar(&q.Budget, "within", shortBudget, "that the run ends in, its end included: with less time figures of the short plan are of fewer turns, and of the others, which have no end by default, no part is begun that would end later")
+	f.StringVar(&resume, "resume", "", "go on in the `directory` of a run with --table or --full that has ended early: its parts are kept, what is missing is measured")
 	f.StringSliceVar(&q.Only, "scenarios", nil, "only these, of those above")
 	f.StringVar(&q.Dir, "out", "", "`directory` for the results; bench-results/TIME by default")
 	f.BoolVar(&asJSON, "json", false, "print results.json instead of a table")

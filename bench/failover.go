@@ -576,6 +576,7 @@ func (q *failoverBench) check() error {
 func init() {
 	register(scenario{place: 110, name: "failover", about: "what the death of a node of a pair costs the hosts, beside keepalived", command: failoverCommand, needs: peerLacks,
 		short: &stint{args: []string{"--rows", "kill,gone,keepalived/gated", "--runs", "4"}, seconds: 64, memoryMiB: 800},
+		table: &stint{seconds: 570, memoryMiB: 2500},
 		full:  &stint{args: []string{"--full"}, seconds: secondsOf(failoverParts()), memoryMiB: 2500, parts: failoverParts()}})
 }
 

@@ -300,6 +300,7 @@ func (q *fairness) rows(c *flowCase, turns map[string][]turn) {
 func init() {
 	register(scenario{place: 90, name: "fairness", about: "one tenant floods, the others are paced: their loss and latency, and how well limits are kept", command: fairnessCommand,
 		short: &stint{args: []string{"--tenants", "64", "--trials", "4"}, seconds: 17, memoryMiB: 400},
+		table: bites(600, []string{"--trials", "4", "--seconds", "2", "--budget", "24h"}, part{[]string{"--tenants", "64"}, 40}, part{[]string{"--tenants", "1024"}, 120}),
 		full: &stint{args: []string{"--trials", "10", "--seconds", "5", "--budget", "24h"}, seconds: 1200, memoryMiB: 600,
 			parts: []part{{[]string{"--tenants", "64"}, 300}, {[]string{"--tenants", "1024"}, 900}}}})
 }

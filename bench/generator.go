@@ -155,6 +155,7 @@ func (q *generator) rows(c *flowCase, turns []generatorTurn) {
 func init() {
 	register(scenario{place: 8, name: "generator", about: "the bench's own frames with nothing between maker and judge: the ceiling of all rates, the floor of all times", command: generatorCommand,
 		short: &stint{args: []string{"--trials", "4", "--seconds", "0.5"}, seconds: 11, memoryMiB: 300},
+		table: &stint{args: []string{"--trials", "4", "--seconds", "0.5"}, seconds: 11, memoryMiB: 300},
 		full:  &stint{args: []string{"--sizes", "64,128,512,1518,imix", "--flows", "1,64k,1M", "--family", "4,6"}, seconds: 300, memoryMiB: 800}})
 }
 

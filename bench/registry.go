@@ -18,6 +18,7 @@ type scenario struct {
 	// failed; its progress, lines, goes to its standard error.
 	command func() *cobra.Command
 	short   *stint       // its part in `demarc bench`; nil = none
+	table   *stint       // its part in `demarc bench --table`; nil = none
 	full    *stint       // its part in `demarc bench --full`; nil = none
 	needs   func() error // says what is missing on this machine besides root and two CPUs: packages; nil = nothing
 	part    int          // of its stint, from 1, where that is in parts
@@ -28,7 +29,7 @@ type stint struct {
 	args      []string // of its command
 	seconds   float64  // that it takes here
 	memoryMiB int      // free memory without which it is not begun
-	parts     []part   // of the full plan: it is measured in these, so that a run that ends loses one of them; nil = in one
+	parts     []part   // not of the short plan: it is measured in these, so that a run that ends loses one of them; nil = in one
 }
 
 // part of a stint: cases that no other part has.
@@ -37,20 +38,46 @@ type part struct {
 	seconds float64
 }
 
+// planName is which stints a run is made of.
+type planName string
+
+// The plans, as they are named in results. Those but the short one are measured in parts, which are kept.
+const (
+	planShort planName = "short" // twelve minutes
+	planTable planName = "table" // each row of the table once: what the sample is made of
+	planFull  planName = "full"  // all of the table's cases with each other
+)
+
+// of is where a scenario has its stint of a plan.
+func (p planName) of(s *scenario) **stint {
+	switch p {
+	case planTable:
+		return &s.table
+	case planFull:
+		return &s.full
+	}
+	return &s.short
+}
+
 // inParts are the scenarios of a plan as they are run: one that is in parts stands there once for each.
-func inParts(list []scenario) (units []scenario) {
+func inParts(p planName, list []scenario) (units []scenario) {
 	for _, s := range list {
-		if s.full == nil || s.full.parts == nil {
+		whole := *p.of(&s)
+		if whole == nil || whole.parts == nil {
 			units = append(units, s)
 			continue
 		}
-		whole := s.full
-		for i, p := range whole.parts {
-			s.part, s.full = i+1, &stint{args: slices.Concat(whole.args, p.args), seconds: p.seconds, memoryMiB: whole.memoryMiB}
+		for i, x := range whole.parts {
+			s.part, *p.of(&s) = i+1, &stint{args: slices.Concat(whole.args, x.args), seconds: x.seconds, memoryMiB: whole.memoryMiB}
 			units = append(units, s)
 		}
 	}
 	return units
+}
+
+// bites is a stint of these parts.
+func bites(memoryMiB int, args []string, parts ...part) *stint {
+	return &stint{args: args, seconds: secondsOf(parts), memoryMiB: memoryMiB, parts: parts}
 }
 
 // key names a part of a run, in the names of files too.

@@ -15,7 +15,7 @@ import (
 	"demarc/bench/report"
 )
 
-// The full plan takes hours, and machines are lent for less. What each of its parts has measured is kept beside the results, whole parts only, and a later run puts them together with what it
+// The plans but the short one take hours, and machines are lent for less. What each of its parts has measured is kept beside the results, whole parts only, and a later run puts them together with what it
 // measures itself.
 
 // partsDir is where they are, in the directory of the results.
@@ -72,6 +72,16 @@ func keyWords(keys []string) string {
 		i = j
 	}
 	return strings.Join(list, ", ")
+}
+
+// planOf is that of a run which is to go on; where it cannot be told resume says why.
+func planOf(dir string) planName {
+	var was report.Output
+	b, err := os.ReadFile(filepath.Join(dir, resultsFile))
+	if err == nil && json.Unmarshal(b, &was) == nil && planName(was.Plan) == planTable {
+		return planTable
+	}
+	return planFull
 }
 
 // resume takes what a run before has measured, and leaves what is missing to be run.

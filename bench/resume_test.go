@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,7 +25,7 @@ func TestPartsAreTheWholeTable(t *testing.T) {
 		if s.full == nil {
 			continue
 		}
-		for _, u := range inParts([]scenario{s}) {
+		for _, u := range inParts(planFull, []scenario{s}) {
 			c := s.command()
 			if err := c.ParseFlags(u.full.args); err != nil {
 				t.Fatal(err)
@@ -83,7 +84,8 @@ func inThree(ran *[]string, fail func(part string) error) scenario {
 		}
 		return c
 	}
-	return scenario{place: 1, name: "a", about: "about a", command: command, full: &stint{seconds: 30, memoryMiB: 1, parts: []part{{[]string{"--case", "x"}, 10}, {[]string{"--case", "y"}, 10}, {[]string{"--case", "z"}, 10}}}}
+	three := &stint{seconds: 30, memoryMiB: 1, parts: []part{{[]string{"--case", "x"}, 10}, {[]string{"--case", "y"}, 10}, {[]string{"--case", "z"}, 10}}}
+	return scenario{place: 1, name: "a", about: "about a", command: command, full: three, table: three}
 }
 
 // A run that ended early goes on: what it had measured stays as it was, what was not whole is measured again, and the result is one of the whole plan.
@@ -97,7 +99,7 @@ func TestResume(t *testing.T) {
 		return nil
 	}))
 	begin := func(dir string, resume bool, within time.Duration) (q *suite, err error) {
-		q = &suite{Full: true, Resume: resume, Dir: dir, commit: "abc", Budget: within, Progress: &strings.Builder{}, sweep: func() ([]string, error) { return nil, nil }}
+		q = &suite{Plan: planFull, Resume: resume, Dir: dir, commit: "abc", Budget: within, Progress: &strings.Builder{}, sweep: func() ([]string, error) { return nil, nil }}
 		if err := q.choose(); err != nil {
 			t.Fatal(err)
 		}
@@ -155,6 +157,124 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// Of a plan some scenarios can be asked for: what lacks is told of these, and that others were not asked for.
+func TestPartsOfSome(t *testing.T) {
+	var ran []string
+	other := inThree(&ran, func(string) error { return nil })
+	other.name, other.place = "b", 2
+	withScenarios(t, inThree(&ran, func(string) error { return nil }), other)
+	dir := t.TempDir()
+	for _, c := range []struct {
+		only, partial string
+		within        time.Duration
+	}{{"a", "not measured yet: a-1 to 3; only a was asked for", reserve + 5*time.Second}, {"a", "only a was asked for", 0}, {"b", "", 0}} {
+		_, err := os.Stat(filepath.Join(dir, resultsFile))
+		q := &suite{Plan: planTable, Only: []string{c.only}, Resume: err == nil, Dir: dir, commit: "abc", Budget: c.within, Progress: &strings.Builder{}, sweep: func() ([]string, error) { return nil, nil }}
+		if err := q.choose(); err != nil {
+			t.Fatal(err)
+		}
+		if q.Resume {
+			if err := q.resume(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = q.measure(t.Context(), nil) // what it could not do is what is looked at
+		if r := resultsOf(t, q); r.Partial != c.partial || r.Plan != "table" || planOf(dir) != planTable {
+			t.Errorf("%q of plan %s, want %q", r.Partial, r.Plan, c.partial)
+		}
+	}
+	if strings.Join(ran, "") != "xyzxyz" {
+		t.Errorf("ran %q", ran)
+	}
+}
+
+// The plan of the table has each row of it: what a sample is to show. No case is in two parts.
+func TestTableHasEachRow(t *testing.T) {
+	has := map[string]bool{}
+	seen := map[string]int{}
+	all := 0.0
+	for _, s := range scenarios() {
+		for _, u := range inParts(planTable, []scenario{s}) {
+			if u.table == nil {
+				continue
+			}
+			all += u.table.seconds
+			if u.table.seconds > 1200 && u.name != "soak" {
+				t.Errorf("%s takes %.0f s: it is no bite", u.key(), u.table.seconds)
+			}
+			c := s.command()
+			if err := c.ParseFlags(append(slices.Clone(u.table.args), "--json", "--binary", "x")); err != nil {
+				t.Errorf("%s: %v", u.key(), err)
+			}
+			add := func(flag string) (list []string) {
+				f := c.Flags().Lookup(flag)
+				if f == nil {
+					t.Fatalf("%s has no --%s", s.name, flag)
+				}
+				for v := range strings.SplitSeq(strings.Trim(f.Value.String(), "[]"), ",") {
+					has[s.name+" "+flag+" "+v] = true
+					list = append(list, v)
+				}
+				return list
+			}
+			switch s.name {
+			case "throughput", "latency":
+				f := flowFlags{sizes: add("sizes"), families: add("family"), directions: add("direction"), flows: add("flows")}
+				got, err := f.cases()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if s.name == "throughput" && !c.Flags().Changed("sizes") {
+					got = shortCases()
+				}
+				for i := range got {
+					name := got[i].name() + fmt.Sprint(!slices.Contains(add("offload"), never))
+					if seen[s.name+name]++; seen[s.name+name] > 1 {
+						t.Errorf("%s %s is in two parts", s.name, name)
+					}
+					has[fmt.Sprintf("%s of %d flows", s.name, got[i].Flows)] = true
+				}
+			case "acl":
+				add("lists")
+			case "tcp":
+				add("streams")
+			case "voip":
+				add("calls")
+			case "fairness":
+				add("tenants")
+			case "sessions":
+				add("sessions")
+			case "soak":
+				add("for")
+			case "failover", "cluster":
+				if c.Flags().Changed("rows") {
+					t.Errorf("%s: not all rows", u.key())
+				}
+			}
+			has[s.name] = true
+		}
+	}
+	for name, list := range map[string]string{
+		"throughput sizes": "64 128 512 1518 imix", "throughput family": "4 6", "throughput direction": "out in both", "latency flows": "1 64k",
+		"sessions sessions": "4194304", "acl lists": "10 100 1000 10000 100000", "tcp streams": "1 16", "fairness tenants": "64 1024", "voip calls": "512 1024 2048 4096", "soak for": "1h0m0s",
+	} {
+		for v := range strings.FieldsSeq(list) {
+			if !has[name+" "+v] {
+				t.Errorf("the plan lacks %s %s", name, v)
+			}
+		}
+	}
+	for _, name := range []string{"throughput of 1 flows", "throughput of 65536 flows", "throughput of 1048576 flows", "generator", "latency", "churn", "cluster", "failover"} {
+		if !has[name] {
+			t.Errorf("the plan lacks %s", name)
+		}
+	}
+	if all > 2.5*3600 {
+		t.Errorf("it takes %.0f s", all)
+	}
+	t.Logf("%.0f s", all)
+}
+
 // An interruption leaves what is whole, and does not keep the part that it ended.
 func TestResumeAfterInterruption(t *testing.T) {
 	var ran []string
@@ -166,7 +286,7 @@ func TestResumeAfterInterruption(t *testing.T) {
 		}
 		return nil
 	}))
-	q := &suite{Full: true, Dir: t.TempDir(), Progress: &strings.Builder{}, sweep: func() ([]string, error) { return nil, nil }}
+	q := &suite{Plan: planFull, Dir: t.TempDir(), Progress: &strings.Builder{}, sweep: func() ([]string, error) { return nil, nil }}
 	if err := q.choose(); err != nil {
 		t.Fatal(err)
 	}

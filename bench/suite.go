@@ -21,10 +21,10 @@ import (
 
 // suite is one run of `demarc bench`.
 type suite struct {
-	Full     bool
+	Plan     planName // "" = short
 	Only     []string // scenarios; none = all of the plan
 	Dir      string   // of the results
-	Resume   bool     // go on in Dir, where a run of the full plan has ended early
+	Resume   bool     // go on in Dir, where a run that is measured in parts has ended early
 	Budget   time.Duration
 	Binary   string    // that is the gateway; "" = each scenario's own choice
 	Progress io.Writer // of a person
@@ -55,19 +55,12 @@ const (
 	reserve     = 15 * time.Second // for an interrupted scenario to take everything down, and for the report
 )
 
-func (q *suite) plan() string {
-	if q.Full {
-		return "full"
-	}
-	return "short"
-}
+func (q *suite) plan() string { return string(cmp.Or(q.Plan, planShort)) }
 
-func (q *suite) stint(s *scenario) *stint {
-	if q.Full {
-		return s.full
-	}
-	return s.short
-}
+func (q *suite) stint(s *scenario) *stint { return *q.Plan.of(s) }
+
+// bites reports whether what is measured is kept part by part, and a run may go on.
+func (q *suite) bites() bool { return q.Plan == planTable || q.Plan == planFull }
 
 // choose finds the scenarios to run; the error is one of usage.
 func (q *suite) choose() error {
@@ -82,15 +75,15 @@ func (q *suite) choose() error {
 		if q.stint(&s) != nil && (len(q.Only) == 0 || slices.Contains(q.Only, s.name)) {
 			q.list = append(q.list, s)
 		}
-		if q.Full && s.full != nil {
+		if q.bites() && q.stint(&s) != nil {
 			q.plans = append(q.plans, s)
 		}
 	}
-	if !q.Full {
+	if !q.bites() {
 		q.plans = q.list
 		return nil
 	}
-	q.list, q.plans = inParts(q.list), inParts(q.plans)
+	q.list, q.plans = inParts(q.Plan, q.list), inParts(q.Plan, q.plans)
 	return nil
 }
 
@@ -124,7 +117,7 @@ func (q *suite) ready() error {
 		return nil
 	}
 	if _, err := os.Stat(filepath.Join(q.Dir, resultsFile)); err == nil {
-		return fmt.Errorf("%s has results already: name another directory with --out, or go on with a run of the full plan with --resume", q.Dir)
+		return fmt.Errorf("%s has results already: name another directory with --out, or go on with a run of --table or --full with --resume", q.Dir)
 	}
 	return os.MkdirAll(q.Dir, 0o755)
 }
@@ -251,7 +244,7 @@ func (q *suite) next(ctx context.Context, s *scenario) error {
 	limit := time.Duration(0)
 	left := q.Budget - reserve - time.Since(q.began)
 	switch {
-	case q.Full && (ctx.Err() != nil || q.Budget > 0 && left < seconds(st.seconds)):
+	case q.bites() && (ctx.Err() != nil || q.Budget > 0 && left < seconds(st.seconds)):
 		q.put = append(q.put, key)
 		return nil
 	case ctx.Err() != nil:
@@ -264,7 +257,7 @@ func (q *suite) next(ctx context.Context, s *scenario) error {
 		q.taken[key] = taken{p, nil}
 		return errors.Join(fmt.Errorf("%s was not measured: %s", s.name, p.Error), q.merge(key))
 	}
-	if q.Budget > 0 && !q.Full { // what hangs must not cost the others their turn
+	if q.Budget > 0 && !q.bites() { // what hangs must not cost the others their turn
 		due := q.allot(s, time.Now())
 		limit = min(left, time.Until(due)*3/2+20*time.Second)
 		ctx = withDue(ctx, due)
@@ -284,7 +277,7 @@ func (q *suite) next(ctx context.Context, s *scenario) error {
 		err = fmt.Errorf("%s: %w", key, err)
 	}
 	q.taken[key] = taken{p, of}
-	if q.Full && of != nil && (p.Error == "" || missedOnly(p.Error)) {
+	if q.bites() && of != nil && (p.Error == "" || missedOnly(p.Error)) {
 		err = errors.Join(err, q.keep(key, q.taken[key]))
 	}
 	return errors.Join(err, q.merge(key))
@@ -341,15 +334,22 @@ func (q *suite) partial(ctx context.Context, more bool) {
 		lacks = append(lacks, "the run did not come to its end")
 	}
 	var missing []string
+	others := !q.bites() // of the plan, and not asked for: they are there where a run before had them
 	for i := range q.plans {
-		if _, ok := q.taken[q.plans[i].key()]; !ok {
-			missing = append(missing, q.plans[i].key())
+		s := &q.plans[i]
+		if _, ok := q.taken[s.key()]; ok {
+			continue
+		}
+		if q.Only == nil || slices.Contains(q.Only, s.name) {
+			missing = append(missing, s.key())
+		} else {
+			others = true
 		}
 	}
-	if q.Full && missing != nil {
+	if q.bites() && missing != nil {
 		lacks = append(lacks, "not measured yet: "+keyWords(missing))
 	}
-	if q.Only != nil && (!q.Full || missing != nil) {
+	if q.Only != nil && others {
 		lacks = append(lacks, "only "+strings.Join(q.Only, ", ")+" was asked for")
 	}
 	q.out.Partial = strings.Join(lacks, "; ")

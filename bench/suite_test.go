@@ -91,7 +91,7 @@ func TestPlans(t *testing.T) {
 		seen[s.name] = true
 		stints := []*stint{s.short}
 		all := 0.0
-		for _, u := range inParts([]scenario{s}) {
+		for _, u := range inParts(planFull, []scenario{s}) {
 			if stints = append(stints, u.full); u.full != nil {
 				all += u.full.seconds
 			}

@@ -449,6 +449,7 @@ func init() {
 	register(scenario{place: 10, name: "throughput", about: "frame rates by size, flows, family and direction, beside four peers", command: throughputCommand,
 		needs: func() error { _, err := nftVersion(); return err },
 		short: &stint{args: []string{"--searches", "2", "--resolution", "0.1", "--step", "0.15", "--seconds", "0.7"}, seconds: 235, memoryMiB: 1000},
+		table: bites(1500, []string{"--seconds", "0.7", "--budget", "24h"}, throughputTable()...),
 		full:  &stint{args: []string{"--search", "--budget", "24h"}, seconds: 24300, memoryMiB: 1500, parts: throughputParts()}})
 }
 
@@ -464,6 +465,20 @@ func throughputParts() (list []part) {
 		}
 	}
 	return list
+}
+
+// throughputTable has each size, number of flows, family and direction of the table, and not each with all others: one thing is another than in 64 bytes, 64k flows, IPv4, to the outside. nft-linear has the
+// same packets as nft-expert once its connections are established, and is in the first part of acl.
+func throughputTable() []part {
+	few := []string{"--peers", "kernel,nft-expert", "--trials", "5"}
+	return []part{
+		{[]string{"--searches", "2", "--resolution", "0.1", "--step", "0.15"}, 300}, // the cases of the short plan
+		{slices.Concat(few, []string{"--sizes", "128,512,1518"}), 230},
+		{slices.Concat(few, []string{"--sizes", "64,imix", "--direction", "in,both"}), 310},
+		{slices.Concat(few, []string{"--sizes", "64", "--family", "6", "--direction", "out,in,both"}), 230},
+		{slices.Concat(few, []string{"--sizes", "imix", "--family", "6"}), 80},
+		{[]string{"--peers", "kernel", "--trials", "4", "--flows", "1M", "--sizes", "64", "--offload", "always"}, 480}, // without offload they are a case of the short plan
+	}
 }
 
 // shortCases are what is measured where nothing was asked for.

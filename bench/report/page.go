@@ -149,6 +149,8 @@ func (o *Output) view() *view {
 // command repeats the run.
 func (o *Output) command() string {
 	switch o.Plan {
+	case "table":
+		return "make bench-table"
 	case "full":
 		return "make bench-full"
 	case "short":

@@ -23,7 +23,7 @@ type Output struct {
 	Notes   []string          `json:"notes,omitempty"`   // what a reader must know: terms, and what was left out and why
 	Commit  string            `json:"commit,omitempty"`  // that the program was built of, where the build knows it
 	Began   string            `json:"began,omitempty"`   // RFC 3339, UTC
-	Plan    string            `json:"plan,omitempty"`    // of the suite: short or full
+	Plan    string            `json:"plan,omitempty"`    // of the suite: short, table or full
 	Partial string            `json:"partial,omitempty"` // why not all of the plan was measured
 	// Of the suite: what it ran, in this order.
 	Scenarios []Part `json:"scenarios,omitempty"`
