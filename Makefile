@@ -96,9 +96,10 @@ bench-full: build
 	@./demarc bench $(if $(RESUME),--resume $(RESUME),--full) $(if $(WITHIN),--within $(WITHIN))
 
 # The results in RESULTS, the last ones by default, become the sample in docs/bench and the figures in README.
+# NAME=table-rates: another report there, of some scenarios of the plan --table.
 RESULTS ?= $(lastword $(sort $(wildcard bench-results/*)))
 bench-sample: build
-	@docs/bench/sample.sh $(RESULTS)
+	@docs/bench/sample.sh $(RESULTS) $(NAME)
 
 bench-quick: build
 	@./demarc bench quick

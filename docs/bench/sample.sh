@@ -1,16 +1,26 @@
 #!/bin/sh
-# Makes a run of `demarc bench` the sample that is shown: docs/bench/sample.sh RESULTS, from the top of the repository (make bench-sample). RESULTS is a directory with
-# results.json. It writes docs/bench/sample.json and sample.html, and README's figures between its two lines; the tests of ./bench hold them to each other.
+# Makes a run of `demarc bench` the sample that is shown: docs/bench/sample.sh RESULTS [NAME], from the top of the repository (make bench-sample). RESULTS is a directory with
+# results.json. It writes docs/bench/sample.json and sample.html, and README's figures between its two lines; the tests of ./bench hold them to each other. With a NAME it writes
+# NAME.json and NAME.html, of what was asked for with --scenarios, and leaves README alone.
 set -eu
 from=${1:?want a directory with results.json: make bench-sample RESULTS=bench-results/TIME}
 [ -s "$from/results.json" ] || { echo "bench-sample: there is no $from/results.json: run make bench first" >&2; exit 1; }
-if [ -z "${PARTIAL:-}" ] && grep -q '"partial":' "$from/results.json"; then
+name=${2:-sample}
+case $name in *[!a-z0-9-]*) echo "bench-sample: $name: want a name of small letters, figures and -" >&2; exit 1 ;; esac
+lacks='"partial":'
+[ "$name" = sample ] || lacks='"partial":"[^"]*not measured'
+if [ -z "${PARTIAL:-}" ] && grep -q "$lacks" "$from/results.json"; then
 	sed -n 's/.*"partial":"\([^"]*\)".*/\1/p' "$from/results.json" >&2
 	echo "bench-sample: these results are not of the whole plan: run it again, or say PARTIAL=1" >&2
 	exit 1
 fi
-cp "$from/results.json" docs/bench/sample.json
-./demarc bench page docs/bench/sample.json --out docs/bench/sample.html
+cp "$from/results.json" "docs/bench/$name.json"
+./demarc bench page "docs/bench/$name.json" --out "docs/bench/$name.html"
+if [ "$name" != sample ]; then
+	go test -count=1 -run 'TestSamplesAreWhole$' ./bench
+	ls -l "docs/bench/$name.json" "docs/bench/$name.html"
+	exit
+fi
 if ! grep -q '^<!-- bench:figures docs/bench/sample.json ' README.md; then
 	grep -q '^<!-- bench:sample -->$' README.md || { echo "bench-sample: README.md has no line <!-- bench:sample -->" >&2; exit 1; }
 	awk '/^<!-- bench:sample -->$/ {
