@@ -372,3 +372,36 @@ func rigAddr(s string) netip.Addr {
 	a, _ := netip.ParseAddrPort(s) // the zero address is in no prefix
 	return a.Addr()
 }
+
+// watch looks on at hosts. What it returns is to be deferred: of a test that has failed it tells what the gateway knew at the end, what it had dropped, and what passed at the hosts.
+func (r *rig) watch(hosts ...netlab.Host) func() {
+	r.t.Helper()
+	captures := make([]*netlab.Capture, len(hosts))
+	for i, h := range hosts {
+		var err error
+		if captures[i], err = r.Capture(h.Name, netlab.HostDevice, 500, nil); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	return func() {
+		if !r.t.Failed() {
+			return
+		}
+		for _, what := range []string{"sessions", "drops", "neighbours"} {
+			out, bad, _ := r.cli(what)
+			r.t.Logf("demarc %s:\n%s%s", what, out, bad)
+		}
+		for i, c := range captures {
+			err := c.CatchUp(time.Second)
+			var b strings.Builder
+			for _, f := range c.Frames() {
+				way := "<"
+				if f.Outgoing {
+					way = ">"
+				}
+				fmt.Fprintf(&b, "%s %s %x\n", f.At.Format("15:04:05.000000"), way, f.Data[:min(len(f.Data), 96)])
+			}
+			r.t.Logf("%s: %d frames passed (%v):\n%s", hosts[i].Name, c.Seen(), err, b.String())
+		}
+	}
+}
