@@ -43,16 +43,18 @@ type pacer struct {
 	due     time.Time // zero = any does
 	began   time.Time // of the round before
 	longest time.Duration
+	aside   time.Duration // of the round before: what not each round does
+	next    time.Duration // of the coming one: the same
 }
 
 // fits is asked before each round. The first always does.
 func (p *pacer) fits(now time.Time) bool {
 	first := p.began.IsZero()
 	if !first {
-		p.longest = max(p.longest, now.Sub(p.began))
+		p.longest = max(p.longest, now.Sub(p.began)-p.aside)
 	}
 	p.began = now
-	return first || p.due.IsZero() || !now.Add(p.longest).After(p.due)
+	return first || p.due.IsZero() || !now.Add(p.longest+p.next).After(p.due)
 }
 
 // fewer is that note of rounds.

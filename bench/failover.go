@@ -45,6 +45,7 @@ type failoverBench struct {
 	Brief    bool          // less of what only takes time: for a test
 	Stay     bool          // the other gateway is dead: nobody takes over, and the figures must show it
 
+	all     bool // rows, with as many runs as they have: in ten minutes, its end included
 	began   time.Time
 	number  int       // of labs made
 	stays   bool      // the lab's group has moved because of a condition
@@ -54,6 +55,9 @@ type failoverBench struct {
 	frames  int       // that the judge has seen
 	configs map[string]string
 }
+
+// tenMinutes is what all rows may take where nothing was asked for. What takes longer than it does here has fewer runs, which is said.
+const tenMinutes = 10 * time.Minute
 
 const (
 	before  = 200 * time.Millisecond // packets go for so long before an event, to see that they do
@@ -366,12 +370,9 @@ func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair
 		}
 		return nil
 	}
-	runs, long := r.runs, r.long
+	runs, long := r.planned(q.Full, q.Runs), r.long
 	if q.Full {
-		runs, long = r.full, r.longFull
-	}
-	if q.Runs > 0 {
-		runs = q.Runs
+		long = r.longFull
 	}
 	if r.alone { // in a lab of the same name
 		if p := *lab; p != nil {
@@ -494,15 +495,18 @@ func (q *failoverBench) run(ctx context.Context) (err error) {
 		}
 	}
 	due := dueOf(ctx)
+	if q.all && due.IsZero() {
+		due = q.began.Add(tenMinutes - reserve)
+	}
 	if q.Full {
 		q.estimate(rows)
 	}
 	for i, r := range rows {
 		if i > 0 && !due.IsZero() && time.Now().After(due) {
-			q.fewer(r.name, 0, max(1, q.Runs), "runs")
+			q.fewer(r.name, 0, r.planned(q.Full, q.Runs), "runs")
 			continue
 		}
-		q.due = share(time.Now(), due, 1, float64(len(rows)-i))
+		q.due = q.allot(time.Now(), due, rows[i:])
 		if ctx.Err() == nil {
 			began := time.Now()
 			err = errors.Join(err, q.row(ctx, r, &lab))
@@ -517,6 +521,15 @@ func (q *failoverBench) run(ctx context.Context) (err error) {
 	}
 	q.machine.Seconds = float64(int(time.Since(q.began).Seconds()*10)) / 10
 	return errors.Join(err, ctx.Err())
+}
+
+// allot is when the first of these rows should have ended: each has of what is left by what it takes.
+func (q *failoverBench) allot(now, due time.Time, rows []*failoverRow) time.Time {
+	all := 0.0
+	for _, r := range rows {
+		all += r.estimate(q.Full, q.Runs, q.Idle).Seconds()
+	}
+	return share(now, due, rows[0].estimate(q.Full, q.Runs, q.Idle).Seconds(), all)
 }
 
 // estimate says beforehand how long the rows take: --full is hours, and goes in parts.
@@ -540,7 +553,7 @@ func (q *failoverBench) check() error {
 			kinds = append(kinds, kind)
 		}
 	}
-	if len(q.Rows) == 0 {
+	if q.all = len(q.Rows) == 0 && q.Runs == 0 && !q.Full; len(q.Rows) == 0 {
 		q.Rows = kinds
 	}
 	for _, r := range q.Rows {
@@ -596,7 +609,7 @@ func failoverCommand() *cobra.Command {
 			"is lost when it cannot carry a further 1 kB each way, with the right content, within 5 s. A flow that comes from another public address or port\n" +
 			"afterwards has lost its session. What either node sends under the group's address is recorded at the switches and judged. A run in which the\n" +
 			"hosts got what no recorded node has sent, or nothing, is no figure: it ends the row. Fails when a figure does not keep to what was promised.\n" +
-			"Needs root, two CPUs. Takes less than ten minutes.",
+			"Needs root, two CPUs. All rows take ten minutes at most: where the machine is slower some have fewer runs, which is said; with --rows, --runs or --full all are made.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if q.Full {

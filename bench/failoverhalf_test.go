@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,6 +57,42 @@ func TestMostCarried(t *testing.T) {
 		if most != c.want || (err != nil) != c.error || err == nil && rate != asked(c.want) {
 			t.Errorf("%s: %d, %v packets a second, %v", c.name, most, rate, err)
 		}
+	}
+}
+
+// A row has of the time that is left by what it takes, and what one did not need the next ones have.
+func TestFailoverRowsShareTheTime(t *testing.T) {
+	var q failoverBench
+	if err := q.check(); err == nil || !q.all {
+		t.Fatalf("%v; all rows: %v", err, q.all) // it has no flags
+	}
+	now := time.Now()
+	due := now.Add(tenMinutes)
+	var rows []*failoverRow
+	for i := range failoverRows {
+		rows = append(rows, &failoverRows[i])
+	}
+	for i, r := range rows {
+		takes := r.estimate(false, 0, 0)
+		if end := q.allot(now, due, rows[i:]); end.Sub(now) < takes || end.After(due) {
+			t.Errorf("%s takes %s and has %s", r.name, takes, end.Sub(now))
+		}
+		now = now.Add(takes)
+	}
+	if end := q.allot(due.Add(-time.Second), due, rows[len(rows)-1:]); !end.Equal(due) {
+		t.Errorf("the last row has %s too much", end.Sub(due))
+	}
+	for _, c := range []struct {
+		q    failoverBench
+		want bool
+	}{{failoverBench{Rows: []string{"kill"}}, false}, {failoverBench{Runs: 3}, false}, {failoverBench{Full: true}, false}} {
+		if _ = c.q.check(); c.q.all != c.want { // flags that are not there are its error
+			t.Errorf("%+v: all rows in ten minutes: %v", c.q.Rows, c.q.all)
+		}
+	}
+	bulk := slices.IndexFunc(rows, func(r *failoverRow) bool { return r.bulk })
+	if rows[0].planned(false, 0) != rows[0].runs || rows[0].planned(true, 0) != rows[0].full || rows[0].planned(true, 3) != 3 || rows[bulk].planned(false, 3) != 1 {
+		t.Error("planned runs")
 	}
 }
 

@@ -64,12 +64,9 @@ const (
 
 // estimate is how long a row takes with --full, or with so many runs (0 = as many as it has): for who wants to know before, and for a plan.
 func (r *failoverRow) estimate(full bool, runs, idle int) time.Duration {
-	n, long := r.runs, r.long
+	n, long := r.planned(full, runs), r.long
 	if full {
-		n, long = r.full, r.longFull
-	}
-	if runs > 0 && !r.bulk {
-		n = runs
+		long = r.longFull
 	}
 	each := cmp.Or(r.seconds, runSeconds)
 	if r.bulk && full {
@@ -79,6 +76,17 @@ func (r *failoverRow) estimate(full bool, runs, idle int) time.Duration {
 		each += (idleSeconds - each) * float64(idle) / 100_000
 	}
 	return time.Duration(float64(n) * (each*float64(time.Second) + float64(long)))
+}
+
+// planned is how many runs a row has with --full, or where so many were asked for (0 = as many as it has).
+func (r *failoverRow) planned(full bool, runs int) int {
+	switch {
+	case runs > 0 && !r.bulk:
+		return runs
+	case full:
+		return r.full
+	}
+	return r.runs
 }
 
 // config is under what name its nodes' configuration is printed, what more stands in their files, and in what it is not the shipped default. That is: a node file says what

@@ -58,6 +58,7 @@ func micro(ns int64) float64 { return float64(ns) / 1e3 }
 
 // run measures. What it could measure is in the output also when there is an error.
 func (q *latency) run(ctx context.Context) (*report.Output, error) {
+	q.looks = 1
 	err := q.each(ctx, q.measure, q.rows)
 	return q.finish(), err
 }
@@ -69,7 +70,9 @@ func (q *latency) measure(ctx context.Context, c *flowCase, d device, t *turn) e
 	}
 	key := c.name() + " " + t.Side
 	if q.found[key] == 0 {
+		began := time.Now()
 		rate, err := q.rate(ctx, c, d, t)
+		q.aside += time.Since(began)
 		if err != nil {
 			return err
 		}
@@ -200,7 +203,7 @@ func curve(h *hdrhistogram.Histogram) (list []report.Point) {
 func init() {
 	register(scenario{place: 40, name: "latency", about: "how long frames are under way at 10, 50 and 90 % of the rate without loss, beside kernel and nftables", command: latencyCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--trials", "4", "--seconds", "0.5", "--step", "0.15"}, seconds: 58, memoryMiB: 500},
+		short: &stint{args: []string{"--load", "50", "--trials", "4", "--seconds", "0.5", "--step", "0.15"}, seconds: 62, memoryMiB: 500},
 		table: &stint{args: []string{"--flows", "1,64k", "--peers", "kernel,nft-expert", "--trials", "5", "--seconds", "1", "--budget", "24h"}, seconds: 280, memoryMiB: 500},
 		full:  &stint{args: []string{"--flows", "1,64k", "--trials", "10", "--seconds", "5", "--budget", "24h"}, seconds: 7200, memoryMiB: 500, parts: latencyParts()}})
 }

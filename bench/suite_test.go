@@ -306,6 +306,18 @@ func TestPacer(t *testing.T) {
 			t.Errorf("round %d at %v s: %v", i+1, step.at, got)
 		}
 	}
+	// What the first round did besides is not expected of the next one, or it is.
+	for _, c := range []struct {
+		next float64
+		want bool
+	}{{0, true}, {2.5, false}} {
+		p := pacer{due: second(6)}
+		p.fits(second(0))
+		p.aside, p.next = second(2.5).Sub(second(0)), second(c.next).Sub(second(0))
+		if got := p.fits(second(4)); got != c.want {
+			t.Errorf("a round of 4 s, 2.5 of them besides, and 2 s left, %v s besides in the next one: %v", c.next, got)
+		}
+	}
 	late := pacer{due: second(-1)}
 	if !late.fits(second(0)) || late.fits(second(1)) {
 		t.Error("past its time a part measures one round")
@@ -331,6 +343,20 @@ func TestTurnsEndInTime(t *testing.T) {
 	}
 	if turns["demarc"] != 1 || turns["kernel"] != 1 || !slices.Equal(q.notes, []string{"for want of time: 64B/64k/nat44: 1 of 5 turns of each side"}) {
 		t.Errorf("%v turns, notes %q", turns, q.notes)
+	}
+	// Looking for rates in the first round is not taken for what a round takes; where the next one looks too it is.
+	for looks, want := range map[int]int{1: 5, 2: 1} {
+		q := traffic{Trials: 5, Progress: io.Discard, out: &report.Output{}, due: time.Now().Add(1100 * time.Millisecond), looks: looks}
+		n := 0
+		if err := q.inTurns("64B/64k/nat44", []string{"demarc"}, func(string) (*turn, error) {
+			if n++; n == 1 {
+				time.Sleep(600 * time.Millisecond)
+				q.aside += 600 * time.Millisecond
+			}
+			return &turn{}, nil
+		}); err != nil || n != want {
+			t.Errorf("%d rounds look for rates: %d turns, %v; want %d", looks, n, err, want)
+		}
 	}
 	// A case that there is no time for at all is named too.
 	q = traffic{Trials: 1, Progress: io.Discard, Cases: []flowCase{{Size: "64", Flows: 1 << 40}, {Size: "64", Flows: 64}}}

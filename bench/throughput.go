@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -82,7 +83,7 @@ func ratio(a, b float64) float64 {
 // run measures. What it could measure is in the output also when there is an error.
 func (q *throughput) run(ctx context.Context) (*report.Output, error) {
 	q.found, q.searched = map[string]float64{}, map[string]int{}
-	q.weigh = throughputWeight
+	q.weigh, q.looks = throughputWeight, cmp.Or(q.Searches, q.Trials)
 	err := q.each(ctx, q.measure, q.rows)
 	return q.finish(), err
 }
@@ -117,9 +118,11 @@ func (q *throughput) measure(ctx context.Context, c *flowCase, d device, t *turn
 		return err
 	}
 	if key := searchKey(c, t); c.Search && (q.Searches == 0 || q.searched[key] < q.Searches) {
+		began := time.Now()
 		if err := q.search(ctx, c, d, t); err != nil {
 			return err
 		}
+		q.aside += time.Since(began)
 		q.searched[key]++
 	}
 	q.say("  %-14s %7.3f Mpps right of %7.3f offered, %5.0f ns CPU a packet%s%s", t.Side, t.Full.rate()/1e6, t.Full.sent.Rate()/1e6, ratio(1e9*busy(t.Full.use), t.Full.rate()), foundWords(c, t), disturbedWords(t))

@@ -166,6 +166,8 @@ type traffic struct {
 	weigh    func(*flowCase) float64       // what a case takes beside the others, roughly; nil = all the same
 
 	out      *report.Output
+	looks    int           // rounds of turns in which rates are looked for, the first ones
+	aside    time.Duration // what that took in this round
 	began    time.Time
 	testpmd  string            // its version; "" = it cannot take part
 	probed   bool              // it was tried
@@ -334,7 +336,13 @@ func (q *traffic) openCase(ctx context.Context, c *flowCase) (sides []string, er
 // inTurns has each side measured Trials times, another one first each time, or as often as there is time for.
 func (q *traffic) inTurns(what string, sides []string, one func(side string) (*turn, error)) error {
 	rounds := pacer{due: q.due}
+	q.aside = 0
 	for n := range q.Trials {
+		// A round in which rates were looked for says nothing of how long those take in which they are not.
+		rounds.aside, rounds.next, q.aside = q.aside, 0, 0
+		if n < q.looks {
+			rounds.next = rounds.aside
+		}
 		if !rounds.fits(time.Now()) {
 			q.note("%s", fewer(what, n, q.Trials, "turns of each side"))
 			q.doneT += (q.Trials - n) * len(sides)
