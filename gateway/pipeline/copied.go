@@ -230,8 +230,10 @@ func (c *Copied) Plan(ops []replica.Op, ctx *replica.Context) (leave, enter []bo
 			continue
 		}
 		if op.Do == replica.Put {
-			se := entered(&op.Rec)
-			op.To = uint16(c.home(v, &se))
+			if op.To = 0; len(c.Shards) > 1 {
+				se := entered(&op.Rec)
+				op.To = uint16(c.home(v, &se))
+			}
 			c.enters[op.To] = true
 			op.Outcome = replica.Conflict // until it is entered
 		}
@@ -495,10 +497,15 @@ func (sh *Shard) enter(e *entering) (slot uint32, out replica.Outcome) {
 			return 0, replica.Conflict
 		}
 	}
+	sh.countHost(t, se)
 	slot, reason := sh.Sessions.Begin(se, e.hash[0], e.hash[1], sh.tick, farAhead)
+	sh.counted = nil
 	if reason != verdict.Pass {
 		if se.Mapping != conntrack.NoMapping {
 			sh.NAT.Drop(se.Mapping) // unless others use it
+		}
+		if se.Flags&conntrack.FlagCounted != 0 {
+			sh.uncountHost(se)
 		}
 		if reason == verdict.SessionTableFull {
 			return 0, replica.Full
@@ -510,16 +517,7 @@ func (sh *Shard) enter(e *entering) (slot uint32, out replica.Outcome) {
 		sh.NAT.Ref(se.Mapping)
 		sh.permit(se)
 	}
-	se.BeginWrite()
-	sh.countHost(t, se)
-	sh.counted = nil
-	se.EndWrite()
 	sh.countSession(t, se)
-	if se.Flags&conntrack.FlagUnanswered == 0 {
-		d := began(se)
-		sh.held[se.Tenant].unanswered[d]--
-		t.Shared.Unanswered[d].Add(-1)
-	}
 	return slot, replica.Taken
 }
 

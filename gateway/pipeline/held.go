@@ -77,9 +77,11 @@ func answered(se *conntrack.Session, dir int) bool {
 func (sh *Shard) countSession(t *snapshot.Tenant, se *conntrack.Session) {
 	d, mine := began(se), &sh.held[t.ID]
 	mine.sessions++
-	mine.unanswered[d]++
 	t.Shared.Sessions.Add(1)
-	t.Shared.Unanswered[d].Add(1)
+	if se.Flags&conntrack.FlagUnanswered != 0 {
+		mine.unanswered[d]++
+		t.Shared.Unanswered[d].Add(1)
+	}
 	if d == meter.In {
 		t.Shared.Inbound.Add(1)
 	}
