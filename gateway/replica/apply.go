@@ -122,11 +122,14 @@ func (r *Receiver) op(in *inbound, it *item, a Action, rec *Record) *Op {
 	if it.how == itemPlaced {
 		at = it.place()
 	}
-	r.ops = append(r.ops, Op{Do: a, At: at, Rec: *rec, in: in, slot: rec.Slot})
+	r.ops = r.ops[:len(r.ops)+1] // there is room for a batch; what stands there is of an earlier one
+	op := &r.ops[len(r.ops)-1]
+	op.Do, op.At, op.Outcome, op.Old, op.New, op.From, op.To, op.in, op.slot, op.fresh = a, at, Outcome(0), 0, 0, 0, 0, in, rec.Slot, false
+	op.Rec = *rec
 	if a != Live {
 		it.how = itemPending
 	}
-	return &r.ops[len(r.ops)-1]
+	return op
 }
 
 // flush has the batch carried out, and takes in what became of it.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"demarc/gateway/flow"
 )
@@ -155,53 +156,63 @@ func appendRecord(b []byte, r *Record) []byte {
 	return end(b, at)
 }
 
+// mostFixed is how long a session is before the fields of which it has some or none.
+const mostFixed = coreSession - coreGone + 2 + 40
+
+// appendSession writes at places that are known beforehand, into room that is made once: thirty appends, each of which looks whether there is room, were a third of what a session cost its owner.
 func appendSession(b []byte, r *Record) []byte {
 	s := &r.Session
-	b = append(b, s.Proto, s.State, s.Class)
-	b = le.AppendUint16(b, uint16(s.Flags))
-	b = le.AppendUint16(b, r.Tenant)
-	b = le.AppendUint32(b, s.Left)
-	b = le.AppendUint32(b, uint32(s.Rule))
-	b = le.AppendUint64(b, r.Revision)
+	at := len(b)
+	b = slices.Grow(b, mostFixed)[:at+mostFixed]
+	w := (*[mostFixed]byte)(b[at:])
+	w[0], w[1], w[2] = s.Proto, s.State, s.Class
+	le.PutUint16(w[3:], uint16(s.Flags))
+	le.PutUint16(w[5:], r.Tenant)
+	le.PutUint32(w[7:], s.Left)
+	le.PutUint32(w[11:], uint32(s.Rule))
+	le.PutUint64(w[15:], r.Revision)
 	if s.Flags&FlagV6 != 0 {
-		b = append(b, fieldV6, 40)
-		b = append(b, s.OrigSrc[:]...)
-		b = append(b, s.OrigDst[:]...)
+		w[23], w[24] = fieldV6, 40
+		*(*[16]byte)(w[25:]), *(*[16]byte)(w[41:]) = s.OrigSrc, s.OrigDst
+		putPorts((*[8]byte)(w[57:]), s)
 	} else {
-		b = append(b, fieldV4, 24)
-		b = append(b, s.OrigSrc[:4]...)
-		b = append(b, s.OrigDst[:4]...)
-		b = append(b, s.XlatSrc[:]...)
-		b = append(b, s.XlatDst[:]...)
+		w[23], w[24] = fieldV4, 24
+		*(*[4]byte)(w[25:]), *(*[4]byte)(w[29:]) = [4]byte(s.OrigSrc[:4]), [4]byte(s.OrigDst[:4])
+		*(*[4]byte)(w[33:]), *(*[4]byte)(w[37:]) = s.XlatSrc, s.XlatDst
+		putPorts((*[8]byte)(w[41:]), s)
+		b = b[:at+49]
 	}
-	b = le.AppendUint16(b, s.OrigSPort)
-	b = le.AppendUint16(b, s.OrigDPort)
-	b = le.AppendUint16(b, s.XlatSPort)
-	b = le.AppendUint16(b, s.XlatDPort)
 	if s.Hop != [2]uint16{NoName, NoName} {
-		b = append(b, fieldHops, 4)
-		b = le.AppendUint16(b, s.Hop[0])
-		b = le.AppendUint16(b, s.Hop[1])
+		b = append(b, fieldHops, 4, byte(s.Hop[0]), byte(s.Hop[0]>>8), byte(s.Hop[1]), byte(s.Hop[1]>>8))
 	}
 	b = appendTCP(b, s)
 	b = appendCounts(b, s)
 	if s.Flags&(FlagMapped|FlagNAT) != 0 {
-		b = append(b, fieldNAT, 8)
-		b = le.AppendUint32(b, s.Hold)
-		b = append(b, s.Remote[:]...)
+		b = append(b, fieldNAT, 8, byte(s.Hold), byte(s.Hold>>8), byte(s.Hold>>16), byte(s.Hold>>24), s.Remote[0], s.Remote[1], s.Remote[2], s.Remote[3])
 	}
 	return b
+}
+
+func putPorts(w *[8]byte, s *Session) {
+	le.PutUint16(w[0:], s.OrigSPort)
+	le.PutUint16(w[2:], s.OrigDPort)
+	le.PutUint16(w[4:], s.XlatSPort)
+	le.PutUint16(w[6:], s.XlatDPort)
 }
 
 func appendTCP(b []byte, s *Session) []byte {
 	if s.Proto != flow.TCP {
 		return b
 	}
-	b = append(b, fieldTCP, 18, s.Scale[0], s.Scale[1])
-	for d := range 2 {
-		b = le.AppendUint32(b, s.End[d])
-		b = le.AppendUint32(b, s.Limit[d])
-	}
+	const size = 20
+	at := len(b)
+	b = slices.Grow(b, size)[:at+size]
+	w := (*[size]byte)(b[at:])
+	w[0], w[1], w[2], w[3] = fieldTCP, size-2, s.Scale[0], s.Scale[1]
+	le.PutUint32(w[4:], s.End[0])
+	le.PutUint32(w[8:], s.Limit[0])
+	le.PutUint32(w[12:], s.End[1])
+	le.PutUint32(w[16:], s.Limit[1])
 	return b
 }
 

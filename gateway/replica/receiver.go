@@ -201,7 +201,7 @@ type inbound struct {
 	pages  []*page
 	ctx    Context
 	groups map[uint8]*inGroup
-	last   *inGroup // that of was asked for
+	last   *inGroup // of groups, that was asked for last; nil = none yet
 }
 
 // Standing is a group at this node, whoever owns it.
@@ -400,6 +400,18 @@ func (in *inbound) of(it *item) *inGroup {
 	return nil
 }
 
+// group is the group with this id, or nil.
+func (in *inbound) group(id uint8) *inGroup {
+	if in.last != nil && in.last.id == id {
+		return in.last
+	}
+	g := in.groups[id]
+	if g != nil {
+		in.last = g
+	}
+	return g
+}
+
 func (in *inbound) each(fn func(slot uint32, it *item)) {
 	for p, pg := range in.pages {
 		if pg == nil {
@@ -587,7 +599,7 @@ func (r *Receiver) record(now int64, peer string, in *inbound, seq uint64, k Kin
 		r.mark(now, peer, in, seq, k, group, &m)
 		return nil
 	}
-	g := in.groups[group]
+	g := in.group(group)
 	if g == nil || !g.active || g.Epoch < r.groups[group].epoch && !r.plant.anyEpoch {
 		r.Stats.Outdated++
 		return nil

@@ -104,6 +104,9 @@ const (
 	copyProbe = time.Second // and no oftener than in ten times such an answer
 )
 
+// walkStep is how many slots a copy goes on by before it looks again at how all copies stand.
+const walkStep = 64
+
 type nameKey struct {
 	kind NameKind
 	name string
@@ -402,8 +405,11 @@ func (s *Sender) told(p *sent) bool {
 }
 
 // put writes how a slot is now.
-func (s *Sender) put(slot uint32) {
-	l, p := s.src.Look(slot), &s.sent[slot]
+func (s *Sender) put(slot uint32) { s.putAs(slot, s.src.Look(slot)) }
+
+// putAs is put for who has just looked.
+func (s *Sender) putAs(slot uint32, l Look) {
+	p := &s.sent[slot]
 	g, told := s.groups[l.Group], s.told(p)
 	if told && (g == nil || p.group != l.Group || p.gen != l.Gen) {
 		was := s.groups[p.group]
@@ -539,12 +545,16 @@ func (s *Sender) Write(now int64, changes, copied int) int {
 
 // walk goes on with copies: first what is early, then, on a second way through the table, all that is left.
 func (s *Sender) walk(more func() bool, late bool) {
-	for s.copying(late) && more() {
+	for on := s.copying(late) && more(); on; {
 		slots := s.src.Slots()
+		most := uint32(walkStep)         // of slots, before it is to be looked again how the copies stand: no copy has fewer left
 		for _, group := range s.active { // the way round has become longer
 			if g := s.groups[group]; g.copying {
 				g.todo += slots - g.slots
 				g.slots = slots
+				if !g.late || late {
+					most = min(most, g.todo)
+				}
 			}
 		}
 		if s.at >= slots {
@@ -555,11 +565,19 @@ func (s *Sender) walk(more func() bool, late bool) {
 			past = n
 			s.at += n
 		} else if slots > 0 {
-			slot := s.at
-			s.at++
-			l := s.src.Look(slot)
-			if g := s.groups[l.Group]; g != nil && g.copying && (l.Early || g.late) && !(s.told(&s.sent[slot]) && s.sent[slot].gen == l.Gen) {
-				s.put(slot)
+			for most = min(most, slots-s.at); ; past++ {
+				slot := s.at
+				s.at++
+				l := s.src.Look(slot)
+				if g := s.groups[l.Group]; g != nil && g.copying && (l.Early || g.late) && !(s.told(&s.sent[slot]) && s.sent[slot].gen == l.Gen) {
+					s.putAs(slot, l)
+				}
+				if past >= most || s.sparse != nil {
+					break
+				}
+				if on = more(); !on {
+					break
+				}
 			}
 		}
 		for _, group := range s.active {
@@ -577,6 +595,7 @@ func (s *Sender) walk(more func() bool, late bool) {
 			g.copying = false
 			s.marker(KindEnd, group, g)
 		}
+		on = on && s.copying(late) && more()
 	}
 }
 
