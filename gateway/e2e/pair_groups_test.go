@@ -50,7 +50,10 @@ func TestPairTwoGroups(t *testing.T) {
 	lost = event{what: "the router does not reach gw1", from: time.Now(), least: 500 * time.Millisecond, most: 4 * time.Second}
 	check(t, deaf.Lose(1))
 	var g api.Group
-	if !until(10*time.Second, func() bool { g, err = p.says(p.GW2); return err == nil && g.Serving }) { // asked: who does not reach its router sends nothing either
+	if !until(10*time.Second, func() bool {
+		g, err = p.says(p.GW2)
+		return err == nil && g.Serving && g.Last != nil && g.Last.Epoch == g.Epoch
+	}) { // asked: who does not reach its router sends nothing either. It has the term a moment before it has made itself ready
 		t.Fatalf("gw2 does not serve: %+v, %v", g, err)
 	}
 	p.serve(5*time.Second, p.GW2)
