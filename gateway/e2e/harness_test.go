@@ -426,6 +426,14 @@ func (s *site) capture(ns, dev string, limit int, keep func([]byte) bool) *netla
 	return c
 }
 
+// clockOfProbes is the time that probes bear, in ns: see host.ProbeSent.
+func clockOfProbes(t testing.TB) int64 {
+	t.Helper()
+	var ts unix.Timespec
+	check(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts))
+	return ts.Nano()
+}
+
 // until polls until ok, at most d.
 func until(d time.Duration, ok func() bool) bool {
 	for deadline := time.Now().Add(d); ; time.Sleep(10 * time.Millisecond) {

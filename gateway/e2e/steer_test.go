@@ -110,28 +110,30 @@ func closedInEveryState(t *testing.T, mode string) {
 	}) {
 		t.Fatalf("the kernel does not forward without a gateway: out %d %d, in %d %d", k.out4plain.Load(), k.out6.Load(), k.in4.Load(), k.in6.Load())
 	}
-	type count struct{ kernel, plain, in, out6 int64 }
+	type count struct{ at, kernel, plain, in int64 }
 	now := func() count {
-		return count{int64(s.kernelForwarded()), k.out4plain.Load(), k.in4.Load() + k.in6.Load(), k.out6.Load()}
+		return count{clockOfProbes(t), int64(s.kernelForwarded()), k.out4plain.Load(), k.in4.Load() + k.in6.Load()}
 	}
 	var base count
-	// shut says that since base nothing went the kernel's way; dead also that nothing at all came through since from.
+	// shut says that since base nothing went the kernel's way; dead also that nothing at all came through of what was sent since it began.
 	shut := func(when string) {
 		t.Helper()
+		k.catchUp(t)
 		n := now()
-		if n.kernel != base.kernel || n.plain != base.plain || n.in != base.in {
-			t.Errorf("%s: leaked: forwarded by the kernel %d, untranslated at the public side %d, at the tenant %d", when, n.kernel-base.kernel, n.plain-base.plain, n.in-base.in)
+		if past := k.newestPast.Load(); n.kernel != base.kernel || past > base.at {
+			t.Errorf("%s: leaked: forwarded by the kernel %d, untranslated at the public side %d, at the tenant %d, the last of it sent %v after the beginning", when, n.kernel-base.kernel,
+				n.plain-base.plain, n.in-base.in, time.Duration(past-base.at))
 			base = n
 		}
 	}
 	dead := func(when string, work func()) {
 		t.Helper()
-		time.Sleep(100 * time.Millisecond) // what the gateway itself had sent may still be on its way
-		out4, out6 := k.out4.Load(), k.out6.Load()
+		from := clockOfProbes(t)
 		work()
 		time.Sleep(300 * time.Millisecond)
-		if a, b := k.out4.Load()-out4, k.out6.Load()-out6; a != 0 || b != 0 {
-			t.Errorf("%s: %d + %d transit packets came through without a gateway", when, a, b)
+		k.catchUp(t)
+		if last := k.newestOut.Load(); last > from {
+			t.Errorf("%s: transit came through without a gateway, the last of it sent %v after it had ended", when, time.Duration(last-from))
 		}
 		shut(when)
 	}
@@ -148,8 +150,15 @@ func closedInEveryState(t *testing.T, mode string) {
 	if !until(5*time.Second, func() bool { return s.xdpID(netlab.PublicPort) != 0 && s.xdpID(netlab.AlphaPort) != 0 }) {
 		t.Fatalf("no program attached:\n%s", s.gw.lastLines(20))
 	}
-	time.Sleep(5 * time.Millisecond) // packets that were past the device already
 	base = now()
+	if !until(5*time.Second, func() bool { // packets that were past the device already
+		was := base.kernel
+		time.Sleep(5 * time.Millisecond)
+		base.kernel = int64(s.kernelForwarded())
+		return base.kernel == was
+	}) {
+		t.Error("the kernel forwards on beside the programs")
+	}
 	s.ready(s.gw)
 	flows("first start")
 	for _, p := range s.status().Ports {

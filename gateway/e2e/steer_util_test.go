@@ -164,11 +164,14 @@ func (s *session) echo(t testing.TB, word string) {
 	}
 }
 
-// leaks counts transit on the far sides, by what it is.
+// leaks counts transit on the far sides, by what it is, and knows when the newest of it was sent (by clockOfProbes): what was on its way when a gateway came or went may arrive late, and count late.
 type leaks struct {
 	out4, out4plain atomic.Int64 // at the public side: all, and those that nobody has translated
 	out6            atomic.Int64
 	in4, in6        atomic.Int64 // at the tenant's side; the policy lets nothing of it in
+	newestOut       atomic.Int64 // of out4 and out6
+	newestPast      atomic.Int64 // of what no gateway has carried: out4plain, in4, in6
+	captures        []*netlab.Capture
 }
 
 // countTransit watches the far sides until the lab ends.
@@ -178,28 +181,47 @@ func (s *site) countTransit() *leaks {
 	mark := func(tag string) []byte { return host.ProbeMarker(tag) }
 	t4, t6, r4, r6 := mark("t4"), mark("t6"), mark("r4"), mark("r6")
 	inside := s.Alpha1.V4.AsSlice()
-	s.capture(s.Public1.Name, netlab.HostDevice, 0, func(f []byte) bool {
-		switch {
-		case bytes.Contains(f, t4):
-			k.out4.Add(1)
-			if len(f) > 30 && bytes.Equal(f[26:30], inside) {
-				k.out4plain.Add(1)
+	// One goroutine each calls these; two write newestPast.
+	is := func(f, mark []byte, n *atomic.Int64, newest ...*atomic.Int64) bool {
+		i := bytes.Index(f, mark)
+		if i < 0 {
+			return false
+		}
+		n.Add(1)
+		at, _ := host.ProbeSent(f[i:])
+		for _, w := range newest {
+			for old := w.Load(); at > old && !w.CompareAndSwap(old, at); old = w.Load() {
 			}
-		case bytes.Contains(f, t6):
-			k.out6.Add(1)
+		}
+		return true
+	}
+	out := s.capture(s.Public1.Name, netlab.HostDevice, 0, func(f []byte) bool {
+		if is(f, t4, &k.out4, &k.newestOut) {
+			if len(f) > 30 && bytes.Equal(f[26:30], inside) {
+				is(f, t4, &k.out4plain, &k.newestPast)
+			}
+		} else {
+			is(f, t6, &k.out6, &k.newestOut)
 		}
 		return false
 	})
-	s.capture(s.Alpha1.Name, netlab.HostDevice, 0, func(f []byte) bool {
-		switch {
-		case bytes.Contains(f, r4):
-			k.in4.Add(1)
-		case bytes.Contains(f, r6):
-			k.in6.Add(1)
+	in := s.capture(s.Alpha1.Name, netlab.HostDevice, 0, func(f []byte) bool {
+		if !is(f, r4, &k.in4, &k.newestPast) {
+			is(f, r6, &k.in6, &k.newestPast)
 		}
 		return false
 	})
+	k.captures = []*netlab.Capture{out, in}
 	return k
+}
+
+// catchUp has everything counted that has arrived.
+func (k *leaks) catchUp(t testing.TB) {
+	t.Helper()
+	for _, c := range k.captures {
+		check(t, c.CatchUp(time.Second))
+	}
+	time.Sleep(2 * time.Millisecond) // what was read last is being looked at
 }
 
 // memoryGroup is a memory cgroup of its own, of version 1 or 2.

@@ -56,6 +56,12 @@ func getProbe(b []byte) (tag string, seq, sent uint64, ok bool) {
 	return strings.TrimRight(string(b[8:16]), "\x00"), binary.BigEndian.Uint64(b[16:]), binary.BigEndian.Uint64(b[24:]), true
 }
 
+// ProbeSent is when a probe with this payload was sent: nanoseconds of CLOCK_MONOTONIC. It is false of what is none.
+func ProbeSent(payload []byte) (ns int64, ok bool) {
+	_, _, sent, ok := getProbe(payload)
+	return int64(sent), ok
+}
+
 // ipOverhead is IP and UDP header bytes: what a rate counts besides the payload.
 func ipOverhead(a netip.Addr) int {
 	if a.Unmap().Is4() {
