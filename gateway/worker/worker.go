@@ -594,6 +594,7 @@ func (w *Worker) sleep() {
 		}
 		w.polls[i].Fd = s.pollFD()
 	}
+	w.gauges() // who looks at a worker that sleeps, for up to a second, sees it as it is
 	ts := unix.NsecToTimespec(int64(timeout))
 	w.count.wakeups.Add(1)
 	w.rests.Store(w.bare())

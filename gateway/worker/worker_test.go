@@ -351,6 +351,27 @@ func TestHowLongAWorkerSleeps(t *testing.T) {
 	}
 }
 
+// What is shown of a worker that sleeps is how it went to sleep, however long that is.
+func TestASleeperShowsHowItIs(t *testing.T) {
+	ws := newWorkers(t, 1)
+	w := ws[0]
+	start(t, ws)
+	for i := range 30 {
+		if err := w.Do(t.Context(), func(sh *pipeline.Shard) {
+			tick := uint32(w.cfg.Clock.Now() >> 20)
+			se := conntrack.Session{OrigSrc: flow.Addr{198, 18, 10, 11}, OrigDst: flow.Addr{203, 0, 113, 11}, XlatSrc: [4]byte{198, 18, 10, 11}, XlatDst: [4]byte{203, 0, 113, 11},
+				OrigSPort: uint16(i), OrigDPort: 53, XlatSPort: uint16(i), XlatDPort: 53, Proto: flow.UDP, Mapping: conntrack.NoMapping, Tenant: sh.View().TenantByName("alpha").ID,
+				ViewGen: sh.View().Gen, LastSeen: [2]uint32{tick, tick}}
+			if _, r := sh.Sessions.Create(&se, tick, 1<<20); r != verdict.Pass {
+				t.Error(r)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all sessions are shown", func() bool { return w.Stats().Sessions == 30 })
+}
+
 // Who waits for a table to grow is called once for each time that it asked, when that many are there, and not before.
 func TestAWorkerTellsThatItsTableGrows(t *testing.T) {
 	w := newWorkers(t, 1)[0]
