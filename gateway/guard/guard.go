@@ -45,11 +45,8 @@ var passed = []os.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, u
 // rounds are when the last words are said, from when the data plane has ended: nobody answers them.
 var rounds = []time.Duration{0, 2 * time.Millisecond, 8 * time.Millisecond, 20 * time.Millisecond, 40 * time.Millisecond}
 
-// How often the parent looks at a data plane that serves a group, and whether it serves one.
-const (
-	lookPace = 3 * time.Millisecond
-	idlePace = 50 * time.Millisecond
-)
+// lookPace is how often the parent looks at a data plane that serves a group. At one that serves none it does not look.
+const lookPace = 3 * time.Millisecond
 
 // grace waits for what programs have begun. Tests have it fail.
 var grace = xsk.Grace
@@ -57,7 +54,8 @@ var grace = xsk.Grace
 // parent is what the parent knows of its child.
 type parent struct {
 	log    *slog.Logger
-	notify string // path of systemd's socket; "" = none
+	notify string        // path of systemd's socket; "" = none
+	news   chan struct{} // has room for one: watch is to look at will and ended
 
 	mu        sync.Mutex
 	deadlines *xsk.Deadlines    // mu; nil = not told yet
@@ -68,11 +66,15 @@ type parent struct {
 	problem   error             // mu: what could not be said
 }
 
+func newGuard(log *slog.Logger) *parent {
+	return &parent{log: log, notify: os.Getenv("NOTIFY_SOCKET"), news: make(chan struct{}, 1), said: map[string]uint64{}}
+}
+
 // Run starts the data plane and returns how it ended, as an exit status. Where it was ended by a signal this process ends by the same one, and does not return, but as
 // process 1, which cannot.
 func Run(c Config) (status int, err error) {
 	runtime.LockOSThread() // the kernel tells the child of the end of the thread that has started it
-	p := &parent{log: c.Log, notify: os.Getenv("NOTIFY_SOCKET"), said: map[string]uint64{}}
+	p := newGuard(c.Log)
 	signals := make(chan os.Signal, 16) // before there is anybody to pass them to: none may end this process
 	signal.Notify(signals, passed...)
 	child, conn, err := start(c)
@@ -104,9 +106,7 @@ func Run(c Config) (status int, err error) {
 	_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond)) // all that it has said is there
 	<-heard
 	p.part(true)
-	p.mu.Lock()
-	p.ended = true
-	p.mu.Unlock()
+	p.know(func() { p.ended = true })
 	<-watched
 	p.tell(end)
 	return pass(end), nil
@@ -181,6 +181,9 @@ func prioritise() {
 func (p *parent) watch(pid int) {
 	runtime.LockOSThread()
 	prioritise()
+	first := openFirst(pid)
+	defer first.close()
+	pause := unix.NsecToTimespec(int64(lookPace))
 	for {
 		p.mu.Lock()
 		look, done := len(p.will.Words) > 0 && !p.will.Wait, p.ended
@@ -189,13 +192,24 @@ func (p *parent) watch(pid int) {
 		case done:
 			return
 		case !look:
-			time.Sleep(idlePace)
-		case over(pid):
+			<-p.news
+		case first.ending() && over(pid):
 			p.part(false)
 			return
 		default:
-			time.Sleep(lookPace)
+			_ = unix.Nanosleep(&pause, nil) // and no timer of Go's: the kernel wakes this very thread
 		}
+	}
+}
+
+// know changes what watch goes by.
+func (p *parent) know(change func()) {
+	p.mu.Lock()
+	change()
+	p.mu.Unlock()
+	select {
+	case p.news <- struct{}{}:
+	default:
 	}
 }
 
@@ -240,9 +254,7 @@ func (p *parent) hear(what byte, text []byte, fd int) error {
 		if err != nil {
 			return fmt.Errorf("last words: %w", err)
 		}
-		p.mu.Lock()
-		p.will = w
-		p.mu.Unlock()
+		p.know(func() { p.will = w })
 	}
 	return nil
 }

@@ -361,10 +361,18 @@ func TestOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	pid := c.Process.Pid
+	f := openFirst(pid)
+	defer f.close()
+	if f.fd < 0 {
+		t.Fatal("its first thread cannot be opened")
+	}
 	is := func(what string, want bool) {
 		t.Helper()
 		if got := over(pid); got != want {
 			t.Errorf("%s: over: %v", what, got)
+		}
+		if got := f.ending(); got != want {
+			t.Errorf("%s: its first thread is ending: %v", what, got)
 		}
 	}
 	is("it runs", false)
@@ -381,7 +389,10 @@ func TestOver(t *testing.T) {
 	}
 	is("a zombie", true)
 	c.Wait()
-	is("waited for", false) // nobody knows
+	is("waited for", false)                                     // nobody knows
+	if none := openFirst(pid); none.fd >= 0 || !none.ending() { // over has the word then
+		t.Errorf("what cannot be opened: %+v", none)
+	}
 	for _, c := range []struct {
 		stat string
 		want bool
@@ -408,7 +419,7 @@ func TestWaits(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	for _, wait := range []bool{true, false} {
-		p := &parent{log: slog.New(slog.DiscardHandler), said: map[string]uint64{}}
+		p := newGuard(slog.New(slog.DiscardHandler))
 		p.will = will{Wait: wait, Words: []Words{{Group: "g", Epoch: 1, Parcels: []beat.Parcel{{From: netip.MustParseAddr("127.0.0.1"), To: heard.LocalAddr().(*net.UDPAddr).AddrPort(), Bytes: []byte("over")}}}}}
 		watched := make(chan struct{})
 		go func() { p.watch(c.Process.Pid); close(watched) }()
@@ -422,9 +433,7 @@ func TestWaits(t *testing.T) {
 		if n := f.words(100 * time.Millisecond); (n == 0) == wait {
 			t.Errorf("wait %v: told %d times more when it has ended", wait, n)
 		}
-		p.mu.Lock()
-		p.ended = true
-		p.mu.Unlock()
+		p.know(func() { p.ended = true })
 		<-watched
 	}
 	c.Wait()
@@ -458,7 +467,8 @@ func TestGraceBeforeLastWords(t *testing.T) {
 			}
 			return fails
 		}
-		p := &parent{log: slog.New(slog.DiscardHandler), said: map[string]uint64{}, deadlines: d}
+		p := newGuard(slog.New(slog.DiscardHandler))
+		p.deadlines = d
 		p.will = will{Grace: true, Words: []Words{{Group: "g", Epoch: 1, Parcels: []beat.Parcel{{From: netip.MustParseAddr("127.0.0.1"), To: heard.LocalAddr().(*net.UDPAddr).AddrPort(), Bytes: []byte("over")}}}}}
 		p.part(false)
 		if n := f.words(100 * time.Millisecond); (n > 0) != (fails == nil) {
@@ -496,7 +506,7 @@ func TestClosesLeases(t *testing.T) {
 		}
 		conns[i] = c.(*net.UnixConn)
 	}
-	p := &parent{log: slog.New(slog.DiscardHandler), said: map[string]uint64{}}
+	p := newGuard(slog.New(slog.DiscardHandler))
 	heard := make(chan struct{})
 	go func() { p.listen(conns[1]); close(heard) }()
 	c := newParent(conns[0])

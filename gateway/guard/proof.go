@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // exiting is the kernel's mark of a thread that is ending (PF_EXITING of proc(5), field 9): it is set once the thread has left its last system call but the one that ends it, and
@@ -47,16 +49,48 @@ func over(pid int) bool {
 	}
 }
 
+// first is the first thread of a process, which is looked at again and again: one call of the system, where to open it anew are six.
+type first struct {
+	fd   int // -1 = it could not be opened
+	text [1024]byte
+}
+
+func openFirst(pid int) *first {
+	fd, err := unix.Open(fmt.Sprintf("/proc/%d/task/%d/stat", pid, pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		fd = -1
+	}
+	return &first{fd: fd}
+}
+
+// ending says whether the thread is ending. True also where that cannot be looked at so: over looks in its own way.
+func (f *first) ending() bool {
+	if f.fd < 0 {
+		return true
+	}
+	n, err := unix.Pread(f.fd, f.text[:], 0)
+	return err == nil && ending(f.text[:n])
+}
+
+func (f *first) close() {
+	if f.fd >= 0 {
+		_ = unix.Close(f.fd)
+		f.fd = -1
+	}
+}
+
 // ending reads the mark off what the kernel says of a thread.
 func ending(stat []byte) bool {
 	i := bytes.LastIndexByte(stat, ')') // its name may have anything in it
 	if i < 0 {
 		return false
 	}
-	f := bytes.Fields(stat[i+1:])
-	if len(f) < 7 {
-		return false
+	n := 0
+	for f := range bytes.FieldsSeq(stat[i+1:]) {
+		if n++; n == 7 {
+			flags, err := strconv.ParseUint(string(f), 10, 64)
+			return err == nil && flags&exiting != 0
+		}
 	}
-	flags, err := strconv.ParseUint(string(f[6]), 10, 64)
-	return err == nil && flags&exiting != 0
+	return false
 }
