@@ -70,11 +70,12 @@ type Gateway struct {
 
 	tableBytes []uint64 // of mem, by worker
 	areas      []*xsk.UMEM
-	chunk      int             // bytes a frame of packet memory
-	deadlines  *xsk.Deadlines  // of groups, read by programs and workers
-	leaving    lease.Deadlines // of groups: until when what is in tx rings may leave though their deadlines are over; workers read it
-	fencing    sync.WaitGroup  // ports that are closed because a lease ended
-	off        *offload        // nil = workers carry everything
+	chunk      int                // bytes a frame of packet memory
+	deadlines  *xsk.Deadlines     // of groups, read by programs and workers
+	leaving    lease.Deadlines    // of groups: until when what is in tx rings may leave though their deadlines are over; workers read it
+	ending     []*lease.Deadlines // by worker: until when it carries what had come by then; see worker.Config
+	fencing    sync.WaitGroup     // ports that are closed because a lease ended
+	off        *offload           // nil = workers carry everything
 	slow       *slowpath.Slow
 	space      *nat.Space
 	neigh      *fib.Neighbors

@@ -15,9 +15,12 @@ import (
 )
 
 // writeLease says until when this node may send for a group (ns of CLOCK_BOOTTIME; 0 = not at all), and under which epoch. It holds for the next frame that
-// arrives and the next look of a worker. What is in tx rings by then may leave until leave (0 = it may not: its sockets are closed), and nothing more comes into one. done, which may be nil, is called from somewhere else once nothing leaves any more that went by what was
+// arrives and the next look of a worker. What has come by then may be carried, and what is in tx rings may leave, until leave (0 = it may not: its sockets are closed). done, which may be nil, is called from somewhere else once nothing leaves any more that went by what was
 // written before: every worker has looked since, what may leave has, and what it had to close is closed. If a worker hangs it is not called. One goroutine alone writes.
 func (g *Gateway) writeLease(group uint8, epoch, until, leave uint64, done func()) {
+	for _, e := range g.ending {
+		e.Write(group, epoch, leave)
+	}
 	g.leaving.Write(group, epoch, leave) // first: who finds the deadline over looks here
 	g.writeTable(group, epoch, until)
 	if done != nil {
@@ -50,7 +53,9 @@ func (g *Gateway) looked() bool {
 // looked waits for one worker, unless it sleeps with nothing in hand: on a busy machine most of a hand-over is waiting for threads to get a CPU.
 func looked(w *worker.Worker) bool {
 	if w.Rests() {
-		return true
+		if w.EndNow(); w.Rests() { // it has not woken since, or is done with what it woke for
+			return true
+		}
 	}
 	for clean := false; ; time.Sleep(200 * time.Microsecond) { // what is queued is about to leave, a socket that had to be closed to be
 		err := w.DoBehind(context.Background(), func(*pipeline.Shard) { clean = w.Clean() })

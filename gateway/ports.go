@@ -20,6 +20,7 @@ import (
 	"demarc/gateway/flow"
 	"demarc/gateway/frag"
 	"demarc/gateway/hostnet"
+	"demarc/gateway/lease"
 	"demarc/gateway/nat"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/portprep"
@@ -457,7 +458,9 @@ func (g *Gateway) makeWorkers() error {
 	}
 	mappings := max(64, n.Tables.Mappings/count)
 	for id := range count {
-		cfg := worker.Config{ID: id, CPU: -1, Ports: len(g.ports), Slow: g.slow, Clock: g.clock, Deadlines: g.table(), Leaving: &g.leaving, Guard: failover.Default.Guard, Fenced: g.fenced, Batch: n.Workers.Batch, Spin: n.Workers.Spin.Duration, Log: g.log}
+		ending := new(lease.Deadlines)
+		g.ending = append(g.ending, ending)
+		cfg := worker.Config{ID: id, CPU: -1, Ports: len(g.ports), Slow: g.slow, Clock: g.clock, Deadlines: g.table(), Leaving: &g.leaving, Ending: ending, Guard: failover.Default.Guard, Fenced: g.fenced, Batch: n.Workers.Batch, Spin: n.Workers.Spin.Duration, Log: g.log}
 		if len(n.Workers.CPUs) > id {
 			cfg.CPU = n.Workers.CPUs[id]
 		}
@@ -518,7 +521,7 @@ func (g *Gateway) makeWorkers() error {
 		g.mem = append(g.mem, fm)
 		g.tableBytes = append(g.tableBytes, uint64(len(sm)+len(nm)+len(pm)+len(fm)))
 		shard, err := pipeline.NewShard(pipeline.Config{Worker: id, SessionMem: sm, Sessions: sessions, Shared: g.off != nil, NATMem: nm, Mappings: mappings, PermitMem: pm,
-			Tenants: snapshot.MaxTenantID(n), ShaperMax: n.Tables.Frames / 2, Seed: seeds[id], Fragments: fragments, FrameBytes: chunk, FragMem: fm, Space: g.space, Neighbors: g.neigh, Deadlines: g.table()})
+			Tenants: snapshot.MaxTenantID(n), ShaperMax: n.Tables.Frames / 2, Seed: seeds[id], Fragments: fragments, FrameBytes: chunk, FragMem: fm, Space: g.space, Neighbors: g.neigh, Deadlines: g.table(), Ending: ending})
 		if err != nil {
 			return fmt.Errorf("worker %d: %w", id, err)
 		}

@@ -51,6 +51,7 @@ const (
 	sound faulty = iota
 	noKick
 	noRing
+	stillDrains
 )
 
 // schedule is one run: ten faults in five seconds, then all is mended and it must be well.
@@ -72,7 +73,7 @@ func schedule(s uint64, sh shape, plant plants, data faulty, trace func(string, 
 	if trace != nil {
 		w.trace = func(f string, a ...any) { trace("%9.3f "+f, append([]any{float64(w.now) / 1e6}, a...)...) }
 	}
-	w.plant, w.noKick, w.noRing, w.judge.wait, w.judge.forced = plant, data == noKick, data == noRing, wait, map[string]int64{}
+	w.plant, w.noKick, w.noRing, w.stillDrains, w.judge.wait, w.judge.forced = plant, data == noKick, data == noRing, data == stillDrains, wait, map[string]int64{}
 	w.hitches = healAt
 	w.judge.auto = slices.Contains(sh.alone, Auto)
 	for _, b := range w.boxes {
@@ -367,6 +368,7 @@ func TestPlantedFaults(t *testing.T) {
 		{"released before the workers have stopped", plants{early: true}, sound},
 		{"what is queued leaves behind the lease", plants{overdrawn: true}, sound},
 		{"released while what is queued may leave", plants{}, noRing},
+		{"what comes later is carried though it was said to have stopped", plants{}, stillDrains},
 		{"one promise is enough", plants{minority: true}, sound},
 		{"a restarted node takes its old term for its own", plants{reborn: true}, sound},
 		{"an owner that has restarted does not look who has a copy", plants{bareTakes: true}, sound},

@@ -35,6 +35,8 @@ type world struct {
 	noKick  bool // the data plane does not look before it kicks
 	noRing  bool // it says that it has stopped while there is in a ring what may leave
 
+	stillDrains bool // it goes on with what comes for a group that it has said it has stopped for
+
 	judge judge
 	trace func(format string, args ...any)
 	said  map[Say]int
@@ -76,6 +78,7 @@ type waiting struct {
 type plane struct {
 	until Time
 	leave Time // what is in a ring may leave until then, under epoch
+	late  Time // what had come may be put into one until then
 	epoch uint64
 	life  uint64
 	turn  uint64
@@ -310,7 +313,10 @@ func (b *box) step(e Event) {
 			if p == nil {
 				continue
 			}
-			p.until, p.leave, p.epoch, p.turn = a.Until, a.Leave, a.Epoch, a.Turn
+			p.until, p.leave, p.late, p.epoch, p.turn = a.Until, a.Leave, a.Leave, a.Epoch, a.Turn
+			if a.Leave > 0 {
+				b.drain(a.Group, a.Epoch)
+			}
 			if a.Until > 0 && !p.busy {
 				p.busy = true
 				b.burst(a.Group)
@@ -441,6 +447,13 @@ func (b *box) burst(g string) {
 	if p.busy = May(b.clock(), p.until); !p.busy {
 		return
 	}
+	b.publish(g)
+	b.after(b.w.between(4*ms, 7*ms), true, func() { b.burst(g) })
+}
+
+// publish puts what was judged into the ring, and kicks.
+func (b *box) publish(g string) {
+	p := b.dp[g]
 	epoch := p.epoch
 	p.ring++
 	b.after(b.w.between(ms/10, 4*ms), true, func() {
@@ -458,13 +471,28 @@ func (b *box) burst(g string) {
 			b.emit(g, epoch, b.pauses != pauses, "data")
 		})
 	})
-	b.after(b.w.between(4*ms, 7*ms), true, func() { b.burst(g) })
+}
+
+// drain has the worker judge what had come when the group began to be handed over, and what comes to it a while later, as it may between workers: as long as it has not said that it has stopped.
+func (b *box) drain(g string, epoch uint64) {
+	p := b.dp[g]
+	for range b.w.dice.IntN(4) {
+		b.after(b.w.between(ms/10, 12*ms), true, func() {
+			if p.epoch == epoch && May(b.clock(), p.late) {
+				b.publish(g)
+			}
+		})
+	}
 }
 
 // stopped tells when no worker has anything in hand any more.
 func (b *box) stopped(g string, turn uint64) {
 	b.after(b.w.between(ms/10, ms), false, func() {
-		if p := b.dp[g]; p.hand > 0 || p.ring > 0 && May(b.clock(), p.leave) && !b.w.noRing { // else what is in a ring is dead
+		p := b.dp[g]
+		if turn == p.turn && !b.w.stillDrains { // what had come is done with; what comes behind it is dropped
+			p.late = 0
+		}
+		if p.hand > 0 || p.ring > 0 && May(b.clock(), p.leave) && !b.w.noRing { // else what is in a ring is dead
 			b.stopped(g, turn)
 			return
 		}

@@ -32,6 +32,9 @@ func (d *Deadlines) May(id uint8, now uint64) bool {
 	return id == 0 || now < d.Until(id)
 }
 
+// End ends a group's deadline at once, whoever writes it besides: unlike Write any goroutine may call it.
+func (d *Deadlines) End(id uint8) { d[id].until.Store(0) }
+
 // Write sets a group's deadline; until 0 ends it at once. It is the only function that writes, and one goroutine alone calls it. Whoever wants to know
 // that nothing leaves any more waits until each worker has looked since.
 func (d *Deadlines) Write(id uint8, epoch, until uint64) {

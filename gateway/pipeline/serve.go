@@ -15,9 +15,9 @@ func leavesAs(g *snapshot.Group) uint8 {
 	return g.ID
 }
 
-// serves reports whether this node serves a group now: it may, and the shard was told to take over what was copied. nil is what every node serves.
+// serves reports whether this node serves a group now: it may, or hands it over and has still to carry what had come by then, and the shard was told to take over what was copied. nil is what every node serves.
 func (sh *Shard) serves(g *snapshot.Group) bool {
-	return g == nil || sh.until.May(g.ID, sh.now) && sh.serving[g.ID]
+	return g == nil || sh.serving[g.ID] && (sh.until.May(g.ID, sh.now) || sh.parts.May(g.ID, sh.now) && sh.parts.Epoch(g.ID) == sh.until.Epoch(g.ID))
 }
 
 // elsewhere reports whether a next hop leads round to an address whose tenant is in a group that another node serves.

@@ -15,6 +15,7 @@ import (
 	"demarc/gateway/archtest/cputime"
 	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
+	"demarc/gateway/lease"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
 )
@@ -344,4 +345,34 @@ func TestNobodyIsToldForAGroupThatIsNotServed(t *testing.T) {
 	if h := w.carry(0, 0, false, false, ping)[0]; h.reason != verdict.NotOwner {
 		t.Errorf("ping of the link-local address: %s (%s)", h.verdict, h.reason)
 	}
+}
+
+// TestServesWhatHadCome: a group that is handed over is served behind its deadline for as long as the worker is not done with what had come for it, in that term and while the shard has it.
+func TestServesWhatHadCome(t *testing.T) {
+	w := newWorld(t, 1, testPolicy+testGroups)
+	sh, east := w.shards[0], w.view.Group(1)
+	var ending lease.Deadlines
+	sh.parts, sh.now = &ending, w.now
+	serves := func(step string, want bool) {
+		t.Helper()
+		if got := sh.serves(east); got != want {
+			t.Errorf("%s: serves %t", step, got)
+		}
+	}
+	serves("by its deadline", true)
+	w.until.Write(1, 1, 0)
+	serves("behind it", false)
+	ending.Write(1, 1, w.now+1)
+	serves("handing over", true)
+	sh.now++
+	serves("the time for that is over", false)
+	sh.now--
+	ending.Write(1, 2, w.now+1)
+	serves("another term", false)
+	ending.Write(1, 1, w.now+1)
+	ending.End(1)
+	serves("done with what had come", false)
+	ending.Write(1, 1, w.now+1)
+	sh.GiveUp(1)
+	serves("given up", false)
 }

@@ -102,6 +102,7 @@ type Config struct {
 	Space      *nat.Space
 	Neighbors  *fib.Neighbors
 	Deadlines  *lease.Deadlines // until when this node serves each group; nil = it serves none
+	Ending     *lease.Deadlines // see worker.Config; nil = nothing is carried behind the deadline
 }
 
 // Shard is everything one worker writes.
@@ -141,6 +142,7 @@ type Shard struct {
 	watch    watching
 	blocks   *block.List // nil = none
 	until    *lease.Deadlines
+	parts    *lease.Deadlines
 	asked    *asked
 	frags    *frag.Table
 	frag     *frag.Datagram // that the fragment under way is of, nil between fragments
@@ -207,6 +209,7 @@ func NewShard(c Config) (*Shard, error) {
 		watch:    watching{drops: trace.NewRecorder()},
 		asked:    newAsked(),
 		until:    c.Deadlines,
+		parts:    c.Ending,
 		echoRate: police.PacketRate(echoPerSecond, 100*time.Millisecond),
 	}
 	sh.frags = frag.New(frag.Config{Datagrams: cmp.Or(c.Fragments, 64), Mem: c.FragMem, Size: cmp.Or(c.FrameBytes, 2048), Tenants: tenants, Seed: c.Seed ^ 0x165667b19e3779f9,

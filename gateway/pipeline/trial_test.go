@@ -231,10 +231,10 @@ func TestATrialIsWhatThenHappens(t *testing.T) {
 // What a shard has by reference a twin must have of its own, or know why not.
 func TestATwinKnowsWhatAShardRefersTo(t *testing.T) {
 	known := []string{"Sessions", "NAT", "permits", "Neighbors", "Shaper", "Meter", "view", "echo", "held", "tenures", "hosts", "eventLog", "blocks", "asked", "frags",
-		"copies",          // the twin has none, so a trial marks nothing
-		"second",          // nor hands anything down
-		"Want",            // nor asks for anybody
-		"until",           // only read
+		"copies",         // the twin has none, so a trial marks nothing
+		"second",         // nor hands anything down
+		"Want",           // nor asks for anybody
+		"until", "parts", // only read
 		"Space",           // shared by all workers: what the twin takes of it NAT.Twin gives back
 		"counted", "frag", // nil between packets
 		"watch.drops", "watch.taps", "watch.tr", "watch.before"} // the twin has none

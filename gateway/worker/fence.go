@@ -30,6 +30,12 @@ type queued struct {
 	id    uint8
 }
 
+// mayGo says whether a frame of a group may be put into a tx ring: it is served, or is being handed over and this worker is not done with what had come for it by then.
+func (w *Worker) mayGo(id uint8, now uint64) bool {
+	d, e := w.cfg.Deadlines, w.cfg.Ending
+	return d.May(id, now) || e.May(id, now) && e.Epoch(id) == d.Epoch(id)
+}
+
 // keepOwn takes out of a batch what this node may not send any more.
 func (w *Worker) keepOwn(s *sockState) {
 	if noLook {
@@ -37,7 +43,7 @@ func (w *Worker) keepOwn(s *sockState) {
 	}
 	now, k := w.cfg.Clock.Exact(), 0
 	for i := range s.n {
-		if w.cfg.Deadlines.May(s.group[i], now) {
+		if w.mayGo(s.group[i], now) {
 			s.batch[k], s.group[k] = s.batch[i], s.group[i]
 			k++
 			continue
@@ -103,7 +109,7 @@ func (w *Worker) mayLeave(q *queued, now uint64) bool {
 // mayAll looks once more at frames of a batch after a system call, which takes its time.
 func (w *Worker) mayAll(groups []uint8) bool {
 	now := w.cfg.Clock.Exact()
-	return noLook || !slices.ContainsFunc(groups, func(id uint8) bool { return !w.cfg.Deadlines.May(id, now) })
+	return noLook || !slices.ContainsFunc(groups, func(id uint8) bool { return !w.mayGo(id, now) })
 }
 
 // forget lets go of what the kernel has taken.
@@ -176,9 +182,12 @@ func (w *Worker) sever() {
 	w.tables()
 }
 
-// Clean reports whether nothing can leave any more of a group that is not served: such frames in tx rings have left, where they may, or their sockets have been shut. A zero-copy driver takes
-// what is in a ring without being called, so a look before a call is not enough here. Call it inside Do.
+// Clean reports whether nothing can leave any more of a group that is not served: what had come for one that is handed over is carried, such frames in tx rings have left, where they may, or their sockets have been
+// shut. A zero-copy driver takes what is in a ring without being called, so a look before a call is not enough here. Call it inside Do.
 func (w *Worker) Clean() bool {
+	if !w.drained() {
+		return false
+	}
 	clean := true
 	for _, s := range w.socks {
 		now, ok := w.mayStay(s)
@@ -193,6 +202,58 @@ func (w *Worker) Clean() bool {
 		}
 	}
 	return true
+}
+
+// drained reports whether this worker is done with what lay in its rings when a group that is handed over was closed: no more of it comes, the programs go by the deadline. From then on nothing of it is judged or
+// put into a tx ring any more, so what another worker hands over later is dropped. What comes for other groups meanwhile is not waited for.
+func (w *Worker) drained() bool {
+	if w.cfg.Ending == nil {
+		return true
+	}
+	now, open := w.cfg.Clock.Exact(), false
+	for id := 1; id < len(w.cfg.Ending) && !open; id++ {
+		open = w.cfg.Ending.May(uint8(id), now)
+	}
+	if !open {
+		w.draining = false
+		return true
+	}
+	if !w.draining {
+		w.draining = true
+		for _, s := range w.socks {
+			s.due = s.S.Received() + uint64(s.S.Waiting())
+		}
+		for i, r := range w.in {
+			if r != nil {
+				w.due[i] = r.head.Load()
+			}
+		}
+	}
+	for _, s := range w.socks {
+		if s.S.Received() < s.due {
+			return false
+		}
+	}
+	for i, r := range w.in {
+		if r != nil && int64(r.tail.Load()-w.due[i]) < 0 {
+			return false
+		}
+	}
+	for _, s := range w.socks {
+		if w.flush(s); s.n > 0 { // its tx ring is full
+			return false
+		}
+	}
+	w.EndNow()
+	w.draining = false
+	return true
+}
+
+// EndNow ends what Ending allows. Any goroutine may call it of a worker that Rests, and looks again whether it does: it has nothing in hand, and what comes to it later is not to be carried.
+func (w *Worker) EndNow() {
+	for id := range w.cfg.Ending {
+		w.cfg.Ending.End(uint8(id))
+	}
 }
 
 // bare reports whether no frame of a group is in hand: none in a batch, none in a tx ring, none on a socket that has still to be shut.

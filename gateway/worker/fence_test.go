@@ -443,3 +443,66 @@ func TestWhatIsQueuedLeavesAtAHandOver(t *testing.T) {
 		r.want(c.step)
 	}
 }
+
+// What had come for a group that is handed over is carried, by each worker until it is done with that: it lies in its rings, and may go into tx rings. Behind it nothing does, whatever comes, and it is not waited for what comes
+// for others meanwhile. Not in another term, nor when the time for it is over.
+func TestWhatHadComeIsCarriedAtAHandOver(t *testing.T) {
+	r := newFenceRig(t)
+	var leaving, ending lease.Deadlines
+	r.w.cfg.Leaving, r.w.cfg.Ending = &leaving, &ending
+	in := newRing(r.w.cfg.Areas[0].Chunk())
+	r.w.in, r.w.due = []*ring{in}, make([]uint64, 1)
+	over := func(epoch uint64) {
+		until := r.w.cfg.Clock.Exact() + uint64(time.Hour)
+		ending.Write(7, epoch, until)
+		leaving.Write(7, epoch, until)
+		r.d.Write(7, 1, 0)
+	}
+	clean := func(step string) {
+		t.Helper()
+		for end := time.Now().Add(5 * time.Second); !r.w.Clean(); {
+			if time.Now().After(end) {
+				t.Fatalf("%s: never clean", step)
+			}
+		}
+	}
+	frame := make([]byte, 60)
+
+	r.serve(7, 1, time.Hour)
+	over(1)
+	in.push(handProcess, 0, 0, frame)
+	a := r.hand(7) // judged behind the deadline: it had come before
+	if r.w.Clean() || !ending.May(7, r.w.cfg.Clock.Exact()) {
+		t.Error("clean with something in a ring between workers that had come")
+	}
+	in.push(handProcess, 0, 0, frame) // since
+	in.pop()
+	clean("what had come is carried")
+	r.want("what had come", a)
+	if ending.May(7, 1) || r.w.draining {
+		t.Error("it is clean, and would still carry what comes")
+	}
+	r.hand(7)
+	r.turn()
+	r.want("behind it")
+	if n := r.refused(); n != 1 || len(r.fenced) > 0 {
+		t.Errorf("%d frames refused, %d sockets fenced, want one frame refused", n, len(r.fenced))
+	}
+	in.pop()
+
+	r.serve(7, 1, time.Hour)
+	over(2) // of another term
+	r.hand(7)
+	r.turn()
+	r.want("of another term")
+	over(1)
+	r.ahead += uint64(2 * time.Hour)
+	r.hand(7)
+	r.turn()
+	r.want("too late")
+	clean("too late")
+	over(1)
+	if r.w.EndNow(); ending.May(7, 1) {
+		t.Error("who rests would still carry what comes")
+	}
+}

@@ -52,6 +52,8 @@ type Config struct {
 	Deadlines *lease.Deadlines
 	// Leaving is until when what is in a tx ring may leave of a group that is being handed over, though its deadline is past; nil = not at all.
 	Leaving *lease.Deadlines
+	// Ending is until when this worker still carries what lay in its rings when a group began to be handed over, though its deadline is past; nil = not at all. It ends that itself: see Clean. Each worker has its own.
+	Ending *lease.Deadlines
 	// Guard is what a deadline is earlier than the promise behind it; a system call that takes longer is counted. 0 = 20 ms.
 	Guard time.Duration
 	// Fenced is told of a socket that must not be kicked any more and has been detached, so that somebody shuts it and opens the port again. It must not
@@ -71,8 +73,9 @@ type sockState struct {
 	batch    [pipeline.Burst]xsk.Desc // waiting to be put into the tx ring
 	n        int
 	busyPoll bool
-	pending  bool // the kernel has not been asked to send since the last Send
-	target   int  // frames that the fill ring should hold
+	pending  bool   // the kernel has not been asked to send since the last Send
+	target   int    // frames that the fill ring should hold
+	due      uint64 // of S.Received: what has come up to there is carried before the worker is clean; see drained
 	rxErrors atomic.Uint64
 	fence
 	passage
@@ -112,6 +115,8 @@ type Worker struct {
 	sleeping atomic.Bool
 	rests    atomic.Bool   // it sleeps, and has no frame of a group in hand
 	grownAt  atomic.Int64  // from how many sessions or mappings on Grown is to be told; 0 = not at all. Others: wo, worker: ro, and 0 when it has told
+	draining bool          // due was noted, here and of each socket
+	due      []uint64      // by ring of in: see drained
 	called   atomic.Bool   // the mailbox, the injection queue or the view has something new
 	ended    chan struct{} // closed when Run returns
 	count    counters
@@ -195,7 +200,7 @@ func New(c Config) (*Worker, error) {
 func Connect(ws []*Worker) {
 	for _, w := range ws {
 		w.peers = ws
-		w.in = make([]*ring, len(ws))
+		w.in, w.due = make([]*ring, len(ws)), make([]uint64, len(ws))
 		for i := range ws {
 			if i != w.cfg.ID {
 				w.in[i] = newRing(w.cfg.Areas[0].Chunk())

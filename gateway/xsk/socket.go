@@ -58,6 +58,9 @@ func (s *Socket) Queued() uint32 { return s.tx.head }
 // Taken: see Queued.
 func (s *Socket) Taken() uint32 { return atomic.LoadUint32(s.tx.cons) }
 
+// Waiting is how many frames lie in the rx ring. The owner alone may call it.
+func (s *Socket) Waiting() int { return int(s.rx.ready(s.rx.size)) }
+
 // How long Open waits for a queue whose last socket is closed but which the kernel gives free later, in a work queue.
 const (
 	rebindWait  = 400 * time.Millisecond
