@@ -75,7 +75,7 @@ func TestWhatGoesUpHindersHandDown(t *testing.T) {
 	send(1)
 	note := func(batch uint16) {
 		t.Helper()
-		if !w.tab.Note(0, slot, se, batch) || w.tab.Note(0, slot, se, batch) {
+		if !w.tab.Note(0, slot, se, batch, false) || w.tab.Note(0, slot, se, batch, false) {
 			t.Fatal("it is to be noted once")
 		}
 	}
@@ -90,7 +90,7 @@ func TestWhatGoesUpHindersHandDown(t *testing.T) {
 	if !w.tab.Begin(0, slot, 8) {
 		t.Fatal("not begun again")
 	}
-	down(7, 0, false) // of a batch before
+	down(6, 0, false) // of a batch long before
 	send(1)
 	down(8, 2, false)
 	note(9) // it has no part in this one: that is no hindrance
@@ -116,4 +116,33 @@ func TestWhatGoesUpHindersHandDown(t *testing.T) {
 	note(12)
 	w.tab.CallBack(0, slot)
 	down(12, 0, false)
+
+	// While its batch is under way: a packet that was in hand before is what the batch waits for; one that has gone up since hinders, once each batch, and it is noted for the next one.
+	note(20)
+	send(1) // in hand
+	if !w.tab.Begin(0, slot, 20) {
+		t.Fatal("not begun a fifth time")
+	}
+	if w.tab.Note(0, slot, se, 21, true) {
+		t.Fatal("it has lost its part in the batch under way, and nothing hinders it")
+	}
+	down(20, 0, true)
+	w.tab.CallBack(0, slot)
+	note(30)
+	for batch := uint16(30); batch < 34; batch++ {
+		if !w.tab.Begin(0, slot, batch) {
+			t.Fatalf("not begun with batch %d", batch)
+		}
+		send(1)
+		if !w.tab.Note(0, slot, se, batch+1, true) || w.tab.Note(0, slot, se, batch+1, true) {
+			t.Fatal("what is hindered is to be noted again, once")
+		}
+		send(1)
+		down(batch, int(batch-29), false)
+	}
+	if !w.tab.Begin(0, slot, 34) {
+		t.Fatal("not begun at last")
+	}
+	down(34, 0, true)
+	send(0)
 }

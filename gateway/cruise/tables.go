@@ -326,19 +326,24 @@ type Way uint64
 // Way is hop n as it stands now.
 func (t *Tables) Way(n uint32) Way { return Way(uint64(t.hops[n].gen.Load())<<32 | uint64(n)) }
 
-// Note says that a session is to be handed down with a batch: Begin, and then HandDown or HandDownNow. It is false where that is known. Worker only.
-func (t *Tables) Note(w int, slot uint32, se *conntrack.Session, batch uint16) bool {
+// Note says that a session is to be handed down with a batch: Begin, and then HandDown or HandDownNow. It is false where that is known, and where nothing hinders it in the batch before, which is under way:
+// that one waits for the packet behind which it would be noted. Worker only.
+func (t *Tables) Note(w int, slot uint32, se *conntrack.Session, batch uint16, under bool) bool {
 	m := &t.marks[w*t.cfg.Sessions+int(slot)]
 	d := m.down.Load()
-	of := uint32(d) == se.Gen
-	if of && d&markTry != 0 && uint16(d>>markBatch) == batch {
-		return false
-	}
 	is := markTry | uint64(batch)<<markBatch | uint64(se.Gen)
-	if of {
+	if uint32(d) == se.Gen {
 		is |= d & markDown
-		if d&markTry != 0 { // with another batch, and it was hindered or had no part in it
-			is |= d & (0xff << markTries)
+		if d&markTry != 0 {
+			of, tries := uint16(d>>markBatch), d>>markTries&0xff
+			part := under && of == batch-1
+			if of == batch || part && d&markUp == 0 {
+				return false
+			}
+			if part {
+				tries = min(tries+1, mostTries)
+			}
+			is |= tries << markTries
 		}
 	}
 	m.down.Store(is)
@@ -359,11 +364,18 @@ func (t *Tables) Begin(w int, slot uint32, batch uint16) bool {
 
 // HandDown has the program carry a session of worker w, which was begun with the batch; ways are those of both directions. The session must suit, and be looked at after the ways were: what changes
 // about them afterwards changes their generation. It is false where a packet has gone up since Begin, with how often that was so, now too; or, with 0, where the session is another one or
-// is called back. Worker only.
+// is called back. One that has been noted again since has been hindered. Worker only.
 func (t *Tables) HandDown(w int, slot uint32, se *conntrack.Session, ways [2]Way, batch uint16) (tries int, ok bool) {
 	m := &t.marks[w*t.cfg.Sessions+int(slot)]
 	d := m.down.Load()
-	if d&markTry == 0 || uint16(d>>markBatch) != batch || uint32(d) != se.Gen {
+	if d&markTry == 0 || uint32(d) != se.Gen {
+		return 0, false
+	}
+	switch uint16(d >> markBatch) {
+	case batch:
+	case batch + 1:
+		return int(d >> markTries & 0xff), false
+	default:
 		return 0, false
 	}
 	for dir, n := range ways { // nobody goes by them yet

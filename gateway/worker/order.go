@@ -171,14 +171,15 @@ func (w *Worker) nextStage() {
 			o.wait(&p.second.through, p.second.given.Load(), nil, nil)
 		}
 	case 3:
-		c, k := &w.second, 0
-		for _, slot := range c.batch { // before the heads are read: what its rate lets go after that is behind them
-			if w.shard.Sessions.Live(slot) && !w.waits(w.shard.Sessions.At(slot).Tenant) {
-				c.batch[k] = slot
-				k++
+		if c, k := &w.second, 0; w.shard.Shaper.Held() > 0 { // before the heads are read: what its rate lets go after that is behind them
+			for _, slot := range c.batch {
+				if w.shard.Sessions.Live(slot) && !w.waits(w.shard.Sessions.At(slot).Tenant) {
+					c.batch[k] = slot
+					k++
+				}
 			}
+			c.batch = c.batch[:k]
 		}
-		c.batch = c.batch[:k]
 		for _, p := range w.peers {
 			if r := p.in[w.cfg.ID]; r != nil {
 				o.wait(&r.through, r.head.Load(), nil, nil)

@@ -24,6 +24,8 @@ const (
 	downAfter = 4
 	// downMost is how many sessions a batch has at most. Others are noted by their next packets.
 	downMost = 4096
+	// downStep is how many of a batch are handed down in a turn.
+	downStep = 256
 )
 
 // second is the worker's side of it.
@@ -32,6 +34,7 @@ type second struct {
 	next, batch []uint32 // slots to be handed down: those of the batch to come, and of the one under way
 	number      uint16   // of the one to come
 	order       order
+	put         int    // slots of the batch that have had their turn; 0 = the batch waits
 	fed         uint64 // ns
 	watch       bool   // as the tables have been told
 
@@ -56,7 +59,7 @@ func (w *Worker) sent(slot uint32, se *conntrack.Session) {
 	if c.Tables.Stands(w.cfg.ID, slot, se) || !cruise.Suits(w.shard.View(), se) {
 		return
 	}
-	if c.Tables.Note(w.cfg.ID, slot, se, c.number) {
+	if c.Tables.Note(w.cfg.ID, slot, se, c.number, len(c.batch) > 0) {
 		c.next = append(c.next, slot)
 	}
 }
@@ -71,12 +74,13 @@ func (w *Worker) callBack(slot uint32, se *conntrack.Session) {
 // under reports whether a batch is under way or waits.
 func (c *second) under() bool { return len(c.batch)+len(c.next) > 0 }
 
-// handDown goes on with the batch under way, behind flush and passed. A batch is handed down when all that was in hand when it began has left, see order.go.
-func (w *Worker) handDown(now uint64) {
+// handDown goes on with the batch under way, behind flush and passed. A batch is handed down when all that was in hand when it began has left, see order.go; a part of it each turn, since packets wait
+// meanwhile. It reports whether there is more to do at once.
+func (w *Worker) handDown(now uint64) (more bool) {
 	c := &w.second
 	if len(c.batch) == 0 {
 		if len(c.next) == 0 {
-			return
+			return false
 		}
 		c.batch, c.next = c.next, c.batch[:0]
 		c.number++
@@ -87,21 +91,29 @@ func (w *Worker) handDown(now uint64) {
 				k++
 			}
 		}
-		c.batch = c.batch[:k]
+		c.batch, c.put = c.batch[:k], 0
 		w.beginOrder(now)
 	}
-	switch w.goOn(now) {
-	case orderKept:
-		w.feed(now) // it may have slept for long, with nothing handed down
-		at := w.lost()
-		for _, slot := range c.batch {
-			w.putDown(slot, loses(at, now), at != 0 && at >= c.order.began)
+	if c.put == 0 {
+		switch w.goOn(now) {
+		case orderUnderWay:
+			return false
+		case orderGivenUp: // they are noted again by their next packets
+			w.count.givenUp.Add(1)
+			c.batch = c.batch[:0]
+			return false
 		}
-		c.batch = c.batch[:0]
-	case orderGivenUp: // they are noted again by their next packets
-		w.count.givenUp.Add(1)
-		c.batch = c.batch[:0]
+		w.feed(now) // it may have slept for long, with nothing handed down
 	}
+	at, end := w.lost(), min(c.put+downStep, len(c.batch))
+	for _, slot := range c.batch[c.put:end] {
+		w.putDown(slot, loses(at, now), at != 0 && at >= c.order.began)
+	}
+	if c.put = end; end < len(c.batch) {
+		return true
+	}
+	c.batch = c.batch[:0]
+	return false
 }
 
 // putDown hands one session of the batch down. Haste: also where it was hindered, if often enough; unsure: packets were lost since the batch began.

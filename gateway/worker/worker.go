@@ -417,7 +417,9 @@ func (w *Worker) turn(now uint64) (n int) {
 	}
 	if w.second.Second != nil {
 		w.passed()
-		w.handDown(now)
+		if w.handDown(now) {
+			n++
+		}
 	}
 	for _, s := range w.streams { // behind what has been sent: no packet waits for a copy
 		n += w.copy(s, now, busy)
