@@ -120,9 +120,9 @@ func TestClusterFigures(t *testing.T) {
 	}{
 		{"commit/100-lines/near commit", 9, 5, 5000, true},
 		{"commit/100-lines/near commit-asked-witness", 3, 5, 5000, false},
-		{"death/witness-leads change-served", 1, 100, 10000, true},
+		{"death/witness-leads change-served", 1, 50, 10000, true}, // a leader is missed after 70 ms of silence, which may have begun a little before its death
 		{"death/witness-leads lost", 1, 0, 0, true},
-		{"death/gateway-leads change-served", 1, 100, 10000, true},
+		{"death/gateway-leads change-served", 1, 50, 10000, true},
 		{"death/gateway-leads lost", 1, 0, 0, true},
 		{"apply/400-rules/4-tenants apply", 2, 0.01, 10, true},
 		{"apply/400-rules/4-tenants lost", 1, 0, 0, true},
