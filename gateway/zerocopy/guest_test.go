@@ -215,5 +215,8 @@ func (m *machine) shown(t *testing.T, ctx context.Context, o options, qemu, kern
 			t.Errorf("%s failed, ended %v", v.name, v.ended)
 		}
 	}
+	if t.Failed() {
+		t.Logf("the guest printed:\n%s", s.rest)
+	}
 	t.Logf("kernel %s, %s", s.kernel, time.Since(start).Round(time.Second/10))
 }

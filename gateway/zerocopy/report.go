@@ -61,6 +61,7 @@ type said struct {
 	list   []*verdict
 	kernel string
 	fatal  string // why it could run nothing
+	rest   string // what else it printed: the kernel, and what the reader of a failure wants to know
 }
 
 // read takes the verdicts from a guest's console.
@@ -77,6 +78,9 @@ func (p *plan) read(console io.Reader) *said {
 		_, text, found := strings.Cut(sc.Text(), marker)
 		var r record
 		if !found || json.Unmarshal([]byte(strings.TrimSpace(text)), &r) != nil {
+			if line := strings.TrimSpace(sc.Text()); line != "" {
+				s.rest += line + "\n"
+			}
 			continue
 		}
 		if r.Fatal != "" {
