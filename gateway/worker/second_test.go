@@ -3,6 +3,7 @@ package worker
 import (
 	"encoding/binary"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,39 +20,11 @@ import (
 	"demarc/gateway/xsk"
 )
 
-const downNode = `
-schema = 1
-name = "test"
-[tables]
-sessions = 16384
-mappings = 16384
-tenants = 4
-frames = 1024
-[[port]]
-device = "bb0"
-[[port]]
-device = "t0"
-[[interface]]
-name = "backbone"
-port = "bb0"
-addresses = ["203.0.113.1/24"]
-[[interface]]
-name = "alpha"
-port = "t0"
-addresses = ["198.18.10.1/24"]
-`
-
-const downPolicy = `
-schema = 1
-[backbone]
-interfaces = ["backbone"]
-[[tenant]]
-name = "alpha"
-interfaces = ["alpha"]
-prefixes = ["198.18.10.0/24"]
-[tenant.nat]
-pool = ["192.0.2.16"]
-`
+// downNode and downPolicy are testNode and testPolicy with room for as many as are handed down, and without a rate that would hold them up.
+var (
+	downNode         = strings.NewReplacer("sessions = 1024", "sessions = 16384", "mappings = 1024", "mappings = 16384").Replace(testNode)
+	downPolicy, _, _ = strings.Cut(testPolicy, "[tenant.rates.out]")
+)
 
 // newSecond makes a worker without sockets that hands down, in tables that there are, and lets n conversations begin in it, of two packets each way: all of them could be handed down.
 func newSecond(t testing.TB, n int) (w *Worker, slots []uint32) {
