@@ -44,30 +44,35 @@ func BenchmarkCarry(b *testing.B) {
 			}
 			w.tab.HandDownNow(0, slot, se, [2]Way{w.tab.Way(200), w.tab.Way(200)})
 			frame, p := w.build(r.form), ps[r.iface.Port]
-			const rounds = 254 // all but the last of 255
-			before, _, err := p.Count(Carried)
-			if err != nil {
-				b.Fatal(err)
-			}
-			ns, n := 0.0, uint64(0)
-			for b.Loop() {
-				_, each, err := p.prog.Benchmark(frame, rounds, func() {})
-				if err != nil {
-					b.Fatal(err)
-				}
-				ns += float64(each.Nanoseconds())
-				n++
-			}
-			after, _, err := p.Count(Carried)
-			if err != nil {
-				b.Fatal(err)
-			}
-			if after-before < n*rounds { // a run that a signal has ended begins anew
-				b.Fatalf("%d of %d carried", after-before, n*rounds)
-			}
-			b.ReportMetric(ns/float64(n), "ns/packet")
+			perPacket(b, p, frame, 254, Carried) // all but the last of 255
 		})
 	}
+}
+
+// perPacket measures what a program takes for a frame, so many times in a run, and sees that each of them was counted as it should be.
+func perPacket(b *testing.B, p *Program, frame []byte, rounds int, what What) {
+	b.Helper()
+	before, _, err := p.Count(what)
+	if err != nil {
+		b.Fatal(err)
+	}
+	ns, n := 0.0, uint64(0)
+	for b.Loop() {
+		_, each, err := p.prog.Benchmark(frame, rounds, func() {})
+		if err != nil {
+			b.Fatal(err)
+		}
+		ns += float64(each.Nanoseconds())
+		n++
+	}
+	after, _, err := p.Count(what)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if want := n * uint64(rounds); after-before < want { // a run that a signal has ended begins anew
+		b.Fatalf("%d of %d", after-before, want)
+	}
+	b.ReportMetric(ns/float64(n), "ns/packet")
 }
 
 // BenchmarkHandDown is what it costs to hand a session down and to call it back.
@@ -105,28 +110,7 @@ func BenchmarkUp(b *testing.B) {
 				r.ttl, r.flags, r.payload, r.mac = 64, 0x4000, 18, r.iface.MAC
 				r.key.SPort ^= port // another one: it belongs to no session
 				frame, p := w.build(r.form), ps[r.iface.Port]
-				const rounds = 1000
-				before, _, err := p.Count(what)
-				if err != nil {
-					b.Fatal(err)
-				}
-				ns, n := 0.0, uint64(0)
-				for b.Loop() {
-					_, each, err := p.prog.Benchmark(frame, rounds, func() {})
-					if err != nil {
-						b.Fatal(err)
-					}
-					ns += float64(each.Nanoseconds())
-					n++
-				}
-				after, _, err := p.Count(what)
-				if err != nil {
-					b.Fatal(err)
-				}
-				if after-before < n*rounds {
-					b.Fatalf("%d of %d", after-before, n*rounds)
-				}
-				b.ReportMetric(ns/float64(n), "ns/packet")
+				perPacket(b, p, frame, 1000, what)
 			})
 		}
 	}

@@ -385,8 +385,10 @@ func (t *Tables) HandDown(w int, slot uint32, se *conntrack.Session, ways [2]Way
 		return 0, true
 	}
 	for {
-		if d = m.down.Load(); m.down.CompareAndSwap(d, d&^(0xff<<markTries)|min(d>>markTries&0xff+1, mostTries)<<markTries) { // a program may mark it meanwhile
-			return int(min(d>>markTries&0xff+1, mostTries)), false
+		d = m.down.Load()
+		tries := min(d>>markTries&0xff+1, mostTries)
+		if m.down.CompareAndSwap(d, d&^(0xff<<markTries)|tries<<markTries) { // a program may mark it meanwhile
+			return int(tries), false
 		}
 	}
 }
