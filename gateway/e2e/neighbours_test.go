@@ -15,6 +15,7 @@ import (
 	"demarc/gateway/api"
 	"demarc/gateway/netlab"
 	"demarc/gateway/netlab/host"
+	"demarc/gateway/netlab/quiet"
 	"demarc/gateway/packet/build"
 	"demarc/gateway/packet/csum"
 )
@@ -140,20 +141,30 @@ func TestFaultAddressConflict(t *testing.T) {
 		time.Sleep(2500 * time.Millisecond)
 		return defence.Seen() == n, fmt.Sprint(defence.Seen())
 	})
-	var p host.Probe
-	stream := r.spawn(r.Alpha1.Name, &p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "500", "-duration", "2s")
-	before := defence.Seen()
-	r.until(time.Second, "the stream runs", func() (bool, string) { return rigTenantOf(r.status(), "alpha").Out.Packets > 20, "" })
-	check(t, send(claim4))
-	check(t, send(claim6))
-	r.until(2*time.Second, "both addresses are defended", func() (bool, string) {
-		return defence.Seen()-before >= 2, fmt.Sprint(defence.Seen() - before)
+	before, tries, began := defence.Seen(), 0, time.Now()
+	var defended time.Time
+	// How long hosts go by the claim is a time; that it is answered, and counted once, is none.
+	quiet.Judge(t, func(l *quiet.Limits) {
+		if tries++; tries > 1 {
+			time.Sleep(time.Until(defended.Add(10500 * time.Millisecond))) // no earlier is there another defence
+		}
+		seen, carried := defence.Seen(), rigTenantOf(r.status(), "alpha").Out.Packets
+		var p host.Probe
+		stream := r.spawn(r.Alpha1.Name, &p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "500", "-duration", "2s")
+		r.until(time.Second, "the stream runs", func() (bool, string) { return rigTenantOf(r.status(), "alpha").Out.Packets > carried+20, "" })
+		check(t, send(claim4))
+		check(t, send(claim6))
+		r.until(2*time.Second, "both addresses are defended", func() (bool, string) {
+			return defence.Seen()-seen >= 2, fmt.Sprint(defence.Seen() - seen)
+		})
+		defended = time.Now()
+		r.wait(stream)
+		t.Logf("%d of %d probes, longest gap %.1f ms", p.Received, p.Sent, p.LongestMs)
+		if p.Sent-p.Received > 50 || p.LongestMs > 300 {
+			l.Missed("beside one claim: %d of %d lost, longest gap %.1f ms", p.Sent-p.Received, p.Sent, p.LongestMs)
+		}
 	})
-	r.wait(stream)
-	t.Logf("%d of %d probes, longest gap %.1f ms", p.Received, p.Sent, p.LongestMs)
-	if p.Sent-p.Received > 50 || p.LongestMs > 300 {
-		t.Errorf("beside one claim: %d of %d lost, longest gap %.1f ms", p.Sent-p.Received, p.Sent, p.LongestMs)
-	}
+	claims := uint64(2 * tries)
 	for round := range uint64(15) { // in bursts that the slow path's ring takes whole
 		for range 20 {
 			check(t, send(claim4))
@@ -161,21 +172,25 @@ func TestFaultAddressConflict(t *testing.T) {
 		}
 		r.until(2*time.Second, "all claims are counted", func() (bool, string) {
 			n := r.status().SlowPath.Duplicates
-			return n == 2+40*(round+1), fmt.Sprint(n)
+			return n == claims+40*(round+1), fmt.Sprint(n)
 		})
 	}
-	st := r.status()
-	if n := defence.Seen() - before; n > 4 || uint64(n) != st.SlowPath.Defended {
-		t.Errorf("%d defences on the wire, %d counted, want 2, or 4 when ten seconds went by", n, st.SlowPath.Defended)
+	most := 2 * (1 + int(time.Since(began)/(10*time.Second)))
+	r.until(2*time.Second, "what is counted as a defence is on the wire", func() (bool, string) {
+		n, c := defence.Seen()-before, r.status().SlowPath.Defended // one that is under way is counted first
+		return uint64(n) == c, fmt.Sprintf("%d on the wire, %d counted", n, c)
+	})
+	if n := defence.Seen() - before; n > most {
+		t.Errorf("%d defences, want at most two in ten seconds, %d", n, most)
 	}
 	out, _, _ := r.cli("status")
-	if !strings.Contains(out, "CONFLICT  198.18.10.1 on alpha is used by 02:66:00:00:00:01 too: 301 times") || !strings.Contains(out, "CONFLICT  2001:db8:a::1 on alpha") {
+	if !strings.Contains(out, fmt.Sprintf("CONFLICT  198.18.10.1 on alpha is used by 02:66:00:00:00:01 too: %d times", claims/2+300)) || !strings.Contains(out, "CONFLICT  2001:db8:a::1 on alpha") {
 		t.Errorf("status does not say so:\n%s", out)
 	}
 	log, err := os.ReadFile(r.log)
 	check(t, err)
-	if n := bytes.Count(log, []byte("another station uses our address")); n != 1 {
-		t.Errorf("%d lines in the log for 602 claims", n)
+	if n := bytes.Count(log, []byte("another station uses our address")); n < 1 || n > 1+int(time.Since(began)/time.Minute) {
+		t.Errorf("%d lines in the log for %d claims", n, claims+600)
 	}
 	// The claims may have won over the hosts' memories; asked anew they find the gateway.
 	check(t, r.FlushNeighbours(r.Alpha1.Name, netlab.HostDevice))
