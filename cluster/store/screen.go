@@ -33,12 +33,16 @@ type screen struct {
 	why     atomic.Pointer[string] // the last message that was refused; nil = one came after it that was not
 	said    atomic.Int64           // unix seconds of the last refusal that was logged
 
+	away   away
+	brings func(id raft.ServerID, term uint64) bool // this node leads in that term, and brings that member the log
+	over   <-chan struct{}                          // closed when the store closes
+
 	goal     atomic.Uint64 // pass: wo; what the first leader that was heard, or the first of a later term, said to be agreed on; 0 = none has
 	goalTerm uint64        // pass only: whose term that was
 }
 
 func newScreen(t Transport, log *slog.Logger) *screen {
-	return &screen{Transport: t, log: log, out: make(chan raft.RPC), end: make(chan struct{})}
+	return &screen{Transport: t, log: log, brings: func(raft.ServerID, uint64) bool { return false }, out: make(chan raft.RPC), end: make(chan struct{})}
 }
 
 // standing is where Raft stands on this node.
@@ -263,10 +267,33 @@ func answers(id raft.ServerID, address raft.ServerAddress, from raft.RPCHeader) 
 
 // AppendEntries implements raft.Transport, as the following do.
 func (c *screen) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
-	if err := c.Transport.AppendEntries(id, to, q, a); err != nil {
+	beat := beats(q)
+	if !beat {
+		if err := c.absent(id, q.Term); err != nil {
+			return err
+		}
+	}
+	err := c.Transport.AppendEntries(id, to, q, a)
+	if err == nil {
+		err = answers(id, to, a.RPCHeader)
+	}
+	if beat {
+		c.away.answered(id, err == nil)
+	}
+	return err
+}
+
+// InstallSnapshot implements raft.Transport.
+func (c *screen) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *raft.InstallSnapshotRequest, a *raft.InstallSnapshotResponse, data io.Reader) error {
+	if err := c.absent(id, q.Term); err != nil {
 		return err
 	}
-	return answers(id, to, a.RPCHeader)
+	return c.Transport.InstallSnapshot(id, to, q, a, data)
+}
+
+// absent waits for a member that does not answer, as long as this node brings it the log in that term.
+func (c *screen) absent(id raft.ServerID, term uint64) error {
+	return c.away.wait(id, func() bool { return c.brings(id, term) }, c.over)
 }
 
 // RequestVote implements raft.Transport.

@@ -96,6 +96,7 @@ func Open(c Config) (*Store, error) {
 	}
 	s.screen = newScreen(s.cfg.Transport, s.cfg.Log)
 	s.screen.stand, s.screen.members, s.screen.stale, s.disk.done = s.stand, s.members, s.stale, s.applied
+	s.screen.brings, s.screen.over = s.brings, s.disk.end
 	s.raft, err = raft.NewRaft(s.raftConfig(logger), s.fsm, s.disk, s.disk, s.snaps, s.screen)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrDamaged, err), s.disk.close())
