@@ -294,8 +294,15 @@ func fillStruct(at loc, t map[string]any, dst reflect.Value) {
 	}
 }
 
-// belongs knows the commonest slip: a header without its parent, as [nat] instead of [tenant.nat].
+// belongs knows the commonest slips: the other one of the two files, and a header without its parent, as [nat] instead of [tenant.nat].
 func belongs(key string, root reflect.Type, other string) string {
+	for t, file := range map[reflect.Type]string{reflect.TypeFor[Node](): "the node file", reflect.TypeFor[Policy](): "the policy"} {
+		for i := range t.NumField() {
+			if name, _, _ := strings.Cut(t.Field(i).Tag.Get("toml"), ","); t != root && name == key {
+				return "it belongs into " + file
+			}
+		}
+	}
 	for i := range root.NumField() {
 		f := root.Field(i)
 		if f.Type.Kind() != reflect.Slice || f.Type.Elem().Kind() != reflect.Struct {
