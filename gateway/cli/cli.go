@@ -218,10 +218,19 @@ func command(use, short, long string, args cobra.PositionalArgs, run func(cmd *c
 	return &cobra.Command{
 		Use: use, Short: short, Long: long, RunE: run,
 		Args: func(cmd *cobra.Command, list []string) error {
-			if err := args(cmd, list); err != nil {
-				return usageError{err}
+			err := args(cmd, list)
+			if err == nil {
+				return nil
 			}
-			return nil
+			for n := len(list) - 1; n >= 0; n-- { // the longest beginning that would do
+				if args(cmd, list[:n]) == nil {
+					return usageError{fmt.Errorf("%q is one argument too many", list[n])}
+				}
+			}
+			if len(list) == 0 {
+				return usageError{errors.New("it needs an argument")}
+			}
+			return usageError{fmt.Errorf("after %q an argument is missing", list[len(list)-1])}
 		},
 	}
 }

@@ -207,8 +207,18 @@ func TestUsageErrors(t *testing.T) {
 			}
 		})
 	}
-	if r := call(t, t.Context(), "", "statsu"); !strings.Contains(r.err, `did you mean "status"?`) {
-		t.Error(r)
+	for line, says := range map[string]string{
+		"statsu":       `there is no command "statsu": did you mean "status"?`,
+		"apply":        "it needs an argument",
+		"apply a b":    `"b" is one argument too many`,
+		"check a b c":  `"b" is one argument too many`,
+		"status extra": `"extra" is one argument too many`,
+		"group move a": `after "a" an argument is missing`,
+		"block a":      `after "a" an argument is missing`,
+	} {
+		if r := call(t, t.Context(), "", strings.Fields(line)...); r.code != exitUsage || !strings.HasPrefix(r.err, "demarc: "+says+"\nusage: demarc ") {
+			t.Errorf("%s: exit %d, %s", line, r.code, r)
+		}
 	}
 }
 

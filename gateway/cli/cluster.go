@@ -182,7 +182,7 @@ type joining struct{ node, token, replace string }
 
 func (j *joining) flags(c *cobra.Command) {
 	c.Flags().StringVar(&j.node, "node", "", "node `file` of this machine")
-	c.Flags().StringVar(&j.token, "token", "", "from `demarc cluster token`; - reads it from standard input")
+	c.Flags().StringVar(&j.token, "token", "", "`TOKEN` that demarc cluster token has printed; - reads it from standard input")
 }
 
 func (a *app) clusterJoinCmd() *cobra.Command {

@@ -164,7 +164,7 @@ func TestClusterClientRefusals(t *testing.T) {
 		code int
 		says string
 	}{
-		{[]string{}, exitUsage, "accepts 1 arg"},
+		{[]string{}, exitUsage, "it needs an argument"},
 		{[]string{"x", "--ca", ca, "--out", out}, exitUsage, "--role is missing"},
 		{[]string{"x", "--role", "operator", "--out", out}, exitUsage, "--ca is missing"},
 		{[]string{"x", "--role", "operator", "--ca", ca}, exitUsage, "--out is missing"},
