@@ -216,7 +216,7 @@ func (m *machine) shown(t *testing.T, ctx context.Context, o options, qemu, kern
 		}
 	}
 	if t.Failed() {
-		t.Logf("the guest printed:\n%s", s.rest)
+		t.Logf("the guest printed:\n%s\nand outside of it there is:\n%s", s.rest, m.around)
 	}
 	t.Logf("kernel %s, %s", s.kernel, time.Since(start).Round(time.Second/10))
 }

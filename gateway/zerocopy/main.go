@@ -129,6 +129,7 @@ type machine struct {
 	files   []entry  // its root
 	plan    *plan
 	limit   time.Duration // of one boot
+	around  string        // what the devices of within have carried, once a boot has ended: for the reader of a failure
 }
 
 // virtioCard is a card as a guest needs it for zero-copy. iommu_platform: without it the driver does not use the DMA API, and refuses to bind.
@@ -256,7 +257,9 @@ func (m *machine) boot(ctx context.Context, o options, qemu, kernel, initrd stri
 	cmd.Stderr = &errs
 	err := onOneCPU(cmd.Start)
 	if err == nil {
+		seen := m.look(cmd.Process.Pid)
 		err = cmd.Wait()
+		seen()
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -265,6 +268,30 @@ func (m *machine) boot(ctx context.Context, o options, qemu, kernel, initrd stri
 		err = fmt.Errorf("%w: %s", err, tail(errs.Bytes()))
 	}
 	return out.Bytes(), err
+}
+
+// look reads each second what devices have carried in the network of a process that is to become a guest. It ends with the function that it returns, and keeps the last reading.
+func (m *machine) look(pid int) (end func()) {
+	ended, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		again := time.NewTicker(time.Second)
+		defer again.Stop()
+		for len(m.within) > 0 {
+			select {
+			case <-ended:
+				return
+			case <-again.C:
+			}
+			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", pid)); err == nil && bytes.Contains(b, []byte("port0:")) { // none of one that has ended
+				m.around = string(b)
+			}
+		}
+	}()
+	return func() {
+		close(ended)
+		<-done
+	}
 }
 
 // onOneCPU has what start starts run on one of this machine's processors. For a guest with one processor QEMU 7.2 leaves memory barriers out, though its devices

@@ -101,21 +101,18 @@ func (q *queued) hear(side int) error {
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1})); err != nil {
 		return err
 	}
-	frame := func(to, from mac) []byte {
-		return append(slices.Concat(to[:], from[:], []byte{etherTest >> 8, etherTest & 0xff}), make([]byte, 46)...)
-	}
 	port, got := mac(d.HardwareAddr), make([]byte, 128)
 	in, out := false, false
 	for range 10 {
 		if !in {
-			if err := f.send(frame(port, f.mac)); err != nil {
+			if err := f.send(testFrame(port, f.mac)); err != nil {
 				return err
 			}
 			_, err := unix.Read(fd, got)
 			in = err == nil
 		}
 		if !out {
-			if _, err := unix.Write(fd, frame(f.mac, port)); err != nil {
+			if _, err := unix.Write(fd, testFrame(f.mac, port)); err != nil {
 				return err
 			}
 			out = f.next(time.Second) != nil
@@ -223,17 +220,62 @@ func (q *queued) steps() {
 	}
 }
 
-// dump writes to the console what the reader of a failure wants to know.
+// dump writes to the console what the reader of a failure wants to know: where frames ended, of the gateway's sockets, the driver's queues, the emulated cards and the far ends.
 func (q *queued) dump() {
 	fmt.Fprintln(q.out, q.log.String())
-	for _, what := range []string{"status", "ports", "neighbours", "drops --last 5"} {
+	for _, what := range []string{"status", "status --json", "ports", "neighbours", "drops --last 5"} {
 		b, _ := exec.Command(guestGateway, append([]string{"--socket", q.node.API.Socket}, strings.Fields(what)...)...).CombinedOutput()
 		fmt.Fprintf(q.out, "demarc %s\n%s\n", what, b)
 	}
-	for _, d := range q.devs {
-		text, _ := ethtool("-S", d.Name)
-		fmt.Fprintf(q.out, "%s %s\n", d.Name, text)
+	count := func() {
+		for _, d := range q.devs {
+			text, _ := ethtool("-S", d.Name)
+			fmt.Fprintf(q.out, "%s %s\n", d.Name, text)
+		}
+		for _, name := range []string{"/proc/interrupts", "/proc/softirqs"} {
+			text, _ := os.ReadFile(name)
+			fmt.Fprintf(q.out, "%s\n%s\n", name, text)
+		}
+		for i, f := range q.far {
+			fmt.Fprintf(q.out, "far end %d: asked for %d neighbours, %d frames wait for the judge, %d were too many\n", i, f.asked.Load(), len(f.frames), f.lost.Load())
+		}
 	}
+	count()
+	// Does a far end hear what the kernel itself sends by the same card? That uses a queue of the driver's too, and tells it that there is something to send.
+	for i := range q.far {
+		fmt.Fprintf(q.out, "the far end of %s hears the kernel: %v\n", q.devs[i].Name, q.heard(i) == nil)
+	}
+	count()
+}
+
+// heard sends a frame by the kernel from a port, and says whether its far end gets it.
+func (q *queued) heard(side int) error {
+	d, f := q.devs[side], q.far[side]
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: d.Index}); err != nil {
+		return err
+	}
+	if _, err := unix.Write(fd, testFrame(f.mac, mac(d.HardwareAddr))); err != nil {
+		return err
+	}
+	for {
+		got := f.next(5 * time.Second)
+		if got == nil {
+			return errors.New("nothing in 5 s")
+		}
+		if got[12] == etherTest>>8 && got[13] == etherTest&0xff {
+			return nil
+		}
+	}
+}
+
+// testFrame is one that only this test knows.
+func testFrame(to, from mac) []byte {
+	return append(slices.Concat(to[:], from[:], []byte{etherTest >> 8, etherTest & 0xff}), make([]byte, 46)...)
 }
 
 // printed keeps what a program prints.
