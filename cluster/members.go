@@ -63,6 +63,9 @@ func (n *Node) Election() Election {
 	return Election{Term: n.st.Term(), Led: n.came.Load(), Stood: n.stood.Load()}
 }
 
+// Writes is what this node's log has taken of its disk.
+func (n *Node) Writes() store.Writes { return n.st.Writes() }
+
 // self is what the cluster is to know of this node.
 func (n *Node) self() command.Member {
 	m := command.Member{ID: n.id, Name: n.cfg.Name, Role: n.cfg.Role, Version: n.cfg.Version, Level: command.Level, Address: n.address, Features: n.cfg.Features}

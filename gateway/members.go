@@ -61,6 +61,8 @@ func (m membership) Members(context.Context) (*api.Members, error) {
 	}
 	e := n.Election()
 	out.Election = api.Election{Term: e.Term, Led: e.Led, Stood: e.Stood}
+	w := n.Writes()
+	out.Log = api.LogWrites{Count: w.Count, Seconds: w.Total.Seconds(), Longest: w.Longest.Seconds()}
 	for kind, count := range n.Refused() {
 		out.Refused[string(kind)] = count
 	}

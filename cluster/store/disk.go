@@ -69,7 +69,8 @@ type disk struct {
 	once   sync.Once
 	wg     sync.WaitGroup
 	others func() // is told that the newest members in the log are others; nil = nobody is
-	cold   bool   // for tests: every entry is read from the engine
+	meter  meter
+	cold   bool // for tests: every entry is read from the engine
 
 	mu      sync.Mutex
 	hard    hard       // mu: as it is on disk
@@ -291,7 +292,7 @@ func readHard(b []byte) (hard, error) {
 
 func (d *disk) keep(h hard) error {
 	b := h.bytes()
-	if err := d.guard(func() error { return d.in.Set(hardKey, b) }); err != nil {
+	if err := d.timed(func() error { return d.in.Set(hardKey, b) }); err != nil {
 		d.failed(len(b), err)
 		return err
 	}
@@ -474,7 +475,7 @@ func (d *disk) recent(index uint64, l *raft.Log) bool {
 
 // append tries once. A commit of the engine's may fail after it was written, so what is there is looked at and taken away.
 func (d *disk) append(out []*raft.Log) error {
-	err := d.guard(func() error { return d.in.StoreLogs(out) })
+	err := d.timed(func() error { return d.in.StoreLogs(out) })
 	if err == nil {
 		return nil
 	}

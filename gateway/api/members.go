@@ -61,6 +61,7 @@ type Members struct {
 	Members  []MemberState     `json:"members"`            // by name
 	Warnings []string          `json:"warnings,omitempty"` // of what was asked for and is hardly meant to stay so
 	Election Election          `json:"election"`           // how this node stands to who leads
+	Log      LogWrites         `json:"log"`                // what the log takes of this node's disk
 	Revoked  []RevokedClient   `json:"revoked"`            // clients whose certificates are refused, oldest first
 }
 
@@ -69,6 +70,13 @@ type Election struct {
 	Term  uint64 `json:"term"`  // it goes up with each election, also one that comes to nothing
 	Led   uint64 `json:"led"`   // times that it has come to lead, since it started
 	Stood uint64 `json:"stood"` // times that it stood for election because it did not hear the leader beside the log's own messages, or that one's process had ended
+}
+
+// LogWrites is what entries, and term and vote, took to be on a node's disk. A takeover waits for four of them, two at each of two members.
+type LogWrites struct {
+	Count   uint64  `json:"count"`   // since the node started
+	Seconds float64 `json:"seconds"` // that they took together
+	Longest float64 `json:"longest"` // seconds; of the last minute, and up to the one before
 }
 
 // RevokedClient is a client whose certificates are refused before their end.

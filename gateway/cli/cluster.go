@@ -305,8 +305,14 @@ func writeMembers(w io.Writer, c *api.Members) {
 			fmt.Fprintf(w, "%s: its clock differs from this node's by %s: one of the two is wrong\n", clean(m.Name), time.Duration(m.ClockOff*float64(time.Second)).Round(time.Second))
 		}
 	}
+	if c.Log.Longest > slowWrite {
+		fmt.Fprintf(w, "%s: a write of the log took %s on its disk within the last two minutes: a takeover would wait for such writes\n", clean(c.Node), ms(c.Log.Longest))
+	}
 	writeRevoked(w, c.Revoked)
 }
+
+// slowWrite is from when a write of the log is worth a word, seconds: the alert's.
+const slowWrite = 0.1
 
 func writeRevoked(w io.Writer, list []api.RevokedClient) {
 	if len(list) == 0 {

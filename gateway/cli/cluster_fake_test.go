@@ -12,7 +12,7 @@ import (
 // someMembers is a pair and a witness: one gateway is away, the witness's clock is off.
 func someMembers() *api.Members {
 	until, ago, none := time.Date(2027, 3, 4, 0, 0, 0, 0, time.UTC), 0.4, 0.0
-	return &api.Members{Cluster: "8e4c0a7d", Node: "edge1", Address: "192.0.2.1:7400", Leader: "wit", Tokens: 1, Refused: map[string]uint64{"clock": 0}, Members: []api.MemberState{
+	return &api.Members{Cluster: "8e4c0a7d", Node: "edge1", Address: "192.0.2.1:7400", Leader: "wit", Tokens: 1, Log: api.LogWrites{Count: 300, Seconds: 1.2, Longest: 0.377}, Refused: map[string]uint64{"clock": 0}, Members: []api.MemberState{
 		{Name: "edge1", ID: "a1", Role: "gateway", Address: "192.0.2.1:7400", Version: "v0.1", Level: 1, Votes: true, Self: true, Answered: &none, Serving: 7, Applied: 41, Until: &until},
 		{Name: "edge2", ID: "a2", Role: "gateway", Address: "192.0.2.2:7400", Version: "v0.1", Level: 1, Applied: 12, Problem: "no answer in time", Lacks: []string{"tenant.contact", "log entries of level 2"}},
 		{Name: "wit", ID: "a3", Role: "witness", Address: "192.0.2.3:7400", Version: "v0.2", Level: 2, Features: []string{"tenant.contact"}, Votes: true, Leads: true, Answered: &ago, Applied: 41, Until: &until, ClockOff: -3600}}}

@@ -31,7 +31,11 @@ var (
 	clusterTaken = counter("cluster_lead_taken", "Times that this node has come to lead the log since it started.")
 	clusterStood = counter("cluster_stood", "Times that this node stood for election because it did not hear the leader beside the log's own messages, or the leader's process had ended. Elections for want of those messages are not in it: the term counts them.")
 
-	memberFamilies = []*family{memberAnswers, memberVotes, memberApplied, memberUntil, memberClock, memberStopped, memberBehind, clusterTokens, peersRefused, clusterTerm, clusterTaken, clusterStood}
+	clusterWrites  = counter("cluster_log_writes", "Writes of the log to this node's disk: entries, and term and vote.")
+	clusterWriting = counter("cluster_log_write_seconds", "Seconds that they took together.")
+	clusterLongest = gauge("cluster_longest_log_write_seconds", "The longest of the last minute, and up to the one before. A takeover waits for two writes here or at whoever leads, and two at another member.")
+
+	memberFamilies = []*family{memberAnswers, memberVotes, memberApplied, memberUntil, memberClock, memberStopped, memberBehind, clusterTokens, peersRefused, clusterTerm, clusterTaken, clusterStood, clusterWrites, clusterWriting, clusterLongest}
 )
 
 func (o out) members(m *api.Members) {
@@ -53,6 +57,9 @@ func (o out) members(m *api.Members) {
 	o.put(clusterTerm, float64(m.Election.Term))
 	o.put(clusterTaken, float64(m.Election.Led))
 	o.put(clusterStood, float64(m.Election.Stood))
+	o.put(clusterWrites, float64(m.Log.Count))
+	o.put(clusterWriting, m.Log.Seconds)
+	o.put(clusterLongest, m.Log.Longest)
 	for kind, n := range m.Refused {
 		o.put(peersRefused, float64(n), kind)
 	}

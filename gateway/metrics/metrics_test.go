@@ -66,7 +66,7 @@ func TestGroups(t *testing.T) {
 
 func someMembers() *api.Members {
 	ago, until := 0.2, time.Unix(5000, 0)
-	return &api.Members{Tokens: 1, Election: api.Election{Term: 12, Led: 3, Stood: 2}, Refused: map[string]uint64{"clock": 2}, Members: []api.MemberState{{Name: "gw1", Self: true, Votes: true, Applied: 9, Until: &until, Answered: new(float64)},
+	return &api.Members{Tokens: 1, Election: api.Election{Term: 12, Led: 3, Stood: 2}, Log: api.LogWrites{Count: 40, Seconds: 0.5, Longest: 0.3}, Refused: map[string]uint64{"clock": 2}, Members: []api.MemberState{{Name: "gw1", Self: true, Votes: true, Applied: 9, Until: &until, Answered: new(float64)},
 		{Name: "gw2", Problem: "no answer in time", Applied: 7, ClockOff: -60, Lacks: []string{"tenant.contact"}}, {Name: "wit", Votes: true, Answered: &ago, Stopped: "it cannot read an entry"}}}
 }
 
@@ -80,7 +80,7 @@ func TestMembers(t *testing.T) {
 			`demarc_cluster_member_votes{member="gw1"} 1`, `demarc_cluster_member_votes{member="gw2"} 0`, `demarc_cluster_member_applied_entries{member="gw2"} 7`,
 			`demarc_cluster_member_certificate_expiry_timestamp_seconds{member="gw1"} 5000`, `demarc_cluster_member_certificate_expiry_timestamp_seconds{member="wit"} 0`,
 			`demarc_cluster_member_behind{member="gw1"} 0`, `demarc_cluster_member_behind{member="gw2"} 1`, `demarc_cluster_member_stopped{member="gw1"} 0`, `demarc_cluster_member_stopped{member="wit"} 1`,
-			`demarc_cluster_member_clock_off_seconds{member="gw2"} -60`, `demarc_cluster_tokens 1`, `demarc_cluster_term 12`, `demarc_cluster_lead_taken_total 3`, `demarc_cluster_stood_total 2`, `demarc_cluster_refused_connections_total{why="clock"} 2`)
+			`demarc_cluster_member_clock_off_seconds{member="gw2"} -60`, `demarc_cluster_tokens 1`, `demarc_cluster_term 12`, `demarc_cluster_lead_taken_total 3`, `demarc_cluster_stood_total 2`, `demarc_cluster_log_writes_total 40`, `demarc_cluster_log_write_seconds_total 0.5`, `demarc_cluster_longest_log_write_seconds 0.3`, `demarc_cluster_refused_connections_total{why="clock"} 2`)
 	}
 	want(t, w.Body.String(), `demarc_api_connections 3`, `demarc_api_refused_connections_total{kind="clock"} 2`, `demarc_api_forbidden_requests_total 0`, `demarc_api_certificate_expiry_timestamp_seconds 0`)
 	if strings.Contains(w.Body.String(), "demarc_gateway_ready") || !strings.Contains(w.Body.String(), "process_resident_memory_bytes") {
