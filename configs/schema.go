@@ -101,7 +101,7 @@ type Tenant struct {
 type NAT struct {
 	Pool      []string       `toml:"pool"`      // public addresses: "192.0.2.1", "192.0.2.8/30" (all of its addresses), "192.0.2.1-192.0.2.9"
 	Mapping   string         `toml:"mapping"`   // "endpoint-independent" (default) | "address-dependent" | "address-and-port-dependent": for what one inside port keeps one public port
-	Filtering string         `toml:"filtering"` // "address-and-port-dependent" (default) | "address-dependent" | "endpoint-independent": who may answer on a mapped port
+	Filtering string         `toml:"filtering"` // "address-and-port-dependent" (default) | "address-dependent" | "endpoint-independent": who may come in by a mapped port without an "in" rule; a rule may deny it
 	Pooling   string         `toml:"pooling"`   // "paired" (default): an inside host keeps one public address | "paired-soft": until that has no port left | "arbitrary"
 	Ports     string         `toml:"ports"`     // "dynamic" (default) | "blocks": a block of 64 ports of a protocol at a time belongs to one inside host
 	Static    []StaticNAT    `toml:"static"`

@@ -233,7 +233,7 @@ func (a *app) dropsCmd() *cobra.Command {
 			case live:
 				return a.dropsLive(cmd, r)
 			case r.PacketFilter != api.PacketFilter{}:
-				return usageError{errors.New("a filter is for --follow and --last: counts are not kept by address")}
+				return usageError{errors.New("a filter is for --follow and --last: without them all counts are printed, those of each tenant too")}
 			}
 			return get(a, cmd, api.PathDrops, func(w io.Writer, d *api.Drops) { writeDrops(w, d, all) })
 		})

@@ -405,7 +405,7 @@ type exampleHost struct {
 func TestSeeingEnterpriseExample(t *testing.T) {
 	everywhere := func(via4, via6 string) map[string]string { return map[string]string{"0.0.0.0/0": via4, "::/0": via6} }
 	l := exampleLab(t, "enterprise", 2, []string{"enp1s0", "enp2s0"}, []exampleHost{
-		{"router", "enp1s0", 0, []string{"203.0.113.1/24", "2001:db8:ff::1/64", "198.51.100.5/26", "198.51.100.140/25"}, map[string]string{"2001:db8:e::/48": "2001:db8:ff::10"}},
+		{"router", "enp1s0", 0, []string{"203.0.113.1/24", "2001:db8:ff::1/64", "198.51.100.5/26", "198.51.100.6/26", "198.51.100.140/25"}, map[string]string{"2001:db8:e::/48": "2001:db8:ff::10"}},
 		{"office", "enp2s0", 10, []string{"198.18.10.50/24", "2001:db8:e:10::50/64"}, everywhere("198.18.10.1", "2001:db8:e:10::1")},
 		{"mail", "enp2s0", 10, []string{"198.18.10.10/24"}, map[string]string{"0.0.0.0/0": "198.18.10.1"}},
 		{"phone", "enp2s0", 20, []string{"198.18.20.7/24", "2001:db8:e:20::7/64"}, everywhere("198.18.20.1", "2001:db8:e:20::1")},
@@ -445,6 +445,21 @@ func TestSeeingEnterpriseExample(t *testing.T) {
 	var s api.Sessions
 	if r.ask(&s, "sessions", "--port", "5060"); len(s.Sessions) != 1 || s.Sessions[0].Class != "voice" || s.Sessions[0].RuleName != "calls" {
 		t.Errorf("the call's session: %+v", s.Sessions)
+	}
+	// A telephone that has registered is called from any server of its provider, and from nobody else.
+	p = host.Probe{}
+	r.wait(r.spawn("phone", &p, "udp-probe", "-dst", "198.51.100.5:5060", "-local", "198.18.20.7:10000", "-pps", "50", "-duration", "200ms"))
+	s = api.Sessions{}
+	if r.ask(&s, "sessions", "--port", "10000"); len(s.Sessions) != 1 || p.Received != p.Sent {
+		t.Fatalf("%d of %d: %+v", p.Received, p.Sent, s.Sessions)
+	}
+	r.serve("phone", "udp-echo", "-addr", "198.18.20.7:10000")
+	for _, from := range []string{"198.51.100.5:5070", "198.51.100.6:5060", "198.51.100.140:5060"} {
+		p = host.Probe{}
+		r.wait(r.spawn("router", &p, "udp-probe", "-dst", s.Sessions[0].XlatSrc, "-local", from, "-pps", "50", "-duration", "200ms"))
+		if ours := from != "198.51.100.140:5060"; p.Sent == 0 || ours && p.Received != p.Sent || !ours && p.Received != 0 {
+			t.Errorf("a call from %s: %d of %d", from, p.Received, p.Sent)
+		}
 	}
 	if d := r.status().Drops; d["unset"] != 0 || d["internal_error"] != 0 {
 		t.Errorf("drops: %v", d)
