@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -224,6 +225,19 @@ func probe(p *port) (zerocopy bool, why string) {
 	return xsk.Probe(p.link.Index, 0)
 }
 
+// strayHeader is what is wrong with zero-copy where astray says so.
+const strayHeader = "virtio_net as a module tells the device a wrong address for the header of what a zero-copy socket sends, and what lies there may have it throw all of that away"
+
+// astray says that a device may throw away what a zero-copy socket sends, without a word to anybody: virtio_net maps the header that goes before each frame as one may map what is part of the kernel, and not what is part of a module.
+// Which address that gives differs from boot to boot; where zeros lie there, all is well. The kernel's own frames, and those of copy mode, bring a header of theirs.
+func astray(driver string) bool {
+	if driver != "virtio_net" {
+		return false
+	}
+	_, err := os.Stat("/sys/module/virtio_net/initstate") // a module that was loaded has it, one that is built in has not
+	return err == nil
+}
+
 // decideMode settles what auto means on the port's device, which is up.
 func (g *Gateway) decideMode(p *port) error {
 	mode, why := p.asked, ""
@@ -231,19 +245,24 @@ func (g *Gateway) decideMode(p *port) error {
 		switch zc, not := probe(p); {
 		case !p.native:
 			mode, why = xsk.Generic, "the driver has no native XDP"
+		case zc && astray(p.link.Driver):
+			mode, why = xsk.Copy, strayHeader
 		case zc:
 			mode = xsk.ZeroCopy
 		default:
 			mode, why = xsk.Copy, reason(not)
 		}
 	}
-	warnings := p.warnings
-	if mode == xsk.Generic {
-		w := "generic mode " + xsk.GenericCost
-		if !slices.Contains(warnings, w) {
-			warnings = append(slices.Clone(warnings), w)
-			g.log.Warn("port", "port", p.cfg.Name, "device", p.cfg.Device, "warning", w)
-		}
+	warnings, w := p.warnings, ""
+	switch {
+	case mode == xsk.Generic:
+		w = "generic mode " + xsk.GenericCost
+	case mode == xsk.ZeroCopy && astray(p.link.Driver):
+		w = strayHeader + ": mode = \"copy\" or \"auto\", or a kernel that has the driver built in"
+	}
+	if w != "" && !slices.Contains(warnings, w) {
+		warnings = append(slices.Clone(warnings), w)
+		g.log.Warn("port", "port", p.cfg.Name, "device", p.cfg.Device, "warning", w)
 	}
 	g.change(p, func() { p.mode, p.why, p.warnings = mode, why, warnings })
 	return g.decideOffload(p)

@@ -25,7 +25,7 @@ import (
 
 // What the guest of TestQueuesOfARealDriver reports, in this order.
 var queuePlan = plan{cases: []string{"queues"}, checks: []string{"found", "all queues", "another number", "released", "trunk", "two queues", "zero-copy", "after kill -9", "put back",
-	"uneven table"}}
+	"uneven table", "auto"}}
 
 // guestGateway is where the gateway is in the guest.
 const guestGateway = "/usr/local/sbin/demarc"
@@ -206,6 +206,14 @@ func (q *queued) steps() {
 				return "", err
 			}
 			return q.released(found)
+		}},
+		{"auto", func() (string, error) {
+			detail, err := q.auto()
+			if err != nil {
+				return "", err
+			}
+			_, err = q.released(found)
+			return detail, err
 		}},
 	} {
 		start := time.Now()
@@ -469,6 +477,26 @@ func (q *queued) serves(ask, n, there int, says string) (string, error) {
 	return "frames by queue: " + strings.Join(detail, ", "), nil
 }
 
+// auto starts a node that may choose, which takes no zero-copy of a driver that is a module and says why.
+func (q *queued) auto() (string, error) {
+	node := strings.ReplaceAll(q.nodeFile(), fmt.Sprintf("mode = %q", caseZeroCopy), "queues = 2\nmode = \"auto\"")
+	if err := q.run(node, policyFile(ratePackets)); err != nil {
+		return "", err
+	}
+	var s api.Status
+	if err := q.api.Get(context.Background(), api.PathStatus, &s); err != nil {
+		return "", err
+	}
+	why := ""
+	for _, p := range s.Ports {
+		if len(p.Queues) != 2 || p.Queues[0].Mode != "copy" || !strings.Contains(p.Queues[0].WhyNotBetter, "virtio_net as a module") || len(p.Warnings) != 0 {
+			return "", fmt.Errorf("port %s: %+v, warnings %q", p.Name, p.Queues, p.Warnings)
+		}
+		why = p.Queues[0].WhyNotBetter
+	}
+	return why, q.end(unix.SIGTERM)
+}
+
 // queues is how many frames each queue of each port has taken. All are bound, in zero-copy mode, natively.
 func (q *queued) queues(n int) (out [2][]int, err error) {
 	var s api.Status
@@ -478,6 +506,9 @@ func (q *queued) queues(n int) (out [2][]int, err error) {
 	for i, p := range s.Ports {
 		if len(p.Queues) != n || p.Attach != "native" {
 			return out, fmt.Errorf("port %s: %d queues, %s, want %d", p.Name, len(p.Queues), p.Attach, n)
+		}
+		if !strings.Contains(strings.Join(p.Warnings, "; "), "virtio_net as a module") {
+			return out, fmt.Errorf("port %s: warnings %q", p.Name, p.Warnings)
 		}
 		out[i] = make([]int, n)
 		for _, u := range p.Queues {
