@@ -43,6 +43,10 @@ func (l *lines) logger() hclog.Logger {
 
 // Accept takes one message of Raft's.
 func (l *lines) Accept(_ string, level hclog.Level, msg string, args ...any) {
+	// A node that has just started knows of no leader: that none is heard then is how it begins, and no trouble.
+	if msg == "heartbeat timeout reached, starting election" && fmt.Sprint(value(args, "last-leader-id")) == "" {
+		return
+	}
 	who := member(args)
 	l.mu.Lock()
 	if level < hclog.Warn {

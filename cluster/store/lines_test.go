@@ -63,6 +63,15 @@ func TestRaftSaysItOnce(t *testing.T) {
 	if s := took(); strings.Count(s, "\n") != 1 {
 		t.Errorf("after a new leader:\n%s", s)
 	}
+	const lost = "heartbeat timeout reached, starting election"
+	log.Warn(lost, "last-leader-addr", raft.ServerAddress(""), "last-leader-id", raft.ServerID(""))
+	if s := took(); s != "" {
+		t.Errorf("at a start:\n%s", s)
+	}
+	log.Warn(lost, "last-leader-addr", two.Address, "last-leader-id", two.ID)
+	if s := took(); strings.Count(s, "\n") != 1 {
+		t.Errorf("a leader is lost:\n%s", s)
+	}
 	for i := range 10_000 {
 		log.Warn("failed to contact", "server-id", i)
 	}
