@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"demarc/cluster"
+	"demarc/configs"
 	"demarc/gateway/revisions"
 )
 
@@ -50,6 +53,34 @@ func TestKeptPolicyOfALaterRelease(t *testing.T) {
 	}
 	if l := strings.Join(g.later, "; "); l != "revision 4 uses tenant.quota, which this release (version v0.1) does not know; revision 3 uses tenant.contact, which this release (version v0.1) does not know" {
 		t.Errorf("passed over: %s", l)
+	}
+}
+
+// TestNoIntactPolicy: a node whose kept policies are all damaged, and that has none for a first start, does not say that it never had one.
+func TestNoIntactPolicy(t *testing.T) {
+	dir := t.TempDir()
+	g := &Gateway{log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	g.o.Node = &configs.Node{DataDir: dir}
+	var err error
+	if g.store, err = revisions.Open(g.policiesDir()); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.firstPolicy(); err == nil || !strings.HasPrefix(err.Error(), "no policy: none is kept in the data directory") {
+		t.Errorf("nothing is kept: %v", err)
+	}
+	r, err := g.store.Save([]byte("text"), revisions.Meta{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(g.policiesDir(), "*.revision"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("revision %d: %v, %v", r.Number, files, err)
+	}
+	if err := os.WriteFile(files[0], []byte("torn"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.firstPolicy(); err == nil || !strings.Contains(err.Error(), "none of those that are kept in "+g.policiesDir()+" is intact") {
+		t.Errorf("it is torn: %v", err)
 	}
 }
 

@@ -73,6 +73,9 @@ func (g *Gateway) firstPolicy() error {
 		if g.o.NoPolicy != nil {
 			return fmt.Errorf("no policy: none of those that are kept in %s can be read, and the one for a first start cannot either: %w", g.policiesDir(), g.o.NoPolicy)
 		}
+		if len(damaged) > 0 {
+			return fmt.Errorf("no policy: none of those that are kept in %s is intact, so give one with --policy FILE", g.policiesDir())
+		}
 		return errors.New("no policy: none is kept in the data directory, so give one with --policy FILE, or join a cluster before the start (demarc cluster join), which brings its own")
 	}
 	p, v, err := g.compile(g.o.Source, g.o.Policy, nil)
