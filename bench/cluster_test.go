@@ -61,7 +61,8 @@ func TestLine(t *testing.T) {
 	}
 	defer l.Close()
 	const oneWay = 40 * time.Millisecond
-	f := &far{wait: map[string]time.Duration{"a": oneWay}}
+	// Both go by a line: what has none is taken by whichever CPU sends it, and where one of them has more in hand than it may finish at once the next packet, sent on the other, overtakes it.
+	f := &far{wait: map[string]time.Duration{"a": oneWay, "b": 0}}
 	if err := l.AddSwitch("net"); err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +86,7 @@ func TestLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	lost, moved, _ := f.lost()
-	if p.Received != p.Sent || p.Reordered+p.Duplicate > 0 || lost != 0 || moved < 2*p.Sent {
+	if p.Received != p.Sent || p.Reordered+p.Duplicate > 0 || lost != 0 || moved < 4*p.Sent {
 		t.Errorf("%+v; the line lost %d and moved %d", p, lost, moved)
 	}
 	if least := 2 * oneWay.Seconds() * 1e3; p.RTT.P50 < least || p.RTT.P50 > 2*least {
