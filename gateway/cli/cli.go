@@ -91,7 +91,7 @@ func Execute(ctx context.Context, root *cobra.Command) int {
 		return int(status)
 	}
 	w := root.ErrOrStderr()
-	report(w, err)
+	report(w, err, ctx.Err() != nil)
 	var u interface{ Usage() }
 	if errors.As(err, &u) {
 		fmt.Fprintf(w, "usage: %s\n", cmd.UseLine())
@@ -101,8 +101,9 @@ func Execute(ctx context.Context, root *cobra.Command) int {
 	return exitFailed
 }
 
-// report prints err, a line per problem. Problems of a file begin with its name, so that editors jump there.
-func report(w io.Writer, err error) {
+// report prints err, a line per problem. Problems of a file begin with its name, so that editors jump there. Whoever has interrupted a command is told that
+// in words, once.
+func report(w io.Writer, err error, interrupted bool) {
 	var f *api.Fault
 	if errors.As(err, &f) && len(f.Problems) > 0 {
 		for _, p := range f.Problems {
@@ -115,8 +116,13 @@ func report(w io.Writer, err error) {
 		fmt.Fprintln(w, list.Error())
 		return
 	}
+	last := ""
 	for line := range strings.Lines(err.Error()) {
-		if line = strings.TrimSpace(line); line != "" {
+		if interrupted {
+			line = strings.ReplaceAll(line, context.Canceled.Error(), "interrupted")
+		}
+		if line = strings.TrimSpace(line); line != "" && line != last {
+			last = line
 			fmt.Fprintf(w, "demarc: %s\n", line)
 		}
 	}

@@ -190,6 +190,26 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestInterrupted: what Ctrl-C has ended says so, and once; what went wrong beside it is not left out.
+func TestInterrupted(t *testing.T) {
+	for err, want := range map[error]string{
+		errors.Join(context.Canceled, context.Canceled):                           "demarc: interrupted\n",
+		errors.Join(fmt.Errorf("pair 2: %w", context.Canceled), errors.New("no")): "demarc: pair 2: interrupted\ndemarc: no\n",
+	} {
+		ctx, stop := context.WithCancel(t.Context())
+		var out bytes.Buffer
+		root := New("v", &cobra.Command{Use: "x", RunE: func(*cobra.Command, []string) error {
+			stop()
+			return err
+		}})
+		root.SetArgs([]string{"x"})
+		root.SetErr(&out)
+		if code := Execute(ctx, root); code != exitFailed || out.String() != want {
+			t.Errorf("exit %d, %q, want %q", code, out.String(), want)
+		}
+	}
+}
+
 func TestUsageErrors(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"nonsense"}, {"--nonsense"}, {"run"}, {"run", "extra", "--node", "n"}, {"run", "--node", "n", "--break", "everything"}, {"check"}, {"check", "a", "b"},
