@@ -68,7 +68,11 @@ func (n *Node) moved(g *group, before Ownership, now Time) {
 	g.lastMove, g.holdUntil = now, now.Add(g.hold)
 }
 
-// consider looks for a node that serves the group better, by the same measures, and hands over to it. Never to nobody.
+// leaveCopy is for how long a node that ends waits for a copy that is equal: below Times.MaxLag, after which one that nothing is heard of is not in sync.
+const leaveCopy = 500 * time.Millisecond
+
+// consider looks for a node that serves the group better, by the same measures, and hands over to it. Never to nobody. What could wait waits for a copy that is equal; a node that has
+// something against it serves worse than one whose ports rest.
 func (n *Node) consider(g *group, now Time) {
 	if n.has(g, CausePanics) {
 		g.panicked = max(now, 1)
@@ -77,9 +81,11 @@ func (n *Node) consider(g *group, now Time) {
 		return
 	}
 	if slices.Contains(n.state.Drained, n.name) || n.leaving {
-		if to := n.best(g, now, func(View) bool { return true }); to != "" {
+		anybody := func(View) bool { return true }
+		to := n.best(g, now, anybody)
+		if to != "" && (n.copied(g, to, now) || n.leaving && now.Sub(n.left) > leaveCopy) {
 			n.hand(g, to, CauseDrain, now)
-		} else if g.stuck != "drain" {
+		} else if to == "" && g.stuck != "drain" {
 			g.stuck = "drain"
 			n.tell(g, "this node is to own nothing, and there is no node with a whole copy to hand over to: it serves on")
 		}
@@ -114,7 +120,7 @@ func (n *Node) consider(g *group, now Time) {
 	}
 	if i := slices.Index(g.conf.Nodes, n.name); g.conf.Prefer && i > 0 && !panics {
 		to := n.best(g, now, func(v View) bool { return v.Faults <= own && !v.Panics })
-		if j := slices.Index(g.conf.Nodes, to); j >= 0 && j < i {
+		if j := slices.Index(g.conf.Nodes, to); j >= 0 && j < i && n.copied(g, to, now) {
 			n.hand(g, to, CausePrefer, now)
 		}
 	}
@@ -196,7 +202,7 @@ func (n *Node) move(g *group, to string, now Time) {
 		why = "nothing is heard of " + to
 	case v.Leaving:
 		why = to + " is about to end"
-	case !slices.Contains(g.at.InSync, to) || !v.Whole:
+	case !slices.Contains(g.at.InSync, to) || !v.Whole || !n.copied(g, to, now):
 		soon = true
 		why = fmt.Sprintf("the copy of %s is not whole: sessions would be cut. Status says what it lacks; wait for it, or run `demarc group take %s --force` on %s, which cuts those that it does not have", to, g.name, to)
 	case g.moving != nil:

@@ -224,6 +224,7 @@ type Node struct {
 	nextBeat Time
 	conds    map[Cause]int // of all groups
 	leaving  bool
+	left     Time // since when; of leaving
 	ended    bool // Leave.Now
 	deaf     bool
 
@@ -296,7 +297,9 @@ func (n *Node) Step(now Time, e Event) []Action {
 	case Take:
 		n.take(n.group(e.Group), now)
 	case Leave:
-		n.leaving = true
+		if !n.leaving {
+			n.leaving, n.left = true, now
+		}
 		if e.Now {
 			n.end()
 		}

@@ -369,7 +369,7 @@ func (n *Node) upkeep(g *group, now Time) {
 			continue
 		}
 		is := slices.Contains(g.at.InSync, p)
-		in := told && c.equal && c.lag+now.Sub(c.at) <= n.t.MaxLag
+		in := n.copied(g, p, now)
 		if !told && is && now.Sub(g.began) <= n.t.MaxLag { // who handed over, until it has been looked at
 			in = true
 		}
@@ -379,6 +379,13 @@ func (n *Node) upkeep(g *group, now Time) {
 		}
 	}
 	n.consider(g, now)
+}
+
+// copied says whether this node, whose the group is, has found another one's copy equal and not behind. Who handed over to this one is in sync until it has been looked at: it is
+// the one to take over if this node dies now. But nothing is handed to it before, since it does not know what is in use here, and would have its ports rest.
+func (n *Node) copied(g *group, to string, now Time) bool {
+	c, told := g.copies[to]
+	return told && c.equal && c.lag+now.Sub(c.at) <= n.t.MaxLag
 }
 
 // want is what the owner shall do alone, by the policy and by who votes. While a node is drained nobody takes over but by force, so the owner need

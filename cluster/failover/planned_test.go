@@ -113,6 +113,7 @@ func TestParting(t *testing.T) {
 		step(Groups{{Name: "g", Nodes: []string{"a", "b"}}})
 		agreed(1, mine, "")
 		run(300)
+		step(Copied{Group: "g", Peer: "b", Equal: true})
 		for n.groups["g"].nextRenew != now { // so that it is known how long the lease lasts
 			run(1)
 		}
@@ -506,5 +507,45 @@ func TestPromiseFollows(t *testing.T) {
 		if c.yes && n.groups["g"].promise.until != began.Add(time.Duration(c.want)*time.Millisecond+Earlier) { // they do not say what theirs is
 			t.Errorf("%s: the promise does not count from when it was made", c.name)
 		}
+	}
+}
+
+// TestMoveStraightBack: who has just handed over has everything that there is, and stays in sync by agreement. It knows all that is in use in the next term when its copy was equal there, and
+// not before: a move back at once would have it serve with ports that rest. So an operator's move is refused until then, as one that could be in a moment, and a node that ends waits for it.
+func TestMoveStraightBack(t *testing.T) {
+	for _, how := range []string{"move", "leave", "leave, and nothing is heard of the copy"} {
+		t.Run(how, func(t *testing.T) {
+			early := 0
+			for seed := range uint64(40) {
+				w := quietWorld(t, seed, 2, 1, Group{})
+				a, b := w.box("a"), w.box("b")
+				a.step(Move{"g", "b"})
+				for end := w.now + 500*ms; w.now < end && w.owner("g") != "b"; {
+					w.run(w.now + ms)
+				}
+				began := w.now
+				if how != "move" {
+					b.step(Leave{})
+				}
+				for end := w.now + 3000*ms; w.now < end && b.m.Moving("g") == "" && w.owner("g") == "b"; {
+					if how == "move" {
+						b.step(Move{"g", "a"})
+					} else if how != "leave" {
+						delete(b.m.group("g").copies, "a")
+					}
+					w.run(w.now + ms)
+				}
+				waited := w.now - began
+				early += btoi(waited <= 2*ms)
+				w.run(w.now + 300*ms)
+				w.served(t, seed, "a")
+				if k := a.m.Knows("g"); !k.All && waited < int64(leaveCopy) || waited > int64(leaveCopy)+200*ms {
+					t.Errorf("seed %d: %d ms later a serves, and knows %+v", seed, waited/ms, k)
+				}
+			}
+			if early > 20 {
+				t.Errorf("%d of 40 moves back did not have to wait: nothing is tried", early)
+			}
+		})
 	}
 }
