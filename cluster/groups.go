@@ -85,14 +85,14 @@ func (n *Node) tellGroups(s *command.State) {
 	if n.st.Last() > s.Index {
 		err := n.st.Beyond(s.Index, func(e *command.Entry) bool {
 			behind, past := claims(e, n.cfg.Name, d.Life())
-			a.Behind, a.Past = a.Behind || behind, a.Past || past
-			return !a.Behind || !a.Past
+			a.Behind, a.Past, a.Copies = a.Behind || behind, a.Past || past, a.Copies || inSync(e)
+			return !a.Behind || !a.Past || !a.Copies
 		})
 		if err != nil { // what cannot be read might be anything
-			a.Behind, a.Past = true, true
+			a.Behind, a.Past, a.Copies = true, true, true
 		}
 	}
-	same := n.toldAt > 0 && a.Behind == n.toldGroups.Behind && a.Past == n.toldGroups.Past && sameGroups(a.State, n.toldGroups.State)
+	same := n.toldAt > 0 && a.Behind == n.toldGroups.Behind && a.Past == n.toldGroups.Past && a.Copies == n.toldGroups.Copies && sameGroups(a.State, n.toldGroups.State)
 	n.toldAt = s.Index
 	if same {
 		return
@@ -108,6 +108,11 @@ func claims(e *command.Entry, name string, life uint64) (behind, past bool) {
 	}
 	t := e.Group.Term
 	return t.Node != name, t.Node == name && t.Life != life
+}
+
+// inSync says whether an entry has somebody's copy in sync.
+func inSync(e *command.Entry) bool {
+	return e.Kind == command.KindGroup && e.Group.Kind == failover.KindSync && e.Group.On
 }
 
 // sameGroups: every change of a group has a Rev of its own.

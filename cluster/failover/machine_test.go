@@ -114,7 +114,7 @@ func TestBehind(t *testing.T) {
 		a.kill()
 		w.run(w.now + 100*ms)
 		a.start()
-		a.step(Agreed{w.states[len(w.states)-1], behind, true})
+		a.step(Agreed{w.states[len(w.states)-1], behind, true, false})
 		w.judge.reset(w.now)
 		w.run(w.now + 2000*ms)
 		if served := w.now-w.judge.last["g"].at < 60*ms; served == behind {

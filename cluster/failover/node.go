@@ -54,11 +54,12 @@ type (
 		Message
 	}
 	// Agreed is the state after what this node has carried out of the log. Behind: its log has more, not known to be agreed on, by which another
-	// node is the owner of something. Past: the same, by which an earlier life of this node is.
+	// node is the owner of something. Past: the same, by which an earlier life of this node is. Copies: by which somebody's copy is in sync.
 	Agreed struct {
 		State
 		Behind bool
 		Past   bool
+		Copies bool
 	}
 	// Voters are those of the newest configuration in this node's log, agreed on or not. Version is the number of its entry: the same on every node that has it. It goes
 	// back where that was never agreed on and is taken off the log again: those before are neighbours too, and counted from anew.
@@ -212,6 +213,7 @@ type Node struct {
 	state    State
 	known    bool // state was told
 	behind   bool // the log may have another owner for something
+	copies   bool // the log may have a copy of something in sync that the state has not
 	past     bool // or an earlier life of this node
 	groups   map[string]*group
 	told     bool     // the groups of a policy were
@@ -436,7 +438,7 @@ func (n *Node) policy(list Groups) {
 // agreed takes in what the log says now. Terms that were passed over make no difference: who had one was told by the releases and the promises.
 func (n *Node) agreed(e Agreed, now Time) {
 	first := !n.known
-	n.state, n.behind, n.past, n.known = e.State, e.Behind, e.Past, true
+	n.state, n.behind, n.past, n.copies, n.known = e.State, e.Behind, e.Past, e.Copies, true
 	for name, o := range e.State.Groups {
 		g := n.group(name)
 		if o.Rev <= g.at.Rev {

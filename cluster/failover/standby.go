@@ -319,6 +319,9 @@ func (n *Node) nothingLeft(g *group, now Time) bool {
 	if n.plant.bareTakes {
 		return true
 	}
+	if n.copies { // what was carried out is noted a moment later than it is in the log: whose copy is in sync may stand there alone
+		return false
+	}
 	if now < n.awake.Add(2*Earlier) { // long enough to be answered: a first message may take 300 ms, however long a lease is
 		return false
 	}

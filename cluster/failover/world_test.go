@@ -226,7 +226,7 @@ func (b *box) start() {
 	if b.carried > 0 && !b.w.calm && b.w.dice.IntN(3) == 0 {
 		b.carried -= b.w.dice.IntN(min(b.carried, 3) + 1)
 	}
-	b.step(Agreed{b.w.states[b.carried], b.claims(false), b.claims(true)})
+	b.step(Agreed{b.w.states[b.carried], b.claims(false), b.claims(true), b.insync()})
 	b.tick()
 	if b.gateway {
 		for _, g := range b.w.groups {
@@ -240,6 +240,11 @@ func (b *box) start() {
 // claims: there is something in its log, carried out by nobody yet for all it knows, that makes another one the owner of something, or an earlier life of itself.
 func (b *box) claims(own bool) bool {
 	return slices.ContainsFunc(b.w.log[b.carried:b.disk], func(e Entry) bool { return e.Kind == KindClaim && (e.Term.Node == b.name) == own })
+}
+
+// insync: the same, that has somebody's copy in sync.
+func (b *box) insync() bool {
+	return slices.ContainsFunc(b.w.log[b.carried:b.disk], func(e Entry) bool { return e.Kind == KindSync && e.On })
 }
 
 func (b *box) tick() {
@@ -425,7 +430,7 @@ func (w *world) agree() {
 		if !b.up || b.paused || w.now < w.stall && w.dice.IntN(4) > 0 {
 			continue
 		}
-		if b.carried == len(w.log) && (b.m == nil || !b.m.behind && !b.m.past) || w.dice.IntN(5) == 0 || w.now < w.newest+b.tardy {
+		if b.carried == len(w.log) && (b.m == nil || !b.m.behind && !b.m.past && !b.m.copies) || w.dice.IntN(5) == 0 || w.now < w.newest+b.tardy {
 			continue
 		}
 		for _, l := range w.boxes {
