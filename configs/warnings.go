@@ -27,6 +27,7 @@ func (p *Policy) Warnings() ErrorList {
 				where.key("nat").key("bypass").bad(nil, "does nothing without nat.pool", "this tenant is routed untranslated anyway")
 			}
 		}
+		t.warnOpen(where)
 		w.rules(where, t)
 	}
 	p.warnGroups(at)
@@ -54,6 +55,17 @@ func (t *Timeouts) warn(at loc) {
 		if d.value.Duration < d.least {
 			at.key(d.key).bad(d.value, "is shorter than a NAT should wait", fmt.Sprintf("%s or more (%s)", Duration{d.least}, d.why))
 		}
+	}
+}
+
+// warnOpen names rules that let somebody in where everybody is: what the looser kinds of filtering let in by a mapping needs no rule, so whoever writes one for those that
+// may come in has meant the others to stay out.
+func (t *Tenant) warnOpen(at loc) {
+	in := func(deny bool) bool {
+		return slices.ContainsFunc(t.Rules, func(r Rule) bool { return r.Direction == "in" && (r.Action == "deny") == deny })
+	}
+	if len(t.NAT.Pool) > 0 && t.NAT.Filtering != "address-and-port-dependent" && in(false) && !in(true) {
+		at.key("nat").key("filtering").bad(t.NAT.Filtering, `lets others in by mappings than the "in" rules allow, which deny nobody`, `end them with a rule that does (direction = "in", action = "deny"), or leave filtering out`)
 	}
 }
 

@@ -30,3 +30,26 @@ p.toml:8: timeouts.icmp: "59s" is shorter than a NAT should wait: 1m or more (RF
 		}
 	}
 }
+
+// A rule for those who may come in says nothing to the others where the filtering of mappings lets them in: that is named, and where nothing of that kind is meant it is not.
+func TestWarnsOfOpenMappings(t *testing.T) {
+	const allow, deny = "[[tenant.rule]]\ndirection = \"in\"\naction = \"allow\"\nfrom = [\"203.0.113.0/24\"]\n", "[[tenant.rule]]\ndirection = \"in\"\naction = \"deny\"\n"
+	const out = "[[tenant.rule]]\ndirection = \"out\"\naction = \"deny\"\nservice = [\"tcp/25\"]\n"
+	for name, c := range map[string]struct {
+		nat, rules string
+		warned     bool
+	}{
+		"open, and rules that allow":      {"pool = [\"192.0.2.1\"]\nfiltering = \"endpoint-independent\"", allow + out, true},
+		"half open":                       {"pool = [\"192.0.2.1\"]\nfiltering = \"address-dependent\"", allow, true},
+		"the rest is denied":              {"pool = [\"192.0.2.1\"]\nfiltering = \"endpoint-independent\"", allow + deny, false},
+		"open to everybody, as some like": {"pool = [\"192.0.2.1\"]\nfiltering = \"endpoint-independent\"", out, false},
+		"the default":                     {"pool = [\"192.0.2.1\"]", allow, false},
+		"not translated":                  {"", allow, false},
+	} {
+		p := decodePolicy(t, "schema = 1\n[backbone]\ninterfaces = [\"wan\"]\n[[tenant]]\nname = \"a\"\ninterfaces = [\"a\"]\nprefixes = [\"198.18.0.0/24\"]\n[tenant.nat]\n"+c.nat+"\n"+c.rules)
+		w := p.Warnings()
+		if warned := len(w) == 1 && strings.Contains(w.Error(), "tenant[1].nat.filtering: "); warned != c.warned || !warned && len(w) > 0 {
+			t.Errorf("%s: %v", name, w)
+		}
+	}
+}
