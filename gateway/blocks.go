@@ -279,7 +279,7 @@ func (b backend) Block(ctx context.Context, r api.BlockRequest) (*api.Blocked, e
 		return nil, api.BadRequest("%s: want a time from %s to %s: what is to last is a rule of the policy", d, minBlock, maxBlock)
 	}
 	if why := g.mistake(p, any, zone); why != "" && !r.Force {
-		return nil, &api.Fault{Status: 409, Err: fmt.Errorf("%s was not blocked: %s: say force if that is meant", p, why)}
+		return nil, &api.Fault{Status: 409, Err: fmt.Errorf("%s was not blocked: %s: say force if that is meant (--force)", p, why)}
 	}
 	out := &api.Blocked{ByTenant: map[string]int{}, DryRun: r.DryRun, Block: api.Block{Address: text(p), Side: r.Side, Seconds: r.Seconds}}
 	v := g.view.Load()
