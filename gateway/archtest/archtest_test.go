@@ -52,7 +52,7 @@ func read() *tree {
 		}
 		rel, _ := filepath.Rel(root, name)
 		if d.IsDir() {
-			if rel == ".git" || rel == "build" {
+			if rel == ".git" || rel == "build" || rel == "bench-results" {
 				return filepath.SkipDir
 			}
 			return nil
@@ -82,7 +82,7 @@ func read() *tree {
 
 // ignored follows .gitignore.
 func ignored(name string) bool {
-	return name == "demarc" || slices.Contains([]string{".test", ".out", ".prof"}, filepath.Ext(name))
+	return name == "demarc" || name == "bench-results" || slices.Contains([]string{".test", ".out", ".prof"}, filepath.Ext(name))
 }
 
 func textual(name string) bool {
