@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,23 +15,31 @@ import (
 // standby, for up to ten seconds more. Here what carries the log waits until a heartbeat is answered, which to Raft is one try.
 type away struct {
 	mu   sync.Mutex
-	gone map[raft.ServerID]chan struct{} // mu: closed when it answers
+	gone map[raft.ServerID]missed // mu
 }
 
-// answered notes how a heartbeat went.
-func (a *away) answered(id raft.ServerID, ok bool) {
+// missed is a member that did not answer in a term of this node's. Of another term it says nothing: the first entry of a leader must not wait for its first heartbeat, which comes up to a
+// tenth of a heartbeat's time later, because of who was away when this node led before.
+type missed struct {
+	term uint64
+	back chan struct{} // closed when it answers, or is missed in another term
+}
+
+// answered notes how a heartbeat of a term went.
+func (a *away) answered(id raft.ServerID, term uint64, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	back, gone := a.gone[id]
-	switch {
-	case ok && gone:
-		close(back)
+	m, gone := a.gone[id]
+	if gone && (ok || m.term != term) {
+		close(m.back)
 		delete(a.gone, id)
-	case !ok && !gone:
+		gone = false
+	}
+	if !ok && !gone {
 		if a.gone == nil {
-			a.gone = map[raft.ServerID]chan struct{}{}
+			a.gone = map[raft.ServerID]missed{}
 		}
-		a.gone[id] = make(chan struct{})
+		a.gone[id] = missed{term, make(chan struct{})}
 	}
 }
 
@@ -39,20 +48,20 @@ const awayPace = 100 * time.Millisecond
 
 var errAway = errors.New("it does not answer")
 
-// wait returns when a member answers again, at once where it has not been missed. The error says that there is nothing to wait for any more: this node does not bring
+// wait returns when a member answers again, at once where it has not been missed in that term. The error says that there is nothing to wait for any more: this node does not bring
 // it the log, or ends.
-func (a *away) wait(id raft.ServerID, still func() bool, end <-chan struct{}) error {
+func (a *away) wait(id raft.ServerID, term uint64, still func() bool, end <-chan struct{}) error {
 	a.mu.Lock()
-	back, gone := a.gone[id]
+	m, gone := a.gone[id]
 	a.mu.Unlock()
-	if !gone {
+	if !gone || m.term != term {
 		return nil
 	}
 	t := time.NewTicker(awayPace)
 	defer t.Stop()
 	for still() {
 		select {
-		case <-back:
+		case <-m.back:
 			return nil
 		case <-t.C:
 		case <-end:
@@ -77,10 +86,5 @@ func (s *Store) brings(id raft.ServerID, term uint64) bool {
 	if s.raft.State() != raft.Leader || s.raft.CurrentTerm() != term {
 		return false
 	}
-	for _, v := range s.members().Servers {
-		if v.ID == id {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.members().Servers, func(v raft.Server) bool { return v.ID == id })
 }

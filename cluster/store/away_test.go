@@ -52,26 +52,31 @@ func TestMemberComesBack(t *testing.T) {
 func TestAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var a away
-		still, end := true, make(chan struct{})
+		still, term, end := true, uint64(5), make(chan struct{})
 		wait := func() (time.Duration, error) {
 			began := time.Now()
-			err := a.wait("n1", func() bool { return still }, end)
+			err := a.wait("n1", term, func() bool { return still }, end)
 			return time.Since(began), err
 		}
 		if took, err := wait(); took != 0 || err != nil {
 			t.Errorf("a member that nothing is known of is waited for: %s, %v", took, err)
 		}
-		a.answered("n1", false)
-		a.answered("n1", false)
-		a.answered("n2", true)
-		go func() { time.Sleep(time.Hour); a.answered("n1", true) }()
+		a.answered("n1", 5, false)
+		a.answered("n1", 5, false)
+		a.answered("n2", 5, true)
+		go func() { time.Sleep(time.Hour); a.answered("n1", 5, true) }()
 		if took, err := wait(); took != time.Hour || err != nil {
 			t.Errorf("it answers after an hour: %s, %v", took, err)
 		}
 		if took, err := wait(); took != 0 || err != nil {
 			t.Errorf("a member that has answered is waited for: %s, %v", took, err)
 		}
-		a.answered("n1", false)
+		a.answered("n1", 5, false)
+		term = 6
+		if took, err := wait(); took != 0 || err != nil {
+			t.Errorf("what was so in an earlier term counts: %s, %v", took, err)
+		}
+		term = 5
 		go func() { time.Sleep(time.Minute); still = false }()
 		if took, err := wait(); took < time.Minute || took > time.Minute+awayPace || !errors.Is(err, errAway) {
 			t.Errorf("nothing is brought to it after a minute: %s, %v", took, err)

@@ -278,7 +278,7 @@ func (c *screen) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *raft.
 		err = answers(id, to, a.RPCHeader)
 	}
 	if beat {
-		c.away.answered(id, err == nil)
+		c.away.answered(id, q.Term, err == nil)
 	}
 	return err
 }
@@ -293,7 +293,7 @@ func (c *screen) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *raf
 
 // absent waits for a member that does not answer, as long as this node brings it the log in that term.
 func (c *screen) absent(id raft.ServerID, term uint64) error {
-	return c.away.wait(id, func() bool { return c.brings(id, term) }, c.over)
+	return c.away.wait(id, term, func() bool { return c.brings(id, term) }, c.over)
 }
 
 // RequestVote implements raft.Transport.
