@@ -81,11 +81,14 @@ func (n *Node) consider(g *group, now Time) {
 		return
 	}
 	if slices.Contains(n.state.Drained, n.name) || n.leaving {
-		anybody := func(View) bool { return true }
-		to := n.best(g, now, anybody)
-		if to != "" && (n.copied(g, to, now) || n.leaving && now.Sub(n.left) > leaveCopy) {
+		anybody := func(string, View) bool { return true }
+		to := n.best(g, now, func(o string, _ View) bool { return n.copied(g, o, now) })
+		if to == "" && n.leaving && now.Sub(n.left) > leaveCopy {
+			to = n.best(g, now, anybody)
+		}
+		if to != "" {
 			n.hand(g, to, CauseDrain, now)
-		} else if to == "" && g.stuck != "drain" {
+		} else if n.best(g, now, anybody) == "" && g.stuck != "drain" {
 			g.stuck = "drain"
 			n.tell(g, "this node is to own nothing, and there is no node with a whole copy to hand over to: it serves on")
 		}
@@ -107,20 +110,20 @@ func (n *Node) consider(g *group, now Time) {
 	g.stuck = ""
 	own, panics := n.faults(g), n.has(g, CausePanics)
 	if own > 0 {
-		if to := n.best(g, now, func(v View) bool { return v.Faults < own }); to != "" {
+		if to := n.best(g, now, func(_ string, v View) bool { return v.Faults < own }); to != "" {
 			n.hand(g, to, n.worst(g), now)
 			return
 		}
 	}
 	if panics && g.mayPanic {
-		if to := n.best(g, now, func(v View) bool { return v.Faults <= own && !v.Panics }); to != "" {
+		if to := n.best(g, now, func(_ string, v View) bool { return v.Faults <= own && !v.Panics }); to != "" {
 			n.hand(g, to, CausePanics, now)
 			return
 		}
 	}
 	if i := slices.Index(g.conf.Nodes, n.name); g.conf.Prefer && i > 0 && !panics {
-		to := n.best(g, now, func(v View) bool { return v.Faults <= own && !v.Panics })
-		if j := slices.Index(g.conf.Nodes, to); j >= 0 && j < i && n.copied(g, to, now) {
+		to := n.best(g, now, func(o string, v View) bool { return v.Faults <= own && !v.Panics && n.copied(g, o, now) })
+		if j := slices.Index(g.conf.Nodes, to); j >= 0 && j < i {
 			n.hand(g, to, CausePrefer, now)
 		}
 	}
@@ -136,7 +139,7 @@ func (n *Node) rescue(g *group, now Time) string {
 	if outside == 0 || now.Sub(g.lastMove) < 2*n.t.Lease {
 		return ""
 	}
-	return n.best(g, now, func(v View) bool { return v.Faults == 0 && !v.Panics })
+	return n.best(g, now, func(_ string, v View) bool { return v.Faults == 0 && !v.Panics })
 }
 
 // stays says that a group would go to a better node and does not yet, since it has moved not long ago; "" = nothing is better, or nothing holds it.
@@ -145,7 +148,7 @@ func (n *Node) stays(g *group, now Time) string {
 	if own == 0 || now >= g.holdUntil || n.rescue(g, now) != "" {
 		return ""
 	}
-	to := n.best(g, now, func(v View) bool { return v.Faults < own })
+	to := n.best(g, now, func(_ string, v View) bool { return v.Faults < own })
 	if to == "" {
 		return ""
 	}
@@ -154,11 +157,11 @@ func (n *Node) stays(g *group, now Time) string {
 }
 
 // best is the best node of those that live, are in sync, may own the group and are good enough; "" = there is none.
-func (n *Node) best(g *group, now Time, good func(View) bool) (name string) {
+func (n *Node) best(g *group, now Time, good func(string, View) bool) (name string) {
 	var best View
 	for _, o := range g.conf.Nodes {
 		v, ok := n.view(o, g)
-		if o == n.name || !ok || v.Leaving || !n.alive(o, now) || !slices.Contains(g.at.InSync, o) || !v.Whole || slices.Contains(n.state.Drained, o) || !good(v) {
+		if o == n.name || !ok || v.Leaving || !n.alive(o, now) || !slices.Contains(g.at.InSync, o) || !v.Whole || slices.Contains(n.state.Drained, o) || !good(o, v) {
 			continue
 		}
 		if name == "" || v.Faults < best.Faults || v.Faults == best.Faults && best.Panics && !v.Panics {
@@ -299,7 +302,7 @@ func (n *Node) Heirs() (sum int) {
 	for _, g := range n.groups {
 		if g.parting != nil && !g.parting.done {
 			sum++
-		} else if g.serving && n.mine(g) && (g.moving != nil || g.until > n.last && n.best(g, n.last, func(View) bool { return true }) != "") {
+		} else if g.serving && n.mine(g) && (g.moving != nil || g.until > n.last && n.best(g, n.last, func(string, View) bool { return true }) != "") {
 			sum++
 		}
 	}
