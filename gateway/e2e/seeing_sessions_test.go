@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,17 +35,22 @@ func rigUDP(r *rig, ns string, port int, dst string) *net.UDPConn {
 			c, err = net.ListenUDP("udp", local)
 			return err
 		}
-		to, err := net.ResolveUDPAddr("udp", dst)
-		if err != nil {
-			return err
+		conn, err := (&net.Dialer{LocalAddr: local, Control: sharedPort}).Dial("udp", dst)
+		if err == nil {
+			c = conn.(*net.UDPConn)
 		}
-		c, err = net.DialUDP("udp", local, to)
 		return err
 	}); err != nil {
 		r.t.Fatalf("UDP socket in %s: %v", ns, err)
 	}
 	r.t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// sharedPort lets a port be had again at once: a process that another test is starting holds a copy of each socket until its program runs, closed or not.
+func sharedPort(_, _ string, c syscall.RawConn) (err error) {
+	e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+	return errors.Join(e, err)
 }
 
 // rigUDPEcho answers every datagram on a port until the test ends.
