@@ -429,14 +429,16 @@ func TestDriverTakesOver(t *testing.T) {
 	eventually(t, "gw-b has seen gw-a serve", func() bool { l := b.status().Last; return l != nil && l.To == "gw-a" })
 	w.fences()
 	w.judge.reset()
+	w.paused(nil)
 	w.network.Split([]string{"gw-b", "wit"})
 	killed := time.Now()
 	a.end()
 	w.served("gw-b")
 	f, gap := w.judge.of("east")
-	t.Logf("served %s after the kill, silence of %s", f.at.Sub(killed), gap)
-	if gap > 3*time.Second { // far more than it takes: a loaded machine elects slowly
-		t.Errorf("silence of %s", gap)
+	long := w.paused(nil)
+	t.Logf("served %s after the kill, silence of %s, the machine paused for %s", f.at.Sub(killed), gap, long)
+	if gap > 3*time.Second+long { // far more than it takes: a loaded machine elects slowly
+		t.Errorf("silence of %s, the machine paused for %s", gap, long)
 	}
 	s := b.status()
 	if s.Last == nil || s.Last.From != "gw-a" || s.Last.To != "gw-b" || s.Last.Cause != failover.CauseLease || !s.Last.Seen || s.Last.Gap < 20*time.Millisecond || s.Last.Gap > 2*gap+100*time.Millisecond {
@@ -741,8 +743,8 @@ func TestDriverPlanned(t *testing.T) {
 		x.mu.Unlock()
 	}
 	for _, gap := range []time.Duration{moved, drained, left} {
-		if gap > 2*time.Second {
-			t.Errorf("a planned move takes %s", gap)
+		if gap > 2*time.Second+long {
+			t.Errorf("a planned move takes %s, the machine paused for %s", gap, long)
 		}
 	}
 	w.sound()
@@ -865,11 +867,18 @@ func TestADriverRests(t *testing.T) {
 		t.Errorf("it has looked at the clock %d times, and nobody has said anything", n)
 	}
 	d.post(false, func(now failover.Time) { d.step(now, failover.Voters{Version: 1, Names: []string{"gw-a", "gw-b"}}) })
-	if n := seen(500 * time.Millisecond); n < 4 { // it has somebody to tell that it lives
+	// While the machine is elsewhere it looks less often, and never more often than it should.
+	most := func(enough int64, over time.Duration) (n int64) {
+		for try := 0; try < 10 && n < enough; try++ {
+			n = max(n, seen(over))
+		}
+		return n
+	}
+	if n := most(4, 500*time.Millisecond); n < 4 { // it has somebody to tell that it lives
 		t.Errorf("with another member it has looked %d times", n)
 	}
 	d.Policy([]failover.Group{east()})
-	if n := seen(200 * time.Millisecond); n < 20 {
+	if n := most(20, 200*time.Millisecond); n < 20 {
 		t.Errorf("with a group it has looked %d times", n)
 	}
 }

@@ -306,6 +306,11 @@ func (n *Node) takeIn(ctx context.Context, q *request) (answer, []byte) {
 	if m.Address == "" {
 		return refused("%s does not say where the others reach it: [cluster] advertise", m.Name), nil
 	}
+	if q.Replace != "" {
+		if a, known := n.known("what the members serve"); !known {
+			return a, nil
+		}
+	}
 	s := n.st.State()
 	j := &command.Join{Member: m, Token: command.Digest([]byte(q.Token))}
 	for _, o := range s.Members {
@@ -371,6 +376,9 @@ func (n *Node) takeIn(ctx context.Context, q *request) (answer, []byte) {
 
 // takeOut forgets a member.
 func (n *Node) takeOut(ctx context.Context, q *request) answer {
+	if a, known := n.known("what the members serve"); !known {
+		return a
+	}
 	s := n.st.State()
 	m, ok := s.Named(q.Target)
 	if !ok {

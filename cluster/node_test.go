@@ -78,8 +78,8 @@ type member struct {
 	skip *atomic.Int64 // by how much its clock is ahead of the time that has passed
 }
 
-// start opens and runs a member on dir.
-func start(t testing.TB, dir, name string, tr store.Transport) *member {
+// start opens and runs a member on dir. What first does, it does before it runs.
+func start(t testing.TB, dir, name string, tr store.Transport, first ...func(*Node)) *member {
 	t.Helper()
 	g := &gw{}
 	begin, skip := time.Now(), new(atomic.Int64)
@@ -87,6 +87,9 @@ func start(t testing.TB, dir, name string, tr store.Transport) *member {
 		Wall: time.Now, transport: tr, timers: timers()})
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, fn := range first {
+		fn(n)
 	}
 	m := running(t, n, g)
 	m.skip = skip
@@ -189,8 +192,7 @@ func TestOneNodeRevises(t *testing.T) {
 		t.Errorf("conflict: %v", err)
 	}
 	m.stop()
-	m = start(t, dir, "gw1", nil)
-	m.Serving(2, command.Digest([]byte("second")))
+	m = start(t, dir, "gw1", nil, func(n *Node) { n.Serving(2, command.Digest([]byte("second"))) }) // it may lead at once, and tell the gateway
 	if !m.Begun() {
 		t.Fatal("not begun after a restart")
 	}
@@ -206,36 +208,46 @@ func TestOneNodeRevises(t *testing.T) {
 func TestConfirmAndExpiry(t *testing.T) {
 	m := start(t, t.TempDir(), "gw1", nil)
 	begun(t, m)
-	began := time.Now()
-	r := revise(t, "second", 400*time.Millisecond, m)
-	if r.Fate != command.FateProvisional || m.gw.last() != "second" {
-		t.Fatalf("%+v, served %q", r, m.gw.last())
+	quickest, last := time.Hour, uint64(1)
+	for range 5 { // what counts too long does so each time, and the machine is not elsewhere for a second each time
+		began := time.Now()
+		r := revise(t, "second", 400*time.Millisecond, m)
+		if last++; r.Number != last || r.Fate != command.FateProvisional || m.gw.last() != "second" {
+			t.Fatalf("%+v, served %q", r, m.gw.last())
+		}
+		if n, left, ok := m.Left(); ok && (n != last || left > 400*time.Millisecond) {
+			t.Errorf("revision %d has %s left", n, left)
+		}
+		eventually(t, "the first is served again", func() bool { return m.gw.last() == "first" })
+		took := time.Since(began)
+		if took < 400*time.Millisecond {
+			t.Errorf("it took %s, want at least 400 ms", took)
+		}
+		if quickest = min(quickest, took); quickest <= 1400*time.Millisecond {
+			break
+		}
 	}
-	if n, left, ok := m.Left(); ok && (n != 2 || left > 400*time.Millisecond) {
-		t.Errorf("revision %d has %s left", n, left)
+	if quickest > 1400*time.Millisecond {
+		t.Errorf("it took %s at least, want at most 1.4 s", quickest)
 	}
-	eventually(t, "the first is served again", func() bool { return m.gw.last() == "first" })
-	if took := time.Since(began); took < 400*time.Millisecond || took > 1400*time.Millisecond {
-		t.Errorf("it took %s, want 400 ms to 1.4 s", took)
-	}
-	if s := m.State(); s.Serving != 1 || s.Confirmed != 1 || s.Revisions[1].Fate != command.FateExpired {
+	if s := m.State(); s.Serving != 1 || s.Confirmed != 1 || s.Revisions[last-1].Fate != command.FateExpired {
 		t.Errorf("%+v", s)
 	}
-	if err := m.Confirm(t.Context(), 2, command.Who{}); err == nil || !strings.Contains(err.Error(), "too late") {
+	if err := m.Confirm(t.Context(), last, command.Who{}); err == nil || !strings.Contains(err.Error(), "too late") {
 		t.Errorf("a late confirm: %v", err)
 	}
-	revise(t, "third", time.Minute, m)
+	third := revise(t, "third", time.Minute, m).Number
 	if _, err := m.Revise(t.Context(), Change{Text: []byte("x")}); err == nil || !strings.Contains(err.Error(), "waits for its confirmation") {
 		t.Errorf("onto a provisional revision: %v", err)
 	}
-	if err := m.Confirm(t.Context(), 3, command.Who{Author: "root"}); err != nil {
+	if err := m.Confirm(t.Context(), third, command.Who{Author: "root"}); err != nil {
 		t.Fatal(err)
 	}
-	if s := m.State(); s.Confirmed != 3 {
+	if s := m.State(); s.Confirmed != third {
 		t.Errorf("%+v", s)
 	}
-	revise(t, "fourth", time.Minute, m)
-	if err := m.TakeBack(t.Context(), 4, command.Who{Author: "root"}); err != nil {
+	fourth := revise(t, "fourth", time.Minute, m).Number
+	if err := m.TakeBack(t.Context(), fourth, command.Who{Author: "root"}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the third is served again", func() bool { return m.gw.last() == "third" })
@@ -359,9 +371,10 @@ func TestPolicyThatCutsTheCluster(t *testing.T) {
 		if m.State().Serving != 2 {
 			t.Errorf("%s: an entry was written without a majority", m.cfg.Name)
 		}
-		if !strings.Contains(m.Problem(), "revision 1 is served again because nobody could say") {
-			t.Errorf("%s says %q", m.cfg.Name, m.Problem())
-		}
+		// Its gateway serves it a moment before that is written down.
+		eventually(t, m.cfg.Name+" says so", func() bool {
+			return strings.Contains(m.Problem(), "revision 1 is served again because nobody could say")
+		})
 	}
 	net.Split()
 	for _, m := range ms {

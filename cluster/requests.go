@@ -314,6 +314,18 @@ func (n *Node) lead(ctx context.Context, q *request, body []byte) (answer, []byt
 	return n.yield(q.Target), nil
 }
 
+// known waits until all that is agreed on is applied here, so that State says it: a new leader may have been told of it, and not have got there. If it cannot, what is not known is in the answer.
+func (n *Node) known(what string) (a answer, known bool) {
+	switch err := n.st.Barrier(changeTime); {
+	case err == nil:
+		return answer{}, true
+	case errors.Is(err, store.ErrNotLeader):
+		return answer{}, false
+	default:
+		return refused("it cannot be said %s: %v", what, err), false
+	}
+}
+
 // here proposes an entry on this node, once.
 func (n *Node) here(ctx context.Context, e *command.Entry) answer {
 	if e.Level > 1 || e.Kind == command.KindJoin { // who joins while it is being looked who could read an entry might not be able to
@@ -321,10 +333,8 @@ func (n *Node) here(ctx context.Context, e *command.Entry) answer {
 		defer n.entering.Unlock()
 	}
 	if e.Level > 1 && n.st.Leads() {
-		if err := n.st.Barrier(changeTime); errors.Is(err, store.ErrNotLeader) {
-			return answer{}
-		} else if err != nil {
-			return answer{Leads: true, Refused: fmt.Sprintf("it cannot be said who could read this: %v", err)}
+		if a, known := n.known("who could read this"); !known {
+			return a
 		}
 	}
 	if why := unreadable(n.st.State(), e); why != "" && n.st.Leads() {

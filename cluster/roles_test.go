@@ -234,12 +234,16 @@ func TestDriverWaitsForACopy(t *testing.T) {
 					break
 				}
 			}
+			// A try takes a second by the test's clock, which goes on by 2 ms a round: on a busy machine the last one, begun before copyWait was over, ends long behind it.
 			err, took, asked := <-done, time.Since(began), 0
-			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) || took < c.least || took > c.least+2*time.Second {
+			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) || took < c.least || took > c.least+5*time.Second {
 				t.Errorf("after %s: %v", took, err)
 			}
-			if err != nil && strings.Contains(err.Error(), "That was so for 3") != (c.least > 0) {
-				t.Errorf("how long it was waited for: %v", err)
+			if err != nil {
+				_, words, told := strings.Cut(err.Error(), "That was so for ")
+				if waited, _ := time.ParseDuration(words); told != (c.least > 0) || told && (waited < copyWait || waited > took+100*time.Millisecond) {
+					t.Errorf("how long it was waited for, in %s: %v", took, err)
+				}
 			}
 			handing := false
 			for _, e := range d.Events() {

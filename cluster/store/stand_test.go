@@ -9,7 +9,8 @@ import (
 
 // TestStand: who misses its leader gets its place only where a majority misses it, and that is by Raft's last contact: whoever is heard stays, whatever is said of it.
 func TestStand(t *testing.T) {
-	x := newTrio(t)
+	// Nor is the leader to lose its lease, which stays as it is here.
+	x := pacedTrio(t, time.Second, 800*time.Millisecond)
 	for _, s := range x.s { // nobody is to stand by itself here, on a busy machine either
 		c := s.raft.ReloadableConfig()
 		c.HeartbeatTimeout, c.ElectionTimeout = 10*time.Second, 10*time.Second
