@@ -110,7 +110,7 @@ func (g *Gateway) drained(ctx context.Context, tenants map[flow.TenantID]bool) e
 			left[i][q] = at
 		}
 	}
-	for round := 0; ; round++ {
+	for settled := false; ; {
 		n := 0
 		err := g.each(ctx, func(i int, sh *pipeline.Shard) {
 			for q, at := range left[i] {
@@ -123,9 +123,10 @@ func (g *Gateway) drained(ctx context.Context, tenants map[flow.TenantID]bool) e
 		if err != nil {
 			return err
 		}
-		if n == 0 && round > 0 { // a second round: what was handed over or batched during the first has gone by then
+		if n == 0 && settled { // one round more: what was handed over or batched during the one before has gone by then
 			return nil
 		}
+		settled = n == 0
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
