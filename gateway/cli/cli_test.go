@@ -824,6 +824,7 @@ func TestFeed(t *testing.T) {
 		t.Fatalf("interval %v", d)
 	}
 	var dead atomic.Bool
+	var hung atomic.Int32 // how often it was asked in vain
 	var line atomic.Pointer[string]
 	say := func(s string) { line.Store(&s) }
 	say("one")
@@ -835,6 +836,7 @@ func TestFeed(t *testing.T) {
 		feed(ctx, slog.New(slog.NewTextHandler(&log, nil)), func() string { return *line.Load() }, func(ctx context.Context) error {
 			if dead.Load() {
 				<-ctx.Done() // a worker that hangs
+				hung.Add(1)
 				return ctx.Err()
 			}
 			return nil
@@ -861,6 +863,11 @@ func TestFeed(t *testing.T) {
 		}
 	}
 	dead.Store(true)
+	for hung.Load() == 0 { // who feeds it may be without a processor for as long as is read below
+		if time.Sleep(time.Millisecond); time.Now().After(deadline) {
+			t.Fatal("nobody asks the worker")
+		}
+	}
 	for read(200*time.Millisecond) != "" { // what was on its way
 		if time.Now().After(deadline) {
 			t.Fatal("the watchdog is fed for a worker that hangs")

@@ -75,6 +75,7 @@ func (a *app) run(cmd *cobra.Command, node, policy string, wait time.Duration, b
 	if n.Witness() {
 		return fmt.Errorf("%s: is a witness's: start it with `demarc witness --node %s`", node, node)
 	}
+	behind := precede()
 	above := guard.Above()
 	if n.Cluster != nil && above == nil { // there are others who want to know of its death
 		return guarded(node, text, n)
@@ -84,6 +85,9 @@ func (a *app) run(cmd *cobra.Command, node, policy string, wait time.Duration, b
 	lines := gateway.NewLogLines(logKept)
 	log := logger(io.MultiWriter(lines, out), n.Log)
 	defer onHangup(log)()
+	if behind != nil {
+		log.Info("this process does not come before others of the machine: where they keep it busy, copies of sessions are late", "err", behind)
+	}
 	signal.Ignore(syscall.SIGPIPE) // a log whose reader has gone is no reason to end; the default for standard error is to be killed
 	o := gateway.Options{Node: n, NodeText: text, Lines: lines, Version: a.version, Log: log, Break: broken, Seed: seed, Parent: above}
 	if policy != "" {
