@@ -11,6 +11,7 @@ import (
 	"demarc/acl"
 	"demarc/bench/peers"
 	"demarc/bench/report"
+	quietly "demarc/gateway/netlab/quiet" // the package has a quiet of its own
 	"demarc/gateway/netlab/roottest"
 )
 
@@ -101,20 +102,23 @@ func TestChurnOfFaultyDevices(t *testing.T) {
 		clean(t)
 		return out, err
 	}
-	out, err := run(&pausing{faulty: faulty{rule: "accept"}, pause: 50 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	by := byMetric(t, out, "", nil)
-	n := float64(by["64B/64/nat44/changed apply"].Demarc.N)
-	sent, lost := by["64B/64/nat44/changed sent"].Demarc.Median, by["64B/64/nat44/changed lost"].Demarc.Median
-	// 50 ms each, at the pace that was really kept.
-	if want := n * 0.05 * sent / 0.6; lost < want/2 {
-		t.Errorf("%v of %v frames were lost at %v changes, want some %.0f", lost, sent, n, want)
-	}
-	if still := by["64B/64/nat44/still lost"].Demarc.Median; still > lost/2 {
-		t.Errorf("%v were lost while nothing changed, %v at changes", still, lost)
-	}
+	// A CPU that is elsewhere for a tenth of a second loses as much as two changes.
+	quietly.Judge(t, func(l *quietly.Limits) {
+		out, err := run(&pausing{faulty: faulty{rule: "accept"}, pause: 50 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		by := byMetric(t, out, "", nil)
+		n := float64(by["64B/64/nat44/changed apply"].Demarc.N)
+		sent, lost := by["64B/64/nat44/changed sent"].Demarc.Median, by["64B/64/nat44/changed lost"].Demarc.Median
+		// 50 ms each, at the pace that was really kept.
+		if want := n * 0.05 * sent / 0.6; lost < want/2 {
+			l.Missed("%v of %v frames were lost at %v changes, want some %.0f", lost, sent, n, want)
+		}
+		if still := by["64B/64/nat44/still lost"].Demarc.Median; still > lost/2 {
+			l.Missed("%v were lost while nothing changed, %v at changes", still, lost)
+		}
+	})
 	if _, err := run(&pausing{faulty: faulty{rule: "accept"}, fail: errors.New("refused on purpose")}); err == nil || !strings.Contains(err.Error(), "refused on purpose") {
 		t.Errorf("a change that fails: %v", err)
 	}

@@ -66,8 +66,9 @@ const (
 	takes   = 3 * time.Second        // nobody waits longer for a takeover: it is not one
 	copied  = 20 * time.Second       // nor for a copy to be whole, where that is measured
 
-	// Each takeover lets what the owner before had kept open of public ports rest for the hold time, a thirtieth of all in this lab: after so many in short turn it is replaced, else the last runs would find no port.
-	mostMoves = 15
+	// Each takeover lets what the owner before had kept open of public ports rest for the hold time, a thirtieth of all in this lab: after so many in short turn it is replaced, else the last runs would find no port. Where connections are
+	// opened fast more is kept open: with ten in a minute and a half that was so.
+	mostMoves = 6
 	holdTime  = 2 * time.Minute // as shipped
 
 	fullIdle  = 100_000               // idle connections with --full
@@ -88,7 +89,7 @@ type run struct {
 	refused error         // the pair did not do what was asked
 	apart   int           // sessions by which the tables differ afterwards
 	stopped time.Duration // row stop: for so long, by when the signals were sent
-	lag     time.Duration // of the copy, as shown before the event; rows with all connections
+	lag     time.Duration // of the copy, as shown when all connections were open
 	dropped string        // what the gateways have dropped meanwhile; the same rows
 }
 
@@ -150,10 +151,12 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if err != nil {
 		return o, errors.Join(err, q.state(ctx, p, r))
 	}
-	if r.connections {
+	if !r.peer {
 		if o.lag, o.why, err = q.settled(ctx, p); err != nil {
 			return o, err
 		}
+	}
+	if r.connections {
 		had = q.drops(ctx, p)
 	}
 	echo, err := q.ping(p, r)
@@ -207,6 +210,11 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 		}
 		o.led = m.Leader == owner.Name
 	}
+	was, shown, known := "", copyOf{}, false
+	if !r.peer {
+		was = q.copies(ctx, p)
+		shown, known = q.look(ctx, owner, p.Other(owner))
+	}
 	c.from = time.Now()
 	o.moves = a.moves
 	if err := a.do(owner); err != nil && a.refusable {
@@ -258,6 +266,12 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if o.failure, err = c.judge(); err != nil {
 		return o, err
 	}
+	if o.fresh.shown = time.Duration(shown.lag * float64(time.Second)); o.fresh.lost > 0 && known {
+		o.fresh.beyond = max(0, o.fresh.age-o.fresh.shown-c.from.Sub(shown.at))
+	}
+	if !r.peer && (o.data[0]+o.idle[0] > 0 || o.fresh.age > lagMs*time.Millisecond) {
+		q.say("  connections were lost; before the event %s; now:\n%v", was, q.state(ctx, p, r))
+	}
 	if a.undo != nil && !q.Stay {
 		err = a.undo(owner)
 	}
@@ -267,6 +281,27 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	return o, err
 }
 
+// copies is what the nodes say of the copy of the sessions: for whoever reads that some were lost.
+func (q *failoverBench) copies(ctx context.Context, p *trio.Pair) string {
+	var said []string
+	for _, n := range p.Gateways() {
+		var all api.Groups
+		if err := n.Client.Get(ctx, api.PathGroups, &all); err != nil {
+			said = append(said, fmt.Sprintf("%s: %v", n.Name, err))
+			continue
+		}
+		for _, g := range all.Groups {
+			for _, c := range g.Copies {
+				said = append(said, fmt.Sprintf("%s serves, epoch %d, in sync %v, not protected %q: %+v, ports %+v", n.Name, g.Epoch, g.InSync, g.Why, c, g.Ports))
+			}
+			if g.Here != nil {
+				said = append(said, fmt.Sprintf("%s: %+v", n.Name, *g.Here))
+			}
+		}
+	}
+	return strings.Join(said, "; ")
+}
+
 // state is what the nodes say of a pair that does not work, for whoever reads the error.
 func (q *failoverBench) state(ctx context.Context, p *trio.Pair, r *failoverRow) error {
 	if r.peer {
@@ -274,7 +309,7 @@ func (q *failoverBench) state(ctx context.Context, p *trio.Pair, r *failoverRow)
 	}
 	var errs []error
 	for _, n := range p.Gateways() {
-		for _, args := range [][]string{{"group"}, {"status"}} {
+		for _, args := range [][]string{{"group"}, {"group", "events"}, {"status"}} {
 			out, err := n.Run(ctx, args...)
 			errs = append(errs, fmt.Errorf("%s says: %s", n.Name, out), err)
 		}

@@ -476,7 +476,7 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 	if r.agree {
 		q.add(r.name, "tables-apart", "sessions", collect(func(o *run) float64 { return float64(o.apart) }), "max", 0)
 	}
-	if r.connections && !r.peer {
+	if !r.peer {
 		q.add(r.name, "lag-before", "ms", collect(func(o *run) float64 { return ms(o.lag) }), "", 0)
 	}
 	q.add(r.name, "gap-before", "ms", collect(func(o *run) float64 { return ms(o.before) }), "", 0)
@@ -494,6 +494,8 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 		q.add(r.name, "fresh-on-their-way", "connections", collect(func(o *run) float64 { return float64(o.fresh.way) }), "", 0)
 		q.add(r.name, "fresh-lost", "connections", collect(func(o *run) float64 { return float64(o.fresh.lost) }), "", 0)
 		q.add(r.name, "fresh-lost-oldest", "ms", collect(func(o *run) float64 { return ms(o.fresh.age) }), "max", lagMs)
+		q.add(r.name, "fresh-lag-shown", "ms", collect(func(o *run) float64 { return ms(o.fresh.shown) }), "", 0)
+		q.add(r.name, "fresh-lost-older-than-shown", "ms", collect(func(o *run) float64 { return ms(o.fresh.beyond) }), "max", 0)
 		q.add(r.name, "fresh-lost-began-after", "connections", collect(func(o *run) float64 { return float64(o.fresh.after) }), "max", 0)
 		q.add(r.name, "fresh-failed", "connections", collect(func(o *run) float64 { return float64(o.fresh.failed) }), "max", 0)
 	}

@@ -68,6 +68,7 @@ type fresh struct {
 	lost          int           // of both
 	age           time.Duration // of the oldest lost one, when the event came
 	after         int           // lost ones that began afterwards
+	shown, beyond time.Duration // the lag of the copy that the owner showed right before the event, and by how much the oldest lost one was older than that
 }
 
 // gone is a silence at the end after which a flow counts as one that has not come back.

@@ -8,6 +8,7 @@ import (
 	"demarc/bench/pktgen"
 	"demarc/bench/report"
 	"demarc/configs"
+	quietly "demarc/gateway/netlab/quiet" // the package has a quiet of its own
 	"demarc/gateway/netlab/roottest"
 )
 
@@ -56,6 +57,11 @@ func TestFairnessFigures(t *testing.T) {
 
 // The whole command, short.
 func TestFairness(t *testing.T) {
+	roottest.Require(t)
+	quietly.Judge(t, func(l *quietly.Limits) { fairnessRun(t, l) })
+}
+
+func fairnessRun(t *testing.T, l *quietly.Limits) {
 	r, said, err := asJSON(t, "fairness", "--tenants", "16", "--trials", "1", "--seconds", "0.5", "--rate", "0.008", "--budget", "1s")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, said)
@@ -65,12 +71,14 @@ func TestFairness(t *testing.T) {
 	if f := by[name+"flood others-loss"]; f.Demarc.N != 1 {
 		t.Errorf("%+v", f)
 	}
-	// The flooder offers 32 limits and gets its own.
+	// The flooder offers 32 limits and gets its own. Of half a second a CPU that is elsewhere may take more than half.
 	if got := by[name+"flood flooder-got"]; got.Demarc.Max > 1.5 || got.Demarc.Min < 0.5 {
-		t.Errorf("flooder: %+v", got)
+		l.Missed("flooder: %+v", got)
 	}
-	if l := by[name+"limits worst"]; l.Demarc.N != 1 || l.Demarc.Max > 45 {
-		t.Errorf("limits: %+v", l)
+	if f := by[name+"limits worst"]; f.Demarc.N != 1 {
+		t.Errorf("limits: %+v", f)
+	} else if f.Demarc.Max > 45 {
+		l.Missed("limits: %+v", f)
 	}
 	if f := by[name+"alone tenants-without-loss"]; f.Demarc.N != 1 {
 		t.Errorf("%+v", f)
@@ -80,6 +88,10 @@ func TestFairness(t *testing.T) {
 // A gateway whose limits are not what was ordered is found: a flooder without one, a tenant with a fortieth, and the others with twice as much.
 func TestFairnessOfWrongLimits(t *testing.T) {
 	roottest.Require(t)
+	quietly.Judge(t, func(l *quietly.Limits) { wrongLimits(t, l) })
+}
+
+func wrongLimits(t *testing.T, l *quietly.Limits) {
 	q := fairness{Tenants: []int{16}, Seconds: 0.5, Rate: 8000, Flood: 4}
 	q.traffic = traffic{Scenario: "fairness", Trials: 1, Seed: 1, Progress: t.Output(), Binary: binary(t)}
 	q.extra = func(r *room) map[string]device {
@@ -105,9 +117,9 @@ func TestFairnessOfWrongLimits(t *testing.T) {
 		t.Errorf("a tenant that may send a twentieth of its frames loses %v %%", v)
 	}
 	if v := by[name+"flood flooder-got"].Demarc.Median; v < 3 {
-		t.Errorf("a flood that nothing limits reads as %v limits", v)
+		l.Missed("a flood that nothing limits reads as %v limits", v)
 	}
 	if least, most := by[name+"limits least"].Demarc.Median, by[name+"limits most"].Demarc.Median; least > -40 || most < 12 {
-		t.Errorf("limits of a fortieth and of twice as much read as %v and %v %%", least, most)
+		l.Missed("limits of a fortieth and of twice as much read as %v and %v %%", least, most)
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"demarc/bench/pktgen"
 	"demarc/bench/report"
+	quietly "demarc/gateway/netlab/quiet" // the package has a quiet of its own
 	"demarc/gateway/netlab/roottest"
 )
 
@@ -62,6 +63,11 @@ func TestPoolOf(t *testing.T) {
 
 // A quarter of a million sessions, established in both directions and carrying data, by the command itself; its default is a million, in a minute.
 func TestSessionsCarryData(t *testing.T) {
+	roottest.Require(t)
+	quietly.Judge(t, func(l *quietly.Limits) { sessionsCarryData(t, l) })
+}
+
+func sessionsCarryData(t *testing.T, l *quietly.Limits) {
 	r, said, err := asJSON(t, "sessions", "--trials", "0", "--sessions", "262144", "--rounds", "1", "--rate", "50000")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, said)
@@ -85,8 +91,11 @@ func TestSessionsCarryData(t *testing.T) {
 	if got := by["added-per-session"]; got < 128 || got > 224 {
 		t.Errorf("%.1f bytes of memory for each session", got)
 	}
-	if by["gc"] == 0 || by["gc-longest-pause"] > 50 {
-		t.Errorf("%v collections, the longest pause %v ms", by["gc"], by["gc-longest-pause"])
+	if by["gc"] == 0 {
+		t.Error("there was no collection, so no pause was measured")
+	}
+	if by["gc-longest-pause"] > 50 { // all threads are waited for, one of which may be on a CPU that is elsewhere
+		l.Missed("%v collections, the longest pause %v ms", by["gc"], by["gc-longest-pause"])
 	}
 	t.Logf("figure: 256k sessions: start %.2f s, establish %.1f s, %.0f MiB, %.1f bytes each, data at %.0f/s after %v tries, %v collections, longest pause %.2f ms, longest order %.2f ms",
 		by["start"], by["establish"], by["resident"], by["added-per-session"], by["data-rate"], by["tries"], by["gc"], by["gc-longest-pause"], by["longest-order"])

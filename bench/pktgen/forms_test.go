@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -248,19 +249,17 @@ func TestTimesAreThoseOfTheFrames(t *testing.T) {
 	if h.TotalCount() != int64(len(waits)) {
 		t.Fatalf("%d times were noted", h.TotalCount())
 	}
-	if got.Worst < least[2] || got.Worst > most[2] {
-		t.Errorf("the worst is %v, want %v to %v", got.Worst, least[2], most[2])
+	// Whichever it was: a machine that is elsewhere makes any of them the worst.
+	if a, b := slices.Max(least), slices.Max(most); got.Worst < a || got.Worst > b {
+		t.Errorf("the worst is %v, want %v to %v", got.Worst, a, b)
 	}
 	if max := time.Duration(h.Max()); max < got.Worst*98/100 || max > got.Worst*102/100 {
 		t.Errorf("the histogram's last is %v, the worst %v", max, got.Worst)
 	}
 	var lo, hi time.Duration
 	for i := 1; i < len(waits); i++ {
-		a, b := least[i]-most[i-1], most[i]-least[i-1]
-		if waits[i] < waits[i-1] {
-			a, b = least[i-1]-most[i], most[i-1]-least[i]
-		}
-		lo, hi = lo+max(0, a), hi+b
+		up, down := most[i]-least[i-1], most[i-1]-least[i] // at most; less than nothing = surely the other way
+		lo, hi = lo+max(0, -up, -down), hi+max(up, down)
 	}
 	if got.Jitter < lo/3-1 || got.Jitter > hi/3+1 {
 		t.Errorf("jitter %v, want %v to %v", got.Jitter, lo/3, hi/3)
