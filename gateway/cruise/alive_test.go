@@ -19,6 +19,7 @@ import (
 
 	"demarc/gateway/cruise/bpf"
 	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/quiet"
 	"demarc/gateway/netlab/roottest"
 )
 
@@ -111,11 +112,12 @@ func raw(t *testing.T, l *netlab.Lab, ns, dev string) (fd int) {
 	return fd
 }
 
-// What a dead, a stopped or a stuck process had handed down ends within half a second, although its programs stay attached.
+// What a dead, a stopped or a stuck process had handed down ends within half a second, although its programs stay attached. Who hears the frames, sends them or feeds may be without a processor when the
+// deadline passes: then the last frame is read late, or none was sent, and that says nothing.
 func TestADeadProcessClosesTransit(t *testing.T) {
 	roottest.Require(t)
 	for name, end := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "stopped": syscall.SIGSTOP, "in an endless loop": syscall.SIGUSR1} {
-		t.Run(name, func(t *testing.T) {
+		once := func(t *testing.T, limits *quiet.Limits) {
 			l, err := netlab.New("dmcruise")
 			if err != nil {
 				t.Fatal(err)
@@ -212,11 +214,14 @@ func TestADeadProcessClosesTransit(t *testing.T) {
 			<-done
 			t.Logf("the last of %d frames came %v after", count.Load(), after)
 			if after > closed {
-				t.Errorf("frames came for %v, want at most %v", after, closed)
+				limits.Missed("frames came for %v, want at most %v", after, closed)
 			}
 			if after < feeds {
-				t.Errorf("frames came for %v only: the deadline was not what ended them", after)
+				limits.Missed("frames came for %v only: the deadline was not what ended them", after)
 			}
+		}
+		t.Run(name, func(t *testing.T) {
+			quiet.Judge(t, func(limits *quiet.Limits) { once(t, limits) })
 		})
 	}
 }

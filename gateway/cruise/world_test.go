@@ -400,11 +400,21 @@ func (w *world) populate(n int) {
 		{"gamma", "198.18.30.30", "203.0.113.30", flow.TCP, 25}, {"gamma", "198.18.30.31", "198.51.100.31", flow.UDP, 5060},
 		{"backbone", "203.0.113.40", "192.0.2.16", flow.TCP, 8080}, {"transit", "198.51.100.41", "192.0.2.100", flow.UDP, 53}, {"backbone", "2001:db8:ff::42", "2001:db8:a::42", flow.UDP, 53},
 	}
+	// A packet with the highest bit of its port changed, or on the interface of another tenant, is to be nobody's: no two sessions have the same port but for that bit.
+	taken := map[uint16]bool{}
+	port := func() uint16 {
+		for {
+			if p := uint16(1024 + w.rng.IntN(60000)); !taken[p&0x7fff] {
+				taken[p&0x7fff] = true
+				return p
+			}
+		}
+	}
 	scaled := 0
 	for i := range n {
 		k := kinds[i%len(kinds)]
 		f := &form{iface: iface[k.in], mac: iface[k.in].MAC, ttl: 64, flags: 0x4000, tcp: 2, seq: w.rng.Uint32(), window: 65535,
-			key: flow.Key{Src: addr(k.src), Dst: addr(k.dst), SPort: uint16(1024 + w.rng.IntN(60000)), DPort: k.dport, Proto: k.proto, Family: 4}}
+			key: flow.Key{Src: addr(k.src), Dst: addr(k.dst), SPort: port(), DPort: k.dport, Proto: k.proto, Family: 4}}
 		if netip.MustParseAddr(k.src).Is6() {
 			f.key.Family = 6
 		}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -42,8 +43,10 @@ to = ["203.0.113.%d"]
 	r.start()
 	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
 	var a, b, a6 host.Probe
+	running, end := context.WithCancel(t.Context()) // the streams go on until all is applied, however long a busy machine takes
+	defer end()
 	stream := func(from netlab.Host, into *host.Probe, dst string, pps string) *job {
-		return r.spawn(from.Name, into, "udp-probe", "-dst", dst, "-pps", pps, "-duration", "5s", "-wait", "1s")
+		return r.spawnUntil(running, from.Name, into, "udp-probe", "-dst", dst, "-pps", pps, "-duration", "1m", "-wait", "1s")
 	}
 	// Everybody knows everybody before it counts: a next hop that is being asked for holds only so many packets.
 	for _, x := range []struct {
@@ -67,15 +70,13 @@ to = ["203.0.113.%d"]
 		}
 	}
 	during := time.Since(start)
+	end()
 	r.wait(jobs...)
 	sort.Float64s(took)
 	t.Logf("50 applies in %v, each %.1f ms (median) to %.1f ms; alpha %d of %d, longest gap %.1f ms; beta %d of %d, %.1f ms; alpha over IPv6 %d of %d",
 		during.Round(time.Millisecond), took[25], took[49], a.Received, a.Sent, a.LongestMs, b.Received, b.Sent, b.LongestMs, a6.Received, a6.Sent)
-	if during > 4500*time.Millisecond {
-		t.Errorf("the applies took %v, longer than the streams", during)
-	}
 	for name, p := range map[string]host.Probe{"alpha": a, "beta": b, "alpha over IPv6": a6} {
-		if p.Received != p.Sent || p.Duplicate+p.Foreign+p.Reordered > 0 {
+		if p.Sent == 0 || p.Received != p.Sent || p.Duplicate+p.Foreign+p.Reordered > 0 {
 			t.Errorf("%s: %d of %d came back, %d twice, %d foreign, %d out of order", name, p.Received, p.Sent, p.Duplicate, p.Foreign, p.Reordered)
 		}
 	}
@@ -350,30 +351,37 @@ func TestApplyRate(t *testing.T) {
 	policy := func(bits string) string { return rigPolicy("[tenant.rates.out]\nbits = \""+bits+"\"\n", "") }
 	r := newRig(t, "rate", policy("20M"))
 	r.start()
-	sink := r.serve(r.Public2.Name, "udp-sink", "-addr", ":9000")
-	var f host.Flood
-	flood := r.spawn(r.Alpha1.Name, &f, "udp-flood", "-dst", addrPort(r.Public2.V4, 9000), "-bits", "60e6", "-duration", "6s")
-	start := time.Now()
-	steps := []string{"5M", "30M"}
-	for i, bits := range steps {
-		time.Sleep(time.Until(start.Add(time.Duration(i+1) * 2 * time.Second)))
-		r.apply(policy(bits))
-	}
-	if got := rigTenantOf(r.status(), "alpha").Limits.OutBits; got != 30e6 {
-		t.Errorf("status says that the limit is %d", got)
-	}
-	r.wait(flood)
-	var s host.Sink
-	if err := sink.Stop(&s); err != nil {
-		t.Fatal(err)
-	}
-	for i, want := range []float64{20e6, 5e6, 30e6} {
-		got := s.Tags["flood"].Rate(time.Duration(i)*2*time.Second+500*time.Millisecond, 1250*time.Millisecond)
-		t.Logf("limit %2.0f Mbit/s: %.3f (%+.2f %%)", want/1e6, got/1e6, 100*(got-want)/want)
-		if !within(got, want, 0.03) {
-			t.Errorf("limit %.0f Mbit/s let %.2f through", want/1e6, got/1e6)
+	again := false
+	quiet.Judge(t, func(l *quiet.Limits) {
+		if again {
+			r.apply(policy("20M"))
 		}
-	}
+		again = true
+		sink := r.serve(r.Public2.Name, "udp-sink", "-addr", ":9000")
+		var f host.Flood
+		flood := r.spawn(r.Alpha1.Name, &f, "udp-flood", "-dst", addrPort(r.Public2.V4, 9000), "-bits", "60e6", "-duration", "6s")
+		start := time.Now()
+		steps := []string{"5M", "30M"}
+		for i, bits := range steps {
+			time.Sleep(time.Until(start.Add(time.Duration(i+1) * 2 * time.Second)))
+			r.apply(policy(bits))
+		}
+		if got := rigTenantOf(r.status(), "alpha").Limits.OutBits; got != 30e6 {
+			t.Errorf("status says that the limit is %d", got)
+		}
+		r.wait(flood)
+		var s host.Sink
+		if err := sink.Stop(&s); err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []float64{20e6, 5e6, 30e6} {
+			got := s.Tags["flood"].Rate(time.Duration(i)*2*time.Second+500*time.Millisecond, 1250*time.Millisecond)
+			t.Logf("limit %2.0f Mbit/s: %.3f (%+.2f %%)", want/1e6, got/1e6, 100*(got-want)/want)
+			if !within(got, want, 0.03) {
+				l.Missed("limit %.0f Mbit/s let %.2f through", want/1e6, got/1e6)
+			}
+		}
+	})
 }
 
 // A policy with errors is refused whole, with every error; one for another revision is refused too. Nothing changes.
@@ -658,8 +666,10 @@ func TestApplyManyRules(t *testing.T) {
 		r.wait(r.spawn(ns, &a, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "20", "-duration", "200ms", "-wait", "1s"))
 	}
 	a = host.Probe{}
-	jobs := []*job{r.spawn(r.Alpha1.Name, &a, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "1000", "-duration", "5s", "-wait", "1s"),
-		r.spawn(r.Beta1.Name, &b, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "1000", "-duration", "5s", "-wait", "1s")}
+	running, end := context.WithCancel(t.Context())
+	defer end()
+	jobs := []*job{r.spawnUntil(running, r.Alpha1.Name, &a, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "1000", "-duration", "1m", "-wait", "1s"),
+		r.spawnUntil(running, r.Beta1.Name, &b, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "1000", "-duration", "1m", "-wait", "1s")}
 	time.Sleep(500 * time.Millisecond)
 	before := r.status()
 	var d api.Diff
@@ -670,10 +680,12 @@ func TestApplyManyRules(t *testing.T) {
 	r.ask(&applied, "apply", path)
 	r.apply(rigPolicy("", ""))
 	all := time.Since(start)
+	time.Sleep(500 * time.Millisecond)
+	end()
 	r.wait(jobs...)
 	t.Logf("10,000 rules: diff %v, apply %.0f ms, all with the way back %v; alpha %d of %d, longest gap %.1f ms; beta %d of %d, %.1f ms", diffed.Round(time.Millisecond),
 		applied.Took*1e3, all.Round(time.Millisecond), a.Received, a.Sent, a.LongestMs, b.Received, b.Sent, b.LongestMs)
-	if a.Received != a.Sent || b.Received != b.Sent || all > 4400*time.Millisecond {
+	if a.Sent == 0 || b.Sent == 0 || a.Received != a.Sent || b.Received != b.Sent {
 		t.Errorf("alpha %d of %d, beta %d of %d, in %v; dropped: %v", a.Received, a.Sent, b.Received, b.Sent, all, drops(before, r.status()))
 	}
 }

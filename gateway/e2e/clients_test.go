@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/quiet"
 )
 
 // clientHosts is one host of each tenant: what real programs do, both do, at once where they do not measure.
@@ -24,6 +25,36 @@ func (s *site) each(f func(h netlab.Host)) {
 		wg.Go(func() { f(h) })
 	}
 	wg.Wait()
+}
+
+// judged runs f for hosts side by side, and judges what they miss on a machine that is there: what a pause has held back is sent at once, and may be more than a socket or a queue takes.
+func (s *site) judged(hosts []netlab.Host, f func(h netlab.Host, missed func(format string, args ...any))) {
+	s.t.Helper()
+	quiet.Judge(s.t, func(l *quiet.Limits) {
+		var mu sync.Mutex
+		missed := func(format string, args ...any) {
+			mu.Lock()
+			defer mu.Unlock()
+			l.Missed(format, args...)
+		}
+		var wg sync.WaitGroup
+		for _, h := range hosts {
+			wg.Go(func() { f(h, missed) })
+		}
+		wg.Wait()
+	})
+}
+
+// iperf is one second of iperf3 between a host and the server of a port outside, which may still be at the end of the run before.
+func (s *site) iperf(h netlab.Host, port string, args ...string) (out []byte, err error) {
+	for range 10 {
+		out, err = s.Exec(h.Name, "iperf3", append([]string{"-J", "-t", "1", "-c", s.Public1.V4.String(), "-p", port}, args...)...)
+		if !bytes.Contains(out, []byte("the server is busy")) {
+			break
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	return out, err
 }
 
 // daemon is a foreign program that runs in a namespace until the test ends.
@@ -146,17 +177,9 @@ func TestClientsIperf(t *testing.T) {
 		Bytes, Packets float64
 		Lost           float64 `json:"lost_packets"`
 	}
-	s.each(func(h netlab.Host) {
+	s.judged(s.clientHosts(), func(h netlab.Host, missed func(format string, args ...any)) {
 		for _, args := range [][]string{{"-P", "4"}, {"-R"}, {"-R", "-P", "4"}, {"-u", "-b", "4M", "-l", "1000"}, {"-u", "-b", "4M", "-l", "172", "-R"}} {
-			var out []byte
-			var err error
-			for range 10 { // the server may still be at the end of the run before
-				out, err = s.Exec(h.Name, "iperf3", append([]string{"-J", "-t", "1", "-c", s.Public1.V4.String(), "-p", ports[h.Name]}, args...)...)
-				if !bytes.Contains(out, []byte("the server is busy")) {
-					break
-				}
-				time.Sleep(200 * time.Millisecond)
-			}
+			out, err := s.iperf(h, ports[h.Name], args...)
 			var r struct {
 				Error string
 				End   struct {
@@ -171,10 +194,12 @@ func TestClientsIperf(t *testing.T) {
 			what := fmt.Sprintf("iperf3 %v from %s: %+v", args, h.Name, r.End)
 			if args[0] == "-u" {
 				if r.End.Sum.Packets < 300 || r.End.Sum.Lost != 0 {
-					t.Error(what)
+					missed("%s", what)
 				}
-			} else if got := r.End.SumReceived.Bytes * 8; got < 5e6 || h == s.Alpha1 && got > 40e6 { // a shaped burst may come on top
+			} else if got := r.End.SumReceived.Bytes * 8; h == s.Alpha1 && got > 40e6 { // a shaped burst may come on top
 				t.Error(what)
+			} else if got < 5e6 {
+				missed("%s", what)
 			}
 		}
 	})

@@ -199,7 +199,7 @@ func (s *site) sipServer(h netlab.Host, shown string) {
 
 // sipCalls places calls from a host and holds what came of them: all complete, and every RTP packet that was played came back to the port
 // that it was played from.
-func (s *site) sipCalls(h netlab.Host, to string, calls, packets int) {
+func (s *site) sipCalls(h netlab.Host, to string, calls, packets int, missed func(format string, args ...any)) {
 	media, scenario, stat := filepath.Join(s.dir, h.Name+".pcap"), filepath.Join(s.dir, h.Name+".xml"), filepath.Join(s.dir, h.Name+".csv")
 	rtpFile(s.t, media, packets)
 	// An offer of many candidates makes an INVITE of two fragments, as people's telephones do.
@@ -233,8 +233,10 @@ func (s *site) sipCalls(h netlab.Host, to string, calls, packets int) {
 	ok, failed, again := sippFigures(s.t, stat)
 	until(2*time.Second, func() bool { return back.Load() >= int64(calls*packets) })
 	s.t.Logf("%s: %s calls, %s failed, %s retransmissions; RTP out %d, back %d", h.Name, ok, failed, again, out.Load(), back.Load())
-	if ok != fmt.Sprint(calls) || failed != "0" || out.Load() != int64(calls*packets) || back.Load() != out.Load() {
+	if ok != fmt.Sprint(calls) || failed != "0" || out.Load() != int64(calls*packets) {
 		s.t.Errorf("%s: want %d calls and %d RTP packets each way", h.Name, calls, calls*packets)
+	} else if back.Load() != out.Load() {
+		missed("%s: %d of %d RTP packets came back", h.Name, back.Load(), out.Load())
 	}
 }
 
@@ -243,7 +245,9 @@ func TestClientsSIP(t *testing.T) {
 	s := standard(t, netlab.Options{})
 	s.start()
 	s.sipServer(s.Public1, s.Public1.V4.String())
-	s.each(func(h netlab.Host) { s.sipCalls(h, s.Public1.V4.String(), 60, 25) })
+	s.judged(s.clientHosts(), func(h netlab.Host, missed func(format string, args ...any)) {
+		s.sipCalls(h, s.Public1.V4.String(), 60, 25, missed)
+	})
 	s.stop()
 }
 
@@ -259,11 +263,9 @@ func TestClientsSIPToAForward(t *testing.T) {
 	s.write(clientNode(t), policy)
 	s.start()
 	s.sipServer(s.Alpha1, "192.0.2.17")
-	var wg sync.WaitGroup
-	for _, h := range []netlab.Host{s.Public1, s.Beta1} {
-		wg.Go(func() { s.sipCalls(h, "192.0.2.17", 40, 25) })
-	}
-	wg.Wait()
+	s.judged([]netlab.Host{s.Public1, s.Beta1}, func(h netlab.Host, missed func(format string, args ...any)) {
+		s.sipCalls(h, "192.0.2.17", 40, 25, missed)
+	})
 	s.stop()
 }
 

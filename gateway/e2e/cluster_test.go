@@ -102,10 +102,7 @@ func TestClusterOfThree(t *testing.T) {
 	}
 
 	// The leader is killed, packets do not notice, the next change is accepted within 3 s.
-	var lead *machine
-	if !until(15*time.Second, func() bool { lead = r.nodes[gw1.members().Leader]; return lead == wit }) {
-		t.Errorf("%s leads, not the witness", lead.name)
-	}
+	r.eventually(15*time.Second, "the witness leads", func() (bool, string) { l := gw1.members().Leader; return l == "wit", l })
 	ping := gw1.stream("2s")
 	wit.kill()
 	began := time.Now()
@@ -155,7 +152,8 @@ func TestClusterOfThree(t *testing.T) {
 	// Nobody confirms, and the leader is dead.
 	gw1.must("apply", r.policy("unconfirmed"), "--confirm", "3s")
 	began = time.Now()
-	lead = r.nodes[gw1.members().Leader]
+	var lead *machine
+	r.eventually(3*time.Second, "somebody leads", func() (bool, string) { lead = r.nodes[gw1.members().Leader]; return lead != nil, "nobody" })
 	for _, g := range gateways {
 		g.serves("unconfirmed", 0)
 	}

@@ -125,11 +125,11 @@ func TestConfirmTimeIsOver(t *testing.T) {
 	r.wait(jobs...)
 	var machine host.Machine
 	check(t, watch.Stop(&machine))
-	away := time.Duration(machine.WorstMs * 1e6) // nothing was sent meanwhile, perhaps at the very end of the time
+	away := time.Duration(machine.WorstMs * 1e6) // nothing was sent meanwhile, perhaps at the very end of the time, and nobody went back
 	first, last := time.Unix(0, h.first.Load()).Sub(asked), time.Unix(0, h.last.Load()).Sub(asked)
 	t.Logf("of the denied flow %d packets got through, from %v to %v after the apply; the old revision is served again after %v; the other tenant %d of %d, longest gap %.1f ms",
 		h.n.Load(), first.Round(time.Millisecond), last.Round(time.Millisecond), back.Round(time.Millisecond), other.Received, other.Sent, other.LongestMs)
-	if first < 0 || last < limit-100*time.Millisecond-away || last > over+time.Second || back > over+time.Second {
+	if first < 0 || last < limit-100*time.Millisecond-away || last > over+time.Second+away || back > over+time.Second+away {
 		t.Errorf("want it through for %v, and not a second longer than to %v; %s", limit, over.Round(time.Millisecond), machine)
 	}
 	if other.Received != other.Sent {
@@ -192,7 +192,11 @@ func TestConfirmCountsThroughKill(t *testing.T) {
 	r.applyWith(confirmOpen(), "--confirm", "5s")
 	var left float64
 	r.until(5*time.Second, "two seconds pass", func() (bool, string) {
-		left = r.status().Cluster.Provisional.Left
+		p := r.status().Cluster.Provisional
+		if p == nil {
+			return false, "it is over"
+		}
+		left = p.Left
 		return left < 3, fmt.Sprint(left)
 	})
 	r.kill()
@@ -254,7 +258,7 @@ func TestRollbackCutsExactlyWhatIsDenied(t *testing.T) {
 					n++
 				}
 			}
-			return n >= 3, fmt.Sprint(n, " sessions")
+			return n >= 3+2*round, fmt.Sprint(n, " sessions") // those that were not cut in the first round are still there
 		})
 		var d api.Diff
 		r.ask(&d, "diff", "--to", "1")

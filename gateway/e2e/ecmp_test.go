@@ -220,7 +220,7 @@ func TestECMPMovesOnlyTheFlowsOfADeadNextHop(t *testing.T) {
 		return st.Up == 6, fmt.Sprintf("%+v", st)
 	})
 	four, end4 := talks(r, 45, []netlab.Host{r.Alpha1, r.Alpha2, r.Beta1}, farAway4+":7000")
-	six, end6 := talks(r, 24, []netlab.Host{r.Alpha1, r.Alpha2}, "["+farAway6+"]:7000")
+	six, end6 := talks(r, 40, []netlab.Host{r.Alpha1, r.Alpha2}, "["+farAway6+"]:7000")
 	all := append(slices.Clone(four), six...)
 	going(r, all, 5*time.Second, "conversations go on")
 	at, at6 := share(four), share(six)

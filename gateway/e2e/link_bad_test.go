@@ -78,6 +78,11 @@ func TestLinkBadPacketsOnTheWire(t *testing.T) {
 
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
+	// Random damage makes the sender of an ARP message another host now and then (one run of some hundred). Who hears that sends what is for the other host to this one, as any router does: such are left out, of the ends of the good stream.
+	claims := func(f []byte) bool {
+		return len(f) >= 32 && f[12] == 8 && f[13] == 6 && (bytes.Equal(f[28:32], s.Alpha1.V4.AsSlice()) || bytes.Equal(f[28:32], s.Public1.V4.AsSlice()))
+	}
+	var rest []func() // sends what is not judged, behind all that is: an answer to it that comes late would be taken for one to what is
 	// side sends from the far end of a port, past the switch, which would not pass everything on. Those that are bad for certain go in lots
 	// of one reason.
 	side := func(name, ns, dev, sw string, lot int, e badpackets.Ends) {
@@ -97,6 +102,7 @@ func TestLinkBadPacketsOnTheWire(t *testing.T) {
 			switch {
 			case len(c.Frame) < 14 || len(c.Frame) > 1518: // no driver sends these
 				unsendable++
+			case c.Want == verdict.Unset && claims(c.Frame):
 			case c.Want == verdict.Unset || c.Want == verdict.Pass:
 				harmless = append(harmless, c)
 			default:
@@ -104,7 +110,7 @@ func TestLinkBadPacketsOnTheWire(t *testing.T) {
 			}
 		}
 		strict.Store(true)
-		failed := 0
+		failed, patience := 0, 5*time.Second // a machine is elsewhere for a second now and then
 		for want, all := range byReason {
 			for cases := range slices.Chunk(all, lot) {
 				mu.Lock()
@@ -116,7 +122,8 @@ func TestLinkBadPacketsOnTheWire(t *testing.T) {
 					judged++
 				}
 				var after map[string]uint64
-				if !until(time.Second, func() bool { after = got(); return after[want] >= before[want]+uint64(len(cases)) }) {
+				if !until(patience, func() bool { after = got(); return after[want] >= before[want]+uint64(len(cases)) }) {
+					patience = time.Second // it has failed: the rest is for whoever looks why
 					how := ""
 					for k, n := range after {
 						if n > before[k] {
@@ -131,22 +138,27 @@ func TestLinkBadPacketsOnTheWire(t *testing.T) {
 		}
 		time.Sleep(50 * time.Millisecond)
 		strict.Store(false)
-		for i, c := range harmless {
-			check(t, send(c.Frame))
-			if i%64 == 63 {
-				time.Sleep(2 * time.Millisecond)
-			}
-		}
-		time.Sleep(50 * time.Millisecond)
-		t.Logf("%s: %d judged, %d sent besides, %d that no driver sends", name, judged, len(harmless), unsendable)
-		s.healthy(s.status())
 		if judged < 2000 {
 			t.Errorf("%s: only %d cases", name, judged)
 		}
+		rest = append(rest, func() {
+			for i, c := range harmless {
+				check(t, send(c.Frame))
+				if i%64 == 63 {
+					time.Sleep(2 * time.Millisecond)
+				}
+			}
+			time.Sleep(50 * time.Millisecond)
+			t.Logf("%s: %d judged, %d sent besides, %d that no driver sends", name, judged, len(harmless), unsendable)
+			s.healthy(s.status())
+		})
 	}
 	side("from a tenant", s.Alpha2.Name, netlab.AlphaPort, "sw-alpha", 1, badpackets.Ends{Src4: s.Alpha2.V4.As4(), Dst4: s.Public2.V4.As4(), Src6: s.Alpha2.V6.As16(), Dst6: s.Public2.V6.As16()})
 	side("from the backbone", s.Public2.Name, netlab.PublicPort, "sw-public", 32, badpackets.Ends{Src4: s.Public2.V4.As4(), Dst4: addr("192.0.2.16").As4(), Src6: s.Public2.V6.As16(), Dst6: s.Alpha2.V6.As16()})
 	side("to the gateway itself", s.Public2.Name, netlab.PublicPort, "sw-public", 32, badpackets.Ends{Src4: s.Public2.V4.As4(), Dst4: addr(netlab.PublicGW4).As4(), Src6: s.Public2.V6.As16(), Dst6: addr(netlab.PublicGW6).As16()})
+	for _, send := range rest {
+		send()
+	}
 	close(stop)
 	<-done
 	if n := leaked.Load(); n > 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,22 +30,32 @@ func TestLinkRealClients(t *testing.T) {
 	// Two hops: the gateway, then the far end.
 	hop := regexp.MustCompile(`(?m)^ *([0-9]+) +(\S+) `)
 	trace := func(h netlab.Host, args ...string) {
-		out, err := s.Exec(h.Name, "traceroute", append([]string{"-n", "-q", "2", "-w", "2", "-m", "5"}, args...)...)
-		if err != nil {
-			t.Error(err)
+		var hops string
+		run := func(which ...string) {
+			out, err := s.Exec(h.Name, "traceroute", slices.Concat([]string{"-n", "-q", "2", "-w", "2"}, which, args)...)
+			if err != nil {
+				t.Error(err)
+			}
+			_, lines, _ := strings.Cut(string(out), "\n")
+			hops += lines
+		}
+		if slices.Contains(args, "-I") { // each hop by a socket of its own: see TestSeeingICMPErrors
+			run("-m", "1")
+			run("-f", "2", "-m", "5")
+		} else {
+			run("-m", "5")
 		}
 		want := [][2]string{{"1", netlab.InsideGW4}, {"2", s.Public1.V4.String()}}
 		if args[len(args)-1] == s.Public1.V6.String() {
 			want = [][2]string{{"1", map[string]string{s.Alpha1.Name: "2001:db8:a::1", s.Beta1.Name: "2001:db8:b::1"}[h.Name]}, {"2", s.Public1.V6.String()}}
 		}
-		_, hops, _ := strings.Cut(string(out), "\n")
 		got := hop.FindAllStringSubmatch(hops, -1)
 		ok := len(got) == len(want)
 		for i := range got {
 			ok = ok && got[i][1] == want[i][0] && got[i][2] == want[i][1]
 		}
 		if !ok || strings.Contains(hops, "*") || strings.Contains(hops, "!") {
-			t.Errorf("traceroute %v from %s: want %v\n%s", args, h.Name, want, out)
+			t.Errorf("traceroute %v from %s: want %v\n%s", args, h.Name, want, hops)
 		}
 	}
 	// traceroute sends 16 probes at once: more than wait for a neighbour that nobody knows yet.

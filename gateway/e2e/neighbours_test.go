@@ -83,17 +83,17 @@ func TestScansAndFloodsLeaveNeighboursInUse(t *testing.T) {
 	}
 	for i, x := range attacks {
 		before := a.status()
-		b := a.under(attackRate, x.ns, x.next)
-		s := b.after.SlowPath
-		t.Logf("%s: %d frames; %d neighbours, %d unanswered, %d questions and answers withheld", x.what, b.sent, s.Neighbours, s.Unanswered, s.Limited-before.SlowPath.Limited)
 		reasons := []string{"neighbor_queue_full or no_neighbor or slow_path_full or tenant_unanswered"}
 		if i == 2 {
 			reasons = nil
-			if s.Limited == before.SlowPath.Limited && b.after.Drops["slow_path_full"] == before.Drops["slow_path_full"] {
-				t.Errorf("%s: nothing was withheld", x.what)
-			}
 		}
-		a.held(b, reasons...)
+		b := a.attack(attackRate, x.ns, x.next, reasons...)
+		s := b.after.SlowPath
+		t.Logf("%s: %d frames; %d neighbours, %d unanswered, %d questions and answers withheld", x.what, b.sent, s.Neighbours, s.Unanswered, s.Limited-before.SlowPath.Limited)
+		// Every other frame wants an answer, of which there are 500 at once and 2,000 a second. Where the machine was elsewhere for half of the time that many were not asked for.
+		if i == 2 && b.sent/2 > 500+2000*3 && s.Limited == before.SlowPath.Limited && b.after.Drops["slow_path_full"] == before.Drops["slow_path_full"] {
+			t.Errorf("%s: nothing was withheld", x.what)
+		}
 		if s.Unanswered > 64 || s.TableFull > 0 {
 			t.Errorf("%s: %d unanswered, %d refused for want of room", x.what, s.Unanswered, s.TableFull)
 		}
@@ -151,10 +151,10 @@ func TestFaultAddressConflict(t *testing.T) {
 		seen, carried := defence.Seen(), rigTenantOf(r.status(), "alpha").Out.Packets
 		var p host.Probe
 		stream := r.spawn(r.Alpha1.Name, &p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "500", "-duration", "2s")
-		r.until(time.Second, "the stream runs", func() (bool, string) { return rigTenantOf(r.status(), "alpha").Out.Packets > carried+20, "" })
+		r.until(5*time.Second, "the stream runs", func() (bool, string) { return rigTenantOf(r.status(), "alpha").Out.Packets > carried+20, "" })
 		check(t, send(claim4))
 		check(t, send(claim6))
-		r.until(2*time.Second, "both addresses are defended", func() (bool, string) {
+		r.until(5*time.Second, "both addresses are defended", func() (bool, string) {
 			return defence.Seen()-seen >= 2, fmt.Sprint(defence.Seen() - seen)
 		})
 		defended = time.Now()
@@ -224,29 +224,33 @@ func TestFaultNeighbourChangesItsMAC(t *testing.T) {
 		check(t, send(buf[:build.ARPRequest(buf[:], [6]byte(mac), h.V4.As4(), h.V4.As4(), [6]byte{}, 0)]))
 		check(t, send(buf[:build.NeighborAdvertisement(buf[:], [6]byte(mac), h.V6.As16(), [6]byte{0x33, 0x33, 0, 0, 0, 1}, addr("ff02::1").As16(), h.V6.As16(), false, true, 0)]))
 	}
+	changes := byte(0)
 	for i, c := range []struct {
 		who       netlab.Host
 		announced bool
 	}{{r.Public1, true}, {r.Alpha1, false}} {
-		for j, dst := range []netip.Addr{r.Public1.V4, r.Public1.V6} {
-			var p host.Probe
-			created := rigTenantOf(r.status(), "alpha").Created
-			stream := r.spawn(r.Alpha1.Name, &p, "udp-probe", "-dst", addrPort(dst, 7007), "-pps", "200", "-duration", "3s")
-			r.until(2*time.Second, "the stream runs", func() (bool, string) { return rigTenantOf(r.status(), "alpha").Created > created, "" })
-			time.Sleep(1100 * time.Millisecond) // so that the address has been on its MAC for a while: a change within a second needs an announcement
-			mac := net.HardwareAddr{2, 0xd4, 0, 0, byte(i), byte(j)}
-			set(c.who.Name, mac)
-			if c.announced {
-				announce(c.who, mac)
-			}
-			r.wait(stream)
-			t.Logf("%s, announced %v, to %s: %d of %d, longest gap %.1f ms", c.who.Name, c.announced, dst, p.Received, p.Sent, p.LongestMs)
-			if p.LongestMs > 700 || p.Received < p.Sent*3/4 {
-				t.Errorf("%s, announced %v, to %s: %d of %d, longest gap %.1f ms", c.who.Name, c.announced, dst, p.Received, p.Sent, p.LongestMs)
-			}
-			if n := rigTenantOf(r.status(), "alpha").Created - created; n > 4 { // the stream, and what hosts say by themselves
-				t.Errorf("%d sessions were made", n)
-			}
+		for _, dst := range []netip.Addr{r.Public1.V4, r.Public1.V6} {
+			quiet.Judge(t, func(l *quiet.Limits) {
+				var p host.Probe
+				created := rigTenantOf(r.status(), "alpha").Created
+				stream := r.spawn(r.Alpha1.Name, &p, "udp-probe", "-dst", addrPort(dst, 7007), "-pps", "200", "-duration", "3s")
+				r.until(5*time.Second, "the stream runs", func() (bool, string) { return rigTenantOf(r.status(), "alpha").Created > created, "" })
+				time.Sleep(1100 * time.Millisecond) // so that the address has been on its MAC for a while: a change within a second needs an announcement
+				changes++                           // another one each time, in another try too
+				mac := net.HardwareAddr{2, 0xd4, 0, 0, byte(i), changes}
+				set(c.who.Name, mac)
+				if c.announced {
+					announce(c.who, mac)
+				}
+				r.wait(stream)
+				t.Logf("%s, announced %v, to %s: %d of %d, longest gap %.1f ms", c.who.Name, c.announced, dst, p.Received, p.Sent, p.LongestMs)
+				if p.LongestMs > 700 || p.Received < p.Sent*3/4 {
+					l.Missed("%s, announced %v, to %s: %d of %d, longest gap %.1f ms", c.who.Name, c.announced, dst, p.Received, p.Sent, p.LongestMs)
+				}
+				if n := rigTenantOf(r.status(), "alpha").Created - created; n > 4 { // the stream, and what hosts say by themselves
+					t.Errorf("%d sessions were made", n)
+				}
+			})
 		}
 	}
 	send := s.rawFrames(r.Public2.Name, netlab.HostDevice)

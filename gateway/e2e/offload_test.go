@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"regexp"
@@ -33,6 +34,11 @@ func offloadRig(t *testing.T, name, policy string) *rig {
 // stream is 1,000 probes a second from alpha to the public side and back.
 func (r *rig) stream(p *host.Probe, d time.Duration) *job {
 	return r.spawn(r.Alpha1.Name, p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "1000", "-duration", d.String())
+}
+
+// streamUntil is stream until ctx ends. What comes back of it is not waited for.
+func (r *rig) streamUntil(ctx context.Context, p *host.Probe) *job {
+	return r.spawnUntil(ctx, r.Alpha1.Name, p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "1000", "-duration", "2m", "-wait", "1ms")
 }
 
 // arrives counts what the public host receives of it.
@@ -190,7 +196,9 @@ func TestOffloadClosesWhenDead(t *testing.T) {
 		r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
 		count, newest := r.arrives(), r.newest()
 		var p host.Probe
-		j := r.stream(&p, 3*time.Second)
+		going, end := context.WithCancel(t.Context()) // until it carries again, however long a busy machine takes for what is before
+		defer end()
+		j := r.streamUntil(going, &p)
 		r.flows(count)
 		pid := netlab.Worker(r.cmd.Process.Pid)
 		began := clockOfProbes(t)
@@ -219,6 +227,7 @@ func TestOffloadClosesWhenDead(t *testing.T) {
 		default:
 			<-r.ended
 		}
+		end()
 		r.wait(j)
 	}
 }
@@ -237,7 +246,9 @@ func TestOffloadNeedsWhoTakesIt(t *testing.T) {
 	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
 	count := r.arrives()
 	var p host.Probe
-	j := r.stream(&p, 5*time.Second)
+	going, end := context.WithCancel(t.Context())
+	defer end()
+	j := r.streamUntil(going, &p)
 	r.flows(count)
 	check(t, r.TakesRedirected("sw-public", far, false))
 	r.until(4*time.Second, "it is seen", func() (bool, string) {
@@ -248,5 +259,6 @@ func TestOffloadNeedsWhoTakesIt(t *testing.T) {
 	r.until(2*time.Second, "workers carry it", func() (bool, string) { n := count(); return n > was+100, fmt.Sprint(n - was) })
 	check(t, r.TakesRedirected("sw-public", far, true))
 	r.until(4*time.Second, "it is on again", func() (bool, string) { o := portOf(r.status(), "bb0").Offload; return o.On, fmt.Sprintf("%+v", o) })
+	end()
 	r.wait(j)
 }

@@ -8,12 +8,16 @@ import (
 	"time"
 
 	"demarc/gateway/api"
+	"demarc/gateway/netlab/quiet"
 )
 
 // What the owner of a group says of the copy at the other node: it is whole while sessions come and go, it falls behind while the other node is stopped and says so, and goes on
 // where it was; a killed one gets all anew; one whose tables are smaller is said to have no room. While it is whole nothing keeps the other node from taking over.
-func TestPairCopies(t *testing.T) {
+func TestPairCopies(t *testing.T) { pairJudged(t, pairCopies) }
+
+func pairCopies(t *testing.T, l *quiet.Limits) {
 	p := newPair(t, "pair", "")
+	p.limits = l
 	p.start()
 	p.serve(5*time.Second, p.GW1)
 	p.copied("gw2 has a whole copy", func(g *api.Group, c *api.GroupCopy) string {
@@ -35,8 +39,8 @@ func TestPairCopies(t *testing.T) {
 		}
 		return ""
 	})
-	if g, err = p.says(p.GW1); err != nil || g.Copies[0].Dials != dials {
-		t.Errorf("a stop of 1.5 s has ended the connection: %+v, %v", g.Copies, err)
+	if g, err = p.says(p.GW1); err != nil || len(g.Copies) == 0 || g.Copies[0].Dials != dials {
+		p.wrong("a stop of 1.5 s has ended the connection: %+v, %v", g.Copies, err)
 	}
 	p.GW2.Kill()
 	p.copied("gw2 is dead", func(g *api.Group, c *api.GroupCopy) string {
@@ -98,7 +102,8 @@ func (p *pairLab) copied(what string, wrong func(*api.Group, *api.GroupCopy) str
 			return
 		}
 		if time.Now().After(end) {
-			p.t.Fatalf("%s: %s\n%s", what, w, p.GW1.Log(40))
+			p.wrong("%s: %s\n%s", what, w, p.GW1.Log(40))
+			p.t.FailNow()
 		}
 	}
 }

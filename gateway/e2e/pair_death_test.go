@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/quiet"
 )
 
 // deathRounds is how often each way of TestPairDeathIsTold is taken. Three and more say something of the spread.
@@ -16,8 +17,11 @@ const deathRounds = 1
 
 // What each end of an owner costs, in turn, judged from the hosts: its data plane is killed, and its parent process says so; all of it is killed, and the lease runs out; so does it where the node
 // leads the log as well, and the lease is not much shorter than what it takes to miss a leader; its parent process is killed, and the data plane hands over.
-func TestPairDeathIsTold(t *testing.T) {
+func TestPairDeathIsTold(t *testing.T) { pairJudged(t, deathIsTold) }
+
+func deathIsTold(t *testing.T, l *quiet.Limits) {
 	p := newPair(t, "pair", "")
+	p.limits = l
 	p.start()
 	p.serve(5*time.Second, p.GW1)
 	const told = "the others have been told"
@@ -25,6 +29,9 @@ func TestPairDeathIsTold(t *testing.T) {
 	owner := p.GW1
 	away := func(e event, dies bool, do func()) {
 		t.Helper()
+		if e.least > 0 {
+			p.leases++
+		}
 		e.from = time.Now()
 		dead := owner
 		do()
@@ -34,7 +41,7 @@ func TestPairDeathIsTold(t *testing.T) {
 		e.to = time.Now()
 		events = append(events, e)
 		if g, err := p.says(owner); err != nil || g.Last == nil || g.Last.To != owner.Name || (g.Last.Cause == "lease") != (e.least > 0) {
-			t.Errorf("%s: the new owner says %+v (%v)", e.what, g.Last, err)
+			p.wrong("%s: the new owner says %+v (%v)", e.what, g.Last, err)
 		}
 		if got := strings.Contains(dead.Log(1000), told); got != dies {
 			t.Errorf("%s: told: %v\n%s", e.what, got, dead.Log(5))

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"demarc/gateway/netlab/quiet"
 	nodes "demarc/gateway/trio"
 )
 
@@ -12,7 +13,12 @@ import (
 // serves.
 func TestPairFarWitness(t *testing.T) {
 	mostlyWaits(t)
+	pairJudged(t, farWitness)
+}
+
+func farWitness(t *testing.T, l *quiet.Limits) {
 	p := newPairOf(t, nodes.Options{Lab: labName(t, "far"), Lines: true}, "", nil)
+	p.limits = l
 	p.protected(p.GW1)
 	for _, gw := range p.Gateways() { // there and back
 		for _, way := range [][2]*nodes.Node{{gw, p.Witness}, {p.Witness, gw}} {
@@ -27,11 +33,11 @@ func TestPairFarWitness(t *testing.T) {
 			why = strings.Join(g.Why, "; ")
 			return err == nil && strings.Contains(why, "witness is too far away") && g.Expected == 0
 		}) {
-			t.Errorf("%s says of a witness 140 ms away: %q", gw.Name, why)
+			p.wrong("%s says of a witness 140 ms away: %q", gw.Name, why)
 		}
 	}
 	if g, err := p.says(p.GW1); err != nil || !g.Serving || g.Solo { // each gateway is the other's second vote
-		t.Errorf("the owner does not serve beside a far witness: %+v, %v", g, err)
+		p.wrong("the owner does not serve beside a far witness: %+v, %v", g, err)
 	}
 	p.GW1.Vanish()
 	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {

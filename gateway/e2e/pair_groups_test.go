@@ -9,13 +9,17 @@ import (
 
 	"demarc/gateway/api"
 	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/quiet"
 	nodes "demarc/gateway/trio"
 )
 
 // TestPairTwoGroups: two tenants on one trunk, each in a group of its own that prefers another gateway: both gateways work. The router of the backbone does not reach gw1 any more though its port has a link: its
 // group goes to gw2, which serves both. An operator moves it back. gw2 is killed: gw1 serves both. What happens to one group costs the other nothing.
-func TestPairTwoGroups(t *testing.T) {
+func TestPairTwoGroups(t *testing.T) { pairJudged(t, twoGroups) }
+
+func twoGroups(t *testing.T, l *quiet.Limits) {
 	p := newPairOf(t, nodes.Options{Lab: "pair", Split: true}, "", nil)
+	p.limits = l
 	deaf, err := p.Gate("swo", "gw1-wan0", netlab.Egress)
 	check(t, err)
 	p.start()
@@ -36,7 +40,8 @@ func TestPairTwoGroups(t *testing.T) {
 			}
 			return true
 		}) {
-			t.Fatal(why)
+			p.wrong("%s", why)
+			t.FailNow()
 		}
 		want := []*nodes.Node{p.GW1, p.GW2}
 		if east == west {
@@ -54,13 +59,14 @@ func TestPairTwoGroups(t *testing.T) {
 		g, err = p.says(p.GW2)
 		return err == nil && g.Serving && g.Last != nil && g.Last.Epoch == g.Epoch
 	}) { // asked: who does not reach its router sends nothing either. It has the term a moment before it has made itself ready
-		t.Fatalf("gw2 does not serve: %+v, %v", g, err)
+		p.wrong("gw2 does not serve: %+v, %v", g, err)
+		t.FailNow()
 	}
 	p.serve(5*time.Second, p.GW2)
 	time.Sleep(300 * time.Millisecond)
 	lost.to = time.Now()
 	if g.Last == nil || g.Last.Cause != "uplink" || g.Last.From != "gw1" {
-		t.Errorf("the last move, by its new owner: %+v", g.Last)
+		p.wrong("the last move, by its new owner: %+v", g.Last)
 	}
 	if g, err = p.says(p.GW1); err != nil || !slices.Equal(g.Against, []string{"no next hop of the backbone answers"}) {
 		t.Errorf("gw1 says that this counts against it: %q (%v)", g.Against, err)
@@ -82,7 +88,7 @@ func TestPairTwoGroups(t *testing.T) {
 	seen, v := p.end()
 	for group, want := range map[string]string{nodes.PairGroup: "gw1 gw2 gw1", nodes.PairWest: "gw2 gw1"} {
 		if got := termsOf(v, group); got != want {
-			t.Errorf("these have sent data for %s, in turn: %s; want %s", group, got, want)
+			p.wrong("these have sent data for %s, in turn: %s; want %s", group, got, want)
 		}
 	}
 	// Each event is one group's: the other's flows may be held up by the machine, and by nothing else.
@@ -98,10 +104,10 @@ func TestPairTwoGroups(t *testing.T) {
 		_, paused := seen.Worst(x.from, x.to)
 		t.Logf("%-30s %.1f ms for the flows of its group at worst, %.1f ms for the others; senders paused for %.1f ms", x.what, ms(worst[x.west]), ms(worst[!x.west]), ms(paused))
 		if mine := worst[x.west]; mine > x.most+paused+time.Second || mine < x.least {
-			t.Errorf("%s: a gap of %s, want %s to %s", x.what, mine, x.least, x.most)
+			p.missed("%s: a gap of %s, want %s to %s", x.what, mine, x.least, x.most)
 		}
 		if others := worst[!x.west]; others > 150*time.Millisecond+paused {
-			t.Errorf("%s: a gap of %s for the other group", x.what, others)
+			p.missed("%s: a gap of %s for the other group", x.what, others)
 		}
 	}
 	if n := len(seen.Moved()); n > 0 {

@@ -10,13 +10,17 @@ import (
 	"testing"
 	"time"
 
+	"demarc/gateway/netlab/quiet"
 	nodes "demarc/gateway/trio"
 )
 
 // What is planned costs hardly a gap and no connection: a move by hand, a drain, the end of a gateway by SIGTERM, and its restart with the next one's takeover just behind. A move
 // to a node whose copy is not whole is refused, in words, and moves nothing; so is a policy in which a tenant leaves its group.
-func TestPairPlannedMoves(t *testing.T) {
+func TestPairPlannedMoves(t *testing.T) { pairJudged(t, plannedMoves) }
+
+func plannedMoves(t *testing.T, l *quiet.Limits) {
 	p := newPair(t, "pair", "")
+	p.limits = l
 	p.start()
 	p.serve(5*time.Second, p.GW1)
 	const count = 40
@@ -27,7 +31,10 @@ func TestPairPlannedMoves(t *testing.T) {
 		t.Helper()
 		p.protected(owner)
 		e := event{what: what, from: time.Now(), most: 150 * time.Millisecond} // on a machine with hardly a core for it; what it takes is printed
-		check(t, fn())
+		if err := fn(); err != nil {
+			p.wrong("%s: %v", what, err)
+			t.FailNow()
+		}
 		owner = p.Other(owner)
 		want += " " + owner.Name
 		p.serve(5*time.Second, owner)
@@ -101,9 +108,7 @@ func TestPairPlannedMoves(t *testing.T) {
 			t.Logf("on the wire: the last data frame at %s, %.1f ms later a word of %s, %.1f ms later its first data frame", last.UTC().Format("15:04:05.0000"), ms(x.Word.Sub(last)), x.Node, ms(x.First.Sub(last)))
 		}
 	}
-	if got := terms(v); got != want {
-		t.Errorf("these have sent data for the group, in turn: %s; want %s", got, want)
-	}
+	p.turns(v, want)
 	if n := len(seen.Moved()); n > 0 {
 		t.Errorf("%d flows have another public port now", n)
 	}

@@ -4,13 +4,17 @@ import (
 	"testing"
 	"time"
 
+	"demarc/gateway/netlab/quiet"
 	nodes "demarc/gateway/trio"
 )
 
 // TestPairPortDown: the owner's port on the backbone goes down, and later the next owner's port to a tenant: the group moves with all of its connections, its copy at the node whose
 // port is up again becomes whole, and a planned move goes back there.
-func TestPairPortDown(t *testing.T) {
+func TestPairPortDown(t *testing.T) { pairJudged(t, portDown) }
+
+func portDown(t *testing.T, l *quiet.Limits) {
 	p := newPair(t, "pair", "")
+	p.limits = l
 	p.start()
 	p.serve(5*time.Second, p.GW1)
 	const count = 10
@@ -43,9 +47,7 @@ func TestPairPortDown(t *testing.T) {
 	p.release(count, conns, outside)
 	seen, v := p.end()
 	p.held(seen, events)
-	if got := terms(v); got != want {
-		t.Errorf("these have sent data for the group, in turn: %s; want %s", got, want)
-	}
+	p.turns(v, want)
 	if n := len(seen.Moved()); n > 0 {
 		t.Errorf("%d flows have another public port now", n)
 	}

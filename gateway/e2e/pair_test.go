@@ -7,12 +7,16 @@ import (
 	"time"
 
 	"demarc/cluster/failover"
+	"demarc/gateway/netlab/quiet"
 )
 
 // The owner's process is killed, and stopped for times around the lease. The other one serves, within half a second; who wakes up sends nothing under the
 // group's address; a stop of less than half a lease moves nothing.
-func TestPairOwnerKilledAndStopped(t *testing.T) {
+func TestPairOwnerKilledAndStopped(t *testing.T) { pairJudged(t, ownerKilledAndStopped) }
+
+func ownerKilledAndStopped(t *testing.T, l *quiet.Limits) {
 	p := newPair(t, "pair", "")
+	p.limits = l
 	p.start()
 	p.serve(5*time.Second, p.GW1)
 	var events []event
@@ -47,6 +51,7 @@ func TestPairOwnerKilledAndStopped(t *testing.T) {
 			check(t, err)
 			if now != owner {
 				owner, want = now, want+" "+now.Name
+				p.leases++
 			}
 			time.Sleep(500 * time.Millisecond)
 			e.from = time.Now()
@@ -67,6 +72,7 @@ func TestPairOwnerKilledAndStopped(t *testing.T) {
 			continue
 		}
 		e.least = leaseRest
+		p.leases++
 		move(e)
 	}
 	p.agreed(owner)
@@ -79,13 +85,11 @@ func TestPairOwnerKilledAndStopped(t *testing.T) {
 	worst, _ := seen.Worst(e.from, e.to)
 	switch m := last.Last; {
 	case m == nil || m.To != owner.Name || m.From != p.Other(owner).Name || m.Cause != "lease" || m.Gap == nil:
-		t.Errorf("the last failover, by its new owner: %+v", m)
+		p.wrong("the last failover, by its new owner: %+v", m)
 	case *m.Gap < worst.Gap.Seconds()-0.15 || *m.Gap > worst.Gap.Seconds()+0.15:
-		t.Errorf("the new owner says that the last failover took %.3f s; the hosts saw %s", *m.Gap, worst.Gap)
+		p.missed("the new owner says that the last failover took %.3f s; the hosts saw %s", *m.Gap, worst.Gap)
 	}
-	if got := terms(v); got != want {
-		t.Errorf("these have sent data for the group, in turn: %s; want %s", got, want)
-	}
+	p.turns(v, want)
 }
 
 // leaseRest is what lies, by the times that nodes run with, between an owner's last frame and the first that another one may send when nobody says that the first has stopped: a voter's
@@ -96,8 +100,11 @@ const leaseRest = 25 * time.Millisecond
 const apart = 30 * time.Millisecond
 
 // What takes nothing from an owner that lives, and what does: the witness dies, ways of the cluster's network are cut one by one, a node is alone.
-func TestPairCutOff(t *testing.T) {
+func TestPairCutOff(t *testing.T) { pairJudged(t, pairCutOff) }
+
+func pairCutOff(t *testing.T, l *quiet.Limits) {
 	p := newPair(t, "pair", "")
+	p.limits = l
 	p.start()
 	p.serve(5*time.Second, p.GW1)
 	var events []event
@@ -114,6 +121,7 @@ func TestPairCutOff(t *testing.T) {
 	note(e)
 
 	e = event{what: "the owner is cut off from both others", from: time.Now(), least: leaseRest, most: 600 * time.Millisecond}
+	p.leases++
 	check(t, p.Isolate(p.GW1, true))
 	p.serve(5*time.Second, p.GW2)
 	time.Sleep(100 * time.Millisecond)
@@ -132,6 +140,7 @@ func TestPairCutOff(t *testing.T) {
 	note(e)
 
 	e = event{what: "and the owner is cut off from the last other one", from: time.Now(), least: 300 * time.Millisecond, most: 20 * time.Second}
+	p.leases++ // whoever is first
 	check(t, p.Cut(p.GW1, p.GW2, true))
 	p.serve(5 * time.Second) // nobody
 	time.Sleep(300 * time.Millisecond)

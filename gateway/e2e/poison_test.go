@@ -36,14 +36,16 @@ func TestPoisonIsContained(t *testing.T) {
 		defer close(s2)
 		s.runAny(s.Beta1.Name, &tenant, "ping", "-dst", s.Public1.V4.String(), "-count", "40", "-interval", "20ms")
 	}()
-	const frames = 2000
+	const frames, burst = 2000, 250
 	for i := range frames {
 		check(t, send(raw4(mac, own, s.Alpha2.V4, addr("203.0.113.66"), 17, 64, false, udp(uint16(2000+i), 9, []byte("poison")), 6)))
+		if i%burst == burst-1 { // a port has some 1,300 frames to receive into: more would be lost, the pings too, where its worker has no processor for the few milliseconds that this takes
+			until(5*time.Second, func() bool {
+				d := drops(before, s.status())
+				return d["internal_error"]+d["flow_blocked"] >= uint64(i+1)
+			})
+		}
 	}
-	until(5*time.Second, func() bool {
-		d := drops(before, s.status())
-		return d["internal_error"]+d["flow_blocked"] >= frames
-	})
 	<-done
 	<-s2
 	st := s.status()

@@ -341,6 +341,16 @@ func (r *rig) spawn(ns string, into any, args ...string) *job {
 	return j
 }
 
+// spawnUntil is spawn for a client that goes on until ctx ends.
+func (r *rig) spawnUntil(ctx context.Context, ns string, into any, args ...string) *job {
+	j := &job{done: make(chan struct{})}
+	go func() {
+		defer close(j.done)
+		j.err = r.Run(ctx, ns, into, args...)
+	}()
+	return j
+}
+
 func (r *rig) wait(jobs ...*job) {
 	r.t.Helper()
 	for _, j := range jobs {

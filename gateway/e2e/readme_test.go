@@ -290,6 +290,7 @@ func TestReadmePair(t *testing.T) {
 		var p host.Ping
 		m.run("router", &p, "ping", "-dst", a, "-count", "2", "-interval", "10ms") // whether it answers a ping is another matter
 	}
+	check(t, c.CatchUp(5*time.Second)) // the last answer is younger than a look of the capture may be late
 	_, err = c.Stop()
 	check(t, err)
 	who := map[string][]string{}
@@ -354,7 +355,7 @@ func TestOneBecomesAPair(t *testing.T) {
 	back := time.Now()
 	m.follow(steps(t, "docs/cluster.md", "the commands from a pair to one gateway"))
 	m.pings()
-	time.Sleep(650 * time.Millisecond) // of packets behind it, longer than a machine pauses
+	time.Sleep(2100 * time.Millisecond) // of packets behind it, longer than a machine pauses: half a second it does now and then
 	ended := time.Now()
 	if out, err := m.enter("gw1", "demarc group"); err == nil && (strings.Contains(out, "east") || strings.Contains(out, "gw2")) {
 		t.Errorf("one gateway says of groups:\n%s", out)
@@ -373,8 +374,8 @@ func TestOneBecomesAPair(t *testing.T) {
 	if moved := seen.Moved(); len(moved) > 0 || seen.Wrong > 0 {
 		t.Errorf("flows with another public port: %v; %d packets were wrong: %s", moved, seen.Wrong, seen.Example)
 	}
-	for _, g := range seen.Gaps(ended.Add(-600*time.Millisecond), ended) {
-		if g.Gap > 550*time.Millisecond {
+	for _, g := range seen.Gaps(ended.Add(-2*time.Second), ended) {
+		if g.Gap > 1900*time.Millisecond {
 			t.Errorf("%s has not come back", g.Flow)
 		}
 	}

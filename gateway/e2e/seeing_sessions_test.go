@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -35,7 +36,11 @@ func rigUDP(r *rig, ns string, port int, dst string) *net.UDPConn {
 			c, err = net.ListenUDP("udp", local)
 			return err
 		}
-		conn, err := (&net.Dialer{LocalAddr: local, Control: sharedPort}).Dial("udp", dst)
+		d := &net.Dialer{LocalAddr: local}
+		if port != 0 { // of any, such a socket may get one that another such has, and the answers of both come to one of them
+			d.Control = sharedPort
+		}
+		conn, err := d.Dial("udp", dst)
 		if err == nil {
 			c = conn.(*net.UDPConn)
 		}
@@ -358,20 +363,29 @@ icmp = "2s"
 		}
 	}()
 	time.Sleep(300 * time.Millisecond) // its first look
+	// Before the first packet of each: when it is told of is later, by as much as whoever looks, tells or listens is held up.
+	began := map[string]time.Time{}
+	begins := func(name string) { began[name] = time.Now() }
+	begins("udp")
 	answeredUDP := rigUDP(r, r.Alpha1.Name, 6001, addrPort(r.Public1.V4, 7007))
 	if err := answered(answeredUDP, "x"); err != nil {
 		t.Fatal(err)
 	}
 	silent := rigUDP(r, r.Alpha1.Name, 6002, addrPort(r.Public1.V4.Next().Next().Next(), 7007)) // nobody has this address
+	begins("udp_unanswered")
 	silent.Write([]byte("x"))
-	conn, closing := rigDial(r, r.Alpha1.Name, addrPort(r.Public1.V4, 7100)), rigDial(r, r.Alpha2.Name, addrPort(r.Public1.V4, 7100))
+	begins("tcp_established")
+	conn := rigDial(r, r.Alpha1.Name, addrPort(r.Public1.V4, 7100))
+	begins("tcp_closed")
+	closing := rigDial(r, r.Alpha2.Name, addrPort(r.Public1.V4, 7100))
 	if !alive(conn, time.Second) || !alive(closing, time.Second) {
 		t.Fatal("TCP does not work")
 	}
 	closing.Close()
 	var p host.Ping
+	begins("icmp")
 	r.wait(r.spawn(r.Alpha2.Name, &p, "ping", "-dst", r.Public1.V4.String(), "-count", "1"))
-	started, ended := map[string]time.Time{}, map[string]time.Duration{}
+	started, ended := map[string]bool{}, map[string]time.Duration{}
 	name := func(s api.Session) string {
 		switch {
 		case s.Proto == "icmp":
@@ -398,9 +412,9 @@ loop:
 			}
 			n := name(e.Session)
 			if e.Event == "new" {
-				started[n] = e.at
+				started[n] = true
 			} else {
-				ended[n] = e.at.Sub(started[n])
+				ended[n] = e.at.Sub(began[n])
 			}
 		case <-deadline:
 			break loop
@@ -408,8 +422,8 @@ loop:
 	}
 	t.Logf("ended after %v", ended)
 	for n, d := range want {
-		// The look comes up to 100 ms late at both ends, the sweep a little later, and the pauses of the machine on top.
-		if got, ok := ended[n]; !ok || got < d-300*time.Millisecond || got > d+2*time.Second {
+		// The look comes up to 100 ms late, the sweep a little later, and the pauses of the machine on top.
+		if got, ok := ended[n]; !ok || !started[n] || got < d-300*time.Millisecond || got > d+2*time.Second {
 			t.Errorf("%s: ended after %v, want %v", n, got, d)
 		}
 	}
@@ -428,6 +442,27 @@ loop:
 	}
 }
 
+// replies is on how many of the sockets something comes, and when the last of that was there. All are waited for at the same time, for longer than it takes: a machine that is elsewhere, or an echo that does
+// not get its turn, is no answer less.
+func replies(conns []*net.UDPConn) (got int, last time.Time) {
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	end := time.Now().Add(time.Second)
+	for _, c := range conns {
+		all.Go(func() {
+			c.SetReadDeadline(end)
+			_, err := c.Read(make([]byte, 100))
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				got, last = got+1, time.Now()
+			}
+		})
+	}
+	all.Wait()
+	return got, last
+}
+
 // What a tenant, and each of its hosts, may hold and start is bounded exactly; what is over is dropped under its reason.
 func TestSeeingSessionLimits(t *testing.T) {
 	policy := func(alpha, beta string) string {
@@ -442,13 +477,7 @@ func TestSeeingSessionLimits(t *testing.T) {
 			conns[i] = rigUDP(r, ns, 0, addrPort(r.Public1.V4, 7007))
 			conns[i].Write([]byte("x"))
 		}
-		time.Sleep(300 * time.Millisecond)
-		for _, c := range conns {
-			c.SetReadDeadline(time.Now().Add(time.Millisecond))
-			if _, err := c.Read(make([]byte, 100)); err == nil {
-				got++
-			}
-		}
+		got, _ = replies(conns)
 		return got
 	}
 	// One exchange first: then no neighbour is missing, and each answer counts.
@@ -467,7 +496,7 @@ func TestSeeingSessionLimits(t *testing.T) {
 		t.Errorf("limits.host_sessions = 15: %d more and %d, status %d, drops %v", b1, b2, be.Sessions, be.Drops)
 	}
 	r.apply(policy("session_rate = 50", "host_session_rate = 20"))
-	paced := func(ns string, seconds int) (got int) { // 200 new sessions a second
+	paced := func(ns string, seconds int) (got int, took float64) { // 200 new sessions a second
 		start, conns := time.Now(), []*net.UDPConn{}
 		for i := range 200 * seconds {
 			time.Sleep(time.Until(start.Add(time.Duration(i) * 5 * time.Millisecond)))
@@ -475,25 +504,20 @@ func TestSeeingSessionLimits(t *testing.T) {
 			c.Write([]byte("x"))
 			conns = append(conns, c)
 		}
-		time.Sleep(200 * time.Millisecond)
-		for _, c := range conns {
-			c.SetReadDeadline(time.Now().Add(time.Millisecond))
-			if _, err := c.Read(make([]byte, 100)); err == nil {
-				got++
-			}
-		}
-		return got
+		got, last := replies(conns)
+		return got, last.Sub(start).Seconds()
 	}
-	ra, rb := paced(r.Alpha2.Name, 2), paced(r.Beta2.Name, 2)
+	ra, ta := paced(r.Alpha2.Name, 2)
+	rb, tb := paced(r.Beta2.Name, 2)
 	st = r.status()
 	al, be = rigTenantOf(st, "alpha"), rigTenantOf(st, "beta")
-	t.Logf("session_rate = 50: %d in 2 s of 400, drops %v; host_session_rate = 20: %d in 2 s of 400, drops %v", ra, al.Drops, rb, be.Drops)
-	// A second's worth may come at once at the start.
-	if ra < 95 || ra > 160 || al.Drops["tenant_session_rate"] == 0 {
-		t.Errorf("limits.session_rate = 50 let %d start in 2 s, drops %v", ra, al.Drops)
+	t.Logf("session_rate = 50: %d in %.2f s of 400, drops %v; host_session_rate = 20: %d in %.2f s of 400, drops %v", ra, ta, al.Drops, rb, tb, be.Drops)
+	// A second's worth may come at once at the start. Where the machine was elsewhere towards the end the last ones have come later than after 2 s, and more may.
+	if ra < 95 || float64(ra) > 60+50*ta || al.Drops["tenant_session_rate"] == 0 {
+		t.Errorf("limits.session_rate = 50 let %d start in %.2f s, drops %v", ra, ta, al.Drops)
 	}
-	if rb < 38 || rb > 65 || be.Drops["host_session_rate"] == 0 {
-		t.Errorf("limits.host_session_rate = 20 let %d start in 2 s, drops %v", rb, be.Drops)
+	if rb < 38 || float64(rb) > 25+20*tb || be.Drops["host_session_rate"] == 0 {
+		t.Errorf("limits.host_session_rate = 20 let %d start in %.2f s, drops %v", rb, tb, be.Drops)
 	}
 }
 
@@ -509,8 +533,14 @@ func TestSeeingFullTable(t *testing.T) {
 	stream := r.spawn(r.Beta1.Name, &p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "200", "-duration", "3s")
 	time.Sleep(500 * time.Millisecond)
 	const tried = 1500
-	if err := r.Do(r.Alpha1.Name, func() error { return manySources(addrPort(r.Public1.V4, 7008), 2000, 2000+tried, 200*time.Microsecond) }); err != nil {
-		t.Fatal(err)
+	// An echo that does not get its turn leaves many unanswered, and of such fewer are let in: who was refused for that tries again.
+	for try := 0; try < 5; try++ {
+		if err := r.Do(r.Alpha1.Name, func() error { return manySources(addrPort(r.Public1.V4, 7008), 2000, 2000+tried, 200*time.Microsecond) }); err != nil {
+			t.Fatal(err)
+		}
+		if w := r.status().Workers[0]; w.Sessions >= w.SessionsCap*78/100 {
+			break
+		}
 	}
 	r.wait(stream)
 	st := r.status()
@@ -583,35 +613,74 @@ func TestSeeingAllPortsUsable(t *testing.T) {
 	if raw, err := in.SyscallConn(); err == nil {
 		raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20) })
 	}
-	done := make(chan map[int]int)
+	var mu sync.Mutex
+	came := map[int]map[int]bool{} // by public port: the sources that came from it; mu
+	heard := map[int]bool{}        // sources; mu
+	done := make(chan struct{})
 	go func() {
-		ports, b := map[int]int{}, make([]byte, 100)
+		defer close(done)
+		b := make([]byte, 100)
 		for {
-			_, from, err := in.ReadFromUDPAddrPort(b)
+			n, from, err := in.ReadFromUDPAddrPort(b)
 			if err != nil {
-				done <- ports
 				return
 			}
-			ports[int(from.Port())]++
+			if n != 2 {
+				continue
+			}
+			source, p := int(b[0])<<8|int(b[1]), int(from.Port()) // as manySources writes it
+			mu.Lock()
+			if came[p] == nil {
+				came[p] = map[int]bool{}
+			}
+			came[p][source], heard[source] = true, true
+			mu.Unlock()
 		}
 	}()
-	if err := r.Do(r.Alpha1.Name, func() error { return manySources(addrPort(r.Public1.V4, 7009), 1024, 65536, 60*time.Microsecond) }); err != nil {
+	missing := func() (list []int) {
+		mu.Lock()
+		defer mu.Unlock()
+		for source := 1024; source < 65536; source++ {
+			if !heard[source] {
+				list = append(list, source)
+			}
+		}
+		return list
+	}
+	far := addrPort(r.Public1.V4, 7009)
+	if err := r.Do(r.Alpha1.Name, func() error { return manySources(far, 1024, 65536, 60*time.Microsecond) }); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(500 * time.Millisecond)
+	// A worker whose processor is elsewhere for a tenth of a second has its ring full at this rate: what was lost is sent again. It has its port then, or gets one.
+	for list, try := missing(), 0; len(list) > 0 && try < 10; list, try = missing(), try+1 {
+		t.Logf("%d of %d sources have not come: again", len(list), all)
+		check(t, r.Do(r.Alpha1.Name, func() error {
+			for i, source := range list {
+				if err := manySources(far, source, source+1, 0); err != nil {
+					return err
+				}
+				if i%64 == 63 {
+					time.Sleep(4 * time.Millisecond)
+				}
+			}
+			return nil
+		}))
+		time.Sleep(500 * time.Millisecond)
+	}
 	in.SetReadDeadline(time.Now())
-	got := <-done
+	<-done
 	al := rigTenantOf(r.status(), "alpha")
 	lowest, twice := 65536, 0
-	for p, n := range got {
+	for p, sources := range came {
 		lowest = min(lowest, p)
-		if n > 1 {
+		if len(sources) > 1 {
 			twice++
 		}
 	}
-	t.Logf("%d public ports of %d for %d sources, lowest %d, %d twice; pool %+v, drops %v", len(got), all, all, lowest, twice, *al.Pool, al.Drops)
-	if len(got) != all || twice > 0 || lowest < 1024 {
-		t.Errorf("%d public ports of %d, %d of them for two sources, lowest %d", len(got), all, twice, lowest)
+	t.Logf("%d public ports of %d for %d sources, lowest %d, %d twice; pool %+v, drops %v", len(came), all, all, lowest, twice, *al.Pool, al.Drops)
+	if len(came) != all || len(heard) != all || twice > 0 || lowest < 1024 {
+		t.Errorf("%d public ports of %d for %d sources, %d of them for two sources, lowest %d", len(came), all, len(heard), twice, lowest)
 	}
 	if al.Pool.InUse < all || al.Drops["nat_no_port"] > 0 {
 		t.Errorf("pool: %+v, drops %v", *al.Pool, al.Drops)

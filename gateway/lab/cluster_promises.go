@@ -27,7 +27,8 @@ func judgeReach(s *clusterSeen) Promise {
 	p := Promise{Name: "reach", Text: "an apply on any node returns when every gateway serves the policy"}
 	var says []string
 	for _, a := range []applied{s.Shut, s.Open} {
-		p.require(a.Revision > 0 && a.Took <= reachWithin, "the apply on %s took %s, want at most %s", a.By, a.Took, reachWithin)
+		p.require(a.Revision > 0, "the apply on %s made no revision", a.By)
+		p.inTime(a.Took <= reachWithin, "the apply on %s took %s, want at most %s", a.By, a.Took, reachWithin)
 		for _, g := range clusterGateways {
 			i := slices.IndexFunc(a.Nodes, func(n api.Serves) bool { return n.Node == g })
 			if i < 0 {
@@ -55,8 +56,9 @@ func judgeRules(s *clusterSeen) Promise {
 		}
 		shut, returned := list[0].Last, s.Shut.Began+s.Shut.Took
 		p.require(shut.After <= returned, "the door of %s let a packet through %s after the apply had returned", g, ms(shut.After-returned))
-		p.require(shut.Before >= s.Shut.Began-doorSilence, "the door of %s was shut %s before anybody applied that", g, ms(s.Shut.Began-shut.Before))
-		p.require(len(list) == 2, "the door of %s was open %d times, want twice", g, len(list))
+		// Who knocks may be kept from its CPU for longer than makes a door count as shut.
+		p.inTime(shut.Before >= s.Shut.Began-doorSilence, "the door of %s was shut %s before anybody applied that", g, ms(s.Shut.Began-shut.Before))
+		p.inTime(len(list) == 2, "the door of %s was open %d times, want twice", g, len(list))
 		hosts = append(hosts, fmt.Sprintf("%s: last packet %s after the command began", g, ms(shut.Before-s.Shut.Began)))
 	}
 	p.Hosts = strings.Join(hosts, "; ")
@@ -85,8 +87,8 @@ func judgeConfirm(s *clusterSeen) Promise {
 		least, most := list[1].Last.After-list[1].First.Before, list[1].Last.Before-list[1].First.After
 		hosts = append(hosts, fmt.Sprintf("%s: open for %.3f s", g, most.Seconds()))
 		// The first packet may come some time after the door was opened, the last one some time before it was shut.
-		p.require(most >= confirmTime-500*time.Millisecond, "the door of %s was open for %.3f s only", g, most.Seconds())
-		p.require(least <= confirmTime+backWithin, "the door of %s was open for %.3f s", g, least.Seconds())
+		p.inTime(most >= confirmTime-500*time.Millisecond, "the door of %s was open for %.3f s only", g, most.Seconds())
+		p.inTime(least <= confirmTime+backWithin, "the door of %s was open for %.3f s", g, least.Seconds())
 	}
 	p.Hosts = strings.Join(hosts, "; ")
 	for _, name := range append(slices.Clone(clusterGateways), "witness") {

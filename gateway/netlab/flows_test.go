@@ -115,7 +115,7 @@ func TestFlowsMeasureTheGap(t *testing.T) {
 	lost, sent := seen.Lost()
 	// 10 flows for 120 ms, 10 for 60 ms, or how long it was; less what senders missed by pausing. What two lost at the end is in their gap.
 	least, most := there.out.Sub(there.in)+home.out.Sub(home.in), there.end.Sub(there.begin)+home.end.Sub(home.begin)
-	missed := time.Duration(0) // of both senders, and some of it twice
+	missed := time.Duration(machine.AwayMs * 1e6) // of both senders, and some of it twice; pauses are told from host.Shortest on, and the machine may be away for less, often
 	for _, p := range seen.Pauses {
 		for _, in := range []span{there, home} {
 			missed += max(0, time.Duration(min(p.To, in.end.UnixNano())-max(p.From, in.begin.UnixNano())))
@@ -182,25 +182,26 @@ func TestHeldConnections(t *testing.T) {
 }
 
 // Connections that are opened all the time: those that were open, or on their way, when a way was cut for good are lost, none that began afterwards opens, and those of the other address
-// go on. The other end takes its time, so that some are on their way whenever the cut comes.
+// go on. The other end takes its time, so that some are on their way whenever the cut comes, also where who opens them was kept from its CPU just before.
 func TestFreshConnections(t *testing.T) {
+	const answers = 300 * time.Millisecond
 	top := routed(t, "fresh")
 	v4, _ := more(t, top, top.Alpha1, 2)
 	cut, err := top.Valve(GW, AlphaPort)
 	check(t, err)
-	outside, err := top.Serve("public1", "tcp-hold-serve", "-addr", ":8081", "-after", "100ms")
+	outside, err := top.Serve("public1", "tcp-hold-serve", "-addr", ":8081", "-after", answers.String())
 	check(t, err)
 	var s [2]*Server
 	began := time.Now().UnixNano()
 	for i := range s {
-		s[i], err = top.Serve("alpha1", "tcp-open", "-dst", top.Public1.V4.String()+":8081", "-from", v4[i].String(), "-rate", "200", "-within", "1s")
+		s[i], err = top.Serve("alpha1", "tcp-open", "-dst", top.Public1.V4.String()+":8081", "-from", v4[i].String(), "-rate", "200", "-within", "2s")
 		check(t, err)
 	}
-	time.Sleep(300 * time.Millisecond) // it is the number that matters
+	time.Sleep(600 * time.Millisecond) // it is the number that matters
 	before := time.Now().UnixNano()
 	check(t, cut.Lose(v4[1], 1))
 	after := time.Now().UnixNano() // nothing that is sent from here on passes
-	time.Sleep(150 * time.Millisecond)
+	time.Sleep(300 * time.Millisecond)
 	var all [2]host.Fresh
 	for i := range s {
 		check(t, s[i].Stop(&all[i]))
@@ -208,8 +209,8 @@ func TestFreshConnections(t *testing.T) {
 	ended := time.Now().UnixNano()
 	for i, f := range all {
 		for _, o := range f.Open {
-			if o.Began < began || !o.Half && o.Open < o.Began+int64(100*time.Millisecond) || o.Open < o.Began || o.Open > ended || o.Half && !o.Lost {
-				t.Errorf("client %d: one began %s after the start and was open after %s: its answer takes 100 ms", i, time.Duration(o.Began-began), time.Duration(o.Open-o.Began))
+			if o.Began < began || !o.Half && o.Open < o.Began+int64(answers) || o.Open < o.Began || o.Open > ended || o.Half && !o.Lost {
+				t.Errorf("client %d: one began %s after the start and was open after %s: its answer takes %s", i, time.Duration(o.Began-began), time.Duration(o.Open-o.Began), answers)
 			}
 		}
 	}
@@ -379,11 +380,11 @@ func TestCaptureSources(t *testing.T) {
 	check(t, err)
 	two, err := top.MAC("alpha2", HostDevice)
 	check(t, err)
+	began := time.Now() // before either looks: hosts join groups of their own in the first seconds, and say so twice
 	only, err := top.CaptureSources(GW, AlphaPort, 1000, 42, one)
 	check(t, err)
 	either, err := top.CaptureSources(GW, AlphaPort, 1000, 42, net.HardwareAddr{1, 2, 3}, one[:5])
 	check(t, err)
-	began := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	for _, h := range []string{"alpha1", "alpha2"} {

@@ -332,7 +332,14 @@ func live(all []*table) (n int) {
 // TestVanishedGoesOn: a standby that is cut off and comes back goes on where it was, without a further copy of what it has; one that has forgotten all gets all.
 func TestVanishedGoesOn(t *testing.T) {
 	b := newStandby(1 << 20)
-	p := newPair(t, 2, 4096, to(b))
+	var away atomic.Bool // it cannot be reached: a connection is there again after 50 ms otherwise, and whoever has no processor meanwhile never sees that it was gone
+	p := newPair(t, 2, 4096, func(p *pair) (net.Conn, error) {
+		for away.Load() {
+			time.Sleep(time.Millisecond)
+		}
+		return to(b)(p)
+	})
+	t.Cleanup(func() { away.Store(false) }) // before the pair's, which waits for who dials
 	for i, o := range p.own {
 		o.do(func() {
 			for s := range 2000 {
@@ -346,6 +353,7 @@ func TestVanishedGoesOn(t *testing.T) {
 	}
 	copies := b.copies()
 	for range 5 {
+		away.Store(true)
 		p.cutOff()
 		for i, o := range p.own {
 			o.do(func() {
@@ -361,6 +369,7 @@ func TestVanishedGoesOn(t *testing.T) {
 			})
 		}
 		p.says("closed")
+		away.Store(false)
 		for end := time.Now().Add(10 * time.Second); ; { // whole with a lag: what is younger than that may be missing still
 			c := p.whole("after a cut")
 			n := b.number()

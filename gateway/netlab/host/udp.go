@@ -172,7 +172,7 @@ func udpProbe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error)
 	size := fs.Int("size", 200, "payload bytes, at least 32")
 	tos := fs.Int("tos", 0, "IPv4 TOS or IPv6 traffic class")
 	duration := fs.Duration("duration", 5*time.Second, "how long to send")
-	wait := fs.Duration("wait", 500*time.Millisecond, "for the last answers")
+	wait := fs.Duration("wait", 2*time.Second, "for the last answers; who has them all does not wait") // a processor on their way is elsewhere for half a second now and then
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
@@ -332,40 +332,43 @@ func udpSink(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 	if err != nil {
 		return nil, err
 	}
+	// The kernel's time counts: a sink that waits for a processor finds at once all that came meanwhile, and would count it where it finds it: a step too late.
+	raw, err := conn.SyscallConn()
+	if err == nil {
+		var set error
+		err = raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1) })
+		err = errors.Join(err, set)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
 	end, err := serving(ctx, conn.LocalAddr().String())
 	if err != nil {
 		return nil, err
 	}
-	context.AfterFunc(end, func() { conn.Close() })
+	context.AfterFunc(end, func() { conn.SetReadDeadline(time.Now()) })
 	r := Sink{Tags: map[string]*Sunk{}}
-	first := map[string]time.Time{}
-	buf := make([]byte, 1<<16)
-	for {
-		n, from, err := conn.ReadFromUDPAddrPort(buf)
-		if err != nil {
-			if end.Err() != nil {
-				return r, nil
-			}
-			return nil, err
-		}
-		now := time.Now()
+	first := map[string]int64{}
+	take := func(b, oob []byte, from netip.AddrPort) {
+		_, at := arrival(oob)
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-		tag, seq, _, ok := getProbe(buf[:n])
+		tag, seq, _, ok := getProbe(b)
 		if !ok {
 			r.Foreign++
-			continue
+			return
 		}
 		s := r.Tags[tag]
 		if s == nil {
 			s = &Sunk{Sources: map[string]int{}}
-			r.Tags[tag], first[tag] = s, now
+			r.Tags[tag], first[tag] = s, at
 		}
-		size := uint64(n + ipOverhead(from.Addr()))
+		size := uint64(len(b) + ipOverhead(from.Addr()))
 		s.Packets++
 		s.IPBytes += size
 		s.Highest = max(s.Highest, seq)
 		s.Sources[from.String()]++
-		i := int(now.Sub(first[tag]) / SinkBucket)
+		i := int(max(0, at-first[tag]) / int64(SinkBucket))
 		for len(s.Buckets) <= i && i < 1<<16 {
 			s.Buckets = append(s.Buckets, 0)
 		}
@@ -373,6 +376,45 @@ func udpSink(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) 
 			s.Buckets[i] += size
 		}
 	}
+	buf, oob := make([]byte, 1<<16), make([]byte, 128)
+	for {
+		n, oobn, _, from, err := conn.ReadMsgUDPAddrPort(buf, oob)
+		switch {
+		case err == nil:
+			take(buf[:n], oob[:oobn], from)
+		case end.Err() != nil:
+			err = unread(conn, take)
+			return r, err
+		default:
+			return nil, err
+		}
+	}
+}
+
+// unread takes what has come to a socket and was not read: who is told to end may have been kept from its CPU for a while before.
+func unread(u *net.UDPConn, take func(b, oob []byte, from netip.AddrPort)) error {
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return err
+	}
+	buf, oob := make([]byte, 1<<16), make([]byte, 128)
+	return raw.Control(func(fd uintptr) {
+		for range 1 << 16 { // more than the buffer holds: a flood that goes on does not keep it
+			n, oobn, _, from, err := unix.Recvmsg(int(fd), buf, oob, unix.MSG_DONTWAIT)
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			if err != nil {
+				return
+			}
+			switch a := from.(type) {
+			case *unix.SockaddrInet4:
+				take(buf[:n], oob[:oobn], netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)))
+			case *unix.SockaddrInet6:
+				take(buf[:n], oob[:oobn], netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)))
+			}
+		}
+	})
 }
 
 // Flood is what was sent.
