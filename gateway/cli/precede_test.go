@@ -32,17 +32,22 @@ func TestPrecede(t *testing.T) {
 		return
 	}
 	roottest.Require(t)
+	own, err := unix.Getpriority(unix.PRIO_PROCESS, 0) // other tests of this process may have run a node
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, x := range []struct {
 		name string
+		nice int
 		with []string
 		want string
 	}{
-		{"as it is", nil, "nice map[-10:true] error <nil>"},
-		{"chosen", []string{"nice", "-n", "3"}, "nice map[3:true] error <nil>"},
-		{"refused", []string{"setpriv", "--bounding-set", "-sys_nice"}, "nice map[0:true] error a niceness of -10: "},
+		{"as it is", 0, nil, "nice map[-10:true] error <nil>"},
+		{"chosen", 3, nil, "nice map[3:true] error <nil>"},
+		{"refused", 0, []string{"setpriv", "--bounding-set", "-sys_nice"}, "nice map[0:true] error a niceness of -10: "},
 	} {
 		t.Run(x.name, func(t *testing.T) {
-			args := append(x.with, os.Args[0], "-test.run", "^TestPrecede$", "-test.v")
+			args := append(append([]string{"nice", "-n", fmt.Sprint(x.nice - (20 - own))}, x.with...), os.Args[0], "-test.run", "^TestPrecede$", "-test.v")
 			c := exec.Command(args[0], args[1:]...)
 			c.Env = append(os.Environ(), "DEMARC_TEST_PRECEDE=1")
 			if out, err := c.CombinedOutput(); err != nil || !strings.Contains(string(out), x.want) {

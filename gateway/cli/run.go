@@ -85,9 +85,6 @@ func (a *app) run(cmd *cobra.Command, node, policy string, wait time.Duration, b
 	lines := gateway.NewLogLines(logKept)
 	log := logger(io.MultiWriter(lines, out), n.Log)
 	defer onHangup(log)()
-	if behind != nil {
-		log.Info("this process does not come before others of the machine: where they keep it busy, copies of sessions are late", "err", behind)
-	}
 	signal.Ignore(syscall.SIGPIPE) // a log whose reader has gone is no reason to end; the default for standard error is to be killed
 	o := gateway.Options{Node: n, NodeText: text, Lines: lines, Version: a.version, Log: log, Break: broken, Seed: seed, Parent: above}
 	if policy != "" {
@@ -136,6 +133,9 @@ func (a *app) run(cmd *cobra.Command, node, policy string, wait time.Duration, b
 	ready := make(chan struct{})
 	o.Ready = func() {
 		confined(o.Log, n.DataDir)
+		if behind != nil { // a start that fails has other reasons
+			log.Info("this process does not come before others of the machine: where they keep it busy, copies of sessions are late", "err", behind)
+		}
 		notify("READY=1", "STATUS="+g.Headline())
 		close(ready)
 	}

@@ -260,12 +260,18 @@ func (p *Pair) Close() error {
 
 func (p *Pair) copy() stream.Copy { return p.set.Copy(int64(p.from.clock.Now()), group) }
 
-// there waits until both tables have so many sessions and nothing is on its way. What has just been marked does not count as behind before the stream has looked: so the tables are asked, too.
+// there waits until both tables have so many sessions and nothing is on its way. Until the owner has them, those that have not begun are tried again: no public port is given to a conversation before the standby has acknowledged
+// that its block is in use, and on a machine that is elsewhere the blocks that are kept open ahead are all taken meanwhile; a host sends again then. What has just been marked does not count as behind before the stream has looked: so the tables are asked, too.
 func (p *Pair) there(want int) error {
 	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		var n [2]int
 		for i, x := range []*node{p.from, p.to} {
 			if err := x.w.Do(p.ctx, func(sh *pipeline.Shard) { n[i] = sh.Sessions.Len() }); err != nil {
+				return err
+			}
+		}
+		if n[0] < want {
+			if err := p.begin(0, want); err != nil {
 				return err
 			}
 		}
