@@ -207,8 +207,6 @@ func (p *pairLab) end() (*netlab.FlowsSeen, *judge.Verdict) {
 		switch {
 		case slices.ContainsFunc(p.woken, func(w woken) bool { return o.Handful(w.node, w.at, judge.Burst) }):
 			p.t.Logf("conceded: %s", o) // what it had in hand when it was stopped
-		case p.limits != nil && o.Handful(o.Node, o.At, judge.Burst): // and when its processor went elsewhere for a lease
-			p.missed("%s", o)
 		default:
 			p.t.Error(o)
 		}
