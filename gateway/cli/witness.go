@@ -45,9 +45,7 @@ func (a *app) witness(cmd *cobra.Command, node string) (err error) {
 	log := logger(io.MultiWriter(lines, out), n.Log)
 	defer onHangup(log)()
 	signal.Ignore(syscall.SIGPIPE)
-	if err := precede(); err != nil {
-		log.Info("this process does not come before others of the machine: where they keep it busy, its answers are late", "err", err)
-	}
+	behind := precede()
 	w, err := gateway.OpenWitness(n, a.version, log, gateway.Wall)
 	if err != nil {
 		return err
@@ -55,5 +53,10 @@ func (a *app) witness(cmd *cobra.Command, node string) (err error) {
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { notify("STOPPING=1", "STATUS=ending") })()
-	return w.Run(ctx, func() { notify("READY=1", "STATUS="+w.Headline()) })
+	return w.Run(ctx, func() {
+		if behind != nil { // a start that fails has other reasons
+			log.Info("this process does not come before others of the machine: where they keep it busy, its answers are late", "err", behind)
+		}
+		notify("READY=1", "STATUS="+w.Headline())
+	})
 }
