@@ -269,7 +269,7 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if o.fresh.shown = time.Duration(shown.lag * float64(time.Second)); o.fresh.lost > 0 && known {
 		o.fresh.beyond = max(0, o.fresh.age-o.fresh.shown-c.from.Sub(shown.at))
 	}
-	if !r.peer && (o.data[0]+o.idle[0] > 0 || o.fresh.age > lagMs*time.Millisecond) {
+	if !r.peer && (o.data[0]+o.idle[0]+o.fresh.after > 0 || o.fresh.age > lagMs*time.Millisecond) {
 		q.say("  connections were lost; before the event %s; now:\n%v", was, q.state(ctx, p, r))
 	}
 	if a.undo != nil && !q.Stay {
