@@ -39,6 +39,7 @@ func (w *Worker) mayGo(id uint8, now uint64) bool {
 // keepOwn takes out of a batch what this node may not send any more.
 func (w *Worker) keepOwn(s *sockState) {
 	if noLook {
+		dawdle(s.n)
 		return
 	}
 	now, k := w.cfg.Clock.Exact(), 0

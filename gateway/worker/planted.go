@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,6 +39,13 @@ func Plant(fault string) bool {
 }
 
 func caught() bool { return endless.Load() }
+
+// dawdle has a worker that does not look be slow with what it has in hand: for one that is done in microseconds a stop would fall between two bursts most times, and show nothing.
+func dawdle(frames int) {
+	if frames > 0 {
+		time.Sleep(3 * time.Millisecond)
+	}
+}
 
 // Pace has the clock of this process go so fast from a time on.
 func Pace(since uint64, by float64) { from, rate = since, by }

@@ -7,4 +7,6 @@ const noLook = false
 
 func caught() bool { return false }
 
+func dawdle(int) {}
+
 func paced(ns uint64) uint64 { return ns }
