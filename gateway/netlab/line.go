@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -181,6 +180,7 @@ func (w *way) signal() {
 }
 
 func (n *Line) take(from *os.File, w *way) {
+	comesFirst()
 	defer func() {
 		w.mu.Lock()
 		w.shut = true
@@ -227,7 +227,7 @@ func (n *Line) take(from *os.File, w *way) {
 }
 
 func (n *Line) give(to *os.File, w *way) {
-	runtime.LockOSThread() // and the thread ends with the line: nobody else is to be bound to a CPU
+	comesFirst() // and nobody else is to be bound to a CPU
 	var set unix.CPUSet
 	set.Set(n.cpu)
 	if err := unix.SchedSetaffinity(0, &set); err != nil {
