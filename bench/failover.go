@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -180,11 +179,10 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	}
 	owner, err := p.Owner(ctx, takes)
 	var opening []*netlab.Server
-	for i := 0; r.opening && i < 4 && err == nil; i++ {
-		side, six := tenantOf(i)
-		var s *netlab.Server
-		s, err = p.Serve(side, "tcp-open", "-most", "4500", "-within", q.Within.String(), "-dst", netip.AddrPortFrom(p.Outside(six), trio.PairHoldPort).String(), "-from", joined(p.Addresses(side, six)), "-rate", strconv.FormatFloat(q.Rate/4, 'f', -1, 64))
-		opening = append(opening, s)
+	if r.opening && err == nil {
+		var end *netlab.Server
+		opening, end, err = q.openFresh(p)
+		far = append(far, end)
 	}
 	if err == nil && r.calm > 0 {
 		err = rest(ctx, settles)

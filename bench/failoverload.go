@@ -44,7 +44,7 @@ const askedRate = 2500.0
 // perProcess is how many connections one process holds: fewer than systems let it have files.
 const perProcess = 12_000
 
-// hold opens connections of both tenants and families, and returns who holds them and their other ends. The first of those takes more.
+// hold opens connections of both tenants and families, and returns who holds them and their other ends.
 func (q *failoverBench) hold(p *trio.Pair, part int) (held, far []*netlab.Server, err error) {
 	fours := func(n int) int { return (n/part + 3) / 4 * 4 }
 	data, idle, sample := fours(q.Data), fours(q.Idle), fours(q.Sample)
@@ -54,11 +54,7 @@ func (q *failoverBench) hold(p *trio.Pair, part int) (held, far []*netlab.Server
 		ends = 4 * each
 	}
 	for i := range ends {
-		most := perProcess
-		if i == 0 {
-			most += 6_000 // of the row opening
-		}
-		s, err := p.Serve(trio.PairOut, "tcp-hold-serve", "-addr", fmt.Sprintf(":%d", trio.PairHoldPort+i), "-most", strconv.Itoa(most))
+		s, err := p.Serve(trio.PairOut, "tcp-hold-serve", "-addr", fmt.Sprintf(":%d", trio.PairHoldPort+i), "-most", strconv.Itoa(perProcess))
 		if err != nil {
 			return nil, nil, err
 		}
@@ -82,6 +78,26 @@ func (q *failoverBench) hold(p *trio.Pair, part int) (held, far []*netlab.Server
 	}
 	wg.Wait()
 	return held, far, errors.Join(errs...)
+}
+
+// openMost is how many connections of a tenant and family are opened one after the other.
+const openMost = 4500
+
+// openFresh opens connections of both tenants and families one after the other, until they are ended, to an end of their own.
+func (q *failoverBench) openFresh(p *trio.Pair) (opening []*netlab.Server, far *netlab.Server, err error) {
+	const port = trio.PairHoldPort - 1
+	if far, err = p.Serve(trio.PairOut, "tcp-hold-serve", "-addr", fmt.Sprintf(":%d", port), "-most", strconv.Itoa(4*openMost)); err != nil {
+		return nil, nil, err
+	}
+	for i := range 4 {
+		side, six := tenantOf(i)
+		s, err := p.Serve(side, "tcp-open", "-most", strconv.Itoa(openMost), "-within", q.Within.String(), "-dst", netip.AddrPortFrom(p.Outside(six), port).String(), "-from", joined(p.Addresses(side, six)), "-rate", strconv.FormatFloat(q.Rate/4, 'f', -1, 64))
+		if err != nil {
+			return nil, nil, err
+		}
+		opening = append(opening, s)
+	}
+	return opening, far, nil
 }
 
 // tenantOf spreads what there are many of over tenants and families.
