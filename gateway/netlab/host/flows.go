@@ -404,6 +404,7 @@ func flows(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 		return nil, fmt.Errorf("want flows, %d <= size <= 1400, an interval and patience", flowHeader)
 	}
 	runtime.LockOSThread() // it goes from one namespace to another
+	undelayed()
 	in := newInbox()
 	outside, err := newAnswerers(&spec, in)
 	if err != nil {
