@@ -89,7 +89,7 @@ type run struct {
 	apart   int           // sessions by which the tables differ afterwards
 	stopped time.Duration // row stop: for so long, by when the signals were sent
 	lag     time.Duration // of the copy, as shown when all connections were open
-	dropped string        // what the gateways have dropped meanwhile; the same rows
+	dropped string        // what the gateways have dropped meanwhile
 }
 
 // open makes a pair that agrees, and waits until one of them serves.
@@ -155,7 +155,7 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 			return o, err
 		}
 	}
-	if r.connections {
+	if !r.peer {
 		had = q.drops(ctx, p)
 	}
 	echo, err := q.ping(p, r)
@@ -254,7 +254,7 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if err := c.end(held, opening, far); err != nil {
 		return o, err
 	}
-	if r.connections {
+	if !r.peer {
 		o.dropped = grown(had, q.drops(ctx, p))
 	}
 	if c.verdict, err = p.Judge(); err != nil {
@@ -269,6 +269,9 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	}
 	if !r.peer && (o.data[0]+o.idle[0]+o.fresh.after > 0 || o.fresh.age > lagMs*time.Millisecond) {
 		q.say("  connections were lost; before the event %s; now:\n%v", was, q.state(ctx, p, r))
+	}
+	if !r.peer && !a.moves && o.lost > 0 {
+		q.say("  packets were lost though nothing was to move:\n%v", q.state(ctx, p, r))
 	}
 	if a.undo != nil && !q.Stay {
 		err = a.undo(owner)
