@@ -78,25 +78,42 @@ next:
 // mayCall is asked before each system call by which the kernel may send what is queued on s. It also sees to it that the call before did not take too long.
 func (w *Worker) mayCall(s *sockState) bool {
 	w.overran(s)
-	now, ok := w.mayStay(s)
+	now, ok := w.mayStay(s, s.S.Calls() && !w.closed.Load())
 	s.looked = now
 	return ok
 }
 
-// mayStay fences the socket if frames of a group that is not served, or is in another term, are in its tx ring. now is when it looked; 0 = there are none.
-func (w *Worker) mayStay(s *sockState) (now uint64, ok bool) {
+// lateMost is for how long after a deadline what is queued is kept for the next one of the same term. It is longer than what a lease comes late by when the machine was elsewhere, and as long as packets may be late.
+const lateMost = 50 * time.Millisecond
+
+// leaseLate reports whether frames were queued under a deadline that has just passed and that nobody has taken back: the lease may come yet.
+func (w *Worker) leaseLate(q *queued, now uint64) bool {
+	until := w.cfg.Deadlines.Until(q.id)
+	return until != 0 && w.cfg.Deadlines.Epoch(q.id) == q.epoch && now < until+uint64(lateMost)
+}
+
+// mayStay fences the socket if frames of a group that is not served, or is in another term, are in its tx ring. now is when it looked; 0 = there are none. Wait: those whose lease is late are no reason yet, but the
+// answer is no; that is for who can leave them there, which takes nothing but not to call.
+func (w *Worker) mayStay(s *sockState, wait bool) (now uint64, ok bool) {
 	if s.fenced || len(s.queued) == 0 || noLook {
 		return 0, !s.fenced
 	}
 	if s.forget(); len(s.queued) == 0 {
 		return 0, true
 	}
-	now = w.cfg.Clock.Exact()
+	now, ok = w.cfg.Clock.Exact(), true
 	for i := range s.queued {
-		if q := &s.queued[i]; !w.mayLeave(q, now) {
+		switch q := &s.queued[i]; {
+		case w.mayLeave(q, now):
+		case wait && w.leaseLate(q, now):
+			ok = false
+		default:
 			s.fenced, w.fenced = true, true
 			return 0, false
 		}
+	}
+	if !ok {
+		return 0, false
 	}
 	return now, true
 }
@@ -191,7 +208,7 @@ func (w *Worker) Clean() bool {
 	}
 	clean := true
 	for _, s := range w.socks {
-		now, ok := w.mayStay(s)
+		now, ok := w.mayStay(s, false)
 		clean = clean && ok && !slices.ContainsFunc(s.queued, func(q queued) bool { return !w.cfg.Deadlines.May(q.id, now) })
 	}
 	if !clean {

@@ -58,6 +58,9 @@ func (s *Socket) Queued() uint32 { return s.tx.head }
 // Taken: see Queued.
 func (s *Socket) Taken() uint32 { return atomic.LoadUint32(s.tx.cons) }
 
+// Calls reports whether what is queued leaves by the owner's system calls alone, as in copy mode: a zero-copy driver takes it from the ring by itself.
+func (s *Socket) Calls() bool { return !s.zc }
+
 // Waiting is how many frames lie in the rx ring. The owner alone may call it.
 func (s *Socket) Waiting() int { return int(s.rx.ready(s.rx.size)) }
 
