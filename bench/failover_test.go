@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -49,6 +50,29 @@ func madeUp() *account {
 			Terms: map[string][]judge.Term{trio.PairGroup: {{Node: "gw1", Last: time.Unix(0, at(1003))}, {Node: "gw2", First: time.Unix(0, at(1140)), Word: time.Unix(0, at(1133))}}}}}
 }
 
+// What differs by no more than the limit says nothing, and one that is the worse one each time is no chance.
+func TestByChance(t *testing.T) {
+	list := func(n int, v float64) (l []float64) {
+		for range n {
+			l = append(l, v)
+		}
+		return l
+	}
+	for _, c := range []struct {
+		worse, better []float64
+		want          float64
+	}{
+		{list(20, 5), list(20, 0), 1},
+		{list(7, 6), list(7, 0), 1.0 / 128},
+		{append(list(3, 6), 0, 0), append(list(3, 0), 9, 1), 5.0 / 16},
+		{list(4, 0), list(4, 9), 1},
+	} {
+		if got := byChance(c.worse, c.better, 5); math.Abs(got-c.want) > 1e-9 {
+			t.Errorf("%v, %v: %v, want %v", c.worse, c.better, got, c.want)
+		}
+	}
+}
+
 func TestFailoverAccount(t *testing.T) {
 	f, err := madeUp().judge()
 	if err != nil {
@@ -91,6 +115,17 @@ func TestFailoverAccount(t *testing.T) {
 		}, func(f *failure) bool { return !f.handed() && len(f.owners) == 3 }},
 		{"a sender that paused", func(a *account) { a.probes.Pauses = []host.Silence{{From: at(1000), To: at(1100)}} },
 			func(f *failure) bool { return f.paused == 100*time.Millisecond && f.excess == 49*time.Millisecond }},
+		{"it is silent for longer before", func(a *account) {
+			for i := range a.probes.Flows {
+				a.probes.Flows[i].Silences = []host.Silence{{From: at(850), To: at(951)}}
+			}
+			for i := range a.calls.Flows {
+				a.calls.Flows[i].Silences = nil
+			}
+			a.probes.Pauses = []host.Silence{{From: at(850), To: at(870)}}
+		}, func(f *failure) bool {
+			return f.excess == 0 && f.before == 100*time.Millisecond && f.spared == 80*time.Millisecond
+		}},
 		{"connections that are opened meanwhile", func(a *account) {
 			a.fresh = []host.Fresh{{Tried: 8, Failed: 1, Open: []host.Opened{{Began: at(499), Open: at(500)}, {Began: at(899), Open: at(900)}, {Began: at(979), Open: at(980), Lost: true},
 				{Began: at(999), Open: at(1000), Lost: true}, {Began: at(999), Open: at(1013), Lost: true}, {Began: at(1002), Open: at(1100)}, {Began: at(1003), Open: at(1300), Lost: true},

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
+	"math/big"
 	"net/netip"
 	"os/exec"
 	"runtime"
@@ -430,6 +432,27 @@ func expire(_ *failoverBench, ctx context.Context, p *trio.Pair, _, _ int, _ tim
 	}}
 }
 
+// unlikely is how likely it is at most that what is no chance is taken for one.
+const unlikely = 0.01
+
+// byChance is how likely as many runs or more are worse by more than most than what came before them, if either may be the worse one as easily: a sign test, of those that differ by so much.
+func byChance(worse, better []float64, most float64) (p float64) {
+	n, k := 0, 0
+	for i := range worse {
+		switch {
+		case worse[i] > most:
+			n, k = n+1, k+1
+		case better[i] > most:
+			n++
+		}
+	}
+	for x := k; x <= n; x++ {
+		c, _ := new(big.Float).SetInt(new(big.Int).Binomial(int64(n), int64(x))).Float64()
+		p += math.Ldexp(c, -n)
+	}
+	return p
+}
+
 // figures notes what the runs of a row have cost.
 func (q *failoverBench) figures(r *failoverRow, runs []run) {
 	collect := func(fn func(*run) float64) (list []float64) {
@@ -450,7 +473,9 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 	case r.still:
 		q.add(r.name, "gap", "ms", gaps, "", 0)
 		if r.long == 0 { // a machine that is kept busy on purpose says nothing of it
-			q.add(r.name, "gap-beyond-the-machine", "ms", collect(func(o *run) float64 { return ms(o.excess) }), "max", quiet)
+			excess, spared := collect(func(o *run) float64 { return ms(o.excess) }), collect(func(o *run) float64 { return ms(o.spared) })
+			q.add(r.name, "gap-beyond-the-machine", "ms", excess, "median", quiet)
+			q.addLeast(r.name, "gap-by-chance", "", []float64{byChance(excess, spared, quiet)}, "median", unlikely)
 		}
 		q.add(r.name, "failovers", "", collect(func(o *run) float64 { return float64(len(o.owners) - 1) }), "max", 0)
 	case r.most > 0:
@@ -503,7 +528,7 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 	for _, o := range runs {
 		losses = append(losses, o.calls...)
 	}
-	q.add(r.name, "call-loss", "packets", losses, all(r.still && r.long == 0), 0)
+	q.add(r.name, "call-loss", "packets", losses, "", 0)
 	q.add(r.name, "packets-lost", "packets", collect(func(o *run) float64 { return float64(o.lost) }), "", 0)
 	q.add(r.name, "offences", "", collect(func(o *run) float64 { return float64(len(o.faults)) }), "max", 0)
 	count := func(metric string, fn func(*run) bool, limit bool) {

@@ -35,6 +35,7 @@ type failure struct {
 	callAt  time.Duration
 	before  time.Duration // the worst gap while nothing was done: what the machine does by itself
 	excess  time.Duration // of the gap over that, and over what senders paused meanwhile
+	spared  time.Duration // the other way round: of what the machine did before, over the gap, and over what senders paused before
 	paused  time.Duration // the longest pause of a sender while the gap was measured
 	away    int           // flows and directions that had not come back at the end
 	still   []string      // the first of them
@@ -80,6 +81,7 @@ func (a *account) judge() (f failure, err error) {
 		return f, errors.New("the account is not whole")
 	}
 	var received uint64
+	var calm time.Duration // senders paused
 	for _, seen := range []*netlab.FlowsSeen{a.probes, a.calls} {
 		if seen == nil {
 			continue
@@ -105,13 +107,14 @@ func (a *account) judge() (f failure, err error) {
 			}
 		}
 		worst, paused := seen.Worst(a.from, a.to)
-		earlier, _ := seen.Worst(a.calm, a.calmed)
+		earlier, late := seen.Worst(a.calm, a.calmed)
 		if seen == a.calls {
 			f.callGap, f.call, f.callAt = worst.Gap, worst.Flow, time.Duration(max(worst.From, a.from.UnixNano())-a.from.UnixNano())
 		}
 		if seen == a.probes || a.probes == nil {
 			f.gap, f.flow, f.at = worst.Gap, worst.Flow, time.Duration(max(worst.From, a.from.UnixNano())-a.from.UnixNano())
 		}
+		calm = max(calm, late)
 		f.paused, f.before = max(f.paused, paused), max(f.before, earlier.Long()-seen.Interval) // not what it may have been: the excess is over it
 		f.moved += len(seen.Moved())
 		for i := range seen.Flows {
@@ -131,6 +134,7 @@ func (a *account) judge() (f failure, err error) {
 		f.silence = max(f.silence, time.Duration(p.LongestMs*float64(time.Millisecond)))
 	}
 	f.excess = max(0, max(f.gap, f.callGap)-max(f.paused, f.before))
+	f.spared = max(0, f.before-max(f.gap, f.callGap, calm))
 	if f.frames = a.verdict.Frames; uint64(a.verdict.Marked) < received {
 		return f, fmt.Errorf("hosts got %d packets of flows, and the judge saw nodes send %d", received, a.verdict.Marked)
 	}
