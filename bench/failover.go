@@ -270,7 +270,7 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if !r.peer && (o.data[0]+o.idle[0]+o.fresh.after > 0 || o.fresh.age > lagMs*time.Millisecond) {
 		q.say("  connections were lost; before the event %s; now:\n%v", was, q.state(ctx, p, r))
 	}
-	if !r.peer && !a.moves && o.lost > 0 {
+	if r.still && o.lost > 0 {
 		q.say("  packets were lost though nothing was to move:\n%v", q.state(ctx, p, r))
 	}
 	if a.undo != nil && !q.Stay {
