@@ -349,7 +349,7 @@ func TestUnitUnderSystemd(t *testing.T) {
 	}
 	// What it may write, and what not: from within its mount namespace. All of it could be written from without.
 	const forward = "/proc/sys/net/ipv4/ip_forward"
-	for path, may := range map[string]bool{"/etc/demarc/x": false, "/usr/local/sbin/x": false, "/var/x": false, "/run/x": false, forward: false,
+	for path, may := range map[string]bool{"/etc/demarc/x": false, "/etc/demarc/keys/x": true, "/usr/local/sbin/x": false, "/var/x": false, "/run/x": false, forward: false,
 		"/sys/fs/cgroup/cgroup.subtree_control": false, "/var/lib/demarc/x": true} {
 		write := "echo 0 >" + path
 		if strings.HasPrefix(path, "/sys/") {
