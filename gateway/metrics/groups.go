@@ -16,7 +16,7 @@ var (
 	groupOwner     = gauge("group_owner", "1 for the node that owns the group by agreement, 0 for the others that may.", "group", "node")
 	groupEpoch     = gauge("group_epoch", "The term of the group's owner: it goes up with each failover.", "group")
 	groupLease     = gauge("group_lease_seconds", "What is left of this node's lease of the group; 0 where it has none.", "group")
-	groupProtected = gauge("group_protected", "1 when another node could take over without loss; status says why not.", "group")
+	groupProtected = gauge("group_protected", "1 when another node could take over without loss; status says why not. Not shown where the group is known from the log alone.", "group")
 	groupFaults    = gauge("group_conditions", "How many conditions count against this node as the group's owner, by cause: ports that carry nothing, a dead uplink, stuck workers, a policy not served, faults on packets.", "group", "cause")
 	groupExpected  = gauge("group_expected_gap_seconds", "How long a failover is expected to take; 0 when nobody could take over.", "group")
 	groupLastGap   = gauge("group_last_failover_gap_seconds", "How long the group was silent at its last failover, as far as this node saw it; 0 when it did not.", "group")
@@ -90,7 +90,9 @@ func (o out) groups(ctx context.Context, src any) {
 		}
 		o.put(groupEpoch, float64(x.Epoch), x.Name)
 		o.put(groupLease, x.Lease, x.Name)
-		o.put(groupProtected, truth(len(x.Why) == 0), x.Name)
+		if len(x.Nodes) > 0 { // else it is known from the log alone, and whether it is protected is not known at all
+			o.put(groupProtected, truth(len(x.Why) == 0), x.Name)
+		}
 		for cause, n := range x.Conditions {
 			o.put(groupFaults, float64(n), x.Name, cause)
 		}

@@ -3,6 +3,7 @@ package metrics
 import (
 	"context"
 	"net/http"
+	"runtime"
 	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -65,41 +66,75 @@ func (o out) members(m *api.Members) {
 	}
 }
 
-// Members serves what a witness has: its members, its interface, and the process's own figures.
-func Members(src MemberSource, state func() api.APIState) http.Handler {
+// cluster puts this node's own part in it.
+func (o out) cluster(c *api.Cluster) {
+	o.put(clusterCurrent, truth(c.State == api.ClusterCurrent))
+	o.put(clusterLeads, truth(c.Leads))
+	o.put(clusterLed, truth(c.Leader != ""))
+	o.put(clusterMembers, float64(len(c.Members)))
+	o.put(clusterRevision, float64(c.Revision))
+	o.put(clusterConfirmed, float64(c.Confirmed))
+	o.put(clusterProvisional, truth(c.Provisional != nil))
+	left := 0.0
+	if c.Provisional != nil {
+		left = c.Provisional.Left
+	}
+	o.put(clusterLeft, left)
+	o.put(clusterProblem, truth(c.Problem != ""))
+}
+
+// WitnessSource is who knows the figures of a witness: it has no packets.
+type WitnessSource interface {
+	MemberSource
+	Status(ctx context.Context, rules bool) (*api.Status, error)
+}
+
+// Witness serves what a witness has: what runs, its members, its part in the cluster, its interface, and the process's own figures.
+func Witness(src WitnessSource) http.Handler {
 	own := processRegistry()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), scrapeTimeout)
 		defer cancel()
 		reg := prometheus.NewRegistry()
-		reg.MustRegister(&memberCollector{ctx, src, state})
+		reg.MustRegister(&witnessCollector{ctx, src})
 		promhttp.HandlerFor(prometheus.Gatherers{own, reg}, promhttp.HandlerOpts{}).ServeHTTP(w, r)
 	})
 }
 
-// memberCollector is one scrape of a witness.
-type memberCollector struct {
-	ctx   context.Context
-	src   MemberSource
-	state func() api.APIState
+// witnessCollector is one scrape of a witness.
+type witnessCollector struct {
+	ctx context.Context
+	src WitnessSource
 }
 
-// Describe lists the families of members.
-func (c *memberCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, f := range slices.Concat(memberFamilies, groupFamilies, apiFamilies) {
+// witnessFamilies are what a witness shows.
+func witnessFamilies() []*family {
+	return slices.Concat([]*family{buildInfo}, memberFamilies, clusterFamilies, groupFamilies, apiFamilies)
+}
+
+// Describe lists the families of a witness.
+func (c *witnessCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, f := range witnessFamilies() {
 		ch <- f.desc
 	}
 }
 
 // Collect reads the source once.
-func (c *memberCollector) Collect(ch chan<- prometheus.Metric) {
+func (c *witnessCollector) Collect(ch chan<- prometheus.Metric) {
 	m, err := c.src.Members(c.ctx)
 	if err != nil {
 		ch <- prometheus.NewInvalidMetric(clusterTokens.desc, err)
 		return
 	}
-	out(ch).members(m)
-	out(ch).groups(c.ctx, c.src)
-	a := c.state()
-	out(ch).api(&a)
+	s, err := c.src.Status(c.ctx, false)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(clusterCurrent.desc, err)
+		return
+	}
+	o := out(ch)
+	o.put(buildInfo, 1, s.Version, runtime.Version())
+	o.members(m)
+	o.cluster(&s.Cluster)
+	o.groups(c.ctx, c.src)
+	o.api(&s.API)
 }

@@ -86,6 +86,8 @@ var (
 	clusterLeft        = gauge("cluster_provisional_seconds_left", "Time left to confirm it; 0 when none waits.")
 	clusterProblem     = gauge("cluster_problem", "1 when something is wrong with this node's part in the cluster; status says what.")
 
+	clusterFamilies = []*family{clusterCurrent, clusterLeads, clusterLed, clusterMembers, clusterRevision, clusterConfirmed, clusterProvisional, clusterLeft, clusterProblem}
+
 	resumed     = gauge("gateway_resumed_sessions", "Sessions that the process before had left, by what became of them when this one started.", "result")
 	resumedAway = gauge("gateway_resumed_away_seconds", "From when the process before had left its sessions to when this one had taken them up; 0 = it had left none.")
 	resumedNot  = gauge("gateway_resumed_problem", "1 when what the process before had left could not be used; status says why.")
@@ -276,20 +278,7 @@ func (o out) node(s *api.Status) {
 	o.put(revision, float64(s.Revision.Number))
 	o.put(appliedAt, float64(s.Revision.AppliedAt.UnixMilli())/1e3)
 	o.resumed(s.Resumed)
-	c := &s.Cluster
-	o.put(clusterCurrent, truth(c.State == api.ClusterCurrent))
-	o.put(clusterLeads, truth(c.Leads))
-	o.put(clusterLed, truth(c.Leader != ""))
-	o.put(clusterMembers, float64(len(c.Members)))
-	o.put(clusterRevision, float64(c.Revision))
-	o.put(clusterConfirmed, float64(c.Confirmed))
-	o.put(clusterProvisional, truth(c.Provisional != nil))
-	left := 0.0
-	if c.Provisional != nil {
-		left = c.Provisional.Left
-	}
-	o.put(clusterLeft, left)
-	o.put(clusterProblem, truth(c.Problem != ""))
+	o.cluster(&s.Cluster)
 	o.put(blockEntries, float64(len(s.Blocks)))
 	o.put(conserved, truth(s.Conservation.OK))
 	o.put(outerErrors, float64(s.Backbone.ICMPErrors.Sent), "sent")

@@ -35,16 +35,20 @@ func someGroups() *api.Groups {
 	return &api.Groups{Clock: api.GroupClock{Gaps: 2, Longest: 0.031, Lost: 3, Realtime: true}, Dropped: map[string]uint64{"forged": 4}, Drained: []string{"gw2"},
 		Paths: []api.GroupPath{{Member: "gw1", Remote: "192.0.2.2:7400", Heard: 0.012, RoundTrip: 0.0005, Loss: 0.25}, {Member: "wit", Heard: -1, Problem: "no keys yet"}}, Groups: []api.Group{{Name: "east", Nodes: []string{"gw1", "gw2"}, Owner: "gw2", Epoch: 7, Serving: true, Lease: 0.1, Ports: &api.GroupPorts{Rest: 118, Reserve: true, Waiting: 3},
 			Copies:     []api.GroupCopy{{Node: "gw1", Connected: true, Lag: 0.25, Done: 0.63, Records: 900, Missing: 7, Waiting: 4096, Sent: 1 << 20, Dials: 3}},
-			Conditions: map[string]int{"port": 2, "uplink": 0}, Expected: 0.155, Last: &api.GroupMove{Cause: "lease", Gap: &gap, Time: time.Unix(4000, 0)}}, {Name: "west", Nodes: []string{"gw1"}, Why: []string{"nobody has owned it yet"}, Here: &api.CopyHere{Whole: true, Age: 0.4}}},
+			Conditions: map[string]int{"port": 2, "uplink": 0}, Expected: 0.155, Last: &api.GroupMove{Cause: "lease", Gap: &gap, Time: time.Unix(4000, 0)}}, {Name: "west", Nodes: []string{"gw1"}, Why: []string{"nobody has owned it yet"}, Here: &api.CopyHere{Whole: true, Age: 0.4}},
+			{Name: "log", Nodes: []string{}, Owner: "gw1", Why: []string{"this node knows the group from the log alone"}}},
 		Standby: &api.Standby{Peers: []api.StandbyPeer{{Node: "gw1", Connected: true}, {Node: "gw3"}}, Records: 1, Copies: 2, Mismatches: 3, Odd: 4, Refused: 9, Failed: 5, Steps: 6, Held: 7.5, Longest: 0.0002}}
 }
 
 // TestGroups: who serves what, and how well the leases are kept, by a gateway and by a witness alike.
 func TestGroups(t *testing.T) {
 	w := httptest.NewRecorder()
-	Members(fresh(), func() api.APIState { return api.APIState{} }).ServeHTTP(w, httptest.NewRequest(http.MethodGet, api.PathMetrics, nil))
+	Witness(fresh()).ServeHTTP(w, httptest.NewRequest(http.MethodGet, api.PathMetrics, nil))
 	gateway, _ := scrape(t, fresh())
 	for _, text := range []string{w.Body.String(), gateway} {
+		if strings.Contains(text, `demarc_group_protected{group="log"}`) || !strings.Contains(text, `demarc_group_epoch{group="log"}`) {
+			t.Error("a group that is known from the log alone is said to be protected, or not to be")
+		}
 		want(t, text, `demarc_group_serving{group="east"} 1`, `demarc_group_serving{group="west"} 0`, `demarc_group_owner{group="east",node="gw2"} 1`, `demarc_group_owner{group="east",node="gw1"} 0`,
 			`demarc_group_owner{group="west",node="gw1"} 0`, `demarc_group_epoch{group="east"} 7`, `demarc_group_lease_seconds{group="east"} 0.1`, `demarc_group_protected{group="east"} 1`,
 			`demarc_group_protected{group="west"} 0`, `demarc_group_expected_gap_seconds{group="east"} 0.155`, `demarc_group_conditions{cause="port",group="east"} 2`, `demarc_group_conditions{cause="uplink",group="east"} 0`, `demarc_group_last_failover_gap_seconds{group="east"} 0.187`,
@@ -73,14 +77,21 @@ func someMembers() *api.Members {
 // TestMembers: what is told of the others, by a gateway and by a witness alike.
 func TestMembers(t *testing.T) {
 	w := httptest.NewRecorder()
-	Members(fresh(), func() api.APIState { return api.APIState{Connections: 3, Refused: map[string]uint64{"clock": 2}} }).ServeHTTP(w, httptest.NewRequest(http.MethodGet, api.PathMetrics, nil))
-	gateway, _ := scrape(t, fresh())
+	f := fresh()
+	f.status.API = api.APIState{Connections: 3, Refused: map[string]uint64{"clock": 2}}
+	f.status.Cluster = api.Cluster{State: api.ClusterCurrent, Leads: true, Leader: "wit", Members: make([]api.Member, 3), Revision: 9, Confirmed: 8, Provisional: &api.Provisional{Left: 12}, Problem: "its disk refuses"}
+	Witness(f).ServeHTTP(w, httptest.NewRequest(http.MethodGet, api.PathMetrics, nil))
+	gateway, _ := scrape(t, f)
 	for _, text := range []string{w.Body.String(), gateway} {
 		want(t, text, `demarc_cluster_member_answers{member="gw1"} 1`, `demarc_cluster_member_answers{member="gw2"} 0`, `demarc_cluster_member_answers{member="wit"} 1`,
 			`demarc_cluster_member_votes{member="gw1"} 1`, `demarc_cluster_member_votes{member="gw2"} 0`, `demarc_cluster_member_applied_entries{member="gw2"} 7`,
 			`demarc_cluster_member_certificate_expiry_timestamp_seconds{member="gw1"} 5000`, `demarc_cluster_member_certificate_expiry_timestamp_seconds{member="wit"} 0`,
 			`demarc_cluster_member_behind{member="gw1"} 0`, `demarc_cluster_member_behind{member="gw2"} 1`, `demarc_cluster_member_stopped{member="gw1"} 0`, `demarc_cluster_member_stopped{member="wit"} 1`,
-			`demarc_cluster_member_clock_off_seconds{member="gw2"} -60`, `demarc_cluster_tokens 1`, `demarc_cluster_term 12`, `demarc_cluster_lead_taken_total 3`, `demarc_cluster_stood_total 2`, `demarc_cluster_log_writes_total 40`, `demarc_cluster_log_write_seconds_total 0.5`, `demarc_cluster_longest_log_write_seconds 0.3`, `demarc_cluster_refused_connections_total{why="clock"} 2`)
+			`demarc_cluster_member_clock_off_seconds{member="gw2"} -60`, `demarc_cluster_tokens 1`, `demarc_cluster_term 12`, `demarc_cluster_lead_taken_total 3`, `demarc_cluster_stood_total 2`, `demarc_cluster_log_writes_total 40`, `demarc_cluster_log_write_seconds_total 0.5`, `demarc_cluster_longest_log_write_seconds 0.3`, `demarc_cluster_refused_connections_total{why="clock"} 2`,
+			`demarc_cluster_current 1`, `demarc_cluster_leader 1`, `demarc_cluster_led 1`, `demarc_cluster_members 3`, `demarc_cluster_revision 9`, `demarc_cluster_confirmed_revision 8`, `demarc_cluster_provisional 1`, `demarc_cluster_provisional_seconds_left 12`, `demarc_cluster_problem 1`)
+		if !strings.Contains(text, "demarc_build_info{") {
+			t.Error("what runs is not said")
+		}
 	}
 	want(t, w.Body.String(), `demarc_api_connections 3`, `demarc_api_refused_connections_total{kind="clock"} 2`, `demarc_api_forbidden_requests_total 0`, `demarc_api_certificate_expiry_timestamp_seconds 0`)
 	if strings.Contains(w.Body.String(), "demarc_gateway_ready") || !strings.Contains(w.Body.String(), "process_resident_memory_bytes") {
