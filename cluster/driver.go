@@ -120,6 +120,7 @@ type groupTrack struct {
 	node   string
 	at     failover.Time // when
 	moved  *Failover
+	agreed failover.Ownership // by the log: it says why a term began, and may come before anybody is seen to serve or behind that
 	served bool // by this node, now
 	until  failover.Time
 
@@ -427,6 +428,9 @@ func (d *Driver) Leave(ctx context.Context) {
 
 // step gives the machine an event and carries out what it says, in order.
 func (d *Driver) step(now failover.Time, e failover.Event) {
+	if a, ok := e.(failover.Agreed); ok {
+		d.learn(a.State)
+	}
 	for _, a := range d.m.Step(now, e) {
 		switch a := a.(type) {
 		case failover.Send:
@@ -598,8 +602,25 @@ func (d *Driver) saw(group, node string, epoch uint64, at failover.Time) {
 		}
 		t.moved = f
 		t.epoch, t.node = epoch, node
+		t.explain()
 	}
 	t.at = max(t.at, at)
+}
+
+// learn takes in what is agreed on: why each term began is told after it has ended too.
+func (d *Driver) learn(s failover.State) {
+	for name, o := range s.Groups {
+		t := d.track(name)
+		t.agreed = o
+		t.explain()
+	}
+}
+
+// explain says why the last failover was, where the log has that.
+func (t *groupTrack) explain() {
+	if f := t.moved; f != nil && f.Epoch == t.agreed.Epoch {
+		f.Cause, f.From = t.agreed.Cause, cmp.Or(t.agreed.From, f.From)
+	}
 }
 
 func (d *Driver) note(group, words string) { d.noteAt(slog.LevelInfo, group, words) }
@@ -765,10 +786,6 @@ func (d *Driver) Status(ctx context.Context) (out []GroupStatus, err error) {
 			s.Group.Name = name
 			if t := d.groups[name]; t != nil && t.moved != nil {
 				f := *t.moved
-				if s.Epoch == f.Epoch {
-					f.Cause = s.Cause
-					f.From = cmp.Or(s.From, f.From)
-				}
 				s.Last = &f
 			}
 			s.Drained = d.m.Drained(s.Group.Nodes)

@@ -939,3 +939,28 @@ func (l tee) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+// Why the last failover was is told also when the log's word comes behind what was seen, and when the term that began by it is over.
+func TestLastFailoverKeepsItsCause(t *testing.T) {
+	d := &Driver{c: DriverConfig{Wall: time.Now}, groups: map[string]*groupTrack{}}
+	agreed := func(epoch uint64, node, from string, why failover.Cause) {
+		d.learn(failover.State{Groups: map[string]failover.Ownership{"east": {Term: failover.Term{Epoch: epoch, Node: node}, From: from, Cause: why}}})
+	}
+	is := func(when string, epoch uint64, why failover.Cause) {
+		t.Helper()
+		if f := d.groups["east"].moved; f == nil || f.Epoch != epoch || f.Cause != why || f.From != "gw-a" {
+			t.Errorf("%s: %+v, want epoch %d for %q from gw-a", when, f, epoch, why)
+		}
+	}
+	d.saw("east", "gw-a", 1, 10)
+	agreed(2, "gw-b", "gw-a", failover.CausePolicy)
+	d.saw("east", "gw-b", 2, 20)
+	is("agreed before it was seen", 2, failover.CausePolicy)
+	agreed(3, "gw-a", "gw-b", failover.CauseMove)
+	is("another term is agreed on", 2, failover.CausePolicy)
+	d.saw("east", "gw-a", 3, 30)
+	d.saw("east", "gw-b", 4, 40)
+	is("seen, and not heard of", 4, "")
+	agreed(4, "gw-b", "gw-a", failover.CauseLease)
+	is("heard of behind that", 4, failover.CauseLease)
+}

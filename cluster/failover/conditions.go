@@ -208,6 +208,8 @@ func (n *Node) move(g *group, to string, now Time) {
 	case !slices.Contains(g.at.InSync, to) || !v.Whole || !n.copied(g, to, now):
 		soon = true
 		why = fmt.Sprintf("the copy of %s is not whole: sessions would be cut. Status says what it lacks; wait for it, or run `demarc group take %s --force` on %s, which cuts those that it does not have", to, g.name, to)
+	case v.Faults > n.faults(g):
+		why = fmt.Sprintf("%s has %d conditions against it, and this node %d: the group would come back at once. `demarc group` there says what they are", to, v.Faults, n.faults(g))
 	case g.moving != nil:
 		why = "it is being moved to " + g.moving.to
 	}

@@ -29,7 +29,7 @@ func (a *app) groupCmd() *cobra.Command {
 
 func (a *app) groupMoveCmd() *cobra.Command {
 	return a.data(command("move GROUP NODE", "hand a group over to a node whose copy is whole",
-		"Have the owner of GROUP hand it over to NODE, and wait until that owns it. Any member can be asked. It is refused where sessions would be lost; a copy that is on its way is waited for, three seconds at most.",
+		"Have the owner of GROUP hand it over to NODE, and wait until that owns it. Any member can be asked. It is refused where sessions would be lost, and where more conditions count against NODE than against the owner; a copy that is on its way is waited for, three seconds at most.",
 		cobra.ExactArgs(2), func(cmd *cobra.Command, args []string) error {
 			return a.groupDo(cmd, api.PathGroupMove, api.MoveRequest{Group: args[0], To: args[1]})
 		}))

@@ -1,0 +1,127 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"demarc/gateway/api"
+	"demarc/gateway/netlab"
+	"demarc/gateway/netlab/host"
+	"demarc/gateway/netlab/quiet"
+	nodes "demarc/gateway/trio"
+)
+
+// demoted waits until gw2 says that it owns the group since gw1 was demoted for a cause, and returns what it says.
+func (p *pairLab) demoted(cause string) (g api.Group) {
+	p.t.Helper()
+	var err error
+	if !until(10*time.Second, func() bool {
+		g, err = p.says(p.GW2)
+		return err == nil && g.Serving && g.Owner == "gw2"
+	}) || g.Cause != cause || g.From != "gw1" || g.Last == nil || g.Last.Cause != cause {
+		was, werr := p.says(p.GW1)
+		p.wrong("gw2 is to own the group, for the cause %q, and says %+v, last %+v, %v; gw1: %+v, %v", cause, g, g.Last, err, was, werr)
+		p.t.FailNow()
+	}
+	return g
+}
+
+// A policy that the owner cannot compile is agreed on with it left behind: the group goes to the other gateway, which serves that policy, and no connection is lost.
+func TestPairPolicyNotServed(t *testing.T) { pairJudged(t, policyNotServed) }
+
+func policyNotServed(t *testing.T, l *quiet.Limits) {
+	p := newPairOf(t, nodes.Options{Lab: "pair"}, "", func(p *pairLab) {
+		for i, n := range p.Gateways() {
+			text := read(t, n.File) + fmt.Sprintf("\n[[interface]]\nname = \"guest\"\nport = \"alpha0\"\nvlan = 7\naddresses = [\"198.18.7.%d/24\"]\n", 2+i)
+			if n == p.GW1 {
+				text = replace(t, text, "[tables]\n", "[tables]\ntenants = 2\n")
+			}
+			check(t, os.WriteFile(n.File, []byte(text), 0o644))
+		}
+	})
+	p.limits = l
+	p.start()
+	p.serve(5*time.Second, p.GW1)
+	const count = 10
+	conns, outside := p.hold(count)
+	p.protected(p.GW1)
+	time.Sleep(300 * time.Millisecond)
+	three := filepath.Join(t.TempDir(), "three.toml")
+	guest := "[[tenant]]\nname = \"guest\"\ninterfaces = [\"guest\"]\nprefixes = [\"198.18.7.0/24\"]\ndefault_out = \"allow\"\n\n[[group]]\n"
+	check(t, os.WriteFile(three, []byte(replace(t, nodes.PairPolicy(""), "[[group]]\n", guest)), 0o644))
+	if out, err := p.GW2.Run(t.Context(), "apply", three); err == nil || !strings.Contains(out+err.Error(), "tables.tenants: 2 is less than the 3 tenants of the policy") {
+		t.Errorf("apply without --except: %v, %s", err, out)
+	}
+	p.serve(time.Second, p.GW1) // nothing is changed
+	e := event{what: "gw1 cannot serve the policy", from: time.Now(), most: 300 * time.Millisecond}
+	out, err := p.GW2.Run(t.Context(), "apply", three, "--except", "gw1")
+	if err != nil {
+		t.Fatalf("apply --except gw1: %v, %s", err, out)
+	}
+	p.demoted("policy")
+	p.serve(5*time.Second, p.GW2)
+	e.to = time.Now()
+	if g, err := p.says(p.GW1); err != nil || g.Conditions["policy"] != 1 {
+		t.Errorf("gw1 does not say what counts against it: %+v, %v", g, err)
+	}
+	if out, err := p.GW2.Run(t.Context(), "group", "move", nodes.PairGroup, "gw1"); err == nil || !strings.Contains(err.Error(), "gw1 has 1 conditions against it, and this node 0") {
+		t.Errorf("the group is moved to a gateway that does not serve the policy: %v, %s", err, out)
+	}
+	p.release(count, conns, outside)
+	seen, v := p.end()
+	p.held(seen, []event{e})
+	p.turns(v, "gw1 gw2")
+	if n := len(seen.Moved()); n > 0 {
+		t.Errorf("%d flows have another public port now", n)
+	}
+}
+
+// Packets that make the workers of either gateway panic are sent without end: the owner is demoted for it, and the next one, which they meet as well, is not. All other flows go on.
+func TestPairPoison(t *testing.T) { pairJudged(t, poisonedPair) }
+
+func poisonedPair(t *testing.T, l *quiet.Limits) {
+	p := newPairOf(t, nodes.Options{Lab: "pair"}, "", func(p *pairLab) {
+		for _, n := range p.Gateways() {
+			n.Args = []string{"--break", "poison"} // what tenants send to 203.0.113.66 panics
+		}
+		policy := filepath.Join(filepath.Dir(filepath.Dir(p.GW1.File)), "pair.toml")
+		check(t, os.WriteFile(policy, []byte(strings.ReplaceAll(read(t, policy), nodes.PairLinkPool, "203.0.113.128/30")), 0o644)) // that address is in none of its pools
+	})
+	p.limits = l
+	p.start()
+	p.serve(5*time.Second, p.GW1)
+	p.protected(p.GW1)
+	time.Sleep(300 * time.Millisecond)
+	const poisoner = "198.18.10.240" // an address of its own: it is blocked as a whole
+	check(t, p.AddAddr(nodes.PairAlpha, netlab.HostDevice, prefix(poisoner+"/24")))
+	e := event{what: "poison", from: time.Now(), most: 300 * time.Millisecond}
+	var sent host.Flood
+	check(t, p.Run(t.Context(), nodes.PairAlpha, &sent, "udp-flood", "-dst", "203.0.113.66:9", "-from", poisoner, "-bits", "400e3", "-size", "64", "-duration", "4s"))
+	if sent.Sent < 100 {
+		t.Fatalf("only %d such packets were sent", sent.Sent)
+	}
+	g := p.demoted("panics")
+	p.serve(5*time.Second, p.GW2)
+	e.to = time.Now()
+	for _, n := range p.Gateways() {
+		s, err := n.Status(t.Context())
+		check(t, err)
+		panics := uint64(0)
+		for _, w := range s.Workers {
+			panics += w.Panics
+		}
+		if panics == 0 {
+			t.Errorf("no packet has made %s panic, of %d that were sent", n.Name, sent.Sent)
+		}
+	}
+	seen, v := p.end()
+	p.held(seen, []event{e})
+	p.turns(v, "gw1 gw2")
+	if n := len(seen.Moved()); n > 0 || g.Last.From != "gw1" {
+		t.Errorf("%d flows have another public port now; the last move: %+v", n, g.Last)
+	}
+}
