@@ -29,6 +29,9 @@ func portDown(t *testing.T, l *quiet.Limits) {
 		p.serve(5*time.Second, p.GW2)
 		e.to = time.Now()
 		events = append(events, e)
+		if g, err := p.says(p.GW2); err != nil || g.Cause != "port" || g.From != "gw1" {
+			p.wrong("%s went down, and gw2 says that it owns the group since %q, from %q, %v", dev, g.Cause, g.From, err)
+		}
 		check(t, p.SetUp("gw1", dev, true))
 		if dev == "wan0" { // a group that has moved because of a condition stays for a while: a node that has just started knows of no such move
 			check(t, p.GW1.Stop())

@@ -90,6 +90,14 @@ func ownerKilledAndStopped(t *testing.T, l *quiet.Limits) {
 		p.missed("the new owner says that the last failover took %.3f s; the hosts saw %s", *m.Gap, worst.Gap)
 	}
 	p.turns(v, want)
+	// What each node has seen of it is told in order, and by whom.
+	out, err := owner.Run(t.Context(), "group", "events")
+	check(t, err)
+	for _, want := range []string{"claiming epoch", fmt.Sprintf("%s owns it, epoch %d", owner.Name, last.Epoch)} {
+		if !strings.Contains(out, want) {
+			t.Errorf("group events of %s say nothing of %q:\n%s", owner.Name, want, out)
+		}
+	}
 }
 
 // leaseRest is what lies, by the times that nodes run with, between an owner's last frame and the first that another one may send when nobody says that the first has stopped: a voter's

@@ -318,8 +318,9 @@ func (p *pairLab) leads(n *nodes.Node) {
 func (p *pairLab) agreed(owner *nodes.Node) {
 	p.t.Helper()
 	var why string
+	epoch := uint64(0)
 	look := func() bool {
-		epoch := uint64(0)
+		epoch = 0
 		for _, n := range p.Nodes() {
 			if !n.Runs() {
 				continue
@@ -350,7 +351,8 @@ func (p *pairLab) agreed(owner *nodes.Node) {
 		if n == owner {
 			serving = 1
 		}
-		for _, want := range []string{fmt.Sprintf("demarc_group_serving{group=%q} %d", nodes.PairGroup, serving), fmt.Sprintf("demarc_group_owner{group=%q,node=%q} 1", nodes.PairGroup, owner.Name)} {
+		for _, want := range []string{fmt.Sprintf("demarc_group_serving{group=%q} %d", nodes.PairGroup, serving), fmt.Sprintf("demarc_group_owner{group=%q,node=%q} 1", nodes.PairGroup, owner.Name),
+			fmt.Sprintf("demarc_group_epoch{group=%q} %d", nodes.PairGroup, epoch)} {
 			if !strings.Contains(string(b), want+"\n") {
 				p.t.Errorf("the metrics of %s have no line %q", n.Name, want)
 			}
