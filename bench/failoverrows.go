@@ -564,6 +564,7 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 		count("led-too", func(o *run) bool { return o.led }, false)
 	}
 	count("not-protected-before", func(o *run) bool { return o.why != "" }, false)
+	q.add(r.name, "not-begun", "runs", []float64{float64(q.failed)}, "", 0)
 }
 
 func median(values []float64) float64 {
