@@ -29,7 +29,7 @@ ROOTS = @waiting $(GOTEST) -p=1 $(ROOT) -- @others $(GOTEST) -p=1 $(ROOT)
 
 PREFIX := /usr/local
 
-.PHONY: build install install-pages uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-table bench-full bench-sample bench-quick bench-cluster bench-failover zerocopy faults-found test-always profile
+.PHONY: build install install-pages uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-table bench-full bench-sample bench-quick bench-cluster bench-failover zerocopy faults faults-found test-always profile
 
 build:
 	go build -ldflags '-s -w -X main.version=$(VERSION)' -o demarc .
@@ -41,7 +41,7 @@ install: build install-pages
 	for u in demarc demarc-witness; do sed 's|/usr/local/|$(PREFIX)/|g' packaging/$$u.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$u.service || exit 1; done
 
 # The pages in the tree that they stand in here, with what they link to, so that their links lead somewhere.
-PAGES = $(shell find * -type f \( -name '*.md' -o -path 'docs/*' -o -path 'configs/examples/*.toml' \)) LICENSE configs/schema.go gateway/xsk/doc.go cluster/doc.go
+PAGES = $(shell find * -type f \( -name '*.md' -o -path 'docs/*' -o -path 'configs/examples/*.toml' \)) LICENSE configs/schema.go configs/cluster.go gateway/xsk/doc.go cluster/doc.go
 install-pages:
 	rm -rf $(DESTDIR)$(PREFIX)/share/doc/demarc
 	for f in $(PAGES); do install -D -m 0644 $$f $(DESTDIR)$(PREFIX)/share/doc/demarc/$$f || exit 1; done

@@ -194,7 +194,7 @@ type Group struct {
 	Tenants []string `toml:"tenants"` // a tenant is in one group at most
 
 	// Alone is what its owner does when it hears no majority. "fence": it stops when its lease ends, so that another can take over; default where there is a witness.
-	// "keep": it serves on, and nobody takes over by itself; default for two nodes without one. "auto", two nodes: it serves on, and the other
+	// "keep": it serves on, and nobody takes over by itself, unless its process has ended and there is a third vote; default for two nodes without one. "auto", two nodes: it serves on, and the other
 	// one takes over when it hears nothing of it; if every path between them is cut, both serve.
 	Alone  string `toml:"alone"`
 	Stale  string `toml:"stale"`  // "serve" (default) | "wait": whether a node whose copy of the sessions is not whole takes over, once the lease has run out

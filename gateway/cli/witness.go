@@ -18,7 +18,7 @@ func (a *app) witnessCmd() *cobra.Command {
 	var node string
 	c := command("witness --node FILE", "run the third vote of a pair of gateways, until SIGINT or SIGTERM",
 		"Run a member of the cluster that has a vote and no ports: with a pair of gateways it makes the majority that lives when one of them\n"+
-			"does not. It needs no root and less than 40 MB. FILE has cluster.role = \"witness\"; `demarc cluster join` has made it a member before.\n"+
+			"does not. It needs no root and some 35 MB. FILE has cluster.role = \"witness\"; `demarc cluster join` has made it a member before.\n"+
 			"The commands of the cluster, policies included, can be asked of it as of any node.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
 			if node == "" {
