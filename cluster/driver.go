@@ -121,7 +121,7 @@ type groupTrack struct {
 	at     failover.Time // when
 	moved  *Failover
 	agreed failover.Ownership // by the log: it says why a term began, and may come before anybody is seen to serve or behind that
-	served bool // by this node, now
+	served bool               // by this node, now
 	until  failover.Time
 
 	role   role
