@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"demarc/gateway/api"
 )
@@ -91,14 +90,7 @@ type WitnessSource interface {
 
 // Witness serves what a witness has: what runs, its members, its part in the cluster, its interface, and the process's own figures.
 func Witness(src WitnessSource) http.Handler {
-	own := processRegistry()
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), scrapeTimeout)
-		defer cancel()
-		reg := prometheus.NewRegistry()
-		reg.MustRegister(&witnessCollector{ctx, src})
-		promhttp.HandlerFor(prometheus.Gatherers{own, reg}, promhttp.HandlerOpts{}).ServeHTTP(w, r)
-	})
+	return handler(func(ctx context.Context) prometheus.Collector { return &witnessCollector{ctx, src} })
 }
 
 // witnessCollector is one scrape of a witness.

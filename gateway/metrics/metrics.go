@@ -27,13 +27,18 @@ const scrapeTimeout = 10 * time.Second
 // Handler serves the figures of src, and the Go runtime's and the process's own. A source that does not answer makes the scrape fail
 // with status 500: zeroes would look like a gateway without traffic.
 func Handler(src Source) http.Handler {
+	return handler(func(ctx context.Context) prometheus.Collector { return &collector{ctx, src} })
+}
+
+// handler serves what a scrape collects, and the process's own figures.
+func handler(scrape func(context.Context) prometheus.Collector) http.Handler {
 	own := processRegistry()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), scrapeTimeout)
 		defer cancel()
 		// A registry per scrape, because a collector gets no context and the scraper's is what ends a reading nobody waits for.
 		reg := prometheus.NewRegistry()
-		reg.MustRegister(&collector{ctx, src})
+		reg.MustRegister(scrape(ctx))
 		promhttp.HandlerFor(prometheus.Gatherers{own, reg}, promhttp.HandlerOpts{}).ServeHTTP(w, r)
 	})
 }
