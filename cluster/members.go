@@ -325,7 +325,7 @@ func (n *Node) takeIn(ctx context.Context, q *request) (answer, []byte) {
 			return refused("there is no member %s to replace: the members are %s", q.Replace, list(names(s.Members))), nil
 		}
 		if old.ID == n.id { // it cannot lead without itself
-			if err := n.st.Yield("", ""); err != nil {
+			if err := n.st.Yield("", ""); err != nil && !errors.Is(err, store.ErrNotLeader) {
 				return refused("%s leads the cluster and nobody can take over: %v", old.Name, err), nil
 			}
 			return answer{}, nil
@@ -394,7 +394,7 @@ func (n *Node) takeOut(ctx context.Context, q *request) answer {
 		return refused("%v", err)
 	}
 	if m.ID == n.id {
-		if err := n.st.Yield("", ""); err != nil {
+		if err := n.st.Yield("", ""); err != nil && !errors.Is(err, store.ErrNotLeader) {
 			return refused("%s leads the cluster and nobody can take over: %v", m.Name, err)
 		}
 		return answer{}
@@ -518,10 +518,7 @@ func caughtUp(s *Status, agreed uint64) error {
 // yield hands the lead on.
 func (n *Node) yield(name string) answer {
 	if name == "" {
-		if err := n.st.Yield("", ""); err != nil {
-			return refused("hand the lead on: %v", err)
-		}
-		return answer{Leads: true}
+		return yielded("hand the lead on", n.st.Yield("", ""))
 	}
 	m, ok := n.st.State().Named(name)
 	if !ok {
@@ -530,8 +527,16 @@ func (n *Node) yield(name string) answer {
 	if m.ID == n.id {
 		return answer{Leads: true}
 	}
-	if err := n.st.Yield(m.ID, m.Address); err != nil {
-		return refused("hand the lead to %s: %v", name, err)
+	return yielded("hand the lead to "+name, n.st.Yield(m.ID, m.Address))
+}
+
+// yielded is the answer to who asked for another leader. While one is being handed the lead already, he asks whoever leads then.
+func yielded(what string, err error) answer {
+	switch {
+	case errors.Is(err, store.ErrNotLeader):
+		return answer{}
+	case err != nil:
+		return refused("%s: %v", what, err)
 	}
 	return answer{Leads: true}
 }

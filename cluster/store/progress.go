@@ -1,8 +1,6 @@
 package store
 
 import (
-	"errors"
-	"fmt"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -30,11 +28,7 @@ func (s *Store) Progress() Progress {
 
 // Current makes sure that this node leads still, by asking a majority. Leader only.
 func (s *Store) Current() error {
-	err := s.wait(s.raft.VerifyLeader())
-	if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipLost) {
-		return fmt.Errorf("%w: %w", ErrNotLeader, err)
-	}
-	return err
+	return elsewhere(s.wait(s.raft.VerifyLeader()), raft.ErrLeadershipLost)
 }
 
 // Heard is when the leader was last heard of; the zero time on the leader itself, or when there never was one.

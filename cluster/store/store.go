@@ -402,14 +402,15 @@ func (s *Store) Propose(ctx context.Context, e *command.Entry) (command.Result, 
 	case <-ctx.Done():
 		return command.Result{}, fmt.Errorf("%w: %w", ErrUnknownOutcome, ctx.Err())
 	}
+	err = elsewhere(err)
 	switch {
 	case errors.Is(err, ErrNotWritten):
 		return command.Result{}, s.refused(err)
-	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress), errors.Is(err, raft.ErrEnqueueTimeout):
+	case errors.Is(err, ErrNotLeader):
 		if why := s.disk.refuses(); why != nil { // which is why it does not lead any more
 			return command.Result{}, s.refused(&notWritten{why})
 		}
-		return command.Result{}, fmt.Errorf("%w: %w", ErrNotLeader, err)
+		return command.Result{}, err
 	case err != nil:
 		return command.Result{}, fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
 	}
@@ -502,9 +503,15 @@ const endWait = 200 * time.Millisecond
 
 // Barrier waits until everything that was committed before is applied here. Leader only.
 func (s *Store) Barrier(timeout time.Duration) error {
-	err := s.wait(s.raft.Barrier(timeout))
-	if errors.Is(err, raft.ErrNotLeader) {
-		return fmt.Errorf("%w: %w", ErrNotLeader, err)
+	return elsewhere(s.wait(s.raft.Barrier(timeout)), raft.ErrLeadershipLost)
+}
+
+// elsewhere says ErrNotLeader of what Raft did not take because another node leads or is about to, and of what else means that to who asked.
+func elsewhere(err error, more ...error) error {
+	for _, e := range append(more, raft.ErrNotLeader, raft.ErrLeadershipTransferInProgress, raft.ErrEnqueueTimeout) {
+		if errors.Is(err, e) {
+			return fmt.Errorf("%w: %w", ErrNotLeader, err)
+		}
 	}
 	return err
 }
@@ -583,19 +590,15 @@ func (s *Store) change(fn func() raft.IndexFuture) error {
 			return &notWritten{err}
 		}
 	}
-	err := s.wait(fn())
-	if errors.Is(err, raft.ErrNotLeader) {
-		return fmt.Errorf("%w: %w", ErrNotLeader, err)
-	}
-	return err
+	return elsewhere(s.wait(fn()))
 }
 
 // Yield hands the lead to another node; "" = to whichever is best.
 func (s *Store) Yield(id, address string) error {
 	if id == "" {
-		return s.wait(s.raft.LeadershipTransfer())
+		return elsewhere(s.wait(s.raft.LeadershipTransfer()))
 	}
-	return s.wait(s.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(address)))
+	return elsewhere(s.wait(s.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(address))))
 }
 
 // compact writes a snapshot when enough bytes have come, and has the log keep only as many entries as its bytes allow.

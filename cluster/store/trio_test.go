@@ -157,6 +157,37 @@ func (x *trio) change(text string, among ...int) command.Result {
 	}
 }
 
+// TestAskedWhileTheLeadPasses: while a leader hands the lead on it takes no question, and whoever asks is told to ask whoever leads then, as behind it. Nobody is told that something failed.
+func TestAskedWhileTheLeadPasses(t *testing.T) {
+	x := newTrio(t)
+	lead := x.leader(0, 1, 2)
+	heir := (lead + 1) % 3
+	x.stop(heir) // it never answers, so the lead passes for an election's time
+	done := make(chan error, 1)
+	go func() { done <- x.s[lead].Yield(x.c[heir].ID, x.addr[heir]) }()
+	asked := map[string]func() error{
+		"what is agreed on": func() error { return x.s[lead].Barrier(time.Second) },
+		"a change":          func() error { _, err := x.s[lead].Propose(t.Context(), revise("x")); return err },
+		"a member":          func() error { return x.s[lead].AddLearner("n9", "n9", time.Second) },
+		"another leader":    func() error { return x.s[lead].Yield("", "") },
+	}
+	var err error
+	for end := time.Now().Add(5 * time.Second); err == nil && time.Now().Before(end); {
+		err = asked["what is agreed on"]()
+	}
+	if !errors.Is(err, ErrNotLeader) || !errors.Is(err, raft.ErrLeadershipTransferInProgress) {
+		t.Fatal(err)
+	}
+	for what, ask := range asked {
+		if err := ask(); !errors.Is(err, ErrNotLeader) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := <-done; err == nil {
+		t.Error("handed to who is stopped")
+	}
+}
+
 // TestFullFollower: a member with a full disk holds nobody up, votes for nobody, does not panic and catches up when there is room. Without it
 // there would be no majority, and there is none until then.
 func TestFullFollower(t *testing.T) {
