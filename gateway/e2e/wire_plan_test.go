@@ -97,6 +97,7 @@ type wirePlan struct {
 	ahead map[string]time.Duration // of each node's CLOCK_MONOTONIC and CLOCK_BOOTTIME
 	rate  map[string]float64       // of its clock, against true time; only where the program can be told
 	wall  map[string]time.Duration // of its wall clock, likewise
+	tcp   string                   // the gateways' congestion control; "" = the machine's
 	harms []harm
 }
 

@@ -90,6 +90,11 @@ func wireOpen(t testing.TB, p *wirePlan, binary string, told bool, env ...string
 			n.Env = slices.Concat(clockEnv(p, n.Name), env)
 		}
 	}
+	for _, n := range l.Gateways() {
+		if p.tcp != "" {
+			check(t, l.Sysctl(n.Name, "net.ipv4.tcp_congestion_control", p.tcp))
+		}
+	}
 	file := filepath.Join(dir, "pair.toml")
 	more := fmt.Sprintf("alone = %q\nstale = %q\n", p.alone, p.stale)
 	text := nodes.PairPolicy(more)
