@@ -222,13 +222,22 @@ func (x *commons) drop(peer string, of *stream.Set) {
 	})
 }
 
-// settled says whether a copy is whole as far as blocks of ports go, and takes care that it will be. equal: all else of the copy is whole. agreed: it counts as in sync. alone: the group is served
-// without a majority, so nothing can be agreed on, and waiting for a standby that is gone would leave no ports: but for a while, in which it may count itself in sync.
-func (x *commons) settled(group uint8, peer string, equal, agreed, alone bool) (ok bool) {
+// waits is why blocks wait for a standby's word, or need not.
+type waits struct {
+	soon  bool // all else of its copy is whole, and no further behind than a copy in sync may be: it may be proposed
+	may   bool // it counts as in sync, or may come to
+	alone bool // the group is served without a majority, so nothing can be agreed on, and waiting for a standby that is gone would leave no ports: but for a while, in which it may count itself in sync
+	over  bool // whatever it was before, it is not by agreement, and cannot come to be without another word of this node's
+}
+
+// settled says whether a copy is whole as far as blocks of ports go, and takes care that it will be.
+func (x *commons) settled(group uint8, peer string, w waits) (ok bool) {
 	x.with(func(c *pipeline.Common, _ int64) {
 		k, now := guardKey{group, peer}, time.Now()
-		if equal || agreed && !alone {
+		if w.soon || w.may && !w.alone {
 			x.guards[k] = now
+		} else if w.over { // a slow standby costs its own freshness, and no new conversation waits for it
+			delete(x.guards, k)
 		}
 		last, was := x.guards[k]
 		on := was && now.Sub(last) < guardRest

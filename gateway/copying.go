@@ -338,27 +338,33 @@ func (g *Gateway) tellWhole() {
 	g.common.whole(whole)
 }
 
-// agreedOn is what blocks of ports go by of a group: whose copies count as in sync, and whether it is served without a majority.
+// agreedOn is what blocks of ports go by of a group that this node owns: whose copies count as in sync or may come to, and whether it is served without a majority.
 type agreedOn struct {
-	inSync []string
-	alone  bool
+	epoch uint64
+	may   []string
+	alone bool
+	old   bool // the driver was asked again since, and did not answer
 }
 
 // agreedOn asks the driver; while that does not answer, what it said last holds.
 func (g *Gateway) agreedOn(ctx context.Context, last map[string]agreedOn) map[string]agreedOn {
 	g.copying.mu.Lock()
-	none := len(g.copying.own) == 0 || len(g.copying.sets) == 0
+	none := len(g.copying.own) == 0
 	g.copying.mu.Unlock()
 	if none {
 		return nil
 	}
+	out := map[string]agreedOn{}
 	all, err := g.groups.driver.Status(ctx)
 	if err != nil {
-		return last
+		for name, is := range last {
+			is.old = true
+			out[name] = is
+		}
+		return out
 	}
-	out := map[string]agreedOn{}
 	for _, s := range all {
-		out[s.Group.Name] = agreedOn{s.InSync, s.Status.Alone}
+		out[s.Group.Name] = agreedOn{epoch: s.Epoch, may: s.MayTake, alone: s.Status.Alone}
 	}
 	return out
 }
@@ -373,12 +379,23 @@ func (g *Gateway) copied(agreed map[string]agreedOn) (out []failover.Copied) {
 		if x == nil || !s.until.IsZero() {
 			continue
 		}
-		for peer, o := range g.copying.sets {
-			if !slices.Contains(x.Nodes, peer) {
+		is := agreed[x.Name]
+		for _, peer := range x.Nodes {
+			if peer == g.o.Node.Name {
 				continue
 			}
-			c, is := o.set.Copy(now, id), agreed[x.Name]
-			known := g.common.settled(id, peer, c.Equal, slices.Contains(is.inSync, peer), is.alone)
+			o, w := g.copying.sets[peer], waits{alone: is.alone, may: slices.Contains(is.may, peer)}
+			// What was told of a copy before was taken in before the driver was asked, and nothing is told meanwhile.
+			w.over = !w.may && !is.alone && !is.old && is.epoch == s.epoch
+			var c stream.Copy
+			if o != nil {
+				c = o.set.Copy(now, id)
+				w.soon = c.Equal && c.Lag <= failover.Default.MaxLag
+			}
+			known := g.common.settled(id, peer, w)
+			if o == nil {
+				continue
+			}
 			if c.Equal = c.Equal && known; c.Equal {
 				o.equal[id] = s.epoch
 			}
@@ -413,6 +430,9 @@ func (g *Gateway) copiesOf(group string) (out []api.GroupCopy) {
 		}
 		if a.Whole && !g.common.knows(x.ID, n) {
 			a.Whole, a.Why = false, "it has not acknowledged every block of public ports that is in use"
+			if lag := time.Duration(a.Lag * 1e9); lag > failover.Default.MaxLag { // and none waits for it
+				a.Why = fmt.Sprintf("it is %s behind", lag.Round(100*time.Millisecond))
+			}
 		}
 		out = append(out, a)
 	}

@@ -291,7 +291,7 @@ func TestAuto(t *testing.T) {
 func TestAutoSaysWhere(t *testing.T) {
 	for _, first := range []int64{0, 150 * ms} {
 		others := 0
-		for seed := range uint64(10) {
+		for seed := range uint64(20) {
 			w := quietWorld(t, seed, 2, 0, Group{Alone: Auto, Stale: true})
 			w.judge.auto = true
 			w.link("a", "b", true)
@@ -318,7 +318,7 @@ func TestAutoSaysWhere(t *testing.T) {
 			}
 		}
 		if others < 5 {
-			t.Errorf("in %d of 10 the one that goes on was not the last to say so: nothing was tried", others)
+			t.Errorf("in %d of 20 the one that goes on was not the last to say so: nothing was tried", others)
 		}
 	}
 }

@@ -196,6 +196,7 @@ type plants struct {
 	ownForgets  bool // a voter that has restarted promises a term though its log has a later one of its own last life
 	newFree     bool // a voter that is new says at once that it helps nobody
 	firstAlone  bool // a node that is a cluster of its own takes a group of which it has nobody else
+	hasty       bool // whose copy may come to be in sync is whose is
 	oldViews    bool // a node that has restarted stands as its last life did until its first beat
 }
 
@@ -416,7 +417,7 @@ func (n *Node) know() {
 func (n *Node) group(name string) *group {
 	g := n.groups[name]
 	if g == nil {
-		g = &group{name: name, got: map[string]Time{}, free: map[string]answer{}, copies: map[string]copyOf{}, conds: map[Cause]int{}}
+		g = &group{name: name, got: map[string]Time{}, free: map[string]answer{}, copies: map[string]copyOf{}, offered: map[string]uint64{}, conds: map[Cause]int{}}
 		n.groups[name] = g
 		n.names = slices.Sorted(maps.Keys(n.groups))
 	}

@@ -47,6 +47,7 @@ type group struct {
 	nextRound   Time
 	astray      bool // another one serves too, or may have: hosts may have been told to send there
 	copies      map[string]copyOf
+	offered     map[string]uint64 // against which Rev a copy was last proposed to be in sync
 
 	// As a standby.
 	knows       bool // what Knows says of this node's term
@@ -119,6 +120,7 @@ func (g *group) new(now Time) {
 	clear(g.got)
 	clear(g.free)
 	clear(g.copies)
+	clear(g.offered)
 	g.since, g.yield, g.forced, g.seen = 0, 0, 0, 0
 	g.nextRenew, g.nextAsk = now, now
 }
@@ -373,7 +375,10 @@ func (n *Node) upkeep(g *group, now Time) {
 		if !told && is && now.Sub(g.began) <= n.t.MaxLag { // who handed over, until it has been looked at
 			in = true
 		}
-		if in != is {
+		if in && !is {
+			g.offered[p] = g.at.Rev
+		}
+		if in != is || !in && g.offers(p) { // the other entry is first, or it is refused
 			n.propose(g, now, Entry{Kind: KindSync, By: g.at.Term, Node: p, On: in, Seq: c.seq})
 			return
 		}
@@ -386,6 +391,22 @@ func (n *Node) upkeep(g *group, now Time) {
 func (n *Node) copied(g *group, to string, now Time) bool {
 	c, told := g.copies[to]
 	return told && c.equal && c.lag+now.Sub(c.at) <= n.t.MaxLag
+}
+
+// offers says that a copy was proposed to be in sync, and that may yet be agreed on.
+func (g *group) offers(p string) bool {
+	rev, is := g.offered[p]
+	return is && rev == g.at.Rev
+}
+
+// mayTake is who may be in sync by agreement from now on, without another word of how its copy is: who is, whose copy was proposed, and whose would be.
+func (n *Node) mayTake(g *group, now Time) (out []string) {
+	for _, p := range g.conf.Nodes {
+		if p != n.name && (slices.Contains(g.at.InSync, p) || !n.plant.hasty && (g.offers(p) || n.copied(g, p, now))) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // want is what the owner shall do alone, by the policy and by who votes. While a node is drained nobody takes over but by force, so the owner need

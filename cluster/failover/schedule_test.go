@@ -255,6 +255,24 @@ func (f *fault) strike() {
 	case 12: // an election, a slow disk
 		w.stall = w.now + w.between(50*ms, 800*ms)
 		w.trace("-- nothing is agreed on for %d ms", (w.stall-w.now)/ms)
+		o := w.owner(g.Name)
+		if o == "" || dice.IntN(2) == 0 {
+			return
+		}
+		cut, alone := w.between(0, w.stall-w.now), w.between(0, 100*ms)
+		w.trace("-- and %s has no copies %d ms from now, and is isolated %d ms behind that", o, cut/ms, (w.stall-w.now-cut+alone)/ms)
+		w.at(w.now+cut, func() {
+			for _, n := range w.voters {
+				if n != o && w.now < healAt {
+					w.sync[[2]string{n, o}] = true
+					mend(long, func() { delete(w.sync, [2]string{n, o}) })
+				}
+			}
+		})
+		w.at(w.stall+alone, func() {
+			w.isolate(o, w.now < healAt)
+			mend(long, func() { w.isolate(o, false) })
+		})
 	case 13: // a condition
 		if !victim.up || victim.paused {
 			return
@@ -374,6 +392,7 @@ func TestPlantedFaults(t *testing.T) {
 		{"an owner that has restarted does not look who has a copy", plants{bareTakes: true}, sound},
 		{"a term that another one still has is promised", plants{overlap: true}, sound},
 		{"a promise is shorter than an owner of an earlier release relies on", plants{ownLease: true}, sound},
+		{"no word is waited for of whose copy was proposed", plants{hasty: true}, sound},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -18,6 +18,7 @@ type Status struct {
 	Why     []string      // why the group is not protected now; empty = it is
 
 	Against map[Cause]int // what counts against this node, and how often
+	MayTake []string      // at the owner: whose copy is in sync by agreement, or may come to be without another Copied
 }
 
 // Status of a group. commit is how long one takes.
@@ -28,6 +29,9 @@ func (n *Node) Status(name string, commit time.Duration, now Time) Status {
 	}
 	now = max(now, n.last)
 	s := Status{Ownership: g.at, Serving: g.serving && now < g.written, Against: map[Cause]int{}}
+	if n.mine(g) {
+		s.MayTake = n.mayTake(g, now)
+	}
 	for _, c := range Conditions {
 		if sum := n.conds[c] + g.conds[c]; sum > 0 {
 			s.Against[c] = sum

@@ -2,6 +2,7 @@ package failover
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -85,6 +86,14 @@ type plane struct {
 	ring  int  // bursts that the kernel was given, and has not been called for
 	hand  int  // bursts behind the last look, not yet on the wire
 	busy  bool // it looks again by itself
+	waits waits
+}
+
+// waits is for whose word a plane waits before it uses what others must not, and since when there was a reason for it.
+type waits struct {
+	epoch uint64
+	since map[string]Time
+	whose []string // replaced, never changed
 }
 
 // table is a node's copy of the sessions of a group.
@@ -520,6 +529,36 @@ func (b *box) flush(f Flush) {
 	})
 }
 
+// waitsLong is for how long a plane waits without another reason, where nothing can be agreed on.
+const waitsLong = 10000 * ms
+
+// waits looks for whose word it waits from now on: soon = whose copy it is about to call whole. It says who was among them before.
+func (p *plane) wait(soon map[string]bool, s Status, now Time) (before []string) {
+	w := &p.waits
+	if w.epoch != p.epoch {
+		w.epoch, w.since, w.whose = p.epoch, map[string]Time{}, nil
+		for _, o := range s.InSync { // who handed over
+			w.since[o] = now
+		}
+	}
+	before = w.whose
+	for _, o := range slices.Concat(slices.Collect(maps.Keys(soon)), s.MayTake) {
+		if soon[o] || !s.Alone {
+			w.since[o] = now
+		}
+	}
+	w.whose = nil
+	for _, o := range slices.Sorted(maps.Keys(w.since)) {
+		over := !soon[o] && !slices.Contains(s.MayTake, o) && !s.Alone && s.Epoch == p.epoch
+		if over || now.Sub(w.since[o]) > time.Duration(waitsLong) {
+			delete(w.since, o)
+			continue
+		}
+		w.whose = append(w.whose, o)
+	}
+	return before
+}
+
 // copies is the owner's side of the copy of sessions, every 50 ms.
 func (b *box) copies(g string) {
 	b.after(50*ms, false, func() {
@@ -528,7 +567,15 @@ func (b *box) copies(g string) {
 		if !May(b.clock(), p.until) {
 			return
 		}
-		epoch := p.epoch
+		epoch, soon := p.epoch, map[string]bool{}
+		defer func() {
+			before := p.wait(soon, b.m.Status(g, 0, b.clock()), b.clock())
+			for _, o := range slices.Sorted(maps.Keys(soon)) {
+				if slices.Contains(before, o) { // all that it uses has been waited for
+					b.after(b.w.between(2*ms, 5*ms), false, func() { b.step(Copied{Group: g, Peer: o, Equal: true, Seq: uint64(b.w.now)}) })
+				}
+			}
+		}()
 		for _, o := range b.w.boxes {
 			if o == b || !o.gateway || !o.up || o.paused || b.w.sync[[2]string{b.name, o.name}] || b.w.sync[[2]string{o.name, b.name}] {
 				continue
@@ -542,14 +589,18 @@ func (b *box) copies(g string) {
 			}
 			t.whole, t.begun, t.synced = true, 0, b.w.now
 			o.after(b.w.between(ms, 3*ms), false, func() { o.step(Marked{g, epoch}) })
-			b.after(b.w.between(2*ms, 5*ms), false, func() { b.step(Copied{Group: g, Peer: o.name, Equal: true, Seq: uint64(b.w.now)}) })
+			soon[o.name] = true
 		}
 	})
 }
 
 // emit is a frame on the wire, seen by the judge.
 func (b *box) emit(g string, epoch uint64, inHand bool, kind string) {
-	b.w.judge.see(b, frame{at: b.w.now, node: b.name, gen: b.gen, group: g, epoch: epoch, inHand: inHand, pause: b.pauses, kind: kind})
+	f := frame{at: b.w.now, node: b.name, gen: b.gen, group: g, epoch: epoch, inHand: inHand, pause: b.pauses, kind: kind, solo: b.m.groups[g].solo > 0}
+	if p := b.dp[g]; p != nil && p.waits.epoch == epoch {
+		f.waits = p.waits.whose
+	}
+	b.w.judge.see(b, f)
 	t := b.table[g]
 	t.whole, t.synced = true, b.w.now
 }
@@ -564,6 +615,8 @@ type frame struct {
 	inHand bool // the node was stopped between the last look and the wire
 	pause  int
 	kind   string
+	solo   bool     // without anybody's agreement
+	waits  []string // whose word the node waits for before it uses what others must not
 }
 
 // oldest is how far behind the last frame of the owner before a whole copy may be: two seconds by a slow clock when it was claimed, and as long as an entry takes that is agreed on late.
@@ -644,6 +697,10 @@ func (j *judge) see(b *box, f frame) {
 	}
 	if !ok || !same {
 		j.term[f.group] = f
+		// What was used before its last digest it has been told of with that. Who serves without anybody's agreement (auto) tells nobody.
+		if k := b.m.Knows(f.group); ok && k.All && last.node != f.node && !last.solo && last.at > b.table[f.group].synced && !slices.Contains(last.waits, f.node) && !j.auto && f.at > j.forced[f.group] {
+			j.offence("%.3f ms: %s serves %s as one that knows all, and %s did not wait for its word at %.3f ms", float64(f.at)/1e6, f.node, f.group, last.node, float64(last.at)/1e6)
+		}
 		if t := b.table[f.group]; ok {
 			j.behind[f.group] = last.at - t.synced
 		}

@@ -54,23 +54,73 @@ func killUnderNew(t *testing.T, limits *quiet.Limits) {
 	})
 }
 
+// A standby whose copy cannot keep up costs the group its protection and nobody a conversation: public ports wait for its word no longer than it takes to agree that its copy is not in sync.
+func TestWireSlowCopy(t *testing.T) {
+	quiet.Judge(t, func(limits *quiet.Limits) {
+		t.Run("run", func(t *testing.T) { slowCopy(t, limits) })
+	})
+}
+
+func slowCopy(t *testing.T, limits *quiet.Limits) {
+	l := wireOpen(t, &wirePlan{alone: "fence", stale: "serve", fresh: newRate, ahead: map[string]time.Duration{}, rate: map[string]float64{}, wall: map[string]time.Duration{}}, program(t), false)
+	l.start()
+	gw1 := l.Node("gw1")
+	undo, err := l.hinder(harm{kind: harmDelay, ways: waysOf([]string{"gw1"}, []string{"gw2"}, wTCP), wait: 1500 * time.Millisecond})
+	check(t, err)
+	at, mappings, refused := time.Now(), l.sum(gw1, "demarc_nat_mappings{"), l.sum(gw1, `demarc_meter_dropped_packets_total{reason="nat_no_port"}`)
+	slowest := float64(newRate)
+	for range 8 {
+		sleep(t.Context(), time.Second)
+		now, n := time.Now(), l.sum(gw1, "demarc_nat_mappings{")
+		rate := (n - mappings) / now.Sub(at).Seconds()
+		slowest = min(slowest, rate)
+		at, mappings = now, n
+	}
+	g, err := (&pairLab{Pair: l.Pair, t: t}).says(gw1)
+	check(t, err)
+	refused = l.sum(gw1, `demarc_meter_dropped_packets_total{reason="nat_no_port"}`) - refused
+	t.Logf("%.0f new mappings in the slowest second, %.0f refused in all; in sync %v, %s", slowest, refused, g.InSync, g.Why)
+	if slowest < 0.9*newRate {
+		limits.Missed("%.0f new mappings in the slowest second, want %d", slowest, newRate)
+	}
+	if refused > 0 {
+		limits.Missed("%.0f were refused", refused)
+	}
+	if slices.Contains(g.InSync, "gw2") || len(g.Why) == 0 {
+		t.Errorf("in sync %v, not protected %q: want it said", g.InSync, g.Why)
+	}
+	check(t, undo())
+	l.heals()
+	l.end(func(_ *wireLab, v *judge.Verdict) {
+		for _, o := range v.Offences {
+			t.Error(o)
+		}
+	})
+}
+
+// sum of a node's metrics that begin so.
+func (l *wireLab) sum(n *nodes.Node, prefix string) (sum float64) {
+	l.t.Helper()
+	b, err := n.Client.Text(l.t.Context(), api.PathMetrics)
+	check(l.t, err)
+	for line := range strings.Lines(string(b)) {
+		if strings.HasPrefix(line, prefix) {
+			var x float64
+			_, err := fmt.Sscan(line[strings.LastIndexByte(line, ' ')+1:], &x)
+			check(l.t, err)
+			sum += x
+		}
+	}
+	return sum
+}
+
 // mappingsBegin counts the owner's mappings for a time, and asks how far the copy is behind. A rate is a limit, and so is that the group stays where it is; that nothing is late is a fault.
 func (l *wireLab) mappingsBegin(owner *nodes.Node, limits *quiet.Limits) {
 	l.t.Helper()
 	count := func() (n float64, at time.Time) {
 		l.t.Helper()
 		from := time.Now()
-		b, err := owner.Client.Text(l.t.Context(), api.PathMetrics)
-		check(l.t, err)
-		for line := range strings.Lines(string(b)) {
-			if rest, ok := strings.CutPrefix(line, "demarc_nat_mappings{"); ok {
-				var x float64
-				_, value, _ := strings.Cut(rest, "} ")
-				_, err := fmt.Sscan(value, &x)
-				check(l.t, err)
-				n += x
-			}
-		}
+		n = l.sum(owner, "demarc_nat_mappings{")
 		return n, from.Add(time.Since(from) / 2)
 	}
 	sleep(l.t.Context(), newDelay+50*time.Millisecond) // what comes from then on was late
