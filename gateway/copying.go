@@ -28,6 +28,65 @@ type copying struct {
 	own  map[uint8]served     // mu: by group
 	why  string               // mu: why no further set is made; "" = nothing is in the way
 	sets map[string]*outbound // mu: by node
+
+	ends handovers
+}
+
+// handovers is what the last changes of groups that are handed over need to know. Nobody who has it locked waits for anything.
+type handovers struct {
+	mu   sync.Mutex
+	sets map[string]*stream.Set // mu: by node
+	last map[uint8]lastChanges  // mu: by group
+}
+
+// lastChanges is what a node that hands a group over brings those that may be the heir, by node: each stream's as soon as nothing is added to it any more, before anybody asks for it.
+type lastChanges map[string]*stream.Flushing
+
+// begin begins with it, or where the group is not handed over forgets what was begun.
+func (h *handovers) begin(group uint8, over bool) lastChanges {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if delete(h.last, group); !over {
+		return nil
+	}
+	l := lastChanges{}
+	for peer, s := range h.sets {
+		l[peer] = s.Flushing()
+	}
+	if h.last == nil {
+		h.last = map[uint8]lastChanges{}
+	}
+	h.last[group] = l
+	return l
+}
+
+// set has a node's streams be those; nil = it has none any more, if they were these.
+func (h *handovers) set(peer string, s, was *stream.Set) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case s != nil:
+		if h.sets == nil {
+			h.sets = map[string]*stream.Set{}
+		}
+		h.sets[peer] = s
+	case h.sets[peer] == was:
+		delete(h.sets, peer)
+	}
+}
+
+// worker: worker i has changed what it had to.
+func (l lastChanges) worker(i int) {
+	for _, f := range l {
+		f.Stream(i)
+	}
+}
+
+// common: so have all, and nothing more is counted.
+func (l lastChanges) common() {
+	for _, f := range l {
+		f.Stream(f.Streams() - 1)
+	}
 }
 
 // served is a group that this node serves, or did until a moment ago.
@@ -95,15 +154,19 @@ func (c *copying) hang(err error, log *slog.Logger) {
 }
 
 // flush calls done, once, when a node has acknowledged all that has been done to sessions of a group that this node serves, or cannot. It waits for nothing.
-func (g *Gateway) flush(_ uint8, peer string, done func()) {
-	g.copying.mu.Lock()
-	o := g.copying.sets[peer]
-	g.copying.mu.Unlock()
-	if o == nil {
+func (h *handovers) flush(group uint8, peer string, done func()) {
+	h.mu.Lock()
+	s, f := h.sets[peer], h.last[group][peer]
+	delete(h.last, group)
+	h.mu.Unlock()
+	switch {
+	case s == nil:
 		done()
-		return
+	case f.Of(s):
+		f.Done(func(bool) { done() })
+	default: // the streams were made since
+		s.Flush(func(bool) { done() })
 	}
-	o.set.Flush(func(bool) { done() })
 }
 
 // copySessions keeps a set of streams to each node that may take over something that this one serves.
@@ -260,6 +323,7 @@ func (g *Gateway) beginSet(ctx context.Context, peer string, wg *sync.WaitGroup)
 	g.copying.mu.Lock()
 	g.copying.sets[peer] = o
 	g.copying.mu.Unlock()
+	g.copying.ends.set(peer, o.set, nil)
 	wg.Go(func() { o.set.Run(run, g.dialSessions(peer)) })
 	g.log.Info("sessions are copied to a node", "node", peer)
 	return o
@@ -272,6 +336,7 @@ func (g *Gateway) endSet(peer string, o *outbound) {
 		delete(g.copying.sets, peer)
 	}
 	g.copying.mu.Unlock()
+	g.copying.ends.set(peer, nil, o.set)
 	o.set.Close()
 	o.ended()
 	g.common.drop(peer, o.set)

@@ -407,7 +407,7 @@ func (g *Gateway) flushGroup(group, peer string, done func()) {
 		done()
 		return
 	}
-	go g.flush(id, peer, done) // who looks at how copies stand may hold it up, and the thread of the leases waits for nobody
+	g.copying.ends.flush(id, peer, done)
 }
 
 // words announces addresses.

@@ -24,22 +24,24 @@ func (g *Gateway) writeLease(group uint8, epoch, until, leave uint64, done func(
 	g.leaving.Write(group, epoch, leave) // first: who finds the deadline over looks here
 	g.writeTable(group, epoch, until)
 	if done != nil {
+		last := g.copying.ends.begin(group, leave > 0)
 		go func() {
-			if g.looked() {
+			if g.looked(last) {
+				last.common()
 				done()
 			}
 		}()
 	}
 }
 
-// looked waits until every worker has passed a look at the deadlines that began after the call. One that has ended sends no more.
-func (g *Gateway) looked() bool {
+// looked waits until every worker has passed a look at the deadlines that began after the call. One that has ended sends no more. What each has changed until then goes to those that last is for.
+func (g *Gateway) looked(last lastChanges) bool {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	all := true
-	for _, w := range g.workers {
+	for i, w := range g.workers {
 		wg.Go(func() {
-			if !looked(w) {
+			if !looked(w, func() { last.worker(i) }) {
 				mu.Lock()
 				all = false
 				mu.Unlock()
@@ -50,15 +52,20 @@ func (g *Gateway) looked() bool {
 	return all && g.off.settle() == nil
 }
 
-// looked waits for one worker, unless it sleeps with nothing in hand: on a busy machine most of a hand-over is waiting for threads to get a CPU.
-func looked(w *worker.Worker) bool {
+// looked waits for one worker, unless it sleeps with nothing in hand: on a busy machine most of a hand-over is waiting for threads to get a CPU. So what then is to be done is begun by the worker itself.
+func looked(w *worker.Worker, then func()) bool {
 	if w.Rests() {
 		if w.EndNow(); w.Rests() { // it has not woken since, or is done with what it woke for
+			then()
 			return true
 		}
 	}
 	for clean := false; ; time.Sleep(200 * time.Microsecond) { // what is queued is about to leave, a socket that had to be closed to be
-		err := w.DoBehind(context.Background(), func(*pipeline.Shard) { clean = w.Clean() })
+		err := w.DoBehind(context.Background(), func(*pipeline.Shard) {
+			if clean = w.Clean(); clean {
+				then()
+			}
+		})
 		if err != nil {
 			return errors.Is(err, worker.ErrStopped)
 		}

@@ -88,30 +88,71 @@ func (s *Set) each(fn func(t *Stream) error) error {
 // Flush calls done, once, when all that is in the senders' tables now is acknowledged by the standby, or when that cannot be: there is no connection, or it
 // breaks meanwhile, or it takes longer than who hands over waits: a million of sessions that were all judged anew, say. It waits for nothing.
 func (s *Set) Flush(done func(acked bool)) {
-	var left atomic.Int32
-	var missed atomic.Bool
-	left.Store(int32(len(s.streams)))
-	one := func(acked bool) {
-		if !acked {
-			missed.Store(true)
-		}
-		if left.Add(-1) == 0 {
-			done(!missed.Load())
-		}
+	f := s.Flushing()
+	for i := range s.streams {
+		f.Stream(i)
 	}
-	for _, t := range s.streams {
-		select {
-		case t.orders <- func(now int64) {
-			if !t.linked {
-				one(false)
-				return
-			}
-			t.flushs = append(t.flushs, flush{until: now + int64(s.patient), done: one})
-		}:
-			t.wake()
-		default: // its owner hangs
-			one(false)
+	f.Done(done)
+}
+
+// Flushing is a Flush whose streams begin one after the other. Its methods wait for nothing, and any goroutine may call them.
+type Flushing struct {
+	set *Set
+
+	mu     sync.Mutex
+	left   int
+	missed bool
+	done   func(acked bool) // nil = nobody has asked yet, or it was called
+}
+
+// Flushing begins one.
+func (s *Set) Flushing() *Flushing { return &Flushing{set: s, left: len(s.streams)} }
+
+// Of reports whether it is of a set.
+func (f *Flushing) Of(s *Set) bool { return f != nil && f.set == s }
+
+// Streams is how many there are.
+func (f *Flushing) Streams() int { return len(f.set.streams) }
+
+// Stream has what is in the table of a stream's sender now acknowledged. It is called once for each.
+func (f *Flushing) Stream(i int) {
+	t := f.set.streams[i]
+	select {
+	case t.orders <- func(now int64) {
+		if !t.linked {
+			f.one(false)
+			return
 		}
+		t.flushs = append(t.flushs, flush{until: now + int64(f.set.patient), done: f.one})
+	}:
+		t.wake()
+	default: // its owner hangs
+		f.one(false)
+	}
+}
+
+// Done has fn called, once, when that has come to an end of all streams, be it before this call.
+func (f *Flushing) Done(fn func(acked bool)) {
+	f.mu.Lock()
+	over, missed := f.left == 0, f.missed
+	if !over {
+		f.done = fn
+	}
+	f.mu.Unlock()
+	if over {
+		fn(!missed)
+	}
+}
+
+func (f *Flushing) one(acked bool) {
+	f.mu.Lock()
+	f.left--
+	f.missed = f.missed || !acked
+	fn, missed := f.done, f.missed
+	over := f.left == 0 && fn != nil
+	f.mu.Unlock()
+	if over {
+		fn(!missed)
 	}
 }
 

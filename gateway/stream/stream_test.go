@@ -620,6 +620,55 @@ func TestFlush(t *testing.T) {
 	}
 }
 
+// TestFlushing: streams of a flush begin one after the other, each with what its table has by then, and who asks is told behind the last one, whenever he asks.
+func TestFlushing(t *testing.T) {
+	b := newStandby(1 << 20)
+	p := newPair(t, 3, 512, to(b))
+	p.set.patient = time.Minute
+	p.whole("nothing")
+	for round := range uint32(9) {
+		f, done := p.set.Flushing(), make(chan bool, 2)
+		if f.Streams() != 3 || !f.Of(p.set) || f.Of(new(Set)) || (*Flushing)(nil).Of(p.set) {
+			t.Fatal("it is not told whose it is")
+		}
+		ask := func(at uint32) {
+			if round%3 == at {
+				f.Done(func(acked bool) { done <- acked })
+			}
+		}
+		ask(0)
+		for i, o := range p.own {
+			o.do(func() {
+				for s := range 100 {
+					p.tables[i].put(s, uint32(i)<<16|uint32(s)|round<<24)
+				}
+			})
+			if len(done) > 0 {
+				t.Fatalf("told before stream %d began", i)
+			}
+			f.Stream(i)
+		}
+		ask(1)
+		if round%3 == 2 {
+			p.whole("it is over")
+		}
+		ask(2)
+		if !<-done {
+			t.Fatal("not acknowledged")
+		}
+		b.mu.Lock()
+		for _, r := range b.have {
+			if what := binary.BigEndian.Uint32(r.Session.OrigSrc[:]); what>>24 != round {
+				t.Fatalf("round %d: the standby has %x", round, what)
+			}
+		}
+		b.mu.Unlock()
+		if len(done) > 0 {
+			t.Fatal("told twice")
+		}
+	}
+}
+
 // TestFlushEndsInTime: who hands over is told that a flush will not come to its end, be it that there is more than can be written in that time or that the standby does not answer.
 func TestFlushEndsInTime(t *testing.T) {
 	b := newStandby(1 << 20)
