@@ -405,10 +405,11 @@ func (g *Gateway) tellWhole() {
 
 // agreedOn is what blocks of ports go by of a group that this node owns: whose copies count as in sync or may come to, and whether it is served without a majority.
 type agreedOn struct {
-	epoch uint64
-	may   []string
-	alone bool
-	old   bool // the driver was asked again since, and did not answer
+	epoch  uint64
+	may    []string
+	fenced bool // nobody serves it without agreement
+	alone  bool
+	old    bool // the driver was asked again since, and did not answer
 }
 
 // agreedOn asks the driver; while that does not answer, what it said last holds.
@@ -429,7 +430,7 @@ func (g *Gateway) agreedOn(ctx context.Context, last map[string]agreedOn) map[st
 		return out
 	}
 	for _, s := range all {
-		out[s.Group.Name] = agreedOn{epoch: s.Epoch, may: s.MayTake, alone: s.Status.Alone}
+		out[s.Group.Name] = agreedOn{epoch: s.Epoch, may: s.MayTake, fenced: s.Ownership.Alone == failover.Fence, alone: s.Status.Alone}
 	}
 	return out
 }
@@ -451,11 +452,11 @@ func (g *Gateway) copied(agreed map[string]agreedOn) (out []failover.Copied) {
 			}
 			o, w := g.copying.sets[peer], waits{alone: is.alone, may: slices.Contains(is.may, peer)}
 			// What was told of a copy before was taken in before the driver was asked, and nothing is told meanwhile.
-			w.over = !w.may && !is.alone && !is.old && is.epoch == s.epoch
+			w.over = !w.may && is.fenced && !is.alone && !is.old && is.epoch == s.epoch
 			var c stream.Copy
 			if o != nil {
 				c = o.set.Copy(now, id)
-				w.soon = c.Equal && c.Lag <= failover.Default.MaxLag
+				w.equal, w.soon = c.Equal, c.Equal && c.Lag <= failover.Default.MaxLag
 			}
 			known := g.common.settled(id, peer, w)
 			if o == nil {

@@ -2,6 +2,7 @@ package failover
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 )
@@ -401,7 +402,9 @@ func (g *group) offers(p string) bool {
 
 // mayTake is who may be in sync by agreement from now on, without another word of how its copy is: who is, whose copy was proposed, and whose would be.
 func (n *Node) mayTake(g *group, now Time) (out []string) {
-	for _, p := range g.conf.Nodes {
+	all := slices.Concat(g.conf.Nodes, g.at.InSync, slices.Collect(maps.Keys(g.offered))) // who is in the policy no more as well
+	slices.Sort(all)
+	for _, p := range slices.Compact(all) {
 		if p != n.name && (slices.Contains(g.at.InSync, p) || !n.plant.hasty && (g.offers(p) || n.copied(g, p, now))) {
 			out = append(out, p)
 		}

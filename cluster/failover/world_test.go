@@ -529,7 +529,7 @@ func (b *box) flush(f Flush) {
 	})
 }
 
-// waitsLong is for how long a plane waits without another reason, where nothing can be agreed on.
+// waitsLong is for how long a plane waits without another reason, where nothing can be agreed on or somebody may take over without.
 const waitsLong = 10000 * ms
 
 // waits looks for whose word it waits from now on: soon = whose copy it is about to call whole. It says who was among them before.
@@ -549,8 +549,11 @@ func (p *plane) wait(soon map[string]bool, s Status, now Time) (before []string)
 	}
 	w.whose = nil
 	for _, o := range slices.Sorted(maps.Keys(w.since)) {
-		over := !soon[o] && !slices.Contains(s.MayTake, o) && !s.Alone && s.Epoch == p.epoch
-		if over || now.Sub(w.since[o]) > time.Duration(waitsLong) {
+		long := waitsLong
+		if !soon[o] && !slices.Contains(s.MayTake, o) && !s.Alone && s.Ownership.Alone == Fence && s.Epoch == p.epoch {
+			long = -1 // a gateway goes on for a while, for another reason: this is to hold without
+		}
+		if now.Sub(w.since[o]) > time.Duration(long) {
 			delete(w.since, o)
 			continue
 		}

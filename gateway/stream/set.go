@@ -156,8 +156,8 @@ func (f *Flushing) one(acked bool) {
 	}
 }
 
-// flushTime is for how long what is marked may take: the machine waits for 30 ms, and what packets there are has the worker's time again behind that.
-const flushTime = 50 * time.Millisecond
+// flushTime is for how long what is marked may take: who hands over waits for 30 ms behind the last stream's beginning, and what packets there are has the worker's time again behind that.
+const flushTime = 100 * time.Millisecond
 
 // Run keeps a connection to the standby and carries frames and answers, until ctx or the set ends.
 func (s *Set) Run(ctx context.Context, dial func(context.Context) (net.Conn, error)) {
