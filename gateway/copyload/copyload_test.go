@@ -8,9 +8,11 @@ func TestPair(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rate, err := p.Round()
-	if err != nil || rate <= 0 {
-		t.Errorf("%.0f events/s: %v", rate, err)
+	var rate float64
+	for i := range 9 { // the ports of a round are free again in time
+		if rate, err = p.Round(); err != nil || rate <= 0 {
+			t.Fatalf("round %d: %.0f events/s: %v", i+1, rate, err)
+		}
 	}
 	lags, got, err := p.Lags(20_000)
 	if err != nil || len(lags) != Flows/20 || got <= 0 || got > 21_000 {
