@@ -60,17 +60,21 @@ func (h *handovers) begin(group uint8, over bool) lastChanges {
 	return l
 }
 
-// set has a node's streams be those; nil = it has none any more, if they were these.
-func (h *handovers) set(peer string, s, was *stream.Set) {
+// add has a node's streams be those.
+func (h *handovers) add(peer string, s *stream.Set) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	switch {
-	case s != nil:
-		if h.sets == nil {
-			h.sets = map[string]*stream.Set{}
-		}
-		h.sets[peer] = s
-	case h.sets[peer] == was:
+	if h.sets == nil {
+		h.sets = map[string]*stream.Set{}
+	}
+	h.sets[peer] = s
+}
+
+// drop ends that, unless others have taken their place.
+func (h *handovers) drop(peer string, s *stream.Set) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.sets[peer] == s {
 		delete(h.sets, peer)
 	}
 }
@@ -323,7 +327,7 @@ func (g *Gateway) beginSet(ctx context.Context, peer string, wg *sync.WaitGroup)
 	g.copying.mu.Lock()
 	g.copying.sets[peer] = o
 	g.copying.mu.Unlock()
-	g.copying.ends.set(peer, o.set, nil)
+	g.copying.ends.add(peer, o.set)
 	wg.Go(func() { o.set.Run(run, g.dialSessions(peer)) })
 	g.log.Info("sessions are copied to a node", "node", peer)
 	return o
@@ -336,7 +340,7 @@ func (g *Gateway) endSet(peer string, o *outbound) {
 		delete(g.copying.sets, peer)
 	}
 	g.copying.mu.Unlock()
-	g.copying.ends.set(peer, nil, o.set)
+	g.copying.ends.drop(peer, o.set)
 	o.set.Close()
 	o.ended()
 	g.common.drop(peer, o.set)
