@@ -77,7 +77,9 @@ type disk struct {
 	kept    bool       // mu: hard is on disk
 	vote    uint64     // mu: the term of a vote that is being given
 	cut     bool       // mu: the log's end was taken off and what replaces it is not there yet
-	trouble error      // mu: why the last write failed; nil = it did not
+	trouble error      // mu: why a write failed; nil = none did since one of want bytes did not
+	want    int        // mu: bytes of the largest write that failed since there is trouble
+	fails   uint64     // mu: writes that failed
 	last    []raft.Log // mu: the last entries that were appended, a few; what is read from the engine stays in memory that is mapped from its file
 	sizes   []int      // mu: of the last entries that were appended, the newest last
 	fresh   int64      // mu: bytes that were appended since the last snapshot was asked for
@@ -171,23 +173,25 @@ func refusal(err error) bool {
 	return false
 }
 
-// failed notes a write that failed, says so once, and has somebody look whether size bytes can be written again.
+// failed notes a write of size bytes that failed, says so once, and has somebody look whether so many can be written again: a smaller one proves nothing, for the
+// engine's file has some room of its own.
 func (d *disk) failed(size int, err error) {
 	if nw := (*notWritten)(nil); errors.As(err, &nw) {
 		err = nw.cause
 	}
 	d.mu.Lock()
-	d.trouble = err
+	d.trouble, d.want = err, max(d.want, size)
+	d.fails++
 	look := !d.looking && !d.ended()
 	d.looking = d.looking || look
 	d.mu.Unlock()
 	if look {
 		d.log.Error("the disk refuses the replicated log", "err", err)
-		d.wg.Go(func() { d.look(size) })
+		d.wg.Go(d.look)
 	}
 }
 
-func (d *disk) look(size int) {
+func (d *disk) look() {
 	t := time.NewTicker(diskPace)
 	defer t.Stop()
 	for {
@@ -196,10 +200,19 @@ func (d *disk) look(size int) {
 			return
 		case <-t.C:
 		}
-		if d.write(size) == nil {
-			d.mu.Lock()
-			d.trouble, d.looking = nil, false
-			d.mu.Unlock()
+		d.mu.Lock()
+		size, fails := d.want, d.fails
+		d.mu.Unlock()
+		if d.write(size) != nil {
+			continue
+		}
+		d.mu.Lock()
+		over := d.fails == fails
+		if over {
+			d.trouble, d.want, d.looking = nil, 0, false
+		}
+		d.mu.Unlock()
+		if over {
 			d.log.Info("the disk takes the replicated log again")
 			return
 		}
@@ -234,13 +247,18 @@ func (d *disk) room(size int) error {
 	if d.ended() {
 		return errEnded
 	}
+	d.mu.Lock()
+	fails := d.fails
+	d.mu.Unlock()
 	err := d.write(size)
 	if err != nil {
 		d.failed(size, err)
 		return err
 	}
 	d.mu.Lock()
-	d.trouble = nil
+	if size >= d.want && d.fails == fails {
+		d.trouble, d.want = nil, 0
+	}
 	d.mu.Unlock()
 	return nil
 }

@@ -203,6 +203,29 @@ func testDisk(t *testing.T) (*disk, *faulty) {
 	return d, f
 }
 
+// TestRoomForLess: a disk that refuses much and takes little is not said to work before it takes as much again, whatever failed first and whoever asks for less meanwhile.
+func TestRoomForLess(t *testing.T) {
+	d, f := testDisk(t)
+	f.fails(0, syscall.ENOSPC)
+	if d.Set([]byte(keyCandidate), []byte("n2")) == nil {
+		t.Fatal("a vote was given that is not on disk")
+	}
+	f.fails(1000, syscall.ENOSPC)
+	if err := d.StoreLog(&raft.Log{Index: 1, Term: 1, Data: make([]byte, 2000)}); !errors.Is(err, ErrNotWritten) {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(3 * diskPace); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if err := d.room(500); err != nil || d.refuses() == nil {
+			t.Fatalf("%v; refuses 2,000 bytes and says %v", err, d.refuses())
+		}
+	}
+	f.fails(2100, syscall.ENOSPC)
+	eventually(t, "it takes them", func() bool { return d.refuses() == nil })
+	if err := d.StoreLog(&raft.Log{Index: 1, Term: 1, Data: make([]byte, 2000)}); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestTermWaits: Raft panics when a term cannot be written, so that waits. A vote is given when it is on disk, or not. When the store closes, nothing of a term that
 // is not on disk gets there, so that it matters to nobody.
 func TestTermWaits(t *testing.T) {

@@ -385,10 +385,12 @@ func (s *Store) Propose(ctx context.Context, e *command.Entry) (command.Result, 
 	if why := s.fsm.stopped.Load(); why != nil {
 		return command.Result{}, s.refused(stoppedBy(*why))
 	}
+	fits := false
 	if s.disk.refuses() != nil && !s.Leads() {
-		if err := s.disk.room(len(b)); err != nil { // somebody may have made room a moment ago
+		if err := s.disk.room(len(b)); err != nil { // somebody may have made room a moment ago, or it is less than what was refused
 			return command.Result{}, s.refused(&notWritten{err})
 		}
+		fits = true
 	}
 	timeout := 5 * time.Second
 	if d, ok := ctx.Deadline(); ok {
@@ -407,7 +409,7 @@ func (s *Store) Propose(ctx context.Context, e *command.Entry) (command.Result, 
 	case errors.Is(err, ErrNotWritten):
 		return command.Result{}, s.refused(err)
 	case errors.Is(err, ErrNotLeader):
-		if why := s.disk.refuses(); why != nil { // which is why it does not lead any more
+		if why := s.disk.refuses(); why != nil && !fits { // which is why it does not lead any more
 			return command.Result{}, s.refused(&notWritten{why})
 		}
 		return command.Result{}, err
