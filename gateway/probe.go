@@ -389,14 +389,14 @@ func (b backend) Ping(ctx context.Context, r api.ProbeRequest, emit func(*api.Pr
 		case a := <-p.in:
 			seq := uint16(a.Seq)
 			at, ok := sentAt[seq]
-			if !ok || a.Ns < at {
+			if !ok {
 				continue // not to one of ours
 			}
 			from := a.From.Netip(p.wait.Family).String()
 			if a.Error {
 				end.Errors++
 				text, _, _ := errorText(p.wait.Family, &a)
-				e := &api.ProbeEvent{Event: "error", Seq: int(seq), From: from, TTL: int(a.TTL), Error: text, Ms: float64(a.Ns-at) / 1e6}
+				e := &api.ProbeEvent{Event: "error", Seq: int(seq), From: from, TTL: int(a.TTL), Error: text, Ms: took(at, &a)}
 				if tooBig(p.wait.Family, &a) {
 					e.MTU = int(a.MTU)
 				}
@@ -411,7 +411,7 @@ func (b backend) Ping(ctx context.Context, r api.ProbeRequest, emit func(*api.Pr
 				if p.wait.Family == 6 {
 					head = 40
 				}
-				ms := float64(a.Ns-at) / 1e6
+				ms := took(at, &a)
 				if err := emit(&api.ProbeEvent{Event: "reply", Seq: int(seq), From: from, TTL: int(a.TTL), Bytes: int(a.Len) - head, Ms: ms, Dup: seen[seq]}); err != nil {
 					return err
 				}
@@ -441,6 +441,9 @@ func (b backend) Ping(ctx context.Context, r api.ProbeRequest, emit func(*api.Pr
 	end.Seconds = time.Since(began).Seconds()
 	return emit(&end)
 }
+
+// took is how long an answer took (ms). It has the time at which the turn of the worker began that found it, and that may be another worker's that was about to look as the question left.
+func took(at uint64, a *pipeline.Answer) float64 { return float64(max(a.Ns, at)-at) / 1e6 }
 
 // hopsAtOnce is how many hops are asked together.
 const hopsAtOnce = 5
@@ -513,7 +516,7 @@ func (b backend) Traceroute(ctx context.Context, r api.ProbeRequest, emit func(*
 		if p.wait.Proto == flow.ICMP || p.wait.Proto == flow.ICMPv6 {
 			i = int(uint16(a.Seq) - uint16(base))
 		}
-		if p.wait.Proto == flow.TCP && !a.Error && a.Flags&packet.TCPAck == 0 || i < 0 || i >= len(probes) || probes[i].at == 0 || probes[i].got != nil || a.Ns < probes[i].at {
+		if p.wait.Proto == flow.TCP && !a.Error && a.Flags&packet.TCPAck == 0 || i < 0 || i >= len(probes) || probes[i].at == 0 || probes[i].got != nil {
 			return
 		}
 		probes[i].got = &a
@@ -580,7 +583,7 @@ func (b backend) Traceroute(ctx context.Context, r api.ProbeRequest, emit func(*
 				e := &api.ProbeEvent{Event: "probe", Hop: hop + 1, Seq: q + 1, Final: final}
 				if a := x.got; a != nil {
 					end.Received++
-					e.From, e.TTL, e.Ms = a.From.Netip(p.wait.Family).String(), int(a.TTL), float64(a.Ns-x.at)/1e6
+					e.From, e.TTL, e.Ms = a.From.Netip(p.wait.Family).String(), int(a.TTL), took(x.at, a)
 					if a.Error {
 						e.Error, e.Mark, _ = errorText(p.wait.Family, a)
 						if tooBig(p.wait.Family, a) {
