@@ -190,7 +190,7 @@ func (q *failoverBench) halfLoad(ctx context.Context, r *failoverRow, runs int, 
 	q.add(r.name, "flows-most", "flows", []float64{float64(4*most + 2)}, "", 0)
 	q.add(r.name, "rate-most", "packets/s", []float64{rate}, "", 0)
 	q.add(r.name, "rate", "packets/s", []float64{q.asked(half)}, "", 0)
-	q.add(r.name, "packets-lost", "packets", lost, "", 0)
+	q.add(r.name, "packets-lost", "packets", lost, "median", 0)
 	q.add(r.name, "packets-lost-of", "packets", of, "", 0)
 	q.add(r.name, "packets-lost-with-nothing-done", "packets", still, "", 0)
 	q.add(r.name, "gap", "ms", gaps, "median", r.median)

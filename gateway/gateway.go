@@ -74,6 +74,7 @@ type Gateway struct {
 	deadlines  *xsk.Deadlines     // of groups, read by programs and workers
 	leaving    lease.Deadlines    // of groups: until when what is in tx rings may leave though their deadlines are over; workers read it
 	ending     []*lease.Deadlines // by worker: until when it carries what had come by then; see worker.Config
+	handOn     worker.HandOn      // what the workers share of groups that have just been handed over
 	fencing    sync.WaitGroup     // ports that are closed because a lease ended
 	off        *offload           // nil = workers carry everything
 	slow       *slowpath.Slow

@@ -559,5 +559,6 @@ func (g *Gateway) leaveGroups() {
 	if len(own) == 0 {
 		return
 	}
+	g.awaitHandOn()
 	g.log.Info("the groups that this node served are handed over or given up", "groups", len(own), "took", time.Since(began).String())
 }

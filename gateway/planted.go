@@ -91,6 +91,15 @@ func (g *Gateway) writeTable(group uint8, epoch, until uint64) {
 	g.deadlines.Table().Write(group, epoch, until)
 }
 
+// keepFor has what comes for a group behind its deadline kept until then; 0 = not at all.
+func (g *Gateway) keepFor(group uint8, until uint64) {
+	if pacedTime {
+		ownTable.Keep(group, until)
+		until = worker.TrueTime(until)
+	}
+	g.deadlines.Table().Keep(group, until)
+}
+
 // mayWord reports whether this node may say where a group's addresses are.
 func (g *Gateway) mayWord(group uint8, now uint64) bool {
 	return announces || g.table().May(group, now)

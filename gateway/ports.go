@@ -479,7 +479,7 @@ func (g *Gateway) makeWorkers() error {
 	for id := range count {
 		ending := new(lease.Deadlines)
 		g.ending = append(g.ending, ending)
-		cfg := worker.Config{ID: id, CPU: -1, Ports: len(g.ports), Slow: g.slow, Clock: g.clock, Deadlines: g.table(), Leaving: &g.leaving, Ending: ending, Guard: failover.Default.Guard, Fenced: g.fenced, Batch: n.Workers.Batch, Spin: n.Workers.Spin.Duration, Log: g.log}
+		cfg := worker.Config{ID: id, CPU: -1, Ports: len(g.ports), Slow: g.slow, Clock: g.clock, Deadlines: g.table(), Leaving: &g.leaving, Ending: ending, HandOn: &g.handOn, Guard: failover.Default.Guard, Fenced: g.fenced, Batch: n.Workers.Batch, Spin: n.Workers.Spin.Duration, Log: g.log}
 		if len(n.Workers.CPUs) > id {
 			cfg.CPU = n.Workers.CPUs[id]
 		}

@@ -81,7 +81,7 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 		}
 		s.Workers = append(s.Workers, api.Worker{ID: i, CPU: cpu, Sessions: st.Sessions, SessionsCap: g.shards[i].Sessions.Capacity(), Mappings: st.Mappings,
 			MappingsCap: max(64, g.o.Node.Tables.Mappings/len(g.workers)), Frames: st.Frames, FramesFree: st.Free, FramesHeld: st.Held, Generation: uint64(st.Gen),
-			Busy: busy[i], HandedOut: st.HandedOut, HandedIn: st.HandedIn, Panics: st.Panics, BlockedFlows: st.Blocked, Bursts: st.Bursts, Wakeups: st.Wakeups, Crossings: st.Crossings, Orders: st.Orders, LongestOrder: st.LongestOrder.Seconds(), Cruising: st.Cruising, Hasty: st.Hasty, GivenUp: st.GivenUp, Fenced: st.Fenced, Overruns: st.Overruns, UMEMBytes: uint64(st.Frames) * uint64(g.chunk),
+			Busy: busy[i], HandedOut: st.HandedOut, HandedIn: st.HandedIn, Panics: st.Panics, BlockedFlows: st.Blocked, Bursts: st.Bursts, Wakeups: st.Wakeups, Crossings: st.Crossings, Orders: st.Orders, LongestOrder: st.LongestOrder.Seconds(), Cruising: st.Cruising, Hasty: st.Hasty, GivenUp: st.GivenUp, HandedOn: st.HandedOn, Fenced: st.Fenced, Overruns: st.Overruns, UMEMBytes: uint64(st.Frames) * uint64(g.chunk),
 			TableBytes: g.tableBytes[i], FragmentsWaiting: st.Fragments, FragmentsCap: st.FragmentsCap, FragmentedKnown: st.Datagrams})
 	}
 	ports, err := b.ports(&in)

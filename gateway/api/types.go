@@ -113,6 +113,7 @@ type Worker struct {
 	Crossings    uint64  `json:"area_crossings"` // packets copied between a zero-copy and another memory area
 	Orders       uint64  `json:"orders"`         // what control had it do between two bursts: reports, looks, changes
 	LongestOrder float64 `json:"longest_order"`  // seconds that one of these has kept packets waiting, at most, since start
+	HandedOn     uint64  `json:"handed_on"`      // frames that came for a group just after it was handed over as planned, and were sent on to its next owner
 	Fenced       uint64  `json:"fenced"`         // sockets closed with frames of a group queued, because its deadline had passed
 	Cruising     int     `json:"cruising"`       // sessions that are handed down to the XDP program
 	Hasty        uint64  `json:"hasty"`          // sessions handed down although not all of their packets were seen to have left: some may have come out of order

@@ -56,6 +56,17 @@ func plannedMoves(t *testing.T, l *quiet.Limits) {
 		return err
 	})
 	do("node drain", run(p.Witness, "node", "drain", "gw2"))
+	for _, n := range []*nodes.Node{p.GW1, p.GW2} { // each has handed over once, under 1 ms probes
+		st, err := n.Status(t.Context())
+		check(t, err)
+		on := uint64(0)
+		for _, w := range st.Workers {
+			on += w.HandedOn
+		}
+		if t.Logf("%s has handed %d frames on", n.Name, on); on == 0 {
+			t.Errorf("%s has handed no frame on that came behind its hand-over", n.Name)
+		}
+	}
 	check(t, run(p.GW2, "node", "undrain", "gw2")())
 	do("SIGTERM", p.GW1.Stop)
 	said.read(p.GW1)

@@ -2,10 +2,12 @@ package lease
 
 import "sync/atomic"
 
-// Deadline is one group's, as the XDP program has it (struct deadline in steer.c): 16 bytes.
+// Deadline is one group's, as the XDP program has it (struct deadline in steer.c): 32 bytes.
 type Deadline struct {
 	until atomic.Uint64 // ns of CLOCK_BOOTTIME; 0 = not at all
 	epoch atomic.Uint64 // under which; for who looks, nothing goes by it
+	keep  atomic.Uint64 // ns of CLOCK_BOOTTIME: see Keep; 0 = not at all
+	rest  uint64
 }
 
 // Deadlines is the whole table, by the group's id. Entry 0 is nobody's and never written. A nil table serves no group.
@@ -30,6 +32,19 @@ func (d *Deadlines) Epoch(id uint8) uint64 {
 // May reports whether a frame of a group may leave at this time. What is of no group (0) always may.
 func (d *Deadlines) May(id uint8, now uint64) bool {
 	return id == 0 || now < d.Until(id)
+}
+
+// Keep has what comes for a group behind its deadline kept until then, to be handed on to who serves it next; 0 = dropped at once, as ever. Nothing leaves as the group's by it. The
+// goroutine that writes deadlines calls it, before it ends the deadline.
+func (d *Deadlines) Keep(id uint8, until uint64) {
+	if id != 0 {
+		d[id].keep.Store(until)
+	}
+}
+
+// Keeps reports whether what comes for a group at this time is to be kept: its deadline is over, and the time for that is not. Any goroutine.
+func (d *Deadlines) Keeps(id uint8, now uint64) bool {
+	return d != nil && id != 0 && now >= d[id].until.Load() && now < d[id].keep.Load()
 }
 
 // End ends a group's deadline at once, whoever writes it besides: unlike Write any goroutine may call it.

@@ -7,8 +7,8 @@ import (
 )
 
 // The XDP program reads the same bytes.
-var _ [16]byte = [unsafe.Sizeof(Deadline{})]byte{}
-var _ [4096]byte = [unsafe.Sizeof(Deadlines{})]byte{}
+var _ [32]byte = [unsafe.Sizeof(Deadline{})]byte{}
+var _ [8192]byte = [unsafe.Sizeof(Deadlines{})]byte{}
 
 func TestADeadlineIsTheFirstMomentAtWhichNothingLeaves(t *testing.T) {
 	var d Deadlines
@@ -39,6 +39,29 @@ func TestWhatIsOfNoGroupNeedsNoDeadline(t *testing.T) {
 	var none *Deadlines
 	if none.May(1, 0) || none.Until(1) != 0 || none.Epoch(1) != 0 || !none.May(0, 5) {
 		t.Error("without a table a group is served, or what is nobody's is not")
+	}
+}
+
+func TestWhatComesBehindADeadlineIsKeptForAWhile(t *testing.T) {
+	var d Deadlines
+	d.Write(7, 1, 50)
+	d.Keep(7, 100)
+	for _, c := range []struct {
+		now  uint64
+		want bool
+	}{{49, false}, {50, true}, {99, true}, {100, false}} {
+		if got := d.Keeps(7, c.now); got != c.want {
+			t.Errorf("served until 50, kept until 100, at %d: %t", c.now, got)
+		}
+	}
+	if d.May(7, 60) || d.Keeps(6, 60) || d.Keeps(0, 60) {
+		t.Error("what is kept may leave, or is of another group")
+	}
+	d.Keep(0, 100)
+	d.Keep(7, 0)
+	var none *Deadlines
+	if d.Keeps(0, 60) || d.Keeps(7, 60) || none.Keeps(7, 60) {
+		t.Error("kept without having been told so")
 	}
 }
 

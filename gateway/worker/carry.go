@@ -13,6 +13,10 @@ func (w *Worker) receive(s *sockState, now uint64) int {
 	if k == 0 {
 		return 0
 	}
+	came := k
+	if now < w.cfg.HandOn.Until() {
+		k = w.keep(s, k, now)
+	}
 	u := w.cfg.Areas[s.Area]
 	mem, chunk := u.Mem(), uint64(u.Chunk())
 	bytes := uint64(0)
@@ -29,9 +33,11 @@ func (w *Worker) receive(s *sockState, now uint64) int {
 	s.rxPackets.Add(uint64(k))
 	s.rxBytes.Add(bytes)
 	w.count.bursts.Add(1)
-	w.judge(w.slots[:k], now)
-	w.settle(now)
-	return k
+	if k > 0 {
+		w.judge(w.slots[:k], now)
+		w.settle(now)
+	}
+	return came
 }
 
 // judge has the pipeline decide and carries it out.
@@ -222,6 +228,9 @@ func (w *Worker) takeOver(r *ring, now uint64) (n int) {
 		r.pop()
 		if m.kind == handSend {
 			w.send(m.port, m.group, 0, addr, handHeadroom, int(m.n))
+			continue
+		}
+		if m.kind == handProcess && now < w.cfg.HandOn.Until() && w.keepFrame(kept{place: place{port: m.port}, addr: addr, off: handHeadroom, n: uint32(m.n)}, now, false) {
 			continue
 		}
 		sl := &w.slots[k]

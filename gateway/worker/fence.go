@@ -225,27 +225,8 @@ func (w *Worker) Clean() bool {
 // drained reports whether this worker is done with what lay in its rings when a group that is handed over was closed: no more of it comes, the programs go by the deadline. From then on nothing of it is judged or
 // put into a tx ring any more, so what another worker hands over later is dropped. What comes for other groups meanwhile is not waited for.
 func (w *Worker) drained() bool {
-	if w.cfg.Ending == nil {
+	if !w.noteDue(w.cfg.Clock.Exact()) {
 		return true
-	}
-	now, open := w.cfg.Clock.Exact(), false
-	for id := 1; id < len(w.cfg.Ending) && !open; id++ {
-		open = w.cfg.Ending.May(uint8(id), now)
-	}
-	if !open {
-		w.draining = false
-		return true
-	}
-	if !w.draining {
-		w.draining = true
-		for _, s := range w.socks {
-			s.due = s.S.Received() + uint64(s.S.Waiting())
-		}
-		for i, r := range w.in {
-			if r != nil {
-				w.due[i] = r.head.Load()
-			}
-		}
 	}
 	for _, s := range w.socks {
 		if s.S.Received() < s.due {
@@ -265,6 +246,28 @@ func (w *Worker) drained() bool {
 	w.EndNow()
 	w.draining = false
 	return true
+}
+
+// noteDue reports whether a group is being handed over, and notes how much there is in the rings where it was not so before.
+func (w *Worker) noteDue(now uint64) (open bool) {
+	if w.cfg.Ending == nil {
+		return false
+	}
+	for id := 1; id < len(w.cfg.Ending) && !open; id++ {
+		open = w.cfg.Ending.May(uint8(id), now)
+	}
+	if open && !w.draining {
+		for _, s := range w.socks {
+			s.due = s.S.Received() + uint64(s.S.Waiting())
+		}
+		for i, r := range w.in {
+			if r != nil {
+				w.due[i] = r.head.Load()
+			}
+		}
+	}
+	w.draining = open
+	return open
 }
 
 // EndNow ends what Ending allows. Any goroutine may call it of a worker that Rests, and looks again whether it does: it has nothing in hand, and what comes to it later is not to be carried.

@@ -33,7 +33,8 @@ type fenceRig struct {
 	fenced []*xsk.Socket
 	still  uint64 // ns; the clock stands there
 	ifi    int
-	n      byte // frames so far
+	n      byte      // frames so far
+	from   [][6]byte // source addresses of what was heard
 }
 
 func newFenceRig(t *testing.T) *fenceRig {
@@ -149,6 +150,7 @@ func (r *fenceRig) heard() (list []byte) {
 			return list
 		}
 		list = append(list, b[14])
+		r.from = append(r.from, [6]byte(b[6:12]))
 	}
 	r.t.Fatalf("the last frame does not arrive; before it %v", list)
 	return nil

@@ -22,6 +22,7 @@ type Stats struct {
 	Cruising                       int           // gauge: sessions that the second executor has
 	Hasty                          uint64        // sessions handed down although not all of their packets were seen to have left
 	GivenUp                        uint64        // batches of sessions to be handed down that waited too long for packets in hand
+	HandedOn                       uint64        // frames that came for a group just after it was handed over, and were sent on to its next owner
 	Fenced                         uint64        // sockets closed because a deadline had passed while a group's frames were queued
 }
 
@@ -32,7 +33,7 @@ type counters struct {
 	handedOut, handedIn, crossings, busyNs  atomic.Uint64
 	orders, longestOrder                    atomic.Uint64
 	gen                                     atomic.Uint32
-	overruns, fenced                        atomic.Uint64
+	overruns, fenced, handedOn              atomic.Uint64
 	givenUp                                 atomic.Uint64
 	hasty, lostAt                           atomic.Uint64 // lostAt: ns, when the kernel was last found to have lost what programs sent up
 	fragments, fragmentsCap, datagrams      atomic.Int64
@@ -72,7 +73,7 @@ func (w *Worker) Stats() Stats {
 		Sessions: int(c.sessions.Load()), Mappings: int(c.mappings.Load()), Frames: frames, Free: int(c.free.Load()), Held: int(c.held.Load()), Blocked: int(c.blocked.Load()),
 		Fragments: int(c.fragments.Load()), FragmentsCap: int(c.fragmentsCap.Load()), Datagrams: int(c.datagrams.Load()),
 		Bursts: c.bursts.Load(), Wakeups: c.wakeups.Load(), Panics: c.panics.Load(), HandedOut: c.handedOut.Load(), HandedIn: c.handedIn.Load(),
-		Crossings: c.crossings.Load(), BusyNs: c.busyNs.Load(), Orders: c.orders.Load(), LongestOrder: time.Duration(c.longestOrder.Load()), Gen: c.gen.Load(), Overruns: c.overruns.Load(), Fenced: c.fenced.Load(), Cruising: int(c.cruising.Load()), Hasty: c.hasty.Load(), GivenUp: c.givenUp.Load(),
+		Crossings: c.crossings.Load(), BusyNs: c.busyNs.Load(), Orders: c.orders.Load(), LongestOrder: time.Duration(c.longestOrder.Load()), Gen: c.gen.Load(), Overruns: c.overruns.Load(), Fenced: c.fenced.Load(), Cruising: int(c.cruising.Load()), Hasty: c.hasty.Load(), GivenUp: c.givenUp.Load(), HandedOn: c.handedOn.Load(),
 	}
 }
 
@@ -109,9 +110,9 @@ func (w *Worker) Account() error {
 				rings += s.S.Holds()
 			}
 		}
-		if sum := free + w.held[i] + batched + rings + u.Limbo(); sum != u.Frames() {
-			return fmt.Errorf("worker %d area %d: free %d + shaped %d + batched %d + fill, rx, tx, completion %d + limbo %d = %d, but there are %d frames",
-				w.cfg.ID, i, free, w.held[i], batched, rings, u.Limbo(), sum, u.Frames())
+		if sum := free + w.held[i] + w.keeping.area[i] + batched + rings + u.Limbo(); sum != u.Frames() {
+			return fmt.Errorf("worker %d area %d: free %d + shaped %d + kept %d + batched %d + fill, rx, tx, completion %d + limbo %d = %d, but there are %d frames",
+				w.cfg.ID, i, free, w.held[i], w.keeping.area[i], batched, rings, u.Limbo(), sum, u.Frames())
 		}
 	}
 	held := 0

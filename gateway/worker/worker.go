@@ -54,6 +54,8 @@ type Config struct {
 	Leaving *lease.Deadlines
 	// Ending is until when this worker still carries what lay in its rings when a group began to be handed over, though its deadline is past; nil = not at all. It ends that itself: see Clean. Each worker has its own.
 	Ending *lease.Deadlines
+	// HandOn is what the workers of a node share of groups that have just been handed over; nil = what comes for those is dropped at once.
+	HandOn *HandOn
 	// Guard is what a deadline is earlier than the promise behind it; a system call that takes longer is counted. 0 = 20 ms.
 	Guard time.Duration
 	// Fenced is told of a socket that must not be kicked any more and has been detached, so that somebody shuts it and opens the port again. It must not
@@ -140,6 +142,8 @@ type Worker struct {
 	look     func(int) (*police.Dir, *police.Words)
 	streams  []*stream.Stream // to standbys
 	second   second
+	laden    atomic.Bool // the last bursts were full: more waits. Worker: wo, others: ro
+	keeping  keeping     // what came for groups that have just been handed over
 	closed   atomic.Bool
 }
 
@@ -172,7 +176,7 @@ func New(c Config) (*Worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("worker %d: eventfd: %w", c.ID, err)
 	}
-	w := &Worker{cfg: c, shard: c.Shard, box: make(chan job, 64), walks: make(chan steps, 8), tx: make(chan injected, 1024), back: make(chan injected, 64), wakeFD: fd, txOf: make([]int, c.Ports), held: make([]int, len(c.Areas))}
+	w := &Worker{cfg: c, shard: c.Shard, box: make(chan job, 64), walks: make(chan steps, 8), tx: make(chan injected, 1024), back: make(chan injected, 64), wakeFD: fd, txOf: make([]int, c.Ports), held: make([]int, len(c.Areas)), keeping: keeping{area: make([]int, len(c.Areas))}}
 	w.sends, w.down = make([]atomic.Bool, c.Ports), make([]atomic.Bool, c.Ports)
 	w.ended, w.nap = make(chan struct{}), napOf(w.shard.Sessions.Capacity())
 	w.pool.New = func() any { return new([]byte) }
@@ -226,6 +230,9 @@ func (w *Worker) Do(ctx context.Context, fn func(*pipeline.Shard)) error {
 func (w *Worker) DoBehind(ctx context.Context, fn func(*pipeline.Shard)) error {
 	return w.give(ctx, job{fn: fn, done: make(chan error, 1), behind: true})
 }
+
+// Laden reports whether more waited than a burst takes when the worker last looked. Any goroutine.
+func (w *Worker) Laden() bool { return w.laden.Load() }
 
 // Rests reports whether the worker sleeps with no frame of a group in hand. Who has written a deadline before it asks need not wait for it: the worker takes its word back before it
 // looks at the next deadline, both are sequentially consistent atomics, so what it does after it has woken goes by what was written.
@@ -400,13 +407,22 @@ func (w *Worker) turn(now uint64) (n int) {
 		n += w.shard.Shaper.Release(now, w.look, w.release)
 		w.settle(now)
 	}
+	laden := false
 	for _, s := range w.socks {
-		n += w.receive(s, now)
+		k := w.receive(s, now)
+		laden = laden || k == w.cfg.Batch
+		n += k
+	}
+	if laden != w.laden.Load() {
+		w.laden.Store(laden)
 	}
 	for _, r := range w.in {
 		if r != nil {
 			n += w.takeOver(r, now)
 		}
+	}
+	if len(w.keeping.list) > 0 {
+		n += w.handOn(now)
 	}
 	busy := n > 0
 	n += w.orders(now)
@@ -595,6 +611,9 @@ func (w *Worker) sleep() {
 	if w.second.under() {
 		timeout = min(timeout, underEvery)
 	}
+	if len(w.keeping.list) > 0 {
+		timeout = min(timeout, w.keeping.rest(w.cfg.Clock.Now()))
+	}
 	for i, s := range w.socks {
 		if s.pending { // the kernel has taken less than it was given: ask again soon
 			timeout = min(timeout, time.Millisecond)
@@ -626,6 +645,7 @@ func (w *Worker) drainOnExit() {
 		w.free(it.Area, it.Frame)
 		w.shard.Meter.Drop(0, verdict.Shutdown)
 	})
+	w.letGo()
 	for _, s := range w.socks {
 		w.flush(s)
 	}

@@ -19,12 +19,14 @@ const (
 	dropMAC
 	dropNoSocket
 	dropNotOwner
+	kept
 	numWhats
 )
 
 // Counters is what a port's XDP program has decided since it was loaded, summed over CPUs; Update keeps them. Frames each.
 type Counters struct {
 	Socket uint64 // redirected to a socket
+	Kept   uint64 // redirected too: sent to a group that had just been handed over, for its next owner
 
 	// Passed to the host, and why.
 	HostLink, HostARP, HostND, HostRA, HostDHCP, HostAddress, HostShared uint64
@@ -41,7 +43,7 @@ func (c *Counters) Host() uint64 {
 func (p *Program) Counters() (Counters, error) {
 	var c Counters
 	for what, at := range [numWhats]*uint64{
-		toSocket: &c.Socket, hostLink: &c.HostLink, hostARP: &c.HostARP, hostND: &c.HostND, hostRA: &c.HostRA, hostDHCP: &c.HostDHCP,
+		toSocket: &c.Socket, kept: &c.Kept, hostLink: &c.HostLink, hostARP: &c.HostARP, hostND: &c.HostND, hostRA: &c.HostRA, hostDHCP: &c.HostDHCP,
 		hostAddress: &c.HostAddress, hostShared: &c.HostShared,
 		dropMAC: &c.Dropped[verdict.XDPForeignMAC], dropNoSocket: &c.Dropped[verdict.XDPNoSocket],
 		dropNotOwner: &c.Dropped[verdict.XDPNotOwner],

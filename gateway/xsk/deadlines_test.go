@@ -38,8 +38,14 @@ func TestADeadlineIsReadByThePrograms(t *testing.T) {
 	want("at first", toSocket, dropNotOwner)
 	d.Table().Write(7, 2, 0)
 	want("ended", dropNotOwner, dropNotOwner)
+	d.Table().Keep(7, bootNow(t)+uint64(time.Hour))
+	want("ended, and what comes is kept", kept, dropNotOwner)
+	d.Table().Keep(7, bootNow(t)-1)
+	want("kept for long enough", dropNotOwner, dropNotOwner)
 	d.Table().Write(8, 1, bootNow(t)+uint64(time.Hour))
+	d.Table().Keep(8, bootNow(t)+uint64(time.Hour))
 	want("the other one", dropNotOwner, toSocket)
+	d.Table().Keep(8, 0)
 	c := steerConfig()
 	c.SharedTCP = []uint16{80}
 	if err := p.Update(c); err != nil {

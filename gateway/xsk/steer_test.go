@@ -291,7 +291,7 @@ const xdpDrop, xdpPass, xdpRedirect = 1, 2, 4
 
 func actionOf(what int) uint32 {
 	switch what {
-	case toSocket:
+	case toSocket, kept:
 		return xdpRedirect
 	case dropMAC, dropNoSocket, dropNotOwner:
 		return xdpDrop

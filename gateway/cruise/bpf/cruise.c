@@ -126,6 +126,7 @@ struct tenant {
 struct deadline { /* as in steer.c */
 	u64 until;
 	u64 epoch;
+	u64 keep, rest;
 };
 
 struct volume {

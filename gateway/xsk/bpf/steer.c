@@ -21,6 +21,7 @@ enum what {
 	DROP_MAC,       /* for neither the port's nor a group's MAC */
 	DROP_NO_SOCKET, /* no socket is bound to this queue */
 	DROP_NOT_OWNER, /* to a group's MAC, and another node serves the group: its deadline here is over */
+	KEPT,           /* redirected too: to a group's MAC, and the group has just been handed over; its next owner gets it */
 	WHATS,
 };
 
@@ -61,6 +62,8 @@ struct mac {
 struct deadline {
 	u64 until; /* ns of the node's CLOCK_BOOTTIME; 0 = not at all */
 	u64 epoch;
+	u64 keep; /* until when what comes behind until goes to the socket all the same: not as the group's, but to be handed on to who serves it next */
+	u64 rest;
 };
 
 struct {
@@ -436,11 +439,16 @@ INLINE enum what ip6(void *p, void *end, u32 vid, u32 vlan)
 	return shared6(ip, l, end) ? HOST_SHARED : TO_SOCKET;
 }
 
-/* Does this node serve the group now? One load of a word that somebody else writes. */
-INLINE int serves(u32 group)
+/* Does this node serve the group now, or has it just handed it over? One load each of words that somebody else writes. */
+INLINE enum what of_group(u32 group)
 {
 	struct deadline *d = map_lookup(&deadlines, &group);
-	return d && ktime_get_boot_ns() + settings.ahead < *(volatile u64 *)&d->until;
+	if (!d)
+		return DROP_NOT_OWNER;
+	u64 now = ktime_get_boot_ns() + settings.ahead;
+	if (now < *(volatile u64 *)&d->until)
+		return TO_SOCKET;
+	return now < *(volatile u64 *)&d->keep ? KEPT : DROP_NOT_OWNER;
 }
 
 INLINE enum what decide(void *p, void *end)
@@ -465,7 +473,7 @@ INLINE enum what decide(void *p, void *end)
 		__builtin_memcpy(m.b, e->dst, 6);
 		u32 *group = map_lookup(&macs, &m);
 		if (group)
-			return serves(*group) ? TO_SOCKET : DROP_NOT_OWNER;
+			return of_group(*group);
 		return settings.flags & ANY_MAC ? TO_SOCKET : DROP_MAC;
 	}
 	u32 *vlan = map_lookup(&vlans, &vid);
@@ -488,8 +496,9 @@ SEC("xdp") int demarc_steer(struct xdp_md *ctx)
 	long action = XDP_PASS;
 	if (what == DROP_MAC || what == DROP_NOT_OWNER) {
 		action = XDP_DROP;
-	} else if (what == TO_SOCKET) {
-		tail_call(ctx, &second, 0); /* comes back only where there is none */
+	} else if (what == TO_SOCKET || what == KEPT) {
+		if (what == TO_SOCKET)
+			tail_call(ctx, &second, 0); /* comes back only where there is none */
 		action = redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP);
 		if (action != XDP_REDIRECT) {
 			what = DROP_NO_SOCKET;
