@@ -23,11 +23,11 @@ func (g *Gateway) writeLease(group uint8, epoch, until, leave uint64, done func(
 		e.Write(group, epoch, leave)
 	}
 	g.leaving.Write(group, epoch, leave) // first: who finds the deadline over looks here
-	// What comes behind a hand-over is for the next owner. Workers that have much in hand are to be done with that first: until they have stopped the programs drop what comes, as ever.
-	later := leave > 0 && slices.ContainsFunc(g.workers, (*worker.Worker).Laden)
 	switch {
-	case leave > 0 && !later:
-		g.keepBehind(group)
+	case leave > 0 && !slices.ContainsFunc(g.workers, (*worker.Worker).Laden): // what comes behind a hand-over is for the next owner; workers that have all hands full have none for that
+		keep := g.clock.Now() + uint64(handOnTime)
+		g.handOn.Begin(group, keep)
+		g.keepFor(group, keep)
 	case until > 0:
 		g.keepFor(group, 0)
 	}
@@ -36,21 +36,11 @@ func (g *Gateway) writeLease(group uint8, epoch, until, leave uint64, done func(
 		last := g.copying.ends.begin(group, leave > 0)
 		go func() {
 			if g.looked(last) {
-				if later && g.table().Epoch(group) == epoch {
-					g.keepBehind(group)
-				}
 				last.common()
 				done()
 			}
 		}()
 	}
-}
-
-// keepBehind has what comes for a group that is handed over kept for its next owner from now on.
-func (g *Gateway) keepBehind(group uint8) {
-	keep := g.clock.Now() + uint64(handOnTime)
-	g.handOn.Begin(group, keep)
-	g.keepFor(group, keep)
 }
 
 // handOnTime is for how long what comes for a group behind a planned hand-over is kept until its next owner is heard: longer than nearly all take (cluster/failover/DESIGN.md), and no longer than packets may be late.
