@@ -22,9 +22,10 @@ func (g *Gateway) writeLease(group uint8, epoch, until, leave uint64, done func(
 	for _, e := range g.ending {
 		e.Write(group, epoch, leave)
 	}
-	g.leaving.Write(group, epoch, leave) // first: who finds the deadline over looks here
+	g.leaving.Write(group, epoch, leave)                                          // first: who finds the deadline over looks here
+	keeps := leave > 0 && !slices.ContainsFunc(g.workers, (*worker.Worker).Laden) // what comes behind a hand-over is for the next owner; workers that have all hands full have none for that
 	switch {
-	case leave > 0 && !slices.ContainsFunc(g.workers, (*worker.Worker).Laden): // what comes behind a hand-over is for the next owner; workers that have all hands full have none for that
+	case keeps:
 		keep := g.clock.Now() + uint64(handOnTime)
 		g.handOn.Begin(group, keep)
 		g.keepFor(group, keep)
@@ -32,6 +33,9 @@ func (g *Gateway) writeLease(group uint8, epoch, until, leave uint64, done func(
 		g.keepFor(group, 0)
 	}
 	g.writeTable(group, epoch, until)
+	if keeps {
+		g.handOn.Closed()
+	}
 	if done != nil {
 		last := g.copying.ends.begin(group, leave > 0)
 		go func() {

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
 )
 
@@ -18,10 +19,10 @@ import (
 
 // HandOn is what the workers of a node share of groups that have just been handed over: until when anything is kept, and where their next owners have been heard.
 type HandOn struct {
-	last    atomic.Uint64 // ns
-	changes atomic.Uint64
-	mu      sync.Mutex
-	heard   map[place]struct{} // mu
+	last  atomic.Uint64 // ns
+	begun atomic.Uint64 // how often a deadline was closed with what comes behind it to be kept
+	mu    sync.Mutex    // of who writes heard
+	heard atomic.Pointer[map[place]struct{}]
 }
 
 // place is where a group's virtual MAC may be heard.
@@ -30,14 +31,20 @@ type place struct {
 	group, family uint8 // family 1 = IPv4, 2 = IPv6, as in the MAC: each is learned by itself
 }
 
-// Begin is called when a group is about to be handed over: what comes for it is kept until then (ns, the clock of the deadlines). What was heard of it before does not count. Any goroutine.
+// Begin is called before the deadline of a group that is handed over is closed: what comes for it is kept until then (ns, the clock of the deadlines). What was heard of it before does not count. Any goroutine.
 func (h *HandOn) Begin(group uint8, until uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	maps.DeleteFunc(h.heard, func(p place, _ struct{}) bool { return p.group == group })
-	h.changes.Add(1)
+	if old := h.heard.Load(); old != nil {
+		next := maps.Clone(*old)
+		maps.DeleteFunc(next, func(p place, _ struct{}) bool { return p.group == group })
+		h.heard.Store(&next)
+	}
 	h.last.Store(max(h.last.Load(), until))
 }
+
+// Closed is called when it has been closed: what has come by then is carried still, and no more. Any goroutine.
+func (h *HandOn) Closed() { h.begun.Add(1) }
 
 // Until is until when anything may be kept (ns); 0 = nothing ever was. Any goroutine.
 func (h *HandOn) Until() uint64 {
@@ -49,28 +56,37 @@ func (h *HandOn) Until() uint64 {
 
 // hears notes that the next owner was heard, and reports whether that is news.
 func (h *HandOn) hears(p place) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if _, ok := h.heard[p]; ok {
+	if h.heardAt(p) {
 		return false
 	}
-	if h.heard == nil {
-		h.heard = map[place]struct{}{}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	next := map[place]struct{}{p: {}}
+	if old := h.heard.Load(); old != nil {
+		maps.Copy(next, *old)
 	}
-	h.heard[p] = struct{}{}
-	h.changes.Add(1)
+	h.heard.Store(&next)
 	return true
+}
+
+// heardAt reports whether the next owner was heard. It locks nothing.
+func (h *HandOn) heardAt(p place) bool {
+	m := h.heard.Load()
+	if m == nil {
+		return false
+	}
+	_, ok := (*m)[p]
+	return ok
 }
 
 // keeping is a worker's part of it.
 type keeping struct {
 	list  []kept
-	area  []int // of them, by memory area
-	heard map[place]struct{}
-	at    uint64 // HandOn.changes at which heard was read
-	begun uint64 // HandOn.changes at which it was seen whether a group is being handed over
-	due   uint64 // ns: when the list is looked through; 0 = in this turn
-	next  uint64 // ns: from when on the next ones may be handed on
+	area  []int               // of them, by memory area
+	heard *map[place]struct{} // HandOn.heard when the list was last looked through
+	begun uint64              // HandOn.begun when it was noted how much was in the rings
+	due   uint64              // ns: when the list is looked through; 0 = in this turn
+	next  uint64              // ns: from when on the next ones may be handed on
 }
 
 // kept is one frame that is kept.
@@ -102,8 +118,8 @@ func virtual(mac []byte) (group, family uint8) {
 
 // keep takes out of the first k received frames what came for a group that was handed over, and notes where its next owner is heard. It returns how many are left.
 func (w *Worker) keep(s *sockState, k int, now uint64) int {
-	if at := w.cfg.HandOn.changes.Load(); at != w.keeping.begun { // a group is being handed over: what has come by now is still carried, and no more
-		w.keeping.begun = at
+	if n := w.cfg.HandOn.begun.Load(); n != w.keeping.begun { // a group is being handed over: what has come by now is still carried, and no more
+		w.keeping.begun = n
 		w.noteDue(now)
 	}
 	left, first := 0, s.S.Received()-uint64(k)
@@ -117,7 +133,7 @@ func (w *Worker) keep(s *sockState, k int, now uint64) int {
 			continue
 		}
 		if len(f) >= 14 {
-			if id, family := virtual(f[6:12]); w.cfg.Deadlines.Keeps(id, now) && w.cfg.HandOn.hears(place{s.Port, vidOf(f), id, family}) {
+			if id, family := virtual(f[6:12]); w.cfg.Deadlines.Keeps(id, now) && w.ifaceAt(s.Port, vidOf(f)) != nil && w.cfg.HandOn.hears(place{s.Port, vidOf(f), id, family}) {
 				for i, p := range w.peers {
 					if i != w.cfg.ID {
 						p.call()
@@ -129,6 +145,18 @@ func (w *Worker) keep(s *sockState, k int, now uint64) int {
 		left++
 	}
 	return left
+}
+
+// ifaceAt is the interface of a port and VLAN; nil = there is none.
+func (w *Worker) ifaceAt(port, vid uint16) *snapshot.Iface {
+	v := w.shard.View()
+	if v == nil {
+		return nil
+	}
+	if i := v.Iface(port, vid); i != 0 {
+		return &v.Ifaces[i]
+	}
+	return nil
 }
 
 func vidOf(f []byte) uint16 {
@@ -156,7 +184,7 @@ func (w *Worker) keepFrame(k kept, now uint64, behind bool) bool {
 		return true
 	}
 	k.vid = vidOf(f)
-	if _, heard := c.heard[k.place]; heard {
+	if w.cfg.HandOn.heardAt(k.place) {
 		c.due = min(c.due, c.next)
 	}
 	c.list = append(c.list, k)
@@ -167,30 +195,24 @@ func (w *Worker) keepFrame(k kept, now uint64, behind bool) bool {
 // handOn hands on what is kept where the next owner has been heard, and drops what has been kept for long enough. It returns how much there was to do.
 func (w *Worker) handOn(now uint64) (n int) {
 	c := &w.keeping
-	if at := w.cfg.HandOn.changes.Load(); at != c.at {
-		w.cfg.HandOn.mu.Lock()
-		c.at, c.heard, c.due = at, maps.Clone(w.cfg.HandOn.heard), min(c.due, c.next)
-		w.cfg.HandOn.mu.Unlock()
+	if heard := w.cfg.HandOn.heard.Load(); heard != c.heard {
+		c.heard, c.due = heard, min(c.due, c.next)
 	}
 	if now < c.due {
 		return 0
 	}
 	c.due = now + uint64(keptLook)
-	v, rest := w.shard.View(), c.list[:0]
+	rest := c.list[:0]
 	for i := range c.list {
 		k := &c.list[i]
-		_, heard := c.heard[k.place]
 		f := w.cfg.Areas[k.area].Mem()[k.addr+uint64(k.off) : k.addr+uint64(k.off)+uint64(k.n)]
-		iface := uint16(0)
-		if v != nil {
-			iface = v.Iface(k.port, k.vid)
-		}
+		iface := w.ifaceAt(k.port, k.vid)
 		switch {
-		case !w.cfg.Deadlines.Keeps(k.group, now) || iface == 0:
+		case !w.cfg.Deadlines.Keeps(k.group, now) || iface == nil:
 			w.shard.Dropped(0, verdict.NotOwner, k.port, f, false)
 			w.free(k.area, k.addr)
-		case heard && n < handOnStep:
-			copy(f[6:12], v.Ifaces[iface].MAC[:])
+		case n < handOnStep && w.cfg.HandOn.heardAt(k.place):
+			copy(f[6:12], iface.MAC[:])
 			w.send(k.port, 0, k.area, k.addr, int(k.off), int(k.n))
 			w.count.handedOn.Add(1)
 			n++

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"demarc/gateway/lease"
 	"demarc/gateway/xsk"
 )
 
@@ -63,6 +64,7 @@ func TestWhatComesBehindAHandOver(t *testing.T) {
 		r.w.cfg.HandOn.Begin(7, until)
 		r.d.Keep(7, until)
 		r.d.Write(7, 1, 0)
+		r.w.cfg.HandOn.Closed()
 	}
 	r.serve(7, 1, time.Hour)
 	r.d.Keep(7, r.w.cfg.Clock.Exact()+uint64(time.Hour))
@@ -139,6 +141,7 @@ func TestTheNextOwnerIsHeardByAnotherWorker(t *testing.T) {
 	r.w.cfg.HandOn = h
 	r.w.shard.SetView(r.w.view.Load())
 	ws[1].cfg.HandOn, ws[1].cfg.Deadlines, ws[1].cfg.Clock = h, r.d, r.w.cfg.Clock
+	ws[1].shard.SetView(ws[1].view.Load())
 	Connect([]*Worker{r.w, ws[1]})
 	until := r.w.cfg.Clock.Exact() + uint64(time.Hour)
 	h.Begin(7, until)
@@ -156,4 +159,31 @@ func TestTheNextOwnerIsHeardByAnotherWorker(t *testing.T) {
 		t.Errorf("the word is judged: %t; the worker that keeps something is called: %t", left == 1, r.w.called.Load())
 	}
 	r.left("heard by another one", n)
+}
+
+// TestAHandOverWhileAsleep: a worker that noted what was in its rings, and went to sleep before it was asked whether it had stopped, notes it anew at the next hand-over.
+func TestAHandOverWhileAsleep(t *testing.T) {
+	r := newFenceRig(t)
+	ending := &lease.Deadlines{}
+	r.w.cfg.HandOn, r.w.cfg.Ending = &HandOn{}, ending
+	r.w.shard.SetView(r.w.view.Load())
+	v4, host := xsk.VirtualMACs(7)[0], [6]byte{2, 0, 0, 0, 0, 9}
+	until := r.w.cfg.Clock.Exact() + uint64(time.Hour)
+	r.serve(7, 1, time.Hour)
+	ending.Write(7, 1, until)
+	r.w.cfg.HandOn.Begin(7, until)
+	r.d.Keep(7, until)
+	r.d.Write(7, 1, 0)
+	r.w.cfg.HandOn.Closed()
+	r.comes(v4, host, 0)
+	if !r.w.draining {
+		t.Error("it has not noted what was in its rings")
+	}
+	r.w.called.Store(false)
+	r.w.sleep()
+	r.w.EndNow() // as who finds it at rest does
+	if r.w.draining {
+		t.Error("at the next hand-over it would go by what it noted at this one")
+	}
+	r.w.letGo()
 }

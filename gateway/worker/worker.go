@@ -623,6 +623,7 @@ func (w *Worker) sleep() {
 	w.gauges() // who looks at a worker that sleeps, for up to a second, sees it as it is
 	ts := unix.NsecToTimespec(int64(timeout))
 	w.count.wakeups.Add(1)
+	w.draining = false // all that had come is carried; who has it stop without a word (Rests) leaves nothing noted
 	w.rests.Store(w.bare())
 	n, err := unix.Ppoll(w.polls, &ts, nil)
 	w.rests.Store(false)
