@@ -22,8 +22,9 @@ func (g *Gateway) writeLease(group uint8, epoch, until, leave uint64, done func(
 	for _, e := range g.ending {
 		e.Write(group, epoch, leave)
 	}
-	g.leaving.Write(group, epoch, leave)                                          // first: who finds the deadline over looks here
-	keeps := leave > 0 && !slices.ContainsFunc(g.workers, (*worker.Worker).Laden) // what comes behind a hand-over is for the next owner; workers that have all hands full have none for that
+	g.leaving.Write(group, epoch, leave) // first: who finds the deadline over looks here
+	// What comes behind a hand-over is for the next owner. Workers that have all hands full have none for that.
+	keeps := leave > 0 && !slices.ContainsFunc(g.workers, (*worker.Worker).Laden)
 	switch {
 	case keeps:
 		keep := g.clock.Now() + uint64(handOnTime)
