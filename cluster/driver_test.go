@@ -458,7 +458,7 @@ func TestDriverTakesOver(t *testing.T) {
 			lines = append(lines, l.What)
 		}
 	}
-	if all := strings.Join(lines, "\n"); !strings.Contains(all, "gw-b owns it, epoch 2: lease; its copy was not whole") {
+	if all := strings.Join(lines, "\n"); !strings.Contains(all, "gw-b owns it, epoch 2: lease; its copy was not in sync by agreement") {
 		t.Errorf("the audit log says %s", all)
 	}
 	// Who ends gives up what nobody has a whole copy of, and says so: that it has stopped is proof, and no lease is waited for.

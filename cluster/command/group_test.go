@@ -36,7 +36,7 @@ func TestGroups(t *testing.T) {
 		owner   string
 		drained []string
 	}{
-		{"claimed", []*Entry{claim(1, 0, "a")}, "", "group east: a owns it, epoch 1: lease; its copy was not whole", "a", nil},
+		{"claimed", []*Entry{claim(1, 0, "a")}, "", "group east: a owns it, epoch 1: lease; its copy was not in sync by agreement", "a", nil},
 		{"claimed again", []*Entry{claim(1, 0, "a"), claim(2, 1, "b")}, "", "group east: b owns it, epoch 2", "b", nil},
 		{"two at once", []*Entry{claim(1, 0, "a"), claim(2, 1, "b"), claim(3, 1, "a")}, WhyGroup, "look again", "b", nil},
 		{"an older epoch", []*Entry{claim(2, 0, "a"), claim(1, 1, "b")}, WhyGroup, "not above 2", "a", nil},

@@ -105,7 +105,7 @@ func (e Entry) Words() string {
 	case KindClaim:
 		w := fmt.Sprintf("group %s: %s owns it, epoch %d: %s", e.Group, e.Term.Node, e.Term.Epoch, e.Cause)
 		if e.Stale {
-			w += "; its copy was not whole"
+			w += "; its copy was not in sync by agreement"
 		}
 		return w
 	case KindSync:

@@ -287,9 +287,13 @@ func (n *Node) Parts(group string) bool {
 
 // end gives up what could not be handed over, and what this node has claimed and may not hear of any more: nobody is to find an owner that is dead.
 func (n *Node) end() {
+	again := n.ended
 	n.ended = true
 	for _, name := range n.names {
 		g := n.groups[name]
+		if !again && n.mine(g) && g.held && g.solo == 0 && g.parting == nil {
+			g.leaves = g.at.Term
+		}
 		if g.flight.Epoch > g.at.Epoch && g.flightAt == g.at.Rev {
 			g.never = g.flight
 		}
@@ -297,6 +301,18 @@ func (n *Node) end() {
 			g.parting.asked = true
 		}
 	}
+}
+
+// Left are the terms of a node that has ended of which it leaves all that it had to its next process: it had the group to the end, and no move away from it was agreed on, as far as it has heard.
+// Whether anybody has had the group since is for the next process to see, by the log.
+func (n *Node) Left() map[string]Term {
+	all := map[string]Term{}
+	for name, g := range n.groups {
+		if n.ended && g.leaves.Epoch > 0 && g.leaves == g.at.Term && g.parting == nil {
+			all[name] = g.leaves
+		}
+	}
+	return all
 }
 
 // Heirs is how many of the groups that this node serves are being handed over, or could be.

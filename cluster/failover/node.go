@@ -87,6 +87,14 @@ type (
 		Group string
 		Epoch uint64
 	}
+	// Kept is what this process has of a group from the one before it, which has ended in order: all that its life had at the end of Term, by the group's sessions. It is told before anything of the log is.
+	// All: of owners before that one nothing was left that only it knew of and had rest, so this node knows all that may be in use.
+	Kept struct {
+		Group string
+		Term  Term
+		At    Time // when it ended, or later
+		All   bool
+	}
 	// Stopped: all workers have passed a check since the Lease action with this turn.
 	Stopped struct {
 		Group string
@@ -115,6 +123,7 @@ func (Groups) event()    {}
 func (Condition) event() {}
 func (Copied) event()    {}
 func (Marked) event()    {}
+func (Kept) event()      {}
 func (Stopped) event()   {}
 func (Flushed) event()   {}
 func (Deaf) event()      {}
@@ -197,6 +206,7 @@ type plants struct {
 	newFree     bool // a voter that is new says at once that it helps nobody
 	firstAlone  bool // a node that is a cluster of its own takes a group of which it has nobody else
 	hasty       bool // whose copy may come to be in sync is whose is
+	keptAnyway  bool // what the process before has left is good whoever had the group since
 	oldViews    bool // a node that has restarted stands as its last life did until its first beat
 }
 
@@ -282,6 +292,8 @@ func (n *Node) Step(now Time, e Event) []Action {
 	case Marked:
 		g := n.group(e.Group)
 		g.marker, g.marked, g.digest = now, e.Epoch, e.Epoch
+	case Kept:
+		n.group(e.Group).kept = e
 	case Stopped:
 		if g := n.group(e.Group); e.Turn == g.turn {
 			g.closing = false
@@ -445,7 +457,7 @@ func (n *Node) agreed(e Agreed, now Time) {
 		if o.Rev <= g.at.Rev {
 			continue
 		}
-		before, was, moving, lacks := g.at, n.mine(g), g.moving, n.lacks(g, o, now)
+		before, was, moving, lacks, kept := g.at, n.mine(g), g.moving, n.lacks(g, o, now), n.keptAll(g)
 		g.at = o
 		g.nextPropose = now
 		if o.Panicked != before.Panicked {
@@ -487,6 +499,10 @@ func (n *Node) agreed(e Agreed, now Time) {
 			}
 			g.knows = lacks == ""
 			n.tell(g, "this node is the owner by agreement, "+string(o.Cause))
+			if kept && g.solo == 0 && o.Epoch == before.Epoch+1 {
+				g.lapsed = max(g.lapsed, g.kept.At)
+				n.tell(g, "nobody has had it since this node's process before, and what that had is here")
+			}
 			if !g.knows {
 				n.tell(g, "what owners before have used is not known to the last here: "+lacks)
 			}

@@ -48,6 +48,7 @@ type group struct {
 	nextRound   Time
 	astray      bool // another one serves too, or may have: hosts may have been told to send there
 	copies      map[string]copyOf
+	leaves      Term              // of which this process leaves all to the next one, see Left
 	offered     map[string]uint64 // against which Rev a copy was last proposed to be in sync
 
 	// As a standby.
@@ -64,6 +65,7 @@ type group struct {
 	marked      uint64
 	seen        Time   // when the owner last said that it serves, in the term that is agreed on
 	digest      uint64 // under which owner's epoch there was last one: who hands over counts as whole before
+	kept        Kept   // of the process before; no group = nothing
 	forced      Time   // when an operator said so; 0 = not
 	solo        uint64 // it serves alone, under this epoch, that nobody has agreed on; 0 = not
 

@@ -57,7 +57,7 @@ func (n *Node) follow(g *group, now Time) {
 		if n.plant.earlyWord {
 			n.do(Announce{Group: g.name, Epoch: g.at.Epoch + 1})
 		}
-		n.propose(g, now, Entry{Kind: KindClaim, Term: n.me(g.at.Epoch + 1), Alone: n.want(g), Cause: cause, Why: right, Stale: stale})
+		n.propose(g, now, Entry{Kind: KindClaim, Term: n.me(g.at.Epoch + 1), Alone: n.want(g), Cause: cause, Why: right, Stale: stale || n.keptAll(g)}) // the log does not know what is kept
 	}
 }
 
@@ -193,10 +193,22 @@ func (n *Node) lonely(g *group, now Time) bool {
 
 func (n *Node) goAlone(g *group, now Time, cause Cause) {
 	g.knows = n.whole(g, now)
+	if n.keptAll(g) {
+		g.knows, g.lapsed = g.kept.All, max(g.lapsed, g.kept.At)
+	}
 	n.tell(g, fmt.Sprintf("serving alone, without a majority: %s; the copy is %s", cause, n.age(g, now)))
 	g.solo = g.at.Epoch + 1
 	g.yield, g.since, g.forced = 0, 0, 0
 	g.nextPropose = now
+}
+
+// keptAll says whether this node has all sessions of a group because the term that is agreed on was an earlier life's of its own, which has left them to it as it ended. Whoever was owner since would have a term. Where
+// somebody may serve without one (auto), it would not show.
+func (n *Node) keptAll(g *group) bool {
+	if n.plant.keptAnyway && g.kept.Term.Epoch > 0 && g.at.Term != n.me(g.at.Epoch) {
+		return true
+	}
+	return g.at.Epoch > 0 && g.at.Term == g.kept.Term && g.at.Alone != Auto
 }
 
 // whole says whether this node's copy is in sync: the owner must have said so, and a digest must have been equal not long ago.
@@ -204,7 +216,7 @@ func (n *Node) whole(g *group, now Time) bool {
 	if n.mine(g) {
 		return g.serving
 	}
-	if g.at.Epoch > 0 && g.at.Term == n.me(g.at.Epoch) { // it gave the term up, and nobody has had another since
+	if g.at.Epoch > 0 && g.at.Term == n.me(g.at.Epoch) || n.keptAll(g) { // it gave the term up, and nobody has had another since
 		return true
 	}
 	return g.marker > 0 && g.marked == g.at.Epoch && now.Sub(g.marker) <= n.t.MaxMarker && slices.Contains(g.at.InSync, n.name)
@@ -232,6 +244,10 @@ func (n *Node) lacks(g *group, o Ownership, now Time) string {
 		return "nor was it when this node began its term before"
 	case o.Rev != g.at.Rev+1:
 		return "something else was agreed on in between, and heard of here at the same time"
+	case n.keptAll(g) && g.kept.All:
+		return ""
+	case n.keptAll(g):
+		return "what rested as an earlier life of this node ended is not known"
 	case was == n.name:
 		return "what an earlier life of this node had is gone"
 	case g.digest != g.at.Epoch:
@@ -338,10 +354,11 @@ func (n *Node) nothingLeft(g *group, now Time) bool {
 }
 
 // bare says whether this node has no copy of what the owner of a term had. It cannot say so of a term that it has not heard of: it may be the one that hands over to it,
-// and have everything. A copy of a later term, which somebody serves alone and nobody has agreed on, is one of all that is left. So is what this process served itself in the term before, or alone since: the
+// and have everything. A copy of a later term, which somebody serves alone and nobody has agreed on, is one of all that is left. So is what this process or the one before it served itself in the term before, or alone since: the
 // heir may have ended before it served.
 func (n *Node) bare(g *group, t Term) bool {
-	served := g.epoch > 0 && g.epoch+1 >= t.Epoch && !n.plant.bareServed
+	last := max(g.epoch, g.kept.Term.Epoch) // that it served under, or the process before
+	served := last > 0 && last+1 >= t.Epoch && !n.plant.bareServed
 	return (t == g.at.Term || n.plant.bareUnheard) && (g.marker == 0 || g.marked < t.Epoch) && !served
 }
 

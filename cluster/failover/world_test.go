@@ -67,7 +67,9 @@ type box struct {
 	tardy   int64 // so long it hears later than others of what is agreed on
 	dp      map[string]*plane
 	table   map[string]*table
-	older   bool // of a release with another lease, that says nothing of it and does not ask for whose
+	kept    map[string]Kept // of the process before, which has ended in order
+	ended   int64           // when it had
+	older   bool            // of a release with another lease, that says nothing of it and does not ask for whose
 }
 
 type waiting struct {
@@ -209,9 +211,7 @@ func (b *box) after(d int64, plane bool, do func()) {
 		switch {
 		case gen != b.gen || !b.up:
 		case b.paused:
-			if len(b.waiting) < 400 { // a socket's buffer
-				b.waiting = append(b.waiting, waiting{plane, do})
-			}
+			b.waiting = append(b.waiting, waiting{plane, do})
 		default:
 			do()
 		}
@@ -229,6 +229,9 @@ func (b *box) start() {
 	}
 	b.m = New(Config{Name: b.name, Life: life, Times: times}, b.clock())
 	b.m.plant = b.w.plant
+	for _, name := range slices.Sorted(maps.Keys(b.kept)) {
+		b.step(b.kept[name])
+	}
 	b.step(Voters{1, b.w.voters})
 	b.step(Groups(b.w.groups))
 	// What it has on disk for carried out may be older than what it had carried out, and its log may have more.
@@ -238,9 +241,14 @@ func (b *box) start() {
 	b.step(Agreed{b.w.states[b.carried], b.claims(false), b.claims(true), b.insync()})
 	b.tick()
 	if b.gateway {
+		defer clear(b.kept)
 		for _, g := range b.w.groups {
 			b.dp[g.Name] = &plane{life: life}
 			b.table[g.Name] = &table{}
+			if k, ok := b.kept[g.Name]; ok {
+				b.table[g.Name] = &table{whole: true, synced: b.ended}
+				b.w.trace("-- %s has kept %s of %v", b.name, g.Name, k.Term)
+			}
 			b.copies(g.Name)
 		}
 	}
@@ -277,6 +285,38 @@ func (b *box) restart(after int64) {
 		if !b.up {
 			b.start()
 		}
+	})
+}
+
+// leave has the process end in order, hand over what it can within some tenths of a second, and leave the rest to the next one; back is called when that has begun.
+func (b *box) leave(after int64, back func()) {
+	if !b.up || b.paused || !b.gateway {
+		return
+	}
+	b.w.trace("-- %s is told to end", b.name)
+	b.step(Leave{})
+	b.after(b.w.between(0, 400*ms), false, func() {
+		b.step(Leave{Now: true})
+		var end func()
+		end = func() {
+			if !b.m.Quiet() {
+				b.after(2*ms, false, end)
+				return
+			}
+			b.kept, b.ended = map[string]Kept{}, b.w.now
+			for name, t := range b.m.Left() {
+				b.kept[name] = Kept{name, t, b.clock(), b.w.dice.IntN(4) > 0}
+			}
+			b.w.trace("-- %s ends, and leaves %v", b.name, b.kept)
+			b.kill()
+			b.w.at(b.w.now+after, func() {
+				if !b.up {
+					b.start()
+					back()
+				}
+			})
+		}
+		b.after(0, false, end)
 	})
 }
 
@@ -375,7 +415,7 @@ func (w *world) send(b *box, s Send) {
 			d = w.between(ms/10, w.slow)
 		}
 		w.at(w.now+d+p.late, func() {
-			if !to.up || w.paths[[2]string{b.name, s.To}].cut {
+			if !to.up || w.paths[[2]string{b.name, s.To}].cut || len(to.waiting) >= 400 { // a socket's buffer
 				return
 			}
 			to.after(0, false, func() { to.step(Received{b.name, s.Message}) })
