@@ -320,6 +320,11 @@ func (d *Driver) Marked(m failover.Marked) {
 	d.post(false, func(now failover.Time) { d.step(now, m) })
 }
 
+// Kept tells what this process has of the one before it: see failover. It is called before a Node is opened that proposes for this driver.
+func (d *Driver) Kept(k failover.Kept) {
+	d.post(false, func(now failover.Time) { d.step(now, k) })
+}
+
 // Deaf tells that nothing can be said or heard, so that this node takes no part; or that it can again.
 func (d *Driver) Deaf(on bool) {
 	d.post(false, func(now failover.Time) { d.step(now, failover.Deaf{On: on}) })
@@ -812,6 +817,12 @@ func (d *Driver) trips() map[string]time.Duration {
 // Owns says which groups this node may emit for.
 func (d *Driver) Owns(ctx context.Context) (all map[string]failover.Term, err error) {
 	err = d.ask(ctx, func(failover.Time) { all = d.m.Owns() })
+	return all, err
+}
+
+// Left is what this process leaves to the next one, by group, behind Leave: see failover.
+func (d *Driver) Left(ctx context.Context) (all map[string]failover.Kept, err error) {
+	err = d.ask(ctx, func(failover.Time) { all = d.m.Left() })
 	return all, err
 }
 

@@ -292,13 +292,15 @@ func (p *part) set(serving bool) {
 // knowsOf is how much this node knows of what owners before it have used, where it is about to serve a group. Of a group that no other node may serve the process before has left all, or the node was not ended
 // in order.
 func (g *Gateway) knowsOf(group uint8, k failover.Known) pipeline.Known {
-	out := pipeline.Known{All: k.All, Age: -1, Unagreed: k.Unagreed}
+	out := pipeline.Known{All: k.All, Here: k.Here, Age: -1, Unagreed: k.Unagreed}
 	if k.Last > 0 {
 		out.Age = max(int64(bootTime()-k.Last), 0) + int64(onItsWay)
 	}
 	if x := g.view.Load().Group(group); x != nil {
 		g.handover.mu.Lock()
-		out.All = out.All || g.lone(x) && g.handover.all[x.Name]
+		if g.lone(x) && g.handover.all[x.Name] {
+			out.All, out.Here = true, true
+		}
 		delete(g.handover.all, x.Name)
 		g.handover.mu.Unlock()
 	}
@@ -555,7 +557,9 @@ func (g *Gateway) leaveGroups() {
 	if err != nil {
 		return
 	}
+	knows := g.knowsAll(own)                    // before they are given up
 	g.groups.driver.Leave(context.Background()) // also where nothing is served: something may have been claimed
+	g.leftBehind(knows)
 	if len(own) == 0 {
 		return
 	}

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"demarc/cluster/failover"
 	"demarc/gateway/api"
 	"demarc/gateway/handed"
 	"demarc/gateway/pipeline"
@@ -26,6 +28,8 @@ type handover struct {
 	file   *handed.Reader // taken, and not yet done with
 	result api.Resumed    // written before anybody asks
 	found  bool           // there was something
+
+	left map[string]handed.Term // of the groups that other nodes may serve as well, the terms that this process had to its end: written before the workers end
 
 	mu     sync.Mutex
 	all    map[string]bool // mu: groups that no other node may serve, of which everything was in it. Good for the first term alone, see knowsOf
@@ -43,7 +47,38 @@ func (g *Gateway) lone(x *snapshot.Group) bool {
 	return len(x.Nodes) == 1 && x.Nodes[0] == g.o.Node.Name
 }
 
-// handOver leaves what the shards have to the next process: sessions of tenants that no other node serves, and ports that rest. The workers have ended. A node that cannot write it ends as well,
+// leaves reports whether what this process has of a group goes to the next one: where another node may have it by then, the next one sees by the term in the log whether that is so.
+func (g *Gateway) leaves(x *snapshot.Group) bool {
+	_, left := g.handover.left[x.Name]
+	return left || g.lone(x)
+}
+
+// leftBehind notes which terms this process had to its end. knows says of which groups it knew all that was in use as it ceased to serve them.
+func (g *Gateway) leftBehind(knows map[string]bool) {
+	groups, err := g.groups.driver.Left(context.Background())
+	if err != nil {
+		g.log.Warn("sessions of groups end with this process", "err", err)
+		return
+	}
+	left := map[string]handed.Term{}
+	for name, k := range groups {
+		left[name] = handed.Term{Epoch: k.Term.Epoch, Life: k.Term.Life, All: k.All || knows[name]}
+	}
+	g.handover.left = left
+}
+
+// knowsAll says of which groups that this node serves it knows all that is in use.
+func (g *Gateway) knowsAll(serves map[string]failover.Term) map[string]bool {
+	out := map[string]bool{}
+	for name := range serves {
+		if x := g.view.Load().GroupByName(name); x != nil {
+			g.common.with(func(c *pipeline.Common, now int64) { out[name] = c.Knows(x.ID, now) })
+		}
+	}
+	return out
+}
+
+// handOver leaves what the shards have to the next process: sessions of tenants that no other node serves or has come to serve, and ports that rest. The workers have ended. A node that cannot write it ends as well,
 // and its sessions with it.
 func (g *Gateway) handOver() {
 	began := time.Now()
@@ -68,14 +103,14 @@ func (g *Gateway) writeHanded() (records, size int64, err error) {
 	most := int64(16 << 20)
 	left := make([]*pipeline.Left, len(g.shards))
 	for i, sh := range g.shards {
-		left[i] = sh.Leaves(g.clock.Now(), g.lone)
+		left[i] = sh.Leaves(g.clock.Now(), g.leaves)
 		records += int64(left[i].Slots())
 		most += 256 * int64(left[i].Slots())
 	}
-	if records == 0 && !slices.ContainsFunc(g.view.Load().Groups(), g.lone) {
+	if records == 0 && !slices.ContainsFunc(g.view.Load().Groups(), g.leaves) {
 		return 0, 0, nil
 	}
-	w, err := handed.Create(g.o.Node.DataDir, &handed.Header{Node: g.o.Node.Name, Version: g.o.Version, Boot: boot, At: uint64(bootTime()), Revision: r.Number, Digest: r.Digest}, most)
+	w, err := handed.Create(g.o.Node.DataDir, &handed.Header{Node: g.o.Node.Name, Version: g.o.Version, Boot: boot, At: uint64(bootTime()), Revision: r.Number, Digest: r.Digest, Terms: g.handover.left}, most)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -187,10 +222,20 @@ func (g *Gateway) takeUp() {
 		return
 	}
 	h.all = map[string]bool{}
+	all := !slices.ContainsFunc(slices.Collect(maps.Values(h.result.Refused)), func(n uint64) bool { return n > 0 })
 	for _, x := range g.view.Load().Groups() {
-		h.all[x.Name] = g.lone(x) && !slices.ContainsFunc(slices.Collect(maps.Values(h.result.Refused)), func(n uint64) bool { return n > 0 })
+		if h.all[x.Name] = g.lone(x) && all; !g.lone(x) && g.keptOf(f, x) {
+			t := f.Terms[x.Name]
+			g.groups.driver.Kept(failover.Kept{Group: x.Name, Term: failover.Term{Epoch: t.Epoch, Node: f.Node, Life: t.Life}, At: failover.Time(f.At), All: t.All && all})
+		}
 	}
 	g.log.Info("sessions of the process before are taken up", "taken", h.result.Taken, "refused", h.result.Refused, "over", h.result.Over, "away", time.Duration(h.result.Away*1e9).String(), "took", time.Since(began).String())
+}
+
+// keptOf reports whether what the process before has left of a group is entered: what another node may have had since is a copy of the past, until it is known that none has.
+func (g *Gateway) keptOf(f *handed.Reader, x *snapshot.Group) bool {
+	_, left := f.Terms[x.Name]
+	return g.lone(x) || left && slices.Contains(x.Nodes, g.o.Node.Name)
 }
 
 // mayTakeUp says why what a process has left must not be used.
@@ -216,7 +261,7 @@ func (g *Gateway) mayTakeUp(h *handed.Header) error {
 // enterHanded enters what the file has.
 func (g *Gateway) enterHanded(f *handed.Reader) error {
 	out := &g.handover.result
-	sink := pipeline.Resume(g.shards, g.view.Load(), g.clock.Now(), g.lone)
+	sink := pipeline.Resume(g.shards, g.view.Load(), g.clock.Now(), func(x *snapshot.Group) bool { return g.keptOf(f, x) })
 	sink.Judge = f.Digest != g.revision.Load().Digest // a number may stand for another text: its data directory is another one's copy
 	sink.Beside = beside
 	u := replica.NewUnpacker(sink, uint32(out.Away*1e3))

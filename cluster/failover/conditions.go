@@ -291,8 +291,12 @@ func (n *Node) end() {
 	n.ended = true
 	for _, name := range n.names {
 		g := n.groups[name]
-		if !again && n.mine(g) && g.held && g.solo == 0 && g.parting == nil {
-			g.leaves = g.at.Term
+		switch {
+		case again:
+		case n.mine(g) && g.held && g.solo == 0 && g.parting == nil:
+			g.leaves = Kept{Group: name, Term: g.at.Term}
+		case !n.mine(g) && g.solo == 0: // it has come to nothing, or the log is not heard yet
+			g.leaves = g.kept
 		}
 		if g.flight.Epoch > g.at.Epoch && g.flightAt == g.at.Rev {
 			g.never = g.flight
@@ -303,13 +307,14 @@ func (n *Node) end() {
 	}
 }
 
-// Left are the terms of a node that has ended of which it leaves all that it had to its next process: it had the group to the end, and no move away from it was agreed on, as far as it has heard.
-// Whether anybody has had the group since is for the next process to see, by the log.
-func (n *Node) Left() map[string]Term {
-	all := map[string]Term{}
+// Left is what a node that has ended leaves to its next process: of groups that it had to the end, where no move away from it was agreed on as far as it has heard, and of what it was left itself and nobody has had since.
+// Whether anybody has had a group since is for the next process to see, by the log. All is what it was for itself; of what it has served it is not known here.
+func (n *Node) Left() map[string]Kept {
+	all := map[string]Kept{}
 	for name, g := range n.groups {
-		if n.ended && g.leaves.Epoch > 0 && g.leaves == g.at.Term && g.parting == nil {
-			all[name] = g.leaves
+		k := g.leaves
+		if n.ended && k.Term.Epoch > 0 && (k.Term == g.at.Term || k.Term.Epoch > g.at.Epoch) && g.parting == nil {
+			all[name] = k
 		}
 	}
 	return all

@@ -22,7 +22,7 @@ func TestOwnerIsUpgradedAlone(t *testing.T) {
 			w.judge.reset(w.now)
 			w.run(w.now + 1000*ms)
 			w.served(t, seed, "a")
-			if k, full := a.m.Knows("g"), a.m.groups["g"].kept.All; k.All != full || k.Last == 0 {
+			if k, full := a.m.Knows("g"), a.m.groups["g"].kept.All; k.All != full || k.Here != full || k.Last == 0 {
 				t.Errorf("seed %d: it knows %+v, left whole: %v", seed, k, full)
 			}
 			if w.judge.worst["g"] > 50*ms+150*ms+60*ms { // it was away for 50, and a voter that has started, or a lease, is 150 at most
@@ -34,6 +34,38 @@ func TestOwnerIsUpgradedAlone(t *testing.T) {
 			if in := w.states[len(w.states)-1].Groups["g"].InSync; !slices.Contains(in, "b") {
 				t.Errorf("seed %d: %v are in sync", seed, in)
 			}
+		}
+	}
+}
+
+// TestWhatIsKeptIsLeftAgain: a node that comes to nothing with what it was left, since nobody can agree to it, leaves it to its next process.
+func TestWhatIsKeptIsLeftAgain(t *testing.T) {
+	for seed := range uint64(20) {
+		w := quietWorld(t, seed, 2, 1, Group{})
+		a := w.box("a")
+		w.box("b").kill()
+		w.run(w.now + 1000*ms)
+		w.box("wc").kill()
+		w.run(w.now + 10*ms)
+		var first Kept
+		for i := range 3 {
+			a.leave(50*ms, func() {})
+			for a.up {
+				w.run(w.now + ms)
+			}
+			switch k := a.kept["g"]; {
+			case i == 0:
+				first = k
+			case k.Term != first.Term || k.All != first.All || k.Term.Epoch == 0:
+				t.Fatalf("seed %d: it leaves %+v, and was left %+v", seed, k, first)
+			}
+			w.run(w.now + 700*ms)
+		}
+		w.box("wc").start()
+		w.run(w.now + 1500*ms)
+		w.served(t, seed, "a")
+		if k := a.m.Knows("g"); k.All != first.All || k.Last == 0 {
+			t.Errorf("seed %d: it knows %+v, and was left %+v", seed, k, first)
 		}
 	}
 }
@@ -74,7 +106,7 @@ func TestLeft(t *testing.T) {
 	for range 2 { // once when it is told, and again as its driver ends
 		a.step(Leave{Now: true})
 		w.run(w.now + 100*ms)
-		if l := a.m.Left(); len(l) != 1 || l["g"] != term {
+		if l := a.m.Left(); len(l) != 1 || l["g"].Term != term {
 			t.Errorf("its owner leaves %v, want %v", l, term)
 		}
 	}
@@ -150,7 +182,7 @@ func TestWhatIsKeptIsOfOneTerm(t *testing.T) {
 				}
 			}
 		}
-		if k := n.Knows("g"); k.All != c.all || k.Last != c.last || whole != c.whole || !strings.Contains(why, c.why) || (why == "") != (c.why == "") {
+		if k := n.Knows("g"); k.All != c.all || k.Here != c.all || k.Last != c.last || whole != c.whole || !strings.Contains(why, c.why) || (why == "") != (c.why == "") {
 			t.Errorf("%s: %+v, whole before: %v, because %q; want all %v, last %d, whole %v, because %q", c.name, k, whole, why, c.all, c.last, c.whole, c.why)
 		}
 	}

@@ -497,7 +497,7 @@ func (n *Node) agreed(e Agreed, now Time) {
 			if g.solo > 0 && o.Epoch >= g.solo {
 				lacks = "this node has served alone since"
 			}
-			g.knows = lacks == ""
+			g.knows, g.here = lacks == "", kept && g.solo == 0
 			n.tell(g, "this node is the owner by agreement, "+string(o.Cause))
 			if kept && g.solo == 0 && o.Epoch == before.Epoch+1 {
 				g.lapsed = max(g.lapsed, g.kept.At)

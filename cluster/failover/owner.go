@@ -48,11 +48,11 @@ type group struct {
 	nextRound   Time
 	astray      bool // another one serves too, or may have: hosts may have been told to send there
 	copies      map[string]copyOf
-	leaves      Term              // of which this process leaves all to the next one, see Left
+	leaves      Kept              // of which this process leaves all to the next one, see Left
 	offered     map[string]uint64 // against which Rev a copy was last proposed to be in sync
 
 	// As a standby.
-	knows       bool // what Knows says of this node's term
+	knows, here bool // what Knows says of this node's term
 	free        map[string]answer
 	nextAsk     Time
 	nextPropose Time

@@ -193,7 +193,7 @@ func (n *Node) lonely(g *group, now Time) bool {
 
 func (n *Node) goAlone(g *group, now Time, cause Cause) {
 	g.knows = n.whole(g, now)
-	if n.keptAll(g) {
+	if g.here = n.keptAll(g); g.here {
 		g.knows, g.lapsed = g.kept.All, max(g.lapsed, g.kept.At)
 	}
 	n.tell(g, fmt.Sprintf("serving alone, without a majority: %s; the copy is %s", cause, n.age(g, now)))
@@ -263,6 +263,7 @@ func (n *Node) lacks(g *group, o Ownership, now Time) string {
 // Known is how much the node that begins to serve a group knows of what owners before it have used, of public ports above all.
 type Known struct {
 	All  bool // each thing that may be in use: the owner before waited for this node's word before it used one
+	Here bool // with All: this node itself was the owner before, and its process has left all to this one. Nobody else has used anything since
 	Last Time // when it last had all of it; 0 = never
 
 	Unagreed bool // it serves without anybody's agreement: others may have owned the group since it did itself
@@ -271,7 +272,7 @@ type Known struct {
 // Knows is that of a group that this node is about to serve.
 func (n *Node) Knows(group string) (k Known) {
 	if g := n.groups[group]; g != nil {
-		k.All, k.Last, k.Unagreed = g.knows, max(g.marker, g.lapsed), g.solo > 0
+		k.All, k.Here, k.Last, k.Unagreed = g.knows, g.knows && g.here, max(g.marker, g.lapsed), g.solo > 0
 	}
 	return k
 }

@@ -304,8 +304,12 @@ func (b *box) leave(after int64, back func()) {
 				return
 			}
 			b.kept, b.ended = map[string]Kept{}, b.w.now
-			for name, t := range b.m.Left() {
-				b.kept[name] = Kept{name, t, b.clock(), b.w.dice.IntN(4) > 0}
+			for name, k := range b.m.Left() {
+				if k.At == 0 { // it has served
+					k.All = b.w.dice.IntN(4) > 0
+				}
+				k.At = b.clock()
+				b.kept[name] = k
 			}
 			b.w.trace("-- %s ends, and leaves %v", b.name, b.kept)
 			b.kill()

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -70,7 +71,7 @@ func TestTakenOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r.Header != head {
+		if !reflect.DeepEqual(r.Header, head) {
 			t.Errorf("header %+v", r.Header)
 		}
 		for i, c := range chunks() {

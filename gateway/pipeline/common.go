@@ -383,7 +383,7 @@ func (c *Common) TakeOver(group uint8, epoch uint64, known Known, now int64, ser
 	if g.own && g.epoch == epoch || group == 0 {
 		return false
 	}
-	again := g.epoch != 0 && epoch <= g.epoch+1 && !known.Unagreed // nobody can have served in between
+	again := (g.epoch != 0 && epoch <= g.epoch+1 || known.All && known.Here) && !known.Unagreed // nobody can have served in between
 	g.own, g.epoch = true, epoch
 	clear(g.guard)
 	for id := range c.tenants {

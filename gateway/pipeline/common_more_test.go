@@ -179,6 +179,51 @@ func TestAnExOwnerRemembersWhatItHadOpen(t *testing.T) {
 	}
 }
 
+// TestWhatTheProcessBeforeHasLeftRestsNot: a node whose process before has left all of a group serves it as if it had gone on: nothing rests, what is in use can be built on, and all is known again at once. Where
+// it only knows all that is in use, what is in use rests; and where nobody has agreed to its serving, whatever it says.
+func TestWhatTheProcessBeforeHasLeftRestsNot(t *testing.T) {
+	for _, c := range []struct {
+		known Known
+		rests bool
+	}{
+		{Known{All: true, Here: true}, false},
+		{Known{All: true}, true},
+		{Known{All: true, Here: true, Unagreed: true}, true},
+		{Known{Here: true, Age: 1e9}, true},
+	} {
+		w := newWorld(t, 2, testPolicy+testGroups+testHold)
+		now := int64(w.now)
+		for i := range 20 {
+			w.arrive(arrival{worker: 0, port: 1, frame: udp4(t, 1, "198.18.10.20", uint16(5000+i), "203.0.113.50", 53)})
+		}
+		x := NewCommon(w.space, w.shards, 64, 5)
+		x.Renew(w.view, now)
+		if x.Knows(1, now) {
+			t.Error("a node that does not serve a group knows all of it")
+		}
+		if forget := x.TakeOver(1, 7, c.known, now, nil); forget {
+			t.Errorf("%+v: sessions are to end", c.known)
+		}
+		closed := false
+		id, _ := w.space.Find([4]byte{192, 0, 2, 16})
+		for word := range nat.BlockWords {
+			closed = closed || w.space.Closed(id, nat.UDP, word) != 0
+		}
+		if closed != c.rests || x.Knows(1, now) == c.rests {
+			t.Errorf("%+v: blocks are closed: %v, it knows all: %v", c.known, closed, x.Knows(1, now))
+		}
+		for at := now; at < now+3e9; at += 1e8 {
+			x.Turn(at)
+		}
+		if !x.Knows(1, now+3e9) {
+			t.Errorf("%+v: after the hold time it does not know all", c.known)
+		}
+		if x.GiveUp(1, now+3e9); x.Knows(1, now+3e9) {
+			t.Error("who has given a group up knows all of it")
+		}
+	}
+}
+
 // TestAHandOverIsGuardedAtOnce: a node that has handed a group over counts as in sync, and may have it back as soon as its copy is whole. Each port that the new owner has given away by then or does after
 // that lies in a block which it knows of, so it lets it rest; a guard that is on 100 ms later is found. The new owner has ports to give all the time.
 func TestAHandOverIsGuardedAtOnce(t *testing.T) {

@@ -114,8 +114,9 @@ func (c *Common) reserves() {
 
 // Known is how much this node knows of what owners of a group before it have used.
 type Known struct {
-	All bool  // it has acknowledged each block of ports in which there may be mappings
-	Age int64 // ns since it last knew of all sessions that there were; negative = it never did
+	All  bool  // it has acknowledged each block of ports in which there may be mappings
+	Here bool  // with All: this node was the owner before, in a process that has left all to this one
+	Age  int64 // ns since it last knew of all sessions that there were; negative = it never did
 
 	Unagreed bool // nobody has agreed to its serving, so another may have been the owner meanwhile, under whatever epoch
 }
@@ -188,6 +189,18 @@ func (c *Common) unused(a *commonAddr, blocks uint64) bool {
 		}
 	}
 	return true
+}
+
+// Knows reports whether all that may be in use of a group's public ports is in this node's tables: it serves the group, and nothing rests because an owner before may have used it.
+func (c *Common) Knows(group uint8, now int64) bool {
+	knows := c.groups[group].own && now >= c.groups[group].rests
+	for _, a := range c.addrs {
+		if knows && a != nil && a.group == group {
+			knows = now >= a.shut
+			a.each(func(p *replica.Pool) { knows = knows && !c.blocks.Resting(p) })
+		}
+	}
+	return knows
 }
 
 // Rests is for how long new conversations of a group get ports of this node's reserve alone, or none, because nobody knows which others are in use, in ns; and whether there is a reserve.

@@ -11,15 +11,15 @@ import (
 // Left is what a shard leaves to the process after this one, as slots of a replica.Source: its sessions as Copies has them, then the ports that rest. No worker runs any more.
 type Left struct {
 	Copies
-	lone  func(*snapshot.Group) bool
+	goes  func(*snapshot.Group) bool
 	slots uint32
 	rests []nat.Resting
 }
 
-// Leaves is what a shard leaves behind at nowNs. lone says of a group that no other node can have taken it over.
-func (sh *Shard) Leaves(nowNs uint64, lone func(*snapshot.Group) bool) *Left {
+// Leaves is what a shard leaves behind at nowNs. goes says of a group that what is its goes to the next process: no other node can take it over, or it is seen by something else whether one has.
+func (sh *Shard) Leaves(nowNs uint64, goes func(*snapshot.Group) bool) *Left {
 	sh.setNow(nowNs)
-	l := &Left{Copies: Copies{sh}, lone: lone, slots: sh.Sessions.Slots()}
+	l := &Left{Copies: Copies{sh}, goes: goes, slots: sh.Sessions.Slots()}
 	sh.NAT.Resting(sh.tick, func(r *nat.Resting) {
 		if l.ours(r.Tenant) {
 			l.rests = append(l.rests, *r)
@@ -28,10 +28,10 @@ func (sh *Shard) Leaves(nowNs uint64, lone func(*snapshot.Group) bool) *Left {
 	return l
 }
 
-// ours reports whether what is a tenant's goes to the next process: what another node may have by then does not.
+// ours reports whether what is a tenant's goes to the next process.
 func (l *Left) ours(id flow.TenantID) bool {
 	t := l.Shard.view.Tenant(id)
-	return t != nil && (t.Group == nil || l.lone(t.Group))
+	return t != nil && (t.Group == nil || l.goes(t.Group))
 }
 
 // Slots implements replica.Source.
@@ -65,10 +65,10 @@ func (l *Left) Fill(slot uint32, r *replica.Record) {
 }
 
 // Resumed is the tables of a process that goes on where the one before it ended, as a replica.Sink: all shards of a node before its workers run. What is entered is this node's own, so it
-// is served at once, and ends by its own timers.
+// is served as soon as its group is, if it has one, and ends by its own timers then.
 type Resumed struct {
 	Copied
-	Lone   func(*snapshot.Group) bool // as for Leaves
+	Goes   func(*snapshot.Group) bool // as for Leaves
 	Judge  bool                       // each session is judged before its first packet, whatever revision it names
 	Beside func(n int, fn func(int))  // calls fn for 0 to n-1, beside each other; nil = one after the other
 }
@@ -113,7 +113,7 @@ func (c *Resumed) Do(ops []replica.Op, ctx *replica.Context) {
 func (c *Resumed) refuses(op *replica.Op) replica.Outcome {
 	t := c.names().Tenant(flow.TenantID(op.Rec.Tenant))
 	switch {
-	case t == nil, t.Group != nil && !c.Lone(t.Group):
+	case t == nil, t.Group != nil && !c.Goes(t.Group):
 		return replica.NoTenant
 	case op.Rec.Kind == replica.KindSession && op.Rec.Session.Proto == flow.TCP && !known(op.Rec.Session.State):
 		return replica.Malformed
@@ -180,12 +180,12 @@ func (sh *Shard) Forsake() {
 }
 
 // Resume is that for shards that have no worker yet: they serve v, and it is nowNs.
-func Resume(shards []*Shard, v *snapshot.View, nowNs uint64, lone func(*snapshot.Group) bool) *Resumed {
+func Resume(shards []*Shard, v *snapshot.View, nowNs uint64, goes func(*snapshot.Group) bool) *Resumed {
 	for _, sh := range shards {
 		if sh.view != v {
 			sh.SetView(v)
 		}
 		sh.setNow(nowNs)
 	}
-	return &Resumed{Copied: Copied{Shards: shards, Own: true}, Lone: lone}
+	return &Resumed{Copied: Copied{Shards: shards, Own: true}, Goes: goes}
 }

@@ -62,6 +62,16 @@ func (b *Blocks) Next(slot uint32, words int) uint32 {
 // Rests reports whether the block rests.
 func (b *Blocks) Rests(slot uint32) bool { return b.rests[slot/64]>>(slot&63)&1 != 0 }
 
+// Resting reports whether any block of the pool does.
+func (b *Blocks) Resting(p *Pool) bool {
+	for w := p.From; w < p.To; w++ {
+		if b.rests[w]&p.Mask(w) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Open reports whether mappings may be made in the block although there is a guard.
 func (b *Blocks) Open(slot uint32) bool { return b.open[slot/64]>>(slot&63)&1 != 0 }
 
