@@ -9,7 +9,6 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"demarc/gateway/replica"
@@ -19,7 +18,6 @@ const (
 	buffers   = 32 // frames between the owners of a set's senders and the connection: that many and no more wait there
 	redialMin = 50 * time.Millisecond
 	redialMax = 2 * time.Second
-	refused   = 200 * time.Millisecond // the longest where the machine is there and the port is not: a process that starts, and whose group is not protected until it has its copy
 	writeTime = 10 * time.Second // for what bufio holds to be taken by the other end
 )
 
@@ -185,9 +183,6 @@ func (s *Set) Run(ctx context.Context, dial func(context.Context) (net.Conn, err
 			wait = redialMin
 		}
 		wait = min(wait, redialMax)
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			wait = min(wait, refused)
-		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
