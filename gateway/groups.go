@@ -266,7 +266,9 @@ func (g *Gateway) serving(group uint8, epoch uint64, serving bool, known failove
 		}
 	} else {
 		g.takeOver(group, false, false)
-		g.common.serving(group, epoch, false, pipeline.Known{}, nil)
+		if kept, is := g.handover.kept[group]; !is || epoch > kept { // of the term that the process before had nothing is over yet
+			g.common.serving(group, epoch, false, pipeline.Known{}, nil)
+		}
 		g.standby.Serving(group, epoch, false)
 		done()
 	}
@@ -298,11 +300,12 @@ func (g *Gateway) knowsOf(group uint8, k failover.Known) pipeline.Known {
 	}
 	if x := g.view.Load().Group(group); x != nil {
 		g.handover.mu.Lock()
-		if g.lone(x) && g.handover.all[x.Name] {
-			out.All, out.Here = true, true
-		}
+		out.All = out.All || g.lone(x) && g.handover.all[x.Name]
 		delete(g.handover.all, x.Name)
 		g.handover.mu.Unlock()
+	}
+	if out.Here && (out.Age > int64(maxHanded) || g.lostCopies() != g.handover.lost) { // given up by both ends by now; or a policy has taken something away since
+		out.All, out.Here = false, false
 	}
 	return out
 }

@@ -1,11 +1,12 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -29,10 +30,13 @@ type handover struct {
 	result api.Resumed    // written before anybody asks
 	found  bool           // there was something
 
-	left map[string]handed.Term // of the groups that other nodes may serve as well, the terms that this process had to its end: written before the workers end
+	left  map[string]handed.Term // by group, the terms that this process had to its end: written before the workers end
+	kept  map[uint8]uint64       // groups of which the process before has left something, and the epoch that it had. Written before workers run
+	whole bool                   // everything was entered that it has left
+	lost  uint64                 // how much of copies had been lost by a policy when it was entered
 
 	mu     sync.Mutex
-	all    map[string]bool // mu: groups that no other node may serve, of which everything was in it. Good for the first term alone, see knowsOf
+	all    map[string]bool // mu: where a release before this one has not said its terms: groups that no other node may serve, of which everything was in it. Good for the first term alone, see knowsOf
 	served bool            // sockets are open: the file is nobody's any more
 }
 
@@ -62,7 +66,7 @@ func (g *Gateway) leftBehind(knows map[string]bool) {
 	}
 	left := map[string]handed.Term{}
 	for name, k := range groups {
-		left[name] = handed.Term{Epoch: k.Term.Epoch, Life: k.Term.Life, All: k.All || knows[name]}
+		left[name] = handed.Term{Epoch: k.Term.Epoch, Life: k.Term.Life, At: cmp.Or(uint64(k.At), uint64(bootTime())), All: k.All || knows[name]}
 	}
 	g.handover.left = left
 }
@@ -78,7 +82,7 @@ func (g *Gateway) knowsAll(serves map[string]failover.Term) map[string]bool {
 	return out
 }
 
-// handOver leaves what the shards have to the next process: sessions of tenants that no other node serves or has come to serve, and ports that rest. The workers have ended. A node that cannot write it ends as well,
+// handOver leaves what the shards have to the next process: sessions of tenants that no other node has come to serve, and ports that rest. The workers have ended. A node that cannot write it ends as well,
 // and its sessions with it.
 func (g *Gateway) handOver() {
 	began := time.Now()
@@ -221,15 +225,39 @@ func (g *Gateway) takeUp() {
 		g.doneHanded()
 		return
 	}
-	h.all = map[string]bool{}
-	all := !slices.ContainsFunc(slices.Collect(maps.Values(h.result.Refused)), func(n uint64) bool { return n > 0 })
+	h.all, h.kept = map[string]bool{}, map[uint8]uint64{}
 	for _, x := range g.view.Load().Groups() {
-		if h.all[x.Name] = g.lone(x) && all; !g.lone(x) && g.keptOf(f, x) {
-			t := f.Terms[x.Name]
-			g.groups.driver.Kept(failover.Kept{Group: x.Name, Term: failover.Term{Epoch: t.Epoch, Node: f.Node, Life: t.Life}, At: failover.Time(f.At), All: t.All && all})
+		t, left := f.Terms[x.Name]
+		switch {
+		case !g.keptOf(f, x):
+		case left:
+			h.kept[x.ID] = t.Epoch
+			g.groups.driver.Kept(failover.Kept{Group: x.Name, Term: failover.Term{Epoch: t.Epoch, Node: f.Node, Life: t.Life}, At: failover.Time(min(t.At, f.At)), All: t.All && h.whole})
+		case f.Terms == nil:
+			h.kept[x.ID], h.all[x.Name] = math.MaxUint64, h.whole
 		}
 	}
+	h.lost = g.lostCopies()
 	g.log.Info("sessions of the process before are taken up", "taken", h.result.Taken, "refused", h.result.Refused, "over", h.result.Over, "away", time.Duration(h.result.Away*1e9).String(), "took", time.Since(began).String())
+}
+
+// lostCopies is how much of copies was lost by a policy.
+func (g *Gateway) lostCopies() (n uint64) {
+	n = (&pipeline.Copied{Shards: g.shards}).Lost()
+	if g.common != nil {
+		n += g.common.Lost()
+	}
+	return n
+}
+
+// keepLeft has what was taken up wait for its group: before workers run.
+func (g *Gateway) keepLeft() {
+	for id, epoch := range g.handover.kept {
+		g.common.with(func(c *pipeline.Common, _ int64) { c.Keep(id, true) })
+		if epoch < math.MaxUint64 {
+			g.standby.Serving(id, epoch, false) // no stream of a term before that is listened to
+		}
+	}
 }
 
 // keptOf reports whether what the process before has left of a group is entered: what another node may have had since is a copy of the past, until it is known that none has.
@@ -273,11 +301,13 @@ func (g *Gateway) enterHanded(f *handed.Reader) error {
 		}
 	}
 	out.Over, out.Refused = u.Over, map[string]uint64{}
+	g.handover.whole = true
 	for _, o := range replica.Outcomes() {
 		if o == replica.Taken {
 			out.Taken = u.Sessions[o]
 		} else {
 			out.Refused[o.Key()] = u.Sessions[o]
+			g.handover.whole = g.handover.whole && u.Sessions[o] == 0 && u.Others[o] == 0
 		}
 	}
 	if !errors.Is(err, io.EOF) {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"demarc/cluster/failover"
 	"demarc/configs"
 	"demarc/gateway/api"
 	"demarc/gateway/handed"
@@ -46,6 +47,28 @@ func TestMayTakeUp(t *testing.T) {
 		if got := g.lone(&snapshot.Group{Nodes: c.nodes}); got != c.want {
 			t.Errorf("group of %v: %v", c.nodes, got)
 		}
+	}
+}
+
+// TestWhatIsLeftGrowsOld: what the process before has left counts as all that is in use for as long as it would have been taken up, and as long as no policy has taken anything of it away.
+func TestWhatIsLeftGrowsOld(t *testing.T) {
+	g := driven(t, pairGateway(t))
+	ago := func(d time.Duration) failover.Known {
+		return failover.Known{All: true, Here: true, Last: failover.Time(uint64(bootTime()) - uint64(d))}
+	}
+	if k := g.knowsOf(1, ago(time.Second)); !k.All || !k.Here || k.Age < int64(time.Second) {
+		t.Errorf("a second ago: %+v", k)
+	}
+	if k := g.knowsOf(1, ago(maxHanded+time.Minute)); k.All || k.Here || k.Age < int64(maxHanded) {
+		t.Errorf("six minutes ago: %+v", k)
+	}
+	old := ago(maxHanded + time.Minute)
+	if old.Here = false; !g.knowsOf(1, old).All {
+		t.Error("what another owner has told grows old")
+	}
+	g.handover.lost++
+	if k := g.knowsOf(1, ago(time.Second)); k.All || k.Here {
+		t.Errorf("something was taken away since: %+v", k)
 	}
 }
 

@@ -297,6 +297,8 @@ func (n *Node) end() {
 			g.leaves = Kept{Group: name, Term: g.at.Term}
 		case !n.mine(g) && g.solo == 0: // it has come to nothing, or the log is not heard yet
 			g.leaves = g.kept
+		case g.onward && g.at.Term == g.kept.Term:
+			g.leaves = Kept{Group: name, Term: g.at.Term}
 		}
 		if g.flight.Epoch > g.at.Epoch && g.flightAt == g.at.Rev {
 			g.never = g.flight

@@ -67,6 +67,7 @@ type group struct {
 	digest      uint64 // under which owner's epoch there was last one: who hands over counts as whole before
 	kept        Kept   // of the process before; no group = nothing
 	forced      Time   // when an operator said so; 0 = not
+	onward      bool   // it goes on alone with what is kept, by no operator's word
 	solo        uint64 // it serves alone, under this epoch, that nobody has agreed on; 0 = not
 
 	conds     map[Cause]int

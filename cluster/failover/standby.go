@@ -192,9 +192,9 @@ func (n *Node) lonely(g *group, now Time) bool {
 }
 
 func (n *Node) goAlone(g *group, now Time, cause Cause) {
-	g.knows = n.whole(g, now)
-	if g.here = n.keptAll(g); g.here {
-		g.knows, g.lapsed = g.kept.All, max(g.lapsed, g.kept.At)
+	g.knows, g.here, g.onward = n.whole(g, now), false, false
+	if n.keptAll(g) { // another one may have served without agreement, by an operator's force
+		g.knows, g.onward, g.lapsed = g.kept.All && len(g.conf.Nodes) == 1, cause != CauseForce, max(g.lapsed, g.kept.At)
 	}
 	n.tell(g, fmt.Sprintf("serving alone, without a majority: %s; the copy is %s", cause, n.age(g, now)))
 	g.solo = g.at.Epoch + 1
@@ -203,12 +203,12 @@ func (n *Node) goAlone(g *group, now Time, cause Cause) {
 }
 
 // keptAll says whether this node has all sessions of a group because the term that is agreed on was an earlier life's of its own, which has left them to it as it ended. Whoever was owner since would have a term. Where
-// somebody may serve without one (auto), it would not show.
+// another one may serve without one by itself (auto), it would not show; who was made to serve without one, by force, an operator has answered for.
 func (n *Node) keptAll(g *group) bool {
 	if n.plant.keptAnyway && g.kept.Term.Epoch > 0 && g.at.Term != n.me(g.at.Epoch) {
 		return true
 	}
-	return g.at.Epoch > 0 && g.at.Term == g.kept.Term && g.at.Alone != Auto
+	return g.at.Epoch > 0 && g.at.Term == g.kept.Term && (g.at.Alone != Auto || len(g.conf.Nodes) == 1)
 }
 
 // whole says whether this node's copy is in sync: the owner must have said so, and a digest must have been equal not long ago.
@@ -311,8 +311,10 @@ func (n *Node) turn(g *group, now Time) (wait time.Duration, stale, ok bool) {
 		if o == g.at.Node && known && n.peers[o].life == g.at.Life && n.over(g, now) {
 			continue // this very life of it has given the group up, most likely by its death: it was heard a moment ago and does not come back
 		}
-		in := slices.Contains(g.at.InSync, o) && (!live || v.Whole)
+		in := slices.Contains(g.at.InSync, o) && (!live || v.Whole) || o == g.at.Node && live && v.Whole && v.Epoch == g.at.Epoch // who was left all by its own last life
 		switch {
+		case stale && o == g.at.Node && !live && now < n.awake.Add(2*Earlier): // nobody was heard yet, and it may be back with all that it had
+			return 0, true, false
 		case stale && in && live:
 			wait = max(wait, 20*n.t.Lease)
 		case stale && in:

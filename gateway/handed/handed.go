@@ -37,13 +37,14 @@ type Header struct {
 	Revision uint64 `json:"revision"`
 	Digest   string `json:"digest"` // of the policy's text
 
-	Terms map[string]Term `json:"terms,omitempty"` // by group: of those that other nodes may serve as well, the terms that the process had to its end
+	Terms map[string]Term `json:"terms"` // by group, those that the process had to its end; nil = it is of a release that did not say
 }
 
 // Term is one time of a node's being the owner of a group. What is left of it is good as long as nobody has had the group since.
 type Term struct {
 	Epoch uint64 `json:"epoch"`
 	Life  uint64 `json:"life"`
+	At    uint64 `json:"at"`  // CLOCK_BOOTTIME, ns: when it was last served, earlier than Header.At where the process was only left it
 	All   bool   `json:"all"` // all is left that may be in use of public ports; else some rested that others had used before, and which is not
 }
 

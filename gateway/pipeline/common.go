@@ -47,6 +47,7 @@ type Common struct {
 // commonGroup is a group as Common goes by it.
 type commonGroup struct {
 	own   bool
+	kept  bool   // not own: see Keep
 	epoch uint64 // under which this node owned it last; 0 = never
 	guard map[string]bool
 
@@ -267,7 +268,7 @@ func (c *Common) regroup(a *commonAddr, group uint8, now int64) {
 	if c.groups[a.group].own {
 		c.giveUp(a, now)
 	}
-	c.space.Foreign(a.id, group != 0 && !c.groups[group].own)
+	c.space.Foreign(a.id, group != 0 && !c.groups[group].own && !c.groups[group].kept)
 	a.each(func(p *replica.Pool) { c.blocks.Exclude(p, c.groups[group].reserve.all) })
 	a.taken = c.groups[group].own
 	a.group = group // what the owner says of it may have come before this, and this node may have become the owner before it
@@ -384,7 +385,7 @@ func (c *Common) TakeOver(group uint8, epoch uint64, known Known, now int64, ser
 		return false
 	}
 	again := (g.epoch != 0 && epoch <= g.epoch+1 || known.All && known.Here) && !known.Unagreed // nobody can have served in between
-	g.own, g.epoch = true, epoch
+	g.own, g.epoch, g.kept = true, epoch, false
 	clear(g.guard)
 	for id := range c.tenants {
 		if t := c.tenant(id); t != nil && t.Group != nil && t.Group.ID == group {
@@ -461,10 +462,25 @@ func (c *Common) takes(a *commonAddr, again, all bool, now int64) {
 	a.known, a.idle, a.hold, a.ends = [addrWords]uint64{}, [addrWords]uint64{}, 0, 0
 }
 
+// Keep says whether what rests of a group's ports in this node's tables may be its own still, although it does not serve the group: the process before has left it, and nobody is known to have had the group since.
+func (c *Common) Keep(group uint8, on bool) {
+	g := &c.groups[group]
+	if g.own || g.kept == on || group == 0 {
+		return
+	}
+	g.kept = on
+	for _, a := range c.addrs {
+		if a != nil && a.group == group {
+			c.space.Foreign(a.id, !on)
+		}
+	}
+}
+
 // GiveUp notes that it serves a group no more.
 func (c *Common) GiveUp(group uint8, now int64) {
 	g := &c.groups[group]
 	if !g.own {
+		c.Keep(group, false)
 		return
 	}
 	for id := range c.tenants {

@@ -95,8 +95,14 @@ func (c *Resumed) Do(ops []replica.Op, ctx *replica.Context) {
 		}
 		c.Enter(w, ops, ctx)
 		for i := range ops {
-			if op := &ops[i]; int(op.To) == w && op.Outcome == replica.Taken {
-				c.Shards[w].resume(op.At.Slot(), op.Rec.Session.Left)
+			op := &ops[i]
+			if int(op.To) != w || op.Outcome != replica.Taken {
+				continue
+			}
+			if sh, slot := c.Shards[w], op.At.Slot(); op.Over {
+				sh.end(slot, sh.Sessions.At(slot)) // its port rests from here on
+			} else {
+				sh.resume(slot, op.Rec.Session.Left)
 			}
 		}
 	}

@@ -264,3 +264,81 @@ interfaces`, 1), true, 0, 0},
 		})
 	}
 }
+
+// TestWhatRestsWaitsForItsGroup: ports that rest for another node's group are nobody's matter here and are let go, but not those that the process before has left, as long as nobody else is known to have had the group since:
+// they are there when this node takes it over.
+func TestWhatRestsWaitsForItsGroup(t *testing.T) {
+	c := newCopying(t, 2, 2)
+	c.open(rand.New(rand.NewPCG(3, 1)), 600)
+	for _, sh := range c.a.shards {
+		sh.Cut(func(se *conntrack.Session) bool { return se.Proto == flow.TCP })
+	}
+	frames := leave(c.a, alone)
+	for _, kept := range []bool{true, false} {
+		w := newWorld(t, 2, testPolicy+testGroups)
+		w.follows()
+		w.now = c.a.now
+		resume(t, w, frames, 0, alone)
+		_, _, _, before := w.holds()
+		x := NewCommon(w.space, w.shards, 64, 5)
+		x.Renew(w.view, int64(w.now))
+		for _, g := range []uint8{1, 200} {
+			x.Keep(g, kept)
+		}
+		for range 200 { // two seconds
+			w.now += 1e7
+			for _, sh := range w.shards {
+				sh.Maintain(w.now, 4096)
+			}
+			x.Turn(int64(w.now))
+		}
+		_, _, _, rest := w.holds()
+		if before < 50 || kept && rest != before || !kept && rest >= before {
+			t.Errorf("kept %v: %d ports rest, %d did at first", kept, rest, before)
+		}
+		for _, g := range []uint8{1, 200} {
+			x.TakeOver(g, 7, Known{All: true, Here: true}, int64(w.now), nil)
+			for _, sh := range w.shards {
+				sh.TakeOver(g)
+			}
+		}
+		for _, sh := range w.shards {
+			sh.Maintain(w.now, 4096)
+		}
+		if _, _, _, n := w.holds(); kept && n != before {
+			t.Errorf("%d ports rest behind the takeover, want %d", n, before)
+		}
+		x.GiveUp(1, int64(w.now))
+		x.Keep(1, true)
+		if x.GiveUp(1, int64(w.now)); x.groups[1].kept {
+			t.Error("another node has the group, and what rested is kept")
+		}
+	}
+}
+
+// TestWhatIsOverRests: a session whose time ran out while no process was there is not entered, and its public port rests as it would have, unless somebody has it.
+func TestWhatIsOverRests(t *testing.T) {
+	some, all := false, false
+	for _, past := range []time.Duration{0, 10 * time.Second, 45 * time.Second, 4 * time.Minute, 20 * time.Minute} {
+		c := newCopying(t, 2, 3)
+		answers := c.open(rand.New(rand.NewPCG(4, 1)), 600)
+		for _, f := range answers[:len(answers)/2] {
+			c.a.arrive(arrival{worker: 0, port: 0, frame: f})
+		}
+		_, sessions, mappings, _ := c.a.holds() // nothing rests
+		u, _ := resume(t, c.b, leave(c.a, alone), past, alone)
+		_, n, m, r := c.b.holds()
+		if n != sessions-int(u.Over) || m+r != mappings {
+			t.Errorf("after %s: %d sessions with %d mappings; behind it %d and %d, %d ports rest and %d are over", past, sessions, mappings, n, m, r, u.Over)
+		}
+		some, all = some || n > 0 && r > 0, all || n == 0 && r > 300
+		for o, k := range u.Others {
+			if k > 0 && replica.Outcome(o) != replica.Taken {
+				t.Errorf("after %s %d records are refused: %s", past, k, replica.Outcome(o).Key())
+			}
+		}
+	}
+	if !some || !all {
+		t.Errorf("some were over at one time: %v; and all at another: %v", some, all)
+	}
+}

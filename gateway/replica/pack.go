@@ -124,14 +124,16 @@ func (u *Unpacker) record(in *inbound, k Kind, group uint8, body []byte) error {
 		left = &rec.Block.Rest
 	}
 	if why == Taken && (k == KindSession || k == KindBlock) {
-		if *left <= u.past {
-			if k == KindSession {
-				u.Over++
-			}
+		over := *left <= u.past
+		if over && k == KindSession {
+			u.Over++
+			op.Over = rec.Session.Flags&FlagMapped != 0
+		}
+		if over && !op.Over {
 			u.ops = u.ops[:len(u.ops)-1]
 			return nil
 		}
-		*left -= u.past
+		*left -= min(u.past, *left)
 	}
 	switch {
 	case why != Taken:
@@ -146,7 +148,11 @@ func (u *Unpacker) record(in *inbound, k Kind, group uint8, body []byte) error {
 func (u *Unpacker) flush(in *inbound) {
 	u.r.sink.Do(u.ops, &in.ctx)
 	for i := range u.ops {
-		u.tally(u.ops[i].Rec.Kind)[u.ops[i].Outcome]++
+		if op := &u.ops[i]; !op.Over {
+			u.tally(op.Rec.Kind)[op.Outcome]++
+		} else if op.Outcome != Taken {
+			u.Others[op.Outcome]++
+		}
 	}
 	u.ops = u.ops[:0]
 }
