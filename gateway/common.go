@@ -142,7 +142,7 @@ func (x *commons) serving(group uint8, epoch uint64, serving bool, known pipelin
 		if serving {
 			forget = c.TakeOver(group, epoch, known, now, early)
 		} else {
-			c.GiveUp(group, now)
+			c.GiveUp(group, epoch, now)
 		}
 	})
 	x.call()

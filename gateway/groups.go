@@ -266,9 +266,7 @@ func (g *Gateway) serving(group uint8, epoch uint64, serving bool, known failove
 		}
 	} else {
 		g.takeOver(group, false, false)
-		if kept, is := g.handover.kept[group]; !is || epoch > kept { // of the term that the process before had nothing is over yet
-			g.common.serving(group, epoch, false, pipeline.Known{}, nil)
-		}
+		g.common.serving(group, epoch, false, pipeline.Known{}, nil)
 		g.standby.Serving(group, epoch, false)
 		done()
 	}
@@ -306,6 +304,9 @@ func (g *Gateway) knowsOf(group uint8, k failover.Known) pipeline.Known {
 	}
 	if out.Here && (out.Age > int64(maxHanded) || g.lostCopies() != g.handover.lost) { // given up by both ends by now; or a policy has taken something away since
 		out.All, out.Here = false, false
+	}
+	if out.Here && g.standby != nil && g.standby.Took(group) { // what a node has that believed to serve it under an earlier term
+		out.All, out.Here, out.Age = false, false, -1
 	}
 	return out
 }

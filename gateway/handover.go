@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"slices"
 	"strings"
@@ -196,6 +195,7 @@ func packShard(l *pipeline.Left, stream uint8, life uint64, hand func([]byte) bo
 // takeUp enters what the process before has left. The workers do not run yet. What may not be used is said and removed: a node without sessions serves, and one with wrong ones does not.
 func (g *Gateway) takeUp() {
 	began := time.Now()
+	g.handover.left = map[string]handed.Term{}
 	f, err := handed.Take(g.o.Node.DataDir)
 	if errors.Is(err, handed.ErrNone) {
 		return
@@ -232,9 +232,11 @@ func (g *Gateway) takeUp() {
 		case !g.keptOf(f, x):
 		case left:
 			h.kept[x.ID] = t.Epoch
-			g.groups.driver.Kept(failover.Kept{Group: x.Name, Term: failover.Term{Epoch: t.Epoch, Node: f.Node, Life: t.Life}, At: failover.Time(min(t.At, f.At)), All: t.All && h.whole})
+			t.At, t.All = min(t.At, f.At), t.All && h.whole
+			h.left[x.Name] = t // should this process come to nothing
+			g.groups.driver.Kept(failover.Kept{Group: x.Name, Term: failover.Term{Epoch: t.Epoch, Node: f.Node, Life: t.Life}, At: failover.Time(t.At), All: t.All})
 		case f.Terms == nil:
-			h.kept[x.ID], h.all[x.Name] = math.MaxUint64, h.whole
+			h.all[x.Name] = h.whole
 		}
 	}
 	h.lost = g.lostCopies()
@@ -253,10 +255,7 @@ func (g *Gateway) lostCopies() (n uint64) {
 // keepLeft has what was taken up wait for its group: before workers run.
 func (g *Gateway) keepLeft() {
 	for id, epoch := range g.handover.kept {
-		g.common.with(func(c *pipeline.Common, _ int64) { c.Keep(id, true) })
-		if epoch < math.MaxUint64 {
-			g.standby.Serving(id, epoch, false) // no stream of a term before that is listened to
-		}
+		g.common.with(func(c *pipeline.Common, _ int64) { c.Keep(id, epoch) })
 	}
 }
 
@@ -312,6 +311,9 @@ func (g *Gateway) enterHanded(f *handed.Reader) error {
 	}
 	if !errors.Is(err, io.EOF) {
 		return err
+	}
+	if !sink.End() {
+		g.handover.whole = false
 	}
 	return nil
 }

@@ -194,6 +194,8 @@ func TestWhatIsKeptIsOfOneTerm(t *testing.T) {
 		return Agreed{State: State{Groups: map[string]Ownership{"g": {Term: term, Rev: rev, Alone: alone}}}}
 	}
 	before := Term{3, "b", 4}
+	late := at(Term{2, "a", 1}, 5, Fence)
+	late.Past = true // it has more
 	for _, c := range []struct {
 		name  string
 		kept  Kept
@@ -206,7 +208,8 @@ func TestWhatIsKeptIsOfOneTerm(t *testing.T) {
 		{"directly behind it", Kept{"g", before, start - 9, true}, []Agreed{at(before, 9, Fence), at(me(4), 10, Fence)}, true, true, start - 9, ""},
 		{"of one that serves on alone", Kept{"g", before, start - 9, true}, []Agreed{at(before, 9, Keep), at(me(4), 10, Keep)}, true, true, start - 9, ""},
 		{"with ports that rested", Kept{"g", before, start - 9, false}, []Agreed{at(before, 9, Fence), at(me(4), 10, Fence)}, true, false, start - 9, "what rested as an earlier life"},
-		{"the log is heard of late", Kept{"g", before, start - 9, true}, []Agreed{at(Term{2, "a", 1}, 5, Fence), at(before, 9, Fence), at(me(4), 10, Fence)}, true, true, start - 9, ""},
+		{"the log is heard of late", Kept{"g", before, start - 9, true}, []Agreed{late, at(before, 9, Fence), at(me(4), 10, Fence)}, true, true, start - 9, ""},
+		{"the log is another one", Kept{"g", before, start - 9, true}, []Agreed{at(Term{2, "a", 1}, 5, Fence), at(before, 9, Fence), at(me(4), 10, Fence)}, false, false, 0, "what an earlier life of this node had is gone"},
 		{"nothing", Kept{}, []Agreed{at(before, 9, Fence), at(me(4), 10, Fence)}, false, false, 0, "what an earlier life of this node had is gone"},
 		{"of another life", Kept{"g", Term{3, "b", 3}, start - 9, true}, []Agreed{at(before, 9, Fence), at(me(4), 10, Fence)}, false, false, 0, "what an earlier life of this node had is gone"},
 		{"of an earlier term", Kept{"g", Term{2, "b", 4}, start - 9, true}, []Agreed{at(before, 9, Fence), at(me(4), 10, Fence)}, false, false, 0, "what an earlier life of this node had is gone"},

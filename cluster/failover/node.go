@@ -234,6 +234,7 @@ type Node struct {
 	seq      uint64
 	floor    uint64 // answers to older questions count for nothing: before a gap
 	awake    Time   // since when readings of the clock have had no gap
+	listens  Time   // since when it has had no long one; 0 = not yet
 	nextBeat Time
 	conds    map[Cause]int // of all groups
 	leaving  bool
@@ -268,6 +269,9 @@ func (n *Node) Step(now Time, e Event) []Action {
 		n.gap(now, now.Sub(n.last))
 	}
 	n.last = now
+	if n.listens == 0 {
+		n.listens = max(now, 1)
+	}
 	switch e := e.(type) {
 	case Received:
 		n.received(e.From, e.Message, now)
@@ -335,6 +339,7 @@ func (n *Node) gap(now Time, long time.Duration) {
 		}
 	}
 	if !short {
+		n.listens = now
 		n.doubt()
 	}
 	for _, name := range n.names {
@@ -459,6 +464,9 @@ func (n *Node) agreed(e Agreed, now Time) {
 		}
 		before, was, moving, lacks, kept := g.at, n.mine(g), g.moving, n.lacks(g, o, now), n.keptAll(g)
 		g.at = o
+		if o.Term != g.kept.Term && !n.mine(g) && !n.behind && !n.past && !n.plant.keptAnyway { // somebody has had it since, or the log is another one
+			g.kept = Kept{}
+		}
 		g.nextPropose = now
 		if o.Panicked != before.Panicked {
 			g.panicked = max(now, 1) // a restarted node counts from its start: longer, never shorter

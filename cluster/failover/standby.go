@@ -13,6 +13,9 @@ func (n *Node) follow(g *group, now Time) {
 		g.since = 0
 		return
 	}
+	if g.kept.Term.Epoch > 0 && n.served(g, now) && !n.plant.keptAnyway {
+		g.kept = Kept{}
+	}
 	if g.forced > 0 {
 		n.push(g, now)
 		return
@@ -313,7 +316,7 @@ func (n *Node) turn(g *group, now Time) (wait time.Duration, stale, ok bool) {
 		}
 		in := slices.Contains(g.at.InSync, o) && (!live || v.Whole) || o == g.at.Node && live && v.Whole && v.Epoch == g.at.Epoch // who was left all by its own last life
 		switch {
-		case stale && o == g.at.Node && !live && now < n.awake.Add(2*Earlier): // nobody was heard yet, and it may be back with all that it had
+		case stale && o == g.at.Node && !live && now < n.listens.Add(2*Earlier): // nobody was heard yet, and it may be back with all that it had
 			return 0, true, false
 		case stale && in && live:
 			wait = max(wait, 20*n.t.Lease)

@@ -725,7 +725,7 @@ func (j *judge) see(b *box, f frame) {
 	if ok && !same && f.node == term.node && f.gen == term.gen && f.epoch < term.epoch && f.at-term.at <= 10*ms {
 		return // what the same process had in hand as it went on under a later epoch, alone: a system call's time
 	}
-	next := f.node == term.node && f.gen > term.gen && f.solo // another process of who served alone, under an epoch that nobody has agreed on, and has not told its next one
+	next := f.node == term.node && f.gen > term.gen && f.solo && term.solo // another process of who served alone, under an epoch that nobody has agreed on, and has not told its next one
 	older := ok && !same && !j.auto && (f.epoch < term.epoch && !next || j.seen[holder{f.group, f.epoch, f.node, f.gen}])
 	if !same {
 		j.seen[holder{f.group, f.epoch, f.node, f.gen}] = true

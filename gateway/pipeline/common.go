@@ -47,7 +47,7 @@ type Common struct {
 // commonGroup is a group as Common goes by it.
 type commonGroup struct {
 	own   bool
-	kept  bool   // not own: see Keep
+	kept  uint64 // see Keep
 	epoch uint64 // under which this node owned it last; 0 = never
 	guard map[string]bool
 
@@ -268,7 +268,7 @@ func (c *Common) regroup(a *commonAddr, group uint8, now int64) {
 	if c.groups[a.group].own {
 		c.giveUp(a, now)
 	}
-	c.space.Foreign(a.id, group != 0 && !c.groups[group].own && !c.groups[group].kept)
+	c.space.Foreign(a.id, group != 0 && !c.groups[group].own && c.groups[group].kept == 0)
 	a.each(func(p *replica.Pool) { c.blocks.Exclude(p, c.groups[group].reserve.all) })
 	a.taken = c.groups[group].own
 	a.group = group // what the owner says of it may have come before this, and this node may have become the owner before it
@@ -385,7 +385,7 @@ func (c *Common) TakeOver(group uint8, epoch uint64, known Known, now int64, ser
 		return false
 	}
 	again := (g.epoch != 0 && epoch <= g.epoch+1 || known.All && known.Here) && !known.Unagreed // nobody can have served in between
-	g.own, g.epoch, g.kept = true, epoch, false
+	g.own, g.epoch, g.kept = true, epoch, 0
 	clear(g.guard)
 	for id := range c.tenants {
 		if t := c.tenant(id); t != nil && t.Group != nil && t.Group.ID == group {
@@ -462,25 +462,28 @@ func (c *Common) takes(a *commonAddr, again, all bool, now int64) {
 	a.known, a.idle, a.hold, a.ends = [addrWords]uint64{}, [addrWords]uint64{}, 0, 0
 }
 
-// Keep says whether what rests of a group's ports in this node's tables may be its own still, although it does not serve the group: the process before has left it, and nobody is known to have had the group since.
-func (c *Common) Keep(group uint8, on bool) {
+// Keep says that what rests of a group's ports in this node's tables may be its own still, although it does not serve the group: the process before has left it at the end of a term, and nobody is known to have had
+// the group since. It holds until this node serves the group, or another one is the owner under a later epoch. 0 = it does not hold.
+func (c *Common) Keep(group uint8, epoch uint64) {
 	g := &c.groups[group]
-	if g.own || g.kept == on || group == 0 {
+	if g.own || group == 0 {
 		return
 	}
-	g.kept = on
+	g.kept = epoch
 	for _, a := range c.addrs {
 		if a != nil && a.group == group {
-			c.space.Foreign(a.id, !on)
+			c.space.Foreign(a.id, epoch == 0)
 		}
 	}
 }
 
-// GiveUp notes that it serves a group no more.
-func (c *Common) GiveUp(group uint8, now int64) {
+// GiveUp notes that it serves a group no more: another node is the owner, under that epoch, or will be.
+func (c *Common) GiveUp(group uint8, epoch uint64, now int64) {
 	g := &c.groups[group]
 	if !g.own {
-		c.Keep(group, false)
+		if epoch > g.kept && g.kept > 0 { // else the term is the one that the process before had, and nothing is over yet
+			c.Keep(group, 0)
+		}
 		return
 	}
 	for id := range c.tenants {

@@ -139,12 +139,12 @@ func TestAnExOwnerRemembersWhatItHadOpen(t *testing.T) {
 	for i := range 20 {
 		w.arrive(arrival{worker: 0, port: 1, frame: udp4(t, 1, "198.18.10.20", uint16(5000+i), "203.0.113.50", 53)})
 	}
-	c.GiveUp(1, now)
+	c.GiveUp(1, 99, now)
 	c.TakeOver(1, 6, Known{All: true}, now+1e8, nil)
 	if closed() != 0 {
 		t.Error("nobody was the owner in between, and blocks rest")
 	}
-	c.GiveUp(1, now+2e8)
+	c.GiveUp(1, 99, now+2e8)
 	for _, sh := range w.shards { // what the owner in between does not know goes
 		sh.GiveUp(1)
 		for slot := range sh.Sessions.Slots() {
@@ -161,7 +161,7 @@ func TestAnExOwnerRemembersWhatItHadOpen(t *testing.T) {
 	if n == 0 {
 		t.Fatal("another was the owner in between, and what was open here does not rest")
 	}
-	c.GiveUp(1, now+4e8)
+	c.GiveUp(1, 99, now+4e8)
 	c.TakeOver(1, 9, Known{All: true}, now+5e8, nil)
 	if closed() != n {
 		t.Errorf("%d blocks rest, and %d did before nobody else was the owner", closed(), n)
@@ -172,7 +172,7 @@ func TestAnExOwnerRemembersWhatItHadOpen(t *testing.T) {
 			t.Fatalf("%d ms after the takeover %d blocks rest", (at-now-3e8)/1e6, closed())
 		}
 	}
-	c.GiveUp(1, now+3e9)
+	c.GiveUp(1, 99, now+3e9)
 	c.TakeOver(1, 20, Known{All: true}, now+6e9, nil)
 	if closed() != 0 {
 		t.Error("what was open longer ago than the hold time rests")
@@ -218,7 +218,7 @@ func TestWhatTheProcessBeforeHasLeftRestsNot(t *testing.T) {
 		if !x.Knows(1, now+3e9) {
 			t.Errorf("%+v: after the hold time it does not know all", c.known)
 		}
-		if x.GiveUp(1, now+3e9); x.Knows(1, now+3e9) {
+		if x.GiveUp(1, 99, now+3e9); x.Knows(1, now+3e9) {
 			t.Error("who has given a group up knows all of it")
 		}
 	}

@@ -124,7 +124,7 @@ func (d *duo) begin() {
 		}
 		d.early += d.made - made
 	})
-	b.c.GiveUp(1, int64(d.now))
+	b.c.GiveUp(1, 99, int64(d.now))
 	b.in.Follow(1, d.epoch)
 	life, lim := d.dice.Uint64()|1, replica.Limits{Digest: 100 * time.Millisecond, Pause: time.Millisecond}
 	o.out = nil
@@ -454,7 +454,7 @@ func BenchmarkHandOver(b *testing.B) {
 		d.own, d.by = d.by, d.own
 		d.epoch++
 		began := time.Now()
-		d.by.c.GiveUp(1, int64(d.now))
+		d.by.c.GiveUp(1, 99, int64(d.now))
 		gave += time.Since(began)
 		began = time.Now()
 		d.own.c.TakeOver(1, d.epoch, Known{All: true}, int64(d.now), nil)

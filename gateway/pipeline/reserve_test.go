@@ -199,7 +199,7 @@ func TestReserveOfANode(t *testing.T) {
 	}
 	c.TakeOver(1, 4, Known{All: true}, now, nil)
 	closed(all, "who knows all")
-	c.GiveUp(1, now)
+	c.GiveUp(1, 99, now)
 	if !c.TakeOver(1, 8, Known{Age: 3e9}, now, nil) || c.TakeOver(1, 8, Known{}, now, nil) {
 		t.Error("a copy of 3 s ago is older than the hold time of 2 s, and it is said once")
 	}
@@ -319,6 +319,6 @@ func TestAReserveIsOpenForOneTerm(t *testing.T) {
 		if _, open := c.Rests(1); open != want {
 			t.Errorf("takeover %d: open %v", i, open)
 		}
-		c.GiveUp(1, now)
+		c.GiveUp(1, 99, now)
 	}
 }

@@ -70,6 +70,7 @@ type Resumed struct {
 	Copied
 	Goes   func(*snapshot.Group) bool // as for Leaves
 	Judge  bool                       // each session is judged before its first packet, whatever revision it names
+	over   map[overKey]*nat.Resting   // what is to rest of sessions that are over, see End
 	Beside func(n int, fn func(int))  // calls fn for 0 to n-1, beside each other; nil = one after the other
 }
 
@@ -80,6 +81,10 @@ func (c *Resumed) Do(ops []replica.Op, ctx *replica.Context) {
 		op := &ops[i]
 		if why := c.refuses(op); why != replica.Taken {
 			op.Outcome, op.To = why, replica.NoShard
+			continue
+		}
+		if op.Over {
+			op.Outcome, op.To = c.isOver(op), replica.NoShard
 			continue
 		}
 		if op.Rec.Kind == replica.KindBlock {
@@ -95,14 +100,8 @@ func (c *Resumed) Do(ops []replica.Op, ctx *replica.Context) {
 		}
 		c.Enter(w, ops, ctx)
 		for i := range ops {
-			op := &ops[i]
-			if int(op.To) != w || op.Outcome != replica.Taken {
-				continue
-			}
-			if sh, slot := c.Shards[w], op.At.Slot(); op.Over {
-				sh.end(slot, sh.Sessions.At(slot)) // its port rests from here on
-			} else {
-				sh.resume(slot, op.Rec.Session.Left)
+			if op := &ops[i]; int(op.To) == w && op.Outcome == replica.Taken {
+				c.Shards[w].resume(op.At.Slot(), op.Rec.Session.Left)
 			}
 		}
 	}
@@ -151,30 +150,83 @@ func (sh *Shard) resume(slot, left uint32) {
 	sh.Sessions.SetDeadline(slot, sh.tick+min(t, se.Look(&sh.view.Timeouts)))
 }
 
+// blockPorts is how many ports a block has.
+const blockPorts = 64
+
+// overKey is a block of which ports are to rest.
+type overKey struct {
+	addr    nat.AddrID
+	class   nat.Class
+	block   uint16
+	tenant  flow.TenantID
+	perHost bool
+	inside  [4]byte
+}
+
+// isOver notes that the public port of a session that is over is to rest. Not before all is entered: a session that lives may have the same mapping.
+func (c *Resumed) isOver(op *replica.Op) replica.Outcome {
+	se := entered(&op.Rec)
+	m, why := c.Shards[0].mapping(&se, &op.Rec.Session)
+	if why != replica.Taken {
+		return why
+	}
+	k := overKey{addr: m.Addr, class: m.Class, block: m.Public / blockPorts, tenant: m.Tenant, perHost: m.PerHost}
+	if m.PerHost {
+		k.inside = m.Inside
+	}
+	r := c.over[k]
+	if r == nil {
+		if c.over == nil {
+			c.over = map[overKey]*nat.Resting{}
+		}
+		r = &nat.Resting{Tenant: k.tenant, PerHost: k.perHost, Inside: k.inside, Addr: k.addr, Class: k.class, Block: k.block}
+		c.over[k] = r
+	}
+	r.Ports |= 1 << (m.Public % blockPorts)
+	r.Left = max(r.Left, m.Hold)
+	return replica.Taken
+}
+
+// End has the public ports rest of what is over, but those that something has that is not. It is called once, behind the last record. whole is false where that was not possible for all of them.
+func (c *Resumed) End() (whole bool) {
+	whole = true
+	for _, r := range c.over {
+		whole = c.restsAt(r) && whole
+	}
+	c.over = nil
+	return whole
+}
+
 // rest has ports rest that rested.
 func (c *Resumed) rest(b *replica.Block, tenant flow.TenantID) replica.Outcome {
 	v := c.names()
-	var pub, inside flow.Addr
+	var pub flow.Addr
 	copy(pub[:4], b.Addr[:])
-	copy(inside[:4], b.Inside[:])
 	p := publicOf(v, &pub)
 	if p == nil || p.Tenant != tenant {
 		return replica.NoTenant
 	}
 	r := nat.Resting{Tenant: tenant, PerHost: b.Inside != [4]byte{}, Inside: b.Inside, Addr: p.ID, Class: nat.Class(b.Class), Block: b.Number, Ports: b.Held, Left: uint32(uint64(b.Rest) * 1e6 >> 20)}
-	w, ok := c.Shards[0].Space.Holder(p.ID, r.Class, r.Block)
-	switch {
-	case ok:
-	case r.PerHost:
-		w = v.HomeOf(tenant, 4, &inside)
-	default:
-		w = int(b.Number) % len(c.Shards)
-	}
-	sh := c.Shards[w]
-	if !sh.NAT.Rest(&r, sh.tick) {
+	if !c.restsAt(&r) {
 		return replica.Malformed
 	}
 	return replica.Taken
+}
+
+// restsAt has ports rest at the worker that has their block, or will have it.
+func (c *Resumed) restsAt(r *nat.Resting) bool {
+	w, ok := c.Shards[0].Space.Holder(r.Addr, r.Class, r.Block)
+	switch {
+	case ok:
+	case r.PerHost:
+		inside := flow.Addr{}
+		copy(inside[:4], r.Inside[:])
+		w = c.names().HomeOf(r.Tenant, 4, &inside)
+	default:
+		w = int(r.Block) % len(c.Shards)
+	}
+	sh := c.Shards[w]
+	return sh.NAT.Rest(r, sh.tick)
 }
 
 // Forsake ends all sessions, also those of groups that this node is yet to take over: what was entered of a whole that has turned out to be none. No worker runs.

@@ -53,7 +53,7 @@ type Op struct {
 	From    uint16  // the Sink's own notes: the shard that lets go of it, and
 	To      uint16  // the one that a Put is for
 	Rec     Record  // local numbers
-	Over    bool    // of an Unpacker: a session whose time has run out since. Its public port rests, and nothing else is left of it
+	Over    bool    // of an Unpacker: a session whose time has run out since. Its public port is to rest, and nothing else is left of it
 
 	in    *inbound
 	slot  uint32

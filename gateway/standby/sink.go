@@ -23,6 +23,9 @@ const (
 
 // Do implements replica.Sink.
 func (k *sink) Do(ops []replica.Op, ctx *replica.Context) {
+	for i := range ops {
+		k.s.takes(ops[i].Rec.Group)
+	}
 	leave, enter := k.Plan(ops, ctx)
 	k.each(leave, len(ops), func(w, from, to int) { k.Leave(w, ops[from:to], ctx) })
 	k.each(enter, len(ops), func(w, from, to int) { k.Enter(w, ops[from:to], ctx) })
@@ -61,6 +64,7 @@ func (k *sink) write(w, n int, fn func(w, from, to int)) {
 
 // Sweep implements replica.Sink.
 func (k *sink) Sweep(group uint8, keep func(replica.Place) bool) {
+	k.s.takes(group)
 	for w := range k.Shards {
 		from, done := uint32(0), false
 		k.steps(w, func(more func() bool) bool {
@@ -121,6 +125,7 @@ func (s *Standby) held(w int, d time.Duration) {
 // roles is which groups this node owns, as far as it matters for what is taken of them.
 type roles struct {
 	deaf [256]atomic.Bool // nothing is taken any more: this node owns the group. Looked at by each worker before it writes
+	took [256]atomic.Bool // something was taken from another node
 	mu   sync.Mutex
 	turn [256]uint64 // mu: how often it has changed
 	told []role      // mu: what the receiver is yet to be told

@@ -135,6 +135,15 @@ func (s *Standby) Serving(group uint8, epoch uint64, own bool) {
 	s.Call()
 }
 
+func (s *Standby) takes(group uint8) {
+	if took := &s.took[group]; !took.Load() {
+		took.Store(true)
+	}
+}
+
+// Took reports whether anything of a group was ever taken from another node.
+func (s *Standby) Took(group uint8) bool { return s.took[group].Load() }
+
 // Call has Run look: there is another View. It waits for nothing.
 func (s *Standby) Call() {
 	select {
