@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -65,6 +66,12 @@ func (g *Gateway) leftBehind(knows map[string]bool) {
 	}
 	left := map[string]handed.Term{}
 	for name, k := range groups {
+		if x := g.view.Load().GroupByName(name); k.At > 0 && x != nil { // it was left to this process, which has not served it
+			if g.standby.Took(x.ID) {
+				continue
+			}
+			k.All = k.All && g.lostCopies() == g.handover.lost
+		}
 		left[name] = handed.Term{Epoch: k.Term.Epoch, Life: k.Term.Life, At: cmp.Or(uint64(k.At), uint64(bootTime())), All: k.All || knows[name]}
 	}
 	g.handover.left = left
@@ -236,7 +243,7 @@ func (g *Gateway) takeUp() {
 			h.left[x.Name] = t // should this process come to nothing
 			g.groups.driver.Kept(failover.Kept{Group: x.Name, Term: failover.Term{Epoch: t.Epoch, Node: f.Node, Life: t.Life}, At: failover.Time(t.At), All: t.All})
 		case f.Terms == nil:
-			h.all[x.Name] = h.whole
+			h.kept[x.ID], h.all[x.Name] = math.MaxUint64, h.whole // until this node serves it
 		}
 	}
 	h.lost = g.lostCopies()

@@ -298,7 +298,7 @@ func (n *Node) end() {
 		case !n.mine(g) && g.solo == 0: // it has come to nothing, or the log is not heard yet
 			g.leaves = g.kept
 		case n.mine(g) && g.here && g.solo == 0 && g.parting == nil: // it has had no lease yet
-			g.leaves = Kept{name, g.at.Term, g.kept.At, g.kept.All}
+			g.leaves = Kept{name, g.at.Term, g.kept.At, g.kept.All && g.knows}
 		case g.solo > 0 && (g.onward && g.at.Term == g.kept.Term || len(g.conf.Nodes) == 1 && g.conf.Nodes[0] == n.name):
 			g.leaves = Kept{Group: name, Term: g.at.Term}
 		}

@@ -22,7 +22,7 @@ func TestOwnerIsUpgradedAlone(t *testing.T) {
 			w.judge.reset(w.now)
 			w.run(w.now + 1000*ms)
 			w.served(t, seed, "a")
-			if k, full := a.m.Knows("g"), a.m.groups["g"].kept.All; k.All != full || k.Here != full || k.Last == 0 {
+			if k, full := a.m.Knows("g"), a.m.groups["g"].kept.All; k.All != full || !k.Here || k.Last == 0 {
 				t.Errorf("seed %d: it knows %+v, left whole: %v", seed, k, full)
 			}
 			if w.judge.worst["g"] > 50*ms+150*ms+60*ms { // it was away for 50, and a voter that has started, or a lease, is 150 at most
@@ -82,7 +82,7 @@ func TestTwoAloneAndOneIsUpgraded(t *testing.T) {
 		w.run(w.now + 1500*ms)
 		w.served(t, seed, "a")
 		for again := range 2 { // what it has is left again
-			if k := a.m.Knows("g"); a.m.groups["g"].kept.Group == "" || k.All || k.Here || k.Last == 0 || !k.Unagreed {
+			if k := a.m.Knows("g"); a.m.groups["g"].kept.Group == "" || k.All || !k.Here || k.Last == 0 || !k.Unagreed {
 				t.Errorf("seed %d: it knows %+v", seed, k)
 			}
 			if again == 0 {
@@ -156,7 +156,7 @@ func TestForceIsNoKnowledge(t *testing.T) {
 	a.step(Take{"g"})
 	w.run(w.now + 2000*ms)
 	g := a.m.groups["g"]
-	if k := a.m.Knows("g"); g.solo == 0 || g.kept.Term != g.at.Term || k.All || k.Here {
+	if k := a.m.Knows("g"); g.solo == 0 || g.kept.Term != g.at.Term || k.All {
 		t.Errorf("it serves alone: %v, and knows %+v", g.solo > 0, k)
 	}
 	a.step(Leave{Now: true})
@@ -235,7 +235,7 @@ func TestWhatIsKeptIsOfOneTerm(t *testing.T) {
 				}
 			}
 		}
-		if k := n.Knows("g"); k.All != c.all || k.Here != c.all || k.Last != c.last || whole != c.whole || !strings.Contains(why, c.why) || (why == "") != (c.why == "") {
+		if k := n.Knows("g"); k.All != c.all || k.Here != (c.last > 0) || k.Last != c.last || whole != c.whole || !strings.Contains(why, c.why) || (why == "") != (c.why == "") {
 			t.Errorf("%s: %+v, whole before: %v, because %q; want all %v, last %d, whole %v, because %q", c.name, k, whole, why, c.all, c.last, c.whole, c.why)
 		}
 	}

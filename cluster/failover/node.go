@@ -297,7 +297,8 @@ func (n *Node) Step(now Time, e Event) []Action {
 		g := n.group(e.Group)
 		g.marker, g.marked, g.digest = now, e.Epoch, e.Epoch
 	case Kept:
-		n.group(e.Group).kept = e
+		g := n.group(e.Group)
+		g.kept, g.had = e, e.Term.Epoch
 	case Stopped:
 		if g := n.group(e.Group); e.Turn == g.turn {
 			g.closing = false
@@ -505,9 +506,9 @@ func (n *Node) agreed(e Agreed, now Time) {
 			if g.solo > 0 && o.Epoch >= g.solo {
 				lacks = "this node has served alone since"
 			}
-			g.knows, g.here = lacks == "", kept && g.solo == 0
+			g.knows, g.here = lacks == "", kept && g.solo == 0 && o.Epoch == before.Epoch+1
 			n.tell(g, "this node is the owner by agreement, "+string(o.Cause))
-			if kept && g.solo == 0 && o.Epoch == before.Epoch+1 {
+			if g.here {
 				g.lapsed = max(g.lapsed, g.kept.At)
 				n.tell(g, "nobody has had it since this node's process before, and what that had is here")
 			}

@@ -65,7 +65,8 @@ type group struct {
 	marked      uint64
 	seen        Time   // when the owner last said that it serves, in the term that is agreed on
 	digest      uint64 // under which owner's epoch there was last one: who hands over counts as whole before
-	kept        Kept   // of the process before; no group = nothing
+	kept        Kept   // of the process before; no group = nothing, or it counts no more
+	had         uint64 // the epoch that it was of, whether it counts or not
 	forced      Time   // when an operator said so; 0 = not
 	onward      bool   // it goes on alone with what is kept, by no operator's word
 	solo        uint64 // it serves alone, under this epoch, that nobody has agreed on; 0 = not

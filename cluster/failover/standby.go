@@ -197,6 +197,7 @@ func (n *Node) lonely(g *group, now Time) bool {
 func (n *Node) goAlone(g *group, now Time, cause Cause) {
 	g.knows, g.here, g.onward = n.whole(g, now), false, false
 	if n.keptAll(g) { // another one may have served without agreement, by an operator's force
+		g.here = true
 		g.knows, g.onward, g.lapsed = g.kept.All && len(g.conf.Nodes) == 1, cause != CauseForce, max(g.lapsed, g.kept.At)
 	}
 	n.tell(g, fmt.Sprintf("serving alone, without a majority: %s; the copy is %s", cause, n.age(g, now)))
@@ -266,7 +267,7 @@ func (n *Node) lacks(g *group, o Ownership, now Time) string {
 // Known is how much the node that begins to serve a group knows of what owners before it have used, of public ports above all.
 type Known struct {
 	All  bool // each thing that may be in use: the owner before waited for this node's word before it used one
-	Here bool // with All: this node itself was the owner before, and its process has left all to this one. Nobody else has used anything since
+	Here bool // this node itself was the owner before, and its process has left what it had to this one. With All nobody else has used anything since
 	Last Time // when it last had all of it; 0 = never
 
 	Unagreed bool // it serves without anybody's agreement: others may have owned the group since it did itself
@@ -275,7 +276,7 @@ type Known struct {
 // Knows is that of a group that this node is about to serve.
 func (n *Node) Knows(group string) (k Known) {
 	if g := n.groups[group]; g != nil {
-		k.All, k.Here, k.Last, k.Unagreed = g.knows, g.knows && g.here, max(g.marker, g.lapsed), g.solo > 0
+		k.All, k.Here, k.Last, k.Unagreed = g.knows, g.here, max(g.marker, g.lapsed), g.solo > 0
 	}
 	return k
 }
@@ -363,7 +364,7 @@ func (n *Node) nothingLeft(g *group, now Time) bool {
 // and have everything. A copy of a later term, which somebody serves alone and nobody has agreed on, is one of all that is left. So is what this process or the one before it served itself in the term before, or alone since: the
 // heir may have ended before it served.
 func (n *Node) bare(g *group, t Term) bool {
-	last := max(g.epoch, g.kept.Term.Epoch) // that it served under, or the process before
+	last := max(g.epoch, g.had) // that it served under, or the process before
 	served := last > 0 && last+1 >= t.Epoch && !n.plant.bareServed
 	return (t == g.at.Term || n.plant.bareUnheard) && (g.marker == 0 || g.marked < t.Epoch) && !served
 }

@@ -115,7 +115,7 @@ func (c *Common) reserves() {
 // Known is how much this node knows of what owners of a group before it have used.
 type Known struct {
 	All  bool  // it has acknowledged each block of ports in which there may be mappings
-	Here bool  // with All: this node was the owner before, in a process that has left all to this one
+	Here bool  // this node was the owner before, in a process that has left what it had to this one
 	Age  int64 // ns since it last knew of all sessions that there were; negative = it never did
 
 	Unagreed bool // nobody has agreed to its serving, so another may have been the owner meanwhile, under whatever epoch
