@@ -289,8 +289,8 @@ func (p *part) set(serving bool) {
 	}
 }
 
-// knowsOf is how much this node knows of what owners before it have used, where it is about to serve a group. Of a group that no other node may serve the process before has left all, or the node was not ended
-// in order.
+// knowsOf is how much this node knows of what owners before it have used, where it is about to serve a group. What the process before has left counts as far as nothing has been done to it here since; one of a release
+// that did not say its terms has left all of a group that no other node may serve.
 func (g *Gateway) knowsOf(group uint8, k failover.Known) pipeline.Known {
 	out := pipeline.Known{All: k.All, Here: k.Here, Age: -1, Unagreed: k.Unagreed}
 	if k.Last > 0 {

@@ -88,7 +88,7 @@ type (
 		Epoch uint64
 	}
 	// Kept is what this process has of a group from the one before it, which has ended in order: all that its life had at the end of Term, by the group's sessions. It is told before anything of the log is.
-	// All: of owners before that one nothing was left that only it knew of and had rest, so this node knows all that may be in use.
+	// All: nothing rested any more that owners before might have used, so this node knows all that may be in use.
 	Kept struct {
 		Group string
 		Term  Term
