@@ -37,9 +37,8 @@ type groups struct {
 	told     map[conditionKey]int // conditions: what counts against this node, as it was told last
 	panics   uint64               // conditions: of all workers, when they were looked at last
 	panicked time.Time            // conditions: when there was last one
-	busy     atomic.Bool          // a look at the workers is under way
 	parts    [256]part            // by id: what workers were told last
-	stuck    atomic.Int32         // how many workers did not answer the last look
+	looks    looks                // conditions: at the workers
 }
 
 type conditionKey struct {
@@ -426,10 +425,7 @@ func (w words) Announce(group string, _ uint64, _ int) {
 	}
 }
 
-const (
-	panicRest  = time.Minute     // so long a panic counts against the node: the flow that causes it is blocked for as long
-	stuckAfter = 2 * time.Second // a worker that has not answered for so long is stuck
-)
+const panicRest = time.Minute // so long a panic counts against the node: the flow that causes it is blocked for as long
 
 // lookPace is how often it is looked what counts against this node. A link that changes is looked at when it does.
 const lookPace = 50 * time.Millisecond
@@ -484,7 +480,7 @@ func (g *Gateway) conditions(ctx context.Context) {
 		}
 		now[conditionKey{x.Name, failover.CausePort}] = len(ports)
 	}
-	now[conditionKey{"", failover.CauseWorker}] = g.stuckWorkers(ctx)
+	now[conditionKey{"", failover.CauseWorker}] = g.groups.looks.count(ctx, g.workers, time.Now())
 	now[conditionKey{"", failover.CausePanics}] = g.panicsNow()
 	now[conditionKey{"", failover.CauseUplink}] = g.deadUplinks(v)
 	if m, err := g.known(); err == nil {
@@ -504,26 +500,6 @@ func (g *Gateway) conditions(ctx context.Context) {
 			g.groups.driver.Condition(failover.Condition{Group: k.group, Cause: k.cause})
 		}
 	}
-}
-
-// stuckWorkers is how many workers did not answer the last look. One look is under way at a time: it must hold up nobody.
-func (g *Gateway) stuckWorkers(ctx context.Context) int {
-	if !g.groups.busy.CompareAndSwap(false, true) {
-		return int(g.groups.stuck.Load())
-	}
-	go func() {
-		defer g.groups.busy.Store(false)
-		n := int32(0)
-		for _, w := range g.workers {
-			look, cancel := context.WithTimeout(ctx, stuckAfter)
-			if w.Do(look, func(*pipeline.Shard) {}) != nil && ctx.Err() == nil {
-				n++
-			}
-			cancel()
-		}
-		g.groups.stuck.Store(n)
-	}()
-	return int(g.groups.stuck.Load())
 }
 
 func (g *Gateway) panicsNow() int {

@@ -135,7 +135,7 @@ func TestAPolicyThatIsNotServedIsTold(t *testing.T) {
 	}
 }
 
-// TestAStuckWorkerIsTold: a worker that does not come back from a turn counts from two seconds on, whoever looks is not held up by it, and when it goes on it counts no more.
+// TestAStuckWorkerIsTold: a worker that does not come back from a turn counts from stuckAfter on, whoever looks is not held up by it, and when it goes on it counts no more.
 func TestAStuckWorkerIsTold(t *testing.T) {
 	roottest.MostlyWaits(t)
 	g := copyGateway(t, 2)
@@ -182,9 +182,55 @@ func TestAStuckWorkerIsTold(t *testing.T) {
 	}
 	goOn()
 	await("it goes on", 0)
-	for g.groups.busy.Load() { // the last look is over before the workers are
-		time.Sleep(time.Millisecond)
+	answered(t, &g.groups.looks)
+}
+
+// answered waits for what workers were asked last: they end behind it.
+func answered(t *testing.T, l *looks) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); slices.ContainsFunc(l.asked, func(a *asked) bool { return a.out.Load() }); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("a worker does not answer")
+		}
 	}
+}
+
+// TestWhoLooksMayHaveBeenAway: a worker is not stuck because nobody has looked for a while, and all that do not answer are, each for itself.
+func TestWhoLooksMayHaveBeenAway(t *testing.T) {
+	g := copyGateway(t, 2)
+	hang, hangs := make(chan struct{}), make(chan struct{}, len(g.workers))
+	goOn := sync.OnceFunc(func() { close(hang) })
+	t.Cleanup(goOn)
+	for _, w := range g.workers {
+		go func() {
+			_ = w.Do(context.Background(), func(*pipeline.Shard) { hangs <- struct{}{}; <-hang })
+		}()
+	}
+	for range g.workers {
+		<-hangs
+	}
+	var l looks
+	now := time.Now()
+	look := func(behind time.Duration, want int) {
+		t.Helper()
+		now = now.Add(behind)
+		if n := l.count(t.Context(), g.workers, now); n != want {
+			t.Errorf("%s behind the last look %d workers are stuck, want %d", behind, n, want)
+		}
+	}
+	look(0, 0)
+	look(time.Minute, 0) // everybody was away
+	look(time.Minute, 0)
+	for range (stuckAfter - 5*lookPace) / lookPace {
+		look(lookPace, 0)
+	}
+	look(lookPace/2, 0)
+	look(-time.Second, 0) // no clock that is used here goes back; it would count for nothing
+	look(lookPace, 2)
+	goOn()
+	answered(t, &l)
+	look(lookPace, 0)
+	answered(t, &l)
 }
 
 // TestPolicyIsWhatTheMachineKnows: what a policy says of a group's takeovers is what the machine goes by.

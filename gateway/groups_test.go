@@ -107,8 +107,6 @@ func TestConditionsAreTold(t *testing.T) {
 		{"it is open again", func() { g.ports[1].state, g.ports[1].fenced = portOpen, time.Time{} }, "1 of its ports carry nothing"},
 		{"a fault on a packet", func() { g.groups.panicked = time.Now() }, "1 of its ports carry nothing; packets have met faults of the gateway's own within the last minute"},
 		{"long ago", func() { g.groups.panicked = time.Now().Add(-2 * panicRest); g.ports[0].state = portOpen }, ""},
-		{"a worker is stuck", func() { g.groups.stuck.Store(1); g.groups.busy.Store(true) }, "1 workers do not answer"},
-		{"it answers", func() { g.groups.stuck.Store(0) }, ""},
 	} {
 		c.do()
 		g.conditions(t.Context())

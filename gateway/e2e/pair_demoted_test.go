@@ -4,9 +4,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"demarc/gateway/api"
 	"demarc/gateway/netlab"
@@ -123,5 +126,38 @@ func poisonedPair(t *testing.T, l *quiet.Limits) {
 	p.turns(v, "gw1 gw2")
 	if n := len(seen.Moved()); n > 0 || g.Last.From != "gw1" {
 		t.Errorf("%d flows have another public port now; the last move: %+v", n, g.Last)
+	}
+}
+
+// The workers of the owner are caught in a loop that does not end: the group goes to the other gateway with all of its connections, though nobody there can be asked to let go.
+func TestPairWorkerStuck(t *testing.T) { pairJudged(t, workerStuck) }
+
+func workerStuck(t *testing.T, l *quiet.Limits) {
+	p := newPairOf(t, nodes.Options{Lab: "pair", Binary: plantProgram(t)}, "", func(p *pairLab) { p.GW1.Env = []string{"DEMARC_PLANT=worker-loops"} })
+	p.limits = l
+	p.start()
+	p.serve(5*time.Second, p.GW1)
+	const count = 10
+	conns, outside := p.hold(count)
+	p.protected(p.GW1)
+	time.Sleep(300 * time.Millisecond)
+	e := event{what: "the workers of gw1 are in a loop", from: time.Now(), least: 500 * time.Millisecond, most: 1500 * time.Millisecond} // who does not answer for 600 ms is stuck
+	check(t, unix.Kill(p.GW1.Pid(), unix.SIGUSR2))
+	p.demoted("worker")
+	p.serve(5*time.Second, p.GW2)
+	e.to = time.Now()
+	if g, err := p.says(p.GW1); err != nil || g.Conditions["worker"] == 0 || !slices.Contains(g.Against, "1 workers do not answer") {
+		t.Errorf("gw1 does not say what counts against it: %+v, %v", g, err)
+	}
+	p.GW1.Kill()
+	p.GW1.Env = nil
+	check(t, p.GW1.Start(t.Context()))
+	p.protected(p.GW2)
+	p.release(count, conns, outside)
+	seen, v := p.end()
+	p.held(seen, []event{e})
+	p.turns(v, "gw1 gw2")
+	if n := len(seen.Moved()); n > 0 {
+		t.Errorf("%d flows have another public port now", n)
 	}
 }

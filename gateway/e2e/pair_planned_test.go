@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"demarc/gateway/api"
 	"demarc/gateway/netlab/quiet"
 	nodes "demarc/gateway/trio"
 )
@@ -139,3 +140,78 @@ func (l timeline) read(list ...*nodes.Node) {
 }
 
 func (l timeline) String() string { return strings.Join(slices.Sorted(maps.Keys(l)), "\n") }
+
+// TestPairPreferred: with `prefer` a group goes home when the preferred gateway is back and whole, and not before, and costs no connection. One that is drained stays away, also from a group whose
+// owner dies: then nobody serves it until an operator says so, who knows why the node was drained.
+func TestPairPreferred(t *testing.T) { pairJudged(t, preferred) }
+
+func preferred(t *testing.T, l *quiet.Limits) {
+	p := newPair(t, "pair", "prefer = true\n")
+	p.limits = l
+	p.start()
+	p.serve(5*time.Second, p.GW1)
+	const count = 10
+	conns, outside := p.hold(count)
+	p.protected(p.GW1)
+	time.Sleep(apart)
+	var events []event
+	dies := event{what: "kill -9 of gw1", from: time.Now(), least: time.Millisecond, most: 400 * time.Millisecond}
+	p.GW1.Kill()
+	p.serve(5*time.Second, p.GW2)
+	time.Sleep(apart)
+	dies.to = time.Now()
+	home := event{what: "gw1 is back, and the group goes home", from: time.Now(), most: 150 * time.Millisecond}
+	check(t, p.GW1.Start(t.Context()))
+	p.owned(p.GW1, "prefer", "gw2")
+	p.serve(5*time.Second, p.GW1)
+	home.to = time.Now()
+	p.protected(p.GW1)
+	time.Sleep(apart)
+	drain := event{what: "node drain gw1", from: time.Now(), most: 150 * time.Millisecond}
+	_, err := p.GW2.Run(t.Context(), "node", "drain", "gw1")
+	check(t, err)
+	p.owned(p.GW2, "drain", "gw1")
+	p.serve(5*time.Second, p.GW2)
+	time.Sleep(2 * time.Second) // its copy is whole long before that, and it is the preferred one
+	drain.to = time.Now()
+	if g, err := p.says(p.GW2); err != nil || !g.Serving || !slices.Contains(g.Why, "gw1 is drained") {
+		p.wrong("gw1 is drained, and gw2 says %+v, %v", g, err)
+	}
+	forced := event{what: "kill -9 of gw2, and 1.5 s later force", from: time.Now(), least: 1500 * time.Millisecond, most: 4 * time.Second}
+	p.GW2.Kill()
+	time.Sleep(1500 * time.Millisecond)
+	if g, err := p.says(p.GW1); err != nil || g.Serving || g.Owner != "gw2" {
+		t.Errorf("gw1 is drained, gw2 dead, and gw1 says %+v, %v", g, err)
+	}
+	_, err = p.GW1.Run(t.Context(), "group", "take", nodes.PairGroup, "--force")
+	check(t, err)
+	p.serve(5*time.Second, p.GW1)
+	time.Sleep(apart)
+	forced.to = time.Now()
+	_, err = p.GW1.Run(t.Context(), "node", "undrain", "gw1")
+	check(t, err)
+	check(t, p.GW2.Start(t.Context()))
+	p.protected(p.GW1)
+	p.release(count, conns, outside)
+	seen, v := p.end()
+	events = append(events, dies, home, drain, forced)
+	p.held(seen, events)
+	p.turns(v, "gw1 gw2 gw1 gw2 gw1")
+	if n := len(seen.Moved()); n > 0 {
+		t.Errorf("%d flows have another public port now", n)
+	}
+}
+
+// owned waits until a gateway serves the group, for that cause and from that gateway.
+func (p *pairLab) owned(n *nodes.Node, cause, from string) {
+	p.t.Helper()
+	var g api.Group
+	var err error
+	if !until(20*time.Second, func() bool {
+		g, err = p.says(n)
+		return err == nil && g.Serving
+	}) || g.Cause != cause || g.From != from {
+		p.wrong("%s is to own the group, from %s for the cause %q, and says %+v, %v", n.Name, from, cause, g, err)
+		p.t.FailNow()
+	}
+}
