@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -73,4 +74,14 @@ func portMAC(t *testing.T, l *quiet.Limits) {
 	p.protected(p.GW1)
 	p.agreed(p.GW1)
 	p.release(count, conns, outside)
+
+	// What was passed on for each tenant is billed: a planned move brings all of it.
+	time.Sleep(500 * time.Millisecond)
+	u := p.usage(p.GW1)
+	_, err = p.GW1.Run(t.Context(), "group", "move", nodes.PairGroup, "gw2")
+	check(t, err)
+	p.owned(p.GW2, "move", "gw1")
+	if now := p.usage(p.GW2); !maps.Equal(now.bytes, u.bytes) {
+		t.Errorf("gw1 had counted these bytes: %v, and gw2 these: %v", u.bytes, now.bytes)
+	}
 }

@@ -156,11 +156,16 @@ func preferred(t *testing.T, l *quiet.Limits) {
 	p.protected(p.GW1)
 	time.Sleep(apart)
 	var events []event
+	u := p.usage(p.GW1)
+	time.Sleep(500 * time.Millisecond) // what is counted is brought to the other gateway ten times a second
+	u.goesOn(p.usage(p.GW1))
 	dies := event{what: "kill -9 of gw1", from: time.Now(), least: time.Millisecond, most: 400 * time.Millisecond}
 	p.GW1.Kill()
 	p.serve(5*time.Second, p.GW2)
 	time.Sleep(apart)
 	dies.to = time.Now()
+	time.Sleep(500 * time.Millisecond)
+	u.goesOn(p.usage(p.GW2))
 	home := event{what: "gw1 is back, and the group goes home", from: time.Now(), most: 150 * time.Millisecond}
 	check(t, p.GW1.Start(t.Context()))
 	p.owned(p.GW1, "prefer", "gw2")
@@ -171,10 +176,13 @@ func preferred(t *testing.T, l *quiet.Limits) {
 	drain := event{what: "node drain gw1", from: time.Now(), most: 150 * time.Millisecond}
 	_, err := p.GW2.Run(t.Context(), "node", "drain", "gw1")
 	check(t, err)
+	u.goesOn(p.usage(p.GW1))
 	p.owned(p.GW2, "drain", "gw1")
 	p.serve(5*time.Second, p.GW2)
+	u.goesOn(p.usage(p.GW2))
 	time.Sleep(2 * time.Second) // its copy is whole long before that, and it is the preferred one
 	drain.to = time.Now()
+	u.goesOn(p.usage(p.GW2))
 	if g, err := p.says(p.GW2); err != nil || !g.Serving || !slices.Contains(g.Why, "gw1 is drained") {
 		p.wrong("gw1 is drained, and gw2 says %+v, %v", g, err)
 	}
@@ -201,6 +209,40 @@ func preferred(t *testing.T, l *quiet.Limits) {
 	if n := len(seen.Moved()); n > 0 {
 		t.Errorf("%d flows have another public port now", n)
 	}
+}
+
+// usage is what a gateway says that all of them have passed on for each tenant, which is billed.
+type usage struct {
+	t     testing.TB
+	at    time.Time
+	bytes map[string]uint64  // by tenant, both directions
+	rate  map[string]float64 // bytes a second that hosts get, as measured first
+}
+
+func (p *pairLab) usage(n *nodes.Node) usage {
+	p.t.Helper()
+	u := usage{t: p.t, at: time.Now(), bytes: map[string]uint64{}, rate: map[string]float64{}}
+	s, err := n.Status(p.t.Context())
+	check(p.t, err)
+	for _, x := range s.Tenants {
+		u.bytes[x.Name] = x.Usage.Out.Bytes + x.Usage.In.Bytes
+	}
+	return u
+}
+
+// goesOn holds what is said later, by whichever gateway, against what was: nothing that was counted half a second before is forgotten, and nothing is counted twice.
+func (u *usage) goesOn(now usage) {
+	u.t.Helper()
+	for name, was := range u.bytes {
+		grown, took := float64(now.bytes[name])-float64(was), now.at.Sub(u.at).Seconds()
+		if u.rate[name] == 0 {
+			now.rate[name] = grown / took
+		} else if now.rate[name] = u.rate[name]; grown < 0 || grown > 2*u.rate[name]*(took+0.25) { // figures are some tens of milliseconds old
+			u.t.Errorf("%s had used %d bytes, and %.1f s later %d, at some %.0f a second", name, was, took, now.bytes[name], u.rate[name])
+		}
+		u.t.Logf("%s has used %d bytes, %.0f more in %.2f s", name, now.bytes[name], grown, took)
+	}
+	*u = now
 }
 
 // owned waits until a gateway serves the group, for that cause ("" = any) and from that gateway.
