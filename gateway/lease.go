@@ -41,11 +41,24 @@ func (g *Gateway) writeLease(group uint8, epoch, until, leave uint64, done func(
 		last := g.copying.ends.begin(group, leave > 0)
 		go func() {
 			if g.looked(last) {
+				g.countLast(group)
 				last.common()
 				done()
 			}
 		}()
 	}
+}
+
+// countLast has what was passed on for a group's tenants up to its end go with the last changes, what programs have carried too: it is billed, and the next owner counts on from there.
+func (g *Gateway) countLast(group uint8) {
+	if g.off != nil {
+		for _, t := range g.view.Load().Tenants {
+			if t != nil && t.Group != nil && t.Group.ID == group {
+				g.off.readOf(t.ID)
+			}
+		}
+	}
+	g.common.soon(func(c *pipeline.Common, now int64) { c.Count(group, now) })
 }
 
 // handOnTime is for how long what comes for a group behind a planned hand-over is kept until its next owner is heard: longer than nearly all take (cluster/failover/DESIGN.md), and no longer than packets may be late.

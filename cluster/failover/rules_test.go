@@ -848,3 +848,48 @@ func TestPolicyComesBack(t *testing.T) {
 		}
 	}
 }
+
+// TestAFirstTermIsBehindAllOthers: a group that takes the place, and perhaps the id, of one that has ended begins behind every epoch there was: copies and ports go by id and epoch. It is the first all the same: whoever has it knows
+// all that its owners have used.
+func TestAFirstTermIsBehindAllOthers(t *testing.T) {
+	at := func(ms int) Time { return Time(1e9).Add(time.Duration(ms) * time.Millisecond) }
+	for _, force := range []bool{false, true} {
+		n := New(Config{"b", 9, Default}, at(0))
+		var claim *Entry
+		do := func(now Time, e Event) {
+			for _, a := range n.Step(now, e) {
+				if a, ok := a.(Propose); ok && a.Kind == KindClaim {
+					claim = &a.Entry
+				}
+			}
+		}
+		s := State{Groups: map[string]Ownership{"old": {Term: Term{7, "a", 3}, Rev: 12, Alone: Fence}, "older": {Term: Term{5, "b", 2}, Rev: 5, Alone: Fence}}}
+		do(at(0), Voters{1, []string{"a", "b", "w"}})
+		do(at(0), Groups{{Name: "new", Nodes: []string{"b", "a"}}})
+		do(at(0), Agreed{State: s})
+		if force {
+			do(at(1), Take{Group: "new"})
+		}
+		for i := 10; i < 4000 && claim == nil; i += 10 {
+			do(at(i), Tick{})
+		}
+		if claim == nil || claim.Term.Epoch != 8 {
+			t.Fatalf("force %v: it claims %+v, want epoch 8", force, claim)
+		}
+		next, err := s.Apply(*claim)
+		if err != nil {
+			t.Fatal(err)
+		}
+		do(at(4000), Agreed{State: next})
+		if k := n.Knows("new"); !k.All {
+			t.Errorf("force %v: of a group that nobody has had it knows %+v", force, k)
+		}
+		c := Entry{Kind: KindClaim, Group: "new", After: next.Groups["new"].Rev, Term: n.me(9), Alone: Fence, Cause: CauseReleased, Why: RightOwner, By: claim.Term, Stale: true}
+		if g := n.groups["new"]; n.nextEpoch(g) != 9 {
+			t.Errorf("the term behind it has epoch %d", n.nextEpoch(g))
+		}
+		if _, err := next.Apply(c); err != nil {
+			t.Error(err)
+		}
+	}
+}

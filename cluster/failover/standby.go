@@ -53,15 +53,29 @@ func (n *Node) follow(g *group, now Time) {
 		return
 	}
 	if now >= g.nextPropose {
-		if g.claimed != g.at.Epoch+1 {
-			g.claimed = g.at.Epoch + 1
+		next := n.nextEpoch(g)
+		if g.claimed != next {
+			g.claimed = next
 			n.tell(g, fmt.Sprintf("claiming epoch %d: %s", g.claimed, cause))
 		}
 		if n.plant.earlyWord {
-			n.do(Announce{Group: g.name, Epoch: g.at.Epoch + 1})
+			n.do(Announce{Group: g.name, Epoch: next})
 		}
-		n.propose(g, now, Entry{Kind: KindClaim, Term: n.me(g.at.Epoch + 1), Alone: n.want(g), Cause: cause, Why: right, Stale: stale || n.keptAll(g)}) // the log does not know what is kept
+		n.propose(g, now, Entry{Kind: KindClaim, Term: n.me(next), Alone: n.want(g), Cause: cause, Why: right, Stale: stale || n.keptAll(g)}) // the log does not know what is kept
 	}
+}
+
+// nextEpoch is that of the term behind the one that is agreed on. The first of a group is behind those of all other groups there have been: what nodes know of copies and ports goes by a group's id, which may have been
+// another group's, and epochs of an id only rise.
+func (n *Node) nextEpoch(g *group) uint64 {
+	if g.at.Epoch > 0 {
+		return g.at.Epoch + 1
+	}
+	most := uint64(0)
+	for _, o := range n.state.Groups {
+		most = max(most, o.Epoch)
+	}
+	return most + 1
 }
 
 // elsewhere says why a group that nobody here has owned may have an owner all the same; "" = it cannot. A node that was started before it has joined, or whose directory was moved away, is a
@@ -201,7 +215,7 @@ func (n *Node) goAlone(g *group, now Time, cause Cause) {
 		g.knows, g.onward, g.lapsed = g.kept.All && len(g.conf.Nodes) == 1, cause != CauseForce, max(g.lapsed, g.kept.At)
 	}
 	n.tell(g, fmt.Sprintf("serving alone, without a majority: %s; the copy is %s", cause, n.age(g, now)))
-	g.solo = g.at.Epoch + 1
+	g.solo = n.nextEpoch(g)
 	g.yield, g.since, g.forced = 0, 0, 0
 	g.nextPropose = now
 }
@@ -237,10 +251,10 @@ func (n *Node) lacks(g *group, o Ownership, now Time) string {
 		last = max(last, g.seen)
 	}
 	switch {
+	case g.at.Epoch == 0 && o.From == "":
+		return ""
 	case o.Epoch != g.at.Epoch+1:
 		return fmt.Sprintf("of epoch %d, which was before this one, nothing was heard here", o.Epoch-1)
-	case g.at.Epoch == 0:
-		return ""
 	case g.at.Term == n.me(g.at.Epoch): // nobody was in between
 		if g.knows {
 			return ""
@@ -414,7 +428,7 @@ func (n *Node) push(g *group, now Time) {
 		return
 	}
 	if now >= g.nextPropose {
-		n.propose(g, now, Entry{Kind: KindClaim, Term: n.me(g.at.Epoch + 1), Alone: n.want(g), Cause: CauseForce, Why: RightForce, Stale: true})
+		n.propose(g, now, Entry{Kind: KindClaim, Term: n.me(n.nextEpoch(g)), Alone: n.want(g), Cause: CauseForce, Why: RightForce, Stale: true})
 	}
 }
 

@@ -642,20 +642,37 @@ func (c *Common) markTenants(now int64) {
 		if t == nil || t.Group == nil || !c.groups[t.Group.ID].own {
 			continue
 		}
-		c.count(t.ID)
-		x := &c.tenants[id]
-		for i, w := range words(t) {
-			// A word that stands still is back at the standby as fast as here.
-			if at := w.word.Load(); at != x.told[i] && w.rate.Ahead(w.word, uint64(now)) > 0 {
-				x.told[i] = at
-				c.mark(uint32(id*tenantSlots+i), false)
-			}
+		c.markTenant(id, t, now)
+	}
+}
+
+func (c *Common) markTenant(id int, t *snapshot.Tenant, now int64) {
+	c.count(t.ID)
+	x := &c.tenants[id]
+	for i, w := range words(t) {
+		// A word that stands still is back at the standby as fast as here.
+		if at := w.word.Load(); at != x.told[i] && w.rate.Ahead(w.word, uint64(now)) > 0 {
+			x.told[i] = at
+			c.mark(uint32(id*tenantSlots+i), false)
 		}
-		for i := countCreated; i < numCounts; i++ {
-			if x.total[i] != x.told[i] {
-				x.told[i] = x.total[i]
-				c.mark(uint32(id*tenantSlots+i), false)
-			}
+	}
+	for i := countCreated; i < numCounts; i++ {
+		if x.total[i] != x.told[i] {
+			x.told[i] = x.total[i]
+			c.mark(uint32(id*tenantSlots+i), false)
+		}
+	}
+}
+
+// Count marks what was counted for the tenants of a group that this node serves, or has just served, up to now: nobody sends for it any more, so that is all, and goes with the last changes.
+func (c *Common) Count(group uint8, now int64) {
+	if !c.groups[group].own {
+		return
+	}
+	c.now = now
+	for id := range c.tenants {
+		if t := c.tenant(id); t != nil && t.Group != nil && t.Group.ID == group {
+			c.markTenant(id, t, now)
 		}
 	}
 }
