@@ -130,11 +130,15 @@ func (n *Node) consider(g *group, now Time) {
 }
 
 // rescue is the node that a group goes to although it has moved not long ago: something outside is broken here (a port, all routers, a policy that cannot be served), which each node sees for itself whether it
-// serves or not, and there it is well. What packets may have brought along, a worker that is stuck and panics, would follow the group. What is known of the other node is to be of after the last move.
+// serves or not, and there it is well. What packets may have brought along, a worker that is stuck and panics, would follow the group: a worker that is stuck counts unless the group has come here because of one. It cannot
+// wait, since its copies are out of sync soon, and who has none in sync hands over to nobody. What is known of the other node is to be of after the last move.
 func (n *Node) rescue(g *group, now Time) string {
 	outside := 0
 	for _, c := range []Cause{CausePort, CauseUplink, CausePolicy} {
 		outside += n.conds[c] + g.conds[c]
+	}
+	if g.at.Cause != CauseWorker {
+		outside += n.conds[CauseWorker] + g.conds[CauseWorker]
 	}
 	if outside == 0 || now.Sub(g.lastMove) < 2*n.t.Lease {
 		return ""

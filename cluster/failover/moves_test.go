@@ -336,10 +336,26 @@ func TestAGoodNodeIsNotWaitedFor(t *testing.T) {
 		w.run(w.now + 500*ms)
 		w.served(t, 8, other)
 		w.box(other).step(Condition{"", CausePanics, 1})
-		w.box(other).step(Condition{"", CauseWorker, 1})
 		w.box(bad).step(Condition{"", c, 0})
 		w.run(w.now + 5000*ms)
 		w.served(t, 8, other)
+	}
+}
+
+// TestAStuckWorkerIsNotWaitedFor: a group that has moved because of a port goes on at once when a worker of its next owner is stuck, whose copies are out of sync a second later.
+func TestAStuckWorkerIsNotWaitedFor(t *testing.T) {
+	w := quietWorld(t, 8, 2, 1, Group{})
+	w.box("a").step(Condition{"", CausePort, 1})
+	w.run(w.now + 500*ms)
+	w.served(t, 8, "b")
+	w.box("a").step(Condition{"", CausePort, 0})
+	w.run(w.now + 3000*ms)
+	w.served(t, 8, "b")
+	w.box("b").step(Condition{"", CauseWorker, 1})
+	w.run(w.now + 500*ms)
+	w.served(t, 8, "a")
+	if s := w.box("a").m.Status("g", 0, w.box("a").clock()); s.Cause != CauseWorker {
+		t.Errorf("it went back because of %q", s.Cause)
 	}
 }
 
