@@ -1,5 +1,10 @@
 package configs
 
+import (
+	"fmt"
+	"slices"
+)
+
 // NodeName is a member of the cluster, by the name that policies have for it.
 type NodeName struct {
 	Name    string
@@ -49,4 +54,22 @@ func CheckGroupNodes(p *Policy, members []NodeName) (warnings ErrorList, err err
 		}
 	})
 	return warnings, wrong.err()
+}
+
+// CheckGroupLeft refuses a policy in which a group does not name the node that serves it now, where another one may come to serve it: the node would let go of it at once, whatever the others have of its sessions. serves says of
+// which groups, by name, the node is the owner. The error is an ErrorList.
+func CheckGroupLeft(p *Policy, node string, members []NodeName, serves func(group string) bool) error {
+	at := p.src.loc()
+	at.c.list = nil
+	for i := range p.Groups {
+		g := &p.Groups[i]
+		to := slices.IndexFunc(g.Nodes, func(name string) bool {
+			return slices.ContainsFunc(members, func(m NodeName) bool { return m.Name == name && !m.Witness })
+		})
+		if to < 0 || slices.Contains(g.Nodes, node) || !serves(g.Name) {
+			continue
+		}
+		at.key("group").at(i).key("nodes").bad(nil, "does not name "+node+", which serves the group now: its sessions would be cut", fmt.Sprintf("first `demarc group move %s %s`, then this policy", g.Name, g.Nodes[to]))
+	}
+	return at.c.list.sort().err()
 }

@@ -34,3 +34,31 @@ func TestGroupNodes(t *testing.T) {
 		t.Error("a policy without groups:", w, err)
 	}
 }
+
+// TestGroupLeft: a group is not taken from the node that serves it while another one could have it handed over.
+func TestGroupLeft(t *testing.T) {
+	p := decodePolicy(t, grouped) // group[1] names gw1 and gw2
+	name := p.Groups[0].Name
+	pair := []NodeName{{"gw1", false}, {"gw2", false}, {"gw9", false}, {"wit", true}}
+	for what, c := range map[string]struct {
+		node    string
+		members []NodeName
+		serves  bool
+		want    string
+	}{
+		"named":             {"gw1", pair, true, ""},
+		"serves it":         {"gw9", pair, true, "p.toml:13: group[1].nodes: does not name gw9, which serves the group now: its sessions would be cut: first `demarc group move " + name + " gw1`, then this policy"},
+		"the second can":    {"gw9", pair[1:], true, "p.toml:13: group[1].nodes: does not name gw9, which serves the group now: its sessions would be cut: first `demarc group move " + name + " gw2`, then this policy"},
+		"does not serve it": {"gw9", pair, false, ""},
+		"nobody else":       {"gw9", pair[2:], true, ""},
+		"a witness":         {"gw9", []NodeName{{"gw9", false}, {"gw1", true}}, true, ""},
+	} {
+		got := ""
+		if err := CheckGroupLeft(p, c.node, c.members, func(g string) bool { return c.serves && g == name }); err != nil {
+			got = err.Error()
+		}
+		if got != c.want {
+			t.Errorf("%s: %q, want %q", what, got, c.want)
+		}
+	}
+}

@@ -168,6 +168,9 @@ func (g *Gateway) checkGroupNodes(p *configs.Policy) (warnings []string, err err
 	for i := range list {
 		warnings = append(warnings, list[i].Error())
 	}
+	if err == nil {
+		err = configs.CheckGroupLeft(p, g.o.Node.Name, members, g.owns)
+	}
 	return warnings, err
 }
 

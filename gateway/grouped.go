@@ -15,6 +15,7 @@ import (
 	"demarc/cluster/failover"
 	"demarc/configs"
 	"demarc/gateway/api"
+	"demarc/gateway/pipeline"
 )
 
 // groupsOf is what a node knows of groups. id finds one in the policy that is served; nil = this node has no data plane, and none is found.
@@ -223,6 +224,16 @@ func (m membership) TakeGroup(ctx context.Context, r api.TakeRequest) (*api.Grou
 		return nil, refusedGroup(err)
 	}
 	return m.Groups(ctx)
+}
+
+// owns reports whether this node serves a group, by its name in the policy that is served.
+func (g *Gateway) owns(group string) (own bool) {
+	for _, x := range g.view.Load().Groups() {
+		if x.Name == group {
+			g.common.soon(func(c *pipeline.Common, _ int64) { own = c.Owns(x.ID) })
+		}
+	}
+	return own
 }
 
 func (m membership) Drain(ctx context.Context, r api.DrainRequest) (*api.Drained, error) {

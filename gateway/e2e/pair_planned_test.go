@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -105,6 +106,13 @@ func plannedMoves(t *testing.T, l *quiet.Limits) {
 	for _, n := range []*nodes.Node{owner, p.Witness} {
 		if _, _, err := n.Apply(t.Context(), file); err == nil || !strings.Contains(err.Error(), `is a witness, which serves no group: gateways alone`) {
 			t.Errorf("a group of the witness's, asked of %s: %v", n.Name, err)
+		}
+	}
+	// Nor is it taken from who serves it, at once and with what the other one has of it by chance.
+	check(t, os.WriteFile(file, []byte(replace(t, text, `["gw1", "gw2"]`, fmt.Sprintf("[%q]", p.Other(owner).Name))), 0o644))
+	for _, n := range p.Gateways() {
+		if _, _, err := n.Apply(t.Context(), file); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("does not name %s, which serves the group now: its sessions would be cut: first `demarc group move east %s`", owner.Name, p.Other(owner).Name)) {
+			t.Errorf("a group that does not name its owner, asked of %s: %v", n.Name, err)
 		}
 	}
 	p.protected(owner)

@@ -462,6 +462,9 @@ func (c *Common) takes(a *commonAddr, again, all bool, now int64) {
 	a.known, a.idle, a.hold, a.ends = [addrWords]uint64{}, [addrWords]uint64{}, 0, 0
 }
 
+// Owns reports whether this node serves a group.
+func (c *Common) Owns(group uint8) bool { return c.groups[group].own }
+
 // Keep says that what rests of a group's ports in this node's tables may be its own still, although it does not serve the group: the process before has left it at the end of a term, and nobody is known to have had
 // the group since. It holds until this node serves the group, or another one is the owner under a later epoch. 0 = it does not hold.
 func (c *Common) Keep(group uint8, epoch uint64) {
