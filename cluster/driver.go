@@ -82,16 +82,17 @@ type Driver struct {
 	shut  bool                      // mu: Run has ended
 	wake  int                       // eventfd, written when something is queued; closed by Run
 
-	node     atomic.Pointer[Node]    // where entries are proposed; nil = nowhere
-	carrier  atomic.Pointer[Carrier] // nil = nobody is heard of
-	words    sync.Map                // by member: what was heard of it, as *word
-	deaths   chan struct{}           // has room for one: a member's process has ended
-	born     time.Time               // of this driver
-	lost     atomic.Uint64           // messages that came faster than they were read
-	gaps     atomic.Uint64           // between two readings of the clock that were longer than the guard
-	longest  atomic.Int64            // of them, ns
-	commit   atomic.Int64            // how long the last entries took to be agreed on, ns
-	realtime atomic.Bool             // the thread has real-time priority
+	node     atomic.Pointer[Node]            // where entries are proposed; nil = nowhere
+	carrier  atomic.Pointer[Carrier]         // nil = nobody is heard of
+	named    atomic.Pointer[map[string]bool] // the groups of the policy; nil = none was told
+	words    sync.Map                        // by member: what was heard of it, as *word
+	deaths   chan struct{}                   // has room for one: a member's process has ended
+	born     time.Time                       // of this driver
+	lost     atomic.Uint64                   // messages that came faster than they were read
+	gaps     atomic.Uint64                   // between two readings of the clock that were longer than the guard
+	longest  atomic.Int64                    // of them, ns
+	commit   atomic.Int64                    // how long the last entries took to be agreed on, ns
+	realtime atomic.Bool                     // the thread has real-time priority
 
 	m       *failover.Node         // Run
 	last    failover.Time          // Run: the last reading of the clock
@@ -302,7 +303,18 @@ func (d *Driver) Receive(from string, m failover.Message) {
 
 // Policy tells which groups there are. What it was told before and is not again has ended; a node that has no policy yet tells nothing.
 func (d *Driver) Policy(list []failover.Group) {
+	names := map[string]bool{}
+	for _, g := range list {
+		names[g.Name] = true
+	}
+	d.named.Store(&names)
 	d.post(false, func(now failover.Time) { d.step(now, failover.Groups(list)) })
+}
+
+// ended reports whether the policy that this node serves has no such group any more: what the log says of it stands there for when it comes back.
+func (d *Driver) ended(group string) bool {
+	names := d.named.Load()
+	return names != nil && !(*names)[group]
 }
 
 // Condition tells that something counts against this node, or does not any more.

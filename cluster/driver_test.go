@@ -747,6 +747,16 @@ func TestDriverPlanned(t *testing.T) {
 			t.Errorf("a planned move takes %s, the machine paused for %s", gap, long)
 		}
 	}
+	// A group that has ended stays its last owner's in the log, and is none that a drain waits for.
+	if o := b.m.State().Groups.Groups["east"]; o.Node != "gw-b" {
+		t.Fatalf("the log: %+v", o)
+	}
+	for _, x := range w.boxes {
+		x.d.Policy(nil)
+	}
+	if left, err := wit.m.DrainNode(ctx, "gw-b", true, root); err != nil || len(left) > 0 {
+		t.Errorf("gw-b is drained of a group that has ended: it still serves %q, %v", left, err)
+	}
 	w.sound()
 }
 

@@ -204,7 +204,7 @@ func (n *Node) DrainNode(ctx context.Context, name string, on bool, who command.
 	}
 	still := func() (left []string) {
 		for _, g := range slices.Sorted(maps.Keys(n.State().Groups.Groups)) {
-			if n.State().Groups.Groups[g].Node == name {
+			if n.State().Groups.Groups[g].Node == name && (n.cfg.Groups == nil || !n.cfg.Groups.ended(g)) {
 				left = append(left, g)
 			}
 		}

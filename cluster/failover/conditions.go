@@ -2,6 +2,7 @@ package failover
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"time"
 )
@@ -82,15 +83,26 @@ func (n *Node) consider(g *group, now Time) {
 	}
 	if slices.Contains(n.state.Drained, n.name) || n.leaving {
 		anybody := func(string, View) bool { return true }
-		to := n.best(g, now, func(o string, _ View) bool { return n.copied(g, o, now) })
+		own := n.faults(g)
+		if n.leaving { // it serves no more, whatever there is against the others
+			own = math.MaxInt
+		}
+		to := n.best(g, now, func(o string, v View) bool { return v.Faults <= own && n.copied(g, o, now) })
 		if to == "" && n.leaving && now.Sub(n.left) > leaveCopy {
 			to = n.best(g, now, anybody)
 		}
-		if to != "" {
+		worse := n.best(g, now, anybody)
+		switch {
+		case to != "":
 			n.hand(g, to, CauseDrain, now)
-		} else if n.best(g, now, anybody) == "" && g.stuck != "drain" {
+		case worse == "" && g.stuck != "drain":
 			g.stuck = "drain"
 			n.tell(g, "this node is to own nothing, and there is no node with a whole copy to hand over to: it serves on")
+		case worse != "" && !n.leaving && g.stuck != "drain, worse":
+			if v, _ := n.view(worse, g); v.Faults > own {
+				g.stuck = "drain, worse"
+				n.tell(g, fmt.Sprintf("this node is to own nothing, and against %s count more conditions (%d) than against it (%d): it serves on", worse, v.Faults, own))
+			}
 		}
 		return
 	}

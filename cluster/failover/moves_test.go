@@ -400,6 +400,27 @@ func TestDrained(t *testing.T) {
 	w.served(t, 12, "b")
 }
 
+// TestNotDrainedToWorse: who is to own nothing hands over to nobody who has more against him, says so, and does it when that is over. Who ends does not serve on, so there worse is better than nobody.
+func TestNotDrainedToWorse(t *testing.T) {
+	for _, ends := range []bool{false, true} {
+		w := quietWorld(t, 13, 2, 1, Group{})
+		w.box("b").step(Condition{"", CausePort, 1})
+		w.run(w.now + 300*ms)
+		if ends {
+			w.box("a").step(Leave{})
+			w.run(w.now + 1000*ms)
+			w.served(t, 13, "b")
+			continue
+		}
+		w.propose(w.box("b"), Entry{Kind: KindDrain, Node: "a", On: true})
+		w.run(w.now + 5000*ms)
+		w.served(t, 13, "a")
+		w.box("b").step(Condition{"", CausePort, 0})
+		w.run(w.now + 500*ms)
+		w.served(t, 13, "b")
+	}
+}
+
 // TestMoveRefused: an operator hears why, and nothing happens.
 func TestMoveRefused(t *testing.T) {
 	w := quietWorld(t, 20, 2, 1, Group{})

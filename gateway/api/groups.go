@@ -185,5 +185,5 @@ type DrainRequest struct {
 type Drained struct {
 	Node  string   `json:"node"`
 	Undo  bool     `json:"undo"`
-	Still []string `json:"still_owned,omitempty"` // groups that it still owns: no other node has a whole copy of them
+	Still []string `json:"still_owned,omitempty"` // groups that it still owns: no other node has a whole copy of them and as few conditions against it
 }

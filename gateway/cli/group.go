@@ -102,7 +102,7 @@ func (a *app) nodeCmd() *cobra.Command {
 func (a *app) drainCmd(undo bool) *cobra.Command {
 	use, short := "drain [NODE]", "have a node hand its groups over, and own none"
 	long := "Have NODE, or the node that is asked, hand over the groups that it owns and own none until `demarc node undrain`, also across restarts.\n" +
-		"Meanwhile nobody takes over from the other nodes but by force. A group that no other node has a whole copy of stays until one has."
+		"Meanwhile nobody takes over from the other nodes but by force. A group that no other node has a whole copy of, or that more conditions count against everywhere else, stays until that is over."
 	if undo {
 		use, short = "undrain [NODE]", "let a node own groups again"
 		long = "Let NODE, or the node that is asked, own groups again. Nothing moves by that alone, unless a group prefers the node."
@@ -121,7 +121,7 @@ func (a *app) drainCmd(undo bool) *cobra.Command {
 			case d.Undo:
 				fmt.Fprintf(w, "%s may own groups again\n", clean(d.Node))
 			case len(d.Still) > 0:
-				fmt.Fprintf(w, "%s is drained and still serves %s: no other node has a whole copy; it hands over as soon as one has, `demarc group` shows it\n", clean(d.Node), clean(strings.Join(d.Still, ", ")))
+				fmt.Fprintf(w, "%s is drained and still serves %s: no other node has a whole copy and as little against it; it hands over as soon as one has, `demarc group` shows it\n", clean(d.Node), clean(strings.Join(d.Still, ", ")))
 			default:
 				fmt.Fprintf(w, "%s is drained: it owns no group\n", clean(d.Node))
 			}
