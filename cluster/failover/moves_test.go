@@ -400,6 +400,26 @@ func TestDrained(t *testing.T) {
 	w.served(t, 12, "b")
 }
 
+// TestTheOnlyCopyIsNotWaitedWith: owner and witness are gone in the same moment, for longer than a digest counts. Where a copy is to be waited for, the one that the log has in sync serves when the owner's next life has said that
+// it has nothing, and not before: it might come back with all.
+func TestTheOnlyCopyIsNotWaitedWith(t *testing.T) {
+	for seed := range uint64(20) {
+		w := quietWorld(t, seed, 2, 1, Group{})
+		w.run(w.now + w.between(0, 500*ms))
+		w.box("a").kill()
+		w.box("wc").kill()
+		w.run(w.now + 5000*ms)
+		w.box("wc").start()
+		w.run(w.now + 3000*ms)
+		if l := w.judge.last["g"]; w.now-l.at < 7000*ms {
+			t.Fatalf("seed %d: %s serves though a may have all: %q", seed, l.node, w.box("b").m.Status("g", 0, w.box("b").clock()).Why)
+		}
+		w.box("a").start()
+		w.run(w.now + 3000*ms)
+		w.served(t, seed, "b")
+	}
+}
+
 // TestNotDrainedToWorse: who is to own nothing hands over to nobody who has more against him, says so, and does it when that is over. Who ends does not serve on, so there worse is better than nobody.
 func TestNotDrainedToWorse(t *testing.T) {
 	for _, ends := range []bool{false, true} {

@@ -310,7 +310,7 @@ func (n *Node) turn(g *group, now Time) (wait time.Duration, stale, ok bool) {
 	if stale && n.plant.staleTakes {
 		return 0, true, true
 	}
-	if stale && !g.conf.Stale && !n.nothingLeft(g, now) {
+	if stale && !g.conf.Stale && !n.nothingLeft(g, now) && !n.onlyCopy(g, now) {
 		if g.stuck != "stale" {
 			g.stuck = "stale"
 			n.tell(g, "this node could take over, but its copy is not whole ("+n.age(g, now)+") and the group is to wait: `demarc group take "+g.name+" --force` on it does it, and what is not in the copy is lost")
@@ -368,6 +368,20 @@ func (n *Node) nothingLeft(g *group, now Time) bool {
 		switch in := slices.Contains(g.at.InSync, o); {
 		case !in && !slices.Contains(g.conf.Nodes, o):
 		case told && !a.bare, !told && in:
+			return false
+		}
+	}
+	return true
+}
+
+// onlyCopy says whether waiting could bring no better copy than this node's: the log has it in sync with the owner of the very term that its digest was equal in, and every other node of the group, the owner's next life
+// among them, has said that it has none. Its last digest is only too old because owner and majority were lost in the same moment, and for longer than that.
+func (n *Node) onlyCopy(g *group, now Time) bool {
+	if g.at.Node == n.name || g.marker == 0 || g.marked != g.at.Epoch || !slices.Contains(g.at.InSync, n.name) || n.copies || now < n.awake.Add(2*Earlier) {
+		return false
+	}
+	for _, o := range g.conf.Nodes {
+		if a, told := g.free[o]; o != n.name && (!told || now.Sub(a.at) > n.t.Lease || !a.bare) {
 			return false
 		}
 	}
