@@ -222,7 +222,7 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	}
 	g.startBlocks()
 	run("slow path", g.slow.Run)
-	run("watch links", func(ctx context.Context) error { return hostnet.Watch(ctx, g.netEvent) })
+	run("watch links", g.watchLinks)
 	run("interface", srv.Run)
 	run("upkeep", g.upkeep)
 	run("what programs carry", g.readOffload)

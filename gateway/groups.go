@@ -468,7 +468,7 @@ func (g *Gateway) conditions(ctx context.Context) {
 	dead := map[uint16]bool{}
 	for i, p := range g.ports {
 		f := g.facts(p)
-		dead[uint16(i)] = f.state != portOpen && !f.reopens() || f.bare || !f.link.Up || !f.link.Carrier
+		dead[uint16(i)] = f.state != portOpen && !f.reopens() || f.bare || !f.link.Up || !f.link.Carrier || p.dead.Load()
 	}
 	for _, x := range v.Groups() {
 		ports := map[uint16]bool{}

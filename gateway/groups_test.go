@@ -116,6 +116,44 @@ func TestConditionsAreTold(t *testing.T) {
 	}
 }
 
+// TestLinksDoNotWaitForAPolicy: while a policy is looked at, however long that takes, a port that goes down counts, whatever else was said of the machine before; and so does one that is back.
+func TestLinksDoNotWaitForAPolicy(t *testing.T) {
+	g := driven(t, pairGateway(t))
+	g.ready.Store(true)
+	against := func() string {
+		g.conditions(t.Context())
+		x, err := groupsOf(t.Context(), "gw1", g.groups.driver, g.membership().group)
+		if err != nil || len(x.Groups) != 2 {
+			t.Fatalf("%+v, %v", x, err)
+		}
+		return strings.Join(x.Groups[0].Against, "; ")
+	}
+	event := func(up bool) hostnet.Event {
+		return hostnet.Event{Kind: hostnet.LinkEvent, Link: hostnet.Link{Index: g.ports[1].link.Index, Up: true, Carrier: up}}
+	}
+	g.mu.Lock()
+	g.noteLink(event(false))
+	if got := against(); got != "1 of its ports carry nothing" {
+		t.Errorf("it has lost its carrier: %q", got)
+	}
+	select {
+	case <-g.groups.links:
+	default:
+		t.Error("nobody is told to look")
+	}
+	g.noteLink(event(true))
+	if got := against(); got != "" {
+		t.Errorf("it has its carrier again: %q", got)
+	}
+	e := event(false)
+	e.Link.Index += 40
+	g.noteLink(e)
+	if got := against(); got != "" {
+		t.Errorf("another device has lost its carrier: %q", got)
+	}
+	g.mu.Unlock()
+}
+
 // TestLinksAreLookedAtOnce: who tells the workers that a port carries nothing, or something again, has it be looked at once what that means to groups.
 func TestLinksAreLookedAtOnce(t *testing.T) {
 	g := driven(t, pairGateway(t))

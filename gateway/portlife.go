@@ -111,6 +111,7 @@ func (g *Gateway) comeBack(i int, p *port) error {
 		g.log.Info("device is back, closed", "port", p.cfg.Name, "device", p.cfg.Device, "ifindex", l.Index)
 	}
 	g.change(p, func() { p.link = bound(p, l) })
+	p.dead.Store(!l.Up || !l.Carrier)
 	if err := g.admit(p.cfg, l); err != nil {
 		return err
 	}

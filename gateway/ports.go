@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +45,7 @@ type port struct {
 	served compiled              // what the view took from it; under mu
 	prep   *portprep.Port        // nil with prepare = false, and before it was prepared
 	ready  int                   // number of the device that was prepared or judged
+	dead   atomic.Bool           // the last event of its device said that it carries nothing; what follows from an event may have to wait for mu
 	portFacts
 }
 
@@ -718,6 +721,49 @@ func atOnce[T any](list []T, fn func(T) error) error {
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// eventsWaiting is how many events of the machine may wait for what follows from those before.
+const eventsWaiting = 4096
+
+// watchLinks follows the machine. What an event means to groups is noted at once: what else follows from it waits while a policy is looked at or applied, which may take seconds with a million sessions.
+func (g *Gateway) watchLinks(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	events := make(chan hostnet.Event, eventsWaiting)
+	done := make(chan error, 1)
+	go func() {
+		defer cancel() // a fault in here ends the watch
+		done <- contained(g.log, "what follows from links", func() error {
+			for e := range events {
+				if ctx.Err() == nil { // else the node ends
+					g.netEvent(e)
+				}
+			}
+			return nil
+		})
+	}()
+	err := hostnet.Watch(ctx, func(e hostnet.Event) {
+		g.noteLink(e)
+		select {
+		case events <- e:
+		case <-ctx.Done():
+		}
+	})
+	close(events)
+	return errors.Join(<-done, err)
+}
+
+// noteLink has groups know of a port that carries nothing, or something again.
+func (g *Gateway) noteLink(e hostnet.Event) {
+	if e.Kind != hostnet.LinkEvent {
+		return
+	}
+	for _, p := range g.ports {
+		if dead := e.Gone || !e.Link.Up || !e.Link.Carrier; e.Link.Index == g.facts(p).link.Index && p.dead.Swap(dead) != dead {
+			poke(g.groups.links)
+		}
+	}
 }
 
 // netEvent follows the machine: devices that go and come, MAC, MTU, addresses, neighbours of shared addresses.
