@@ -119,6 +119,7 @@ type Gateway struct {
 	server  *api.Server // set before anything asks it
 
 	startFailed bool        // of Run alone
+	abandoned   bool        // of Run alone: a worker is stuck and may touch whatever it has
 	keepPorts   atomic.Bool // another start follows
 }
 
@@ -254,12 +255,38 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	g.endBlocks()
 	g.closeSockets() // nothing new comes in while the workers finish
 	cancel()
-	wg.Wait()
+	if stuck := g.ends(&wg); stuck != nil {
+		return errors.Join(err, stuck)
+	}
 	if g.handover.served && err == nil {
 		g.handOver()
 	}
 	g.log.Info("stopped", "node", g.o.Node.Name)
 	return err
+}
+
+// endTime is how long all that runs may take to end in order. systemd would wait for 20 s.
+const endTime = 5 * time.Second
+
+// ends waits for that, or says what has not ended: then memory and sockets are the process's until its end, which follows, and its sessions are lost.
+func (g *Gateway) ends(wg *sync.WaitGroup) error {
+	ended := make(chan struct{})
+	go func() { wg.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		return nil
+	case <-time.After(endTime):
+	}
+	g.abandoned = true
+	what := "something of the control side"
+	for i, w := range g.workers {
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		if err := w.Do(ctx, func(*pipeline.Shard) {}); !errors.Is(err, worker.ErrStopped) {
+			what = fmt.Sprintf("worker %d", i)
+		}
+		cancel()
+	}
+	return fmt.Errorf("%s has not ended within %s: the process ends without it, and its sessions are lost", what, endTime)
 }
 
 // contained makes a panic of one of the node's own goroutines an error: the node ends in order, its ports closed and its frames

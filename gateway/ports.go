@@ -655,6 +655,10 @@ func (g *Gateway) restorePorts() (err error) {
 
 // release closes sockets and memory, after the workers have ended. The frame account is taken last.
 func (g *Gateway) release() (err error) {
+	if g.abandoned {
+		g.unprepare() // the rest goes with the process
+		return nil
+	}
 	g.fencing.Wait()
 	for _, w := range g.workers {
 		err = errors.Join(err, w.Account(), w.Reclaim(0), w.Close())

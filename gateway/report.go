@@ -157,10 +157,15 @@ type inside struct {
 // askTenants is how many tenants a worker is asked about between two bursts.
 const askTenants = 1024
 
+// askTime is how long the workers are waited for: who scrapes the node gives up after 10 s, and is to hear that a worker is stuck.
+const askTime = 2 * time.Second
+
 // ask has every worker tell, between two bursts: a step for each queue of a port, public address and tenant, and none for each session, mapping or
 // block of ports, of which there may be millions.
 func (b backend) ask(ctx context.Context) (in inside) {
 	g := b.g
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
 	v := g.view.Load()
 	in = inside{queued: make([]int, 2*len(v.Tenants)), rings: map[[2]int][3]int{}}
 	addrs := 0

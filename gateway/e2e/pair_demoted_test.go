@@ -149,7 +149,18 @@ func workerStuck(t *testing.T, l *quiet.Limits) {
 	if g, err := p.says(p.GW1); err != nil || g.Conditions["worker"] == 0 || !slices.Contains(g.Against, "1 workers do not answer") {
 		t.Errorf("gw1 does not say what counts against it: %+v, %v", g, err)
 	}
-	p.GW1.Kill()
+	began := time.Now()
+	text, err := p.GW1.Client.Text(t.Context(), api.PathMetrics)
+	check(t, err)
+	if took := time.Since(began); took > 5*time.Second || !strings.Contains(string(text), "demarc_group_conditions{cause=\"worker\",group=\"east\"} 1\n") {
+		t.Errorf("after %s the metrics of gw1 do not say that a worker is stuck", took)
+	}
+	t.Logf("scraped in %s", time.Since(began))
+	began = time.Now()
+	if err := p.GW1.Stop(); err == nil || !strings.Contains(p.GW1.Log(100), "worker 0 has not ended within 5s: the process ends without it") {
+		t.Errorf("gw1 ends: %v", err)
+	}
+	t.Logf("ended in %s", time.Since(began))
 	p.GW1.Env = nil
 	check(t, p.GW1.Start(t.Context()))
 	p.protected(p.GW2)
