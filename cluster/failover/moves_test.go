@@ -414,9 +414,34 @@ func TestTheOnlyCopyIsNotWaitedWith(t *testing.T) {
 		if l := w.judge.last["g"]; w.now-l.at < 7000*ms {
 			t.Fatalf("seed %d: %s serves though a may have all: %q", seed, l.node, w.box("b").m.Status("g", 0, w.box("b").clock()).Why)
 		}
+		if why := strings.Join(w.box("b").m.Status("g", 0, w.box("b").clock()).Why, "; "); !strings.Contains(why, "its copy is not whole (of ") || !strings.Contains(why, "`demarc group take g --force`") {
+			t.Errorf("seed %d: b does not say what it waits for: %s", seed, why)
+		}
 		w.box("a").start()
 		w.run(w.now + 3000*ms)
 		w.served(t, seed, "b")
+	}
+}
+
+// TestWhyItsOwnerDoesNotServe: it is not always a majority that is missing.
+func TestWhyItsOwnerDoesNotServe(t *testing.T) {
+	w := quietWorld(t, 14, 2, 1, Group{})
+	w.box("b").kill()
+	w.propose(w.box("a"), Entry{Kind: KindDrain, Node: "a", On: true})
+	w.run(w.now + 500*ms)
+	w.box("a").kill()
+	w.run(w.now + 500*ms)
+	w.box("a").start()
+	w.run(w.now + 3000*ms)
+	if why := w.box("a").m.Status("g", 0, w.box("a").clock()).Why; len(why) == 0 || !strings.Contains(why[0], "the node is drained: it takes it by `demarc node undrain`") {
+		t.Errorf("a is drained, and says %q", why)
+	}
+	w = quietWorld(t, 15, 2, 1, Group{})
+	w.box("b").kill()
+	w.box("wc").kill()
+	w.run(w.now + 1000*ms)
+	if why := w.box("a").m.Status("g", 0, w.box("a").clock()).Why; len(why) == 0 || !strings.Contains(why[0], "a majority of the voters does not answer") {
+		t.Errorf("a is alone, and says %q", why)
 	}
 }
 

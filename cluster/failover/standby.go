@@ -313,7 +313,7 @@ func (n *Node) turn(g *group, now Time) (wait time.Duration, stale, ok bool) {
 	if stale && !g.conf.Stale && !n.nothingLeft(g, now) && !n.onlyCopy(g, now) {
 		if g.stuck != "stale" {
 			g.stuck = "stale"
-			n.tell(g, "this node could take over, but its copy is not whole ("+n.age(g, now)+") and the group is to wait: `demarc group take "+g.name+" --force` on it does it, and what is not in the copy is lost")
+			n.tell(g, n.waits(g, now))
 		}
 		return 0, true, false
 	}

@@ -52,11 +52,14 @@ func (n *Node) Status(name string, commit time.Duration, now Time) Status {
 	case g.at.Epoch == 0:
 		why("nobody has owned it yet")
 	case g.at.Node == n.name && !s.Serving:
-		why("this node is its owner and has no lease: a majority of the voters does not answer")
+		s.Why = append(s.Why, n.idle(g, now))
 	case g.at.Node != n.name && (!ok || !n.alive(g.at.Node, now)):
 		why("nothing is heard of its owner, %s", g.at.Node)
 	case g.at.Node != n.name && !v.Serving:
 		why("its owner, %s, has no lease", g.at.Node)
+	}
+	if v, ok := n.view(g.at.Node, g); g.stuck == "stale" && !s.Serving && g.at.Node != n.name && !(ok && v.Serving && n.alive(g.at.Node, now)) {
+		s.Why = append(s.Why, n.waits(g, now))
 	}
 	if s.Serving && n.mine(g) {
 		if words := n.stays(g, now); words != "" {
@@ -108,6 +111,28 @@ func (n *Node) Status(name string, commit time.Duration, now Time) Status {
 		s.Gap = n.t.Lease + commit + far
 	}
 	return s
+}
+
+// idle says why this node, which the log has as the group's owner, does not serve it.
+func (n *Node) idle(g *group, now Time) string {
+	switch {
+	case n.deaf:
+		return "this node is its owner and takes no part, because its messages cannot be carried"
+	case !slices.Contains(g.conf.Nodes, n.name):
+		return "this node was its last owner, and the policy does not name it any more"
+	case n.mine(g):
+		return "this node is its owner and has no lease: a majority of the voters does not answer"
+	case slices.Contains(n.state.Drained, n.name):
+		return "an earlier process of this node was its owner, and the node is drained: it takes it by `demarc node undrain` or by `demarc group take " + g.name + " --force`"
+	case g.stuck == "stale":
+		return n.waits(g, now)
+	}
+	return "an earlier process of this node was its owner, and this one has not taken it: a majority of the voters does not answer, or another node may come to have it"
+}
+
+// waits says that this node does not take a group over since its copy is not whole, and that this is to be waited for.
+func (n *Node) waits(g *group, now Time) string {
+	return "this node could take over, but its copy is not whole (" + n.age(g, now) + ") and the group is to wait: `demarc group take " + g.name + " --force` on it does it, and what is not in the copy is lost"
 }
 
 // unready says why a node could not take over without loss; "" = it could.
