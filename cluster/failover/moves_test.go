@@ -427,6 +427,7 @@ func TestTheOnlyCopyIsNotWaitedWith(t *testing.T) {
 func TestWhyItsOwnerDoesNotServe(t *testing.T) {
 	w := quietWorld(t, 14, 2, 1, Group{})
 	w.box("b").kill()
+	w.run(w.now + 1000*ms)
 	w.propose(w.box("a"), Entry{Kind: KindDrain, Node: "a", On: true})
 	w.run(w.now + 500*ms)
 	w.box("a").kill()
