@@ -317,6 +317,11 @@ func (d *Driver) ended(group string) bool {
 	return names != nil && !(*names)[group]
 }
 
+// Stands tells that this node's log takes no entries, or takes them again: others do not count on it then.
+func (d *Driver) Stands(on bool) {
+	d.post(false, func(now failover.Time) { d.step(now, failover.Stands{On: on}) })
+}
+
 // Condition tells that something counts against this node, or does not any more.
 func (d *Driver) Condition(c failover.Condition) {
 	d.post(false, func(now failover.Time) { d.step(now, c) })

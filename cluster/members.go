@@ -573,13 +573,21 @@ func (n *Node) reconcile() {
 	}
 }
 
+// stands reports whether this node's log takes no entries: what the others agree on comes no further here.
+func (n *Node) stands() bool { return n.st.Refused() != nil || n.st.Stopped() != "" }
+
 // tend does what a leader does by itself, and what every node does: tell the others what it is and runs.
 func (n *Node) tend(ctx context.Context) {
 	t := time.NewTicker(n.pace(250 * time.Millisecond))
 	defer t.Stop()
 	var told time.Time
 	said := false // who is stopped tells once what it is: it cannot see that it was heard
-	for {
+	stands := n.stands()
+	for first := true; ; first = false {
+		if now := n.stands(); (now != stands || first) && n.cfg.Groups != nil {
+			stands = now
+			n.cfg.Groups.Stands(stands)
+		}
 		select {
 		case <-ctx.Done():
 			return

@@ -14,7 +14,7 @@ import (
 //
 //	version  1 byte   what this release writes. A decoder refuses a later one: additions do not raise it, only what cannot be read without knowing it does
 //	kind     1 byte   as failover.Say
-//	flags    1 byte   1 = yes, 2 = released, 4 = bare; others are of later releases
+//	flags    1 byte   1 = yes, 2 = released, 4 = bare, 8 = stands; others are of later releases
 //	life     8 bytes, big-endian
 //	group    string
 //	term     epoch, node as a string, life as 8 bytes
@@ -27,9 +27,10 @@ import (
 const version = 1
 
 const (
-	flagYes  = 1 << 0
-	flagGone = 1 << 1
-	flagBare = 1 << 2
+	flagYes    = 1 << 0
+	flagGone   = 1 << 1
+	flagBare   = 1 << 2
+	flagStands = 1 << 3
 
 	viewServing = 1 << 0
 	viewWhole   = 1 << 1
@@ -61,6 +62,9 @@ func appendMessage(b []byte, m *failover.Message) ([]byte, error) {
 	}
 	if m.Bare {
 		flags |= flagBare
+	}
+	if m.Stands {
+		flags |= flagStands
 	}
 	b = append(b, version, byte(m.Kind), flags)
 	b = binary.BigEndian.AppendUint64(b, m.Life)
@@ -204,7 +208,7 @@ func decode(b []byte, n names) (m failover.Message, err error) {
 	}
 	m.Kind = failover.Say(r.byte())
 	flags := r.byte()
-	m.Yes, m.Gone, m.Bare = flags&flagYes != 0, flags&flagGone != 0, flags&flagBare != 0
+	m.Yes, m.Gone, m.Bare, m.Stands = flags&flagYes != 0, flags&flagGone != 0, flags&flagBare != 0, flags&flagStands != 0
 	m.Life = r.fixed()
 	m.Group = n.of(r.string())
 	m.Term.Epoch = r.number()

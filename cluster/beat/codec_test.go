@@ -27,6 +27,7 @@ var goldens = map[string]failover.Message{
 	"promise": {Kind: failover.Promise, Life: 9, Group: "east", Term: failover.Term{Epoch: 7, Node: "gw-a", Life: 3}, Seq: 129, Yes: true},
 	"free":    {Kind: failover.Free, Life: 9, Group: "east", Term: failover.Term{Epoch: 7, Node: "gw-a", Life: 3}, Seq: 2, Gone: true},
 	"bare":    {Kind: failover.Free, Life: 9, Group: "east", Term: failover.Term{Epoch: 7, Node: "gw-a", Life: 3}, Seq: 3, Bare: true},
+	"stands":  {Kind: failover.Beat, Life: 9, Stands: true, Views: []failover.View{{Group: "east", Epoch: 3, Whole: true}}},
 	"release": {Kind: failover.Release, Life: 9, Group: "east", Term: failover.Term{Epoch: 7, Node: "gw-a", Life: 3}},
 }
 

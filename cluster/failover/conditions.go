@@ -177,7 +177,7 @@ func (n *Node) best(g *group, now Time, good func(string, View) bool) (name stri
 	var best View
 	for _, o := range g.conf.Nodes {
 		v, ok := n.view(o, g)
-		if o == n.name || !ok || v.Leaving || !n.alive(o, now) || !slices.Contains(g.at.InSync, o) || !v.Whole || slices.Contains(n.state.Drained, o) || !good(o, v) {
+		if o == n.name || !ok || v.Leaving || !n.alive(o, now) || !slices.Contains(g.at.InSync, o) || !v.Whole || slices.Contains(n.state.Drained, o) || n.still(o) || !good(o, v) {
 			continue
 		}
 		if name == "" || v.Faults < best.Faults || v.Faults == best.Faults && best.Panics && !v.Panics {
@@ -194,6 +194,19 @@ func (n *Node) view(name string, g *group) (v View, ok bool) {
 	}
 	v, ok = p.views[g.name]
 	return v, ok
+}
+
+// still reports whether a node's log takes no entries, as far as is known: nothing can be agreed on with it, and it hears of nothing that is.
+func (n *Node) still(name string) bool {
+	if name == n.name {
+		return n.stands
+	}
+	p := n.peers[name]
+	return p != nil && p.stands
+}
+
+func standsWords(name string) string {
+	return "the log of " + name + " takes no entries (its disk refuses them, or it is stopped: `demarc status` there)"
 }
 
 // hand proposes that another node is the owner. This one serves until that is agreed on, by its lease alone: it might not hear of it.
@@ -221,6 +234,8 @@ func (n *Node) move(g *group, to string, now Time) {
 		why = "nothing is heard of " + to
 	case v.Leaving:
 		why = to + " is about to end"
+	case n.still(to):
+		why = standsWords(to) + ": it would not hear that the group is its own"
 	case !slices.Contains(g.at.InSync, to) || !v.Whole || !n.copied(g, to, now):
 		soon = true
 		why = fmt.Sprintf("the copy of %s is not whole: sessions would be cut. Status says what it lacks; wait for it, or run `demarc group take %s --force` on %s, which cuts those that it does not have", to, g.name, to)

@@ -16,6 +16,7 @@ type Message struct {
 	Gone   bool          `json:"released,omitempty"` // Promise, Free: the term was released
 	Bare   bool          `json:"bare,omitempty"`     // Free: it has no copy of what the term's owner had, not even an old one. Earlier releases do not say so
 	Views  []View        `json:"views,omitempty"`    // Beat
+	Stands bool          `json:"stands,omitempty"`   // Beat: its log takes no entries. Earlier releases do not say so
 	Last   bool          `json:"-"`                  // Release: the sender's parent says it, and the sender has ended. Who carries it knows by the keys that it is sealed with
 }
 

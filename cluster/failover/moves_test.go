@@ -503,3 +503,36 @@ func TestMoveRefused(t *testing.T) {
 	}
 	w.served(t, 20, "a")
 }
+
+// TestALogThatStandsStill: who takes no entries of the log is handed nothing, and protects nothing; with the witness's nothing could be agreed on. When it goes on all is as before.
+func TestALogThatStandsStill(t *testing.T) {
+	why := func(w *world) string {
+		return strings.Join(w.box("a").m.Status("g", 0, w.box("a").clock()).Why, "; ")
+	}
+	for _, c := range []struct{ node, want string }{
+		{"b", "the log of b takes no entries (its disk refuses them, or it is stopped: `demarc status` there): it could not take over"},
+		{"wc", "the log of wc takes no entries (its disk refuses them, or it is stopped: `demarc status` there): without its owner those that are left could agree on nothing"},
+	} {
+		w := quietWorld(t, 16, 2, 1, Group{})
+		if got := why(w); got != "" {
+			t.Fatalf("%s: before: %s", c.node, got)
+		}
+		w.box(c.node).step(Stands{true})
+		w.run(w.now + 200*ms)
+		if got := why(w); got != c.want {
+			t.Errorf("%s: %q, want %q", c.node, got, c.want)
+		}
+		if c.node == "b" {
+			w.box("a").step(Condition{"", CausePort, 1})
+			w.box("a").step(Move{"g", "b"})
+			w.run(w.now + 2000*ms)
+			w.served(t, 16, "a")
+			w.box("a").step(Condition{"", CausePort, 0})
+		}
+		w.box(c.node).step(Stands{false})
+		w.run(w.now + 200*ms)
+		if got := why(w); got != "" {
+			t.Errorf("%s: afterwards: %s", c.node, got)
+		}
+	}
+}

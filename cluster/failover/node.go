@@ -105,6 +105,8 @@ type (
 		Group string
 		Turn  uint64
 	}
+	// Stands: the log of this node takes no entries, or takes them again.
+	Stands struct{ On bool }
 	// Deaf: this node cannot say or hear anything, so it takes no part; or it can again, and is as one that has just started.
 	Deaf struct{ On bool }
 	// Move: an operator asks for a planned move. It goes to the owner.
@@ -126,6 +128,7 @@ func (Marked) event()    {}
 func (Kept) event()      {}
 func (Stopped) event()   {}
 func (Flushed) event()   {}
+func (Stands) event()    {}
 func (Deaf) event()      {}
 func (Move) event()      {}
 func (Take) event()      {}
@@ -241,6 +244,7 @@ type Node struct {
 	left     Time // since when; of leaving
 	ended    bool // Leave.Now
 	deaf     bool
+	stands   bool // this node's log takes no entries
 
 	out   []Action
 	plant plants
@@ -252,6 +256,8 @@ type peer struct {
 	path  time.Duration // round trip to it, as who carries messages measures it all the time; 0 = not known
 	life  uint64
 	views map[string]View
+
+	stands bool // its log takes no entries
 }
 
 // New is a node that has just started. It promises nothing for the longest lease, because it may have promised something before it ended.
@@ -312,6 +318,8 @@ func (n *Node) Step(now Time, e Event) []Action {
 			n.gap(now, n.t.Lease)
 		}
 		n.deaf = e.On
+	case Stands:
+		n.stands = e.On
 	case Move:
 		n.move(n.group(e.Group), e.To, now)
 	case Take:
@@ -550,7 +558,7 @@ func (n *Node) tellSync(g *group, before []string) {
 // beat tells everybody that this node lives, and how it stands with each group.
 func (n *Node) beat(now Time) {
 	n.nextBeat = now.Add(n.t.Renew)
-	m := Message{Kind: Beat}
+	m := Message{Kind: Beat, Stands: n.stands}
 	for _, name := range n.names {
 		g := n.groups[name]
 		v := View{Group: name, Epoch: g.at.Epoch, Serving: g.serving, Whole: n.whole(g, now), Faults: n.faults(g), Panics: n.has(g, CausePanics), Leaving: n.leaving}
@@ -587,7 +595,7 @@ func (n *Node) received(from string, m Message, now Time) {
 	p.heard = now
 	// How its last life stood says nothing of this one: until its first beat nothing is known. A release is said by others too, for a life that is over.
 	if m.Life != p.life && m.Life != 0 && m.Kind != Release && !n.plant.oldViews {
-		p.life, p.views = m.Life, nil
+		p.life, p.views, p.stands = m.Life, nil, false
 	}
 	if m.Kind == Beat {
 		n.heard(from, p, m, now)
@@ -619,7 +627,7 @@ func (n *Node) received(from string, m Message, now Time) {
 
 // heard takes in how another node stands. Two that serve the same group: the lower epoch yields, then the lower name.
 func (n *Node) heard(from string, p *peer, m Message, now Time) {
-	p.life, p.views = m.Life, map[string]View{}
+	p.life, p.views, p.stands = m.Life, map[string]View{}, m.Stands
 	for _, v := range m.Views {
 		g := n.groups[v.Group]
 		if g == nil {

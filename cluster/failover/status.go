@@ -149,6 +149,8 @@ func (n *Node) unready(g *group, name string, now Time) string {
 		return "nothing is heard of " + name
 	case v.Leaving:
 		return name + " is about to end"
+	case n.still(name):
+		return standsWords(name) + ": it could not take over"
 	case !v.Whole || !slices.Contains(g.at.InSync, name):
 		return NotInSync(name)
 	case v.Faults > 0:
@@ -191,7 +193,7 @@ func (n *Node) without(g *group, heir string, now Time) (trip time.Duration, why
 		far, here time.Duration // from the heir, from this node
 	}
 	var all []voter
-	var silent []string
+	var silent, still []string
 	for _, v := range n.voters.Names {
 		far := time.Duration(0)
 		if n.measured(v) && n.measured(heir) {
@@ -201,6 +203,8 @@ func (n *Node) without(g *group, heir string, now Time) (trip time.Duration, why
 		case v == heir || v == g.at.Node:
 		case v != n.name && !n.alive(v, now):
 			silent = append(silent, v)
+		case n.still(v):
+			still = append(still, v)
 		default:
 			all = append(all, voter{v, far, max(n.trip(v), far)})
 		}
@@ -209,6 +213,8 @@ func (n *Node) without(g *group, heir string, now Time) (trip time.Duration, why
 	switch {
 	case need <= 0:
 		return 0, ""
+	case len(all) < need && len(still) > 0:
+		return 0, standsWords(strings.Join(still, " and ")) + ": without its owner those that are left could agree on nothing"
 	case len(all) < need && len(silent) == 0:
 		return 0, "without its owner those that are left are no majority: a witness is missing"
 	case len(all) < need:
