@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -265,28 +266,37 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	return err
 }
 
-// endTime is how long all that runs may take to end in order. systemd would wait for 20 s.
-const endTime = 5 * time.Second
+// endTime is how long workers may take to end in order, and endMost how long all that runs may. systemd would wait for 20 s.
+const (
+	endTime = 5 * time.Second
+	endMost = 15 * time.Second
+)
 
 // ends waits for that, or says what has not ended: then memory and sockets are the process's until its end, which follows, and its sessions are lost.
 func (g *Gateway) ends(wg *sync.WaitGroup) error {
 	ended := make(chan struct{})
 	go func() { wg.Wait(); close(ended) }()
-	select {
-	case <-ended:
-		return nil
-	case <-time.After(endTime):
+	what, after := "", endTime
+	for _, wait := range []time.Duration{endTime, endMost - endTime} {
+		select {
+		case <-ended:
+			return nil
+		case <-time.After(wait):
+		}
+		for i, w := range g.workers {
+			ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+			if err := w.Do(ctx, func(*pipeline.Shard) {}); !errors.Is(err, worker.ErrStopped) {
+				what = fmt.Sprintf("worker %d", i)
+			}
+			cancel()
+		}
+		if what != "" {
+			break
+		}
+		after = endMost
 	}
 	g.abandoned = true
-	what := "something of the control side"
-	for i, w := range g.workers {
-		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
-		if err := w.Do(ctx, func(*pipeline.Shard) {}); !errors.Is(err, worker.ErrStopped) {
-			what = fmt.Sprintf("worker %d", i)
-		}
-		cancel()
-	}
-	return fmt.Errorf("%s has not ended within %s: the process ends without it, and its sessions are lost", what, endTime)
+	return fmt.Errorf("%s has not ended within %s: the process ends without it, and its sessions are lost", cmp.Or(what, "something of the control side"), after)
 }
 
 // contained makes a panic of one of the node's own goroutines an error: the node ends in order, its ports closed and its frames

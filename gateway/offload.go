@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,6 +65,8 @@ func (g *Gateway) judgeOffload(p *port) (on bool, why string, err error) {
 	switch {
 	case asked == offloadNever:
 		return false, "the node file says never", nil
+	case runtime.GOARCH != "amd64":
+		why = "what a worker writes and the program reads is in the order that amd64 keeps, and this processor is another one"
 	case g.o.Break != "":
 		why = "a stage is switched off for a test, and the XDP program knows of none"
 	case max(1, g.o.Node.Workers.Count) > cruise.MaxWorkers:
@@ -339,7 +343,9 @@ func (g *Gateway) lookOffload(i int, p *port) {
 func (g *Gateway) offloadReport(i int, p *port) (a api.Offload, err error) {
 	g.linkMu.Lock()
 	defer g.linkMu.Unlock()
-	a = api.Offload{Asked: cmp.Or(p.cfg.Offload, offloadAuto), On: p.off.on, Why: p.off.why, Held: p.off.on && g.off.isHeld(), Frames: map[string]uint64{}}
+	a = api.Offload{Asked: cmp.Or(p.cfg.Offload, offloadAuto), On: p.off.on, Why: p.off.why, Frames: map[string]uint64{}}
+	a.Watched = p.off.on && slices.ContainsFunc(g.workers, func(w *worker.Worker) bool { return w.Stats().Watched })
+	a.Held = a.Watched || p.off.on && g.off.isHeld()
 	for w := range cruise.NumWhats {
 		n := uint64(0)
 		if p.second != nil {

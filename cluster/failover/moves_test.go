@@ -536,3 +536,22 @@ func TestALogThatStandsStill(t *testing.T) {
 		}
 	}
 }
+
+// TestForceWhereNothingCanBeAgreedOn: the owner is dead and the other gateway's log stands still, or the witness's: nobody can be agreed on, and an operator's force is the way in, though a majority is heard of.
+func TestForceWhereNothingCanBeAgreedOn(t *testing.T) {
+	for _, node := range []string{"b", "wc"} {
+		w := quietWorld(t, 17, 2, 1, Group{Stale: true})
+		b := w.box("b")
+		w.box(node).step(Stands{true})
+		w.box("a").kill()
+		w.stall = 1 << 62
+		w.run(w.now + 3000*ms)
+		if l := w.judge.last["g"]; l.node != "a" {
+			t.Fatalf("%s stands: %s serves", node, l.node)
+		}
+		w.judge.forced["g"] = w.now
+		b.step(Take{"g"})
+		w.run(w.now + 1500*ms)
+		w.served(t, 17, "b")
+	}
+}

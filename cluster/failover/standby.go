@@ -434,7 +434,7 @@ func (n *Node) take(g *group, now Time) {
 	}
 }
 
-// push claims by force, and serves alone if nothing is agreed on within a second. While a majority is heard it can be agreed on, however long that takes (an election, a
+// push claims by force, and serves alone if nothing is agreed on within a second. While a majority is heard whose logs take entries it can be agreed on, however long that takes (an election, a
 // slow disk): then whoever has a lease from that majority would be met.
 func (n *Node) push(g *group, now Time) {
 	if now.Sub(g.forced) > time.Second && !n.majorityHeard(now) {
@@ -446,11 +446,11 @@ func (n *Node) push(g *group, now Time) {
 	}
 }
 
-// majorityHeard reports whether a majority of the voters lives, as far as this node hears.
+// majorityHeard reports whether a majority of the voters lives and takes entries of the log, as far as this node hears.
 func (n *Node) majorityHeard(now Time) bool {
 	heard := 0
 	for _, v := range n.voters.Names {
-		if v == n.name || n.alive(v, now) {
+		if (v == n.name || n.alive(v, now)) && !n.still(v) {
 			heard++
 		}
 	}

@@ -153,7 +153,9 @@ type Offload struct {
 	Asked string `json:"asked"`         // offload in the node file: auto, always, never
 	On    bool   `json:"on"`            // it carries them, in and out
 	Why   string `json:"why,omitempty"` // why not
-	Held  bool   `json:"held"`          // it carries nothing for the moment: a policy, a cut, a trial or a takeover is under way; the log says why where it stays so
+	Held  bool   `json:"held"`          // it carries nothing for the moment: a policy, a cut, a trial or a takeover is under way, and the log says why where it stays so; or workers look at every packet
+
+	Watched bool `json:"watched,omitempty"` // a worker looks at every packet: for a trace or a capture, for blocked addresses, or since a flow has met a fault
 
 	Carried uint64            `json:"carried"` // packets that came in here and left, by whatever port, without a worker
 	Sent    Counter           `json:"sent"`    // frames that left here without a worker

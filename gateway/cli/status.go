@@ -413,6 +413,8 @@ func writeQueues(w io.Writer, list []api.Port) {
 	t.flush()
 	for i := range list {
 		switch o := &list[i].Offload; {
+		case o.Watched:
+			fmt.Fprintf(w, "port %s: offload: workers look at every packet, for a trace or a capture, blocked addresses, or a flow that has met a fault; the XDP program has carried %d packets that came in here, and sent %d\n", clean(list[i].Name), o.Carried, o.Sent.Packets)
 		case o.Held:
 			fmt.Fprintf(w, "port %s: offload: workers carry everything for the moment; the XDP program has carried %d packets that came in here, and sent %d\n", clean(list[i].Name), o.Carried, o.Sent.Packets)
 		case o.On:

@@ -157,7 +157,7 @@ var (
 	portUp      = gauge("xsk_port_up", "1 when the device is up and has carrier.", "port")
 	portState   = gauge("xsk_port_state", "1 for what the port is: open; closed (the device is there, transit is dropped); gone (there is no such device).", "port", "state")
 	portHost    = counter("xsk_port_host_packets", "Packets that the XDP program left to the host's stack.", "port")
-	portHeld    = gauge("xsk_port_offload_held", "1 = it carries nothing for the moment: a policy, a cut, a trial or a takeover is under way. The log says why where it stays so.", "port")
+	portHeld    = gauge("xsk_port_offload_held", "1 = it carries nothing for the moment: a policy, a cut, a trial or a takeover is under way (the log says why where it stays so), or a worker looks at every packet: for a trace or a capture, for blocked addresses, or since a flow has met a fault.", "port")
 	portOffload = gauge("xsk_port_offload", "1 = the XDP program carries established sessions of this port.", "port", "asked")
 	portFrames  = counter("xsk_port_offload_frames", "What became of each frame that the XDP program was shown to carry: carried, dropped, or why it went up to a worker.", "port", "what")
 	portSent    = counter("xsk_port_offload_sent_packets", "Frames that left by this port without a worker.", "port")

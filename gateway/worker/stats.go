@@ -19,6 +19,7 @@ type Stats struct {
 	Blocked                        int           // gauge: flows and sources that have made it panic
 	Gen                            uint32        // of the view that it works with
 	Overruns                       uint64        // system calls with a group's frames that came back later than the guard after the look at the deadline
+	Watched                        bool          // it looks at every packet, so the second executor carries none
 	Cruising                       int           // gauge: sessions that the second executor has
 	Hasty                          uint64        // sessions handed down although not all of their packets were seen to have left
 	GivenUp                        uint64        // batches of sessions to be handed down that waited too long for packets in hand
@@ -29,6 +30,7 @@ type Stats struct {
 type counters struct {
 	sessions, mappings, free, held, blocked atomic.Int64
 	cruising                                atomic.Int64
+	watched                                 atomic.Bool
 	bursts, wakeups, panics                 atomic.Uint64
 	handedOut, handedIn, crossings, busyNs  atomic.Uint64
 	orders, longestOrder                    atomic.Uint64
@@ -73,7 +75,7 @@ func (w *Worker) Stats() Stats {
 		Sessions: int(c.sessions.Load()), Mappings: int(c.mappings.Load()), Frames: frames, Free: int(c.free.Load()), Held: int(c.held.Load()), Blocked: int(c.blocked.Load()),
 		Fragments: int(c.fragments.Load()), FragmentsCap: int(c.fragmentsCap.Load()), Datagrams: int(c.datagrams.Load()),
 		Bursts: c.bursts.Load(), Wakeups: c.wakeups.Load(), Panics: c.panics.Load(), HandedOut: c.handedOut.Load(), HandedIn: c.handedIn.Load(),
-		Crossings: c.crossings.Load(), BusyNs: c.busyNs.Load(), Orders: c.orders.Load(), LongestOrder: time.Duration(c.longestOrder.Load()), Gen: c.gen.Load(), Overruns: c.overruns.Load(), Fenced: c.fenced.Load(), Cruising: int(c.cruising.Load()), Hasty: c.hasty.Load(), GivenUp: c.givenUp.Load(), HandedOn: c.handedOn.Load(),
+		Crossings: c.crossings.Load(), BusyNs: c.busyNs.Load(), Orders: c.orders.Load(), LongestOrder: time.Duration(c.longestOrder.Load()), Gen: c.gen.Load(), Overruns: c.overruns.Load(), Fenced: c.fenced.Load(), Cruising: int(c.cruising.Load()), Watched: c.watched.Load(), Hasty: c.hasty.Load(), GivenUp: c.givenUp.Load(), HandedOn: c.handedOn.Load(),
 	}
 }
 
