@@ -6,7 +6,6 @@ import (
 
 	"demarc/gateway/conntrack"
 	"demarc/gateway/cruise"
-	"demarc/gateway/flow"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/snapshot"
 )
@@ -21,10 +20,8 @@ const (
 	// feedAhead is until when a worker that has just finished a turn says that it lives; it does so each feedEvery at least while sessions are handed down.
 	feedAhead = 400 * time.Millisecond
 	feedEvery = 50 * time.Millisecond
-	// downAfter is how many packets a session has had before it is handed down, downAfterTCP one of TCP: what is over after a question and its answer is not worth it. With TCP that is ten packets, of which three open the connection:
-	// handed down at its request it was called back two packets later.
-	downAfter    = 4
-	downAfterTCP = 12
+	// downAfter is how many packets a session has had before it is handed down: what is over after a question and its answer is not worth it.
+	downAfter = 4
 	// downMost is how many sessions a batch has at most. Others are noted by their next packets.
 	downMost = 4096
 	// downStep is how many of a batch are handed down in a turn.
@@ -56,11 +53,7 @@ func (w *Worker) useSecond() {
 // sent notes a session of which a packet is about to leave.
 func (w *Worker) sent(slot uint32, se *conntrack.Session) {
 	c := &w.second
-	after := uint64(downAfter)
-	if se.Proto == flow.TCP {
-		after = downAfterTCP
-	}
-	if uint64(se.Packets[0])+uint64(se.Packets[1]) < after || len(c.next) == downMost || c.watch {
+	if se.Packets[0]+se.Packets[1] < downAfter || len(c.next) == downMost || c.watch {
 		return
 	}
 	if c.Tables.Stands(w.cfg.ID, slot, se) || !cruise.Suits(w.shard.View(), se) {
