@@ -3,6 +3,9 @@ package pipeline
 import (
 	"testing"
 
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+
 	"demarc/gateway/verdict"
 )
 
@@ -28,13 +31,19 @@ func TestSecondIsTold(t *testing.T) {
 		}
 		sent, changed, gens = nil, nil, nil
 	}
+	out := func(n int) *Slot {
+		to, port := strangerAt(n)
+		ip := ip4("198.18.10.12", to, layers.IPProtocolUDP)
+		ip.Flags = layers.IPv4DontFragment
+		return &r.send(1, tagged(frame(t, eth(macs[1], layers.EthernetTypeIPv4), ip, udp(5000, port), gopacket.Payload("payload")), 20))[0]
+	}
 	for i := range 3 {
-		r.want(r.betaOut(i), verdict.Send)
+		r.want(out(i), verdict.Send)
 	}
 	told("three sessions", 3, 0, 0)
 	r.sh.SetView(compileView(t, r.node, r.space, r.view, limitedBeta(t, "")))
 	told("another view", 0, 0, 1)
-	r.want(r.betaOut(0), verdict.Send)
+	r.want(out(0), verdict.Send)
 	told("a packet under it", 1, 1, 0)
 	for !r.sh.Settled() {
 		r.sh.Rejudge(r.now, 64)
@@ -42,7 +51,7 @@ func TestSecondIsTold(t *testing.T) {
 	told("the others", 0, 2, 0)
 	r.sh.Cut(func(*sessionT) bool { return true })
 	told("all are cut", 0, 3, 0)
-	r.want(r.betaOut(1), verdict.Send)
+	r.want(out(1), verdict.Send)
 	told("one anew", 1, 0, 0)
 	r.now += 3600e9
 	r.sh.Maintain(r.now, 1<<20)
@@ -50,6 +59,8 @@ func TestSecondIsTold(t *testing.T) {
 	if r.sh.Watches() {
 		t.Error("nobody looks")
 	}
+	r.want(r.betaOut(2), verdict.Send)
+	told("translated, without DF: it needs an identification, which the second executor has not", 0, 0, 0)
 	r.sh.TakeOver(9)
 	told("a group is served", 0, 0, 1)
 	r.sh.GiveUp(9)
