@@ -27,7 +27,9 @@ func (n *Node) attach() {
 
 func (n *Node) detach() {
 	if d := n.cfg.Groups; d != nil {
-		d.node.CompareAndSwap(n, nil)
+		if d.node.CompareAndSwap(n, nil) {
+			d.Stands(true) // until another one is opened
+		}
 	}
 }
 

@@ -57,19 +57,29 @@ func CheckGroupNodes(p *Policy, members []NodeName) (warnings ErrorList, err err
 }
 
 // CheckGroupLeft refuses a policy in which a group does not name the node that serves it now, where another one may come to serve it: the node would let go of it at once, whatever the others have of its sessions. serves says of
-// which groups, by name, the node is the owner. The error is an ErrorList.
-func CheckGroupLeft(p *Policy, node string, members []NodeName, serves func(group string) bool) error {
+// which groups, by name, the node is the owner; was is what is served. The error is an ErrorList.
+func CheckGroupLeft(was, p *Policy, node string, members []NodeName, serves func(group string) bool) error {
 	at := p.src.loc()
 	at.c.list = nil
 	for i := range p.Groups {
 		g := &p.Groups[i]
-		to := slices.IndexFunc(g.Nodes, func(name string) bool {
-			return slices.ContainsFunc(members, func(m NodeName) bool { return m.Name == name && !m.Witness })
+		may := slices.DeleteFunc(slices.Clone(g.Nodes), func(name string) bool {
+			return !slices.ContainsFunc(members, func(m NodeName) bool { return m.Name == name && !m.Witness })
 		})
-		if to < 0 || slices.Contains(g.Nodes, node) || !serves(g.Name) {
+		if len(may) == 0 || slices.Contains(g.Nodes, node) || !serves(g.Name) {
 			continue
 		}
-		at.key("group").at(i).key("nodes").bad(nil, "does not name "+node+", which serves the group now: its sessions would be cut", fmt.Sprintf("first `demarc group move %s %s`, then this policy", g.Name, g.Nodes[to]))
+		want := "first a policy that names both, and a move to one of these, then this policy"
+		if j := slices.IndexFunc(was.Groups, func(o Group) bool { return o.Name == g.Name }); j >= 0 {
+			to := slices.IndexFunc(may, func(name string) bool { return slices.Contains(was.Groups[j].Nodes, name) })
+			switch {
+			case to >= 0 && was.Groups[j].Prefer: // it would come back from a move
+				want = fmt.Sprintf("first `demarc node drain %s`, then this policy", node)
+			case to >= 0:
+				want = fmt.Sprintf("first `demarc group move %s %s`, then this policy", g.Name, may[to])
+			}
+		}
+		at.key("group").at(i).key("nodes").bad(nil, "does not name "+node+", which serves the group now: its sessions would be cut", want)
 	}
 	return at.c.list.sort().err()
 }

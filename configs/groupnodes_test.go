@@ -1,6 +1,9 @@
 package configs
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // TestGroupNodes: a name that no member has is a warning with what was meant, where that can be told; a witness is an error.
 func TestGroupNodes(t *testing.T) {
@@ -46,15 +49,25 @@ func TestGroupLeft(t *testing.T) {
 		serves  bool
 		want    string
 	}{
+		"new to the group":  {"gw9", append(pair[2:3:3], NodeName{"gw1", false}), true, "p.toml:13: group[1].nodes: does not name gw9, which serves the group now: its sessions would be cut: first a policy that names both, and a move to one of these, then this policy"},
 		"named":             {"gw1", pair, true, ""},
 		"serves it":         {"gw9", pair, true, "p.toml:13: group[1].nodes: does not name gw9, which serves the group now: its sessions would be cut: first `demarc group move " + name + " gw1`, then this policy"},
+		"prefers it":        {"gw9", pair, true, "p.toml:13: group[1].nodes: does not name gw9, which serves the group now: its sessions would be cut: first `demarc group move " + name + " gw1`, then this policy"},
 		"the second can":    {"gw9", pair[1:], true, "p.toml:13: group[1].nodes: does not name gw9, which serves the group now: its sessions would be cut: first `demarc group move " + name + " gw2`, then this policy"},
 		"does not serve it": {"gw9", pair, false, ""},
 		"nobody else":       {"gw9", pair[2:], true, ""},
 		"a witness":         {"gw9", []NodeName{{"gw9", false}, {"gw1", true}}, true, ""},
 	} {
 		got := ""
-		if err := CheckGroupLeft(p, c.node, c.members, func(g string) bool { return c.serves && g == name }); err != nil {
+		was := decodePolicy(t, grouped)
+		was.Groups[0].Nodes = []string{"gw9", "gw1", "gw2"}
+		if what == "new to the group" {
+			was.Groups[0].Nodes = []string{"gw9"}
+		}
+		if was.Groups[0].Prefer = what == "prefers it"; was.Groups[0].Prefer {
+			c.want = strings.Replace(c.want, "demarc group move "+name+" gw1", "demarc node drain gw9", 1)
+		}
+		if err := CheckGroupLeft(was, p, c.node, c.members, func(g string) bool { return c.serves && g == name }); err != nil {
 			got = err.Error()
 		}
 		if got != c.want {

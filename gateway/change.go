@@ -135,7 +135,11 @@ func (g *Gateway) checkText(ctx context.Context, c *change) (impact, error) {
 	if err := configs.CheckGroupsFollow(g.policy, p.policy, g.severalGateways()); err != nil {
 		return impact{}, g.ofLater(err)
 	}
-	if c.warnings, err = g.checkGroupNodes(p.policy); err != nil {
+	var left error
+	if c.warnings, left, err = g.checkGroupNodes(p.policy); err == nil {
+		err = left
+	}
+	if err != nil {
 		return impact{}, err
 	}
 	c.Text = withoutHeader(c.Text)
@@ -151,27 +155,24 @@ func (g *Gateway) checkText(ctx context.Context, c *change) (impact, error) {
 	return p.impact, nil
 }
 
-// checkGroupNodes holds the groups of a policy against the members. Where nobody knows of any yet there is nothing to hold them against.
-func (g *Gateway) checkGroupNodes(p *configs.Policy) (warnings []string, err error) {
+// checkGroupNodes holds the groups of a policy against the members; left = it takes one from this node, which serves it. Where nobody knows of any yet there is nothing to hold them against.
+func (g *Gateway) checkGroupNodes(p *configs.Policy) (warnings []string, left, err error) {
 	m, err := g.known()
 	if err != nil {
-		return nil, nil // nothing can be agreed on either
+		return nil, nil, nil // nothing can be agreed on either
 	}
 	var members []configs.NodeName
 	for _, x := range m.State().Members {
 		members = append(members, configs.NodeName{Name: x.Name, Witness: x.Role == command.RoleWitness})
 	}
 	if len(members) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	list, err := configs.CheckGroupNodes(p, members)
 	for i := range list {
 		warnings = append(warnings, list[i].Error())
 	}
-	if err == nil {
-		err = configs.CheckGroupLeft(p, g.o.Node.Name, members, g.owns)
-	}
-	return warnings, err
+	return warnings, configs.CheckGroupLeft(g.policy, p, g.o.Node.Name, members, g.owns), err
 }
 
 // propose checks a change, has the cluster agree on it, and returns when the node serves it.
@@ -509,8 +510,12 @@ func (g *Gateway) difference(ctx context.Context, d *api.Diff, from *configs.Pol
 	}
 	d.Digest, d.Changes = digest(withoutHeader(text)), wireChanges(configs.Diff(from, p))
 	d.Same = len(d.Changes) == 0
-	if d.Warnings, err = g.checkGroupNodes(p); err != nil {
+	var left error
+	if d.Warnings, left, err = g.checkGroupNodes(p); err != nil {
 		return err
+	}
+	if left != nil { // what it would cut is shown all the same
+		d.Warnings = append(d.Warnings, left.Error())
 	}
 	i, err := g.impact(ctx, v, 100)
 	d.Cut, d.CutByTenant, d.Checked, d.Cuts = i.cut, i.byTenant, i.checked, i.cuts

@@ -41,7 +41,9 @@ func (g *Gateway) writeLease(group uint8, epoch, until, leave uint64, done func(
 		last := g.copying.ends.begin(group, leave > 0)
 		go func() {
 			if g.looked(last) {
-				g.countLast(group)
+				if leave > 0 {
+					g.countLast(group)
+				}
 				last.common()
 				done()
 			}

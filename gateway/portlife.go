@@ -110,8 +110,10 @@ func (g *Gateway) comeBack(i int, p *port) error {
 		})
 		g.log.Info("device is back, closed", "port", p.cfg.Name, "device", p.cfg.Device, "ifindex", l.Index)
 	}
+	if p.link.Index != l.Index {
+		p.dead.Store(false) // what was said of the device before; from here on events are of this one
+	}
 	g.change(p, func() { p.link = bound(p, l) })
-	p.dead.Store(!l.Up || !l.Carrier)
 	if err := g.admit(p.cfg, l); err != nil {
 		return err
 	}

@@ -375,9 +375,9 @@ func (n *Node) nothingLeft(g *group, now Time) bool {
 }
 
 // onlyCopy says whether waiting could bring no better copy than this node's: the log has it in sync with the owner of the very term that its digest was equal in, and every other node of the group, the owner's next life
-// among them, has said that it has none. Its last digest is only too old because owner and majority were lost in the same moment, and for longer than that.
+// among them, has said that it has none. Where the owner fences, its last digest is only too old because owner and majority were lost in the same moment, and for longer than that.
 func (n *Node) onlyCopy(g *group, now Time) bool {
-	if g.at.Node == n.name || g.marker == 0 || g.marked != g.at.Epoch || !slices.Contains(g.at.InSync, n.name) || n.copies || now < n.awake.Add(2*Earlier) {
+	if g.at.Alone != Fence || g.at.Node == n.name || g.marker == 0 || g.marked != g.at.Epoch || !slices.Contains(g.at.InSync, n.name) || n.copies || now < n.awake.Add(2*Earlier) {
 		return false
 	}
 	for _, o := range g.conf.Nodes {
@@ -421,6 +421,8 @@ func (n *Node) take(g *group, now Time) {
 		why = "this node serves the group already, or will as soon as the majority that it hears has answered"
 	case n.leaving:
 		why = "this node is about to end"
+	case n.stands && n.majorityHeard(now): // those could agree on it, and this node would not hear of it
+		why = standsWords(n.name) + ": it would not hear that the group is its own"
 	case n.deaf:
 		why = "this node takes no part in who serves a group, because its messages cannot be carried: see status"
 	}
@@ -437,13 +439,30 @@ func (n *Node) take(g *group, now Time) {
 // push claims by force, and serves alone if nothing is agreed on within a second. While a majority is heard whose logs take entries it can be agreed on, however long that takes (an election, a
 // slow disk): then whoever has a lease from that majority would be met.
 func (n *Node) push(g *group, now Time) {
-	if now.Sub(g.forced) > time.Second && !n.majorityHeard(now) {
+	n.ask(g, now)
+	if now.Sub(g.forced) > time.Second && !n.majorityHeard(now) && !n.helped(g, now) {
 		n.goAlone(g, now, CauseForce)
 		return
 	}
 	if now >= g.nextPropose {
 		n.propose(g, now, Entry{Kind: KindClaim, Term: n.me(n.nextEpoch(g)), Alone: n.want(g), Cause: CauseForce, Why: RightForce, Stale: true})
 	}
+}
+
+// helped reports whether a voter that is heard of helps the owner still, or has not said that it does not: then somebody may serve the group by a lease, whatever can be agreed on.
+func (n *Node) helped(g *group, now Time) bool {
+	if g.at.Epoch == 0 {
+		return false
+	}
+	for _, v := range n.voters.Names {
+		if v == n.name || !n.alive(v, now) {
+			continue
+		}
+		if a, told := g.free[v]; !told || now.Sub(a.at) > n.t.Lease || !a.free && !a.gone {
+			return true
+		}
+	}
+	return false
 }
 
 // majorityHeard reports whether a majority of the voters lives and takes entries of the log, as far as this node hears.

@@ -24,7 +24,7 @@ func (p *pairLab) demoted(cause string) (g api.Group) {
 	var err error
 	if !until(10*time.Second, func() bool {
 		g, err = p.says(p.GW2)
-		return err == nil && g.Serving && g.Owner == "gw2"
+		return err == nil && g.Serving && g.Owner == "gw2" && g.Last != nil && g.Last.Epoch == g.Epoch // it serves a moment before it has told of it
 	}) || g.Cause != cause || g.From != "gw1" || g.Last == nil || g.Last.Cause != cause {
 		was, werr := p.says(p.GW1)
 		p.wrong("gw2 is to own the group, for the cause %q, and says %+v, last %+v, %v; gw1: %+v, %v", cause, g, g.Last, err, was, werr)

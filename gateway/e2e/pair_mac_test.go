@@ -85,7 +85,7 @@ func portMAC(t *testing.T, l *quiet.Limits) {
 		}
 	}
 	if !maps.Equal(billed, own) || billed["alpha"] == 0 {
-		t.Errorf("both gateways have passed on %v bytes, and %v are billed", own, billed)
+		p.missed("both gateways have passed on %v bytes, and %v are billed", own, billed)
 	}
 
 	conns, outside = p.hold(count)
