@@ -147,6 +147,9 @@ func (q *aclLists) rows(c *flowCase, turns map[string][]turn) {
 			if m.name == "load" && t.Side == sideKernel {
 				return nil, false // it has no rules
 			}
+			if m.name == "new-flows" { // established once, so what was disturbed cannot be repeated
+				return []float64{m.of(t)}, t.BegunBeside.disturbed()
+			}
 			return []float64{m.of(t)}, t.Disturbed
 		})
 	}
@@ -201,7 +204,7 @@ func aclCommand() *cobra.Command {
 	q.peerFlags(c, &f)
 	s := c.Flags()
 	f.sizes, f.families, f.directions = []string{"64"}, []string{"4"}, []string{"out"}
-	q.Rules, q.Begin = 1, 1e6
+	q.Rules, q.Begin, q.NewFlows = 1, 1e6, true
 	s.IntSliceVar(&q.Lists, "lists", []int{10, 100, 1000, 10000, 50000, 100000}, "numbers of rules")
 	s.StringSliceVar(&f.flows, "flows", []string{"16k"}, "a power of two, such as 16k")
 	s.Float64Var(&q.Seconds, "seconds", 1, "of each load")

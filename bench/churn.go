@@ -123,14 +123,22 @@ func (q *churn) measure(ctx context.Context, c *flowCase, d device, t *turn) err
 	}
 	changing, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
-	go func() { ended <- q.changes(changing, g, t) }()
+	var made []change
+	go func() { ended <- q.changes(changing, g, t, &made) }()
 	moved, err := q.timedLoad(ctx, c, d, t)
 	stop()
 	if err := errors.Join(<-ended, err); err != nil {
 		return err
 	}
+	// What ended behind the load was in part a change that nothing went beside.
+	t.Changes = nil
+	for _, x := range made {
+		if x.ended.Before(moved.load.over) {
+			t.Changes = append(t.Changes, x.took.Seconds()*1e3)
+		}
+	}
 	if len(t.Changes) == 0 {
-		return errors.New("no change was served while frames went: give it longer with --seconds")
+		return fmt.Errorf("none of %d changes was served while frames went: give it longer with --seconds", len(made))
 	}
 	t.Loads = []timed{still, moved}
 	q.say("  %-11s still: lost %d, p99 %.0f µs, worst %.0f; changed %d times in %.1f ms: lost %d, p99 %.0f µs, worst %.0f%s", t.Side, lostFrames(&still.load), micro(still.times.ValueAtQuantile(99)), micro(still.worst.Nanoseconds()),
@@ -138,8 +146,14 @@ func (q *churn) measure(ctx context.Context, c *flowCase, d device, t *turn) err
 	return nil
 }
 
+// change is one that was served.
+type change struct {
+	ended time.Time
+	took  time.Duration
+}
+
 // changes serves one version after the other, until ctx ends. One that is under way then is finished, so that the device is whole.
-func (q *churn) changes(ctx context.Context, g changer, t *turn) error {
+func (q *churn) changes(ctx context.Context, g changer, t *turn, made *[]change) error {
 	for next := time.Now().Add(q.Every / 2); ; next = next.Add(q.Every) {
 		select {
 		case <-ctx.Done():
@@ -151,7 +165,7 @@ func (q *churn) changes(ctx context.Context, g changer, t *turn) error {
 		if err := g.change(context.WithoutCancel(ctx), t.Version); err != nil {
 			return fmt.Errorf("change %d: %w", t.Version, err)
 		}
-		t.Changes = append(t.Changes, time.Since(began).Seconds()*1e3)
+		*made = append(*made, change{time.Now(), time.Since(began)})
 	}
 }
 

@@ -119,6 +119,9 @@ func TestChurnOfFaultyDevices(t *testing.T) {
 			l.Missed("%v were lost while nothing changed, %v at changes", still, lost)
 		}
 	})
+	if _, err := run(&pausing{faulty: faulty{rule: "accept"}, pause: time.Second}); err == nil || !strings.Contains(err.Error(), "was served while frames went") {
+		t.Errorf("a change that ends behind the load: %v", err)
+	}
 	if _, err := run(&pausing{faulty: faulty{rule: "accept"}, fail: errors.New("refused on purpose")}); err == nil || !strings.Contains(err.Error(), "refused on purpose") {
 		t.Errorf("a change that fails: %v", err)
 	}

@@ -87,6 +87,7 @@ func (q *quick) report(out *outcome, version string) *report.Output {
 	}
 	if out.Refused == "" {
 		r.Judge()
+		setAims(r)
 	}
 	return r
 }
@@ -139,6 +140,11 @@ func (q *quick) table(w io.Writer, out *outcome, r *report.Output) error {
 		peer := res.Peers[peerName]
 		d := metrics[i].digits
 		p("%-30s %26s %26s   %s", metrics[i].text+", "+res.Unit, res.Demarc.Text(d), peer.Stat.Text(d), peer.Text())
+	}
+	for i, res := range r.Results {
+		if res.Limit != nil {
+			p("%s: %s", metrics[i].text, res.Limit.Fared())
+		}
 	}
 	p("")
 	p("pairs, Mpps right at full load / with at most 0.1 %% loss (a step of that search that fails is tried twice)")

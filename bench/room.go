@@ -331,6 +331,7 @@ func (r *room) send(ctx context.Context, o pktgen.Order) (s pktgen.Sent, err err
 type trial struct {
 	direction pktgen.Direction
 	sent      pktgen.Sent
+	over      time.Time     // when all was sent
 	judged    pktgen.Judged // at the outside
 	inside    pktgen.Judged // of what the outside made
 	use       usage
@@ -425,6 +426,7 @@ func (r *room) load(ctx context.Context, o pktgen.Order, pids []int) (t trial, e
 		used <- err
 	}()
 	t.sent, err = r.send(ctx, o)
+	t.over = time.Now()
 	if err := errors.Join(err, <-used); err != nil {
 		return t, err
 	}

@@ -401,6 +401,12 @@ func (q *suite) print(w io.Writer) error {
 		}
 		fmt.Fprintf(w, "- %s\n", n)
 	}
+	for i, n := range q.out.Missed() {
+		if i == 0 {
+			fmt.Fprintln(w, "\nnot as promised or aimed at:")
+		}
+		fmt.Fprintf(w, "- %s\n", n)
+	}
 	v := q.out.Wins()
 	fmt.Fprintf(w, "\nbeside peers: %d better, %d worse, %d the same, %d unresolved; took %s; results in %s\n", v[report.Wins], v[report.Loses], v[report.Same], v[report.Unresolved], span(q.out.Machine.Seconds), q.Dir)
 	return nil

@@ -435,6 +435,8 @@ func (q *tcpBench) roundTrips(ctx context.Context) (x host.Turned, err error) {
 		return x, err
 	case x.Wrong > 0:
 		return x, fmt.Errorf("%d of %d questions got a wrong answer", x.Wrong, x.Done+x.Wrong+x.Lost)
+	case x.Again > 0:
+		return x, fmt.Errorf("%d of %d questions were answered more than once", x.Again, x.Done+x.Lost)
 	case x.Times.N == 0:
 		return x, fmt.Errorf("none of %d questions was answered after the first ones", x.Done+x.Lost)
 	}

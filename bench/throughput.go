@@ -245,6 +245,7 @@ func (q *traffic) finish() *report.Output {
 	}
 	q.out.Notes = append(q.notes, q.standing()...)
 	q.out.Judge()
+	setAims(q.out)
 	return q.out
 }
 
@@ -313,6 +314,9 @@ func (q *traffic) print(w io.Writer, r *report.Output) error {
 			}
 			p("  %-22s %-14s %30s   %s", label, side, fmt.Sprintf("%s, %d%s", s.Text(digits), s.N, mark), words)
 			label = ""
+		}
+		if f.Limit != nil {
+			p("  %-22s %s", "", f.Limit.Fared())
 		}
 	}
 	p("")

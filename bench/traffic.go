@@ -158,6 +158,7 @@ type traffic struct {
 	Trials   int      // turns of each side
 	Rules    int
 	Begin    float64 // first packets per second that are offered; 0 = establishRate
+	NewFlows bool    // what gets through of them is a figure: it is looked at what runs beside them
 	Seed     uint64
 	Budget   time.Duration
 	Binary   string
@@ -196,6 +197,9 @@ func (q *traffic) late() bool {
 	return time.Since(q.began) > q.Budget*time.Duration(q.doneT+1)/time.Duration(q.plannedT+1)
 }
 
+// leastWatch is how long what ran beside is looked at, at least: the kernel counts by the tick of 10 ms, and in less a tick more or less would be a disturbance.
+const leastWatch = 400 * time.Millisecond
+
 // forwarder is a device that only forwards: it knows no sessions and leaves sources as they are.
 type forwarder interface {
 	hops() int // that it takes off the TTL
@@ -203,23 +207,24 @@ type forwarder interface {
 
 // turn is one side's turn in a case.
 type turn struct {
-	Side      string
-	Establish time.Duration
-	New       float64 // flows per second that got through when all were offered as first packets
-	Sessions  int
-	Load      time.Duration // until the device had its rules, where that is looked at
-	Full      trial
-	Again     int
-	Disturbed bool
-	HandDown  time.Duration // with offload: from when all sessions were established until its programs had them
-	Found     foundRate     // with Search
-	Doubted   bool          // a trial failed although something else ran, and was not repeated
-	Lossless  trial         // its confirming trial
-	Loads     []timed       // of the latency bench
-	Calls     calls         // of the bench of calls
-	Fair      fairTurn      // of the bench of tenants
-	Changes   []float64     // of the bench of changes: ms that each took
-	Version   int           // the last one
+	Side        string
+	Establish   time.Duration
+	New         float64 // flows per second that got through when all were offered as first packets
+	BegunBeside usage   // what ran meanwhile, where that is a figure
+	Sessions    int
+	Load        time.Duration // until the device had its rules, where that is looked at
+	Full        trial
+	Again       int
+	Disturbed   bool
+	HandDown    time.Duration // with offload: from when all sessions were established until its programs had them
+	Found       foundRate     // with Search
+	Doubted     bool          // a trial failed although something else ran, and was not repeated
+	Lossless    trial         // its confirming trial
+	Loads       []timed       // of the latency bench
+	Calls       calls         // of the bench of calls
+	Fair        fairTurn      // of the bench of tenants
+	Changes     []float64     // of the bench of changes: ms that each took
+	Version     int           // the last one
 }
 
 // each measures every case: all sides take their turns Trials times, in an order that changes. measure is what a turn does once its flows are established.
@@ -489,7 +494,7 @@ func (q *traffic) once(ctx context.Context, c *flowCase, sides []string, turns m
 func (q *traffic) count(t *turn) {
 	q.doneT++
 	q.out.Machine.Again += t.Again
-	if t.Disturbed {
+	if t.Disturbed || t.BegunBeside.disturbed() {
 		q.out.Machine.Disturbed++
 	}
 }
@@ -509,8 +514,20 @@ func (q *traffic) turn(ctx context.Context, c *flowCase, d device, measure func(
 	if err := q.room.ends.Expect(plain, hops); err != nil {
 		return t, err
 	}
+	before, err := sampleCPU(d.pids())
+	if err != nil {
+		return t, err
+	}
 	if _, t.Establish, err = q.room.establish(ctx, c.Flows, cmp.Or(q.Begin, establishRate)); err != nil {
 		return t, fmt.Errorf("establish %d flows: %w", c.Flows, err)
+	}
+	if q.NewFlows {
+		time.Sleep(leastWatch - time.Since(before.at))
+		after, err := sampleCPU(d.pids())
+		if err != nil {
+			return t, err
+		}
+		t.BegunBeside = before.until(after)
 	}
 	// One frame in 64 is looked at for its time: of few frames it says nothing.
 	if t.New = ratio(float64(c.Flows), t.Establish.Seconds()); q.room.firsts.Between >= 256 {

@@ -108,13 +108,13 @@ func TestAddPutsSidesBesideEachOther(t *testing.T) {
 	}
 	add("kernel", 0, 1, 1.1, 1.2, 1.05, 1.15)
 	r := add(Us, 2, 2.004, 2.1, 2.2, 2.05, 2.15)
-	if r.HoldRatio("kernel", 1.95); r.Limit.Held || r.Limit.Text() != "ratio to kernel at least 1.95" {
+	if r.AimRatio("kernel", 1.95); r.Limit.Held || r.Limit.Text() != "ratio to kernel at least 1.95" {
 		t.Errorf("2.1 over 1.1 is %+v", r.Limit)
 	}
-	if r.HoldRatio("kernel", 1.5); !r.Limit.Held {
+	if r.AimRatio("kernel", 1.5); !r.Limit.Held {
 		t.Errorf("2.1 over 1.1 is %+v", r.Limit)
 	}
-	if r.HoldRatio("nft-expert", 1.5); r.Limit.Held {
+	if r.AimRatio("nft-expert", 1.5); r.Limit.Held {
 		t.Error("a ratio to a peer that was not measured is held")
 	}
 	row.Metric = "other"

@@ -42,7 +42,7 @@ func (o *Output) Markdown(w io.Writer) error {
 			if side != Us {
 				last = r.Peers[side].Text()
 			} else if r.Limit != nil {
-				last = "promised " + r.Limit.Text() + ": " + Held(r.Limit.Held)
+				last = r.Limit.Fared()
 			}
 			fmt.Fprintf(&b, "| %s | %s | %s | %d | %s |\n", strings.ReplaceAll(name, "|", `\|`), side, s.Spread(), s.N, last)
 			name = ""

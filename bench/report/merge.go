@@ -81,7 +81,7 @@ func (r *Result) Side(name string) Stat {
 	return r.Peers[name].Stat
 }
 
-// Missed are the promises that were not kept, a line each.
+// Missed are the promises that were not kept and the aims that were missed, a line each.
 func (o *Output) Missed() (list []string) {
 	for i := range o.Results {
 		r := &o.Results[i]
@@ -92,7 +92,7 @@ func (o *Output) Missed() (list []string) {
 		if v, ok := r.Limited(); ok {
 			got = Number(v) + " " + r.LimitUnit()
 		}
-		list = append(list, fmt.Sprintf("%s %s, %s: %s; promised: %s", r.Scenario, r.Case, r.Metric, got, r.Limit.Text()))
+		list = append(list, fmt.Sprintf("%s %s, %s: %s; %s: %s", r.Scenario, r.Case, r.Metric, got, r.Limit.word(), r.Limit.Text()))
 	}
 	return list
 }

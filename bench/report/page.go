@@ -121,7 +121,7 @@ func (o *Output) view() *view {
 			if x, ok := r.Limited(); ok {
 				got = strings.TrimSpace(Number(x) + " " + r.LimitUnit())
 			}
-			v.Promises = append(v.Promises, promiseRow{r.Scenario + " " + r.Case + ", " + r.Metric, r.Limit.Text() + " " + r.LimitUnit(), got, r.Limit.Held})
+			v.Promises = append(v.Promises, promiseRow{r.Scenario + " " + r.Case + ", " + r.Metric, r.Limit.word() + " " + r.Limit.Text() + " " + r.LimitUnit(), got, r.Limit.Held})
 		}
 	}
 	v.HasLimits = v.Promises != nil
@@ -319,7 +319,7 @@ func draw(results []*Result, classes map[string]string) chart {
 				l.Note += ", demarc " + p.Text()
 			}
 			if r.Limit != nil && i == 0 {
-				l.Note += "; promised " + r.Limit.Text() + ": " + Held(r.Limit.Held)
+				l.Note += "; " + r.Limit.Fared()
 				l.Missed = !r.Limit.Held
 				if x := placed(r); x != nil {
 					l.Limit = percent(s.at(*x))

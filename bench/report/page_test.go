@@ -35,7 +35,7 @@ func sample() *Output {
 		for j, s := range []string{Us, "kernel", "nft-expert"} {
 			r := add("throughput", kase, "rate", "Mpps", Higher, s, runs(1.5-0.5*float64((i+j)%3), 6), nil)
 			if s == "nft-expert" {
-				r.HoldRatio(s, 1.5)
+				r.AimRatio(s, 1.5)
 			}
 		}
 	}
@@ -155,7 +155,7 @@ func TestPageShowsLossesAsPlainlyAsWins(t *testing.T) {
 		t.Errorf("%d left, %d right", left, right)
 	}
 	text := render(t, o)
-	for _, want := range []string{"2 promises were not kept", "Not whole.", "voip was not measured (no &lt;time&gt; left)", ">MISSED<", "git checkout 0123abc", "make bench", "./demarc bench throughput --pairs 5",
+	for _, want := range []string{"2 figures are not what was promised or aimed at", "Not whole.", "voip was not measured (no &lt;time&gt; left)", ">MISSED<", "git checkout 0123abc", "make bench", "./demarc bench throughput --pairs 5",
 		"lines that are in results.json", "60 of them drawn", "keepalived", "6.18", "copy (native attach)", "&lt;script&gt;alert", "99.99 %", ">0</text>", "prefers-color-scheme:dark", "@media print",
 		"these have fewer runs:<ul><li>latency: for want of time: 3 of 5", "Terms, and what was left out", "<li>throughput: testpmd is left out"} {
 		if !strings.Contains(text, want) {

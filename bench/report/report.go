@@ -106,6 +106,7 @@ type Limit struct {
 	Most  *float64 `json:"most,omitempty"`
 	Least *float64 `json:"least,omitempty"`
 	Held  bool     `json:"held"`
+	Aim   bool     `json:"aim,omitempty"` // what is aimed at: a run that misses it does not fail
 }
 
 // Hold puts an upper limit on a result.
@@ -114,10 +115,10 @@ func (r *Result) Hold(of string, most float64) { r.hold(Limit{Of: of, Most: &mos
 // HoldLeast puts a lower limit on a result.
 func (r *Result) HoldLeast(of string, least float64) { r.hold(Limit{Of: of, Least: &least}) }
 
-// HoldRatio promises that demarc has at least, or where lower is better at most, so many times what the peer has. It is held by the ratio of the
+// AimRatio aims at demarc having at least, or where lower is better at most, so many times what the peer has. It is held by the ratio of the
 // medians, so both sides must be there.
-func (r *Result) HoldRatio(peer string, times float64) {
-	l := Limit{Of: "ratio", Peer: peer}
+func (r *Result) AimRatio(peer string, times float64) {
+	l := Limit{Of: "ratio", Peer: peer, Aim: true}
 	if r.Better == Lower {
 		l.Most = &times
 	} else {
@@ -141,6 +142,16 @@ func (r *Result) Limited() (v float64, ok bool) {
 		return *ratio, true
 	}
 	return 0, false
+}
+
+// Fared says what was promised, or aimed at, and whether that was held.
+func (l *Limit) Fared() string { return l.word() + " " + l.Text() + ": " + Held(l.Held) }
+
+func (l *Limit) word() string {
+	if l.Aim {
+		return "aimed at"
+	}
+	return "promised"
 }
 
 // Text is the promise in words, without its unit: "p99 at most 60".

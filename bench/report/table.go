@@ -55,7 +55,7 @@ func (o *Output) Table(w io.Writer) error {
 		}
 		promise := ""
 		if r.Limit != nil {
-			promise = "promised " + r.Limit.Text() + ": " + Held(r.Limit.Held)
+			promise = r.Limit.Fared()
 		}
 		name, figure := r.Case, r.Metric+", "+r.Unit
 		if r.Unit == "" {

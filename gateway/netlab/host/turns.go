@@ -21,6 +21,7 @@ type Turned struct {
 	Done  uint64  `json:"done"` // answered rightly
 	Lost  uint64  `json:"lost"` // not within the time
 	Wrong uint64  `json:"wrong"`
+	Again uint64  `json:"again,omitempty"` // answers to a question that had been answered
 	Times Latency `json:"times"`
 }
 
@@ -121,6 +122,7 @@ func turns(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 	}
 	var r Turned
 	var times []time.Duration
+	lost := map[uint64]bool{} // questions whose answer may still come
 	var out, in, want [turnBytes]byte
 	end, warm := time.Now().Add(*d), false
 	for n := uint64(0); ctx.Err() == nil; n++ {
@@ -142,6 +144,7 @@ func turns(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 					continue
 				}
 				r.Lost++
+				lost[n] = true
 				break
 			}
 			if err != nil {
@@ -153,11 +156,15 @@ func turns(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 				}
 				break
 			}
-			// What comes after its time is the answer to an earlier question.
-			if asked := answers(in[:k]); asked >= n {
+			asked := answers(in[:k])
+			if asked >= n {
 				r.Wrong++
 				break
 			}
+			if !lost[asked] { // what comes after its time is the answer to a question that was given up, once
+				r.Again++
+			}
+			delete(lost, asked)
 		}
 	}
 	r.Times = latencyOf(times)
