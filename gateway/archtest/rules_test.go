@@ -12,7 +12,7 @@ var levels = map[string]int{
 	"gateway/doctor": 6, "gateway/metrics": 6, "gateway/portprep": 6, "gateway/worker": 6,
 	"gateway/guard":    6,
 	"gateway":          7,
-	"gateway/copyload": 8, "gateway/zerocopy": 8,
+	"gateway/copyload": 8, "gateway/pureload": 8, "gateway/zerocopy": 8,
 	"gateway/cli": 9,
 }
 
@@ -39,7 +39,7 @@ var only = map[string][]string{
 	// The demo knows the gateway by its command line and its status interface, like anybody.
 	"gateway/lab":   {"configs/examples", "gateway/api", "gateway/netlab", "gateway/trio", "gateway/verdict"},
 	"gateway/trio":  {"cluster/transport", "gateway/api", "gateway/netlab"}, // its authority's certificates end when the lab says
-	"bench":         {"acl", "configs", "gateway/api", "gateway/copyload", "gateway/hostnet", "gateway/netlab", "gateway/trio", "gateway/xsk"},
+	"bench":         {"acl", "configs", "gateway/api", "gateway/copyload", "gateway/hostnet", "gateway/netlab", "gateway/pureload", "gateway/trio", "gateway/xsk"},
 	"bench/peers":   {"acl"},
 	"bench/pktgen":  {},
 	"bench/report":  {},
@@ -70,6 +70,7 @@ var importedBy = map[string][]string{
 	"gateway/lab":               {"gateway/cli"},
 	"gateway/trio":              {"bench", "gateway/lab"},
 	"gateway/copyload":          {"bench"},
+	"gateway/pureload":          {"bench"},
 	"gateway/zerocopy":          {".", "gateway/cli"},
 	"gateway/e2e":               {},
 	"gateway/archtest":          {},
@@ -77,7 +78,7 @@ var importedBy = map[string][]string{
 	"gateway/netlab/roottest":   {"gateway/archtest/regen"},
 	"gateway/netlab/quiet":      {},
 	// Schema structs stop at snapshot, wire structs at api.
-	"configs":     {"bench", "gateway", "gateway/cli", "gateway/copyload", "gateway/doctor", "gateway/lab", "gateway/snapshot", "gateway/zerocopy"},
+	"configs":     {"bench", "gateway", "gateway/cli", "gateway/copyload", "gateway/doctor", "gateway/lab", "gateway/pureload", "gateway/snapshot", "gateway/zerocopy"},
 	"gateway/api": {"bench", "gateway", "gateway/cli", "gateway/lab", "gateway/metrics", "gateway/trio", "gateway/zerocopy"},
 }
 
