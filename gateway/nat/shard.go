@@ -86,6 +86,7 @@ type Shard struct {
 	use     []Use // by AddrID: what reports ask for, kept so that none has to walk the blocks
 	log     *undo.Log
 	aside   map[blockID]uint64 // a twin's: ports that it has freed, which the others shall not see
+	sink    uint32             // of loads that only bring memory near
 	missed  func()             // tests: called after each look at an address that found no port
 }
 
@@ -177,6 +178,12 @@ func (s *Shard) hashInside(t flow.TenantID, c Class, a [4]byte, port uint16, rem
 func (s *Shard) hashOutside(a AddrID, c Class, port uint16) uint64 {
 	x := uint64(port) | uint64(a)<<16 | uint64(c)<<32
 	return mix(mix(x^s.seed^0x589965cc75374cc3, 0xa0761d6478bd642f), s.seed^0xe7037ed1a0b428db)
+}
+
+// TouchInside loads the line in which Map will look for a mapping of an inside port, so that the misses of a burst overlap. As conntrack's Touch.
+// remote is none where mappings are endpoint-independent.
+func (s *Shard) TouchInside(t flow.TenantID, c Class, a [4]byte, port uint16, remote [4]byte) uint32 {
+	return s.inside.lines[s.inside.home(s.hashInside(t, c, a, port, remote))].passed
 }
 
 // findInside finds the mapping of an inside port, or else that of the other port of its RTP pair.
@@ -303,6 +310,9 @@ func (s *Shard) Map(r *Request, rnd uint64) (id uint32, reason verdict.Reason) {
 // fill makes a mapping of a port that was taken. There is room for one. h is hashInside, where it is not aside.
 func (s *Shard) fill(r *Request, p place, h uint64, flags uint8, remote [4]byte, anchored bool) (id uint32) {
 	b := p.block
+	public := uint16(numberOf(b))<<6 | uint16(p.bit)
+	outside := s.hashOutside(addrOf(b), r.Class, public)
+	s.sink ^= s.outside.lines[s.outside.home(outside)].passed // which is in no cache: it comes while the rest is written
 	if id = s.free; id != noMapping {
 		s.free = s.maps[id].refs
 	} else {
@@ -321,13 +331,13 @@ func (s *Shard) fill(r *Request, p place, h uint64, flags uint8, remote [4]byte,
 	}
 	s.maps[id] = Mapping{
 		inside: r.Inside, port: r.Port, tenant: r.Tenant, class: r.Class, flags: flags, remote: remote,
-		addr: addrOf(b), public: uint16(numberOf(b))<<6 | uint16(p.bit),
+		addr: addrOf(b), public: public,
 		hold: uint16(min((uint64(r.Hold)+1<<holdShift-1)>>holdShift, 0xffff)),
 	}
 	if flags&mapAside == 0 {
 		s.inside.insert(h, id)
 	}
-	s.outside.insert(s.hashOutside(s.maps[id].addr, r.Class, s.maps[id].public), id)
+	s.outside.insert(outside, id)
 	s.live++
 	return id
 }

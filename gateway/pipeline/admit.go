@@ -102,6 +102,7 @@ func (sh *Shard) create(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verd
 	sh.countSession(t, se)
 	sh.unborn = noSlot
 	t.Shared.Created.Add(1)
+	sh.begun++
 	sh.changed(slot, se)
 	return sh.forward(s, t, sh.Sessions.At(slot), 0)
 }

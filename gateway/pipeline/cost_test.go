@@ -94,7 +94,8 @@ func TestInstructionsOfAPacket(t *testing.T) {
 		})()
 		port += Burst
 	})
-	count("refused by a rule", 8, verdict.Drop, fresh("198.18.0.5", "198.51.100.5", 1029))
+	refused := fresh("198.18.0.5", "198.51.100.5", 1029)
+	count("refused by a rule", 8, verdict.Drop, func() { refused(); process(8); refused() }) // a flood of them: where sessions have just begun, more is looked ahead
 	count("spoofed source", 8, verdict.Drop, fresh("198.51.100.1", "203.0.113.11", 9))
 	for _, c := range cases { // here and not in the process that is counted: it is what the figures are worth
 		c.Ready()

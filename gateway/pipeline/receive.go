@@ -3,6 +3,7 @@ package pipeline
 import (
 	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
+	"demarc/gateway/nat"
 	"demarc/gateway/packet"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
@@ -85,18 +86,53 @@ func (sh *Shard) touch(slots []Slot) {
 		}
 	}
 	var guesses [Burst]conntrack.Ref
-	n := uint(0)
+	n, begins := uint(0), 0
 	for i := range slots {
 		if s := &slots[i]; s.Verdict == verdict.Next {
 			s.guess = tab.Guess(s.hash)
 			guesses[n%Burst] = s.guess
 			n++
+			if s.guess == conntrack.NoRef {
+				begins++
+			}
 		}
 	}
 	for _, g := range guesses[:min(n, Burst)] {
 		sink ^= tab.TouchSession(g)
 	}
+	// What is refused comes to no mapping: a flood of that pays nothing, because few of the burst before have begun sessions.
+	if begins > 0 && 2*sh.begun >= sh.ofNone {
+		sink ^= sh.touchBegins(slots)
+	}
+	sh.begun, sh.ofNone = 0, begins
 	sh.sink = sink
+}
+
+// touchBegins loads where a mapping will be looked for of each packet that seems to begin a session.
+func (sh *Shard) touchBegins(slots []Slot) (sink uint32) {
+	var t *snapshot.Tenant
+	zone, maps := flow.Backbone, sh.NAT
+	for i := range slots {
+		s := &slots[i]
+		if s.Verdict != verdict.Next || s.guess != conntrack.NoRef || s.Key.Zone == flow.Backbone || s.Key.Family != 4 {
+			continue
+		}
+		if s.Key.Zone != zone {
+			zone = s.Key.Zone
+			t = sh.view.Tenant(zone)
+		}
+		if t == nil || len(t.Pool) == 0 {
+			continue
+		}
+		if class, ports := nat.ClassOf(s.Key.Proto); ports {
+			var remote [4]byte
+			if t.Mapping != nat.EndpointIndependent {
+				remote = [4]byte(s.Key.Dst[:4])
+			}
+			sink ^= maps.TouchInside(t.ID, class, [4]byte(s.Key.Src[:4]), s.Key.SPort, remote)
+		}
+	}
+	return sink
 }
 
 func (sh *Shard) carry(slots []Slot, from int) {

@@ -133,6 +133,8 @@ type Shard struct {
 	rejudge  uint32 // where the walk that judges old sessions again has come to
 	stale    bool   // that walk is not over
 	sink     uint32
+	begun    int // sessions that began since the last sweep, of so many packets that were of none
+	ofNone   int
 	read     replica.Record // see readBack
 	near     [4]near        // by interface, of this burst
 	making   uint32         // mapping that the session under way has got and not yet holds; conntrack.NoMapping between packets
