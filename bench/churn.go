@@ -26,6 +26,7 @@ type churn struct {
 	Seconds float64 // of each load
 	Every   time.Duration
 	Rate    float64 // frames per second, the same for all
+	behind  int     // changes that ended behind their load
 }
 
 // changer is a device whose policy can be changed while it forwards.
@@ -102,6 +103,9 @@ func (q *churn) run(ctx context.Context) (*report.Output, error) {
 	}
 	err := q.each(ctx, q.measure, q.rows)
 	if q.out != nil {
+		if q.behind > 0 {
+			q.note("%d changes ended behind their load, so that nothing went beside their last part: they count, since to leave them out would leave out slow ones", q.behind)
+		}
 		q.note("a policy with one other rule is served every %v while frames go at %.0f a second: the gateway by its socket, until every worker serves it; nftables by `nft -f`, the whole table in one transaction. \"still\" is the same load without changes", q.Every, q.Rate)
 	}
 	return q.finish(), err
@@ -130,16 +134,18 @@ func (q *churn) measure(ctx context.Context, c *flowCase, d device, t *turn) err
 	if err := errors.Join(<-ended, err); err != nil {
 		return err
 	}
-	// What ended behind the load was in part a change that nothing went beside.
+	// All count, else slow ones would be left out: but what ended behind the load had nothing beside it in part.
 	t.Changes = nil
+	behind := 0
 	for _, x := range made {
-		if x.ended.Before(moved.load.over) {
-			t.Changes = append(t.Changes, x.took.Seconds()*1e3)
+		if t.Changes = append(t.Changes, x.took.Seconds()*1e3); !x.ended.Before(moved.load.over) {
+			behind++
 		}
 	}
-	if len(t.Changes) == 0 {
+	if len(made) == behind {
 		return fmt.Errorf("none of %d changes was served while frames went: give it longer with --seconds", len(made))
 	}
+	q.behind += behind
 	t.Loads = []timed{still, moved}
 	q.say("  %-11s still: lost %d, p99 %.0f µs, worst %.0f; changed %d times in %.1f ms: lost %d, p99 %.0f µs, worst %.0f%s", t.Side, lostFrames(&still.load), micro(still.times.ValueAtQuantile(99)), micro(still.worst.Nanoseconds()),
 		len(t.Changes), report.Of(t.Changes).Median, lostFrames(&moved.load), micro(moved.times.ValueAtQuantile(99)), micro(moved.worst.Nanoseconds()), map[bool]string{true: "  disturbed"}[t.Disturbed])

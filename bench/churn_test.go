@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/netip"
@@ -77,6 +78,7 @@ func TestChurn(t *testing.T) {
 type pausing struct {
 	faulty
 	pause time.Duration
+	every time.Duration // between changes; 0 = 200 ms
 	fail  error
 }
 
@@ -93,7 +95,7 @@ func (p *pausing) change(context.Context, int) error {
 func TestChurnOfFaultyDevices(t *testing.T) {
 	roottest.Require(t)
 	run := func(p *pausing) (*report.Output, error) {
-		q := churn{Seconds: 0.6, Every: 200 * time.Millisecond, Rate: 20_000}
+		q := churn{Seconds: 0.6, Every: cmp.Or(p.every, 200*time.Millisecond), Rate: 20_000}
 		q.traffic = traffic{Scenario: "churn", Cases: []flowCase{{Size: "64", Flows: 64}}, Trials: 1, Rules: 1, Seed: 1, Progress: t.Output(), extra: func(r *room) map[string]device {
 			p.plain = plain{r: r}
 			return map[string]device{report.Us: p}
@@ -119,7 +121,7 @@ func TestChurnOfFaultyDevices(t *testing.T) {
 			l.Missed("%v were lost while nothing changed, %v at changes", still, lost)
 		}
 	})
-	if _, err := run(&pausing{faulty: faulty{rule: "accept"}, pause: time.Second}); err == nil || !strings.Contains(err.Error(), "was served while frames went") {
+	if _, err := run(&pausing{faulty: faulty{rule: "accept"}, pause: time.Second, every: 500 * time.Millisecond}); err == nil || !strings.Contains(err.Error(), "was served while frames went") {
 		t.Errorf("a change that ends behind the load: %v", err)
 	}
 	if _, err := run(&pausing{faulty: faulty{rule: "accept"}, fail: errors.New("refused on purpose")}); err == nil || !strings.Contains(err.Error(), "refused on purpose") {

@@ -143,12 +143,13 @@ func (q *establishing) one(ctx context.Context, c *flowCase, d device) (t opened
 	// A device that is offered more than it can take may do less than it could.
 	const above = 8
 	s := rateSearch{Most: above * full, Resolution: q.Resolution / above, Near: full, Tries: 2 * hiccups}
+	doubts := map[float64]bool{}
 	s.try = func(ctx context.Context, rate float64, confirm bool) (ok bool, err error) {
 		if !q.due.IsZero() && time.Now().After(q.due) {
 			return false, errLate
 		}
 		err = q.fresh(ctx, d, func() (err error) {
-			for try := 0; ; try++ { // by what others used, not by what was lost
+			for try := 0; ; try++ { // what failed while something else ran is tried again
 				var u usage
 				if ok, u, err = q.watched(ctx, c, d, rate); err != nil {
 					return err
@@ -157,13 +158,16 @@ func (q *establishing) one(ctx context.Context, c *flowCase, d device) (t opened
 					break
 				}
 				if try == 2 || q.late() || !q.due.IsZero() && time.Now().After(q.due) {
-					t.Disturbed = true // what failed may be the machine's
+					doubts[rate] = true // what failed may be the machine's
 					break
 				}
 				t.Again++
 				if err := q.anew(ctx, d); err != nil {
 					return err
 				}
+			}
+			if ok {
+				delete(doubts, rate)
 			}
 			if !ok || !confirm {
 				return nil
@@ -183,7 +187,7 @@ func (q *establishing) one(ctx context.Context, c *flowCase, d device) (t opened
 	if err != nil {
 		return t, err
 	}
-	t.rate, t.trials = found.Rate, found.Trials
+	t.rate, t.trials, t.Doubted = found.Rate, found.Trials, len(doubts) > 0
 	if t.rate == 0 {
 		q.note("%s: no rate was found at which %s establishes all connections; %.0f a second get through when more are offered", c.name(), t.Side, full)
 	}
@@ -234,6 +238,7 @@ func (q *establishing) watched(ctx context.Context, c *flowCase, d device, rate 
 	if ok, err = q.established(ctx, c, rate); err != nil {
 		return false, u, err
 	}
+	time.Sleep(leastWatch - time.Since(before.at)) // the tick is too coarse for less
 	after, err := sampleCPU(d.pids())
 	return ok, before.until(after), err
 }
@@ -312,7 +317,7 @@ func (q *establishing) rows(c *flowCase, turns map[string][]opened) {
 func (q *establishing) rowsOf(c *flowCase, name string, turns map[string][]opened) {
 	add := func(metric, unit string, digits int, better report.Better, of func(t *opened) []float64) {
 		addRow(q.out, report.Row{Scenario: q.Scenario, Case: name, Metric: metric, Unit: unit, Better: better, Digits: digits}, turns, func(t *opened) ([]float64, bool) {
-			return of(t), t.Disturbed
+			return of(t), metric == "establish-rate-0-loss" && t.Doubted
 		})
 	}
 	one := func(v float64) []float64 { return []float64{v} }

@@ -104,7 +104,7 @@ func (q *latency) rate(ctx context.Context, c *flowCase, d device, t *turn) (flo
 	if err := soundLoad(&full); err != nil {
 		return 0, err
 	}
-	s, doubted := rateSearch{Most: 1.05 * full.rate(), Resolution: q.Resolution}, false
+	s, doubts := rateSearch{Most: 1.05 * full.rate(), Resolution: q.Resolution}, map[float64]bool{}
 	s.try = func(ctx context.Context, rate float64, confirm bool) (bool, error) {
 		o := pktgen.Order{Duration: time.Duration(q.Step * float64(time.Second)), Rate: rate, Direction: c.Direction, Batch: latencyBatch}
 		if confirm {
@@ -117,15 +117,17 @@ func (q *latency) rate(ctx context.Context, c *flowCase, d device, t *turn) (flo
 			}
 			if !l.use.disturbed() || try == 2 || q.late() {
 				ok := l.loss() <= lossLimit
-				doubted = doubted || !ok && l.use.disturbed()
+				if delete(doubts, rate); !ok && l.use.disturbed() {
+					doubts[rate] = true
+				}
 				return ok, nil
 			}
 			t.Again++
 		}
 	}
 	f, err := s.run(ctx)
-	if err == nil && doubted {
-		q.note("%s: a trial in the search for %s's rate failed while something else ran, and was not repeated: its loads may be parts of less than it carries", c.name(), t.Side)
+	if err == nil && len(doubts) > 0 {
+		q.note("%s: a trial in the search for %s's rate failed while something else ran, each time that it was made: its loads may be parts of less than it carries", c.name(), t.Side)
 	}
 	if err != nil {
 		return 0, err

@@ -87,7 +87,9 @@ func (q *quick) report(out *outcome, version string) *report.Output {
 	}
 	if out.Refused == "" {
 		r.Judge()
-		setAims(r)
+		if q.Mode == "" && q.Offload == "" { // what is aimed at is of what is shipped
+			setAims(r)
+		}
 	}
 	return r
 }

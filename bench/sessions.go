@@ -381,6 +381,7 @@ func (q *manySessions) report(h *held, version string) *report.Output {
 		r.Configs, r.Notes = f.Configs, f.Notes
 		r.Machine.Nft, r.Machine.Seed = f.Machine.Nft, f.Machine.Seed
 		r.Machine.Seconds = math.Round((r.Machine.Seconds+f.Machine.Seconds)*10) / 10
+		r.Machine.Again += f.Machine.Again
 		r.Machine.Disturbed += f.Machine.Disturbed
 	}
 	return r
@@ -409,6 +410,12 @@ func (q *manySessions) print(w io.Writer, r *report.Output) error {
 		beside := ""
 		for _, side := range slices.Sorted(maps.Keys(f.Peers)) {
 			beside += fmt.Sprintf("   %s %s", side, strconv.FormatFloat(f.Peers[side].Median, 'f', digits, 64))
+		}
+		if f.Unit == "ratio" {
+			digits = 3
+		}
+		if f.Limit != nil {
+			beside += "   " + f.Limit.Fared()
 		}
 		p("%-24s %14s %s%s", f.Metric, strconv.FormatFloat(f.Demarc.Median, 'f', digits, 64), f.Unit, beside)
 	}

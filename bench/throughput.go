@@ -302,6 +302,9 @@ func (q *traffic) print(w io.Writer, r *report.Output) error {
 		if f.Unit == "µs" {
 			digits = 1
 		}
+		if f.Unit == "ratio" {
+			digits = 3
+		}
 		label := f.Metric + ", " + f.Unit
 		for _, side := range append([]string{report.Us}, slices.SortedFunc(maps.Keys(f.Peers), func(a, b string) int { return slices.Index(allPeers, a) - slices.Index(allPeers, b) })...) {
 			s, words := f.Demarc, ""
@@ -455,9 +458,9 @@ func (q *traffic) deliver(c *cobra.Command, f *flowFlags, out *report.Output, er
 func init() {
 	register(scenario{place: 10, name: "throughput", about: "frame rates by size, flows, family and direction, beside four peers", command: throughputCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--searches", "2", "--resolution", "0.1", "--step", "0.15", "--seconds", "0.7"}, seconds: 235, memoryMiB: 1000},
+		short: &stint{args: []string{"--searches", "2", "--resolution", "0.1", "--step", "0.15", "--seconds", "0.7"}, seconds: 215, memoryMiB: 1000},
 		table: bites(1500, []string{"--seconds", "0.7", "--budget", "24h"}, throughputTable()...),
-		full:  &stint{args: []string{"--search", "--budget", "24h"}, seconds: 24300, memoryMiB: 1500, parts: throughputParts()}})
+		full:  &stint{args: []string{"--floor", "--search", "--budget", "24h"}, seconds: 24300, memoryMiB: 1500, parts: throughputParts()}})
 }
 
 // throughputParts are the whole table: a size and family each, and of a million flows, which take the longest, a direction.
@@ -479,12 +482,12 @@ func throughputParts() (list []part) {
 func throughputTable() []part {
 	few := []string{"--peers", "kernel,nft-expert", "--trials", "5"}
 	return []part{
-		{[]string{"--searches", "2", "--resolution", "0.1", "--step", "0.15"}, 300}, // the cases of the short plan
+		{[]string{"--floor", "--searches", "2", "--resolution", "0.1", "--step", "0.15"}, 300}, // the cases of the short plan
 		{slices.Concat(few, []string{"--sizes", "128,512,1518"}), 230},
 		{slices.Concat(few, []string{"--sizes", "64,imix", "--direction", "in,both"}), 310},
 		{slices.Concat(few, []string{"--sizes", "64", "--family", "6", "--direction", "out,in,both"}), 230},
 		{slices.Concat(few, []string{"--sizes", "imix", "--family", "6"}), 80},
-		{[]string{"--peers", "kernel", "--trials", "4", "--flows", "1M", "--sizes", "64", "--offload", "always"}, 480}, // without offload they are a case of the short plan
+		{[]string{"--peers", "kernel,nft-expert", "--trials", "4", "--flows", "1M", "--sizes", "64", "--offload", "always"}, 480}, // without offload they are a case of the short plan
 	}
 }
 
@@ -496,7 +499,7 @@ func shortCases() []flowCase {
 func throughputCommand() *cobra.Command {
 	q := throughput{traffic: traffic{Scenario: "throughput"}}
 	var f flowFlags
-	var search bool
+	var search, floor bool
 	var offer float64
 	c := &cobra.Command{
 		Use:   "throughput",
@@ -539,6 +542,9 @@ func throughputCommand() *cobra.Command {
 			if err := q.check(&f, cmd.Flags().Changed); err != nil {
 				return err
 			}
+			if floor && !slices.Contains(q.Peers, sideTestpmd) {
+				q.Peers, q.floor = append(slices.Clone(q.Peers), sideTestpmd), true
+			}
 			q.Cases, q.Offer, q.Progress = cases, offer*1e6, cmd.ErrOrStderr()
 			out, err := q.run(cmd.Context())
 			return q.deliver(cmd, &f, out, err)
@@ -553,6 +559,7 @@ func throughputCommand() *cobra.Command {
 	s.Float64Var(&q.Resolution, "resolution", 0.02, "of the search, as a part of the rate without a pace")
 	s.Float64Var(&offer, "offer", 0, "million frames per second of the loads without a pace, the same for all; 0 = as many as CPU 0 makes")
 	s.IntVar(&q.Searches, "searches", 0, "of each side in each case; 0 = one in each turn")
+	s.BoolVar(&floor, "floor", false, "testpmd too, where Debian's dpdk-dev and librte-net-af-xdp23 are there: what DPDK takes to move frames and do nothing else")
 	s.BoolVar(&search, "search", false, "search for the highest rate with at most 0.1 % loss in each case")
 	return c
 }

@@ -153,6 +153,7 @@ type traffic struct {
 	Cases    []flowCase
 	Peers    []string
 	Named    bool     // the peers were named: none is left out to save time
+	floor    bool     // testpmd takes part where it can, named or not
 	noLinear bool     // nft-linear takes no part where it is not named
 	Offload  []string // of the gateway, in cases that have both: never, always
 	Trials   int      // turns of each side
@@ -328,7 +329,7 @@ func (q *traffic) openCase(ctx context.Context, c *flowCase) (sides []string, er
 	if slices.Contains(q.Peers, sideTestpmd) && !q.probed {
 		q.probed = true
 		if q.testpmd, err = (&testpmd{r: q.room}).probe(ctx); err != nil {
-			if q.Named {
+			if q.Named && !q.floor {
 				return nil, fmt.Errorf("testpmd: %w", err)
 			}
 			q.testpmd = ""

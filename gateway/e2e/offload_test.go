@@ -4,9 +4,10 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"regexp"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -56,21 +57,39 @@ func (r *rig) arrives() func() uint64 {
 // newest says when the newest of what the public host has received of it was sent, by clockOfProbes. What was on its way while the machine was elsewhere arrives late, and was sent before all the same.
 func (r *rig) newest() func() int64 {
 	r.t.Helper()
-	var last atomic.Int64
+	by := r.newestByPort()
+	return func() (last int64) {
+		for _, at := range by() {
+			last = max(last, at)
+		}
+		return last
+	}
+}
+
+// newestByPort is newest for each public port that it came from.
+func (r *rig) newestByPort() func() map[uint16]int64 {
+	r.t.Helper()
+	var mu sync.Mutex
+	last := map[uint16]int64{}
 	c, err := r.Capture(r.Public1.Name, netlab.HostDevice, 0, func(f []byte) bool {
 		const head = 14 + 20 + 8
 		if len(f) < head || f[12] != 8 || f[13] != 0 || f[23] != unix.IPPROTO_UDP || binary.BigEndian.Uint16(f[36:]) != 7007 {
 			return false
 		}
 		at, ok := host.ProbeSent(f[head:])
-		last.Store(max(last.Load(), at)) // there is one who writes it
+		from := binary.BigEndian.Uint16(f[34:])
+		mu.Lock()
+		last[from] = max(last[from], at)
+		mu.Unlock()
 		return ok
 	})
 	check(r.t, err)
-	return func() int64 {
+	return func() map[uint16]int64 {
 		check(r.t, c.CatchUp(time.Second))
 		time.Sleep(2 * time.Millisecond) // what was read last is being looked at
-		return last.Load()
+		mu.Lock()
+		defer mu.Unlock()
+		return maps.Clone(last)
 	}
 }
 
@@ -180,6 +199,50 @@ func TestOffloadCutIsACut(t *testing.T) {
 	}
 	r.flows(count)
 	r.wait(j)
+}
+
+// What an operator cuts is cut when it is acknowledged: what is sent after begins anew, and not one packet of it comes from the public port of the session that was cut.
+func TestOffloadOperatorsCutIsACut(t *testing.T) {
+	r := offloadRig(t, "offopcut", rigPolicy("", ""))
+	r.start()
+	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
+	count, byPort := r.arrives(), r.newestByPort()
+	var p host.Probe
+	going, end := context.WithCancel(t.Context())
+	defer end()
+	j := r.streamUntil(going, &p)
+	was := map[uint16]bool{}
+	for range 3 {
+		r.flows(count)
+		r.until(5*time.Second, "the session is handed down", func() (bool, string) {
+			var s api.Sessions
+			r.ask(&s, "sessions", "--tenant", "alpha")
+			return len(s.Sessions) == 1 && s.Sessions[0].Cruising, fmt.Sprintf("%+v", s.Sessions)
+		})
+		for port := range byPort() {
+			was[port] = true
+		}
+		if out, bad, code := r.cli("sessions", "cut", "--address", r.Alpha1.V4.String(), "--yes"); code != 0 || !strings.Contains(out, "1 session of 1 cut") {
+			t.Fatal(out, bad)
+		}
+		from := clockOfProbes(t)
+		time.Sleep(250 * time.Millisecond)
+		anew := false
+		for port, last := range byPort() {
+			if was[port] && last > from {
+				t.Errorf("a packet came from port %d that was sent %v after its session was cut", port, time.Duration(last-from))
+			}
+			anew = anew || !was[port] && last > from
+		}
+		if !anew {
+			t.Error("nothing comes from another port: this proves nothing")
+		}
+	}
+	end()
+	r.wait(j)
+	if p.Foreign > 0 || p.Duplicate > 0 || p.Received < p.Sent*9/10 {
+		t.Errorf("%+v", p)
+	}
 }
 
 // A node that is killed or stopped, or whose worker is caught in a loop that does not end, carries nothing after half a second, although its programs stay attached.

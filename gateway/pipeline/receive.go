@@ -121,7 +121,7 @@ func (sh *Shard) touchBegins(slots []Slot) (sink uint32) {
 			zone = s.Key.Zone
 			t = sh.view.Tenant(zone)
 		}
-		if t == nil || len(t.Pool) == 0 {
+		if t == nil || len(t.Pool) == 0 || t.Mapping == nat.AddressAndPortDependent {
 			continue
 		}
 		if class, ports := nat.ClassOf(s.Key.Proto); ports {

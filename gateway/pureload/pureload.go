@@ -153,11 +153,16 @@ func Open(flows, rules int) (l *Load, err error) {
 	return l, nil
 }
 
-// list is an access list of which the last rule matches.
+// list is an access list of which the last rule matches, and the others do by their addresses and not by their ports: hosts and networks of the flows, to their destination, what is around it and anywhere.
 func list(rules int) string {
 	var b strings.Builder
 	for i := range rules - 1 {
-		fmt.Fprintf(&b, "[[tenant.rule]]\ndirection = \"out\"\naction = \"deny\"\nfrom = [\"198.18.%d.%d/32\"]\nto = [\"198.51.100.%d/32\"]\nservice = [\"udp/%d\"]\n", i>>8&255, i&255, i%250, 1024+i%60000)
+		from := fmt.Sprintf("198.19.%d.%d/32", i>>6&15, i*37&255)
+		to := [...]string{"203.0.113.11/32", "203.0.113.0/24", "0.0.0.0/0", fmt.Sprintf("203.0.113.%d/32", 12+i%200)}[i&3]
+		if i%5 == 0 {
+			from = fmt.Sprintf("198.19.%d.0/24", i/5&15)
+		}
+		fmt.Fprintf(&b, "[[tenant.rule]]\ndirection = \"out\"\naction = \"deny\"\nfrom = [%q]\nto = [%q]\nservice = [\"udp/%d-%d\"]\n", from, to, 1024+i, 1024+i+i%7)
 	}
 	b.WriteString("[[tenant.rule]]\ndirection = \"out\"\naction = \"allow\"\nservice = [\"udp\"]\n")
 	return b.String()
