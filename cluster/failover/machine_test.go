@@ -286,6 +286,32 @@ func TestAuto(t *testing.T) {
 	}
 }
 
+// TestAutoByLogAlone: the two agree on things and hear no beats of each other, as behind a filter that passes no datagrams. Whoever has the group goes on, and the other one does not take it as often as its claims are agreed on.
+func TestAutoByLogAlone(t *testing.T) {
+	for seed := range uint64(20) {
+		w := quietWorld(t, seed, 2, 0, Group{Alone: Auto, Stale: true})
+		w.judge.auto = true
+		before := len(w.states)
+		w.paths[[2]string{"a", "b"}].cut, w.paths[[2]string{"b", "a"}].cut = true, true
+		w.run(w.now + 4000*ms)
+		terms := map[uint64]bool{}
+		for _, s := range w.states[before:] {
+			terms[s.Groups["g"].Epoch] = true
+		}
+		if len(terms) > 6 { // one for each ten leases, and what begins it
+			t.Errorf("seed %d: %d terms in 4 s", seed, len(terms))
+		}
+		if last := w.judge.last["g"]; w.now-last.at > 100*ms {
+			t.Errorf("seed %d: nobody serves, the last was %s %d ms ago", seed, last.node, (w.now-last.at)/ms)
+		}
+		w.paths[[2]string{"a", "b"}].cut, w.paths[[2]string{"b", "a"}].cut = false, false
+		w.run(w.now + 2000*ms)
+		if n := len(w.states); w.states[n-1].Groups["g"].Node != w.owner("g") {
+			t.Errorf("seed %d: agreed is %+v, and %s serves", seed, w.states[n-1].Groups["g"], w.owner("g"))
+		}
+	}
+}
+
 // TestAutoSaysWhere: in a split both serve, and hosts send to whoever said last where the group is. When they hear each other again that may be the one that yields, so the one that goes on says it
 // again, also where it never heard that the other one served: that one hears it first and is silent by then.
 func TestAutoSaysWhere(t *testing.T) {

@@ -245,6 +245,7 @@ type Node struct {
 	ended    bool // Leave.Now
 	deaf     bool
 	stands   bool // this node's log takes no entries
+	logged   Time // when something new was agreed on last; 0 = nothing since the start
 
 	out   []Action
 	plant plants
@@ -470,6 +471,9 @@ func (n *Node) agreed(e Agreed, now Time) {
 		g := n.group(name)
 		if o.Rev <= g.at.Rev {
 			continue
+		}
+		if !first {
+			n.logged = now
 		}
 		before, was, moving, lacks, kept := g.at, n.mine(g), g.moving, n.lacks(g, o, now), n.keptAll(g)
 		g.at = o

@@ -204,6 +204,11 @@ func (n *Node) lonely(g *group, now Time) bool {
 		if now.Sub(heard) <= n.t.Lease*6/5 {
 			return false
 		}
+		// Two cannot agree on anything unless both live. So where the log goes on and beats do not come, the other one is there, and it has the group: it is not taken from it by silence, else each would take it from the
+		// other as often as a claim is agreed on. Who dies, dies for the log too: then nothing is agreed on for long after its last beat.
+		if g.at.Node == o && n.logged > heard.Add(n.patience()) && now.Sub(n.logged) <= 10*n.t.Lease {
+			return false
+		}
 	}
 	return true
 }
