@@ -322,6 +322,13 @@ func (d *Driver) Stands(on bool) {
 	d.post(false, func(now failover.Time) { d.step(now, failover.Stands{On: on}) })
 }
 
+// Contact tells that the log's own messages with a member came through at that time. It is of Go's own clock.
+func (d *Driver) Contact(name string, at time.Time) {
+	d.post(false, func(now failover.Time) {
+		d.step(now, failover.Contact{Peer: name, At: now.Add(-time.Since(at))})
+	})
+}
+
 // Condition tells that something counts against this node, or does not any more.
 func (d *Driver) Condition(c failover.Condition) {
 	d.post(false, func(now failover.Time) { d.step(now, c) })

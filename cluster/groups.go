@@ -51,10 +51,7 @@ func (n *Node) tellVoters() {
 		n.log.Error("who votes cannot be read from the log: promises for groups go by whom it named before", "err", err)
 		return
 	}
-	s := n.st.State()
-	if n.before != nil && n.before.Index > s.Index { // the log is being applied again, or nobody can say how much of it is agreed on
-		s = n.before
-	}
+	s := n.newer()
 	v := failover.Voters{Version: version}
 	for _, id := range ids {
 		name := id // it is told again when the log has its name
@@ -69,6 +66,22 @@ func (n *Node) tellVoters() {
 	}
 	n.toldVoters = v
 	d.post(false, func(now failover.Time) { d.step(now, v) })
+}
+
+// newer is what is agreed on, as far as this node has ever carried it out: the log is applied again behind a start, and without a leader nobody can say how much of it is agreed on. The caller holds groupsMu.
+func (n *Node) newer() *command.State {
+	s := n.st.State()
+	if n.before != nil && n.before.Index > s.Index {
+		return n.before
+	}
+	return s
+}
+
+// knows is that.
+func (n *Node) knows() *command.State {
+	n.groupsMu.Lock()
+	defer n.groupsMu.Unlock()
+	return n.newer()
 }
 
 // tellGroups tells the driver what is agreed on about groups, as of s.

@@ -55,7 +55,7 @@ func (n *Node) status() *Status {
 type Election struct {
 	Term  uint64 // it goes up with each election, also one that comes to nothing
 	Led   uint64 // times that it has come to lead
-	Stood uint64 // times that it stood for election since the leader was silent beside Raft, or had ended
+	Stood uint64 // times that it stood for election since the leader was silent beside Raft, or had ended, or nobody led
 }
 
 // Election says so.

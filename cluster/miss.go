@@ -22,6 +22,7 @@ type silence struct {
 	stood  time.Time // when this node last stood for election by this
 	tried  time.Time // when it last asked
 	proof  time.Time // since when it is known that the leader's process has ended; zero = it is not
+	none   time.Time // since when it follows nobody, and hears a majority; zero = it is not so
 }
 
 const (
@@ -93,6 +94,24 @@ func (s *silence) succeed(now time.Time, rank int) bool {
 	return true
 }
 
+// vacant says whether to ask now for the lead that nobody has: this node follows no leader, and hears a majority beside Raft, both without a break in its readings, and Raft has heard neither a leader nor given a vote since contact. A
+// leader that lives reaches who has just started within half a heartbeat, or the others refuse.
+func (s *silence) vacant(now time.Time, majority bool, contact time.Time, rank int) bool {
+	if !majority || s.none.IsZero() || now.Sub(s.read) > missGap {
+		s.none = time.Time{}
+		if majority {
+			s.none = now
+		}
+		return false
+	}
+	step := s.patience() / 2
+	if now.Sub(later(s.none, contact)) < s.patience()+time.Duration(rank)*step || now.Sub(s.tried) < step || !s.stood.IsZero() && now.Sub(s.stood) < missRest+s.heartbeat || s.patience() >= s.heartbeat {
+		return false
+	}
+	s.tried = now
+	return true
+}
+
 // died is told that the process of a member has ended. It must not block: it has this node vote as if that one did not lead.
 func (n *Node) died(name string) {
 	id, _ := n.st.Leader()
@@ -124,6 +143,7 @@ func (n *Node) missLeader(ctx context.Context) {
 	defer t.Stop()
 	defer n.st.Doubt("", 0)
 	var again <-chan time.Time
+	told := map[string]time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -133,6 +153,7 @@ func (n *Node) missLeader(ctx context.Context) {
 		case <-again: // another one may not have heard of the death yet
 		}
 		again = nil
+		n.tellContacts(told)
 		id, _ := n.st.Leader()
 		if n.st.Leads() || !n.current.Load() || n.Stopped() != "" {
 			id = ""
@@ -148,12 +169,20 @@ func (n *Node) missLeader(ctx context.Context) {
 				rank = n.rank(st, id)
 			}
 		}
-		doubt, stand := s.judge(time.Now(), id, ended, heard, n.st.Heard(), rank)
-		if !doubt {
-			n.st.Doubt("", 0)
-			continue
+		now := time.Now()
+		vacant := false
+		if n.st.Follows("") && n.Stopped() == "" && n.hearsMajority() {
+			vacant = s.vacant(now, true, n.st.Heard(), n.rankOf(n.knows(), n.hears))
+		} else {
+			s.vacant(now, false, time.Time{}, 0)
 		}
-		if n.st.Doubt(id, s.doubtful()); !stand {
+		doubt, stand := s.judge(now, id, ended, heard, n.st.Heard(), rank)
+		if doubt {
+			n.st.Doubt(id, s.doubtful())
+		} else {
+			n.st.Doubt("", 0)
+		}
+		if !stand && !vacant {
 			continue
 		}
 		within, cancel := context.WithTimeout(ctx, s.patience()/2)
@@ -162,15 +191,66 @@ func (n *Node) missLeader(ctx context.Context) {
 		if s.read = time.Now(); err == nil { // this was no gap
 			s.stood = s.read
 			n.stood.Add(1)
-			n.log.Info("the leader is silent: this node stands for election", "leader", id, "ended", ended)
+			if vacant {
+				n.log.Info("nobody leads, and a majority is heard: this node stands for election")
+			} else {
+				n.log.Info("the leader is silent: this node stands for election", "leader", id, "ended", ended)
+			}
 		} else if ended {
 			again = time.After(deadAgain)
 		}
 	}
 }
 
-// rank is how many others are to stand before this node: a witness first, then who owns nothing. So that not all stand at once, and votes are not split.
+// tellContacts tells of members that Raft reaches although their beats do not come, each time once: see failover.Contact. Of the others it would say nothing new.
+func (n *Node) tellContacts(told map[string]time.Time) {
+	st := n.knows()
+	if len(st.Groups.Groups) == 0 {
+		return
+	}
+	for _, m := range st.Members {
+		if m.ID == n.id {
+			continue
+		}
+		if heard, met := n.cfg.Groups.Heard(m.Name), n.st.Contact(m.ID); met.Sub(heard) > missBeats && met.After(told[m.Name]) {
+			told[m.Name] = met
+			n.cfg.Groups.Contact(m.Name, met)
+		}
+	}
+}
+
+// hears reports whether a member is this node, or was heard beside Raft not long ago.
+func (n *Node) hears(m command.Member) bool {
+	return m.ID == n.id || time.Since(n.cfg.Groups.Heard(m.Name)) < missBeats+n.cfg.RoundTrip()
+}
+
+// hearsMajority reports whether this node has a vote, and has heard enough other voters beside Raft not long ago for more than half of all.
+func (n *Node) hearsMajority() bool {
+	voters, err := n.st.Voters()
+	if err != nil {
+		return false
+	}
+	st, all, here, votes := n.knows(), 0, 0, false
+	for _, v := range voters {
+		if !v.Votes {
+			continue
+		}
+		all++
+		votes = votes || v.ID == n.id
+		if m, ok := st.Member(v.ID); ok && n.hears(m) {
+			here++
+		}
+	}
+	return votes && here > all/2
+}
+
+// rank is how many others are to stand before this node for the place of that leader.
 func (n *Node) rank(s *command.State, leader string) (before int) {
+	return n.rankOf(s, func(m command.Member) bool { return m.ID != leader })
+}
+
+// rankOf is how many of these voters are to stand before this node: a witness first, then who owns nothing. So that not all stand at once, and votes are not split.
+func (n *Node) rankOf(s *command.State, of func(command.Member) bool) (before int) {
 	weight := func(m command.Member) int {
 		switch {
 		case m.Role == command.RoleWitness:
@@ -186,7 +266,7 @@ func (n *Node) rank(s *command.State, leader string) (before int) {
 	}
 	var all []command.Member
 	for _, v := range voters {
-		if m, ok := s.Member(v.ID); ok && v.Votes && m.ID != leader {
+		if m, ok := s.Member(v.ID); ok && v.Votes && of(m) {
 			all = append(all, m)
 		}
 	}

@@ -218,6 +218,91 @@ func TestSilentLeader(t *testing.T) {
 	}
 }
 
+// TestVacant: a lead that nobody has is asked for once a majority has been heard for as long as a silent leader is waited for, those in front first, and not by who has no majority, has just slept, or stood not long ago.
+func TestVacant(t *testing.T) {
+	const msec = time.Millisecond
+	const never = -time.Hour
+	for name, c := range map[string]struct {
+		rank     int
+		trip     time.Duration
+		majority time.Duration // since when it is heard
+		gap      time.Duration // this node reads nothing from 0 to then
+		stood    time.Duration // when it stood last
+		contact  time.Duration // when it last gave a vote, or a leader came by; none did before
+		want     time.Duration
+	}{
+		"a majority all the time": {stood: never, want: 100 * msec},
+		"others stand before":     {rank: 2, stood: never, want: 200 * msec},
+		"none for a while":        {majority: 300 * msec, stood: never, want: 400 * msec},
+		"this node slept":         {gap: 300 * msec, stood: never, want: 400 * msec},
+		"it has stood":            {stood: -time.Second, want: 1500 * msec},
+		"it has given its vote":   {stood: never, contact: 90 * msec, want: 190 * msec},
+		"no majority":             {majority: time.Hour, stood: never, want: never},
+		"far away":                {trip: 600 * msec, stood: never, want: 1780 * msec},
+	} {
+		s, zero := silence{heartbeat: 500*msec + 4*c.trip, trip: c.trip}, time.Now()
+		if c.stood != never {
+			s.stood = zero.Add(c.stood)
+		}
+		got, asked := never, 0
+		for now := time.Duration(0); now < 3*time.Second; now += missEvery {
+			if now > 0 && now < c.gap {
+				continue
+			}
+			var contact time.Time
+			if c.contact > 0 && now >= c.contact {
+				contact = zero.Add(c.contact)
+			}
+			if s.vacant(zero.Add(now), now >= c.majority, contact, c.rank) {
+				if asked++; got == never {
+					got = now
+				}
+			}
+			s.read = zero.Add(now)
+		}
+		if got != c.want && (c.want == never || (got-c.want).Abs() > 15*msec) {
+			t.Errorf("%s: asked first at %s, want %s", name, got, c.want)
+		}
+		if asked > int(3*time.Second/(50*msec)) {
+			t.Errorf("%s: asked %d times", name, asked)
+		}
+	}
+}
+
+// TestVacantLead: a gateway that starts again while the other one is away finds nobody who leads, for its witness has lost the lead meanwhile. Somebody stands as soon as a majority is heard, and not by Raft's own timers.
+func TestVacantLead(t *testing.T) {
+	w := newDrivenAt(t, 0, []string{"gw-a", "gw-b", "wit"}, false, east())
+	a, b, wit := w.boxes[0], w.boxes[1], w.boxes[2]
+	b.end()
+	both := func() []*member { return []*member{a.m, wit.m} }
+	const rounds, most = 4, 400 * time.Millisecond // Raft alone waits for half a second at least where it has just begun
+	var by, alone []time.Duration
+	for i := 0; i < rounds || (len(by) == 0 || slices.Min(by) > most) && i < 4*rounds; i++ {
+		eventually(t, "one leads, and both have all", func() bool {
+			l := leader(both())
+			return l >= 0 && a.m.st.Progress().Applied == wit.m.st.Progress().Applied && a.m.current.Load()
+		})
+		a.end()
+		eventually(t, "nobody leads", func() bool { return !wit.m.st.Leads() })
+		if i%2 == 1 {
+			time.Sleep(1200 * time.Millisecond) // Raft has the witness look for votes all the time by then: only who starts can stand
+		}
+		before, began := wit.m.stood.Load(), time.Now()
+		a.start(east())
+		eventually(t, "somebody leads", func() bool { return leader(both()) >= 0 })
+		took := time.Since(began)
+		if a.m.stood.Load()+wit.m.stood.Load() > before { // a's counts from its start
+			by = append(by, took)
+		} else {
+			alone = append(alone, took) // Raft's own timer was due
+		}
+	}
+	t.Logf("since a majority was heard: %s; by Raft's own timers: %s", by, alone)
+	if len(by) == 0 || slices.Min(by) > most {
+		t.Errorf("at least %s until somebody leads, in those that somebody stood in: want at most %s once", by, most)
+	}
+}
+
 func stood(ms []*member) (n uint64) {
 	for _, m := range ms {
 		n += m.stood.Load()

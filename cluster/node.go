@@ -125,7 +125,7 @@ type Node struct {
 	before     *command.State  // groupsMu: what was carried out before the start; nil = it is not known yet
 	toldAt     uint64          // groupsMu: the entry that toldGroups is of; 0 = nothing was told yet
 
-	stood atomic.Uint64 // how often this node stood for election because the leader was silent beside Raft
+	stood atomic.Uint64 // how often this node stood for election because the leader was silent beside Raft, or nobody led
 
 	came atomic.Uint64 // how often it has come to lead, as tend saw it
 

@@ -286,10 +286,15 @@ func TestAuto(t *testing.T) {
 	}
 }
 
-// TestAutoByLogAlone: the two agree on things and hear no beats of each other, as behind a filter that passes no datagrams. Whoever has the group goes on, and the other one does not take it as often as its claims are agreed on.
+// TestAutoByLogAlone: the two agree on things and hear no beats of each other, as behind a filter that passes no datagrams. Whoever has the group goes on, and the other one does not take it, or once, where no message of the log
+// came in time; and not as often as its claims are agreed on where it is not told of those messages.
 func TestAutoByLogAlone(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(40) {
 		w := quietWorld(t, seed, 2, 0, Group{Alone: Auto, Stale: true})
+		most := 2 // the one before, and one alone, which is agreed on under its number
+		if w.wordless = seed%2 == 1; w.wordless {
+			most = 6 // one for each ten leases, and what begins it
+		}
 		w.judge.auto = true
 		before := len(w.states)
 		w.paths[[2]string{"a", "b"}].cut, w.paths[[2]string{"b", "a"}].cut = true, true
@@ -298,7 +303,7 @@ func TestAutoByLogAlone(t *testing.T) {
 		for _, s := range w.states[before:] {
 			terms[s.Groups["g"].Epoch] = true
 		}
-		if len(terms) > 6 { // one for each ten leases, and what begins it
+		if len(terms) > most {
 			t.Errorf("seed %d: %d terms in 4 s", seed, len(terms))
 		}
 		if last := w.judge.last["g"]; w.now-last.at > 100*ms {
@@ -309,6 +314,28 @@ func TestAutoByLogAlone(t *testing.T) {
 		if n := len(w.states); w.states[n-1].Groups["g"].Node != w.owner("g") {
 			t.Errorf("seed %d: agreed is %+v, and %s serves", seed, w.states[n-1].Groups["g"], w.owner("g"))
 		}
+	}
+}
+
+// TestAutoDeafOwner: an owner that can neither say nor hear anything serves nobody, and its log answers all the same. The other one takes over: at once where no message of the log came in time, else after half a minute.
+func TestAutoDeafOwner(t *testing.T) {
+	late := 0
+	for seed := range uint64(8) {
+		w := quietWorld(t, seed, 2, 0, Group{Alone: Auto, Stale: true})
+		w.judge.auto = true
+		a := w.box(w.owner("g"))
+		a.step(Deaf{On: true})
+		w.run(w.now + 10_000*ms)
+		if last := w.judge.last["g"]; last.node == a.name {
+			late++
+			w.run(w.now + 25_000*ms)
+		}
+		if last := w.judge.last["g"]; last.node == a.name || w.now-last.at > 100*ms {
+			t.Errorf("seed %d: %s served last, %d ms ago, and %s is deaf", seed, last.node, (w.now-last.at)/ms, a.name)
+		}
+	}
+	if late == 0 {
+		t.Error("the other one took over at once each time: this tries nothing")
 	}
 }
 

@@ -105,6 +105,11 @@ type (
 		Group string
 		Turn  uint64
 	}
+	// Contact: a message of the log's own came through between this node and a member at that time, so that one lived then. It may be told late.
+	Contact struct {
+		Peer string
+		At   Time
+	}
 	// Stands: the log of this node takes no entries, or takes them again.
 	Stands struct{ On bool }
 	// Deaf: this node cannot say or hear anything, so it takes no part; or it can again, and is as one that has just started.
@@ -128,6 +133,7 @@ func (Marked) event()    {}
 func (Kept) event()      {}
 func (Stopped) event()   {}
 func (Flushed) event()   {}
+func (Contact) event()   {}
 func (Stands) event()    {}
 func (Deaf) event()      {}
 func (Move) event()      {}
@@ -253,6 +259,7 @@ type Node struct {
 
 type peer struct {
 	heard Time
+	met   Time          // when the log's own messages last came through; see Contact
 	trip  time.Duration // how long it took to answer last
 	path  time.Duration // round trip to it, as who carries messages measures it all the time; 0 = not known
 	life  uint64
@@ -319,6 +326,9 @@ func (n *Node) Step(now Time, e Event) []Action {
 			n.gap(now, n.t.Lease)
 		}
 		n.deaf = e.On
+	case Contact:
+		p := n.peer(e.Peer)
+		p.met = max(p.met, min(e.At, now))
 	case Stands:
 		n.stands = e.On
 	case Move:
@@ -344,6 +354,9 @@ func (n *Node) gap(now Time, long time.Duration) {
 	n.awake, n.floor = now, n.seq+1
 	short := long < n.t.Lease/2
 	for _, p := range n.peers {
+		if p.heard == 0 { // it was met by the log alone
+			continue
+		}
 		if p.heard = p.heard.Add(long); !short || p.heard > now {
 			p.heard = now // silence counts from here
 		}
@@ -449,6 +462,15 @@ func (n *Node) group(name string) *group {
 		n.names = slices.Sorted(maps.Keys(n.groups))
 	}
 	return g
+}
+
+func (n *Node) peer(name string) *peer {
+	p := n.peers[name]
+	if p == nil {
+		p = &peer{}
+		n.peers[name] = p
+	}
+	return p
 }
 
 func (n *Node) policy(list Groups) {
@@ -588,11 +610,7 @@ func (n *Node) received(from string, m Message, now Time) {
 	if from == n.name || n.deaf {
 		return
 	}
-	p := n.peers[from]
-	if p == nil {
-		p = &peer{}
-		n.peers[from] = p
-	}
+	p := n.peer(from)
 	if now.Sub(p.heard) > n.patience() { // a new one was heard of never
 		n.doubt()
 	}

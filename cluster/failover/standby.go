@@ -197,16 +197,17 @@ func (n *Node) lonely(g *group, now Time) bool {
 		return false
 	}
 	for _, o := range n.others {
-		heard := n.awake
+		heard, proof := n.awake, n.logged
 		if p := n.peers[o]; p != nil {
-			heard = max(heard, p.heard)
+			heard, proof = max(heard, p.heard), max(proof, p.met)
 		}
 		if now.Sub(heard) <= n.t.Lease*6/5 {
 			return false
 		}
-		// Two cannot agree on anything unless both live. So where the log goes on and beats do not come, the other one is there, and it has the group: it is not taken from it by silence, else each would take it from the
-		// other as often as a claim is agreed on. Who dies, dies for the log too: then nothing is agreed on for long after its last beat.
-		if g.at.Node == o && n.logged > heard.Add(n.patience()) && now.Sub(n.logged) <= 10*n.t.Lease {
+		// Two cannot agree on anything unless both live. So where the log goes on, or its own messages come through, and beats do not, the other one is there, and it has the group: it is not taken from it by silence, else
+		// each would take it from the other as often as a claim is agreed on. Who dies, dies for the log too: then nothing of it comes for long after its last beat. For so long and no longer: a node that cannot say anything
+		// (Deaf), or whose driver hangs, lives for the log and serves nobody.
+		if g.at.Node == o && proof > heard.Add(n.patience()) && now.Sub(proof) <= 10*n.t.Lease && now.Sub(heard) <= 250*n.t.Lease {
 			return false
 		}
 	}

@@ -38,6 +38,9 @@ type world struct {
 
 	stillDrains bool // it goes on with what comes for a group that it has said it has stopped for
 
+	wordless bool       // nobody is told of others' messages of the log: where no group is `auto` nothing goes by them
+	words    *rand.Rand // when they come: of its own, so that schedules are what they were without them
+
 	judge judge
 	trace func(format string, args ...any)
 	said  map[Say]int
@@ -152,7 +155,7 @@ func (q *events) pop() event {
 }
 
 func newWorld(seed uint64, gateways, witnesses int, groups []Group, times Times) *world {
-	w := &world{dice: rand.New(rand.NewPCG(seed, 7)), paths: map[[2]string]*path{}, raft: map[[2]string]bool{}, sync: map[[2]string]bool{},
+	w := &world{dice: rand.New(rand.NewPCG(seed, 7)), words: rand.New(rand.NewPCG(seed, 11)), paths: map[[2]string]*path{}, raft: map[[2]string]bool{}, sync: map[[2]string]bool{},
 		slow: 2 * ms, states: []State{{}}, said: map[Say]int{}, groups: groups, times: times, trace: func(string, ...any) {}}
 	for i := range gateways + witnesses {
 		name := string(rune('a' + i))
@@ -178,7 +181,9 @@ func newWorld(seed uint64, gateways, witnesses int, groups []Group, times Times)
 		b.offset = w.dice.Int64N(1e15)
 		b.start()
 	}
+	w.wordless = !slices.ContainsFunc(groups, func(g Group) bool { return g.Alone == Auto })
 	w.agree()
+	w.meet()
 	return w
 }
 
@@ -475,6 +480,22 @@ func (w *world) propose(b *box, e Entry) {
 		}
 	}
 	w.at(w.now+d, try)
+}
+
+// meet tells nodes of each other's messages of the log, as often as who leads sends them, some late.
+func (w *world) meet() {
+	for i, a := range w.boxes {
+		for _, b := range w.boxes[:i] {
+			if w.wordless || !a.up || !b.up || a.paused || b.paused || w.raft[[2]string{a.name, b.name}] || w.raft[[2]string{b.name, a.name}] {
+				continue
+			}
+			for _, o := range [][2]*box{{a, b}, {b, a}} {
+				at := o[0].clock()
+				o[0].after(w.words.Int64N(10*ms), false, func() { o[0].step(Contact{o[1].name, at}) })
+			}
+		}
+	}
+	w.at(w.now+50*ms+w.words.Int64N(50*ms), w.meet)
 }
 
 // agree brings what is agreed on to all that can hear of it.

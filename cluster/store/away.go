@@ -15,7 +15,8 @@ import (
 // standby, for up to ten seconds more. Here what carries the log waits until a heartbeat is answered, which to Raft is one try.
 type away struct {
 	mu   sync.Mutex
-	gone map[raft.ServerID]missed // mu
+	gone map[raft.ServerID]missed    // mu
+	here map[raft.ServerID]time.Time // mu: when it was last asked something that it has answered
 }
 
 // missed is a member that did not answer in a term of this node's. Of another term it says nothing: the first entry of a leader must not wait for its first heartbeat, which comes up to a
@@ -41,6 +42,25 @@ func (a *away) answered(id raft.ServerID, term uint64, ok bool) {
 		}
 		a.gone[id] = missed{term, make(chan struct{})}
 	}
+}
+
+// lived notes that a member has answered what it was asked then: it lived not before that.
+func (a *away) lived(id raft.ServerID, at time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.here == nil {
+		a.here = map[raft.ServerID]time.Time{}
+	}
+	if at.After(a.here[id]) {
+		a.here[id] = at
+	}
+}
+
+// last is when a member was last asked something as a follower that it has answered; the zero time = never.
+func (a *away) last(id raft.ServerID) time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.here[id]
 }
 
 // awayPace is how often one who waits looks whether there is still something to wait for: Raft tells him nothing meanwhile.

@@ -34,6 +34,17 @@ func (s *Store) Current() error {
 // Heard is when the leader was last heard of; the zero time on the leader itself, or when there never was one.
 func (s *Store) Heard() time.Time { return s.raft.LastContact() }
 
+// Contact is when Raft's own messages last showed that a member lives: one from it while it leads, or what it has answered where this node does, by when it was asked. The zero time = never.
+func (s *Store) Contact(id string) time.Time {
+	at := s.screen.away.last(raft.ServerID(id))
+	if leader, _ := s.Leader(); leader == id && !s.Leads() {
+		if heard := s.Heard(); heard.After(at) {
+			at = heard
+		}
+	}
+	return at
+}
+
 // Move changes the address of a member, whose vote stays what it is. Leader only.
 func (s *Store) Move(v Voter, address string, timeout time.Duration) error {
 	if v.Votes {

@@ -273,9 +273,13 @@ func (c *screen) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *raft.
 			return err
 		}
 	}
+	asked := time.Now()
 	err := c.Transport.AppendEntries(id, to, q, a)
 	if err == nil {
 		err = answers(id, to, a.RPCHeader)
+	}
+	if err == nil {
+		c.away.lived(id, asked)
 	}
 	if beat {
 		c.away.answered(id, q.Term, err == nil)
@@ -319,7 +323,7 @@ func (c *screen) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddress) 
 		return nil, err
 	}
 	p := &pipeline{AppendPipeline: in, out: make(chan raft.AppendFuture), end: make(chan struct{})}
-	go p.pass(id, to)
+	go p.pass(id, to, &c.away)
 	return p, nil
 }
 
@@ -340,13 +344,15 @@ type pipeline struct {
 	once sync.Once
 }
 
-func (p *pipeline) pass(id raft.ServerID, to raft.ServerAddress) {
+func (p *pipeline) pass(id raft.ServerID, to raft.ServerAddress, met *away) {
 	in := p.AppendPipeline.Consumer()
 	for {
 		select {
 		case f := <-in:
 			if answers(id, to, f.Response().RPCHeader) != nil {
 				f = stranger{f}
+			} else {
+				met.lived(id, f.Start())
 			}
 			select {
 			case p.out <- f:

@@ -29,16 +29,23 @@ func (s *Store) doubts(leader raft.ServerID) bool {
 	return d != nil && leader != "" && d.leader == string(leader) && s.raft.State() == raft.Follower && time.Since(s.raft.LastContact()) >= d.after
 }
 
+// Follows reports whether this node is a follower of the leader of that id; "" = of nobody, and stands for election itself neither.
+func (s *Store) Follows(leader string) bool {
+	_, id := s.raft.LeaderWithID()
+	return s.raft.State() == raft.Follower && string(id) == leader
+}
+
 // errHeard ends Stand without anything having happened.
 var errHeard = errors.New("the leader is heard")
 
-// Stand has this node stand for election now, and not when Raft's heartbeat is due, if its leader is in doubt and a majority would vote for it: that is asked first, by
+// Stand has this node stand for election now, and not when Raft's heartbeat is due, if its leader is in doubt, or it follows nobody, and a majority would vote for it: that is asked first, by
 // Raft's own pre-vote, which changes nothing anywhere, and those who hear the leader refuse. So a leader that a majority hears stays, whatever this node hears.
 func (s *Store) Stand(ctx context.Context) error {
 	voters := s.members().Servers
 	term := s.raft.CurrentTerm()
 	_, leader := s.raft.LeaderWithID()
-	if !s.doubts(leader) {
+	misses := func() bool { return s.doubts(leader) || leader == "" && s.Follows("") }
+	if !misses() {
 		return errHeard
 	}
 	head := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(s.cfg.ID), Addr: s.screen.EncodePeer(raft.ServerID(s.cfg.ID), s.screen.LocalAddr())}
@@ -78,7 +85,7 @@ func (s *Store) Stand(ctx context.Context) error {
 	switch {
 	case yes <= all/2:
 		return errors.New("no majority misses the leader, or has no more in its log than this node")
-	case s.raft.CurrentTerm() != term || !s.doubts(leader):
+	case s.raft.CurrentTerm() != term || !misses():
 		return errHeard
 	}
 	// What a leader says that hands over the lead. Those who are asked vote, as in any election, for whose log is no older than theirs.
