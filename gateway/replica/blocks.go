@@ -102,6 +102,12 @@ type Pool struct {
 	steps  int
 }
 
+// share of the blocks that nobody has may be kept open ahead. All that is open rests behind a takeover, so each takes as much of what the one before has left, and several in short turn leave some.
+const share = 8
+
+// want is how many of so many that nobody has are to be kept open.
+func (p *Pool) want(spare int) int { return min(p.Ahead, max(spare/share, p.Least)) }
+
 // Ahead may become larger after so many steps, and smaller after so many without a need for more.
 const (
 	soon    = 50
@@ -180,7 +186,7 @@ func (b *Blocks) Step(p *Pool, guard bool, rnd uint64) {
 		b.begin(p, rnd)
 	}
 	p.guard, p.still = guard, true
-	left := 0
+	left, spare := 0, 0
 	for w := p.From; w < p.To; w++ {
 		free, used := p.Look(w)
 		free, used = free&p.Mask(w), used&p.Mask(w)
@@ -202,12 +208,13 @@ func (b *Blocks) Step(p *Pool, guard bool, rnd uint64) {
 			b.untell(p, w, b.open[w]&free)
 		}
 		left += bits.OnesCount64(b.open[w] & free)
+		spare += bits.OnesCount64(free &^ b.rests[w])
 		b.close(p, w)
 	}
 	if guard {
-		b.adapt(p, left)
-		b.fewer(p, left)
-		b.more(p, rnd)
+		p.adapt(left, p.want(spare))
+		b.fewer(p, left, p.want(spare))
+		b.more(p, p.want(spare), rnd)
 	}
 	for w := p.From; w < p.To; w++ {
 		p.still = p.still && b.told[w]&^b.open[w]&p.Mask(w) == 0 // nothing is asked for, nothing rests
@@ -232,8 +239,12 @@ func (p *Pool) moved() (moved bool) {
 func (b *Blocks) begin(p *Pool, rnd uint64) {
 	p.Ahead = max(p.Ahead, p.Least)
 	p.least, p.steps = p.Ahead, 0
-	n := p.To - p.From
-	for i, left := uint32(0), p.Ahead; i < n; i++ {
+	n, spare := p.To-p.From, 0
+	for w := p.From; w < p.To; w++ {
+		free, _ := p.Look(w)
+		spare += bits.OnesCount64(free & p.Mask(w) &^ b.rests[w])
+	}
+	for i, left := uint32(0), p.want(spare); i < n; i++ {
 		w := p.From + (uint32(rnd%uint64(n))+i)%n
 		free, _ := p.Look(w)
 		for m := free & p.Mask(w) &^ b.told[w]; m != 0 && left > 0; left-- {
@@ -260,27 +271,27 @@ func pick(m, rnd uint64) uint64 {
 	return bits.RotateLeft64(1<<bits.TrailingZeros64(bits.RotateLeft64(m, -turn)), turn)
 }
 
-// adapt makes Ahead larger as soon as half of it was used up before more could be opened, and smaller slowly.
-func (b *Blocks) adapt(p *Pool, left int) {
+// adapt makes Ahead larger as soon as half of what is wanted was used up before more could be opened, and smaller slowly.
+func (p *Pool) adapt(left, want int) {
 	p.least = min(p.least, left)
 	switch p.steps++; {
-	case left < p.Ahead/2 && p.steps > soon, left < p.Ahead/8 && p.steps > soon/8: // what was asked for last had time to be acknowledged
+	case left < want/2 && p.steps > soon, left < want/8 && p.steps > soon/8: // what was asked for last had time to be acknowledged
 		p.Ahead = min(2*p.Ahead, p.Most)
 		p.least, p.steps = p.Ahead, 0
 	case p.steps > tooMany:
-		if p.least > p.Ahead*3/4 {
-			p.Ahead = max(p.Ahead*3/4, p.Least)
+		if p.least > want*3/4 {
+			p.Ahead = max(min(p.Ahead, want)*3/4, p.Least)
 		}
 		p.least, p.steps = p.Ahead, 0
 	}
 }
 
 // fewer shuts blocks of which there are too many: first out of use, then the word.
-func (b *Blocks) fewer(p *Pool, left int) {
-	for w := p.From; w < p.To && left > 2*p.Ahead; w++ {
+func (b *Blocks) fewer(p *Pool, left, want int) {
+	for w := p.From; w < p.To && left > 2*want; w++ {
 		free, _ := p.Look(w)
 		m := free & b.open[w] & p.Mask(w)
-		for ; m != 0 && left > 2*p.Ahead; left-- {
+		for ; m != 0 && left > 2*want; left-- {
 			bit := m & -m
 			m &^= bit
 			b.open[w] &^= bit
@@ -296,18 +307,18 @@ func (b *Blocks) fewer(p *Pool, left int) {
 }
 
 // more asks for blocks where few are left: some of each word, since ports shall be hard to guess, and what there is where that is not enough.
-func (b *Blocks) more(p *Pool, rnd uint64) {
+func (b *Blocks) more(p *Pool, want int, rnd uint64) {
 	have, n := 0, p.To-p.From
 	for w := p.From; w < p.To; w++ {
 		free, _ := p.Look(w)
 		have += bits.OnesCount64(free & b.told[w] &^ b.rests[w] & p.Mask(w))
 	}
-	for _, each := range [2]int{p.Ahead/int(n) + 1, 64} {
-		for i := uint32(0); i < n && have < p.Ahead; i++ {
+	for _, each := range [2]int{want/int(n) + 1, 64} {
+		for i := uint32(0); i < n && have < want; i++ {
 			w := p.From + (uint32(rnd%uint64(n))+i)%n
 			free, _ := p.Look(w)
 			m := free &^ b.told[w] & p.Mask(w)
-			for got := 0; m != 0 && have < p.Ahead && got < each; got++ {
+			for got := 0; m != 0 && have < want && got < each; got++ {
 				bit := pick(m, rnd>>8+uint64(have)*0x9e37)
 				b.tell(p, w, bit)
 				m &^= bit

@@ -2,7 +2,9 @@ package replica
 
 import (
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
@@ -356,5 +358,34 @@ func TestFaultsOfBlocksAreFound(t *testing.T) {
 		if t.Logf("%s: found by %d of 6", name, found); found == 0 {
 			t.Errorf("%s: 6 schedules, and nothing was found", name)
 		}
+	}
+}
+
+// Takeovers in short turn, each of which has all that was open before rest, leave blocks to give: each takes a part of what there is.
+func TestTakeoversInShortTurnLeaveBlocks(t *testing.T) {
+	const words, takeovers = 16, 8
+	b := NewBlocks()
+	b.Grow(words)
+	p := &Pool{To: words, First: 1<<64 - 1, Ahead: 256, Least: 32, Most: 256, Look: func(uint32) (free, used uint64) { return 1<<64 - 1, 0 }, Over: func(uint32) uint64 { return 0 },
+		Close: func(uint32, uint64) {}, Known: func(uint32) bool { return true }, Mark: func(uint32) {}, Gone: func(uint32) {}}
+	count := func(list []uint64) (n int) {
+		for _, w := range list {
+			n += bits.OnesCount64(w)
+		}
+		return n
+	}
+	for i := range takeovers {
+		for step := range uint64(100) {
+			b.Step(p, true, step*0x9e3779b97f4a7c15)
+		}
+		open, left := count(b.open), 64*words-count(b.rests)
+		if b.Dry(p) || open < 32 || open > max(left/share, 32) {
+			t.Errorf("behind %d takeovers %d blocks of %d are open, %d rest", i, open, left, 64*words-left)
+		}
+		was := slices.Clone(b.told)
+		b.Takeover(p, func(w uint32) uint64 { return was[w] })
+	}
+	if rest := count(b.rests); rest > 64*words*3/4 {
+		t.Errorf("behind %d takeovers %d of %d blocks rest", takeovers, rest, 64*words)
 	}
 }
