@@ -363,6 +363,7 @@ func (g *Gateway) upkeep(ctx context.Context) error {
 		}
 		g.tendBlocks(ctx)
 		g.useNeighbors()
+		g.endRests()
 		_ = g.clock.Resync() // it worked at start; a suspend is the only thing it could find
 		for i, sh := range g.shards {
 			sh.Events(func(e pipeline.Event) { g.logEvent(i, e) })

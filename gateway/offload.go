@@ -40,6 +40,8 @@ type offload struct {
 	mu   sync.Mutex
 	held int // how many want all packets to go up
 
+	unsettled bool // endRests: the last time it could not, which the log has said
+
 	reading sync.Mutex
 	volumes [][meter.NumDirs]lastVolume // by tenant
 	said    bool                        // that they cannot be read
@@ -56,8 +58,20 @@ type portOffload struct {
 	lost bool   // it was to be on, and the device takes no redirected frames for now
 }
 
+// offloadAsk is what the kernel is asked of a device that is to carry.
+type offloadAsk struct {
+	features func(ifindex int) (hostnet.XDPFeatures, error)
+	queues   func(device string) (queues, cpus int, err error) // to send by, of a device; CPUs that there may be
+}
+
+var askKernel = offloadAsk{hostnet.ReadXDPFeatures, func(device string) (queues, cpus int, err error) {
+	c, err := hostnet.ReadChannels(device)
+	n, e := hostnet.CPUs()
+	return c.Combined + c.Tx, n, errors.Join(err, e)
+}}
+
 // judgeOffload says whether packets of established sessions may pass a port without a worker; why = why not. What was asked for and cannot be is an error.
-func (g *Gateway) judgeOffload(p *port) (on bool, why string, err error) {
+func (g *Gateway) judgeOffload(p *port, ask offloadAsk) (on bool, why string, err error) {
 	asked := p.cfg.Offload
 	if asked == "" {
 		asked = offloadAuto
@@ -78,8 +92,8 @@ func (g *Gateway) judgeOffload(p *port) (on bool, why string, err error) {
 	case asked == offloadAuto && p.link.Driver == "veth":
 		why = `a veth loses what is redirected to it, without a word, once nothing at its far end asks for it; offload = "always" is for who sees to that`
 	default:
-		if why = redirects(p.link.Index, p.link.Driver, asked == offloadAlways); why == "" && asked == offloadAuto {
-			why = tooFewQueues(p.cfg.Device)
+		if why = ask.redirects(p.link.Index, p.link.Driver, asked == offloadAlways); why == "" && asked == offloadAuto {
+			why = ask.tooFewQueues(p.cfg.Device)
 		}
 	}
 	if why != "" && asked == offloadAlways {
@@ -91,10 +105,10 @@ func (g *Gateway) judgeOffload(p *port) (on bool, why string, err error) {
 // decideOffload settles what a port has of it. A start is refused where what was asked for cannot be; a port that comes back while the node runs opens nevertheless, and workers carry what the others
 // would: a closed port is worse. Where its device takes no redirected frames for now, that is looked at again.
 func (g *Gateway) decideOffload(p *port) error {
-	on, why, err := g.judgeOffload(p)
+	on, why, err := g.judgeOffload(p, askKernel)
 	off := portOffload{on: on, why: why}
 	if err != nil && g.ready.Load() {
-		off.lost = p.mode == xsk.Copy && p.native && redirects(p.link.Index, p.link.Driver, true) != ""
+		off.lost = p.mode == xsk.Copy && p.native && askKernel.redirects(p.link.Index, p.link.Driver, true) != ""
 		g.log.Warn("offload: workers carry everything", "port", p.cfg.Name, "err", err)
 		err = nil
 	}
@@ -103,21 +117,20 @@ func (g *Gateway) decideOffload(p *port) error {
 }
 
 // tooFewQueues says why frames that a CPU redirects to a device may find no queue there: several drivers have the CPU's number be that of the queue, and drop what has none without a word. "" = each CPU has one.
-func tooFewQueues(device string) string {
-	c, err := hostnet.ReadChannels(device)
-	n, e := hostnet.CPUs()
-	switch err = errors.Join(err, e); {
+func (ask *offloadAsk) tooFewQueues(device string) string {
+	queues, cpus, err := ask.queues(device)
+	switch {
 	case err != nil:
 		return fmt.Sprintf("whether each CPU has a queue of the device cannot be told: %v", err)
-	case c.Combined+c.Tx < n:
-		return fmt.Sprintf("the device has %d queues for %d CPUs, and its driver may lose what the others redirect; offload = \"always\" is for who knows that it does not", c.Combined+c.Tx, n)
+	case queues < cpus:
+		return fmt.Sprintf("the device has %d queues for %d CPUs, and its driver may lose what the others redirect; offload = \"always\" is for who knows that it does not", queues, cpus)
 	}
 	return ""
 }
 
 // redirects says why a device does not take redirected frames; "" = it does. The kernel says so since 6.3; trust: what it cannot tell is so.
-func redirects(ifindex int, driver string, trust bool) string {
-	f, err := hostnet.ReadXDPFeatures(ifindex)
+func (ask *offloadAsk) redirects(ifindex int, driver string, trust bool) string {
+	f, err := ask.features(ifindex)
 	switch {
 	case errors.Is(err, hostnet.ErrNotSupported) && trust:
 		return ""
@@ -199,6 +212,18 @@ func (o *offload) settle() error {
 		return nil
 	}
 	return o.tables.Settle()
+}
+
+// endRests waits for programs that are under way while slots of sessions that have ended wait for that. It holds up no worker.
+func (g *Gateway) endRests() {
+	if g.off == nil || g.off.tables.Resting() == 0 {
+		return
+	}
+	err := g.off.settle()
+	if err != nil && !g.off.unsettled {
+		g.log.Error("offload: places of sessions that have ended are not used again", "err", err)
+	}
+	g.off.unsettled = err != nil
 }
 
 // up has all packets that come from now on go up until the function that it returns is called.
@@ -326,7 +351,7 @@ func (g *Gateway) lookOffload(i int, p *port) {
 	if p.state != portOpen || !p.off.on && !p.off.lost {
 		return
 	}
-	why := redirects(p.link.Index, p.link.Driver, p.cfg.Offload == offloadAlways)
+	why := askKernel.redirects(p.link.Index, p.link.Driver, p.cfg.Offload == offloadAlways)
 	if (why == "") == p.off.on {
 		return
 	}
@@ -341,8 +366,19 @@ func (g *Gateway) lookOffload(i int, p *port) {
 
 // offloadReport is what a port's program has done since the device was opened.
 func (g *Gateway) offloadReport(i int, p *port) (a api.Offload, err error) {
+	a, index, err := g.offloadCounts(i, p)
+	if err == nil && g.off != nil { // outside the lock: the kernel answers when nobody changes links. A device that is gone, or tells nothing, has no figure
+		if n, err := hostnet.TxDropped(index); err == nil {
+			a.DeviceDropped = &n
+		}
+	}
+	return a, err
+}
+
+func (g *Gateway) offloadCounts(i int, p *port) (a api.Offload, index int, err error) {
 	g.linkMu.Lock()
 	defer g.linkMu.Unlock()
+	index = p.link.Index
 	a = api.Offload{Asked: cmp.Or(p.cfg.Offload, offloadAuto), On: p.off.on, Why: p.off.why, Frames: map[string]uint64{}}
 	a.Watched = p.off.on && slices.ContainsFunc(g.workers, func(w *worker.Worker) bool { return w.Stats().Watched })
 	a.Held = a.Watched || p.off.on && g.off.isHeld()
@@ -350,7 +386,7 @@ func (g *Gateway) offloadReport(i int, p *port) (a api.Offload, err error) {
 		n := uint64(0)
 		if p.second != nil {
 			if n, _, err = p.second.Count(w); err != nil {
-				return a, fmt.Errorf("port %s: offload: %w", p.cfg.Name, err)
+				return a, index, fmt.Errorf("port %s: offload: %w", p.cfg.Name, err)
 			}
 		}
 		a.Frames[w.String()] = n
@@ -359,11 +395,11 @@ func (g *Gateway) offloadReport(i int, p *port) (a api.Offload, err error) {
 	if g.off != nil {
 		v, err := g.off.tables.Sent(uint16(i))
 		if err != nil {
-			return a, fmt.Errorf("port %s: offload: %w", p.cfg.Name, err)
+			return a, index, fmt.Errorf("port %s: offload: %w", p.cfg.Name, err)
 		}
 		a.Sent = api.Counter(v)
 	}
-	return a, nil
+	return a, index, nil
 }
 
 // isHeld reports whether all packets go up for now, whatever ports have.

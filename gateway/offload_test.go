@@ -2,6 +2,8 @@ package gateway
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -10,13 +12,44 @@ import (
 
 	"demarc/configs"
 	"demarc/gateway/cruise"
+	"demarc/gateway/hostnet"
 	"demarc/gateway/netlab/roottest"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/xsk"
 )
 
-// Where workers carry everything the port says why, and a start is refused where it was to be otherwise.
+// Where workers carry everything the port says why, and a start is refused where it was to be otherwise. Where programs may carry, they do without being asked to.
 func TestOffloadIsJudged(t *testing.T) {
+	kernel := func(f hostnet.XDPFeatures, err error, queues int) offloadAsk {
+		return offloadAsk{func(int) (hostnet.XDPFeatures, error) { return f, err }, func(string) (int, int, error) { return queues, 4, nil }}
+	}
+	const target = hostnet.XDPBasic | hostnet.XDPRedirect | hostnet.XDPTarget
+	old, broken := fmt.Errorf("before 6.3: %w", hostnet.ErrNotSupported), errors.New("broken")
+	for _, c := range []struct {
+		asked string
+		ask   offloadAsk
+		why   string // "" = it is on
+		fails bool
+	}{
+		{"", kernel(target, nil, 4), "", false},
+		{"auto", kernel(target, nil, 8), "", false},
+		{"always", kernel(target, nil, 1), "", false},
+		{"auto", kernel(target, nil, 3), "3 queues for 4 CPUs", false},
+		{"auto", offloadAsk{kernel(target, nil, 4).features, func(string) (int, int, error) { return 4, 4, broken }}, "whether each CPU has a queue of the device cannot be told", false},
+		{"auto", kernel(hostnet.XDPBasic|hostnet.XDPRedirect, nil, 4), "the driver takes no redirected frames", false},
+		{"always", kernel(hostnet.XDPBasic|hostnet.XDPRedirect, nil, 4), "the driver takes no redirected frames", true},
+		{"auto", kernel(0, old, 4), "takes redirected frames cannot be told", false},
+		{"always", kernel(0, old, 4), "", false},
+		{"always", kernel(0, broken, 4), "takes redirected frames cannot be told", true},
+	} {
+		g := &Gateway{o: Options{Node: &configs.Node{}}}
+		p := &port{cfg: configs.Port{Name: "wan", Offload: c.asked}}
+		p.mode, p.native, p.link.Driver = xsk.Copy, true, "virtio_net"
+		on, why, err := g.judgeOffload(p, c.ask)
+		if on != (c.why == "") || !strings.Contains(why, c.why) || on && why != "" || (err != nil) != c.fails {
+			t.Errorf("%q of a NIC: on %v, %q, %v; want %q, fails %v", c.asked, on, why, err, c.why, c.fails)
+		}
+	}
 	for _, c := range []struct {
 		asked  string
 		change func(*Gateway, *port)
@@ -39,7 +72,7 @@ func TestOffloadIsJudged(t *testing.T) {
 		p := &port{cfg: configs.Port{Name: "wan", Offload: c.asked}}
 		p.mode, p.native, p.link.Driver = xsk.Copy, true, "veth"
 		c.change(g, p)
-		on, why, err := g.judgeOffload(p)
+		on, why, err := g.judgeOffload(p, askKernel)
 		if on || !strings.Contains(why, c.why) || (err != nil) != c.fails || err != nil && !strings.Contains(err.Error(), "port wan") {
 			t.Errorf("%q: on %v, %q, %v; want %q", c.asked, on, why, err, c.why)
 		}

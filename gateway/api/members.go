@@ -69,7 +69,7 @@ type Members struct {
 type Election struct {
 	Term  uint64 `json:"term"`  // it goes up with each election, also one that comes to nothing
 	Led   uint64 `json:"led"`   // times that it has come to lead, since it started
-	Stood uint64 `json:"stood"` // times that it stood for election because it did not hear the leader beside the log's own messages, or that one's process had ended
+	Stood uint64 `json:"stood"` // times that it stood for election because it did not hear the leader beside the log's own messages, that one's process had ended, or nobody led and it heard a majority
 }
 
 // LogWrites is what entries, and term and vote, took to be on a node's disk. A takeover waits for four of them, two at each of two members.

@@ -160,6 +160,8 @@ type Offload struct {
 	Carried uint64            `json:"carried"` // packets that came in here and left, by whatever port, without a worker
 	Sent    Counter           `json:"sent"`    // frames that left here without a worker
 	Frames  map[string]uint64 `json:"frames"`  // what became of each frame that it was shown: carried, drop_…, or why it went up to a worker
+
+	DeviceDropped *uint64 `json:"device_dropped,omitempty"` // frames that this port's device says it has dropped on their way out since it was made, whoever sent them. What a program sent of those counts in Sent, and for its session and tenant: it is not told what becomes of them. Left out where no port carries
 }
 
 // Setting is one setting of a device that demarc has changed, in the words of ethtool.

@@ -422,6 +422,9 @@ func writeQueues(w io.Writer, list []api.Port) {
 		case o.Asked == "always":
 			fmt.Fprintf(w, "port %s: offload = \"always\", and it is off: %s\n", clean(list[i].Name), clean(o.Why))
 		}
+		if n := list[i].Offload.DeviceDropped; n != nil && *n > 0 {
+			fmt.Fprintf(w, "port %s: its device says that it has dropped %d frames on their way out; those of programs count as sent\n", clean(list[i].Name), *n)
+		}
 		if list[i].Problem != "" && len(list[i].Queues) > 0 {
 			fmt.Fprintf(w, "port %s: %s\n", clean(list[i].Name), clean(list[i].Problem))
 		}

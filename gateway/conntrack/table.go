@@ -90,7 +90,23 @@ type Table struct {
 	live      int
 	hand      uint32 // where Sweep goes on
 	pending   uint32 // the slot that Create is filling, or noSlot: what Repair undoes after a panic
+	rest      func(slot uint32) bool
+	resting   int // slots that rest
 	log       *undo.Log
+}
+
+// Rests has a slot whose session has ended not be used again where rest says so, until Reuse is called for it: another executor may still be under way with a packet of the session that was there, and would write to the next one. What a
+// twin frees does not rest. Before the first session.
+func (t *Table) Rests(rest func(slot uint32) bool) { t.rest = rest }
+
+// Room is how many sessions more there could be now.
+func (t *Table) Room() int { return len(t.sessions) - t.live - t.resting }
+
+// Reuse lets go of a slot that rested.
+func (t *Table) Reuse(slot uint32) {
+	t.resting--
+	t.sessions[slot].Mapping = t.free
+	t.free = slot
 }
 
 // Twin is a table over the same memory that remembers in l what it writes, and what At was asked for. Until l is undone, only the twin may be used.
@@ -402,6 +418,10 @@ func (t *Table) release(slot uint32) {
 	atomic.StoreUint32(&d.Seq, d.Seq|1)
 	atomic.StoreUint32(&d.Gen, d.Gen+1)
 	t.deadlines[slot] = 0
+	if t.rest != nil && t.log == nil && t.rest(slot) {
+		t.resting++
+		return
+	}
 	d.Mapping = t.free
 	t.free = slot
 }

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"demarc/gateway/flow"
 	"demarc/gateway/nat"
+	"demarc/gateway/undo"
 	"demarc/gateway/verdict"
 )
 
@@ -527,5 +529,57 @@ func BenchmarkTrack(b *testing.B) {
 		}
 		seq += 1000
 		s.TCPLimit[1] = seq + 1000
+	}
+}
+
+// A slot that rests is not used until it comes back; one of a twin does not rest.
+func TestSlotsRest(t *testing.T) {
+	tab := newTable(t, 3)
+	var resting []uint32
+	want := true
+	tab.Rests(func(slot uint32) bool {
+		if want {
+			resting = append(resting, slot)
+		}
+		return want
+	})
+	port := uint16(0)
+	begin := func() (uint32, bool) {
+		port++
+		s := Session{OrigSrc: flow.Addr{198, 18, 0, 1}, OrigDst: flow.Addr{203, 0, 113, 1}, OrigSPort: port, OrigDPort: 9, XlatSPort: port, XlatDPort: 10, Proto: flow.UDP}
+		slot, r := tab.Create(&s, 1, 100)
+		return slot, r == verdict.Pass
+	}
+	for range 3 {
+		if _, ok := begin(); !ok {
+			t.Fatal("the table is full")
+		}
+	}
+	tab.Remove(1)
+	tab.Remove(1) // is left alone
+	if !slices.Equal(resting, []uint32{1}) || tab.Room() != 0 || tab.Len() != 2 {
+		t.Fatalf("%d rest, room for %d, %d there", resting, tab.Room(), tab.Len())
+	}
+	if slot, ok := begin(); ok {
+		t.Errorf("a session begins in %d, where another one may still be written to", slot)
+	}
+	tab.Reuse(1)
+	if slot, ok := begin(); !ok || slot != 1 || tab.Room() != 0 {
+		t.Errorf("a session begins in %d (%v), room for %d", slot, ok, tab.Room())
+	}
+	var l undo.Log
+	twin := tab.Twin(&l)
+	twin.Remove(2)
+	if len(resting) != 1 || twin.Room() != 1 {
+		t.Errorf("what a twin ends rests: %d, room for %d", resting, twin.Room())
+	}
+	l.Undo()
+	if !tab.Live(2) || tab.Room() != 0 {
+		t.Error("what the twin ended is not there again")
+	}
+	want = false
+	tab.Remove(0)
+	if slot, ok := begin(); !ok || slot != 0 {
+		t.Errorf("a session begins in %d (%v), want 0", slot, ok)
 	}
 }

@@ -32,6 +32,11 @@ func TCPStateText(state uint8) string {
 	return "invalid"
 }
 
+// TCPCloses reports whether an end of a session in that state has said that it sends no more, or was reset: it is never established again.
+func TCPCloses(state uint8) bool {
+	return state == TCPFinOrig || state == TCPFinReply || state == TCPClosing || state == TCPTimeWait || state == TCPClosed
+}
+
 // Segment is what Track needs of a TCP segment.
 type Segment struct {
 	Flags    uint8 // the TCP flags byte

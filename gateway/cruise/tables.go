@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -52,7 +53,21 @@ type Tables struct {
 	vlans      []uint64
 	tenants    []tenant
 	deadlines  *lease.Deadlines
+
+	begun   atomic.Uint32 // how often Settle was called
+	settled atomic.Uint32 // the highest of these calls, counted from 1, that has returned, and not in vain
+	resting atomic.Int64  // slots, of all workers
+	called  []uint32      // as marks: begun behind the last calling back of a session that was handed down, and 1; 0 = there was none. Each worker's own
+	rested  []rests       // by worker
 }
+
+// rests are the slots that a worker keeps from use, the oldest first.
+type rests struct {
+	list []rest
+	next int
+}
+
+type rest struct{ slot, since uint32 }
 
 // Open makes the tables. Nothing is handed down, no hop may be used, and no worker is fed: a program with them carries nothing.
 func Open(c Config) (t *Tables, err error) {
@@ -119,6 +134,7 @@ func Open(c Config) (t *Tables, err error) {
 		return t, err
 	}
 	t.deadlines = &d[0]
+	t.called, t.rested = make([]uint32, n*c.Sessions), make([]rests, n)
 	for w, seed := range c.Seeds {
 		t.workers[w].seed = seed
 	}
@@ -427,18 +443,63 @@ func (t *Tables) Stands(w int, slot uint32, se *conntrack.Session) bool {
 // grace period before an update of a map of maps returns (maybe_wait_bpf_programs), because its caller wants to know the same. It takes some milliseconds, so
 // one call is for many sessions; any goroutine.
 func (t *Tables) Settle() error {
+	n := t.begun.Add(1)
 	if err := t.outer.Put(uint32(0), t.inner); err != nil {
 		return fmt.Errorf("wait for cruise programs under way: %w", err)
 	}
-	return nil
+	for {
+		was := t.settled.Load()
+		if int32(n-was) <= 0 || t.settled.CompareAndSwap(was, n) {
+			return nil
+		}
+	}
 }
 
 // CallBack has packets of a session go up again. One that is under way may still leave, until Settle. Worker only.
 func (t *Tables) CallBack(w int, slot uint32) {
-	if m := &t.marks[w*t.cfg.Sessions+int(slot)]; m.down.Load() != 0 {
-		m.down.Store(0)
+	i := w*t.cfg.Sessions + int(slot)
+	if d := t.marks[i].down.Load(); d != 0 {
+		t.marks[i].down.Store(0)
+		if d&markDown != 0 {
+			t.called[i] = t.begun.Load() + 1 // behind the store: a call of Settle that is not counted yet comes behind it
+		}
 	}
 }
+
+// Rest reports whether a slot whose session has ended must not have another one yet: a program may be under way with a packet of a session there that was called back not long ago, and writes its numbers and counters at the end. The slot
+// comes back by Rested. Worker only.
+func (t *Tables) Rest(w int, slot uint32) bool {
+	since := t.called[w*t.cfg.Sessions+int(slot)]
+	if since == 0 || t.through(since-1) {
+		return false
+	}
+	r := &t.rested[w]
+	r.list = append(r.list, rest{slot, since - 1})
+	t.resting.Add(1)
+	return true
+}
+
+// through reports whether a call of Settle that came behind the first so many has returned.
+func (t *Tables) through(since uint32) bool { return int32(t.settled.Load()-since) > 0 }
+
+// Rested is a slot that has rested for long enough, if there is one: Settle has begun and returned since. Worker only.
+func (t *Tables) Rested(w int) (slot uint32, ok bool) {
+	r := &t.rested[w]
+	if r.next == len(r.list) || !t.through(r.list[r.next].since) {
+		return 0, false
+	}
+	slot = r.list[r.next].slot
+	if r.next++; r.next == len(r.list) {
+		r.list, r.next = r.list[:0], 0
+	} else if r.next >= 4096 && r.next > len(r.list)/2 {
+		r.list, r.next = r.list[:copy(r.list, r.list[r.next:])], 0
+	}
+	t.resting.Add(-1)
+	return slot, true
+}
+
+// Resting is how many slots rest, of all workers. Somebody has to Settle while there are any; any goroutine.
+func (t *Tables) Resting() int { return int(t.resting.Load()) }
 
 // Suits reports whether the program can carry a session as the pipeline would: all that it does not ask itself. It must have been judged under v.
 func Suits(v *snapshot.View, se *conntrack.Session) bool {

@@ -143,3 +143,36 @@ func TestTablesRefuse(t *testing.T) {
 		}
 	}
 }
+
+// A call of Settle that was under way when a session was called back may have waited for no program that saw it handed down.
+func TestASettleUnderWayDoesNotCount(t *testing.T) {
+	roottest.Require(t)
+	w := newWorld(t, seeded(t), 1, false)
+	w.populate(4)
+	h, other := w.live[0], w.live[1]
+	if w.tab.Rest(h.worker, h.slot) {
+		t.Error("a place rests whose session was never called back")
+	}
+	under := w.tab.begun.Add(1)
+	w.tab.CallBack(h.worker, h.slot)
+	w.tab.settled.Store(under) // and returns
+	if !w.tab.Rest(h.worker, h.slot) || w.tab.Resting() != 1 {
+		t.Fatal("the place does not rest")
+	}
+	if slot, ok := w.tab.Rested(h.worker); ok {
+		t.Errorf("%d has rested for long enough, and no call began behind the session's end", slot)
+	}
+	w.tab.CallBack(h.worker, other.slot)
+	if err := w.tab.Settle(); err != nil {
+		t.Fatal(err)
+	}
+	if slot, ok := w.tab.Rested(h.worker); !ok || slot != h.slot || w.tab.Resting() != 0 {
+		t.Errorf("%d has rested (%v), want %d", slot, ok, h.slot)
+	}
+	if w.tab.Rest(h.worker, other.slot) {
+		t.Error("a place rests whose session was called back before the last call")
+	}
+	if _, ok := w.tab.Rested(h.worker); ok {
+		t.Error("one more has rested")
+	}
+}

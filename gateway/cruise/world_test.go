@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -154,12 +155,15 @@ type handed struct {
 	slot   uint32
 }
 
+// bootAhead is how far the node's clock is ahead of the kernel's, as in a time namespace.
+const bootAhead = 37 * time.Hour
+
 func bootNow(t testing.TB) uint64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
 		t.Fatal(err)
 	}
-	return uint64(ts.Nano())
+	return uint64(ts.Nano()) + uint64(bootAhead)
 }
 
 func newWorld(t testing.TB, rng *rand.Rand, workers int, shared bool) *world {
@@ -193,7 +197,7 @@ func newWorld(t testing.TB, rng *rand.Rand, workers int, shared bool) *world {
 	for i := range seeds {
 		seeds[i] = rng.Uint64()
 	}
-	w.tab, err = Open(Config{Seeds: seeds, Sessions: capacity, Ports: ports, Interfaces: len(w.view.Ifaces), Tenants: snapshot.MaxTenantID(node), Hops: 256})
+	w.tab, err = Open(Config{Seeds: seeds, Sessions: capacity, Ports: ports, Interfaces: len(w.view.Ifaces), Tenants: snapshot.MaxTenantID(node), Hops: 256, Ahead: int64(bootAhead)})
 	if err != nil {
 		t.Fatal(err)
 	}

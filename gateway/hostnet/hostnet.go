@@ -114,6 +114,20 @@ func LinkByIndex(index int) (Link, error) {
 	return complete(nl)
 }
 
+// TxDropped is how many frames the device of that index says that it has dropped on their way out since it was made. What was redirected to it counts where its driver counts that (veth does: what finds the far end's ring full). The error
+// wraps ErrNotFound when there is none.
+func TxDropped(index int) (uint64, error) {
+	nl, err := netlink.LinkByIndex(index)
+	if err != nil {
+		return 0, fmt.Errorf("link %d: %w", index, notFound(err))
+	}
+	s := nl.Attrs().Statistics
+	if s == nil {
+		return 0, fmt.Errorf("link %d: the kernel tells no statistics of it", index)
+	}
+	return s.TxDropped, nil
+}
+
 // Links reads all links.
 func Links() ([]Link, error) {
 	list, err := dump(netlink.LinkList)

@@ -29,7 +29,7 @@ var (
 
 	clusterTerm  = gauge("cluster_term", "The term of the log: it goes up with each election, also one that comes to nothing.")
 	clusterTaken = counter("cluster_lead_taken", "Times that this node has come to lead the log since it started.")
-	clusterStood = counter("cluster_stood", "Times that this node stood for election because it did not hear the leader beside the log's own messages, or the leader's process had ended. Elections for want of those messages are not in it: the term counts them.")
+	clusterStood = counter("cluster_stood", "Times that this node stood for election because it did not hear the leader beside the log's own messages, or the leader's process had ended, or nobody led and it heard a majority. Elections for want of the log's messages alone are not in it: the term counts them.")
 
 	clusterWrites  = counter("cluster_log_writes", "Writes of the log to this node's disk: entries, and term and vote.")
 	clusterWriting = counter("cluster_log_write_seconds", "Seconds that they took together.")

@@ -162,6 +162,7 @@ var (
 	portFrames  = counter("xsk_port_offload_frames", "What became of each frame that the XDP program was shown to carry: carried, dropped, or why it went up to a worker.", "port", "what")
 	portSent    = counter("xsk_port_offload_sent_packets", "Frames that left by this port without a worker.", "port")
 	portSentB   = counter("xsk_port_offload_sent_bytes", "Bytes of these.", "port")
+	portLost    = counter("xsk_port_offload_device_dropped", "Frames that the port's device says it has dropped on their way out since it was made, whoever sent them; those of programs count as sent, and as their tenant's. Only where programs carry.", "port")
 	portDropped = counter("xsk_port_dropped_packets", "Packets that the XDP program dropped.", "port")
 	queueMode   = gauge("xsk_queue_mode_info", "Always 1; mode is what the kernel says that the socket is, asked what the node file wants.", "port", "queue", "mode", "asked")
 	queueRx     = counter("xsk_queue_received_packets", "Frames taken from the rx ring.", "port", "queue")
@@ -454,6 +455,9 @@ func (o out) port(p *api.Port) {
 	}
 	o.put(portSent, float64(p.Offload.Sent.Packets), p.Name)
 	o.put(portSentB, float64(p.Offload.Sent.Bytes), p.Name)
+	if n := p.Offload.DeviceDropped; n != nil {
+		o.put(portLost, float64(*n), p.Name)
+	}
 	for i := range p.Queues {
 		q := &p.Queues[i]
 		n := strconv.Itoa(q.Queue)

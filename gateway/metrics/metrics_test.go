@@ -105,7 +105,7 @@ func fresh() *fake {
 		status: &api.Status{Node: "n1", Version: "v1.2", Ready: true, Started: time.Unix(1000, 0), Revision: api.Revision{Number: 7, AppliedAt: time.Unix(900, 5e8)},
 			Workers: []api.Worker{{ID: 0, Frames: 100, FramesFree: 60, SessionsCap: 64}, {ID: 1, Frames: 100, FramesFree: 100, SessionsCap: 64}},
 			Tenants: []api.Tenant{{ID: 1, Name: "alpha"}, {ID: 2, Name: "be\"ta\n"}},
-			Ports: []api.Port{{Name: "wan", Device: "eth0", Driver: "veth", Offload: api.Offload{Asked: "auto", Frames: map[string]uint64{"carried": 0}}, Attach: "native", Up: true, Carrier: true,
+			Ports: []api.Port{{Name: "wan", Device: "eth0", Driver: "veth", Offload: api.Offload{Asked: "auto", Frames: map[string]uint64{"carried": 0}, DeviceDropped: new(uint64)}, Attach: "native", Up: true, Carrier: true,
 				Queues: []api.Queue{{Queue: 0, Worker: 0, Mode: "copy", Asked: "auto", InFill: 30, InTx: 10}, {Queue: 1, Worker: 1, Mode: "zerocopy", Asked: "auto"}}}},
 			API: api.APIState{Refused: map[string]uint64{"busy": 0}}, Conservation: api.Conservation{OK: true}},
 		drops: &api.Drops{ByReason: map[string]uint64{}},

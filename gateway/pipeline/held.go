@@ -53,7 +53,7 @@ func (sh *Shard) room(t *snapshot.Tenant, se *conntrack.Session) verdict.Reason 
 
 // free is how many more sessions such as se fit. Where there is less room for mappings than for sessions, that is what counts.
 func (sh *Shard) free(t *snapshot.Tenant, se *conntrack.Session) uint32 {
-	n := sh.Sessions.Capacity() - sh.Sessions.Len()
+	n := sh.Sessions.Room()
 	if t.NAT && se.Flags&(conntrack.FlagV6|conntrack.FlagFromBackbone) == 0 {
 		n = min(n, sh.NAT.Capacity()-sh.NAT.Len())
 	}

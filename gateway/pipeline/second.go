@@ -6,7 +6,7 @@ import "demarc/gateway/conntrack"
 type Second struct {
 	// Sent: the pipeline has sent a packet of a session that is none of another executor's now, or was one that is unusual. It may be handed down.
 	Sent func(slot uint32, se *conntrack.Session)
-	// Changes: something of the session that it goes by is about to change, or the session is about to end. It is called back.
+	// Changes: something of the session that it goes by is about to change, or the session is about to end, or has begun to close. It is called back.
 	Changes func(slot uint32, se *conntrack.Session)
 	// Gen: sessions of another ViewGen must be brought up to date before their next packet.
 	Gen func(gen uint32)
@@ -15,7 +15,7 @@ type Second struct {
 // SetSecond gives the shard a second executor, before it has a View.
 func (sh *Shard) SetSecond(s *Second) { sh.second = s }
 
-// changes is asked before the second executor's knowledge of a session becomes wrong.
+// changes is asked before the second executor's knowledge of a session becomes wrong, and when a session begins to close: the second executor carries none that does, as it sees itself.
 func (sh *Shard) changes(slot uint32, se *conntrack.Session) {
 	if sh.second != nil {
 		sh.second.Changes(slot, se)

@@ -70,3 +70,29 @@ func TestSecondIsTold(t *testing.T) {
 		t.Error("an address is blocked, and nothing need be seen")
 	}
 }
+
+// A connection that begins to close is called back, and once: from then on each of its packets is looked at.
+func TestSecondIsToldOfTheEnd(t *testing.T) {
+	for name, first := range map[string]string{"the end of one way": "FA", "a reset": "RA"} {
+		w := rfcWorld(t)
+		changed := 0
+		w.shards[0].SetSecond(&Second{Sent: func(uint32, *sessionT) {}, Changes: func(uint32, *sessionT) { changed++ }, Gen: func(uint32) {}})
+		p := w.open(hostA, 4000, far, 80)
+		w.outTCP(hostA, 4000, far, 80, seg("A", 1001, 5001))
+		if changed != 0 {
+			t.Fatalf("%s: called back %d times before", name, changed)
+		}
+		w.outTCP(hostA, 4000, far, 80, seg(first, 1001, 5001))
+		if changed != 1 {
+			t.Errorf("%s: called back %d times", name, changed)
+		}
+		if first != "FA" {
+			continue
+		}
+		w.inTCP(far, 80, pub, p, seg("FA", 5001, 1002))
+		w.outTCP(hostA, 4000, far, 80, seg("A", 1002, 5002))
+		if changed != 1 {
+			t.Errorf("%s: called back %d times when all was closed", name, changed)
+		}
+	}
+}

@@ -47,6 +47,7 @@ func (w *Worker) useSecond() {
 		Sent: w.sent, Changes: w.callBack,
 		Gen: func(gen uint32) { w.second.Tables.SetGen(w.cfg.ID, gen) },
 	})
+	w.shard.Sessions.Rests(func(slot uint32) bool { return w.second.Tables.Rest(w.cfg.ID, slot) })
 	w.second.next, w.second.batch = make([]uint32, 0, downMost), make([]uint32, 0, downMost)
 }
 
@@ -62,6 +63,18 @@ func (w *Worker) sent(slot uint32, se *conntrack.Session) {
 	if c.Tables.Note(w.cfg.ID, slot, se, c.number, len(c.batch) > 0) {
 		c.next = append(c.next, slot)
 	}
+}
+
+// reuse lets go of slots that no program is under way with any more, so many a turn: each is a line of memory. It reports whether there may be more.
+func (w *Worker) reuse() (more bool) {
+	for range downStep {
+		slot, ok := w.second.Tables.Rested(w.cfg.ID)
+		if !ok {
+			return false
+		}
+		w.shard.Sessions.Reuse(slot)
+	}
+	return true
 }
 
 func (w *Worker) callBack(slot uint32, se *conntrack.Session) {

@@ -3,11 +3,13 @@ package worker
 import (
 	"encoding/binary"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"demarc/configs"
+	"demarc/gateway/conntrack"
 	"demarc/gateway/cruise"
 	"demarc/gateway/fib"
 	"demarc/gateway/flow"
@@ -179,5 +181,81 @@ func TestAHandDownCostsLessThanAMicrosecond(t *testing.T) {
 	}
 	if got := w.Stats().Cruising; got != len(slots) {
 		t.Errorf("%d sessions cruise, want %d", got, len(slots))
+	}
+}
+
+// The place of a session that programs carried has no other one before they have been waited for: one that is under way with its packet would write its counters, and its TCP numbers, to that. A program that began behind the end has nothing
+// to do with it, and who began before is through when Settle has begun behind it and returned.
+func TestASlotRestsUntilProgramsAreThrough(t *testing.T) {
+	roottest.Require(t)
+	w, slots := newSecond(t, 6)
+	table, tables := w.shard.Sessions, w.second.Tables
+	settle := func() {
+		t.Helper()
+		if err := tables.Settle(); err != nil {
+			t.Fatal(err)
+		}
+		w.reuse()
+	}
+	end := func(list ...uint32) {
+		t.Helper()
+		for _, slot := range list {
+			if n := w.shard.Cut(func(se *conntrack.Session) bool { return se == table.At(slot) }); n != 1 {
+				t.Fatalf("%d sessions ended", n)
+			}
+		}
+	}
+	next := uint16(1)
+	begins := func() uint32 {
+		t.Helper()
+		next++
+		slot, r := table.Create(&conntrack.Session{OrigSrc: flow.Addr{198, 18, 10, 99}, OrigDst: flow.Addr{203, 0, 113, 99}, OrigSPort: next, OrigDPort: 9, XlatSPort: next, XlatDPort: 10, Proto: flow.UDP}, 1, 1000)
+		if r != verdict.Pass {
+			t.Fatal(r)
+		}
+		return slot
+	}
+	end(slots[0])
+	if got := begins(); got != slots[0] || tables.Resting() != 0 {
+		t.Errorf("nothing carried the session in %d, and the next one is in %d", slots[0], got)
+	}
+	down := slots[1:]
+	for _, slot := range down {
+		w.sent(slot, table.At(slot))
+	}
+	for w.second.under() {
+		w.handDown(w.cfg.Clock.Now())
+	}
+	settle()
+	end(down[:2]...)
+	w.callBack(down[2], table.At(down[2])) // closes, say, and ends a while later
+	end(down[2])
+	w.reuse()
+	if n, room := tables.Resting(), table.Room(); n != 3 || room != table.Capacity()-table.Len()-3 {
+		t.Fatalf("%d places rest, want 3; room for %d beside %d of %d", n, room, table.Len(), table.Capacity())
+	}
+	if got := begins(); slices.Contains(down, got) {
+		t.Errorf("the place %d of a session that was just carried has another one", got)
+	}
+	settle()
+	end(down[3])
+	w.reuse()
+	if n := tables.Resting(); n != 1 {
+		t.Errorf("%d places rest, want that of the last one alone", n)
+	}
+	for range 3 {
+		if got := begins(); !slices.Contains(down[:3], got) {
+			t.Errorf("a session begins in %d, and three have rested: %d", got, down[:3])
+		}
+	}
+	settle()
+	if got := begins(); got != down[3] || tables.Resting() != 0 || table.Room() != table.Capacity()-table.Len() {
+		t.Errorf("a session begins in %d, want %d; %d rest", got, down[3], tables.Resting())
+	}
+	w.callBack(down[4], table.At(down[4]))
+	settle()
+	end(down[4])
+	if got := begins(); got != down[4] {
+		t.Errorf("its session was called back long ago, and %d rests: the next one is in %d", down[4], got)
 	}
 }

@@ -407,6 +407,9 @@ func (w *Worker) turn(now uint64) (n int) {
 		n += w.shard.Shaper.Release(now, w.look, w.release)
 		w.settle(now)
 	}
+	if w.second.Second != nil && w.reuse() { // before new sessions come
+		n++
+	}
 	laden := false
 	for _, s := range w.socks {
 		k := w.receive(s, now)
