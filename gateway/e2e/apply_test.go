@@ -456,6 +456,7 @@ func rewritten(r *rig, file string) string {
 
 // The applied policy survives kill -9 right after apply, a torn file, and a disk that takes no more.
 func TestApplyKeepsPolicies(t *testing.T) {
+	mostlyWaits(t)
 	policy := func(n int) string {
 		return strings.Replace(rigPolicy("", ""), `name = "e2e"`, fmt.Sprintf("name = \"number %d\"", n), 1)
 	}
@@ -596,6 +597,7 @@ func TestApplyKeepsPolicies(t *testing.T) {
 
 // The request that was cut short, or is no policy at all, changes nothing; the interface goes on.
 func TestApplyOddRequests(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "odd", rigPolicy("", ""))
 	r.start()
 	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{Dial: func(_, _ string) (net.Conn, error) { return net.Dial("unix", r.socket) }}}
@@ -796,6 +798,7 @@ func TestApplyUnderFullQueues(t *testing.T) {
 
 // Of many who apply against the same revision at once, one wins.
 func TestApplyAtOnce(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "atonce", rigPolicy("", ""))
 	r.start()
 	now := r.status().Revision.Number
@@ -830,6 +833,7 @@ func TestApplyAtOnce(t *testing.T) {
 // Of many who apply at once without saying what they have seen, none writes over what another one has done meanwhile: who was told that his policy is
 // served finds it in the history, and who was not is told of a conflict.
 func TestApplyAtOnceUnseen(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "unseen", rigPolicy("", ""))
 	r.start()
 	r.apply(faultPolicy(0)) // changes can be made from here on

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -321,7 +320,7 @@ func (m *machine) enter(by *machine, replace string) {
 func (m *machine) members() api.Members {
 	m.trio.t.Helper()
 	var l api.Members
-	check(m.trio.t, json.Unmarshal([]byte(m.must("cluster", "members", "--json")), &l))
+	check(m.trio.t, m.client.Get(m.trio.t.Context(), api.PathMembers, &l))
 	return l
 }
 

@@ -176,6 +176,7 @@ func TestFaultDeviceDeletedAndRecreated(t *testing.T) {
 // A cable that is pulled and put back, under load: status says so, what is sent there is dropped and counted, the other tenant loses nothing,
 // sessions live, and traffic goes on by itself.
 func TestFaultCable(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "cable", rigPolicy("", ""))
 	r.start()
 	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
@@ -238,6 +239,7 @@ func TestFaultCable(t *testing.T) {
 // The MTU of a port changes under a running node: senders are told the new one with the next packet that is too large; more than a frame of packet
 // memory holds is said to be so and no more is promised than it holds; back is back.
 func TestFaultMTU(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "mtu", rigPolicy("", ""))
 	r.write(r.node, replace(t, rigNode(r.data, r.socket, ""), "port = \"bb0\"\n", "port = \"bb0\"\nmtu = 1450\n"))
 	r.start()

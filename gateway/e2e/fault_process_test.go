@@ -89,6 +89,7 @@ func faultPolicy(n int) string {
 // A full disk refuses an apply and nothing else: what is served goes on, also through a restart, and the next apply works once there is room. So
 // does a log that the disk has no room for.
 func TestFaultDiskFull(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "full", faultPolicy(0))
 	wrap, at := r.smallDisk("1m")
 	r.start(wrap...)
@@ -210,6 +211,7 @@ func (r *rig) cliIn(args ...string) (stdout, stderr string, status int) {
 
 // Nobody who reads the log can hold the node up: a pipe that is full, and one whose reader is gone, cost lines.
 func TestFaultLogNotTaken(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "log", faultPolicy(0))
 	fifo := filepath.Join(r.dir, "fifo")
 	check(t, unix.Mkfifo(fifo, 0o600))

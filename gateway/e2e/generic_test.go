@@ -14,6 +14,7 @@ import (
 // On a device whose driver has no native XDP the gateway runs in generic mode, by itself or when asked, and says so with its price in the log,
 // in status and in doctor; a better mode that is asked for and cannot be had is refused. A restart takes over.
 func TestGenericWithoutNativeXDP(t *testing.T) {
+	mostlyWaits(t)
 	s := bare(t)
 	for _, l := range []struct{ dev, ns, far string }{{"bb", "public1", "203.0.113.11/24"}, {"in", "one", "198.18.0.11/24"}} {
 		check(t, s.AddNamespace(l.ns))

@@ -120,6 +120,7 @@ func (l *layerRig) ip6(h netlab.Host, src, dst netip.Addr, first byte, chain []b
 // Raw frames through the running gateway: addresses that no router forwards, source routes and routing header 0, options and headers that the tenant
 // keeps out end under their reasons and come out nowhere; those that it lets through arrive as they were sent.
 func TestNeverForwardedOnTheWire(t *testing.T) {
+	mostlyWaits(t)
 	l := newLayerRig(t)
 	a, p := l.Alpha1, l.Public1
 	before := l.status()
@@ -210,6 +211,7 @@ func TestNeverForwardedOnTheWire(t *testing.T) {
 // ICMP errors that quote tunnels, truncated packets, options and wrong checksums, from outside, from inside and round by a public address, through the
 // running gateway: the sender gets them with its packet as it wrote it, or they are dropped.
 func TestICMPErrorsQuotedOnTheWire(t *testing.T) {
+	mostlyWaits(t)
 	l := newLayerRig(t)
 	a, b, p, router := l.Alpha1, l.Alpha2, l.Public1, l.Public2
 	pub := addr("192.0.2.100") // b's own

@@ -170,6 +170,7 @@ func TestLinkRealClients(t *testing.T) {
 // The backbone interface takes 1400 bytes and nobody on either side knows. What does not fit and may not be cut is told to its sender, and
 // TCP finds its way.
 func TestLinkPathMTU(t *testing.T) {
+	mostlyWaits(t)
 	s := standard(t, netlab.Options{})
 	node := replace(t, read(t, s.node), "addresses = [\"203.0.113.1/24\", \"2001:db8:ff::1/64\"]\n", "addresses = [\"203.0.113.1/24\", \"2001:db8:ff::1/64\"]\nmtu = 1400\n")
 	policy := replace(t, unlimited(t, read(t, s.policy)), "trusted-outside = [\"203.0.113.11\"]", "trusted-outside = [\"203.0.113.11\", \"2001:db8:ff::11\"]")
@@ -241,6 +242,7 @@ func TestLinkPathMTU(t *testing.T) {
 
 // The MSS clamp, from the MTU and fixed, IPv4 and IPv6, both ways, as the hosts see it on the wire.
 func TestLinkMSSClamp(t *testing.T) {
+	mostlyWaits(t)
 	s := standard(t, netlab.Options{})
 	node := replace(t, read(t, s.node), "addresses = [\"203.0.113.1/24\", \"2001:db8:ff::1/64\"]\n",
 		"addresses = [\"203.0.113.1/24\", \"2001:db8:ff::1/64\"]\nmtu = 1450\nmss_clamp = \"mtu\"\n")

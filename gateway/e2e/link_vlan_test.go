@@ -263,6 +263,7 @@ func TestLinkTwoTenantsOnOneTrunk(t *testing.T) {
 // A driver that strips tags would let the tenants of a trunk fall together: where nobody may change that, the start is refused, with the line that
 // mends it, and that line does.
 func TestLinkTrunkRefusesTagStripping(t *testing.T) {
+	mostlyWaits(t)
 	s := trunk(t)
 	s.write(replace(t, replace(t, trunkNode, "device = \"trunk0\"\n", "device = \"trunk0\"\nprepare = false\n"), "device = \"bb0\"\n", "device = \"bb0\"\nprepare = false\n"), trunkPolicy)
 	for _, feature := range []string{"rxvlan", "rx-vlan-stag-hw-parse"} {

@@ -158,6 +158,7 @@ func tell(r *rig, args ...string) string {
 
 // What explain says of a packet is what then happens to it on the wire, and saying so changes nothing.
 func TestExplainOnTheWire(t *testing.T) {
+	mostlyWaits(t)
 	r := newRigWith(t, "explain", rigPolicy("", ""), netlab.Options{Queues: 2})
 	r.write(r.node, rigNode(r.data, r.socket, "[workers]\ncount = 2\n")) // packets are handed over, and so are trials
 	lookStart(t, r)
@@ -259,6 +260,7 @@ func TestExplainOnTheWire(t *testing.T) {
 
 // trace shows the packets of its filter, both ways, and nobody else's; it ends by itself.
 func TestTraceOnTheWire(t *testing.T) {
+	mostlyWaits(t)
 	r := lookRig(t, "trace")
 	dst := addrPort(r.Public1.V4, 7007)
 	mine, other, beta := rigUDP(r, r.Alpha2.Name, 0, dst), rigUDP(r, r.Alpha1.Name, 0, dst), rigUDP(r, r.Beta1.Name, 0, dst)
@@ -398,6 +400,7 @@ func TestDropsFollowOnTheWire(t *testing.T) {
 
 // A capture has both sides of an inside host's packets, both ways, and tcpdump reads it.
 func TestCaptureOnTheWire(t *testing.T) {
+	mostlyWaits(t)
 	r := lookRig(t, "capture")
 	file := filepath.Join(r.dir, "c.pcapng")
 	dst := addrPort(r.Public1.V4, 7007)

@@ -30,8 +30,10 @@ func restartAlone(t *testing.T, l *quiet.Limits) {
 		time.Sleep(time.Second)
 		check(t, p.GW1.Stop())
 		p.serve(time.Second)
+		began := time.Now()
 		check(t, p.GW1.Start(t.Context()))
 		p.serve(5*time.Second, p.GW1)
+		t.Logf("figure: alone with its witness, gw1 serves %.2f s after its start", time.Since(began).Seconds())
 		g, err := p.says(p.GW1)
 		check(t, err)
 		if g.Ports != nil && g.Ports.Rest > 0 {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,15 +28,37 @@ func (p *pairLab) byLinkLocal() {
 }
 
 // TestPairPortMAC: with `mac = "port"` the group's addresses, its link-local one too, are at the MAC of the port of who serves, and hosts with ordinary neighbour caches are told of the next one by who has it now: a death and a
-// planned move cost no connection. The judge of the other tests knows a group by its virtual MACs, so here it is the hosts' neighbour tables that say who was believed.
+// planned move cost no connection. The judge goes by the ports' MACs, and the hosts' neighbour tables say who was believed.
 func TestPairPortMAC(t *testing.T) { pairJudged(t, portMAC) }
 
 func portMAC(t *testing.T, l *quiet.Limits) {
-	p := newPair(t, "pair", "mac = \"port\"\n")
+	p := newPairOf(t, nodes.Options{Lab: "pair", PortMAC: true}, "mac = \"port\"\n", nil)
 	p.limits = l
 	p.byLinkLocal()
 	const count = 10
 	p.owned(p.GW1, "first", "")
+	var events []event
+	begin := func() {
+		t.Helper()
+		events = nil
+		check(t, p.Watch())
+		specs := slices.DeleteFunc(p.FlowSpecs(1, 2*time.Millisecond), func(s netlab.FlowSpec) bool { return s.Inside == nodes.PairDeaf }) // who does not listen finds out by its own timer
+		var err error
+		p.flows, err = p.StartFlows(specs...)
+		check(t, err)
+		p.began = time.Now()
+		time.Sleep(200 * time.Millisecond)
+	}
+	judged := func(turns string) {
+		t.Helper()
+		seen, v := p.end()
+		p.held(seen, events)
+		p.turns(v, turns)
+		if m := seen.Moved(); len(m) > 0 {
+			t.Errorf("%d flows have another public port now: %s", len(m), strings.Join(m[:min(len(m), 3)], ", "))
+		}
+	}
+	begin()
 	conns, outside := p.hold(count)
 	at := func(owner *nodes.Node) {
 		t.Helper()
@@ -64,15 +87,21 @@ func portMAC(t *testing.T, l *quiet.Limits) {
 		t.Helper()
 		to := p.Other(from)
 		p.protected(from)
+		time.Sleep(apart)
+		e := event{what: "group move to " + to.Name, from: time.Now(), most: 300 * time.Millisecond}
 		_, err := from.Run(t.Context(), "group", "move", nodes.PairGroup, to.Name)
 		check(t, err)
 		p.owned(to, "move", from.Name)
 		at(to)
+		e.to = time.Now()
+		events = append(events, e)
+		time.Sleep(150 * time.Millisecond) // the judge takes a shorter term for none
 	}
 	move(p.GW1)
 	move(p.GW2)
 	p.protected(p.GW1)
 	p.release(count, conns, outside)
+	judged("gw1 gw2 gw1")
 
 	// What was passed on for each tenant is billed: moves under traffic bring all of it, which is what both processes have counted themselves.
 	time.Sleep(500 * time.Millisecond)
@@ -88,14 +117,19 @@ func portMAC(t *testing.T, l *quiet.Limits) {
 		p.missed("both gateways have passed on %v bytes, and %v are billed", own, billed)
 	}
 
+	begin()
 	conns, outside = p.hold(count)
 	p.protected(p.GW1)
 	time.Sleep(apart)
+	e := event{what: "kill -9 of gw1", from: time.Now(), least: time.Millisecond, most: 500 * time.Millisecond}
 	p.GW1.Kill()
 	p.owned(p.GW2, "", "gw1")
 	at(p.GW2)
+	e.to = time.Now()
+	events = append(events, e)
 	check(t, p.GW1.Start(t.Context()))
 	p.protected(p.GW2)
 	p.agreed(p.GW2)
 	p.release(count, conns, outside)
+	judged("gw1 gw2")
 }

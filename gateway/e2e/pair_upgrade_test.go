@@ -42,6 +42,7 @@ func rollingUpgrade(t *testing.T, l *quiet.Limits) {
 	const count = 40
 	conns, outside := p.hold(count)
 	owner, want := p.GW1, "gw1"
+	var events []event
 	for _, s := range []struct {
 		what    string
 		n       *nodes.Node
@@ -58,6 +59,7 @@ func rollingUpgrade(t *testing.T, l *quiet.Limits) {
 		began := time.Now()
 		p.protected(owner)
 		p.copies(owner)
+		e := event{what: s.what, from: time.Now(), most: 250 * time.Millisecond} // beside other tests
 		check(t, s.n.Stop())
 		if s.n == owner {
 			owner = p.Other(owner)
@@ -83,6 +85,8 @@ func rollingUpgrade(t *testing.T, l *quiet.Limits) {
 		if len(st.Workers) != s.workers {
 			t.Errorf("%s: %d workers, want %d", s.what, len(st.Workers), s.workers)
 		}
+		e.to = time.Now() // the other one's start too
+		events = append(events, e)
 		t.Logf("%s: %s serves; %.1f s", s.what, owner.Name, time.Since(began).Seconds())
 	}
 	p.protected(owner)
@@ -92,6 +96,7 @@ func rollingUpgrade(t *testing.T, l *quiet.Limits) {
 	seen, v := p.end()
 	lost, sent := seen.Lost()
 	t.Logf("%d of %d packets of calls lost", lost, sent)
+	p.held(seen, events)
 	p.turns(v, want)
 	if n := len(seen.Moved()); n > 0 {
 		t.Errorf("%d calls have another public port now", n)

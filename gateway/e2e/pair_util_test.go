@@ -114,7 +114,7 @@ func newPairOf(t testing.TB, o nodes.Options, more string, prepare func(*pairLab
 	t.Helper()
 	roottest.Require(t)
 	dir := t.TempDir()
-	o.Dir, o.Binary, o.Offload = dir, cmp.Or(o.Binary, program(t)), offloaded()
+	o.Dir, o.Binary, o.Offload = dir, cmp.Or(o.Binary, program(t)), o.Offload || offloaded()
 	lab, err := nodes.NewPair(o, 3)
 	check(t, err)
 	p := &pairLab{Pair: lab, t: t}

@@ -178,6 +178,7 @@ func TestPreparePutsBack(t *testing.T) {
 
 // The number of queues is the node file's, and exactly those are bound; the others' come back.
 func TestPrepareQueues(t *testing.T) {
+	mostlyWaits(t)
 	s := bare(t)
 	check(t, s.AddNamespace("public1"))
 	check(t, s.AddNamespace("one"))
@@ -251,6 +252,7 @@ pool = ["192.0.2.1"]
 
 // With prepare = false nothing is changed, and what cannot be lived with is refused with the line that mends it.
 func TestPrepareOff(t *testing.T) {
+	mostlyWaits(t)
 	s := preparedTrunk(t)
 	node := read(t, s.node)
 	for _, dev := range []string{"bb0", "trunk0"} {

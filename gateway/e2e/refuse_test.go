@@ -187,6 +187,7 @@ func TestRefuseSecondInstance(t *testing.T) {
 // A start without one of its devices says what is missing, also when the node has run before. (One that goes later ends nothing:
 // TestFaultDeviceDeletedAndRecreated.)
 func TestRefuseVanishedDevice(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "vanish", rigPolicy("", ""))
 	if err := r.RemoveLink(netlab.GW, "beta0"); err != nil {
 		t.Fatal(err)
@@ -196,6 +197,7 @@ func TestRefuseVanishedDevice(t *testing.T) {
 
 // A link that goes down and comes back is no reason to end: traffic goes on by itself.
 func TestRefuseNothingWhenLinkComesBack(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "flap", rigPolicy("", ""))
 	r.start()
 	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")

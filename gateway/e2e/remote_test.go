@@ -253,6 +253,7 @@ func TestRemoteInterface(t *testing.T) {
 
 // TestInterfacePage runs what docs/api.md shows, as it stands there but for addresses and paths, and in its order.
 func TestInterfacePage(t *testing.T) {
+	mostlyWaits(t)
 	s := standard(t, netlab.Options{})
 	_, caDir := s.withRemote()
 	s.start()

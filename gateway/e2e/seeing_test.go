@@ -256,6 +256,7 @@ service = ["tcp/25"]
 
 // doctor names what is wrong on a live node, with the line that mends it; the line mends it.
 func TestSeeingDoctor(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "doctor", rigPolicy("", ""))
 	type finding struct{ Level, Subject, What, Why, Mend string }
 	look := func() (list []finding, code int) {
@@ -403,6 +404,7 @@ type exampleHost struct {
 // The enterprise example runs as it is, but for the CPUs of its two workers: office and telephones go out through the one address, mail
 // comes in, the telephones reach their provider only.
 func TestSeeingEnterpriseExample(t *testing.T) {
+	mostlyWaits(t)
 	everywhere := func(via4, via6 string) map[string]string { return map[string]string{"0.0.0.0/0": via4, "::/0": via6} }
 	l := exampleLab(t, "enterprise", 2, []string{"enp1s0", "enp2s0"}, []exampleHost{
 		{"router", "enp1s0", 0, []string{"203.0.113.1/24", "2001:db8:ff::1/64", "198.51.100.5/26", "198.51.100.6/26", "198.51.100.140/25"}, map[string]string{"2001:db8:e::/48": "2001:db8:ff::10"}},
@@ -468,6 +470,7 @@ func TestSeeingEnterpriseExample(t *testing.T) {
 
 // The provider example runs with 4 workers on 4 queues; only the mode is another, since veth has no zero-copy, and the tables are smaller.
 func TestSeeingProviderExample(t *testing.T) {
+	mostlyWaits(t)
 	l := exampleLab(t, "provider", 4, []string{"ens1f0", "ens2f0", "ens1f1"}, []exampleHost{
 		{"upstream", "ens1f0", 0, []string{"203.0.113.1/29", "2001:db8:ff::1/64", "198.51.100.53/32"},
 			map[string]string{"192.0.2.0/24": "203.0.113.2", "2001:db8:1::/48": "2001:db8:ff::2", "198.51.100.128/26": "203.0.113.2", "198.18.64.0/18": "203.0.113.2"}},
@@ -545,6 +548,7 @@ func TestSeeingProviderExample(t *testing.T) {
 
 // A port taken from a running gateway by force is said to be gone: nobody may read "forwarding" where nothing arrives.
 func TestSeeingAForcedRelease(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "forced", rigPolicy("", ""))
 	r.start()
 	if out, err := r.Exec(netlab.GW, r.program, "release", "alpha0", "--socket", r.socket); err == nil {

@@ -31,6 +31,7 @@ const (
 // time. In each of the gateway's states, and on each way from one to the other, none of it may take the kernel's way, and the
 // host itself must stay reachable through the same port.
 func TestSteerClosedInEveryState(t *testing.T) {
+	mostlyWaits(t)
 	for _, mode := range []string{"auto", "generic"} {
 		t.Run(mode, func(t *testing.T) { closedInEveryState(t, mode) })
 	}

@@ -42,6 +42,7 @@ func unpack(t *testing.T, file string) map[string][]byte {
 // One archive of a node that runs, and one of the same node when it is down. Secrets planted in both files, also where the schema knows none yet
 // (comments), are in neither.
 func TestSupportArchive(t *testing.T) {
+	mostlyWaits(t)
 	s := standard(t, netlab.Options{})
 	s.write(read(t, s.node)+"# snmp community: planted-secret\n", read(t, s.policy)+"# the peer's password = \"planted-secret\"\n")
 	s.start()

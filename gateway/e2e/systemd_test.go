@@ -21,6 +21,7 @@ import (
 
 // systemd says of the units themselves that they are well formed and how exposed they leave the machine.
 func TestUnitIsSound(t *testing.T) {
+	mostlyWaits(t)
 	dir := t.TempDir() // both in one: each names the other
 	for _, file := range []string{unitFile, witnessUnitFile} {
 		check(t, os.WriteFile(filepath.Join(dir, filepath.Base(file)), []byte(strings.ReplaceAll(read(t, file), "/usr/local/sbin/demarc", "/bin/true")), 0o644))
@@ -250,6 +251,7 @@ func (m *manager) main() int {
 // The unit as it is shipped, under a real systemd as process 1, from boot on: it waits for ports that are not up yet, started means forwarding, with the
 // rights and paths that it leaves; restart, kill -9, a hang, a start that fails and stop do what the pages say.
 func TestUnitUnderSystemd(t *testing.T) {
+	mostlyWaits(t)
 	s := standard(t, netlab.Options{})
 	ports := []string{netlab.PublicPort, netlab.AlphaPort, netlab.BetaPort}
 	for _, dev := range ports {

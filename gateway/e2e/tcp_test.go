@@ -201,6 +201,7 @@ func tcpSegment(sport, dport uint16, seq, ack uint32, flags byte, body string) [
 // Kernels open at once: the first SYN is lost on the other host, the other's crosses the second one, and one connection comes of it, through a 1:1
 // address (RFC 9293 section 3.5, RFC 5382 REQ-2a).
 func TestTCPSimultaneousOpenOnTheWire(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "tcpboth", tcpPolicy())
 	r.start()
 	p, a := r.Public1, r.Alpha2

@@ -214,6 +214,7 @@ func TestUnitRights(t *testing.T) {
 // At a restart of any kind and at an upgrade the port never goes down, never is without a program, the host's ssh over it goes on, and no frame
 // of transit takes the kernel's way. (TestSteerClosedInEveryState sends transit all the time.)
 func TestRestartKeepsPortsUp(t *testing.T) {
+	mostlyWaits(t)
 	s := standard(t, netlab.Options{})
 	check(t, s.AddAddr(netlab.GW, netlab.PublicPort, prefix(hostOnPublic+"/24")))
 	check(t, s.Sysctl(netlab.GW, "net.ipv4.ip_forward", "1"))

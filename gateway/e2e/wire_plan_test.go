@@ -53,9 +53,9 @@ const (
 
 var wireNodes = []string{"gw1", "gw2", "witness"}
 
-// nodes of a plan: `auto` is for two without a witness.
+// nodes of a plan.
 func (p *wirePlan) nodes() []string {
-	if p.alone == "auto" {
+	if p.two {
 		return wireNodes[:2]
 	}
 	return wireNodes
@@ -92,6 +92,7 @@ func (h harm) String() string {
 // wirePlan is a run: what the pair is like, and what is done to it.
 type wirePlan struct {
 	alone string
+	two   bool // no witness
 	stale string
 	fresh float64                  // new conversations a second
 	ahead map[string]time.Duration // of each node's CLOCK_MONOTONIC and CLOCK_BOOTTIME
@@ -103,7 +104,7 @@ type wirePlan struct {
 
 func (p *wirePlan) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "alone %q, stale %q, %.0f new conversations/s\n", p.alone, p.stale, p.fresh)
+	fmt.Fprintf(&b, "alone %q, stale %q, %d nodes, %.0f new conversations/s\n", p.alone, p.stale, len(p.nodes()), p.fresh)
 	for _, n := range p.nodes() {
 		fmt.Fprintf(&b, "  %s: clock ahead by %s, at %.4f of its pace, wall clock by %s\n", n, p.ahead[n], p.rate[n], p.wall[n])
 	}
@@ -113,11 +114,11 @@ func (p *wirePlan) String() string {
 	return b.String()
 }
 
-// wireDraw is a plan by chance: harm of all kinds begins again and again for so long, one on top of the other. clocks has those of the nodes differ: for a program that can be told.
+// wireDraw is a plan by chance: harm of all kinds begins again and again for so long, one on top of the other. `auto` is for two nodes without a witness, and `keep` is what two do by themselves: every other plan of it is of two. clocks has those of the nodes differ: for a program that can be told.
 func wireDraw(seed uint64, alone, stale string, last time.Duration, clocks bool) *wirePlan {
 	dice := rand.New(rand.NewPCG(seed, 5))
 	between := func(a, b time.Duration) time.Duration { return a + time.Duration(dice.Int64N(int64(b-a))) }
-	p := &wirePlan{alone: alone, stale: stale, fresh: 300, ahead: map[string]time.Duration{}, rate: map[string]float64{}, wall: map[string]time.Duration{}}
+	p := &wirePlan{alone: alone, two: alone == "auto" || alone == "keep" && seed/4%2 == 1, stale: stale, fresh: 300, ahead: map[string]time.Duration{}, rate: map[string]float64{}, wall: map[string]time.Duration{}}
 	for _, n := range p.nodes() {
 		p.ahead[n], p.rate[n] = time.Duration(dice.IntN(1_000_000))*time.Second, 1
 		if clocks {

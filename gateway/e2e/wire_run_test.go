@@ -49,12 +49,12 @@ type doneHarm struct {
 	conceded int // frames that the node had in hand
 }
 
-// wireOpen has three nodes agree on the plan's policy. binary is the program; a program that can be told has its clocks at the plan's pace.
+// wireOpen has the nodes agree on the plan's policy. binary is the program; a program that can be told has its clocks at the plan's pace.
 func wireOpen(t testing.TB, p *wirePlan, binary string, told bool, env ...string) *wireLab {
 	t.Helper()
 	roottest.Require(t)
 	dir := t.TempDir()
-	lab, err := nodes.NewPair(nodes.Options{Lab: labName(t, "wire"), Dir: dir, Binary: binary, Lines: true, Two: p.alone == "auto", Gateway: wireTables}, wireHosts)
+	lab, err := nodes.NewPair(nodes.Options{Lab: labName(t, "wire"), Dir: dir, Binary: binary, Lines: true, Two: p.two, Gateway: wireTables, Offload: offloaded() && !told}, wireHosts)
 	check(t, err)
 	l := &wireLab{Pair: lab, t: t, plan: p, procs: map[string]*sync.Mutex{}}
 	for _, n := range l.Nodes() {

@@ -1,6 +1,7 @@
 package trio
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -401,6 +402,9 @@ func (p *Pair) FlowSpecs(ports int, interval time.Duration) (list []netlab.FlowS
 // pairTags says on which side the flows of a tag are.
 var pairTags = map[string]string{"alpha": "alpha", "alpha6": "alpha", "beta": "beta", "beta6": "beta", "deaf": "alpha", "deaf6": "alpha", "newalpha": "alpha", "newbeta": "beta"}
 
+// portMACs is how the MACs of the gateways' ports begin.
+var portMACs = net.HardwareAddr{0x02, 0xd3, 0, 1}
+
 // snapFrames is what a judge needs of a frame: IPv6, UDP and the mark of a flow, with a tag.
 const snapFrames = 18 + 40 + 8 + 52
 
@@ -419,8 +423,8 @@ func (p *Pair) Watch() error {
 				continue
 			}
 			macs := []net.HardwareAddr{{0, 0, 0x5e, 0, 1}, {0, 0, 0x5e, 0, 2}}
-			if p.o.Apart { // they may send with their own
-				macs = append(macs, net.HardwareAddr{0x02, 0xd3, 0, 1})
+			if p.o.Apart || p.o.PortMAC { // they may send with their own
+				macs = append(macs, portMACs)
 			}
 			c, err := p.CaptureSources(s.sw, n.Name+"-"+s.dev, tapFrames, snapFrames, macs...)
 			if err != nil {
@@ -542,6 +546,9 @@ func (p *Pair) Judge() (*judge.Verdict, error) {
 			errs = append(errs, fmt.Errorf("capture of %s, %s: %w", t.node, t.dev, err))
 		}
 		for _, f := range c.Frames() {
+			if p.o.PortMAC && bytes.HasPrefix(f.Data, portMACs) {
+				continue // from one gateway to the other
+			}
 			frames = append(frames, judge.Frame{At: f.At, Node: t.node, Side: p.sideOf(t, f.Data), Data: f.Data})
 		}
 	}
@@ -550,7 +557,7 @@ func (p *Pair) Judge() (*judge.Verdict, error) {
 		return nil, errors.Join(errs...)
 	}
 	c := judge.Case{Groups: map[uint8]string{PairGroupID: PairGroup, PairWestID: PairWest}, Sides: pairTags}
-	if p.o.Apart {
+	if p.o.Apart || p.o.PortMAC {
 		c.All = PairGroup
 	}
 	return judge.Judge(c, frames), nil

@@ -51,6 +51,8 @@ type Options struct {
 	Offload bool
 	// Split gives each tenant of a pair a group of its own, east and west, that prefers another gateway, and has both on one trunk: see SplitPolicy.
 	Split bool
+	// PortMAC is for a group with `mac = "port"`: who watches goes by the MACs of the gateways' ports, and what one of them hands on to the other is not the group's.
+	PortMAC bool
 	// Apart gives the tenants of a pair IPv4 networks that differ: for who is measured beside us and knows no tenants.
 	Apart bool
 }
@@ -244,6 +246,12 @@ func (t *Trio) Begin(ctx context.Context, policy string, within time.Duration) e
 		if err := n.join(ctx, t.GW1); err != nil {
 			return fmt.Errorf("%s joins: %w", n.Name, err)
 		}
+	}
+	if t.Witness != nil { // it comes to lead by itself three seconds after gw1 did
+		if err := t.Whole(ctx, within, nil); err != nil {
+			return err
+		}
+		_, _ = t.GW1.Run(ctx, "cluster", "lead", t.Witness.Name) // whether it does is seen below: the lead may be on its way already
 	}
 	return t.Whole(ctx, within, t.Witness)
 }
