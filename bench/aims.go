@@ -1,8 +1,10 @@
 package bench
 
 import (
+	"fmt"
 	"path"
 	"slices"
+	"strings"
 
 	"demarc/bench/report"
 )
@@ -37,12 +39,16 @@ var aims = []aim{
 	{"tcp", "bulk/*/nat44/no-gro/offload", []string{"rate"}, sideExpert, 1.5},
 }
 
-// setAims puts aims on the figures that have the peer. A figure has one limit: where there is another of the same one, its ratio is a figure of its own.
+// setAims puts aims on the figures that have the peer, and notes those whose peer did not take part. A figure has one limit: where there is another of the same one, its ratio is a figure of its own.
 func setAims(out *report.Output) {
 	for i := 0; i < len(out.Results); i++ { // what is put behind the figure that it is of is none that an aim names
 		for _, a := range aims {
 			r := &out.Results[i]
-			if ok, _ := path.Match(a.cases, r.Case); !ok || r.Scenario != a.scenario || !slices.Contains(a.metrics, r.Metric) || r.Peers[a.peer].N == 0 || r.Demarc.N == 0 {
+			if ok, _ := path.Match(a.cases, r.Case); !ok || r.Scenario != a.scenario || !slices.Contains(a.metrics, r.Metric) || r.Demarc.N == 0 {
+				continue
+			}
+			if r.Peers[a.peer].N == 0 {
+				a.unjudged(out, r)
 				continue
 			}
 			if r.Limit == nil {
@@ -61,7 +67,20 @@ func setAims(out *report.Output) {
 				of.HoldLeast("median", a.times)
 			}
 			of.Limit.Aim = true
+			of.Limit.Resolve(report.Compare(r.Demarc, r.Peers[a.peer].Stat, r.Better).Interval)
 			out.Results = slices.Insert(out.Results, i+1, of)
 		}
+	}
+}
+
+// unjudged notes that a figure was measured and the peer of its aim was not: that it does not say MISSED says nothing.
+func (a *aim) unjudged(out *report.Output, r *report.Result) {
+	at := "at least"
+	if r.Better == report.Lower {
+		at = "at most"
+	}
+	note := fmt.Sprintf("%s, %s: aimed at is %s %g times %s's, which was not measured beside it", r.Case, r.Metric, at, a.times, a.peer)
+	if !slices.ContainsFunc(out.Notes, func(n string) bool { return strings.HasSuffix(n, note) }) {
+		out.Notes = append(out.Notes, note)
 	}
 }

@@ -149,7 +149,7 @@ func (q *fairness) run(ctx context.Context) (*report.Output, error) {
 		return q.finish(), err
 	}
 	q.note("tenants: each a VLAN, one host, routed, a limit of twice its pace to the outside, its shaper as it is by default (a burst of 20 ms and a queue of 30 ms are in what it got); %.0f frames of %d bytes a second of all together; the flooder sends %d frames for each frame of all in turn", q.Rate, fairBytes, q.Flood)
-	q.note("no peer: a kernel that only forwards limits nobody, and nftables' limits were seen to let through up to two and a half times what they say: who keeps no limit is no rival in keeping it")
+	q.note("no peer: a kernel that only forwards limits nobody, and what nftables makes of a limit for each tenant is not measured here")
 	out := q.finish()
 	out.Notes = q.notes // the terms of one tenant's benches are not those of this one
 	return out, err

@@ -147,17 +147,13 @@ func (k *kernel) missing(_ context.Context, flows int) (string, error) {
 // interrupts gives the gateway's devices NAPI, without which no frame of ours reaches a veth that has no native XDP program; GRO brings it. The
 // inside's runs as a thread on the device's CPU, as an interrupt of a real device would; the maker's CPU stays the maker's. It returns the threads.
 func (r *room) interrupts() (threads []int, err error) {
-	devs := []string{devIn}
-	if r.bothSides {
-		devs = append(devs, devOut)
-	}
 	err = r.Do(nsGW, func() error {
 		return errors.Join(hostnet.SetOffloads(devIn, true, hostnet.GRO), hostnet.SetOffloads(devOut, true, hostnet.GRO))
 	})
 	if err != nil {
 		return nil, err
 	}
-	return r.napi(nsGW, devs...)
+	return r.inline(false)
 }
 
 // napi moves the NAPI of devices into threads on the device's CPU.
@@ -187,6 +183,36 @@ func (r *room) napi(ns string, devs ...string) (threads []int, err error) {
 		}
 	}
 	return threads, nil
+}
+
+// inliner is a device whose frames are taken by threads of the kernel's on the device's CPU. They can be taken on the CPU that sends as well, which is what the kernel does by itself.
+type inliner interface {
+	inline(on bool) error
+}
+
+func (p *plain) inline(on bool) (err error) {
+	p.threads, err = p.r.inline(on)
+	return err
+}
+
+func (k *kernel) inline(on bool) (err error) {
+	k.threads, err = k.r.inline(on)
+	return err
+}
+
+// inline ends the threads that interrupts made, or makes them again. It returns them.
+func (r *room) inline(on bool) (threads []int, err error) {
+	if on {
+		return nil, r.Do(nsGW, func() error { // before 6.17 the threads stay until NAPI goes, which goes with gro
+			return errors.Join(netlab.Threaded(false, devIn, devOut), hostnet.SetOffloads(devIn, false, hostnet.GRO), hostnet.SetOffloads(devOut, false, hostnet.GRO),
+				hostnet.SetOffloads(devIn, true, hostnet.GRO), hostnet.SetOffloads(devOut, true, hostnet.GRO))
+		})
+	}
+	devs := []string{devIn}
+	if r.bothSides {
+		devs = append(devs, devOut)
+	}
+	return r.napi(nsGW, devs...)
 }
 
 // noInterrupts takes back what interrupts did.

@@ -190,7 +190,10 @@ func (q *soak) around(ctx context.Context, d *demarc, changes *int) error {
 		if err == nil && time.Now().After(next) {
 			next = next.Add(q.Change)
 			*changes++
-			err = gatewayChanged{d}.change(context.WithoutCancel(ctx), *changes)
+			var serve func(context.Context) error
+			if serve, err = (gatewayChanged{d}).prepare(*changes); err == nil {
+				err = serve(context.WithoutCancel(ctx))
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("while frames went: %w", err)

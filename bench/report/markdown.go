@@ -23,7 +23,7 @@ func (o *Output) Markdown(w io.Writer) error {
 	if m.Disturbed > 0 {
 		fmt.Fprintf(&b, "; %d loads or rows were disturbed by other work", m.Disturbed)
 	}
-	fmt.Fprintf(&b, ".\nMedian (least–most) of n runs; the ratio is demarc over the peer, with its 95 %% interval.\n")
+	fmt.Fprintf(&b, ".\nMedian (least–most) of n runs, of which so many were disturbed by other work; the ratio is demarc over the peer, with its 95 %% interval.\n")
 	if o.Partial != "" {
 		fmt.Fprintf(&b, "Not whole: %s.\n", o.Partial)
 	}
@@ -44,7 +44,11 @@ func (o *Output) Markdown(w io.Writer) error {
 			} else if r.Limit != nil {
 				last = r.Limit.Fared()
 			}
-			fmt.Fprintf(&b, "| %s | %s | %s | %d | %s |\n", strings.ReplaceAll(name, "|", `\|`), side, s.Spread(), s.N, last)
+			n := fmt.Sprint(s.N)
+			if s.Disturbed > 0 {
+				n += fmt.Sprintf(", %d disturbed", s.Disturbed)
+			}
+			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", strings.ReplaceAll(name, "|", `\|`), side, s.Spread(), n, last)
 			name = ""
 		}
 	}

@@ -85,7 +85,7 @@ func (r *Result) Side(name string) Stat {
 func (o *Output) Missed() (list []string) {
 	for i := range o.Results {
 		r := &o.Results[i]
-		if r.Limit == nil || r.Limit.Held {
+		if r.Limit == nil || r.Limit.Held || r.Limit.Open {
 			continue
 		}
 		got := "not measured"

@@ -63,7 +63,7 @@ type (
 	}
 	promiseRow struct {
 		Figure, Promise, Got string
-		Held                 bool
+		Held, Open           bool
 	}
 	section struct {
 		Name, About string
@@ -121,7 +121,7 @@ func (o *Output) view() *view {
 			if x, ok := r.Limited(); ok {
 				got = strings.TrimSpace(Number(x) + " " + r.LimitUnit())
 			}
-			v.Promises = append(v.Promises, promiseRow{r.Scenario + " " + r.Case + ", " + r.Metric, r.Limit.word() + " " + r.Limit.Text() + " " + r.LimitUnit(), got, r.Limit.Held})
+			v.Promises = append(v.Promises, promiseRow{r.Scenario + " " + r.Case + ", " + r.Metric, r.Limit.word() + " " + r.Limit.Text() + " " + r.LimitUnit(), got, r.Limit.Held, r.Limit.Open})
 		}
 	}
 	v.HasLimits = v.Promises != nil
@@ -320,7 +320,7 @@ func draw(results []*Result, classes map[string]string) chart {
 			}
 			if r.Limit != nil && i == 0 {
 				l.Note += "; " + r.Limit.Fared()
-				l.Missed = !r.Limit.Held
+				l.Missed = !r.Limit.Held && !r.Limit.Open
 				if x := placed(r); x != nil {
 					l.Limit = percent(s.at(*x))
 				}

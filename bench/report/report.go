@@ -69,7 +69,7 @@ type Machine struct {
 	Asked     string            `json:"mode_asked,omitempty"` // AF_XDP mode that the gateway's ports were told to use
 	Mode      string            `json:"mode"`                 // AF_XDP mode and attach of the gateway's ports, as the kernel says
 	Nft       string            `json:"nft"`                  // version
-	Versions  map[string]string `json:"versions,omitempty"`   // of the peers' programs, as they say it
+	Versions  map[string]string `json:"versions,omitempty"`   // of the peers' programs, and of clients, as they say it
 	Seconds   float64           `json:"seconds"`
 	Disturbed int               `json:"disturbed_pairs"`        // pairs kept although something else ran
 	Repeated  int               `json:"repeated_pairs"`         // pairs thrown away and repeated because something else ran
@@ -106,7 +106,8 @@ type Limit struct {
 	Most  *float64 `json:"most,omitempty"`
 	Least *float64 `json:"least,omitempty"`
 	Held  bool     `json:"held"`
-	Aim   bool     `json:"aim,omitempty"` // what is aimed at: a run that misses it does not fail
+	Aim   bool     `json:"aim,omitempty"`  // what is aimed at: a run that misses it does not fail
+	Open  bool     `json:"open,omitempty"` // of an aim beside a peer: the limit lies inside the spread, or there are too few runs to tell. Neither held nor missed
 }
 
 // Hold puts an upper limit on a result.
@@ -115,8 +116,8 @@ func (r *Result) Hold(of string, most float64) { r.hold(Limit{Of: of, Most: &mos
 // HoldLeast puts a lower limit on a result.
 func (r *Result) HoldLeast(of string, least float64) { r.hold(Limit{Of: of, Least: &least}) }
 
-// AimRatio aims at demarc having at least, or where lower is better at most, so many times what the peer has. It is held by the ratio of the
-// medians, so both sides must be there.
+// AimRatio aims at demarc having at least, or where lower is better at most, so many times what the peer has. It is held, or missed, where the
+// whole interval of the ratio lies on that side.
 func (r *Result) AimRatio(peer string, times float64) {
 	l := Limit{Of: "ratio", Peer: peer, Aim: true}
 	if r.Better == Lower {
@@ -130,7 +131,23 @@ func (r *Result) AimRatio(peer string, times float64) {
 func (r *Result) hold(l Limit) {
 	r.Limit = &l
 	v, ok := r.Limited()
-	l.Held = ok && (l.Most == nil || v <= *l.Most) && (l.Least == nil || v >= *l.Least)
+	l.Held = ok && l.keeps(v)
+	if ok && l.Aim && l.Of == "ratio" {
+		l.Resolve(Compare(r.Demarc, r.Peers[l.Peer].Stat, r.Better).Interval)
+	}
+}
+
+func (l *Limit) keeps(v float64) bool {
+	return (l.Most == nil || v <= *l.Most) && (l.Least == nil || v >= *l.Least)
+}
+
+// Resolve has a limit be held or missed by where a figure lies with 95 % confidence, and open where that is on both sides; nil = that cannot be told.
+func (l *Limit) Resolve(interval []float64) {
+	l.Held, l.Open = false, len(interval) != 2
+	if !l.Open {
+		from, to := l.keeps(interval[0]), l.keeps(interval[1])
+		l.Held, l.Open = from && to, from != to
+	}
 }
 
 // Limited is the number that the limit is of; ok = it was measured.
@@ -145,7 +162,13 @@ func (r *Result) Limited() (v float64, ok bool) {
 }
 
 // Fared says what was promised, or aimed at, and whether that was held.
-func (l *Limit) Fared() string { return l.word() + " " + l.Text() + ": " + Held(l.Held) }
+func (l *Limit) Fared() string {
+	how := Held(l.Held)
+	if l.Open {
+		how = string(Unresolved)
+	}
+	return l.word() + " " + l.Text() + ": " + how
+}
 
 func (l *Limit) word() string {
 	if l.Aim {
