@@ -13,7 +13,7 @@ func TestAimsAreSet(t *testing.T) {
 	o := &report.Output{}
 	add := func(scenario, kase, metric string, better report.Better, values map[string]float64) {
 		for side, v := range values {
-			o.Add(report.Row{Scenario: scenario, Case: kase, Metric: metric, Unit: "x", Better: better, Side: side, Values: []float64{v, 1.01 * v, 0.99 * v, 1.02 * v}})
+			o.Add(report.Row{Scenario: scenario, Case: kase, Metric: metric, Unit: "x", Better: better, Side: side, Values: []float64{100 * v, 101 * v, 99 * v, 102 * v}})
 		}
 	}
 	add("acl", "64B/16k/nat44/1000-rules", "new-flows", report.Higher, map[string]float64{report.Us: 21, sideExpert: 10, sideLinear: 4})
