@@ -633,7 +633,9 @@ func (q *traffic) undisturbed(ctx context.Context, t *turn, d device, o pktgen.O
 }
 
 // heldUp reports whether a load whose frames are timed was offered less than was ordered: the maker makes up for a tenth of a millisecond and leaves out what is older, so a pause of its own would be no frame's delay, and one of the device would.
-func heldUp(l *trial, o pktgen.Order) bool { return o.Batch > 0 && o.Rate > 0 && l.sent.Rate() < 0.95*o.Rate }
+func heldUp(l *trial, o pktgen.Order) bool {
+	return o.Batch > 0 && o.Rate > 0 && l.sent.Rate() < 0.95*o.Rate
+}
 
 // soundLoad refuses a load that measured nothing. Wrong frames are counted as lost; many of them are a fault, not a result.
 func soundLoad(l *trial) error {
