@@ -23,6 +23,8 @@ type silence struct {
 	tried  time.Time // when it last asked
 	proof  time.Time // since when it is known that the leader's process has ended; zero = it is not
 	none   time.Time // since when it follows nobody, and hears a majority; zero = it is not so
+	term   uint64    // Raft's
+	voted  time.Time // when that was seen to become another one: somebody stands; zero = not since the start
 }
 
 const (
@@ -96,7 +98,15 @@ func (s *silence) succeed(now time.Time, rank int) bool {
 
 // vacant says whether to ask now for the lead that nobody has: this node follows no leader, and hears a majority beside Raft, both without a break in its readings, and Raft has heard neither a leader nor given a vote since contact. A
 // leader that lives reaches who has just started within half a heartbeat, or the others refuse.
-func (s *silence) vacant(now time.Time, majority bool, contact time.Time, rank int) bool {
+func (s *silence) vacant(now time.Time, majority bool, contact time.Time, term uint64, rank int) bool {
+	if term != s.term && !s.read.IsZero() {
+		s.voted = now // who stands writes that down first, on a disk that may be slow: Raft's own time is left to it
+	}
+	s.term = term
+	if now.Sub(s.voted) < s.heartbeat {
+		s.none = time.Time{}
+		return false
+	}
 	if !majority || s.none.IsZero() || now.Sub(s.read) > missGap {
 		s.none = time.Time{}
 		if majority {
@@ -172,9 +182,9 @@ func (n *Node) missLeader(ctx context.Context) {
 		now := time.Now()
 		vacant := false
 		if n.st.Follows("") && n.Stopped() == "" && n.hearsMajority() {
-			vacant = s.vacant(now, true, n.st.Heard(), n.rankOf(n.knows(), n.hears))
+			vacant = s.vacant(now, true, n.st.Heard(), n.st.Term(), n.rankOf(n.knows(), n.hears))
 		} else {
-			s.vacant(now, false, time.Time{}, 0)
+			s.vacant(now, false, time.Time{}, n.st.Term(), 0)
 		}
 		doubt, stand := s.judge(now, id, ended, heard, n.st.Heard(), rank)
 		if doubt {

@@ -229,6 +229,7 @@ func TestVacant(t *testing.T) {
 		gap      time.Duration // this node reads nothing from 0 to then
 		stood    time.Duration // when it stood last
 		contact  time.Duration // when it last gave a vote, or a leader came by; none did before
+		stands   time.Duration // when somebody else is seen to stand; 0 = nobody is
 		want     time.Duration
 	}{
 		"a majority all the time": {stood: never, want: 100 * msec},
@@ -237,6 +238,7 @@ func TestVacant(t *testing.T) {
 		"this node slept":         {gap: 300 * msec, stood: never, want: 400 * msec},
 		"it has stood":            {stood: -time.Second, want: 1500 * msec},
 		"it has given its vote":   {stood: never, contact: 90 * msec, want: 190 * msec},
+		"another one stands":      {stood: never, stands: 50 * msec, want: 650 * msec},
 		"no majority":             {majority: time.Hour, stood: never, want: never},
 		"far away":                {trip: 600 * msec, stood: never, want: 1780 * msec},
 	} {
@@ -253,7 +255,11 @@ func TestVacant(t *testing.T) {
 			if c.contact > 0 && now >= c.contact {
 				contact = zero.Add(c.contact)
 			}
-			if s.vacant(zero.Add(now), now >= c.majority, contact, c.rank) {
+			term := uint64(7)
+			if c.stands > 0 && now >= c.stands {
+				term++
+			}
+			if s.vacant(zero.Add(now), now >= c.majority, contact, term, c.rank) {
 				if asked++; got == never {
 					got = now
 				}
