@@ -103,7 +103,7 @@ type Pool struct {
 }
 
 // share of the blocks that nobody has may be kept open ahead. All that is open rests behind a takeover, so each takes as much of what the one before has left, and several in short turn leave some.
-const share = 8
+const share = 3
 
 // want is how many of so many that nobody has are to be kept open.
 func (p *Pool) want(spare int) int { return min(p.Ahead, max(spare/share, p.Least)) }
