@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -50,13 +48,7 @@ public = %q
 inside = %q
 %s`, nodes.PairPool, kindsForward, inside[0], kindsStatic, inside[1], rule))
 	policy = replace(t, policy, "nat.pool = [\""+nodes.PairLinkPool+"\"]\n", "nat.pool = [\""+nodes.PairLinkPool+"\"]\n"+rule)
-	file := filepath.Join(t.TempDir(), "kinds.toml")
-	check(t, os.WriteFile(file, []byte(policy), 0o644))
-	if a, _, err := p.GW1.Apply(t.Context(), file); err != nil {
-		t.Fatal(err)
-	} else if late := nodes.Late(a); late != nil {
-		p.wrong("a policy with forwards is late: %v", late)
-	}
+	p.apply(policy)
 
 	const count = 10
 	var conns []heldConns

@@ -3,8 +3,6 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -29,13 +27,7 @@ func pairRates(t *testing.T, l *quiet.Limits) {
 	)
 	policy := replace(t, nodes.PairPolicy(""), "nat.pool = [\""+nodes.PairPool+"\"]\n", fmt.Sprintf("nat.pool = [%q]\n[tenant.rates.out]\nbits = %.0f\nburst = %q\nmode = \"police\"\n", nodes.PairPool, bits, burst))
 	policy = replace(t, policy, "nat.pool = [\""+nodes.PairLinkPool+"\"]\n", fmt.Sprintf("nat.pool = [%q]\n[tenant.rates.in]\npackets = %d\nburst = %q\nmode = \"police\"\n%s", nodes.PairLinkPool, packets, burst, rigLetIn))
-	file := filepath.Join(t.TempDir(), "rates.toml")
-	check(t, os.WriteFile(file, []byte(policy), 0o644))
-	if a, _, err := p.GW1.Apply(t.Context(), file); err != nil {
-		t.Fatal(err)
-	} else if late := nodes.Late(a); late != nil {
-		p.wrong("a policy with limits is late: %v", late)
-	}
+	p.apply(policy)
 	p.protected(p.GW1)
 
 	type limited struct {

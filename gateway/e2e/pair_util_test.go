@@ -173,6 +173,18 @@ func (p *pairLab) first(group string, owner *nodes.Node) {
 	}
 }
 
+// apply has the pair serve another policy.
+func (p *pairLab) apply(text string) {
+	p.t.Helper()
+	file := filepath.Join(p.t.TempDir(), "next.toml")
+	check(p.t, os.WriteFile(file, []byte(text), 0o644))
+	a, _, err := p.GW1.Apply(p.t.Context(), file)
+	check(p.t, err)
+	if late := nodes.Late(a); late != nil {
+		p.wrong("an applied policy is late: %v", late)
+	}
+}
+
 // serve waits until these alone send packets for the group.
 func (p *pairLab) serve(within time.Duration, want ...*nodes.Node) {
 	p.t.Helper()
