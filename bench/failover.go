@@ -53,6 +53,7 @@ type failoverBench struct {
 	args    []string  // more of its nodes' command lines
 	frames  int       // that the judge has seen
 	failed  int       // runs of the row that have not begun
+	early   int       // terms of the group that ended while connections of the row were opened, before anything was done
 	configs map[string]string
 }
 
@@ -88,6 +89,7 @@ type run struct {
 	why     string        // it was not protected before, by its owner's word
 	refused error         // the pair did not do what was asked
 	apart   int           // sessions by which the tables differ afterwards
+	missing int           // open connections that whoever serves then has no session of, by its own list
 	stopped time.Duration // row stop: for so long, by when the signals were sent
 	lag     time.Duration // of the copy, as shown when all connections were open
 	dropped string        // what the gateways have dropped meanwhile
@@ -153,8 +155,12 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if many {
 		seen = q.watchOpening(ctx, p, 10_000)
 	}
+	term := q.epoch(ctx, p)
 	held, far, err := q.hold(p, part)
 	seen()
+	if now := q.epoch(ctx, p); now > term && term > 0 {
+		q.early += int(now - term)
+	}
 	if err != nil {
 		return o, errors.Join(errNotBegun, err, q.state(ctx, p, r))
 	}
@@ -261,6 +267,12 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if c.pings, err = echo.end(); err != nil {
 		return o, err
 	}
+	sessions := 0
+	if r.agree && !q.Stay { // while they are open
+		if sessions, err = q.established(ctx, p); err != nil {
+			return o, err
+		}
+	}
 	if err := c.end(held, opening, far); err != nil {
 		return o, err
 	}
@@ -273,6 +285,9 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	q.frames += c.verdict.Frames
 	if o.failure, err = c.judge(); err != nil {
 		return o, err
+	}
+	if r.agree && !q.Stay {
+		o.missing = max(0, o.opened-sessions)
 	}
 	if o.fresh.shown = time.Duration(shown.lag * float64(time.Second)); o.fresh.lost > 0 && known {
 		o.fresh.beyond = max(0, o.fresh.age-o.fresh.shown-c.from.Sub(shown.at))
@@ -290,6 +305,37 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 		o.apart, err = q.agree(ctx, p)
 	}
 	return o, err
+}
+
+// established is how many sessions of established TCP connections the one has that serves, by its list. Those of connections that have ended are in other states.
+func (q *failoverBench) established(ctx context.Context, p *trio.Pair) (n int, err error) {
+	owner, err := p.Owner(ctx, takes)
+	if err != nil {
+		return 0, err
+	}
+	var all api.Sessions
+	if err := owner.Client.Get(ctx, api.PathSessions+"?proto=tcp&limit=2000000", &all); err != nil {
+		return 0, err
+	}
+	for i := range all.Sessions {
+		if all.Sessions[i].State == "established" {
+			n++
+		}
+	}
+	return n, nil
+}
+
+// epoch is the highest that a gateway which answers says of the group; 0 = none did.
+func (q *failoverBench) epoch(ctx context.Context, p *trio.Pair) (epoch uint64) {
+	for _, n := range p.Gateways() {
+		var all api.Groups
+		if n.Client.Get(ctx, api.PathGroups, &all) == nil {
+			for _, g := range all.Groups {
+				epoch = max(epoch, g.Epoch)
+			}
+		}
+	}
+	return epoch
 }
 
 // copies is what the nodes say of the copy of the sessions: for whoever reads that some were lost.
@@ -389,7 +435,7 @@ func (q *failoverBench) ready(ctx context.Context, p *trio.Pair, patience time.D
 // row does one thing as often as is asked. A lab that a run left in pieces is replaced: lab is the one to go on with. So is one whose group has moved because of a condition
 // before another is to move it: it would stay for ten seconds, then twenty, as promised, and the row would measure that.
 func (q *failoverBench) row(ctx context.Context, r *failoverRow, lab **trio.Pair) (err error) {
-	q.failed = 0
+	q.failed, q.early = 0, 0
 	if r.peer { // in a lab of the same name, and with nothing of ours running
 		if p := *lab; p != nil {
 			*lab = nil

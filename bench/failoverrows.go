@@ -474,7 +474,8 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 		q.add(r.name, "gap", "ms", gaps, "", 0)
 		if r.long == 0 { // a machine that is kept busy on purpose says nothing of it
 			excess, spared := collect(func(o *run) float64 { return ms(o.excess) }), collect(func(o *run) float64 { return ms(o.spared) })
-			q.add(r.name, "gap-beyond-the-machine", "ms", excess, "median", quiet)
+			q.add(r.name, "gap-beyond-the-machine", "ms", excess, "max", ms(half))
+			q.add(r.name, "gap-beyond-the-machine-median", "ms", []float64{median(excess)}, "median", quiet)
 			q.addLeast(r.name, "gap-by-chance", "", []float64{byChance(excess, spared, quiet)}, "median", unlikely)
 		}
 		q.add(r.name, "failovers", "", collect(func(o *run) float64 { return float64(len(o.owners) - 1) }), "max", 0)
@@ -499,6 +500,7 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 		q.add(r.name, "pings-lost", "packets", collect(func(o *run) float64 { return float64(o.pings[0]) }), "", 0)
 	}
 	if r.agree {
+		q.add(r.name, "sessions-missing", "sessions", collect(func(o *run) float64 { return float64(o.missing) }), "max", 0)
 		q.add(r.name, "tables-apart", "sessions", collect(func(o *run) float64 { return float64(o.apart) }), "max", 0)
 	}
 	if !r.peer {
@@ -515,6 +517,7 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 		q.add(r.name, "lost-idle-of", "connections", collect(func(o *run) float64 { return float64(o.idle[1]) }), "", 0)
 	}
 	if r.opening {
+		q.addLeast(r.name, "fresh-rate", "connections/s", collect(func(o *run) float64 { return o.fresh.rate }), "median", 0.9*q.Rate)
 		q.add(r.name, "fresh-open-before", "connections", collect(func(o *run) float64 { return float64(o.fresh.before) }), "", 0)
 		q.add(r.name, "fresh-on-their-way", "connections", collect(func(o *run) float64 { return float64(o.fresh.way) }), "", 0)
 		q.add(r.name, "fresh-lost", "connections", collect(func(o *run) float64 { return float64(o.fresh.lost) }), "", 0)
@@ -569,6 +572,9 @@ func (q *failoverBench) figures(r *failoverRow, runs []run) {
 	}
 	count("not-protected-before", func(o *run) bool { return o.why != "" }, false)
 	q.add(r.name, "not-begun", "runs", []float64{float64(q.failed)}, "", 0)
+	if !r.peer {
+		q.add(r.name, "terms-ended-while-opening", "", []float64{float64(q.early)}, "", 0)
+	}
 }
 
 func median(values []float64) float64 {

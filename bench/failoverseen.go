@@ -3,6 +3,7 @@ package bench
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"demarc/gateway/netlab"
@@ -64,6 +65,7 @@ type failure struct {
 // fresh is what became of connections that were opened all the time.
 type fresh struct {
 	tried, failed int
+	rate          float64       // at which connections were begun until the event, a second, of those that opened
 	before        int           // open when the event came
 	way           int           // on their way then: they began before it was done, and were open after it had begun
 	lost          int           // of both
@@ -177,13 +179,20 @@ func (a *account) judge() (f failure, err error) {
 	for _, h := range a.fresh {
 		f.fresh.tried, f.fresh.failed = f.fresh.tried+h.Tried, f.fresh.failed+h.Failed
 		lost := h.Lost()
+		first, begun := int64(math.MaxInt64), 0
 		for _, o := range h.Open {
+			if o.Began < a.from.UnixNano() {
+				first, begun = min(first, o.Began), begun+1
+			}
 			switch {
 			case o.Open <= a.from.UnixNano():
 				f.fresh.before++
 			case o.Began <= a.struck.UnixNano():
 				f.fresh.way++
 			}
+		}
+		if begun > 0 {
+			f.fresh.rate += float64(begun) / (float64(a.from.UnixNano()-first) / 1e9)
 		}
 		for _, o := range lost {
 			if o.Began > a.struck.UnixNano() {

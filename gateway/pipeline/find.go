@@ -67,6 +67,9 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 		return sh.drop(s, verdict.UnfinishedChecksum)
 	}
 	if se.State != before || se.Flags != flags {
+		if tm := &sh.view.Timeouts; se.Proto == flow.UDP && tm.UDP < tm.UDPUnanswered && (se.Flags^flags)&conntrack.FlagReplied != 0 { // as above
+			sh.Sessions.SetDeadline(slot, sh.tick+se.Look(tm))
+		}
 		sh.changed(slot, se)
 	}
 	return sh.forward(s, t, se, dir)

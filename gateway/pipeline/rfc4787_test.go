@@ -181,6 +181,14 @@ func TestRFC4787Req5MappingTimer(t *testing.T) {
 	p = w.out(hostA, 4000, far, 5000).sport
 	w.wait(3*time.Minute - time.Second)
 	w.reaches(w.in(far, 5000, pub, p), hostA, 4000)
+	// What is answered ends by its own timer, also where that is the shorter one.
+	w.apply("schema = 1\n[timeouts]\nudp = \"2m\"\nudp_unanswered = \"20m\"\n" + rfcText(t)[len("\nschema = 1\n"):])
+	p = w.out(hostA, 4002, far, 5000).sport
+	w.reaches(w.in(far, 5000, pub, p), hostA, 4002)
+	w.wait(2*time.Minute - time.Second)
+	w.reaches(w.in(far, 5000, pub, p), hostA, 4002)
+	w.wait(2*time.Minute + 2*time.Second)
+	w.dropped4(w.in(far, 5000, pub, p), verdict.NATUnusedAddress)
 }
 
 func TestRFC4787Req6OutboundRefresh(t *testing.T) {
