@@ -20,13 +20,13 @@ ROOT = $(shell comm -23 <(go list ./... | sort) <(go list $(PURE) $(GUESTS) | so
 # Those of the others whose guests need a processor and nothing else, and have all the time that they need.
 GUESTS := ./gateway/zerocopy/...
 
-# Root tests share two CPUs and measure rates and gaps, so they run one after the other, and alone. Before them come the guests and the pure packages, which only have
-# to be right, and then the tests that say that they mostly wait (roottest.MostlyWaits), both two at a time. testrun is go test, and a record of what ran: with CI set
-# it refuses skips; for a run of everything it holds docs/rfc.md against the record.
+# Root tests share two CPUs and measure rates and gaps, so they run one after the other, and alone; behind those of a package come the ones that say that they mostly wait
+# (roottest.MostlyWaits), two at a time. Before all of them come the guests and the pure packages, which only have to be right, two packages at a time. testrun is go test, and a
+# record of what ran: with CI set it refuses skips; for a run of everything it holds docs/rfc.md against the record.
 TESTRUN := CI=1 go run ./gateway/archtest/testrun -record build/tests.txt
-GOTEST := -count=1 -timeout=20m
-BOTH = $(GOTEST) -p=2 $(GUESTS) $(PURE)
-ROOTS = @waiting $(GOTEST) -p=1 $(ROOT) -- @others $(GOTEST) -p=1 $(ROOT)
+GOTEST := -count=1
+BOTH = $(GOTEST) -timeout=20m -p=2 $(GUESTS) $(PURE)
+ROOTS = $(GOTEST) -timeout=60m -p=1 $(ROOT)
 
 PREFIX := /usr/local
 
@@ -80,7 +80,7 @@ test: build
 # The same tests without the pure packages.
 test-root: build
 	@.ci/setup.sh
-	@$(TESTRUN) -- $(GOTEST) $(GUESTS) -- $(ROOTS)
+	@$(TESTRUN) -- $(GOTEST) -timeout=20m $(GUESTS) -- $(ROOTS)
 
 generate:
 	go generate ./...

@@ -261,6 +261,9 @@ func (t *tree) fences(bad fault) map[string]bool {
 				return true
 			})
 		}
+		if s.test {
+			t.waits(s, bad)
+		}
 		if s.test || within(s.pkg, rawCallRooms...) {
 			continue
 		}
@@ -272,6 +275,38 @@ func (t *tree) fences(bad fault) map[string]bool {
 		})
 	}
 	return used
+}
+
+// waits holds MostlyWaits to the first statement of a test: said later, it would stop there until all tests that run alone are over, with all that the test has made until then.
+func (t *tree) waits(s *source, bad fault) {
+	says := func(n ast.Node) bool {
+		call, ok := n.(*ast.CallExpr)
+		if !ok {
+			return false
+		}
+		name := call.Fun
+		if x, ok := name.(*ast.SelectorExpr); ok {
+			name = x.Sel
+		}
+		id, ok := name.(*ast.Ident)
+		return ok && strings.EqualFold(id.Name, "mostlyWaits")
+	}
+	for _, d := range s.file.Decls {
+		fn, ok := d.(*ast.FuncDecl)
+		if !ok || fn.Body == nil || strings.EqualFold(fn.Name.Name, "mostlyWaits") { // a short name for it
+			continue
+		}
+		var first ast.Node
+		if x, ok := append(fn.Body.List, nil)[0].(*ast.ExprStmt); ok && fn.Recv == nil && strings.HasPrefix(fn.Name.Name, "Test") {
+			first = x.X
+		}
+		ast.Inspect(fn.Body, func(n ast.Node) bool {
+			if n != nil && n != first && says(n) {
+				bad("%s: MostlyWaits can only be the first statement of a test", t.fset.Position(n.Pos()))
+			}
+			return true
+		})
+	}
 }
 
 var (
@@ -545,6 +580,12 @@ func TestRulesNotice(t *testing.T) {
 		{"gateway/cli/x_test.go", `package cli; import "demarc/gateway/netlab/roottest"; import "testing"; func TestX(t *testing.T) { roottest.Missing(t, "rain") }`, ""},
 		{"gateway/netlab/host/x.go", `package host; import "testing"; func f(t testing.TB) { t.Skipf("no") }`, "roottest.Missing does not"},
 		{"gateway/cli/x.go", `package cli; func f(s interface{ Skip() }) { s.Skip() }`, ""},
+
+		{"gateway/cli/x_test.go", `package cli; import "testing"; func TestX(t *testing.T) { roottest.MostlyWaits(t); t.Log(1) }`, ""},
+		{"gateway/cli/x_test.go", `package cli; import "testing"; func mostlyWaits(t *testing.T) { roottest.MostlyWaits(t) }; func TestX(t *testing.T) { mostlyWaits(t) }`, ""},
+		{"gateway/cli/x_test.go", `package cli; import "testing"; func TestX(t *testing.T) { t.Log(1); roottest.MostlyWaits(t) }`, "the first statement of a test"},
+		{"gateway/cli/x_test.go", `package cli; import "testing"; func TestX(t *testing.T) { t.Run("sub", func(t *testing.T) { roottest.MostlyWaits(t) }) }`, "the first statement of a test"},
+		{"gateway/cli/x_test.go", `package cli; import "testing"; func lab(t *testing.T) { mostlyWaits(t) }; func TestX(t *testing.T) { lab(t) }`, "the first statement of a test"},
 
 		{"gateway/cli/doc.go", "// Package cli is a line.\n//\n// It does not hurry.\n//\n// It has no state.\npackage cli", ""},
 		{"gateway/cli/doc.go", "// Package cli is a line.\n//\n// It has no state.\npackage cli", "what it does not do"},

@@ -27,10 +27,7 @@ func run(out io.Writer, matrix, file string, slow int, args []string) error {
 	signal.Ignore(os.Interrupt)
 	r, start, stolen := newRecord(out), time.Now(), watchStolen()
 	var errs []error
-	steps, err := split(args)
-	if err != nil {
-		return err
-	}
+	steps := split(args)
 	defer func() { fmt.Fprintf(out, "%s\n", stolen()) }()
 	compiled := ahead(steps[1:])
 	for i := range steps {

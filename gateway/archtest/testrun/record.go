@@ -88,10 +88,6 @@ func (r *record) take(e event, p pending) {
 		res := r.of(e.Package, e.Test)
 		if e.Test == "" {
 			r.ended(result{e.Package, "", e.Action, e.Elapsed}, p, e.FailedBuild != "")
-			e.Elapsed += res.Elapsed // a package of which other tests ran before
-			if res.Action == "fail" || res.Action == "pass" && e.Action == "skip" {
-				e.Action = res.Action
-			}
 		}
 		res.Action, res.Elapsed = e.Action, e.Elapsed
 	}

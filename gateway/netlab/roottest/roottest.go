@@ -24,7 +24,7 @@ func Missing(t testing.TB, what string, args ...any) {
 }
 
 // MostlyWaits begins a test that waits most of its time and measures no rate, no gap and no last packet of a fast stream: it runs at the same time as another that says
-// so. What says nothing runs alone. It is the first statement of the test, where archtest/testrun looks for it.
+// so, behind all tests of its package that say nothing, and so run alone. It is the first statement of the test.
 func MostlyWaits(t *testing.T) {
 	t.Helper()
 	t.Parallel()
