@@ -95,6 +95,7 @@ burst = "20ms"
 [tenant.rates.in]
 bits = "300M"
 burst = "20ms"
+mode = "police"
 [tenant.rates.voice]
 dscp = ["ef"]
 [[tenant.rule]]
