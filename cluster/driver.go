@@ -858,7 +858,7 @@ func (d *Driver) Terms(ctx context.Context) (all map[string]failover.Term, err e
 
 // DriverFigures are for metrics.
 type DriverFigures struct {
-	Gaps     uint64        // between two readings of the clock that were longer than the guard: each ended this node's leases
+	Gaps     uint64        // between two readings of the clock that were longer than the guard
 	Longest  time.Duration // of them
 	Lost     uint64        // messages that came faster than they were read
 	Realtime bool          // the thread has real-time priority

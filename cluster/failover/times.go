@@ -19,7 +19,7 @@ type Times struct {
 	Lease time.Duration // for so long a voter is asked to help nobody else, from when it received the question
 	Renew time.Duration // so often the owner asks again, and every node says that it lives
 	Ask   time.Duration // so often whoever has no lease asks
-	Guard time.Duration // what the owner stops earlier; a longer gap between two readings of the clock ends its leases
+	Guard time.Duration // what the owner stops earlier
 
 	MaxLag    time.Duration // a copy further behind is not in sync
 	MaxMarker time.Duration // a standby whose last digest is older does not take its copy for whole
