@@ -30,7 +30,7 @@ ROOTS = $(GOTEST) -timeout=60m -p=1 $(ROOT)
 
 PREFIX := /usr/local
 
-.PHONY: build install install-pages uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-table bench-full bench-sample bench-quick bench-cluster bench-failover zerocopy faults faults-found test-always profile
+.PHONY: build install install-pages uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-table bench-full bench-sample bench-quick bench-cluster bench-failover zerocopy faults faults-found test-always profile profile-worker
 
 build:
 	go build -ldflags '-s -w -X main.version=$(VERSION)' -o demarc .
@@ -46,7 +46,7 @@ PAGES = $(shell find * -type f \( -name '*.md' -o -path 'docs/*' -o -path 'confi
 install-pages:
 	rm -rf $(DESTDIR)$(PREFIX)/share/doc/demarc
 	for f in $(PAGES); do install -D -m 0644 $$f $(DESTDIR)$(PREFIX)/share/doc/demarc/$$f || exit 1; done
-	sed 's|/usr/local/|$(PREFIX)/|g' docs/alerts.rules.yml >$(DESTDIR)$(PREFIX)/share/doc/demarc/docs/alerts.rules.yml
+	for f in alerts.rules.yml alerts.test.yml; do sed 's|/usr/local/|$(PREFIX)/|g' docs/$$f >$(DESTDIR)$(PREFIX)/share/doc/demarc/docs/$$f || exit 1; done
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/sbin/demarc $(DESTDIR)$(PREFIX)/lib/systemd/system/demarc.service $(DESTDIR)$(PREFIX)/lib/systemd/system/demarc-witness.service
@@ -134,6 +134,15 @@ profile:
 	go test -count=1 -v -run 'TestInstructionsOfAPacket$$' ./gateway/pipeline
 	go test -count=1 -run '^$$' -bench 'BenchmarkHit$$' -benchtime 2s -cpuprofile build/pipeline.pprof -o build/pipeline.test ./gateway/pipeline
 	go tool pprof -top -nodecount 40 build/pipeline.test build/pipeline.pprof
+
+# The same of a gateway at work: perf looks at both CPUs while it carries 64k flows, and shows the worker's threads: its own functions and what the kernel does in its calls. As root, with Debian's linux-perf.
+# build/worker.perf has the stacks: perf report -i build/worker.perf --comms demarc.
+profile-worker:
+	@command -v perf >/dev/null || { echo "make profile-worker: perf is missing: apt-get install linux-perf" >&2; exit 1; }
+	@mkdir -p build
+	go build -o build/demarc.profile .
+	perf record -q -a -e cpu-clock -F 997 -g -o build/worker.perf -- ./build/demarc.profile bench throughput --sizes 64 --flows 64k --offload never --peers kernel --trials 1 --seconds 8
+	perf report -i build/worker.perf --stdio --no-children -g none --comms demarc.profile --percent-limit 0.5 2>/dev/null | grep -v '^#' | head -60
 
 clean:
 	rm -f demarc

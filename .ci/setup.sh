@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the clients that the root tests use, and only those that are missing. Does nothing when all are there.
-# clang is for the tests that generate the eBPF objects again and compare.
+# clang is for the tests that generate the eBPF objects again and compare, promtool for the one that evaluates the alert rules.
 set -eu
 
 missing=
@@ -31,6 +31,7 @@ need setpriv util-linux
 need strace strace
 need clang clang
 need llvm-strip llvm
+need promtool prometheus
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then

@@ -254,7 +254,7 @@ func exprLabels(expr string, w alertWords) (labels []string, err error) {
 				return labels, fmt.Errorf("%s has no label %s", list, x)
 			}
 		case list == "" && regexp.MustCompile(`^[A-Za-z_]`).MatchString(x) &&
-			!slices.Contains([]string{"abs", "and", "by", "count", "increase", "last_over_time", "max", "min", "offset", "on", "or", "rate", "sum", "time"}, x):
+			!slices.Contains([]string{"abs", "and", "by", "count", "increase", "last_over_time", "max", "min", "min_over_time", "on", "or", "rate", "sum", "time", "unless"}, x):
 			return labels, fmt.Errorf("%s is no series, and no word that is known here", x)
 		}
 	}
