@@ -66,7 +66,7 @@ func wireOpen(t testing.TB, p *wirePlan, binary string, told bool, env ...string
 			t.Logf("%s\nbegan %s\n%s", p, l.began.Format("15:04:05.000000"), &l.story)
 			l.mu.Unlock()
 			for _, n := range l.Nodes() {
-				t.Logf("the log of %s:\n%s", n.Name, n.Log(60))
+				t.Logf("the logs of %s:\n%s", n.Name, n.Logs(60))
 			}
 		}
 		for _, n := range l.Nodes() { // one that a failed test left stopped would not end

@@ -328,7 +328,7 @@ func (n *Node) Launch(args ...string) error {
 		verb = "witness"
 	}
 	n.runs++
-	n.log = filepath.Join(filepath.Dir(n.File), fmt.Sprintf("log-%d", n.runs))
+	n.log = n.logOf(n.runs)
 	log, err := os.Create(n.log)
 	if err != nil {
 		return err
@@ -472,9 +472,24 @@ func (n *Node) end(signal unix.Signal, each bool) error {
 	}
 }
 
-// Log is the end of the node's log.
-func (n *Node) Log(lines int) string {
-	b, err := os.ReadFile(n.log)
+// Log is the end of the node's log, since it was started last.
+func (n *Node) Log(lines int) string { return endOf(n.log, lines) }
+
+// Logs are the ends of all logs of the node, one each time that it was started.
+func (n *Node) Logs(lines int) string {
+	var all []string
+	for i := range n.runs {
+		all = append(all, fmt.Sprintf("started for the %d. time\n%s", i+1, endOf(n.logOf(i+1), lines)))
+	}
+	return strings.Join(all, "\n")
+}
+
+func (n *Node) logOf(run int) string {
+	return filepath.Join(filepath.Dir(n.File), fmt.Sprintf("log-%d", run))
+}
+
+func endOf(file string, lines int) string {
+	b, err := os.ReadFile(file)
 	if err != nil {
 		return err.Error()
 	}
