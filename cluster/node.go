@@ -738,6 +738,9 @@ func (n *Node) write(r rest) {
 // Close leaves everything as it is on disk. After Run has returned.
 func (n *Node) Close() error {
 	n.detach()
+	if n.tr != nil {
+		n.tr.HangUp()
+	}
 	err := n.st.Close()
 	if n.tr != nil {
 		err = errors.Join(err, n.tr.Close())

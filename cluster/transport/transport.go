@@ -84,6 +84,9 @@ type Transport struct {
 	begin    sync.Once
 	once     sync.Once
 	end      chan struct{}
+	alive    context.Context // until it hangs up
+	hangUp   context.CancelFunc
+	out      map[*outgoing]bool // mu: connections for Raft that left from here
 }
 
 // Listen opens the port and begins to accept, unless that is held back.
@@ -99,7 +102,8 @@ func Listen(c Config) (*Transport, error) {
 	if c.Advertise == "" {
 		c.Advertise = l.Addr().String()
 	}
-	t := &Transport{cfg: c, l: l, slots: make(chan struct{}, c.Handshake), shaking: map[netip.Addr]int{}, refused: map[Refusal]*atomic.Uint64{}, end: make(chan struct{})}
+	t := &Transport{cfg: c, l: l, slots: make(chan struct{}, c.Handshake), shaking: map[netip.Addr]int{}, refused: map[Refusal]*atomic.Uint64{}, end: make(chan struct{}), out: map[*outgoing]bool{}}
+	t.alive, t.hangUp = context.WithCancel(context.Background())
 	for _, r := range Refusals {
 		t.refused[r] = new(atomic.Uint64)
 	}
@@ -178,7 +182,7 @@ func (t *Transport) enter(a net.Addr) (leave func(), ok bool) {
 // shake finishes the handshake and hands the connection on.
 func (t *Transport) shake(raw net.Conn) {
 	c := tls.Server(raw, t.cfg.Keys.serve(t.cfg.Allowed, protoRaft, protoRequest, protoKeys, protoSessions))
-	ctx, cancel := context.WithTimeout(context.Background(), t.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(t.alive, t.cfg.Timeout)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	err := c.HandshakeContext(ctx)
@@ -284,6 +288,7 @@ func (t *Transport) refuse(c net.Conn, err error) {
 func (t *Transport) dial(ctx context.Context, address, proto string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.Timeout)
 	defer cancel()
+	defer context.AfterFunc(t.alive, cancel)()
 	var allowed func(Peer) error
 	if t.cfg.Allowed != nil {
 		allowed = func(p Peer) error {
@@ -453,7 +458,50 @@ func (s stream) Addr() net.Addr            { return named(s.t.cfg.Advertise) }
 func (s stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	return s.t.dial(ctx, string(address), protoRaft)
+	c, err := s.t.dial(ctx, string(address), protoRaft)
+	if err != nil {
+		return nil, err
+	}
+	o := &outgoing{c, s.t}
+	s.t.mu.Lock()
+	s.t.out[o] = true
+	s.t.mu.Unlock()
+	if s.t.alive.Err() != nil { // HangUp may have looked before
+		o.Close()
+		return nil, net.ErrClosed
+	}
+	return o, nil
+}
+
+// outgoing is a connection for Raft that HangUp closes.
+type outgoing struct {
+	net.Conn
+	t *Transport
+}
+
+func (o *outgoing) Close() error {
+	o.t.mu.Lock()
+	delete(o.t.out, o)
+	o.t.mu.Unlock()
+	return o.Conn.Close()
+}
+
+// HangUp ends what is under way with others, handshakes, dials and messages of Raft, and lets nothing new begin: who waits for the end of Raft would wait for each to time out, where
+// others do not answer. The port is left to Close.
+func (t *Transport) HangUp() {
+	t.hangUp()
+	t.mu.Lock()
+	var all []*outgoing
+	for o := range t.out {
+		all = append(all, o)
+	}
+	t.mu.Unlock()
+	for _, o := range all {
+		if c, ok := o.Conn.(*tls.Conn); ok {
+			c.NetConn().Close() // without a word that the other end might not take
+		}
+		o.Close()
+	}
 }
 
 type named string
@@ -461,10 +509,11 @@ type named string
 func (named) Network() string  { return "tcp" }
 func (n named) String() string { return string(n) }
 
-// Close stops accepting and waits for handshakes under way. Connections that were handed on belong to whoever took them.
+// Close hangs up and stops accepting. Connections that were handed on belong to whoever took them.
 func (t *Transport) Close() error {
 	var err error
 	t.once.Do(func() {
+		t.HangUp()
 		close(t.end)
 		err = t.l.Close()
 		t.wg.Wait()

@@ -434,3 +434,61 @@ func TestMessagesUnderWay(t *testing.T) {
 		}
 	}
 }
+
+// Who hangs up waits for nobody: not for one that takes no connection up, for one that does not answer a message of Raft, nor for one that begins a handshake and says nothing.
+func TestHangUpEndsWhatIsUnderWay(t *testing.T) {
+	a, c := authority(t), at(noon)
+	s, d := listen(t, Config{Keys: keys(t, a, "gw1", c.now)}), listen(t, Config{Keys: keys(t, a, "gw2", c.now)})
+	dt := d.Raft().(*raft.NetworkTransport)
+	defer dt.Close()
+	st := s.Raft().(*raft.NetworkTransport) // takes messages, and nobody answers them
+	defer st.Close()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	half, err := net.Dial("tcp", d.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer half.Close()
+	under := map[string]func() error{
+		"a dial": func() error { _, err := d.Dial(t.Context(), silent.Addr().String()); return err },
+		"a dial of Raft": func() error {
+			return dt.RequestVote("gw3", raft.ServerAddress(silent.Addr().String()), &raft.RequestVoteRequest{Term: 7}, new(raft.RequestVoteResponse))
+		},
+		"a message of Raft": func() error {
+			return dt.RequestVote("gw1", raft.ServerAddress(s.Address()), &raft.RequestVoteRequest{Term: 7}, new(raft.RequestVoteResponse))
+		},
+	}
+	type end struct {
+		what string
+		err  error
+	}
+	ended := make(chan end, len(under))
+	for what, fn := range under {
+		go func() { ended <- end{what, fn()} }()
+	}
+	select {
+	case <-st.Consumer(): // it is under way
+	case <-time.After(3 * time.Second):
+		t.Fatal("the message did not come")
+	}
+	eventually(t, "a handshake under way", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return len(d.shaking) == 1 })
+	began := time.Now()
+	d.HangUp()
+	for range under {
+		if e := <-ended; e.err == nil {
+			t.Errorf("%s was answered", e.what)
+		} else if took := time.Since(began); took > time.Second {
+			t.Errorf("%s ended %s later: %v", e.what, took, e.err)
+		}
+	}
+	if err := dt.RequestVote("gw1", raft.ServerAddress(s.Address()), &raft.RequestVoteRequest{Term: 8}, new(raft.RequestVoteResponse)); err == nil {
+		t.Error("a message went out behind it")
+	}
+	if err := d.Close(); err != nil || time.Since(began) > 2*time.Second {
+		t.Errorf("closed after %s: %v", time.Since(began), err)
+	}
+}

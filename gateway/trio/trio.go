@@ -467,8 +467,15 @@ func (n *Node) end(signal unix.Signal, each bool) error {
 		}
 		return nil
 	case <-time.After(8 * time.Second):
+		if pid > 0 {
+			_ = unix.Kill(pid, unix.SIGQUIT) // its log then says what it waits for
+		}
+		select {
+		case <-n.ended:
+		case <-time.After(2 * time.Second):
+		}
 		n.Kill()
-		return fmt.Errorf("%s did not end within 8 s of %s:\n%s", n.Name, unix.SignalName(signal), n.Log(12))
+		return fmt.Errorf("%s did not end within 8 s of %s:\n%s", n.Name, unix.SignalName(signal), n.Log(2000))
 	}
 }
 
