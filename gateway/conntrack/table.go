@@ -434,6 +434,21 @@ func (t *Table) SetDeadline(slot, tick uint32) {
 	}
 }
 
+// Sooner has Sweep look at a session no later than by these timeouts: where they have become shorter, its deadline is by longer ones.
+func (t *Table) Sooner(slot, now uint32, tm *Timeouts) {
+	if !t.Live(slot) {
+		return
+	}
+	s, due := &t.sessions[slot], now
+	if left := s.lastSeen() + s.Timeout(tm) - now; int32(left) > 0 {
+		due += min(left, s.Look(tm))
+	}
+	if int32(t.deadlines[slot]-due) > 0 {
+		undo.Keep(t.log, &t.deadlines[slot])
+		t.deadlines[slot] = deadline(due)
+	}
+}
+
 // Sweep looks at the next budget deadlines, round and round. A session that was seen since is armed again, one that was idle for
 // its timeout is given to expired and then removed, unless keep (nil: none) says that time does not end it. A half-open one for which hurry (nil: none) says
 // yes has at most tm.Hurry. It returns how many ended.

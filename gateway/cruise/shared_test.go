@@ -128,6 +128,7 @@ func TestTwoWritersKeepTheHighestNumbers(t *testing.T) {
 			done.Store(n)
 		}
 	}()
+	defer func() { round.Store(-1); stop.Wait() }()
 	const rounds = 30_000
 	var busy, calm uint8 // the scales of who sends, with something under way and without
 	for n := int64(1); n <= rounds && !t.Failed(); n++ {
@@ -209,6 +210,7 @@ func TestTwoWritersShareARate(t *testing.T) {
 			}
 		}
 	}()
+	defer stop.Wait()
 	sent, held := 0, 0
 	for time.Now().Before(end) {
 		if s := w.process(f.iface.Port, frame, bootNow(t)); s.Verdict == verdict.Send {
@@ -276,6 +278,7 @@ func TestTwoWritersPayForEachPacket(t *testing.T) {
 			done.Store(n)
 		}
 	}()
+	defer func() { round.Store(-1); stop.Wait() }()
 	mine, theirs := 0, 0
 	for n := int64(1); n <= 400 && !t.Failed(); n++ {
 		had, _, err := p.Count(Carried)

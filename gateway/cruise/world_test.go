@@ -117,6 +117,9 @@ queue = "30ms"
 name = "gamma"
 interfaces = ["gamma"]
 prefixes = ["198.18.30.0/24"]
+[tenant.rates.in]
+bits = "200M"
+burst = "20ms"
 [[group]]
 name = "east"
 id = 200

@@ -189,6 +189,17 @@ func TestRFC4787Req5MappingTimer(t *testing.T) {
 	w.reaches(w.in(far, 5000, pub, p), hostA, 4002)
 	w.wait(2*time.Minute + 2*time.Second)
 	w.dropped4(w.in(far, 5000, pub, p), verdict.NATUnusedAddress)
+	// A policy with shorter ones holds for what is idle already.
+	p = w.out(hostA, 4003, far, 5000).sport
+	w.wait(3 * time.Minute)
+	w.apply("schema = 1\n[timeouts]\nudp_unanswered = \"4m\"\n" + rfcText(t)[len("\nschema = 1\n"):])
+	w.wait(time.Minute - time.Second)
+	w.reaches(w.in(far, 5000, pub, p), hostA, 4003)
+	p = w.out(hostA, 4004, far, 5000).sport
+	w.wait(3 * time.Minute)
+	w.apply("schema = 1\n[timeouts]\nudp_unanswered = \"2m\"\n" + rfcText(t)[len("\nschema = 1\n"):])
+	w.wait(2 * time.Second)
+	w.dropped4(w.in(far, 5000, pub, p), verdict.NATUnusedAddress)
 }
 
 func TestRFC4787Req6OutboundRefresh(t *testing.T) {

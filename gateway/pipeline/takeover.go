@@ -100,7 +100,11 @@ func (sh *Shard) current(slot uint32, se *conntrack.Session) verdict.Reason {
 		sh.adopt(slot, se)
 	}
 	if se.ViewGen < sh.judged {
-		return sh.judgeAgain(se)
+		r := sh.judgeAgain(se)
+		if r == verdict.Pass {
+			sh.Sessions.Sooner(slot, sh.tick, &sh.view.Timeouts)
+		}
+		return r
 	}
 	se.BeginWrite()
 	se.ViewGen = sh.gen

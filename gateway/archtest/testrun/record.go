@@ -88,6 +88,9 @@ func (r *record) take(e event, p pending) {
 		res := r.of(e.Package, e.Test)
 		if e.Test == "" {
 			r.ended(result{e.Package, "", e.Action, e.Elapsed}, p, e.FailedBuild != "")
+			if res.Action == "fail" { // in a step before
+				e.Action = res.Action
+			}
 		}
 		res.Action, res.Elapsed = e.Action, e.Elapsed
 	}
