@@ -87,6 +87,7 @@ type Transport struct {
 	alive    context.Context // until it hangs up
 	hangUp   context.CancelFunc
 	out      map[*outgoing]bool // mu: connections for Raft that left from here
+	connects connector
 }
 
 // Listen opens the port and begins to accept, unless that is held back.
@@ -296,7 +297,7 @@ func (t *Transport) dial(ctx context.Context, address, proto string) (net.Conn, 
 			return t.cfg.Allowed(p)
 		}
 	}
-	c, err := dial(ctx, address, t.cfg.Keys.config(allowed, proto), proto)
+	c, err := dial(ctx, &t.connects, address, t.cfg.Keys.config(allowed, proto), proto)
 	if err != nil {
 		return nil, err
 	}
@@ -313,12 +314,11 @@ func (t *Transport) dial(ctx context.Context, address, proto string) (net.Conn, 
 func DialRequest(ctx context.Context, k *Keyring, address string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	return dial(ctx, address, k.config(nil, protoRequest), protoRequest)
+	return dial(ctx, new(connector), address, k.config(nil, protoRequest), protoRequest)
 }
 
-func dial(ctx context.Context, address string, cfg *tls.Config, proto string) (net.Conn, error) {
-	var d net.Dialer
-	raw, err := d.DialContext(ctx, "tcp", address)
+func dial(ctx context.Context, k *connector, address string, cfg *tls.Config, proto string) (net.Conn, error) {
+	raw, err := k.connect(ctx, address)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", address, err)
 	}

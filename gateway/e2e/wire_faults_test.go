@@ -203,8 +203,8 @@ type span struct{ from, to time.Time }
 // wireYield is how long after they hear each other again both may still send: a beat each 20 ms, some that are lost, and a machine without a core for it.
 const wireYield = 500 * time.Millisecond
 
-// wireKeys is for how long nothing must hinder a connection for keys to be there.
-const wireKeys = 100 * time.Millisecond
+// wireKeys is for how long nothing must hinder a connection for keys to be there: what was lost of one that has begun is sent again by TCP's timers.
+const wireKeys = 500 * time.Millisecond
 
 // deafens says whether a gateway may not hear the other one's beats for long because of it, or starts anew. One in twenty that is lost is no silence, and what hinders the log and the copies alone does not hinder beats.
 func (h *harm) deafens() bool {
@@ -224,7 +224,7 @@ func (h *harm) renews() bool {
 
 // hindersKeys says whether a connection between the gateways may be long in coming because of it.
 func (h *harm) hindersKeys() bool {
-	return (h.kind == harmCut || h.kind == harmDelay) && slices.ContainsFunc(h.ways, func(w harmWay) bool { return w.proto != unix.IPPROTO_UDP })
+	return h.kind == harmStop || h.kind == harmFreeze || (h.kind == harmCut || h.kind == harmDelay) && slices.ContainsFunc(h.ways, func(w harmWay) bool { return w.proto != unix.IPPROTO_UDP })
 }
 
 // apart are the times in which the gateways may not have heard each other, as they were done, not as they were planned.
@@ -277,7 +277,7 @@ func TestWireApart(t *testing.T) {
 		{"nothing that deafens", []doneHarm{did(harmShut, 0, 100, 0), did(harmCut, 0, 100, unix.IPPROTO_TCP), did(harmLoss, 0, 100, 0)}, nil},
 		{"a cut", []doneHarm{did(harmCut, 0, 100, unix.IPPROTO_UDP), did(harmCut, 50, 900, unix.IPPROTO_TCP)}, []span{{at(0), at(100 + yield)}}},
 		{"a new life", []doneHarm{did(harmVanish, 0, 100, 0), did(harmCut, 90, 900, unix.IPPROTO_UDP)}, []span{{at(0), at(100 + yield)}, {at(90), at(900 + yield)}}},
-		{"a new life without connections", []doneHarm{did(harmDelay, 880, 1200, unix.IPPROTO_TCP), did(harmVanish, 0, 100, 0), did(harmCut, 90, 900, unix.IPPROTO_TCP), did(harmCut, 1300, 3000, unix.IPPROTO_TCP)}, []span{{at(0), at(1200 + yield)}}},
+		{"a new life without connections", []doneHarm{did(harmDelay, 880, 1200, unix.IPPROTO_TCP), did(harmVanish, 0, 100, 0), did(harmCut, 90, 900, unix.IPPROTO_TCP), did(harmCut, 1700, 3000, unix.IPPROTO_TCP), did(harmLoss, 1200, 3000, 0)}, []span{{at(0), at(1200 + yield)}}},
 	} {
 		if got := deafTimes(c.done); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
