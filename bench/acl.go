@@ -39,7 +39,6 @@ var aclMetrics = []struct {
 	of         func(t *turn) float64
 }{
 	{"rate", "Mpps", 4, report.Higher, func(t *turn) float64 { return t.Full.rate() / 1e6 }},
-	{"cpu-per-packet", "ns", 1, "", func(t *turn) float64 { return ratio(1e9*busy(t.Full.use), t.Full.rate()) }},
 	{"loss", "percent", 3, "", func(t *turn) float64 { return 100 * t.Full.loss() }},
 	{"new-flows", "Mpps", 4, report.Higher, func(t *turn) float64 { return t.New / 1e6 }},
 	{"load", "ms", 1, "", func(t *turn) float64 { return t.Load.Seconds() * 1e3 }},
@@ -159,7 +158,7 @@ func (q *aclLists) rows(c *flowCase, turns map[string][]turn) {
 func init() {
 	register(scenario{place: 60, name: "acl", about: "access lists of 10 to 100,000 rules: established and new flows, compiling", command: aclCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--lists", "1000,100000", "--trials", "4", "--seconds", "0.3"}, seconds: 38, memoryMiB: 600},
+		short: &stint{args: []string{"--lists", "1000,100000", "--trials", "4", "--seconds", "0.3"}, seconds: 33, memoryMiB: 600},
 		table: &stint{args: []string{"--trials", "4", "--seconds", "0.5", "--budget", "24h"}, seconds: 180, memoryMiB: 1000},
 		full:  &stint{args: []string{"--flows", "64k", "--trials", "10", "--seconds", "2", "--budget", "24h"}, seconds: 900, memoryMiB: 1000}})
 }

@@ -20,7 +20,19 @@ func TestReadmeHasTheFiguresOfItsFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(text) != want {
-		t.Error("README.md differs from its results: go generate ./bench")
+		t.Error("README.md differs from its results: demarc bench figures --write README.md")
+	}
+	files, _ := filepath.Glob("../docs/bench/*.json")
+	shown := 0
+	for _, file := range files {
+		if name := "docs/bench/" + filepath.Base(file); !strings.HasSuffix(name, ".schema.json") {
+			if shown++; !strings.Contains(string(text), "<!-- bench:figures "+name) {
+				t.Errorf("README.md shows nothing of %s", name)
+			}
+		}
+	}
+	if shown == 0 {
+		t.Error("there are no results to show")
 	}
 }
 
@@ -55,6 +67,9 @@ func samples(t *testing.T, dir string) (wrong []string, found int) {
 		if err := r.HTML(&want); err != nil {
 			t.Fatal(err)
 		}
+		if strings.Contains(r.Partial, "not measured") || strings.Contains(r.Partial, "come to its end") {
+			wrong = append(wrong, file+" is not whole: "+r.Partial)
+		}
 		if string(have) != want.String() {
 			wrong = append(wrong, page+" is not the page of its results: demarc bench page "+file+" --out "+page)
 		}
@@ -81,6 +96,13 @@ func TestSamplesAreWhole(t *testing.T) {
 	}
 	if wrong, n := samples(t, dir); n != 1 || wrong != nil {
 		t.Errorf("whole results: %q, %d found", wrong, n)
+	}
+	part := resultsFileOf(t, "a", 2, func(o *report.Output) { o.Partial = "voip was not measured (no time left)" })
+	if out, err := benchCommand(t, "page", part, "--out", strings.TrimSuffix(part, ".json")+".html"); err != nil {
+		t.Fatal(err, out)
+	}
+	if wrong, _ := samples(t, filepath.Dir(part)); len(wrong) != 1 || !strings.Contains(wrong[0], "is not whole: voip") {
+		t.Errorf("results of a part: %q", wrong)
 	}
 	text, err := os.ReadFile(page)
 	if err != nil {

@@ -49,6 +49,7 @@ type leg struct {
 	Answered  int // flows whose answer came back, as the far ends count them
 	Establish time.Duration
 	Full      trial
+	Paced     trial // at pacedPart of its rate
 	Lossless  trial // at the highest rate with at most lossLimit of loss
 	Again     int   // loads at full speed that were disturbed and repeated
 	Disturbed bool
@@ -252,6 +253,9 @@ func (q *quick) leg(ctx context.Context, d device, flows int, seconds, step floa
 		return l, "", err
 	}
 	if step > 0 {
+		if l.Paced, err = q.room.trial(ctx, pacedPart*l.Full.judged.Rate(), full*2/3, d.pids()); err != nil {
+			return l, "", err
+		}
 		if err := q.search(ctx, d, &l, time.Duration(step*float64(time.Second))); err != nil {
 			return l, "", err
 		}

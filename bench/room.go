@@ -430,6 +430,9 @@ func (r *room) load(ctx context.Context, o pktgen.Order, pids []int) (t trial, e
 	if err := errors.Join(err, <-used); err != nil {
 		return t, err
 	}
+	if cpu := t.use.cpus; cpu != nil {
+		cpu[makerCPU] = max(0, cpu[makerCPU]-ratio(t.sent.Idle, t.sent.Seconds))
+	}
 	if err := r.ends.Settle(3 * time.Second); err != nil {
 		return t, err
 	}

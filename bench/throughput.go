@@ -31,6 +31,7 @@ type throughput struct {
 
 	searched map[string]int     // of each side in each case, by both names
 	found    map[string]float64 // of each side in each case, by both names: where its next search begins
+	rnd      *rand.Rand
 }
 
 const wireExtra = 20 // bytes between two frames on Ethernet: preamble, start of frame, gap
@@ -42,34 +43,45 @@ func busy(u usage) (n float64) {
 	return n
 }
 
+// loadKind is which of a turn's loads a figure is of.
+type loadKind uint8
+
+const (
+	ofFull   loadKind = iota
+	ofPaced           // below it
+	ofSearch          // only where there was one
+)
+
 // throughputMetrics are what is reported of a turn, in this order.
 var throughputMetrics = []struct {
 	name, unit string
 	digits     int
 	better     report.Better
-	search     bool // only where there was one
+	load       loadKind
 	of         func(c *flowCase, t *turn) float64
 }{
-	{"rate", "Mpps", 4, report.Higher, false, func(_ *flowCase, t *turn) float64 { return t.Full.rate() / 1e6 }},
-	{"rate-per-cpu", "Mpps", 4, report.Higher, false, func(_ *flowCase, t *turn) float64 { return ratio(t.Full.rate()/1e6, busy(t.Full.use)) }},
-	{"cpu-per-packet", "ns", 1, "", false, func(_ *flowCase, t *turn) float64 { return ratio(1e9*busy(t.Full.use), t.Full.rate()) }},
-	{"gbit-l2", "Gbit/s", 4, "", false, func(c *flowCase, t *turn) float64 { return t.Full.rate() * c.bytes() * 8 / 1e9 }},
-	{"gbit-l1", "Gbit/s", 4, "", false, func(c *flowCase, t *turn) float64 { return t.Full.rate() * (c.bytes() + wireExtra) * 8 / 1e9 }},
-	{"offered", "Mpps", 4, "", false, func(_ *flowCase, t *turn) float64 { return t.Full.sent.Rate() / 1e6 }},
-	{"loss", "percent", 3, "", false, func(_ *flowCase, t *turn) float64 { return 100 * t.Full.loss() }},
-	{"wrong", "frames", 0, "", false, func(_ *flowCase, t *turn) float64 {
+	{"rate", "Mpps", 4, report.Higher, ofFull, func(_ *flowCase, t *turn) float64 { return t.Full.rate() / 1e6 }},
+	{"rate-per-cpu", "Mpps", 4, report.Higher, ofPaced, func(_ *flowCase, t *turn) float64 { return ratio(t.Paced.rate()/1e6, busy(t.Paced.use)) }},
+	{"cpu-per-packet", "ns", 1, "", ofPaced, func(_ *flowCase, t *turn) float64 { return ratio(1e9*busy(t.Paced.use), t.Paced.rate()) }},
+	{"rate-at-80", "Mpps", 4, "", ofPaced, func(_ *flowCase, t *turn) float64 { return t.Paced.rate() / 1e6 }},
+	{"loss-at-80", "percent", 3, "", ofPaced, func(_ *flowCase, t *turn) float64 { return 100 * t.Paced.loss() }},
+	{"gbit-l2", "Gbit/s", 4, "", ofFull, func(c *flowCase, t *turn) float64 { return t.Full.rate() * c.bytes() * 8 / 1e9 }},
+	{"gbit-l1", "Gbit/s", 4, "", ofFull, func(c *flowCase, t *turn) float64 { return t.Full.rate() * (c.bytes() + wireExtra) * 8 / 1e9 }},
+	{"offered", "Mpps", 4, "", ofFull, func(_ *flowCase, t *turn) float64 { return t.Full.sent.Rate() / 1e6 }},
+	{"loss", "percent", 3, "", ofFull, func(_ *flowCase, t *turn) float64 { return 100 * t.Full.loss() }},
+	{"wrong", "frames", 0, "", ofFull, func(_ *flowCase, t *turn) float64 {
 		return float64(t.Full.wrong() - t.Full.kind(pktgen.Duplicate) - t.Full.kind(pktgen.Stale))
 	}},
-	{"duplicates", "frames", 0, "", false, func(_ *flowCase, t *turn) float64 { return float64(t.Full.kind(pktgen.Duplicate)) }},
-	{"reordered", "frames", 0, "", false, func(_ *flowCase, t *turn) float64 { return float64(t.Full.reordered() + t.Full.kind(pktgen.Stale)) }},
-	{"rate-0.1%-loss", "Mpps", 4, report.Higher, true, func(_ *flowCase, t *turn) float64 { return t.Lossless.rate() / 1e6 }},
-	{"rate-0.1%-loss-cpu-per-packet", "ns", 1, "", true, func(_ *flowCase, t *turn) float64 { return ratio(1e9*busy(t.Lossless.use), t.Lossless.rate()) }},
-	{"carried", "percent", 2, "", false, func(_ *flowCase, t *turn) float64 {
+	{"duplicates", "frames", 0, "", ofFull, func(_ *flowCase, t *turn) float64 { return float64(t.Full.kind(pktgen.Duplicate)) }},
+	{"reordered", "frames", 0, "", ofFull, func(_ *flowCase, t *turn) float64 { return float64(t.Full.reordered() + t.Full.kind(pktgen.Stale)) }},
+	{"rate-0.1%-loss", "Mpps", 4, report.Higher, ofSearch, func(_ *flowCase, t *turn) float64 { return t.Lossless.rate() / 1e6 }},
+	{"rate-0.1%-loss-cpu-per-packet", "ns", 1, "", ofSearch, func(_ *flowCase, t *turn) float64 { return ratio(1e9*busy(t.Lossless.use), t.Lossless.rate()) }},
+	{"carried", "percent", 2, "", ofFull, func(_ *flowCase, t *turn) float64 {
 		return 100 * ratio(float64(t.Full.carried.by), float64(t.Full.carried.of))
 	}},
-	{"search-trials", "trials", 0, "", true, func(_ *flowCase, t *turn) float64 { return float64(t.Found.Trials) }},
-	{"hand-down", "s", 3, "", false, func(_ *flowCase, t *turn) float64 { return t.HandDown.Seconds() }},
-	{"establish-rate", "flows/s", 0, "", false, func(c *flowCase, t *turn) float64 { return ratio(float64(c.Flows), t.Establish.Seconds()) }},
+	{"search-trials", "trials", 0, "", ofSearch, func(_ *flowCase, t *turn) float64 { return float64(t.Found.Trials) }},
+	{"hand-down", "s", 3, "", ofFull, func(_ *flowCase, t *turn) float64 { return t.HandDown.Seconds() }},
+	{"establish-rate", "flows/s", 0, "", ofFull, func(c *flowCase, t *turn) float64 { return ratio(float64(c.Flows), t.Establish.Seconds()) }},
 }
 
 // ratio is a over b, 0 where there is nothing to divide by.
@@ -82,15 +94,18 @@ func ratio(a, b float64) float64 {
 
 // run measures. What it could measure is in the output also when there is an error.
 func (q *throughput) run(ctx context.Context) (*report.Output, error) {
-	q.found, q.searched = map[string]float64{}, map[string]int{}
+	q.found, q.searched, q.rnd = map[string]float64{}, map[string]int{}, rand.New(rand.NewPCG(q.Seed, 3))
 	q.weigh, q.looks = throughputWeight, cmp.Or(q.Searches, q.Trials)
 	err := q.each(ctx, q.measure, q.rows)
 	return q.finish(), err
 }
 
+// pacedPart is at what part of its rate without a pace a side's use of CPUs is measured. At full speed the CPU that makes frames has no rest, so whoever is faster would use less by that alone.
+const pacedPart = 0.8
+
 // throughputWeight is how much longer a case takes than one of few flows: 64k flows are established again in each turn, and the search is more loads than one.
 func throughputWeight(c *flowCase) float64 {
-	w := 1.1
+	w := 1.5
 	if c.Flows >= 1<<14 {
 		w += 0.8
 	}
@@ -106,7 +121,7 @@ func throughputWeight(c *flowCase) float64 {
 	return w
 }
 
-// measure is a turn's loads: one that warms caches, one at full speed, the search.
+// measure is a turn's loads: one that warms caches, one at full speed, one below it, the search.
 func (q *throughput) measure(ctx context.Context, c *flowCase, d device, t *turn) (err error) {
 	full := pktgen.Order{Duration: time.Duration(q.Seconds * float64(time.Second)), Rate: q.Offer, Direction: c.Direction}
 	warm := full
@@ -117,6 +132,14 @@ func (q *throughput) measure(ctx context.Context, c *flowCase, d device, t *turn
 	if t.Full, err = q.undisturbed(ctx, t, d, full); err != nil {
 		return err
 	}
+	paced := full
+	paced.Duration, paced.Rate = full.Duration*2/3, pacedPart*t.Full.rate() // above 0: the load was sound
+	t.FullDisturbed, t.Disturbed = t.Disturbed, false
+	t.Paced, err = q.undisturbed(ctx, t, d, paced)
+	t.PacedDisturbed, t.Disturbed = t.Disturbed, t.Disturbed || t.FullDisturbed
+	if err != nil {
+		return err
+	}
 	if key := searchKey(c, t); c.Search && (q.Searches == 0 || q.searched[key] < q.Searches) {
 		began := time.Now()
 		if err := q.search(ctx, c, d, t); err != nil {
@@ -125,7 +148,7 @@ func (q *throughput) measure(ctx context.Context, c *flowCase, d device, t *turn
 		q.aside += time.Since(began)
 		q.searched[key]++
 	}
-	q.say("  %-14s %7.3f Mpps right of %7.3f offered, %5.0f ns CPU a packet%s%s", t.Side, t.Full.rate()/1e6, t.Full.sent.Rate()/1e6, ratio(1e9*busy(t.Full.use), t.Full.rate()), foundWords(c, t), disturbedWords(t))
+	q.say("  %-14s %7.3f Mpps right of %7.3f offered, %5.0f ns CPU a packet at %.0f %% of it%s%s", t.Side, t.Full.rate()/1e6, t.Full.sent.Rate()/1e6, ratio(1e9*busy(t.Paced.use), t.Paced.rate()), 100*pacedPart, foundWords(c, t), disturbedWords(t))
 	return nil
 }
 
@@ -143,7 +166,11 @@ func disturbedWords(t *turn) string {
 	if !t.Disturbed {
 		return ""
 	}
-	return fmt.Sprintf("  disturbed: %.2f CPUs for others, %.1f %% stolen", t.Full.use.foreign, 100*t.Full.use.steal)
+	u := t.Full.use
+	if !t.FullDisturbed {
+		u = t.Paced.use
+	}
+	return fmt.Sprintf("  disturbed: %.2f CPUs for others, %.1f %% stolen", u.foreign, 100*u.steal)
 }
 
 // search finds the rate; its confirming trial is what is reported.
@@ -152,7 +179,7 @@ func (q *throughput) search(ctx context.Context, c *flowCase, d device, t *turn)
 	s := rateSearch{Most: 1.05 * t.Full.rate(), Resolution: q.Resolution}
 	// Not where the last one ended, but up to a step beside it: else all turns would try the same few rates, and their spread would be none.
 	if rate, ok := q.found[key]; ok {
-		s.Near = max(0, rate+(rand.Float64()*2-1)*s.Resolution*s.Most)
+		s.Near = max(0, rate+(q.rnd.Float64()*2-1)*s.Resolution*s.Most)
 	}
 	s.try = func(ctx context.Context, rate float64, confirm bool) (bool, error) {
 		o := pktgen.Order{Duration: time.Duration(q.Step * float64(time.Second)), Rate: rate, Direction: c.Direction}
@@ -187,14 +214,14 @@ func (q *throughput) search(ctx context.Context, c *flowCase, d device, t *turn)
 func (q *throughput) rows(c *flowCase, turns map[string][]turn) {
 	inModes(c.name(), turns, func(name string, turns map[string][]turn) {
 		for _, m := range throughputMetrics {
-			if m.search && !c.Search {
+			if m.load == ofSearch && !c.Search {
 				continue
 			}
 			addRow(q.out, report.Row{Scenario: q.Scenario, Case: name, Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits}, turns, func(t *turn) ([]float64, bool) {
-				if m.name == "establish-rate" && t.Establish == 0 || m.name == "hand-down" && t.HandDown == 0 || m.search && t.Found.Trials == 0 || m.name == "carried" && t.Full.carried.of == 0 {
+				if m.name == "establish-rate" && t.Establish == 0 || m.name == "hand-down" && t.HandDown == 0 || m.load == ofSearch && t.Found.Trials == 0 || m.name == "carried" && t.Full.carried.of == 0 {
 					return nil, false
 				}
-				return []float64{m.of(c, t)}, t.Disturbed && !m.search || t.Doubted && m.search
+				return []float64{m.of(c, t)}, [...]bool{ofFull: t.FullDisturbed, ofPaced: t.PacedDisturbed, ofSearch: t.Doubted}[m.load]
 			})
 		}
 	})
@@ -257,7 +284,8 @@ func (q *traffic) standing() (list []string) {
 	return append(list,
 		fmt.Sprintf("gateway and nftables: access list (rules: %s) of which the last one matches (seed %d), NAT44 or routed IPv6, a rate limit of %d Gbit/s each way that cuts nothing, counters; sessions established on every side first", q.rulesWords(), q.Seed, int64(trafficRate)/1e9),
 		"kernel only forwards (no rules, no sessions, no translation) and testpmd only changes MAC addresses: they do less than the others and are no rivals",
-		fmt.Sprintf("CPU is that of all cores, those that make and judge frames (CPU %d) included, the same for all sides; only frames that arrive right are counted", makerCPU),
+		fmt.Sprintf("CPU is that of all cores, those that make and judge frames (CPU %d) included, the same for all sides; of a paced load without the time in which no frame was due; only frames that arrive right are counted", makerCPU),
+		fmt.Sprintf("throughput's CPU per packet and rate per CPU are those of a load of %.0f %% of what the side forwards at full speed (rate-at-80, and what it loses there)", 100*pacedPart),
 	)
 }
 
@@ -458,7 +486,7 @@ func (q *traffic) deliver(c *cobra.Command, f *flowFlags, out *report.Output, er
 func init() {
 	register(scenario{place: 10, name: "throughput", about: "frame rates by size, flows, family and direction, beside four peers", command: throughputCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--searches", "2", "--resolution", "0.1", "--step", "0.15", "--seconds", "0.7"}, seconds: 215, memoryMiB: 1000},
+		short: &stint{args: []string{"--searches", "2", "--resolution", "0.1", "--step", "0.15", "--seconds", "0.7"}, seconds: 241, memoryMiB: 1000},
 		table: bites(1500, []string{"--seconds", "0.7", "--budget", "24h"}, throughputTable()...),
 		full:  &stint{args: []string{"--floor", "--search", "--budget", "24h"}, seconds: 24300, memoryMiB: 1500, parts: throughputParts()}})
 }

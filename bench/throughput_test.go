@@ -17,6 +17,7 @@ import (
 	"demarc/bench/pktgen"
 	"demarc/bench/report"
 	"demarc/gateway/api"
+	quietly "demarc/gateway/netlab/quiet" // the package has a quiet of its own
 	"demarc/gateway/netlab/roottest"
 )
 
@@ -147,7 +148,10 @@ func TestThroughputFigures(t *testing.T) {
 	x.Full.inside = pktgen.Judged{Seconds: 0.001, Between: 600}
 	x.Full.judged.Counts[pktgen.Right], x.Full.inside.Counts[pktgen.Right] = 1500, 1000
 	x.Full.judged.Counts[pktgen.Duplicate], x.Full.inside.Counts[pktgen.Reordered], x.Full.judged.Counts[pktgen.BadUDPSum] = 3, 4, 5
-	x.Full.use.cpus = map[int]float64{0: 1, 1: 0.5}
+	x.Full.use.cpus = map[int]float64{0: 1, 1: 1}
+	x.Paced = x.Full
+	x.Paced.judged.Between, x.Paced.inside.Between = 600, 400
+	x.Paced.use.cpus = map[int]float64{0: 0.3, 1: 0.5}
 	q.rows(&flowCase{Size: "512", Flows: 65536, Direction: pktgen.Both}, map[string][]turn{report.Us: {x}})
 	got := map[string]float64{}
 	for _, r := range q.out.Results {
@@ -157,7 +161,7 @@ func TestThroughputFigures(t *testing.T) {
 		got[r.Metric] = r.Demarc.Median
 	}
 	for metric, want := range map[string]float64{
-		"rate": 1.5, "rate-per-cpu": 1, "cpu-per-packet": 1000, "gbit-l2": 1.5e6 * 512 * 8 / 1e9, "gbit-l1": 1.5e6 * 532 * 8 / 1e9, "offered": 2, "loss": 37.5,
+		"rate": 1.5, "rate-per-cpu": 1.25, "cpu-per-packet": 800, "rate-at-80": 1, "gbit-l2": 1.5e6 * 512 * 8 / 1e9, "gbit-l1": 1.5e6 * 532 * 8 / 1e9, "offered": 2, "loss": 37.5,
 		"duplicates": 3, "reordered": 4, "wrong": 5,
 	} {
 		if v, ok := got[metric]; !ok || math.Abs(v-want) > 1e-4*want {
@@ -321,6 +325,49 @@ func TestLatency(t *testing.T) {
 }
 
 // Nothing is between maker and judge: no frame is wrong, and the generator can do more than any device was seen to.
+// A paced maker asks the clock all the time. What it says of the time in which no frame was due is most of a slow load, less of a faster one, none of one without a pace, and of each load by itself.
+func TestTheMakersRestIsTold(t *testing.T) {
+	roottest.Require(t)
+	c := flowCase{Size: "64", Flows: 1024}
+	r, err := openDirect(c.plan())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if _, err := r.napi(nsDst, devDst); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := r.establish(t.Context(), c.Flows, establishRate); err != nil {
+		t.Fatal(err)
+	}
+	rest := func(rate float64, batch uint32) (part, cpu float64) {
+		l, err := r.load(t.Context(), pktgen.Order{Duration: 400 * time.Millisecond, Rate: rate, Batch: batch}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ratio(l.sent.Idle, l.sent.Seconds), l.use.cpus[makerCPU]
+	}
+	quietly.Judge(t, func(q *quietly.Limits) {
+		for _, batch := range []uint32{0, 4} {
+			slow, used := rest(20e3, batch)
+			fast, _ := rest(400e3, batch)
+			if slow > 1 || fast > 1 {
+				t.Errorf("batch %d: it rested %.2f and %.2f of the time", batch, slow, fast)
+			}
+			if slow < 0.6 || fast > slow-0.05 || fast < 0.05 || used > 0.5 {
+				q.Missed("batch %d: it rested %.2f of the time at 20,000 frames a second, %.2f at 400,000, and used %.2f CPUs at the former", batch, slow, fast, used)
+			}
+		}
+	})
+	if full, used := rest(0, 0); full != 0 || used < 0.6 {
+		t.Errorf("without a pace it rested %.2f of the time, and used %.2f CPUs", full, used)
+	}
+}
+
 func TestGenerator(t *testing.T) {
 	r, said, err := asJSON(t, "generator", "--sizes", "64", "--flows", "1024", "--trials", "1", "--seconds", "0.2", "--rate", "0.05")
 	if err != nil {

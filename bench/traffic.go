@@ -215,17 +215,20 @@ type turn struct {
 	Sessions    int
 	Load        time.Duration // until the device had its rules, where that is looked at
 	Full        trial
-	Again       int
-	Disturbed   bool
-	HandDown    time.Duration // with offload: from when all sessions were established until its programs had them
-	Found       foundRate     // with Search
-	Doubted     bool          // a trial failed although something else ran, and was not repeated
-	Lossless    trial         // its confirming trial
-	Loads       []timed       // of the latency bench
-	Calls       calls         // of the bench of calls
-	Fair        fairTurn      // of the bench of tenants
-	Changes     []float64     // of the bench of changes: ms that each took
-	Version     int           // the last one
+	Paced       trial // of the bench of rates: below it
+
+	FullDisturbed, PacedDisturbed bool // of the bench of rates, each load by itself
+	Again                         int
+	Disturbed                     bool
+	HandDown                      time.Duration // with offload: from when all sessions were established until its programs had them
+	Found                         foundRate     // with Search
+	Doubted                       bool          // a trial failed although something else ran, and was not repeated
+	Lossless                      trial         // its confirming trial
+	Loads                         []timed       // of the latency bench
+	Calls                         calls         // of the bench of calls
+	Fair                          fairTurn      // of the bench of tenants
+	Changes                       []float64     // of the bench of changes: ms that each took
+	Version                       int           // the last one
 }
 
 // each measures every case: all sides take their turns Trials times, in an order that changes. measure is what a turn does once its flows are established.

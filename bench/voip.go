@@ -218,7 +218,7 @@ func (q *voip) rows(c *flowCase, turns map[string][]turn) {
 func init() {
 	register(scenario{place: 80, name: "voip", about: "hundreds to thousands of calls beside bulk: loss, jitter, and what a listener thinks of each call", command: voipCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--calls", "512", "--peers", "kernel,nft-expert", "--trials", "4", "--seconds", "0.5"}, seconds: 25, memoryMiB: 500},
+		short: &stint{args: []string{"--calls", "512", "--peers", "kernel,nft-expert", "--trials", "4", "--seconds", "0.5"}, seconds: 20, memoryMiB: 500},
 		table: bites(500, []string{"--trials", "4", "--seconds", "2", "--budget", "24h"}, part{[]string{"--calls", "512,1024"}, 120}, part{[]string{"--calls", "2048,4096"}, 150}),
 		full: &stint{args: []string{"--trials", "10", "--seconds", "10", "--budget", "24h"}, seconds: 2400, memoryMiB: 500,
 			parts: []part{{[]string{"--calls", "512"}, 600}, {[]string{"--calls", "1024"}, 600}, {[]string{"--calls", "2048"}, 600}, {[]string{"--calls", "4096"}, 600}}}})

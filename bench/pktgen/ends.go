@@ -1,6 +1,7 @@
 package pktgen
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -21,12 +22,14 @@ const liveFrames = 1 << 1
 // Structs of pktgen.c.
 type (
 	control  struct{ Learning, Plain, Hops, Timing uint64 }
-	order    struct{ End, Limit, Interval, Direction, Flood, Missing uint64 }
+	order    struct{ End, Limit, Interval, Direction, Flood, Missing, Batch uint64 }
 	progress struct {
 		Index, Sent            [2]uint64
 		Due, First, Last, Done uint64
 		Flooded                uint64
 		Passed                 uint64
+		Idle, Looked           uint64
+		Left, Made             uint64
 	}
 	tally struct {
 		Kinds                         Counts
@@ -160,6 +163,7 @@ type Sent struct {
 	Frames  uint64
 	By      [2]uint64 // of these to the outside, to the inside
 	Seconds float64   // from the first to the last frame
+	Idle    float64   // s of them in which no frame was due, where there was a pace: the maker asks the clock all the time, and its CPU is always busy
 }
 
 // Rate is frames per second.
@@ -192,7 +196,7 @@ func (e *Ends) Send(o Order) (Sent, error) {
 	if err := e.objs.Progresses.Put(uint32(0), progress{Index: p.Index, Flooded: p.Flooded}); err != nil { // a flow's numbers go on
 		return Sent{}, err
 	}
-	ord := order{End: monotonic() + uint64(o.Duration), Limit: o.Frames, Direction: uint64(o.Direction), Flood: o.Flood, Missing: word(o.Missing > 0)}
+	ord := order{End: monotonic() + uint64(o.Duration), Limit: o.Frames, Direction: uint64(o.Direction), Flood: o.Flood, Missing: word(o.Missing > 0), Batch: uint64(cmp.Or(o.Batch, wholeBatch))}
 	if o.Rate > 0 {
 		ord.Interval = uint64(256e9 / o.Rate)
 	}
@@ -202,6 +206,7 @@ func (e *Ends) Send(o Order) (Sent, error) {
 	page := e.plan.page()
 	for {
 		n, began := e.repeat(o, ord.End), monotonic()
+		n -= n % uint32(ord.Batch) // the program counts batches
 		_, err := e.objs.DemarcMake.Run(&ebpf.RunOptions{
 			Data: page, Context: xdpMD{DataEnd: uint32(len(page)), Ingress: uint32(e.ingress)},
 			Repeat: n, Flags: liveFrames, BatchSize: o.Batch,
@@ -213,7 +218,7 @@ func (e *Ends) Send(o Order) (Sent, error) {
 			return Sent{}, err
 		}
 		if p.Done != 0 || monotonic() >= ord.End {
-			return Sent{p.Sent[Out] + p.Sent[In], p.Sent, float64(p.Last-p.First) / 1e9}, nil
+			return Sent{Frames: p.Sent[Out] + p.Sent[In], By: p.Sent, Seconds: float64(p.Last-p.First) / 1e9, Idle: float64(p.Idle) / 1e9}, nil
 		}
 		// It came back too early: the next order asks for more at once.
 		e.speed[o.pace()] = max(e.speed[o.pace()], 1.2e9*float64(n)/float64(monotonic()-began))
@@ -235,6 +240,9 @@ func (p pace) firstSpeed() float64 {
 	}
 	return 16e6
 }
+
+// wholeBatch is how many runs the kernel makes in one go where it is not told.
+const wholeBatch = 64
 
 // repeat is how often the kernel runs the program before it comes back. Each call costs a pause of tens of milliseconds (it waits for RCU)
 // in which nothing is sent, so it is more than can be done in the time left. What is over at the end is idle, and skipped fast.
