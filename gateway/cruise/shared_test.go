@@ -232,7 +232,7 @@ func TestTwoWritersShareARate(t *testing.T) {
 	}
 	got, want := float64(let()-had), bits/8*took.Seconds()
 	t.Logf("%d by the pipeline, which did not send %d, %d by the program; %.1f MB, the rate is %.1f MB", sent, held, theirs, got/1e6, want/1e6)
-	if sent < 1000 || theirs < 1000 || held < 1000 {
+	if sent < 100 || theirs < 100 || held < 100 {
 		t.Error("too few to have met")
 	}
 	if most := want + bits/8*burst.Seconds() + 8*1100; got > most || got < 0.5*want { // less than all where both wait for a processor for longer than the burst
