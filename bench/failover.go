@@ -155,16 +155,7 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	if many {
 		seen = q.watchOpening(ctx, p, 10_000)
 	}
-	term, old := q.epoch(ctx, p), 0
-	if r.agree && !q.Stay { // connections that an earlier run has lost may be open here still
-		n, err := q.serving(ctx, p)
-		if err == nil {
-			old, err = established(ctx, n)
-		}
-		if err != nil {
-			return o, err
-		}
-	}
+	term, were := q.epoch(ctx, p), 0
 	held, far, err := q.hold(p, part)
 	seen()
 	if now := q.epoch(ctx, p); now > term && term > 0 {
@@ -172,6 +163,15 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 	}
 	if err != nil {
 		return o, errors.Join(errNotBegun, err, q.state(ctx, p, r))
+	}
+	if r.agree && !q.Stay { // not only those of this run: what is there is to be there afterwards
+		n, err := q.serving(ctx, p)
+		if err == nil {
+			were, err = established(ctx, n)
+		}
+		if err != nil {
+			return o, errors.Join(errNotBegun, err)
+		}
 	}
 	if !r.peer {
 		if o.lag, o.why, err = q.settled(ctx, p); err != nil {
@@ -300,7 +300,7 @@ func (q *failoverBench) once(ctx context.Context, p *trio.Pair, r *failoverRow, 
 		return o, err
 	}
 	if r.agree && !q.Stay {
-		o.missing = max(0, o.opened-max(0, sessions-old))
+		o.missing = max(0, max(were, o.opened)-sessions)
 	}
 	if o.fresh.shown = time.Duration(shown.lag * float64(time.Second)); o.fresh.lost > 0 && known {
 		o.fresh.beyond = max(0, o.fresh.age-o.fresh.shown-c.from.Sub(shown.at))
