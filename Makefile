@@ -136,13 +136,13 @@ profile:
 	go tool pprof -top -nodecount 40 build/pipeline.test build/pipeline.pprof
 
 # The same of a gateway at work: perf looks at both CPUs while it carries 64k flows, and shows the worker's threads: its own functions and what the kernel does in its calls. As root, with Debian's linux-perf.
-# build/worker.perf has the stacks: perf report -i build/worker.perf --comms demarc.
+# build/worker.perf has the stacks: perf report -i build/worker.perf --comms exe (the gateway is started by the name exe).
 profile-worker:
 	@command -v perf >/dev/null || { echo "make profile-worker: perf is missing: apt-get install linux-perf" >&2; exit 1; }
 	@mkdir -p build
 	go build -o build/demarc.profile .
 	perf record -q -a -e cpu-clock -F 997 -g -o build/worker.perf -- ./build/demarc.profile bench throughput --sizes 64 --flows 64k --offload never --peers kernel --trials 1 --seconds 8
-	perf report -i build/worker.perf --stdio --no-children -g none --comms demarc.profile --percent-limit 0.5 2>/dev/null | grep -v '^#' | head -60
+	perf report -i build/worker.perf --stdio --no-children -g none --comms exe --percentage relative --percent-limit 1 2>/dev/null | grep -v '^#' | head -60
 
 clean:
 	rm -f demarc
