@@ -20,29 +20,24 @@ import (
 	"demarc/gateway/verdict"
 )
 
-// Both executors carry packets of one session at the same time, on two CPUs: what the session counts is the sum to the byte.
-func TestTwoWritersLoseNothing(t *testing.T) {
+// twoWriters is a data plane of one worker with sessions that are handed down, and the programs of its ports. The caller closes those.
+func twoWriters(t *testing.T) (*world, *programs) {
+	t.Helper()
 	roottest.Require(t)
 	w := newWorld(t, seeded(t), 1, true)
 	w.populate(16)
 	ps, err := w.load(bpf.LoadCruise)
-	defer ps.close(t)
 	if err != nil {
+		ps.close(t)
 		t.Fatal(err)
 	}
-	se, _ := w.inside(flow.UDP)
-	r := &round{form: w.form(se, 0)}
-	r.ttl, r.flags, r.payload = 255, 0x4000, 100
-	frame := w.build(r.form)
-	const ipLen = 20 + 8 + 100
+	return w, &ps
+}
 
-	packets, bytes := se.Packets[0], se.Bytes[0]
+// floods has a program take a frame as fast as it can, and returns what waits for the end of that.
+func floods(t *testing.T, p *Program, frame []byte, end time.Time) *sync.WaitGroup {
 	var stop sync.WaitGroup
-	stop.Add(1)
-	p := ps[r.iface.Port]
-	end := time.Now().Add(1500 * time.Millisecond)
-	go func() {
-		defer stop.Done()
+	stop.Go(func() {
 		out := make([]byte, len(frame)+headroom)
 		for time.Now().Before(end) {
 			if _, err := p.prog.Run(&ebpf.RunOptions{Data: frame, DataOut: out}); err != nil {
@@ -50,7 +45,25 @@ func TestTwoWritersLoseNothing(t *testing.T) {
 				return
 			}
 		}
-	}()
+	})
+	return &stop
+}
+
+// Both executors carry packets of one session at the same time, on two CPUs: what the session counts is the sum to the byte.
+func TestTwoWritersLoseNothing(t *testing.T) {
+	w, ps := twoWriters(t)
+	defer ps.close(t)
+	se, _ := w.inside(flow.UDP)
+	r := &round{form: w.form(se, 0)}
+	r.ttl, r.flags, r.payload = 255, 0x4000, 100
+	frame := w.build(r.form)
+	const ipLen = 20 + 8 + 100
+
+	packets, bytes := se.Packets[0], se.Bytes[0]
+	p := ps[r.iface.Port]
+	end := time.Now().Add(1500 * time.Millisecond)
+	stop := floods(t, p, frame, end)
+	defer stop.Wait()
 	mine := uint64(0)
 	for time.Now().Before(end) {
 		for range 1000 {
@@ -79,14 +92,8 @@ func TestTwoWritersLoseNothing(t *testing.T) {
 
 // A segment is carried by each executor at the same time, again and again: of the numbers that both move forwards neither is lost.
 func TestTwoWritersKeepTheHighestNumbers(t *testing.T) {
-	roottest.Require(t)
-	w := newWorld(t, seeded(t), 1, true)
-	w.populate(16)
-	ps, err := w.load(bpf.LoadCruise)
+	w, ps := twoWriters(t)
 	defer ps.close(t)
-	if err != nil {
-		t.Fatal(err)
-	}
 	se, _ := w.inside(flow.TCP)
 	p := ps[w.at(se, 0).Port]
 	segment := func(dir, payload int, window uint16) []byte {
@@ -178,14 +185,8 @@ func TestTwoWritersKeepTheHighestNumbers(t *testing.T) {
 
 // Both executors send as fast as they can what a tenant's rate lets through, from one bucket: together it is the rate, and not twice.
 func TestTwoWritersShareARate(t *testing.T) {
-	roottest.Require(t)
-	w := newWorld(t, seeded(t), 1, true)
-	w.populate(16)
-	ps, err := w.load(bpf.LoadCruise)
+	w, ps := twoWriters(t)
 	defer ps.close(t)
-	if err != nil {
-		t.Fatal(err)
-	}
 	se, slot := w.alphas(1, meter.In)
 	const bits, burst = 300e6, 20 * time.Millisecond // of testPolicy
 	f := w.form(se, 1)
@@ -198,18 +199,7 @@ func TestTwoWritersShareARate(t *testing.T) {
 
 	had, began := let(), time.Now()
 	end := began.Add(1500 * time.Millisecond)
-	var stop sync.WaitGroup
-	stop.Add(1)
-	go func() {
-		defer stop.Done()
-		out := make([]byte, len(frame)+headroom)
-		for time.Now().Before(end) {
-			if _, err := p.prog.Run(&ebpf.RunOptions{Data: frame, DataOut: out}); err != nil {
-				t.Errorf("run: %v", err)
-				return
-			}
-		}
-	}()
+	stop := floods(t, p, frame, end)
 	defer stop.Wait()
 	sent, held := 0, 0
 	for time.Now().Before(end) {
@@ -242,14 +232,8 @@ func TestTwoWritersShareARate(t *testing.T) {
 
 // Both executors take from a bucket that is never empty: what it says afterwards is the cost of all packets, so neither takes unseen.
 func TestTwoWritersPayForEachPacket(t *testing.T) {
-	roottest.Require(t)
-	w := newWorld(t, seeded(t), 1, true)
-	w.populate(16)
-	ps, err := w.load(bpf.LoadCruise)
+	w, ps := twoWriters(t)
 	defer ps.close(t)
-	if err != nil {
-		t.Fatal(err)
-	}
 	se, _ := w.alphas(0, meter.Out)
 	f := w.form(se, 0)
 	f.ttl, f.tos, f.payload = 255, 0, 1000
@@ -339,14 +323,8 @@ func (w *world) alphas(dir int, way meter.Dir) (se *conntrack.Session, slot uint
 
 // After Settle no packet leaves that was begun before: without it some do.
 func TestNothingLeavesOnceSettled(t *testing.T) {
-	roottest.Require(t)
-	w := newWorld(t, seeded(t), 1, true)
-	w.populate(16)
-	ps, err := w.load(bpf.LoadCruise)
+	w, ps := twoWriters(t)
 	defer ps.close(t)
-	if err != nil {
-		t.Fatal(err)
-	}
 	h := w.live[0]
 	se := w.shards[0].Sessions.At(h.slot)
 	r := &round{form: w.form(se, 0)}
