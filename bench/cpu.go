@@ -28,6 +28,7 @@ type usage struct {
 	cpus    map[int]float64 // busy part of each CPU, 0..1
 	steal   float64         // part of all CPUs' time that the hypervisor took
 	foreign float64         // CPUs' worth of time that went to what is not ours
+	slow    float64         // how many times as long as at its best the machine took for a known piece of work before and behind; 0 = nobody looked
 }
 
 // parseStat reads the cpuN lines of /proc/stat.
@@ -122,4 +123,6 @@ const (
 	maxSteal   = 0.02
 )
 
-func (u usage) disturbed() bool { return u.foreign > maxForeign || u.steal > maxSteal }
+func (u usage) disturbed() bool {
+	return u.foreign > maxForeign || u.steal > maxSteal || u.slow > slowed
+}

@@ -158,7 +158,7 @@ func (q *establishing) one(ctx context.Context, c *flowCase, d device) (t opened
 				if ok || !u.disturbed() {
 					break
 				}
-				if try == 2 || q.late() || !q.due.IsZero() && time.Now().After(q.due) {
+				if !u.again(try) || q.late() || !q.due.IsZero() && time.Now().After(q.due) {
 					doubts[rate] = true // what failed may be the machine's
 					break
 				}
@@ -244,12 +244,18 @@ func (q *establishing) watched(ctx context.Context, c *flowCase, d device, rate 
 	if err != nil {
 		return false, u, err
 	}
-	if ok, err = q.established(ctx, c, rate); err != nil {
+	slow, err := yard.around(func() (err error) {
+		ok, err = q.established(ctx, c, rate)
+		return err
+	})
+	if err != nil {
 		return false, u, err
 	}
 	time.Sleep(leastWatch - time.Since(before.at)) // the tick is too coarse for less
 	after, err := sampleCPU(d.pids())
-	return ok, before.until(after), err
+	u = before.until(after)
+	u.slow = slow
+	return ok, u, err
 }
 
 // send carries an order out and waits until all that comes has come.

@@ -81,6 +81,9 @@ func compareCommand() *cobra.Command {
 			if why := report.Differ(a, b); why != nil && !any {
 				return fmt.Errorf("%s and %s cannot be compared: %s (--any-machine compares them all the same)", args[0], args[1], strings.Join(why, "; "))
 			}
+			if apart := report.SpeedsApart(a, b); apart != "" {
+				fmt.Fprintln(cmd.ErrOrStderr(), apart)
+			}
 			rows := o.Compare(a, b)
 			if asJSON {
 				e := json.NewEncoder(cmd.OutOrStdout())

@@ -115,7 +115,7 @@ func (q *latency) rate(ctx context.Context, c *flowCase, d device, t *turn) (flo
 			if err != nil {
 				return false, err
 			}
-			if !l.use.disturbed() || try == 2 || q.late() {
+			if !l.use.again(try) || q.late() {
 				ok := l.loss() <= lossLimit
 				if delete(doubts, rate); !ok && l.use.disturbed() {
 					doubts[rate] = true

@@ -111,6 +111,7 @@ func machine() report.Machine {
 	if unix.Sysinfo(&si) == nil {
 		m.MemoryMiB = int(si.Totalram * uint64(si.Unit) >> 20)
 	}
+	m.Speed = yard.speed(report.Speed{})
 	return m
 }
 
@@ -150,7 +151,7 @@ func (q *quick) table(w io.Writer, out *outcome, r *report.Output) error {
 		a, k := pr.Legs["demarc"], pr.Legs[peerName]
 		mark := ""
 		if pr.Disturbed {
-			mark = fmt.Sprintf("  disturbed: %.2f and %.2f CPUs for others, %.1f and %.1f %% stolen", a.Full.use.foreign, k.Full.use.foreign, 100*a.Full.use.steal, 100*k.Full.use.steal)
+			mark = fmt.Sprintf("  disturbed: %s; %s", a.Full.use.words(), k.Full.use.words())
 		}
 		if out.Refused == "" {
 			mark = fmt.Sprintf("   ratio %.2f", a.Full.judged.Rate()/max(1, k.Full.judged.Rate())) + mark
@@ -217,5 +218,9 @@ func machineWords(m *report.Machine) string {
 	if m.Virtual {
 		virtual = ", virtual machine"
 	}
-	return fmt.Sprintf("%s, %d CPUs, %d MiB%s, kernel %s", m.CPU, m.CPUs, m.MemoryMiB, virtual, m.Kernel)
+	speed := ""
+	if m.Speed.Looks > 0 {
+		speed = ", " + m.Speed.String()
+	}
+	return fmt.Sprintf("%s, %d CPUs, %d MiB%s, kernel %s%s", m.CPU, m.CPUs, m.MemoryMiB, virtual, m.Kernel, speed)
 }

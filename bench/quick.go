@@ -194,7 +194,7 @@ func (q *quick) pair(ctx context.Context, n int) (p pair, why string, err error)
 		p.Disturbed = p.Disturbed || l.Disturbed
 		mark := ""
 		if l.Disturbed {
-			mark = fmt.Sprintf("  disturbed (%.2f CPUs for others, %.1f %% stolen)", l.Full.use.foreign, 100*l.Full.use.steal)
+			mark = "  disturbed (" + l.Full.use.words() + ")"
 		}
 		q.say("pair %d %-10s %6d sessions  full load %6.3f Mpps (%4.1f %% loss)  at most %.1f %% loss: %6.3f Mpps  cpu0 %3.0f %% cpu1 %3.0f %%%s", n+1, d.name(), l.Sessions,
 			l.Full.judged.Rate()/1e6, 100*l.Full.loss(), 100*lossLimit, l.Lossless.judged.Rate()/1e6, 100*l.Full.use.cpus[makerCPU], 100*l.Full.use.cpus[deviceCPU], mark)
@@ -244,7 +244,7 @@ func (q *quick) leg(ctx context.Context, d device, flows int, seconds, step floa
 		if l.Full, err = q.room.trial(ctx, q.Offer, full, d.pids()); err != nil {
 			return l, "", err
 		}
-		if l.Disturbed = l.Full.use.disturbed(); !l.Disturbed || try == 2 || q.late() {
+		if l.Disturbed = l.Full.use.disturbed(); !l.Full.use.again(try) || q.late() {
 			break
 		}
 		l.Again++

@@ -412,24 +412,28 @@ func (r *room) load(ctx context.Context, o pktgen.Order, pids []int) (t trial, e
 	if o.Frames > 0 && o.Rate > 0 {
 		long = min(long, time.Duration(float64(o.Frames)/o.Rate*float64(time.Second)))
 	}
-	used := make(chan error, 1)
-	go func() {
-		time.Sleep(long / 10)
-		before, err := sampleCPU(pids)
-		if err != nil {
+	slow, err := yard.around(func() (err error) {
+		used := make(chan error, 1)
+		go func() {
+			time.Sleep(long / 10)
+			before, err := sampleCPU(pids)
+			if err != nil {
+				used <- err
+				return
+			}
+			time.Sleep(long * 3 / 4)
+			after, err := sampleCPU(pids)
+			t.use = before.until(after)
 			used <- err
-			return
-		}
-		time.Sleep(long * 3 / 4)
-		after, err := sampleCPU(pids)
-		t.use = before.until(after)
-		used <- err
-	}()
-	t.sent, err = r.send(ctx, o)
-	t.over = time.Now()
-	if err := errors.Join(err, <-used); err != nil {
+		}()
+		t.sent, err = r.send(ctx, o)
+		t.over = time.Now()
+		return errors.Join(err, <-used)
+	})
+	if err != nil {
 		return t, err
 	}
+	t.use.slow = slow
 	if cpu := t.use.cpus; cpu != nil {
 		cpu[makerCPU] = max(0, cpu[makerCPU]-ratio(t.sent.Idle, t.sent.Seconds))
 	}

@@ -196,7 +196,7 @@ func (q *manySessions) run(ctx context.Context) (out *held, err error) {
 		lost, back := rd.lost()
 		mark := ""
 		if rd.Disturbed {
-			mark = fmt.Sprintf(" (disturbed: %.2f CPUs for others, %.1f %% stolen)", rd.Use.foreign, 100*rd.Use.steal)
+			mark = " (disturbed: " + rd.Use.words() + ")"
 		}
 		q.say("data, try %d: %d frames there and as many back at %.0f thousand/s, lost %d and %d, wrong %d and %d%s", try+1, rd.Sent.Frames, rd.Sent.Rate()/1e3, lost, back, rd.There.Counts.Wrong(), rd.Back.Wrong(), mark)
 		if rd.There.Counts.Wrong()+rd.Back.Wrong() > 0 {
@@ -288,7 +288,10 @@ func (q *manySessions) data(ctx context.Context, r *room, d *demarc, rate float6
 		looked <- l
 	}()
 	frames := uint64(q.Rounds) * uint64(q.Sessions)
-	rd.Sent, err = r.send(ctx, pktgen.Order{Duration: time.Duration(2*float64(frames)/rate*1e9) + 5*time.Second, Frames: frames, Rate: rate})
+	slow, err := yard.around(func() (err error) {
+		rd.Sent, err = r.send(ctx, pktgen.Order{Duration: time.Duration(2*float64(frames)/rate*1e9) + 5*time.Second, Frames: frames, Rate: rate})
+		return err
+	})
 	stop()
 	l := <-looked
 	if err := errors.Join(err, l.err); err != nil {
@@ -299,6 +302,7 @@ func (q *manySessions) data(ctx context.Context, r *room, d *demarc, rate float6
 		return rd, l.slowest, err
 	}
 	rd.Use = before.until(after)
+	rd.Use.slow = slow
 	rd.Disturbed = rd.Use.disturbed()
 	if err := r.ends.Settle(3 * time.Second); err != nil {
 		return rd, l.slowest, err

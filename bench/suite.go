@@ -262,7 +262,7 @@ func (q *suite) next(ctx context.Context, s *scenario) error {
 		limit = min(left, time.Until(due)*3/2+20*time.Second)
 		ctx = withDue(ctx, due)
 	}
-	began := time.Now()
+	began, speed := time.Now(), yard.speed(report.Speed{})
 	q.show.begin(s.name, st.seconds)
 	of, err := q.scenario(ctx, s, st, limit)
 	q.show.end()
@@ -271,6 +271,7 @@ func (q *suite) next(ctx context.Context, s *scenario) error {
 	}
 	if of != nil {
 		of.Machine.Seconds = float64(int(time.Since(began).Seconds()*10)) / 10
+		of.Machine.Speed = yard.speed(speed)
 	}
 	if err != nil {
 		p.Error = err.Error()

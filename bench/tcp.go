@@ -352,17 +352,19 @@ func (q *tcpBench) looked(ctx context.Context, t *tcpTurn, d device, load func()
 		if err != nil {
 			return use, err
 		}
-		if err := errors.Join(load(), ctx.Err()); err != nil {
+		slow, err := yard.around(func() error { return errors.Join(load(), ctx.Err()) })
+		if err != nil {
 			return use, err
 		}
 		after, err := sampleCPU(d.pids())
 		if err != nil {
 			return use, err
 		}
-		if use = before.until(after); !use.disturbed() {
+		use = before.until(after)
+		if use.slow = slow; !use.disturbed() {
 			return use, nil
 		}
-		if try == 2 || q.late() {
+		if !use.again(try) || q.late() {
 			t.Disturbed = true
 			return use, nil
 		}

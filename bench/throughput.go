@@ -170,7 +170,7 @@ func disturbedWords(t *turn) string {
 	if !t.FullDisturbed {
 		u = t.Paced.use
 	}
-	return fmt.Sprintf("  disturbed: %.2f CPUs for others, %.1f %% stolen", u.foreign, 100*u.steal)
+	return "  disturbed: " + u.words()
 }
 
 // search finds the rate; its confirming trial is what is reported.
@@ -192,7 +192,7 @@ func (q *throughput) search(ctx context.Context, c *flowCase, d device, t *turn)
 			if err != nil {
 				return false, err
 			}
-			if l.use.disturbed() && try < 2 && !q.late() {
+			if l.use.again(try) && !q.late() {
 				t.Again++
 				continue
 			}
@@ -267,6 +267,7 @@ func (q *traffic) finish() *report.Output {
 	m := &q.out.Machine
 	m.Demarc, m.Mode, m.Asked, m.Seed, m.Seconds = version(), q.mode, "auto", q.Seed, math.Round(time.Since(q.began).Seconds()*10)/10
 	m.Nft, _ = nftVersion() // told when it was asked for
+	m.Speed = yard.speed(report.Speed{})
 	if q.testpmd != "" {
 		m.Versions = map[string]string{sideTestpmd: q.testpmd}
 	}

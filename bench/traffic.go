@@ -522,7 +522,11 @@ func (q *traffic) turn(ctx context.Context, c *flowCase, d device, measure func(
 	if err != nil {
 		return t, err
 	}
-	if _, t.Establish, err = q.room.establish(ctx, c.Flows, cmp.Or(q.Begin, establishRate)); err != nil {
+	slow, err := yard.around(func() (err error) {
+		_, t.Establish, err = q.room.establish(ctx, c.Flows, cmp.Or(q.Begin, establishRate))
+		return err
+	})
+	if err != nil {
 		return t, fmt.Errorf("establish %d flows: %w", c.Flows, err)
 	}
 	if q.NewFlows {
@@ -532,6 +536,7 @@ func (q *traffic) turn(ctx context.Context, c *flowCase, d device, measure func(
 			return t, err
 		}
 		t.BegunBeside = before.until(after)
+		t.BegunBeside.slow = slow
 	}
 	// One frame in 64 is looked at for its time: of few frames it says nothing.
 	if t.New = ratio(float64(c.Flows), t.Establish.Seconds()); q.room.firsts.Between >= 256 {
@@ -624,10 +629,11 @@ func (q *traffic) undisturbed(ctx context.Context, t *turn, d device, o pktgen.O
 				return l, err
 			}
 		}
-		if !l.use.disturbed() && !heldUp(&l, o) {
+		held := heldUp(&l, o)
+		if !l.use.disturbed() && !held {
 			return l, soundLoad(&l)
 		}
-		if try == 2 || q.late() {
+		if !l.use.again(try) && !(held && try < 2) || q.late() {
 			t.Disturbed = true
 			return l, soundLoad(&l)
 		}

@@ -86,6 +86,34 @@ func TestDiffer(t *testing.T) {
 	}
 }
 
+// Two runs of one machine whose cores were shared in one of them are compared, and it is said.
+func TestSpeedsApart(t *testing.T) {
+	a, b := run("a", "", 1), run("b", "", 1)
+	if s := SpeedsApart(a, b); s != "" {
+		t.Errorf("nobody looked: %q", s)
+	}
+	a.Machine.Speed, b.Machine.Speed = Speed{0.8, 100, 10}, Speed{0.8, 50, 15}
+	if s := SpeedsApart(a, b); s != "" {
+		t.Errorf("10 and 30 in a hundred: %q", s)
+	}
+	b.Machine.Speed.Slow = 16
+	const want = "the machines were not equally fast (A: a CPU below 3/4 of its best speed at 10 % of 100 looks; B: a CPU below 3/4 of its best speed at 32 % of 50 looks): look at ratios and at the peers' rows (--peers)"
+	if got := SpeedsApart(a, b); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if SpeedsApart(b, a) == "" {
+		t.Error("the other way round it is not said")
+	}
+	var sum Speed
+	sum.take(Speed{0.9, 10, 1})
+	sum.take(Speed{})
+	sum.take(Speed{0.8, 20, 2})
+	sum.take(Speed{0.85, 1, 0})
+	if sum != (Speed{0.8, 31, 3}) {
+		t.Errorf("parts together: %+v", sum)
+	}
+}
+
 func TestHistoryIsInOrderOfTime(t *testing.T) {
 	elsewhere := run("other", "2026-01-04T00:00:00Z", 9)
 	elsewhere.Machine.CPU = "Xeon"

@@ -16,6 +16,7 @@ func (o *Output) Take(p Part, of *Output) (err error) {
 	}
 	m := &of.Machine
 	p.Seconds, p.Mode, p.Seed, p.Disturbed, p.Repeated, p.Foreign = m.Seconds, m.Mode, m.Seed, m.Disturbed, m.Repeated+m.Again, m.Foreign
+	p.Speed = m.Speed
 	if o.Configs == nil {
 		o.Configs = map[string]string{}
 	}
@@ -55,6 +56,7 @@ func (o *Output) Take(p Part, of *Output) (err error) {
 		}
 		t.Versions[name] = v
 	}
+	t.Speed.take(m.Speed)
 	t.Disturbed, t.Repeated, t.Again = t.Disturbed+m.Disturbed, t.Repeated+m.Repeated, t.Again+m.Again
 	return err
 }

@@ -41,6 +41,7 @@ type view struct {
 	Versions                      []pairOf
 	Sides                         []side
 	HasPeers, HasLimits, HasCurve bool
+	Slowed                        string // by whom else the CPUs were used; "" = hardly
 }
 
 type (
@@ -114,6 +115,9 @@ func (o *Output) view() *view {
 		v.Sides = append(v.Sides, side{name, classes[name]})
 	}
 	v.HasPeers = len(v.Sides) > 1
+	if o.Machine.Speed.part() >= muchSlowed {
+		v.Slowed = o.Machine.Speed.String()
+	}
 	v.summary(o)
 	for i := range o.Results {
 		if r := &o.Results[i]; r.Limit != nil {

@@ -50,9 +50,10 @@ type Part struct {
 	Seconds   float64  `json:"seconds"`
 	Mode      string   `json:"mode,omitempty"` // AF_XDP mode and attach of the gateway's ports, as the kernel says
 	Seed      uint64   `json:"seed,omitempty"`
-	Disturbed int      `json:"disturbed"`              // loads, pairs and rows kept although something else ran
-	Repeated  int      `json:"repeated"`               // those thrown away and repeated because something else ran
-	Foreign   float64  `json:"foreign_cpus"`           // CPUs' worth of time that went to what is not the bench's, where it was looked at
+	Disturbed int      `json:"disturbed"`    // loads, pairs and rows kept although something else ran
+	Repeated  int      `json:"repeated"`     // those thrown away and repeated because something else ran
+	Foreign   float64  `json:"foreign_cpus"` // CPUs' worth of time that went to what is not the bench's, where it was looked at
+	Speed     Speed    `json:"cpu_speed,omitzero"`
 	Error     string   `json:"error,omitempty"`        // why it is not whole, or what was not as promised
 	Skipped   bool     `json:"not_measured,omitempty"` // nothing of it was measured
 }
@@ -76,6 +77,42 @@ type Machine struct {
 	Again     int               `json:"repeated_loads"`         // single loads likewise
 	Seed      uint64            `json:"seed,omitempty"`         // of what was made at random
 	Foreign   float64           `json:"foreign_cpus,omitempty"` // CPUs' worth of time that went to what is not the bench's, over the whole run
+	Speed     Speed             `json:"cpu_speed,omitzero"`
+}
+
+// Speed is at what speed the CPUs were: looks at how long a known piece of work takes, beside loads. Where a core's other thread is somebody else's machine, nothing else shows it.
+type Speed struct {
+	Step  float64 `json:"step_ns"` // of that work, at best
+	Looks int     `json:"looks"`
+	Slow  int     `json:"slow"` // at which a CPU took 1.3 times that and more
+}
+
+// part is that of the looks at which a CPU was slowed, in percent.
+func (s Speed) part() int { return int(math.Round(100 * float64(s.Slow) / float64(max(1, s.Looks)))) }
+
+// String says it to a person.
+func (s Speed) String() string {
+	return fmt.Sprintf("a CPU below 3/4 of its best speed at %d %% of %d looks", s.part(), s.Looks)
+}
+
+// muchSlowed is from what part of looks on, in percent, a page warns of it, and how far two runs may be apart.
+const muchSlowed = 20
+
+// SpeedsApart says that the CPUs were slowed in one run far more often than in the other; "" = they were not, or nobody looked.
+func SpeedsApart(a, b *Output) string {
+	x, y := a.Machine.Speed, b.Machine.Speed
+	if x.Looks == 0 || y.Looks == 0 || max(x.part()-y.part(), y.part()-x.part()) <= muchSlowed {
+		return ""
+	}
+	return fmt.Sprintf("the machines were not equally fast (A: %s; B: %s): look at ratios and at the peers' rows (--peers)", x, y)
+}
+
+// take adds what another part of a run has seen.
+func (s *Speed) take(of Speed) {
+	if of.Looks > 0 && (s.Step == 0 || of.Step < s.Step) {
+		s.Step = of.Step
+	}
+	s.Looks, s.Slow = s.Looks+of.Looks, s.Slow+of.Slow
 }
 
 // Result is one metric of one case, of every side that it was measured of.

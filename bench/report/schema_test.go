@@ -133,7 +133,7 @@ func (s *source) fields(typ reflect.Type, properties object, required *[]any) {
 			s.fields(f.Type, properties, required)
 			continue
 		}
-		omit := strings.Contains(opts, "omitempty")
+		omit := strings.Contains(opts, "omitempty") || strings.Contains(opts, "omitzero")
 		if !omit {
 			*required = append(*required, name)
 		}

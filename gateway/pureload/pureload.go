@@ -274,9 +274,33 @@ func (l *Load) Establish() error {
 	return nil
 }
 
-// Packets is what the pipeline takes of a packet of an established flow, in ns: so many packets at least, in bursts, of all flows in random order.
-func (l *Load) Packets(n int) (ns float64, err error) {
-	sum, bursts := time.Duration(0), 0
+// Part is told what some packets took, a millisecond's worth at least, and whatever it does is in nobody's time. It may be nil.
+type Part func(packets int, took time.Duration)
+
+// parts hands bursts on by the millisecond.
+type parts struct {
+	to      Part
+	packets int
+	took    time.Duration
+}
+
+func (p *parts) burst(took time.Duration) {
+	p.packets += pipeline.Burst
+	if p.took += took; p.took >= time.Millisecond {
+		p.end()
+	}
+}
+
+func (p *parts) end() {
+	if p.to != nil && p.packets > 0 {
+		p.to(p.packets, p.took)
+	}
+	p.packets, p.took = 0, 0
+}
+
+// Packets is what the pipeline takes of a packet of an established flow, in ns: so many packets at least, in bursts, of all flows in random order. Each is told of all packets, part by part.
+func (l *Load) Packets(n int, each Part) (ns float64, err error) {
+	sum, bursts, p := time.Duration(0), 0, parts{to: each}
 	for ; bursts*pipeline.Burst < n; bursts++ {
 		for i := range pipeline.Burst {
 			l.put(i, l.order[l.at]%l.flows)
@@ -289,16 +313,18 @@ func (l *Load) Packets(n int) (ns float64, err error) {
 			return 0, err
 		}
 		sum += took
+		p.burst(took)
 	}
+	p.end()
 	return float64(sum.Nanoseconds()) / float64(bursts*pipeline.Burst), nil
 }
 
 // Begin is what it takes of the first packet of a flow, in ns: all flows begin, a multiple of a burst. Then all of them end, and their ports are free again.
-func (l *Load) Begin() (ns float64, err error) {
+func (l *Load) Begin(each Part) (ns float64, err error) {
 	if l.flows%pipeline.Burst != 0 {
 		return 0, fmt.Errorf("%d flows: want a multiple of %d", l.flows, pipeline.Burst)
 	}
-	sum := time.Duration(0)
+	sum, p := time.Duration(0), parts{to: each}
 	for n := 0; n < l.flows; n += pipeline.Burst {
 		for i := range pipeline.Burst {
 			l.put(i, n+i)
@@ -308,7 +334,9 @@ func (l *Load) Begin() (ns float64, err error) {
 			return 0, err
 		}
 		sum += took
+		p.burst(took)
 	}
+	p.end()
 	if n := l.sh.Sessions.Len(); n != l.flows {
 		return 0, fmt.Errorf("%d flows are %d sessions", l.flows, n)
 	}

@@ -3,6 +3,7 @@ package pureload
 import (
 	"encoding/binary"
 	"testing"
+	"time"
 
 	"demarc/gateway/packet/csum"
 	"demarc/gateway/pipeline"
@@ -19,8 +20,13 @@ func TestLoad(t *testing.T) {
 		if err := l.Establish(); err != nil {
 			t.Fatal(err)
 		}
-		if ns, err := l.Packets(10_000); err != nil || ns <= 0 {
+		of, sum := 0, time.Duration(0)
+		ns, err := l.Packets(100_000, func(n int, took time.Duration) { of, sum = of+n, sum+took })
+		if err != nil || ns <= 0 {
 			t.Errorf("%d flows: %v ns: %v", flows, ns, err)
+		}
+		if of < 100_000 || float64(sum.Nanoseconds())/float64(of) != ns {
+			t.Errorf("%d flows: parts are of %d packets, %v, and a packet is %v ns", flows, of, sum, ns)
 		}
 		if n := l.sh.Sessions.Len(); n != flows {
 			t.Errorf("%d flows are %d sessions", flows, n)
@@ -47,7 +53,7 @@ func TestLoad(t *testing.T) {
 	}
 	defer l.Close()
 	for range 3 { // ports of the round before are free again
-		if ns, err := l.Begin(); err != nil || ns <= 0 || l.sh.Sessions.Len() != 0 {
+		if ns, err := l.Begin(nil); err != nil || ns <= 0 || l.sh.Sessions.Len() != 0 {
 			t.Errorf("%v ns, %d sessions left: %v", ns, l.sh.Sessions.Len(), err)
 		}
 	}
@@ -61,7 +67,7 @@ func TestLoadSaysWhatIsNotSent(t *testing.T) {
 	}
 	defer l.Close()
 	l.frame[23] = 6 // TCP, which the list denies
-	if _, err := l.Packets(64); err == nil || l.slots[0].Verdict != verdict.Drop {
+	if _, err := l.Packets(64, nil); err == nil || l.slots[0].Verdict != verdict.Drop {
 		t.Errorf("%v: %s", err, l.slots[0].Verdict)
 	}
 	for _, x := range [][2]int{{0, 1}, {1<<20 + 1, 1}, {1, 0}} {
@@ -70,7 +76,7 @@ func TestLoadSaysWhatIsNotSent(t *testing.T) {
 		}
 	}
 	l.flows = 63
-	if _, err := l.Begin(); err == nil {
+	if _, err := l.Begin(nil); err == nil {
 		t.Error("63 flows are no bursts")
 	}
 }
