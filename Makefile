@@ -7,7 +7,8 @@ SHELL := /bin/bash
 VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo unknown)
 export CGO_ENABLED = 0
 # Whatever builds here builds the same way, the tests' own go build too: each package is compiled once, and once for every clone.
-export GOFLAGS := $(shell go env GOFLAGS) -trimpath
+# The compiler is shown where the pipeline's time goes (default.pgo, which go build takes by itself; make pgo); tests are told of it, so that they test what is shipped and compile it once.
+export GOFLAGS := $(shell go env GOFLAGS) -trimpath -pgo=$(CURDIR)/default.pgo
 
 # Pure packages do no I/O and need no root; the rest is tested in namespaces of its own.
 # Those that take longest come first, so that none is left alone with a processor at the end.
@@ -30,7 +31,7 @@ ROOTS = $(GOTEST) -timeout=60m -p=1 $(ROOT)
 
 PREFIX := /usr/local
 
-.PHONY: build install install-pages uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-table bench-full bench-sample bench-quick bench-cluster bench-failover zerocopy faults faults-found test-always profile profile-worker
+.PHONY: build install install-pages uninstall demo demo-cluster demo-pair test test-pure test-root check generate clean bench bench-table bench-full bench-sample bench-quick bench-cluster bench-failover zerocopy faults faults-found test-always profile profile-worker pgo
 
 build:
 	go build -ldflags '-s -w -X main.version=$(VERSION)' -o demarc .
@@ -134,6 +135,13 @@ profile:
 	go test -count=1 -v -run 'TestInstructionsOfAPacket$$' ./gateway/pipeline
 	go test -count=1 -run '^$$' -bench 'BenchmarkHit$$' -benchtime 2s -cpuprofile build/pipeline.pprof -o build/pipeline.test ./gateway/pipeline
 	go tool pprof -top -nodecount 40 build/pipeline.test build/pipeline.pprof
+
+# Has the compiler know anew what the pipeline does most, from its benchmarks of established flows, first packets, and all kinds of packets: default.pgo, which is committed.
+pgo:
+	@mkdir -p build
+	for b in Hit NewSession Kinds; do go test -pgo=off -count=1 -run '^$$' -bench "Benchmark$$b\$$" -benchtime 4s -cpuprofile build/pgo.$$b -o build/pipeline.test ./gateway/pipeline || exit 1; done
+	go tool pprof -proto build/pgo.Hit build/pgo.NewSession build/pgo.Kinds >default.pgo.new
+	mv default.pgo.new default.pgo
 
 # The same of a gateway at work: perf looks at both CPUs while it carries 64k flows, and shows the worker's threads: its own functions and what the kernel does in its calls. As root, with Debian's linux-perf.
 # build/worker.perf has the stacks: perf report -i build/worker.perf --comms exe (the gateway is started by the name exe).

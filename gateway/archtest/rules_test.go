@@ -147,7 +147,7 @@ var rawCallRooms = []string{"gateway/hostnet", "gateway/xsk"}
 // root is what may stand at the top: directories, and files.
 var (
 	rootDirs  = []string{".ci", ".git", "acl", "bench", "build", "cluster", "configs", "docs", "gateway", "packaging"}
-	rootFiles = []string{".git", ".gitattributes", ".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "demarc", "go.mod", "go.sum", "main.go"}
+	rootFiles = []string{".git", ".gitattributes", ".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "default.pgo", "demarc", "go.mod", "go.sum", "main.go"}
 )
 
 // mainLines is what main.go stays under: argv goes to cli, and that is all.

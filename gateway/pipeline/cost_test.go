@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -17,16 +18,19 @@ import (
 )
 
 // costs is what a packet may cost the pipeline, in instructions, with 1,000 rules, translation, rates and accounting: what it costs now and some 4 % more, for processors on
-// which the runtime copies in another way. A change that makes packets cheaper lowers the figure in the same commit.
+// which the runtime copies in another way. A change that makes packets cheaper lowers the figure in the same commit. They are those of code that is compiled as make compiles it, with default.pgo.
 var costs = map[string]float64{
-	"established, out, translated": 1670,
-	"established, in, translated":  1760,
-	"established, IPv6":            1630,
-	"first packet, 1,000 rules":    6530,
-	"first packet, IPv6":           3460,
-	"refused by a rule":            2670,
-	"spoofed source":               1095,
+	"established, out, translated": 1525,
+	"established, in, translated":  1605,
+	"established, IPv6":            1495,
+	"first packet, 1,000 rules":    6000,
+	"first packet, IPv6":           3160,
+	"refused by a rule":            2480,
+	"spoofed source":               1030,
 }
+
+// unprofiled is what a packet costs at most where the compiler was not shown the profile: 7 to 11 % more were counted. A plain go test does so.
+const unprofiled = 1.11
 
 // A burst of each kind of packet is counted instruction by instruction, so that what a change costs is seen whatever else the machine does. With -v it says which
 // functions they are in: make profile.
@@ -106,9 +110,13 @@ func TestInstructionsOfAPacket(t *testing.T) {
 			}
 		}
 	}
+	more := 1.0
+	if !strings.Contains(os.Getenv("GOFLAGS"), "-pgo=/") {
+		more = unprofiled
+	}
 	for _, x := range instructions.Count(t, cases...) {
 		t.Logf("%-30s %7.1f instructions a packet, in\n%s", x.Name, x.Per(), x.Top(20))
-		if most := costs[x.Name]; x.Per() > most {
+		if most := more * costs[x.Name]; x.Per() > most {
 			t.Errorf("%s: %.1f instructions a packet, at most %.0f: make it cheaper, or say in the commit what it buys and raise the figure", x.Name, x.Per(), most)
 		}
 	}
