@@ -8,7 +8,7 @@ VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo unkn
 export CGO_ENABLED = 0
 # Whatever builds here builds the same way, the tests' own go build too: each package is compiled once, and once for every clone.
 # The compiler is shown where the pipeline's time goes (default.pgo, which go build takes by itself; make pgo); tests are told of it, so that they test what is shipped and compile it once.
-export GOFLAGS := $(shell go env GOFLAGS) -trimpath -pgo=$(CURDIR)/default.pgo
+export GOFLAGS := $(shell go env GOFLAGS) -trimpath '-pgo=$(CURDIR)/default.pgo'
 
 # Pure packages do no I/O and need no root; the rest is tested in namespaces of its own.
 # Those that take longest come first, so that none is left alone with a processor at the end.
@@ -140,8 +140,8 @@ profile:
 pgo:
 	@mkdir -p build
 	for b in Hit NewSession Kinds; do go test -pgo=off -count=1 -run '^$$' -bench "Benchmark$$b\$$" -benchtime 4s -cpuprofile build/pgo.$$b -o build/pipeline.test ./gateway/pipeline || exit 1; done
-	go tool pprof -proto build/pgo.Hit build/pgo.NewSession build/pgo.Kinds >default.pgo.new
-	mv default.pgo.new default.pgo
+	go tool pprof -proto build/pgo.Hit build/pgo.NewSession build/pgo.Kinds >build/default.pgo
+	mv build/default.pgo default.pgo
 
 # The same of a gateway at work: perf looks at both CPUs while it carries 64k flows, and shows the worker's threads: its own functions and what the kernel does in its calls. As root, with Debian's linux-perf.
 # build/worker.perf has the stacks: perf report -i build/worker.perf --comms exe (the gateway is started by the name exe).

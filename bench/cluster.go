@@ -57,15 +57,20 @@ const batch = 25
 
 // watched is what else ran while fn did.
 func watched(t *trio.Trio, fn func() error) (u usage, err error) {
-	before, err := sampleCPU(t.Pids())
-	if err != nil {
-		return u, err
-	}
-	if err := fn(); err != nil {
-		return u, err
-	}
-	after, err := sampleCPU(t.Pids())
-	return before.until(after), err
+	slowdown, err := yard.around(func() error {
+		before, err := sampleCPU(t.Pids())
+		if err != nil {
+			return err
+		}
+		if err := fn(); err != nil {
+			return err
+		}
+		after, err := sampleCPU(t.Pids())
+		u = before.until(after)
+		return err
+	})
+	u.slowdown = slowdown
+	return u, err
 }
 
 // open makes three nodes that agree. far is how long frames take one way from a node to the switch.

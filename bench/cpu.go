@@ -25,10 +25,10 @@ type cpuSample struct {
 
 // usage is what happened between two samples.
 type usage struct {
-	cpus    map[int]float64 // busy part of each CPU, 0..1
-	steal   float64         // part of all CPUs' time that the hypervisor took
-	foreign float64         // CPUs' worth of time that went to what is not ours
-	slow    float64         // how many times as long as at its best the machine took for a known piece of work before and behind; 0 = nobody looked
+	cpus     map[int]float64 // busy part of each CPU, 0..1
+	steal    float64         // part of all CPUs' time that the hypervisor took
+	foreign  float64         // CPUs' worth of time that went to what is not ours
+	slowdown float64         // how many times as long as at its best the machine took for a known piece of work before and behind; 0 = nobody looked
 }
 
 // parseStat reads the cpuN lines of /proc/stat.
@@ -122,7 +122,3 @@ const (
 	maxForeign = 0.10 // CPUs
 	maxSteal   = 0.02
 )
-
-func (u usage) disturbed() bool {
-	return u.foreign > maxForeign || u.steal > maxSteal || u.slow > slowed
-}

@@ -244,7 +244,7 @@ func (q *establishing) watched(ctx context.Context, c *flowCase, d device, rate 
 	if err != nil {
 		return false, u, err
 	}
-	slow, err := yard.around(func() (err error) {
+	slowdown, err := yard.around(func() (err error) {
 		ok, err = q.established(ctx, c, rate)
 		return err
 	})
@@ -254,7 +254,7 @@ func (q *establishing) watched(ctx context.Context, c *flowCase, d device, rate 
 	time.Sleep(leastWatch - time.Since(before.at)) // the tick is too coarse for less
 	after, err := sampleCPU(d.pids())
 	u = before.until(after)
-	u.slow = slow
+	u.slowdown = slowdown
 	return ok, u, err
 }
 

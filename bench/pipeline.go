@@ -28,8 +28,8 @@ type pipelineBench struct {
 	cpu int
 }
 
-// patient is how often a trial is made again that had hardly a calm part: half a second each.
-const patient = 8
+// calmTries is how often trials of a figure are made again that had hardly a calm part, all in all: half a second each.
+const calmTries = 8
 
 // beginning is how many flows begin in a trial.
 const beginning = 256 << 10
@@ -41,21 +41,17 @@ const beginAim = 1000
 
 func (q *pipelineBench) run(ctx context.Context) (err error) {
 	began := time.Now()
-	defer func() {
-		_ = yard.look()
-		q.machine.Seconds = math.Round(time.Since(began).Seconds()*10) / 10
-	}()
+	defer func() { q.machine.Seconds = math.Round(time.Since(began).Seconds()*10) / 10 }()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if runtime.NumCPU() > deviceCPU {
-		q.cpu = deviceCPU
+	if q.cpu, err = lastCPU(); err != nil {
+		return err
 	}
 	back, err := stayOn(q.cpu)
 	if err != nil {
 		return err
 	}
 	defer back()
-	_ = yard.look() // how fast the CPUs are, for the report
 	for _, flows := range q.Flows {
 		c := flowCase{Size: "64", Flows: flows, Rules: q.Rules}
 		if err := q.one(ctx, c.name(), "packet", flows, pipelineAims[flows], func(l *pureload.Load, each pureload.Part) (float64, error) { return l.Packets(q.Packets, each) }); err != nil {
@@ -98,7 +94,7 @@ func (c *calmParts) packet() (ns float64, ok bool) {
 	return float64(c.took.Nanoseconds()) / float64(c.of), true
 }
 
-// one measures a figure: a trial that nobody counts, which touches all memory, and then so many; one beside which something else ran is made again, twice at most, and one that has hardly a calm part as often as there is patience.
+// one measures a figure: a trial that nobody counts, which touches all memory, and then so many; one beside which something else ran is made again, twice at most, and one that has hardly a calm part as often as calmTries are left.
 func (q *pipelineBench) one(ctx context.Context, name, metric string, flows int, aim float64, trial func(*pureload.Load, pureload.Part) (float64, error)) (err error) {
 	if err := enoughMemory(100 + 4*flows*400>>20); err != nil {
 		return err
@@ -117,7 +113,7 @@ func (q *pipelineBench) one(ctx context.Context, name, metric string, flows int,
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	var values []float64
-	disturbed, due := 0, dueOf(ctx)
+	disturbed, due, tries := 0, dueOf(ctx), calmTries
 	for len(values) < q.Trials {
 		for try := 0; ; try++ {
 			if ctx.Err() != nil {
@@ -142,7 +138,12 @@ func (q *pipelineBench) one(ctx context.Context, name, metric string, flows int,
 			if calmly {
 				ns = at
 			}
-			if u.again(try) || !calmly && try < patient && (due.IsZero() || time.Now().Before(due)) {
+			_ = yard.look(q.cpu) // for the report: calm parts are what decides
+			wait := !calmly && tries > 0 && (due.IsZero() || time.Now().Before(due))
+			if u.again(try) || wait {
+				if wait {
+					tries--
+				}
 				q.machine.Repeated++
 				continue
 			}

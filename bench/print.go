@@ -176,7 +176,7 @@ func (q *quick) table(w io.Writer, out *outcome, r *report.Output) error {
 		}
 	}
 	if m.Disturbed > 0 {
-		p("%d of %d pairs were disturbed by other work on this machine and there was no time to repeat them: do not rely on the figures", m.Disturbed, len(out.Pairs))
+		p("%d of %d pairs were disturbed, by other work or a slowed CPU, and kept: do not rely on the figures", m.Disturbed, len(out.Pairs))
 	}
 	p("")
 	p("ruleset of %s, without its access list's chains (--ruleset FILE writes all, --json has it):", peerName)

@@ -60,6 +60,7 @@ type pair struct {
 	Legs      map[string]leg
 	First     string
 	Disturbed bool
+	Others    bool // something else ran: the pair is repeated then, not for a CPU that is slowed
 }
 
 // outcome is everything that was measured.
@@ -128,7 +129,7 @@ func (q *quick) run(ctx context.Context) (out *outcome, err error) {
 		}
 		took := time.Since(began)
 		left := q.Budget - time.Since(start) - took*time.Duration(q.Pairs-len(out.Pairs))
-		if p.Disturbed && left > 0 {
+		if p.Others && left > 0 {
 			out.Repeated++
 			q.say("  something else ran: this pair is repeated")
 			continue
@@ -191,7 +192,7 @@ func (q *quick) pair(ctx context.Context, n int) (p pair, why string, err error)
 			return p, fmt.Sprintf("%s does not do %s", d.name(), why), nil
 		}
 		p.Legs[d.name()] = l
-		p.Disturbed = p.Disturbed || l.Disturbed
+		p.Disturbed, p.Others = p.Disturbed || l.Disturbed, p.Others || l.Full.use.others()
 		mark := ""
 		if l.Disturbed {
 			mark = "  disturbed (" + l.Full.use.words() + ")"

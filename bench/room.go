@@ -412,7 +412,7 @@ func (r *room) load(ctx context.Context, o pktgen.Order, pids []int) (t trial, e
 	if o.Frames > 0 && o.Rate > 0 {
 		long = min(long, time.Duration(float64(o.Frames)/o.Rate*float64(time.Second)))
 	}
-	slow, err := yard.around(func() (err error) {
+	slowdown, err := yard.around(func() (err error) {
 		used := make(chan error, 1)
 		go func() {
 			time.Sleep(long / 10)
@@ -428,17 +428,17 @@ func (r *room) load(ctx context.Context, o pktgen.Order, pids []int) (t trial, e
 		}()
 		t.sent, err = r.send(ctx, o)
 		t.over = time.Now()
-		return errors.Join(err, <-used)
+		if err := errors.Join(err, <-used); err != nil {
+			return err
+		}
+		return r.ends.Settle(3 * time.Second) // what is still on its way has the CPUs
 	})
 	if err != nil {
 		return t, err
 	}
-	t.use.slow = slow
+	t.use.slowdown = slowdown
 	if cpu := t.use.cpus; cpu != nil {
 		cpu[makerCPU] = max(0, cpu[makerCPU]-ratio(t.sent.Idle, t.sent.Seconds))
-	}
-	if err := r.ends.Settle(3 * time.Second); err != nil {
-		return t, err
 	}
 	if t.judged, err = r.ends.Judged(); err != nil {
 		return t, err

@@ -288,9 +288,10 @@ func (q *manySessions) data(ctx context.Context, r *room, d *demarc, rate float6
 		looked <- l
 	}()
 	frames := uint64(q.Rounds) * uint64(q.Sessions)
-	slow, err := yard.around(func() (err error) {
+	slowdown, err := yard.around(func() (err error) {
 		rd.Sent, err = r.send(ctx, pktgen.Order{Duration: time.Duration(2*float64(frames)/rate*1e9) + 5*time.Second, Frames: frames, Rate: rate})
-		return err
+		stop()
+		return errors.Join(err, r.ends.Settle(3*time.Second))
 	})
 	stop()
 	l := <-looked
@@ -302,11 +303,8 @@ func (q *manySessions) data(ctx context.Context, r *room, d *demarc, rate float6
 		return rd, l.slowest, err
 	}
 	rd.Use = before.until(after)
-	rd.Use.slow = slow
+	rd.Use.slowdown = slowdown
 	rd.Disturbed = rd.Use.disturbed()
-	if err := r.ends.Settle(3 * time.Second); err != nil {
-		return rd, l.slowest, err
-	}
 	if rd.There, err = r.ends.Judged(); err != nil {
 		return rd, l.slowest, err
 	}

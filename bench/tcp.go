@@ -348,20 +348,22 @@ func (q *tcpBench) perSecond(t *tcpTurn) float64 {
 // looked repeats a load while something else runs.
 func (q *tcpBench) looked(ctx context.Context, t *tcpTurn, d device, load func() error) (use usage, err error) {
 	for try := 0; ; try++ {
-		before, err := sampleCPU(d.pids())
+		slowdown, err := yard.around(func() error {
+			before, err := sampleCPU(d.pids())
+			if err != nil {
+				return err
+			}
+			if err := errors.Join(load(), ctx.Err()); err != nil {
+				return err
+			}
+			after, err := sampleCPU(d.pids())
+			use = before.until(after)
+			return err
+		})
 		if err != nil {
 			return use, err
 		}
-		slow, err := yard.around(func() error { return errors.Join(load(), ctx.Err()) })
-		if err != nil {
-			return use, err
-		}
-		after, err := sampleCPU(d.pids())
-		if err != nil {
-			return use, err
-		}
-		use = before.until(after)
-		if use.slow = slow; !use.disturbed() {
+		if use.slowdown = slowdown; !use.disturbed() {
 			return use, nil
 		}
 		if !use.again(try) || q.late() {

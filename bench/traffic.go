@@ -522,7 +522,7 @@ func (q *traffic) turn(ctx context.Context, c *flowCase, d device, measure func(
 	if err != nil {
 		return t, err
 	}
-	slow, err := yard.around(func() (err error) {
+	slowdown, err := yard.around(func() (err error) {
 		_, t.Establish, err = q.room.establish(ctx, c.Flows, cmp.Or(q.Begin, establishRate))
 		return err
 	})
@@ -536,7 +536,7 @@ func (q *traffic) turn(ctx context.Context, c *flowCase, d device, measure func(
 			return t, err
 		}
 		t.BegunBeside = before.until(after)
-		t.BegunBeside.slow = slow
+		t.BegunBeside.slowdown = slowdown
 	}
 	// One frame in 64 is looked at for its time: of few frames it says nothing.
 	if t.New = ratio(float64(c.Flows), t.Establish.Seconds()); q.room.firsts.Between >= 256 {

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,8 +20,8 @@ import (
 // yardstick is what that work took, all in all. The zero value is ready.
 type yardstick struct {
 	mu     sync.Mutex
-	piece  func(cpu int) (ns float64, ok bool) // of CPU time for a step; nil = pieceOfWork
-	best   float64                             // of all pieces
+	piece  func(cpu int) (cycles float64, ok bool) // of a step; nil = pieceOfWork
+	best   map[int]float64                         // of each CPU
 	looks  int
 	slow   int    // looks at which a CPU was slowed
 	recent uint16 // the last looks, a bit each: it was
@@ -30,18 +31,22 @@ type yardstick struct {
 var yard yardstick
 
 const (
-	pieces  = 5 // of a look at a CPU; the middle one counts, so that an interrupt does not
-	firstly = 200
-	steps   = 1 << 17 // of a piece: 0.1 ms at 0.8 ns
-	slowed  = 1.3     // times the best, on the worse CPU. Beside another machine's thread it was 1.35 to 2
+	pieces      = 5 // of a look at a CPU; the middle one counts, so that an interrupt does not
+	firstPieces = 200
+	apart       = time.Millisecond // of pieces of a look beside a load: a core is shared by the millisecond
+	steps       = 1 << 16          // of a piece: 0.05 ms
+	maxSlowdown = 1.3              // beside another machine's thread it was 1.4 to 2.2
+	fewCycles   = 2.2              // that a step takes at most on a core of its own; 2.0 were measured, 2.5 are expected of one with four adders
+	perMultiple = 3                // cycles, on all of amd64
 )
 
 // idleSteps keeps the compiler from leaving the work out.
 var idleSteps uint64
 
-// pieceOfWork takes the time of steps on a CPU: additions that depend on little, so that they fill a core. A chain of multiplications, or of loads, takes hardly longer where the core is shared.
-func pieceOfWork(cpu int) (ns float64, ok bool) {
-	took, ok := onCPU(cpu, func() {
+// pieceOfWork is what a step takes on a CPU: additions that depend on little, so that they fill a core. What a cycle is says a chain of multiplications, which hides behind its own latency and takes hardly longer where the core is shared, so that a clock that changes is no
+// other work.
+func pieceOfWork(cpu int) (cycles float64, ok bool) {
+	wide, ok := onCPU(cpu, func() {
 		var a, b, c, d, e, f, g, h uint64 = 1, 2, 3, 4, 5, 6, 7, 8
 		for range steps {
 			a += 3
@@ -55,7 +60,29 @@ func pieceOfWork(cpu int) (ns float64, ok bool) {
 		}
 		idleSteps += b + d + f + h
 	})
-	return took / steps, ok
+	if !ok {
+		return 0, false
+	}
+	chain := 0.0
+	for range 2 { // an interrupt is in one of them
+		took, ok := onCPU(cpu, func() {
+			x := uint64(3)
+			for range steps / 4 {
+				x *= 0x9e3779b97f4a7c15
+			}
+			idleSteps += x
+		})
+		if !ok {
+			return 0, false
+		}
+		if took *= 4; chain == 0 || took < chain {
+			chain = took
+		}
+	}
+	if wide <= 0 || chain <= 0 {
+		return 0, false
+	}
+	return wide / chain * perMultiple, true
 }
 
 // onCPU is what work takes on a CPU, in ns of its thread's own time: who waits for a CPU is no slower.
@@ -80,93 +107,120 @@ func onCPU(cpu int, work func()) (ns float64, ok bool) {
 
 // stayOn has the thread, which must be locked, stay on a CPU until back.
 func stayOn(cpu int) (back func(), err error) {
-	var was, one unix.CPUSet
+	was, err := allowed()
+	if err != nil {
+		return nil, err
+	}
+	if cpu < 0 || !was.IsSet(cpu) {
+		return nil, fmt.Errorf("CPU %d is none of those that this process may use", cpu)
+	}
+	var one unix.CPUSet
 	one.Set(cpu)
-	if err := errors.Join(unix.SchedGetaffinity(0, &was), unix.SchedSetaffinity(0, &one)); err != nil {
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
 		return nil, fmt.Errorf("stay on CPU %d: %w", cpu, err)
 	}
 	return func() { _ = unix.SchedSetaffinity(0, &was) }, nil // it was allowed before
 }
 
-// unshared is what a step takes at most on a core that has nothing else to do: 2.2 cycles, where 2.0 and 2.5 were seen and expected. What a cycle takes a chain of multiplications says, each of which is 3 on all of this
-// architecture, and which a shared core makes hardly slower. 0 = it cannot be said.
-func unshared(cpu int) (ns float64) {
-	if runtime.GOARCH != "amd64" {
-		return 0
+// allowed are the CPUs that the thread may run on.
+func allowed() (set unix.CPUSet, err error) {
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return set, fmt.Errorf("the CPUs of this process: %w", err)
 	}
-	for range pieces {
-		took, ok := onCPU(cpu, func() {
-			x := uint64(3)
-			for range steps / 4 {
-				x *= 0x9e3779b97f4a7c15
-			}
-			idleSteps += x
-		})
-		if v := took / (steps / 4) * 2.2 / 3; ok && v > 0 && (ns == 0 || v < ns) {
-			ns = v
-		}
-	}
-	return ns
+	return set, nil
 }
 
-// look is what a step takes now on the slower one of the bench's two CPUs; 0 = that cannot be said. It takes a millisecond, the first one 20.
-func (y *yardstick) look() float64 {
+// lastCPU is the last one that this process may use: the first one of a machine has its interrupts.
+func lastCPU() (int, error) {
+	set, err := allowed()
+	for cpu := 1023; err == nil && cpu >= 0; cpu-- {
+		if set.IsSet(cpu) {
+			return cpu, nil
+		}
+	}
+	return 0, errors.Join(err, errors.New("this process may use no CPU"))
+}
+
+// look is how many times as long as at its best work takes now, on the slower one of these CPUs, or of the bench's two; 0 = that cannot be said. It takes some 5 ms for each, the first one four times that.
+func (y *yardstick) look(cpus ...int) (slowdown float64) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	worst := max(y.at(makerCPU), y.at(deviceCPU))
-	if worst == 0 {
-		return 0
+	if cpus == nil {
+		cpus = []int{makerCPU, deviceCPU}
+	}
+	for _, cpu := range cpus {
+		at := y.at(cpu, apart)
+		if at == 0 {
+			return 0
+		}
+		slowdown = max(slowdown, at)
 	}
 	y.looks++
 	y.recent <<= 1
-	if worst > slowed*y.best {
+	if slowdown > maxSlowdown {
 		y.slow++
 		y.recent |= 1
 	}
-	return worst
+	return slowdown
 }
 
-// at is what a step takes on a CPU.
-func (y *yardstick) at(cpu int) float64 {
-	piece, n := y.piece, pieces
+// at is that of one CPU.
+func (y *yardstick) at(cpu int, apart time.Duration) (slowdown float64) {
+	piece := y.piece
 	if piece == nil {
 		piece = pieceOfWork
 	}
-	if y.best == 0 {
-		n = firstly
-		if y.piece == nil {
-			y.best = unshared(cpu) // there may be no calm moment in the whole run
+	several := func(n int, apart time.Duration) (sorted []float64) {
+		for range n {
+			cycles, ok := piece(cpu)
+			if !ok {
+				return nil
+			}
+			sorted = append(sorted, cycles)
+			time.Sleep(apart)
 		}
+		slices.Sort(sorted)
+		return sorted
 	}
-	var took []float64
-	for range n {
-		ns, ok := piece(cpu)
-		if !ok || ns <= 0 {
+	if y.best == nil {
+		y.best = map[int]float64{}
+	}
+	if y.best[cpu] == 0 {
+		first := several(firstPieces, 0)
+		if first == nil {
 			return 0
 		}
-		if took = append(took, ns); y.best == 0 || ns < y.best {
-			y.best = ns
+		// There may be no calm moment in the whole run. A core that is shared is never twice the same, one that is narrow is.
+		y.best[cpu] = first[0]
+		if runtime.GOARCH == "amd64" && first[0] > fewCycles && first[len(first)*9/10] > 1.05*first[len(first)/10] {
+			y.best[cpu] = fewCycles
 		}
 	}
-	slices.Sort(took)
-	return took[len(took)/2]
+	now := several(pieces, apart)
+	if now == nil {
+		return 0
+	}
+	y.best[cpu] = min(y.best[cpu], now[0])
+	return now[len(now)/2] / y.best[cpu]
 }
 
 // atSpeed says that a CPU is no slower now than it should be, or that it cannot be told. It takes half a millisecond and is in no account.
 func (y *yardstick) atSpeed(cpu int) bool {
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	return y.at(cpu) <= slowed*y.best
+	return y.at(cpu, 0) <= maxSlowdown
 }
 
-// times is how many times what it takes at best a step took, by two looks around something; 0 = that cannot be said.
-func (y *yardstick) times(before, after float64) float64 {
-	y.mu.Lock()
-	defer y.mu.Unlock()
-	if before == 0 || after == 0 {
-		return 0
+// around runs something between two looks, and says how many times as long as at its best the machine takes for its work; 0 = that cannot be said.
+func (y *yardstick) around(run func() error) (slowdown float64, err error) {
+	before := y.look()
+	if err := run(); err != nil {
+		return 0, err
 	}
-	return (before + after) / 2 / y.best
+	if after := y.look(); before > 0 && after > 0 {
+		slowdown = (before + after) / 2
+	}
+	return slowdown, nil
 }
 
 // calm says that the CPUs were at their speed in more than half of the last looks: elsewise to do something again finds nothing else.
@@ -180,31 +234,27 @@ func (y *yardstick) calm() bool {
 func (y *yardstick) speed(since report.Speed) report.Speed {
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	return report.Speed{Step: float64(int(y.best*1000)) / 1000, Looks: y.looks - since.Looks, Slow: y.slow - since.Slow}
+	return report.Speed{Looks: y.looks - since.Looks, Slow: y.slow - since.Slow}
 }
 
-// around runs something between two looks, and says how many times as long as at its best the machine takes for its work.
-func (y *yardstick) around(run func() error) (times float64, err error) {
-	before := y.look()
-	if err := run(); err != nil {
-		return 0, err
-	}
-	return y.times(before, y.look()), nil
-}
+// others says that something else ran on this machine, or its host took time.
+func (u usage) others() bool { return u.foreign > maxForeign || u.steal > maxSteal }
+
+func (u usage) disturbed() bool { return u.others() || u.slowdown > maxSlowdown }
 
 // again says that what was disturbed is to be tried once more: twice where others used this machine, once where another one shares its cores, unless that is how it is all the while.
 func (u usage) again(try int) bool {
-	if u.foreign > maxForeign || u.steal > maxSteal {
+	if u.others() {
 		return try < 2
 	}
-	return u.slow > slowed && try < 1 && yard.calm()
+	return u.slowdown > maxSlowdown && try < 1 && yard.calm()
 }
 
 // words say what ran beside.
 func (u usage) words() string {
 	s := fmt.Sprintf("%.2f CPUs for others, %.1f %% stolen", u.foreign, 100*u.steal)
-	if u.slow > slowed {
-		s += fmt.Sprintf(", a CPU at %.2f of its speed", 1/u.slow)
+	if u.slowdown > maxSlowdown {
+		s += fmt.Sprintf(", a CPU at %.2f of its speed", 1/u.slowdown)
 	}
 	return s
 }

@@ -92,7 +92,7 @@ func TestSpeedsApart(t *testing.T) {
 	if s := SpeedsApart(a, b); s != "" {
 		t.Errorf("nobody looked: %q", s)
 	}
-	a.Machine.Speed, b.Machine.Speed = Speed{0.8, 100, 10}, Speed{0.8, 50, 15}
+	a.Machine.Speed, b.Machine.Speed = Speed{100, 10}, Speed{50, 15}
 	if s := SpeedsApart(a, b); s != "" {
 		t.Errorf("10 and 30 in a hundred: %q", s)
 	}
@@ -101,15 +101,19 @@ func TestSpeedsApart(t *testing.T) {
 	if got := SpeedsApart(a, b); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
+	a.Machine.Speed, b.Machine.Speed = Speed{9, 9}, Speed{9, 0}
+	if s := SpeedsApart(a, b); s != "" {
+		t.Errorf("nine looks say something: %q", s)
+	}
+	a.Machine.Speed, b.Machine.Speed = Speed{10, 0}, Speed{10, 9}
 	if SpeedsApart(b, a) == "" {
 		t.Error("the other way round it is not said")
 	}
 	var sum Speed
-	sum.take(Speed{0.9, 10, 1})
+	sum.take(Speed{10, 1})
 	sum.take(Speed{})
-	sum.take(Speed{0.8, 20, 2})
-	sum.take(Speed{0.85, 1, 0})
-	if sum != (Speed{0.8, 31, 3}) {
+	sum.take(Speed{21, 2})
+	if sum != (Speed{31, 3}) {
 		t.Errorf("parts together: %+v", sum)
 	}
 }

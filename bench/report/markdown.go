@@ -21,12 +21,12 @@ func (o *Output) Markdown(w io.Writer) error {
 		}
 	}
 	if m.Disturbed > 0 {
-		fmt.Fprintf(&b, "; %d loads or rows were disturbed by other work", m.Disturbed)
+		fmt.Fprintf(&b, "; %d loads or rows were disturbed, by other work or a slowed CPU", m.Disturbed)
 	}
 	if m.Speed.Looks > 0 {
 		fmt.Fprintf(&b, "; %s", m.Speed)
 	}
-	fmt.Fprintf(&b, ".\nMedian (least–most) of n runs, of which so many were disturbed by other work; the ratio is demarc over the peer, with its 95 %% interval.\n")
+	fmt.Fprintf(&b, ".\nMedian (least–most) of n runs, of which so many were disturbed; the ratio is demarc over the peer, with its 95 %% interval.\n")
 	if o.Partial != "" {
 		fmt.Fprintf(&b, "Not whole: %s.\n", o.Partial)
 	}

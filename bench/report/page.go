@@ -41,7 +41,7 @@ type view struct {
 	Versions                      []pairOf
 	Sides                         []side
 	HasPeers, HasLimits, HasCurve bool
-	Slowed                        string // by whom else the CPUs were used; "" = hardly
+	Slowed                        string // how often CPUs were; "" = hardly
 }
 
 type (
@@ -115,7 +115,7 @@ func (o *Output) view() *view {
 		v.Sides = append(v.Sides, side{name, classes[name]})
 	}
 	v.HasPeers = len(v.Sides) > 1
-	if o.Machine.Speed.part() >= muchSlowed {
+	if s := o.Machine.Speed; s.Looks >= someLooks && s.part() >= muchSlowed {
 		v.Slowed = o.Machine.Speed.String()
 	}
 	v.summary(o)

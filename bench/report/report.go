@@ -50,7 +50,7 @@ type Part struct {
 	Seconds   float64  `json:"seconds"`
 	Mode      string   `json:"mode,omitempty"` // AF_XDP mode and attach of the gateway's ports, as the kernel says
 	Seed      uint64   `json:"seed,omitempty"`
-	Disturbed int      `json:"disturbed"`    // loads, pairs and rows kept although something else ran
+	Disturbed int      `json:"disturbed"`    // loads, pairs and rows kept although something else ran or a CPU was slowed
 	Repeated  int      `json:"repeated"`     // those thrown away and repeated because something else ran
 	Foreign   float64  `json:"foreign_cpus"` // CPUs' worth of time that went to what is not the bench's, where it was looked at
 	Speed     Speed    `json:"cpu_speed,omitzero"`
@@ -72,7 +72,7 @@ type Machine struct {
 	Nft       string            `json:"nft"`                  // version
 	Versions  map[string]string `json:"versions,omitempty"`   // of the peers' programs, and of clients, as they say it
 	Seconds   float64           `json:"seconds"`
-	Disturbed int               `json:"disturbed_pairs"`        // pairs kept although something else ran
+	Disturbed int               `json:"disturbed_pairs"`        // pairs kept although something else ran or a CPU was slowed
 	Repeated  int               `json:"repeated_pairs"`         // pairs thrown away and repeated because something else ran
 	Again     int               `json:"repeated_loads"`         // single loads likewise
 	Seed      uint64            `json:"seed,omitempty"`         // of what was made at random
@@ -80,11 +80,10 @@ type Machine struct {
 	Speed     Speed             `json:"cpu_speed,omitzero"`
 }
 
-// Speed is at what speed the CPUs were: looks at how long a known piece of work takes, beside loads. Where a core's other thread is somebody else's machine, nothing else shows it.
+// Speed is at what speed the CPUs were: looks at how many cycles a known piece of work takes, beside loads. Where a core's other thread is somebody else's machine, nothing else shows it.
 type Speed struct {
-	Step  float64 `json:"step_ns"` // of that work, at best
-	Looks int     `json:"looks"`
-	Slow  int     `json:"slow"` // at which a CPU took 1.3 times that and more
+	Looks int `json:"looks"`
+	Slow  int `json:"slow"` // at which a CPU took more than 1.3 times what it had taken at best until then
 }
 
 // part is that of the looks at which a CPU was slowed, in percent.
@@ -98,10 +97,13 @@ func (s Speed) String() string {
 // muchSlowed is from what part of looks on, in percent, a page warns of it, and how far two runs may be apart.
 const muchSlowed = 20
 
+// someLooks is of how many looks a part says something.
+const someLooks = 10
+
 // SpeedsApart says that the CPUs were slowed in one run far more often than in the other; "" = they were not, or nobody looked.
 func SpeedsApart(a, b *Output) string {
 	x, y := a.Machine.Speed, b.Machine.Speed
-	if x.Looks == 0 || y.Looks == 0 || max(x.part()-y.part(), y.part()-x.part()) <= muchSlowed {
+	if x.Looks < someLooks || y.Looks < someLooks || max(x.part()-y.part(), y.part()-x.part()) <= muchSlowed {
 		return ""
 	}
 	return fmt.Sprintf("the machines were not equally fast (A: %s; B: %s): look at ratios and at the peers' rows (--peers)", x, y)
@@ -109,9 +111,6 @@ func SpeedsApart(a, b *Output) string {
 
 // take adds what another part of a run has seen.
 func (s *Speed) take(of Speed) {
-	if of.Looks > 0 && (s.Step == 0 || of.Step < s.Step) {
-		s.Step = of.Step
-	}
 	s.Looks, s.Slow = s.Looks+of.Looks, s.Slow+of.Slow
 }
 
@@ -247,7 +246,7 @@ type Stat struct {
 	N         int       `json:"n"`
 	P99       float64   `json:"p99,omitempty"`       // with OfMany only
 	Values    []float64 `json:"values,omitempty"`    // all of them, in the order in which they were measured
-	Disturbed int       `json:"disturbed,omitempty"` // how many of them were measured although something else ran
+	Disturbed int       `json:"disturbed,omitempty"` // how many of them were measured although something else ran or a CPU was slowed
 	Curve     []Point   `json:"curve,omitempty"`     // of a distribution, such as latency, by rising part
 }
 

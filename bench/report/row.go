@@ -12,7 +12,7 @@ type Row struct {
 	Side                         string // Us, or a peer
 	Better                       Better
 	Values                       []float64 // all that were measured, in order
-	Disturbed                    int       // how many of them were measured although something else ran
+	Disturbed                    int       // how many of them were measured although something else ran or a CPU was slowed
 	Digits                       int       // after the point that mean something
 	Curve                        []Point   // of a distribution, all runs together
 	Percentile                   bool      // the 99th of the values means something

@@ -274,7 +274,7 @@ func (l *Load) Establish() error {
 	return nil
 }
 
-// Part is told what some packets took, a millisecond's worth at least, and whatever it does is in nobody's time. It may be nil.
+// Part is told what some packets took, a millisecond's worth, or what is left at the end, and whatever it does is in nobody's time. It may be nil.
 type Part func(packets int, took time.Duration)
 
 // parts hands bursts on by the millisecond.
