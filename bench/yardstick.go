@@ -3,6 +3,7 @@ package bench
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/bits"
 	"runtime"
 	"slices"
@@ -20,8 +21,8 @@ import (
 // yardstick is what that work took, all in all. The zero value is ready.
 type yardstick struct {
 	mu     sync.Mutex
-	piece  func(cpu int) (cycles float64, ok bool) // of a step; nil = pieceOfWork
-	best   map[int]float64                         // of each CPU
+	piece  func(cpu int) (step, link float64, ok bool) // nil = pieceOfWork
+	best   map[int]float64                             // cycles a step, of each CPU
 	looks  int
 	slow   int    // looks at which a CPU was slowed
 	recent uint16 // the last looks, a bit each: it was
@@ -43,9 +44,9 @@ const (
 // idleSteps keeps the compiler from leaving the work out.
 var idleSteps uint64
 
-// pieceOfWork is what a step takes on a CPU: additions that depend on little, so that they fill a core. What a cycle is says a chain of multiplications, which hides behind its own latency and takes hardly longer where the core is shared, so that a clock that changes is no
-// other work.
-func pieceOfWork(cpu int) (cycles float64, ok bool) {
+// pieceOfWork is what a step takes on a CPU, in ns: additions that depend on little, so that they fill a core; and a link of a chain of multiplications, which hides behind its own latency and takes hardly longer where the core is shared. So that says what a cycle is, and a clock
+// that changes is not taken for other work.
+func pieceOfWork(cpu int) (step, link float64, ok bool) {
 	wide, ok := onCPU(cpu, func() {
 		var a, b, c, d, e, f, g, h uint64 = 1, 2, 3, 4, 5, 6, 7, 8
 		for range steps {
@@ -61,28 +62,17 @@ func pieceOfWork(cpu int) (cycles float64, ok bool) {
 		idleSteps += b + d + f + h
 	})
 	if !ok {
-		return 0, false
+		return 0, 0, false
 	}
-	chain := 0.0
-	for range 2 { // an interrupt is in one of them
-		took, ok := onCPU(cpu, func() {
-			x := uint64(3)
-			for range steps / 4 {
-				x *= 0x9e3779b97f4a7c15
-			}
-			idleSteps += x
-		})
-		if !ok {
-			return 0, false
+	const links = steps / 4
+	chain, ok := onCPU(cpu, func() {
+		x := uint64(3)
+		for range links {
+			x *= 0x9e3779b97f4a7c15
 		}
-		if took *= 4; chain == 0 || took < chain {
-			chain = took
-		}
-	}
-	if wide <= 0 || chain <= 0 {
-		return 0, false
-	}
-	return wide / chain * perMultiple, true
+		idleSteps += x
+	})
+	return wide / steps, chain / links, ok && wide > 0 && chain > 0
 }
 
 // onCPU is what work takes on a CPU, in ns of its thread's own time: who waits for a CPU is no slower.
@@ -170,17 +160,23 @@ func (y *yardstick) at(cpu int, apart time.Duration) (slowdown float64) {
 	if piece == nil {
 		piece = pieceOfWork
 	}
-	several := func(n int, apart time.Duration) (sorted []float64) {
+	several := func(n int, apart time.Duration) (cycles []float64) { // sorted
+		cycle := math.Inf(1)
 		for range n {
-			cycles, ok := piece(cpu)
+			step, link, ok := piece(cpu)
 			if !ok {
 				return nil
 			}
-			sorted = append(sorted, cycles)
+			// The least counts: an interrupt in a chain would make of a cycle twice that, and of a core that is shared one at its best.
+			cycle = min(cycle, link/perMultiple)
+			cycles = append(cycles, step)
 			time.Sleep(apart)
 		}
-		slices.Sort(sorted)
-		return sorted
+		for i := range cycles {
+			cycles[i] /= cycle
+		}
+		slices.Sort(cycles)
+		return cycles
 	}
 	if y.best == nil {
 		y.best = map[int]float64{}

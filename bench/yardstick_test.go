@@ -15,7 +15,7 @@ import (
 // A CPU that is slower than it was at best is seen, whichever it is; what was at best may be found later, and is each CPU's own.
 func TestYardstick(t *testing.T) {
 	cycles := map[int]float64{makerCPU: 2, deviceCPU: 2.2}
-	y := &yardstick{piece: func(cpu int) (float64, bool) { return cycles[cpu], cycles[cpu] > 0 }}
+	y := &yardstick{piece: func(cpu int) (float64, float64, bool) { return cycles[cpu], perMultiple, cycles[cpu] > 0 }}
 	slowdown := func() float64 {
 		got, err := y.around(func() error { return nil })
 		if err != nil {
@@ -51,6 +51,20 @@ func TestYardstick(t *testing.T) {
 	if got := slowdown(); !near(got, 1.6) {
 		t.Fatalf("2 is %v times a best of 1.25", got)
 	}
+	// Of links that took long, by an interrupt, none makes the CPU look fast.
+	n, before := 0, y.best[makerCPU]
+	interrupted := y.piece
+	y.piece = func(cpu int) (step, link float64, ok bool) {
+		if step, link, ok = interrupted(cpu); n%pieces > 0 {
+			link *= 3
+		}
+		n++
+		return step, link, ok
+	}
+	if y.look(makerCPU); y.best[makerCPU] != before {
+		t.Fatalf("the best was %v cycles, and is %v behind chains that were interrupted", before, y.best[makerCPU])
+	}
+	y.piece = interrupted
 	for range 16 {
 		y.look()
 	}
@@ -66,8 +80,8 @@ func TestYardstick(t *testing.T) {
 // Where no moment of the first look is calm, what a core of its own takes at most is the best; where all pieces are alike the core is a narrow one.
 func TestYardstickWithoutACalmMoment(t *testing.T) {
 	n := 0
-	shared := &yardstick{piece: func(int) (float64, bool) { n++; return 3.4 + float64(n%10)/10, true }}
-	narrow := &yardstick{piece: func(int) (float64, bool) { n++; return 3.4 + float64(n%10)/100, true }}
+	shared := &yardstick{piece: func(int) (float64, float64, bool) { n++; return 3.4 + float64(n%10)/10, perMultiple, true }}
+	narrow := &yardstick{piece: func(int) (float64, float64, bool) { n++; return 3.4 + float64(n%10)/100, perMultiple, true }}
 	if runtime.GOARCH != "amd64" {
 		if shared.look() > 1.3 {
 			t.Error("how many cycles a step may take is known")
@@ -83,7 +97,7 @@ func TestYardstickWithoutACalmMoment(t *testing.T) {
 }
 
 // newYard has the process's yardstick begin anew with other work, until back is called.
-func newYard(piece func(int) (float64, bool)) (back func()) {
+func newYard(piece func(int) (float64, float64, bool)) (back func()) {
 	yard.mu.Lock()
 	defer yard.mu.Unlock()
 	was, best, looks, slow, recent := yard.piece, yard.best, yard.looks, yard.slow, yard.recent
@@ -98,7 +112,7 @@ func newYard(piece func(int) (float64, bool)) (back func()) {
 // Of a trial those parts count before and behind which the CPU was at its speed, where there are enough of them.
 func TestCalmParts(t *testing.T) {
 	cycles := 2.0
-	defer newYard(func(int) (float64, bool) { return cycles, true })()
+	defer newYard(func(int) (float64, float64, bool) { return cycles, perMultiple, true })()
 	c := calmParts{was: yard.atSpeed(0)}
 	for i := range 100 { // of each ten the first three end at its speed, and one of these begins slowed
 		took := time.Duration(64 * 200)
@@ -137,7 +151,7 @@ func TestCalmParts(t *testing.T) {
 // What others use is tried again twice; a core that is shared once, and not at all where it is so all the while.
 func TestYardstickAgain(t *testing.T) {
 	cycles := 2.0
-	defer newYard(func(int) (float64, bool) { return cycles, true })()
+	defer newYard(func(int) (float64, float64, bool) { return cycles, perMultiple, true })()
 	looks := func(v float64) {
 		cycles = v
 		for range 16 {
@@ -172,9 +186,9 @@ func TestPieceOfWork(t *testing.T) {
 	if err != nil || !before.IsSet(cpu) {
 		t.Fatalf("the last CPU is %d: %v", cpu, err)
 	}
-	cycles, ok := pieceOfWork(cpu)
-	if !ok || cycles < 0.5 || cycles > 100 {
-		t.Fatalf("a step took %v cycles, %v", cycles, ok)
+	step, link, ok := pieceOfWork(cpu)
+	if !ok || step < 0.05 || step > 100 || link < 0.05 || link > 100 {
+		t.Fatalf("a step took %v ns, a link %v, %v", step, link, ok)
 	}
 	on := -1
 	ns, ok := onCPU(cpu, func() {
@@ -191,7 +205,7 @@ func TestPieceOfWork(t *testing.T) {
 	if err != nil || after != before {
 		t.Errorf("the thread may run on %v now and not on %v (%v)", after, before, err)
 	}
-	if _, ok := pieceOfWork(1023); ok && !before.IsSet(1023) {
+	if _, _, ok := pieceOfWork(1023); ok && !before.IsSet(1023) {
 		t.Error("a CPU that is not there did work")
 	}
 }
