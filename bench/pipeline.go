@@ -24,12 +24,10 @@ type pipelineBench struct {
 	Flows   []int
 	Trials  int
 	Packets int // of each trial
+	Retries int // of trials of a figure that had hardly a calm part, all in all
 
 	cpu int
 }
-
-// calmTries is how often trials of a figure are made again that had hardly a calm part, all in all: half a second each.
-const calmTries = 8
 
 // beginning is how many flows begin in a trial.
 const beginning = 256 << 10
@@ -94,7 +92,7 @@ func (c *calmParts) packet() (ns float64, ok bool) {
 	return float64(c.took.Nanoseconds()) / float64(c.of), true
 }
 
-// one measures a figure: a trial that nobody counts, which touches all memory, and then so many; one beside which something else ran is made again, twice at most, and one that has hardly a calm part as often as calmTries are left.
+// one measures a figure: a trial that nobody counts, which touches all memory, and then so many; one beside which something else ran is made again, twice at most, and one that has hardly a calm part as often as Retries are left.
 func (q *pipelineBench) one(ctx context.Context, name, metric string, flows int, aim float64, trial func(*pureload.Load, pureload.Part) (float64, error)) (err error) {
 	if err := enoughMemory(100 + 4*flows*400>>20); err != nil {
 		return err
@@ -113,7 +111,7 @@ func (q *pipelineBench) one(ctx context.Context, name, metric string, flows int,
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	var values []float64
-	disturbed, due, tries := 0, dueOf(ctx), calmTries
+	disturbed, due, tries := 0, dueOf(ctx), q.Retries
 	for len(values) < q.Trials {
 		for try := 0; ; try++ {
 			if ctx.Err() != nil {
@@ -196,8 +194,8 @@ func pipelineCommand() *cobra.Command {
 				}
 				q.Flows = append(q.Flows, n)
 			}
-			if q.Trials < 1 || q.Packets < 1 || q.Rules < 1 || q.Rules > 10_000 {
-				return usageError{errors.New("--trials and --packets must be more than 0, --rules from 1 to 10,000")}
+			if q.Trials < 1 || q.Packets < 1 || q.Retries < 0 || q.Rules < 1 || q.Rules > 10_000 {
+				return usageError{errors.New("--trials and --packets must be more than 0, --retries 0 or more, --rules from 1 to 10,000")}
 			}
 			q.Progress = cmd.ErrOrStderr()
 			err := q.run(cmd.Context())
@@ -218,6 +216,7 @@ func pipelineCommand() *cobra.Command {
 	f.IntVar(&q.Rules, "rules", 1000, "of the access list; the last one matches")
 	f.IntVar(&q.Trials, "trials", 5, "of each figure")
 	f.IntVar(&q.Packets, "packets", 2<<20, "of each trial with established flows")
+	f.IntVar(&q.Retries, "retries", 8, "of trials in which a CPU was slowed nearly all the while, all in all of each figure")
 	f.String("binary", "", "")
 	_ = f.MarkHidden("binary") // it exists; the suite gives it to all
 	return c

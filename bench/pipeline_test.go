@@ -4,7 +4,7 @@ import "testing"
 
 // The whole command, short: each figure is there, has its aim, and a new flow costs more than a packet of one that is known.
 func TestPipeline(t *testing.T) {
-	r, said, err := asJSON(t, "pipeline", "--flows", "1,64k", "--trials", "2", "--packets", "100000")
+	r, said, err := asJSON(t, "pipeline", "--flows", "1,64k", "--trials", "2", "--packets", "100000", "--retries", "1")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}
@@ -19,7 +19,7 @@ func TestPipeline(t *testing.T) {
 	if begun.Demarc.N != 2 || begun.Limit == nil || begun.Limit.Text() != "median at most 1000" || begun.Demarc.Median <= one.Demarc.Median {
 		t.Errorf("new flows: %+v", begun)
 	}
-	for _, args := range [][]string{{"--flows", "3"}, {"--flows", "2M"}, {"--flows", "1,1"}, {"--rules", "0"}, {"--rules", "10001"}, {"--trials", "0"}, {"--packets", "0"}} {
+	for _, args := range [][]string{{"--flows", "3"}, {"--flows", "2M"}, {"--flows", "1,1"}, {"--rules", "0"}, {"--rules", "10001"}, {"--trials", "0"}, {"--packets", "0"}, {"--retries", "-1"}} {
 		wrongCall(t, append([]string{"pipeline"}, args...))
 	}
 }

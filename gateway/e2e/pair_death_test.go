@@ -32,6 +32,7 @@ func deathIsTold(t *testing.T, l *quiet.Limits) {
 		if e.least > 0 {
 			p.leases++
 		}
+		p.protected(owner) // whose copy is not whole when it dies leaves translated flows without ports for the hold time
 		e.from = time.Now()
 		dead := owner
 		do()

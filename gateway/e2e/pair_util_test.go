@@ -229,7 +229,7 @@ func (p *pairLab) end() (*netlab.FlowsSeen, *judge.Verdict) {
 	for i := range seen.Flows {
 		f := &seen.Flows[i]
 		if silent := time.Duration(f.Ended - f.Last); silent > 550*time.Millisecond+paused {
-			p.missed("%s has not come back: it is silent for %s", f.Name(), silent)
+			p.missed("%s has not come back: it is silent for %s; of all flows the own stack refused %d sends inside and %d outside", f.Name(), silent, seen.Refused[0], seen.Refused[1])
 		}
 	}
 	if v.Marked == 0 {

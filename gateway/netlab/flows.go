@@ -70,7 +70,7 @@ func (f *Flows) End() (*FlowsSeen, error) {
 	if err := f.both.Stop(&done); err != nil {
 		return nil, err
 	}
-	r := &FlowsSeen{Interval: f.Interval, Sides: []host.FlowSide{done.Outside}, Pauses: done.Inside.Pauses, Wrong: done.Inside.Wrong + done.Outside.Wrong, Example: done.Inside.Example}
+	r := &FlowsSeen{Interval: f.Interval, Sides: []host.FlowSide{done.Outside}, Pauses: done.Inside.Pauses, Wrong: done.Inside.Wrong + done.Outside.Wrong, Refused: [2]uint64{done.Inside.Refused, done.Outside.Refused}, Example: done.Inside.Example}
 	if r.Example == "" {
 		r.Example = done.Outside.Example
 	}
@@ -125,6 +125,7 @@ type FlowsSeen struct {
 	Sides    []host.FlowSide
 	Pauses   []host.Silence // of senders
 	Wrong    uint64         // packets that were another host's, or none of a flow
+	Refused  [2]uint64      // sends that the own stack did not take, inside and outside
 	Example  string         // the first of them
 }
 
