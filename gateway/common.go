@@ -233,6 +233,7 @@ type waits struct {
 	may   bool // it counts as in sync, or may come to
 	alone bool // the group is served without a majority, so nothing can be agreed on, and waiting for a standby that is gone would leave no ports: but for a while, in which it may count itself in sync
 	over  bool // whatever it was before, it is not by agreement, and cannot come to be without another word of this node's; and nobody takes over without agreement
+	dry   bool // somebody may find no port until that word comes
 }
 
 // hold says whether blocks wait, and when there was last a reason for it, which was last before (zero = never).
@@ -241,7 +242,10 @@ func (w waits) hold(last, now time.Time) (reason time.Time, on bool) {
 		last = now
 	}
 	rest := guardRest
-	if w.over { // a slow standby costs its own freshness, and no new conversation waits for it
+	switch { // a slow standby costs its own freshness, and no new conversation waits for it
+	case w.over && w.dry && !w.soon:
+		rest = 0
+	case w.over:
 		rest = guardLinger
 	}
 	return last, !last.IsZero() && now.Sub(last) < rest
@@ -251,6 +255,7 @@ func (w waits) hold(last, now time.Time) (reason time.Time, on bool) {
 func (x *commons) settled(group uint8, peer string, w waits) (ok bool) {
 	x.with(func(c *pipeline.Common, _ int64) {
 		k, now := guardKey{group, peer}, time.Now()
+		w.dry = w.over && c.Waits(group) > 0
 		last, on := w.hold(x.guards[k], now)
 		if x.guards[k] = last; !on {
 			delete(x.guards, k)

@@ -23,6 +23,8 @@ func TestWhoseWordIsWaitedFor(t *testing.T) {
 		{"the same long ago", waits{equal: true}, guardRest, false},
 		{"not any more by agreement", waits{equal: true, over: true}, 2 * time.Second, false},
 		{"since a moment ago", waits{equal: true, over: true}, guardLinger / 2, true},
+		{"and no port is left", waits{equal: true, over: true, dry: true}, guardLinger / 2, false},
+		{"none is left, and it may be proposed", waits{equal: true, soon: true, over: true, dry: true}, guardLinger / 2, true},
 		{"in sync, nothing can be agreed on, and it goes on hearing, however late", waits{may: true, equal: true, alone: true}, 2 * guardRest, true},
 		{"in sync, nothing can be agreed on, and it hears nothing", waits{may: true, alone: true}, guardRest / 2, true},
 		{"and that for long", waits{may: true, alone: true}, guardRest, false},

@@ -338,7 +338,7 @@ func (c *Common) GuardNow(group uint8, peer string, from int, now int64) (next i
 	to := min(from+addrsATurn, len(c.addrs))
 	for _, a := range c.addrs[min(from, to):to] {
 		if a != nil && a.group == group && c.groups[group].own {
-			a.each(func(p *replica.Pool) { c.blocks.Step(p, guard, c.random()) })
+			a.each(func(p *replica.Pool) { c.blocks.Step(p, guard, c.now, c.random()) })
 		}
 	}
 	return to, to >= len(c.addrs)
@@ -558,7 +558,7 @@ func (c *Common) Turn(now int64) {
 			c.closeAll(a)
 		}
 		guard := len(c.groups[a.group].guard) > 0
-		a.each(func(p *replica.Pool) { c.blocks.Step(p, guard, c.random()) })
+		a.each(func(p *replica.Pool) { c.blocks.Step(p, guard, c.now, c.random()) })
 	}
 	if len(c.peers) > 0 && now-c.marked >= int64(markEvery) {
 		c.marked = now

@@ -84,7 +84,8 @@ type Pool struct {
 	First    uint64 // which blocks of the first word are in it; of all others each one is
 	Except   uint64 // but these, of each word: they are nobody's to open or to tell. See Exclude
 
-	// So many are kept open that nobody uses. Step makes it more where that was too few, and less where it was never needed. What is kept open cannot be used for the hold time after a takeover.
+	// So many are kept open that nobody uses. Step makes it more where that was too few, or fewer than are taken in the time that a standby may say nothing, and less where it was never needed.
+	// What is kept open cannot be used for the hold time after a takeover.
 	Ahead, Least, Most int
 
 	Look  func(word uint32) (free, used uint64) // nobody's and nothing in it rests; somebody's
@@ -100,7 +101,15 @@ type Pool struct {
 	still  bool     // that one left nothing to be done
 	least  int      // the fewest that nobody used, of the steps since
 	steps  int
+
+	open  []uint64 // by word, what was open and nobody's behind the last step
+	taken int      // of those, how many were somebody's at the next, since from
+	ever  int      // the same in the whole cover before that
+	from  int64
 }
+
+// cover is how much new use, in ns, is kept open ahead: for so long a standby may say nothing until it is agreed on that its copy is not in sync, a second behind and what the agreement takes.
+const cover = 15e8
 
 // share of the blocks that nobody has may be kept open ahead. All that is open rests behind a takeover, so each takes as much of what the one before has left, and several in short turn leave some.
 const share = 3
@@ -176,8 +185,8 @@ func (p *Pool) shut(w uint32, closed uint64) {
 }
 
 // Step goes on with one pool: what was acknowledged is opened, more is asked for where few are left, and what nobody has used for a while is shut. guard: some standby may take
-// over. It is on before that is agreed on, and off after it is agreed on that none may. rnd is fresh randomness.
-func (b *Blocks) Step(p *Pool, guard bool, rnd uint64) {
+// over. It is on before that is agreed on, and off after it is agreed on that none may. now is in ns of any clock that never goes back, rnd fresh randomness.
+func (b *Blocks) Step(p *Pool, guard bool, now int64, rnd uint64) {
 	if p.still && guard == p.guard && p.steps <= tooMany && !p.moved() {
 		p.steps++
 		return
@@ -186,6 +195,7 @@ func (b *Blocks) Step(p *Pool, guard bool, rnd uint64) {
 		b.begin(p, rnd)
 	}
 	p.guard, p.still = guard, true
+	p.covers(now)
 	left, spare := 0, 0
 	for w := p.From; w < p.To; w++ {
 		free, used := p.Look(w)
@@ -218,6 +228,22 @@ func (b *Blocks) Step(p *Pool, guard bool, rnd uint64) {
 	}
 	for w := p.From; w < p.To; w++ {
 		p.still = p.still && b.told[w]&^b.open[w]&p.Mask(w) == 0 // nothing is asked for, nothing rests
+		free, _ := p.Look(w)
+		p.open[w-p.From] = free & b.open[w] & p.Mask(w)
+	}
+}
+
+// covers counts what was taken since the last step, of what was open then.
+func (p *Pool) covers(now int64) {
+	if p.open == nil {
+		p.open = make([]uint64, p.To-p.From)
+	}
+	if now-p.from >= cover {
+		p.ever, p.taken, p.from = p.taken, 0, now
+	}
+	for w := p.From; w < p.To; w++ {
+		_, used := p.Look(w)
+		p.taken += bits.OnesCount64(used & p.open[w-p.From])
 	}
 }
 
@@ -239,6 +265,7 @@ func (p *Pool) moved() (moved bool) {
 func (b *Blocks) begin(p *Pool, rnd uint64) {
 	p.Ahead = max(p.Ahead, p.Least)
 	p.least, p.steps = p.Ahead, 0
+	p.taken, p.ever, p.open = 0, 0, nil // nothing waited for anybody's word
 	n, spare := p.To-p.From, 0
 	for w := p.From; w < p.To; w++ {
 		free, _ := p.Look(w)
@@ -271,16 +298,20 @@ func pick(m, rnd uint64) uint64 {
 	return bits.RotateLeft64(1<<bits.TrailingZeros64(bits.RotateLeft64(m, -turn)), turn)
 }
 
-// adapt makes Ahead larger as soon as half of what is wanted was used up before more could be opened, and smaller slowly.
+// adapt makes Ahead larger as soon as half of what is wanted was used up before more could be opened, or as more was taken in a cover's time, and smaller slowly.
 func (p *Pool) adapt(left, want int) {
 	p.least = min(p.least, left)
+	most := max(p.taken, p.ever)
 	switch p.steps++; {
+	case most > p.Ahead && p.Ahead < p.Most:
+		p.Ahead = min(most*5/4, p.Most)
+		p.least, p.steps = p.Ahead, 0
 	case left < want/2 && p.steps > soon, left < want/8 && p.steps > soon/8: // what was asked for last had time to be acknowledged
 		p.Ahead = min(2*p.Ahead, p.Most)
 		p.least, p.steps = p.Ahead, 0
 	case p.steps > tooMany:
 		if p.least > want*3/4 {
-			p.Ahead = max(min(p.Ahead, want)*3/4, p.Least)
+			p.Ahead = max(min(p.Ahead, want)*3/4, p.Least, min(most, p.Most))
 		}
 		p.least, p.steps = p.Ahead, 0
 	}

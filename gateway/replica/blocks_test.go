@@ -149,7 +149,7 @@ func (w *pworld) fault(f string, a ...any) {
 func (w *pworld) node(name string) *pnode {
 	n := &pnode{w: w, name: name, blocks: &Blocks{Plant: w.plant}, life: w.dice.Uint64() | 1}
 	n.blocks.Grow(len(n.closed))
-	n.pool = &Pool{To: uint32(len(n.closed)), First: 1<<64 - 1, Least: 3, Most: 6, Look: n.look, Close: func(w uint32, c uint64) { n.closed[w] = c },
+	n.pool = &Pool{To: uint32(len(n.closed)), First: 1<<64 - 1, Least: 3, Most: 4, Look: n.look, Close: func(w uint32, c uint64) { n.closed[w] = c },
 		Over: func(uint32) uint64 {
 			if w.now >= n.rested {
 				return 1<<64 - 1
@@ -199,7 +199,7 @@ func (n *pnode) look(word uint32) (free, used uint64) {
 func (w *pworld) turn() {
 	w.now += msec
 	n := w.own
-	n.blocks.Step(n.pool, w.guard, w.dice.Uint64())
+	n.blocks.Step(n.pool, w.guard, w.now, w.dice.Uint64())
 	for range 96 {
 		slot := w.dice.IntN(len(n.ports))
 		p := &n.ports[slot]
@@ -376,7 +376,7 @@ func TestTakeoversInShortTurnLeaveBlocks(t *testing.T) {
 	}
 	for i := range takeovers {
 		for step := range uint64(100) {
-			b.Step(p, true, step*0x9e3779b97f4a7c15)
+			b.Step(p, true, int64(step)*10*msec, step*0x9e3779b97f4a7c15)
 		}
 		open, left := count(b.open), 64*words-count(b.rests)
 		if b.Dry(p) || open < 32 || open > max(left/share, 32) {
@@ -387,5 +387,53 @@ func TestTakeoversInShortTurnLeaveBlocks(t *testing.T) {
 	}
 	if rest := count(b.rests); rest > 64*words-32 {
 		t.Errorf("behind %d takeovers %d of %d blocks rest", takeovers, rest, 64*words)
+	}
+}
+
+// A standby that says nothing for as long as it may count as in sync is not noticed by who begins conversations: as many blocks are open ahead as were taken in that time. When less is needed, fewer are.
+func TestAsManyAreAheadAsAreTaken(t *testing.T) {
+	const words = 32
+	b := NewBlocks()
+	b.Grow(words)
+	var used [words]uint64
+	late := false
+	p := &Pool{To: words, First: 1<<64 - 1, Least: 32, Most: 256, Look: func(w uint32) (uint64, uint64) { return ^used[w], used[w] }, Over: func(uint32) uint64 { return 0 },
+		Close: func(uint32, uint64) {}, Known: func(uint32) bool { return !late }, Mark: func(uint32) {}, Gone: func(uint32) {}}
+	now, dice := int64(0), rand.New(rand.NewPCG(1, 2))
+	refused := 0
+	var order []int
+	b.Step(p, true, now, dice.Uint64())
+	for now < int64(250*time.Second) {
+		now += 10 * msec
+		rate := 0 // blocks a second
+		if now < int64(10*time.Second) {
+			rate = 100
+		}
+		late = now >= int64(8*time.Second) && now < int64(8*time.Second)+cover-100*msec
+		if rate > 0 && now/msec%(1000/int64(rate)) == 0 {
+			at := -1
+			for w := range words {
+				if m := b.open[w] &^ used[w]; m != 0 {
+					at = w*64 + bits.TrailingZeros64(m)
+				}
+			}
+			if at < 0 {
+				refused++
+			} else {
+				used[at/64] |= 1 << (at & 63)
+				order = append(order, at)
+			}
+		}
+		if n := len(order); n > 0 && now > int64(10*time.Second) {
+			used[order[n-1]/64] &^= 1 << (order[n-1] & 63)
+			order = order[:n-1]
+		}
+		b.Step(p, true, now, dice.Uint64())
+	}
+	if refused > 0 {
+		t.Errorf("%d of 1,000 found no block while the standby said nothing for 1.4 s", refused)
+	}
+	if p.Ahead > 64 {
+		t.Errorf("4 minutes later, in which nothing was taken, %d are kept open", p.Ahead)
 	}
 }
