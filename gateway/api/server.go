@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -83,29 +81,15 @@ type Server struct {
 	refused   refusedChanges
 }
 
-// Listen opens the sockets. A socket file that nobody serves any more is taken over; one that is served is an error.
+// Listen opens the sockets. A socket file that nobody serves any more is taken over; one that is served is an error. One in a directory that is read-only is made as soon as that can be written to.
 func Listen(c ServerConfig) (*Server, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{cfg: c}
-	if err := os.MkdirAll(filepath.Dir(c.Socket), 0o755); err != nil {
-		return nil, fmt.Errorf("make the directory of the interface socket: %w", err)
-	}
-	if conn, err := net.DialTimeout("unix", c.Socket, time.Second); err == nil {
-		conn.Close()
-		return nil, fmt.Errorf("interface socket %s: another demarc serves it: stop that one, or give this node its own api.socket", c.Socket)
-	}
-	if err := os.Remove(c.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("remove the stale interface socket: %w", err)
-	}
 	var err error
-	if s.unix, err = net.Listen("unix", c.Socket); err != nil {
-		return nil, fmt.Errorf("interface socket: %w", err)
-	}
-	if err := os.Chmod(c.Socket, 0o600); err != nil {
-		s.unix.Close()
-		return nil, fmt.Errorf("interface socket: %w", err)
+	if s.unix, err = listenSocket(c.Socket, c.Log); err != nil {
+		return nil, err
 	}
 	if c.Metrics != "" {
 		if s.metrics, err = net.Listen("tcp", c.Metrics); err != nil {

@@ -444,7 +444,7 @@ type Neighbour struct {
 	Interface string  `json:"interface"`
 	Address   string  `json:"address"`
 	MAC       string  `json:"mac,omitempty"`
-	State     string  `json:"state"`       // pending, reachable, stale, probe, failed, kernel
+	State     string  `json:"state"`       // incomplete, reachable, stale, delay, probe, permanent, unreachable
 	Age       float64 `json:"age_seconds"` // since it was last confirmed
 	Used      bool    `json:"used"`        // by a worker since the last look
 	Waiting   int     `json:"waiting"`     // packets

@@ -176,6 +176,10 @@ func (b *bundle) running(cmd *cobra.Command, c *api.Client) (name string) {
 	get("revisions.json", api.PathRevisions, new(api.Revisions))
 	get("history.json", api.PathHistory, new(api.History))
 	get("audit.json", api.PathAudit, new(api.Audit))
+	get("members.json", api.PathMembers, new(memberList))
+	get("kept.json", api.PathKept, new(api.Kept))
+	get("groups.json", api.PathGroups, new(api.Groups))
+	get("group-events.json", api.PathGroupEvents, new(api.GroupEvents))
 	for file, path := range map[string]string{"metrics.txt": api.PathMetrics, "policy.toml": api.PathPolicy, "log.txt": api.PathLog} {
 		if text, err := c.Text(ctx, path); err != nil {
 			b.lacks(file, err)
@@ -190,6 +194,17 @@ func (b *bundle) running(cmd *cobra.Command, c *api.Client) (name string) {
 		b.json("sessions.json", summary(&s))
 	}
 	return st.Node
+}
+
+// memberList is members.json: without how many tokens there are, which is no secret and is called like one.
+type memberList struct{ api.Members }
+
+// MarshalJSON is the list without that.
+func (m *memberList) MarshalJSON() ([]byte, error) {
+	return json.Marshal(struct {
+		*api.Members
+		Tokens *int `json:"tokens,omitempty"`
+	}{Members: &m.Members})
 }
 
 // sessionSummary is sessions.json.

@@ -126,7 +126,7 @@ func TestSupportOfARunningNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := untar(t, data)
-	for _, name := range []string{"README.txt", "version.json", "status.json", "ports.json", "routes.json", "neighbours.json", "drops.json", "blocks.json", "sessions.json", "revisions.json", "history.json", "audit.json", "policy.toml", "node.toml", "log.txt",
+	for _, name := range []string{"README.txt", "version.json", "status.json", "ports.json", "routes.json", "neighbours.json", "drops.json", "blocks.json", "sessions.json", "revisions.json", "history.json", "audit.json", "members.json", "kept.json", "groups.json", "group-events.json", "policy.toml", "node.toml", "log.txt",
 		"doctor.txt", "machine/links.json", "machine/devices.json", "machine/proc/version.txt", "machine/proc/net/softnet_stat.txt"} {
 		if got[name] == "" {
 			t.Errorf("no %s", name)

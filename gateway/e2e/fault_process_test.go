@@ -188,6 +188,31 @@ func TestFaultDataReadOnly(t *testing.T) {
 		t.Errorf("the directory is back: %+v", a.Revision)
 	}
 	r.stop()
+	// Its socket is there too, as by default: packets pass, and it can be asked when the directory is writable again.
+	node := read(t, r.node)
+	r.write(r.node, replace(t, node, strconv.Quote(r.socket), strconv.Quote(filepath.Join(r.data, "s"))))
+	mount("ro")
+	os.Remove(r.log)
+	r.launch(wrap...)
+	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
+	r.until(20*time.Second, "packets pass though the socket cannot be made", func() (bool, string) {
+		var p host.Probe
+		r.wait(r.spawn(r.Alpha1.Name, &p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "50", "-duration", "200ms", "-wait", "300ms"))
+		return p.Received > 0 && r.running(), fmt.Sprintf("%d of %d\n%s", p.Received, p.Sent, r.logged())
+	})
+	if !strings.Contains(r.logged(), "nobody can ask this node by its socket") {
+		t.Errorf("the log does not say that nobody can ask:\n%s", r.logged())
+	}
+	mount("rw")
+	there := api.Dial(filepath.Join(at, "s"))
+	r.until(8*time.Second, "it can be asked, by itself", func() (bool, string) {
+		var st api.Status
+		err := there.Get(t.Context(), api.PathStatus, &st)
+		return err == nil && st.Ready && st.Revision.Number == 3, fmt.Sprintf("%v, %+v", err, st.Revision)
+	})
+	there.Close()
+	r.stop()
+	r.write(r.node, node)
 	for _, dev := range []string{netlab.PublicPort, netlab.AlphaPort, netlab.BetaPort} {
 		if _, bad, code := r.cliIn("release", dev); code != 0 {
 			t.Fatal(bad)

@@ -301,7 +301,8 @@ func TestSeeingDoctor(t *testing.T) {
 		return p
 	}
 	p := probe()
-	if n := r.status().Drops["unfinished_checksum"]; p.Received > 0 || n == 0 {
+	// By chance an unfinished checksum is right, once in 65,536 packets: that one begins a session and is answered, and what follows in it the host there refuses.
+	if n := r.status().Drops["unfinished_checksum"]; p.Received > 1 || n == 0 {
 		t.Errorf("with tx offload on at the far end %d answers came, and %d packets are counted as unfinished_checksum", p.Received, n)
 	}
 	list, _ = look()

@@ -102,14 +102,23 @@ type Pool struct {
 	least  int      // the fewest that nobody used, of the steps since
 	steps  int
 
-	open  []uint64 // by word, what was open and nobody's behind the last step
-	taken int      // of those, how many were somebody's at the next, since from
-	ever  int      // the same in the whole cover before that
+	open  []uint64 // by word, what could be taken at the last step; nil = nothing is known of it
+	taken int      // of that, how much was somebody's at the next one, since from
+	last  int      // the same in the whole cover before
 	from  int64
 }
 
 // cover is how much new use, in ns, is kept open ahead: for so long a standby may say nothing until it is agreed on that its copy is not in sync, a second behind and what the agreement takes.
 const cover = 15e8
+
+// need is how many have to be open ahead for a cover, and a quarter more. A quarter of a cover says what the whole one will be.
+func (p *Pool) need(now int64) int {
+	will := int(int64(p.taken) * cover / max(now-p.from, cover/4))
+	return min(max(will, p.last)*5/4, p.Most)
+}
+
+// keep is of how many, at most, that nobody uses some are not shut: a few are taken and come back all the time.
+func (p *Pool) keep(want int) int { return max(2*p.Least, want*5/4) }
 
 // share of the blocks that nobody has may be kept open ahead. All that is open rests behind a takeover, so each takes as much of what the one before has left, and several in short turn leave some.
 const share = 3
@@ -191,15 +200,25 @@ func (b *Blocks) Step(p *Pool, guard bool, now int64, rnd uint64) {
 		p.steps++
 		return
 	}
+	switch since := now - p.from; {
+	case since >= 2*cover:
+		p.last, p.taken, p.from = 0, 0, now
+	case since >= cover:
+		p.last, p.taken, p.from = p.taken, 0, now
+	}
 	if guard && !p.guard {
-		b.begin(p, rnd)
+		b.begin(p, now, rnd)
 	}
 	p.guard, p.still = guard, true
-	p.covers(now)
+	if p.open == nil {
+		p.open = make([]uint64, p.To-p.From)
+	}
 	left, spare := 0, 0
 	for w := p.From; w < p.To; w++ {
 		free, used := p.Look(w)
 		free, used = free&p.Mask(w), used&p.Mask(w)
+		open := &p.open[w-p.From]
+		p.taken += bits.OnesCount64(used & *open)
 		if n := used &^ b.told[w]; n != 0 { // taken while there was no guard
 			b.tell(p, w, n)
 			b.open[w] |= n
@@ -214,36 +233,22 @@ func (b *Blocks) Step(p *Pool, guard bool, now int64, rnd uint64) {
 				b.open[w] |= bit
 			}
 		}
+		*open = free & b.open[w]
 		if !guard {
 			b.untell(p, w, b.open[w]&free)
+			*open = free &^ b.rests[w]
 		}
 		left += bits.OnesCount64(b.open[w] & free)
 		spare += bits.OnesCount64(free &^ b.rests[w])
 		b.close(p, w)
 	}
 	if guard {
-		p.adapt(left, p.want(spare))
+		p.adapt(now, left, p.want(spare))
 		b.fewer(p, left, p.want(spare))
 		b.more(p, p.want(spare), rnd)
 	}
 	for w := p.From; w < p.To; w++ {
 		p.still = p.still && b.told[w]&^b.open[w]&p.Mask(w) == 0 // nothing is asked for, nothing rests
-		free, _ := p.Look(w)
-		p.open[w-p.From] = free & b.open[w] & p.Mask(w)
-	}
-}
-
-// covers counts what was taken since the last step, of what was open then.
-func (p *Pool) covers(now int64) {
-	if p.open == nil {
-		p.open = make([]uint64, p.To-p.From)
-	}
-	if now-p.from >= cover {
-		p.ever, p.taken, p.from = p.taken, 0, now
-	}
-	for w := p.From; w < p.To; w++ {
-		_, used := p.Look(w)
-		p.taken += bits.OnesCount64(used & p.open[w-p.From])
 	}
 }
 
@@ -262,10 +267,9 @@ func (p *Pool) moved() (moved bool) {
 }
 
 // begin is the step before the first one under a guard: a few blocks that nobody has stay open, all others are closed, and what was claimed meanwhile is told too.
-func (b *Blocks) begin(p *Pool, rnd uint64) {
-	p.Ahead = max(p.Ahead, p.Least)
+func (b *Blocks) begin(p *Pool, now int64, rnd uint64) {
+	p.Ahead = max(p.Ahead, p.Least, p.need(now))
 	p.least, p.steps = p.Ahead, 0
-	p.taken, p.ever, p.open = 0, 0, nil // nothing waited for anybody's word
 	n, spare := p.To-p.From, 0
 	for w := p.From; w < p.To; w++ {
 		free, _ := p.Look(w)
@@ -299,19 +303,16 @@ func pick(m, rnd uint64) uint64 {
 }
 
 // adapt makes Ahead larger as soon as half of what is wanted was used up before more could be opened, or as more was taken in a cover's time, and smaller slowly.
-func (p *Pool) adapt(left, want int) {
+func (p *Pool) adapt(now int64, left, want int) {
 	p.least = min(p.least, left)
-	most := max(p.taken, p.ever)
+	p.Ahead = max(p.Ahead, p.need(now))
 	switch p.steps++; {
-	case most > p.Ahead && p.Ahead < p.Most:
-		p.Ahead = min(most*5/4, p.Most)
-		p.least, p.steps = p.Ahead, 0
 	case left < want/2 && p.steps > soon, left < want/8 && p.steps > soon/8: // what was asked for last had time to be acknowledged
 		p.Ahead = min(2*p.Ahead, p.Most)
 		p.least, p.steps = p.Ahead, 0
 	case p.steps > tooMany:
 		if p.least > want*3/4 {
-			p.Ahead = max(min(p.Ahead, want)*3/4, p.Least, min(most, p.Most))
+			p.Ahead = max(min(p.Ahead, want)*3/4, p.Least)
 		}
 		p.least, p.steps = p.Ahead, 0
 	}
@@ -319,10 +320,10 @@ func (p *Pool) adapt(left, want int) {
 
 // fewer shuts blocks of which there are too many: first out of use, then the word.
 func (b *Blocks) fewer(p *Pool, left, want int) {
-	for w := p.From; w < p.To && left > 2*want; w++ {
+	for w := p.From; w < p.To && left > p.keep(want); w++ {
 		free, _ := p.Look(w)
 		m := free & b.open[w] & p.Mask(w)
-		for ; m != 0 && left > 2*want; left-- {
+		for ; m != 0 && left > p.keep(want); left-- {
 			bit := m & -m
 			m &^= bit
 			b.open[w] &^= bit
@@ -332,6 +333,7 @@ func (b *Blocks) fewer(p *Pool, left, want int) {
 				b.close(p, w)
 				continue
 			}
+			p.open[w-p.From] &^= bit
 			b.untell(p, w, bit)
 		}
 	}
@@ -380,8 +382,7 @@ func (b *Blocks) Settled(p *Pool, known func(slot uint32) bool) bool {
 // Takeover notes that this node has just become the owner. Blocks that may have mappings rest: what was told by the one before, and what somebody has here. They are told to the next
 // standby, which must let them rest too if it takes over within the hold time.
 func (b *Blocks) Takeover(p *Pool, open func(word uint32) uint64) {
-	p.still = false
-	p.guard = false
+	p.still, p.guard, p.open = false, false, nil
 	for w := p.From; w < p.To; w++ {
 		_, used := p.Look(w)
 		m := (open(w) | used) & p.Mask(w)
@@ -409,8 +410,7 @@ func (b *Blocks) GoOn(p *Pool, rests func(word uint32) uint64) {
 
 // GiveUp notes that this node is the owner no more, and says of each word which blocks may have had mappings, and which of them rested.
 func (b *Blocks) GiveUp(p *Pool, was func(word uint32, blocks, rests uint64)) {
-	p.still = false
-	p.guard = false
+	p.still, p.guard, p.open = false, false, nil
 	for w := p.From; w < p.To; w++ {
 		_, used := p.Look(w)
 		was(w, (b.told[w]|used)&p.Mask(w), b.rests[w]&p.Mask(w))
@@ -430,7 +430,7 @@ func (b *Blocks) Dry(p *Pool) bool {
 		if free&b.open[w]&p.Mask(w) != 0 {
 			return false
 		}
-		waits = waits || free&p.Mask(w) != 0
+		waits = waits || free&^b.rests[w]&p.Mask(w) != 0
 	}
 	return waits
 }

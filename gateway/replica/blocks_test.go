@@ -390,50 +390,69 @@ func TestTakeoversInShortTurnLeaveBlocks(t *testing.T) {
 	}
 }
 
-// A standby that says nothing for as long as it may count as in sync is not noticed by who begins conversations: as many blocks are open ahead as were taken in that time. When less is needed, fewer are.
+// A standby that says nothing for as long as it may count as in sync is not noticed by who begins conversations: as many blocks are open ahead as were taken in that time, and no more than that needs. When less is needed, fewer are.
 func TestAsManyAreAheadAsAreTaken(t *testing.T) {
-	const words = 32
+	const words, rate = 256, 100 // blocks a second
+	const load, silence, over = int64(100 * time.Second), int64(95 * time.Second), int64(400 * time.Second)
 	b := NewBlocks()
 	b.Grow(words)
 	var used [words]uint64
 	late := false
 	p := &Pool{To: words, First: 1<<64 - 1, Least: 32, Most: 256, Look: func(w uint32) (uint64, uint64) { return ^used[w], used[w] }, Over: func(uint32) uint64 { return 0 },
 		Close: func(uint32, uint64) {}, Known: func(uint32) bool { return !late }, Mark: func(uint32) {}, Gone: func(uint32) {}}
-	now, dice := int64(0), rand.New(rand.NewPCG(1, 2))
-	refused := 0
-	var order []int
-	b.Step(p, true, now, dice.Uint64())
-	for now < int64(250*time.Second) {
-		now += 10 * msec
-		rate := 0 // blocks a second
-		if now < int64(10*time.Second) {
-			rate = 100
-		}
-		late = now >= int64(8*time.Second) && now < int64(8*time.Second)+cover-100*msec
-		if rate > 0 && now/msec%(1000/int64(rate)) == 0 {
-			at := -1
-			for w := range words {
-				if m := b.open[w] &^ used[w]; m != 0 {
-					at = w*64 + bits.TrailingZeros64(m)
-				}
+	dice := rand.New(rand.NewPCG(1, 2))
+	take := func() bool {
+		for w, m := range b.open {
+			if m &^= used[w]; m != 0 {
+				used[w] |= m & -m
+				return true
 			}
-			if at < 0 {
+		}
+		return false
+	}
+	b.Step(p, true, 0, dice.Uint64())
+	begun, refused, most := 0, 0, 0
+	for now := 10 * msec; now < over; now += 10 * msec {
+		late = now >= silence && now < silence+cover-100*msec
+		if now < load && now/msec%(1000/rate) == 0 {
+			if begun++; !take() {
 				refused++
-			} else {
-				used[at/64] |= 1 << (at & 63)
-				order = append(order, at)
 			}
 		}
-		if n := len(order); n > 0 && now > int64(10*time.Second) {
-			used[order[n-1]/64] &^= 1 << (order[n-1] & 63)
-			order = order[:n-1]
+		if now == load {
+			used = [words]uint64{}
 		}
 		b.Step(p, true, now, dice.Uint64())
+		if now < silence {
+			most = max(most, p.Ahead)
+		}
 	}
-	if refused > 0 {
-		t.Errorf("%d of 1,000 found no block while the standby said nothing for 1.4 s", refused)
+	if begun < int(load/int64(time.Second))*rate-1 || refused > 0 {
+		t.Errorf("%d of %d found no block, while the standby said nothing for 1.4 s", refused, begun)
 	}
-	if p.Ahead > 64 {
-		t.Errorf("4 minutes later, in which nothing was taken, %d are kept open", p.Ahead)
+	if want := rate * cover / 1e9 * 5 / 4 * 1.05; most > int(want) {
+		t.Errorf("%d were open ahead before that, want %.0f at most", most, want)
+	}
+	if p.Ahead != p.Least {
+		t.Errorf("5 minutes behind the load %d are kept open", p.Ahead)
+	}
+}
+
+// What rests behind a takeover waits for the hold time and nobody's word: a pool in which all else is used is not dry.
+func TestWhatRestsIsNotWaitedFor(t *testing.T) {
+	b := NewBlocks()
+	b.Grow(1)
+	used := ^uint64(0xff)
+	p := &Pool{To: 1, First: 1<<64 - 1, Least: 8, Most: 16, Look: func(uint32) (uint64, uint64) { return ^used, used }, Over: func(uint32) uint64 { return 0 },
+		Close: func(uint32, uint64) {}, Known: func(uint32) bool { return false }, Mark: func(uint32) {}, Gone: func(uint32) {}}
+	b.Takeover(p, func(uint32) uint64 { return 0xff })
+	b.Step(p, true, 0, 1)
+	if b.Dry(p) {
+		t.Error("all is used but 8 blocks that rest, and the pool waits for a standby")
+	}
+	used = ^uint64(0x1ff)
+	b.untell(p, 0, 0x100) // one that nobody has, and the standby knows nothing of
+	if !b.Dry(p) {
+		t.Error("one is free and not open, and the pool waits for nobody")
 	}
 }
