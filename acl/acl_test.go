@@ -610,3 +610,16 @@ func BenchmarkCompile(b *testing.B) {
 		}
 	}
 }
+
+// A rule whose names have come to nothing matches nothing, and the rules behind it keep their places.
+func TestNever(t *testing.T) {
+	p, err := acl.Compile([]acl.Rule{{Never: true, Allow: true}, {Never: true, Allow: true, Services: []acl.Service{{AnyProto: true}}}, {}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []acl.Family{acl.V4, acl.V6} {
+		if m := p.Lookup(&acl.Key{Family: uint8(f), Proto: 6, DPort: 22}); !m.Found || m.Allow || m.Index != 2 {
+			t.Errorf("family %d: %+v, want rule 2, which denies", f, m)
+		}
+	}
+}

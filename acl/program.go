@@ -31,7 +31,10 @@ func Compile(rules []Rule) (*Program, error) {
 	for i := range rules {
 		r := &rules[i]
 		if err := r.check(); err != nil {
-			return nil, fmt.Errorf("rule %d: %w", i, err)
+			return nil, &RuleError{i, err}
+		}
+		if r.Never {
+			continue
 		}
 		svcs[i] = services(r.Services)
 		n := 0
@@ -43,16 +46,16 @@ func Compile(rules []Rule) (*Program, error) {
 			per[f][i] = s
 			pairs := uint64(len(s.from)) * uint64(len(s.to))
 			if pairs > MaxBoxesPerRule || pairs*uint64(len(svcs[i])) > MaxBoxesPerRule {
-				return nil, fmt.Errorf("rule %d: %d sources times %d destinations times %d services are more than %d combinations; split the rule",
-					i, len(s.from), len(s.to), len(svcs[i]), MaxBoxesPerRule)
+				return nil, &RuleError{i, fmt.Errorf("%d sources times %d destinations times %d services are more than %d combinations; split the rule",
+					len(s.from), len(s.to), len(svcs[i]), MaxBoxesPerRule)}
 			}
 			n += int(pairs) * len(svcs[i])
 		}
 		if n > MaxBoxesPerRule {
-			return nil, fmt.Errorf("rule %d: %d combinations of source, destination and service, at most %d; split the rule", i, n, MaxBoxesPerRule)
+			return nil, &RuleError{i, fmt.Errorf("%d combinations of source, destination and service, at most %d; split the rule", n, MaxBoxesPerRule)}
 		}
 		if total += n; total > MaxBoxes {
-			return nil, fmt.Errorf("rule %d: the rules up to it have %d combinations of source, destination and service, at most %d in a list", i, total, MaxBoxes)
+			return nil, &RuleError{i, fmt.Errorf("the rules up to it have %d combinations of source, destination and service, at most %d in a list", total, MaxBoxes)}
 		}
 	}
 

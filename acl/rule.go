@@ -31,9 +31,22 @@ type Rule struct {
 	From, To             []netip.Prefix  // host bits beyond the length are ignored
 	FromRanges, ToRanges [][2]netip.Addr // first and last address, both inclusive, of one family
 	Services             []Service       // empty = any
+	Never                bool            // matches nothing, whatever the fields before say: what the rule named has come to nothing
 	Allow                bool
 	ID                   uint32 // the caller's own; Lookup never looks at it
 }
+
+// RuleError is why Compile refuses a list: which rule of it, counted from 0, and what is wrong with that.
+type RuleError struct {
+	Index int
+	Err   error
+}
+
+// Error names the rule by its place.
+func (e *RuleError) Error() string { return fmt.Sprintf("rule %d: %v", e.Index, e.Err) }
+
+// Unwrap is what is wrong.
+func (e *RuleError) Unwrap() error { return e.Err }
 
 // Service is a protocol with its port ranges, both ends inclusive, taken literally: zero ports match port 0 alone.
 // For ICMP and ICMPv6 DPort is type<<8|code and SPort is 0..65535. With AnyProto every protocol and port

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 
 	"demarc/cluster/command"
 	"demarc/cluster/store"
@@ -9,6 +10,9 @@ import (
 
 // ErrUnknownOutcome means that a change may or may not take effect later.
 var ErrUnknownOutcome = store.ErrUnknownOutcome
+
+// ErrLate means that a change is agreed on, and that this node had not heard so when its time was over.
+var ErrLate = errors.New("it is agreed on, and that has not come here yet")
 
 // ErrDamaged wraps what is wrong with the files that the replicated state is kept in.
 var ErrDamaged = store.ErrDamaged

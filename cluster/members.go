@@ -318,7 +318,20 @@ func (n *Node) takeIn(ctx context.Context, q *request) (answer, []byte) {
 			return refused("%s is the address of member %s: give the newcomer another one, or join with --replace %s", m.Address, o.Name, o.Name), nil
 		}
 	}
-	_, again := s.Member(m.ID)
+	was, again := s.Member(m.ID)
+	if again && (was.Name != m.Name || was.Key != "" && m.Key != "" && was.Key != m.Key) { // else whoever knows an id takes that member's place, without a token
+		n.log.Warn("somebody asks to be taken in by the id of a member", "asker", m.Name, "member", was.Name, "id", m.ID)
+		return refused("%s is the id of member %s, with another name or key: a node that joins anew has a data directory without cluster", m.ID, was.Name), nil
+	}
+	if !again { // what has no good token gets nothing into the log, where it would push out what operators did
+		if a, known := n.known("which tokens are good"); !known {
+			return a, nil
+		}
+		if r := n.st.State().MayJoin(j, n.cfg.Wall().UTC()); r != nil {
+			n.log.Warn("a newcomer was refused", "name", m.Name, "address", m.Address, "why", r.Text)
+			return answer{Leads: true, Result: command.Result{Refused: r}}, nil
+		}
+	}
 	if q.Replace != "" && !again {
 		old, ok := s.Named(q.Replace)
 		if !ok {

@@ -328,8 +328,21 @@ func TestTokens(t *testing.T) {
 		}
 	}
 	gw2 := s.host("gw2", command.RoleGateway)
+	lines := len(m.State().Audit)
 	refused(gw2, "demarc-aaaa", "", "this token is not known here")
 	refused(gw2, "secret", "", "this is no token")
+	// Who knows a member's id has not its place by that.
+	thief := s.host("gw5", command.RoleGateway)
+	if err := errors.Join(os.MkdirAll(thief.dir, 0o700), os.WriteFile(filepath.Join(thief.dir, identityTxt), []byte(m.id+"\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	refused(thief, "demarc-aaaa", "", "is the id of member gw1")
+	if o, ok := m.State().Member(m.id); !ok || o.Name != "gw1" || o.Address != m.Address() {
+		t.Errorf("gw1 is %+v now", o)
+	}
+	if n := len(m.State().Audit); n != lines {
+		t.Errorf("those without a token have written %d lines into the log of what operators did", n-lines)
+	}
 	refused(gw2, token(command.RoleWitness), "", "this token is for a witness, and gw2 is a gateway")
 	refused(gw2, token(command.RoleGateway), "gw9", "no member gw9 to replace: the members are gw1")
 	twin := s.host("gw1", command.RoleGateway)

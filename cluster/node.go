@@ -413,21 +413,43 @@ func (n *Node) Revise(ctx context.Context, c Change) (command.Revision, error) {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return command.Revision{}, fmt.Errorf("revision %d is agreed on and has not come here yet: %w", r.Revision, ctx.Err())
+			return command.Revision{}, fmt.Errorf("revision %d: %w: %w", r.Revision, ErrLate, ctx.Err())
 		}
 	}
 }
 
 // Confirm keeps the provisional revision.
 func (n *Node) Confirm(ctx context.Context, number uint64, who command.Who) error {
-	_, err := n.propose(ctx, &command.Entry{Kind: command.KindConfirm, Who: who, Confirm: &command.Confirm{Revision: number}})
-	return err
+	if _, err := n.propose(ctx, &command.Entry{Kind: command.KindConfirm, Who: who, Confirm: &command.Confirm{Revision: number}}); err != nil {
+		return err
+	}
+	return n.decided(ctx, number)
 }
 
 // TakeBack ends a provisional revision before its time.
 func (n *Node) TakeBack(ctx context.Context, number uint64, who command.Who) error {
-	_, err := n.propose(ctx, &command.Entry{Kind: command.KindExpire, Who: who, Expire: &command.Expire{Revision: number, Manual: true}})
-	return err
+	if _, err := n.propose(ctx, &command.Entry{Kind: command.KindExpire, Who: who, Expire: &command.Expire{Revision: number, Manual: true}}); err != nil {
+		return err
+	}
+	return n.decided(ctx, number)
+}
+
+// decided waits until this node, too, has the entry by which a revision is provisional no more: where another node leads, its answer may be here before.
+func (n *Node) decided(ctx context.Context, number uint64) error {
+	for {
+		n.mu.Lock()
+		changed := n.applied
+		n.mu.Unlock()
+		s := n.st.State()
+		if rev, ok := s.Revision(number); s.Last >= number && (!ok || rev.Fate != command.FateProvisional) {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("what becomes of revision %d: %w: %w", number, ErrLate, ctx.Err())
+		}
+	}
 }
 
 // propose has the cluster carry an entry out, if this node can.

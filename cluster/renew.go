@@ -21,6 +21,9 @@ func (n *Node) renewFor(p transport.Peer, request []byte) (answer, []byte) {
 	if n.keys == nil || !hasAuthority(n.keys.Dir()) {
 		return answer{Refused: n.cfg.Name + " does not hold the authority's key"}, nil
 	}
+	if m, ok := n.st.State().Named(p.Name); ok && m.Key != "" && p.Key != "" && m.Key != p.Key && n.informed() {
+		return answer{Refused: fmt.Sprintf("%s has another certificate by now: that one is renewed, and this one is not", p.Name)}, nil
+	}
 	ca, err := transport.OpenAuthority(n.keys.Dir())
 	if err != nil {
 		return answer{Refused: err.Error()}, nil

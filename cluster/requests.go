@@ -156,7 +156,7 @@ func (n *Node) serveRequests(ctx context.Context, c net.Conn) error {
 			}
 			return nil
 		}
-		q, body, err := n.readRequest(c, r)
+		q, body, err := n.readRequest(c, r, p)
 		if err != nil {
 			return err
 		}
@@ -183,7 +183,7 @@ func (n *Node) serveRequests(ctx context.Context, c net.Conn) error {
 }
 
 // readRequest reads one request. The bytes of a large body are taken only when there is a place for it.
-func (n *Node) readRequest(c net.Conn, r *bufio.Reader) (q request, body []byte, err error) {
+func (n *Node) readRequest(c net.Conn, r *bufio.Reader, p transport.Peer) (q request, body []byte, err error) {
 	bad := func(err error) error { return transport.Refuse(transport.RefusedRequest, "a request: %w", err) }
 	head, err := readBlock(c, r, maxHead, patience)
 	if err != nil {
@@ -196,7 +196,10 @@ func (n *Node) readRequest(c net.Conn, r *bufio.Reader) (q request, body []byte,
 	if err != nil {
 		return q, nil, bad(err)
 	}
-	if binary.BigEndian.Uint32(size) > largeBody {
+	if bytes := binary.BigEndian.Uint32(size); bytes > largeBody && bytes <= maxBody { // of more nothing is read
+		if n.mayAsk(p, &q) != nil {
+			return q, nil, nil // it is refused unread: a place is for who may ask
+		}
 		select {
 		case n.large <- struct{}{}:
 			defer func() { <-n.large }()

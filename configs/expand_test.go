@@ -197,6 +197,7 @@ service = ["udp/54"]`)+
 	want := []string{
 		`p.toml:9: tenant[1].nat.bypass: does nothing without nat.pool: this tenant is routed untranslated anyway`,
 		`p.toml:16: tenant[1].rule[2]: can never match: rule[1] ("wide") covers all of it`,
+		`p.toml:26: tenant[1].rule[3].from: can never match: addresses of the tenant's prefixes: rules see hosts as they are inside, not as they are translated`,
 		`p.toml:28: tenant[1].rule[3].class: "voice" does nothing in a rule that denies: leave it out`,
 		`p.toml:40: tenant[1].rule[6]: can never match: rule[5] ("all") covers all of it`,
 	}

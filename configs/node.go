@@ -23,6 +23,9 @@ const (
 	maxSocketPath = 107 // sun_path without its final zero
 )
 
+// MaxMTU is the largest MTU that an interface may have, bytes: what XDP takes on one page, with the kernel's own needs behind the frame.
+const MaxMTU = 3400
+
 func checkNode(at loc, n *Node) {
 	checkSchema(at, n.Schema)
 	checkText(at, "name", n.Name)
@@ -277,7 +280,7 @@ func checkAddresses(at loc, f *Interface) {
 	if v6 {
 		least = 1280
 	}
-	checkCount(at, "mtu", f.MTU, least, 9216)
+	checkCount(at, "mtu", f.MTU, least, MaxMTU)
 	if f.MSSClamp != "" && f.MSSClamp != "mtu" {
 		if n, err := number(f.MSSClamp, 9176); err != nil || n < 88 {
 			at.key("mss_clamp").bad(f.MSSClamp, "is not a clamp", `"mtu", or a number of bytes from 88 to 9176`)

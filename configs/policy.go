@@ -472,7 +472,7 @@ func (c *policyCheck) overlaps() {
 	for i := range c.p.Tenants {
 		t := &c.p.Tenants[i]
 		for j, p := range t.Prefixes {
-			if p.IsValid() && p == p.Masked() && p.Bits() > 0 && (p.Addr().Is6() || len(t.NAT.Pool) == 0) {
+			if p.IsValid() && p == p.Masked() && p.Bits() > 0 && (p.Addr().Is6() || len(t.NAT.Pool) == 0 || len(t.NAT.Bypass) > 0) {
 				all = append(all, owned{p, i, c.root.key("tenant").at(i).key("prefixes").item(j)})
 			}
 		}
@@ -492,7 +492,7 @@ func (c *policyCheck) overlaps() {
 				first, o = o, first
 			}
 			o.at.bad(o.p, fmt.Sprintf("overlaps %s of tenant %s", first.p, quote(c.p.Tenants[first.tenant].Name)),
-				"only translated IPv4 may be the same in two tenants (nat.pool)")
+				"only IPv4 that is always translated may be the same in two tenants (nat.pool, and no nat.bypass)")
 			continue
 		}
 		open = append(open, o)

@@ -97,7 +97,7 @@ type Tenant struct {
 	IPv6Headers []string `toml:"ipv6_headers"`
 }
 
-// NAT is the translation of a tenant's IPv4. Without a pool, IPv4 is routed untranslated. IPv6 is never translated.
+// NAT is the translation of a tenant's IPv4. Without a pool and 1:1 translations, IPv4 is routed untranslated; with 1:1 translations alone, it is only for those hosts and bypassed destinations. IPv6 is never translated.
 type NAT struct {
 	Pool      []string       `toml:"pool"`      // public addresses: "192.0.2.1", "192.0.2.8/30" (all of its addresses), "192.0.2.1-192.0.2.9"
 	Mapping   string         `toml:"mapping"`   // "endpoint-independent" (default) | "address-dependent" | "address-and-port-dependent": for what one inside port keeps one public port
@@ -291,10 +291,10 @@ type Host struct {
 type Interface struct {
 	Name      string         `toml:"name"`
 	Port      string         `toml:"port"`
-	VLAN      int            `toml:"vlan"`      // 0 = untagged, else 1..4094
-	Addresses []netip.Prefix `toml:"addresses"` // of the gateway, answered by the gateway; not on the kernel's device unless host.shared
-	MTU       int            `toml:"mtu"`       // IP bytes; default: the device's
-	MSSClamp  string         `toml:"mss_clamp"` // "" (off) | "mtu" | a number of bytes
+	VLAN      int            `toml:"vlan"`             // 0 = untagged, else 1..4094
+	Addresses []netip.Prefix `toml:"addresses"`        // of the gateway, answered by the gateway; not on the kernel's device unless host.shared
+	MTU       int            `toml:"mtu"`              // IP bytes; default: the device's
+	MSSClamp  string         `toml:"mss_clamp,number"` // "" (off) | "mtu" | a number of bytes
 
 	// ICMPErrors false: the gateway sends no error of its own out of here, not even time exceeded (traceroute shows a gap) or packet too big (what is
 	// too large vanishes: give the hosts the right MTU, or clamp). RFC 5508 REQ-9. Default true.

@@ -90,3 +90,26 @@ addresses = ["198.18.10.1/24"]
 		t.Errorf("%d problems with lines, %d without", a+1, b+1)
 	}
 }
+
+// Whoever takes the router's address as one of its own answers for it, and reaches nobody any more.
+func TestThePoolHasNoRouterInIt(t *testing.T) {
+	const policy = "schema = 1\n[backbone]\ninterfaces = [\"wan\"]\n[[route]]\nprefix = \"0.0.0.0/0\"\nvia = \"203.0.113.1\"\n[[tenant]]\nname = \"a\"\ninterfaces = [\"a\"]\nprefixes = [\"198.18.0.0/24\"]\n[tenant.nat]\n"
+	const node = "schema = 1\n[[port]]\ndevice = \"eth0\"\n[[port]]\ndevice = \"eth1\"\n[[interface]]\nname = \"wan\"\nport = \"eth0\"\naddresses = [\"203.0.113.2/24\"]\nmss_clamp = 1400\n[[interface]]\nname = \"a\"\nport = \"eth1\"\naddresses = [\"198.18.0.1/24\"]\n"
+	n, err := DecodeNode("n.toml", []byte(node))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n.Interfaces[0].MSSClamp != "1400" {
+		t.Errorf("mss_clamp = 1400 is %q", n.Interfaces[0].MSSClamp)
+	}
+	for _, c := range []struct{ nat, want string }{
+		{"pool = [\"203.0.113.1-203.0.113.10\"]\n", "p.toml:12: tenant[1].nat.pool: \"203.0.113.1-203.0.113.10\" holds 203.0.113.1, the next hop of a route"},
+		{"pool = [\"203.0.113.3-203.0.113.10\"]\n", ""},
+		{"[[tenant.nat.static]]\npublic = \"203.0.113.1\"\ninside = \"198.18.0.9\"\n", "the next hop of a route"},
+	} {
+		err := CheckTogether(decodePolicy(t, policy+c.nat), n)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.nat, err, c.want)
+		}
+	}
+}

@@ -22,10 +22,12 @@ func (p *Policy) Warnings() ErrorList {
 	for i := range p.Tenants {
 		t := &p.Tenants[i]
 		where := at.key("tenant").at(i)
-		if len(t.NAT.Pool) == 0 {
-			if len(t.NAT.Bypass) > 0 {
-				where.key("nat").key("bypass").bad(nil, "does nothing without nat.pool", "this tenant is routed untranslated anyway")
-			}
+		switch {
+		case len(t.NAT.Pool) > 0:
+		case len(t.NAT.Static) > 0:
+			where.key("nat").key("static").bad(nil, "leaves all other hosts without IPv4 to the backbone", "a nat.pool for them")
+		case len(t.NAT.Bypass) > 0:
+			where.key("nat").key("bypass").bad(nil, "does nothing without nat.pool", "this tenant is routed untranslated anyway")
 		}
 		t.warnOpen(where)
 		w.rules(where, t)
@@ -61,11 +63,14 @@ func (t *Timeouts) warn(at loc) {
 // warnOpen names rules that let somebody in where everybody is: what the looser kinds of filtering let in by a mapping needs no rule, so whoever writes one for those that
 // may come in has meant the others to stay out.
 func (t *Tenant) warnOpen(at loc) {
-	in := func(deny bool) bool {
-		return slices.ContainsFunc(t.Rules, func(r Rule) bool { return r.Direction == "in" && (r.Action == "deny") == deny })
+	all := func(items []string) bool { return len(items) == 0 || slices.Contains(items, "any") }
+	in := func(is func(*Rule) bool) bool {
+		return slices.ContainsFunc(t.Rules, func(r Rule) bool { return r.Direction == "in" && is(&r) })
 	}
-	if len(t.NAT.Pool) > 0 && t.NAT.Filtering != "address-and-port-dependent" && in(false) && !in(true) {
-		at.key("nat").key("filtering").bad(t.NAT.Filtering, `lets others in by mappings than the "in" rules allow, which deny nobody`, `end them with a rule that does (direction = "in", action = "deny"), or leave filtering out`)
+	allows := in(func(r *Rule) bool { return r.Action != "deny" })
+	ends := in(func(r *Rule) bool { return r.Action == "deny" && all(r.From) && all(r.To) && all(r.Service) })
+	if len(t.NAT.Pool) > 0 && t.NAT.Filtering != "address-and-port-dependent" && allows && !ends {
+		at.key("nat").key("filtering").bad(t.NAT.Filtering, `lets others in by mappings than the "in" rules allow, which do not deny all others`, `end them with a rule that does (direction = "in", action = "deny"), or leave filtering out`)
 	}
 }
 
@@ -100,6 +105,10 @@ func (w *warner) rules(at loc, t *Tenant) {
 			return // the decoder has said so
 		}
 		one.services = services
+		if w.nobody(where, t, r, &one) {
+			continue
+		}
+		requests(where, services)
 		for _, earlier := range before[r.Direction] {
 			if w.covers(&earlier, &one) {
 				name := ""
@@ -111,6 +120,54 @@ func (w *warner) rules(at loc, t *Tenant) {
 			}
 		}
 		before[r.Direction] = append(before[r.Direction], one)
+	}
+}
+
+// nobody names a rule that matches nothing, whatever the rules before it are.
+func (w *warner) nobody(at loc, t *Tenant, r *Rule, one *resolved) (found bool) {
+	const empty, fill = "names objects that hold nothing", "as long as that is so the rule matches nobody"
+	for _, x := range []struct {
+		key  string
+		none bool
+	}{{"from", len(r.From) > 0 && len(one.from) == 0}, {"to", len(r.To) > 0 && len(one.to) == 0}, {"service", len(r.Service) > 0 && len(one.services) == 0}} {
+		if x.none {
+			at.key(x.key).bad(nil, empty, fill)
+			found = true
+		}
+	}
+	if found {
+		return true
+	}
+	key, inside := "from", one.from
+	if r.Direction == "in" {
+		key, inside = "to", one.to
+	}
+	if inside == nil || len(t.Prefixes) == 0 {
+		return false
+	}
+	w.budget -= len(inside) * len(t.Prefixes)
+	for _, x := range inside {
+		if slices.ContainsFunc(t.Prefixes, func(p netip.Prefix) bool {
+			return p.Addr().Is4() == x[0].Is4() && !lastAddr(p).Less(x[0]) && !x[1].Less(p.Masked().Addr())
+		}) {
+			return false
+		}
+	}
+	at.key(key).bad(nil, "can never match", "addresses of the tenant's prefixes: rules see hosts as they are inside, not as they are translated")
+	return true
+}
+
+// requests names services of a rule that it is never asked about: of ICMP only requests begin a conversation, and errors and answers pass with the one that they belong to.
+func requests(at loc, list []Service) {
+	for i, s := range list {
+		kind, only := s.DPortLo>>8, s.DPortLo>>8 == s.DPortHi>>8
+		v4 := s.Proto == 1 && !s.AnyProto && only && kind != 8 && kind != 13
+		v6 := s.Proto == 58 && !s.AnyProto && only && kind != 128
+		code := (s.Proto == 1 || s.Proto == 58) && !s.AnyProto && only && s.DPortLo&0xff != 0
+		if v4 || v6 || code {
+			at.key("service").bad(nil, fmt.Sprintf("entry %d has no effect", i+1), "icmp/echo-request, icmp/timestamp-request or icmpv6/echo-request: errors and answers pass with the conversation that they belong to")
+			return
+		}
 	}
 }
 

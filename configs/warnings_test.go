@@ -53,3 +53,76 @@ func TestWarnsOfOpenMappings(t *testing.T) {
 		}
 	}
 }
+
+// Rules that match nobody are named, whatever it is by: objects that hold nothing, public addresses where rules see inside ones, and messages of ICMP that no rule is asked about. What is meant is not.
+func TestWarnsOfRulesForNobody(t *testing.T) {
+	const objects = "[objects.hosts]\nnone = []\nnested = [\"none\"]\nsome = [\"203.0.113.7\"]\n[objects.services]\nnothing = []\n"
+	for name, c := range map[string]struct{ rule, want string }{
+		"empty object":            {"direction = \"in\"\naction = \"allow\"\nfrom = [\"none\"]", "from: names objects that hold nothing"},
+		"object of empty objects": {"direction = \"in\"\naction = \"deny\"\nfrom = [\"nested\"]", "from: names objects that hold nothing"},
+		"empty to":                {"direction = \"out\"\naction = \"deny\"\nto = [\"none\"]", "to: names objects that hold nothing"},
+		"empty service":           {"direction = \"out\"\naction = \"deny\"\nservice = [\"nothing\"]", "service: names objects that hold nothing"},
+		"one that holds some":     {"direction = \"in\"\naction = \"allow\"\nfrom = [\"none\", \"some\"]", ""},
+		"public address":          {"direction = \"in\"\naction = \"deny\"\nto = [\"203.0.113.8\"]", "to: can never match"},
+		"inside address":          {"direction = \"in\"\naction = \"deny\"\nto = [\"198.18.0.8\", \"203.0.113.8\"]", ""},
+		"wider than inside":       {"direction = \"out\"\naction = \"deny\"\nfrom = [\"198.18.0.0/15\"]", ""},
+		"somebody else's":         {"direction = \"out\"\naction = \"deny\"\nfrom = [\"198.18.1.0/24\"]", "from: can never match"},
+		"an error":                {"direction = \"out\"\naction = \"deny\"\nservice = [\"tcp/1\", \"icmp/time-exceeded\"]", "service: entry 2 has no effect"},
+		"a code":                  {"direction = \"out\"\naction = \"deny\"\nservice = [\"icmp/8/1\"]", "service: entry 1 has no effect"},
+		"too big of IPv6":         {"direction = \"in\"\naction = \"allow\"\nservice = [\"icmpv6/packet-too-big\"]", "service: entry 1 has no effect"},
+		"requests":                {"direction = \"in\"\naction = \"allow\"\nservice = [\"icmp/echo-request\", \"icmp/timestamp-request\", \"icmpv6/echo-request\", \"icmp/8/0\"]", ""},
+		"all of ICMP":             {"direction = \"in\"\naction = \"allow\"\nservice = [\"icmp\", \"icmpv6\", \"any\"]", ""},
+	} {
+		p := decodePolicy(t, "schema = 1\n[backbone]\ninterfaces = [\"wan\"]\n"+objects+"[[tenant]]\nname = \"a\"\ninterfaces = [\"a\"]\nprefixes = [\"198.18.0.0/24\"]\n[[tenant.rule]]\n"+c.rule+"\n")
+		got := ""
+		if w := p.Warnings(); len(w) > 0 {
+			got = w.Error()
+		}
+		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) || strings.Contains(got, "\n") {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+// 1:1 translations without a pool leave all other hosts without IPv4 to the backbone, and a deny of some does not end what mappings let in.
+func TestWarnsOfTranslations(t *testing.T) {
+	tenant := "schema = 1\n[backbone]\ninterfaces = [\"wan\"]\n[[tenant]]\nname = \"a\"\ninterfaces = [\"a\"]\nprefixes = [\"198.18.0.0/24\"]\n[tenant.nat]\n"
+	const static, allow = "[[tenant.nat.static]]\npublic = \"203.0.113.9\"\ninside = \"198.18.0.9\"\n", "[[tenant.rule]]\ndirection = \"in\"\naction = \"allow\"\nfrom = [\"203.0.113.0/24\"]\n"
+	for name, c := range map[string]struct{ more, want string }{
+		"1:1 alone":        {"bypass = [\"192.0.2.0/24\"]\n" + static, "nat.static: leaves all other hosts without IPv4"},
+		"1:1 and a pool":   {"pool = [\"203.0.113.8\"]\n" + static, ""},
+		"a deny of some":   {"pool = [\"203.0.113.8\"]\nfiltering = \"endpoint-independent\"\n" + allow + "[[tenant.rule]]\ndirection = \"in\"\naction = \"deny\"\nservice = [\"tcp/22\"]\n", "nat.filtering"},
+		"a deny of others": {"pool = [\"203.0.113.8\"]\nfiltering = \"endpoint-independent\"\n" + allow + "[[tenant.rule]]\ndirection = \"in\"\naction = \"deny\"\nfrom = [\"any\"]\n", ""},
+	} {
+		p := decodePolicy(t, tenant+c.more)
+		got := ""
+		if w := p.Warnings(); len(w) > 0 {
+			got = w.Error()
+		}
+		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) || strings.Contains(got, "\n") {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+// Two tenants' prefixes differ where one of them is not always translated.
+func TestBypassedTenantsDoNotOverlap(t *testing.T) {
+	tenant := func(name, prefix, nat string) string {
+		return "[[tenant]]\nname = \"" + name + "\"\ninterfaces = [\"" + name + "\"]\nprefixes = [\"" + prefix + "\"]\n[tenant.nat]\n" + nat
+	}
+	const head = "schema = 1\n[backbone]\ninterfaces = [\"wan\"]\n"
+	const pool, bypass = "pool = [\"203.0.113.8\"]\n", "bypass = [\"192.0.2.0/24\"]\n"
+	for name, c := range map[string]struct {
+		text string
+		ok   bool
+	}{
+		"both translated":              {tenant("a", "198.18.1.0/24", pool) + tenant("b", "198.18.0.0/16", "pool = [\"203.0.113.9\"]\n"), true},
+		"one with a bypass, one plain": {tenant("a", "198.18.1.0/24", pool+bypass) + tenant("b", "198.18.0.0/16", ""), false},
+		"both with a bypass":           {tenant("a", "198.18.1.0/24", pool+bypass) + tenant("b", "198.18.1.0/24", "pool = [\"203.0.113.9\"]\n"+bypass), false},
+		"one with a bypass":            {tenant("a", "198.18.1.0/24", pool+bypass) + tenant("b", "198.18.1.0/24", "pool = [\"203.0.113.9\"]\n"), true},
+	} {
+		if _, err := DecodePolicy("p.toml", []byte(head+c.text)); (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "no nat.bypass") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

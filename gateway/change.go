@@ -260,6 +260,8 @@ func refusal(err error) error {
 		return &api.Fault{Status: http.StatusConflict, Err: err}
 	case errors.Is(err, cluster.ErrUnasked):
 		return &api.Fault{Status: http.StatusServiceUnavailable, Err: err}
+	case errors.Is(err, cluster.ErrLate):
+		return &api.Fault{Status: http.StatusGatewayTimeout, Err: err}
 	case errors.Is(err, cluster.ErrUnknownOutcome):
 		return &api.Fault{Status: http.StatusGatewayTimeout, Err: fmt.Errorf("%w: demarc history tells", err)}
 	}
@@ -305,8 +307,21 @@ func (g *Gateway) Apply(ctx context.Context, req api.ApplyRequest) (*api.Applied
 	if err != nil {
 		return nil, err
 	}
+	if err := short(req.Source, req.Comment); err != nil {
+		return nil, err
+	}
 	return g.propose(ctx, start, change{Change: cluster.Change{Text: []byte(req.Policy), Source: req.Source, Comment: req.Comment, Expected: req.Expected,
 		Confirm: confirm, Who: g.who(ctx)}, except: req.Except})
+}
+
+// short refuses words that no entry of the log holds, before anybody is asked.
+func short(words ...string) error {
+	for _, w := range words {
+		if len(w) > command.MaxField {
+			return api.BadRequest("a source or comment of %d bytes: at most %d", len(w), command.MaxField)
+		}
+	}
+	return nil
 }
 
 func confirmTime(seconds float64) (time.Duration, error) {
@@ -375,6 +390,9 @@ func (g *Gateway) Rollback(ctx context.Context, req api.RollbackRequest) (*api.A
 			return nil, api.BadRequest("a confirm time and a comment belong to a rollback to a revision: name it")
 		}
 		return g.takeBack(ctx, start, who, req.Expected)
+	}
+	if err := short(req.Comment); err != nil {
+		return nil, err
 	}
 	m, err := g.known()
 	if err != nil {

@@ -93,6 +93,8 @@ func refusedByMembers(err error) error {
 		return nil
 	case errors.As(err, &r), !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, cluster.ErrUnknownOutcome):
 		return &api.Fault{Status: http.StatusConflict, Err: err}
+	case errors.Is(err, cluster.ErrUnknownOutcome):
+		return &api.Fault{Status: http.StatusGatewayTimeout, Err: err}
 	}
 	return &api.Fault{Status: http.StatusServiceUnavailable, Err: err}
 }

@@ -127,7 +127,7 @@ const (
 	largeChunk = 4096
 	headroom   = 256
 	linkHeader = 18
-	maxMTU     = 3400 // what XDP takes on one page, with the kernel's own needs behind the frame
+	maxMTU     = configs.MaxMTU
 )
 
 // trunk reports whether a port carries VLAN tags.

@@ -451,11 +451,8 @@ func (s *State) token(t Token, now time.Time) *Refusal {
 	return nil
 }
 
-// join: the token is checked by the time of the entry, so that every node says the same.
-func (s *State) join(j *Join, now time.Time) *Refusal {
-	if _, there := s.find(j.Member.ID); there { // again, by a newcomer that did not hear the answer
-		return s.member(j.Member)
-	}
+// MayJoin says why a newcomer is not taken in at a time: its token, its role or its release.
+func (s *State) MayJoin(j *Join, now time.Time) *Refusal {
 	i := slices.IndexFunc(s.Tokens, func(t Token) bool { return t.Hash == j.Token })
 	switch {
 	case i < 0:
@@ -474,6 +471,18 @@ func (s *State) join(j *Join, now time.Time) *Refusal {
 			}
 		}
 	}
+	return nil
+}
+
+// join: the token is checked by the time of the entry, so that every node says the same.
+func (s *State) join(j *Join, now time.Time) *Refusal {
+	if _, there := s.find(j.Member.ID); there { // again, by a newcomer that did not hear the answer
+		return s.member(j.Member)
+	}
+	if r := s.MayJoin(j, now); r != nil {
+		return r
+	}
+	i := slices.IndexFunc(s.Tokens, func(t Token) bool { return t.Hash == j.Token })
 	before := *s
 	if j.Replace != "" {
 		if r := s.forget(&Forget{ID: j.Replace, By: j.Member.Name}); r != nil {

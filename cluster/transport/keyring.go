@@ -144,12 +144,13 @@ func (k *Keyring) load(stamp string) error {
 	if err != nil {
 		return err
 	}
-	key, err := readKey(filepath.Join(k.dir, MemberKey))
+	pub, ok := cert.PublicKey.(ed25519.PublicKey)
+	if !ok {
+		return fmt.Errorf("%s: has no Ed25519 key: make one with `demarc cluster cert`", filepath.Join(k.dir, MemberCert))
+	}
+	key, err := memberKey(k.dir, pub)
 	if err != nil {
 		return err
-	}
-	if pub, ok := cert.PublicKey.(ed25519.PublicKey); !ok || !pub.Equal(key.Public()) {
-		return fmt.Errorf("%s: %s and %s do not belong together", k.dir, MemberCert, MemberKey)
 	}
 	if memberOf(cert) == "" {
 		return fmt.Errorf("%s: is not a member's certificate: make one with `demarc cluster cert`", filepath.Join(k.dir, MemberCert))

@@ -107,14 +107,19 @@ func (a *Authority) Issue(dir, name string, now time.Time) error {
 	return install(dir, a.cert.Raw, der, key)
 }
 
+// Until is when a certificate that is issued at a time ends: the authority's own end, if that is sooner.
+func (a *Authority) Until(now time.Time) time.Time {
+	if to := now.Add(MemberLife); to.Before(a.cert.NotAfter) {
+		return to
+	}
+	return a.cert.NotAfter
+}
+
 // sign makes a member's certificate for a key.
 func (a *Authority) sign(name string, pub ed25519.PublicKey, now time.Time) ([]byte, error) {
-	from, to := now.Add(-backdate), now.Add(MemberLife)
+	from, to := now.Add(-backdate), a.Until(now) // never longer than the authority: what it signs would be called another authority's then
 	if from.Before(a.cert.NotBefore) {
 		from = a.cert.NotBefore
-	}
-	if to.After(a.cert.NotAfter) { // never longer than the authority: what it signs would be called another authority's then
-		to = a.cert.NotAfter
 	}
 	if !to.After(from) {
 		return nil, fmt.Errorf("the authority was good until %s: make another one, and certificates for all members", a.cert.NotAfter.UTC().Format(time.RFC3339))
@@ -129,11 +134,41 @@ func install(dir string, ca, cert []byte, key ed25519.PrivateKey) error {
 	if err := writePEM(filepath.Join(dir, AuthorityCert), "CERTIFICATE", ca, 0o644); err != nil {
 		return err
 	}
-	// The certificate first: a reader that meets the new one beside the old key finds that they do not fit, and keeps what it has.
+	// The new key stands beside the old one until the certificate is there: whoever meets that with the old key takes the new one (see memberKey), also behind a loss of power in between.
+	if err := writeKey(filepath.Join(dir, pendingKey), key); err != nil {
+		return err
+	}
 	if err := writePEM(filepath.Join(dir, MemberCert), "CERTIFICATE", cert, 0o644); err != nil {
 		return err
 	}
-	return writeKey(filepath.Join(dir, MemberKey), key)
+	_, err := memberKey(dir, key.Public().(ed25519.PublicKey))
+	return err
+}
+
+// pendingKey is a member's key whose certificate may not be there yet.
+const pendingKey = MemberKey + ".new"
+
+// memberKey is the key in dir that fits a certificate's public key. One that waits for its certificate is put in its place.
+func memberKey(dir string, pub ed25519.PublicKey) (ed25519.PrivateKey, error) {
+	name := filepath.Join(dir, MemberKey)
+	key, err := readKey(name)
+	if err == nil && pub.Equal(key.Public()) {
+		return key, nil
+	}
+	next, perr := readKey(filepath.Join(dir, pendingKey))
+	if perr != nil || !pub.Equal(next.Public()) {
+		if err == nil {
+			if key, err = readKey(name); err == nil && pub.Equal(key.Public()) { // somebody else has put it there meanwhile
+				return key, nil
+			}
+			err = fmt.Errorf("%s: %s and %s do not belong together", dir, MemberCert, MemberKey)
+		}
+		return nil, err
+	}
+	if err := os.Rename(filepath.Join(dir, pendingKey), name); err != nil && !errors.Is(err, fs.ErrNotExist) { // a directory that is read-only keeps both
+		return next, nil
+	}
+	return next, syncDir(dir)
 }
 
 // hostName is the name of a member as others than us look for it in a certificate: curl, or a browser. Members and our own clients go by memberURI.
@@ -256,8 +291,18 @@ func writePEM(name, kind string, der []byte, mode os.FileMode) error {
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
+		return err
 	}
-	return err
+	return syncDir(filepath.Dir(name))
+}
+
+// syncDir has what was renamed in a directory stay so through a loss of power: of a certificate and its key one alone is none.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func readPEM(name, kind string) ([]byte, error) {

@@ -138,10 +138,11 @@ type StreamBegin struct {
 
 // StreamEnd is the last line of a stream that the node ended.
 type StreamEnd struct {
-	Why     string `json:"why"`     // count, time, or what went wrong
-	Matched uint64 `json:"matched"` // packets that the filter wanted
-	Sent    uint64 `json:"sent"`    // lines
-	Lost    uint64 `json:"lost"`    // packets that were wanted and not read in time
+	Why     string `json:"why"`              // count, time, or what went wrong
+	Failed  bool   `json:"failed,omitempty"` // it went wrong: more had come
+	Matched uint64 `json:"matched"`          // packets that the filter wanted
+	Sent    uint64 `json:"sent"`             // lines
+	Lost    uint64 `json:"lost"`             // packets that were wanted and not read in time
 }
 
 // Packet is a live packet that was followed.

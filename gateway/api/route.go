@@ -78,6 +78,7 @@ func ask[B, Q, A any](path string, least Role, does string, fn func(B, context.C
 					return nil, err
 				}
 			}
+			unhurried(w)
 			a, err := fn(any(s.cfg.Backend).(B), r.Context(), *q)
 			if err == nil && rt.also != nil {
 				rt.also(s, a)
@@ -101,11 +102,17 @@ func post[B, Q, A any](path string, least Role, does string, fn func(B, context.
 			if err := errors.Join(queryOf(r.URL.Query(), new(none)), body(w, r, q)); err != nil {
 				return nil, err
 			}
+			unhurried(w)
 			return fn(any(s.cfg.Backend).(B), r.Context(), *q)
 		}()
 		return answer(s, rt, w, r, a, err)
 	}
 	return rt
+}
+
+// unhurried lets a request that has been read take its time: an apply waits for its workers and for other nodes, and the server's read deadline, where it passes, ends the request's context.
+func unhurried(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 }
 
 // stream answers a Q with an L a line, until fn returns or the client goes. An error before the first line is an answer like any; after it,

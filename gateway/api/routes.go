@@ -69,7 +69,7 @@ type StatusQuery struct {
 	Rules bool `json:"rules,omitempty"` // also how often each rule decided
 }
 
-func endOfStream(why string) *StreamLine { return &StreamLine{End: &StreamEnd{Why: why}} }
+func endOfStream(why string) *StreamLine { return &StreamLine{End: &StreamEnd{Why: why, Failed: true}} }
 
 func endOfProbe(why string) *ProbeEvent { return &ProbeEvent{Event: "failed", Error: why} }
 

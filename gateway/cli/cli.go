@@ -107,7 +107,7 @@ func report(w io.Writer, err error, interrupted bool) {
 	var f *api.Fault
 	if errors.As(err, &f) && len(f.Problems) > 0 {
 		for _, p := range f.Problems {
-			fmt.Fprintln(w, p.Text)
+			fmt.Fprintln(w, clean(p.Text))
 		}
 		return
 	}
@@ -123,7 +123,7 @@ func report(w io.Writer, err error, interrupted bool) {
 		}
 		if line = strings.TrimSpace(line); line != "" && line != last {
 			last = line
-			fmt.Fprintf(w, "demarc: %s\n", line)
+			fmt.Fprintf(w, "demarc: %s\n", clean(line))
 		}
 	}
 }

@@ -74,7 +74,7 @@ func (a *app) clusterCertCmd() *cobra.Command {
 				if err := auth.Issue(dir, name, time.Now()); err != nil {
 					return err
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: certificate until %s; copy it to /etc/demarc/keys of %s\n", dir, time.Now().Add(transport.MemberLife).Format(time.DateOnly), name)
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: certificate until %s; copy it to /etc/demarc/keys of %s\n", dir, auth.Until(time.Now()).Format(time.DateOnly), name)
 			}
 			return nil
 		})

@@ -110,6 +110,14 @@ func writeExplanation(w io.Writer, x *api.Explanation) {
 	}
 }
 
+// cutShort is why a stream has ended before its time, where that is what a line says.
+func cutShort(l *api.StreamLine) error {
+	if l.End != nil && l.End.Failed {
+		return errors.New(l.End.Why)
+	}
+	return nil
+}
+
 func writeSteps(w io.Writer, steps []api.Step, indent string) {
 	wide := 0
 	for _, s := range steps {
@@ -134,10 +142,13 @@ func (a *app) stream(cmd *cobra.Command, ctx context.Context, path string, req a
 					fmt.Fprintf(cmd.ErrOrStderr(), "demarc: %s, %d matched, %d lost (%s)\n", plural(int(e.Sent), "line"), e.Matched, e.Lost, e.Why)
 				}
 			}
+			var err error
 			if a.json {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(l)
+				err = json.NewEncoder(cmd.OutOrStdout()).Encode(l)
+			} else {
+				err = fn(l)
 			}
-			return fn(l)
+			return errors.Join(err, cutShort(l))
 		})
 	})
 	if err == nil && !ended && ctx.Err() == nil {
@@ -321,7 +332,7 @@ func (a *app) capture(cmd *cobra.Command, r api.CaptureRequest, name string) (er
 					b = p.Lost(b, i, uint64(time.Now().UnixNano()), l.End.Lost)
 				}
 				_, err := out.Write(b)
-				return err
+				return errors.Join(err, cutShort(l))
 			}
 			return nil
 		})

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 )
 
 // table prints rows in columns. An empty cell becomes "-", so that columns can be cut by tools.
@@ -41,10 +42,10 @@ func (t *table) row(cells ...any) {
 
 func (t *table) flush() { _ = t.w.Flush() } // it writes to memory
 
-// clean keeps names that came from files from moving the cursor.
+// clean keeps names that came from files, or from whoever answers at an address, from moving the cursor.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if unicode.IsControl(r) {
 			return '?'
 		}
 		return r

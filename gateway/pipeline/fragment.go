@@ -210,6 +210,9 @@ func (sh *Shard) localPiece(s *Slot) verdict.Verdict {
 	if s.in == nil {
 		return sh.drop(s, verdict.LocalUnhandled)
 	}
+	if !sh.echoRate.Take(&sh.echo[s.Key.Zone], sh.now, 1) { // a datagram has as many as its sender likes
+		return sh.drop(s, verdict.ICMPRateLimited)
+	}
 	return sh.pong(s)
 }
 

@@ -599,6 +599,24 @@ func TestPingOfTheGatewayInFragments(t *testing.T) {
 	}
 }
 
+// The same later fragment over and over is answered no more often than pings are.
+func TestLaterFragmentsOfAPingAreLimited(t *testing.T) {
+	r := newRig(t, testNode, testPolicy)
+	pieces := split(t, bigEcho(t, 1, "198.18.10.11", "198.18.10.1", 8, 77, 3000), 9, 1000)
+	r.want(&r.send(1, pieces[0])[0], verdict.Send)
+	sent := 0
+	for range 5 * echoPerSecond {
+		if s := r.send(1, pieces[1]); s[0].Verdict == verdict.Send {
+			sent++
+		} else if s[0].Reason != verdict.ICMPRateLimited {
+			t.Fatal(s[0].Reason)
+		}
+	}
+	if sent == 0 || sent > echoPerSecond {
+		t.Errorf("%d of %d at once were answered, want some and not more than %d", sent, 5*echoPerSecond, echoPerSecond)
+	}
+}
+
 // A fragment is a packet to meters, rates and neighbours, like any other.
 func TestFragmentsAreCounted(t *testing.T) {
 	w := newWorld(t, 1, testPolicy)

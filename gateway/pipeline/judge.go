@@ -47,8 +47,8 @@ func Judge(v *snapshot.View, se *conntrack.Session, m *nat.Mapping) (j Judgement
 	inside, outside := ends(se, family)
 	dport := se.OrigDPort
 	d, src, dst := meter.Out, &inside, &outside
-	if se.Flags&conntrack.FlagFromBackbone == 0 && !t.Prefixes.Contains(family, &inside) {
-		j.Reason = verdict.SessionCut // its packets would be spoofed now
+	if !t.Prefixes.Contains(family, &inside) {
+		j.Reason = verdict.SessionCut // its packets would be spoofed now, and who is not the tenant's any more is reached by nobody
 		return j
 	}
 	if se.Flags&conntrack.FlagFromBackbone != 0 {
@@ -177,7 +177,7 @@ func natStands(v *snapshot.View, t *snapshot.Tenant, se *conntrack.Session, m *n
 		return verdict.Pass
 	}
 	if p.Static {
-		if p.Inside == inside {
+		if p.Inside == inside && pport == iport {
 			return verdict.Pass
 		}
 		return verdict.SessionCut

@@ -266,6 +266,18 @@ func TestEndpointIndependentFiltering(t *testing.T) {
 	}
 }
 
+// A host that is the tenant's no more is reached by nobody: what strangers had begun to it ends, and its mapping lets no other in.
+func TestAHostThatIsGoneIsReachedByNobody(t *testing.T) {
+	r := newRig(t, testNode, testPolicy)
+	s := r.send(2, udp4(t, 2, "198.18.30.200", 4000, "203.0.113.11", 53))
+	port := uint16(r.want(&s[0], verdict.Send).Layer(layers.LayerTypeUDP).(*layers.UDP).SrcPort)
+	stranger := udp4(t, 0, "203.0.113.77", 9999, "192.0.2.48", port)
+	r.want(&r.send(0, stranger)[0], verdict.Send)
+	r.sh.SetView(compileView(t, r.node, r.space, r.view, replaceOnce(t, testPolicy, `prefixes = ["198.18.30.0/24"]`, `prefixes = ["198.18.30.0/28"]`)))
+	r.wantDrop(&r.send(0, stranger)[0], verdict.SessionCut)
+	r.wantDrop(&r.send(0, udp4(t, 0, "203.0.113.78", 9999, "192.0.2.48", port))[0], verdict.NATUnusedAddress)
+}
+
 func TestBurstAllocatesNothing(t *testing.T) {
 	limited := replaceOnce(t, testPolicy, "[[tenant.nat.static]]", "[tenant.limits]\nhost_sessions = 900\n[[tenant.nat.static]]")
 	limited = replaceOnce(t, limited, "name = \"alpha\"\n", "name = \"alpha\"\nreject = \"reset\"\n")

@@ -103,8 +103,8 @@ func (sh *Shard) translateDestination(s *Slot, p *snapshot.Public, se *conntrack
 			*inside = flow.Addr{}
 			copy(inside[:4], a[:])
 			// A mapping may outlive the policy that it was made under, until its sessions are judged again: of a tenant that had
-			// this address before, of a host that is translated 1:1 now, of a port that the host has now.
-			if _, static := t.StaticByInside[*inside]; static || owner != t.ID || p.Reserved(class, k.DPort) {
+			// this address before, of a host that is translated 1:1 now, of a port that the host has now, of a host that is the tenant's no more.
+			if _, static := t.StaticByInside[*inside]; static || owner != t.ID || p.Reserved(class, k.DPort) || !t.Prefixes.Contains(4, inside) {
 				return verdict.NATUnusedAddress
 			}
 			se.XlatDPort, se.Mapping = port, id

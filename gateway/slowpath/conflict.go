@@ -30,7 +30,8 @@ func (m *machine) duplicate(f *netif, a netip.Addr, mac [6]byte, now uint64) {
 	c.MAC, c.LastNs = mac, now
 	c.Count++
 	m.complain(&f.complained, now, "another station uses our address", "interface", f.Name, "address", a, "mac", macText(mac), "times", c.Count)
-	if (c.at == 0 || now-c.at >= defendEvery) && m.announceOne(f, a) {
+	// As many addresses as are remembered, and no more: of others it is not known whether they have been defended.
+	if (c.at == 0 || now-c.at >= defendEvery) && allow(&f.defended, now, defendEvery/maxConflicts, maxConflicts) && m.announceOne(f, a) {
 		c.at = max(now, 1)
 		c.Defended++
 		m.stats.Defended++

@@ -237,6 +237,8 @@ func (m *machine) bound(iface uint16, by flow.TenantID) {
 	}
 	mine, ok := m.t.byParty[partyKey{iface, by}]
 	switch {
+	case m.t.unanswered >= m.resolves: // those in use that have fallen silent may be more than that
+		m.giveUp(m.t.greediest((*party).n))
 	case ok && m.t.parties[mine].n() > m.resolves-m.t.unanswered:
 		m.giveUp(mine)
 	case here >= m.resolves-m.resolves/4:
@@ -246,8 +248,6 @@ func (m *machine) bound(iface uint16, by flow.TenantID) {
 			}
 			return p.n()
 		}))
-	case m.t.unanswered >= m.resolves:
-		m.giveUp(m.t.greediest((*party).n))
 	}
 }
 
@@ -269,7 +269,7 @@ func (m *machine) makeRoom(resolving bool) bool {
 		m.giveUp(p)
 		return true
 	}
-	for range 8 {
+	for range 32 {
 		most := int32(none) // the interface with the most that nobody uses: a flood on one link does not empty another's
 		for _, i := range m.t.idlers {
 			if most == none || m.t.idle[i].n > m.t.idle[most].n {
@@ -360,6 +360,8 @@ func (m *machine) publish(i int32, state fib.State, mac [6]byte, now uint64) {
 	to, wait := listNone, m.jitter(baseReachable)
 	e.ahead = false
 	switch state {
+	case fib.Reachable:
+		to = listIdle // what answers and is used by nobody is not in use: a station may answer for all of a /64
 	case fib.Stale:
 		to, wait = listIdle, staleLook
 	case fib.Permanent:
@@ -544,7 +546,7 @@ func (m *machine) setInterfaces(list []Interface, now uint64) {
 	for _, c := range list {
 		f := newNetif(c)
 		if o := old[c.Index]; o != nil && sameLink(o, f) {
-			f.asked, f.answered, f.complained, f.moved, f.probed = o.asked, o.answered, o.complained, o.moved, o.probed
+			f.asked, f.answered, f.defended, f.complained, f.moved, f.probed = o.asked, o.answered, o.defended, o.complained, o.moved, o.probed
 		}
 		m.ifaces[c.Index] = f
 		m.t.interfaces(c.Index)

@@ -593,6 +593,49 @@ func TestAddressesAreDefended(t *testing.T) {
 	}
 }
 
+// However many addresses are claimed by others at a time, what is told to everyone about that is bounded.
+func TestDefenceIsBounded(t *testing.T) {
+	c := plainIface()
+	c.Proxy = []netip.Prefix{netip.MustParsePrefix("192.0.2.64/26")}
+	r := newRig(t, nil, c)
+	for i := range 10000 { // 10 s, 40 addresses in a circle
+		r.learn(arpReply(evilMAC, netip.AddrFrom4([4]byte{192, 0, 2, byte(70 + i%40)}).String(), "192.0.2.9"))
+		r.pass(ms)
+	}
+	told := 0
+	for _, d := range r.took() {
+		if strings.HasPrefix(d, "all<gw ask 192.0.2.") {
+			told++
+		}
+	}
+	if told < maxConflicts || told > 2*maxConflicts+1 {
+		t.Errorf("%d frames to everyone in 10 s for 10,000 forged ones, want %d to %d", told, maxConflicts, 2*maxConflicts+1)
+	}
+}
+
+// One station that answers for as many addresses as the table holds, and is sent nothing, leaves room for who is: that it answers is no use.
+func TestWhoAnswersForAllLeavesRoom(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.Capacity = 64 })
+	r.known("192.0.2.9", hostMAC)
+	address := func(i int) string {
+		a := v6("fe80::7:0:0")
+		a[14], a[15] = byte(i>>8), byte(i)
+		return netip.AddrFrom16(a).String()
+	}
+	for i := range 500 {
+		r.learn(ns(evilMAC, address(i), "2001:db8::1", [6]byte{}))
+		r.learn(na(evilMAC, address(i), "2001:db8::1", true, true))
+		if !r.use(1, "192.0.2.9") {
+			t.Fatalf("who is in use was lost at %d", i)
+		}
+	}
+	r.took()
+	r.known("192.0.2.10", hostMAC)
+	if r.m.stats.TableFull != 0 {
+		t.Errorf("no room %d times", r.m.stats.TableFull)
+	}
+}
+
 // TestFloodsLeaveWhatIsInUse: neither a flood of questions from forged neighbours nor a scan of a /64 pushes out an entry in use, and a
 // new neighbour can still be resolved during them.
 func TestFloodsLeaveWhatIsInUse(t *testing.T) {

@@ -71,7 +71,8 @@ type compiler struct {
 	route []fib.Route
 	errs  []error
 
-	groupOf map[string]*Group // by tenant
+	groupOf  map[string]*Group   // by tenant
+	resolved map[string]hostList // see hosts
 }
 
 func (c *compiler) fail(format string, args ...any) {
@@ -246,8 +247,11 @@ func family(a netip.Addr) uint8 {
 // connected adds an interface's own prefixes and addresses to its zone.
 func (c *compiler) connected(i uint16) {
 	f := &c.v.Ifaces[i]
-	for _, p := range f.Addrs {
-		c.add(f.Zone, p, c.hop(Hop{Kind: HopForward, Iface: i, OnLink: true, Family: family(p.Addr())}))
+	for j, p := range f.Addrs {
+		twice := slices.ContainsFunc(f.Addrs[:j], func(q netip.Prefix) bool { return q.Masked() == p.Masked() })
+		if !twice && p.Bits() < p.Addr().BitLen() {
+			c.add(f.Zone, p, c.hop(Hop{Kind: HopForward, Iface: i, OnLink: true, Family: family(p.Addr())}))
+		}
 		if f.Zone == flow.Backbone && c.isPublic(p.Addr()) {
 			continue // a NAT address of its own: the public entry answers
 		}
@@ -492,16 +496,18 @@ func (c *compiler) rules(ct *configs.Tenant, t *Tenant, prev *Tenant, who string
 		}
 		ar := acl.Rule{Allow: r.Action == "allow", ID: uint32(len(list[d]))}
 		var err error
-		if ar.From, ar.FromRanges, err = c.in.Policy.Hosts(ct, r.From); err != nil {
+		if ar.From, ar.FromRanges, err = c.hosts(ct, r.From); err != nil {
 			c.fail("%s: %s: from: %w", who, name, err)
 		}
-		if ar.To, ar.ToRanges, err = c.in.Policy.Hosts(ct, r.To); err != nil {
+		if ar.To, ar.ToRanges, err = c.hosts(ct, r.To); err != nil {
 			c.fail("%s: %s: to: %w", who, name, err)
 		}
 		svcs, err := c.in.Policy.Services(ct, r.Service)
 		if err != nil {
 			c.fail("%s: %s: service: %w", who, name, err)
 		}
+		// What it names holds nothing (yet): that is nobody, and not everybody.
+		ar.Never = len(r.From) > 0 && len(ar.From)+len(ar.FromRanges) == 0 || len(r.To) > 0 && len(ar.To)+len(ar.ToRanges) == 0 || len(r.Service) > 0 && len(svcs) == 0
 		for _, s := range svcs {
 			ar.Services = append(ar.Services, acl.Service{Proto: s.Proto, AnyProto: s.AnyProto, SPortLo: s.SPortLo, SPortHi: s.SPortHi, DPortLo: s.DPortLo, DPortHi: s.DPortHi})
 		}
@@ -523,12 +529,45 @@ func (c *compiler) rules(ct *configs.Tenant, t *Tenant, prev *Tenant, who string
 	}
 	for d := range list {
 		p, err := acl.Compile(list[d])
+		var at *acl.RuleError
+		if errors.As(err, &at) && at.Index < len(t.Rules[d]) { // the list is of one direction: by its place there nobody finds it
+			err = fmt.Errorf("%q: %w", t.Rules[d][at.Index].Name, at.Err)
+		}
 		if err != nil {
 			c.fail("%s: %s rules: %w", who, meter.Dir(d), err)
 			continue
 		}
 		t.ACL[d] = p
 	}
+}
+
+// hosts is Policy.Hosts, once for rules that name the same: an object of thousands stands in many.
+func (c *compiler) hosts(ct *configs.Tenant, names []string) (prefixes []netip.Prefix, ranges [][2]netip.Addr, err error) {
+	if len(names) == 0 {
+		return nil, nil, nil
+	}
+	of := ""
+	if len(ct.Objects.Hosts) > 0 { // its own go before those of all
+		of = ct.Name
+	}
+	key := of + "\x00" + strings.Join(names, "\x00")
+	h, ok := c.resolved[key]
+	if !ok {
+		if h.prefixes, h.ranges, err = c.in.Policy.Hosts(ct, names); err != nil {
+			return nil, nil, err
+		}
+		if c.resolved == nil {
+			c.resolved = map[string]hostList{}
+		}
+		c.resolved[key] = h
+	}
+	return h.prefixes, h.ranges, nil
+}
+
+// hostList is what names of hosts and host objects hold. Nobody changes it.
+type hostList struct {
+	prefixes []netip.Prefix
+	ranges   [][2]netip.Addr
 }
 
 func (c *compiler) limits(ct *configs.Tenant, t *Tenant) {

@@ -510,3 +510,40 @@ func TestOnlyARegisteredViewTakesPlaces(t *testing.T) {
 		}
 	}
 }
+
+// An object that holds nothing is nobody, in each part of a rule, and not everybody.
+func TestARuleForNobodyMatchesNobody(t *testing.T) {
+	for _, r := range []configs.Rule{{From: []string{"none"}}, {To: []string{"none"}}, {Service: []string{"nothing"}}, {From: []string{"nested"}, Service: []string{"tcp/80"}}} {
+		p, n := plan()
+		p.Objects = configs.Objects{Hosts: map[string][]string{"none": {}, "nested": {"none"}}, Services: map[string][]string{"nothing": {}}}
+		r.Direction, r.Action = "in", "allow"
+		p.Tenants[0].Rules = []configs.Rule{r, {Name: "web", Direction: "in", Action: "allow", Service: []string{"tcp/80"}}}
+		tenant := mustCompile(t, input(p, n)).TenantByName("alpha")
+		src, dst := flow.AddrFrom(adr("203.0.113.7")), flow.AddrFrom(adr("198.18.10.5"))
+		k := ACLKey(&src, &dst, 1, 22, flow.TCP, 4)
+		if j := tenant.Judge(meter.In, &k); j.Allow {
+			t.Errorf("%+v allows %+v", r, j)
+		}
+		k = ACLKey(&src, &dst, 1, 80, flow.TCP, 4)
+		if j := tenant.Judge(meter.In, &k); !j.Allow || j.Rule != 1 {
+			t.Errorf("behind %+v: %+v, want rule 1", r, j)
+		}
+	}
+}
+
+// Two addresses in one network, and one that is a network of its own, are no reason to refuse a node.
+func TestAddressesOfOneNetwork(t *testing.T) {
+	p, n := plan()
+	n.Interfaces[0].Addresses = append(n.Interfaces[0].Addresses, pfx("203.0.113.2/24"), pfx("192.0.2.1/32"), pfx("2001:db8:ff::2/64"), pfx("2001:db8:fe::1/128"))
+	v := mustCompile(t, input(p, n))
+	for _, a := range []string{"203.0.113.1", "203.0.113.2", "192.0.2.1", "2001:db8:ff::2", "2001:db8:fe::1"} {
+		fa := flow.AddrFrom(adr(a))
+		if _, h, ok := v.Lookup(flow.Backbone, family(adr(a)), &fa); !ok || h.Kind != HopLocal {
+			t.Errorf("%s: %+v, %v; want the node itself", a, h, ok)
+		}
+	}
+	fa := flow.AddrFrom(adr("203.0.113.9"))
+	if _, h, ok := v.Lookup(flow.Backbone, 4, &fa); !ok || h.Kind != HopForward || !h.OnLink {
+		t.Errorf("a neighbour: %+v, %v", h, ok)
+	}
+}
