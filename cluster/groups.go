@@ -242,7 +242,7 @@ func (n *Node) until(ctx context.Context, what string, ok func() bool) error {
 		select {
 		case <-t.C:
 		case <-ctx.Done():
-			return fmt.Errorf("%s was begun and is not done after %s: `demarc group` shows how it stands: %w", what, groupWait, ctx.Err())
+			return fmt.Errorf("%s was begun and is not done after %s: `demarc group` shows how it stands: %w: %w", what, groupWait, ErrUnknownOutcome, ctx.Err())
 		}
 	}
 	return nil

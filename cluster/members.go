@@ -306,10 +306,8 @@ func (n *Node) takeIn(ctx context.Context, q *request) (answer, []byte) {
 	if m.Address == "" {
 		return refused("%s does not say where the others reach it: [cluster] advertise", m.Name), nil
 	}
-	if q.Replace != "" {
-		if a, known := n.known("what the members serve"); !known {
-			return a, nil
-		}
+	if a, known := n.known("who is a member"); !known { // who has just come to lead may not have all that was agreed on
+		return a, nil
 	}
 	s := n.st.State()
 	j := &command.Join{Member: m, Token: command.Digest([]byte(q.Token))}
@@ -321,13 +319,10 @@ func (n *Node) takeIn(ctx context.Context, q *request) (answer, []byte) {
 	was, again := s.Member(m.ID)
 	if again && (was.Name != m.Name || was.Key != "" && m.Key != "" && was.Key != m.Key) { // else whoever knows an id takes that member's place, without a token
 		n.log.Warn("somebody asks to be taken in by the id of a member", "asker", m.Name, "member", was.Name, "id", m.ID)
-		return refused("%s is the id of member %s, with another name or key: a node that joins anew has a data directory without cluster", m.ID, was.Name), nil
+		return refused("%s is the id of member %s, with another name or key: a node that joins anew has a data directory without cluster, and joins with another token and --replace %s", m.ID, was.Name, was.Name), nil
 	}
 	if !again { // what has no good token gets nothing into the log, where it would push out what operators did
-		if a, known := n.known("which tokens are good"); !known {
-			return a, nil
-		}
-		if r := n.st.State().MayJoin(j, n.cfg.Wall().UTC()); r != nil {
+		if r := s.MayJoin(j, n.cfg.Wall().UTC()); r != nil {
 			n.log.Warn("a newcomer was refused", "name", m.Name, "address", m.Address, "why", r.Text)
 			return answer{Leads: true, Result: command.Result{Refused: r}}, nil
 		}

@@ -399,6 +399,8 @@ func (n *Node) Revise(ctx context.Context, c Change) (command.Revision, error) {
 		return command.Revision{}, err
 	}
 	// Where another node leads, its answer may be here before the entry is.
+	ctx, cancel := context.WithTimeout(ctx, hearTime)
+	defer cancel()
 	for {
 		n.mu.Lock()
 		changed := n.applied
@@ -409,6 +411,9 @@ func (n *Node) Revise(ctx context.Context, c Change) (command.Revision, error) {
 		}
 		if s.Last >= r.Revision {
 			return command.Revision{}, fmt.Errorf("revision %d was replaced and forgotten already", r.Revision)
+		}
+		if why := n.st.Stopped(); why != "" {
+			return command.Revision{}, fmt.Errorf("revision %d: %w: %s", r.Revision, ErrLate, why)
 		}
 		select {
 		case <-changed:
@@ -434,8 +439,13 @@ func (n *Node) TakeBack(ctx context.Context, number uint64, who command.Who) err
 	return n.decided(ctx, number)
 }
 
+// hearTime is for how long a node that does not lead waits for what was agreed on.
+const hearTime = 30 * time.Second
+
 // decided waits until this node, too, has the entry by which a revision is provisional no more: where another node leads, its answer may be here before.
 func (n *Node) decided(ctx context.Context, number uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, hearTime)
+	defer cancel()
 	for {
 		n.mu.Lock()
 		changed := n.applied
@@ -443,6 +453,9 @@ func (n *Node) decided(ctx context.Context, number uint64) error {
 		s := n.st.State()
 		if rev, ok := s.Revision(number); s.Last >= number && (!ok || rev.Fate != command.FateProvisional) {
 			return nil
+		}
+		if why := n.st.Stopped(); why != "" {
+			return fmt.Errorf("what becomes of revision %d: %w: %s", number, ErrLate, why)
 		}
 		select {
 		case <-changed:

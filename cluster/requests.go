@@ -197,8 +197,14 @@ func (n *Node) readRequest(c net.Conn, r *bufio.Reader, p transport.Peer) (q req
 		return q, nil, bad(err)
 	}
 	if bytes := binary.BigEndian.Uint32(size); bytes > largeBody && bytes <= maxBody { // of more nothing is read
-		if n.mayAsk(p, &q) != nil {
-			return q, nil, nil // it is refused unread: a place is for who may ask
+		if n.mayAsk(p, &q) != nil { // a place is for who may ask: it is read away, so that the refusal arrives
+			for left := int64(bytes) + 4; left > 0; left -= pieceOfBody {
+				_ = c.SetReadDeadline(time.Now().Add(patience))
+				if _, err := io.CopyN(io.Discard, r, min(left, pieceOfBody)); err != nil {
+					return q, nil, bad(err)
+				}
+			}
+			return q, nil, nil
 		}
 		select {
 		case n.large <- struct{}{}:
@@ -212,6 +218,9 @@ func (n *Node) readRequest(c net.Conn, r *bufio.Reader, p transport.Peer) (q req
 	}
 	return q, body, nil
 }
+
+// pieceOfBody is how much of a body must come within patience.
+const pieceOfBody = 64 << 10
 
 // handle carries out one request. end is set when the peer is not to be answered after this.
 func (n *Node) handle(ctx context.Context, p transport.Peer, q request, body []byte) (a answer, out []byte, end error) {
@@ -565,7 +574,10 @@ func (n *Node) call(ctx context.Context, address string, q request, body []byte)
 	if d, ok := ctx.Deadline(); ok {
 		q.Wait = max(time.Until(d), time.Millisecond)
 	}
-	if c := n.pool.take(address); c != nil {
+	// Who asks for a certificate shows the one that it has now; a connection that stands may show the one before.
+	if c := n.pool.take(address); c != nil && q.Kind == askRenew {
+		n.pool.put(address, c)
+	} else if c != nil {
 		a, out, err = exchange(ctx, c, q, body)
 		if err == nil {
 			n.letIn(address)

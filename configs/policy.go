@@ -461,22 +461,28 @@ func checkHostRate(at loc, r *HostRate, line Rate) {
 	}
 }
 
-// overlaps finds tenants whose untranslated prefixes overlap: a packet from the backbone could not be told apart.
-func (c *policyCheck) overlaps() {
-	type owned struct {
-		p      netip.Prefix
-		tenant int
-		at     loc
-	}
-	var all []owned
-	for i := range c.p.Tenants {
-		t := &c.p.Tenants[i]
-		for j, p := range t.Prefixes {
-			if p.IsValid() && p == p.Masked() && p.Bits() > 0 && (p.Addr().Is6() || len(t.NAT.Pool) == 0 || len(t.NAT.Bypass) > 0) {
-				all = append(all, owned{p, i, c.root.key("tenant").at(i).key("prefixes").item(j)})
+// owned is a prefix that is routed to a tenant.
+type owned struct {
+	p      netip.Prefix
+	tenant int
+	at     loc
+}
+
+// owned are the prefixes that are routed to tenants as they are: of IPv4 only those of whom routed says so.
+func (p *Policy) owned(root loc, routed func(*Tenant) bool) (all []owned) {
+	for i := range p.Tenants {
+		t := &p.Tenants[i]
+		for j, q := range t.Prefixes {
+			if q.IsValid() && q == q.Masked() && q.Bits() > 0 && (q.Addr().Is6() || routed(t)) {
+				all = append(all, owned{q, i, root.key("tenant").at(i).key("prefixes").item(j)})
 			}
 		}
 	}
+	return all
+}
+
+// overlapping sorts prefixes and calls found for each that overlaps another tenant's; o is the later tenant's.
+func overlapping(all []owned, found func(first, o owned)) {
 	slices.SortStableFunc(all, func(a, b owned) int {
 		return cmp.Or(a.p.Addr().Compare(b.p.Addr()), cmp.Compare(a.p.Bits(), b.p.Bits()), cmp.Compare(a.tenant, b.tenant))
 	})
@@ -491,12 +497,19 @@ func (c *policyCheck) overlaps() {
 			if first.tenant > o.tenant {
 				first, o = o, first
 			}
-			o.at.bad(o.p, fmt.Sprintf("overlaps %s of tenant %s", first.p, quote(c.p.Tenants[first.tenant].Name)),
-				"only IPv4 that is always translated may be the same in two tenants (nat.pool, and no nat.bypass)")
+			found(first, o)
 			continue
 		}
 		open = append(open, o)
 	}
+}
+
+// overlaps finds tenants whose untranslated prefixes overlap: a packet from the backbone could not be told apart.
+func (c *policyCheck) overlaps() {
+	all := c.p.owned(c.root, func(t *Tenant) bool { return len(t.NAT.Pool) == 0 })
+	overlapping(all, func(first, o owned) {
+		o.at.bad(o.p, fmt.Sprintf("overlaps %s of tenant %s", first.p, quote(c.p.Tenants[first.tenant].Name)), "only translated IPv4 may be the same in two tenants (nat.pool)")
+	})
 	for _, o := range all {
 		if o.p.Addr().Is4() {
 			c.public = append(c.public, claim{addrRange: addrRange{o.p.Addr(), lastAddr(o.p)}, at: o.at, tenant: o.tenant, kind: "prefix", text: o.p.String()})

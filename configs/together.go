@@ -15,7 +15,6 @@ type side struct {
 	where  []loc // of each interface, in the node file
 
 	virtual map[netip.Addr]string // addresses of groups here, and of which
-	routers []netip.Addr          // IPv4 next hops of its routes
 }
 
 // CheckTogether checks what only both files together show. The error is an ErrorList; it names lines when the files were decoded.
@@ -48,16 +47,6 @@ func CheckTogether(p *Policy, n *Node) error {
 		return s
 	}
 	backbone := gather(pAt.key("backbone"), "the backbone", p.Backbone.Interfaces)
-	for _, r := range p.Routes {
-		for _, via := range r.Via {
-			own := slices.ContainsFunc(backbone.ifaces, func(f *Interface) bool {
-				return slices.ContainsFunc(f.Addresses, func(p netip.Prefix) bool { return p.Addr() == via })
-			})
-			if !r.Discard && via.Is4() && !own { // which is said of the route
-				backbone.routers = append(backbone.routers, via)
-			}
-		}
-	}
 	var tenants []*side
 	for i := range p.Tenants {
 		tenants = append(tenants, gather(pAt.key("tenant").at(i), "tenant "+quote(p.Tenants[i].Name), p.Tenants[i].Interfaces))
@@ -165,7 +154,7 @@ func (s *side) reachable(at loc, t *Tenant) {
 	for i, p := range t.Prefixes {
 		ok := slices.ContainsFunc(t.Routes, func(r Route) bool { return r.Prefix.IsValid() && r.Prefix.Overlaps(p) })
 		for _, f := range s.ifaces {
-			ok = ok || slices.ContainsFunc(f.Addresses, func(q netip.Prefix) bool { return q.Masked().Overlaps(p) })
+			ok = ok || slices.ContainsFunc(f.Addresses, func(q netip.Prefix) bool { return q.Bits() < q.Addr().BitLen() && q.Masked().Overlaps(p) })
 		}
 		if !ok {
 			at.key("prefixes").item(i).bad(p, "is behind no interface and no route of the tenant", "its networks are "+s.networks(p.Addr().Is4()))
@@ -233,12 +222,6 @@ func publicAddresses(at loc, t *Tenant, n *Node, backbone *side, g *Group) {
 
 // usable refuses addresses that cannot be a host's on a network of the backbone.
 func (s *side) usable(at loc, text string, r addrRange) {
-	for _, via := range s.routers {
-		if r.contains(via) {
-			at.bad(text, "holds "+via.String()+", the next hop of a route", "addresses that nobody else has: the gateway would answer for the router, and never reach it")
-			break
-		}
-	}
 	for _, f := range s.ifaces {
 		for _, p := range f.Addresses {
 			if !p.Addr().Is4() || p.Bits() >= 31 {

@@ -107,7 +107,7 @@ func TestThePoolHasNoRouterInIt(t *testing.T) {
 		{"pool = [\"203.0.113.3-203.0.113.10\"]\n", ""},
 		{"[[tenant.nat.static]]\npublic = \"203.0.113.1\"\ninside = \"198.18.0.9\"\n", "the next hop of a route"},
 	} {
-		err := CheckTogether(decodePolicy(t, policy+c.nat), n)
+		err := CheckSound(decodePolicy(t, policy+c.nat), n)
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.nat, err, c.want)
 		}

@@ -24,12 +24,15 @@ func (p *Policy) Warnings() ErrorList {
 		where := at.key("tenant").at(i)
 		switch {
 		case len(t.NAT.Pool) > 0:
-		case len(t.NAT.Static) > 0:
+		case len(t.NAT.Static) > 0 && slices.ContainsFunc(t.Prefixes, func(p netip.Prefix) bool {
+			return p.Addr().Is4() && !(p.Bits() == 32 && slices.ContainsFunc(t.NAT.Static, func(s StaticNAT) bool { return s.Inside == p.Addr() }))
+		}):
 			where.key("nat").key("static").bad(nil, "leaves all other hosts without IPv4 to the backbone", "a nat.pool for them")
 		case len(t.NAT.Bypass) > 0:
 			where.key("nat").key("bypass").bad(nil, "does nothing without nat.pool", "this tenant is routed untranslated anyway")
 		}
-		t.warnOpen(where)
+		w.sets = map[string][][2]netip.Addr{}
+		w.open(where, t)
 		w.rules(where, t)
 	}
 	p.warnGroups(at)
@@ -60,15 +63,28 @@ func (t *Timeouts) warn(at loc) {
 	}
 }
 
-// warnOpen names rules that let somebody in where everybody is: what the looser kinds of filtering let in by a mapping needs no rule, so whoever writes one for those that
+// open names rules that let somebody in where everybody is: what the looser kinds of filtering let in by a mapping needs no rule, so whoever writes one for those that
 // may come in has meant the others to stay out.
-func (t *Tenant) warnOpen(at loc) {
-	all := func(items []string) bool { return len(items) == 0 || slices.Contains(items, "any") }
+func (w *warner) open(at loc, t *Tenant) {
+	var inside [][2]netip.Addr // mappings are of these
+	for _, p := range t.Prefixes {
+		if p.Addr().Is4() {
+			inside = append(inside, [2]netip.Addr{p.Masked().Addr(), lastAddr(p)})
+		}
+	}
+	all := func(items []string, of [][2]netip.Addr) bool {
+		set := w.set(t, items)
+		return len(items) == 0 || len(set) > 0 && w.coversSet(set, of)
+	}
+	mapped := []Service{{Proto: 6, SPortHi: 65535, DPortHi: 65535}, {Proto: 17, SPortHi: 65535, DPortHi: 65535}}
 	in := func(is func(*Rule) bool) bool {
 		return slices.ContainsFunc(t.Rules, func(r Rule) bool { return r.Direction == "in" && is(&r) })
 	}
 	allows := in(func(r *Rule) bool { return r.Action != "deny" })
-	ends := in(func(r *Rule) bool { return r.Action == "deny" && all(r.From) && all(r.To) && all(r.Service) })
+	ends := in(func(r *Rule) bool {
+		services, err := w.p.Services(t, r.Service)
+		return r.Action == "deny" && all(r.From, everything[:1]) && all(r.To, merge(inside)) && err == nil && (len(r.Service) == 0 || len(services) > 0 && w.coversServices(services, mapped))
+	})
 	if len(t.NAT.Pool) > 0 && t.NAT.Filtering != "address-and-port-dependent" && allows && !ends {
 		at.key("nat").key("filtering").bad(t.NAT.Filtering, `lets others in by mappings than the "in" rules allow, which do not deny all others`, `end them with a rule that does (direction = "in", action = "deny"), or leave filtering out`)
 	}
@@ -88,7 +104,6 @@ type resolved struct {
 }
 
 func (w *warner) rules(at loc, t *Tenant) {
-	w.sets = map[string][][2]netip.Addr{}
 	before := map[string][]resolved{}
 	for j := range t.Rules {
 		r := &t.Rules[j]
@@ -145,8 +160,8 @@ func (w *warner) nobody(at loc, t *Tenant, r *Rule, one *resolved) (found bool) 
 	if inside == nil || len(t.Prefixes) == 0 {
 		return false
 	}
-	w.budget -= len(inside) * len(t.Prefixes)
 	for _, x := range inside {
+		w.budget -= len(t.Prefixes)
 		if slices.ContainsFunc(t.Prefixes, func(p netip.Prefix) bool {
 			return p.Addr().Is4() == x[0].Is4() && !lastAddr(p).Less(x[0]) && !x[1].Less(p.Masked().Addr())
 		}) {
@@ -159,13 +174,20 @@ func (w *warner) nobody(at loc, t *Tenant, r *Rule, one *resolved) (found bool) 
 
 // requests names services of a rule that it is never asked about: of ICMP only requests begin a conversation, and errors and answers pass with the one that they belong to.
 func requests(at loc, list []Service) {
-	for i, s := range list {
+	for _, s := range list {
 		kind, only := s.DPortLo>>8, s.DPortLo>>8 == s.DPortHi>>8
 		v4 := s.Proto == 1 && !s.AnyProto && only && kind != 8 && kind != 13
 		v6 := s.Proto == 58 && !s.AnyProto && only && kind != 128
 		code := (s.Proto == 1 || s.Proto == 58) && !s.AnyProto && only && s.DPortLo&0xff != 0
 		if v4 || v6 || code {
-			at.key("service").bad(nil, fmt.Sprintf("entry %d has no effect", i+1), "icmp/echo-request, icmp/timestamp-request or icmpv6/echo-request: errors and answers pass with the conversation that they belong to")
+			name := "icmp"
+			if s.Proto == 58 {
+				name = "icmpv6"
+			}
+			if name = fmt.Sprintf("%s/%d", name, kind); code {
+				name += fmt.Sprintf("/%d", s.DPortLo&0xff)
+			}
+			at.key("service").bad(nil, name+" has no effect", "icmp/echo-request, icmp/timestamp-request or icmpv6/echo-request: errors and answers pass with the conversation that they belong to")
 			return
 		}
 	}

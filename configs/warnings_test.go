@@ -67,9 +67,9 @@ func TestWarnsOfRulesForNobody(t *testing.T) {
 		"inside address":          {"direction = \"in\"\naction = \"deny\"\nto = [\"198.18.0.8\", \"203.0.113.8\"]", ""},
 		"wider than inside":       {"direction = \"out\"\naction = \"deny\"\nfrom = [\"198.18.0.0/15\"]", ""},
 		"somebody else's":         {"direction = \"out\"\naction = \"deny\"\nfrom = [\"198.18.1.0/24\"]", "from: can never match"},
-		"an error":                {"direction = \"out\"\naction = \"deny\"\nservice = [\"tcp/1\", \"icmp/time-exceeded\"]", "service: entry 2 has no effect"},
-		"a code":                  {"direction = \"out\"\naction = \"deny\"\nservice = [\"icmp/8/1\"]", "service: entry 1 has no effect"},
-		"too big of IPv6":         {"direction = \"in\"\naction = \"allow\"\nservice = [\"icmpv6/packet-too-big\"]", "service: entry 1 has no effect"},
+		"an error":                {"direction = \"out\"\naction = \"deny\"\nservice = [\"tcp/1\", \"icmp/time-exceeded\"]", "service: icmp/11 has no effect"},
+		"a code":                  {"direction = \"out\"\naction = \"deny\"\nservice = [\"icmp/8/1\"]", "service: icmp/8/1 has no effect"},
+		"too big of IPv6":         {"direction = \"in\"\naction = \"allow\"\nservice = [\"icmpv6/packet-too-big\"]", "service: icmpv6/2 has no effect"},
 		"requests":                {"direction = \"in\"\naction = \"allow\"\nservice = [\"icmp/echo-request\", \"icmp/timestamp-request\", \"icmpv6/echo-request\", \"icmp/8/0\"]", ""},
 		"all of ICMP":             {"direction = \"in\"\naction = \"allow\"\nservice = [\"icmp\", \"icmpv6\", \"any\"]", ""},
 	} {
@@ -92,6 +92,7 @@ func TestWarnsOfTranslations(t *testing.T) {
 		"1:1 alone":        {"bypass = [\"192.0.2.0/24\"]\n" + static, "nat.static: leaves all other hosts without IPv4"},
 		"1:1 and a pool":   {"pool = [\"203.0.113.8\"]\n" + static, ""},
 		"a deny of some":   {"pool = [\"203.0.113.8\"]\nfiltering = \"endpoint-independent\"\n" + allow + "[[tenant.rule]]\ndirection = \"in\"\naction = \"deny\"\nservice = [\"tcp/22\"]\n", "nat.filtering"},
+		"a deny in parts":  {"pool = [\"203.0.113.8\"]\nfiltering = \"endpoint-independent\"\n" + allow + "[[tenant.rule]]\ndirection = \"in\"\naction = \"deny\"\nfrom = [\"0.0.0.0/0\"]\nto = [\"198.18.0.0/24\"]\nservice = [\"tcp\", \"udp\"]\n", ""},
 		"a deny of others": {"pool = [\"203.0.113.8\"]\nfiltering = \"endpoint-independent\"\n" + allow + "[[tenant.rule]]\ndirection = \"in\"\naction = \"deny\"\nfrom = [\"any\"]\n", ""},
 	} {
 		p := decodePolicy(t, tenant+c.more)
@@ -119,9 +120,10 @@ func TestBypassedTenantsDoNotOverlap(t *testing.T) {
 		"both translated":              {tenant("a", "198.18.1.0/24", pool) + tenant("b", "198.18.0.0/16", "pool = [\"203.0.113.9\"]\n"), true},
 		"one with a bypass, one plain": {tenant("a", "198.18.1.0/24", pool+bypass) + tenant("b", "198.18.0.0/16", ""), false},
 		"both with a bypass":           {tenant("a", "198.18.1.0/24", pool+bypass) + tenant("b", "198.18.1.0/24", "pool = [\"203.0.113.9\"]\n"+bypass), false},
+		"one 1:1 alone":                {tenant("a", "198.18.1.0/24", pool+bypass) + tenant("b", "198.18.0.0/16", "[[tenant.nat.static]]\npublic = \"203.0.113.9\"\ninside = \"198.18.7.9\"\n"), true},
 		"one with a bypass":            {tenant("a", "198.18.1.0/24", pool+bypass) + tenant("b", "198.18.1.0/24", "pool = [\"203.0.113.9\"]\n"), true},
 	} {
-		if _, err := DecodePolicy("p.toml", []byte(head+c.text)); (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "no nat.bypass") {
+		if err := CheckSound(decodePolicy(t, head+c.text), nil); (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "no nat.bypass") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -132,6 +132,9 @@ func (g *Gateway) checkText(ctx context.Context, c *change) (impact, error) {
 	if err != nil {
 		return impact{}, err
 	}
+	if err := configs.CheckSound(p.policy, g.o.Node); err != nil {
+		return impact{}, err
+	}
 	if err := configs.CheckGroupsFollow(g.policy, p.policy, g.severalGateways()); err != nil {
 		return impact{}, g.ofLater(err)
 	}
@@ -524,6 +527,9 @@ func (g *Gateway) difference(ctx context.Context, d *api.Diff, from *configs.Pol
 	}
 	p, v, err := g.compile(source, text, g.view.Load())
 	if err != nil {
+		return err
+	}
+	if err := configs.CheckSound(p, g.o.Node); err != nil {
 		return err
 	}
 	d.Digest, d.Changes = digest(withoutHeader(text)), wireChanges(configs.Diff(from, p))

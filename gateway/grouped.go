@@ -175,6 +175,8 @@ func refusedGroup(err error) error {
 		return nil
 	case errors.As(err, &r):
 		return &api.Fault{Status: http.StatusConflict, Err: err}
+	case errors.Is(err, cluster.ErrUnknownOutcome):
+		return &api.Fault{Status: http.StatusGatewayTimeout, Err: err}
 	}
 	return &api.Fault{Status: http.StatusServiceUnavailable, Err: err}
 }

@@ -28,9 +28,12 @@ func digest(text []byte) string {
 	return "sha256:" + hex.EncodeToString(h[:])
 }
 
-// standsFor is a number for a policy's text, the same on every node.
+// reading changes when the same text means something else than it did to the release before: what that one has judged is judged again then.
+const reading = "2: objects that hold nothing are nobody; hosts outside the prefixes are reached by nobody\n"
+
+// standsFor is a number for a policy's text, the same on every node that reads it the same way.
 func standsFor(text []byte) uint64 {
-	h := sha256.Sum256(text)
+	h := sha256.Sum256(append([]byte(reading), text...))
 	return binary.LittleEndian.Uint64(h[:]) | 1
 }
 

@@ -376,10 +376,11 @@ func onLink(v *snapshot.View, f *snapshot.Iface) (out []netip.Addr) {
 	}
 	for i := range v.Publics {
 		a := v.Publics[i].Addr.Netip(4)
-		for _, p := range f.Addrs {
-			if p.Contains(a) && p.Addr() != a {
-				out = append(out, a)
-			}
+		if slices.ContainsFunc(f.Addrs, func(p netip.Prefix) bool { return p.Addr() == a }) {
+			continue
+		}
+		if slices.ContainsFunc(f.Addrs, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			out = append(out, a)
 		}
 	}
 	return out

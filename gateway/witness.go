@@ -219,6 +219,9 @@ func (w witnessBackend) Apply(ctx context.Context, r api.ApplyRequest) (*api.App
 	if err != nil {
 		return nil, err
 	}
+	if err := short(r.Source, r.Comment); err != nil {
+		return nil, err
+	}
 	return w.change(ctx, cluster.Change{Text: withoutHeader([]byte(r.Policy)), Source: r.Source, Comment: r.Comment, Expected: r.Expected, Confirm: confirm, Who: w.who(ctx)}, r.Except)
 }
 
@@ -285,6 +288,9 @@ func (w witnessBackend) Confirm(ctx context.Context, r api.ConfirmRequest) (*api
 func (w witnessBackend) Rollback(ctx context.Context, r api.RollbackRequest) (*api.Applied, error) {
 	confirm, err := confirmTime(r.Confirm)
 	if err != nil {
+		return nil, err
+	}
+	if err := short(r.Comment); err != nil {
 		return nil, err
 	}
 	ctx, n, done, err := w.ready(ctx)

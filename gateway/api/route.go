@@ -78,7 +78,9 @@ func ask[B, Q, A any](path string, least Role, does string, fn func(B, context.C
 					return nil, err
 				}
 			}
-			unhurried(w)
+			if r.ContentLength == 0 { // a body that never comes is waited for when the answer is sent
+				unhurried(w)
+			}
 			a, err := fn(any(s.cfg.Backend).(B), r.Context(), *q)
 			if err == nil && rt.also != nil {
 				rt.also(s, a)

@@ -107,7 +107,9 @@ func report(w io.Writer, err error, interrupted bool) {
 	var f *api.Fault
 	if errors.As(err, &f) && len(f.Problems) > 0 {
 		for _, p := range f.Problems {
-			fmt.Fprintln(w, clean(p.Text))
+			for line := range strings.SplitSeq(p.Text, "\n") { // of another node, all that it says
+				fmt.Fprintln(w, clean(line))
+			}
 		}
 		return
 	}

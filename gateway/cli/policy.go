@@ -81,6 +81,11 @@ func (a *app) check(cmd *cobra.Command, args []string, node string) error {
 			return err
 		}
 	}
+	if p != nil && out.OK {
+		if err := bad(configs.CheckSound(p, n)); err != nil {
+			return err
+		}
+	}
 	if a.json {
 		if err := show(a, cmd, &out, nil); err != nil {
 			return err

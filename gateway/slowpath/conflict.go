@@ -31,7 +31,11 @@ func (m *machine) duplicate(f *netif, a netip.Addr, mac [6]byte, now uint64) {
 	c.Count++
 	m.complain(&f.complained, now, "another station uses our address", "interface", f.Name, "address", a, "mac", macText(mac), "times", c.Count)
 	// As many addresses as are remembered, and no more: of others it is not known whether they have been defended.
-	if (c.at == 0 || now-c.at >= defendEvery) && allow(&f.defended, now, defendEvery/maxConflicts, maxConflicts) && m.announceOne(f, a) {
+	tat := &f.defended[0]
+	if f.claims(a) == own { // whoever claims many that are only answered for must not have those of ours go undefended
+		tat = &f.defended[1]
+	}
+	if (c.at == 0 || now-c.at >= defendEvery) && allow(tat, now, defendEvery/maxConflicts, maxConflicts) && m.announceOne(f, a) {
 		c.at = max(now, 1)
 		c.Defended++
 		m.stats.Defended++

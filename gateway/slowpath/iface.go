@@ -31,10 +31,11 @@ type netif struct {
 	virtual   map[netip.Addr]virtual // addresses of groups, NAT addresses of their tenants included
 	isVirtual map[[6]byte]bool       // MACs of groups
 
-	asked, answered, defended uint64 // ns: theoretical arrival times of what leaves here, see allow
-	complained                uint64 // ns: when a duplicate was last logged; 0 = never
-	moved                     uint64 // ns: when a moved neighbour was last logged; 0 = never
-	probed                    uint64 // ns: when a station that asked for one of our addresses was; 0 = never
+	asked, answered uint64    // ns: theoretical arrival times of what leaves here, see allow
+	defended        [2]uint64 // the same: of what is announced in defence of others' addresses that are answered for here, and of own ones
+	complained      uint64    // ns: when a duplicate was last logged; 0 = never
+	moved           uint64    // ns: when a moved neighbour was last logged; 0 = never
+	probed          uint64    // ns: when a station that asked for one of our addresses was; 0 = never
 }
 
 // virtual is what an address of a group is.

@@ -356,12 +356,15 @@ func (m *machine) publish(i int32, state fib.State, mac [6]byte, now uint64) {
 	for b := m.t.take(i); b != nil; b = m.t.take(i) {
 		m.forward(f, e, m.t.group, b)
 	}
+	was := e.state
 	e.state, e.tries = state, 0
 	to, wait := listNone, m.jitter(baseReachable)
 	e.ahead = false
 	switch state {
 	case fib.Reachable:
-		to = listIdle // what answers and is used by nobody is not in use: a station may answer for all of a /64
+		if was != fib.Probe { // who was asked because he is used is in use; a station may answer for all of a /64, and nobody use one of it
+			to = listIdle
+		}
 	case fib.Stale:
 		to, wait = listIdle, staleLook
 	case fib.Permanent:
