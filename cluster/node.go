@@ -398,29 +398,18 @@ func (n *Node) Revise(ctx context.Context, c Change) (command.Revision, error) {
 	if err != nil {
 		return command.Revision{}, err
 	}
-	// Where another node leads, its answer may be here before the entry is.
-	ctx, cancel := context.WithTimeout(ctx, hearTime)
-	defer cancel()
-	for {
-		n.mu.Lock()
-		changed := n.applied
-		n.mu.Unlock()
-		s := n.st.State()
-		if rev, ok := s.Revision(r.Revision); ok {
-			return *rev, nil
-		}
-		if s.Last >= r.Revision {
-			return command.Revision{}, fmt.Errorf("revision %d was replaced and forgotten already", r.Revision)
-		}
-		if why := n.st.Stopped(); why != "" {
-			return command.Revision{}, fmt.Errorf("revision %d: %w: %s", r.Revision, ErrLate, why)
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return command.Revision{}, fmt.Errorf("revision %d: %w: %w", r.Revision, ErrLate, ctx.Err())
-		}
+	err = n.heard(ctx, r.Revision, func(s *command.State) bool {
+		_, ok := s.Revision(r.Revision)
+		return ok || s.Last >= r.Revision
+	})
+	if err != nil {
+		return command.Revision{}, err
 	}
+	rev, ok := n.st.State().Revision(r.Revision)
+	if !ok {
+		return command.Revision{}, fmt.Errorf("revision %d was replaced and forgotten already", r.Revision)
+	}
+	return *rev, nil
 }
 
 // Confirm keeps the provisional revision.
@@ -442,25 +431,32 @@ func (n *Node) TakeBack(ctx context.Context, number uint64, who command.Who) err
 // hearTime is for how long a node that does not lead waits for what was agreed on.
 const hearTime = 30 * time.Second
 
-// decided waits until this node, too, has the entry by which a revision is provisional no more: where another node leads, its answer may be here before.
+// decided waits until this node, too, has the entry by which a revision is provisional no more.
 func (n *Node) decided(ctx context.Context, number uint64) error {
+	return n.heard(ctx, number, func(s *command.State) bool {
+		rev, ok := s.Revision(number)
+		return s.Last >= number && (!ok || rev.Fate != command.FateProvisional)
+	})
+}
+
+// heard waits until what is agreed on about a revision has come here: where another node leads, its answer may be here before the entry is.
+func (n *Node) heard(ctx context.Context, number uint64, has func(*command.State) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, hearTime)
 	defer cancel()
 	for {
 		n.mu.Lock()
 		changed := n.applied
 		n.mu.Unlock()
-		s := n.st.State()
-		if rev, ok := s.Revision(number); s.Last >= number && (!ok || rev.Fate != command.FateProvisional) {
+		if has(n.st.State()) {
 			return nil
 		}
 		if why := n.st.Stopped(); why != "" {
-			return fmt.Errorf("what becomes of revision %d: %w: %s", number, ErrLate, why)
+			return fmt.Errorf("revision %d: %w: %s", number, ErrLate, why)
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("what becomes of revision %d: %w: %w", number, ErrLate, ctx.Err())
+			return fmt.Errorf("revision %d: %w: %w", number, ErrLate, ctx.Err())
 		}
 	}
 }

@@ -404,3 +404,23 @@ func TestMinorityRefuses(t *testing.T) {
 	net.Split()
 	eventually(t, "the minority follows", func() bool { return ms[0].gw.last() == "second" })
 }
+
+// Who does not lead has what was decided when its answer is there: what is read then is not of before.
+func TestDecidedHereToo(t *testing.T) {
+	_, ms := trio(t)
+	for i := range 20 {
+		r := revise(t, fmt.Sprint("text ", i), time.Hour, ms...)
+		m := ms[(max(leader(ms), 0)+1)%2] // a gateway, and not the one that leads if one does
+		if err := m.Await(t.Context(), r.Number); err != nil {
+			t.Fatal(err)
+		}
+		end := m.TakeBack
+		if i%2 == 0 {
+			end = m.Confirm
+		}
+		err := end(t.Context(), r.Number, command.Who{})
+		if rev, ok := m.State().Revision(r.Number); err != nil || ok && rev.Fate == command.FateProvisional {
+			t.Fatalf("%d: %v, and it is %+v here", i, err, rev)
+		}
+	}
+}

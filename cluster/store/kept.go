@@ -87,7 +87,7 @@ func ReplaceFile(name string, b []byte) error {
 		_ = os.Remove(name + ".new")
 		return err
 	}
-	return syncFile(filepath.Dir(name))
+	return SyncFile(filepath.Dir(name))
 }
 
 // readKept reads the copy of a data directory.

@@ -194,5 +194,5 @@ func recoverCopy(c Config, r *Recovery, e *command.Entry) (err error) {
 		}
 	}
 	r.State = st
-	return errors.Join(os.RemoveAll(build.Dir), writeKept(c.Dir, st), syncFile(c.Dir))
+	return errors.Join(os.RemoveAll(build.Dir), writeKept(c.Dir, st), SyncFile(c.Dir))
 }

@@ -72,7 +72,7 @@ func (t *texts) settle() error {
 		t.loose[digest] = true
 	}
 	for digest := range t.loose {
-		if err := syncFile(t.path(digest)); err != nil {
+		if err := SyncFile(t.path(digest)); err != nil {
 			// Whether it is there after the next power cut nobody knows: it is written anew.
 			// One that is gone stays loose: the log is not shortened, and the next start takes it from there.
 			if text, rerr := t.read(digest); rerr == nil {
@@ -85,7 +85,7 @@ func (t *texts) settle() error {
 		}
 	}
 	if len(t.loose) > 0 {
-		if err := syncFile(t.dir); err != nil {
+		if err := SyncFile(t.dir); err != nil {
 			t.why = err
 			return err
 		}
@@ -192,8 +192,8 @@ func (t *texts) retain(digests []string) error {
 	return err
 }
 
-// syncFile makes a file durable, or the names in a directory.
-func syncFile(name string) error {
+// SyncFile makes a file durable, or the names in a directory.
+func SyncFile(name string) error {
 	f, err := os.Open(name)
 	if err != nil {
 		return err

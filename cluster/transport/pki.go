@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"demarc/cluster/store"
 )
 
 // Names of the files in a directory of keys.
@@ -168,7 +170,7 @@ func memberKey(dir string, pub ed25519.PublicKey) (ed25519.PrivateKey, error) {
 	if err := os.Rename(filepath.Join(dir, pendingKey), name); err != nil && !errors.Is(err, fs.ErrNotExist) { // a directory that is read-only keeps both
 		return next, nil
 	}
-	return next, syncDir(dir)
+	return next, store.SyncFile(dir)
 }
 
 // hostName is the name of a member as others than us look for it in a certificate: curl, or a browser. Members and our own clients go by memberURI.
@@ -293,16 +295,7 @@ func writePEM(name, kind string, der []byte, mode os.FileMode) error {
 		_ = os.Remove(f.Name())
 		return err
 	}
-	return syncDir(filepath.Dir(name))
-}
-
-// syncDir has what was renamed in a directory stay so through a loss of power: of a certificate and its key one alone is none.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return store.SyncFile(filepath.Dir(name)) // of a certificate and its key one alone is none, also behind a loss of power
 }
 
 func readPEM(name, kind string) ([]byte, error) {

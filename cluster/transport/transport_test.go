@@ -330,6 +330,42 @@ func TestKeysAreReadAgain(t *testing.T) {
 	}
 }
 
+// A loss of power between the new certificate and its key leaves a node that starts: the key stands beside, and is put in its place. One that belongs to neither is left alone.
+func TestKeyThatWaitsForItsCertificate(t *testing.T) {
+	a, dir, next := authority(t), t.TempDir(), t.TempDir()
+	for _, d := range []string{dir, next} {
+		if err := a.Issue(d, "gw1", time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(filepath.Join(next, from), filepath.Join(dir, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move(MemberKey, pendingKey)
+	old, err := OpenKeyring(dir, time.Now, nil)
+	if err != nil {
+		t.Fatalf("the key alone is there: %v", err)
+	}
+	was := old.Key() // it reads the files again when they change
+	move(MemberCert, MemberCert)
+	k, err := OpenKeyring(dir, time.Now, nil)
+	if err != nil {
+		t.Fatalf("and its certificate: %v", err)
+	}
+	if k.Key() == was {
+		t.Error("it is the old certificate still")
+	}
+	if _, err := os.Stat(filepath.Join(dir, pendingKey)); !os.IsNotExist(err) {
+		t.Errorf("the key is not in its place: %v", err)
+	}
+	if again, err := OpenKeyring(dir, time.Now, nil); err != nil || again.Key() != k.Key() {
+		t.Errorf("once more: %v", err)
+	}
+}
+
 func TestBadKeys(t *testing.T) {
 	a, other := authority(t), authority(t)
 	for name, c := range map[string]struct {
