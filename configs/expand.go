@@ -320,8 +320,8 @@ func (s scope) named(item string) bool {
 	return own || shared
 }
 
-// MaxPool bounds the public addresses of one policy.
-const MaxPool = 16384
+// MaxPool bounds the public addresses of one policy: a node has places for so many.
+const MaxPool = 4096
 
 // addrRange is one item of a pool, inclusive.
 type addrRange struct{ lo, hi netip.Addr }

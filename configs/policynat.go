@@ -148,18 +148,22 @@ func checkInside(at loc, t *Tenant, a netip.Addr) bool {
 // publicConflicts finds public addresses that two uses claim. What is allowed: forwards (of different ports) and a pool of the
 // same tenant on one address; forwards on an address of one's own outside the pool.
 func (c *policyCheck) publicConflicts() {
-	var total uint64
-	for _, k := range c.public {
-		if k.kind != "prefix" && k.kind != "virtual" {
-			total += k.count()
+	sorted := slices.Clone(c.public)
+	slices.SortStableFunc(sorted, func(a, b claim) int { return cmp.Or(a.lo.Compare(b.lo), a.hi.Compare(b.hi)) })
+	var total, next uint64 // next: the first that is not counted yet
+	for _, k := range sorted {
+		if k.kind == "prefix" || k.kind == "virtual" || !k.lo.Is4() {
+			continue
+		}
+		lo, hi := max(uint64(v4(k.lo)), next), uint64(v4(k.hi))
+		if lo <= hi {
+			total, next = total+hi-lo+1, hi+1
 		}
 	}
 	if total > MaxPool {
-		c.root.bad(nil, fmt.Sprintf("has %d public addresses in all pools", total), fmt.Sprintf("at most %d", MaxPool))
+		c.root.bad(nil, fmt.Sprintf("has %d public addresses", total), fmt.Sprintf("at most %d, those of pools, static translations and forwards together", MaxPool))
 		return
 	}
-	sorted := slices.Clone(c.public)
-	slices.SortStableFunc(sorted, func(a, b claim) int { return cmp.Or(a.lo.Compare(b.lo), a.hi.Compare(b.hi)) })
 	for i, a := range sorted {
 		reported := 0
 		for _, b := range sorted[i+1:] {

@@ -7,8 +7,8 @@ import (
 )
 
 // CheckSound finds what must not be served anew, and is served where it is served or kept already: earlier releases took it, and a node that has it must start. It wants a policy that was decoded without
-// errors; n is the node file, or nil. The error is an ErrorList.
-func CheckSound(p *Policy, n *Node) error {
+// errors; n is the node file, or nil, and ephemeral the range from which that node's kernel takes ports for its own connections, both ends included: 0, 0 where nobody knows. The error is an ErrorList.
+func CheckSound(p *Policy, n *Node, ephemeral [2]uint16) error {
 	at := p.src.loc()
 	at.c.list = nil
 	// Of tenants one of which is translated but for a bypass, what comes from the backbone for the one would go to the other.
@@ -20,7 +20,9 @@ func CheckSound(p *Policy, n *Node) error {
 	})
 	if n != nil {
 		for i := range p.Tenants {
-			p.routersApart(at.key("tenant").at(i).key("nat"), &p.Tenants[i].NAT, n)
+			nat := at.key("tenant").at(i).key("nat")
+			p.routersApart(nat, &p.Tenants[i].NAT, n)
+			hostsOwnPorts(nat, p, p.Tenants[i].NAT.Forward, n, ephemeral)
 		}
 	}
 	return at.c.list.sort().err()
@@ -48,6 +50,32 @@ func (p *Policy) routersApart(at loc, t *NAT, n *Node) {
 	}
 	for i, f := range t.Forward {
 		holds(at.key("forward").at(i).key("public"), f.Public.String(), addrRange{f.Public, f.Public})
+	}
+}
+
+// hostsOwnPorts finds forwards that nobody on the backbone gets through: on an address that the host has too, a port of the kernel's own range is the host's, and the XDP program hands it to the host on each port
+// that has the address in host.shared, untagged. What comes by another interface of the backbone gets through, so then nothing is said.
+func hostsOwnPorts(at loc, p *Policy, list []PortForward, n *Node, ephemeral [2]uint16) {
+	for i, f := range list {
+		if f.Port < int(ephemeral[0]) || f.Port > int(ephemeral[1]) {
+			continue
+		}
+		hosts, other := "", false
+		for _, x := range n.Interfaces {
+			if !slices.Contains(p.Backbone.Interfaces, x.Name) {
+				continue
+			}
+			j := slices.IndexFunc(n.Ports, func(q Port) bool { return q.Name == x.Port })
+			if j >= 0 && x.VLAN == 0 && slices.Contains(n.Ports[j].Host.Shared, f.Public) {
+				hosts = n.Ports[j].Name
+			} else {
+				other = true
+			}
+		}
+		if hosts != "" && !other {
+			at.key("forward").at(i).key("port").bad(f.Port, fmt.Sprintf("of %s is the host's on port %s, whose kernel takes ports from %d-%d", f.Public, quote(hosts), ephemeral[0], ephemeral[1]),
+				"a port that is not of these, or fewer of them (net.ipv4.ip_local_port_range)")
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -107,9 +108,70 @@ func TestThePoolHasNoRouterInIt(t *testing.T) {
 		{"pool = [\"203.0.113.3-203.0.113.10\"]\n", ""},
 		{"[[tenant.nat.static]]\npublic = \"203.0.113.1\"\ninside = \"198.18.0.9\"\n", "the next hop of a route"},
 	} {
-		err := CheckSound(decodePolicy(t, policy+c.nat), n)
+		err := CheckSound(decodePolicy(t, policy+c.nat), n, [2]uint16{})
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.nat, err, c.want)
+		}
+	}
+}
+
+// A port that the kernel may take for a connection of its own is handed to the host on an address that both have: no forward of it ever gets through.
+func TestForwardsOfTheHostsOwnRange(t *testing.T) {
+	const policy = "schema = 1\n[backbone]\ninterfaces = [\"wan\"]\n[[tenant]]\nname = \"a\"\ninterfaces = [\"a\"]\nprefixes = [\"198.18.0.0/24\"]\n[[tenant.nat.forward]]\nproto = \"tcp\"\npublic = \"%s\"\nport = %d\ninside = \"198.18.0.9\"\n"
+	const node = "schema = 1\n[[port]]\nname = \"wan\"\ndevice = \"eth0\"\nhost.shared = [\"203.0.113.2\"]\n[[port]]\ndevice = \"eth1\"\n[[interface]]\nname = \"wan\"\nport = \"wan\"\naddresses = [\"203.0.113.2/24\"]\n[[interface]]\nname = \"a\"\nport = \"eth1\"\naddresses = [\"198.18.0.1/24\"]\n"
+	n, err := DecodeNode("n.toml", []byte(node))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := DecodeNode("n.toml", []byte(node+"[[interface]]\nname = \"wan2\"\nport = \"wan\"\nvlan = 2\naddresses = [\"203.0.114.2/24\"]\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	two := strings.Replace(fmt.Sprintf(policy, "203.0.113.2", 40000), `["wan"]`, `["wan", "wan2"]`, 1)
+	if err := CheckSound(decodePolicy(t, two), other, [2]uint16{32768, 60999}); err != nil {
+		t.Errorf("another way to it: %v", err)
+	}
+	for _, c := range []struct {
+		public string
+		port   int
+		kernel [2]uint16
+		want   string
+	}{
+		{"203.0.113.2", 32768, [2]uint16{32768, 60999}, "p.toml:11: tenant[1].nat.forward[1].port: 32768 of 203.0.113.2 is the host's on port \"wan\", whose kernel takes ports from 32768-60999"},
+		{"203.0.113.2", 60999, [2]uint16{32768, 60999}, "is the host's on port"},
+		{"203.0.113.2", 32767, [2]uint16{32768, 60999}, ""},
+		{"203.0.113.2", 61000, [2]uint16{32768, 60999}, ""},
+		{"203.0.113.2", 40000, [2]uint16{}, ""},             // nobody knows
+		{"203.0.113.7", 40000, [2]uint16{32768, 60999}, ""}, // the host does not have it
+	} {
+		p := decodePolicy(t, fmt.Sprintf(policy, c.public, c.port))
+		if err := CheckTogether(p, n); err != nil {
+			t.Fatal(err)
+		}
+		err := CheckSound(p, n, c.kernel)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s/%d beside %v: %v, want %q", c.public, c.port, c.kernel, err, c.want)
+		}
+	}
+}
+
+// Public addresses are counted once each, whatever for and however often they are named: a node has places for so many.
+func TestPublicAddressesAreCountedOnce(t *testing.T) {
+	const head = "schema = 1\n[backbone]\ninterfaces = [\"wan\"]\n[[tenant]]\nname = \"a\"\ninterfaces = [\"a\"]\nprefixes = [\"198.18.0.0/24\"]\n[tenant.nat]\npool = [\"203.0.112.0-203.0.127.%d\"]\n"
+	forward := func(public string, port int) string {
+		return fmt.Sprintf("[[tenant.nat.forward]]\nproto = \"tcp\"\npublic = %q\nport = %d\ninside = \"198.18.0.9\"\n", public, port)
+	}
+	const static = "[[tenant.nat.static]]\npublic = \"192.0.2.1\"\ninside = \"198.18.0.8\"\n"
+	for _, c := range []struct{ text, want string }{
+		{fmt.Sprintf(head, 255), ""}, // 4096
+		{fmt.Sprintf(head, 255) + forward("203.0.113.5", 80) + forward("203.0.113.5", 81), ""},
+		{fmt.Sprintf(head, 255) + static, "has 4097 public addresses"},
+		{fmt.Sprintf(head, 254) + static, ""},
+		{fmt.Sprintf(head, 254) + static + forward("192.0.2.2", 80) + forward("192.0.2.2", 81), "has 4097 public addresses"},
+	} {
+		_, err := DecodePolicy("p.toml", []byte(c.text))
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%.200s…: %v, want %q", c.text[200:], err, c.want)
 		}
 	}
 }

@@ -123,7 +123,7 @@ func TestBypassedTenantsDoNotOverlap(t *testing.T) {
 		"one 1:1 alone":                {tenant("a", "198.18.1.0/24", pool+bypass) + tenant("b", "198.18.0.0/16", "[[tenant.nat.static]]\npublic = \"203.0.113.9\"\ninside = \"198.18.7.9\"\n"), true},
 		"one with a bypass":            {tenant("a", "198.18.1.0/24", pool+bypass) + tenant("b", "198.18.1.0/24", "pool = [\"203.0.113.9\"]\n"), true},
 	} {
-		if err := CheckSound(decodePolicy(t, head+c.text), nil); (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "no nat.bypass") {
+		if err := CheckSound(decodePolicy(t, head+c.text), nil, [2]uint16{}); (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "no nat.bypass") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

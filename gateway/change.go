@@ -132,7 +132,7 @@ func (g *Gateway) checkText(ctx context.Context, c *change) (impact, error) {
 	if err != nil {
 		return impact{}, err
 	}
-	if err := configs.CheckSound(p.policy, g.o.Node); err != nil {
+	if err := configs.CheckSound(p.policy, g.o.Node, g.eph); err != nil {
 		return impact{}, err
 	}
 	if err := configs.CheckGroupsFollow(g.policy, p.policy, g.severalGateways()); err != nil {
@@ -529,7 +529,7 @@ func (g *Gateway) difference(ctx context.Context, d *api.Diff, from *configs.Pol
 	if err != nil {
 		return err
 	}
-	if err := configs.CheckSound(p, g.o.Node); err != nil {
+	if err := configs.CheckSound(p, g.o.Node, g.eph); err != nil {
 		return err
 	}
 	d.Digest, d.Changes = digest(withoutHeader(text)), wireChanges(configs.Diff(from, p))

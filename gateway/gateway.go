@@ -157,7 +157,7 @@ func New(o Options) (*Gateway, error) {
 	if g.neigh = fib.NewNeighbors(n.Tables.Neighbors, g.seed); g.neigh == nil {
 		return nil, fmt.Errorf("tables.neighbors = %d: no table of that size", n.Tables.Neighbors)
 	}
-	g.space = nat.NewSpace(4096)
+	g.space = nat.NewSpace(configs.MaxPool)
 	g.space.Idents.Seed = g.seed ^ 0x94d049bb133111eb
 	if err := g.findPorts(); err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"demarc/cluster/command"
@@ -70,6 +71,7 @@ func (g *Gateway) firstPolicy() error {
 			src = fmt.Sprintf("kept revision %d (applied from %s), not %s", r.Number, r.Meta.Source, g.o.Source)
 		}
 		g.serve(p, v, r.Text, &api.Revision{Number: r.Number, Digest: "sha256:" + r.Digest, Source: src, Name: p.Name, Author: r.Meta.Author, Comment: r.Meta.Comment, AppliedAt: r.Meta.Time})
+		g.unsound(configs.CheckSound(p, g.o.Node, g.eph))
 		return nil
 	}
 	if len(g.o.Policy) == 0 {
@@ -82,6 +84,14 @@ func (g *Gateway) firstPolicy() error {
 		return errors.New("no policy: none is kept in the data directory, so give one with --policy FILE, or join a cluster before the start (demarc cluster join), which brings its own")
 	}
 	p, v, err := g.compile(g.o.Source, g.o.Policy, nil)
+	if err == nil {
+		sound := configs.CheckSound(p, g.o.Node, g.eph)
+		if len(damaged) > 0 { // this node has served something, and it may have been this
+			g.unsound(sound)
+		} else {
+			err = sound
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -91,6 +101,16 @@ func (g *Gateway) firstPolicy() error {
 	g.unkept = true
 	g.serve(p, v, g.o.Policy, &api.Revision{Digest: digest(g.o.Policy), Source: g.o.Source, Name: p.Name, AppliedAt: time.Now().UTC()})
 	return nil
+}
+
+// unsound says what is wrong with a policy that is served because an earlier release took it.
+func (g *Gateway) unsound(err error) {
+	if err == nil {
+		return
+	}
+	for line := range strings.Lines(err.Error()) {
+		g.log.Warn("the policy that is served would not be taken anew: mend it and apply it", "problem", strings.TrimSuffix(line, "\n"))
+	}
 }
 
 // readable is the newest kept policy from r on backwards that uses nothing that this release does not know: after a downgrade the node serves what it served before, and

@@ -107,7 +107,7 @@ func (b backend) Status(ctx context.Context, rules bool) (*api.Status, error) {
 	}
 	s.Backbone.ICMPErrors = errorsOf(&v.Errors.Backbone)
 	ss := g.slow.Stats()
-	s.SlowPath = api.SlowPath{Received: ss.Learned + ss.Resolves, Sent: ss.Replies + ss.Solicited + ss.Announced + ss.Forwarded,
+	s.SlowPath = api.SlowPath{Received: ss.Learned + ss.Resolves, Sent: ss.Replies + ss.Solicited + ss.Announced + ss.Listens + ss.Forwarded,
 		Routers: b.routers(v), Unanswered: ss.Unanswered, Limited: ss.RateLimited, TableFull: ss.TableFull, MACChanges: ss.MACChanges,
 		Duplicates: ss.Duplicates, Defended: ss.Defended, Probed: ss.Probed, Conflicts: b.conflicts(v)}
 	s.SlowPath.Routers.Died, s.SlowPath.Routers.Returned = ss.Died, ss.Returned

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"demarc/gateway/api"
@@ -85,7 +86,7 @@ func (b backend) Sessions(ctx context.Context, f api.SessionFilter) (*api.Sessio
 	switch {
 	case f.Limit == 0:
 		f.Limit = 1000
-	case f.Limit > maxListed && api.PeerOf(ctx).Role == api.RoleReadOnly:
+	case f.Limit > maxListed && slices.Contains([]api.Role{api.RoleReadOnly, api.RoleTenant}, api.PeerOf(ctx).Role):
 		return nil, api.BadRequest("limit %d: at most %d sessions are listed at a time: say which by tenant, address, port or protocol", f.Limit, maxListed)
 	}
 	out := &api.Sessions{}

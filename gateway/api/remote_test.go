@@ -740,3 +740,42 @@ func TestAnotherSitesPage(t *testing.T) {
 		}
 	}
 }
+
+// unhurriedly answers when its time has come, unless the request ends before.
+type unhurriedly struct{ echo }
+
+const itsTime = 700 * time.Millisecond
+
+func takesItsTime(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(itsTime):
+		return nil
+	}
+}
+
+func (unhurriedly) Status(ctx context.Context, _ bool) (*Status, error) {
+	return &Status{Node: "edge1"}, takesItsTime(ctx)
+}
+
+func (unhurriedly) Apply(ctx context.Context, _ ApplyRequest) (*Applied, error) {
+	return &Applied{Took: 1}, takesItsTime(ctx)
+}
+
+// What a request waits for behind its last byte is not cut off by the time that it has to arrive.
+func TestARequestTakesItsTime(t *testing.T) {
+	lim := remoteLimits
+	lim.body = itsTime / 5
+	c := remote(t, lim, unhurriedly{}).as("alice")
+	ctx := t.Context()
+	for what, ask := range map[string]func() error{
+		"a question": func() error { var s Status; return c.Get(ctx, PathStatus, &s) },
+		"a change":   func() error { var a Applied; return c.Post(ctx, PathApply, ApplyRequest{Policy: "schema = 1"}, &a) },
+	} {
+		began := time.Now()
+		if err := ask(); err != nil || time.Since(began) < itsTime {
+			t.Errorf("%s: %v after %v", what, err, time.Since(began))
+		}
+	}
+}

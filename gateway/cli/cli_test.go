@@ -47,6 +47,29 @@ func TestOutputs(t *testing.T) {
 	}
 }
 
+// What check warns of is said by diff and apply too, the first of it, and the policy is served all the same.
+func TestApplyWarnsOfWhatIsHardlyMeant(t *testing.T) {
+	text := "schema = 1\n[backbone]\ninterfaces = [\"wan\"]\n[[tenant]]\nname = \"a\"\ninterfaces = [\"a\"]\nprefixes = [\"2001:db8::/64\"]\n[[tenant.rule]]\ndirection = \"out\"\naction = \"allow\"\n"
+	for i := range 13 {
+		text += fmt.Sprintf("[[tenant.rule]]\ndirection = \"out\"\naction = \"deny\"\nservice = [\"tcp/%d\"]\n", 80+i)
+	}
+	policy := file(t, "p.toml", text)
+	for _, cmd := range []string{"diff", "apply"} {
+		r := call(t, t.Context(), "", cmd, policy, "--socket", serve(t, &fake{}))
+		if r.code != exitOK {
+			t.Fatalf("%s: exit %d, stderr %q", cmd, r.code, r.err)
+		}
+		if n := strings.Count(r.out, "warning: "+policy+":"); n != mostWarnings || !strings.Contains(r.out, "warning: and 3 more, which demarc check says\n") || !strings.Contains(r.out, "tenant[1].rule[2]") {
+			t.Errorf("%s: %d warnings of the file:\n%s", cmd, n, r.out)
+		}
+		r = call(t, t.Context(), "", cmd, policy, "--json", "--socket", serve(t, &fake{}))
+		var d struct{ Warnings []string }
+		if err := json.Unmarshal([]byte(r.out), &d); err != nil || len(d.Warnings) < mostWarnings+1 {
+			t.Errorf("%s --json: %v, %q", cmd, err, d.Warnings)
+		}
+	}
+}
+
 func TestJSONIsTheWireStruct(t *testing.T) {
 	policy := file(t, "p.toml", "new")
 	f := &fake{}

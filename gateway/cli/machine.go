@@ -29,7 +29,7 @@ func (a *app) doctorCmd() *cobra.Command {
 	var node, policy string
 	c := command("doctor [--node FILE [--policy FILE]]", "look at this machine and say what is wrong and the line that mends it",
 		"Look at the kernel, and with a node file at its ports, queues, offloads, MTU, memory and where it meets its cluster, and print what was found: what is wrong comes with\n"+
-			"the line that mends it. Of groups in the policy (FILE, else the one that the node keeps) it says what they cannot promise. Changes nothing.\n"+
+			"the line that mends it. Of the policy (FILE, else the one that the node keeps) it says what would not be taken anew, and what its groups cannot promise. Changes nothing.\n"+
 			"Exit status 1 when the gateway could not start or would forward wrongly.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
 			var n *configs.Node
@@ -40,11 +40,11 @@ func (a *app) doctorCmd() *cobra.Command {
 				}
 			}
 			found := doctor.Check(n)
-			groups, err := doctorsGroups(cmd, n, policy)
+			of, err := doctorsPolicy(cmd, n, policy)
 			if err != nil {
 				return err
 			}
-			found = append(found, groups...)
+			found = append(found, of...)
 			if err := show(a, cmd, &found, writeFindings); err != nil {
 				return err
 			}
@@ -58,8 +58,8 @@ func (a *app) doctorCmd() *cobra.Command {
 	return a.data(c)
 }
 
-// doctorsGroups is what the doctor says of groups: of the policy that is named, else of the one that the node keeps.
-func doctorsGroups(cmd *cobra.Command, n *configs.Node, file string) ([]doctor.Finding, error) {
+// doctorsPolicy is what the doctor says of the policy that is named, else of the one that the node keeps, and of its groups.
+func doctorsPolicy(cmd *cobra.Command, n *configs.Node, file string) ([]doctor.Finding, error) {
 	if file != "" {
 		text, source, err := read(cmd, file)
 		if err != nil {
@@ -69,7 +69,7 @@ func doctorsGroups(cmd *cobra.Command, n *configs.Node, file string) ([]doctor.F
 		if err != nil {
 			return nil, err
 		}
-		return doctor.Groups(p), nil
+		return append(doctor.Policy(p, n), doctor.Groups(p)...), nil
 	}
 	if n == nil || !gateway.KeepsPolicy(n) {
 		return nil, nil
@@ -78,7 +78,7 @@ func doctorsGroups(cmd *cobra.Command, n *configs.Node, file string) ([]doctor.F
 	if err != nil { // the start says what that means for it
 		return []doctor.Finding{{Level: doctor.Warn, Subject: "policy", What: "the one that the node keeps cannot be looked at: " + err.Error()}}, nil
 	}
-	return doctor.Groups(p), nil
+	return append(doctor.Policy(p, n), doctor.Groups(p)...), nil
 }
 
 func keptPolicy(n *configs.Node) (*configs.Policy, error) {

@@ -82,7 +82,7 @@ func (a *app) check(cmd *cobra.Command, args []string, node string) error {
 		}
 	}
 	if p != nil && out.OK {
-		if err := bad(configs.CheckSound(p, n)); err != nil {
+		if err := bad(configs.CheckSound(p, n, [2]uint16{})); err != nil {
 			return err
 		}
 	}
@@ -149,6 +149,9 @@ func (a *app) diffCmd() *cobra.Command {
 			if err := a.ask(func(c *api.Client) error { return c.Post(cmd.Context(), api.PathDiff, q, &d) }); err != nil {
 				return err
 			}
+			if len(args) == 1 {
+				d.Warnings = append(hardlyMeant(q.Source, []byte(q.Policy)), d.Warnings...)
+			}
 			return show(a, cmd, &d, writeDiff)
 		})
 	c.Flags().Uint64Var(&to, "to", 0, "revision `N` instead of a file")
@@ -177,7 +180,7 @@ func (a *app) applyCmd() *cobra.Command {
 	var except []string
 	c := command("apply FILE", "serve another policy, without losing a packet of what does not change",
 		"Hand FILE (- is standard input) to the node. It returns when every worker serves the new policy, which is agreed on and kept on disk.\n"+
-			"A policy with errors is refused whole, with every error. If another change comes in between, it is refused as a conflict.\n"+
+			"A policy with errors is refused whole, with every error; what is hardly meant is served and warned of. If another change comes in between, it is refused as a conflict.\n"+
 			"In a cluster every gateway compiles the policy first and serves it before this returns; one that does not answer is named, and does so when it\n"+
 			"is back.\n\n"+
 			"With --confirm the policy is provisional: unless `demarc confirm` comes in time, the one before is served again, whatever happens to this\n"+
@@ -200,11 +203,31 @@ func (a *app) applyCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			d.Warnings = append(hardlyMeant(source, text), d.Warnings...)
 			return show(a, cmd, &d, writeApplied)
 		})
 	f.add(c)
 	c.Flags().StringSliceVar(&except, "except", nil, "apply although the gateway `NODE` cannot serve it: it goes on with what it serves")
 	return a.data(c)
+}
+
+// mostWarnings is how many diff and apply print of what check has to say.
+const mostWarnings = 10
+
+// hardlyMeant is what check warns of in a policy that the node has taken, the first of it. The node may be of another release: what this one cannot read it says nothing of.
+func hardlyMeant(source string, text []byte) (lines []string) {
+	p, err := configs.DecodePolicy(source, text)
+	if err != nil {
+		return nil
+	}
+	list := p.Warnings()
+	for i := range list {
+		if i == mostWarnings {
+			return append(lines, fmt.Sprintf("and %d more, which demarc check says", len(list)-i))
+		}
+		lines = append(lines, list[i].Error())
+	}
+	return lines
 }
 
 func (a *app) policyCmd() *cobra.Command {

@@ -1,10 +1,27 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
 
 	"demarc/configs"
+	"demarc/gateway/hostnet"
 )
+
+// Policy says what is wrong with a policy that earlier releases took: it is served where it is kept, and not taken anew.
+func Policy(p *configs.Policy, n *configs.Node) []Finding {
+	d := &Doctor{}
+	var ephemeral [2]uint16
+	if lo, hi, err := hostnet.EphemeralRange(); err == nil {
+		ephemeral = [2]uint16{lo, hi}
+	}
+	var list configs.ErrorList
+	errors.As(configs.CheckSound(p, n, ephemeral), &list)
+	for i := range list {
+		d.say(Bad, "policy", list[i].Error(), "it is served where it is kept already, and refused where it would be served anew", "demarc apply FILE   # mended")
+	}
+	return d.out
+}
 
 // Groups says of each group of a policy what it cannot promise where a pair has no witness. Whether there is one no file of this machine says.
 func Groups(p *configs.Policy) []Finding {

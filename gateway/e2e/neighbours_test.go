@@ -111,6 +111,62 @@ func TestScansAndFloodsLeaveNeighboursInUse(t *testing.T) {
 	a.stop()
 }
 
+// A switch that keeps groups which nobody has reported from its ports (MLD snooping with a querier) lets hosts' questions for the gateway through to it, and to nobody else.
+func TestSwitchesThatSnoop(t *testing.T) {
+	mostlyWaits(t)
+	r := newRig(t, "snoop", rigPolicy("", ""))
+	s := &site{Topology: r.Topology, t: t}
+	const sw = "sw-alpha"
+	gw6 := hostIn(netlab.AlphaNet6, 1)
+	check(t, s.Sysctl(sw, "net.ipv6.conf.sw.accept_dad", "0"))
+	check(t, s.Sysctl(sw, "net.ipv6.conf.sw.disable_ipv6", "0"))                                                                                                         // a querier has an address
+	for _, options := range []string{"mcast_query_response_interval 10 mcast_query_interval 100 mcast_startup_query_interval 100", "mcast_snooping 1 mcast_querier 1"} { // hundredths of a second
+		out, err := s.Exec(sw, "ip", append([]string{"link", "set", "sw", "type", "bridge"}, strings.Fields(options)...)...)
+		if err != nil {
+			t.Fatalf("%s: %v: %s", options, err, out)
+		}
+	}
+	reached := func() bool {
+		check(t, s.FlushNeighbours(r.Alpha1.Name, netlab.HostDevice))
+		_, err := s.Exec(r.Alpha1.Name, "ping", "-6", "-n", "-c1", "-W1", gw6.String())
+		return err == nil
+	}
+	at := gw6.As16()
+	beside := s.capture(r.Alpha2.Name, netlab.HostDevice, 1000, func(f []byte) bool {
+		return len(f) >= 78 && f[12] == 0x86 && f[20] == 58 && f[54] == 135 && bytes.Equal(f[62:78], at[:])
+	})
+	if !until(20*time.Second, func() bool {
+		n := beside.Seen()
+		return !reached() && beside.Seen() == n
+	}) {
+		t.Fatal("the switch floods what nobody has reported: it does not snoop")
+	}
+	flooded := beside.Seen()
+	r.start()
+	group, _ := build.SolicitedNode(at)
+	port := netlab.PortName(netlab.End{NS: netlab.GW, Name: netlab.AlphaPort})
+	var mdb string
+	if !until(5*time.Second, func() bool {
+		out, err := s.Exec(sw, "bridge", "mdb", "show", "dev", "sw")
+		check(t, err)
+		mdb = string(out)
+		return slices.ContainsFunc(strings.Split(mdb, "\n"), func(l string) bool {
+			return strings.Contains(l, "port "+port+" ") && strings.Contains(l, "grp "+netip.AddrFrom16(group).String()+" ")
+		})
+	}) {
+		t.Fatalf("the switch does not know that the gateway listens for its address:\n%s", mdb)
+	}
+	for range 3 {
+		if !reached() {
+			t.Errorf("the gateway is not found behind a switch that snoops:\n%s", mdb)
+		}
+	}
+	if n := beside.Seen(); n != flooded {
+		t.Errorf("%d questions reached who is beside: the switch did not prune, and this test shows nothing", n-flooded)
+	}
+	r.stop()
+}
+
 func hostIn(p string, n byte) netip.Addr {
 	b := prefix(p).Addr().As16()
 	b[15] = n

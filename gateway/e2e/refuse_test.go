@@ -112,6 +112,10 @@ func TestRefuseToStart(t *testing.T) {
 	r.write(r.node, good)
 	r.write(r.policy, replace(t, rigPolicy("", ""), `interfaces = ["beta"]`, `interfaces = ["nowhere"]`))
 	refusedStart(r, "a policy for another node", []string{`"nowhere"`})
+	node(`device = "bb0"`, "device = \"bb0\"\nhost.shared = [\"203.0.113.1\"]")
+	r.write(r.policy, rigPolicy("[[tenant.nat.forward]]\nproto = \"tcp\"\npublic = \"203.0.113.1\"\nport = 40000\ninside = \"198.18.10.11\"\n", ""))
+	refusedStart(r, "a policy that an earlier release took", []string{"40000 of 203.0.113.1 is the host's on port"})
+	r.write(r.node, good)
 	r.write(r.policy, rigPolicy("", ""))
 	os.WriteFile(filepath.Join(r.dir, "file"), nil, 0o644) // the next lines say when it is not there
 	r.write(r.node, rigNode(filepath.Join(r.dir, "file"), r.socket, ""))
@@ -141,6 +145,31 @@ func TestRefuseToStart(t *testing.T) {
 	r.start() // and with nothing wrong it starts
 	if st := r.status(); !st.Ready {
 		t.Errorf("not ready: %s", st.WhyNotReady)
+	}
+}
+
+// A policy that was taken once and would not be taken now is served by the node that keeps it, which says so; it is not taken anew. The kernel's own range of ports has come to hold a forwarded one meanwhile.
+func TestRefuseAnewWhatIsKept(t *testing.T) {
+	mostlyWaits(t)
+	forward := rigPolicy("[[tenant.nat.forward]]\nproto = \"tcp\"\npublic = \"203.0.113.1\"\nport = 40000\ninside = \"198.18.10.11\"\n", "")
+	r := newRig(t, "kept", forward)
+	r.write(r.node, replace(t, rigNode(r.data, r.socket, ""), `device = "bb0"`, "device = \"bb0\"\nhost.shared = [\"203.0.113.1\"]"))
+	check(t, r.Sysctl(netlab.GW, "net.ipv4.ip_local_port_range", "50000 60999"))
+	r.start()
+	r.stop()
+	check(t, r.Sysctl(netlab.GW, "net.ipv4.ip_local_port_range", "32768 60999"))
+	const why = "40000 of 203.0.113.1 is the host's on port"
+	r.start()
+	if log := r.logged(); !strings.Contains(log, "would not be taken anew") || !strings.Contains(log, why) {
+		t.Errorf("the log does not say what is wrong with what it serves:\n%s", log)
+	}
+	r.refused(forward+"# again\n", why)
+	if out, err := r.Exec(netlab.GW, r.program, "doctor", "--node", r.node); err == nil || !strings.Contains(string(out), why) {
+		t.Errorf("the doctor: %v\n%s", err, out)
+	}
+	r.apply(rigPolicy("", ""))
+	if out, _ := r.Exec(netlab.GW, r.program, "doctor", "--node", r.node); strings.Contains(string(out), why) {
+		t.Errorf("the doctor, after it was mended:\n%s", out)
 	}
 }
 

@@ -113,6 +113,14 @@ func TestRemoteInterface(t *testing.T) {
 			t.Errorf("a tenant that is not there: %s: %s %s", path, code, text)
 		}
 	}
+	for _, who := range []string{"noc", "portal"} { // an answer is in memory as a whole
+		if code, text := ask(who, "https://gw1"+api.PathSessions+"?limit=100001"); code != "400" || !strings.Contains(text, "at most 100000 sessions are listed at a time") {
+			t.Errorf("%s asks for more than is listed for who only looks: %s %.300s", who, code, text)
+		}
+	}
+	if code, _ := ask("alice", "https://gw1"+api.PathSessions+"?limit=100001"); code != "200" {
+		t.Errorf("an operator asks for all: %s", code)
+	}
 	for _, tenant := range []string{"beta", "nobody"} { // the same answer whether there is one
 		if code, text := ask("portal", "https://gw1"+api.PathSessions+"?tenant="+tenant); code != "403" || !strings.Contains(text, `this certificate is for tenant \"alpha\" alone`) {
 			t.Errorf("%s's sessions: %s %s", tenant, code, text)

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,16 +40,24 @@ func family(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// Neighbor reads one entry; ErrNotFound when the kernel has none.
+// Neighbor reads one entry, by itself and not out of a dump of the table, which may be large; ErrNotFound when the kernel has none, or no such link.
 func Neighbor(ifindex int, a netip.Addr) (Neigh, error) {
 	a = a.Unmap().WithZone("")
-	list, err := neighbors(ifindex, family(a))
-	if err != nil {
-		return Neigh{}, err
+	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
+	req.AddData(&netlink.Ndmsg{Family: uint8(family(a)), Index: uint32(ifindex)})
+	req.AddData(nl.NewRtAttr(netlink.NDA_DST, a.AsSlice()))
+	list, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		err = ErrNotFound
 	}
-	for _, n := range list {
-		if n.Addr == a {
-			return n, nil
+	if err != nil {
+		return Neigh{}, fmt.Errorf("neighbour %s on link %d: %w", a, ifindex, err)
+	}
+	for _, m := range list {
+		if n, err := netlink.NeighDeserialize(m); err == nil {
+			if v, ok := neighFrom(n); ok && v.Addr == a {
+				return v, nil
+			}
 		}
 	}
 	return Neigh{}, fmt.Errorf("neighbour %s on link %d: %w", a, ifindex, ErrNotFound)

@@ -160,6 +160,9 @@ func (sp *Space) Register(addr [4]byte) (AddrID, error) {
 	return id, nil
 }
 
+// Room is how many more addresses there are places for. Control only.
+func (sp *Space) Room() int { return len(sp.addrs) - len(sp.ids) }
+
 // Addrs is how many addresses are registered; their ids are 0 to Addrs-1. Control only.
 func (sp *Space) Addrs() int { return len(sp.ids) }
 

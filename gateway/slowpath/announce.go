@@ -165,6 +165,7 @@ func (m *machine) announceGroup(id uint8, now uint64) {
 	if len(first) > 0 {
 		m.pace = min(m.pace, now) // hosts are waiting for these
 	}
+	m.listenGroup(id, now)
 }
 
 // announce sends the next few frames that are due. A frame of a group is sent only while this node serves that, which is looked at for each.

@@ -62,21 +62,24 @@ func (m *machine) arp(f *netif, a *build.ARP, now uint64) {
 	solicited := a.Op == build.ARPOpReply && ours
 	k := keyOf(f.Index, spa)
 	i := m.t.find(&k)
+	news := false
 	switch {
 	case spa.IsUnspecified():
 		if ours && a.Op == build.ARPOpRequest {
 			m.wanted(f, tpa, a.SHA, now) // RFC 5227 section 2.1.1
 		}
 	case i != none:
-		m.heard(f, i, a.SHA, solicited, a.SPA == a.TPA, now)
+		news = m.heard(f, i, a.SHA, solicited, a.SPA == a.TPA, now)
 	case ours && a.Op == build.ARPOpRequest:
 		m.meet(f, &k, a.SHA, now)
 	}
 	if a.Op != build.ARPOpRequest || !ours {
-		m.stats.Ignored++
+		if !news {
+			m.stats.Ignored++
+		}
 		return
 	}
-	if !allow(&f.answered, now, answerEvery, answerBurst) {
+	if !m.mayAnswer(f, now) {
 		m.stats.RateLimited++
 		return
 	}
@@ -84,17 +87,15 @@ func (m *machine) arp(f *netif, a *build.ARP, now uint64) {
 	m.send(f, g, m.out[:n], &m.stats.Replies)
 }
 
-// heard is news of a neighbour by ARP. solicited: it answered us. announced: it speaks of itself to everyone.
-func (m *machine) heard(f *netif, i int32, mac [6]byte, solicited, announced bool, now uint64) {
+// heard takes what ARP says of a neighbour, and reports whether that was news. solicited: it answered us. announced: it speaks of itself to everyone.
+func (m *machine) heard(f *netif, i int32, mac [6]byte, solicited, announced bool, now uint64) bool {
 	e := &m.t.all[i]
-	if e.host {
-		return // the kernel knows better
-	}
 	moved := e.state.Usable() && e.mac != mac
-	if moved && !announced && now-e.changed < lockTime {
-		return
-	}
 	switch {
+	case e.host: // the kernel knows better
+		return false
+	case moved && !announced && now-e.changed < lockTime:
+		return false
 	case solicited:
 		m.moved(f, e, mac, moved, now)
 		e.confirmed = now
@@ -102,7 +103,10 @@ func (m *machine) heard(f *netif, i int32, mac [6]byte, solicited, announced boo
 	case moved || !e.state.Usable():
 		m.moved(f, e, mac, moved, now)
 		m.publish(i, fib.Stale, mac, now) // it can reach us; whether we reach it is seen when it is used
+	default:
+		return false
 	}
+	return true
 }
 
 func (m *machine) moved(f *netif, e *entry, mac [6]byte, moved bool, now uint64) {
@@ -157,7 +161,7 @@ func (m *machine) solicitation(f *netif, n *build.ND, now uint64) {
 			return
 		}
 	}
-	if !allow(&f.answered, now, answerEvery, answerBurst) {
+	if !m.mayAnswer(f, now) {
 		m.stats.RateLimited++
 		return
 	}

@@ -32,10 +32,13 @@ type netif struct {
 	isVirtual map[[6]byte]bool       // MACs of groups
 
 	asked, answered uint64    // ns: theoretical arrival times of what leaves here, see allow
+	first           uint64    // the same: of answers that are the first ones of a station
 	defended        [2]uint64 // the same: of what is announced in defence of others' addresses that are answered for here, and of own ones
 	complained      uint64    // ns: when a duplicate was last logged; 0 = never
 	moved           uint64    // ns: when a moved neighbour was last logged; 0 = never
 	probed          uint64    // ns: when a station that asked for one of our addresses was; 0 = never
+
+	listen listener
 }
 
 // virtual is what an address of a group is.

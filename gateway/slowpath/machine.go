@@ -32,6 +32,9 @@ const (
 	// to the link (RFC 6583 section 6.2).
 	askEvery, askBurst       = sec / 1000, 200
 	answerEvery, answerBurst = sec / 2000, 500
+	// Of these a station's first few, which nobody beside it can use up by himself; of all stations together at most as many again.
+	stationEvery, stationBurst = sec / 10, 8
+	firstEvery, firstBurst     = sec / 1000, 250
 
 	// And what one tenant's packets may have asked for: half of an interface's at most, and always a little, whatever others have asked for.
 	tenantEvery, tenantBurst = sec / 500, 100
@@ -53,25 +56,31 @@ type asked struct{ all, sure uint64 }
 // machine decides. It does no I/O of its own, takes no lock and reads no clock: what it sends goes to Config.Send, and each call says
 // what time it is.
 type machine struct {
-	cfg      Config
-	ifaces   map[uint16]*netif
-	tenants  []asked // by id; grows to the highest that has asked
-	routers  map[key]*router
-	unmet    uint64 // ns: when to look again for room for routers that have no entry; 0 = all have
-	t        entries
-	jobs     []job
-	pace     uint64 // ns: no announcement before
-	rng      uint64
-	stats    Stats
-	clashes  []Conflict // the last few; bounded
-	hostAsks []hostAsk  // to be asked once the lock is free; bounded
-	resolves int        // how many entries may be failed or resolving at once
-	pkt      packet.Packet
-	out      [128]byte
+	cfg        Config
+	ifaces     map[uint16]*netif
+	tenants    []asked      // by id; grows to the highest that has asked
+	stations   [1024]uint64 // by interface and MAC, mixed with the seed: theoretical arrival times of answers, see allow
+	mix        uint64
+	routers    map[key]*router
+	unmet      uint64 // ns: when to look again for room for routers that have no entry; 0 = all have
+	t          entries
+	jobs       []job
+	pace       uint64 // ns: no announcement before
+	listeners  listeners
+	listenPace uint64     // ns: nothing is told to switches before
+	records    [][16]byte // what is being told
+	rng        uint64
+	stats      Stats
+	clashes    []Conflict // the last few; bounded
+	hostAsks   []hostAsk  // to be asked once the lock is free; bounded
+	resolves   int        // how many entries may be failed or resolving at once
+	pkt        packet.Packet
+	out        [1280]byte
 }
 
 func newMachine(c Config) *machine {
 	m := &machine{cfg: c, ifaces: map[uint16]*netif{}, rng: c.Seed | 1, hostAsks: make([]hostAsk, 0, maxHostAsks)}
+	m.mix = m.rng*0x9e3779b97f4a7c15 | 1
 	m.resolves = min(max(c.Capacity/4, 1), c.MaxPending)
 	m.t.init(c.Capacity, c.MaxPending, c.FrameBytes)
 	return m
@@ -221,6 +230,17 @@ func (m *machine) mayAsk(f *netif, by flow.TenantID, now uint64) bool {
 	}
 	t := &m.tenants[by]
 	return allow(&t.sure, now, sureEvery, sureBurst) || allow(&t.all, now, tenantEvery, tenantBurst) && allow(&f.asked, now, askEvery, askBurst)
+}
+
+// mayAnswer is the rate of answers: of the interface, and beside it of each station's first ones, by the MAC that its frame came from. Stations that share a word share what is theirs; which do nobody outside can know.
+func (m *machine) mayAnswer(f *netif, now uint64) bool {
+	k := uint64(f.Index)
+	for _, b := range m.pkt.Frame()[6:12] {
+		k = k<<8 | uint64(b)
+	}
+	k = (k ^ k>>29) * m.mix
+	k = (k ^ k>>31) * m.mix >> 54
+	return allow(&m.stations[k], now, stationEvery, stationBurst) && allow(&f.first, now, firstEvery, firstBurst) || allow(&f.answered, now, answerEvery, answerBurst)
 }
 
 // bound sees to it that one more entry may be unanswered. A party may have as many as would still fit, so there is room for one more
@@ -546,11 +566,13 @@ func macText(mac [6]byte) slog.Value {
 func (m *machine) setInterfaces(list []Interface, now uint64) {
 	old := m.ifaces
 	m.ifaces = make(map[uint16]*netif, len(list))
+	m.listeners = nil
 	for _, c := range list {
 		f := newNetif(c)
 		if o := old[c.Index]; o != nil && sameLink(o, f) {
-			f.asked, f.answered, f.defended, f.complained, f.moved, f.probed = o.asked, o.answered, o.defended, o.complained, o.moved, o.probed
+			f.asked, f.answered, f.first, f.defended, f.complained, f.moved, f.probed = o.asked, o.answered, o.first, o.defended, o.complained, o.moved, o.probed
 		}
+		m.listenAnew(f, old[c.Index], now)
 		m.ifaces[c.Index] = f
 		m.t.interfaces(c.Index)
 	}
@@ -594,6 +616,9 @@ func (m *machine) next() uint64 {
 	at := ^uint64(0)
 	if m.unmet != 0 {
 		at = m.unmet
+	}
+	if len(m.listeners) > 0 {
+		at = min(at, max(m.listeners[0].listen.at, m.listenPace))
 	}
 	if len(m.t.heap) > 0 {
 		at = min(at, m.t.all[m.t.heap[0]].due)

@@ -593,6 +593,23 @@ func TestAddressesAreDefended(t *testing.T) {
 	}
 }
 
+// Whoever claims many of the addresses that are only answered for leaves the gateway's own their defence.
+func TestOwnAddressesAreDefendedBesideOthers(t *testing.T) {
+	c := plainIface()
+	c.Proxy = []netip.Prefix{netip.MustParsePrefix("192.0.2.64/26")}
+	r := newRig(t, nil, c)
+	for i := range 200 {
+		r.learn(arpReply(evilMAC, netip.AddrFrom4([4]byte{192, 0, 2, byte(70 + i%40)}).String(), "192.0.2.9"))
+	}
+	if n := len(r.took()); n != maxConflicts {
+		t.Errorf("%d defences at once, want %d", n, maxConflicts)
+	}
+	r.learn(arpReply(evilMAC, "192.0.2.1", "192.0.2.9"))
+	if d := cmp.Diff([]string{"all<gw ask 192.0.2.1 192.0.2.1"}, r.took()); d != "" {
+		t.Error(d)
+	}
+}
+
 // However many addresses are claimed by others at a time, what is told to everyone about that is bounded.
 func TestDefenceIsBounded(t *testing.T) {
 	c := plainIface()
@@ -752,7 +769,8 @@ func TestRatesOfAnswers(t *testing.T) {
 	for range 5000 {
 		r.learn(arpAsk(hostMAC, "192.0.2.9", "192.0.2.1"))
 	}
-	if n := len(r.sent); n != answerBurst || r.m.stats.RateLimited != 5000-answerBurst {
+	const most = answerBurst + stationBurst // of one station
+	if n := len(r.sent); n != most || r.m.stats.RateLimited != 5000-most {
 		t.Errorf("%d answers at once, %d withheld", n, r.m.stats.RateLimited)
 	}
 	r.sent = nil
@@ -760,8 +778,39 @@ func TestRatesOfAnswers(t *testing.T) {
 	for range 5000 {
 		r.learn(arpAsk(hostMAC, "192.0.2.9", "192.0.2.1"))
 	}
-	if n := len(r.sent); n < answerBurst || n > answerBurst+1 {
+	if n := len(r.sent); n < most || n > most+1 {
 		t.Errorf("%d answers a second later", n)
+	}
+}
+
+// Whoever asks more than is answered takes no answer from who is beside him, by ARP or by neighbour discovery.
+func TestAFloodLeavesOthersTheirAnswers(t *testing.T) {
+	r := newRig(t, nil)
+	answered := 0
+	for range 10 {
+		for range 100 { // a second
+			for range 100 {
+				r.learn(arpAsk(evilMAC, "192.0.2.99", "192.0.2.1"))
+				r.learn(ns(evilMAC, "2001:db8::66", "2001:db8::1", [6]byte{}))
+			}
+			r.now += 10 * ms
+		}
+		r.sent = nil
+		r.learn(arpAsk(hostMAC, "192.0.2.9", "192.0.2.1"))
+		r.learn(ns(hostMAC, "2001:db8::9", "2001:db8::1", [6]byte{}))
+		answered += len(r.sent)
+	}
+	// However many stations they say that they are, what leaves an interface is bounded.
+	r.now += 10 * sec
+	r.sent = nil
+	for i := range 20000 {
+		r.learn(arpAsk([6]byte{2, 0x66, 0, 0, byte(i >> 8), byte(i)}, "192.0.2.99", "192.0.2.1"))
+	}
+	if n := len(r.sent); n < answerBurst || n > answerBurst+firstBurst {
+		t.Errorf("%d answers at once", n)
+	}
+	if answered != 20 || r.m.stats.RateLimited < 150_000 {
+		t.Errorf("%d of 20 questions were answered beside a flood, of which %d were not", answered, r.m.stats.RateLimited)
 	}
 }
 

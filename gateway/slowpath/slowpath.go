@@ -269,6 +269,7 @@ func (s *Slow) step() (more bool, at uint64) {
 	more = s.m.expire(now)
 	s.groups(now)
 	s.m.announce(now)
+	s.m.listen(now)
 	at = s.m.next()
 	s.asks = append(s.asks[:0], s.m.hostAsks...)
 	s.m.hostAsks = s.m.hostAsks[:0]
@@ -345,6 +346,7 @@ type Stats struct {
 	Solicited   uint64 // requests and solicitations sent
 	HostAsks    uint64 // questions to the kernel
 	Announced   uint64 // gratuitous ARP and unsolicited advertisements sent
+	Listens     uint64 // multicast listener reports sent
 	Forwarded   uint64 // waiting frames sent
 	NoNeighbor  uint64 // waiting frames given up: no answer
 	QueueFull   uint64 // waiting frames given up: bounds

@@ -133,6 +133,7 @@ func TestWake(t *testing.T) {
 	running(t, s)
 	ask := arpAsk(hostMAC, "198.51.100.9", "192.0.2.1")
 	eventually(t, "link-local announced", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.m.stats.Announced > 0 })
+	eventually(t, "switches told twice", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.m.stats.Listens >= 2 })
 	begin := time.Now()
 	for i := range 200 {
 		eventually(t, "asleep", s.sleeping.Load)

@@ -360,8 +360,17 @@ func (v *View) Lookup(zone flow.TenantID, family uint8, a *flow.Addr) (nh uint16
 }
 
 // Register gives the public addresses their numbers in space. An address keeps its number for as long as the process runs, so this is for
-// a View that will be served, not for one that is only asked about. Control only; it changes nothing that workers read.
+// a View that will be served, not for one that is only asked about: all get theirs or none. Control only; it changes nothing that workers read.
 func (v *View) Register(space *nat.Space) error {
+	news := 0
+	for i := range v.Publics {
+		if _, ok := space.Find([4]byte(v.Publics[i].Addr[:4])); !ok {
+			news++
+		}
+	}
+	if room := space.Room(); news > room {
+		return fmt.Errorf("%d public addresses are new, and there are places for %d: those of earlier policies have theirs until the next start of this node", news, room)
+	}
 	for i := range v.Publics {
 		p := &v.Publics[i]
 		id, err := space.Register([4]byte(p.Addr[:4]))
