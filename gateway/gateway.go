@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"runtime"
@@ -18,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"demarc/cluster/transport"
 	"demarc/configs"
 	"demarc/gateway/api"
 	"demarc/gateway/fib"
@@ -424,7 +426,18 @@ func (g *Gateway) waitFor(ctx context.Context, gen uint32) error {
 }
 
 func (g *Gateway) listen() (*api.Server, error) {
-	s, err := api.Listen(api.ServerConfig{Socket: g.o.Node.API.Socket, Metrics: g.o.Node.API.Metrics, Remote: g.remote, Backend: backend{g}, Handler: metrics.Handler(backend{g}), Log: g.log})
+	s, err := api.Listen(api.ServerConfig{Socket: g.o.Node.API.Socket, Metrics: g.o.Node.API.Metrics, Remote: g.remote, Backend: backend{g}, Handler: metrics.Handler(backend{g}), Log: g.log, Listen: listening(g.log)})
 	g.server = s
 	return s, err
+}
+
+// listening listens where a node is to be asked, also before a link has the address: it is no reason not to serve.
+func listening(log *slog.Logger) func(string) (net.Listener, error) {
+	return func(address string) (net.Listener, error) {
+		l, here, err := transport.ListenTCP(address)
+		if err == nil && !here {
+			log.Warn("nobody can ask this node there until a link of this host has the address; one that the gateway answers for does not count", "address", address)
+		}
+		return l, err
+	}
 }

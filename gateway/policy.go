@@ -30,7 +30,7 @@ func digest(text []byte) string {
 }
 
 // reading changes when the same text means something else than it did to the release before: what that one has judged is judged again then.
-const reading = "2: objects that hold nothing are nobody; hosts outside the prefixes are reached by nobody\n"
+const reading = "3: objects that hold nothing are nobody; hosts outside the prefixes are reached by nobody; what comes from where a forward leads to leaves by it\n"
 
 // standsFor is a number for a policy's text, the same on every node that reads it the same way.
 func standsFor(text []byte) uint64 {

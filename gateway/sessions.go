@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strconv"
 
 	"demarc/gateway/api"
@@ -86,7 +85,7 @@ func (b backend) Sessions(ctx context.Context, f api.SessionFilter) (*api.Sessio
 	switch {
 	case f.Limit == 0:
 		f.Limit = 1000
-	case f.Limit > maxListed && slices.Contains([]api.Role{api.RoleReadOnly, api.RoleTenant}, api.PeerOf(ctx).Role):
+	case f.Limit > maxListed && api.PeerOf(ctx).Role == api.RoleReadOnly:
 		return nil, api.BadRequest("limit %d: at most %d sessions are listed at a time: say which by tenant, address, port or protocol", f.Limit, maxListed)
 	}
 	out := &api.Sessions{}
@@ -134,11 +133,7 @@ func (g *Gateway) wireSession(p *picked, now uint32) api.Session {
 	v, se := g.view.Load(), &p.se
 	a := addresses(se)
 	seconds := func(ticks uint32) float64 { return float64(uint64(ticks)<<20) / 1e9 }
-	last := se.LastSeen[0]
-	if int32(se.LastSeen[1]-last) > 0 {
-		last = se.LastSeen[1]
-	}
-	idle := uint32(max(0, int32(now-last)))
+	idle := uint32(max(0, int32(now-se.Seen(now))))
 	out := api.Session{Worker: p.worker, Slot: p.slot, Gen: se.Gen, Copy: p.copied, Cruising: p.down, From: "tenant", Proto: protoName(se.Proto), State: stateName(se),
 		Src: netip.AddrPortFrom(a[0], se.OrigSPort).String(), Dst: netip.AddrPortFrom(a[1], se.OrigDPort).String(),
 		XlatSrc: netip.AddrPortFrom(a[2], se.XlatSPort).String(), XlatDst: netip.AddrPortFrom(a[3], se.XlatDPort).String(),

@@ -99,7 +99,7 @@ func (w *Witness) Run(ctx context.Context, ready func()) (err error) {
 		return err
 	}
 	srv, err = api.Listen(api.ServerConfig{Socket: w.node.API.Socket, Metrics: w.node.API.Metrics, Remote: remote, Backend: b,
-		Handler: metrics.Witness(b), Log: w.log})
+		Handler: metrics.Witness(b), Log: w.log, Listen: listening(w.log)})
 	if err != nil {
 		return err
 	}

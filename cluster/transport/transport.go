@@ -96,9 +96,12 @@ func Listen(c Config) (*Transport, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	l, err := net.Listen("tcp", c.Address)
+	l, here, err := ListenTCP(c.Address)
 	if err != nil {
 		return nil, fmt.Errorf("cluster address: %w", err)
+	}
+	if !here {
+		c.Log.Warn("no other member reaches this node until a link has its cluster address", "address", c.Address)
 	}
 	if c.Advertise == "" {
 		c.Advertise = l.Addr().String()

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -38,7 +39,7 @@ func openSocket(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// later is a listener that cannot be made for now, since its directory is read-only: no disk may keep a node from serving. Who accepts waits until it is there.
+// later is a listener that cannot be made for now, since its directory is read-only, or its disk full: no disk may keep a node from serving. Who accepts waits until it is there.
 type later struct {
 	open  func() (net.Listener, error)
 	every time.Duration
@@ -51,11 +52,11 @@ type later struct {
 	l    net.Listener // nil until it is there
 }
 
-// listenSocket is openSocket, or a listener that waits for it where the directory is read-only.
+// listenSocket is openSocket, or a listener that waits for it where the disk has no place for it.
 func listenSocket(path string, log *slog.Logger) (net.Listener, error) {
 	open := func() (net.Listener, error) { return openSocket(path) }
 	l, err := open()
-	if !errors.Is(err, syscall.EROFS) {
+	if !slices.ContainsFunc([]error{syscall.EROFS, syscall.ENOSPC, syscall.EDQUOT, syscall.EIO}, func(e error) bool { return errors.Is(err, e) }) {
 		return l, err
 	}
 	log.Warn("nobody can ask this node by its socket until that can be made; it is tried again", "err", err, "every", laterEvery)

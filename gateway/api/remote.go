@@ -113,8 +113,8 @@ func follows(c net.Conn, s http.ConnState) {
 	}
 }
 
-func openDoor(r *Remote, lim limits, log *slog.Logger) (*door, error) {
-	l, err := net.Listen("tcp", r.Listen)
+func openDoor(r *Remote, listen func(string) (net.Listener, error), lim limits, log *slog.Logger) (*door, error) {
+	l, err := listen(r.Listen)
 	if err != nil {
 		return nil, err
 	}

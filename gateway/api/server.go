@@ -2,14 +2,12 @@ package api
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -64,6 +62,8 @@ type ServerConfig struct {
 	Backend any          // a Backend, or what has some of its parts: of the others there are no paths
 	Handler http.Handler // serves /metrics
 	Log     *slog.Logger
+
+	Listen func(address string) (net.Listener, error) // by TCP; nil = net.Listen
 }
 
 // Server serves the interface.
@@ -86,25 +86,25 @@ func Listen(c ServerConfig) (*Server, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	if c.Listen == nil {
+		c.Listen = func(address string) (net.Listener, error) { return net.Listen("tcp", address) }
+	}
 	s := &Server{cfg: c}
 	var err error
 	if s.unix, err = listenSocket(c.Socket, c.Log); err != nil {
 		return nil, err
 	}
 	if c.Metrics != "" {
-		if s.metrics, err = net.Listen("tcp", c.Metrics); err != nil {
+		if s.metrics, err = c.Listen(c.Metrics); err != nil {
 			s.unix.Close()
 			return nil, fmt.Errorf("metrics address %s: %w", c.Metrics, err)
 		}
 	}
 	if c.Remote != nil {
-		if s.door, err = openDoor(c.Remote, remoteLimits, c.Log); err != nil {
+		if s.door, err = openDoor(c.Remote, c.Listen, remoteLimits, c.Log); err != nil {
 			s.unix.Close()
 			if s.metrics != nil {
 				s.metrics.Close()
-			}
-			if errors.Is(err, syscall.EADDRNOTAVAIL) {
-				err = fmt.Errorf("%w: it must be an address of this host, as `ip addr` shows them, not one that the gateway answers for", err)
 			}
 			return nil, fmt.Errorf("interface address %s: %w", c.Remote.Listen, err)
 		}

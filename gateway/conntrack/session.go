@@ -191,9 +191,12 @@ func (s *Session) Timeout(tm *Timeouts) uint32 {
 	return tm.Other
 }
 
-// lastSeen is the later of the two directions.
-func (s *Session) lastSeen() uint32 {
-	if int32(s.LastSeen[1]-s.LastSeen[0]) > 0 && s.Flags&FlagReplied != 0 {
+// stampAhead is how far a stamp may be ahead of the tick that it is looked at with: programs read a clock of their own.
+const stampAhead = 1 << 16
+
+// Seen is when a packet was seen last, as it is now: that of the direction which is less long ago. Both are asked by their age, for one of them may have been silent for longer than half of what a tick counts.
+func (s *Session) Seen(now uint32) uint32 {
+	if s.Flags&FlagReplied != 0 && now+stampAhead-s.LastSeen[1] < now+stampAhead-s.LastSeen[0] {
 		return s.LastSeen[1]
 	}
 	return s.LastSeen[0]

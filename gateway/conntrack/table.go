@@ -440,7 +440,7 @@ func (t *Table) Sooner(slot, now uint32, tm *Timeouts) {
 		return
 	}
 	s, due := &t.sessions[slot], now
-	if left := s.lastSeen() + s.Timeout(tm) - now; int32(left) > 0 {
+	if left := s.Seen(now) + s.Timeout(tm) - now; int32(left) > 0 {
 		due += min(left, s.Look(tm))
 	}
 	if int32(t.deadlines[slot]-due) > 0 {
@@ -473,7 +473,7 @@ func (t *Table) Sweep(now uint32, tm *Timeouts, budget int, hurry, keep func(*Se
 		if look < idle && hurry != nil && hurry(s) {
 			idle = look
 		}
-		if due := s.lastSeen() + idle; int32(due-now) > 0 {
+		if due := s.Seen(now) + idle; int32(due-now) > 0 {
 			if int32(due-now-look) > 0 {
 				due = now + look
 			}

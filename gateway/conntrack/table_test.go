@@ -410,6 +410,35 @@ func TestTimeout(t *testing.T) {
 	}
 }
 
+// A session of which one direction is silent lives as long as the other one is not, for months: ticks are told apart by their sign for 26 days only. When both are silent it ends in its time.
+func TestOneWayForMonths(t *testing.T) {
+	tm := Timeouts{UDP: 300_000, UDPUnanswered: 30_000}
+	const step = 60_000
+	for dir := range 2 {
+		tab := newTable(t, 8)
+		now := uint32(1 << 20)
+		s := Session{Proto: flow.UDP, OrigSPort: 1, XlatSPort: 1, OrigDst: flow.Addr{1}, XlatDst: [4]byte{1}, LastSeen: [2]uint32{now, now}, Flags: FlagReplied}
+		slot, r := tab.Create(&s, now, now+tm.UDP)
+		if r != verdict.Pass {
+			t.Fatal(r)
+		}
+		for n := range 5 * (1 << 31 / step) { // 130 days
+			now += step
+			tab.At(slot).LastSeen[dir] = now + 100 // a program's clock is a little ahead
+			if tab.Sweep(now, &tm, 8, nil, nil, nil) != 0 {
+				t.Fatalf("direction %d: ended on day %d, and a packet was seen just now", dir, n/1373)
+			}
+		}
+		for range 2 + int(tm.UDP)/step {
+			now += step
+			tab.Sweep(now, &tm, 8, nil, nil, nil)
+		}
+		if tab.Live(slot) {
+			t.Errorf("direction %d: lives on %d ticks after its last packet", dir, 2*step+tm.UDP)
+		}
+	}
+}
+
 func TestNoAllocation(t *testing.T) {
 	tab := newTable(t, 1000)
 	tm := Timeouts{UDP: 10, UDPUnanswered: 10}

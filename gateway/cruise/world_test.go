@@ -294,7 +294,6 @@ type form struct {
 	noSum      bool
 	priority   uint16                    // of the tag
 	tagged     bool                      // with VLAN 0 where there is none
-	pad        int                       // bytes behind the packet
 	l4is       func(right uint16) uint16 // the checksum that is written; nil = the right one
 	headOption bool                      // IPv4
 }
@@ -385,7 +384,7 @@ func (w *world) build(f *form) []byte {
 	}
 	e = be.AppendUint16(e, typ)
 	e = append(append(e, head...), l4...)
-	return append(e, make([]byte, f.pad)...)
+	return e
 }
 
 // populate opens sessions of each kind through the pipeline, by their packets, and hands down those that suit.

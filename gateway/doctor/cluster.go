@@ -65,6 +65,25 @@ func (d *Doctor) cluster(node *configs.Node) {
 	}
 }
 
+// asked looks at where the node is to be asked.
+func (d *Doctor) asked(node *configs.Node) {
+	for _, x := range [][2]string{{"api.metrics", node.API.Metrics}, {"api.listen", node.API.Listen}} {
+		key, text := x[0], x[1]
+		ap, err := netip.ParseAddrPort(text)
+		if err != nil || ap.Addr().IsUnspecified() || ap.Addr().IsLoopback() {
+			continue // not said, or a name
+		}
+		local, err := d.sys.places()
+		if err != nil {
+			d.say(Warn, key, "the addresses of this machine cannot be read: "+err.Error(), "", "")
+			continue
+		}
+		if p, ok := local[ap.Addr().Unmap().WithZone("")]; !ok || !p.up {
+			d.say(Warn, key, text+": no device that is up has that address", "nobody can ask the node there until one has; what the gateway itself answers for does not count", fmt.Sprintf("ip addr add %s/LENGTH dev DEVICE   # or name another one in [api]", ap.Addr()))
+		}
+	}
+}
+
 // meets looks at one address that the others reach this node by.
 func (d *Doctor) meets(local map[netip.Addr]place, key, text string, level Level, why string) {
 	ap, err := netip.ParseAddrPort(text)

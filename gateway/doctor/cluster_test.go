@@ -64,3 +64,36 @@ func TestClusterFindings(t *testing.T) {
 		t.Errorf("this machine has the addresses %v, %v", all, err)
 	}
 }
+
+// TestWhereItIsAsked: an address of the interface that no device has is said, and is no reason not to start.
+func TestWhereItIsAsked(t *testing.T) {
+	for name, c := range map[string]struct {
+		api  configs.API
+		want string
+	}{
+		"well":      {configs.API{Metrics: "192.0.2.1:9090", Listen: "192.0.2.1:7443"}, ""},
+		"nowhere":   {configs.API{Metrics: "127.0.0.1:9090"}, ""},
+		"all":       {configs.API{Metrics: ":9090", Listen: "[::]:7443"}, ""},
+		"elsewhere": {configs.API{Listen: "192.0.2.9:7443"}, "api.listen: 192.0.2.9:7443: no device that is up has that address"},
+		"down":      {configs.API{Metrics: "192.0.2.2:9090"}, "api.metrics: 192.0.2.2:9090: no device that is up"},
+	} {
+		f := healthy()
+		c.api.Socket = f.node.API.Socket
+		f.node.API = c.api
+		d := f.doctor()
+		d.sys.places = func() (map[netip.Addr]place, error) {
+			return map[netip.Addr]place{netip.MustParseAddr("192.0.2.1"): {"mgmt0", 1500, true}, netip.MustParseAddr("192.0.2.2"): {"mgmt1", 1500, false}}, nil
+		}
+		got := ""
+		for _, x := range d.Check(&f.node) {
+			if strings.HasPrefix(x.Subject, "api.") {
+				if got += x.Subject + ": " + x.What; x.Level != Warn {
+					t.Errorf("%s: %+v", name, x)
+				}
+			}
+		}
+		if !strings.HasPrefix(got, c.want) || c.want == "" && got != "" {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}

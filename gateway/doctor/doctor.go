@@ -67,6 +67,7 @@ func (d *Doctor) Check(node *configs.Node) []Finding {
 	d.clock()
 	if node != nil {
 		d.cluster(node)
+		d.asked(node)
 		queues := 0
 		links := d.links(node)
 		for _, l := range links {

@@ -129,9 +129,9 @@ var (
 	fragmentsKnown   = gauge("frag_known_datagrams", "Datagrams in fragments that are followed: their first fragment has come, others may.", "worker")
 
 	tenantPackets  = counter("meter_tenant_packets", "Packets passed on; out = from the tenant to the backbone.", "tenant", "direction")
-	tenantBytes    = counter("meter_tenant_bytes", "IP bytes passed on; out = from the tenant to the backbone.", "tenant", "direction")
-	usagePackets   = counter("meter_tenant_usage_packets", "Packets passed on by all nodes that have served the tenant, one after the other. Each of them shows it, so take the largest and not the sum.", "tenant", "direction")
-	usageBytes     = counter("meter_tenant_usage_bytes", "IP bytes passed on by all nodes that have served the tenant, one after the other. Each of them shows it, so take the largest and not the sum.", "tenant", "direction")
+	tenantBytes    = counter("meter_tenant_bytes", "IP bytes passed on by this node; out = from the tenant to the backbone. It begins at 0 with each process. What is billed is the sum of all nodes: sum by (tenant, direction) (increase(demarc_meter_tenant_bytes_total[30d])).", "tenant", "direction")
+	usagePackets   = counter("meter_tenant_usage_packets", "Packets passed on by all nodes that have served the tenant's group, one after the other, since the first of these processes began. Each of them shows it, so take the largest and not the sum; to bill, see meter_tenant_bytes.", "tenant", "direction")
+	usageBytes     = counter("meter_tenant_usage_bytes", "IP bytes passed on by all nodes that have served the tenant's group, one after the other, since the first of these processes began. Each of them shows it, so take the largest and not the sum; to bill, see meter_tenant_bytes.", "tenant", "direction")
 	offeredPackets = counter("meter_tenant_offered_packets", "Packets that came to the tenant's rate: what passed and what the rate dropped.", "tenant", "direction")
 	offeredBytes   = counter("meter_tenant_offered_bytes", "IP bytes that came to the tenant's rate: what passed and what the rate dropped.", "tenant", "direction")
 	tenantDropped  = counter("meter_tenant_dropped_packets", "Packets of the tenant dropped, all reasons.", "tenant")

@@ -78,8 +78,9 @@ func (w *identWord) alone(host, tick uint32, note bool) bool {
 	for {
 		old := w.user.Load()
 		last, until := uint32(old>>32), uint32(old)
-		if last == host {
-			return int32(tick-until) >= 0
+		if last == host { // by how long it has yet to wait: since then more ticks may have passed than a sign tells
+			left := until - tick
+			return left == 0 || left > uint32(Reassembly>>20)+1
 		}
 		until = tick
 		if last != 0 {

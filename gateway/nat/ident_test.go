@@ -67,6 +67,30 @@ func TestIdentsAreUnique(t *testing.T) {
 	}
 }
 
+// One who asks alone is never refused, however long he does: ticks are told apart by their sign for 26 days only, and begin anew after 52.
+func TestIdentsOfAMonth(t *testing.T) {
+	src, dst := [4]byte{192, 0, 2, 16}, [4]byte{203, 0, 113, 11}
+	x := &Idents{Seed: 99}
+	now, refused := uint64(1e12), 0
+	for day := range 40 {
+		for range 20 * 60 { // a minute of ten a second, ten thousand of which are asked for at once in between
+			if _, ok := x.Take(src, dst, 17, 5, now); !ok {
+				refused++
+			}
+			now += 50e6
+		}
+		for range 40_000 {
+			if _, ok := x.Take(src, dst, 17, 5, now); !ok {
+				refused++
+			}
+		}
+		if refused > 0 {
+			t.Fatalf("on day %d: %d were refused", day, refused)
+		}
+		now += uint64(24 * time.Hour)
+	}
+}
+
 // All workers draw from one word.
 func TestIdentsOfManyWorkers(t *testing.T) {
 	x := &Idents{Seed: 3}

@@ -54,7 +54,7 @@ func (c Copies) Look(slot uint32) replica.Look {
 		l.Group = g.ID
 	}
 	l.Early = settled(se)
-	l.Seen = uint8(max(se.LastSeen[0], se.LastSeen[1]) >> 13)
+	l.Seen = uint8(se.Seen(c.Shard.tick) >> 13)
 	return l
 }
 
@@ -94,11 +94,7 @@ func (c Copies) Fill(slot uint32, r *replica.Record) {
 	} else { // yet to be judged under any that another node might have; its next hops are numbers of another View
 		s.Hop = [2]uint16{replica.NoName, replica.NoName}
 	}
-	last := se.LastSeen[0]
-	if se.Flags&conntrack.FlagReplied != 0 && int32(se.LastSeen[1]-last) > 0 {
-		last = se.LastSeen[1]
-	}
-	if left := int32(last + se.Timeout(&sh.view.Timeouts) - sh.tick); left > 0 {
+	if left := int32(se.Seen(sh.tick) + se.Timeout(&sh.view.Timeouts) - sh.tick); left > 0 {
 		s.Left = uint32(uint64(left) << 20 / 1e6)
 	}
 	if se.Mapping != conntrack.NoMapping {

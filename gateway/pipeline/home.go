@@ -36,11 +36,11 @@ func (sh *Shard) homeOf(k *flow.Key, portless bool) int {
 	v := sh.view
 	class, ports := nat.ClassOf(k.Proto)
 	if k.Zone != flow.Backbone {
+		if _, h, ok := v.Lookup(k.Zone, k.Family, &k.Dst); ok && h.Kind == snapshot.HopForward { // between two inside hosts
+			return v.HomeOf(k.Zone, k.Family, lesser(&k.Src, &k.Dst))
+		}
 		if !ports && k.Proto != flow.ICMPv6 { // found again by the far address: that is all that both directions show
 			return v.HomeOf(0, k.Family, &k.Dst)
-		}
-		if _, h, ok := v.Lookup(k.Zone, k.Family, &k.Dst); ok && h.Kind == snapshot.HopForward {
-			return v.HomeOf(k.Zone, k.Family, lesser(&k.Src, &k.Dst))
 		}
 		return v.HomeOf(k.Zone, k.Family, &k.Src)
 	}

@@ -161,6 +161,11 @@ func mayIn(tenant string, proto uint8, src, dst netip.AddrPort, mapped bool) boo
 	return mapped || proto == flow.UDP && dst.Port() == 8080
 }
 
+// forwardedTo reports whether a forward leads to an inside end: what comes from there leaves as what the forward is of.
+func forwardedTo(tenant string, proto uint8, end netip.AddrPort) bool {
+	return proto == flow.UDP && end.Addr() == fwdHost && end.Port() == map[string]uint16{"alpha": 80, "beta": 8080}[tenant]
+}
+
 // outward says how a packet of an inside host leaves; port 0 = not known yet, learn it. ok is false where it must not leave.
 func (r *reference) outward(tenant string, proto uint8, src, dst netip.AddrPort) (pub netip.AddrPort, ok bool) {
 	if proto == flow.ICMP { // the identifier is one port, and that of the inside end
@@ -174,6 +179,9 @@ func (r *reference) outward(tenant string, proto uint8, src, dst netip.AddrPort)
 	}
 	if tenant == "alpha" && src.Addr() == staticIn {
 		return netip.AddrPortFrom(staticEx, src.Port()), true
+	}
+	if forwardedTo(tenant, proto, src) {
+		return netip.AddrPortFrom(poolOf[tenant], 8080), true
 	}
 	if k, kept := r.key(inside{tenant, proto, src}, dst.Addr()); kept {
 		if o, found := r.mapped[k]; found {
@@ -195,7 +203,7 @@ func (r *reference) left(t testing.TB, tenant string, proto uint8, src, dst, pub
 	if _, known := r.out[conversation{tenant, proto, src, dst}]; known {
 		return // a forward's answers among them: no mapping
 	}
-	if pub.Addr() != staticEx {
+	if pub.Addr() != staticEx && !forwardedTo(tenant, proto, src) {
 		if pub.Port() == 8080 && proto == flow.UDP {
 			t.Fatalf("the forwarded port was given to %v", i)
 		}

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"demarc/gateway/meter"
+	"demarc/gateway/packet"
 	"demarc/gateway/packet/csum"
 	"demarc/gateway/verdict"
 )
@@ -119,6 +121,67 @@ func TestPortForwardAndStatic(t *testing.T) {
 	if ip, u := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4), p.Layer(layers.LayerTypeUDP).(*layers.UDP); ip.SrcIP.String() != "192.0.2.100" || u.SrcPort != 777 {
 		t.Fatalf("1:1 left as %s:%d", ip.SrcIP, u.SrcPort)
 	}
+}
+
+// What comes from where a forward leads to leaves by the forward's public end, whoever speaks first: so the far end may begin conversations to that while one of the inside end's own lives (a telephone exchange that registers, and is called).
+func TestWhatIsBehindAForwardLeavesByIt(t *testing.T) {
+	r := newRig(t, testNode, testPolicy)
+	const inside, public, far = "198.18.10.11", "192.0.2.16", "203.0.113.11"
+	syn := func(t *layers.TCP) { t.SYN = true }
+	s := r.send(1, tcp4(t, 1, inside, 80, far, 5060, syn))
+	p := r.want(&s[0], verdict.Send)
+	if ip, tc := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4), p.Layer(layers.LayerTypeTCP).(*layers.TCP); ip.SrcIP.String() != public || tc.SrcPort != 8080 {
+		t.Fatalf("left as %s:%d, and the forward is of %s:8080", ip.SrcIP, tc.SrcPort, public)
+	}
+	s = r.send(0, tcp4(t, 0, far, 5060, public, 8080, func(t *layers.TCP) { t.SYN, t.ACK, t.Ack = true, true, 1001 }))
+	p = r.want(&s[0], verdict.Send)
+	if ip, tc := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4), p.Layer(layers.LayerTypeTCP).(*layers.TCP); ip.DstIP.String() != inside || tc.DstPort != 80 {
+		t.Fatalf("answered to %s:%d", ip.DstIP, tc.DstPort)
+	}
+	// Another port of the same host, and another protocol of the same port, are translated as any.
+	for what, f := range map[string][]byte{"another port": tcp4(t, 1, inside, 81, far, 5060, syn), "another protocol": udp4(t, 1, inside, 80, far, 5060)} {
+		s = r.send(1, f)
+		p = r.want(&s[0], verdict.Send)
+		if tl := p.TransportLayer().TransportFlow().Src().String(); tl == "8080" {
+			t.Errorf("%s left by the forward", what)
+		}
+	}
+	// The other one may begin as well, from another port of its.
+	s = r.send(0, tcp4(t, 0, far, 40000, public, 8080, syn))
+	r.want(&s[0], verdict.Send)
+}
+
+// Bytes behind the packet are not sent: they would be neither counted nor limited. The padding of a short frame stays.
+func TestWhatStandsBehindAPacketIsCutOff(t *testing.T) {
+	r := newRig(t, testNode, testPolicy)
+	for _, c := range []struct{ behind, want int }{{0, 60}, {4, 64}, {5, 60}, {1400, 60}} {
+		f := udp4(t, 1, "198.18.10.5", 4000, "203.0.113.11", 53)
+		f = append(f[:60:60], make([]byte, c.behind)...)
+		s := r.send(1, f)
+		r.want(&s[0], verdict.Send)
+		if n := len(s[0].Frame()); n != c.want {
+			t.Errorf("%d bytes behind 60: %d were sent, want %d", c.behind, n, c.want)
+		}
+	}
+	long := tcp4(t, 1, "198.18.10.5", 4000, "203.0.113.11", 80, func(t *layers.TCP) {
+		t.SYN = true
+		t.Options = []layers.TCPOption{{OptionType: 2, OptionLength: 4, OptionData: []byte{5, 180}}, {OptionType: 4, OptionLength: 2}, {OptionType: 8, OptionLength: 10, OptionData: make([]byte, 8)}}
+	})
+	end := 14 + int(be.Uint16(long[16:]))
+	s := r.send(1, append(long[:end:end], 1, 2, 3, 4))
+	r.want(&s[0], verdict.Send)
+	if n := len(s[0].Frame()); n != max(end, 60) {
+		t.Errorf("four bytes behind %d: %d were sent", end, n)
+	}
+}
+
+// cutToIP is a frame without what stands behind its packet, as receive has it.
+func cutToIP(f []byte) []byte {
+	p := packet.Packet{Buf: bytes.Clone(f), Len: len(f)}
+	if packet.Parse(&p); len(f) > ethMost && p.L3End > 0 {
+		return f[:max(p.L3End, ethLeast)]
+	}
+	return f
 }
 
 func TestHairpinThroughAForwardedPort(t *testing.T) {

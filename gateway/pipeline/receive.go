@@ -168,6 +168,12 @@ func (sh *Shard) drop(s *Slot, r verdict.Reason) verdict.Verdict {
 	return verdict.Drop
 }
 
+// A frame of Ethernet is padded to 60 bytes; some do that before its tag is put in.
+const (
+	ethLeast = 60
+	ethMost  = 64
+)
+
 // receive parses a frame and finds out where it came in, and whether it is this worker's.
 func (sh *Shard) receive(s *Slot) verdict.Verdict {
 	s.Verdict, s.Reason, s.Tenant, s.Group, s.Voice, s.in, s.cut = verdict.Drop, verdict.Unset, 0, 0, false, nil, 0
@@ -179,6 +185,9 @@ func (sh *Shard) receive(s *Slot) verdict.Verdict {
 		return sh.drop(s, r)
 	}
 	s.IPLen = uint16(s.L3End - s.L3)
+	if s.Len > ethMost && s.L3End < s.Len && s.Key.Family != 0 { // what stands behind the packet is neither counted nor of its size
+		s.Len = max(s.L3End, ethLeast)
+	}
 	if s.Looped {
 		s.Key.Zone = flow.Backbone
 		if s.Unreached {

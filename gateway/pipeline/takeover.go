@@ -127,10 +127,7 @@ func (sh *Shard) adopt(slot uint32, se *conntrack.Session) {
 		conntrack.TakeOver(se)
 	}
 	idle := se.Timeout(&sh.view.Timeouts)
-	last := se.LastSeen[0]
-	if int32(se.LastSeen[1]-last) > 0 {
-		last = se.LastSeen[1]
-	}
+	last := se.Seen(sh.tick)
 	if left := int32(last + idle - sh.tick); left < leastLife {
 		last = sh.tick + leastLife - idle
 		se.LastSeen = [2]uint32{last, last}

@@ -16,6 +16,13 @@ func (sh *Shard) translateSource(t *snapshot.Tenant, se *conntrack.Session) verd
 		copy(se.XlatSrc[:], sh.view.Publics[i].Addr[:4])
 		return verdict.Pass
 	}
+	if len(t.ForwardByEnd) > 0 { // one inside end has one public end (RFC 4787 REQ-1), whoever begins
+		if f, ok := t.ForwardByEnd[snapshot.End{Addr: se.OrigSrc, Port: se.OrigSPort, Proto: se.Proto}]; ok {
+			copy(se.XlatSrc[:], sh.view.Publics[f.Public].Addr[:4])
+			se.XlatSPort = f.Port
+			return verdict.Pass
+		}
+	}
 	if len(t.Pool) == 0 {
 		return verdict.NATNoPool
 	}

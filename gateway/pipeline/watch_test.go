@@ -37,7 +37,7 @@ func TestEveryDropIsRecorded(t *testing.T) {
 		was := r.sh.Drops().Written()
 		r.send(1, c.frame)
 		d := lastDrops(r.sh, 1)
-		if r.sh.Drops().Written() != was+1 || d[0].Reason != c.why || int(d[0].Len) != len(c.frame) || !bytes.Equal(d[0].Data[:d[0].N], c.frame[:min(len(c.frame), trace.DropBytes)]) || d[0].After || d[0].Port != 1 || d[0].Ns != r.now {
+		if r.sh.Drops().Written() != was+1 || d[0].Reason != c.why || int(d[0].Len) != len(cutToIP(c.frame)) || !bytes.Equal(d[0].Data[:d[0].N], c.frame[:min(len(cutToIP(c.frame)), trace.DropBytes)]) || d[0].After || d[0].Port != 1 || d[0].Ns != r.now {
 			t.Errorf("%s: %+v", name, d)
 		}
 	}

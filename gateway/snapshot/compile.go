@@ -454,7 +454,7 @@ func (c *compiler) tenantNAT(ct *configs.Tenant, t *Tenant, who string) {
 		t.StaticByInside[p.Inside] = i
 	}
 	for _, f := range ct.NAT.Forward {
-		p, _ := public(f.Public)
+		p, i := public(f.Public)
 		proto := uint8(flow.TCP)
 		if f.Proto == "udp" {
 			proto = flow.UDP
@@ -469,6 +469,12 @@ func (c *compiler) tenantNAT(ct *configs.Tenant, t *Tenant, who string) {
 			port = f.Port
 		}
 		p.Forwards[k] = Forward{Inside: flow.AddrFrom(f.Inside), Port: uint16(port)}
+		if t.ForwardByEnd == nil {
+			t.ForwardByEnd = map[End]PublicEnd{}
+		}
+		if end := (End{flow.AddrFrom(f.Inside), uint16(port), proto}); t.ForwardByEnd[end] == (PublicEnd{}) {
+			t.ForwardByEnd[end] = PublicEnd{i, uint16(f.Port)}
+		}
 	}
 }
 

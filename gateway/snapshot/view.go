@@ -106,6 +106,19 @@ func (p *Public) Reserved(class nat.Class, port uint16) bool {
 	return port == 0 || b != nil && b[port/64]>>(port%64)&1 != 0
 }
 
+// End is an inside address and port of a protocol.
+type End struct {
+	Addr  flow.Addr
+	Port  uint16
+	Proto uint8
+}
+
+// PublicEnd is a port of a public address.
+type PublicEnd struct {
+	Public uint32 // index into View.Publics
+	Port   uint16
+}
+
 // ForwardKey is the key of Public.Forwards.
 func ForwardKey(proto uint8, port uint16) uint32 { return uint32(proto)<<16 | uint32(port) }
 
@@ -196,6 +209,7 @@ type Tenant struct {
 	Pool           []nat.AddrID
 	PoolAddrs      []flow.Addr
 	StaticByInside map[flow.Addr]uint32 // inside address -> index into View.Publics
+	ForwardByEnd   map[End]PublicEnd    // where a forward leads to -> the public end of the first one that does: what comes from there leaves by it
 	Bypass         PrefixSet
 	Mapping        nat.Mode // for what an inside port keeps its public one
 	Filtering      nat.Mode // who may open a conversation to a mapped port

@@ -241,6 +241,13 @@ INLINE int parse_l4(u8 *t, u8 *end, u32 n, struct packet *p)
 	return CARRIED;
 }
 
+/* Bytes behind the packet, which the pipeline cuts off: they would be sent, and not counted. Up to 64 bytes they are the padding that Ethernet wants. */
+INLINE int trailed(u8 *h, u8 *end, struct packet *p)
+{
+	u32 n = end - h;
+	return n > p->len && n + p->l2 > 64;
+}
+
 INLINE int parse4(u8 *h, u8 *end, struct packet *p)
 {
 	if (h + 20 > end || h[0] >> 4 != 4)
@@ -248,7 +255,7 @@ INLINE int parse4(u8 *h, u8 *end, struct packet *p)
 	if (h[0] != 0x45)
 		return UP_OPTIONS;
 	p->len = be16(AT16(h + 2));
-	if (p->len < 20 || p->len > end - h)
+	if (p->len < 20 || p->len > end - h || trailed(h, end, p))
 		return UP_FRAME;
 	u64 sum = (u64)AT32(h) + AT32(h + 4) + AT32(h + 8) + AT32(h + 12) + AT32(h + 16);
 	if (fold(sum) != 0xffff)
@@ -272,7 +279,7 @@ INLINE int parse6(u8 *h, u8 *end, struct packet *p)
 		return UP_FRAME;
 	u32 n = be16(AT16(h + 4));
 	p->len = n + 40;
-	if (p->len > end - h)
+	if (p->len > end - h || trailed(h, end, p))
 		return UP_FRAME;
 	p->tos = h[0] << 4 | h[1] >> 4;
 	p->ttl = h[7];
