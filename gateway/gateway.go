@@ -357,6 +357,7 @@ func (g *Gateway) upkeep(ctx context.Context) error {
 	last := make([]uint64, len(g.workers))
 	lastAt := g.clock.Now()
 	missed := make([]uint64, len(g.shards))
+	rules := ruleLines{at: g.clock.Now(), left: ruleLinesBurst}
 	for {
 		select {
 		case <-ctx.Done():
@@ -368,13 +369,19 @@ func (g *Gateway) upkeep(ctx context.Context) error {
 		g.endRests()
 		_ = g.clock.Resync() // it worked at start; a suspend is the only thing it could find
 		for i, sh := range g.shards {
-			sh.Events(func(e pipeline.Event) { g.logEvent(i, e) })
-			if n := sh.EvMissed.Load(); n != missed[i] {
-				g.log.Warn("more rule lines than the log takes", "worker", i, "lost", n-missed[i])
-				missed[i] = n
-			}
+			sh.Events(func(e pipeline.Event) {
+				if rules.take() {
+					g.logEvent(i, e)
+				}
+			})
+			n := sh.EvMissed.Load()
+			rules.lost += n - missed[i]
+			missed[i] = n
 		}
 		now := g.clock.Now()
+		if n := rules.told(now); n > 0 {
+			g.log.Warn("more rule lines than the log takes", "lost", n)
+		}
 		if now-lastAt >= uint64(time.Second) {
 			g.busyMu.Lock()
 			for i, w := range g.workers {
