@@ -357,7 +357,7 @@ func (g *Gateway) upkeep(ctx context.Context) error {
 	last := make([]uint64, len(g.workers))
 	lastAt := g.clock.Now()
 	missed := make([]uint64, len(g.shards))
-	rules := ruleLines{at: g.clock.Now(), left: ruleLinesBurst}
+	rules := newRuleLines(g.clock.Now())
 	for {
 		select {
 		case <-ctx.Done():
@@ -370,7 +370,7 @@ func (g *Gateway) upkeep(ctx context.Context) error {
 		_ = g.clock.Resync() // it worked at start; a suspend is the only thing it could find
 		for i, sh := range g.shards {
 			sh.Events(func(e pipeline.Event) {
-				if rules.take() {
+				if rules.take(e.Tenant) {
 					g.logEvent(i, e)
 				}
 			})

@@ -476,7 +476,7 @@ func (w *world) play(ps *programs, k *kind, before, after *[]byte) (what What, w
 	}
 	is2, gone := m.down.Load(), mark
 	m.down.Store(mark)
-	if what == UpFlags || what >= UpNotDown { // those behind it must not pass it by; nobody else is found
+	if what == UpFlags || k.name == "trailed" || what >= UpNotDown { // those behind it must not pass it by; nobody else is found
 		gone |= markUp
 	}
 	if is2 != gone {

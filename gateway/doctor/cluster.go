@@ -59,7 +59,7 @@ func (d *Doctor) cluster(node *configs.Node) {
 		d.say(Warn, "cluster", "the addresses of this machine cannot be read: "+err.Error(), "", "")
 		return
 	}
-	d.meets(local, "listen", c.Listen, Bad, "the node cannot listen there, so it meets nobody: the log and the copies of sessions go over this address alone")
+	d.meets(local, "listen", c.Listen, Bad, "nobody reaches the node there, so it meets nobody: the log and the copies of sessions go over this address alone")
 	for _, p := range c.Paths {
 		d.meets(local, "path", p, Warn, "what decides who serves a group does not go over this path")
 	}

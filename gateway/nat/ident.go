@@ -80,7 +80,13 @@ func (w *identWord) alone(host, tick uint32, note bool) bool {
 		last, until := uint32(old>>32), uint32(old)
 		if last == host { // by how long it has yet to wait: since then more ticks may have passed than a sign tells
 			left := until - tick
-			return left == 0 || left > uint32(Reassembly>>20)+1
+			if left-1 <= uint32(Reassembly>>20) {
+				return false
+			}
+			if note && -left > 1<<30 { // long before it looks like one to come
+				w.user.CompareAndSwap(old, uint64(host)<<32|uint64(tick))
+			}
+			return true
 		}
 		until = tick
 		if last != 0 {

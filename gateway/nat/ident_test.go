@@ -72,7 +72,7 @@ func TestIdentsOfAMonth(t *testing.T) {
 	src, dst := [4]byte{192, 0, 2, 16}, [4]byte{203, 0, 113, 11}
 	x := &Idents{Seed: 99}
 	now, refused := uint64(1e12), 0
-	for day := range 40 {
+	for day := range 120 {
 		for range 20 * 60 { // a minute of ten a second, ten thousand of which are asked for at once in between
 			if _, ok := x.Take(src, dst, 17, 5, now); !ok {
 				refused++

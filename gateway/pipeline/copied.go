@@ -452,12 +452,12 @@ func (sh *Shard) sameTenant(v *snapshot.View, id flow.TenantID) bool {
 // home is the worker of a session: that of its inside host, or where there are no ports, by the far address.
 func (c *Copied) home(v *snapshot.View, se *conntrack.Session) int {
 	family, inside := insideOf(se)
+	if Direction(se, 0) == Direction(se, 1) { // between interfaces of one tenant
+		return v.HomeOf(se.Tenant, family, lesser(&se.OrigSrc, &se.OrigDst))
+	}
 	if _, ports := nat.ClassOf(se.Proto); !ports && se.Proto != flow.ICMPv6 {
 		_, outside := ends(se, family)
 		return v.HomeOf(0, family, &outside)
-	}
-	if Direction(se, 0) == Direction(se, 1) { // between interfaces of one tenant
-		return v.HomeOf(se.Tenant, family, lesser(&se.OrigSrc, &se.OrigDst))
 	}
 	return v.HomeOf(se.Tenant, family, &inside)
 }

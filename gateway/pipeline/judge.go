@@ -174,7 +174,7 @@ func natStands(v *snapshot.View, t *snapshot.Tenant, se *conntrack.Session, m *n
 		if _, static := t.StaticByInside[inside]; static || !p.Dynamic || p.Reserved(class, pport) || in && !mayComeByMapping(t, se, m) {
 			return verdict.SessionCut
 		}
-		if _, forwarded := t.ForwardByEnd[snapshot.End{Addr: inside, Port: iport, Proto: se.Proto}]; forwarded && !in && se.Proto == flow.UDP { // it would keep out who comes by the forward; a TCP connection ends by itself
+		if _, forwarded := t.ForwardByEnd[snapshot.End{Addr: inside, Port: iport, Proto: se.Proto}]; forwarded && se.Proto == flow.UDP { // it would keep out who comes by the forward; a TCP connection ends by itself
 			return verdict.SessionCut
 		}
 		return verdict.Pass
@@ -186,7 +186,8 @@ func natStands(v *snapshot.View, t *snapshot.Tenant, se *conntrack.Session, m *n
 		return verdict.SessionCut
 	}
 	if f, ok := p.Forwards[snapshot.ForwardKey(se.Proto, pport)]; ok {
-		if f.Inside == inside && f.Port == iport {
+		_, static := t.StaticByInside[inside]
+		if f.Inside == inside && f.Port == iport && (in || !static) {
 			return verdict.Pass
 		}
 		return verdict.SessionCut

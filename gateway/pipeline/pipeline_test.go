@@ -179,7 +179,7 @@ func TestWhatStandsBehindAPacketIsCutOff(t *testing.T) {
 func cutToIP(f []byte) []byte {
 	p := packet.Packet{Buf: bytes.Clone(f), Len: len(f)}
 	if packet.Parse(&p); len(f) > ethMost && p.L3End > 0 {
-		return f[:max(p.L3End, ethLeast)]
+		return f[:max(p.L3End, ethLeast+p.L3-ethHeader)]
 	}
 	return f
 }

@@ -170,8 +170,9 @@ func (sh *Shard) drop(s *Slot, r verdict.Reason) verdict.Verdict {
 
 // A frame of Ethernet is padded to 60 bytes; some do that before its tag is put in.
 const (
-	ethLeast = 60
-	ethMost  = 64
+	ethLeast  = 60
+	ethMost   = 64
+	ethHeader = 14
 )
 
 // receive parses a frame and finds out where it came in, and whether it is this worker's.
@@ -186,7 +187,7 @@ func (sh *Shard) receive(s *Slot) verdict.Verdict {
 	}
 	s.IPLen = uint16(s.L3End - s.L3)
 	if s.Len > ethMost && s.L3End < s.Len && s.Key.Family != 0 { // what stands behind the packet is neither counted nor of its size
-		s.Len = max(s.L3End, ethLeast)
+		s.Len = max(s.L3End, ethLeast+s.L3-ethHeader) // of a tag that goes, the four bytes too
 	}
 	if s.Looped {
 		s.Key.Zone = flow.Backbone

@@ -270,7 +270,7 @@ func (s *storm) after(worker, i int) {
 		if sl.Handed || int(sl.Home) == worker || int(sl.Home) >= len(s.shards) {
 			fail("handed to %d", sl.Home)
 		}
-		if !bytes.Equal(in, out) && !(len(in) > ethMost && len(out) == max(sl.L3End, ethLeast) && bytes.HasPrefix(in, out)) {
+		if !bytes.Equal(in, out) && !(len(in) > ethMost && len(out) == max(sl.L3End, ethLeast+sl.L3-ethHeader) && bytes.HasPrefix(in, out)) {
 			fail("changed before it was handed over")
 		}
 		if sl.Gathered && (q(in).Flags&inPieces == 0 || s.had[i]) {

@@ -114,6 +114,11 @@ func (sh *Shard) translateDestination(s *Slot, p *snapshot.Public, se *conntrack
 			if _, static := t.StaticByInside[*inside]; static || owner != t.ID || p.Reserved(class, k.DPort) || !t.Prefixes.Contains(4, inside) {
 				return verdict.NATUnusedAddress
 			}
+			if len(t.ForwardByEnd) > 0 && k.Proto == flow.UDP { // its public end is the forward's now
+				if _, forwarded := t.ForwardByEnd[snapshot.End{Addr: *inside, Port: port, Proto: k.Proto}]; forwarded {
+					return verdict.NATUnusedAddress
+				}
+			}
 			se.XlatDPort, se.Mapping = port, id
 			if t.Filtering == nat.AddressDependent {
 				se.Flags |= conntrack.FlagPermit

@@ -121,6 +121,9 @@ func (f *far) resolution(b []byte) bool {
 		}
 		return true
 	case etherIPv6:
+		if b[20] == 0 && len(b) >= 70 && b[54] == protoICMPv6 && b[62] == 143 { // behind a router alert: a multicast listener report, which is for switches
+			return true
+		}
 		if b[20] != protoICMPv6 || len(b) < 14+40+24 || b[54] < 133 || b[54] > 137 {
 			return false
 		}

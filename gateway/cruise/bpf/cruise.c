@@ -18,7 +18,7 @@ enum what {
 	DROP_NOT_OWNER,  /* another node serves the group: its deadline here is over */
 	DROP_DEAD,       /* the worker has not fed its deadline: nobody looks after the session */
 	DROP_BROKEN,     /* cannot be: what was there to be written is not there any more */
-	UP_FRAME,        /* no plain unicast IPv4 or IPv6, or its lengths contradict each other */
+	UP_FRAME,        /* no plain unicast IPv4 or IPv6, its lengths contradict each other, or something stands behind it */
 	UP_CHECKSUM,     /* of the IPv4 header */
 	UP_OPTIONS,      /* IPv4 options */
 	UP_FRAGMENT,
@@ -191,6 +191,7 @@ struct packet {
 	u16 tci;        /* of the tag that it came with */
 	u8 ttl, tos;
 	u8 odd;         /* TCP: anything but a plain segment */
+	u8 trailed;     /* something stands behind it */
 	u8 atomic;      /* IPv4: DF, and no fragment: nobody looks at its identification (RFC 6864) */
 };
 
@@ -242,10 +243,10 @@ INLINE int parse_l4(u8 *t, u8 *end, u32 n, struct packet *p)
 }
 
 /* Bytes behind the packet, which the pipeline cuts off: they would be sent, and not counted. Up to 64 bytes they are the padding that Ethernet wants. */
-INLINE int trailed(u8 *h, u8 *end, struct packet *p)
+INLINE void look_behind(u8 *h, u8 *end, struct packet *p)
 {
 	u32 n = end - h;
-	return n > p->len && n + p->l2 > 64;
+	p->trailed = n > p->len && n + p->l2 > 64;
 }
 
 INLINE int parse4(u8 *h, u8 *end, struct packet *p)
@@ -255,8 +256,9 @@ INLINE int parse4(u8 *h, u8 *end, struct packet *p)
 	if (h[0] != 0x45)
 		return UP_OPTIONS;
 	p->len = be16(AT16(h + 2));
-	if (p->len < 20 || p->len > end - h || trailed(h, end, p))
+	if (p->len < 20 || p->len > end - h)
 		return UP_FRAME;
+	look_behind(h, end, p);
 	u64 sum = (u64)AT32(h) + AT32(h + 4) + AT32(h + 8) + AT32(h + 12) + AT32(h + 16);
 	if (fold(sum) != 0xffff)
 		return UP_CHECKSUM;
@@ -279,8 +281,9 @@ INLINE int parse6(u8 *h, u8 *end, struct packet *p)
 		return UP_FRAME;
 	u32 n = be16(AT16(h + 4));
 	p->len = n + 40;
-	if (p->len > end - h || trailed(h, end, p))
+	if (p->len > end - h)
 		return UP_FRAME;
+	look_behind(h, end, p);
 	p->tos = h[0] << 4 | h[1] >> 4;
 	p->ttl = h[7];
 	p->key.family = 6;
@@ -656,6 +659,8 @@ INLINE int carry(struct xdp_md *ctx, struct packet *p, struct guarded *guarded, 
 		return UP_NOT_DOWN;
 	if (p->odd)
 		return UP_FLAGS;
+	if (p->trailed)
+		return UP_FRAME;
 	if (now >= ONCE(w->until))
 		return DROP_DEAD;
 	u32 id = copy->tenant;
@@ -749,7 +754,7 @@ SEC("xdp") int demarc_cruise(struct xdp_md *ctx)
 		}
 		/* Those behind it go up too, until the worker has seen to it and hands the session down again. It is counted first, and looked at then: a worker that begins to hand down marks first, and
 		 * looks at the counts then, so one of the two sees the other. Where there was no session, there may be one by now. */
-		if (what == UP_SESSION && !p.odd) {
+		if (what == UP_SESSION && !p.odd && !p.trailed) {
 			s64 found = find(&p.key, &guarded);
 			own = found < 0 ? 0 : mark_of(found);
 		}
