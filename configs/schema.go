@@ -115,7 +115,7 @@ type StaticNAT struct {
 	Inside netip.Addr `toml:"inside"`
 }
 
-// PortForward sends one public port to an inside host. Inbound rules still decide who may use it.
+// PortForward sends one public port to an inside host. Inbound rules still decide who may use it. Where the tenant is translated, what comes from that inside port leaves by the public one.
 type PortForward struct {
 	Public     netip.Addr `toml:"public"`
 	Proto      string     `toml:"proto"` // "tcp" | "udp"

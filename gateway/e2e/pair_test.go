@@ -57,7 +57,8 @@ func ownerKilledAndStopped(t *testing.T, l *quiet.Limits, o nodes.Options) {
 		events = append(events, e)
 		time.Sleep(apart)
 	}
-	e := event{what: "kill -9 of the owner", from: time.Now(), least: 5 * time.Millisecond, most: 500 * time.Millisecond} // its parent process says so
+	p.protected(p.GW1) // whose copy is not whole when it dies leaves translated flows without ports for the hold time
+	e := event{what: "kill -9 of the owner", from: time.Now(), least: 2 * time.Millisecond, most: 500 * time.Millisecond} // its parent process says so
 	dead := owner
 	dead.Kill()
 	move(e)
@@ -69,6 +70,7 @@ func ownerKilledAndStopped(t *testing.T, l *quiet.Limits, o nodes.Options) {
 	time.Sleep(apart)
 	for _, d := range []time.Duration{45 * time.Millisecond, 250 * time.Millisecond, 600 * time.Millisecond} {
 		carried(owner)
+		p.protected(owner)
 		e := event{what: fmt.Sprintf("the owner is stopped for %s", d), from: time.Now(), most: max(d, 500*time.Millisecond)}
 		const closed = "a lease ended while frames"
 		before := strings.Count(owner.Log(1000), closed)

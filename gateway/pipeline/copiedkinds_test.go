@@ -78,6 +78,10 @@ func (c *copying) kinds(n int) (list []talk) {
 			{"round to a forwarded port", arrival{port: 1, frame: tcp4(t, 1, in4, port, "192.0.2.16", 8080, syn)}, func(x wire) arrival {
 				return arrival{port: 1, frame: tcp4(t, 1, "198.18.10.11", 80, x.src.String(), x.sport, synAck)}
 			}},
+			{"out from behind a forwarded port", arrival{port: 1, frame: tcp4(t, 1, "198.18.10.11", 80, far4, port, syn)}, func(x wire) arrival {
+				return arrival{port: 0, frame: tcp4(t, 0, far4, port, x.src.String(), x.sport, synAck)}
+			}},
+			{"ESP between two hosts inside", arrival{port: 2, frame: esp4(t, 2, one, other)}, func(wire) arrival { return arrival{port: 2, frame: esp4(t, 2, other, one)} }},
 			{"round to a mapping", arrival{port: 2, frame: udp4(t, 2, one, port, far4, 53)}, func(x wire) arrival { return arrival{port: 2, frame: udp4(t, 2, other, port, x.src.String(), x.sport)} }},
 		} {
 			hops := c.a.arrive(k.first)
