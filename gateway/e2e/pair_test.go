@@ -57,7 +57,7 @@ func ownerKilledAndStopped(t *testing.T, l *quiet.Limits, o nodes.Options) {
 		events = append(events, e)
 		time.Sleep(apart)
 	}
-	p.protected(p.GW1) // whose copy is not whole when it dies leaves translated flows without ports for the hold time
+	p.protected(p.GW1)                                                                                                    // whose copy is not whole when it dies leaves translated flows without ports for the hold time
 	e := event{what: "kill -9 of the owner", from: time.Now(), least: 2 * time.Millisecond, most: 500 * time.Millisecond} // its parent process says so
 	dead := owner
 	dead.Kill()

@@ -173,6 +173,29 @@ func TestRefuseAnewWhatIsKept(t *testing.T) {
 	}
 }
 
+// A node whose management address is on no link yet starts and says so, and is asked there as soon as a link has it, without a restart.
+func TestRefuseNothingForALateAddress(t *testing.T) {
+	mostlyWaits(t)
+	r := newRig(t, "late", rigPolicy("", ""))
+	r.write(r.node, replace(t, rigNode(r.data, r.socket, ""), "[api]\n", "[api]\nmetrics = \"192.0.2.77:9090\"\n"))
+	r.start()
+	if log := r.logged(); !strings.Contains(log, "nobody can ask this node there until a link of this host has the address") || !strings.Contains(log, "192.0.2.77:9090") {
+		t.Errorf("the log says nothing of it:\n%s", log)
+	}
+	ask := func() (string, error) {
+		out, err := r.Exec(netlab.GW, "curl", "-sS", "-m", "2", "http://192.0.2.77:9090/metrics")
+		return string(out), err
+	}
+	if out, err := ask(); err == nil {
+		t.Fatalf("asked where nobody is: %.200s", out)
+	}
+	check(t, r.AddAddr(netlab.GW, "lo", prefix("192.0.2.77/32")))
+	if out, err := ask(); err != nil || !strings.Contains(out, "demarc_gateway_ready 1") {
+		t.Errorf("the address is there, and the node is not: %v, %.200s", err, out)
+	}
+	r.stop()
+}
+
 // A second process on the same ports, or on the same socket, is refused before it touches anything; the first one loses nothing.
 func TestRefuseSecondInstance(t *testing.T) {
 	r := newRig(t, "second", rigPolicy("", ""))
