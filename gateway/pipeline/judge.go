@@ -174,7 +174,7 @@ func natStands(v *snapshot.View, t *snapshot.Tenant, se *conntrack.Session, m *n
 		if _, static := t.StaticByInside[inside]; static || !p.Dynamic || p.Reserved(class, pport) || in && !mayComeByMapping(t, se, m) {
 			return verdict.SessionCut
 		}
-		if _, forwarded := t.ForwardByEnd[snapshot.End{Addr: inside, Port: iport, Proto: se.Proto}]; forwarded && se.Proto == flow.UDP { // it would keep out who comes by the forward; a TCP connection ends by itself
+		if _, forwarded := t.Forwarded(&inside, iport, se.Proto); forwarded && se.Proto == flow.UDP { // it would keep out who comes by the forward; a TCP connection ends by itself
 			return verdict.SessionCut
 		}
 		return verdict.Pass

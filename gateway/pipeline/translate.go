@@ -16,12 +16,10 @@ func (sh *Shard) translateSource(t *snapshot.Tenant, se *conntrack.Session) verd
 		copy(se.XlatSrc[:], sh.view.Publics[i].Addr[:4])
 		return verdict.Pass
 	}
-	if len(t.ForwardByEnd) > 0 { // one inside end has one public end (RFC 4787 REQ-1), whoever begins
-		if f, ok := t.ForwardByEnd[snapshot.End{Addr: se.OrigSrc, Port: se.OrigSPort, Proto: se.Proto}]; ok {
-			copy(se.XlatSrc[:], sh.view.Publics[f.Public].Addr[:4])
-			se.XlatSPort = f.Port
-			return verdict.Pass
-		}
+	if f, ok := t.Forwarded(&se.OrigSrc, se.OrigSPort, se.Proto); ok { // one inside end has one public end (RFC 4787 REQ-1), whoever begins
+		copy(se.XlatSrc[:], sh.view.Publics[f.Public].Addr[:4])
+		se.XlatSPort = f.Port
+		return verdict.Pass
 	}
 	if len(t.Pool) == 0 {
 		return verdict.NATNoPool
@@ -114,10 +112,8 @@ func (sh *Shard) translateDestination(s *Slot, p *snapshot.Public, se *conntrack
 			if _, static := t.StaticByInside[*inside]; static || owner != t.ID || p.Reserved(class, k.DPort) || !t.Prefixes.Contains(4, inside) {
 				return verdict.NATUnusedAddress
 			}
-			if len(t.ForwardByEnd) > 0 && k.Proto == flow.UDP { // its public end is the forward's now
-				if _, forwarded := t.ForwardByEnd[snapshot.End{Addr: *inside, Port: port, Proto: k.Proto}]; forwarded {
-					return verdict.NATUnusedAddress
-				}
+			if _, forwarded := t.Forwarded(inside, port, k.Proto); forwarded && k.Proto == flow.UDP { // its public end is the forward's now
+				return verdict.NATUnusedAddress
 			}
 			se.XlatDPort, se.Mapping = port, id
 			if t.Filtering == nat.AddressDependent {

@@ -32,7 +32,7 @@ const (
 	// to the link (RFC 6583 section 6.2).
 	askEvery, askBurst       = sec / 1000, 200
 	answerEvery, answerBurst = sec / 2000, 500
-	// Of these a station's first few, which nobody beside it can use up by himself; of all stations together at most as many again.
+	// Beside these answers a station's first few, which nobody beside it can use up by himself; of all stations together half as many.
 	stationEvery, stationBurst = sec / 10, 8
 	firstEvery, firstBurst     = sec / 1000, 250
 

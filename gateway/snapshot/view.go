@@ -119,6 +119,15 @@ type PublicEnd struct {
 	Port   uint16
 }
 
+// Forwarded is the public end by which leaves what comes from an inside end, where a forward leads to that.
+func (t *Tenant) Forwarded(inside *flow.Addr, port uint16, proto uint8) (PublicEnd, bool) {
+	if len(t.ForwardByEnd) == 0 { // as most: no hash for each first packet
+		return PublicEnd{}, false
+	}
+	e, ok := t.ForwardByEnd[End{*inside, port, proto}]
+	return e, ok
+}
+
 // ForwardKey is the key of Public.Forwards.
 func ForwardKey(proto uint8, port uint16) uint32 { return uint32(proto)<<16 | uint32(port) }
 
