@@ -80,7 +80,7 @@ func (q *aclLists) compiler(c *flowCase) (rows []report.Row, fits bool, err erro
 	if err != nil {
 		return nil, false, err
 	}
-	keys := planKeys(&p)
+	keys := planKeys(&p, 17)
 	rnd := rand.New(rand.NewPCG(q.Seed, 2))
 	rnd.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
 	var compile, lookup []float64

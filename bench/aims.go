@@ -34,6 +34,7 @@ var aims = []aim{
 	{"acl", "*/*/nat44/1000-rules", []string{"new-flows"}, sideExpert, 2},
 	{"acl", "*/*/nat44/1000-rules", []string{"new-flows"}, sideLinear, 10},
 	{"latency", "*/*/nat44/load-50", []string{"p99"}, sideKernel, 3},
+	{"connections", "*/nat44/offload", []string{"rate"}, sideExpert, 1.5},
 	{"tcp", "round-trip/*/nat44/offload", []string{"p50", "p99"}, sideExpert, 1},
 	{"tcp", "exchange/*/nat44/offload", []string{"connections"}, sideExpert, 1.5},
 	{"tcp", "bulk/*/nat44/no-gro/offload", []string{"rate"}, sideExpert, 1.5},

@@ -45,7 +45,7 @@ func TestChangedLists(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, k := range planKeys(&p) {
+		for _, k := range planKeys(&p, 17) {
 			if m := prog.Lookup(&k); m.Index != 49 {
 				t.Fatalf("rule %d decides", m.Index)
 			}

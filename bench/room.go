@@ -94,6 +94,8 @@ type room struct {
 	*netlab.Lab
 	plan pktgen.Plan
 	ends *pktgen.Ends
+	// Of the bench of connections, instead of those.
+	talks *pktgen.Talks
 	// Frames come to the device under test from the outside too: its outer device needs a thread as its inner one does, where the kernel moves them.
 	bothSides bool
 	firsts    pktgen.Judged // of the last establish: its first round, when every frame began a flow
@@ -287,6 +289,9 @@ func (r *room) Close() error {
 	if r.ends != nil {
 		errs = append(errs, r.ends.Close())
 	}
+	if r.talks != nil {
+		errs = append(errs, r.talks.Close())
+	}
 	if r.Lab != nil {
 		errs = append(errs, r.Lab.Close())
 	}
@@ -299,10 +304,21 @@ func (r *room) Close() error {
 
 // send makes frames until the order is done or ctx ends.
 func (r *room) send(ctx context.Context, o pktgen.Order) (s pktgen.Sent, err error) {
-	if err := ctx.Err(); err != nil {
-		return s, err
-	}
 	o.CPU = makerCPU
+	err = r.until(ctx, r.ends.Halt, func() error {
+		return r.Do(nsSrc, func() (err error) {
+			s, err = r.ends.Send(o)
+			return err
+		})
+	})
+	return s, err
+}
+
+// until carries an order out that halt ends where ctx does.
+func (r *room) until(ctx context.Context, halt, order func() error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	done := make(chan struct{})
 	go func() {
 		select {
@@ -310,7 +326,7 @@ func (r *room) send(ctx context.Context, o pktgen.Order) (s pktgen.Sent, err err
 		case <-ctx.Done():
 			// The order may be written after the first try.
 			for range 100 {
-				_ = r.ends.Halt() // what it cannot stop ends by itself within seconds
+				_ = halt() // what it cannot stop ends by itself within seconds
 				select {
 				case <-done:
 					return
@@ -319,12 +335,9 @@ func (r *room) send(ctx context.Context, o pktgen.Order) (s pktgen.Sent, err err
 			}
 		}
 	}()
-	err = r.Do(nsSrc, func() (err error) {
-		s, err = r.ends.Send(o)
-		return err
-	})
+	err := order()
 	close(done)
-	return s, errors.Join(err, ctx.Err())
+	return errors.Join(err, ctx.Err())
 }
 
 // trial is one timed load.

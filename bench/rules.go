@@ -14,15 +14,15 @@ import (
 
 // makeRules makes a list like an enterprise edge's, of which only the last rule matches the plan's flows, and allows them.
 func makeRules(seed uint64, n int, p *pktgen.Plan) ([]acl.Rule, error) {
-	return rulesFor(seed, n, p.V6(), planKeys(p))
+	return rulesFor(seed, n, p.V6(), planKeys(p, 17))
 }
 
 // planKeys are what the first packets of a plan's flows ask an access list.
-func planKeys(p *pktgen.Plan) []acl.Key {
+func planKeys(p *pktgen.Plan, proto uint8) []acl.Key {
 	keys := make([]acl.Key, p.Flows)
 	for i := range keys {
 		in, out := p.Flow(i)
-		keys[i] = keyOf(in, out, 17)
+		keys[i] = keyOf(in, out, proto)
 	}
 	return keys
 }

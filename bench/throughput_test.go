@@ -147,7 +147,7 @@ func TestThroughputFigures(t *testing.T) {
 	x.Full.judged = pktgen.Judged{Seconds: 0.001, Between: 900}
 	x.Full.inside = pktgen.Judged{Seconds: 0.001, Between: 600}
 	x.Full.judged.Counts[pktgen.Right], x.Full.inside.Counts[pktgen.Right] = 1500, 1000
-	x.Full.judged.Counts[pktgen.Duplicate], x.Full.inside.Counts[pktgen.Reordered], x.Full.judged.Counts[pktgen.BadUDPSum] = 3, 4, 5
+	x.Full.judged.Counts[pktgen.Duplicate], x.Full.inside.Counts[pktgen.Reordered], x.Full.judged.Counts[pktgen.BadL4Sum] = 3, 4, 5
 	x.Full.use.cpus = map[int]float64{0: 1, 1: 1}
 	x.Paced = x.Full
 	x.Paced.judged.Between, x.Paced.inside.Between = 600, 400
@@ -217,7 +217,7 @@ func TestThroughputOfFaultyDevices(t *testing.T) {
 		// Not before all flows are established.
 		{"duplicates", "ip protocol udp numgen inc mod 500 499 dup to " + outsideVia.String() + " device \"" + devOut + "\"", "duplicate"},
 		{"changes the TTL", "ip protocol udp numgen inc mod 500 499 ip ttl set 9", pktgen.WrongTTL.String()},
-		{"changes payload", "ip protocol udp numgen inc mod 500 499 @th,96,8 set 0x55", pktgen.BadUDPSum.String()},
+		{"changes payload", "ip protocol udp numgen inc mod 500 499 @th,96,8 set 0x55", pktgen.BadL4Sum.String()},
 	} {
 		q := throughput{Seconds: 0.2, Step: 0.05, Resolution: 0.2, Offer: 100_000}
 		q.traffic = traffic{Scenario: "throughput", Cases: []flowCase{{Size: "64", Flows: 64, Search: true}}, Trials: 1, Rules: 1, Seed: 1, Budget: 0, Progress: t.Output(),

@@ -6,5 +6,7 @@
 // right only if every field is what the plan says: checksums, destination, TTL, a keyed check word over flow, sequence number and time stamp, every byte
 // of filler, a source that belongs to the pool and is the one that this flow got at first (or the one that was sent, where nothing is translated), and not seen before.
 //
-// Ends belongs to one goroutine, except for Halt.
+// Talks is the same for TCP connections: a client and a server that answer each other's frames and keep nothing of a connection but how far it is.
+//
+// Ends and Talks belong to one goroutine each, except for Halt.
 package pktgen

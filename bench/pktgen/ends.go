@@ -109,12 +109,14 @@ func (e *Ends) AttachJudge(ifindex int) error {
 	return errors.Join(e.attach(e.objs.DemarcJudge, ifindex), e.objs.Outs.Put(uint32(In), uint32(ifindex)))
 }
 
-func (e *Ends) attach(p *ebpf.Program, ifindex int) error {
+func (e *Ends) attach(p *ebpf.Program, ifindex int) error { return attachTo(&e.links, p, ifindex) }
+
+func attachTo(links *[]link.Link, p *ebpf.Program, ifindex int) error {
 	l, err := link.AttachXDP(link.XDPOptions{Program: p, Interface: ifindex, Flags: link.XDPDriverMode})
 	if err != nil {
 		return fmt.Errorf("attach to device %d: %w", ifindex, err)
 	}
-	e.links = append(e.links, l)
+	*links = append(*links, l)
 	return nil
 }
 

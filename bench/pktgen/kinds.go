@@ -1,16 +1,16 @@
 package pktgen
 
-// Kind is what was found about one frame. pktgen.c has the same list.
+// Kind is what was found about one frame. frame.h has the same list.
 type Kind int
 
-// The kinds, in the order of pktgen.c.
+// The kinds, in the order of frame.h.
 const (
 	Right Kind = iota
 	Reordered
 	Other
 	BadForm
 	BadIPSum
-	BadUDPSum
+	BadL4Sum
 	NotSent
 	WrongPayload
 	WrongDst
@@ -29,7 +29,7 @@ var kindText = [kinds]string{
 	Other:        "not of the bench's family, left to the host",
 	BadForm:      "not the shape of the bench's frames",
 	BadIPSum:     "wrong IP checksum",
-	BadUDPSum:    "wrong UDP checksum",
+	BadL4Sum:     "wrong UDP or TCP checksum",
 	NotSent:      "never sent: unknown flow or wrong check word",
 	WrongPayload: "payload or length changed",
 	WrongDst:     "wrong destination",

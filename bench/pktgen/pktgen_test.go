@@ -230,8 +230,8 @@ func TestJudgeFindsPlantedFaults(t *testing.T) {
 	}{
 		{"right", nil, nil, Right},
 		{"ip checksum", nil, flip(24), BadIPSum},
-		{"udp checksum", nil, flip(40), BadUDPSum},
-		{"udp checksum left out", nil, func(f []byte) []byte { f[40], f[41] = 0, 0; return f }, BadUDPSum},
+		{"udp checksum", nil, flip(40), BadL4Sum},
+		{"udp checksum left out", nil, func(f []byte) []byte { f[40], f[41] = 0, 0; return f }, BadL4Sum},
 		{"untranslated source", func(ip *layers.IPv4, _ *layers.UDP, _ []byte) { ip.SrcIP = []byte{198, 18, 4, 0} }, nil, WrongTuple},
 		{"address beside the pool", func(ip *layers.IPv4, _ *layers.UDP, _ []byte) { ip.SrcIP = []byte{192, 0, 2, 32} }, nil, WrongTuple},
 		{"another address of the pool", func(ip *layers.IPv4, _ *layers.UDP, _ []byte) { ip.SrcIP = []byte{192, 0, 2, 18} }, nil, WrongMapping},
@@ -302,13 +302,13 @@ func TestJudgeKeepsAWindowPerFlow(t *testing.T) {
 }
 
 func TestKindsAreThoseOfTheProgram(t *testing.T) {
-	src, err := os.ReadFile("bpf/pktgen.c")
+	src, err := os.ReadFile("bpf/frame.h")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, list, _ := strings.Cut(string(src), "enum kind {")
 	list, _, _ = strings.Cut(list, "}")
-	names := regexp.MustCompile(`(?m)^\t([A-Z_]+),`).FindAllStringSubmatch(list, -1)
+	names := regexp.MustCompile(`(?m)^\t([A-Z0-9_]+),`).FindAllStringSubmatch(list, -1)
 	if len(names) != int(kinds)+1 {
 		t.Fatalf("the program has %d kinds, Go %d", len(names)-1, kinds)
 	}

@@ -53,17 +53,24 @@ func (e *Ends) Times(d Direction) (t Times, err error) {
 	if err != nil {
 		return t, err
 	}
-	t.Histogram = hdrhistogram.New(1, longestTime, 2)
-	for i, n := range raw.Frames {
-		if n > 0 {
-			if err := t.Histogram.RecordValues(bucketTime(i), int64(n)); err != nil {
-				return t, err
-			}
-		}
+	if t.Histogram, err = raw.histogram(); err != nil {
+		return t, err
 	}
 	t.Worst = time.Duration(y.Worst)
 	if y.Timed > 1 {
 		t.Jitter = time.Duration(y.Changes / (y.Timed - 1))
 	}
 	return t, nil
+}
+
+func (raw *times) histogram() (*hdrhistogram.Histogram, error) {
+	h := hdrhistogram.New(1, longestTime, 2)
+	for i, n := range raw.Frames {
+		if n > 0 {
+			if err := h.RecordValues(bucketTime(i), int64(n)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return h, nil
 }

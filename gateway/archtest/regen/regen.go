@@ -16,9 +16,9 @@ import (
 // compiler made the committed objects. Debian 12 has it; another version makes other instructions of the same source.
 const compiler = "clang version 14."
 
-// Current runs generate.sh of the test's own folder into another one and demands that what is committed as name_bpfel.go and name_bpfel.o is that. With the compiler that
+// Current runs generate.sh of the test's own folder into another one and demands that what is committed as NAME_bpfel.go and NAME_bpfel.o is that, for each name. With the compiler that
 // made the object each byte must be the same. With another one all must be the same but the instructions: programs, maps, and the Go file. Where there is no clang, CI fails.
-func Current(t *testing.T, name string) {
+func Current(t *testing.T, names ...string) {
 	t.Helper()
 	version, err := exec.Command("clang", "--version").Output()
 	if err != nil {
@@ -29,7 +29,11 @@ func Current(t *testing.T, name string) {
 	if b, err := exec.Command("./generate.sh", out).CombinedOutput(); err != nil {
 		t.Fatalf("generate.sh: %v\n%s", err, b)
 	}
-	for _, file := range []string{name + "_bpfel.go", name + "_bpfel.o"} {
+	var files []string
+	for _, name := range names {
+		files = append(files, name+"_bpfel.go", name+"_bpfel.o")
+	}
+	for _, file := range files {
 		want, have := read(t, filepath.Join(out, file)), read(t, file)
 		switch {
 		case bytes.Contains(have, []byte("/main/")) || bytes.Contains(have, []byte("/tmp/")):
