@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,6 +27,36 @@ func readExample(t *testing.T, name string) (*Policy, *Node) {
 		t.Fatal(err)
 	}
 	return p, n
+}
+
+// TestExamplesAreScraped: who begins with an example has metrics, and the scrape job that goes with the alert rules asks where the nodes of the pair answer.
+func TestExamplesAreScraped(t *testing.T) {
+	files, err := filepath.Glob("examples/*.node.toml")
+	if err != nil || len(files) != 6 {
+		t.Fatalf("%d examples: %v", len(files), err)
+	}
+	page, err := os.ReadFile("../docs/alarms.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, job, _ := strings.Cut(string(page), "\nscrape_configs:\n")
+	job, _, _ = strings.Cut(job, "```")
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := DecodeNode(file, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n.API.Metrics == "" && n.Name != "lab" {
+			t.Errorf("%s: no api.metrics", file)
+		}
+		if n.Cluster != nil && !strings.Contains(job, fmt.Sprintf("{targets: [%q], labels: {instance: %s}}\n", n.API.Metrics, n.Name)) {
+			t.Errorf("docs/alarms.md does not scrape %s at %s", n.Name, n.API.Metrics)
+		}
+	}
 }
 
 func TestExamples(t *testing.T) {

@@ -78,7 +78,7 @@ type Gateway struct {
 	leaving    lease.Deadlines    // of groups: until when what is in tx rings may leave though their deadlines are over; workers read it
 	ending     []*lease.Deadlines // by worker: until when it carries what had come by then; see worker.Config
 	handOn     worker.HandOn      // what the workers share of groups that have just been handed over
-	fencing    sync.WaitGroup     // ports that are closed because a lease ended
+	fencing    sync.WaitGroup     // ports that are closed because a lease ended, and views that workers have not taken up yet
 	off        *offload           // nil = workers carry everything
 	slow       *slowpath.Slow
 	space      *nat.Space

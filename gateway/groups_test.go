@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -68,6 +69,25 @@ func driven(t *testing.T, g *Gateway) *Gateway {
 	go func() { defer close(done); _ = g.groups.driver.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
 	return g
+}
+
+// TestNothingIsTheHostsOnAVLAN: an address that the host has too is the gateway's to answer for on a VLAN of the port, whose frames never come to the host.
+func TestNothingIsTheHostsOnAVLAN(t *testing.T) {
+	g := pairGateway(t)
+	own := map[string]netip.Addr{"transit": netip.MustParseAddr("203.0.113.2"), "acme": netip.MustParseAddr("198.18.10.252")}
+	g.ports[0].cfg.Host.Shared, g.ports[1].cfg.Host.Shared = []netip.Addr{own["transit"]}, []netip.Addr{own["acme"]}
+	seen := 0
+	for _, f := range g.slowInterfaces(g.view.Load()) {
+		if a, ok := own[f.Name]; ok {
+			seen++
+			if slices.Contains(f.HostShared, a) != (f.VLAN == 0) {
+				t.Errorf("%s, VLAN %d: the host answers for %v", f.Name, f.VLAN, f.HostShared)
+			}
+		}
+	}
+	if seen != len(own) {
+		t.Errorf("%d interfaces of %d", seen, len(own))
+	}
 }
 
 // TestConditionsAreTold: a port that carries nothing counts against the groups that are on it, and no more once it does again; a group that the policy loses counts for nothing.

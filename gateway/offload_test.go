@@ -135,3 +135,73 @@ func TestNothingIsCarriedBeforeTheLastWorkerHasTakenOver(t *testing.T) {
 		t.Error("programs carry, and worker 1 has not taken over")
 	}
 }
+
+// told has the lines of a log.
+type told chan string
+
+func (c told) Write(b []byte) (int, error) {
+	c <- string(b)
+	return len(b), nil
+}
+
+// A worker that is late for longer than anybody waits for it keeps programs from carrying until it has come round, and not until the node is restarted.
+func TestALateWorkerHoldsProgramsNoLongerThanItIsLate(t *testing.T) {
+	roottest.MostlyWaits(t)
+	g := walkGatewayOf(t, 2, walkPolicy)
+	lines := make(told, 16)
+	g.log = slog.New(slog.NewTextHandler(lines, nil))
+	hang, hangs := make(chan struct{}), make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(hang) })
+	t.Cleanup(goOn)
+	go func() {
+		_ = g.workers[1].Do(context.Background(), func(*pipeline.Shard) { close(hangs); <-hang })
+	}()
+	<-hangs
+	next := *g.view.Load()
+	next.Gen++
+	for _, w := range g.workers {
+		w.Publish(&next)
+	}
+	released := make(chan struct{})
+	go g.carryAgain(next.Gen, func() { close(released) })
+	select {
+	case line := <-lines:
+		if !strings.Contains(line, "worker 1 has not taken up view") {
+			t.Fatal(line)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("nobody says that worker 1 is late")
+	}
+	select {
+	case <-released:
+		t.Fatal("programs carry, and worker 1 goes by the view before")
+	case <-time.After(50 * time.Millisecond):
+	}
+	goOn()
+	select {
+	case <-released:
+	case <-time.After(10 * time.Second):
+		t.Error("worker 1 has come round, and all goes up still")
+	}
+}
+
+// Who waits for workers ends with them.
+func TestNobodyWaitsForWorkersThatHaveEnded(t *testing.T) {
+	roottest.MostlyWaits(t)
+	released, ended := false, make(chan struct{})
+	t.Run("workers", func(t *testing.T) {
+		g := walkGatewayOf(t, 2, walkPolicy)
+		go func() {
+			defer close(ended)
+			g.carryAgain(g.view.Load().Gen+1, func() { released = true })
+		}()
+	})
+	select {
+	case <-ended:
+		if released {
+			t.Error("programs carry by a view that no worker has taken up")
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it waits still")
+	}
+}

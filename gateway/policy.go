@@ -22,6 +22,7 @@ import (
 	"demarc/gateway/revisions"
 	"demarc/gateway/slowpath"
 	"demarc/gateway/snapshot"
+	"demarc/gateway/worker"
 )
 
 func digest(text []byte) string {
@@ -207,18 +208,34 @@ func (g *Gateway) serve(p *configs.Policy, v *snapshot.View, text []byte, r *api
 		w.Publish(v)
 	}
 	if g.off != nil {
-		g.fencing.Go(func() {
-			if err := g.waitFor(context.Background(), v.Gen); err != nil { // one goes by another view
-				g.log.Error("offload: workers carry everything until the node is restarted", "err", err)
-				return
-			}
-			release()
-		})
+		g.fencing.Go(func() { g.carryAgain(v.Gen, release) })
 	}
 	if g.slow != nil {
 		g.tellSlow(v)
 	}
 	g.tellGroups(p, v)
+}
+
+// carryAgain calls release once every worker goes by view gen, however late one is: before that programs would carry by another view than it. Where the workers end first it never does.
+func (g *Gateway) carryAgain(gen uint32, release func()) {
+	for late := false; ; late = true {
+		err := g.waitFor(context.Background(), gen)
+		if err == nil {
+			release()
+			if late {
+				g.log.Info("offload: every worker goes by the view that one was late to take up", "view", gen)
+			}
+			return
+		}
+		if !late {
+			g.log.Error("offload: workers carry everything until every one of them goes by the view", "err", err)
+		}
+		for _, w := range g.workers { // one that hangs answers when it goes on
+			if errors.Is(w.Do(context.Background(), func(*pipeline.Shard) {}), worker.ErrStopped) {
+				return
+			}
+		}
+	}
 }
 
 // tellSlow has the slow path work for v.

@@ -396,7 +396,10 @@ func (g *Gateway) slowInterfaces(v *snapshot.View) (out []slowpath.Interface) {
 		if !p.link.Up || !p.link.Carrier || p.state != portOpen { // neighbours there are forgotten; when it is back they are told of us again
 			continue
 		}
-		si := slowpath.Interface{Groups: slowGroups(v, f), Index: f.Index, Name: f.Name, Port: f.Port, VLAN: f.VLAN, MAC: f.MAC, Addrs: f.Addrs, HostShared: p.cfg.Host.Shared, Ifindex: p.link.Index}
+		si := slowpath.Interface{Groups: slowGroups(v, f), Index: f.Index, Name: f.Name, Port: f.Port, VLAN: f.VLAN, MAC: f.MAC, Addrs: f.Addrs, Ifindex: p.link.Index}
+		if f.VLAN == 0 { // on a VLAN nothing is the host's: no frame there comes to it, so nobody but the gateway would answer
+			si.HostShared = p.cfg.Host.Shared
+		}
 		for _, a := range onLink(v, f) {
 			if g := publicGroup(v, a); g == nil {
 				si.Proxy = append(si.Proxy, netip.PrefixFrom(a, 32))

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -118,24 +119,41 @@ func OpenKeyring(dir string, now func() time.Time, log *slog.Logger) (*Keyring, 
 	if err != nil {
 		return nil, err
 	}
-	return k, k.load(stamp)
+	return k, k.load(stamp, true)
 }
 
-// fingerprint changes when one of the files does.
+// CheckKeyring says what OpenKeyring would, and changes nothing in the directory.
+func CheckKeyring(dir string) error {
+	k := &Keyring{dir: dir}
+	stamp, err := k.fingerprint()
+	if err != nil {
+		return err
+	}
+	return k.load(stamp, false)
+}
+
+// fingerprint changes when one of the files does, or who may read it: a start would refuse a key that has become another's too. Of the directory only the latter matters.
 func (k *Keyring) fingerprint() (string, error) {
 	var b bytes.Buffer
-	for _, f := range []string{AuthorityCert, MemberCert, MemberKey} {
+	for _, f := range []string{AuthorityCert, MemberCert, MemberKey, ""} {
 		st, err := os.Stat(filepath.Join(k.dir, f))
 		if err != nil {
 			return "", err
 		}
-		fmt.Fprintf(&b, "%d %d;", st.ModTime().UnixNano(), st.Size())
+		if f != "" {
+			fmt.Fprintf(&b, "%d %d ", st.ModTime().UnixNano(), st.Size())
+		}
+		fmt.Fprintf(&b, "%s", st.Mode())
+		if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+			fmt.Fprintf(&b, " %d", sys.Uid)
+		}
+		b.WriteByte(';')
 	}
 	return b.String(), nil
 }
 
-// load reads the files. What it had stays when they are not right.
-func (k *Keyring) load(stamp string) error {
+// load reads the files, and puts a key that waits for its certificate in its place, if it is to. What it had stays when they are not right.
+func (k *Keyring) load(stamp string, put bool) error {
 	ca, err := readCert(filepath.Join(k.dir, AuthorityCert))
 	if err != nil {
 		return err
@@ -148,7 +166,7 @@ func (k *Keyring) load(stamp string) error {
 	if !ok {
 		return fmt.Errorf("%s: has no Ed25519 key: make one with `demarc cluster cert`", filepath.Join(k.dir, MemberCert))
 	}
-	key, err := memberKey(k.dir, pub)
+	key, err := memberKey(k.dir, pub, put)
 	if err != nil {
 		return err
 	}
@@ -181,7 +199,7 @@ func (k *Keyring) current() (*tls.Certificate, *x509.CertPool) {
 		k.looked = t
 		stamp, err := k.fingerprint()
 		if err == nil && stamp != k.stamp {
-			if err = k.load(stamp); err == nil {
+			if err = k.load(stamp, true); err == nil {
 				k.log.Info("certificate read again", "valid_until", k.cert.Leaf.NotAfter)
 			}
 		}

@@ -143,15 +143,15 @@ func install(dir string, ca, cert []byte, key ed25519.PrivateKey) error {
 	if err := writePEM(filepath.Join(dir, MemberCert), "CERTIFICATE", cert, 0o644); err != nil {
 		return err
 	}
-	_, err := memberKey(dir, key.Public().(ed25519.PublicKey))
+	_, err := memberKey(dir, key.Public().(ed25519.PublicKey), true)
 	return err
 }
 
 // pendingKey is a member's key whose certificate may not be there yet.
 const pendingKey = MemberKey + ".new"
 
-// memberKey is the key in dir that fits a certificate's public key. One that waits for its certificate is put in its place.
-func memberKey(dir string, pub ed25519.PublicKey) (ed25519.PrivateKey, error) {
+// memberKey is the key in dir that fits a certificate's public key. One that waits for its certificate is put in its place, if it is to.
+func memberKey(dir string, pub ed25519.PublicKey, put bool) (ed25519.PrivateKey, error) {
 	name := filepath.Join(dir, MemberKey)
 	key, err := readKey(name)
 	if err == nil && pub.Equal(key.Public()) {
@@ -166,6 +166,9 @@ func memberKey(dir string, pub ed25519.PublicKey) (ed25519.PrivateKey, error) {
 			err = fmt.Errorf("%s: %s and %s do not belong together", dir, MemberCert, MemberKey)
 		}
 		return nil, err
+	}
+	if !put {
+		return next, nil
 	}
 	if err := os.Rename(filepath.Join(dir, pendingKey), name); err != nil && !errors.Is(err, fs.ErrNotExist) { // a directory that is read-only keeps both
 		return next, nil

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -365,6 +366,39 @@ func TestCheck(t *testing.T) {
 	}
 	if r := call(t, t.Context(), string(text)+twice, "check", "-"); r.code != exitOK || !strings.Contains(r.err, "warning: standard input:") || !strings.Contains(r.out, "warning") {
 		t.Errorf("exit %d, %s", r.code, r)
+	}
+}
+
+// TestCheckOnTheNodesMachine: what the node will refuse because of its kernel's own ports is a warning where its devices are, and nothing elsewhere.
+func TestCheckOnTheNodesMachine(t *testing.T) {
+	was := thisMachine
+	defer func() { thisMachine = was }()
+	lo, _, err := hostnet.EphemeralRange()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const policy = "schema = 1\n[backbone]\ninterfaces = [\"wan\"]\n[[tenant]]\nname = \"a\"\ninterfaces = [\"a\"]\nprefixes = [\"198.18.0.0/24\"]\n[[tenant.nat.forward]]\nproto = \"tcp\"\npublic = \"203.0.113.2\"\nport = %d\ninside = \"198.18.0.9\"\n"
+	node := file(t, "n.toml", "schema = 1\n[[port]]\nname = \"wan\"\ndevice = \"wan0\"\nhost.shared = [\"203.0.113.2\"]\n[[port]]\ndevice = \"in0\"\n[[interface]]\nname = \"wan\"\nport = \"wan\"\naddresses = [\"203.0.113.2/24\"]\n[[interface]]\nname = \"a\"\nport = \"in0\"\naddresses = [\"198.18.0.1/24\"]\n")
+	for _, c := range []struct {
+		here []string
+		port uint16
+		want string
+	}{
+		{[]string{"wan0", "in0"}, lo, fmt.Sprintf("p.toml:11: tenant[1].nat.forward[1].port: %d of 203.0.113.2 is the host's on port \"wan\"", lo)},
+		{[]string{"wan0", "in0"}, lo - 1, ""},
+		{[]string{"wan0"}, lo, ""}, // another machine
+	} {
+		thisMachine.link = func(name string) (hostnet.Link, error) {
+			if slices.Contains(c.here, name) {
+				return hostnet.Link{Name: name}, nil
+			}
+			return hostnet.Link{}, hostnet.ErrNotFound
+		}
+		r := call(t, t.Context(), "", "check", file(t, "p.toml", fmt.Sprintf(policy, c.port)), "--node", node)
+		n := strings.Count(r.err, "warning: ")
+		if r.code != exitOK || !strings.Contains(r.err, c.want) || (n == 1) != (c.want != "") || !strings.Contains(r.out, plural(n, "warning")) {
+			t.Errorf("port %d where %v are: exit %d, %s", c.port, c.here, r.code, r)
+		}
 	}
 }
 

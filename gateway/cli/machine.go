@@ -108,7 +108,7 @@ func writeFindings(w io.Writer, list *[]doctor.Finding) {
 	fmt.Fprintf(w, "%d bad, %d warn, %d info, %d ok\n", worst[doctor.Bad], worst[doctor.Warn], worst[doctor.Info], worst[doctor.OK])
 }
 
-// machine is what release touches; tests replace it.
+// machine is what release touches, and where check looks for devices; tests replace it.
 type machine struct {
 	link     func(name string) (hostnet.Link, error)
 	lock     func(ifindex int) (io.Closer, error)

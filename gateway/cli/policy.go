@@ -13,6 +13,7 @@ import (
 
 	"demarc/configs"
 	"demarc/gateway/api"
+	"demarc/gateway/hostnet"
 )
 
 // checked is what check prints as JSON.
@@ -28,7 +29,8 @@ func (a *app) checkCmd() *cobra.Command {
 	var node string
 	c := command("check [POLICY] [--node NODE]", "say everything that is wrong with a policy or a node file",
 		"Read a policy file (- is standard input), a node file, or both together, and print everything that is wrong with them: one line per\n"+
-			"error with its file, line, path and what would be right. It needs no running node and no root. Exit status 1 when there is an error.",
+			"error with its file, line, path and what would be right. It needs no running node and no root. Where the node's devices are on this machine it warns of\n"+
+			"forwards that the node will refuse because this kernel takes their ports for its own connections. Exit status 1 when there is an error.",
 		cobra.MaximumNArgs(1), func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 && node == "" {
 				return usageError{errors.New("name a policy file, a node file with --node, or both")}
@@ -86,6 +88,9 @@ func (a *app) check(cmd *cobra.Command, args []string, node string) error {
 			return err
 		}
 	}
+	if n != nil && p != nil && out.OK {
+		out.Warnings = append(out.Warnings, problems(refusedHere(p, n))...)
+	}
 	if a.json {
 		if err := show(a, cmd, &out, nil); err != nil {
 			return err
@@ -110,6 +115,20 @@ func (a *app) check(cmd *cobra.Command, args []string, node string) error {
 		return errSilent
 	}
 	return nil
+}
+
+// refusedHere is what a node that runs on this machine would refuse of a policy besides, because of the ports that this kernel takes for its own connections. Whether this is the node's machine no file says, so it
+// is no more than a warning, and is said where all of the node's devices are here.
+func refusedHere(p *configs.Policy, n *configs.Node) (list configs.ErrorList) {
+	for i := range n.Ports {
+		if _, err := thisMachine.link(n.Ports[i].Device); err != nil {
+			return nil
+		}
+	}
+	if lo, hi, err := hostnet.EphemeralRange(); err == nil {
+		errors.As(configs.CheckSound(p, n, [2]uint16{lo, hi}), &list)
+	}
+	return list
 }
 
 func problems(list configs.ErrorList) []api.Problem {

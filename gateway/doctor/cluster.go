@@ -1,10 +1,11 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
-	"path/filepath"
 
 	"demarc/configs"
 )
@@ -46,14 +47,7 @@ func (d *Doctor) cluster(node *configs.Node) {
 	if c == nil {
 		return
 	}
-	for _, name := range []string{"ca.crt", "node.crt", "node.key"} {
-		file := filepath.Join(c.Keys, name)
-		if _, err := d.sys.file(file); err != nil {
-			d.say(Bad, "cluster", fmt.Sprintf("%s cannot be read: %v", file, err), "without its keys the node meets nobody, and joins no cluster",
-				fmt.Sprintf("demarc cluster cert %s   # where the authority is; then copy the directory to %s", node.Name, c.Keys))
-			break
-		}
-	}
+	d.keys("cluster", c.Keys, node.Name, "without its keys the node meets nobody, and joins no cluster")
 	local, err := d.sys.places()
 	if err != nil {
 		d.say(Warn, "cluster", "the addresses of this machine cannot be read: "+err.Error(), "", "")
@@ -65,8 +59,24 @@ func (d *Doctor) cluster(node *configs.Node) {
 	}
 }
 
-// asked looks at where the node is to be asked.
+// keys looks at a node's certificate and key as the start does, and says the same.
+func (d *Doctor) keys(subject, dir, name, why string) {
+	err := d.sys.keys(dir)
+	if err == nil {
+		return
+	}
+	mend := "" // the error says it
+	if errors.Is(err, fs.ErrNotExist) {
+		mend = fmt.Sprintf("demarc cluster cert %s   # where the authority is; then copy the directory to %s", name, dir)
+	}
+	d.say(Bad, subject, err.Error(), why, mend)
+}
+
+// asked looks at where the node is to be asked, and at the keys that it needs for that.
 func (d *Doctor) asked(node *configs.Node) {
+	if node.API.Listen != "" {
+		d.keys("api.keys", node.API.Keys, node.Name, "the node does not start with them")
+	}
 	for _, x := range [][2]string{{"api.metrics", node.API.Metrics}, {"api.listen", node.API.Listen}} {
 		key, text := x[0], x[1]
 		ap, err := netip.ParseAddrPort(text)

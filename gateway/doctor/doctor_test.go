@@ -37,6 +37,7 @@ type fake struct {
 	socketErr error
 	bpfErr    error
 	xdpErr    error
+	keysErr   error
 	node      configs.Node
 	places    map[netip.Addr]place
 }
@@ -105,6 +106,7 @@ func (f *fake) doctor() *Doctor {
 			offloads:  func(n string) (hostnet.Offloads, error) { return f.offloads[n], nil },
 			xdp:       func(int) (hostnet.XDPFeatures, error) { return f.features, f.xdpErr },
 			ephemeral: func() (uint16, uint16, error) { return f.lo, f.hi, nil },
+			keys:      func(string) error { return f.keysErr },
 		},
 	}
 }

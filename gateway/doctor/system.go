@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 
+	"demarc/cluster/transport"
 	"demarc/gateway/hostnet"
 )
 
@@ -27,6 +28,7 @@ type system struct {
 	xdp        func(ifindex int) (hostnet.XDPFeatures, error)
 	ephemeral  func() (lo, hi uint16, err error)
 	places     func() (map[netip.Addr]place, error)
+	keys       func(dir string) error
 }
 
 func thisMachine() system {
@@ -58,7 +60,7 @@ func thisMachine() system {
 			}
 			return out, nil
 		},
-		link: hostnet.LinkByName, offloads: hostnet.ReadOffloads, xdp: hostnet.ReadXDPFeatures, ephemeral: hostnet.EphemeralRange, places: places,
+		link: hostnet.LinkByName, offloads: hostnet.ReadOffloads, xdp: hostnet.ReadXDPFeatures, ephemeral: hostnet.EphemeralRange, places: places, keys: transport.CheckKeyring,
 	}
 }
 
