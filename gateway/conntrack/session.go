@@ -176,7 +176,7 @@ func (s *Session) Timeout(tm *Timeouts) uint32 {
 			return tm.TCPTransitory
 		case s.State < TCPClosing: // also half closed (RFC 5382 section 5), and doubtful: a forged SYN shortens nothing
 			return tm.TCPEstablished
-		case s.State == TCPTimeWait:
+		case s.State == TCPTimeWait, s.State == TCPReuse && s.Scale[0]&s.Scale[1]&finAcked != 0: // a SYN alone lengthens nothing
 			return tm.TCPClosed
 		}
 		return tm.TCPClosing // also after RST (RFC 7857 section 2.2)

@@ -400,13 +400,18 @@ func TestTimeout(t *testing.T) {
 	}{
 		{flow.TCP, TCPSynSent, 0, 2}, {flow.TCP, TCPSynRecv, 0, 2}, {flow.TCP, TCPSimOpen, 0, 2}, {flow.TCP, TCPEstablished, 0, 1},
 		{flow.TCP, TCPFinOrig, 0, 1}, {flow.TCP, TCPFinReply, 0, 1}, {flow.TCP, TCPResync, 0, 1}, {flow.TCP, TCPClosing, 0, 8}, {flow.TCP, TCPTimeWait, 0, 3},
-		{flow.TCP, TCPReset, 0, 8}, {flow.TCP, TCPClosed, 0, 8},
+		{flow.TCP, TCPReset, 0, 8}, {flow.TCP, TCPClosed, 0, 8}, {flow.TCP, TCPReuse, 0, 8},
 		{flow.UDP, 0, 0, 5}, {flow.UDP, 0, FlagReplied, 4}, {flow.ICMP, 0, 0, 6}, {flow.ICMPv6, 0, 0, 6}, {47, 0, 0, 7},
 	} {
 		s := Session{Proto: c.proto, State: c.state, Flags: c.flags}
 		if got := s.Timeout(&tm); got != c.want {
 			t.Errorf("protocol %d, state %s, flags %x: %d, want %d", c.proto, TCPStateText(c.state), c.flags, got, c.want)
 		}
+	}
+	// What was over has no more time because a SYN came.
+	s := Session{Proto: flow.TCP, State: TCPReuse, Scale: [2]uint8{finAcked, finAcked}}
+	if got := s.Timeout(&tm); got != 3 {
+		t.Errorf("reuse of what was over: %d", got)
 	}
 }
 

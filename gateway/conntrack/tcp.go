@@ -14,15 +14,16 @@ const (
 	TCPEstablished              // handshake complete
 	TCPFinOrig                  // FIN of the first direction only: half closed
 	TCPFinReply                 // FIN of the reply direction only: half closed
-	TCPResync                   // established, and the first direction sent a new SYN: it may have restarted
+	TCPResync                   // established, and the first direction sent a SYN again: it may have restarted
 	TCPClosing                  // FIN of both directions, not both acknowledged
 	TCPTimeWait                 // FIN of both directions, both acknowledged
 	TCPReset                    // RST in the window, but not at its exact place: the receiver may have refused it
 	TCPClosed                   // RST at its exact place
+	TCPReuse                    // closing or over, and the first direction sent a SYN that is no newer: the tuple may be used again
 	numTCPStates
 )
 
-var tcpText = [numTCPStates]string{"none", "syn_sent", "syn_recv", "sim_open", "established", "fin_orig", "fin_reply", "resync", "closing", "time_wait", "reset", "closed"}
+var tcpText = [numTCPStates]string{"none", "syn_sent", "syn_recv", "sim_open", "established", "fin_orig", "fin_reply", "resync", "closing", "time_wait", "reset", "closed", "reuse"}
 
 // TCPStateText is the state's lower-case name.
 func TCPStateText(state uint8) string {
@@ -32,9 +33,9 @@ func TCPStateText(state uint8) string {
 	return "invalid"
 }
 
-// TCPCloses reports whether an end of a session in that state has said that it sends no more, or was reset: it is never established again.
+// TCPCloses reports whether an end of a session in that state has said that it sends no more, or was reset: it is established again only where its tuple is used anew.
 func TCPCloses(state uint8) bool {
-	return state == TCPFinOrig || state == TCPFinReply || state == TCPClosing || state == TCPTimeWait || state == TCPClosed
+	return state == TCPFinOrig || state == TCPFinReply || state == TCPClosing || state == TCPTimeWait || state == TCPClosed || state == TCPReuse
 }
 
 // Segment is what Track needs of a TCP segment.
@@ -93,17 +94,18 @@ func (g *Segment) end() uint32 {
 
 // What is done with a segment before the state moves.
 const (
-	refuse  uint8 = iota // TCPInvalidFlags: no endpoint in that state sends it
-	notSyn               // TCPNotSyn: would open a new conversation, see Reopens
-	pass                 // goes through, unexamined, and moves nothing: the receiver will answer it (RFC 5961 challenge ACK, or RST)
-	open                 // SYN of the first direction: all numbers start afresh
-	reopen               // the same on a closed tuple, unless it is an old duplicate, which passes
-	resync               // SYN of the first direction on a live session: a late copy passes, a new number may be a restart
-	restart              // SYN/ACK after that: the server knows nothing of the old conversation, and all numbers start afresh
-	answer               // SYN or SYN/ACK of the reply direction: its numbers start
-	again                // another SYN/ACK of the reply direction before the first was acknowledged
-	move                 // must lie in the window
-	reset                // RST: must lie in the window, or acknowledge a SYN exactly
+	refuse    uint8 = iota // TCPInvalidFlags: no endpoint in that state sends it
+	notSyn                 // TCPNotSyn: would open a new conversation, see Reopens
+	pass                   // goes through, unexamined, and moves nothing: the receiver will answer it (RFC 5961 challenge ACK, or RST)
+	open                   // SYN of the first direction: all numbers start afresh
+	reopen                 // the same on a closed tuple; a number that is no newer may be a late copy's, see TCPReuse
+	resync                 // SYN of the first direction on a live session: a late copy or a restart, what comes next tells
+	resyncNew              // the same on a half closed one, whose FIN would be forgotten on the way back: what may be a late copy passes
+	restart                // SYN/ACK after that: the server knows nothing of the old conversation, and all numbers start afresh; a late copy passes
+	answer                 // SYN or SYN/ACK of the reply direction: its numbers start
+	again                  // another SYN/ACK of the reply direction before the first was acknowledged
+	move                   // must lie in the window
+	reset                  // RST: must lie in the window, or acknowledge a SYN exactly
 )
 
 type cell struct{ how, next uint8 }
@@ -132,7 +134,7 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 	},
 	TCPSynRecv: {
 		{
-			cSYN:    {open, TCPSynSent},     // The SYN/ACK did not arrive, so the SYN comes again; a repeated number moves nothing.
+			cSYN:    {open, TCPSynSent},     // The SYN/ACK did not arrive, so the SYN comes again, maybe without its data (RFC 7413); a repeated number moves nothing.
 			cSYNACK: {move, TCPEstablished}, // The other half of a simultaneous open.
 			cACK:    {move, TCPEstablished}, // Third step of the handshake, maybe with data already.
 			cFIN:    {move, TCPFinOrig},     // The third step was lost or overtaken, and this closes.
@@ -162,7 +164,7 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 	},
 	TCPEstablished: {
 		{
-			cSYN:    {resync, TCPResync},    // The client has restarted; the server will challenge it (RFC 5961 section 4) or accept it.
+			cSYN:    {resync, TCPResync},    // A late copy, or the client has restarted; the server will challenge it (RFC 5961 section 4) or accept it.
 			cSYNACK: {pass, 0},              // A late copy from a simultaneous open.
 			cACK:    {move, TCPEstablished}, // Data.
 			cFIN:    {move, TCPFinOrig},     // Has no more to send; the other may go on for as long as it likes.
@@ -177,11 +179,11 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 	},
 	TCPFinOrig: {
 		{
-			cSYN:    {resync, TCPResync}, // As when established.
-			cSYNACK: {pass, 0},           // A late copy.
-			cACK:    {move, TCPFinOrig},  // Acknowledges what still comes, or repeats what was lost.
-			cFIN:    {move, TCPFinOrig},  // The FIN comes again.
-			cRST:    {reset, TCPClosed},  // Aborts the half that was left.
+			cSYN:    {resyncNew, TCPResync}, // As when established.
+			cSYNACK: {pass, 0},              // A late copy.
+			cACK:    {move, TCPFinOrig},     // Acknowledges what still comes, or repeats what was lost.
+			cFIN:    {move, TCPFinOrig},     // The FIN comes again.
+			cRST:    {reset, TCPClosed},     // Aborts the half that was left.
 		}, {
 			cSYN:    {pass, 0},          // A late copy.
 			cSYNACK: {pass, 0},          // A late copy.
@@ -192,11 +194,11 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 	},
 	TCPFinReply: {
 		{
-			cSYN:    {resync, TCPResync}, // As when established.
-			cSYNACK: {pass, 0},           // A late copy.
-			cACK:    {move, TCPFinReply}, // The other half goes on.
-			cFIN:    {move, TCPClosing},  // The other half closes too.
-			cRST:    {reset, TCPClosed},  // Aborts the half that was left.
+			cSYN:    {resyncNew, TCPResync}, // As when established.
+			cSYNACK: {pass, 0},              // A late copy.
+			cACK:    {move, TCPFinReply},    // The other half goes on.
+			cFIN:    {move, TCPClosing},     // The other half closes too.
+			cRST:    {reset, TCPClosed},     // Aborts the half that was left.
 		}, {
 			cSYN:    {pass, 0},           // A late copy.
 			cSYNACK: {pass, 0},           // A late copy.
@@ -216,13 +218,13 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 			cSYN:    {pass, 0},             // A late copy.
 			cSYNACK: {restart, TCPSynRecv}, // The server had lost the old conversation and accepts the new one.
 			cACK:    {move, TCPResync},     // The challenge, or data under way.
-			cFIN:    {move, TCPResync},     // The old conversation was closing.
+			cFIN:    {move, TCPFinReply},   // The old conversation is closing; a client that has restarted sends its SYN again.
 			cRST:    {reset, TCPReset},     // Refuses the new SYN, with no number of its own, or aborts the old conversation.
 		},
 	},
 	TCPClosing: {
 		{
-			cSYN:    {reopen, TCPSynSent}, // The last acknowledgement was lost, and the tuple is used again.
+			cSYN:    {reopen, TCPSynSent}, // A late copy, or the last acknowledgement was lost and the tuple is used again.
 			cSYNACK: {pass, 0},            // A late copy.
 			cACK:    {move, TCPClosing},   // Acknowledges, maybe the FIN: see closes.
 			cFIN:    {move, TCPClosing},   // The FIN comes again.
@@ -237,7 +239,7 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 	},
 	TCPTimeWait: {
 		{
-			cSYN:    {reopen, TCPSynSent}, // The tuple is used again (RFC 9293 section 3.6.1, RFC 6191).
+			cSYN:    {reopen, TCPSynSent}, // A late copy, or the tuple is used again (RFC 9293 section 3.6.1, RFC 6191).
 			cSYNACK: {pass, 0},            // A late copy.
 			cACK:    {move, TCPTimeWait},  // Last acknowledgement, or what was lost before the FIN.
 			cFIN:    {move, TCPTimeWait},  // The FIN comes again.
@@ -280,6 +282,21 @@ var tcpTable = [numTCPStates][2][numClasses]cell{
 			cRST:    {reset, TCPClosed}, // That answer.
 		},
 	},
+	TCPReuse: {
+		{
+			cSYN:    {reopen, TCPSynSent}, // Comes again, or a new attempt has a newer number.
+			cSYNACK: {pass, 0},            // A late copy.
+			cACK:    {move, TCPClosing},   // Fits the old numbers: the SYN was a late copy. Over is what was over: see closes.
+			cFIN:    {move, TCPClosing},   // The same, and the FIN comes again.
+			cRST:    {reset, TCPClosed},   // Answers the server's challenge: the old conversation is over.
+		}, {
+			cSYN:    {notSyn, 0},           // A new conversation from the other side: the ACL must judge it, see Reopens.
+			cSYNACK: {restart, TCPSynRecv}, // The server accepts the new conversation.
+			cACK:    {move, TCPReuse},      // The challenge, or acknowledges, maybe the FIN: see closes.
+			cFIN:    {move, TCPReuse},      // The FIN comes again.
+			cRST:    {reset, TCPClosed},    // Refuses the new SYN, with no number of its own, or does not wait.
+		},
+	},
 }
 
 // First judges the first packet of a TCP session, not yet in the table, and starts its numbers: only a SYN opens.
@@ -320,20 +337,25 @@ func Track(s *Session, dir int, seg *Segment) verdict.Reason {
 	case pass:
 		return verdict.Pass
 	case open:
-		if s.State == TCPSynRecv && seg.end() == s.TCPEnd[0] {
-			return verdict.Pass // the same SYN: what the SYN/ACK has told stays
+		if s.State == TCPSynRecv && s.TCPEnd[0]-(seg.Seq+1) <= 0xffff {
+			return verdict.Pass // the same SYN, for nothing but its own data came behind it: what the SYN/ACK has told stays
 		}
 		begin(s, seg)
 	case reopen:
 		if !newerThan(s, dir, seg.Seq) {
+			s.State = TCPReuse
 			return verdict.Pass
 		}
 		begin(s, seg)
-	case resync:
+	case resync: // no number moves: it may be forged
+	case resyncNew:
 		if !newerThan(s, dir, seg.Seq) {
 			return verdict.Pass
 		}
 	case restart:
+		if !newerThan(s, dir, seg.Seq) && s.TCPEnd[0]-seg.Ack <= reach(s, dir) {
+			return verdict.Pass // both its numbers are of the old conversation
+		}
 		// The SYN's own numbers were not kept, for it may have been forged: be generous until the windows are seen.
 		s.Scale = [2]uint8{offered(14), offered(seg.Scale)}
 		s.TCPEnd[0], s.TCPLimit[0] = seg.Ack, 0xffff
@@ -369,7 +391,7 @@ func Track(s *Session, dir int, seg *Segment) verdict.Reason {
 // closes notes that a FIN was acknowledged. With both the closing phase is over (RFC 5382 section 5): what is left is TIME_WAIT.
 func closes(s *Session, dir int, seg *Segment) {
 	o := 1 - dir
-	sent := s.State == TCPClosing || s.State == TCPFinOrig && o == 0 || s.State == TCPFinReply && o == 1
+	sent := s.State == TCPClosing || s.State == TCPReuse || s.State == TCPFinOrig && o == 0 || s.State == TCPFinReply && o == 1
 	if sent && seg.Ack == s.TCPEnd[o] {
 		s.Scale[o] |= finAcked
 	}
@@ -388,7 +410,7 @@ func Reopens(s *Session, dir int, seg *Segment) bool {
 	switch s.State {
 	case TCPClosed:
 		return true
-	case TCPClosing, TCPTimeWait:
+	case TCPClosing, TCPTimeWait, TCPReuse:
 		return newerThan(s, dir, seg.Seq)
 	}
 	return false
@@ -533,12 +555,14 @@ func resets(s *Session, dir int, seg *Segment) verdict.Reason {
 		s.State = TCPClosed
 	case s.State == TCPResync && dir == 1 && seg.Flags&tcpACK != 0:
 		s.State = TCPReset // which SYN it acknowledges is not known; the client knows
+	case s.State == TCPReuse && dir == 1 && seg.Flags&tcpACK != 0:
+		// The same, and what was over stays over.
 	case s.Scale[dir]&allAcked != 0 && int32(seg.Seq-s.TCPEnd[dir]) < 0:
 		// The receiver has all that was sent and takes nothing from before it, not even to ask back (RFC 5961 section 3.2): forged, or late.
 		return verdict.TCPOutOfWindow
 	case int32(seg.Seq-s.TCPLimit[o]) > 1 || !notOld(s, dir, seg.Seq):
 		return verdict.TCPOutOfWindow
-	case s.State != TCPClosed:
+	case s.State >= TCPEstablished && s.State != TCPClosed: // before, it would only be a way past the third step of the handshake
 		s.State = TCPReset
 	}
 	return verdict.Pass

@@ -21,6 +21,7 @@ type endpoint struct {
 	finAt              uint32
 	finSent, finRcv    bool
 	abort              bool // ends by RST
+	fast               bool // sends data on the SYN, takes what comes on one, and answers before the handshake is complete (RFC 7413)
 	timer              int
 	out, early         []Segment // early: came before what precedes it
 }
@@ -55,15 +56,31 @@ func (e *endpoint) synFlags() uint8 {
 	return tcpSYN
 }
 
+// patience is after how many turns a SYN or SYN/ACK comes again.
+func (e *endpoint) patience() int {
+	if e.fast && e.state == 2 {
+		return 120
+	}
+	return 40
+}
+
 // tick sends what may be sent, and on time-out again.
 func (e *endpoint) tick() {
 	e.unread = max(0, e.unread-e.rng.IntN(3000))
 	e.timer--
 	switch e.state {
 	case 1, 2:
-		if e.timer <= 0 {
-			e.send(e.synFlags(), e.iss, 0)
-			e.timer = 40
+		switch {
+		case e.timer <= 0:
+			n := 0
+			if e.fast && e.state == 1 && e.top == e.iss+1 { // the first try alone has data
+				n = min(e.want, e.rng.IntN(1400))
+				e.top += uint32(n)
+			}
+			e.send(e.synFlags(), e.iss, n)
+			e.timer = e.patience()
+		case e.fast && e.state == 2 && !e.abort && e.timer > 60 && e.timer < 90: // neither this SYN/ACK nor the next one is under way beside it
+			e.fill()
 		}
 	case 3:
 		if e.timer <= 0 { // everything unacknowledged again
@@ -84,24 +101,29 @@ func (e *endpoint) tick() {
 				e.send(tcpACK, e.una-1, e.rng.IntN(2))
 			}
 		}
-		for range 4 {
-			n := min(int32(e.finAt-e.nxt), int32(e.peerEdge-e.nxt), int32(1+e.rng.IntN(1460)))
-			if n > 0 {
-				e.send(tcpACK, e.nxt, int(n))
-				e.nxt += uint32(n)
-			} else if e.nxt == e.finAt {
-				if e.abort {
-					e.send(tcpRST|tcpACK, e.nxt, 0)
-					e.state = 4
-					return
-				}
-				e.send(tcpFIN|tcpACK, e.nxt, 0)
-				e.nxt++
-				e.finSent = true
+		e.fill()
+	}
+}
+
+// fill sends what the other's window has room for.
+func (e *endpoint) fill() {
+	for range 4 {
+		n := min(int32(e.finAt-e.nxt), int32(e.peerEdge-e.nxt), int32(1+e.rng.IntN(1460)))
+		if n > 0 {
+			e.send(tcpACK, e.nxt, int(n))
+			e.nxt += uint32(n)
+		} else if e.nxt == e.finAt {
+			if e.abort {
+				e.send(tcpRST|tcpACK, e.nxt, 0)
+				e.state = 4
+				return
 			}
-			if int32(e.nxt-e.top) > 0 {
-				e.top = e.nxt
-			}
+			e.send(tcpFIN|tcpACK, e.nxt, 0)
+			e.nxt++
+			e.finSent = true
+		}
+		if int32(e.nxt-e.top) > 0 {
+			e.top = e.nxt
 		}
 	}
 }
@@ -124,22 +146,26 @@ func (e *endpoint) receive(g *Segment) {
 	if g.Flags&tcpSYN != 0 {
 		switch {
 		case e.state <= 1:
+			if g.Flags&tcpACK != 0 && g.Ack-(e.iss+1) > e.top-(e.iss+1) {
+				return
+			}
 			e.peer = g.Scale
 			e.rcv = g.Seq + 1
 			e.peerEdge = e.iss + 1 + uint32(g.Window)
-			e.nxt, e.una, e.top = e.iss+1, e.iss, e.iss+1
+			e.nxt, e.una = e.iss+1, e.iss
 			if g.Flags&tcpACK != 0 {
-				if g.Ack != e.iss+1 {
-					return
-				}
-				e.una = e.iss + 1
+				e.una, e.nxt = g.Ack, g.Ack
+				e.peerEdge = g.Ack + uint32(g.Window)
 				e.state = 3
 				e.send(tcpACK, e.nxt, 0)
 			} else {
+				if e.fast && e.state == 0 { // read at once: each SYN/ACK bears the same window
+					e.rcv += uint32(g.Payload)
+				}
 				e.state = 2
 				e.send(tcpSYN|tcpACK, e.iss, 0)
 			}
-			e.timer = 40
+			e.timer = e.patience()
 			return
 		case e.state == 2 && g.Flags&tcpACK != 0 && g.Ack == e.iss+1:
 			e.state, e.una = 3, e.iss+1
@@ -151,7 +177,7 @@ func (e *endpoint) receive(g *Segment) {
 		return
 	}
 	if e.state == 2 {
-		if g.Ack != e.iss+1 {
+		if g.Ack-(e.iss+1) > e.top-(e.iss+1) {
 			return
 		}
 		e.state, e.una = 3, e.iss+1
@@ -212,10 +238,15 @@ func newEndpoint(rng *rand.Rand, dir int) *endpoint {
 	for e.offer > 0 && e.buf>>e.offer < 100 { // nobody offers a scale that rounds his buffer to nothing
 		e.offer--
 	}
-	e.una, e.nxt, e.top = e.iss, e.iss+1, e.iss+1
-	e.finAt = e.iss + 1 + uint32(e.want)
 	e.edge = 1 << 31
+	e.from(e.iss)
 	return e
+}
+
+// from has it begin with that sequence number.
+func (e *endpoint) from(iss uint32) {
+	e.iss, e.una, e.nxt, e.top = iss, iss, iss+1, iss+1
+	e.finAt = iss + 1 + uint32(e.want)
 }
 
 // Two endpoints talk through Track over links that lose, repeat and reorder: no segment that either of them sends is refused.
@@ -229,6 +260,8 @@ func TestNoGenuineSegmentIsRefused(t *testing.T) {
 		simultaneous := run%10 == 0
 		if simultaneous {
 			ends[1].state = 1
+		} else {
+			ends[0].fast, ends[1].fast = rng.IntN(3) == 0, rng.IntN(3) == 0
 		}
 		s := &Session{Proto: flow.TCP}
 		started, reborn := false, false
@@ -321,6 +354,67 @@ func TestNoGenuineSegmentIsRefused(t *testing.T) {
 	}
 }
 
+// Two ends that know nothing of the conversation before begin one on its tuple, whatever became of the old one, and the client's number lies where a late copy's would: once the server has
+// accepted, nothing of theirs is refused.
+func TestATupleUsedAgainByALowerNumber(t *testing.T) {
+	rng := seeded(t)
+	met, stalled := [numTCPStates]int{}, 0
+	const runs = 300
+	for run := range runs {
+		c := newConversation(rng)
+		for _, e := range c.ends {
+			e.abort = rng.IntN(3) == 0
+		}
+		if c.run(1+rng.IntN(8<<rng.IntN(10)), true, rng.IntN(3)) { // often early
+			c.run(rng.IntN(100), true, 0)
+		}
+		if !c.started || c.s.State == TCPFinOrig || c.s.State == TCPFinReply { // half closed: a known limit
+			continue
+		}
+		old, client := *c.s, c.ends[0]
+		c.air, c.refused = nil, 0
+		for d := range c.ends {
+			e := newEndpoint(rng, d)
+			e.abort, e.fast = false, rng.IntN(3) == 0
+			c.ends[d] = e
+		}
+		if old.State == TCPSynRecv { // where it may be taken for the SYN before, which told the scale
+			c.ends[0].offer, c.ends[0].buf = client.offer, client.buf
+		}
+		c.ends[0].state = 1
+		c.ends[0].from(old.TCPEnd[0] - 1 - rng.Uint32N(reach(&old, 1)))
+		for !newerThan(&old, 1, c.ends[1].iss) { // the one number that is known of it: two that both look old are a known limit
+			c.ends[1].from(rng.Uint32())
+		}
+		met[old.State]++
+		loss := rng.IntN(3)
+		for range 2000 {
+			if c.run(1, true, loss); c.ends[0].state == 3 {
+				break
+			}
+		}
+		c.refused = 0 // what the server sent while its SYN/ACK was lost is nobody's
+		done := c.run(6000, true, loss)
+		if c.refused > 0 || c.ends[0].state < 3 {
+			t.Fatalf("run %d: %d segments refused on the tuple of a session that was %s\nsession %+v\nit was %+v\norig %+v\nreply %+v", run, c.refused, TCPStateText(old.State), *c.s, old, *c.ends[0], *c.ends[1])
+		}
+		if !done {
+			stalled++ // the model by itself: what came early fills what it keeps
+		} else if c.s.State != TCPTimeWait && c.s.State != TCPClosing {
+			t.Fatalf("run %d: both closed, and the session is %s", run, TCPStateText(c.s.State))
+		}
+	}
+	t.Logf("%d runs by what the session was %v; %d stalled", runs, met, stalled)
+	for _, st := range []uint8{TCPSynSent, TCPSynRecv, TCPEstablished, TCPClosing, TCPTimeWait, TCPClosed} {
+		if met[st] == 0 {
+			t.Errorf("no session was %s", TCPStateText(st))
+		}
+	}
+	if stalled*6 > runs {
+		t.Errorf("%d of %d runs stalled: the model does not work", stalled, runs)
+	}
+}
+
 // opened is an established session: the client's next number is 1001, the server's 5001, both windows 10,000.
 func opened(t *testing.T) *Session {
 	t.Helper()
@@ -352,6 +446,25 @@ func TestFirst(t *testing.T) {
 		}
 		if got := First(&s, &g); got != want {
 			t.Errorf("flags %#02x: %v, want %v", flags, got, want)
+		}
+	}
+}
+
+// Before the handshake is complete a RST beside its place moves nothing: it would be a way to an established session past the third step, which who sends under a false source cannot make.
+func TestRSTBesideItsPlaceBeforeTheHandshake(t *testing.T) {
+	var s Session
+	s.Proto = flow.TCP
+	First(&s, &Segment{Flags: tcpSYN, Seq: 1000, Window: 5000, Scale: -1})
+	for _, step := range []struct {
+		dir int
+		g   Segment
+	}{
+		{1, Segment{Flags: tcpSYN | tcpACK, Seq: 7000, Ack: 1001, Window: 3000, Scale: -1}},
+		{0, Segment{Flags: tcpRST, Seq: 1001 + 3000 + 1}},
+		{1, Segment{Flags: tcpRST, Seq: 7001 + 100, Ack: 1}},
+	} {
+		if r := Track(&s, step.dir, &step.g); r != verdict.Pass || s.State != TCPSynRecv {
+			t.Fatalf("%+v: %v, %s", step, r, TCPStateText(s.State))
 		}
 	}
 }
@@ -388,8 +501,8 @@ func TestTrack(t *testing.T) {
 			{0, Segment{Flags: F | A, Seq: 1001, Ack: 5002}, pass, TCPClosing},
 			{0, Segment{Flags: F | A, Seq: 1001, Ack: 5002}, pass, TCPClosing}, // lost, and comes again
 			{1, Segment{Flags: A, Seq: 5002, Ack: 1002}, pass, TCPTimeWait},
-			{0, Segment{Flags: S, Seq: 990, Scale: -1}, pass, TCPTimeWait}, // late copy
-			{1, Segment{Flags: S, Seq: 9990, Scale: -1}, notSyn, TCPTimeWait},
+			{0, Segment{Flags: S, Seq: 990, Scale: -1}, pass, TCPReuse}, // late copy
+			{1, Segment{Flags: S, Seq: 9990, Scale: -1}, notSyn, TCPReuse},
 			{0, Segment{Flags: S, Seq: 90000, Window: 500, Scale: 3}, pass, TCPSynSent},
 			{1, Segment{Flags: S | A, Seq: 70000, Ack: 90001, Window: 500, Scale: 7}, pass, TCPSynRecv}},
 		"both close at once": {{0, Segment{Flags: F | A, Seq: 1001, Ack: 5001}, pass, TCPFinOrig},
@@ -408,6 +521,52 @@ func TestTrack(t *testing.T) {
 			{1, Segment{Flags: S | A, Seq: 777777, Ack: 1000000, Window: 60000, Scale: 6}, pass, TCPSynRecv},
 			{0, Segment{Flags: A, Seq: 1000000, Ack: 777778, Window: 2000}, pass, est},
 			{1, Segment{Flags: A, Seq: 777778, Ack: 1000000, Window: 2000, Payload: 1400}, pass, est}},
+		"client restarted by a lower number, server has too": {{0, Segment{Flags: S, Seq: 900, Scale: 5}, pass, TCPResync},
+			{1, Segment{Flags: S | A, Seq: 777777, Ack: 901, Window: 60000, Scale: 6}, pass, TCPSynRecv},
+			{0, Segment{Flags: S, Seq: 900, Scale: 5}, pass, TCPSynRecv},
+			{0, Segment{Flags: A, Seq: 901, Ack: 777778, Window: 2000}, pass, est},
+			{1, Segment{Flags: A, Seq: 777778, Ack: 901, Window: 2000, Payload: 1400}, pass, est}},
+		"client restarted, and the server by a number that looks old": {{0, Segment{Flags: S, Seq: 999999, Scale: 5}, pass, TCPResync},
+			{1, Segment{Flags: S | A, Seq: 4000, Ack: 1000000, Window: 60000, Scale: 6}, pass, TCPSynRecv}},
+		"late copies of the handshake": {{0, Segment{Flags: S, Seq: 1000, Window: 10000, Scale: -1}, pass, TCPResync},
+			{1, Segment{Flags: S | A, Seq: 5000, Ack: 1001, Window: 10000, Scale: -1}, pass, TCPResync},
+			{1, Segment{Flags: A, Seq: 5001, Ack: 1001, Window: 10000, Payload: 100}, pass, TCPResync},
+			{1, Segment{Flags: A, Seq: 30000, Ack: 1001, Window: 10000, Payload: 100}, out, TCPResync},
+			{0, Segment{Flags: A, Seq: 1001, Ack: 5101, Window: 10000}, pass, est},
+			{0, Segment{Flags: A, Seq: 30000, Ack: 5101, Window: 10000}, out, est}},
+		"a late copy of the SYN, and the server closes": {{0, Segment{Flags: S, Seq: 1000, Window: 10000, Scale: -1}, pass, TCPResync},
+			{1, Segment{Flags: F | A, Seq: 5001, Ack: 1001, Window: 10000}, pass, TCPFinReply},
+			{0, Segment{Flags: F | A, Seq: 1001, Ack: 5002, Window: 10000}, pass, TCPClosing},
+			{1, Segment{Flags: A, Seq: 5002, Ack: 1002, Window: 10000}, pass, TCPTimeWait}},
+		"a late copy of the SYN, half closed": {{0, Segment{Flags: F | A, Seq: 1001, Ack: 5001, Window: 10000}, pass, TCPFinOrig},
+			{0, Segment{Flags: S, Seq: 1000, Window: 10000, Scale: -1}, pass, TCPFinOrig},
+			{0, Segment{Flags: S, Seq: 999999, Window: 10000, Scale: -1}, pass, TCPResync}},
+		"used again by a lower number": {{1, Segment{Flags: F | A, Seq: 5001, Ack: 1001, Window: 10000}, pass, TCPFinReply},
+			{0, Segment{Flags: F | A, Seq: 1001, Ack: 5002, Window: 10000}, pass, TCPClosing},
+			{1, Segment{Flags: A, Seq: 5002, Ack: 1002, Window: 10000}, pass, TCPTimeWait},
+			{0, Segment{Flags: S, Seq: 900, Window: 500, Scale: 3}, pass, TCPReuse},
+			{1, Segment{Flags: A, Seq: 5002, Ack: 1002, Window: 10000}, pass, TCPReuse}, // the challenge
+			{1, Segment{Flags: S | A, Seq: 70000, Ack: 901, Window: 500, Scale: 7}, pass, TCPSynRecv},
+			{0, Segment{Flags: A, Seq: 901, Ack: 70001, Window: 500}, pass, est},
+			{1, Segment{Flags: A, Seq: 70001, Ack: 901, Payload: 1400}, pass, est}},
+		"used again by a lower number before all is acknowledged": {{1, Segment{Flags: F | A, Seq: 5001, Ack: 1001, Window: 10000}, pass, TCPFinReply},
+			{0, Segment{Flags: F | A, Seq: 1001, Ack: 5002, Window: 10000}, pass, TCPClosing},
+			{0, Segment{Flags: S, Seq: 900, Window: 500, Scale: -1}, pass, TCPReuse},
+			{1, Segment{Flags: S | A, Seq: 5000, Ack: 1001, Window: 500, Scale: 7}, pass, TCPReuse}, // a late copy
+			{1, Segment{Flags: S | A, Seq: 70000, Ack: 901, Window: 500, Scale: -1}, pass, TCPSynRecv}},
+		"used again by a lower number, and refused": {{0, Segment{Flags: F | A, Seq: 1001, Ack: 5001, Window: 10000}, pass, TCPFinOrig},
+			{1, Segment{Flags: F | A, Seq: 5001, Ack: 1002, Window: 10000}, pass, TCPClosing},
+			{0, Segment{Flags: S, Seq: 900, Window: 500, Scale: 3}, pass, TCPReuse},
+			{1, Segment{Flags: R | A, Ack: 901}, pass, TCPReuse},
+			{1, Segment{Flags: R, Seq: 4000000}, out, TCPReuse},
+			{0, Segment{Flags: S, Seq: 90000, Window: 500, Scale: 3}, pass, TCPSynSent}},
+		"a late copy of the SYN when all is over": {{0, Segment{Flags: F | A, Seq: 1001, Ack: 5001, Window: 10000}, pass, TCPFinOrig},
+			{1, Segment{Flags: F | A, Seq: 5001, Ack: 1001, Window: 10000}, pass, TCPClosing},
+			{0, Segment{Flags: S, Seq: 1000, Window: 10000, Scale: -1}, pass, TCPReuse},
+			{1, Segment{Flags: F | A, Seq: 5001, Ack: 1002, Window: 10000}, pass, TCPReuse},
+			{0, Segment{Flags: A, Seq: 1002, Ack: 5002, Window: 10000}, pass, TCPTimeWait},
+			{0, Segment{Flags: S, Seq: 1000, Window: 10000, Scale: -1}, pass, TCPReuse},
+			{0, Segment{Flags: R, Seq: 1002}, pass, TCPClosed}},
 		"client restarted, server refuses": {{0, Segment{Flags: S, Seq: 999999, Scale: 5}, pass, TCPResync}, {1, Segment{Flags: R | A, Ack: 1000000}, pass, TCPReset}},
 		"forged SYN":                       {{0, Segment{Flags: S, Seq: 999999, Scale: 5}, pass, TCPResync}, {0, Segment{Flags: A, Seq: 1001, Ack: 5001}, pass, est}},
 		"SYN/ACK without a SYN":            {{1, Segment{Flags: S | A, Seq: 777777, Ack: 1000000, Scale: 6}, pass, est}, {1, Segment{Flags: A, Seq: 777778, Ack: 1000000}, out, est}},
@@ -463,6 +622,72 @@ func TestOpening(t *testing.T) {
 	}
 }
 
+// A SYN that comes again behind the SYN/ACK moves nothing, whatever of its data it still has (RFC 7413); one with another number starts afresh.
+func TestSYNAgainBehindItsAnswer(t *testing.T) {
+	const S, A, F = tcpSYN, tcpACK, tcpFIN
+	for name, c := range map[string]struct {
+		data, taken uint16 // on the SYN, and acknowledged
+		early       []Segment
+		again       Segment
+		next        uint8
+	}{
+		"without data":                  {0, 0, nil, Segment{Seq: 1000}, TCPSynRecv},
+		"with the same data":            {100, 100, nil, Segment{Seq: 1000, Payload: 100}, TCPSynRecv},
+		"without its data":              {100, 100, nil, Segment{Seq: 1000}, TCPSynRecv},
+		"without what was not taken":    {1400, 0, nil, Segment{Seq: 1000}, TCPSynRecv},
+		"with a part of its data":       {1400, 1400, nil, Segment{Seq: 1000, Payload: 500}, TCPSynRecv},
+		"with data, late":               {0, 0, nil, Segment{Seq: 1000, Payload: 100}, TCPSynRecv},
+		"behind data of the server":     {100, 100, []Segment{{Flags: A, Seq: 5001, Ack: 1101, Window: 100, Payload: 1400}}, Segment{Seq: 1000}, TCPSynRecv},
+		"behind all that it has to say": {100, 100, []Segment{{Flags: A, Seq: 5001, Ack: 1101, Window: 100, Payload: 1400}, {Flags: F | A, Seq: 6401, Ack: 1101, Window: 100}}, Segment{Seq: 1000}, TCPFinReply},
+		"with a new number":             {100, 100, nil, Segment{Seq: 70000}, TCPSynSent},
+		"with a new one that is lower":  {100, 100, nil, Segment{Seq: 1<<32 - 69000}, TCPSynSent},
+	} {
+		s := &Session{Proto: flow.TCP}
+		First(s, &Segment{Flags: S, Seq: 1000, Window: 64000, Scale: 7, Payload: c.data})
+		for _, g := range append([]Segment{{Flags: S | A, Seq: 5000, Ack: 1001 + uint32(c.taken), Window: 10000, Scale: 7}}, c.early...) {
+			if r := Track(s, 1, &g); r != verdict.Pass {
+				t.Fatalf("%s: %+v: %v", name, g, r)
+			}
+		}
+		before := *s
+		c.again.Flags, c.again.Window, c.again.Scale = S, 64000, 7
+		if r := Track(s, 0, &c.again); r != verdict.Pass || s.State != c.next || c.next != TCPSynSent && *s != before {
+			t.Errorf("%s: %v, moved %+v to %+v", name, r, before, *s)
+		}
+		if c.next == TCPSynSent {
+			continue
+		}
+		if r := Track(s, 1, &Segment{Flags: S | A, Seq: 5000, Ack: 1001 + uint32(c.taken), Window: 10000, Scale: 7}); r != verdict.Pass || *s != before {
+			t.Errorf("%s: the SYN/ACK again: %v, moved %+v to %+v", name, r, before, *s)
+		}
+		if r := Track(s, 0, &Segment{Flags: A, Seq: 1001 + uint32(c.taken), Ack: before.TCPEnd[1], Window: 500, Payload: 100}); r != verdict.Pass {
+			t.Errorf("%s: the third step: %v in %s", name, r, TCPStateText(s.State))
+		}
+		if r := Track(s, 1, &Segment{Flags: A, Seq: before.TCPEnd[1], Ack: 1101 + uint32(c.taken), Window: 500}); r != verdict.Pass {
+			t.Errorf("%s: its acknowledgement: %v in %s", name, r, TCPStateText(s.State))
+		}
+	}
+}
+
+// Without a SYN of the client since its last segment, no SYN/ACK moves anything in a session that has begun, whatever its numbers.
+func TestSYNACKAloneMovesNothing(t *testing.T) {
+	rng := seeded(t)
+	for state := TCPEstablished; state < numTCPStates; state++ {
+		if state == TCPResync || state == TCPReuse {
+			continue
+		}
+		for range 1000 {
+			s := opened(t)
+			s.State = state
+			s.Scale[0] |= uint8(rng.IntN(4)) << 5 // finAcked, allAcked
+			before := *s
+			if r := Track(s, 1, &Segment{Flags: tcpSYN | tcpACK, Seq: rng.Uint32(), Ack: rng.Uint32(), Window: uint16(rng.Uint32()), Scale: int8(rng.IntN(16) - 1)}); r != verdict.Pass || *s != before {
+				t.Fatalf("%s: %v, moved %+v to %+v", TCPStateText(state), r, before, *s)
+			}
+		}
+	}
+}
+
 func TestReopens(t *testing.T) {
 	syn := Segment{Flags: tcpSYN, Seq: 2_000_000, Scale: -1}
 	old := Segment{Flags: tcpSYN, Seq: 900, Scale: -1}
@@ -470,7 +695,7 @@ func TestReopens(t *testing.T) {
 		for dir := range 2 {
 			s := opened(t)
 			s.State = state
-			want := state == TCPClosed || state == TCPTimeWait || state == TCPClosing
+			want := state == TCPClosed || state == TCPTimeWait || state == TCPClosing || state == TCPReuse
 			if got := Reopens(s, dir, &syn); got != want {
 				t.Errorf("%s, direction %d: %v, want %v", TCPStateText(state), dir, got, want)
 			}

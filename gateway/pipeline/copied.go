@@ -89,6 +89,9 @@ func (c Copies) Fill(slot uint32, r *replica.Record) {
 	s := &r.Session
 	*s = replica.Session{State: se.State, Class: se.Class, Rule: se.Rule, Hop: se.NextHop, Scale: se.Scale, End: se.TCPEnd, Limit: se.TCPLimit, Bytes: se.Bytes, Packets: se.Packets}
 	sh.bind(se, r)
+	if s.State == conntrack.TCPReuse { // releases before do not know it, and would refuse all of the session
+		s.State = conntrack.TCPClosing
+	}
 	if se.ViewGen >= sh.judged {
 		r.Revision = sh.view.Text
 	} else { // yet to be judged under any that another node might have; its next hops are numbers of another View

@@ -222,3 +222,22 @@ func TestReadBackIsFill(t *testing.T) {
 		t.Fatalf("%d sessions", n)
 	}
 }
+
+// A state that releases before do not know is told as the nearest one that they do.
+func TestReuseIsToldAsClosing(t *testing.T) {
+	c := newCopying(t, 1, 2)
+	c.kinds(8)
+	for _, sh := range c.a.shards {
+		for slot := range sh.Sessions.Slots() {
+			if se := sh.Sessions.At(slot); sh.Sessions.Live(slot) && se.Proto == flow.TCP {
+				se.State = conntrack.TCPReuse
+				var r replica.Record
+				if (Copies{sh}).Fill(slot, &r); r.Session.State != conntrack.TCPClosing {
+					t.Fatalf("state %d is told", r.Session.State)
+				}
+				return
+			}
+		}
+	}
+	t.Fatal("no TCP session")
+}

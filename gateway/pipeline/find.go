@@ -57,7 +57,7 @@ func (sh *Shard) find(s *Slot) verdict.Verdict {
 		}
 		if se.State != before { // a shorter time-out must not wait for the longer one's deadline
 			sh.Sessions.SetDeadline(slot, sh.tick+se.Look(&sh.view.Timeouts))
-			if before == conntrack.TCPEstablished && conntrack.TCPCloses(se.State) {
+			if conntrack.TCPCloses(se.State) && !conntrack.TCPCloses(before) {
 				sh.changes(slot, se) // from here on it is looked at packet by packet, and is handed down no more
 			}
 		}

@@ -2,6 +2,8 @@ package pipeline
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -52,6 +54,7 @@ var exchanges = map[string]exchange{
 	"last ACK lost":          {{0, "S", 1000, 0}, {1, "SA", 5000, 1001}, {0, "A", 1001, 5001}, {0, "FA", 1001, 5001}, {1, "FA", 5001, 1002}, {1, "FA", 5001, 1002}, {0, "A", 1002, 5002}, {1, "FA", 5001, 1002}, {0, "A", 1002, 5002}},
 	"refused":                {{0, "S", 1000, 0}, {1, "RA", 0, 1001}},
 	"the old one is half open: SYN, ACK, RST, SYN": {{0, "S", 1000, 0}, {1, "A", 70000, 90000}, {0, "R", 90000, 0}, {0, "S", 1000, 0}, {1, "SA", 5000, 1001}, {0, "A", 1001, 5001}},
+	"late copies of the handshake":                 {{0, "S", 1000, 0}, {1, "SA", 5000, 1001}, {0, "A", 1001, 5001}, {0, "S", 1000, 0}, {1, "SA", 5000, 1001}, {1, "A", 5001, 1001}, {0, "A", 1001, 5001}},
 	"keep-alive and its answer":                    {{0, "S", 1000, 0}, {1, "SA", 5000, 1001}, {0, "A", 1001, 5001}, {1, "A", 5000, 1001}, {0, "A", 1001, 5001}},
 }
 
@@ -265,16 +268,23 @@ func TestRFC5382Req10ICMPEndsNothing(t *testing.T) {
 	w.reaches(w.inTCP(far, 443, pub, p, seg("PA", 5001, 1001)), hostA, 4000)
 }
 
-// A tuple that was closed, by FIN or RST, is used again by either end at once (RFC 9293 section 3.6.1, RFC 6191), through each translation.
+// A tuple that was closed, by FIN or RST, or that both ends have forgotten, is used again by either end at once (RFC 9293 section 3.6.1, RFC 6191), through each translation, also by a number that a late copy of the old SYN might have.
 func TestTCPTupleIsUsedAgain(t *testing.T) {
 	closed := map[string]exchange{
 		"FIN":              exchanges["handshake, data, close"],
 		"RST":              {{0, "S", 1000, 0}, {1, "SA", 5000, 1001}, {0, "A", 1001, 5001}, {0, "R", 1001, 0}},
 		"RST by the other": {{0, "S", 1000, 0}, {1, "SA", 5000, 1001}, {0, "A", 1001, 5001}, {1, "R", 5001, 0}},
 		"refused":          exchanges["refused"],
+		"last ACK lost":    exchanges["handshake, data, close"][:8],
+		"forgotten":        exchanges["handshake, data, close"][:5],
 	}
-	again := exchange{{0, "S", 900000, 0}, {1, "SA", 800000, 900001}, {0, "A", 900001, 800001}, {1, "PA", 800001, 900001}}
-	for name, x := range closed {
+	higher := exchange{{0, "S", 900000, 0}, {1, "SA", 800000, 900001}, {0, "A", 900001, 800001}, {1, "PA", 800001, 900001}}
+	lower := exchange{{0, "S", 900, 0}, {1, "SA", 800000, 901}, {0, "A", 901, 800001}, {1, "PA", 800001, 901}}
+	for i, name := range slices.Repeat(slices.Sorted(maps.Keys(closed)), 2) {
+		x, again := closed[name], higher
+		if i >= len(closed) {
+			name, again = name+", by a lower number", lower
+		}
 		for _, inward := range []bool{false, true} {
 			w := rfcWorld(t)
 			p := uint16(8080)
