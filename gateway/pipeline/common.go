@@ -49,7 +49,9 @@ type commonGroup struct {
 	own   bool
 	kept  uint64 // see Keep
 	epoch uint64 // under which this node owned it last; 0 = never
-	guard map[string]bool
+
+	unagreed bool // nobody had agreed to that epoch, so another node may have owned it under the same number
+	guard    map[string]bool
 
 	reserve reserve
 	whole   bool  // another serves it, and this node's copy of its sessions is whole
@@ -384,8 +386,8 @@ func (c *Common) TakeOver(group uint8, epoch uint64, known Known, now int64, ser
 	if g.own && g.epoch == epoch || group == 0 {
 		return false
 	}
-	again := (g.epoch != 0 && epoch <= g.epoch+1 || known.All && known.Here) && !known.Unagreed // nobody can have served in between
-	g.own, g.epoch, g.kept = true, epoch, 0
+	again := (g.epoch != 0 && !g.unagreed && epoch <= g.epoch+1 || known.All && known.Here) && !known.Unagreed // nobody can have served in between
+	g.own, g.epoch, g.kept, g.unagreed = true, epoch, 0, known.Unagreed
 	clear(g.guard)
 	for id := range c.tenants {
 		if t := c.tenant(id); t != nil && t.Group != nil && t.Group.ID == group {

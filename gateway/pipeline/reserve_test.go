@@ -252,6 +252,14 @@ func TestWhatRestsWhereNobodyKnows(t *testing.T) {
 	if c.TakeOver(1, 7, Known{Age: 1, Unagreed: true}, now+2e9, nil); !closed() {
 		t.Error("others may have been, for it was cut off and is forced to go on: its ports do not rest")
 	}
+	// The number was nobody's word, and may have been another's by agreement: the term behind it is not the next one.
+	hold := c.hold()
+	c.GiveUp(1, 7, now+2e9+2*hold)
+	c.Turn(now + 2e9 + 2*hold)
+	if c.TakeOver(1, 8, Known{Age: 1}, now+2e9+3*hold, nil); !closed() {
+		t.Error("another node may have had all of the term before, and its ports do not rest")
+	}
+	now += 3 * hold
 	w2 := newWorld(t, 2, testPolicy+testHold) // the group goes, and its tenant is served by each node for itself
 	if c.Renew(w2.view, now+2e9+1e6); closed() {
 		t.Error("what is in no group any more rests, and nothing ends that")

@@ -105,11 +105,12 @@ func (r *Receiver) drop(in *inbound, it *item, slot uint32) {
 		return
 	}
 	if it.how == itemPlaced {
-		r.rec.Slot = slot
+		gone := &r.gone // not the record that is under way: it may be of another group
+		gone.Slot = slot
 		if g != nil {
-			r.rec.Group = g.id
+			gone.Group = g.id
 		}
-		r.op(in, it, Drop, &r.rec)
+		r.op(in, it, Drop, gone)
 	}
 }
 
@@ -203,6 +204,7 @@ func (r *Receiver) mark(now int64, peer string, in *inbound, seq uint64, k Kind,
 			in.tenantHashes()
 		}
 		g.copying, g.want, g.sum, g.number, g.missing, g.strange, g.equal = true, false, 0, 0, [numOutcomes]uint32{}, 0, 0
+		g.retry = 0 // this is it
 		r.Stats.Copies++
 		return
 	}

@@ -91,3 +91,53 @@ func TestBacklog(t *testing.T) {
 		t.Errorf("the oldest waited for %s, and a lag of up to %s was told afterwards", most, calm)
 	}
 }
+
+// twoGroups is a table of which the first slots are group 1's and all others group 2's.
+type twoGroups struct {
+	flat
+	first uint32
+}
+
+func (f twoGroups) Look(slot uint32) Look {
+	l := f.flat.Look(slot)
+	if slot >= f.first {
+		l.Group = 2
+	}
+	return l
+}
+
+// TestACopyMakesNoOtherGroupLate: while one group is copied, what others of the same owner have written is as young as it is: their copies stay in sync.
+func TestACopyMakesNoOtherGroupLate(t *testing.T) {
+	const slots, life = 100_000, 7
+	s := NewSender(twoGroups{flat{slots}, 10}, slots, 0, 1, life, 9, Limits{Digest: 100 * time.Millisecond, Refresh: time.Hour})
+	now := int64(time.Second)
+	s.Own(1, 1)
+	s.Link(now, &Answer{Life: life, Anew: true})
+	turn := func() {
+		now += int64(time.Millisecond)
+		s.Drain(now, 40)
+		for s.Ready() {
+			s.Take()
+		}
+		s.Answer(now, &Answer{Life: life, Seq: s.seq})
+	}
+	for s.Behind() {
+		turn()
+	}
+	s.Own(2, 1)
+	copying, worst := 0, time.Duration(0)
+	for range 10_000 {
+		turn()
+		if s.groups[2] == nil || !s.groups[2].copying {
+			break
+		}
+		copying++
+		if copying%10 == 0 {
+			s.Mark(uint32(copying/10%10), true)
+		}
+		worst = max(worst, s.Status(now).Lag)
+	}
+	if copying < 1000 || worst > 50*time.Millisecond {
+		t.Errorf("copied for %d turns of 1 ms; the other group was %v late", copying, worst)
+	}
+}

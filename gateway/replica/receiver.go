@@ -241,6 +241,7 @@ type Receiver struct {
 	ops    []Op
 	eras   uint32
 	rec    Record
+	gone   Record // of what is dropped
 	lost   uint64 // Sink.Lost, when it was asked last
 	stale  bool   // claims are to be worked out anew before the next frame
 

@@ -520,8 +520,8 @@ func (s *Sender) Write(now int64, changes, copied int) int {
 	busy, clean := left < 0 || !s.room(), now
 	for _, group := range s.active {
 		g := s.groups[group]
-		if g.copying {
-			busy, clean = true, s.clean
+		if g.copying { // how far behind it is no lag says: it is not equal until it has ended. What others of the stream have written stays as young as it is
+			busy = true
 		} else if s.room() && now >= g.digest {
 			s.marker(KindDigest, group, g)
 			g.digest = now + int64(s.lim.Digest)

@@ -175,6 +175,9 @@ func (x sink) Do(ops []Op, c *Context) {
 			continue
 		}
 		tenant := x.n.local[op.Rec.Tenant]
+		if op.Rec.Group != groupOf(tenant) {
+			x.n.w.fault("%s: a session of group %d comes as one of group %d", x.n.name, groupOf(tenant), op.Rec.Group)
+		}
 		at := x.n.home(tenant, &op.Rec.Session)
 		sh := x.n.shards[at]
 		if slot, taken := sh.keys[keyOf(tenant, &op.Rec.Session)]; taken {
