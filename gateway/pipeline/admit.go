@@ -5,6 +5,7 @@ import (
 	"demarc/gateway/flow"
 	"demarc/gateway/meter"
 	"demarc/gateway/packet"
+	"demarc/gateway/police"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
 )
@@ -59,10 +60,34 @@ func (sh *Shard) admit(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verdi
 	if r := sh.room(t, se); r != verdict.Pass {
 		return r
 	}
-	if !t.SessionRate.Unlimited() && !t.SessionRate.Take(&t.Shared.SessionRate, sh.now, 1) {
+	// The tenant's rate is looked at first and taken last: a host that is over its own limit takes nothing of the others'.
+	inbound := began(se) == meter.In
+	if wait := sessionWait(&t.SessionRate, &t.Shared.SessionRate, sh.now, inbound); wait > 0 {
 		return verdict.TenantSessionRate
 	}
-	return sh.admitHost(t, se)
+	if r := sh.admitHost(t, se, inbound); r != verdict.Pass {
+		return r
+	}
+	if !sessionTake(&t.SessionRate, &t.Shared.SessionRate, sh.now, inbound) { // another worker was before us
+		sh.unadmitHost(t, se)
+		return verdict.TenantSessionRate
+	}
+	return verdict.Pass
+}
+
+// sessionTake takes a new session from a rate. What comes in leaves half of the burst to what goes out: a flood from outside does not keep the inside from beginning anything.
+func sessionTake(r *police.Rate, w *police.Word, now uint64, inbound bool) bool {
+	if inbound {
+		return r.TakeLow(w, now, 1)
+	}
+	return r.Take(w, now, 1)
+}
+
+func sessionWait(r *police.Rate, w *police.Word, now uint64, inbound bool) uint64 {
+	if inbound {
+		return r.WaitLow(w, now)
+	}
+	return r.Wait(w, now, 1)
 }
 
 // create puts the session into the table and sends its first packet on. What it had taken is given back if the table refuses.

@@ -4,6 +4,7 @@ import (
 	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
 	"demarc/gateway/meter"
+	"demarc/gateway/packet"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
 )
@@ -61,12 +62,14 @@ func (sh *Shard) free(t *snapshot.Tenant, se *conntrack.Session) uint32 {
 }
 
 // answered reports whether a packet of direction dir, already followed, shows that who began the session hears the other end: what a
-// sender under a false source never can. TCP: the handshake is complete. Others: begun inside, an answer came; begun outside, something
-// came after an answer went.
-func answered(se *conntrack.Session, dir int) bool {
+// sender under a false source never can. TCP: the handshake is complete, or, begun inside, a RST at its exact place refuses (an inside server refuses a
+// false source too). Others: begun inside, an answer came; begun outside, something came after an answer went.
+func answered(s *Slot, se *conntrack.Session, dir int) bool {
 	switch {
+	case se.Proto == flow.TCP && se.State == conntrack.TCPClosed:
+		return dir == 1 && se.Flags&conntrack.FlagFromBackbone == 0 && s.TCPFlags&packet.TCPRst != 0
 	case se.Proto == flow.TCP:
-		return se.State == conntrack.TCPEstablished || dir == 0 && se.State > conntrack.TCPEstablished && se.State <= conntrack.TCPTimeWait
+		return se.State == conntrack.TCPEstablished || dir == 0 && se.State > conntrack.TCPEstablished && se.State <= conntrack.TCPTimeWait && s.TCPFlags&packet.TCPSyn == 0 // a SYN shows nothing of what its sender hears
 	case se.Flags&conntrack.FlagFromBackbone == 0:
 		return dir == 1
 	}
@@ -96,7 +99,7 @@ func (sh *Shard) hear(s *Slot, se *conntrack.Session, dir int) bool {
 		}
 		flags |= conntrack.FlagReplied
 	}
-	hears := flags&conntrack.FlagUnanswered != 0 && answered(se, dir)
+	hears := flags&conntrack.FlagUnanswered != 0 && answered(s, se, dir)
 	if hears {
 		flags &^= conntrack.FlagUnanswered
 	}
@@ -141,13 +144,21 @@ func (sh *Shard) uncountSession(se *conntrack.Session) {
 	}
 }
 
-// hurry reports whether half-open sessions of this one's tenant fill more than half of what they may: then those that have been silent for
-// conntrack.Timeouts.Hurry end, so that who really wants to come in finds room again soon.
+// hurry reports whether half-open sessions of this one's tenant fill more than half of what they may, or all sessions of its inside host more than half of that one's: then half-open ones that have
+// been silent for conntrack.Timeouts.Hurry end, so that who really wants to come in finds room again soon.
 func (sh *Shard) hurry(se *conntrack.Session) bool {
 	t := sh.view.Tenant(se.Tenant)
 	if t == nil {
 		return false
 	}
 	d := began(se)
-	return t.MaxSessions > 0 && 2*t.Shared.Unanswered[d].Load() > t.MaxUnanswered || sh.held[se.Tenant].unanswered[d] > sh.free(t, se)/4
+	if t.MaxSessions > 0 && 2*t.Shared.Unanswered[d].Load() > t.MaxUnanswered || sh.held[se.Tenant].unanswered[d] > sh.free(t, se)/4 {
+		return true
+	}
+	if t.HostSessions == 0 {
+		return false
+	}
+	family, a := insideOf(se)
+	h := sh.hosts.find(t.ID, family, &a)
+	return h != nil && 2*h.sessions > t.HostSessions
 }

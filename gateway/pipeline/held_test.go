@@ -134,6 +134,99 @@ func TestFloodsFillOnlyTheirPartOfALimit(t *testing.T) {
 	}
 }
 
+// A connection that was begun inside and is refused has had its answer: its RST must fit, and come from the other end. One that was begun outside has not, for an inside server refuses a
+// false source as well.
+func TestRefusedConnectionsAreAnswered(t *testing.T) {
+	r := newRig(t, testNode, limitedBeta(t, "[tenant.limits]\nsessions = 100\n"))
+	beta := r.view.TenantByName("beta")
+	want := func(d meter.Dir, n int64, when string) {
+		t.Helper()
+		if got := beta.Shared.Unanswered[d].Load(); got != n || int64(r.sh.held[beta.ID].unanswered[d]) != n {
+			t.Fatalf("%s: %d unanswered, %d in this shard, want %d", when, got, r.sh.held[beta.ID].unanswered[d], n)
+		}
+	}
+	syn := func(n int) *Slot {
+		to, port := strangerAt(n)
+		return &r.send(1, tagged(tcp4(t, 1, "198.18.10.12", 5000, to, port, func(l *layers.TCP) { l.SYN = true }), 20))[0]
+	}
+	back := func(n int, set func(*layers.TCP)) *Slot { // to the public port of the SYN before
+		from, port := strangerAt(n)
+		return &r.send(0, tcp4(t, 0, from, port, "192.0.2.32", r.slots[0].Key.SPort, set))[0]
+	}
+	rst := func(ack uint32) func(*layers.TCP) {
+		return func(l *layers.TCP) { l.RST, l.ACK, l.Seq, l.Ack = true, true, 0, ack }
+	}
+	for n := range 40 {
+		r.want(syn(n), verdict.Send)
+		r.want(back(n, rst(1001)), verdict.Send)
+	}
+	want(meter.Out, 0, "40 refused")
+	if got := beta.Shared.Sessions.Load(); got != 40 {
+		t.Fatalf("%d sessions, want 40: what is refused stays for four minutes (RFC 7857 section 2.2)", got)
+	}
+	r.want(syn(40), verdict.Send)
+	r.wantDrop(back(40, rst(1002)), verdict.TCPOutOfWindow)
+	want(meter.Out, 1, "a RST that acknowledges something else")
+	r.want(syn(41), verdict.Send)
+	pub := r.slots[0].Key.SPort
+	from, port := strangerAt(41)
+	r.want(&r.send(1, tagged(tcp4(t, 1, "198.18.10.12", 5000, from, port, func(l *layers.TCP) { l.RST, l.Seq = true, 1001 }), 20))[0], verdict.Send)
+	r.want(&r.send(0, tcp4(t, 0, from, port, "192.0.2.32", pub, func(l *layers.TCP) { l.SYN, l.ACK, l.Seq, l.Ack = true, true, 7000, 99 }))[0], verdict.Send)
+	want(meter.Out, 2, "given up inside, and something of whatever numbers behind that")
+	// The listener goes between SYN/ACK and third step.
+	r.want(syn(42), verdict.Send)
+	pub = r.slots[0].Key.SPort
+	from, port = strangerAt(42)
+	for _, set := range []func(*layers.TCP){func(l *layers.TCP) { l.SYN, l.ACK, l.Seq, l.Ack = true, true, 7000, 1001 }, func(l *layers.TCP) { l.RST, l.Seq = true, 7001 }} {
+		r.want(&r.send(0, tcp4(t, 0, from, port, "192.0.2.32", pub, set))[0], verdict.Send)
+	}
+	want(meter.Out, 2, "accepted, then reset")
+	for n := 100; n < 123; n++ {
+		r.want(syn(n), verdict.Send)
+	}
+	r.wantDrop(syn(123), verdict.TenantUnanswered) // silent hosts
+	want(meter.Out, 25, "a scan of silent hosts")
+	for n := 200; n < 225; n++ {
+		r.want(r.betaSyn(n), verdict.Send)
+		to, port := strangerAt(n)
+		r.want(&r.send(1, tagged(tcp4(t, 1, "198.18.10.11", 80, to, port, rst(1001)), 20))[0], verdict.Send)
+	}
+	want(meter.In, 25, "an inside server refuses what comes from outside")
+	r.wantDrop(r.betaSyn(225), verdict.TenantUnanswered)
+	r.sh.Cut(func(*sessionT) bool { return true })
+	if s := beta.Shared; s.Sessions.Load() != 0 || s.Unanswered[0].Load() != 0 || s.Unanswered[1].Load() != 0 || !reflect.DeepEqual(r.sh.held, make([]held, len(r.sh.held))) {
+		t.Fatalf("after the end: %d sessions, %d and %d unanswered, held %+v", s.Sessions.Load(), s.Unanswered[0].Load(), s.Unanswered[1].Load(), r.sh.held)
+	}
+}
+
+// Who sends under a false source and guesses nothing is answered by no sequence of segments, whatever they do to the state: a RST beside its place, SYNs, and what the server says by itself.
+func TestAFalseSourceIsNeverAnswered(t *testing.T) {
+	r := newRig(t, testNode, limitedBeta(t, "[tenant.limits]\nsessions = 100\n"))
+	beta := r.view.TenantByName("beta")
+	to, port := strangerAt(7)
+	outside := func(set func(*layers.TCP)) { r.send(0, tcp4(t, 0, to, port, "192.0.2.32", 80, set)) }
+	inside := func(set func(*layers.TCP)) { r.send(1, tagged(tcp4(t, 1, "198.18.10.11", 80, to, port, set), 20)) }
+	syn := func(seq uint32) func(*layers.TCP) { return func(l *layers.TCP) { l.SYN, l.Seq = true, seq } }
+	accepted := func(l *layers.TCP) { l.SYN, l.ACK, l.Seq, l.Ack, l.Window = true, true, 7000, 1001, 3000 }
+	for name, steps := range map[string][]func(){
+		"RST beside its place": {func() { outside(func(l *layers.TCP) { l.RST, l.Seq = true, 1001+3000+1 }) }, func() { outside(syn(1000)) }, func() { inside(accepted) }, func() { outside(syn(5)) }},
+		"the server has said all (RFC 7413)": {func() {
+			inside(func(l *layers.TCP) { l.FIN, l.ACK, l.Seq, l.Ack, l.Window = true, true, 7001, 1001, 3000 })
+		},
+			func() { outside(syn(1000)) }, func() { outside(syn(3_000_000)) }, func() { outside(syn(5)) }},
+	} {
+		r.want(r.betaSyn(7), verdict.Send)
+		inside(accepted)
+		r.want(&r.slots[0], verdict.Send)
+		for i, step := range steps {
+			if step(); beta.Shared.Unanswered[meter.In].Load() != 1 {
+				t.Errorf("%s, step %d: %d unanswered, want 1", name, i, beta.Shared.Unanswered[meter.In].Load())
+			}
+		}
+		r.sh.Cut(func(*sessionT) bool { return true })
+	}
+}
+
 // Without limits, one tenant's flood leaves the table to the others: a third of it in one direction, half in both, four fifths with
 // sessions that are answered.
 func TestOneTenantCannotFillTheTable(t *testing.T) {
@@ -226,6 +319,70 @@ func TestHalfOpenSessionsHurryWhenThereAreMany(t *testing.T) {
 	r.want(r.betaSyn(400), verdict.Send)
 	if r.view.TenantByName("beta").Shared.Unanswered[meter.Out].Load() != 15 {
 		t.Fatal("sessions begun inside ended early")
+	}
+}
+
+// Of one host, strangers may fill three quarters, and what is half open there hurries when the host is half full, however far the tenant is from its own limit: seventeen SYNs a second had shut a server for good.
+func TestAFloodDoesNotShutOneHost(t *testing.T) {
+	r := newRig(t, testNode, limitedBeta(t, "[tenant.limits]\nsessions = 10000\nhost_sessions = 40\n"))
+	n := 0
+	for r.betaSyn(n).Verdict == verdict.Send {
+		n++
+	}
+	if r.wantDrop(&r.slots[0], verdict.HostSessions); n != 30 {
+		t.Fatalf("strangers fill %d of 40", n)
+	}
+	to, port := strangerAt(900)
+	r.want(&r.send(1, tagged(udp4(t, 1, "198.18.10.11", 6000, to, port), 20))[0], verdict.Send) // the host itself has room
+	for range 13 {
+		r.now += 1e9
+		r.sh.Maintain(r.now, r.sh.Sessions.Capacity())
+	}
+	r.want(r.betaSyn(500), verdict.Send)
+}
+
+// Whoever is over a limit of its own takes nothing of what all others of the tenant have, and what comes in leaves half of a burst to what goes out.
+func TestSessionRatesOfOthers(t *testing.T) {
+	r := newRig(t, testNode, limitedBeta(t, "[tenant.limits]\nsession_rate = 20\nhost_session_rate = 4\n"))
+	refused := 0
+	for n := range 50 {
+		if s := r.betaOut(n); s.Verdict == verdict.Drop {
+			r.wantDrop(s, verdict.HostSessionRate)
+			refused++
+		}
+	}
+	if refused < 45 {
+		t.Fatalf("%d of 50 at once were refused, with 4 a second", refused)
+	}
+	to, port := strangerAt(900)
+	r.want(&r.send(1, tagged(udp4(t, 1, "198.18.10.13", 6000, to, port), 20))[0], verdict.Send)
+
+	for limit, half := range map[string]int{"session_rate": 6, "host_session_rate": 21} { // of a burst of a quarter of a second, and of one of a second, and the one that begins it
+		r = newRig(t, testNode, limitedBeta(t, "[tenant.limits]\n"+limit+" = 40\n"))
+		in := 0
+		for n := range 50 {
+			if r.betaSyn(n).Verdict == verdict.Send {
+				in++
+			}
+		}
+		if in != half {
+			t.Fatalf("%s: %d of 50 at once from outside, want %d", limit, in, half)
+		}
+		for i := range 3 { // of the host that is flooded
+			r.want(&r.send(1, tagged(udp4(t, 1, "198.18.10.11", uint16(6000+i), to, port), 20))[0], verdict.Send)
+		}
+		// Over time what comes in has all of the rate.
+		in = 0
+		r.now += 1e9
+		for n := range 500 {
+			r.now += 1e7
+			if r.betaSyn(1000+n).Verdict == verdict.Send {
+				in++
+			}
+		}
+		if in < 195 || in > 225 {
+			t.Errorf("%s: %d of 500 within 5 s, with 40 a second", limit, in)
+		}
 	}
 }
 

@@ -149,22 +149,37 @@ func insideOf(se *conntrack.Session) (family uint8, a flow.Addr) {
 	return 4, se.OrigSrc
 }
 
-// admitHost checks the limits of the inside host.
-func (sh *Shard) admitHost(t *snapshot.Tenant, se *conntrack.Session) verdict.Reason {
+// admitHost checks the limits of the inside host. What is begun from outside may fill three quarters of its sessions.
+func (sh *Shard) admitHost(t *snapshot.Tenant, se *conntrack.Session, inbound bool) verdict.Reason {
 	if !t.HostLimits {
 		return verdict.Pass
 	}
 	family, a := insideOf(se)
 	h := sh.hosts.get(t.ID, family, &a)
+	most := t.HostSessions
+	if inbound {
+		most -= most / 4
+	}
 	switch {
 	case h == nil:
 		return verdict.HostTableFull
-	case t.HostSessions > 0 && h.sessions >= t.HostSessions:
+	case most > 0 && h.sessions >= most:
 		return verdict.HostSessions
-	case !t.HostRate.Unlimited() && !t.HostRate.Take(&h.rate, sh.now, 1):
+	case !sessionTake(&t.HostRate, &h.rate, sh.now, inbound):
 		return verdict.HostSessionRate
 	}
 	return verdict.Pass
+}
+
+// unadmitHost gives back what admitHost took, for a session that was refused after all.
+func (sh *Shard) unadmitHost(t *snapshot.Tenant, se *conntrack.Session) {
+	if !t.HostLimits {
+		return
+	}
+	family, a := insideOf(se)
+	if h := sh.hosts.find(t.ID, family, &a); h != nil {
+		t.HostRate.Refund(&h.rate, 1)
+	}
 }
 
 // countHost notes that the session lives. It is done only where a limit needs it, so the session says whether it was.

@@ -155,6 +155,14 @@ func (r *Rate) Take(w *Word, nowNs uint64, n int) bool {
 	return r.mul == 0 || r.take(w, nowNs, n, 0)
 }
 
+// TakeLow is Take for what comes behind others: it leaves half of the burst to them, so that however much of it there is they find room.
+func (r *Rate) TakeLow(w *Word, nowNs uint64, n int) bool {
+	return r.mul == 0 || r.take(w, nowNs, n, -r.burst/2)
+}
+
+// WaitLow is Wait for TakeLow.
+func (r *Rate) WaitLow(w *Word, nowNs uint64) uint64 { return r.wait(w, nowNs, -r.burst/2) }
+
 func (r *Rate) take(w *Word, nowNs uint64, n int, slack int64) bool {
 	now := nowNs * UnitsPerNs
 	for {

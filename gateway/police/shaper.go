@@ -236,9 +236,9 @@ func (s *Shaper) hold(q uint32, d *Dir, w *Words, it *Item, now uint64, voice bo
 		if it.Voice && !voice {
 			r = verdict.TenantVoiceRate
 		}
-	case s.nfree == 0 || !voice && f.items >= minShare && f.items >= s.nfree:
+	case s.nfree == 0 || f.items >= minShare && f.items >= s.nfree && (!voice || f.items/4 >= s.nfree):
 		// A queue of the rest may hold as much as is still free, so one of them takes at most half of all items, two
-		// two thirds, and there is always room for another tenant and for voice.
+		// two thirds, and one of voice four times that: there is always room for another tenant and for voice.
 		r = verdict.ShaperFull
 	}
 	if r != verdict.Pass {
@@ -284,23 +284,42 @@ func (s *Shaper) full(f *fifo, d *Dir, n int, now uint64) bool {
 	if f.items == 0 {
 		return false
 	}
-	if d.QueueBytes > 0 && int(f.bytes)+n > d.QueueBytes {
+	if d.over(int(f.bytes)+n, int(f.items)+1) {
+		return true
+	}
+	if d.QueueNs == 0 {
+		return false
+	}
+	// Bytes mean time only while this worker has the rate to itself. Where another shares it, what counts is how long
+	// the oldest has waited; with a quarter of slack, else the last packet of a queue that is just full would tip it.
+	age := uint64(uint32(now>>10) - s.nodes[f.head].at)
+	return age > (d.QueueNs+d.QueueNs/4)>>10
+}
+
+// over reports whether so many bytes and packets are more than d lets wait.
+func (d *Dir) over(bytes, items int) bool {
+	if d.QueueBytes > 0 && bytes > d.QueueBytes {
 		return true
 	}
 	if d.QueueNs == 0 {
 		return false
 	}
 	limit := min(d.QueueNs, uint64(maxBurst)) * UnitsPerNs
-	if d.QueueBytes <= 0 && d.Bits.mul != 0 && d.Bits.floor(uint64(f.bytes)+uint64(n)) > limit {
-		return true
+	return d.QueueBytes <= 0 && d.Bits.mul != 0 && d.Bits.floor(uint64(bytes)) > limit || d.Packets.mul != 0 && d.Packets.floor(uint64(items)) > limit
+}
+
+// Trim hands to drop what waits in queue q beyond what d lets wait, the oldest first: behind a rate that was lowered what had come by the one before would leave for seconds, and nothing else be taken meanwhile.
+func (s *Shaper) Trim(q int, d *Dir, drop func(*Item)) {
+	if uint(q) >= uint(len(s.queues)) || !d.Shape {
+		return
 	}
-	if d.Packets.mul != 0 && d.Packets.floor(uint64(f.items)+1) > limit {
-		return true
+	for i := range s.queues[q].fifo {
+		for f := &s.queues[q].fifo[i]; f.items > 1 && d.over(int(f.bytes), int(f.items)); {
+			it := s.nodes[f.head].it
+			s.pop(f)
+			drop(&it)
+		}
 	}
-	// Bytes mean time only while this worker has the rate to itself. Where another shares it, what counts is how long
-	// the oldest has waited; with a quarter of slack, else the last packet of a queue that is just full would tip it.
-	age := uint64(uint32(now>>10) - s.nodes[f.head].at)
-	return age > (d.QueueNs+d.QueueNs/4)>>10
 }
 
 func (s *Shaper) wake(d *Dir, w *Words, now uint64, voice bool) uint64 {

@@ -473,22 +473,30 @@ func (w *Worker) turn(now uint64) (n int) {
 	return n
 }
 
-// leave gives back what waits in the shaper for tenants that the new view does not have.
+// leave gives back what waits in the shaper for tenants that the new view does not have, and beyond what it lets wait.
 func (w *Worker) leave(old, v *snapshot.View) {
 	if old == nil {
 		return
 	}
 	for _, t := range old.Tenants {
-		if t == nil || v.Tenant(t.ID) != nil {
+		if t == nil {
 			continue
 		}
-		for d := range 2 {
-			w.shard.Shaper.FlushQueue(int(t.ID)*2+d, func(it *police.Item) {
+		drop := func(reason verdict.Reason) func(*police.Item) {
+			return func(it *police.Item) {
 				w.held[it.Area]--
 				at := it.Frame + uint64(it.Off)
-				w.shard.Dropped(t.ID, verdict.SessionCut, trace.NoPort, w.cfg.Areas[it.Area].Mem()[at:at+uint64(it.Len)], true)
+				w.shard.Dropped(t.ID, reason, trace.NoPort, w.cfg.Areas[it.Area].Mem()[at:at+uint64(it.Len)], true)
 				w.free(it.Area, it.Frame)
-			})
+			}
+		}
+		next := v.Tenant(t.ID)
+		for d := range 2 {
+			if q := int(t.ID)*2 + d; next == nil {
+				w.shard.Shaper.FlushQueue(q, drop(verdict.SessionCut))
+			} else {
+				w.shard.Shaper.Trim(q, &next.Dir[d], drop(verdict.TenantQueueFull))
+			}
 		}
 	}
 }

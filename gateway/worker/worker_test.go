@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -22,6 +23,7 @@ import (
 	"demarc/gateway/nat"
 	"demarc/gateway/packet/csum"
 	"demarc/gateway/pipeline"
+	"demarc/gateway/police"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
 	"demarc/gateway/xsk"
@@ -543,6 +545,37 @@ func TestAPauseFillsNoQueue(t *testing.T) {
 	w.turn(now + uint64(700*time.Millisecond))
 	if n := w.dropsOf(verdict.TenantQueueFull); n != 0 {
 		t.Errorf("%d packets dropped for a full queue", n)
+	}
+	if err := w.Account(); err != nil {
+		t.Error(err)
+	}
+}
+
+// What a policy lets wait no longer is dropped as it is taken up, its frames come back, and what comes then finds room.
+func TestALoweredRateLeavesNoBacklog(t *testing.T) {
+	ws := newWorkers(t, 2)
+	w := ws[1]
+	now := w.cfg.Clock.Now()
+	for range 8 {
+		ws[0].hand(1, handProcess, 1, 0, udp(4000, 500), nil)
+	}
+	w.turn(now)
+	was := w.shard.Shaper.Held()
+	next := *w.shard.View()
+	next.Gen++
+	next.Fresh = nil
+	next.Tenants = slices.Clone(next.Tenants)
+	for i, tenant := range next.Tenants {
+		if tenant != nil {
+			c := *tenant
+			c.Dir[0].Bits, c.Dir[0].QueueNs, c.Dir[0].QueueBytes = police.BitRate(20_000, 20*time.Millisecond), 250e6, 600 // one packet waits, and 23 ms of the next
+			next.Tenants[i] = &c
+		}
+	}
+	w.Publish(&next)
+	w.turn(now + 1e6)
+	if held := w.shard.Shaper.Held(); was < 4 || held != 1 || w.dropsOf(verdict.TenantQueueFull) != uint64(was-1) {
+		t.Errorf("%d packets waited, %d do behind the policy, %d were dropped", was, held, w.dropsOf(verdict.TenantQueueFull))
 	}
 	if err := w.Account(); err != nil {
 		t.Error(err)
