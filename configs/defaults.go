@@ -77,6 +77,7 @@ func (t *Tenant) defaults() {
 	defaultTo(&t.NAT.Ports, "dynamic")
 	for i := range t.NAT.Forward {
 		defaultTo(&t.NAT.Forward[i].InsidePort, t.NAT.Forward[i].Port)
+		defaultTo(&t.NAT.Forward[i].LastPort, t.NAT.Forward[i].Port)
 	}
 	for _, d := range []*RateDir{&t.Rates.Out, &t.Rates.In} {
 		defaultTo(&d.Burst, Duration{DefaultBurst})

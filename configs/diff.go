@@ -262,7 +262,11 @@ func (d *differ) nat(a, b *NAT) {
 	d.keyed("nat.static", static(a.Static), static(b.Static))
 	forward := func(list []PortForward) (out []entry) {
 		for _, f := range list {
-			out = append(out, entry{fmt.Sprintf("%s %s/%d", f.Public, f.Proto, f.Port), netip.AddrPortFrom(f.Inside, uint16(f.InsidePort)).String()})
+			key, to := fmt.Sprintf("%s %s/%d", f.Public, f.Proto, f.Port), netip.AddrPortFrom(f.Inside, uint16(f.InsidePort)).String()
+			if more := f.LastPort - f.Port; more > 0 {
+				key, to = fmt.Sprintf("%s-%d", key, f.LastPort), fmt.Sprintf("%s-%d", to, f.InsidePort+more)
+			}
+			out = append(out, entry{key, to})
 		}
 		return out
 	}

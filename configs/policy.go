@@ -21,6 +21,7 @@ const (
 	maxRuleItems      = 4_096
 	maxNamed          = 64
 	maxStatics        = 16_384
+	maxForwarded      = 131_072 // ports, of all forwards
 	maxPrefixes       = 1_024 // of one tenant
 	maxPoolItems      = 4_096
 	maxIfaces         = 4_096 // of one side
@@ -37,6 +38,8 @@ type policyCheck struct {
 	usedBy  map[string]int  // interface -> the tenant that has it, -1 for the backbone
 	public  []claim         // every public address that somebody uses
 	rules   int
+
+	forwarded int // public ports
 }
 
 func checkPolicy(at loc, p *Policy) {

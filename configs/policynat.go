@@ -55,32 +55,51 @@ func (c *policyCheck) nat(at loc, tenant int, t *Tenant) {
 			inside[s.Inside] = i
 		}
 	}
-	type port struct {
+	type forwarded struct{ first, last, i int }
+	type end struct {
 		a     netip.Addr
 		proto string
-		port  int
 	}
-	forwards, addrs := map[port]int{}, map[netip.Addr]bool{}
+	forwards, addrs := map[end][]forwarded{}, map[netip.Addr]bool{}
 	for i, f := range n.Forward {
 		where := at.key("forward").at(i)
 		for _, key := range []string{"public", "proto", "port", "inside"} {
 			where.missing(key, "")
 		}
 		checkChoice(where, "proto", f.Proto, "tcp", "udp")
+		last, to, ports := f.LastPort, f.InsidePort, true
+		if !where.has("last_port") {
+			last = cmp.Or(last, f.Port)
+		}
+		if !where.has("inside_port") {
+			to = cmp.Or(to, f.Port)
+		}
 		for _, port := range []struct {
 			key string
 			n   int
-		}{{"port", f.Port}, {"inside_port", f.InsidePort}} {
-			if where.has(port.key) && textAt(where, port.key) && (port.n < 1 || port.n > 65535) {
+		}{{"port", f.Port}, {"last_port", last}, {"inside_port", to}} {
+			if port.n >= 1 && port.n <= 65535 {
+				continue
+			}
+			if ports = false; where.has(port.key) && textAt(where, port.key) {
 				where.key(port.key).bad(port.n, "is not a port", "1 to 65535")
 			}
 		}
+		more := last - f.Port // behind the first
+		switch {
+		case !ports:
+			more = 0
+		case more < 0:
+			where.key("last_port").bad(last, fmt.Sprintf("is below port, which is %d", f.Port), "the last port of the range")
+			more = 0
+		case to+more > 65535:
+			where.key("inside_port").bad(to, fmt.Sprintf("leaves no room for %d ports", more+1), fmt.Sprintf("at most %d", 65535-more))
+		}
+		c.forwarded += more + 1
 		if checkNATAddr(where.key("public"), f.Public) {
-			key := port{f.Public, f.Proto, f.Port}
-			if first, dup := forwards[key]; dup {
-				where.key("port").bad(f.Port, fmt.Sprintf("of %s is forwarded twice", f.Public), fmt.Sprintf("forward[%d] has it", first+1))
-			} else {
-				forwards[key] = i
+			if ports {
+				key := end{f.Public, f.Proto}
+				forwards[key] = append(forwards[key], forwarded{f.Port, f.Port + more, i})
 			}
 			if !addrs[f.Public] { // many forwards on one address are one claim on it
 				addrs[f.Public] = true
@@ -89,6 +108,19 @@ func (c *policyCheck) nat(at loc, tenant int, t *Tenant) {
 			}
 		}
 		checkInside(where.key("inside"), t, f.Inside)
+	}
+	for end, list := range forwards {
+		slices.SortFunc(list, func(a, b forwarded) int { return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.i, b.i)) })
+		far := list[0] // of those before, the one that reaches farthest
+		for _, f := range list[1:] {
+			if f.first <= far.last {
+				one, other := max(f.i, far.i), min(f.i, far.i)
+				at.key("forward").at(one).key("port").bad(f.first, fmt.Sprintf("of %s is forwarded twice", end.a), fmt.Sprintf("forward[%d] has it", other+1))
+			}
+			if f.last > far.last {
+				far = f
+			}
+		}
 	}
 	for i, p := range n.Bypass {
 		item := at.key("bypass").item(i)
@@ -148,6 +180,9 @@ func checkInside(at loc, t *Tenant, a netip.Addr) bool {
 // publicConflicts finds public addresses that two uses claim. What is allowed: forwards (of different ports) and a pool of the
 // same tenant on one address; forwards on an address of one's own outside the pool.
 func (c *policyCheck) publicConflicts() {
+	if c.forwarded > maxForwarded {
+		c.root.bad(nil, fmt.Sprintf("forwards %d ports", c.forwarded), fmt.Sprintf("at most %d, all forwards of all tenants together; a static translation takes all ports of an address", maxForwarded))
+	}
 	sorted := slices.Clone(c.public)
 	slices.SortStableFunc(sorted, func(a, b claim) int { return cmp.Or(a.lo.Compare(b.lo), a.hi.Compare(b.hi)) })
 	var total, next uint64 // next: the first that is not counted yet

@@ -115,17 +115,18 @@ type StaticNAT struct {
 	Inside netip.Addr `toml:"inside"`
 }
 
-// PortForward sends one public port to an inside host. Inbound rules still decide who may use it. Where the tenant is translated, what comes from that inside port leaves by the public one.
+// PortForward sends one public port, or a range of them, to an inside host. Inbound rules still decide who may use it. Where the tenant is translated, what comes from that inside port leaves by the public one.
 type PortForward struct {
 	Public     netip.Addr `toml:"public"`
 	Proto      string     `toml:"proto"` // "tcp" | "udp"
 	Port       int        `toml:"port"`
+	LastPort   int        `toml:"last_port"` // of a range, which begins with port; default: that one alone
 	Inside     netip.Addr `toml:"inside"`
-	InsidePort int        `toml:"inside_port"` // default: the same as port
+	InsidePort int        `toml:"inside_port"` // of a range its first one, and each next one is the next here; default: the same as port
 }
 
-// Limits bound what a tenant, and each of its inside hosts, may hold and start. Zero means no limit. Of a tenant's sessions, those that
-// the backbone began may fill three quarters, and unanswered ones a quarter in each direction.
+// Limits bound what a tenant, and each of its inside hosts, may hold and start. Zero means no limit. Of a tenant's sessions and of a host's, those that
+// the backbone began may fill three quarters, and of a tenant's unanswered ones a quarter in each direction. Those that the backbone begins leave half of the burst of both rates to the others.
 type Limits struct {
 	Sessions        int `toml:"sessions"`          // concurrent
 	SessionRate     int `toml:"session_rate"`      // new sessions per second

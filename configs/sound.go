@@ -57,7 +57,7 @@ func (p *Policy) routersApart(at loc, t *NAT, n *Node) {
 // that has the address in host.shared, untagged. What comes by another interface of the backbone gets through, so then nothing is said.
 func hostsOwnPorts(at loc, p *Policy, list []PortForward, n *Node, ephemeral [2]uint16) {
 	for i, f := range list {
-		if f.Port < int(ephemeral[0]) || f.Port > int(ephemeral[1]) {
+		if f.LastPort < int(ephemeral[0]) || f.Port > int(ephemeral[1]) {
 			continue
 		}
 		hosts, other := "", false
@@ -73,7 +73,7 @@ func hostsOwnPorts(at loc, p *Policy, list []PortForward, n *Node, ephemeral [2]
 			}
 		}
 		if hosts != "" && !other {
-			at.key("forward").at(i).key("port").bad(f.Port, fmt.Sprintf("of %s is the host's on port %s, whose kernel takes ports from %d-%d", f.Public, quote(hosts), ephemeral[0], ephemeral[1]),
+			at.key("forward").at(i).key("port").bad(max(f.Port, int(ephemeral[0])), fmt.Sprintf("of %s is the host's on port %s, whose kernel takes ports from %d-%d", f.Public, quote(hosts), ephemeral[0], ephemeral[1]),
 				"a port that is not of these, or fewer of them (net.ipv4.ip_local_port_range)")
 		}
 	}

@@ -213,8 +213,9 @@ func publicAddresses(at loc, t *Tenant, n *Node, backbone *side, g *Group) {
 			if f.Proto == "udp" {
 				taken = h.UDPPorts
 			}
-			if slices.Contains(h.Shared, f.Public) && slices.Contains(taken, f.Port) {
-				where.key("port").bad(f.Port, fmt.Sprintf("of %s is the host's on port %s", f.Public, quote(n.Ports[j].Name)), "see host."+f.Proto+"_ports in the node file")
+			k := slices.IndexFunc(taken, func(port int) bool { return port >= f.Port && port <= f.LastPort })
+			if k >= 0 && slices.Contains(h.Shared, f.Public) {
+				where.key("port").bad(taken[k], fmt.Sprintf("of %s is the host's on port %s", f.Public, quote(n.Ports[j].Name)), "see host."+f.Proto+"_ports in the node file")
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -152,6 +153,50 @@ func TestForwardsOfTheHostsOwnRange(t *testing.T) {
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s/%d beside %v: %v, want %q", c.public, c.port, c.kernel, err, c.want)
 		}
+	}
+}
+
+// A forward of a range is as many forwards: none of its ports may be another's, or the host's, and there is room for all of them inside.
+func TestForwardsOfRanges(t *testing.T) {
+	const policy = "schema = 1\n[backbone]\ninterfaces = [\"wan\"]\n[[tenant]]\nname = \"a\"\ninterfaces = [\"a\"]\nprefixes = [\"198.18.0.0/24\"]\n"
+	const node = "schema = 1\n[[port]]\nname = \"wan\"\ndevice = \"eth0\"\nhost.shared = [\"203.0.113.2\"]\nhost.udp_ports = [500, 4500]\n[[port]]\ndevice = \"eth1\"\n[[interface]]\nname = \"wan\"\nport = \"wan\"\naddresses = [\"203.0.113.2/24\"]\n[[interface]]\nname = \"a\"\nport = \"eth1\"\naddresses = [\"198.18.0.1/24\"]\n"
+	n, err := DecodeNode("n.toml", []byte(node))
+	if err != nil {
+		t.Fatal(err)
+	}
+	forward := func(ports string) string {
+		return "[[tenant.nat.forward]]\nproto = \"udp\"\npublic = \"203.0.113.2\"\ninside = \"198.18.0.9\"\n" + ports
+	}
+	rtp := forward("port = 10000\nlast_port = 20000\n")
+	for _, c := range []struct{ text, want string }{
+		{rtp, ""},
+		{forward("port = 5060\nlast_port = 5060\n"), ""},
+		{forward("port = 10\nlast_port = 12\ninside_port = 65533\n"), ""},
+		{forward("port = 10\nlast_port = 12\ninside_port = 65534\n"), "inside_port: 65534 leaves no room for 3 ports: at most 65533"},
+		{forward("port = 12\nlast_port = 10\n"), "last_port: 10 is below port, which is 12: the last port of the range"},
+		{forward("port = 12\nlast_port = 0\n"), "last_port: 0 is not a port"},
+		{forward("port = 12\ninside_port = 0\n"), "inside_port: 0 is not a port"},
+		{forward("port = 12\nlast_port = 70000\n"), "last_port: 70000 is not a port: 1 to 65535"},
+		{rtp + forward("port = 20000\n"), "forward[2].port: 20000 of 203.0.113.2 is forwarded twice: forward[1] has it"},
+		{forward("port = 15000\n") + rtp, "forward[2].port: 15000 of 203.0.113.2 is forwarded twice: forward[1] has it"},
+		{rtp + forward("port = 12000\n") + forward("port = 19000\nlast_port = 21000\n"), "forward[3].port: 19000 of 203.0.113.2 is forwarded twice: forward[1] has it"},
+		{rtp + forward("port = 20001\n") + forward("port = 9999\n") + strings.Replace(rtp, "udp", "tcp", 1), ""},
+		{forward("port = 400\nlast_port = 600\n"), "port: 500 of 203.0.113.2 is the host's on port \"wan\""},
+		{forward("port = 30000\nlast_port = 32768\n"), "port: 32768 of 203.0.113.2 is the host's on port \"wan\", whose kernel takes ports from 32768-60999"},
+		{forward("port = 30000\nlast_port = 32767\n"), ""},
+		{strings.Repeat(strings.Replace(strings.Replace(rtp, "10000", "1", 1), "20000", "65535", 1), 2) + forward("port = 1\nlast_port = 3\n"), "forwards 131073 ports: at most 131072"},
+	} {
+		p, err := DecodePolicy("p.toml", []byte(policy+c.text))
+		if err == nil {
+			err = errors.Join(CheckTogether(p, n), CheckSound(p, n, [2]uint16{32768, 60999}))
+		}
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.text, err, c.want)
+		}
+	}
+	one, two := decodePolicy(t, policy+rtp), decodePolicy(t, policy+strings.Replace(rtp, "20000\n", "20000\ninside_port = 30000\n", 1))
+	if d := strings.Join(texts(Diff(one, two)), "\n"); !strings.Contains(d, "changed nat.forward 203.0.113.2 udp/10000-20000: 198.18.0.9:10000-20000 -> 198.18.0.9:30000-40000") {
+		t.Error(d)
 	}
 }
 

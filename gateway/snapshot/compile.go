@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -459,21 +460,21 @@ func (c *compiler) tenantNAT(ct *configs.Tenant, t *Tenant, who string) {
 		if f.Proto == "udp" {
 			proto = flow.UDP
 		}
-		k := ForwardKey(proto, uint16(f.Port))
-		if _, dup := p.Forwards[k]; dup || p.Static {
-			c.fail("%s: forward %s %s/%d: the port is forwarded already", who, f.Public, f.Proto, f.Port)
-			continue
-		}
-		port := f.InsidePort
-		if port == 0 {
-			port = f.Port
-		}
-		p.Forwards[k] = Forward{Inside: flow.AddrFrom(f.Inside), Port: uint16(port)}
-		if t.ForwardByEnd == nil {
-			t.ForwardByEnd = map[End]PublicEnd{}
-		}
-		if end := (End{flow.AddrFrom(f.Inside), uint16(port), proto}); t.ForwardByEnd[end] == (PublicEnd{}) {
-			t.ForwardByEnd[end] = PublicEnd{i, uint16(f.Port)}
+		to := cmp.Or(f.InsidePort, f.Port)
+		for port := f.Port; port <= max(f.Port, f.LastPort); port++ {
+			k := ForwardKey(proto, uint16(port))
+			if _, dup := p.Forwards[k]; dup || p.Static {
+				c.fail("%s: forward %s %s/%d: the port is forwarded already", who, f.Public, f.Proto, port)
+				break
+			}
+			inside := End{flow.AddrFrom(f.Inside), uint16(to + port - f.Port), proto}
+			p.Forwards[k] = Forward{Inside: inside.Addr, Port: inside.Port}
+			if t.ForwardByEnd == nil {
+				t.ForwardByEnd = map[End]PublicEnd{}
+			}
+			if t.ForwardByEnd[inside] == (PublicEnd{}) {
+				t.ForwardByEnd[inside] = PublicEnd{i, uint16(port)}
+			}
 		}
 	}
 }

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -262,6 +263,37 @@ func TestTheIDOfARemovedTenantRests(t *testing.T) {
 		if prev = v; i > 100 {
 			t.Fatal("ids were used again")
 		}
+	}
+}
+
+// A forward of a range is a forward of each of its ports, to the inside port as many behind.
+func TestForwardOfARange(t *testing.T) {
+	p, n := plan()
+	p.Tenants[0].NAT.Forward = []configs.PortForward{
+		{Public: adr("192.0.2.16"), Proto: "udp", Port: 10000, LastPort: 10002, Inside: adr("198.18.10.5"), InsidePort: 30000},
+		{Public: adr("192.0.2.16"), Proto: "tcp", Port: 65534, LastPort: 65535, Inside: adr("198.18.10.6")},
+	}
+	v := mustCompile(t, input(p, n))
+	want := map[uint32]Forward{}
+	for i := range uint16(3) {
+		want[ForwardKey(flow.UDP, 10000+i)] = Forward{flow.AddrFrom(adr("198.18.10.5")), 30000 + i}
+	}
+	for _, port := range []uint16{65534, 65535} {
+		want[ForwardKey(flow.TCP, port)] = Forward{flow.AddrFrom(adr("198.18.10.6")), port}
+	}
+	pub := &v.Publics[0]
+	if !maps.Equal(pub.Forwards, want) {
+		t.Errorf("%v, want %v", pub.Forwards, want)
+	}
+	tenant := v.TenantByName(p.Tenants[0].Name)
+	for k, f := range want {
+		e, ok := tenant.Forwarded(&f.Inside, f.Port, uint8(k>>16))
+		if !ok || e != (PublicEnd{0, uint16(k)}) || !pub.Reserved(map[uint8]nat.Class{flow.UDP: nat.UDP, flow.TCP: nat.TCP}[uint8(k>>16)], uint16(k)) {
+			t.Errorf("what comes from %v leaves by %+v, %v", f, e, ok)
+		}
+	}
+	if pub.Reserved(nat.UDP, 10003) || pub.Reserved(nat.UDP, 9999) || pub.Reserved(nat.TCP, 10000) {
+		t.Error("ports beside the ranges are set aside")
 	}
 }
 
