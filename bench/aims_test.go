@@ -60,7 +60,7 @@ func TestAimsAreSet(t *testing.T) {
 
 // An aim that no case of a plan has would never be looked at: each names cases as flowCase and the bench of TCP do.
 func TestAimsNameCases(t *testing.T) {
-	names := []string{"bulk/1-streams/nat44/no-gro/offload", "round-trip/udp/nat44/offload", "exchange/32-at-a-time/nat44/offload"}
+	names := []string{"bulk/1-streams/nat44/no-gro/offload", "round-trip/udp/nat44/offload", "exchange/32-at-a-time/nat44/offload", "128-at-a-time/nat44/offload"}
 	for _, size := range []string{"64", "1518", imix} {
 		for _, flows := range []int{1, 64 << 10, 1 << 20} {
 			for _, rules := range []int{0, 1000} {

@@ -209,10 +209,21 @@ func (n *Node) TakeGroup(ctx context.Context, group string, who command.Who) err
 	})
 }
 
-// DrainNode says that a node is to own nothing, or may again. It returns when the node owns nothing, or tells what it still does.
+// DrainNode says that a node, by its name, is to own nothing, or may again; no name = this one. It returns when the node owns nothing, or tells what it still does.
 func (n *Node) DrainNode(ctx context.Context, name string, on bool, who command.Who) (left []string, err error) {
 	if name == "" {
+		if n.cfg.Role == command.RoleWitness {
+			return nil, refuseGroup("%s, which is asked, is a witness: it owns no group, so name the node that is meant: the gateways are %s", n.cfg.Name, list(names(n.gateways())))
+		}
 		name = n.cfg.Name
+	}
+	if s := n.State(); !on { // the log takes it of anybody, as of one who has left meanwhile
+		m, member := s.Named(name)
+		if _, drained := slices.BinarySearch(s.Groups.Drained, name); !drained && !member {
+			return nil, &command.Refusal{Why: command.WhyUnknown, Text: fmt.Sprintf("%s is neither drained nor a member: %s", name, whoIsDrained(s))}
+		} else if !drained && m.Role == command.RoleWitness {
+			return nil, refuseGroup("%s is a witness: it owns no group", name)
+		}
 	}
 	if _, err := n.propose(ctx, &command.Entry{Kind: command.KindGroup, Who: who, Group: &failover.Entry{Kind: failover.KindDrain, Node: name, On: on}}); err != nil {
 		return nil, err
@@ -232,6 +243,14 @@ func (n *Node) DrainNode(ctx context.Context, name string, on bool, who command.
 	defer cancel()
 	_ = n.until(ctx, "", func() bool { return len(still()) == 0 }) // told by what is left
 	return still(), nil
+}
+
+// whoIsDrained names those whom an undrain may be about.
+func whoIsDrained(s *command.State) string {
+	if len(s.Groups.Drained) == 0 {
+		return "no node is drained, the members are " + list(names(s.Members))
+	}
+	return "drained are " + list(s.Groups.Drained) + ", the members are " + list(names(s.Members))
 }
 
 // until waits for what was begun.

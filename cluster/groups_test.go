@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"strings"
 	"testing"
 
 	"demarc/cluster/command"
@@ -30,6 +31,42 @@ func TestClaimsInTheLog(t *testing.T) {
 		}
 		if copies := inSync(c.e); copies != c.copies {
 			t.Errorf("%s: %v", c.name, copies)
+		}
+	}
+}
+
+// Whoever undrains by a name that nobody has is told which names there are, and nothing is agreed on: the log itself takes any name, so that older members and old logs agree. A witness is nobody
+// to drain, least of all by being asked.
+func TestUndrainOfNobody(t *testing.T) {
+	s := newSite(t)
+	gw, wit := s.host("gw1", command.RoleGateway), s.host("wit", command.RoleWitness)
+	m := gw.run()
+	begun(t, m)
+	w := wit.enter(m, "")
+	voting(t, []*member{m, w}, 2)
+	root := command.Who{Author: "root"}
+	const asked = "wit, which is asked, is a witness: it owns no group, so name the node that is meant: the gateways are gw1"
+	refused := func(by *member, name string, on bool, says string) {
+		t.Helper()
+		if _, err := by.DrainNode(t.Context(), name, on, root); err == nil || err.Error() != says {
+			t.Errorf("drain %v of %q: %v, want %s", on, name, err, says)
+		}
+	}
+	refused(m, "gw9", false, "gw9 is neither drained nor a member: no node is drained, the members are gw1 and wit")
+	refused(m, "wit", false, "wit is a witness: it owns no group")
+	refused(w, "", false, asked)
+	refused(w, "", true, asked)
+	done := func(what, name string, on bool) {
+		t.Helper()
+		eventually(t, what, func() bool { _, err := m.DrainNode(t.Context(), name, on, root); return err == nil })
+	}
+	done("gw1 is drained", "", true)
+	refused(m, "gw9", false, "gw9 is neither drained nor a member: drained are gw1, the members are gw1 and wit")
+	done("it may own groups again", "gw1", false)
+	done("and once more, which changes nothing", "gw1", false)
+	for _, l := range m.State().Audit {
+		if strings.Contains(l.What, "gw9") || strings.Contains(l.What, "wit may own") {
+			t.Errorf("agreed on: %s", l.What)
 		}
 	}
 }

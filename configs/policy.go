@@ -22,7 +22,7 @@ const (
 	maxNamed          = 64
 	maxStatics        = 16_384
 	maxForwarded      = 131_072 // ports, of all forwards
-	maxPrefixes       = 1_024 // of one tenant
+	maxPrefixes       = 1_024   // of one tenant
 	maxPoolItems      = 4_096
 	maxIfaces         = 4_096 // of one side
 	maxLimit          = 1 << 30

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -87,6 +88,21 @@ func (g *Gateway) publishBlocks(ctx context.Context) error {
 		return err
 	}
 	return g.off.settle()
+}
+
+// changeBlocks has every worker go by the list as it is now. Where that fails undo makes the list what it was, and the workers that have come by the new one go by that again: one that hangs meets both, in this order, when it goes
+// on. The caller holds blocks.mu.
+func (g *Gateway) changeBlocks(ctx context.Context, undo func()) error {
+	err := g.publishBlocks(ctx)
+	if err == nil {
+		return nil
+	}
+	undo()
+	if back := g.publishBlocks(context.WithoutCancel(ctx)); back != nil { // for 10 s at most: see each
+		g.log.Warn("take up the block list as it was", "err", back)
+		return &api.Fault{Status: http.StatusGatewayTimeout, Err: fmt.Errorf("%w; workers may go by it all the same, because the list as it was is not taken up by all either: %w", err, back)}
+	}
+	return err
 }
 
 // republishBlocks follows a policy: names may stand for other tenants now.
@@ -314,8 +330,7 @@ func (b backend) Block(ctx context.Context, r api.BlockRequest) (*api.Blocked, e
 		l.list = append(l.list, &blocked{prefix: p, side: r.Side, until: until, hits: block.NewHits(len(g.workers))})
 		undo = func() { l.list = l.list[:n] }
 	}
-	if err := g.publishBlocks(ctx); err != nil {
-		undo()
+	if err := g.changeBlocks(ctx, undo); err != nil {
 		return nil, err
 	}
 	out.NotKept = g.keepBlocks()
@@ -357,8 +372,7 @@ func (b backend) Unblock(ctx context.Context, r api.UnblockRequest) (*api.Unbloc
 	}
 	was := l.list
 	l.list = left
-	if err := g.publishBlocks(ctx); err != nil {
-		l.list = was
+	if err := g.changeBlocks(ctx, func() { l.list = was }); err != nil {
 		return nil, err
 	}
 	out.NotKept = g.keepBlocks()

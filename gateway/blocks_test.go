@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"net/netip"
 	"os"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"demarc/gateway/block"
 	"demarc/gateway/flow"
 	"demarc/gateway/nat"
+	"demarc/gateway/pipeline"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/worker"
 )
@@ -95,5 +97,52 @@ func TestPolicyBringsABlockedAddress(t *testing.T) {
 		if b := list.Blocks[i]; (b.Own != "") != own {
 			t.Errorf("%s on %s: %q", b.Address, b.Side, b.Own)
 		}
+	}
+}
+
+// TestNoBlockIsHalfTakenBack: where one worker does not take a list up, the others go by the list that stands again, although who asked has gone.
+func TestNoBlockIsHalfTakenBack(t *testing.T) {
+	g := walkGateway(t, 2)
+	g.chunk, g.o.Node.DataDir = 2048, t.TempDir()
+	b := backend{g}
+	g.startBlocks()
+	if _, err := b.Block(t.Context(), api.BlockRequest{Address: "198.51.100.9", Seconds: 3600}); err != nil {
+		t.Fatal(err)
+	}
+	blocked := func() bool { // by the first worker; no route leads there
+		t.Helper()
+		x, err := b.Explain(t.Context(), api.ExplainRequest{Tenant: "alpha", Proto: "udp", From: "198.18.10.11:5000", To: "198.51.100.9:53"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return x.Reason == "blocked"
+	}
+	if !blocked() {
+		t.Fatal("what is blocked is let through")
+	}
+	began, goOn := make(chan struct{}), make(chan struct{})
+	go func() {
+		_ = g.workers[1].Do(context.Background(), func(*pipeline.Shard) { close(began); <-goOn })
+	}()
+	<-began
+	before := g.workers[0].Stats().Orders
+	go func() { // the second one hangs until the first was told of both lists
+		for end := time.Now().Add(5 * time.Second); g.workers[0].Stats().Orders < before+2 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		}
+		close(goOn)
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := b.Unblock(ctx, api.UnblockRequest{Address: "198.51.100.9"}); err == nil || !strings.Contains(err.Error(), "worker 1 does not answer") {
+		t.Fatalf("unblocked with a worker that hangs: %v", err)
+	}
+	if !blocked() {
+		t.Error("the unblocking failed, and the first worker lets through what is blocked")
+	}
+	if list, err := b.Blocks(t.Context()); err != nil || len(list.Blocks) != 1 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if _, err := b.Unblock(t.Context(), api.UnblockRequest{Address: "198.51.100.9"}); err != nil || blocked() {
+		t.Errorf("the second time: %v", err)
 	}
 }

@@ -210,7 +210,7 @@ func (g *Gateway) propose(ctx context.Context, start time.Time, c change) (*api.
 	}
 	a, err := g.applied(ctx, m, start, o.Revision)
 	if err != nil && spared { // it was said before, and that it does not matter
-		a, err = &api.Applied{Revision: wireRevision(&o.Revision), Changes: []api.Change{}, CutByTenant: map[string]int{}, Took: time.Since(start).Seconds()}, nil
+		a, err = &api.Applied{Revision: wireRevision(&o.Revision), CutByTenant: map[string]int{}, Took: time.Since(start).Seconds()}, nil
 	}
 	if err == nil {
 		outcomeOf(a, &o, g.o.Node.Name)
@@ -384,32 +384,59 @@ func nothingPends(m *cluster.Node) error {
 // Rollback has the text of an earlier revision served again, as a new one; without a number it takes the provisional one back.
 func (g *Gateway) Rollback(ctx context.Context, req api.RollbackRequest) (*api.Applied, error) {
 	start, who := time.Now(), g.who(ctx)
-	confirm, err := confirmTime(req.Confirm)
+	confirm, err := rollbackTime(&req)
 	if err != nil {
 		return nil, err
 	}
 	if req.To == 0 {
-		if req.Confirm != 0 || req.Comment != "" {
-			return nil, api.BadRequest("a confirm time and a comment belong to a rollback to a revision: name it")
-		}
 		return g.takeBack(ctx, start, who, req.Expected)
-	}
-	if err := short(req.Comment); err != nil {
-		return nil, err
 	}
 	m, err := g.known()
 	if err != nil {
 		return nil, err
 	}
-	r, text, err := m.Text(req.To)
+	r, text, err := earlier(m.Node, req.To)
 	if err != nil {
-		return nil, &api.Fault{Status: http.StatusNotFound, Err: err}
-	}
-	if s := m.State(); s.Serving == req.To {
-		return nil, &api.Fault{Status: http.StatusConflict, Err: fmt.Errorf("revision %d is served already", req.To)}
+		return nil, err
 	}
 	return g.propose(ctx, start, change{Change: cluster.Change{Text: text, Source: r.Source, Comment: req.Comment, Expected: req.Expected, Back: req.To,
 		Confirm: confirm, Who: who}})
+}
+
+// rollbackTime checks what is asked for before anybody is asked, and gives its confirm time.
+func rollbackTime(r *api.RollbackRequest) (time.Duration, error) {
+	confirm, err := confirmTime(r.Confirm)
+	switch {
+	case err != nil:
+		return 0, err
+	case r.To == 0 && (r.Confirm != 0 || r.Comment != ""):
+		return 0, api.BadRequest("a confirm time and a comment belong to a rollback to a revision: name it")
+	}
+	return confirm, short(r.Comment)
+}
+
+// earlier is the revision that a rollback goes back to.
+func earlier(n *cluster.Node, number uint64) (command.Revision, []byte, error) {
+	r, text, err := n.Text(number)
+	switch {
+	case err != nil:
+		return r, nil, &api.Fault{Status: http.StatusNotFound, Err: err}
+	case n.State().Serving == number:
+		return r, nil, &api.Fault{Status: http.StatusConflict, Err: fmt.Errorf("revision %d is served already", number)}
+	}
+	return r, text, nil
+}
+
+// provisional is the revision that a rollback without a number takes back.
+func provisional(n *cluster.Node, expected uint64) (command.Revision, error) {
+	p, ok := n.Pending()
+	switch {
+	case !ok:
+		return p, &api.Fault{Status: http.StatusConflict, Err: fmt.Errorf("%w: name the revision to go back to", nothingPends(n))}
+	case expected != 0 && expected != p.Number:
+		return p, &api.Fault{Status: http.StatusConflict, Err: fmt.Errorf("%w: revision %d is served, not %d: look at the history again", ErrConflict, p.Number, expected)}
+	}
+	return p, nil
 }
 
 func (g *Gateway) takeBack(ctx context.Context, start time.Time, who command.Who, expected uint64) (*api.Applied, error) {
@@ -418,12 +445,9 @@ func (g *Gateway) takeBack(ctx context.Context, start time.Time, who command.Who
 		return nil, err
 	}
 	defer cancel()
-	p, ok := m.Pending()
-	switch {
-	case !ok:
-		return nil, &api.Fault{Status: http.StatusConflict, Err: fmt.Errorf("%w: name the revision to go back to", nothingPends(m.Node))}
-	case expected != 0 && expected != p.Number:
-		return nil, fmt.Errorf("%w: revision %d is served, not %d: look at the history again", ErrConflict, p.Number, expected)
+	p, err := provisional(m.Node, expected)
+	if err != nil {
+		return nil, err
 	}
 	g.forget(p.Before)
 	if err := m.TakeBack(ctx, p.Number, who); err != nil {

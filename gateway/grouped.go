@@ -248,7 +248,7 @@ func (m membership) Drain(ctx context.Context, r api.DrainRequest) (*api.Drained
 	if out.Node == "" {
 		out.Node = m.name
 	}
-	if out.Still, err = n.DrainNode(ctx, out.Node, !r.Undo, m.who(ctx)); err != nil {
+	if out.Still, err = n.DrainNode(ctx, r.Node, !r.Undo, m.who(ctx)); err != nil { // which knows whether a node is named
 		return nil, refusedGroup(err)
 	}
 	return out, nil

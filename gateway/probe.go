@@ -288,6 +288,16 @@ func icmpOf(family uint8) uint8 {
 	return flow.ICMP
 }
 
+// sent tells of one more request. Who is interrupted has no other end than what was told until then, so it says as well why nothing may have come:
+// not with the first, which is what asks for the next hop.
+func (p *probing) sent(end *api.ProbeEvent) *api.ProbeEvent {
+	e := &api.ProbeEvent{Event: "sent", Seq: int(uint16(end.Sent)), Sent: end.Sent}
+	if end.Sent > 1 && end.Received+end.Errors == 0 {
+		e.Remark = p.remark()
+	}
+	return e
+}
+
 // errorText is what ping and traceroute print for an ICMP error, and whether it ends a traceroute.
 func errorText(family uint8, a *pipeline.Answer) (text, mark string, final bool) {
 	codes4 := map[uint8][2]string{0: {"Destination Net Unreachable", "!N"}, 1: {"Destination Host Unreachable", "!H"}, 2: {"Destination Protocol Unreachable", "!P"}, 3: {"Destination Port Unreachable", ""},
@@ -381,6 +391,9 @@ func (b backend) Ping(ctx context.Context, r api.ProbeRequest, emit func(*api.Pr
 			if sentAt[seq], err = p.send(ctx); err != nil {
 				return err
 			}
+			if err := emit(p.sent(&end)); err != nil {
+				return err
+			}
 			if r.Count != 0 && end.Sent == r.Count {
 				last = time.After(time.Duration(r.Timeout * float64(time.Second)))
 			} else {
@@ -468,8 +481,12 @@ func (b backend) Traceroute(ctx context.Context, r api.ProbeRequest, emit func(*
 	if r.MaxHops < 1 || r.MaxHops > 64 || r.Queries < 1 || r.Queries > 10 {
 		return api.BadRequest("%d hops, %d queries: want 1 to 64 hops and 1 to 10 queries", r.MaxHops, r.Queries)
 	}
-	if r.Port < 0 || r.Port > 65535-64*10 {
-		return api.BadRequest("port %d: want 1 to %d", r.Port, 65535-64*10)
+	highest := 65535
+	if r.Proto == "" || r.Proto == "udp" { // each probe has the next port
+		highest -= 64 * 10
+	}
+	if r.Port < 0 || r.Port > highest {
+		return api.BadRequest("port %d: want 1 to %d", r.Port, highest)
 	}
 	p, err := b.g.probe(ctx, &r, proto)
 	if err != nil {

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -74,20 +75,27 @@ func addresses(se *conntrack.Session) [4]netip.Addr {
 	return [4]netip.Addr{se.OrigSrc.Netip(4), se.OrigDst.Netip(4), netip.AddrFrom4(se.XlatSrc), netip.AddrFrom4(se.XlatDst)}
 }
 
-// maxListed bounds what is listed for who only looks: an answer is in memory as a whole, some hundred bytes a session, for each that asks.
-const maxListed = 100_000
+// How many sessions are listed at a time: an answer is in memory as a whole, some two kilobytes a session with what it is made of, for each that asks.
+const (
+	maxListed    = 100_000 // for who only looks
+	maxListedAll = 250_000 // for an operator; well below the 256 MiB that a client takes
+)
+
+// listed is how many sessions are listed for who asks for limit of them.
+func listed(limit int, role api.Role) int {
+	most := maxListed
+	if role == api.RoleOperator {
+		most = maxListedAll
+	}
+	return min(cmp.Or(limit, 1000), most)
+}
 
 func (b backend) Sessions(ctx context.Context, f api.SessionFilter) (*api.Sessions, error) {
 	m, err := b.match(f)
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case f.Limit == 0:
-		f.Limit = 1000
-	case f.Limit > maxListed && api.PeerOf(ctx).Role == api.RoleReadOnly:
-		return nil, api.BadRequest("limit %d: at most %d sessions are listed at a time: say which by tenant, address, port or protocol", f.Limit, maxListed)
-	}
+	f.Limit = listed(f.Limit, api.PeerOf(ctx).Role)
 	out := &api.Sessions{}
 	now := uint32(b.g.clock.Now() >> 20)
 	live := 0

@@ -17,6 +17,7 @@ import (
 	"demarc/gateway/nat"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/police"
+	"demarc/gateway/slowpath"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
 	"demarc/gateway/worker"
@@ -89,6 +90,7 @@ func walkGatewayOf(t *testing.T, workers int, text string) *Gateway {
 	v.Activate(g.space)
 	g.view.Store(v)
 	tenant := v.TenantByName("alpha").ID
+	g.slow = slowpath.New(slowpath.Config{Neighbors: g.neigh, Now: g.clock.Now, Workers: workers})
 	until := &lease.Deadlines{}
 	until.Write(1, 1, 1<<63)
 	for i := range workers {
@@ -110,7 +112,7 @@ func walkGatewayOf(t *testing.T, workers int, text string) *Gateway {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w, err := worker.New(worker.Config{ID: i, CPU: -1, Ports: 2, Areas: []*xsk.UMEM{u}, Shard: sh, Clock: g.clock, Spin: time.Microsecond, Log: g.log})
+		w, err := worker.New(worker.Config{ID: i, CPU: -1, Ports: 2, Areas: []*xsk.UMEM{u}, Shard: sh, Clock: g.clock, Slow: g.slow, Spin: time.Microsecond, Log: g.log})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -99,7 +99,7 @@ func (w *Witness) Run(ctx context.Context, ready func()) (err error) {
 		return err
 	}
 	srv, err = api.Listen(api.ServerConfig{Socket: w.node.API.Socket, Metrics: w.node.API.Metrics, Remote: remote, Backend: b,
-		Handler: metrics.Witness(b), Log: w.log, Listen: listening(w.log)})
+		Handler: metrics.Witness(b), Log: w.log, Listen: listening(w.log), Lacks: "this node is a witness, which forwards nothing: only a gateway can be asked for this"})
 	if err != nil {
 		return err
 	}
@@ -239,7 +239,7 @@ func (w witnessBackend) change(ctx context.Context, c cluster.Change, except []s
 	if err != nil {
 		return nil, refusal(err)
 	}
-	a := &api.Applied{Revision: wireRevision(&o.Revision), Changes: []api.Change{}, CutByTenant: map[string]int{}}
+	a := &api.Applied{Revision: wireRevision(&o.Revision), CutByTenant: map[string]int{}}
 	if o.Revision.Fate == command.FateProvisional {
 		a.Confirm = o.Revision.Confirm.Seconds()
 	}
@@ -286,11 +286,9 @@ func (w witnessBackend) Confirm(ctx context.Context, r api.ConfirmRequest) (*api
 
 // Rollback has an earlier text served again, or takes the provisional revision back.
 func (w witnessBackend) Rollback(ctx context.Context, r api.RollbackRequest) (*api.Applied, error) {
-	confirm, err := confirmTime(r.Confirm)
+	start := time.Now()
+	confirm, err := rollbackTime(&r)
 	if err != nil {
-		return nil, err
-	}
-	if err := short(r.Comment); err != nil {
 		return nil, err
 	}
 	ctx, n, done, err := w.ready(ctx)
@@ -299,15 +297,15 @@ func (w witnessBackend) Rollback(ctx context.Context, r api.RollbackRequest) (*a
 	}
 	defer done()
 	if r.To != 0 {
-		old, text, err := n.Text(r.To)
+		old, text, err := earlier(n, r.To)
 		if err != nil {
-			return nil, &api.Fault{Status: http.StatusNotFound, Err: err}
+			return nil, err
 		}
 		return w.change(ctx, cluster.Change{Text: text, Source: old.Source, Comment: r.Comment, Expected: r.Expected, Back: r.To, Confirm: confirm, Who: w.who(ctx)}, nil)
 	}
-	p, ok := n.Pending()
-	if !ok {
-		return nil, &api.Fault{Status: http.StatusConflict, Err: nothingPends(n)}
+	p, err := provisional(n, r.Expected)
+	if err != nil {
+		return nil, err
 	}
 	if err := n.TakeBack(ctx, p.Number, w.who(ctx)); err != nil {
 		return nil, refusal(err)
@@ -316,8 +314,9 @@ func (w witnessBackend) Rollback(ctx context.Context, r api.RollbackRequest) (*a
 	if err != nil {
 		return nil, err
 	}
-	a := &api.Applied{Revision: s.Revision, Changes: []api.Change{}, CutByTenant: map[string]int{}}
+	a := &api.Applied{Revision: s.Revision, CutByTenant: map[string]int{}}
 	outcomeOf(a, &cluster.Outcome{Acks: n.Acknowledged(ctx, s.Number, nil)}, w.name)
+	a.Took = time.Since(start).Seconds()
 	return a, nil
 }
 

@@ -25,8 +25,13 @@ type Client struct {
 	why  func(error) error
 }
 
-// answerTime is how long an answer may take; streams have no such limit.
-const answerTime = 60 * time.Second
+const (
+	answerTime = 60 * time.Second // how long an answer may take; streams have no such limit
+	// changeTime is how long the answer to a change may take: longer than the node itself waits, so that it says what became of it. Of an apply it waits for the replicated state (5 s), for what the others say of the text
+	// (4 s, and 8 s for the largest one) and for its own compiling, for who leads (5 s), for the entry to come back (30 s), for the others' workers (10 s) and for its own (30 s); and up to 16 times for the longest
+	// cluster.round_trip, 5 s.
+	changeTime = 4 * time.Minute
+)
 
 // Dial makes a client for the unix socket at path. It connects at the first request.
 func Dial(path string) *Client {
@@ -72,7 +77,7 @@ func DialTLS(server string, conf *tls.Config, why func(error) error) (*Client, e
 			}
 		}
 		if known != nil {
-			return fmt.Errorf("%s: %w", server, known)
+			return turnedAway{fmt.Errorf("%s: %w", server, known)}
 		}
 		return remoteWhy(server, err)
 	}}, nil
@@ -138,24 +143,62 @@ func (c *Client) Post(ctx context.Context, path string, req, v any) error {
 }
 
 func (c *Client) do(ctx context.Context, method, path string, req any) ([]byte, error) {
-	res, err := c.send(ctx, c.http, method, path, req)
+	h, tells := c.http, tellsOf(method, path)
+	if tells != "" {
+		h = &http.Client{Transport: c.http.Transport, Timeout: changeTime}
+	}
+	res, err := c.send(ctx, h, method, path, req)
 	if err != nil {
 		return nil, err
 	}
 	defer res.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(res.Body, 256<<20))
+	b, err := io.ReadAll(io.LimitReader(res.Body, int64(mostAnswer)+1))
 	if err != nil {
-		return nil, fmt.Errorf("read the node's answer: %w", err)
+		return nil, unheard(fmt.Errorf("read the node's answer: %w", err), tells)
+	}
+	if len(b) > mostAnswer {
+		return nil, fmt.Errorf("the node's answer is longer than %d MiB: ask for less", mostAnswer>>20)
 	}
 	return b, nil
 }
 
+// mostAnswer is how long an answer may be, bytes; tests make it less.
+var mostAnswer = 256 << 20
+
+// tellsOf is the command that shows whether a request has changed something; "" = it would change nothing.
+func tellsOf(method, path string) string {
+	for _, rt := range routes {
+		if rt.method == method && rt.path == path {
+			return rt.tells
+		}
+	}
+	return ""
+}
+
+// unheard is the error of a request that the node may have carried out.
+func unheard(err error, tells string) error {
+	if tells == "" {
+		return err
+	}
+	return fmt.Errorf("%w: whether it took effect is not known: `%s` tells", err, tells)
+}
+
+// turnedAway is the error of a connection that the other side refused: nothing that was sent on it has been read.
+type turnedAway struct{ error }
+
+func (t turnedAway) Unwrap() error { return t.error }
+
 // send returns an answer that is one, its body open.
 func (c *Client) send(ctx context.Context, h *http.Client, method, path string, req any) (*http.Response, error) {
 	var body io.Reader = http.NoBody
+	var sent atomic.Bool // all of it, which a node waits for before it does anything
 	if req != nil {
 		pr, pw := io.Pipe()
-		go func() { pw.CloseWithError(json.NewEncoder(pw).Encode(req)) }() // ends when the transport has read it, or closes it
+		go func() { // ends when the transport has read it, or closes it
+			err := json.NewEncoder(pw).Encode(req)
+			sent.Store(err == nil)
+			pw.CloseWithError(err)
+		}()
 		body = pr
 	}
 	hr, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
@@ -167,7 +210,11 @@ func (c *Client) send(ctx context.Context, h *http.Client, method, path string, 
 	}
 	res, err := h.Do(hr)
 	if err != nil {
-		return nil, c.why(err)
+		err = c.why(err)
+		if t := (turnedAway{}); sent.Load() && !errors.As(err, &t) {
+			err = unheard(err, tellsOf(method, path))
+		}
+		return nil, err
 	}
 	if res.StatusCode/100 != 2 {
 		defer res.Body.Close()

@@ -25,7 +25,10 @@ func (f SessionFilter) Prefix() (p netip.Prefix, err error) {
 		return p, nil
 	}
 	if p, err = netip.ParsePrefix(f.Address); err == nil {
-		return p.Masked(), nil
+		if p != p.Masked() {
+			return p, fmt.Errorf("address %s has bits beyond its length: did you mean %s or %s?", f.Address, p.Masked(), p.Addr())
+		}
+		return p, nil
 	}
 	a, err := netip.ParseAddr(f.Address)
 	if err != nil {

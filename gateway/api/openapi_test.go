@@ -54,8 +54,9 @@ func document(t *testing.T) object {
 			"variables": object{"node": object{"default": "192.0.2.1"}, "port": object{"default": "7443"}}}},
 		"paths": paths,
 		"components": object{"schemas": d.schemas,
-			"responses": object{"refused": object{"description": "Refused: 400 wrong request, 401 the certificate is not good any more, 403 the role is not enough, 404 there is no such path, 409 somebody else was first, " +
-				"422 the policy is not good, 429 too much at a time, 500 the node could not.", "content": object{mediaJSON: object{"schema": refused}}}},
+			"responses": object{"refused": object{"description": "Refused: 400 wrong request, 401 the certificate is not good any more, 403 the role is not enough, 404 there is no such thing, or this node lacks it (a witness, what is of packets), " +
+				"405 another method, 409 refused as things stand (somebody else was first, say), 422 the policy is not good, or was agreed on and cannot be served here, 429 too much at a time, 500 the node could not, " +
+				"503 nothing was changed, since nobody leads or the state is not open, 504 it may have taken effect: look at what it was to change.", "content": object{mediaJSON: object{"schema": refused}}}},
 			"securitySchemes": object{"client": object{"type": "mutualTLS", "description": "A client's certificate, as demarc cluster client makes it. Its role: operator may do everything, read-only what names read-only or tenant, tenant what names tenant, for its own tenant."}}},
 	}
 }

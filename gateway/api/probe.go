@@ -42,7 +42,7 @@ type ProbeRequest struct {
 	Queries int    `json:"queries,omitempty"` // per hop
 }
 
-// ProbeEvent is one of: start, reply, error (an ICMP error, ping), probe (traceroute: one answer or its absence, in order), end.
+// ProbeEvent is one of: start, sent (ping: one more request), reply, error (an ICMP error, ping), probe (traceroute: one answer or its absence, in order), end.
 type ProbeEvent struct {
 	Event     string `json:"event"`
 	Interface string `json:"interface,omitempty"` // start
@@ -61,7 +61,7 @@ type ProbeEvent struct {
 	MTU   int     `json:"mtu,omitempty"`
 	Final bool    `json:"final,omitempty"` // probe: no further hop is asked
 
-	Sent     int     `json:"sent,omitempty"` // end
+	Sent     int     `json:"sent,omitempty"` // sent: so far; end
 	Received int     `json:"received,omitempty"`
 	Errors   int     `json:"errors,omitempty"`
 	Seconds  float64 `json:"seconds,omitempty"`
@@ -70,7 +70,7 @@ type ProbeEvent struct {
 	Max      float64 `json:"max_ms,omitempty"`
 	Mdev     float64 `json:"mdev_ms,omitempty"`
 	Reached  bool    `json:"reached,omitempty"`
-	Remark   string  `json:"remark,omitempty"` // why nothing may have come
+	Remark   string  `json:"remark,omitempty"` // sent, end: why nothing may have come
 }
 
 // Probe sends r and calls fn for each event, until the node says that it is over or ctx ends, which is no error.

@@ -379,6 +379,10 @@ func TestStrangers(t *testing.T) {
 		if err := f.as("expired").Post(t.Context(), PathApply, ApplyRequest{Policy: strings.Repeat("x", 1<<20)}, new(Applied)); err == nil || !strings.Contains(err.Error(), "client.crt is not valid now: it is valid from") {
 			t.Errorf("told while it sends: %v", err)
 		}
+		// All of a small one may have been sent by then, and nobody has read it.
+		if err := f.as("expired").Post(t.Context(), PathApply, ApplyRequest{}, new(Applied)); err == nil || strings.Contains(err.Error(), "took effect") {
+			t.Errorf("what was refused at the door: %v", err)
+		}
 	}
 	// Keys of another authority, whose owner has taken the cluster's ca.crt: refused here already.
 	if err := os.WriteFile(filepath.Join(f.client["foreign"], transport.AuthorityCert), ca, 0o644); err != nil {

@@ -35,6 +35,7 @@ type route struct {
 	gives        reflect.Type // the answer, or one line of a stream
 	media        string       // of the answer
 	changes      bool         // something: who asked is logged
+	tells        string       // of one that changes something: the command that shows whether it did
 
 	also func(s *Server, answer any) // adds what the server knows to a backend's answer; nil = nothing
 
@@ -105,6 +106,7 @@ func post[B, Q, A any](path string, least Role, does string, fn func(B, context.
 				return nil, err
 			}
 			unhurried(w)
+			defer afresh(w, r)
 			return fn(any(s.cfg.Backend).(B), r.Context(), *q)
 		}()
 		return answer(s, rt, w, r, a, err)
@@ -115,6 +117,13 @@ func post[B, Q, A any](path string, least Role, does string, fn func(B, context.
 // unhurried lets a request that has been read take its time: an apply waits for its workers and for other nodes, and the server's read deadline, where it passes, ends the request's context.
 func unhurried(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+}
+
+// afresh gives an answer all of its time: the server counts that from the request's header on, and what was asked for may have taken as long.
+func afresh(w http.ResponseWriter, r *http.Request) {
+	if srv, ok := r.Context().Value(http.ServerContextKey).(*http.Server); ok && srv.WriteTimeout > 0 {
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(srv.WriteTimeout))
+	}
 }
 
 // stream answers a Q with an L a line, until fn returns or the client goes. An error before the first line is an answer like any; after it,
@@ -158,9 +167,9 @@ func stream[B, Q, L any](path string, least Role, does string, fn func(B, contex
 	return rt
 }
 
-// changing marks a route that changes something.
-func changing(rt *route) *route {
-	rt.changes = true
+// changing marks a route that changes something. The command tells shows whether it did, to whoever has not heard the answer.
+func changing(tells string, rt *route) *route {
+	rt.changes, rt.tells = true, tells
 	return rt
 }
 
@@ -212,9 +221,10 @@ func (p Peer) describe() string {
 // handler serves the routes that the backend has.
 func (s *Server) handler() http.Handler {
 	mux, backend := http.NewServeMux(), reflect.TypeOf(s.cfg.Backend)
-	methods := map[string][]string{}
+	methods, lacks := map[string][]string{}, map[string]bool{}
 	for _, rt := range routes {
 		if !backend.Implements(rt.part) {
+			lacks[rt.path] = s.cfg.Lacks != ""
 			continue
 		}
 		methods[rt.path] = append(methods[rt.path], rt.method)
@@ -224,6 +234,10 @@ func (s *Server) handler() http.Handler {
 		if m := methods[r.URL.Path]; m != nil {
 			w.Header().Set("Allow", strings.Join(m, ", "))
 			refuse(w, &Fault{Status: http.StatusMethodNotAllowed, Err: fmt.Errorf("%s takes %s", r.URL.Path, strings.Join(m, " and "))})
+			return
+		}
+		if lacks[r.URL.Path] {
+			refuse(w, &Fault{Status: http.StatusNotFound, Err: errors.New(s.cfg.Lacks)})
 			return
 		}
 		refuse(w, &Fault{Status: http.StatusNotFound, Err: fmt.Errorf("there is no %.200q here: %s lists what there is", r.URL.Path, PathOpenAPI)})

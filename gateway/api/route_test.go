@@ -26,6 +26,8 @@ func TestEveryRouteHasARole(t *testing.T) {
 			t.Errorf("%s has no role: say who may use it at least", name)
 		case rt.least != RoleOperator && (rt.method != http.MethodGet || rt.changes):
 			t.Errorf("%s is for %s: only an operator may send more than a question", name, rt.least)
+		case rt.changes != strings.HasPrefix(rt.tells, "demarc "):
+			t.Errorf("%s: which command shows whether it has changed something? %q", name, rt.tells)
 		case (rt.least == RoleTenant) != (rt.narrow != nil && rt.only != nil):
 			t.Errorf("%s: who is for tenants says what of it is theirs (forTenant), and nobody else does", name)
 		case !strings.HasSuffix(rt.does, ".") || strings.ToUpper(rt.does[:1]) != rt.does[:1]:
@@ -132,6 +134,13 @@ func TestUnknownPaths(t *testing.T) {
 	c, _ := serve(t, echo{})
 	for path, want := range map[string]string{"/v1/nothing": "there is no", "/": "there is no", PathApply: "takes POST", PathExplain: "there is no"} {
 		if _, err := c.Text(t.Context(), path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	// What this node does not have is told apart from what no node has.
+	lacking, _ := serve(t, echo{}, "ask a gateway")
+	for path, want := range map[string]string{"/v1/nothing": "there is no", PathApply: "takes POST", PathExplain: "ask a gateway", PathFollow: "ask a gateway"} {
+		if _, err := lacking.Text(t.Context(), path); err == nil || !strings.HasPrefix(err.Error(), want) && !strings.HasSuffix(err.Error(), want) || want == "ask a gateway" && statusOf(err) != http.StatusNotFound {
 			t.Errorf("%s: %v", path, err)
 		}
 	}

@@ -59,6 +59,7 @@ type ServerConfig struct {
 	Socket  string       // path of the unix socket; only root may connect
 	Metrics string       // TCP address for /metrics alone; empty = only on the socket
 	Remote  *Remote      // the interface on TCP; nil = only on the socket
+	Lacks   string       // why the backend does not have every route, and who has; empty = they are as if there were none
 	Backend any          // a Backend, or what has some of its parts: of the others there are no paths
 	Handler http.Handler // serves /metrics
 	Log     *slog.Logger

@@ -57,11 +57,11 @@ func (e echo) Audit(_ context.Context, after uint64) (*Audit, error) {
 	return &Audit{Lines: []AuditLine{{Index: after + 4, What: "w"}}}, e.fault
 }
 
-// serve runs a server until the test ends.
-func serve(t *testing.T, b Backend) (*Client, string) {
+// serve runs a server until the test ends. lacks is why the backend lacks something.
+func serve(t *testing.T, b Backend, lacks ...string) (*Client, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
-	s, err := Listen(ServerConfig{Socket: path, Backend: b, Handler: http.NotFoundHandler(), Log: slog.New(slog.DiscardHandler)})
+	s, err := Listen(ServerConfig{Socket: path, Backend: b, Handler: http.NotFoundHandler(), Log: slog.New(slog.DiscardHandler), Lacks: strings.Join(lacks, "")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,11 +219,12 @@ func TestSessionFilter(t *testing.T) {
 	}{
 		{f: SessionFilter{}, proto: -1, net: "invalid Prefix"},
 		{f: SessionFilter{Proto: "TCP", Address: "192.0.2.1"}, proto: 6, net: "192.0.2.1/32"},
-		{f: SessionFilter{Proto: "icmpv6", Address: "2001:db8::1/64", Port: 65535}, proto: 58, net: "2001:db8::/64"},
+		{f: SessionFilter{Proto: "icmpv6", Address: "2001:db8::/64", Port: 65535}, proto: 58, net: "2001:db8::/64"},
 		{f: SessionFilter{Proto: "47", Address: "2001:db8::1"}, proto: 47, net: "2001:db8::1/128"},
 		{f: SessionFilter{Proto: "foo"}, want: `proto "foo" is none of`},
 		{f: SessionFilter{Proto: "256"}, want: `proto "256" is none of`},
 		{f: SessionFilter{Address: "here"}, want: `address "here" is neither`},
+		{f: SessionFilter{Address: "10.0.0.5/24"}, want: "address 10.0.0.5/24 has bits beyond its length: did you mean 10.0.0.0/24 or 10.0.0.5?"},
 		{f: SessionFilter{Port: 65536}, want: "port 65536"},
 		{f: SessionFilter{Port: -1}, want: "port -1"},
 	} {

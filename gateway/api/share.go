@@ -34,10 +34,7 @@ func narrowSessions(f *SessionFilter, tenant string) error {
 	if f.Tenant != "" && f.Tenant != tenant {
 		return &Fault{Status: http.StatusForbidden, Err: fmt.Errorf("tenant=%.100q: this certificate is for tenant %q alone", f.Tenant, tenant)}
 	}
-	if f.Limit > maxTenantSessions {
-		return BadRequest("limit=%d: want at most %d", f.Limit, maxTenantSessions)
-	}
-	f.Tenant, f.Limit = tenant, cmp.Or(f.Limit, 1000)
+	f.Tenant, f.Limit = tenant, min(cmp.Or(f.Limit, 1000), maxTenantSessions)
 	return nil
 }
 

@@ -293,7 +293,7 @@ type Pool struct {
 // RuleHits is how often one rule decided about a new session.
 type RuleHits struct {
 	Tenant    string `json:"tenant,omitempty"` // whose rule it is, where rules of several stand together
-	Rule      int    `json:"rule"`             // position in the tenant's list, from 0; -1 = the default
+	Rule      int    `json:"rule"`             // position among the tenant's rules of this direction, from 0; -1 = the default
 	Name      string `json:"name"`
 	Direction string `json:"direction"` // out, in
 	Action    string `json:"action"`    // allow, deny, reject
@@ -360,14 +360,14 @@ type SessionFilter struct {
 	Address string `json:"address,omitempty"` // address or prefix, matches any of the four addresses
 	Port    int    `json:"port,omitempty"`    // any of the four ports
 	Proto   string `json:"proto,omitempty"`   // tcp, udp, icmp, icmpv6 or a number
-	Limit   int    `json:"limit,omitempty"`   // at most so many; 0 = 1000
+	Limit   int    `json:"limit,omitempty"`   // at most so many; 0 = 1000; more than the node lists at a time for the caller's role counts as that
 }
 
 // Sessions answers PathSessions.
 type Sessions struct {
 	Total     int       `json:"total"` // live sessions on the node
 	Matched   int       `json:"matched"`
-	Truncated bool      `json:"truncated"` // more matched than Limit
+	Truncated bool      `json:"truncated"` // more matched than are listed
 	Sessions  []Session `json:"sessions"`
 }
 
@@ -386,7 +386,7 @@ type Session struct {
 	XlatDst  string  `json:"xlat_dst"`
 	NAT      bool    `json:"nat"`
 	Class    string  `json:"class,omitempty"` // voice
-	Rule     int     `json:"rule"`            // position in the tenant's list; -1 = the default
+	Rule     int     `json:"rule"`            // position among the tenant's rules of the direction that it began in, from 0 ("out" where From is "tenant", else "in"); -1 = the default
 	RuleName string  `json:"rule_name,omitempty"`
 	Orig     Counter `json:"orig"`            // in the direction of the first packet
 	Reply    Counter `json:"reply"`           // in the other
@@ -417,8 +417,8 @@ type Routes struct {
 type Route struct {
 	Zone      string `json:"zone"` // "backbone" or the tenant
 	Prefix    string `json:"prefix"`
-	Kind      string `json:"kind"` // connected, static, discard, local
-	Via       string `json:"via,omitempty"`
+	Kind      string `json:"kind"`          // connected, static, discard, local (an address of the gateway's own), nat (public addresses of pools, forwards and 1:1), tenant (a tenant's own prefix, routed to it)
+	Via       string `json:"via,omitempty"` // of static the first router, of tenant its name
 	Interface string `json:"interface,omitempty"`
 	Resolved  bool   `json:"resolved"` // a next hop has a MAC now (or needs none)
 
@@ -525,7 +525,7 @@ type ApplyRequest struct {
 // Applied says that every worker serves the revision.
 type Applied struct {
 	Revision Revision `json:"revision"`
-	Changes  []Change `json:"changes"`
+	Changes  []Change `json:"changes"`                   // null = the node that was asked cannot know them: a witness, or a gateway that is excepted and does not serve it
 	Cut      int      `json:"cut"`                       // sessions that will end on their next packet
 	Took     float64  `json:"seconds"`                   // from the request to the last worker's acknowledgement
 	Confirm  float64  `json:"confirm_seconds,omitempty"` // it is provisional, and must be confirmed within so many seconds

@@ -33,8 +33,8 @@ func (a *app) cutCmd() *cobra.Command {
 			"those sessions is forwarded. A conversation that the policy allows may begin anew; see block for one that must not.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
 			f := &r.Filter
-			if f.Port < 0 || f.Port > 65535 {
-				return usageError{fmt.Errorf("--port %d: want 1 to 65535", f.Port)}
+			if err := f.Check(); err != nil {
+				return usageError{err}
 			}
 			if empty := f.Tenant == "" && f.Address == "" && f.Port == 0 && f.Proto == ""; empty && !r.All {
 				return usageError{errors.New("no filter: name --tenant, --address, --port or --proto, or say --all")}
@@ -95,7 +95,7 @@ func writeCopies(w io.Writer, d *api.Cut) {
 
 func writeWouldCut(w io.Writer, d *api.Cut) {
 	if len(d.Sessions) > 0 {
-		writeSessions(w, d.Sessions)
+		writeSessions(w, d.Sessions, false)
 		if more := d.Matched - len(d.Sessions); more > 0 {
 			fmt.Fprintf(w, "… and %d more\n", more)
 		}

@@ -109,7 +109,7 @@ func TestBlockVerbs(t *testing.T) {
 		t.Error(r)
 	}
 	for _, args := range []string{"block", "block 198.51.100.7", "block 198.51.100.7 until 10m", "block 198.51.100.7 soon", "block 198.51.100.7 for 10", "block 1.2.3.4 1m --tenant a --backbone",
-		"unblock", "unblock 1.2.3.4 --all", "unblock --all --backbone", "blocks extra", "sessions cut", "sessions cut --all --tenant alpha", "sessions cut --port 70000 --yes", "sessions cut alpha"} {
+		"unblock", "unblock 1.2.3.4 --all", "unblock --all --backbone", "blocks extra", "sessions cut", "sessions cut --all --tenant alpha", "sessions cut --port 70000 --yes", "sessions cut --address 10.0.0.5/24 --yes", "sessions cut alpha"} {
 		if r := call(t, t.Context(), "", append(strings.Fields(args), "--socket", s)...); r.code != exitUsage {
 			t.Errorf("%s: exit %d, %s", args, r.code, r)
 		}

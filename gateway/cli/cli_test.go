@@ -242,7 +242,7 @@ func TestUsageErrors(t *testing.T) {
 		{"neighbours", "extra"}, {"ports", "extra"}, {"policy", "extra"}, {"doctor", "extra"}, {"release"}, {"release", "a", "b"}, {"lab", "extra"}, {"lab", "--break", "everything"}, {"lab", "--cluster", "--break", "nat"}, {"lab", "--cluster", "--duration", "20s"},
 		{"version", "extra"}, {"confirm", "x"}, {"confirm", "0"}, {"confirm", "1", "2"}, {"rollback", "-1"}, {"rollback", "--confirm", "60s"}, {"rollback", "--comment", "x"}, {"rollback", "3", "--confirm", "0s"},
 		{"apply", "a", "--confirm", "25h"}, {"apply", "a", "--confirm", "10ms"}, {"apply", "a", "--confirm", "60"}, {"apply", "a", "--expect", "0"}, {"history", "extra"}, {"audit", "--after", "-1"}, {"show"}, {"show", "last"}, {"export", "0"},
-		{"diff", "a", "--to", "3"}, {"diff", "--from", "3"}, {"diff", "--to", "0"}, {"diff", "a", "--from", "0"}, {"sessions", "--proto", "foo"}, {"sessions", "--proto", "300"}, {"sessions", "--address", "foo"}, {"lab", "--duration", "1s"}, {"completion"}, {"completion", "foo"},
+		{"diff", "a", "--to", "3"}, {"diff", "--from", "3"}, {"diff", "--to", "0"}, {"diff", "a", "--from", "0"}, {"sessions", "--proto", "foo"}, {"sessions", "--proto", "300"}, {"sessions", "--address", "foo"}, {"sessions", "--address", "10.0.0.5/24"}, {"sessions", "--sort", "size"}, {"sessions", "--sort", "bytes", "--follow"}, {"lab", "--duration", "1s"}, {"completion"}, {"completion", "foo"},
 	} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			r := call(t, t.Context(), "", args...)
@@ -485,7 +485,33 @@ func TestFollow(t *testing.T) {
 	}
 	// Pushed out of a full list is not ended.
 	r := run([]*api.Sessions{{Sessions: s[:2], Truncated: true, Matched: 9}, {Sessions: s[1:], Truncated: true, Matched: 9}, {Sessions: s[1:], Truncated: true}})
-	if strings.Contains(r.out, "- ") || strings.Count(r.err, "not all are followed") != 1 {
+	if strings.Contains(r.out, "- ") || strings.Count(r.err, "9 sessions match, more than the 2 that are listed at a time: not all are followed") != 1 {
+		t.Error(r)
+	}
+}
+
+// The table has a column more where a session is of another class than the usual, and one where they are sorted.
+func TestSessionsColumns(t *testing.T) {
+	list := someSessions()
+	list[2].Class, list[2].Orig.Bytes = "voice", 5_000_000
+	serveList := func() string {
+		return serve(t, &fake{sessions: []*api.Sessions{{Total: 14, Matched: 3, Sessions: slices.Clone(list)}}})
+	}
+	golden(t, "sessions-class", call(t, t.Context(), "", "sessions", "--socket", serveList()).out)
+	golden(t, "sessions-bytes", call(t, t.Context(), "", "sessions", "--sort", "bytes", "--socket", serveList()).out)
+	var s api.Sessions
+	if r := call(t, t.Context(), "", "sessions", "--sort", "bytes", "--json", "--socket", serveList()); json.Unmarshal([]byte(r.out), &s) != nil || len(s.Sessions) != 3 || s.Sessions[0].Class != "voice" || s.Sessions[1].Orig.Bytes != 1000 {
+		t.Error(r)
+	}
+}
+
+// A node that lists fewer than it was asked for has it said.
+func TestSessionsAreFewerThanAskedFor(t *testing.T) {
+	s := serve(t, &fake{sessions: []*api.Sessions{{Total: 14, Matched: 9, Truncated: true, Sessions: someSessions()}}})
+	if r := call(t, t.Context(), "", "sessions", "--limit", "7", "--socket", s); !strings.HasSuffix(r.out, "\n3 shown, 9 matched, 14 live; no more are listed at a time: say which with --tenant, --address, --port or --proto\n") {
+		t.Error(r)
+	}
+	if r := call(t, t.Context(), "", "sessions", "--limit", "3", "--socket", s); !strings.HasSuffix(r.out, "\n3 shown, 9 matched, 14 live\n") {
 		t.Error(r)
 	}
 }
@@ -571,6 +597,11 @@ func TestFindings(t *testing.T) {
 	}
 	if r := call(t, t.Context(), "", "doctor", "--node", file(t, "n.toml", strings.Replace(string(node), "schema = 1\n", fmt.Sprintf("schema = 1\ndata_dir = %q\n", dir), 1))); !strings.Contains(r.out, `group east: alone = "auto": without a witness both nodes serve it`) {
 		t.Errorf("of the policy that is kept the doctor says:\n%s", r.out)
+	}
+	for name, says := range map[string]string{file(t, "bad.toml", "schema = 1\nnmae = \"x\"\n"): "bad.toml:2: ", filepath.Join(dir, "none.toml"): "none.toml: no such file"} { // the machine is looked at all the same
+		if r := call(t, t.Context(), "", "doctor", "--policy", name); r.code != exitFailed || !strings.Contains(r.out, "kernel") || !strings.Contains(r.err, says) {
+			t.Errorf("exit %d, %s", r.code, r)
+		}
 	}
 	if r := call(t, t.Context(), "", "doctor", "--node", file(t, "n.toml", "schema = 2\n")); r.code != exitFailed || !strings.Contains(r.err, "n.toml") {
 		t.Errorf("exit %d, %s", r.code, r)
@@ -969,6 +1000,15 @@ func TestNumbers(t *testing.T) {
 	for s, want := range map[float64]string{0: "0s", 0.25: "250ms", 12.3: "12s", 200: "3m20s", 18_600: "5h10m", 273_600: "3d04h"} {
 		if got := seconds(s); got != want {
 			t.Errorf("seconds(%v) = %s, want %s", s, got, want)
+		}
+	}
+}
+
+func TestStamp(t *testing.T) {
+	at := time.Date(2026, 3, 4, 0, 6, 7, 8_009_000, elsewhere)
+	for digits, want := range map[int]string{0: "2026-03-03 23:06:07 UTC", 3: "2026-03-03 23:06:07.008 UTC", 6: "2026-03-03 23:06:07.008009 UTC"} {
+		if got := stamp(at, digits); got != want {
+			t.Errorf("%d digits: %s, want %s", digits, got, want)
 		}
 	}
 }

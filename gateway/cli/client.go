@@ -48,7 +48,7 @@ func (a *app) clientCmd() *cobra.Command {
 			made := madeClient{Name: who.Name, Role: string(who.Role), Tenant: who.Tenant, Until: until, Files: []string{
 				filepath.Join(out, transport.AuthorityCert), filepath.Join(out, transport.ClientCert), filepath.Join(out, transport.ClientKey)}}
 			return show(a, cmd, &made, func(w io.Writer, m *madeClient) {
-				fmt.Fprintf(w, "%s, valid until %s\n", clean(who.String()), m.Until.Format("2006-01-02 15:04:05 UTC"))
+				fmt.Fprintf(w, "%s, valid until %s\n", clean(who.String()), stamp(m.Until, 0))
 				for _, f := range m.Files {
 					fmt.Fprintf(w, "  %s\n", clean(f))
 				}

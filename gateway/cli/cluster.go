@@ -122,7 +122,7 @@ func (a *app) clusterTokenCmd() *cobra.Command {
 			}
 			return show(a, cmd, &t, func(w io.Writer, t *api.Token) {
 				fmt.Fprintf(w, "%s\n", t.Token)
-				fmt.Fprintf(cmd.ErrOrStderr(), "for one %s, until %s: demarc cluster join %s --token TOKEN --node FILE\n", t.Role, t.Until.Local().Format("15:04:05"), t.Address)
+				fmt.Fprintf(cmd.ErrOrStderr(), "for one %s, until %s: demarc cluster join %s --token TOKEN --node FILE\n", t.Role, stamp(t.Until, 0), t.Address)
 			})
 		})
 	c.Flags().StringVar(&r.Role, "role", string(roleGateway), "what the newcomer is: gateway or witness")
@@ -325,7 +325,7 @@ func writeRevoked(w io.Writer, list []api.RevokedClient) {
 		if v.Key != "" {
 			key = v.Key
 		}
-		t.row(v.Client, key, v.Time.UTC().Format("2006-01-02 15:04:05 UTC"), v.By, v.Why)
+		t.row(v.Client, key, stamp(v.Time, 0), v.By, v.Why)
 	}
 	t.flush()
 }

@@ -22,7 +22,7 @@ func (f *fake) Members(context.Context) (*api.Members, error) { return someMembe
 
 func (f *fake) Token(_ context.Context, r api.TokenRequest) (*api.Token, error) {
 	f.acted.tokens = append(f.acted.tokens, r)
-	return &api.Token{Token: "demarc-abc", Role: r.Role, Until: time.Date(2026, 3, 4, 12, 0, 0, 0, time.Local), Address: "192.0.2.1:7400"}, nil
+	return &api.Token{Token: "demarc-abc", Role: r.Role, Until: time.Date(2026, 3, 4, 13, 0, 0, 0, elsewhere), Address: "192.0.2.1:7400"}, nil
 }
 
 func (f *fake) member(what string, r api.MemberRequest) (*api.Members, error) {

@@ -33,7 +33,7 @@ func TestClusterChanges(t *testing.T) {
 		return call(t, t.Context(), "", append([]string{"--socket", socket}, args...)...)
 	}
 	// A token alone on standard output, so that it can be read into a variable.
-	if r := run("cluster", "token", "--role", "witness", "--for", "10m"); r.code != exitOK || r.out != "demarc-abc\n" || !strings.Contains(r.err, "for one witness") {
+	if r := run("cluster", "token", "--role", "witness", "--for", "10m"); r.code != exitOK || r.out != "demarc-abc\n" || !strings.Contains(r.err, "for one witness, until 2026-03-04 12:00:00 UTC: ") {
 		t.Error(r)
 	}
 	if len(f.acted.tokens) != 1 || f.acted.tokens[0] != (api.TokenRequest{Role: "witness", Seconds: 600}) {

@@ -79,7 +79,7 @@ func (a *app) groupEventsCmd() *cobra.Command {
 					if l.Group != "" {
 						what = "group " + l.Group + ": " + what
 					}
-					t.row(l.Time.Local().Format("2006-01-02 15:04:05.000"), who, what)
+					t.row(stamp(l.Time, 3), who, what)
 				}
 				t.flush()
 			})
@@ -101,11 +101,12 @@ func (a *app) nodeCmd() *cobra.Command {
 
 func (a *app) drainCmd(undo bool) *cobra.Command {
 	use, short := "drain [NODE]", "have a node hand its groups over, and own none"
-	long := "Have NODE, or the node that is asked, hand over the groups that it owns and own none until `demarc node undrain`, also across restarts.\n" +
-		"Meanwhile nobody takes over from the other nodes but by force. A group that no other node has a whole copy of, or that more conditions count against everywhere else, stays until that is over."
+	long := "Have NODE, or the node that is asked, hand over the groups that it owns and own none until `demarc node undrain`, also across restarts. A witness owns none: there, name NODE.\n" +
+		"Meanwhile nobody takes over from the other nodes but by force. A group that no other node has a whole copy of, or that more conditions count against everywhere else, stays until that is over.\n" +
+		"What it still serves after five seconds is named, with exit status 1: wait until `demarc group` shows another owner before you stop it."
 	if undo {
 		use, short = "undrain [NODE]", "let a node own groups again"
-		long = "Let NODE, or the node that is asked, own groups again. Nothing moves by that alone, unless a group prefers the node."
+		long = "Let NODE, or the node that is asked, own groups again. A witness owns none: there, name NODE. Nothing moves by that alone, unless a group prefers the node."
 	}
 	return a.data(command(use, short, long, cobra.MaximumNArgs(1), func(cmd *cobra.Command, args []string) error {
 		r := api.DrainRequest{Undo: undo}
@@ -116,16 +117,21 @@ func (a *app) drainCmd(undo bool) *cobra.Command {
 		if err := a.ask(func(c *api.Client) error { return c.Post(cmd.Context(), api.PathDrain, r, &d) }); err != nil {
 			return err
 		}
-		return show(a, cmd, &d, func(w io.Writer, d *api.Drained) {
+		err := show(a, cmd, &d, func(w io.Writer, d *api.Drained) {
 			switch {
 			case d.Undo:
 				fmt.Fprintf(w, "%s may own groups again\n", clean(d.Node))
 			case len(d.Still) > 0:
-				fmt.Fprintf(w, "%s is drained and still serves %s: no other node has a whole copy and as little against it; it hands over as soon as one has, `demarc group` shows it\n", clean(d.Node), clean(strings.Join(d.Still, ", ")))
+				fmt.Fprintf(w, "%s is drained and still serves %s: no other node has a whole copy and as little against it. Do not stop it yet: it hands over as soon as one has. `demarc group` says what the copies lack, and then who owns the group; `demarc node undrain %s` takes the drain back\n",
+					clean(d.Node), clean(strings.Join(d.Still, ", ")), clean(d.Node))
 			default:
 				fmt.Fprintf(w, "%s is drained: it owns no group\n", clean(d.Node))
 			}
 		})
+		if err == nil && len(d.Still) > 0 { // what comes behind it in a script would stop an owner
+			return errSilent
+		}
+		return err
 	}))
 }
 
@@ -161,7 +167,7 @@ func lastLine(x *api.Group) string {
 	if l.Gap != nil {
 		gap = "silent for " + ms(*l.Gap)
 	}
-	return fmt.Sprintf("last failover %s, from %s to %s, epoch %d, %s: %s", l.Time.Local().Format("2006-01-02 15:04:05"), l.From, l.To, l.Epoch, orNone(l.Cause), gap)
+	return fmt.Sprintf("last failover %s, from %s to %s, epoch %d, %s: %s", stamp(l.Time, 0), l.From, l.To, l.Epoch, orNone(l.Cause), gap)
 }
 
 // groupMore is what status says of a group below its line: how far behind copies are, and how its last failover went.

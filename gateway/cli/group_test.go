@@ -20,7 +20,7 @@ func TestGroupsAre(t *testing.T) {
 	r := run("status")
 	for _, line := range []string{"group     east: edge1 owns it, epoch 7, served here, lease 121 ms; a failover takes 155 ms\n" +
 		"          copy at edge2: 41200 records, 3 ms behind, whole\n          copy at edge3: 9000 records, 2500 ms behind, NOT WHOLE: copying, 63 %\n" +
-		"          last failover 2026-03-04 05:06:07, from edge2 to edge1, epoch 7, lease: silent for 187 ms\n",
+		"          last failover 2026-03-04 05:06:07 UTC, from edge2 to edge1, epoch 7, lease: silent for 187 ms\n",
 		"          copy here: NOT WHOLE: tenant not in this node's policy",
 		"group     west: edge2 owns it, epoch 3; NOT PROTECTED: the copy of edge1 is not in sync; its owner serves on without a majority (keep)"} {
 		if !strings.Contains(r.out, line) {
@@ -49,7 +49,10 @@ func TestGroupChanges(t *testing.T) {
 	if r := run("group", "take", "east", "--force"); r.code != exitOK {
 		t.Error(r)
 	}
-	if r := run("node", "drain", "edge2"); r.code != exitOK || !strings.Contains(r.out, "edge2 is drained and still serves west: no other node has a whole copy") {
+	if r := run("node", "drain", "edge2"); r.code != exitFailed || r.err != "" || !strings.Contains(r.out, "edge2 is drained and still serves west: no other node has a whole copy") || !strings.Contains(r.out, "Do not stop it yet") {
+		t.Error(r)
+	}
+	if r := run("node", "drain", "edge2", "--json"); r.code != exitFailed || !strings.Contains(r.out, `"still_owned": [`) {
 		t.Error(r)
 	}
 	if r := run("node", "drain"); r.code != exitOK || r.out != "edge1 is drained: it owns no group\n" {
@@ -58,7 +61,7 @@ func TestGroupChanges(t *testing.T) {
 	if r := run("node", "undrain", "edge2"); r.code != exitOK || r.out != "edge2 may own groups again\n" {
 		t.Error(r)
 	}
-	if want := []string{"move west edge1", "move east edge2", "take east", "drain edge2", "drain edge1", "drain edge2"}; !slices.Equal(f.acted.groups, want) {
+	if want := []string{"move west edge1", "move east edge2", "take east", "drain edge2", "drain edge2", "drain edge1", "drain edge2"}; !slices.Equal(f.acted.groups, want) {
 		t.Errorf("%q, want %q", f.acted.groups, want)
 	}
 }

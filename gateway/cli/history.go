@@ -118,7 +118,7 @@ func writeHistory(w io.Writer, h *api.History) {
 		if r.Back != 0 {
 			comment = strings.TrimSpace(fmt.Sprintf("(back to %d) %s", r.Back, comment))
 		}
-		t.row(r.Number, r.AppliedAt.UTC().Format("2006-01-02 15:04:05"), r.Author, r.From, fate, short(r.Digest), comment)
+		t.row(r.Number, stamp(r.AppliedAt, 0), r.Author, r.From, fate, short(r.Digest), comment)
 	}
 	t.flush()
 }
@@ -152,7 +152,7 @@ func writeAudit(w io.Writer, l *api.Audit) {
 		if !a.OK {
 			done = "no"
 		}
-		t.row(a.Index, a.Time.UTC().Format("2006-01-02 15:04:05"), a.Author, a.From, a.Kind, done, a.What)
+		t.row(a.Index, stamp(a.Time, 0), a.Author, a.From, a.Kind, done, a.What)
 	}
 	t.flush()
 	if len(l.Refused) == 0 {
@@ -165,7 +165,7 @@ func writeAudit(w io.Writer, l *api.Audit) {
 	t = newTable(w, "TIME", "TIMES", "AUTHOR", "FROM", "WHAT", "STATUS", "WHY")
 	for i := range l.Refused {
 		r := &l.Refused[i]
-		t.row(r.Time.UTC().Format("2006-01-02 15:04:05"), r.Times, r.Author, r.From, strings.TrimPrefix(r.What, "/v1/"), r.Status, r.Why)
+		t.row(stamp(r.Time, 0), r.Times, r.Author, r.From, strings.TrimPrefix(r.What, "/v1/"), r.Status, r.Why)
 	}
 	t.flush()
 }

@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,8 +20,6 @@ import (
 	"demarc/gateway/api"
 	"demarc/gateway/trace"
 )
-
-const clock = "15:04:05.000000"
 
 func packetFlags(c *cobra.Command, f *api.PacketFilter) {
 	filterFlags(c, &f.SessionFilter)
@@ -177,7 +177,7 @@ func (a *app) traceCmd() *cobra.Command {
 				}
 				var b bytes.Buffer
 				p := l.Packet
-				fmt.Fprintf(&b, "%s worker %d %s %s %s > %s, %d bytes\n", p.Time.Local().Format(clock), p.Worker, clean(orDash(p.Tenant)), orDash(p.In.Proto), p.In.Src, p.In.Dst, p.Length)
+				fmt.Fprintf(&b, "%s worker %d %s %s %s > %s, %d bytes\n", stamp(p.Time, 6), p.Worker, clean(orDash(p.Tenant)), orDash(p.In.Proto), p.In.Src, p.In.Dst, p.Length)
 				writeSteps(&b, p.Steps, "  ")
 				_, err := cmd.OutOrStdout().Write(b.Bytes())
 				return err
@@ -223,7 +223,7 @@ func writeDropped(w io.Writer, d *api.DroppedFrame) {
 	if d.In.Proto != "" {
 		in = d.In.Proto + " " + d.In.Src + " > " + d.In.Dst
 	}
-	fmt.Fprintf(w, "%s %s %s %s: %s, frame of %d bytes", d.Time.Local().Format(clock), clean(orDash(d.Tenant)), d.Reason, where, in, d.Length)
+	fmt.Fprintf(w, "%s %s %s %s: %s, frame of %d bytes", stamp(d.Time, 6), clean(orDash(d.Tenant)), d.Reason, where, in, d.Length)
 	if d.After {
 		fmt.Fprint(w, ", shown as it would have left")
 	}
@@ -288,14 +288,12 @@ func (a *app) captureCmd() *cobra.Command {
 
 func (a *app) capture(cmd *cobra.Command, r api.CaptureRequest, name string) (err error) {
 	out := cmd.OutOrStdout()
-	if name != "-" {
-		f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600) // it holds what people send
-		if err != nil {
-			return err
+	var file *os.File
+	defer func() {
+		if file != nil {
+			err = errors.Join(err, file.Close())
 		}
-		out = f
-		defer func() { err = errors.Join(err, f.Close()) }()
-	}
+	}()
 	var p trace.PCAPNG
 	sides := map[string]int{}
 	head := p.Begin(nil, "demarc "+a.version)
@@ -304,14 +302,21 @@ func (a *app) capture(cmd *cobra.Command, r api.CaptureRequest, name string) (er
 			head, sides[side] = p.Interface(head, side, r.Snap)
 		}
 	}
-	if _, err := out.Write(head); err != nil {
-		return err
-	}
 	frames, ended := 0, false
 	err = a.ask(func(c *api.Client) error {
 		return c.Stream(cmd.Context(), api.PathCapture, &r, func(l *api.StreamLine) error {
 			switch {
-			case l.Begin != nil:
+			case l.Begin != nil: // a node that refuses leaves alone what is in the file
+				if name != "-" {
+					var err error
+					if file, err = captureFile(name); err != nil {
+						return err
+					}
+					out = file
+				}
+				if _, err := out.Write(head); err != nil {
+					return err
+				}
 				fmt.Fprintln(cmd.ErrOrStderr(), "demarc: capturing")
 			case l.Frame != nil:
 				f := l.Frame
@@ -344,6 +349,39 @@ func (a *app) capture(cmd *cobra.Command, r api.CaptureRequest, name string) (er
 		fmt.Fprintf(cmd.ErrOrStderr(), "demarc: %s (interrupted)\n", plural(frames, "frame"))
 	}
 	return err
+}
+
+// captureFile opens an empty file for what people send: for its owner alone, also where it was there. What somebody else has put in its place, a file
+// or a link, is not written to.
+func captureFile(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if !errors.Is(err, fs.ErrExist) {
+		return f, err
+	}
+	theirs := func(i fs.FileInfo) bool { return int(i.Sys().(*syscall.Stat_t).Uid) != os.Geteuid() }
+	flags := os.O_WRONLY | syscall.O_NOFOLLOW
+	if l, err := os.Lstat(name); err == nil && l.Mode()&fs.ModeSymlink != 0 && (!theirs(l) || l.Sys().(*syscall.Stat_t).Uid == 0) { // one's own, or the system's, as /dev/stdout
+		flags = os.O_WRONLY | os.O_CREATE
+	}
+	f, err = os.OpenFile(name, flags, 0o600)
+	if errors.Is(err, syscall.ELOOP) {
+		return nil, fmt.Errorf("%s is a link of somebody else's: name another file", name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	i, err := f.Stat()
+	switch {
+	case err != nil || !i.Mode().IsRegular(): // a pipe, a device
+	case theirs(i):
+		err = fmt.Errorf("%s belongs to somebody else: name another file", name)
+	default:
+		err = errors.Join(f.Chmod(0o600), f.Truncate(0))
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 func values(m map[string]int) (list []int) {

@@ -20,6 +20,9 @@ import (
 // looked is what the fake was asked last by those who look at packets.
 var looked any
 
+// elsewhere is a zone of somebody's.
+var elsewhere = time.FixedZone("CET", 3600)
+
 func someSteps() []api.Step {
 	return []api.Step{{Stage: "interface", Result: "pass", Text: "alpha, faces tenant alpha"}, {Stage: "acl", Result: "drop", Text: "denied by rule 1 (out) \"no-smtp\": deny tcp/25: acl_deny: a rule says so"},
 		{Stage: "verdict", Result: "drop", Text: "dropped, acl_deny: a rule says so"}}
@@ -37,7 +40,7 @@ func (f *fake) Trace(_ context.Context, r api.TraceRequest, emit func(*api.Strea
 	if f.refuse != nil {
 		return f.refuse
 	}
-	p := api.Packet{Time: time.Date(2026, 3, 4, 5, 6, 7, 8000, time.Local), Pass: api.Pass{Worker: 1, Tenant: "alpha", In: api.Tuple{Proto: "tcp", Src: "198.18.10.11:4000", Dst: "203.0.113.11:25"}, Length: 40, Steps: someSteps()}}
+	p := api.Packet{Time: time.Date(2026, 3, 4, 6, 6, 7, 8000, elsewhere), Pass: api.Pass{Worker: 1, Tenant: "alpha", In: api.Tuple{Proto: "tcp", Src: "198.18.10.11:4000", Dst: "203.0.113.11:25"}, Length: 40, Steps: someSteps()}}
 	_ = emit(&api.StreamLine{Begin: &api.StreamBegin{Node: "n"}})
 	_ = emit(&api.StreamLine{Packet: &p})
 	return emit(&api.StreamLine{End: &api.StreamEnd{Why: "count", Matched: 3, Sent: 1, Lost: 2}})
@@ -45,6 +48,9 @@ func (f *fake) Trace(_ context.Context, r api.TraceRequest, emit func(*api.Strea
 
 func (f *fake) Capture(_ context.Context, r api.CaptureRequest, emit func(*api.StreamLine) error) error {
 	looked = r
+	if f.refuse != nil {
+		return f.refuse
+	}
 	_ = emit(&api.StreamLine{Begin: &api.StreamBegin{Node: "n"}})
 	_ = emit(&api.StreamLine{Frame: &api.Frame{Time: time.Unix(1, 2), Side: "before", Port: "t0", Tenant: "alpha", Verdict: "send", Length: 100, Data: bytes.Repeat([]byte{7}, 60)}})
 	_ = emit(&api.StreamLine{Frame: &api.Frame{Time: time.Unix(1, 2), Side: "after", Verdict: "send", Length: 100, Data: bytes.Repeat([]byte{8}, 61)}})
@@ -54,7 +60,7 @@ func (f *fake) Capture(_ context.Context, r api.CaptureRequest, emit func(*api.S
 func (f *fake) Dropped(_ context.Context, r api.DroppedRequest, emit func(*api.StreamLine) error) error {
 	looked = r
 	_ = emit(&api.StreamLine{Begin: &api.StreamBegin{Node: "n"}})
-	at := time.Date(2026, 3, 4, 5, 6, 7, 8000, time.Local)
+	at := time.Date(2026, 3, 4, 6, 6, 7, 8000, elsewhere)
 	out := api.Tuple{Proto: "udp", Src: "192.0.2.16:4000", Dst: "203.0.113.11:9"}
 	_ = emit(&api.StreamLine{Dropped: &api.DroppedFrame{Time: at, Tenant: "alpha", Port: "t0", VLAN: 20, Reason: "acl_deny", In: api.Tuple{Proto: "udp", Src: "198.18.10.11:4000", Dst: "203.0.113.11:9"}, Length: 60, Data: []byte("0123456789abcdefXYZ")}})
 	_ = emit(&api.StreamLine{Dropped: &api.DroppedFrame{Time: at, Worker: -1, Reason: "tenant_rate_bits", In: api.Tuple{Proto: "udp", Src: "198.18.10.11:4000", Dst: "203.0.113.11:9"}, Out: &out, After: true, Skipped: 77, Length: 60, Data: []byte{1, 2}}})
@@ -130,6 +136,86 @@ func TestCaptureWritesAFile(t *testing.T) {
 	}
 	if r := call(t, t.Context(), "", "capture", "-w", "-", "--socket", serve(t, &fake{})); r.out != string(b) && len(r.out) != len(b) {
 		t.Error("standard output is not the same")
+	}
+}
+
+// TestCaptureOverAFile: what is in the file stays until the node has agreed; then the file is its owner's alone. What somebody else has put there is not written to.
+func TestCaptureOverAFile(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		t.Helper()
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(name, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	capture := func(f *fake, name string) result {
+		return call(t, t.Context(), "", "capture", "-w", name, "--socket", serve(t, f))
+	}
+	is := func(name, text string) {
+		t.Helper()
+		if b, err := os.ReadFile(name); err != nil || string(b) != text {
+			t.Errorf("%s holds %d bytes, %v", name, len(b), err)
+		}
+	}
+	good := func(r result, name string) {
+		t.Helper()
+		b, err := os.ReadFile(name)
+		if err != nil || r.code != exitOK {
+			t.Fatalf("exit %d, %v, %s", r.code, err, r)
+		}
+		if frames, err := trace.ReadFrames(b, 9); err != nil || len(frames) != 2 {
+			t.Errorf("%d frames, %v", len(frames), err)
+		}
+		if i, err := os.Stat(name); err != nil || i.Mode() != 0o600 {
+			t.Errorf("mode %v, %v", i.Mode(), err)
+		}
+	}
+	old := write("old", strings.Repeat("yesterday's", 1000))
+	if r := capture(&fake{refuse: api.BadRequest("no tenant")}, old); r.code != exitFailed || r.err != "demarc: no tenant\n" {
+		t.Error(r)
+	}
+	is(old, strings.Repeat("yesterday's", 1000))
+	if r := capture(&fake{refuse: api.BadRequest("no tenant")}, filepath.Join(dir, "new")); r.code != exitFailed {
+		t.Error(r)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "new")); !os.IsNotExist(err) {
+		t.Errorf("a refusal has made a file: %v", err)
+	}
+	good(capture(&fake{}, old), old)
+	// One's own link is followed.
+	target, link := write("target", "x"), filepath.Join(dir, "link")
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+	good(capture(&fake{}, link), target)
+	if r := capture(&fake{}, os.DevNull); r.code != exitOK {
+		t.Error(r)
+	}
+	if os.Geteuid() != 0 { // only root may give files away
+		return
+	}
+	mine := write("mine", "mine")
+	for name, says := range map[string]string{"theirs": "belongs to somebody else", "their-link": "is a link of somebody else's"} {
+		name = filepath.Join(dir, name)
+		if says == "is a link of somebody else's" {
+			if err := os.Symlink(mine, name); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			write("theirs", "mine")
+		}
+		if err := os.Lchown(name, 1, 1); err != nil {
+			t.Fatal(err)
+		}
+		if r := capture(&fake{}, name); r.code != exitFailed || !strings.Contains(r.err, name+" "+says+": name another file") {
+			t.Errorf("exit %d, %s", r.code, r)
+		}
+		is(name, "mine")
 	}
 }
 

@@ -40,13 +40,13 @@ func (a *app) doctorCmd() *cobra.Command {
 				}
 			}
 			found := doctor.Check(n)
-			of, err := doctorsPolicy(cmd, n, policy)
-			if err != nil {
-				return err
-			}
+			of, wrong := doctorsPolicy(cmd, n, policy)
 			found = append(found, of...)
 			if err := show(a, cmd, &found, writeFindings); err != nil {
 				return err
+			}
+			if wrong != nil { // its file has errors, and that says nothing about the machine
+				return wrong
 			}
 			if slices.ContainsFunc(found, func(f doctor.Finding) bool { return f.Level == doctor.Bad }) {
 				return errSilent
@@ -189,10 +189,7 @@ func (a *app) device(cmd *cobra.Command, name, node string, force bool) (r relea
 		if err != nil {
 			return r, err
 		}
-		r.dataDir = n.DataDir
-		if !a.given("socket") && os.Getenv(socketEnv) == "" {
-			socket = n.API.Socket
-		}
+		r.dataDir, socket = n.DataDir, a.socketOf(n)
 		for _, p := range n.Ports {
 			if p.Name == name {
 				r.device = p.Device

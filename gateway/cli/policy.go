@@ -298,7 +298,7 @@ func writeDiff(w io.Writer, d *api.Diff) {
 	}
 	fmt.Fprintf(w, "%s of %d would be cut%s\n", plural(d.Cut, "session"), d.Checked, byTenant(d.CutByTenant))
 	if len(d.Cuts) > 0 {
-		writeSessions(w, d.Cuts)
+		writeSessions(w, d.Cuts, false)
 		if d.Cut > len(d.Cuts) {
 			fmt.Fprintf(w, "and %d more\n", d.Cut-len(d.Cuts))
 		}
@@ -321,7 +321,11 @@ func writeDiff(w io.Writer, d *api.Diff) {
 }
 
 func writeApplied(w io.Writer, d *api.Applied) {
-	fmt.Fprintf(w, "revision %d is served (%s, %.0f ms)\n", d.Revision.Number, plural(len(d.Changes), "change"), d.Took*1e3)
+	known := ""
+	if d.Changes != nil {
+		known = plural(len(d.Changes), "change") + ", "
+	}
+	fmt.Fprintf(w, "revision %d is served (%s%.0f ms)\n", d.Revision.Number, known, d.Took*1e3)
 	writeChanges(w, d.Changes)
 	if d.Cut > 0 {
 		fmt.Fprintf(w, "%s cut%s\n", plural(d.Cut, "session"), byTenant(d.CutByTenant))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -86,23 +87,28 @@ func (a *app) probe(cmd *cobra.Command, path string, r api.ProbeRequest, human f
 	}
 	defer c.Close()
 	w, got := cmd.OutOrStdout(), 0
+	say := func(e *api.ProbeEvent) error {
+		if a.json {
+			return json.NewEncoder(w).Encode(e)
+		}
+		human(w, e)
+		return nil
+	}
 	var stats stats
 	err = c.Probe(cmd.Context(), path, r, func(e *api.ProbeEvent) error {
 		if e.Event == "reply" || e.Event == "probe" && e.From != "" {
 			got++
 		}
 		stats.add(e)
-		if a.json {
-			return json.NewEncoder(w).Encode(e)
-		}
-		human(w, e)
-		return nil
+		return say(e)
 	})
 	if err != nil {
 		return err
 	}
-	if cmd.Context().Err() != nil && path == api.PathPing && !a.json { // interrupted: the node cannot say how it ended
-		human(w, stats.end())
+	if path == api.PathPing && cmd.Context().Err() != nil && !stats.began.IsZero() && !stats.over { // interrupted: the node cannot say how it ended
+		if err := say(stats.end()); err != nil {
+			return err
+		}
 	}
 	if got == 0 {
 		return errSilent
@@ -112,37 +118,44 @@ func (a *app) probe(cmd *cobra.Command, path string, r api.ProbeRequest, human f
 
 // stats are what ping prints at the end when it was interrupted.
 type stats struct {
-	began  time.Time
-	last   int
-	got    int
-	errors int
-	sum    float64
-	e      api.ProbeEvent
+	began        time.Time
+	over         bool // the node has said the end itself
+	sum, squares float64
+	e            api.ProbeEvent
 }
 
 func (s *stats) add(e *api.ProbeEvent) {
 	if s.began.IsZero() {
 		s.began = time.Now()
 	}
-	s.last = max(s.last, e.Seq)
+	s.e.Sent = max(s.e.Sent, e.Sent, e.Seq) // a node of a release before tells of answers alone
 	switch {
+	case e.Event == "sent":
+		s.e.Remark = e.Remark
 	case e.Event == "error":
-		s.errors++
+		s.e.Errors++
 	case e.Event == "reply" && !e.Dup:
-		if s.got == 0 || e.Ms < s.e.Min {
+		if s.e.Received == 0 || e.Ms < s.e.Min {
 			s.e.Min = e.Ms
 		}
 		s.e.Max = max(s.e.Max, e.Ms)
 		s.sum += e.Ms
-		s.got++
+		s.squares += e.Ms * e.Ms
+		s.e.Received++
+	case e.Event == "end":
+		s.over = true
 	}
 }
 
 func (s *stats) end() *api.ProbeEvent {
 	e := s.e
-	e.Event, e.Sent, e.Received, e.Errors, e.Seconds = "end", s.last, s.got, s.errors, time.Since(s.began).Seconds()
-	if s.got > 0 {
-		e.Avg = s.sum / float64(s.got)
+	e.Event, e.Seconds = "end", time.Since(s.began).Seconds()
+	if n := float64(e.Received); n > 0 {
+		e.Avg = s.sum / n
+		e.Mdev = math.Sqrt(max(0, s.squares/n-e.Avg*e.Avg))
+	}
+	if e.Received+e.Errors > 0 {
+		e.Remark = ""
 	}
 	return &e
 }

@@ -6,7 +6,7 @@ import (
 	"demarc/gateway/api"
 )
 
-func (f *fake) Ping(_ context.Context, r api.ProbeRequest, emit func(*api.ProbeEvent) error) error {
+func (f *fake) Ping(ctx context.Context, r api.ProbeRequest, emit func(*api.ProbeEvent) error) error {
 	f.acted.probes = append(f.acted.probes, r)
 	if f.refuse != nil {
 		return f.refuse
@@ -14,6 +14,13 @@ func (f *fake) Ping(_ context.Context, r api.ProbeRequest, emit func(*api.ProbeE
 	if r.Address == "198.51.100.1" {
 		emit(&api.ProbeEvent{Event: "start", Interface: "wan", Source: "203.0.113.1"})
 		return emit(&api.ProbeEvent{Event: "end", Sent: 2, Seconds: 2.001, Remark: "203.0.113.254 does not answer on wan: is it up, and on this link?"})
+	}
+	if list := withoutEnd[r.Address]; list != nil {
+		for _, e := range list {
+			emit(&e)
+		}
+		<-ctx.Done()
+		return nil
 	}
 	for _, e := range []api.ProbeEvent{{Event: "start", Interface: "wan", Source: "203.0.113.1", Via: "203.0.113.254"},
 		{Event: "reply", Seq: 1, From: r.Address, TTL: 61, Bytes: 64, Ms: 0.1234}, {Event: "reply", Seq: 1, From: r.Address, TTL: 61, Bytes: 64, Ms: 12.34, Dup: true},
@@ -25,6 +32,14 @@ func (f *fake) Ping(_ context.Context, r api.ProbeRequest, emit func(*api.ProbeE
 		}
 	}
 	return nil
+}
+
+// withoutEnd are pings that go on until they are interrupted: one that is answered twice, one that is not, and one of a release before, which tells of answers alone.
+var withoutEnd = map[string][]api.ProbeEvent{
+	"198.51.100.2": {{Event: "start", Source: "203.0.113.1"}, {Event: "sent", Seq: 1, Sent: 1}, {Event: "sent", Seq: 2, Sent: 2, Remark: "too early"}, {Event: "reply", Seq: 1, Ms: 10},
+		{Event: "sent", Seq: 3, Sent: 3}, {Event: "reply", Seq: 2, Ms: 30}},
+	"198.51.100.3": {{Event: "start", Source: "203.0.113.1"}, {Event: "sent", Seq: 1, Sent: 1}, {Event: "sent", Seq: 2, Sent: 2, Remark: "203.0.113.254 does not answer on wan"}},
+	"198.51.100.4": {{Event: "start", Source: "203.0.113.1"}, {Event: "reply", Seq: 4, Ms: 10}},
 }
 
 func (f *fake) Traceroute(_ context.Context, r api.ProbeRequest, emit func(*api.ProbeEvent) error) error {

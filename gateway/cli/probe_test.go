@@ -1,9 +1,12 @@
 package cli
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -54,5 +57,64 @@ func TestProbeVerbs(t *testing.T) {
 	f.refuse = api.BadRequest("there is no interface %q", "x")
 	if r := call(t, t.Context(), "", "ping", "198.51.100.9", "--socket", s); r.code != exitFailed || r.err != "demarc: there is no interface \"x\"\n" {
 		t.Error(r)
+	}
+}
+
+// untilWritten calls fn once text is among what was written.
+type untilWritten struct {
+	bytes.Buffer
+	text string
+	fn   func()
+}
+
+func (u *untilWritten) Write(b []byte) (int, error) {
+	n, err := u.Buffer.Write(b)
+	if strings.Contains(u.String(), u.text) {
+		u.fn()
+	}
+	return n, err
+}
+
+// TestPingInterrupted: who interrupts a ping is told the end all the same: all that was sent, and why nothing may have come.
+func TestPingInterrupted(t *testing.T) {
+	s := serve(t, &fake{})
+	run := func(until, address string, args ...string) (int, *untilWritten) {
+		ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+		defer stop()
+		out := &untilWritten{text: until, fn: stop}
+		root := New("v0.1")
+		root.SetArgs(append([]string{"ping", address, "--socket", s}, args...))
+		root.SetOut(out)
+		return Execute(ctx, root), out
+	}
+	last := func(u *untilWritten) (e api.ProbeEvent) {
+		t.Helper()
+		lines := strings.Split(strings.TrimSpace(u.String()), "\n")
+		if err := json.Unmarshal([]byte(lines[len(lines)-1]), &e); err != nil || e.Seconds <= 0 || e.Seconds > 60 {
+			t.Errorf("%v: %s", err, u)
+		}
+		e.Seconds = 0
+		return e
+	}
+	code, out := run("icmp_seq=2", "198.51.100.2")
+	if code != exitOK || !strings.Contains(out.String(), "\n3 packets transmitted, 2 received, 33.33% packet loss, time ") || !strings.HasSuffix(out.String(), "\nrtt min/avg/max/mdev = 10.000/20.000/30.000/10.000 ms\n") {
+		t.Errorf("answered: exit %d, %s", code, out)
+	}
+	code, out = run(`"seq":2,"ms"`, "198.51.100.2", "--json")
+	if d := cmp.Diff(api.ProbeEvent{Event: "end", Sent: 3, Received: 2, Min: 10, Avg: 20, Max: 30, Mdev: 10}, last(out)); d != "" || code != exitOK {
+		t.Errorf("answered: exit %d, %s", code, d)
+	}
+	code, out = run(`"sent":2`, "198.51.100.3", "--json")
+	if d := cmp.Diff(api.ProbeEvent{Event: "end", Sent: 2, Remark: "203.0.113.254 does not answer on wan"}, last(out)); d != "" || code != exitFailed {
+		t.Errorf("not answered: exit %d, %s", code, d)
+	}
+	code, out = run(`"seq":4`, "198.51.100.4", "--json")
+	if d := cmp.Diff(api.ProbeEvent{Event: "end", Sent: 4, Received: 1, Min: 10, Avg: 10, Max: 10}, last(out)); d != "" || code != exitOK {
+		t.Errorf("a node of a release before: exit %d, %s", code, d)
+	}
+	// What the node ended itself has one end.
+	code, out = run(`"end"`, "198.51.100.9", "--json")
+	if code != exitOK || strings.Count(out.String(), `"event":"end"`) != 1 {
+		t.Errorf("ended: exit %d, %s", code, out)
 	}
 }

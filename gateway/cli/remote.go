@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"demarc/cluster/transport"
+	"demarc/configs"
 	"demarc/gateway/api"
 )
 
@@ -34,6 +35,14 @@ func (a *app) dial() (*api.Client, error) {
 		return nil, usageError{err}
 	}
 	return c, nil
+}
+
+// socketOf is the socket of the node with this node file, unless one was named.
+func (a *app) socketOf(n *configs.Node) string {
+	if a.given("socket") || os.Getenv(socketEnv) != "" {
+		return a.socket
+	}
+	return n.API.Socket
 }
 
 // elsewhere says that the node to ask is not on this machine.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,13 +18,14 @@ import (
 	"demarc/gateway/api"
 )
 
-// followLimit is how many sessions --follow looks at when it is not told.
+// followLimit is how many sessions --follow looks at when it is not told. A node lists fewer for a tenant.
 const followLimit = 100_000
 
 func (a *app) sessionsCmd() *cobra.Command {
 	var f api.SessionFilter
 	var follow bool
 	var every time.Duration
+	var by string
 	c := command("sessions", "list live sessions, as they enter and as they leave",
 		"List the node's live sessions: the conversation as its first packet entered, and as it left. With --follow, print those that begin (+)\n"+
 			"and end (-) from now on; what begins and ends between two looks is not seen.",
@@ -34,6 +36,12 @@ func (a *app) sessionsCmd() *cobra.Command {
 			if err := f.Check(); err != nil {
 				return usageError{err}
 			}
+			switch {
+			case by != "" && by != "bytes":
+				return usageError{fmt.Errorf("--sort %q: want bytes", by)}
+			case by != "" && follow:
+				return usageError{errors.New("--sort is for a list, not for --follow")}
+			}
 			if follow {
 				if every < 100*time.Millisecond {
 					return usageError{errors.New("--interval is below 100ms")}
@@ -43,16 +51,24 @@ func (a *app) sessionsCmd() *cobra.Command {
 				}
 				return a.follow(cmd, f, every)
 			}
-			return get(a, cmd, sessionsPath(f), func(w io.Writer, s *api.Sessions) {
+			var s api.Sessions
+			if err := a.ask(func(c *api.Client) error { return c.Get(cmd.Context(), sessionsPath(f), &s) }); err != nil {
+				return err
+			}
+			if by != "" {
+				slices.SortStableFunc(s.Sessions, func(x, y api.Session) int { return cmp.Compare(allBytes(&y), allBytes(&x)) })
+			}
+			return show(a, cmd, &s, func(w io.Writer, s *api.Sessions) {
 				if len(s.Sessions) > 0 {
-					writeSessions(w, s.Sessions)
+					writeSessions(w, s.Sessions, by != "")
 				}
-				fmt.Fprintf(w, "%d shown, %d matched, %d live\n", len(s.Sessions), s.Matched, s.Total)
+				fmt.Fprintf(w, "%d shown, %d matched, %d live%s\n", len(s.Sessions), s.Matched, s.Total, fewer(s, f.Limit))
 			})
 		})
 	filterFlags(c, &f)
 	c.AddCommand(a.cutCmd())
 	c.Flags().IntVar(&f.Limit, "limit", 0, "at most so many (1000)")
+	c.Flags().StringVar(&by, "sort", "", "the most `bytes` of both directions first, of those that --limit lets be read")
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "print what begins and ends until interrupted")
 	c.Flags().DurationVar(&every, "interval", time.Second, "time between two looks of --follow")
 	return a.data(c)
@@ -76,14 +92,42 @@ func sessionsPath(f api.SessionFilter) string {
 	return api.PathSessions + "?" + q.Encode()
 }
 
-func writeSessions(w io.Writer, list []api.Session) {
-	t := newTable(w, "TENANT", "FROM", "PROTO", "STATE", "SOURCE", "DESTINATION", "LEAVES AS", "RULE", "OUTWARD", "BACK", "IDLE", "EXPIRES", "BY")
+// fewer says that the node has listed fewer sessions than it was asked for although more match.
+func fewer(s *api.Sessions, limit int) string {
+	if !s.Truncated || len(s.Sessions) >= cmp.Or(limit, 1000) {
+		return ""
+	}
+	return "; no more are listed at a time: say which with --tenant, --address, --port or --proto"
+}
+
+// writeSessions prints a table. Their class is told where one of them has another one than the usual.
+func writeSessions(w io.Writer, list []api.Session, bytes bool) {
+	classes := slices.ContainsFunc(list, func(s api.Session) bool { return s.Class != "" })
+	const behindProto, behindBack = 3, 10
+	heads := []string{"TENANT", "FROM", "PROTO", "STATE", "SOURCE", "DESTINATION", "LEAVES AS", "RULE", "OUTWARD", "BACK", "IDLE", "EXPIRES", "BY"}
+	if bytes {
+		heads = slices.Insert(heads, behindBack, "BYTES")
+	}
+	if classes {
+		heads = slices.Insert(heads, behindProto, "CLASS")
+	}
+	t := newTable(w, heads...)
 	for i := range list {
 		s := &list[i]
-		t.row(s.Tenant, s.From, s.Proto, s.State, s.Src, s.Dst, leaves(s), ruleName(s), s.Orig.Packets, s.Reply.Packets, seconds(s.Idle), expires(s), carriedBy(s))
+		row := []any{s.Tenant, s.From, s.Proto, s.State, s.Src, s.Dst, leaves(s), ruleName(s), s.Orig.Packets, s.Reply.Packets, seconds(s.Idle), expires(s), carriedBy(s)}
+		if bytes {
+			row = slices.Insert(row, behindBack, any(scaled(float64(allBytes(s)))))
+		}
+		if classes {
+			row = slices.Insert(row, behindProto, any(s.Class))
+		}
+		t.row(row...)
 	}
 	t.flush()
 }
+
+// allBytes are those of both directions.
+func allBytes(s *api.Session) uint64 { return s.Orig.Bytes + s.Reply.Bytes }
 
 // expires is when the session ends if nothing more is seen; a copy does not, before the node ends it that serves it.
 func expires(s *api.Session) string {
@@ -156,7 +200,7 @@ func (a *app) follow(cmd *cobra.Command, f api.SessionFilter, every time.Duratio
 		}
 		if s.Truncated && !told {
 			told = true
-			fmt.Fprintf(cmd.ErrOrStderr(), "demarc: %d sessions match, more than the limit of %d: not all are followed\n", s.Matched, f.Limit)
+			fmt.Fprintf(cmd.ErrOrStderr(), "demarc: %d sessions match, more than the %d that are listed at a time: not all are followed\n", s.Matched, len(s.Sessions))
 		}
 		now := make(map[sessionID]api.Session, len(s.Sessions))
 		for _, x := range s.Sessions {

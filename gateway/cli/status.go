@@ -178,7 +178,7 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 		name = fmt.Sprintf(" %q", r.Name)
 	}
 	if r.Number > 0 || !witness {
-		fmt.Fprintf(w, "policy    revision %d%s from %s, applied %s\n", r.Number, clean(name), clean(r.Source), r.AppliedAt.UTC().Format("2006-01-02 15:04:05 UTC"))
+		fmt.Fprintf(w, "policy    revision %d%s from %s, applied %s\n", r.Number, clean(name), clean(r.Source), stamp(r.AppliedAt, 0))
 		fmt.Fprintf(w, "          %s\n", r.Digest)
 	}
 	writeCluster(w, s)
@@ -200,7 +200,7 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 		}
 		fmt.Fprintln(w)
 		if i.Until != nil && i.Until.Sub(s.Started.Add(time.Duration(s.Uptime*1e9))) < warnCertificate {
-			fmt.Fprintf(w, "RENEW     the certificate of %s: it is good until %s\n", clean(i.Listen), i.Until.UTC().Format("2006-01-02 15:04:05 UTC"))
+			fmt.Fprintf(w, "RENEW     the certificate of %s: it is good until %s\n", clean(i.Listen), stamp(*i.Until, 0))
 		}
 	}
 	if witness { // the rest is about packets
@@ -282,7 +282,7 @@ func writeTenantStatus(w io.Writer, s, last *api.Status) {
 		state = "NOT READY"
 	}
 	fmt.Fprintf(w, "node      %s, %s\n", clean(s.Node), state)
-	fmt.Fprintf(w, "policy    revision %d, applied %s\n", s.Revision.Number, s.Revision.AppliedAt.UTC().Format("2006-01-02 15:04:05 UTC"))
+	fmt.Fprintf(w, "policy    revision %d, applied %s\n", s.Revision.Number, stamp(s.Revision.AppliedAt, 0))
 	if len(s.Tenants) == 0 {
 		fmt.Fprintf(w, "the node serves no tenant %s\n", clean(s.OnlyTenant))
 		return

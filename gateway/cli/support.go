@@ -45,7 +45,7 @@ func (a *app) supportCmd() *cobra.Command {
 			return a.support(cmd, file, node)
 		})
 	c.Flags().StringVarP(&file, "output", "o", "", "`file` to write; without it demarc-support-NODE-TIME.tar.gz here")
-	c.Flags().StringVar(&node, "node", "", "node `file`, for when the node is down")
+	c.Flags().StringVar(&node, "node", "", "node `file`: for its socket, and for when the node is down")
 	return a.data(c)
 }
 
@@ -96,20 +96,27 @@ func (b *bundle) lacks(name string, err error) {
 
 func (a *app) support(cmd *cobra.Command, file, nodeFile string) error {
 	b := &bundle{t: time.Now().UTC()}
+	b.json("version.json", map[string]string{"version": a.version, "go": runtime.Version(), "arch": runtime.GOARCH})
+	var n *configs.Node
+	if nodeFile != "" {
+		text, _, err := read(cmd, nodeFile)
+		if n = b.node(nodeFile, text, err); n != nil {
+			a.socket = a.socketOf(n)
+		}
+	}
 	c, err := a.dial()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	b.json("version.json", map[string]string{"version": a.version, "go": runtime.Version(), "arch": runtime.GOARCH})
 	name := b.running(cmd, c)
-	text := b.node(cmd, c, name != "", nodeFile)
-	var n *configs.Node
-	if len(text) > 0 {
-		var err error
-		if n, err = configs.DecodeNode(cmp.Or(nodeFile, "node.toml"), text); err != nil {
-			b.lacks("ports, doctor (the node file is not sound)", err)
-		}
+	switch {
+	case nodeFile != "":
+	case name != "":
+		text, err := c.Text(cmd.Context(), api.PathNode)
+		n = b.node("node.toml", text, err)
+	default:
+		b.lacks("node.toml", errors.New("the node is down and --node names no file"))
 	}
 	if a.elsewhere() {
 		b.missing = append(b.missing, "machine, doctor.txt, what is on disk: the node is not this machine: make an archive there")
@@ -224,23 +231,22 @@ func summary(s *api.Sessions) *sessionSummary {
 	return out
 }
 
-// node finds the node file: the running node's, or the one that is named.
-func (b *bundle) node(cmd *cobra.Command, c *api.Client, up bool, name string) (text []byte) {
-	var err error
-	switch {
-	case name != "":
-		text, _, err = read(cmd, name)
-	case up:
-		text, err = c.Text(cmd.Context(), api.PathNode)
-	default:
-		err = errors.New("the node is down and --node names no file")
-	}
+// node puts the node file in and decodes it; nil when that cannot be.
+func (b *bundle) node(name string, text []byte, err error) *configs.Node {
 	if err != nil {
 		b.lacks("node.toml", err)
 		return nil
 	}
 	b.add("node.toml", text)
-	return text
+	if len(text) == 0 {
+		return nil
+	}
+	n, err := configs.DecodeNode(name, text)
+	if err != nil {
+		b.lacks("ports, doctor (the node file is not sound)", err)
+		return nil
+	}
+	return n
 }
 
 // onDisk is what a node that is down has left: its policies and block list. Opening the store would make its directory, so it must be there.

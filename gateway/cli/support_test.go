@@ -205,6 +205,12 @@ func TestSupportOfANodeThatIsDown(t *testing.T) {
 	if all := strings.Join(s.Missing, "\n"); !strings.Contains(all, "no demarc runs here") || !strings.Contains(all, "journalctl") {
 		t.Errorf("missing: %s", all)
 	}
+	// A node that runs is found by its node file, with another socket than the default one.
+	text = bytes.Replace([]byte(strings.Join(lines, "")), []byte("/run/demarc-lab/demarc.sock"), []byte(serve(t, &fake{})), 1)
+	up := filepath.Join(t.TempDir(), "up.tar.gz")
+	if r := call(t, t.Context(), "", "support", "-o", up, "--node", file(t, "node.toml", string(text))); r.code != exitOK || strings.Contains(r.out, "missing: everything of the running node") {
+		t.Errorf("exit %d, %s", r.code, r)
+	}
 	// Without a node file it still is an archive.
 	out += "2"
 	if r := call(t, t.Context(), "", "support", "-o", out, "--socket", nobody); r.code != exitOK || !strings.Contains(r.out, "missing: node.toml: the node is down and --node names no file") {

@@ -79,6 +79,16 @@ func scaled(n float64) string {
 	return ""
 }
 
+// stamp prints a moment, with so many digits behind the second: with its date, since lists hold old ones, and in one zone that it names, since nodes and
+// those who ask them stand in several.
+func stamp(t time.Time, digits int) string {
+	layout := time.DateTime
+	if digits > 0 {
+		layout += "." + strings.Repeat("0", digits)
+	}
+	return t.UTC().Format(layout + " UTC")
+}
+
 // seconds prints a span as people say it: 850ms, 12s, 3m20s, 5h10m, 3d4h.
 func seconds(s float64) string {
 	d := time.Duration(s * float64(time.Second))

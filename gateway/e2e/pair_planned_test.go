@@ -50,6 +50,11 @@ func plannedMoves(t *testing.T, l *quiet.Limits) {
 	if _, err := p.GW2.Run(t.Context(), "group", "move", "est", "gw2"); err == nil || !strings.Contains(err.Error(), "there is no group est: did you mean east?") {
 		t.Errorf("a group that there is not: %v", err)
 	}
+	for command, says := range map[string]string{"drops": "this node is a witness, which forwards nothing: only a gateway can be asked for this", "node drain": "is a witness: it owns no group, so name the node that is meant: the gateways are gw1 and gw2"} {
+		if _, err := p.Witness.Run(t.Context(), strings.Fields(command)...); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s, asked of the witness: %v", command, err)
+		}
+	}
 	do("group move, asked of the other one", func() error {
 		out, err := p.GW2.Run(t.Context(), "group", "move", nodes.PairGroup, "gw2")
 		if line := regexp.MustCompile(`(?m)^east +\d+ +gw1, gw2 +gw2 +\d+ +move +yes `); err == nil && !line.MatchString(out) {
