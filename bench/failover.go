@@ -326,6 +326,9 @@ func established(ctx context.Context, node *trio.Node) (n int, err error) {
 	if err := node.Client.Get(ctx, api.PathSessions+"?proto=tcp&limit=2000000", &all); err != nil {
 		return 0, err
 	}
+	if all.Truncated {
+		return 0, fmt.Errorf("%s lists %d of its %d sessions of TCP", node.Name, len(all.Sessions), all.Matched)
+	}
 	for i := range all.Sessions {
 		if s := all.Sessions[i].State; s == "established" || s == "resync" { // a SYN that came late makes it doubtful, and no more
 			n++

@@ -239,7 +239,7 @@ func (n *Node) DrainNode(ctx context.Context, name string, on bool, who command.
 	if !on {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, groupWait)
+	ctx, cancel := context.WithTimeout(ctx, groupWait+4*n.cfg.RoundTrip())
 	defer cancel()
 	_ = n.until(ctx, "", func() bool { return len(still()) == 0 }) // told by what is left
 	return still(), nil

@@ -21,7 +21,7 @@ const (
 	maxRuleItems      = 4_096
 	maxNamed          = 64
 	maxStatics        = 16_384
-	maxForwarded      = 131_072 // ports, of all forwards
+	maxForwarded      = 131_072 // ports, of all forwards of ranges
 	maxPrefixes       = 1_024   // of one tenant
 	maxPoolItems      = 4_096
 	maxIfaces         = 4_096 // of one side

@@ -95,7 +95,9 @@ func (c *policyCheck) nat(at loc, tenant int, t *Tenant) {
 		case to+more > 65535:
 			where.key("inside_port").bad(to, fmt.Sprintf("leaves no room for %d ports", more+1), fmt.Sprintf("at most %d", 65535-more))
 		}
-		c.forwarded += more + 1
+		if more > 0 { // single ones have a bound of their own, and what was taken before there were ranges is taken still
+			c.forwarded += more + 1
+		}
 		if checkNATAddr(where.key("public"), f.Public) {
 			if ports {
 				key := end{f.Public, f.Proto}
@@ -181,7 +183,7 @@ func checkInside(at loc, t *Tenant, a netip.Addr) bool {
 // same tenant on one address; forwards on an address of one's own outside the pool.
 func (c *policyCheck) publicConflicts() {
 	if c.forwarded > maxForwarded {
-		c.root.bad(nil, fmt.Sprintf("forwards %d ports", c.forwarded), fmt.Sprintf("at most %d, all forwards of all tenants together; a static translation takes all ports of an address", maxForwarded))
+		c.root.bad(nil, fmt.Sprintf("forwards %d ports in ranges", c.forwarded), fmt.Sprintf("at most %d, those of all tenants together; a static translation takes all ports of an address", maxForwarded))
 	}
 	sorted := slices.Clone(c.public)
 	slices.SortStableFunc(sorted, func(a, b claim) int { return cmp.Or(a.lo.Compare(b.lo), a.hi.Compare(b.hi)) })

@@ -120,13 +120,13 @@ type PortForward struct {
 	Public     netip.Addr `toml:"public"`
 	Proto      string     `toml:"proto"` // "tcp" | "udp"
 	Port       int        `toml:"port"`
-	LastPort   int        `toml:"last_port"` // of a range, which begins with port; default: that one alone
+	LastPort   int        `toml:"last_port" added:"v0.2"` // of a range, which begins with port; default: that one alone
 	Inside     netip.Addr `toml:"inside"`
 	InsidePort int        `toml:"inside_port"` // of a range its first one, and each next one is the next here; default: the same as port
 }
 
 // Limits bound what a tenant, and each of its inside hosts, may hold and start. Zero means no limit. Of a tenant's sessions and of a host's, those that
-// the backbone began may fill three quarters, and of a tenant's unanswered ones a quarter in each direction. Those that the backbone begins leave half of the burst of both rates to the others.
+// the backbone began may fill three quarters, and of a tenant's unanswered ones a quarter in each direction. Those that the backbone begins leave half of the burst of both rates to the others, but for a quarter of the tenant's.
 type Limits struct {
 	Sessions        int `toml:"sessions"`          // concurrent
 	SessionRate     int `toml:"session_rate"`      // new sessions per second

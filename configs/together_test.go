@@ -184,7 +184,7 @@ func TestForwardsOfRanges(t *testing.T) {
 		{forward("port = 400\nlast_port = 600\n"), "port: 500 of 203.0.113.2 is the host's on port \"wan\""},
 		{forward("port = 30000\nlast_port = 32768\n"), "port: 32768 of 203.0.113.2 is the host's on port \"wan\", whose kernel takes ports from 32768-60999"},
 		{forward("port = 30000\nlast_port = 32767\n"), ""},
-		{strings.Repeat(strings.Replace(strings.Replace(rtp, "10000", "1", 1), "20000", "65535", 1), 2) + forward("port = 1\nlast_port = 3\n"), "forwards 131073 ports: at most 131072"},
+		{strings.Repeat(strings.Replace(strings.Replace(rtp, "10000", "1", 1), "20000", "65535", 1), 2) + forward("port = 1\nlast_port = 3\n"), "forwards 131073 ports in ranges: at most 131072"},
 	} {
 		p, err := DecodePolicy("p.toml", []byte(policy+c.text))
 		if err == nil {

@@ -72,11 +72,16 @@ func (l *blocks) compile(v *snapshot.View) (*block.List, error) {
 	return block.Compile(out)
 }
 
+// notCompiled says that no worker was told of a list.
+type notCompiled struct{ error }
+
+func (e *notCompiled) Unwrap() error { return e.error }
+
 // publish has every worker go by the list. When it returns, all do. The caller holds blocks.mu.
 func (g *Gateway) publishBlocks(ctx context.Context) error {
 	l, err := g.blocks.compile(g.view.Load())
 	if err != nil {
-		return err
+		return &notCompiled{err}
 	}
 	if !g.blocks.live {
 		for _, sh := range g.shards {
@@ -98,6 +103,9 @@ func (g *Gateway) changeBlocks(ctx context.Context, undo func()) error {
 		return nil
 	}
 	undo()
+	if compiled := (*notCompiled)(nil); errors.As(err, &compiled) { // no worker has seen it
+		return err
+	}
 	if back := g.publishBlocks(context.WithoutCancel(ctx)); back != nil { // for 10 s at most: see each
 		g.log.Warn("take up the block list as it was", "err", back)
 		return &api.Fault{Status: http.StatusGatewayTimeout, Err: fmt.Errorf("%w; workers may go by it all the same, because the list as it was is not taken up by all either: %w", err, back)}

@@ -15,7 +15,7 @@ import (
 // openStandby makes the receiving end of copies: workers take orders. What they are given ends with ctx.
 func (g *Gateway) openStandby(ctx context.Context) {
 	g.openCommons()
-	g.standby = standby.New(standby.Config{Shards: g.shards, Common: g.common, Slots: g.common.slots(), View: g.view.Load, Taken: g.taken, Now: func() int64 { return int64(g.clock.Exact()) }, Log: g.log,
+	g.standby = standby.New(standby.Config{Shards: g.shards, Common: g.common, Slots: g.common.slots, View: g.view.Load, Taken: g.taken, Now: func() int64 { return int64(g.clock.Exact()) }, Log: g.log,
 		Steps:  func(w int, fn func(*pipeline.Shard, time.Duration) bool) error { return g.workers[w].Steps(ctx, fn) },
 		Marked: g.marked, Member: g.isMember, Owner: g.ownerOf})
 	g.keepLeft()

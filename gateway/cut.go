@@ -27,7 +27,7 @@ func (b backend) Cut(ctx context.Context, r api.CutRequest) (*api.Cut, error) {
 	if f.Tenant == "" && f.Address == "" && f.Port == 0 && f.Proto == "" && !r.All {
 		return nil, api.BadRequest("the filter is empty, which means every session of every tenant: name a tenant, an address, a port or a protocol, or say all")
 	}
-	if f.Limit == 0 {
+	if f.Limit = min(f.Limit, maxListedAll); f.Limit == 0 {
 		f.Limit = 20
 	}
 	out := &api.Cut{ByTenant: map[string]int{}}

@@ -41,6 +41,7 @@ type probing struct {
 	iface *snapshot.Iface
 	hop   flow.Addr // whose MAC is wanted
 	via   string    // that, where it is not the far end itself
+	began time.Time
 }
 
 // probe finds out from where and which way, and lets the workers know that answers are waited for. The caller calls close.
@@ -292,7 +293,7 @@ func icmpOf(family uint8) uint8 {
 // not with the first, which is what asks for the next hop.
 func (p *probing) sent(end *api.ProbeEvent) *api.ProbeEvent {
 	e := &api.ProbeEvent{Event: "sent", Seq: int(uint16(end.Sent)), Sent: end.Sent}
-	if end.Sent > 1 && end.Received+end.Errors == 0 {
+	if time.Since(p.began) >= time.Second && end.Received+end.Errors == 0 { // a next hop has had the time to answer
 		e.Remark = p.remark()
 	}
 	return e
@@ -370,6 +371,7 @@ func (b backend) Ping(ctx context.Context, r api.ProbeRequest, emit func(*api.Pr
 		return err
 	}
 	began := time.Now()
+	p.began = began
 	end := api.ProbeEvent{Event: "end"}
 	sentAt := map[uint16]uint64{}
 	seen := map[uint16]bool{}

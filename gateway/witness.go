@@ -99,7 +99,7 @@ func (w *Witness) Run(ctx context.Context, ready func()) (err error) {
 		return err
 	}
 	srv, err = api.Listen(api.ServerConfig{Socket: w.node.API.Socket, Metrics: w.node.API.Metrics, Remote: remote, Backend: b,
-		Handler: metrics.Witness(b), Log: w.log, Listen: listening(w.log), Lacks: "this node is a witness, which forwards nothing: only a gateway can be asked for this"})
+		Handler: metrics.Witness(b), Log: w.log, Listen: listening(w.log), Lacks: "this node is a witness, which forwards nothing and has none of this"})
 	if err != nil {
 		return err
 	}

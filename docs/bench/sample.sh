@@ -27,7 +27,7 @@ if ! grep -q '^<!-- bench:figures docs/bench/sample.json ' README.md; then
 		print "`make bench`, the whole short plan in one run: the [report](docs/bench/sample.html) with all figures, and the [results](docs/bench/sample.json). A ratio is the gateway'"'"'s number over the peer'"'"'s, with"
 		print "where it lies with 95 % confidence in that run; `demarc bench compare docs/bench/sample.json bench-results/TIME` holds yours against it."
 		print ""
-		print "<!-- bench:figures docs/bench/sample.json throughput/rate,throughput/rate-per-cpu,throughput/rate-0.1%-loss,sessions/establish-rate-0-loss,sessions/tear-down-rate,acl/new-flows,latency/p99,tcp/rate,tcp/p50,tcp/p99,tcp/connections,pipeline/packet,pipeline/new-flow,voip/mos-worst-call -->"
+		print "<!-- bench:figures docs/bench/sample.json throughput/rate,throughput/rate-per-cpu,throughput/rate-0.1%-loss,sessions/establish-rate-0-loss,sessions/tear-down-rate,acl/new-flows,latency/p99,tcp/rate,tcp/p50,tcp/p99,tcp/connections,connections/rate,connections/p99,pipeline/packet,pipeline/new-flow,voip/mos-worst-call -->"
 		print "<!-- /bench:figures -->"
 		next
 	} { print }' README.md >README.md.new

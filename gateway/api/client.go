@@ -157,7 +157,7 @@ func (c *Client) do(ctx context.Context, method, path string, req any) ([]byte, 
 		return nil, unheard(fmt.Errorf("read the node's answer: %w", err), tells)
 	}
 	if len(b) > mostAnswer {
-		return nil, fmt.Errorf("the node's answer is longer than %d MiB: ask for less", mostAnswer>>20)
+		return nil, unheard(fmt.Errorf("the node's answer is longer than %d MiB: ask for less", mostAnswer>>20), tells)
 	}
 	return b, nil
 }

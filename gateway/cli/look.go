@@ -359,9 +359,13 @@ func captureFile(name string) (*os.File, error) {
 		return f, err
 	}
 	theirs := func(i fs.FileInfo) bool { return int(i.Sys().(*syscall.Stat_t).Uid) != os.Geteuid() }
-	flags := os.O_WRONLY | syscall.O_NOFOLLOW
-	if l, err := os.Lstat(name); err == nil && l.Mode()&fs.ModeSymlink != 0 && (!theirs(l) || l.Sys().(*syscall.Stat_t).Uid == 0) { // one's own, or the system's, as /dev/stdout
-		flags = os.O_WRONLY | os.O_CREATE
+	flags, followed := os.O_WRONLY|syscall.O_NOFOLLOW, false
+	l, err := os.Lstat(name)
+	switch {
+	case err == nil && l.Mode()&fs.ModeSymlink != 0 && (!theirs(l) || l.Sys().(*syscall.Stat_t).Uid == 0): // one's own, or the system's, as /dev/stdout
+		flags, followed = os.O_WRONLY|os.O_CREATE, true
+	case err == nil && l.Mode()&(fs.ModeNamedPipe|fs.ModeSocket) != 0 && theirs(l): // before it is opened, which waits for who reads
+		return nil, fmt.Errorf("%s belongs to somebody else: name another file", name)
 	}
 	f, err = os.OpenFile(name, flags, 0o600)
 	if errors.Is(err, syscall.ELOOP) {
@@ -372,7 +376,8 @@ func captureFile(name string) (*os.File, error) {
 	}
 	i, err := f.Stat()
 	switch {
-	case err != nil || !i.Mode().IsRegular(): // a pipe, a device
+	case err != nil:
+	case !i.Mode().IsRegular() && (followed || i.Mode()&(fs.ModeNamedPipe|fs.ModeSocket) == 0 || !theirs(i)): // a device, or a pipe of one's own, or of the shell's behind /dev/stdout
 	case theirs(i):
 		err = fmt.Errorf("%s belongs to somebody else: name another file", name)
 	default:

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -180,6 +182,20 @@ func TestCaptureOverAFile(t *testing.T) {
 		t.Error(r)
 	}
 	is(old, strings.Repeat("yesterday's", 1000))
+	if os.Geteuid() == 0 { // a pipe of somebody else's, who waits for what comes
+		pipe := filepath.Join(dir, "pipe")
+		if err := errors.Join(syscall.Mkfifo(pipe, 0o666), os.Chown(pipe, 65534, 65534)); err != nil {
+			t.Fatal(err)
+		}
+		reader, err := os.OpenFile(pipe, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer reader.Close()
+		if r := capture(&fake{}, pipe); r.code != exitFailed || !strings.Contains(r.err, "somebody else") {
+			t.Error(r)
+		}
+	}
 	if r := capture(&fake{refuse: api.BadRequest("no tenant")}, filepath.Join(dir, "new")); r.code != exitFailed {
 		t.Error(r)
 	}

@@ -51,6 +51,9 @@ func (a *app) sessionsCmd() *cobra.Command {
 				}
 				return a.follow(cmd, f, every)
 			}
+			if by != "" && f.Limit == 0 { // the most of the first thousand in the table would be the most of nothing
+				f.Limit = followLimit
+			}
 			var s api.Sessions
 			if err := a.ask(func(c *api.Client) error { return c.Get(cmd.Context(), sessionsPath(f), &s) }); err != nil {
 				return err
@@ -62,13 +65,17 @@ func (a *app) sessionsCmd() *cobra.Command {
 				if len(s.Sessions) > 0 {
 					writeSessions(w, s.Sessions, by != "")
 				}
-				fmt.Fprintf(w, "%d shown, %d matched, %d live%s\n", len(s.Sessions), s.Matched, s.Total, fewer(s, f.Limit))
+				only := ""
+				if by != "" && s.Truncated {
+					only = "; sorted are these alone"
+				}
+				fmt.Fprintf(w, "%d shown, %d matched, %d live%s%s\n", len(s.Sessions), s.Matched, s.Total, fewer(s, f.Limit), only)
 			})
 		})
 	filterFlags(c, &f)
 	c.AddCommand(a.cutCmd())
 	c.Flags().IntVar(&f.Limit, "limit", 0, "at most so many (1000)")
-	c.Flags().StringVar(&by, "sort", "", "the most `bytes` of both directions first, of those that --limit lets be read")
+	c.Flags().StringVar(&by, "sort", "", "the most `bytes` of both directions first, of those that --limit lets be read (100000)")
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "print what begins and ends until interrupted")
 	c.Flags().DurationVar(&every, "interval", time.Second, "time between two looks of --follow")
 	return a.data(c)

@@ -150,11 +150,10 @@ type Timeouts struct {
 	Hurry uint32 // of half-open sessions that are in the way of others
 }
 
-// HalfOpen reports whether the backbone began the session and has not yet shown that it hears the answers: anybody can make those, under
-// any source. Ending one early costs its sender a repetition.
+// HalfOpen reports whether the backbone began the session and has not yet shown that it hears the answers, or whoever began it was refused: anybody can make those, under
+// any source. Ending one early costs its sender a repetition, or nothing.
 func (s *Session) HalfOpen() bool {
-	const both = FlagUnanswered | FlagFromBackbone
-	return s.Flags&both == both
+	return s.Flags&FlagUnanswered != 0 && (s.Flags&FlagFromBackbone != 0 || s.Proto == flow.TCP && s.State == TCPClosed)
 }
 
 // Look is in how many ticks from its last packet Sweep shall look at the session: when it may have ended. At half-open ones it looks

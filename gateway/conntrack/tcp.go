@@ -562,7 +562,7 @@ func resets(s *Session, dir int, seg *Segment) verdict.Reason {
 		return verdict.TCPOutOfWindow
 	case int32(seg.Seq-s.TCPLimit[o]) > 1 || !notOld(s, dir, seg.Seq):
 		return verdict.TCPOutOfWindow
-	case s.State >= TCPEstablished && s.State != TCPClosed: // before, it would only be a way past the third step of the handshake
+	case s.State >= TCPEstablished && s.State < TCPClosing: // before, it would only be a way past the third step of the handshake; and what is over stays over
 		s.State = TCPReset
 	}
 	return verdict.Pass

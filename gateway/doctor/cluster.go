@@ -74,7 +74,7 @@ func (d *Doctor) keys(subject, dir, name, why string) {
 
 // asked looks at where the node is to be asked, and at the keys that it needs for that.
 func (d *Doctor) asked(node *configs.Node) {
-	if node.API.Listen != "" {
+	if c := node.Cluster; node.API.Listen != "" && (c == nil || c.Keys != node.API.Keys) { // else it has been said of the cluster's
 		d.keys("api.keys", node.API.Keys, node.Name, "the node does not start with them")
 	}
 	for _, x := range [][2]string{{"api.metrics", node.API.Metrics}, {"api.listen", node.API.Listen}} {

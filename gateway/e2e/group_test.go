@@ -24,7 +24,7 @@ func TestGroupOnTheWire(t *testing.T) {
 		{"acme", "ens1f1", 10, []string{"198.18.10.10/24", "2001:db8:a::10/64"}, map[string]string{"0.0.0.0/0": "198.18.10.1", "::/0": "2001:db8:a::1"}},
 		{"bolt", "ens1f1", 20, []string{"198.18.10.10/24"}, map[string]string{"0.0.0.0/0": "198.18.10.1"}},
 	})
-	r := exampleRig(t, l, "pair", map[string]string{"[cluster]\nlisten = \"198.51.100.1:7400\"\n": "[api]\n"})
+	r := exampleRig(t, l, "pair", map[string]string{"[cluster]\nlisten = \"198.51.100.1:7400\"\n": "", "[api]\nmetrics = \"198.51.100.1:9090\"\n": "[api]\n"})
 	mac := func(id int) (list []net.HardwareAddr) {
 		v4, v6 := (&configs.Group{ID: id}).MACs()
 		return []net.HardwareAddr{v4[:], v6[:]}

@@ -50,7 +50,7 @@ func plannedMoves(t *testing.T, l *quiet.Limits) {
 	if _, err := p.GW2.Run(t.Context(), "group", "move", "est", "gw2"); err == nil || !strings.Contains(err.Error(), "there is no group est: did you mean east?") {
 		t.Errorf("a group that there is not: %v", err)
 	}
-	for command, says := range map[string]string{"drops": "this node is a witness, which forwards nothing: only a gateway can be asked for this", "node drain": "is a witness: it owns no group, so name the node that is meant: the gateways are gw1 and gw2"} {
+	for command, says := range map[string]string{"drops": "this node is a witness, which forwards nothing and has none of this", "node drain": "is a witness: it owns no group, so name the node that is meant: the gateways are gw1 and gw2"} {
 		if _, err := p.Witness.Run(t.Context(), strings.Fields(command)...); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s, asked of the witness: %v", command, err)
 		}

@@ -62,32 +62,58 @@ func (sh *Shard) admit(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verdi
 	}
 	// The tenant's rate is looked at first and taken last: a host that is over its own limit takes nothing of the others'.
 	inbound := began(se) == meter.In
-	if wait := sessionWait(&t.SessionRate, &t.Shared.SessionRate, sh.now, inbound); wait > 0 {
+	if !sh.mayTakeSession(t, inbound) {
 		return verdict.TenantSessionRate
 	}
 	if r := sh.admitHost(t, se, inbound); r != verdict.Pass {
 		return r
 	}
-	if !sessionTake(&t.SessionRate, &t.Shared.SessionRate, sh.now, inbound) { // another worker was before us
+	if !sh.takeSession(t, inbound) {
 		sh.unadmitHost(t, se)
 		return verdict.TenantSessionRate
 	}
 	return verdict.Pass
 }
 
-// sessionTake takes a new session from a rate. What comes in leaves half of the burst to what goes out: a flood from outside does not keep the inside from beginning anything.
-func sessionTake(r *police.Rate, w *police.Word, now uint64, inbound bool) bool {
+// takeSession takes a new session from the tenant's rate. What comes in leaves half of the burst to what goes out, so that a flood from outside keeps the inside from beginning nothing; but for a quarter of the rate, which
+// what goes out leaves it, so that an inside host that begins too much does not shut the others to the outside.
+func (sh *Shard) takeSession(t *snapshot.Tenant, inbound bool) bool {
+	w, in := &t.Shared.SessionRate, &t.Shared.SessionRateIn
+	switch {
+	case t.SessionRate.Unlimited():
+		return true
+	case !inbound:
+		return t.SessionRate.Take(w, sh.now, 1)
+	case t.SessionRate.TakeLow(w, sh.now, 1):
+		return true
+	case !t.SessionRateIn.Take(in, sh.now, 1):
+		return false
+	}
+	if t.SessionRate.TakeHigh(w, sh.now, 1) {
+		return true
+	}
+	t.SessionRateIn.Refund(in, 1)
+	return false
+}
+
+// mayTakeSession reports whether takeSession would, if nobody else takes meanwhile.
+func (sh *Shard) mayTakeSession(t *snapshot.Tenant, inbound bool) bool {
+	w := &t.Shared.SessionRate
+	switch {
+	case t.SessionRate.Unlimited():
+		return true
+	case !inbound:
+		return t.SessionRate.Wait(w, sh.now, 1) == 0
+	}
+	return t.SessionRate.WaitLow(w, sh.now) == 0 || t.SessionRateIn.Wait(&t.Shared.SessionRateIn, sh.now, 1) == 0
+}
+
+// takeHostSession takes a new session from the rate of an inside host, of which strangers leave half of the burst.
+func takeHostSession(r *police.Rate, w *police.Word, now uint64, inbound bool) bool {
 	if inbound {
 		return r.TakeLow(w, now, 1)
 	}
 	return r.Take(w, now, 1)
-}
-
-func sessionWait(r *police.Rate, w *police.Word, now uint64, inbound bool) uint64 {
-	if inbound {
-		return r.WaitLow(w, now)
-	}
-	return r.Wait(w, now, 1)
 }
 
 // create puts the session into the table and sends its first packet on. What it had taken is given back if the table refuses.

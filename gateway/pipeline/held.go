@@ -62,14 +62,12 @@ func (sh *Shard) free(t *snapshot.Tenant, se *conntrack.Session) uint32 {
 }
 
 // answered reports whether a packet of direction dir, already followed, shows that who began the session hears the other end: what a
-// sender under a false source never can. TCP: the handshake is complete, or, begun inside, a RST at its exact place refuses (an inside server refuses a
-// false source too). Others: begun inside, an answer came; begun outside, something came after an answer went.
+// sender under a false source never can. TCP: the handshake is complete. Others: begun inside, an answer came; begun outside, something
+// came after an answer went.
 func answered(s *Slot, se *conntrack.Session, dir int) bool {
 	switch {
-	case se.Proto == flow.TCP && se.State == conntrack.TCPClosed:
-		return dir == 1 && se.Flags&conntrack.FlagFromBackbone == 0 && s.TCPFlags&packet.TCPRst != 0
 	case se.Proto == flow.TCP:
-		return se.State == conntrack.TCPEstablished || dir == 0 && se.State > conntrack.TCPEstablished && se.State <= conntrack.TCPTimeWait && s.TCPFlags&packet.TCPSyn == 0 // a SYN shows nothing of what its sender hears
+		return dir == 0 && se.State >= conntrack.TCPEstablished && se.State <= conntrack.TCPTimeWait && s.TCPFlags&packet.TCPSyn == 0 // a SYN shows nothing of what its sender hears
 	case se.Flags&conntrack.FlagFromBackbone == 0:
 		return dir == 1
 	}

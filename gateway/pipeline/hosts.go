@@ -25,6 +25,7 @@ type host struct {
 // no shared word. Open addressing with backward shift; memory is taken at start. Slots move only in sweepHosts, never within a burst.
 type hosts struct {
 	slots []host
+	in    []uint32 // by slot: of its sessions those that strangers have begun
 	per   []uint32 // slots by tenant
 	mask  uint64
 	n     int
@@ -39,7 +40,7 @@ func (h *hosts) twin(l *undo.Log) *hosts {
 	return &c
 }
 
-// A slot of 64 bytes for every 20 to 40 sessions, 1.6 to 3.2 bytes a session. More inside hosts than that at once, all of tenants with a
+// A slot of 68 bytes for every 20 to 40 sessions, 1.7 to 3.4 bytes a session. More inside hosts than that at once, all of tenants with a
 // per-host limit, are refused under a reason.
 const sessionsPerHost = 20
 
@@ -48,7 +49,7 @@ func newHosts(sessions, tenants int, seed uint64) *hosts {
 	for 2*n <= sessions/sessionsPerHost {
 		n *= 2
 	}
-	return &hosts{slots: make([]host, n), per: make([]uint32, tenants), mask: uint64(n - 1), seed: seed}
+	return &hosts{slots: make([]host, n), in: make([]uint32, n), per: make([]uint32, tenants), mask: uint64(n - 1), seed: seed}
 }
 
 func (h *hosts) at(t flow.TenantID, family uint8, a *flow.Addr) uint64 {
@@ -85,7 +86,8 @@ func (h *hosts) get(t flow.TenantID, family uint8, a *flow.Addr) *host {
 	}
 	s := &h.slots[i]
 	undo.Keep(h.log, s)
-	s.addr, s.tenant, s.family, s.sessions = *a, t, family, 0
+	undo.Keep(h.log, &h.in[i])
+	s.addr, s.tenant, s.family, s.sessions, h.in[i] = *a, t, family, 0, 0
 	for _, w := range s.words() {
 		w.Store(0)
 	}
@@ -94,19 +96,32 @@ func (h *hosts) get(t flow.TenantID, family uint8, a *flow.Addr) *host {
 	return s
 }
 
-// remove frees a slot and closes the gap that it leaves.
-func (h *hosts) remove(s *host) {
+// place is the number of a slot.
+func (h *hosts) place(s *host) uint64 {
 	i := h.at(s.tenant, s.family, &s.addr)
 	for &h.slots[i] != s {
 		i = (i + 1) & h.mask
 	}
+	return i
+}
+
+// strangers counts n sessions more that strangers have begun with a host.
+func (h *hosts) strangers(s *host, n int) {
+	in := &h.in[h.place(s)]
+	undo.Keep(h.log, in)
+	*in = uint32(max(0, int(*in)+n))
+}
+
+// remove frees a slot and closes the gap that it leaves.
+func (h *hosts) remove(s *host) {
+	i := h.place(s)
 	h.n--
 	h.per[s.tenant]--
 	for j := (i + 1) & h.mask; h.slots[j].family != 0; j = (j + 1) & h.mask {
 		x := &h.slots[j]
 		if home := h.at(x.tenant, x.family, &x.addr); (j-home)&h.mask >= (j-i)&h.mask {
 			d := &h.slots[i]
-			d.addr, d.tenant, d.family, d.sessions = x.addr, x.tenant, x.family, x.sessions
+			d.addr, d.tenant, d.family, d.sessions, h.in[i] = x.addr, x.tenant, x.family, x.sessions, h.in[j]
 			from := x.words()
 			for k, w := range d.words() {
 				w.Store(from[k].Load())
@@ -149,23 +164,24 @@ func insideOf(se *conntrack.Session) (family uint8, a flow.Addr) {
 	return 4, se.OrigSrc
 }
 
-// admitHost checks the limits of the inside host. What is begun from outside may fill three quarters of its sessions.
+// inboundOf is how many of a host's sessions strangers may have begun: three quarters, as of a tenant's.
+func inboundOf(sessions uint32) uint32 {
+	return max(1, sessions-(sessions+3)/4)
+}
+
+// admitHost checks the limits of the inside host.
 func (sh *Shard) admitHost(t *snapshot.Tenant, se *conntrack.Session, inbound bool) verdict.Reason {
 	if !t.HostLimits {
 		return verdict.Pass
 	}
 	family, a := insideOf(se)
 	h := sh.hosts.get(t.ID, family, &a)
-	most := t.HostSessions
-	if inbound {
-		most -= most / 4
-	}
 	switch {
 	case h == nil:
 		return verdict.HostTableFull
-	case most > 0 && h.sessions >= most:
+	case t.HostSessions > 0 && (h.sessions >= t.HostSessions || inbound && sh.hosts.in[sh.hosts.place(h)] >= inboundOf(t.HostSessions)):
 		return verdict.HostSessions
-	case !sessionTake(&t.HostRate, &h.rate, sh.now, inbound):
+	case !takeHostSession(&t.HostRate, &h.rate, sh.now, inbound):
 		return verdict.HostSessionRate
 	}
 	return verdict.Pass
@@ -190,6 +206,9 @@ func (sh *Shard) countHost(t *snapshot.Tenant, se *conntrack.Session) {
 	family, a := insideOf(se)
 	if h := sh.hosts.get(t.ID, family, &a); h != nil {
 		h.sessions++
+		if began(se) == meter.In {
+			sh.hosts.strangers(h, 1)
+		}
 		sh.counted = h
 		se.Flags |= conntrack.FlagCounted
 	}
@@ -200,6 +219,9 @@ func (sh *Shard) uncountHost(se *conntrack.Session) {
 	family, a := insideOf(se)
 	if h := sh.hosts.find(se.Tenant, family, &a); h != nil && h.sessions > 0 {
 		h.sessions--
+		if began(se) == meter.In {
+			sh.hosts.strangers(h, -1)
+		}
 	}
 }
 

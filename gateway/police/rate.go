@@ -87,7 +87,7 @@ func newRate(num, den uint64, burst time.Duration, maxN uint32, slack uint64) Ra
 	burst = min(max(burst, 0), maxBurst)
 	r.burst = int64(burst) * UnitsPerNs
 	r.slack = int64(r.floor(slack))
-	r.ahead = r.burst + r.slack + int64(r.floor(uint64(maxN))) + maxSkew
+	r.ahead = r.burst + max(r.slack, r.burst/2) + int64(r.floor(uint64(maxN))) + maxSkew
 	return r
 }
 
@@ -155,6 +155,14 @@ func (r *Rate) Take(w *Word, nowNs uint64, n int) bool {
 	return r.mul == 0 || r.take(w, nowNs, n, 0)
 }
 
+// leadAt is lead as one who may go to slack beyond the burst, or is to stay so far below it, sees it: what does not count is at the edge of what lets it pass.
+func (r *Rate) leadAt(tat, now uint64, slack int64) int64 {
+	if d := int64(tat - now); d > r.ahead {
+		return r.burst + min(slack, 0)
+	}
+	return r.lead(tat, now)
+}
+
 // TakeLow is Take for what comes behind others: it leaves half of the burst to them, so that however much of it there is they find room.
 func (r *Rate) TakeLow(w *Word, nowNs uint64, n int) bool {
 	return r.mul == 0 || r.take(w, nowNs, n, -r.burst/2)
@@ -163,11 +171,16 @@ func (r *Rate) TakeLow(w *Word, nowNs uint64, n int) bool {
 // WaitLow is Wait for TakeLow.
 func (r *Rate) WaitLow(w *Word, nowNs uint64) uint64 { return r.wait(w, nowNs, -r.burst/2) }
 
+// TakeHigh is Take for what is bounded by a rate of its own, a part of this one: it goes beyond the burst by half of it, so that others that take all they can leave it that part.
+func (r *Rate) TakeHigh(w *Word, nowNs uint64, n int) bool {
+	return r.mul == 0 || r.take(w, nowNs, n, r.burst/2)
+}
+
 func (r *Rate) take(w *Word, nowNs uint64, n int, slack int64) bool {
 	now := nowNs * UnitsPerNs
 	for {
 		old := w.Load()
-		d := r.lead(old, now)
+		d := r.leadAt(old, now, slack)
 		if d > r.burst+slack {
 			return false
 		}
@@ -187,7 +200,7 @@ func (r *Rate) wait(w *Word, nowNs uint64, slack int64) uint64 {
 	if r.mul == 0 {
 		return 0
 	}
-	d := r.lead(w.Load(), nowNs*UnitsPerNs) - r.burst - slack
+	d := r.leadAt(w.Load(), nowNs*UnitsPerNs, slack) - r.burst - slack
 	if d <= 0 {
 		return 0
 	}

@@ -281,3 +281,21 @@ func BenchmarkTake(b *testing.B) {
 		})
 	}
 }
+
+// A word that looks like the future, which one that nobody has touched does after half of the circle, costs a burst and keeps nobody out, whoever takes.
+func TestAWordOfTheFutureKeepsNobodyOut(t *testing.T) {
+	r := PacketRate(10, time.Second)
+	now := uint64(5 * 365 * 24 * time.Hour)
+	for name, take := range map[string]func(*Word) bool{
+		"Take":    func(w *Word) bool { return r.Take(w, now, 1) },
+		"TakeLow": func(w *Word) bool { return r.TakeLow(w, now, 1) },
+	} {
+		var w Word
+		if !take(&w) || take(&w) {
+			t.Errorf("%s: not once and then no more", name)
+		}
+		if wait := r.Wait(&w, now, 1); wait > uint64(200*time.Millisecond) {
+			t.Errorf("%s: the next one waits %v", name, time.Duration(wait))
+		}
+	}
+}

@@ -106,7 +106,7 @@ func (r *Receiver) drop(in *inbound, it *item, slot uint32) {
 	}
 	if it.how == itemPlaced {
 		gone := &r.gone // not the record that is under way: it may be of another group
-		gone.Slot = slot
+		gone.Slot, gone.Group = slot, 0
 		if g != nil {
 			gone.Group = g.id
 		}

@@ -443,6 +443,9 @@ func (r *Receiver) item(in *inbound, slot uint32) *item {
 	return &in.pages[p][slot%pageItems]
 }
 
+// Room lets it remember so many slots of senders, where that is more than before.
+func (r *Receiver) Room(items int) { r.items = max(r.items, items) }
+
 // Hello is what is said first on a new connection to a peer, about each of its streams: how far this node is.
 func (r *Receiver) Hello(peer string, stream uint8) Answer {
 	if in := r.peers[peer][stream]; in != nil {

@@ -361,3 +361,25 @@ func TestWhoMayOwn(t *testing.T) {
 		t.Error("what was copied is gone")
 	}
 }
+
+// TestRoomGrows: what is remembered of senders is bounded, and the bound follows what there may be.
+func TestRoomGrows(t *testing.T) {
+	r, in := NewReceiver(&anySink{}, 4*pageItems), new(inbound)
+	known := func() (n int) {
+		for p := range 64 {
+			if r.item(in, uint32(p*pageItems)) != nil {
+				n++
+			}
+		}
+		return n
+	}
+	before := known()
+	r.Room(pageItems)
+	if same := known(); before == 0 || before > 8 || same != before {
+		t.Fatalf("%d pages, and %d with room for fewer", before, same)
+	}
+	r.Room(64 * pageItems)
+	if n := known(); n != 64 {
+		t.Errorf("%d of 64 pages with room for all", n)
+	}
+}

@@ -588,6 +588,7 @@ func (c *compiler) limits(ct *configs.Tenant, t *Tenant) {
 	t.MaxInbound, t.MaxUnanswered = max(1, t.MaxSessions-quarter), quarter
 	if l.SessionRate > 0 {
 		t.SessionRate = police.PacketRate(uint64(l.SessionRate), time.Second/4)
+		t.SessionRateIn = police.PacketRate(uint64(max(1, l.SessionRate/4)), 0)
 	}
 	if l.HostSessionRate > 0 {
 		t.HostRate = police.PacketRate(uint64(l.HostSessionRate), time.Second)

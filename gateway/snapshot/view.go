@@ -192,11 +192,13 @@ type Errors struct {
 type Shared struct {
 	Words       *[2]police.Words // by meter.Out, meter.In. A pointer, so that they can lie where another executor moves them too
 	SessionRate police.Word
-	Sessions    atomic.Int64    // live now, over all workers
-	Inbound     atomic.Int64    // of them, those that the backbone began
-	Unanswered  [2]atomic.Int64 // of them, those that are not answered yet, by meter.Out (begun inside), meter.In
-	Created     atomic.Uint64   // begun since start
-	Told        Told
+	// SessionRateIn is of what strangers begin beside what others leave them.
+	SessionRateIn police.Word
+	Sessions      atomic.Int64    // live now, over all workers
+	Inbound       atomic.Int64    // of them, those that the backbone began
+	Unanswered    [2]atomic.Int64 // of them, those that are not answered yet, by meter.Out (begun inside), meter.In
+	Created       atomic.Uint64   // begun since start
+	Told          Told
 }
 
 // Tenant is one enterprise as the pipeline sees it.
@@ -228,6 +230,7 @@ type Tenant struct {
 	MaxInbound     int64 // of MaxSessions, how many the backbone may have begun
 	MaxUnanswered  int64 // of MaxSessions, how many may be unanswered, in each direction
 	SessionRate    police.Rate
+	SessionRateIn  police.Rate // the part of it that strangers have whatever goes out
 	HostSessions   uint32
 	HostRate       police.Rate
 	HostBits       [2]police.Rate // of each inside host, by meter.Out, meter.In
@@ -326,6 +329,7 @@ func (s *Shared) copy(from *Shared) {
 		s.Unanswered[d].Store(from.Unanswered[d].Load())
 	}
 	s.SessionRate.Store(from.SessionRate.Load())
+	s.SessionRateIn.Store(from.SessionRateIn.Load())
 	s.Sessions.Store(from.Sessions.Load())
 	s.Inbound.Store(from.Inbound.Load())
 	s.Created.Store(from.Created.Load())

@@ -35,8 +35,8 @@ type Config struct {
 	Owner func(group string) (node string, epoch uint64, ok bool)
 	// Common keeps what is no session: see pipeline.Copied. nil = nothing does.
 	Common replica.Sink
-	// Slots is how many slots of what is no session an owner may have.
-	Slots int
+	// Slots is how many slots of what is no session an owner may have; asked for again every second, since policies bring addresses. nil = none.
+	Slots func() int
 	// Held is told for how long each step held a worker; nil = nobody asks. The worker calls it.
 	Held func(w int, d time.Duration)
 	Log  *slog.Logger
@@ -89,14 +89,22 @@ func New(c Config) *Standby {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.sink = &sink{&pipeline.Copied{Shards: c.Shards, View: c.View(), Deaf: func(group uint8) bool { return s.deaf[group].Load() }, Common: c.Common}, s}
-	items := c.Slots
-	for _, sh := range c.Shards {
-		items += sh.Sessions.Capacity()
-	}
-	s.r = replica.NewReceiver(s.sink, 2*items+1<<16) // an owner's slots need not be used one after the other, and there may be two owners
+	s.r = replica.NewReceiver(s.sink, s.items())
 	s.r.May = s.may
 	s.shown.Store(s.status())
 	return s
+}
+
+// items is how many slots of owners are remembered: an owner's need not be used one after the other, and there may be two owners.
+func (s *Standby) items() int {
+	items := 0
+	if s.c.Slots != nil {
+		items = s.c.Slots()
+	}
+	for _, sh := range s.c.Shards {
+		items += sh.Sessions.Capacity()
+	}
+	return 2*items + 1<<16
 }
 
 // may says why a peer may not be the owner of a group under an epoch. The caller holds mu.
@@ -281,13 +289,17 @@ func (s *Standby) marks() (out []role) {
 	return out
 }
 
-// forget ends what came from those who are no members any more. The caller holds mu.
+// forget ends what came from those who are no members any more, and makes room for what there is more of. The caller holds mu.
 func (s *Standby) forget() {
 	now := s.c.Now()
-	if s.c.Member == nil || now-s.looked < int64(memberEvery) {
+	if now-s.looked < int64(memberEvery) {
 		return
 	}
 	s.looked = now
+	s.r.Room(s.items())
+	if s.c.Member == nil {
+		return
+	}
 	for _, peer := range s.r.Peers() {
 		if s.links[peer] != nil {
 			continue

@@ -475,7 +475,7 @@ func (w *Worker) turn(now uint64) (n int) {
 
 // leave gives back what waits in the shaper for tenants that the new view does not have, and beyond what it lets wait.
 func (w *Worker) leave(old, v *snapshot.View) {
-	if old == nil {
+	if old == nil || w.shard.Shaper.Held() == 0 {
 		return
 	}
 	for _, t := range old.Tenants {
