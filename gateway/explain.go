@@ -407,7 +407,11 @@ func (b backend) more(v *snapshot.View, j *trace.Journey, l *pipeline.Levels) *m
 			parts = append(parts, "new sessions/s: "+t.SessionRate.Fill(&t.Shared.SessionRate, l.Now))
 		}
 		if t.HostLimits {
-			parts = append(parts, "sessions of the inside host "+of(int64(l.HostSessions), int64(t.HostSessions))+", strangers' at most three quarters of it")
+			said := "sessions of the inside host " + of(int64(l.HostSessions), int64(t.HostSessions))
+			if t.HostSessions > 0 {
+				said += ", strangers' at most three quarters of it"
+			}
+			parts = append(parts, said)
 		}
 		parts = append(parts, fmt.Sprintf("session table of the worker %s", of(int64(l.Table), int64(l.TableCap))))
 		m.limits = strings.Join(parts, "; ")

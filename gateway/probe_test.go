@@ -19,8 +19,8 @@ func TestPingTellsWhatItSends(t *testing.T) {
 	ctx, stop := context.WithTimeout(t.Context(), 5*time.Second)
 	defer stop()
 	var got []api.ProbeEvent
-	if err := (backend{g}).Ping(ctx, api.ProbeRequest{Address: "203.0.113.9", Interval: 0.6}, func(e *api.ProbeEvent) error {
-		if got = append(got, *e); e.Sent == 3 {
+	if err := (backend{g}).Ping(ctx, api.ProbeRequest{Address: "203.0.113.9", Interval: 0.4}, func(e *api.ProbeEvent) error {
+		if got = append(got, *e); e.Sent == 4 {
 			stop()
 		}
 		return nil
@@ -28,8 +28,8 @@ func TestPingTellsWhatItSends(t *testing.T) {
 		t.Fatal(err)
 	}
 	const why = "203.0.113.9 does not answer on backbone: is it up, and on this link?"
-	for i, want := range []api.ProbeEvent{{Event: "start"}, {Event: "sent", Seq: 1, Sent: 1}, {Event: "sent", Seq: 2, Sent: 2}, {Event: "sent", Seq: 3, Sent: 3, Remark: why}, {Event: "end", Sent: 3, Remark: why}} {
-		if i >= len(got) || got[i].Event != want.Event || got[i].Seq != want.Seq || got[i].Sent != want.Sent || got[i].Remark != want.Remark {
+	for i, want := range []api.ProbeEvent{{Event: "start"}, {Event: "sent", Seq: 1, Sent: 1}, {Event: "sent", Seq: 2, Sent: 2}, {Event: "sent", Seq: 3, Sent: 3, Remark: "either"}, {Event: "sent", Seq: 4, Sent: 4, Remark: why}, {Event: "end", Sent: 4, Remark: why}} {
+		if i >= len(got) || got[i].Event != want.Event || got[i].Seq != want.Seq || got[i].Sent != want.Sent || want.Remark != "either" && got[i].Remark != want.Remark {
 			t.Fatalf("event %d of %+v: want %+v", i, got, want)
 		}
 	}

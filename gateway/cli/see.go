@@ -51,8 +51,9 @@ func (a *app) sessionsCmd() *cobra.Command {
 				}
 				return a.follow(cmd, f, every)
 			}
-			if by != "" && f.Limit == 0 { // the most of the first thousand in the table would be the most of nothing
-				f.Limit = followLimit
+			most := cmp.Or(f.Limit, 1000)
+			if by != "" { // the most of the first thousand in the table would be the most of nothing
+				f.Limit = max(f.Limit, followLimit)
 			}
 			var s api.Sessions
 			if err := a.ask(func(c *api.Client) error { return c.Get(cmd.Context(), sessionsPath(f), &s) }); err != nil {
@@ -62,20 +63,23 @@ func (a *app) sessionsCmd() *cobra.Command {
 				slices.SortStableFunc(s.Sessions, func(x, y api.Session) int { return cmp.Compare(allBytes(&y), allBytes(&x)) })
 			}
 			return show(a, cmd, &s, func(w io.Writer, s *api.Sessions) {
-				if len(s.Sessions) > 0 {
-					writeSessions(w, s.Sessions, by != "")
+				shown, only := s.Sessions, ""
+				if by != "" {
+					if s.Truncated {
+						only = fmt.Sprintf("; sorted are the %d that were read", len(shown))
+					}
+					shown = shown[:min(len(shown), most)]
 				}
-				only := ""
-				if by != "" && s.Truncated {
-					only = "; sorted are these alone"
+				if len(shown) > 0 {
+					writeSessions(w, shown, by != "")
 				}
-				fmt.Fprintf(w, "%d shown, %d matched, %d live%s%s\n", len(s.Sessions), s.Matched, s.Total, fewer(s, f.Limit), only)
+				fmt.Fprintf(w, "%d shown, %d matched, %d live%s%s\n", len(shown), s.Matched, s.Total, fewer(s, f.Limit), only)
 			})
 		})
 	filterFlags(c, &f)
 	c.AddCommand(a.cutCmd())
 	c.Flags().IntVar(&f.Limit, "limit", 0, "at most so many (1000)")
-	c.Flags().StringVar(&by, "sort", "", "the most `bytes` of both directions first, of those that --limit lets be read (100000)")
+	c.Flags().StringVar(&by, "sort", "", "the most `bytes` of both directions first, of the first 100000 that match; --limit of them are shown")
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "print what begins and ends until interrupted")
 	c.Flags().DurationVar(&every, "interval", time.Second, "time between two looks of --follow")
 	return a.data(c)

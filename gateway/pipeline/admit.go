@@ -86,7 +86,7 @@ func (sh *Shard) takeSession(t *snapshot.Tenant, inbound bool) bool {
 		return t.SessionRate.Take(w, sh.now, 1)
 	case t.SessionRate.TakeLow(w, sh.now, 1):
 		return true
-	case !t.SessionRateIn.Take(in, sh.now, 1):
+	case t.SessionRateIn.Unlimited() || !t.SessionRateIn.Take(in, sh.now, 1):
 		return false
 	}
 	if t.SessionRate.TakeHigh(w, sh.now, 1) {
@@ -105,7 +105,7 @@ func (sh *Shard) mayTakeSession(t *snapshot.Tenant, inbound bool) bool {
 	case !inbound:
 		return t.SessionRate.Wait(w, sh.now, 1) == 0
 	}
-	return t.SessionRate.WaitLow(w, sh.now) == 0 || t.SessionRateIn.Wait(&t.Shared.SessionRateIn, sh.now, 1) == 0
+	return t.SessionRate.WaitLow(w, sh.now) == 0 || !t.SessionRateIn.Unlimited() && t.SessionRateIn.Wait(&t.Shared.SessionRateIn, sh.now, 1) == 0
 }
 
 // takeHostSession takes a new session from the rate of an inside host, of which strangers leave half of the burst.

@@ -158,5 +158,5 @@ func (sh *Shard) hurry(se *conntrack.Session) bool {
 	}
 	family, a := insideOf(se)
 	h := sh.hosts.find(t.ID, family, &a)
-	return h != nil && 2*h.sessions > t.HostSessions
+	return h != nil && (2*h.sessions > t.HostSessions || sh.hosts.in[sh.hosts.place(h)] >= inboundOf(t.HostSessions))
 }

@@ -348,7 +348,7 @@ func TestSessionRatesOfOthers(t *testing.T) {
 	to, port := strangerAt(900)
 	r.want(&r.send(1, tagged(udp4(t, 1, "198.18.10.13", 6000, to, port), 20))[0], verdict.Send)
 
-	for limit, half := range map[string]int{"session_rate": 7, "host_session_rate": 21} { // of a burst of a quarter of a second, and of one of a second, and the one that begins it; and one beside it of the tenant's
+	for limit, half := range map[string]int{"session_rate": 8, "host_session_rate": 21} { // of a burst of a quarter of a second, and of one of a second, and the one that begins it; and beside it what strangers have of the tenant's in any case
 		r = newRig(t, testNode, limitedBeta(t, "[tenant.limits]\n"+limit+" = 40\n"))
 		in := 0
 		for n := range 50 {

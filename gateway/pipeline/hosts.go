@@ -206,7 +206,7 @@ func (sh *Shard) countHost(t *snapshot.Tenant, se *conntrack.Session) {
 	family, a := insideOf(se)
 	if h := sh.hosts.get(t.ID, family, &a); h != nil {
 		h.sessions++
-		if began(se) == meter.In {
+		if sh.countedIn = began(se) == meter.In; sh.countedIn {
 			sh.hosts.strangers(h, 1)
 		}
 		sh.counted = h

@@ -39,10 +39,12 @@ func TestHostsAgainstAMap(t *testing.T) {
 				}
 				continue
 			}
-			if s.sessions != model[key] {
-				t.Fatalf("%s has %d, want %d", key, s.sessions, model[key])
+			if in := h.in[h.place(s)]; s.sessions != model[key] || in != model[key]/2 {
+				t.Fatalf("%s has %d, %d of strangers, want %d", key, s.sessions, in, model[key])
 			}
-			s.sessions++
+			if s.sessions++; s.sessions%2 == 0 {
+				h.strangers(s, 1)
+			}
 			for _, w := range s.words() {
 				if w.Load()%1e6 != uint64(model[key]) || w.Load() != 0 && w.Load()/1e6 != uint64(a.V4())+1 {
 					t.Fatalf("%s: word %d", key, w.Load())
@@ -115,7 +117,7 @@ func TestMemoryPerSessionAllIncluded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	hosts := len(newHosts(n, 1, 1).slots) * int(reflect.TypeFor[host]().Size())
+	hosts := len(newHosts(n, 1, 1).slots) * (int(reflect.TypeFor[host]().Size()) + 4)
 	each := float64(conntrack.Bytes(n)+nat.Bytes(n)+space.Bytes()+hosts) / n
 	t.Logf("%.1f bytes a session, %.1f of them for hosts", each, float64(hosts)/n)
 	if each > 192 {

@@ -267,6 +267,7 @@ func (sh *Shard) judgeAgain(se *conntrack.Session) verdict.Reason {
 	}
 	if se.Flags&conntrack.FlagCounted == 0 {
 		sh.countHost(sh.view.Tenant(se.Tenant), se) // a limit may have come with the View
+		sh.counted = nil                            // it lives
 	}
 	se.EndWrite()
 	sh.changed(sh.Sessions.SlotOf(se), se)

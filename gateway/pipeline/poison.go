@@ -162,6 +162,9 @@ func (sh *Shard) Recover() bool {
 	if h := sh.counted; h != nil {
 		sh.counted = nil
 		h.sessions--
+		if sh.countedIn {
+			sh.hosts.strangers(h, -1)
+		}
 		repaired = true
 	}
 	if slot := sh.ending; slot != noSlot {

@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"testing"
 
+	"github.com/google/gopacket/layers"
 	"golang.org/x/sys/unix"
 
 	"demarc/gateway/conntrack"
@@ -158,8 +159,8 @@ func TestPoisonLeavesNothingHalfMade(t *testing.T) {
 			t.Errorf("left: %d sessions, %d mappings, tenant %d/%d, held %v", r.sh.Sessions.Len(), r.sh.NAT.Len(), s.Sessions.Load(), s.Unanswered[0].Load(), r.sh.held)
 		}
 		for i := range r.sh.hosts.slots {
-			if h := &r.sh.hosts.slots[i]; h.sessions != 0 {
-				t.Errorf("a host counts %d sessions", h.sessions)
+			if h := &r.sh.hosts.slots[i]; h.sessions != 0 || r.sh.hosts.in[i] != 0 {
+				t.Errorf("a host counts %d sessions, %d of strangers", h.sessions, r.sh.hosts.in[i])
 			}
 		}
 	}
@@ -187,36 +188,42 @@ func TestPoisonLeavesNothingHalfMade(t *testing.T) {
 		empty(t, r)
 		works(t, r)
 	})
-	t.Run("the table's memory does not take a new session", func(t *testing.T) {
-		r := newRig(t, testNode, policy)
-		mem := tableMem(t, conntrack.Bytes(1024))
-		table, err := conntrack.New(mem, 1024, 42)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.sh.Sessions = table
-		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-		if err := unix.Mprotect(mem, unix.PROT_READ); err != nil {
-			t.Fatal(err)
-		}
-		slots, panics := func() (s []Slot, n int) {
-			defer func() {
-				if recover() != nil { // the repair met the same fault
-					n = 100
-				}
+	for from, port := range map[string]int{"inside": 1, "outside": 0} {
+		t.Run("the table's memory does not take a new session from "+from, func(t *testing.T) {
+			r := newRig(t, testNode, policy)
+			first := alphaUDP(t, 4000)
+			if port == 0 {
+				first = tcp4(t, 0, "203.0.113.11", 40000, "192.0.2.16", 8080, func(t *layers.TCP) { t.SYN = true })
+			}
+			mem := tableMem(t, conntrack.Bytes(1024))
+			table, err := conntrack.New(mem, 1024, 42)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.sh.Sessions = table
+			defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+			if err := unix.Mprotect(mem, unix.PROT_READ); err != nil {
+				t.Fatal(err)
+			}
+			slots, panics := func() (s []Slot, n int) {
+				defer func() {
+					if recover() != nil { // the repair met the same fault
+						n = 100
+					}
+				}()
+				return r.contained(port, first)
 			}()
-			return r.contained(1, alphaUDP(t, 4000))
-		}()
-		if panics == 0 {
-			t.Fatalf("no panic: %v", slots)
-		}
-		if err := unix.Mprotect(mem, unix.PROT_READ|unix.PROT_WRITE); err != nil {
-			t.Fatal(err)
-		}
-		r.sh.Recover()
-		empty(t, r)
-		works(t, r)
-	})
+			if panics == 0 {
+				t.Fatalf("no panic: %v", slots)
+			}
+			if err := unix.Mprotect(mem, unix.PROT_READ|unix.PROT_WRITE); err != nil {
+				t.Fatal(err)
+			}
+			r.sh.Recover()
+			empty(t, r)
+			works(t, r)
+		})
+	}
 	t.Run("the end of a session", func(t *testing.T) {
 		r := newRig(t, testNode, policy)
 		se := r.sessionOf(alphaUDP(t, 4000), 1)

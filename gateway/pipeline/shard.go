@@ -160,6 +160,7 @@ type Shard struct {
 	unborn    uint32   // slot of a session that is in the table and not yet counted, or noSlot
 	bornTo    uint8    // how far it is: 1 it holds its mapping, 2 its permit is counted
 	counted   *host    // inside host that counts a session which is not in the table yet
+	countedIn bool     // a stranger has begun that
 	ending    uint32   // slot of a session that gives back what it holds, or noSlot
 	endingGen uint32   // and its generation
 	endTo     uint8    // how far it is

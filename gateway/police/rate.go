@@ -87,7 +87,7 @@ func newRate(num, den uint64, burst time.Duration, maxN uint32, slack uint64) Ra
 	burst = min(max(burst, 0), maxBurst)
 	r.burst = int64(burst) * UnitsPerNs
 	r.slack = int64(r.floor(slack))
-	r.ahead = r.burst + max(r.slack, r.burst/2) + int64(r.floor(uint64(maxN))) + maxSkew
+	r.ahead = r.burst + r.slack + int64(r.floor(uint64(maxN))) + maxSkew
 	return r
 }
 
@@ -171,9 +171,9 @@ func (r *Rate) TakeLow(w *Word, nowNs uint64, n int) bool {
 // WaitLow is Wait for TakeLow.
 func (r *Rate) WaitLow(w *Word, nowNs uint64) uint64 { return r.wait(w, nowNs, -r.burst/2) }
 
-// TakeHigh is Take for what is bounded by a rate of its own, a part of this one: it goes beyond the burst by half of it, so that others that take all they can leave it that part.
+// TakeHigh is Take for what is bounded by a rate of its own, a part of this one: it goes beyond the burst by half of it, at most half a second, so that others that take all they can leave it that part.
 func (r *Rate) TakeHigh(w *Word, nowNs uint64, n int) bool {
-	return r.mul == 0 || r.take(w, nowNs, n, r.burst/2)
+	return r.mul == 0 || r.take(w, nowNs, n, min(r.burst, maxSkew)/2)
 }
 
 func (r *Rate) take(w *Word, nowNs uint64, n int, slack int64) bool {

@@ -588,7 +588,9 @@ func (c *compiler) limits(ct *configs.Tenant, t *Tenant) {
 	t.MaxInbound, t.MaxUnanswered = max(1, t.MaxSessions-quarter), quarter
 	if l.SessionRate > 0 {
 		t.SessionRate = police.PacketRate(uint64(l.SessionRate), time.Second/4)
-		t.SessionRateIn = police.PacketRate(uint64(max(1, l.SessionRate/4)), 0)
+		if in := l.SessionRate / 4; in > 0 { // of less there is no part to give away
+			t.SessionRateIn = police.PacketRate(uint64(in), time.Second/8)
+		}
 	}
 	if l.HostSessionRate > 0 {
 		t.HostRate = police.PacketRate(uint64(l.HostSessionRate), time.Second)

@@ -230,7 +230,7 @@ type Tenant struct {
 	MaxInbound     int64 // of MaxSessions, how many the backbone may have begun
 	MaxUnanswered  int64 // of MaxSessions, how many may be unanswered, in each direction
 	SessionRate    police.Rate
-	SessionRateIn  police.Rate // the part of it that strangers have whatever goes out
+	SessionRateIn  police.Rate // the part of it that strangers have whatever goes out; unlimited = none
 	HostSessions   uint32
 	HostRate       police.Rate
 	HostBits       [2]police.Rate // of each inside host, by meter.Out, meter.In
