@@ -87,15 +87,20 @@ func Load(p Plan) (*Ends, error) {
 	}
 	e := &Ends{plan: p, speed: map[pace]float64{}, control: control{Hops: 1}}
 	if err := spec.LoadAndAssign(&e.objs, nil); err != nil {
-		if errors.Is(err, unix.EPERM) {
-			return nil, fmt.Errorf("load the bench's programs: %w: run as root", err)
-		}
-		return nil, fmt.Errorf("load the bench's programs: %w", err)
+		return nil, notLoaded(err)
 	}
 	if err := e.objs.Controls.Put(uint32(0), e.control); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil
+}
+
+// notLoaded is the error of programs that the kernel does not take.
+func notLoaded(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("load the bench's programs: %w: run as root", err)
+	}
+	return fmt.Errorf("load the bench's programs: %w", err)
 }
 
 // Attach puts the counter of answers on the maker's device. It must be called in that device's namespace.

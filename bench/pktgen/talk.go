@@ -69,10 +69,7 @@ func LoadTalks(p Plan) (*Talks, error) {
 	}
 	e := &Talks{plan: p}
 	if err := spec.LoadAndAssign(&e.objs, nil); err != nil {
-		if errors.Is(err, unix.EPERM) {
-			return nil, fmt.Errorf("load the bench's programs: %w: run as root", err)
-		}
-		return nil, fmt.Errorf("load the bench's programs: %w", err)
+		return nil, notLoaded(err)
 	}
 	return e, nil
 }

@@ -75,7 +75,7 @@ func (sh *Shard) admit(s *Slot, t *snapshot.Tenant, se *conntrack.Session) verdi
 	return verdict.Pass
 }
 
-// takeSession takes a new session from the tenant's rate. What comes in leaves half of the burst to what goes out, so that a flood from outside keeps the inside from beginning nothing; but for a quarter of the rate, which
+// takeSession takes a new session from the tenant's rate. What comes in leaves half of the burst to what goes out, so that no flood from outside keeps the inside from beginning anything; but for a quarter of the rate, which
 // what goes out leaves it, so that an inside host that begins too much does not shut the others to the outside.
 func (sh *Shard) takeSession(t *snapshot.Tenant, inbound bool) bool {
 	w, in := &t.Shared.SessionRate, &t.Shared.SessionRateIn
