@@ -281,6 +281,10 @@ func routes(list []Route) (out []entry) {
 			hops := texts(r.Via)
 			slices.Sort(hops) // who gets which conversation does not go by the order
 			text = "via " + join(hops)
+			if backups := texts(r.Backup); len(backups) > 0 {
+				slices.Sort(backups)
+				text += ", backup " + join(backups)
+			}
 		}
 		if r.Interface != "" {
 			text += " on " + r.Interface

@@ -249,8 +249,27 @@ func checkRoutes(owner loc, routes []Route, interfaces []string) {
 				have[r.Prefix] = i
 			}
 		}
-		via := at.key("via")
+		via, backup := at.key("via"), at.key("backup")
 		switch {
+		case len(r.Backup) > MaxVias:
+			backup.bad(nil, fmt.Sprintf("has %d next hops", len(r.Backup)), fmt.Sprintf("at most %d", MaxVias))
+		case len(r.Backup) == 0 && at.has("backup") && textAt(at, "backup"):
+			backup.bad(nil, "is empty", "the address of a router for when none of via is up, or a list of several; without one leave it out")
+		case r.Discard && at.has("backup"):
+			backup.bad(firstHop(r.Backup), "stands beside discard = true", "a route has one or the other")
+		case at.has("backup") && !at.has("via"):
+			at.missing("via", "the address of the next router that is used first")
+		default:
+			for j, hop := range r.Backup {
+				if item := backup.item(j); hop.IsValid() && slices.Contains(r.Via, hop) {
+					item.bad(hop, "is one of via too", "a router that is used first, or one for when none of these is up")
+				} else {
+					checkHop(item, at, &r, hop, slices.Contains(r.Backup[:j], hop), interfaces)
+				}
+			}
+		}
+		switch {
+		case at.has("backup") && !at.has("via"):
 		case r.Discard && at.has("via"):
 			via.bad(firstHop(r.Via), "stands beside discard = true", "a route has one or the other")
 		case r.Discard:

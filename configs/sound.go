@@ -32,7 +32,7 @@ func CheckSound(p *Policy, n *Node, ephemeral [2]uint16) error {
 func (p *Policy) routersApart(at loc, t *NAT, n *Node) {
 	holds := func(where loc, text string, r addrRange) {
 		for _, route := range p.Routes {
-			for _, via := range route.Via {
+			for _, via := range slices.Concat(route.Via, route.Backup) {
 				if !route.Discard && via.Is4() && r.contains(via) && !n.has(via) {
 					where.bad(text, "holds "+via.String()+", the next hop of a route", "addresses that nobody else has: the gateway would answer for the router, and never reach it")
 					return

@@ -87,9 +87,11 @@ func (s *side) routes(owner loc, routes []Route) {
 		if r.Discard {
 			continue
 		}
-		for j, via := range r.Via {
-			if via.IsValid() {
-				s.hop(owner.key("route").at(i).key("via").item(j), r.Interface, via)
+		for key, list := range map[string][]netip.Addr{"via": r.Via, "backup": r.Backup} {
+			for j, via := range list {
+				if via.IsValid() {
+					s.hop(owner.key("route").at(i).key(key).item(j), r.Interface, via)
+				}
 			}
 		}
 	}

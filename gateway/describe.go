@@ -349,7 +349,11 @@ func (w *teller) hopText(h *snapshot.Hop) string {
 	if !h.OnLink {
 		via = "via " + h.Via.Netip(h.Family).String()
 	}
-	return fmt.Sprintf("%s on %s", via, w.v.Ifaces[h.Iface].Name)
+	on := fmt.Sprintf("%s on %s", via, w.v.Ifaces[h.Iface].Name)
+	if len(w.v.Over(h)) > 0 {
+		on += ", a backup"
+	}
+	return on
 }
 
 // leaving tells of forward and send.

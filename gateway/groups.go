@@ -516,16 +516,25 @@ func (g *Gateway) panicsNow() int {
 	return 0
 }
 
-// deadUplinks counts the next hops of the backbone that do not answer, where none of them does any more: one that is left carries the traffic.
-func (g *Gateway) deadUplinks(v *snapshot.View) (dead int) {
+// deadUplinks counts the next hops of the backbone that do not answer, where none of them does any more: one that is left carries the traffic. One that only stands in for others counts where these are dead: a node
+// that has one left is better than another whose uplinks are all dead, and not as good as one that needs none.
+func (g *Gateway) deadUplinks(v *snapshot.View) int {
+	dead, backups, live := 0, 0, false
 	for _, h := range v.NextHops() {
-		if int(h.Iface) >= len(v.Ifaces) || v.Ifaces[h.Iface].Zone != flow.Backbone {
-			continue
-		}
-		if !h.State.Dead() || h.State.NoLink() { // without a link it is the port's condition
+		switch {
+		case int(h.Iface) >= len(v.Ifaces) || v.Ifaces[h.Iface].Zone != flow.Backbone:
+		case h.Backup && h.State.Dead():
+			backups++
+		case h.Backup:
+			live = true
+		case !h.State.Dead() || h.State.NoLink(): // without a link it is the port's condition
 			return 0
+		default:
+			dead++
 		}
-		dead++
+	}
+	if dead > 0 && !live {
+		dead += backups
 	}
 	return dead
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"runtime"
 	"slices"
 	"sync"
@@ -176,6 +177,17 @@ func (g *Gateway) openOffload(seeds []uint64, sessions int) error {
 	g.off.hops.Renew(v.Gen)
 	g.neigh.Changed = g.off.hops.Changed
 	return nil
+}
+
+// firstAgain has what programs carry by the routers that stand in for one go up, since that one is settled again: workers have it go on there.
+func (g *Gateway) firstAgain(iface uint16, a netip.Addr) {
+	v := g.view.Load()
+	if g.off == nil || v == nil {
+		return
+	}
+	for _, h := range v.StandsIn(iface, a) {
+		g.off.hops.Changed(h.Iface, h.Family, &h.Via)
+	}
 }
 
 // noOffload has workers carry everything of a port because of an error, unless it was to be offloaded always and the node is starting.

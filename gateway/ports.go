@@ -454,7 +454,7 @@ func (g *Gateway) makeWorkers() error {
 	g.busy = make([]float64, count)
 	g.slow = slowpath.New(slowpath.Config{
 		Neighbors: g.neigh, Send: g.transmit, Now: g.clock.Now, Log: g.log, Workers: count, Capacity: n.Tables.Neighbors, Seed: g.seed,
-		May: g.mayWord, HostResolve: g.hostResolve, Unreachable: g.unreached,
+		May: g.mayWord, HostResolve: g.hostResolve, Unreachable: g.unreached, Settled: g.firstAgain,
 		Dropped: func(frame []byte, _ uint16, r verdict.Reason) {
 			g.slowDrops[r%verdict.NumReasons].Add(1)
 			g.slowDropped(frame, r)

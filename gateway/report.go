@@ -426,7 +426,7 @@ func (b backend) Routes(context.Context) (*api.Routes, error) {
 				a.Kind, a.Via, a.Resolved = "static", h.Via.Netip(h.Family).String(), false
 			}
 			for _, via := range v.RouteHops(r.NextHop) {
-				rh := api.RouteHop{Via: via.Via.Netip(via.Family).String(), Interface: v.Ifaces[via.Iface].Name, State: via.State.String(), Since: b.since(via.State.Since())}
+				rh := api.RouteHop{Via: via.Via.Netip(via.Family).String(), Interface: v.Ifaces[via.Iface].Name, State: via.State.String(), Since: b.since(via.State.Since()), Backup: via.Backup, Takes: via.Takes}
 				_, rh.Resolved = b.g.neigh.Lookup(via.Iface, via.Family, &via.Via)
 				a.Resolved = a.Resolved || rh.Resolved
 				a.Hops = append(a.Hops, rh)
@@ -467,6 +467,14 @@ func (b backend) routers(v *snapshot.View) (r api.Routers) {
 		}
 		if len(r.Dead) < deadListed {
 			r.Dead = append(r.Dead, api.DeadHop{Interface: v.Ifaces[h.Iface].Name, Address: h.Addr.String(), Why: h.State.String(), Since: b.since(h.State.Since())})
+		}
+	}
+	for _, route := range v.Routes() {
+		for _, h := range v.RouteHops(route.NextHop) {
+			if h.Backup && h.Takes {
+				r.OnBackup++
+				break
+			}
 		}
 	}
 	for _, sh := range b.g.shards {

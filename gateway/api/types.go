@@ -322,13 +322,14 @@ type SlowPath struct {
 // Routers counts the next hops that routes name, by state.
 type Routers struct {
 	Up       int       `json:"up"`
-	Asked    int       `json:"asked"`          // has not answered yet
-	NoAnswer int       `json:"no_answer"`      // dead
-	NoLink   int       `json:"no_link"`        // dead: the port has no link
-	Died     uint64    `json:"died"`           // times that one stopped to answer
-	Returned uint64    `json:"returned"`       // times that one answered again
-	Moved    uint64    `json:"sessions_moved"` // sessions that went on by another next hop of their route because theirs had died, per direction
-	Dead     []DeadHop `json:"dead,omitempty"` // which; at most 64 are listed
+	Asked    int       `json:"asked"`            // has not answered yet
+	NoAnswer int       `json:"no_answer"`        // dead
+	NoLink   int       `json:"no_link"`          // dead: the port has no link
+	Died     uint64    `json:"died"`             // times that one stopped to answer
+	Returned uint64    `json:"returned"`         // times that one answered again
+	Moved    uint64    `json:"sessions_moved"`   // sessions that went on by another next hop of their route because theirs had died, or stood in for one that is up again; per direction
+	OnBackup int       `json:"routes_on_backup"` // routes whose conversations go by a next hop of backup, since none of via is up
+	Dead     []DeadHop `json:"dead,omitempty"`   // which; at most 64 are listed
 }
 
 // DeadHop is a next hop to which nothing is sent.
@@ -432,6 +433,8 @@ type RouteHop struct {
 	State     string  `json:"state"`         // "up", "asked", "no answer", "no link"
 	Since     float64 `json:"since_seconds"` // for how long; 0 when it never changed
 	Resolved  bool    `json:"resolved"`      // it has a MAC now
+	Backup    bool    `json:"backup"`        // it stands in for the others
+	Takes     bool    `json:"takes"`         // new conversations go there now
 }
 
 // Neighbours answers PathNeighbours.

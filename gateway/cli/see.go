@@ -324,20 +324,23 @@ func writeDrops(w io.Writer, d *api.Drops, all bool) {
 
 func (a *app) routesCmd() *cobra.Command {
 	return a.data(command("routes", "list the routes of the backbone and of each tenant", "List the routes that the node serves. A route with several next hops has a line for each; conversations are shared among those\n"+
-		"that are up, and go from one that dies to the others.",
+		"that are up, and go from one that dies to the others. A backup has them while none of the others is up. TAKES says where new ones go now.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
 			return get(a, cmd, api.PathRoutes, func(w io.Writer, r *api.Routes) {
-				t := newTable(w, "ZONE", "PREFIX", "KIND", "VIA", "INTERFACE", "RESOLVED", "STATE")
+				t := newTable(w, "ZONE", "PREFIX", "KIND", "VIA", "INTERFACE", "RESOLVED", "TAKES", "STATE")
 				for _, x := range r.Routes {
 					if len(x.Hops) == 0 {
-						t.row(x.Zone, x.Prefix, x.Kind, x.Via, x.Interface, yes(x.Resolved), "")
+						t.row(x.Zone, x.Prefix, x.Kind, x.Via, x.Interface, yes(x.Resolved), "", "")
 					}
 					for _, h := range x.Hops {
 						state := h.State
+						if h.Backup {
+							state = "backup, " + state
+						}
 						if h.Since > 0 {
 							state += " for " + seconds(h.Since)
 						}
-						t.row(x.Zone, x.Prefix, x.Kind, h.Via, h.Interface, yes(h.Resolved), state)
+						t.row(x.Zone, x.Prefix, x.Kind, h.Via, h.Interface, yes(h.Resolved), yes(h.Takes), state)
 					}
 				}
 				t.flush()

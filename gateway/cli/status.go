@@ -227,6 +227,9 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 	if n := p.Routers.NoAnswer + p.Routers.NoLink - len(p.Routers.Dead); n > 0 {
 		fmt.Fprintf(w, "DEAD      %d more\n", n)
 	}
+	if n := p.Routers.OnBackup; n > 0 {
+		fmt.Fprintf(w, "BACKUP    %s by backup next hops, since the others are not up (demarc routes)\n", map[bool]string{true: "1 route goes", false: fmt.Sprintf("%d routes go", n)}[n == 1])
+	}
 	for i := range p.Conflicts {
 		c := &p.Conflicts[i]
 		fmt.Fprintf(w, "CONFLICT  %s on %s is used by %s too: %s, the last one %s ago\n", clean(c.Address), clean(c.Interface), clean(c.MAC), plural(int(c.Count), "time"), seconds(c.Age))

@@ -512,7 +512,7 @@ func Suits(v *snapshot.View, se *conntrack.Session) bool {
 	}
 	for _, nh := range se.NextHop {
 		// What goes round by an address of ours comes from another interface than its next hop says, or from none.
-		if nh == snapshot.NoHop || v.Hop(nh).Kind != snapshot.HopForward || v.Dead(nh) {
+		if nh == snapshot.NoHop || v.Hop(nh).Kind != snapshot.HopForward || v.Leave(nh) {
 			return false
 		}
 	}

@@ -42,7 +42,11 @@ func uplinks(t *testing.T, name string) *rig {
 		check(t, r.AddAddr(ns, "lo", prefix(farAway4+"/32")))
 		check(t, r.AddAddr(ns, "lo", prefix(farAway6+"/128")))
 	}
-	r.write(r.node, strings.Replace(rigNode(r.data, r.socket, ""), "[[interface]]\n", "[[port]]\ndevice = \"bb1\"\n[[interface]]\nname = \"sat\"\nport = \"bb1\"\naddresses = [\"198.51.100.129/30\", \"2001:db8:fe::1/64\"]\n[[interface]]\n", 1))
+	port := "[[port]]\ndevice = \"bb1\"\n"
+	if redirectable(t, r.Topology, sat, netlab.HostDevice); offloaded() {
+		port = offloadAlways(port)
+	}
+	r.write(r.node, strings.Replace(rigNode(r.data, r.socket, ""), "[[interface]]\n", port+"[[interface]]\nname = \"sat\"\nport = \"bb1\"\naddresses = [\"198.51.100.129/30\", \"2001:db8:fe::1/64\"]\n[[interface]]\n", 1))
 	return r
 }
 
@@ -318,6 +322,92 @@ func TestECMPMovesOnlyTheFlowsOfADeadNextHop(t *testing.T) {
 	}
 	if d := st.Drops["unset"]; d > 0 {
 		t.Errorf("%d packets without a reason", d)
+	}
+	r.stop()
+}
+
+// A backup carries nothing while the first is up, everything with its public addresses and ports while that is dead, and nothing again as soon as it answers: also of sessions that the XDP program carries.
+func TestBackupUplinkIsUsedNoLongerThanNeeded(t *testing.T) {
+	r := uplinks(t, "backup")
+	r.write(r.policy, "schema = 1\nname = \"e2e\"\n[backbone]\ninterfaces = [\"backbone\", \"sat\"]\n"+
+		"[[route]]\nprefix = \"198.51.100.0/25\"\nvia = \"203.0.113.11\"\nbackup = \"198.51.100.130\"\n"+
+		"[[route]]\nprefix = \"2001:db8:99::/48\"\nvia = \"2001:db8:ff::11\"\nbackup = [\"2001:db8:fe::2\"]\n"+rigAlpha("")+rigBeta(""))
+	r.start()
+	for who, ns := range map[byte]string{1: r.Public1.Name, 3: sat} {
+		parrot(r, ns, who, farAway4+":7000")
+		parrot(r, ns, who, "["+farAway6+"]:7000")
+	}
+	r.until(5*time.Second, "all routers have answered", func() (bool, string) {
+		st := r.status().SlowPath.Routers
+		return st.Up == 4, fmt.Sprintf("%+v", st)
+	})
+	four, end4 := talks(r, 30, []netlab.Host{r.Alpha1, r.Alpha2, r.Beta1}, farAway4+":7000")
+	six, end6 := talks(r, 20, []netlab.Host{r.Alpha1, r.Alpha2}, "["+farAway6+"]:7000")
+	all := append(slices.Clone(four), six...)
+	by := func(name string, d time.Duration) {
+		t.Helper()
+		r.until(d, "all conversations go by "+name, func() (bool, string) {
+			s := share(all)
+			return s[name] == len(all), fmt.Sprint(s)
+		})
+		going(r, all, 5*time.Second, "conversations go on by "+name)
+	}
+	by("public1", 5*time.Second)
+	onBackup := func(want int) {
+		t.Helper()
+		if st := r.status().SlowPath.Routers; st.OnBackup != want {
+			t.Errorf("%d routes go by their backup, want %d", st.OnBackup, want)
+		}
+		out, _, _ := r.cli("status")
+		if told := strings.Contains(out, "BACKUP    "+fmt.Sprintf("%d routes go", want)); told != (want > 0) {
+			t.Errorf("with %d routes on their backup status says:\n%s", want, out)
+		}
+	}
+	onBackup(0)
+	check(t, r.SetUp(r.Public1.Name, netlab.HostDevice, false))
+	by(sat, 8*time.Second)
+	onBackup(2)
+	if offloaded() {
+		r.until(5*time.Second, "the XDP program has them", func() (bool, string) {
+			n := 0
+			for _, w := range r.status().Workers {
+				n += w.Cruising
+			}
+			return n == len(all), fmt.Sprint(n)
+		})
+	}
+	out, _, _ := r.cli("routes")
+	if !strings.Contains(out, "backup, up") || !strings.Contains(out, "no answer for ") {
+		t.Errorf("routes says\n%s", out)
+	}
+	check(t, r.SetUp(r.Public1.Name, netlab.HostDevice, true))
+	r.AddRoute(r.Public1.Name, prefix(netlab.PoolRoute), addr(netlab.PublicGW4)) // gone with the link
+	r.AddAddr(r.Public1.Name, netlab.HostDevice, prefix("2001:db8:ff::11/64"))
+	r.AddRoute(r.Public1.Name, prefix(netlab.AlphaNet6), addr(netlab.PublicGW6))
+	r.until(5*time.Second, "the first answers again", func() (bool, string) {
+		s, s6 := hopState(r, "203.0.113.11"), hopState(r, "2001:db8:ff::11")
+		return s == "up" && s6 == "up", s + ", " + s6
+	})
+	back := time.Now()
+	going(r, all, 5*time.Second, "conversations go on")
+	onBackup(2) // it may be gone again in a moment
+	by("public1", 15*time.Second)
+	d := time.Since(back)
+	if t.Logf("conversations went back %v after the first had answered", d.Round(time.Millisecond)); d < 5*time.Second || d > 13*time.Second {
+		t.Error("want 10 s")
+	}
+	onBackup(0)
+	going(r, all, 5*time.Second, "conversations go on")
+	time.Sleep(500 * time.Millisecond) // who gets an answer by the backup now has moved once more
+	end4()
+	end6()
+	for i, k := range four {
+		if k.others > 0 || k.moves != 2 {
+			t.Errorf("conversation %d had %d changes of its public address or port, and %d of its router: want 0 and 2", i, k.others, k.moves)
+		}
+	}
+	if st := r.status(); !st.Ready || !st.Conservation.OK {
+		t.Errorf("%+v", st.Conservation)
 	}
 	r.stop()
 }

@@ -13,6 +13,7 @@ const (
 	hopAnswered = 1 << iota // it has answered since it was last dead
 	hopSilent               // it did not answer
 	hopNoLink               // the port that it is behind has no link
+	hopDied                 // it was dead, and has not answered for so long yet that it is trusted
 )
 
 // Rank orders routers by how well they may be used.
@@ -27,6 +28,9 @@ const (
 
 // Dead reports whether nothing may be sent there. It is the one question that is asked of each packet. A nil HopState is never dead.
 func (s *HopState) Dead() bool { return s != nil && s.bits.Load()&(hopSilent|hopNoLink) != 0 }
+
+// Settled reports whether it is up and trusted to stay: it has never been dead, or answers for long enough again. What stands in for it gives way then.
+func (s *HopState) Settled() bool { return s == nil || s.bits.Load() == hopAnswered }
 
 // NoLink reports whether it is dead because its port has no link.
 func (s *HopState) NoLink() bool { return s != nil && s.bits.Load()&hopNoLink != 0 }
@@ -72,21 +76,33 @@ func (s *HopState) set(bits uint32, ns uint64) bool {
 
 // Answered notes that it has answered. Writer only, like the others; each reports whether that was news.
 func (s *HopState) Answered(ns uint64) bool {
-	return s.set(s.bits.Load()&hopNoLink|hopAnswered, ns)
+	return s.set(s.bits.Load()&(hopNoLink|hopDied)|hopAnswered, ns)
 }
 
 // Silent notes that it does not answer.
 func (s *HopState) Silent(ns uint64) bool {
-	return s.set(s.bits.Load()&hopNoLink|hopSilent, ns)
+	return s.set(s.bits.Load()&hopNoLink|hopSilent|hopDied, ns)
 }
 
 // Link notes whether its port has link. What it answered before the link went says nothing of what is there now.
 func (s *HopState) Link(up bool, ns uint64) bool {
 	if !up {
-		return s.set(hopNoLink, ns)
+		return s.set(hopNoLink|hopDied, ns)
 	}
 	if !s.NoLink() {
 		return false
 	}
 	return s.set(s.bits.Load()&^(hopNoLink|hopAnswered), ns)
+}
+
+// Settle trusts one that has been up since it was dead, for restore ns at least, and reports when it is to be asked again otherwise, 0 = not. When it was last seen to change stays.
+func (s *HopState) Settle(ns, restore uint64) (at uint64) {
+	if s.bits.Load() != hopAnswered|hopDied {
+		return 0
+	}
+	if at := s.since.Load() + restore; ns < at {
+		return at
+	}
+	s.bits.Store(hopAnswered)
+	return 0
 }

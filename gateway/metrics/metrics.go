@@ -195,7 +195,8 @@ var (
 	hops         = gauge("fib_next_hops", "Next hops that routes name, by state.", "state")
 	hopsDied     = counter("fib_next_hop_deaths", "Times that a next hop stopped to answer.")
 	hopsReturned = counter("fib_next_hop_returns", "Times that a next hop answered again.")
-	moved        = counter("fib_moved_sessions", "Sessions that went on by another next hop of their route because theirs had died, per direction.")
+	moved        = counter("fib_moved_sessions", "Sessions that went on by another next hop of their route because theirs had died, or stood in for one that is up again; per direction.")
+	onBackup     = gauge("fib_routes_on_backup", "Routes whose conversations go by a next hop of backup, since none of via is up.")
 	slowReceived = counter("slowpath_received_frames", "Frames handed to the slow path.")
 	slowSent     = counter("slowpath_sent_frames", "Frames that the slow path sent.")
 )
@@ -312,6 +313,7 @@ func (o out) node(s *api.Status) {
 	o.put(hopsDied, float64(r.Died))
 	o.put(hopsReturned, float64(r.Returned))
 	o.put(moved, float64(r.Moved))
+	o.put(onBackup, float64(r.OnBackup))
 	o.put(slowReceived, float64(p.Received))
 	o.put(slowSent, float64(p.Sent))
 }

@@ -141,7 +141,11 @@ func nameOf(v *snapshot.View, kind replica.NameKind, local uint16) string {
 	if h.Kind != snapshot.HopForward {
 		return ""
 	}
-	return fmt.Sprintf("%s via %s", v.Ifaces[h.Iface].Name, h.Via.Netip(h.Family))
+	name := fmt.Sprintf("%s via %s", v.Ifaces[h.Iface].Name, h.Via.Netip(h.Family))
+	for _, first := range v.Over(h) { // it has a number for each set of them
+		name += fmt.Sprintf(" for %s via %s", v.Ifaces[first.Iface].Name, first.Via.Netip(first.Family))
+	}
+	return name
 }
 
 // Copied is the tables of a standby, as a replica.Sink: all shards of a node. Each shard may be written by its own worker, between two bursts: see Plan. Do and Sweep are for who
@@ -182,8 +186,10 @@ func (c *Copied) Local(kind replica.NameKind, name string) (uint16, bool) {
 	if c.of != v {
 		c.of, c.hops = v, map[string]uint16{}
 		for nh := range v.Hops {
-			for _, via := range append(v.Hops[nh].Vias, uint16(nh)) {
-				c.hops[nameOf(v, kind, via)] = via
+			for _, list := range [...][]uint16{v.Hops[nh].Vias, v.Hops[nh].Backups, {uint16(nh)}} {
+				for _, via := range list {
+					c.hops[nameOf(v, kind, via)] = via
+				}
 			}
 		}
 	}

@@ -500,3 +500,166 @@ func TestNextHopsDoNotAllocate(t *testing.T) {
 		t.Errorf("%d moved: nothing was tried", r.sh.Moved.Load())
 	}
 }
+
+// backupPolicy has one way with a backup, and another for which they are the other way round.
+func backupPolicy(via, backup string) string {
+	return strings.Replace(ecmpPolicy(via), "via = [\""+via+"\"]\n", "via = \""+via+"\"\nbackup = "+backup+"\n[[route]]\nprefix = \"203.0.113.128/26\"\nvia = \""+up2+"\"\nbackup = \""+via+"\"\n", 1)
+}
+
+// A backup has conversations while what it stands in for is not up, and no longer; they keep their public address and port both times.
+func TestBackupStandsIn(t *testing.T) {
+	r := newRig(t, ecmpNode(), backupPolicy(up1, `["`+up2+`", "`+up3+`"]`))
+	macs := map[[6]byte]string{r.via(1, up1): up1, r.via(1, up2): up2, r.via(1, up3): up3}
+	const flows = 200
+	public := map[int]string{}
+	by := func(when string, want ...string) {
+		t.Helper()
+		count := map[string]int{}
+		for n := range flows {
+			w, why := r.out(n)
+			if why != verdict.Pass {
+				t.Fatalf("%s: flow %d: %s", when, n, why)
+			}
+			if was, known := public[n]; known && was != w.src {
+				t.Fatalf("%s: flow %d was %s outside and is %s", when, n, was, w.src)
+			}
+			public[n] = w.src
+			count[macs[w.mac]]++
+		}
+		for _, a := range want {
+			if count[a] < flows/len(want)/2 {
+				t.Errorf("%s: %v, want %v", when, count, want)
+			}
+		}
+		if len(count) != len(want) {
+			t.Errorf("%s: %v, want %v", when, count, want)
+		}
+	}
+	reverse := func(when, want string) { // the other route: by up2, and by up1 where that is dead
+		t.Helper()
+		s := &r.send(1, udp4(t, 1, "198.18.10.77", 999, "203.0.113.130", 53))[0]
+		if w, why := r.where(s); why != verdict.Pass || macs[w.mac] != want {
+			t.Errorf("%s: the other way: by %s (%s), want %s", when, macs[w.mac], why, want)
+		}
+	}
+	by("nobody has answered", up1)
+	reverse("nobody has answered", up2)
+	r.state(up1).Answered(1)
+	r.state(up2).Answered(1)
+	r.state(up3).Answered(1)
+	by("all are up", up1)
+	if n := r.sh.Moved.Load(); n != 0 {
+		t.Errorf("%d moved", n)
+	}
+	r.state(up1).Silent(2)
+	by("the first is dead", up2, up3)
+	reverse("the first is dead", up2)
+	r.state(up3).Silent(3)
+	by("one backup is dead", up2)
+	r.state(up2).Silent(4)
+	if _, why := r.out(0); why != verdict.NoNeighbor {
+		t.Errorf("all are dead: %s", why)
+	}
+	r.state(up2).Answered(5)
+	by("one backup is back", up2)
+	r.state(up1).Link(false, 6)
+	r.state(up1).Link(true, 6)
+	by("the first may be back, and has not answered", up2)
+	reverse("the first may be back", up2)
+	r.state(up1).Answered(7)
+	by("the first is back, and not for long", up2)
+	if at := r.state(up1).Settle(8, 10); at != 17 {
+		t.Errorf("it is to be asked again at %d", at)
+	}
+	r.state(up1).Settle(17, 10)
+	by("the first is back", up1)
+	r.state(up2).Silent(8)
+	reverse("its own is dead", up1)
+	r.state(up2).Answered(9)
+	reverse("its own is back, and not for long", up1)
+	r.state(up2).Settle(9, 0)
+	reverse("its own is back", up2)
+
+	// What changes of the policy changes nothing of that.
+	r.state(up1).Silent(10)
+	r.state(up3).Answered(10)
+	by("the first is dead again", up2, up3)
+	first := map[int]went{}
+	for n := range flows {
+		first[n], _ = r.out(n)
+	}
+	r.apply(backupPolicy(up1, `["`+up3+`", "`+up2+`"]`) + "[[tenant.rule]]\ndirection = \"out\"\naction = \"deny\"\nservice = [\"tcp/25\"]\n")
+	for n := range flows {
+		if w, why := r.out(n); why != verdict.Pass || w != first[n] {
+			t.Fatalf("flow %d: %s, %s, before by %s", n, why, macs[w.mac], macs[first[n].mac])
+		}
+	}
+	for r.sh.Rejudge(r.now, 4096); !r.sh.Settled(); {
+		r.sh.Rejudge(r.now, 4096)
+	}
+	r.apply(backupPolicy(up1, `"`+up3+`"`))
+	by("one backup less", up3)
+	r.apply(ecmpPolicy(up1, up3))
+	by("a backup that is one of the first", up3)
+	r.state(up1).Answered(11)
+	by("who is there stays", up3)
+	r.apply(backupPolicy(up1, `"`+up3+`"`))
+	by("it is a backup again, and the first is not back for long", up3)
+	r.state(up1).Settle(11, 0)
+	by("it is a backup again", up1)
+}
+
+// Each router is looked after once, whatever it is to how many routes; and a report says who takes what.
+func TestBackupIsListed(t *testing.T) {
+	r := newRig(t, ecmpNode(), backupPolicy(up1, `["`+up2+`", "`+up3+`"]`))
+	got := map[string]string{}
+	for _, h := range r.sh.View().NextHops() {
+		if _, twice := got[h.Addr.String()]; twice {
+			t.Errorf("%s is there twice", h.Addr)
+		}
+		got[h.Addr.String()] = fmt.Sprintf("shared %v, backup %v", h.Shared, h.Backup)
+	}
+	for a, want := range map[string]string{up1: "shared true, backup false", up2: "shared true, backup false", up3: "shared true, backup true"} {
+		if got[a] != want {
+			t.Errorf("%s: %s, want %s", a, got[a], want)
+		}
+	}
+	takes := func() (list []string) {
+		v := r.sh.View()
+		for _, x := range v.Routes() {
+			for _, h := range v.RouteHops(x.NextHop) {
+				if h.Takes && x.Prefix.String() == "198.51.100.0/24" {
+					list = append(list, h.Via.Netip(4).String())
+				}
+			}
+		}
+		return list
+	}
+	want := func(want ...string) {
+		t.Helper()
+		if list := takes(); fmt.Sprint(list) != fmt.Sprint(want) {
+			t.Errorf("%v take conversations, want %v", list, want)
+		}
+	}
+	want(up1)
+	r.state(up1).Silent(1)
+	want(up2, up3)
+	r.state(up3).Answered(2)
+	want(up3)
+	r.state(up3).Silent(3)
+	r.state(up2).Silent(3)
+	want()
+	r.state(up1).Answered(4)
+	want(up1) // better than one that is dead
+	r.state(up2).Answered(5)
+	want(up2)
+	r.state(up1).Settle(6, 0)
+	want(up1)
+	var names []string
+	for _, h := range r.sh.View().StandsIn(1, netip.MustParseAddr(up1)) {
+		names = append(names, h.Via.Netip(4).String())
+	}
+	if fmt.Sprint(names) != fmt.Sprint([]string{up2, up3}) {
+		t.Errorf("%v stand in for the first", names)
+	}
+}

@@ -109,10 +109,9 @@ func ways(v *snapshot.View, t flow.TenantID, se *conntrack.Session, family uint8
 	return [2]uint16{hopTo(v, t, family, outside), hopInto(v, t, family, inside)}
 }
 
-// way is the next hop of a session in direction dir: the one that it has until that dies, and then another router of the same route that
-// lives, if there is one.
+// way is the next hop of a session in direction dir: the one that it has until it is to leave that, and then another router of the same route, if there is one that is better.
 func (sh *Shard) way(se *conntrack.Session, dir int) uint16 {
-	if nh := se.NextHop[dir]; !sh.view.Dead(nh) {
+	if nh := se.NextHop[dir]; !sh.view.Leave(nh) {
 		return nh
 	}
 	return sh.moveOn(se, dir)

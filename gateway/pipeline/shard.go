@@ -182,7 +182,7 @@ type eventLog struct {
 	evTail   atomic.Uint64 // reader: wo
 	EvMissed atomic.Uint64 // events that found the ring full
 	lost     atomic.Uint64 // copies that ended with their tenant; worker: wo
-	Moved    atomic.Uint64 // sessions whose next hop died and that go by another one since; worker: wo
+	Moved    atomic.Uint64 // sessions that were to leave their next hop and go by another one since; worker: wo
 }
 
 // echoPerSecond is how many pings the gateway answers, per tenant and worker.

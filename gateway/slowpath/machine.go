@@ -62,6 +62,7 @@ type machine struct {
 	stations   [1024]uint64 // by interface and MAC, mixed with the seed: theoretical arrival times of answers, see allow
 	mix        uint64
 	routers    map[key]*router
+	settling   uint64 // ns: when to look whether a router that was dead is settled; 0 = none is to be
 	unmet      uint64 // ns: when to look again for room for routers that have no entry; 0 = all have
 	t          entries
 	jobs       []job
@@ -424,6 +425,9 @@ func (m *machine) forward(f *netif, e *entry, group uint8, b []byte) {
 
 // expire runs the timers that are due, a bounded number at a time; more reports that others wait.
 func (m *machine) expire(now uint64) (more bool) {
+	if m.settling != 0 && now >= m.settling {
+		m.settle(now)
+	}
 	if m.unmet != 0 && now >= m.unmet {
 		m.lookAfter(now)
 	}
@@ -614,7 +618,10 @@ func (m *machine) shutdown() {
 // next is when something is due, ^0 when nothing is.
 func (m *machine) next() uint64 {
 	at := ^uint64(0)
-	if m.unmet != 0 {
+	if m.settling != 0 {
+		at = m.settling
+	}
+	if m.unmet != 0 && m.unmet < at {
 		at = m.unmet
 	}
 	if len(m.listeners) > 0 {

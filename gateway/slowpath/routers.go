@@ -14,6 +14,7 @@ const (
 	lookTogether = 64       // asked at once when routes come; the others one after the other,
 	lookApart    = 2 * ms   // with this between
 	routeEvery   = 10 * sec // how often one router's coming and going is logged
+	restoreAfter = 10 * sec // how long one that was dead answers before what stands in for it gives way (ITU-T G.808.1: wait to restore): each time costs what goes there its order
 )
 
 // NextHop is a router that routes name.
@@ -106,9 +107,34 @@ func (t *entries) enlistAs(i int32, r *router) {
 // answered and silent note the state of a router.
 func (m *machine) answered(r *router, now uint64) {
 	was := r.State.Dead()
-	if r.State.Answered(now) && was {
+	if !r.State.Answered(now) {
+		return
+	}
+	if was {
 		m.stats.Returned++
 		m.tell(r, "next hop answers again", now)
+	}
+	m.settleOne(r, now)
+}
+
+// settle looks whether routers that were dead have answered for long enough.
+func (m *machine) settle(now uint64) {
+	m.settling = 0
+	for _, r := range m.routers {
+		if !r.State.Settled() {
+			m.settleOne(r, now)
+		}
+	}
+}
+
+// settleOne is called for a router that answers and is not settled, or has not been until now.
+func (m *machine) settleOne(r *router, now uint64) {
+	at := r.State.Settle(now, restoreAfter)
+	if at != 0 && (m.settling == 0 || at < m.settling) {
+		m.settling = at
+	}
+	if r.State.Settled() && m.cfg.Settled != nil {
+		m.cfg.Settled(r.Iface, r.Addr)
 	}
 }
 

@@ -297,3 +297,45 @@ func TestFloodOnOneLinkLeavesAnothersUnused(t *testing.T) {
 		t.Errorf("%d of beta's 10 are left, %d entries", left, r.m.t.len())
 	}
 }
+
+// One that was dead is settled when it has answered for ten seconds, whatever falls due otherwise, and one that dies in between is not. One that has never been dead is settled at once.
+func TestRouterSettles(t *testing.T) {
+	r := newRig(t, nil)
+	var told []string
+	r.m.cfg.Settled = func(iface uint16, a netip.Addr) { told = append(told, a.String()) }
+	s := r.routed(true, "192.0.2.2", "192.0.2.3")
+	r.answering(300*ms, "192.0.2.2", "192.0.2.3")
+	if len(told) != 2 || !s[0].Settled() || !s[1].Settled() {
+		t.Fatalf("at first: %v", told)
+	}
+	told = nil
+	r.answering(5*sec, "192.0.2.3")
+	if s[0].Settled() || !s[0].Dead() || len(told) != 0 {
+		t.Fatalf("dead: %v", told)
+	}
+	r.answering(5*sec, "192.0.2.2", "192.0.2.3")
+	if s[0].Settled() || s[0].Rank() != fib.HopUp || len(told) != 0 {
+		t.Fatalf("just back: %v", told)
+	}
+	r.answering(5*sec, "192.0.2.3")
+	r.answering(1500*ms, "192.0.2.2", "192.0.2.3") // and once more
+	up := s[0].Since()
+	if s[0].Rank() != fib.HopUp {
+		t.Fatal(s[0])
+	}
+	for !s[0].Settled() && r.now < up+20*sec {
+		r.answering(50*ms, "192.0.2.2", "192.0.2.3")
+	}
+	if took := r.now - up; took < restoreAfter || took > restoreAfter+100*ms || len(told) != 1 || told[0] != "192.0.2.2" || s[0].Since() != up {
+		t.Errorf("settled after %d ms, told %v, up since %d, then %d", took/ms, told, up, s[0].Since())
+	}
+	r.m.routers[keyOf(1, netip.MustParseAddr("192.0.2.2"))].State.Link(false, r.now)
+	s[0].Link(true, r.now)
+	if s[0].Settled() {
+		t.Error("settled with a new link")
+	}
+	r.answering(2*restoreAfter, "192.0.2.2", "192.0.2.3")
+	if !s[0].Settled() {
+		t.Errorf("not settled behind a new link: %s", s[0])
+	}
+}

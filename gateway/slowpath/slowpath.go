@@ -78,6 +78,8 @@ type Config struct {
 	// Unreachable is told each waiting frame whose next hop did not answer (verdict.NoNeighbor), and the worker that it came from. May be nil.
 	// The frame is valid during the call only. Called under the lock: it must not call back or block.
 	Unreachable func(frame []byte, iface uint16, worker int)
+	// Settled is told of a router of SetNextHops that is settled now and was not, behind its state. May be nil. Called under the lock: it must not call back or block.
+	Settled func(iface uint16, a netip.Addr)
 	// Dropped is told each waiting frame given up for another reason: NeighborQueueFull, TxRingFull, InterfaceDown, Shutdown. As Unreachable.
 	Dropped func(frame []byte, iface uint16, why verdict.Reason)
 }

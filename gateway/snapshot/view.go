@@ -64,10 +64,12 @@ type Hop struct {
 	Family uint8
 	Via    flow.Addr
 
-	Vias   []uint16      // of a route: the numbers of its routers; Iface and Via are the first one's
-	State  *fib.HopState // of a router: whether it lives; nil for all else
-	weight uint64        // of a router: what Choose hashes
-	shared bool          // of a router: some route has others beside it
+	Vias    []uint16      // of a route: the numbers of its routers; Iface and Via are the first one's
+	Backups []uint16      // of a route: those that stand in for Vias
+	State   *fib.HopState // of a router: whether it lives; nil for all else
+	over    []uint16      // of a router that stands in for others: their numbers, in order. One that is both has a number for each
+	weight  uint64        // of a router: what Choose hashes
+	shared  bool          // of a router: some route has others beside it
 }
 
 // Forward is the inside end of a port forward.
