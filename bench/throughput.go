@@ -291,7 +291,7 @@ func (q *traffic) standing() (list []string) {
 }
 
 // offloadWords say what a case with offload is.
-var offloadWords = fmt.Sprintf("in cases that end in %s the gateway's ports have offload = \"always\": its XDP programs carry established sessions on the CPU that brings a packet, which is CPU %d here; peers are the same turns as in the case without, in which workers carry everything and which is %s here",
+var offloadWords = fmt.Sprintf("in cases that end in %s the gateway's ports have offload = \"always\": its XDP programs carry established sessions on the CPU that brings a packet, which is CPU %d here, and what its worker sends leaves by one of them too where it is much at once; peers are the same turns as in the case without, in which workers carry everything and which is %s here",
 	offloadCase, makerCPU, sideNever)
 
 // rulesWords says how long the list is.

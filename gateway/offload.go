@@ -37,6 +37,7 @@ const (
 type offload struct {
 	tables *cruise.Tables
 	hops   *cruise.Hops
+	send   *cruise.Transmit // nil = workers send by their sockets alone
 
 	mu   sync.Mutex
 	held int // how many want all packets to go up
@@ -176,6 +177,9 @@ func (g *Gateway) openOffload(seeds []uint64, sessions int) error {
 	}
 	g.off.hops.Renew(v.Gen)
 	g.neigh.Changed = g.off.hops.Changed
+	if g.off.send, err = t.OpenTransmit(); err != nil {
+		g.log.Info("offload: what workers send goes by their sockets alone", "err", err)
+	}
 	return nil
 }
 
@@ -215,7 +219,7 @@ func (o *offload) second() *worker.Second {
 	if o == nil {
 		return nil
 	}
-	return &worker.Second{Tables: o.tables, Hops: o.hops}
+	return &worker.Second{Tables: o.tables, Hops: o.hops, Transmit: o.send}
 }
 
 // settle returns when no packet is under way any more that was begun by what held before. It takes some milliseconds.
@@ -290,6 +294,16 @@ func (g *Gateway) offloadView(v *snapshot.View) (release func()) {
 	return release
 }
 
+// setDevice says which device a port is, 0 = none, and how large its packets are.
+func (o *offload) setDevice(port uint16, ifindex, mtu int) error {
+	const link = 18 // Ethernet, with a tag
+	if o.send != nil {
+		o.send.SetPort(port, false)
+		defer func() { o.send.SetPort(port, ifindex != 0 && mtu+link <= cruise.SendBytes) }()
+	}
+	return o.tables.SetDevice(port, ifindex)
+}
+
 // setDevice lets frames be redirected to a port, or no longer.
 func (g *Gateway) setDevice(i int, p *port) {
 	if g.off == nil {
@@ -299,7 +313,7 @@ func (g *Gateway) setDevice(i int, p *port) {
 	if p.off.on && p.state == portOpen && p.link.Up && p.link.Carrier {
 		index = p.link.Index
 	}
-	if err := g.off.tables.SetDevice(uint16(i), index); err != nil {
+	if err := g.off.setDevice(uint16(i), index, p.link.MTU); err != nil {
 		g.log.Error("offload", "port", p.cfg.Name, "err", err)
 	}
 }
@@ -340,7 +354,7 @@ func (g *Gateway) closeSecond(i int, p *port) {
 	if g.off == nil || p.prog == nil {
 		return
 	}
-	err := errors.Join(p.prog.ClearSecond(), g.off.tables.SetDevice(uint16(i), 0), g.off.settle())
+	err := errors.Join(p.prog.ClearSecond(), g.off.setDevice(uint16(i), 0, 0), g.off.settle())
 	if err != nil {
 		g.log.Error("offload", "port", p.cfg.Name, "err", err)
 	}
@@ -499,5 +513,9 @@ func (o *offload) close() error {
 	if o == nil {
 		return nil
 	}
-	return o.tables.Close()
+	var err error
+	if o.send != nil {
+		err = o.send.Close()
+	}
+	return errors.Join(err, o.tables.Close())
 }

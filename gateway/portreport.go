@@ -21,7 +21,7 @@ func (b backend) ports(in *inside) (*api.Ports, error) {
 	for wi, w := range g.workers {
 		for _, s := range w.SocketStats() {
 			stats[[2]int{int(s.Port), s.Queue}] = len(socks)
-			socks = append(socks, socketFigures{wi, s.RxPackets, s.RxBytes, s.TxPackets, s.TxBytes, s.TxFull, s.TxErrors, s.Kicks})
+			socks = append(socks, socketFigures{wi, s.RxPackets, s.RxBytes, s.TxPackets, s.TxBytes, s.TxFull, s.TxErrors, s.Kicks, s.Launched})
 		}
 	}
 	for i, p := range g.ports {
@@ -126,7 +126,7 @@ func (b backend) queue(port int, p *port, n int, socks []socketFigures, at map[[
 	if i, ok := at[[2]int{port, q.n}]; ok {
 		f := socks[i]
 		a.Rx, a.Tx = api.Counter{Packets: f.rxPackets, Bytes: f.rxBytes}, api.Counter{Packets: f.txPackets, Bytes: f.txBytes}
-		a.TxFull, a.TxErrors, a.Kicks = f.txFull, f.txErrors, f.kicks
+		a.TxFull, a.TxErrors, a.Kicks, a.TxRedirected = f.txFull, f.txErrors, f.kicks, f.launched
 	}
 	if q.sock == nil {
 		return a

@@ -392,8 +392,8 @@ func (b backend) Drops(ctx context.Context) (*api.Drops, error) {
 }
 
 type socketFigures struct {
-	worker                                                          int
-	rxPackets, rxBytes, txPackets, txBytes, txFull, txErrors, kicks uint64
+	worker                                                                    int
+	rxPackets, rxBytes, txPackets, txBytes, txFull, txErrors, kicks, launched uint64
 }
 
 func (b backend) Routes(context.Context) (*api.Routes, error) {

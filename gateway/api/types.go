@@ -187,7 +187,8 @@ type Queue struct {
 	InRx         int       `json:"in_rx"`   // frames that the kernel has written and we have not taken
 	TxFull       uint64    `json:"tx_full"` // frames dropped because the tx ring was full
 	TxErrors     uint64    `json:"tx_errors"`
-	Kicks        uint64    `json:"kicks"` // system calls that asked the kernel to send
+	Kicks        uint64    `json:"kicks"`         // system calls that asked the kernel to send
+	TxRedirected uint64    `json:"tx_redirected"` // frames of tx that left by the XDP program, many at a time, and not by the tx ring
 }
 
 // RingStats is what XDP_STATISTICS says of a socket: packets lost or refused by the kernel.

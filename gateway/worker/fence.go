@@ -238,8 +238,9 @@ func (w *Worker) drained() bool {
 			return false
 		}
 	}
+	w.flushAll()
 	for _, s := range w.socks {
-		if w.flush(s); s.n > 0 { // its tx ring is full
+		if s.n > 0 { // its tx ring is full
 			return false
 		}
 	}
@@ -279,6 +280,9 @@ func (w *Worker) EndNow() {
 
 // bare reports whether no frame of a group is in hand: none in a batch, none in a tx ring, none on a socket that has still to be shut.
 func (w *Worker) bare() bool {
+	if w.outGrouped {
+		return false
+	}
 	for _, s := range w.socks {
 		if s.n > 0 || len(s.queued) > 0 || s.fenced {
 			return false

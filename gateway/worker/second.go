@@ -14,6 +14,8 @@ import (
 type Second struct {
 	Tables *cruise.Tables
 	Hops   *cruise.Hops
+	// Transmit sends frames of a worker's own in numbers, on ports that it takes; nil = tx rings do.
+	Transmit *cruise.Transmit
 }
 
 const (
@@ -48,6 +50,9 @@ func (w *Worker) useSecond() {
 		Gen: func(gen uint32) { w.second.Tables.SetGen(w.cfg.ID, gen) },
 	})
 	w.shard.Sessions.Rests(func(slot uint32) bool { return w.second.Tables.Rest(w.cfg.ID, slot) })
+	if x := w.second.Transmit; x != nil {
+		w.out = x.Sender(w.cfg.ID)
+	}
 	w.second.next, w.second.batch = make([]uint32, 0, downMost), make([]uint32, 0, downMost)
 }
 

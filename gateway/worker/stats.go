@@ -82,7 +82,7 @@ func (w *Worker) Stats() Stats {
 // SocketStats is what one socket has carried.
 type SocketStats struct {
 	Socket
-	RxPackets, RxBytes, TxPackets, TxBytes, TxFull, TxErrors, Kicks uint64
+	RxPackets, RxBytes, TxPackets, TxBytes, TxFull, TxErrors, Kicks, Launched uint64
 }
 
 // SocketStats reads the figures of the worker's sockets. Any goroutine.
@@ -91,7 +91,7 @@ func (w *Worker) SocketStats() []SocketStats {
 	out := make([]SocketStats, len(shown))
 	for i, s := range shown {
 		out[i] = SocketStats{Socket: s.Socket, RxPackets: s.rxPackets.Load(), RxBytes: s.rxBytes.Load(), TxPackets: s.txPackets.Load(),
-			TxBytes: s.txBytes.Load(), TxFull: s.txFull.Load(), TxErrors: s.txErrors.Load(), Kicks: s.kicks.Load()}
+			TxBytes: s.txBytes.Load(), TxFull: s.txFull.Load(), TxErrors: s.txErrors.Load(), Kicks: s.kicks.Load(), Launched: s.launched.Load()}
 	}
 	return out
 }

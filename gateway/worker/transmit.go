@@ -73,7 +73,7 @@ func (w *Worker) send(port uint16, group, area uint8, addr uint64, off, n int) {
 	s.grouped = s.grouped || group != 0
 	s.n++
 	if s.n == len(s.batch) {
-		w.push(s)
+		w.full(s)
 	}
 }
 

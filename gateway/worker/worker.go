@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"demarc/gateway/cruise"
 	"demarc/gateway/flow"
 	"demarc/gateway/lease"
 	"demarc/gateway/pipeline"
@@ -72,13 +73,14 @@ type Config struct {
 
 type sockState struct {
 	Socket
-	batch    [pipeline.Burst]xsk.Desc // waiting to be put into the tx ring
-	n        int
-	busyPoll bool
-	pending  bool   // the kernel has not been asked to send since the last Send
-	target   int    // frames that the fill ring should hold
-	due      uint64 // of S.Received: what has come up to there is carried before the worker is clean; see drained
-	rxErrors atomic.Uint64
+	batch      [pipeline.Burst]xsk.Desc // waiting to be put into the tx ring
+	n          int
+	busyPoll   bool
+	pending    bool   // the kernel has not been asked to send since the last Send
+	launchedAt uint64 // ns: when many frames last left by the program, see launch.go; 0 = never
+	target     int    // frames that the fill ring should hold
+	due        uint64 // of S.Received: what has come up to there is carried before the worker is clean; see drained
+	rxErrors   atomic.Uint64
 	fence
 	passage
 	*figures
@@ -86,7 +88,7 @@ type sockState struct {
 
 // figures are of a queue of a port, through all sockets that it has had. Worker: wo, others: ro.
 type figures struct {
-	rxPackets, rxBytes, txPackets, txBytes, txFull, txErrors, kicks atomic.Uint64
+	rxPackets, rxBytes, txPackets, txBytes, txFull, txErrors, kicks, launched atomic.Uint64
 }
 
 // Worker is one data-plane thread.
@@ -142,9 +144,15 @@ type Worker struct {
 	look     func(int) (*police.Dir, *police.Words)
 	streams  []*stream.Stream // to standbys
 	second   second
-	laden    atomic.Bool // the last bursts were full: more waits. Worker: wo, others: ro
-	keeping  keeping     // what came for groups that have just been handed over
-	closed   atomic.Bool
+	// See launch.go.
+	out        *cruise.Sender // nil = tx rings send everything
+	outGrouped bool           // something of a group is staged
+	outRests   uint64         // ns: until when tx rings do; 0 = they need not
+	outWindow  uint64         // ns: since when calls are counted
+	outCalls   int
+	laden      atomic.Bool // the last bursts were full: more waits. Worker: wo, others: ro
+	keeping    keeping     // what came for groups that have just been handed over
+	closed     atomic.Bool
 }
 
 // upkeepStep is how many table slots upkeep looks at in a turn, or a 256th of what it owes if that is more: a worker with millions that has slept or was
@@ -430,8 +438,8 @@ func (w *Worker) turn(now uint64) (n int) {
 	busy := n > 0
 	n += w.orders(now)
 	n += w.step(now, n > 0)
+	w.flushAll()
 	for _, s := range w.socks {
-		w.flush(s)
 		w.refill(s)
 	}
 	if w.second.Second != nil {
@@ -658,9 +666,7 @@ func (w *Worker) drainOnExit() {
 		w.shard.Meter.Drop(0, verdict.Shutdown)
 	})
 	w.letGo()
-	for _, s := range w.socks {
-		w.flush(s)
-	}
+	w.flushAll()
 	if w.fenced {
 		w.sever()
 	}

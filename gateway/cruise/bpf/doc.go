@@ -1,6 +1,6 @@
-// Package bpf holds the XDP program that carries established sessions, compiled and ready to load.
+// Package bpf holds the XDP programs that carry established sessions and send what workers have ready, compiled and ready to load.
 //
-// It does not load it: cruise does. cruise.c is the source; the object and cruise_bpfel.go beside it are generated from it by generate.sh and
+// It does not load it: cruise does. cruise.c and transmit.c are the sources; the objects and Go files beside them are generated from these by generate.sh and
 // committed, so that a build needs no compiler for BPF. It has no state.
 package bpf
 

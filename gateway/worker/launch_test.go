@@ -1,0 +1,299 @@
+package worker
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"demarc/gateway/cruise"
+)
+
+// launchRig is a fenceRig whose worker has the transmitting program, and whose far end takes redirected frames.
+type launchRig struct {
+	*fenceRig
+	tab *cruise.Tables
+	x   *cruise.Transmit
+	fd  []int // of programs that came with it
+}
+
+func programs(t *testing.T) (fds []int) {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range list {
+		var fd int
+		if to, _ := os.Readlink("/proc/self/fd/" + f.Name()); strings.Contains(to, "bpf-prog") {
+			fmt.Sscan(f.Name(), &fd)
+			fds = append(fds, fd)
+		}
+	}
+	return fds
+}
+
+func newLaunchRig(t *testing.T) *launchRig {
+	t.Helper()
+	r := &launchRig{fenceRig: newFenceRig(t)}
+	if err := unix.SetsockoptInt(r.ear, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20); err != nil { // each frame is a page
+		t.Fatal(err)
+	}
+	far, err := netlink.LinkByName("dmf1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pass, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := link.AttachXDP(link.XDPOptions{Program: pass, Interface: far.Attrs().Index}) // without it redirected frames are lost
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = l.Close(), pass.Close() })
+	if r.tab, err = cruise.Open(cruise.Config{Seeds: []uint64{1}, Sessions: cruise.SessionUnit, Ports: 1, Interfaces: 1, Tenants: 1, Hops: 1}); err != nil {
+		t.Fatal(err)
+	}
+	before := programs(t)
+	if r.x, err = r.tab.OpenTransmit(); err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range programs(t) {
+		if !slices.Contains(before, fd) {
+			r.fd = append(r.fd, fd)
+		}
+	}
+	t.Cleanup(func() {
+		r.w.second.Second, r.w.out = nil, nil
+		if err := r.x.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := r.tab.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := r.tab.SetDevice(0, r.ifi); err != nil {
+		t.Fatal(err)
+	}
+	r.x.SetPort(0, true)
+	r.w.second.Second = &Second{Tables: r.tab, Hops: cruise.NewHops(r.tab), Transmit: r.x}
+	r.w.useSecond()
+	return r
+}
+
+func (r *launchRig) launched() (launched, sent uint64) {
+	s := r.w.SocketStats()[0]
+	return s.Launched, s.TxPackets
+}
+
+// several hands the worker so many frames of groups, in turn.
+func (r *launchRig) several(n int, groups ...uint8) (all []byte) {
+	for i := range n {
+		all = append(all, r.hand(groups[i%len(groups)]))
+	}
+	return all
+}
+
+// Few frames go by the ring and many by the program, in their order, and each is counted once.
+func TestManyFramesLeaveByTheProgram(t *testing.T) {
+	r := newLaunchRig(t)
+	all := r.several(launchLeast-1, 0)
+	r.turn()
+	r.want("few", all...)
+	if n, _ := r.launched(); n != 0 {
+		t.Errorf("%d of few frames were launched", n)
+	}
+	for _, n := range []int{launchLeast, len(r.w.socks[0].batch) - 1, len(r.w.socks[0].batch), len(r.w.socks[0].batch) + 1, 150} {
+		was, sent := r.launched()
+		all := r.several(n, 0)
+		r.turn()
+		if now, s := r.launched(); now-was != uint64(n) || s-sent != uint64(n) {
+			t.Errorf("of %d frames %d were launched, and %d sent", n, now-was, s-sent)
+		}
+		r.want(fmt.Sprint(n), all...)
+	}
+	// Few right behind many do not pass them in the device.
+	s := r.w.socks[0]
+	for _, c := range []struct {
+		ago  time.Duration
+		want uint64
+	}{{0, 3}, {launchQuiet, 0}} {
+		s.launchedAt = r.w.cfg.Clock.Now() - uint64(c.ago)
+		was, _ := r.launched()
+		all := r.several(3, 0)
+		r.turn()
+		if now, _ := r.launched(); now-was != c.want {
+			t.Errorf("%v behind many %d of 3 frames were launched, want %d", c.ago, now-was, c.want)
+		}
+		r.want("few behind many", all...)
+	}
+	// What has not left the ring yet comes first.
+	was, _ := r.launched()
+	first := r.several(3, 0)
+	r.w.push(r.w.socks[0])
+	then := r.several(launchLeast, 0)
+	r.turn()
+	r.want("behind a ring that is not empty", append(first, then...)...)
+	if now, _ := r.launched(); now != was {
+		t.Errorf("%d frames passed by what waited", now-was)
+	}
+	// The device goes: by the ring.
+	if err := r.tab.SetDevice(0, 0); err != nil {
+		t.Fatal(err)
+	}
+	all = r.several(150, 0)
+	r.turn()
+	r.want("nothing to redirect to", all...)
+	if now, _ := r.launched(); now != was {
+		t.Errorf("%d frames were launched to nowhere", now-was)
+	}
+	if err := r.tab.SetDevice(0, r.ifi); err != nil {
+		t.Fatal(err)
+	}
+	r.x.SetPort(0, false)
+	all = r.several(150, 0)
+	r.turn()
+	r.want("the port takes none", all...)
+	if now, _ := r.launched(); now != was {
+		t.Errorf("%d frames were launched to a port that takes none", now-was)
+	}
+}
+
+// Frames of a group that wait for the program leave while it is served and not after.
+func TestNoFrameIsLaunchedAfterItsDeadline(t *testing.T) {
+	r := newLaunchRig(t)
+	r.serve(7, 1, time.Hour)
+	all := r.several(60, 7, 0)
+	r.turn()
+	r.want("served", all...)
+	all = r.several(60, 7, 8)
+	r.turn()
+	var own []byte
+	for i := 0; i < len(all); i += 2 {
+		own = append(own, all[i])
+	}
+	r.want("one is served", own...)
+	if n := r.refused(); n != 30 {
+		t.Errorf("%d refused, want 30", n)
+	}
+	// Between staging and the call: a full batch is staged, and does not leave before the turn ends.
+	full := len(r.w.socks[0].batch)
+	all = r.several(full, 7, 0)
+	if n := r.w.out.Len(); n != full || r.w.socks[0].n != 0 {
+		t.Fatalf("%d frames are staged, %d in the batch", n, r.w.socks[0].n)
+	}
+	if r.w.bare() {
+		t.Error("bare with frames of a group in hand")
+	}
+	r.d.Write(7, 1, 0)
+	r.turn()
+	own = own[:0]
+	for i := 1; i < len(all); i += 2 {
+		own = append(own, all[i])
+	}
+	r.want("the deadline is taken back", own...)
+	if n := r.refused(); n != 30+uint64(full/2) {
+		t.Errorf("%d refused, want %d", n, 30+full/2)
+	}
+	if !r.w.bare() || !r.w.Clean() {
+		t.Error("not clean with nothing in hand")
+	}
+	if n := r.w.Stats().Overruns; n != 0 {
+		t.Errorf("%d overruns", n)
+	}
+	// A call that takes too long is counted.
+	r.serve(7, 1, time.Hour)
+	r.w.cfg.Guard = 1
+	all = r.several(launchLeast, 7)
+	r.turn()
+	r.w.cfg.Guard = guardDefault
+	if n := r.w.Stats().Overruns; n == 0 {
+		t.Error("no call took longer than less than nothing")
+	}
+	r.want("late", all...)
+}
+
+// An error of the kernel's loses nothing, and rings do for a while.
+func TestLaunchThatFails(t *testing.T) {
+	r := newLaunchRig(t)
+	if len(r.fd) != 1 {
+		t.Fatalf("the program has the descriptors %v", r.fd)
+	}
+	spare, err := unix.FcntlInt(uintptr(r.fd[0]), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(spare)
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if err := unix.Dup3(int(null.Fd()), r.fd[0], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	all := r.several(100, 0)
+	r.turn()
+	slices.Sort(all)
+	got := r.heard()
+	slices.Sort(got) // what was staged goes behind what was not, once
+	if !slices.Equal(got, all) {
+		t.Errorf("frames %v left, want %v", got, all)
+	}
+	if err := r.w.Account(); err != nil {
+		t.Error(err)
+	}
+	if s := r.w.SocketStats()[0]; s.TxErrors != 1 || s.Launched != 0 {
+		t.Errorf("%+v", s)
+	}
+	if err := unix.Dup3(spare, r.fd[0], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	all = r.several(100, 0)
+	r.turn()
+	r.want("after an error", all...)
+	if n, _ := r.launched(); n != 0 {
+		t.Errorf("%d frames were launched right after an error", n)
+	}
+	r.w.outRests = 1 // long ago
+	r.turn()
+	all = r.several(100, 0)
+	r.turn()
+	if n, _ := r.launched(); n != 100 {
+		t.Errorf("%d frames were launched a while after the error, want 100", n)
+	}
+	r.want("a while later", all...)
+}
+
+// Calls are bounded: what finds none goes by the ring.
+func TestLaunchesAreBounded(t *testing.T) {
+	r := newLaunchRig(t)
+	most := launchMost / int(time.Second/launchWindow)
+	r.w.outWindow = r.w.cfg.Clock.Now()
+	r.w.outCalls = most - 1
+	all := r.several(launchLeast, 0)
+	r.turn()
+	one, _ := r.launched()
+	all = append(all, r.several(launchLeast, 0)...)
+	r.turn()
+	two, sent := r.launched()
+	if time.Duration(r.w.cfg.Clock.Now()-r.w.outWindow) < launchWindow && (one != launchLeast || two != one) || sent != 2*launchLeast {
+		t.Errorf("%d launched, then %d, %d sent", one, two, sent)
+	}
+	r.want("bounded", all...)
+	r.w.outWindow -= uint64(launchWindow)
+	r.several(launchLeast, 0)
+	r.turn()
+	if n, _ := r.launched(); n != two+launchLeast {
+		t.Errorf("%d launched in the next window, before %d", n, two)
+	}
+}
