@@ -178,7 +178,7 @@ func (g *Gateway) openOffload(seeds []uint64, sessions int) error {
 	g.off.hops.Renew(v.Gen)
 	g.neigh.Changed = g.off.hops.Changed
 	if g.off.send, err = t.OpenTransmit(); err != nil {
-		g.log.Info("offload: what workers send goes by their sockets alone", "err", err)
+		g.log.Warn("offload: what workers send goes by their sockets alone", "err", err)
 	}
 	return nil
 }
@@ -294,12 +294,11 @@ func (g *Gateway) offloadView(v *snapshot.View) (release func()) {
 	return release
 }
 
-// setDevice says which device a port is, 0 = none, and how large its packets are.
-func (o *offload) setDevice(port uint16, ifindex, mtu int) error {
-	const link = 18 // Ethernet, with a tag
+// setDevice says which device a port is, 0 = none.
+func (o *offload) setDevice(port uint16, ifindex int) error {
 	if o.send != nil {
 		o.send.SetPort(port, false)
-		defer func() { o.send.SetPort(port, ifindex != 0 && mtu+link <= cruise.SendBytes) }()
+		defer func() { o.send.SetPort(port, ifindex != 0) }()
 	}
 	return o.tables.SetDevice(port, ifindex)
 }
@@ -313,7 +312,7 @@ func (g *Gateway) setDevice(i int, p *port) {
 	if p.off.on && p.state == portOpen && p.link.Up && p.link.Carrier {
 		index = p.link.Index
 	}
-	if err := g.off.setDevice(uint16(i), index, p.link.MTU); err != nil {
+	if err := g.off.setDevice(uint16(i), index); err != nil {
 		g.log.Error("offload", "port", p.cfg.Name, "err", err)
 	}
 }
@@ -354,7 +353,7 @@ func (g *Gateway) closeSecond(i int, p *port) {
 	if g.off == nil || p.prog == nil {
 		return
 	}
-	err := errors.Join(p.prog.ClearSecond(), g.off.setDevice(uint16(i), 0, 0), g.off.settle())
+	err := errors.Join(p.prog.ClearSecond(), g.off.setDevice(uint16(i), 0), g.off.settle())
 	if err != nil {
 		g.log.Error("offload", "port", p.cfg.Name, "err", err)
 	}

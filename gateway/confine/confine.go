@@ -19,7 +19,7 @@ const (
 	IPCLock  Capability = unix.CAP_IPC_LOCK  // packet memory beyond RLIMIT_MEMLOCK
 	BPF      Capability = unix.CAP_BPF       // load the XDP program, read its counters
 	Perfmon  Capability = unix.CAP_PERFMON   // the verifier lets no other program do arithmetic with pointers to packets
-	SysAdmin Capability = unix.CAP_SYS_ADMIN // open the program that an earlier process left, by its number: at start only
+	SysAdmin Capability = unix.CAP_SYS_ADMIN // open the program that an earlier process left, by its number, and make a network namespace (cruise.Transmit): at start only
 )
 
 var names = map[Capability]string{NetAdmin: "net_admin", NetRaw: "net_raw", IPCLock: "ipc_lock", BPF: "bpf", Perfmon: "perfmon", SysAdmin: "sys_admin"}

@@ -20,7 +20,7 @@ import (
 // Of bpf/transmit.c.
 const (
 	SendMost  = 256  // frames of a call
-	SendBytes = 2040 // of a frame
+	SendBytes = 2032 // of a frame
 	sendLeast = 14
 
 	// sendBatch is how many frames the kernel gives to the devices together: a veth has room for 256, and empties it only behind a batch.
@@ -30,6 +30,7 @@ const (
 )
 
 type sendFrame struct {
+	until uint64
 	len   uint32
 	port  uint16
 	left  uint16
@@ -65,6 +66,9 @@ func (t *Tables) OpenTransmit() (x *Transmit, err error) {
 	spec.Maps[bpf.TransmitMapDevices].MaxEntries = devices.MaxEntries()
 	spec.Maps[bpf.TransmitMapFrames].MaxEntries = uint32(workers * SendMost)
 	spec.Maps[bpf.TransmitMapProgresses].MaxEntries = uint32(workers)
+	if err := spec.Variables[bpf.TransmitVarSettings].Set(struct{ Ahead int64 }{t.cfg.Ahead}); err != nil {
+		return nil, fmt.Errorf("load the transmitting program: %w", err)
+	}
 	var o bpf.TransmitObjects
 	if err := spec.LoadAndAssign(&o, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{bpf.TransmitMapDevices: devices}}); err != nil {
 		return nil, fmt.Errorf("load the transmitting program: %w", err)
@@ -113,19 +117,30 @@ func layOver[E any](x *Transmit, m *ebpf.Map, n int) ([]E, error) {
 // out again, which waits for a grace period: 24 ms a call.
 func (x *Transmit) hold() error {
 	const loopback = 1
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		done <- func() (err error) {
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("make a network namespace: %w", err)
-			}
-			if x.nowhere, err = os.Open("/proc/thread-self/ns/net"); err != nil {
-				return err
-			}
-			x.anchor, err = link.AttachXDP(link.XDPOptions{Program: x.prog, Interface: loopback, Flags: link.XDPGenericMode})
+	return onOwnThread(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make a network namespace: %w", err)
+		}
+		if x.nowhere, err = os.Open("/proc/thread-self/ns/net"); err != nil {
 			return err
-		}()
+		}
+		x.anchor, err = link.AttachXDP(link.XDPOptions{Program: x.prog, Interface: loopback, Flags: link.XDPGenericMode})
+		return err
+	})
+}
+
+// onOwnThread runs fn on a thread that ends with it. The process's first one does not end, and /proc would show its namespace as the process's.
+func onOwnThread(fn func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good
+		if unix.Gettid() == unix.Getpid() {
+			err := onOwnThread(fn) // on another one: this one is held
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
+		done <- fn()
 	}()
 	return <-done
 }
@@ -153,7 +168,7 @@ func (x *Transmit) try() error {
 	return nil
 }
 
-// SetPort says whether frames may be sent to a port so: Tables.SetDevice has its device, and no frame is longer than SendBytes.
+// SetPort says whether frames may be sent to a port so: Tables.SetDevice has its device.
 func (x *Transmit) SetPort(port uint16, on bool) { x.takes[port].Store(on) }
 
 // Takes reports whether a port takes frames so. Any goroutine.
@@ -222,10 +237,11 @@ func (s *Sender) Len() int { return s.n }
 // Room is how many more there may be.
 func (s *Sender) Room() int { return SendMost - s.n }
 
-// Add takes a copy of a frame of a group (0: of none), no longer than SendBytes. There must be room.
+// Add takes a copy of a frame of a group (0: of none), no longer than SendBytes: of a longer one nothing would leave. There must be room.
 func (s *Sender) Add(port uint16, group uint8, b []byte) {
+	b = b[:min(len(b), SendBytes)]
 	f := &s.frames[s.n]
-	f.len, f.port, f.left = uint32(len(b)), port, 0
+	f.until, f.len, f.port, f.left = math.MaxUint64, uint32(len(b)), port, 0
 	copy(f.bytes[:], b)
 	s.groups[s.n] = group
 	s.longest = max(s.longest, len(b))
@@ -238,10 +254,11 @@ func (s *Sender) Frame(i int) (port uint16, group uint8, b []byte) {
 	return f.port, s.groups[i], f.bytes[:f.len]
 }
 
-// Void has a frame not leave.
-func (s *Sender) Void(i int) { s.frames[i].len = 0 }
+// Until has a frame leave before that time only, ns of CLOCK_BOOTTIME; 0 = not at all.
+func (s *Sender) Until(i int, ns uint64) { s.frames[i].until = ns }
 
-// Run sends. It returns when the devices have taken what they take: Left says which. An error is of the kernel, and nothing of what it has not left will leave.
+// Run sends. It returns when the devices have taken what they take: Left says which. It may take long: the kernel lets nobody else call while it exchanges an XDP program of the machine, and a signal that stops the process stops
+// it between two batches. An error is of the kernel, and nothing of what it has not left will leave.
 func (s *Sender) Run() error {
 	// Not shorter than any frame, so that the program only cuts; and by the rest it knows whose the call is.
 	c := &s.call
@@ -250,6 +267,7 @@ func (s *Sender) Run() error {
 	for stuck := 0; ; {
 		was := s.at.next
 		c.repeat = uint32(s.n) - was
+		// Not by ebpf.Program.Run: what a signal has ended it begins again from the start, and sends again what has left.
 		_, _, e := unix.Syscall(unix.SYS_BPF, bpfProgTestRun, uintptr(unsafe.Pointer(c)), unsafe.Sizeof(*c))
 		now := atomic.LoadUint32(&s.at.next)
 		switch {
@@ -265,7 +283,7 @@ func (s *Sender) Run() error {
 	}
 }
 
-// Left reports whether a frame has been given to its device, behind Run.
+// Left reports whether a frame has been given to its device, in time, behind Run.
 func (s *Sender) Left(i int) bool { return s.frames[i].left != 0 }
 
 // Reset forgets all frames.

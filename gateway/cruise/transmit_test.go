@@ -18,7 +18,7 @@ import (
 	"demarc/gateway/netlab/roottest"
 )
 
-// Frames of two workers leave to two ports as they were added, each port's in their order, whatever their sizes; what is void does not, nor what is for a port without a device, and Left says so.
+// Frames of two workers leave to two ports as they were added, each port's in their order, whatever their sizes; what is too late does not, nor what is for a port without a device, and Left says so.
 func TestTransmit(t *testing.T) {
 	roottest.Require(t)
 	l, err := netlab.New("dmtransmit")
@@ -44,7 +44,8 @@ func TestTransmit(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	tab, err := Open(Config{Seeds: []uint64{1, 2}, Sessions: SessionUnit, Ports: 3, Interfaces: 1, Tenants: 1, Hops: 2})
+	const ahead = int64(3 * time.Hour) // a time namespace
+	tab, err := Open(Config{Seeds: []uint64{1, 2}, Sessions: SessionUnit, Ports: 3, Interfaces: 1, Tenants: 1, Hops: 2, Ahead: ahead})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +95,7 @@ func TestTransmit(t *testing.T) {
 	for round := range 200 {
 		s := x.Sender(rng.IntN(2))
 		var want [2][][]byte
-		var kind []int // of each frame: 0 and 1 a port, 2 one without a device, 3 void
+		var kind []int // of each frame: 0 and 1 a port, 2 one without a device, 3 too late
 		n := 1 + rng.IntN(SendMost)
 		if round%3 == 0 {
 			n = 1 + rng.IntN(4)
@@ -125,7 +126,9 @@ func TestTransmit(t *testing.T) {
 				t.Fatal("a frame is not what was added")
 			}
 			if k == 3 {
-				s.Void(i)
+				s.Until(i, uint64(rng.IntN(2))*(boot(t)+uint64(ahead)-1)) // never, or until a moment ago
+			} else if rng.IntN(2) == 0 {
+				s.Until(i, boot(t)+uint64(ahead)+uint64(time.Minute))
 			}
 			if k < 2 {
 				want[k] = append(want[k], f)
@@ -168,7 +171,15 @@ func TestTransmit(t *testing.T) {
 	}
 }
 
-// A call does not exchange the kernel's dispatcher, also while other programs come and go; and nothing of it is left when it is closed: no namespace, no program.
+func boot(t *testing.T) uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		t.Fatal(err)
+	}
+	return uint64(ts.Nano())
+}
+
+// A call does not exchange the kernel's dispatcher; and nothing of it is left when it is closed: no namespace, no program.
 func TestTransmitIsReady(t *testing.T) {
 	roottest.Require(t)
 	tab, err := Open(Config{Seeds: []uint64{1}, Sessions: SessionUnit, Ports: 1, Interfaces: 1, Tenants: 1, Hops: 1})

@@ -27,7 +27,7 @@ var capabilities = []capability{
 	{unix.CAP_NET_RAW, "cap_net_raw", "open AF_XDP sockets"},
 	{unix.CAP_BPF, "cap_bpf", "load the XDP program"},
 	{unix.CAP_PERFMON, "cap_perfmon", "have its pointers accepted"},
-	{unix.CAP_SYS_ADMIN, "cap_sys_admin", "take over the program that an earlier process left (given up once traffic is forwarded)"},
+	{unix.CAP_SYS_ADMIN, "cap_sys_admin", "take over the program that an earlier process left, and make a network namespace for offload (given up once traffic is forwarded)"},
 	{unix.CAP_IPC_LOCK, "cap_ipc_lock", "lock packet memory beyond RLIMIT_MEMLOCK"},
 }
 

@@ -336,3 +336,44 @@ func TestOffloadNeedsWhoTakesIt(t *testing.T) {
 	end()
 	r.wait(j)
 }
+
+// What workers carry on ports with offload, here all of a tenant with rates of single hosts, leaves many at a time by a program where much comes at once: in order, whole, and counted by port and tenant.
+func TestOffloadSendsManyAtOnce(t *testing.T) {
+	r := offloadRig(t, "offloadmany", rigPolicy("[tenant.rates.host.out]\nbits = \"10G\"\n[tenant.rates.host.in]\nbits = \"10G\"", ""))
+	r.start()
+	if log := read(t, r.log); strings.Contains(log, "sockets alone") {
+		t.Fatalf("workers send by their sockets alone:\n%s", log)
+	}
+	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
+	figures := func() (redirected, sent uint64) {
+		var ports api.Ports
+		r.ask(&ports, "ports")
+		for _, p := range ports.Ports {
+			for _, q := range p.Queues {
+				redirected += q.TxRedirected
+				sent += q.Tx.Packets
+			}
+		}
+		return redirected, sent
+	}
+	var first, p host.Probe
+	r.wait(r.spawn(r.Alpha1.Name, &first, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "100", "-duration", "200ms")) // neighbours are found
+	r.wait(r.spawn(r.Alpha1.Name, &p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "20000", "-duration", "3s"))
+	st := r.status()
+	a := rigTenantOf(st, "alpha")
+	redirected, sent := figures()
+	t.Logf("%d sent, %d came back, %d reordered; %d frames left by the program of %d and %d packets", p.Sent, p.Received, p.Reordered, redirected, a.Out.Packets, a.In.Packets)
+	if redirected == 0 {
+		t.Error("nothing left by the program")
+	}
+	if p.Received < p.Sent*95/100 || p.Duplicate > 0 || p.Reordered > 0 || p.Foreign > 0 {
+		t.Errorf("%+v", p)
+	}
+	if portOf(st, "alpha0").Offload.Carried != 0 || !st.Conservation.OK {
+		t.Errorf("%+v, %+v", portOf(st, "alpha0").Offload, st.Conservation)
+	}
+	if want := a.Out.Packets + a.In.Packets; sent < want || sent > want+want/100+200 { // questions for neighbours are few
+		t.Errorf("%d frames were sent, and %d packets of the tenant", sent, want)
+	}
+	r.stop()
+}

@@ -36,6 +36,17 @@ func (w *Worker) mayGo(id uint8, now uint64) bool {
 	return d.May(id, now) || e.May(id, now) && e.Epoch(id) == d.Epoch(id)
 }
 
+// leaveBy is until when a frame of a group may be sent, as mayGo has it; 0 = not at all.
+func (w *Worker) leaveBy(id uint8, now uint64) uint64 {
+	switch d, e := w.cfg.Deadlines, w.cfg.Ending; {
+	case d.May(id, now):
+		return d.Until(id)
+	case w.mayGo(id, now):
+		return e.Until(id)
+	}
+	return 0
+}
+
 // keepOwn takes out of a batch what this node may not send any more.
 func (w *Worker) keepOwn(s *sockState) {
 	if noLook {

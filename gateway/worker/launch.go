@@ -1,7 +1,10 @@
 package worker
 
 import (
+	"errors"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"demarc/gateway/cruise"
 	"demarc/gateway/trace"
@@ -16,8 +19,9 @@ import (
 const (
 	// launchLeast is from how many frames on a call is cheaper: 13.3 us and 0.17 us for each, against 0.94 us for each.
 	launchLeast = 24
-	// launchRest is how long all frames go by the tx rings after an error of the kernel's.
+	// launchRest is how long all frames go by the tx rings after an error of the kernel's, and launchFull where it has no number left for a page pool: those come back when far ends have read.
 	launchRest = time.Second
+	launchFull = time.Minute
 	// launchQuiet is how long few frames go by the program too behind many: a device of 1 Gbit/s sends 250 of the longest in that time.
 	launchQuiet = 3 * time.Millisecond
 	// launchMost is how many calls all workers of a node make in a second at most. The kernel has a page pool for each call, and keeps it for a second where a device has not let go of its frames by the end; it has numbers for
@@ -28,7 +32,7 @@ const (
 
 // launches reports whether the batch of a socket may leave by the program.
 func (w *Worker) launches(s *sockState) bool {
-	if w.out == nil || !w.second.Transmit.Takes(s.Port) || w.outRests != 0 || s.fenced || w.down[s.Port].Load() {
+	if w.out == nil || !w.second.Transmit.Takes(s.Port) || w.outRests != 0 || s.long || s.fenced || w.down[s.Port].Load() {
 		return false
 	}
 	if s.S.InTx() > 0 {
@@ -40,6 +44,7 @@ func (w *Worker) launches(s *sockState) bool {
 // full makes room in the batch of a socket.
 func (w *Worker) full(s *sockState) {
 	if !w.launches(s) || w.out.Len() == 0 && !w.mayLaunch() {
+		w.launch() // what is staged is earlier
 		w.push(s)
 		return
 	}
@@ -64,7 +69,7 @@ func (w *Worker) stage(s *sockState) {
 		w.out.Add(s.Port, s.group[i], u.Mem()[d.Addr:d.Addr+uint64(d.Len)])
 		w.free(s.Area, d.Addr&^(uint64(u.Chunk())-1))
 	}
-	w.outGrouped = w.outGrouped || s.grouped
+	w.outGrouped = w.outGrouped || s.grouped && s.n > 0
 	s.n, s.grouped = 0, false
 }
 
@@ -117,28 +122,32 @@ func (w *Worker) mayLaunch() bool {
 // launch has the program send what is staged.
 func (w *Worker) launch() {
 	o := w.out
-	if o.Len() == 0 {
+	if o == nil || o.Len() == 0 {
 		return
 	}
 	looked := uint64(0)
 	if w.outGrouped && !noLook {
 		looked = w.cfg.Clock.Exact()
 		for i := range o.Len() {
-			if _, id, b := o.Frame(i); id != 0 && !w.mayGo(id, looked) {
-				w.shard.Dropped(0, verdict.NotOwner, trace.NoPort, b, true)
-				o.Void(i)
+			if _, id, _ := o.Frame(i); id != 0 {
+				o.Until(i, w.leaveBy(id, looked)) // what is late by then is dropped on its way to the ring
 			}
 		}
 	}
 	port, _, _ := o.Frame(0)
-	first := w.socks[w.txOf[port]]
+	first := w.socks[w.txOf[port]] // Detach launches before it lets go of a socket
 	first.kicks.Add(1)
 	err := o.Run()
+	w.lastLaunch.Store(w.cfg.Clock.Now())
 	if looked != 0 && w.cfg.Clock.Exact()-looked > uint64(w.cfg.Guard) {
 		w.count.overruns.Add(1)
 	}
 	if err != nil {
-		w.outRests = w.cfg.Clock.Now() + uint64(launchRest)
+		rest := launchRest
+		if errors.Is(err, unix.ENOSPC) {
+			rest = launchFull
+		}
+		w.outRests = w.cfg.Clock.Now() + uint64(rest)
 		if first.txErrors.Add(1) == 1 {
 			w.cfg.Log.Warn("send by the XDP program: frames go by the tx rings for a while", "worker", w.cfg.ID, "port", port, "err", err)
 		}
@@ -165,10 +174,7 @@ func (w *Worker) launched(o *cruise.Sender) {
 	}
 	for i := range o.Len() {
 		port, group, b := o.Frame(i)
-		if len(b) == 0 {
-			continue // void
-		}
-		s := w.socks[w.txOf[port]] // it was staged in this turn, and sockets go at its end
+		s := w.socks[w.txOf[port]]
 		if s != of {
 			count()
 			of = s
@@ -198,5 +204,7 @@ func (w *Worker) byRing(s *sockState, group uint8, b []byte) {
 	s.batch[s.n] = xsk.Desc{Addr: addr, Len: uint32(len(b))}
 	s.group[s.n] = group
 	s.grouped = s.grouped || group != 0
-	s.n++
+	if s.n++; s.n == len(s.batch) { // send finds room
+		w.push(s)
+	}
 }

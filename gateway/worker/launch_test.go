@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"demarc/gateway/cruise"
+	"demarc/gateway/xsk"
 )
 
 // launchRig is a fenceRig whose worker has the transmitting program, and whose far end takes redirected frames.
@@ -60,7 +61,7 @@ func newLaunchRig(t *testing.T) *launchRig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _, _ = l.Close(), pass.Close() })
-	if r.tab, err = cruise.Open(cruise.Config{Seeds: []uint64{1}, Sessions: cruise.SessionUnit, Ports: 1, Interfaces: 1, Tenants: 1, Hops: 1}); err != nil {
+	if r.tab, err = cruise.Open(cruise.Config{Seeds: []uint64{1}, Sessions: cruise.SessionUnit, Ports: 2, Interfaces: 1, Tenants: 1, Hops: 1}); err != nil {
 		t.Fatal(err)
 	}
 	before := programs(t)
@@ -295,5 +296,165 @@ func TestLaunchesAreBounded(t *testing.T) {
 	r.turn()
 	if n, _ := r.launched(); n != two+launchLeast {
 		t.Errorf("%d launched in the next window, before %d", n, two)
+	}
+}
+
+// to hands the worker n frames of nobody's for a port.
+func (r *launchRig) to(port uint16, n int) {
+	r.t.Helper()
+	for range n {
+		addr, ok := r.u.Alloc()
+		if !ok {
+			r.t.Fatal("no frame is free")
+		}
+		copy(r.u.Mem()[addr:], make([]byte, 60))
+		r.w.send(port, 0, 0, addr, 0, 60)
+	}
+}
+
+// A call in the midst of a turn whose frames come back leaves room for those to come, on every port.
+func TestWhatComesBackFillsNoBatch(t *testing.T) {
+	r := newLaunchRig(t)
+	far, err := netlink.LinkByName("dmf1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := xsk.Bind(r.u, xsk.SocketConfig{Ifindex: far.Attrs().Index, RxSize: 64, TxSize: 64, FillSize: 64, CompSize: 64, Mode: xsk.Copy, NeedWakeup: true})
+	if err == nil {
+		err = r.w.Adopt(Socket{S: s, Port: 1})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.tab.SetDevice(0, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.x.SetPort(1, true) // and has no device
+	b := len(r.w.socks[0].batch)
+	r.to(0, 3*b)
+	r.to(1, b)
+	if n := r.w.out.Len(); n != cruise.SendMost || r.w.socks[0].n != 0 {
+		t.Fatalf("%d staged, %d in the batch", n, r.w.socks[0].n)
+	}
+	r.to(1, b) // there is no room for them, and then what came back is in the ring
+	if n := r.w.out.Len(); n != 0 {
+		t.Fatalf("%d staged behind a call", n)
+	}
+	for _, s := range r.w.socks {
+		if s.n == len(s.batch) {
+			t.Errorf("the batch of port %d is full", s.Port)
+		}
+	}
+	r.to(0, b+1)
+	r.to(1, 1)
+	r.turn()
+	sent := [2]uint64{}
+	for _, s := range r.w.SocketStats() {
+		sent[s.Port] = s.TxPackets + s.TxFull
+		if s.Launched != 0 {
+			t.Errorf("%d frames were launched to nowhere", s.Launched)
+		}
+	}
+	if sent != [2]uint64{uint64(4*b + 1), uint64(2*b + 1)} {
+		t.Errorf("%v frames were sent, want %d and %d", sent, 4*b+1, 2*b+1)
+	}
+	if err := r.w.Account(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A socket that goes while frames for it are staged takes none with it that nobody counts.
+func TestDetachWithStagedFrames(t *testing.T) {
+	r := newLaunchRig(t)
+	b := len(r.w.socks[0].batch)
+	r.to(0, b+5)
+	s := r.w.socks[0]
+	if r.w.out.Len() != b || s.n != 5 {
+		t.Fatalf("%d staged, %d in the batch", r.w.out.Len(), s.n)
+	}
+	out := r.w.Detach(0)
+	if r.w.out.Len() != 0 || s.txPackets.Load() != uint64(b) || len(out) != 1 {
+		t.Errorf("%d staged, %d sent, %d sockets", r.w.out.Len(), s.txPackets.Load(), len(out))
+	}
+	r.turn()
+	for _, s := range out {
+		if err := s.Shut(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.w.Reclaim(0); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	all := r.several(launchLeast, 0)
+	r.turn()
+	r.want("a new socket", all...)
+}
+
+// A frame that is longer than the program takes goes by the ring, with those about it, in order.
+func TestLongFramesGoByTheRing(t *testing.T) {
+	r := newLaunchRig(t)
+	b := len(r.w.socks[0].batch)
+	all := r.several(b, 0) // staged
+	if r.w.out.Len() != b {
+		t.Fatalf("%d staged", r.w.out.Len())
+	}
+	all = append(all, r.several(30, 0)...)
+	r.w.socks[0].long = true // no packet memory of this rig holds one
+	all = append(all, r.several(b-30, 0)...)
+	if n := r.w.socks[0].n; n != 0 || r.w.socks[0].long {
+		t.Errorf("%d in the batch, long %v", n, r.w.socks[0].long)
+	}
+	r.turn()
+	if n, sent := r.launched(); n != uint64(b) || sent != uint64(2*b) {
+		t.Errorf("%d launched, %d sent", n, sent)
+	}
+	r.want("long", all...)
+	at := make([]byte, cruise.SendBytes+1)
+	r.w.out.Add(0, 0, at)
+	if _, _, got := r.w.out.Frame(0); len(got) != cruise.SendBytes {
+		t.Errorf("%d bytes were added", len(got))
+	}
+	r.w.out.Reset()
+}
+
+// The program looks at the time by itself, since a call may be held up; and nothing staged is nothing of a group in hand.
+func TestTheProgramLooksAtTheTime(t *testing.T) {
+	r := newLaunchRig(t)
+	hour := uint64(time.Hour)
+	r.ahead -= hour
+	r.d.Write(7, 1, r.w.cfg.Clock.Exact()+hour/2) // long ago, as the kernel has it
+	all := r.several(launchLeast, 7)
+	r.turn()
+	if n, sent := r.launched(); n != 0 || sent != launchLeast {
+		t.Errorf("%d launched behind their deadline, %d sent by the ring", n, sent)
+	}
+	r.want("by the ring, whose worker does not know", all...)
+	r.ahead += hour
+	r.d.Write(7, 1, 0)
+	r.several(len(r.w.socks[0].batch), 7)
+	r.turn()
+	if !r.w.bare() {
+		t.Error("not bare, and all was refused")
+	}
+	r.want("refused")
+}
+
+// A session is handed down when what was launched before has had the time to leave its device.
+func TestHandDownWaitsForWhatWasLaunched(t *testing.T) {
+	r := newLaunchRig(t)
+	r.several(launchLeast, 0)
+	r.turn()
+	at := r.w.lastLaunch.Load()
+	if at == 0 {
+		t.Fatal("nothing was launched")
+	}
+	r.w.beginOrder(at)
+	if got := r.w.goOn(at + uint64(launchQuiet) - 1); got != orderUnderWay {
+		t.Errorf("right behind a launch: %d", got)
+	}
+	r.w.lastLaunch.Store(at + uint64(launchQuiet)) // what is launched later is not waited for
+	if got := r.w.goOn(at + uint64(launchQuiet)); got != orderKept {
+		t.Errorf("a while behind it: %d", got)
 	}
 }

@@ -13,7 +13,7 @@ import (
 //  1. what programs have sent up has been received, by whichever worker, and is on its way;
 //  2. what had been handed over to this worker, and what the slow path has given to workers, is on its way;
 //  3. none of the session waits for its rate, and what this worker has handed over to be sent is with its sender;
-//  4. what is in a tx ring has left: the kernel has completed it.
+//  4. what is in a tx ring has left: the kernel has completed it. Of what a worker has launched (launch.go) nobody says so: launchQuiet has gone by since.
 //
 // What comes meanwhile of a session hinders it (cruise.Tables.Begin): it is tried again with a batch to come, behind its next packet. A session that is hindered again and again is handed down when it has
 // been tried mostTries times, and where a worker of the node loses packets triesInHaste times: a packet that is lost is worse than one out of order. Both are counted, and so is what is handed down after a
@@ -113,6 +113,7 @@ type order struct {
 	stage int // of the list above; what it waits for is in goals
 	goals []goal
 	began uint64 // ns
+	quiet uint64 // ns: until when launched frames may be in a device
 }
 
 // goal is a number that has to come as far.
@@ -186,7 +187,11 @@ func (w *Worker) nextStage() {
 			}
 		}
 	case 4:
+		o.quiet = 0
 		for _, p := range w.all() {
+			if at := p.lastLaunch.Load(); at != 0 {
+				o.quiet = max(o.quiet, at+uint64(launchQuiet))
+			}
 			for _, s := range *p.shown.Load() {
 				o.wait(&s.left, s.given.Load(), &s.gone, &p.down[s.Port])
 			}
@@ -214,7 +219,7 @@ func (w *Worker) goOn(now uint64) int {
 		switch o.goals = o.goals[:k]; {
 		case k > 0 && now-o.began > uint64(orderMost):
 			return orderGivenUp
-		case k > 0:
+		case k > 0 || o.stage == 4 && now < o.quiet:
 			return orderUnderWay
 		case o.stage == 4:
 			return orderKept

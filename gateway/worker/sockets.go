@@ -49,6 +49,7 @@ func (w *Worker) list(s Socket) {
 // Detach lets go of the sockets of a port: they are read and written no more, what was batched for them is dropped. Their frames stay
 // theirs, and counted, until Reclaim. Call it inside Do.
 func (w *Worker) Detach(port uint16) (out []*xsk.Socket) {
+	w.launch()
 	keep := w.socks[:0:0]
 	var leaving []*sockState
 	for _, s := range w.socks {
@@ -79,7 +80,7 @@ func (w *Worker) giveUp(s *sockState) {
 		w.free(s.Area, d.Addr&^(chunk-1))
 	}
 	w.shard.Meter.DropN(0, verdict.InterfaceDown, uint64(s.n))
-	s.n, s.grouped = 0, false
+	s.n, s.grouped, s.long = 0, false, false
 }
 
 // Reclaim takes the frames of detached sockets back, which Socket.Shut has closed meanwhile. goneIfindex is the device that they were on if it has

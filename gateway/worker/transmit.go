@@ -3,6 +3,7 @@ package worker
 import (
 	"errors"
 
+	"demarc/gateway/cruise"
 	"demarc/gateway/flow"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/police"
@@ -69,6 +70,7 @@ func (w *Worker) send(port uint16, group, area uint8, addr uint64, off, n int) {
 		}
 	}
 	s.batch[s.n] = xsk.Desc{Addr: addr + uint64(off), Len: uint32(n)}
+	s.long = s.long || n > cruise.SendBytes
 	s.group[s.n] = group
 	s.grouped = s.grouped || group != 0
 	s.n++
@@ -152,7 +154,7 @@ func (w *Worker) push(s *sockState) {
 	}
 	s.txPackets.Add(uint64(done))
 	s.txBytes.Add(bytes)
-	s.n, s.grouped = 0, false
+	s.n, s.grouped, s.long = 0, false, false
 	s.pending = s.pending || done > 0
 }
 

@@ -77,6 +77,7 @@ type sockState struct {
 	n          int
 	busyPoll   bool
 	pending    bool   // the kernel has not been asked to send since the last Send
+	long       bool   // a frame of the batch is longer than the transmitting program takes
 	launchedAt uint64 // ns: when many frames last left by the program, see launch.go; 0 = never
 	target     int    // frames that the fill ring should hold
 	due        uint64 // of S.Received: what has come up to there is carried before the worker is clean; see drained
@@ -150,8 +151,9 @@ type Worker struct {
 	outRests   uint64         // ns: until when tx rings do; 0 = they need not
 	outWindow  uint64         // ns: since when calls are counted
 	outCalls   int
-	laden      atomic.Bool // the last bursts were full: more waits. Worker: wo, others: ro
-	keeping    keeping     // what came for groups that have just been handed over
+	lastLaunch atomic.Uint64 // ns; worker: wo, others: ro
+	laden      atomic.Bool   // the last bursts were full: more waits. Worker: wo, others: ro
+	keeping    keeping       // what came for groups that have just been handed over
 	closed     atomic.Bool
 }
 

@@ -20,6 +20,7 @@ const (
 	TransmitMapFrames          = "frames"
 	TransmitMapProgresses      = "progresses"
 	TransmitProgDemarcTransmit = "demarc_transmit"
+	TransmitVarSettings        = "settings"
 )
 
 // LoadTransmit returns the embedded CollectionSpec for Transmit.
@@ -80,6 +81,7 @@ type TransmitMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TransmitVariableSpecs struct {
+	Settings *ebpf.VariableSpec `ebpf:"settings"`
 }
 
 // TransmitObjects contains all objects after they have been loaded into the kernel.
@@ -119,6 +121,7 @@ func (m *TransmitMaps) Close() error {
 //
 // It can be passed to LoadTransmitObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TransmitVariables struct {
+	Settings *ebpf.Variable `ebpf:"settings"`
 }
 
 // TransmitPrograms contains all programs after they have been loaded into the kernel.
