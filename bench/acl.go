@@ -49,7 +49,7 @@ func (q *aclLists) run(ctx context.Context) (*report.Output, error) {
 	var served []flowCase
 	var pure []report.Row
 	for _, n := range q.Lists {
-		c := flowCase{Size: "64", Flows: q.Cases[0].Flows, Rules: n}
+		c := flowCase{Size: "64", Flows: q.Cases[0].Flows, Rules: n, Offload: n <= nftRules} // where there is somebody beside it
 		rows, fits, err := q.compiler(&c)
 		if err != nil {
 			return q.finish(), fmt.Errorf("%s: %w", c.name(), err)

@@ -140,8 +140,14 @@ func TestResume(t *testing.T) {
 		t.Errorf("%v: the page does not say how to repeat each part", err)
 	}
 	// Nothing is left: the files are made once more, and nothing runs.
+	if err := os.Chtimes(filepath.Join(dir, resultsFile), time.Unix(1, 0), time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
 	if q, err = begin(dir, true, 0); err != nil || len(ran) != 4 || resultsOf(t, q).Partial != "" {
 		t.Errorf("%v; ran %q", err, ran)
+	}
+	if at, err := os.Stat(filepath.Join(dir, resultsFile)); err != nil || at.ModTime().Unix() == 1 {
+		t.Errorf("the results are those of before: %v, %v", at, err)
 	}
 	// A part of another plan, or one that is no JSON, is not taken for one of this.
 	for _, text := range []string{"{", `{"schema":1,"scenarios":[{"name":"a","args":["a","--case","q"]}]}`} {

@@ -187,6 +187,12 @@ func (q *suite) measure(ctx context.Context, swept []string) error {
 			return err
 		}
 	}
+	if len(q.list) == 0 { // a resume that finds nothing left puts together what there is all the same
+		q.partial(ctx, false)
+		if err := q.write(); err != nil {
+			return err
+		}
+	}
 	if err := writePage(filepath.Join(q.Dir, reportFile), &q.out); err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ type Backbone struct {
 type Route struct {
 	Prefix    netip.Prefix `toml:"prefix"`
 	Via       []netip.Addr `toml:"via,hops"`                 // one router, or a list of up to 16 that share the conversations by hash; "fe80::1%transit" names the interface too
-	Backup    []netip.Addr `toml:"backup,hops" added:"v0.2"` // routers as in via, for conversations only while none of via is up: a costly way, such as a satellite's
+	Backup    []netip.Addr `toml:"backup,hops" added:"v0.2"` // routers as in via, for conversations only while none of via is up, or has been for 10 s if it was dead: a costly way, such as a satellite's
 	Interface string       `toml:"interface"`                // only needed when via or backup is link-local or ambiguous
 	Discard   bool         `toml:"discard"`                  // black hole: instead of via and backup
 }

@@ -97,7 +97,7 @@ func conditionWords(c failover.Cause, n int) string {
 	case failover.CausePort:
 		return fmt.Sprintf("%d of its ports carry nothing", n)
 	case failover.CauseUplink:
-		return "no next hop of the backbone answers"
+		return "no next hop of the backbone answers, backups aside"
 	case failover.CauseWorker:
 		return fmt.Sprintf("%d workers do not answer", n)
 	case failover.CausePolicy:

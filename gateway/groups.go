@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"demarc/cluster/beat"
 	"demarc/cluster/failover"
 	"demarc/configs"
+	"demarc/gateway/fib"
 	"demarc/gateway/flow"
 	"demarc/gateway/pipeline"
 	"demarc/gateway/snapshot"
@@ -516,25 +518,57 @@ func (g *Gateway) panicsNow() int {
 	return 0
 }
 
-// deadUplinks counts the next hops of the backbone that do not answer, where none of them does any more: one that is left carries the traffic. One that only stands in for others counts where these are dead: a node
-// that has one left is better than another whose uplinks are all dead, and not as good as one that needs none.
-func (g *Gateway) deadUplinks(v *snapshot.View) int {
-	dead, backups, live := 0, 0, false
-	for _, h := range v.NextHops() {
-		switch {
-		case int(h.Iface) >= len(v.Ifaces) || v.Ifaces[h.Iface].Zone != flow.Backbone:
-		case h.Backup && h.State.Dead():
-			backups++
-		case h.Backup:
-			live = true
-		case !h.State.Dead() || h.State.NoLink(): // without a link it is the port's condition
-			return 0
-		default:
-			dead++
+// deadUplinks counts the next hops of the backbone that do not answer, where none of them does any more: one that is left carries the traffic. Without a link it is the port's condition. A route with backups is judged by
+// itself: a node that carries it by a backup is worse than one that need not, and better than one that cannot carry it at all.
+func (g *Gateway) deadUplinks(v *snapshot.View) (dead int) {
+	plain, left := map[*fib.HopState]bool{}, false
+	backed := map[string]bool{}
+	for _, r := range v.Routes() {
+		hops := v.RouteHops(r.NextHop)
+		if r.Zone != flow.Backbone || len(hops) == 0 {
+			continue
+		}
+		if !slices.ContainsFunc(hops, func(h snapshot.RouteHop) bool { return h.Backup }) {
+			for _, h := range hops {
+				plain[h.State] = true
+				left = left || !h.State.Dead() || h.State.NoLink()
+			}
+			continue
+		}
+		if h := &v.Hops[r.NextHop]; !backed[fmt.Sprint(h.Vias, h.Backups)] { // prefixes by the same routers are one uplink
+			backed[fmt.Sprint(h.Vias, h.Backups)] = true
+			dead += deadWithBackups(hops)
 		}
 	}
-	if dead > 0 && !live {
-		dead += backups
+	if !left {
+		dead += len(plain)
+	}
+	return dead
+}
+
+// deadWithBackups is deadUplinks of one route. While a backup carries it, a next hop that was dead counts until it is settled: no group moves to where conversations do not go by it yet.
+func deadWithBackups(hops []snapshot.RouteHop) (dead int) {
+	silent, live := 0, false // of the backups
+	for _, h := range hops {
+		switch {
+		case !h.Backup:
+		case !h.State.Dead():
+			live = true
+		case !h.State.NoLink():
+			silent++
+		}
+	}
+	for _, h := range hops {
+		switch {
+		case h.Backup || h.State.NoLink():
+		case h.State.Dead() || live && h.State.Died():
+			dead++
+		default:
+			return 0
+		}
+	}
+	if !live {
+		dead += silent
 	}
 	return dead
 }

@@ -18,8 +18,10 @@ import (
 	"demarc/cluster/failover"
 	"demarc/configs"
 	"demarc/gateway/api"
+	"demarc/gateway/fib"
 	"demarc/gateway/netlab/roottest"
 	"demarc/gateway/pipeline"
+	"demarc/gateway/snapshot"
 )
 
 // against is what counts against this node for its two groups, in words.
@@ -39,7 +41,7 @@ func TestUplinksAreTold(t *testing.T) {
 	if len(hops) != 2 {
 		t.Fatalf("%d routers: %+v", len(hops), hops)
 	}
-	const none = "no next hop of the backbone answers"
+	const none = "no next hop of the backbone answers, backups aside"
 	for _, c := range []struct {
 		name string
 		do   func()
@@ -281,6 +283,36 @@ func TestWhyACopyIsNotWhole(t *testing.T) {
 		x := &api.Group{Why: slices.Clone(c.why), Copies: c.copies}
 		if whyNot(x); !slices.Equal(x.Why, c.want) {
 			t.Errorf("%s: %q, want %q", c.name, x.Why, c.want)
+		}
+	}
+}
+
+// TestBackupsAreJudgedByRoute: a route with backups counts where none of its own next hops is up and settled, more where no backup is left either, and what is settled elsewhere hides nothing of it.
+func TestBackupsAreJudgedByRoute(t *testing.T) {
+	hop := func(backup bool) (snapshot.RouteHop, *fib.HopState) {
+		s := &fib.HopState{}
+		return snapshot.RouteHop{Hop: &snapshot.Hop{State: s}, Backup: backup}, s
+	}
+	via, a := hop(false)
+	backup, b := hop(true)
+	for _, c := range []struct {
+		name string
+		do   func()
+		want int
+	}{
+		{"nothing is known yet", func() {}, 0},
+		{"the first answers", func() { a.Answered(1); b.Answered(1) }, 0},
+		{"it is silent", func() { a.Silent(2) }, 1},
+		{"the backup too", func() { b.Silent(3) }, 2},
+		{"the first answers, and nothing else does", func() { a.Answered(4) }, 0},
+		{"the backup answers, and is better", func() { b.Answered(5) }, 1},
+		{"the first is settled", func() { a.Settle(6, 0) }, 0},
+		{"it has no link, which is its port's", func() { a.Link(false, 7) }, 0},
+		{"and the backup is silent", func() { b.Silent(8) }, 1},
+	} {
+		c.do()
+		if got := deadWithBackups([]snapshot.RouteHop{via, backup}); got != c.want {
+			t.Errorf("%s: %d, want %d", c.name, got, c.want)
 		}
 	}
 }

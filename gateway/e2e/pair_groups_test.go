@@ -68,7 +68,7 @@ func twoGroups(t *testing.T, l *quiet.Limits) {
 	if g.Last == nil || g.Last.Cause != "uplink" || g.Last.From != "gw1" {
 		p.wrong("the last move, by its new owner: %+v", g.Last)
 	}
-	if g, err = p.says(p.GW1); err != nil || !slices.Equal(g.Against, []string{"no next hop of the backbone answers"}) {
+	if g, err = p.says(p.GW1); err != nil || !slices.Equal(g.Against, []string{"no next hop of the backbone answers, backups aside"}) {
 		t.Errorf("gw1 says that this counts against it: %q (%v)", g.Against, err)
 	}
 	check(t, deaf.Lose(0))

@@ -32,6 +32,9 @@ func (s *HopState) Dead() bool { return s != nil && s.bits.Load()&(hopSilent|hop
 // Settled reports whether it is up and trusted to stay: it has never been dead, or answers for long enough again. What stands in for it gives way then.
 func (s *HopState) Settled() bool { return s == nil || s.bits.Load() == hopAnswered }
 
+// Died reports whether it is dead, or was and has not settled since.
+func (s *HopState) Died() bool { return s != nil && s.bits.Load()&(hopSilent|hopNoLink|hopDied) != 0 }
+
 // NoLink reports whether it is dead because its port has no link.
 func (s *HopState) NoLink() bool { return s != nil && s.bits.Load()&hopNoLink != 0 }
 
@@ -87,7 +90,11 @@ func (s *HopState) Silent(ns uint64) bool {
 // Link notes whether its port has link. What it answered before the link went says nothing of what is there now.
 func (s *HopState) Link(up bool, ns uint64) bool {
 	if !up {
-		return s.set(hopNoLink|hopDied, ns)
+		bits := uint32(hopNoLink)
+		if s.bits.Load()&^hopNoLink != 0 { // else nothing was ever known of it
+			bits |= hopDied
+		}
+		return s.set(bits, ns)
 	}
 	if !s.NoLink() {
 		return false

@@ -142,10 +142,12 @@ func nameOf(v *snapshot.View, kind replica.NameKind, local uint16) string {
 		return ""
 	}
 	name := fmt.Sprintf("%s via %s", v.Ifaces[h.Iface].Name, h.Via.Netip(h.Family))
+	var over []string
 	for _, first := range v.Over(h) { // it has a number for each set of them
-		name += fmt.Sprintf(" for %s via %s", v.Ifaces[first.Iface].Name, first.Via.Netip(first.Family))
+		over = append(over, fmt.Sprintf(" for %s via %s", v.Ifaces[first.Iface].Name, first.Via.Netip(first.Family)))
 	}
-	return name
+	slices.Sort(over) // numbers are each node's own
+	return name + strings.Join(over, "")
 }
 
 // Copied is the tables of a standby, as a replica.Sink: all shards of a node. Each shard may be written by its own worker, between two bursts: see Plan. Do and Sweep are for who
@@ -186,10 +188,12 @@ func (c *Copied) Local(kind replica.NameKind, name string) (uint16, bool) {
 	if c.of != v {
 		c.of, c.hops = v, map[string]uint16{}
 		for nh := range v.Hops {
-			for _, list := range [...][]uint16{v.Hops[nh].Vias, v.Hops[nh].Backups, {uint16(nh)}} {
-				for _, via := range list {
-					c.hops[nameOf(v, kind, via)] = via
-				}
+			vias := slices.Concat(v.Hops[nh].Vias, v.Hops[nh].Backups)
+			if len(vias) == 0 { // a route by routers has the name of the first one, and is none: whoever goes by it never leaves it
+				vias = []uint16{uint16(nh)}
+			}
+			for _, via := range vias {
+				c.hops[nameOf(v, kind, via)] = via
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,6 +13,7 @@ import (
 
 	"demarc/gateway/fib"
 	"demarc/gateway/flow"
+	"demarc/gateway/replica"
 	"demarc/gateway/verdict"
 )
 
@@ -603,6 +605,7 @@ func TestBackupStandsIn(t *testing.T) {
 	by("a backup that is one of the first", up3)
 	r.state(up1).Answered(11)
 	by("who is there stays", up3)
+	r.state(up3).Settle(11, 0)
 	r.apply(backupPolicy(up1, `"`+up3+`"`))
 	by("it is a backup again, and the first is not back for long", up3)
 	r.state(up1).Settle(11, 0)
@@ -652,6 +655,8 @@ func TestBackupIsListed(t *testing.T) {
 	r.state(up1).Answered(4)
 	want(up1) // better than one that is dead
 	r.state(up2).Answered(5)
+	want(up1) // neither is sure
+	r.state(up2).Settle(5, 0)
 	want(up2)
 	r.state(up1).Settle(6, 0)
 	want(up1)
@@ -661,5 +666,29 @@ func TestBackupIsListed(t *testing.T) {
 	}
 	if fmt.Sprint(names) != fmt.Sprint([]string{up2, up3}) {
 		t.Errorf("%v stand in for the first", names)
+	}
+}
+
+// A copy, and what an earlier process has left, name a session's router: it is found by that name as the router that it is, and not as the route that has the name of its first one, which no session ever leaves.
+func TestRoutersHaveNamesOfTheirOwn(t *testing.T) {
+	for _, policy := range []string{ecmpPolicy(up1), ecmpPolicy(up1, up2, up3), backupPolicy(up1, `["`+up3+`", "`+up2+`"]`)} {
+		r := newRig(t, ecmpNode(), policy)
+		v, c := r.sh.View(), &Copied{Shards: []*Shard{r.sh}}
+		seen := map[string]uint16{}
+		for nh := range v.Hops {
+			for _, via := range slices.Concat(v.Hops[nh].Vias, v.Hops[nh].Backups) {
+				name := nameOf(v, replica.NameHop, via)
+				if was, known := seen[name]; known && was != via {
+					t.Errorf("%q is two routers", name)
+				}
+				seen[name] = via
+				if got, ok := c.Local(replica.NameHop, name); !ok || got != via {
+					t.Errorf("%q is found as %d (%v), want %d", name, got, ok, via)
+				}
+			}
+		}
+		if len(seen) == 0 {
+			t.Error("no routers")
+		}
 	}
 }

@@ -76,7 +76,9 @@ func (v *View) Choose(nh uint16, k *flow.Key, keep uint16) uint16 {
 		return keep
 	}
 	if len(backups) > 0 && !v.anySettled(vias) {
-		c.rank = min(c.rank, fib.HopAsked) // a backup that is up is better than one that has just come back
+		if v.anySettled(backups) {
+			c.rank = min(c.rank, fib.HopAsked) // it is better than one that has just come back
+		}
 		if v.among(backups, &c, false) {
 			return keep
 		}
@@ -185,7 +187,11 @@ func (v *View) RouteHops(nh uint16) (out []RouteHop) {
 		return best
 	}
 	first, second := add(r.Vias, false), add(r.Backups, true)
-	backup := len(r.Backups) > 0 && !v.anySettled(r.Vias) && second > min(first, fib.HopAsked)
+	before := first
+	if v.anySettled(r.Backups) {
+		before = min(first, fib.HopAsked)
+	}
+	backup := !v.anySettled(r.Vias) && second > before
 	for i := range out {
 		h := &out[i]
 		h.Takes = h.Backup == backup && !h.State.Dead() && h.State.Rank() == map[bool]fib.Rank{false: first, true: second}[backup]

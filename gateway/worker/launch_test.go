@@ -128,14 +128,17 @@ func TestManyFramesLeaveByTheProgram(t *testing.T) {
 		ago  time.Duration
 		want uint64
 	}{{0, 3}, {launchQuiet, 0}} {
-		s.launchedAt = r.w.cfg.Clock.Now() - uint64(c.ago)
-		was, _ := r.launched()
-		all := r.several(3, 0)
-		r.turn()
-		if now, _ := r.launched(); now-was != c.want {
-			t.Errorf("%v behind many %d of 3 frames were launched, want %d", c.ago, now-was, c.want)
+		for quick := false; !quick; { // a machine that is elsewhere for 3 ms says nothing
+			s.launchedAt = r.w.cfg.Clock.Now() - uint64(c.ago)
+			was, _ := r.launched()
+			all := r.several(3, 0)
+			r.turn()
+			now, _ := r.launched()
+			if quick = c.want == 0 || r.w.cfg.Clock.Now()-s.launchedAt < uint64(launchQuiet) || now > was; quick && now-was != c.want {
+				t.Errorf("%v behind many %d of 3 frames were launched, want %d", c.ago, now-was, c.want)
+			}
+			r.want("few behind many", all...)
 		}
-		r.want("few behind many", all...)
 	}
 	// What has not left the ring yet comes first.
 	was, _ := r.launched()
@@ -172,6 +175,7 @@ func TestManyFramesLeaveByTheProgram(t *testing.T) {
 // Frames of a group that wait for the program leave while it is served and not after.
 func TestNoFrameIsLaunchedAfterItsDeadline(t *testing.T) {
 	r := newLaunchRig(t)
+	r.w.cfg.Guard = time.Hour
 	r.serve(7, 1, time.Hour)
 	all := r.several(60, 7, 0)
 	r.turn()
