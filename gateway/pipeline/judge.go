@@ -111,7 +111,7 @@ func ways(v *snapshot.View, t flow.TenantID, se *conntrack.Session, family uint8
 
 // way is the next hop of a session in direction dir: the one that it has until it is to leave that, and then another router of the same route, if there is one that is better.
 func (sh *Shard) way(se *conntrack.Session, dir int) uint16 {
-	if nh := se.NextHop[dir]; !sh.view.Leave(nh) {
+	if nh := se.NextHop[dir]; !sh.view.MayLeave(nh) {
 		return nh
 	}
 	return sh.moveOn(se, dir)
@@ -119,6 +119,9 @@ func (sh *Shard) way(se *conntrack.Session, dir int) uint16 {
 
 // moveOn finds a session another router. Only the one direction: the other has its own.
 func (sh *Shard) moveOn(se *conntrack.Session, dir int) uint16 {
+	if nh := se.NextHop[dir]; !sh.view.Leave(nh) {
+		return nh
+	}
 	family := uint8(4)
 	if se.Flags&conntrack.FlagV6 != 0 {
 		family = 6

@@ -38,13 +38,25 @@ func (v *View) Hop(nh uint16) *Hop {
 
 // Leave reports whether conversations are to go on by another router than nh, if there is one: to nh nothing may be sent now, or it stands in for others and one of them is settled again. nh may be NoHop.
 func (v *View) Leave(nh uint16) bool {
-	i := int(topVia - nh)
-	if i >= len(v.vias) {
+	if !v.MayLeave(nh) {
 		return false
 	}
-	h := &v.vias[i]
+	h := &v.vias[topVia-nh]
 	return h.State.Dead() || h.over != nil && v.anySettled(h.over)
 }
+
+// MayLeave reports whether Leave is worth asking: nh is dead, or stands in for others. It is asked for each packet.
+func (v *View) MayLeave(nh uint16) bool {
+	i := int(topVia - nh)
+	return i < len(v.first) && v.first[i].Dead()
+}
+
+// standsIn is what MayLeave sees of a router that stands in for others: dead for good.
+var standsIn = func() *fib.HopState {
+	s := &fib.HopState{}
+	s.Silent(0)
+	return s
+}()
 
 func (v *View) anySettled(vias []uint16) bool {
 	for _, nh := range vias {
@@ -222,6 +234,12 @@ func (c *compiler) dropVias() {
 	}
 	for n := len(c.v.vias); n > 0 && c.v.vias[n-1].Kind == HopDiscard; n-- {
 		c.v.vias = c.v.vias[:n-1]
+	}
+	c.v.first = make([]*fib.HopState, len(c.v.vias))
+	for i := range c.v.vias {
+		if c.v.first[i] = c.v.vias[i].State; c.v.vias[i].over != nil {
+			c.v.first[i] = standsIn
+		}
 	}
 	if len(c.v.Hops)+len(c.v.vias) > topVia {
 		c.fail("more than %d next hops", topVia)

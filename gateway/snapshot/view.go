@@ -257,8 +257,9 @@ type View struct {
 	ports     [][]uint16 // [port][vlan] -> interface, 0 = none
 	Tenants   []*Tenant  // by id; nil where there is none
 	FIB       *fib.Table
-	Hops      []Hop // of the routes, parallel to the FIB's
-	vias      []Hop // routers, by topVia - number; HopDiscard where a number is free
+	Hops      []Hop           // of the routes, parallel to the FIB's
+	vias      []Hop           // routers, by topVia - number; HopDiscard where a number is free
+	first     []*fib.HopState // states of vias, see MayLeave
 	Publics   []Public
 	OneTenant bool // there is nobody whom its sessions could leave without room
 	Timeouts  conntrack.Timeouts
