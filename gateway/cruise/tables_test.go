@@ -6,7 +6,6 @@ import (
 
 	"demarc/gateway/conntrack"
 	"demarc/gateway/cruise/bpf"
-	"demarc/gateway/fib"
 	"demarc/gateway/flow"
 	"demarc/gateway/netlab/roottest"
 	"demarc/gateway/snapshot"
@@ -63,10 +62,8 @@ func TestSuits(t *testing.T) {
 		for dir := range 2 {
 			if hop := w.view.Hop(se.NextHop[dir]); hop.State != nil {
 				never("dead router", func() func() {
-					was := *hop
-					hop.State = &fib.HopState{}
 					hop.State.Silent(1)
-					return func() { *hop = was }
+					return func() { hop.State.Answered(2) }
 				})
 			}
 		}
