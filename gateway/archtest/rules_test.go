@@ -3,7 +3,7 @@ package archtest
 // A room is a package of ours, or a tree of packages that stand together (packet, packet/csum, packet/build). Inside gateway imports go
 // downward only: a room may import rooms of a lower number, and packages of its own tree.
 var levels = map[string]int{
-	"gateway/verdict": 0, "gateway/flow": 0, "gateway/lease": 0, "gateway/undo": 0,
+	"gateway/verdict": 0, "gateway/flow": 0, "gateway/lease": 0, "gateway/prefetch": 0, "gateway/undo": 0,
 	"gateway/packet":    1,
 	"gateway/conntrack": 2, "gateway/frag": 2, "gateway/nat": 2, "gateway/police": 2, "gateway/fib": 2, "gateway/meter": 2, "gateway/replica": 2, "gateway/trace": 2,
 	"gateway/block": 3, "gateway/snapshot": 3,
@@ -85,7 +85,7 @@ var importedBy = map[string][]string{
 // pure packages do no I/O, start no goroutine, take no lock, read no clock and roll no dice of their own, so that all of them are
 // fuzzed and benchmarked without root.
 var pure = []string{"acl", "cluster/command", "cluster/failover", "configs", "gateway/block", "gateway/conntrack", "gateway/fib", "gateway/flow", "gateway/frag", "gateway/lease", "gateway/meter", "gateway/nat", "gateway/packet",
-	"gateway/pipeline", "gateway/police", "gateway/replica", "gateway/snapshot", "gateway/trace", "gateway/undo", "gateway/verdict"}
+	"gateway/pipeline", "gateway/police", "gateway/prefetch", "gateway/replica", "gateway/snapshot", "gateway/trace", "gateway/undo", "gateway/verdict"}
 
 // pureImports is all that a pure package may import beside what is ours. What is not here either does I/O, or nobody needed it yet.
 var pureImports = []string{"cmp", "embed", "encoding/binary", "errors", "fmt", "maps", "math", "math/bits", "net/netip", "path", "reflect", "slices",
@@ -100,6 +100,7 @@ var pureExtra = map[string][]string{
 	"gateway/fib":               {"github.com/gaissmai/bart"},
 	"gateway/nat":               {"unsafe"},
 	"gateway/packet/badpackets": {"math/rand/v2"},
+	"gateway/prefetch":          {"unsafe"},
 }
 
 // impureCalls are functions of packages that are pure otherwise.
@@ -119,7 +120,7 @@ type fence struct {
 }
 
 var fences = []fence{
-	{"unsafe", "unsafe", []string{"gateway/confine", "gateway/conntrack", "gateway/cruise", "gateway/hostnet", "gateway/nat", "gateway/worker", "gateway/xsk"}, true},
+	{"unsafe", "unsafe", []string{"gateway/confine", "gateway/conntrack", "gateway/cruise", "gateway/hostnet", "gateway/nat", "gateway/prefetch", "gateway/worker", "gateway/xsk"}, true},
 	{"cgo", "C", nil, false},
 	{"eBPF", "github.com/cilium/ebpf/", []string{"bench/pktgen", "gateway/archtest/regen", "gateway/cruise", "gateway/doctor", "gateway/netlab", "gateway/xsk", "gateway/zerocopy"}, true},
 	{"netlink", "github.com/vishvananda/", []string{"bench", "gateway/hostnet", "gateway/netlab", "gateway/xsk", "gateway/zerocopy"}, true},

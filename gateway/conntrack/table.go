@@ -172,10 +172,12 @@ func tagOf(h uint64) uint64 {
 	return tag
 }
 
-// Touch loads the cache line of h's bucket, so that a burst's misses overlap. The value means nothing; use it, so that the load stays.
-func (t *Table) Touch(h uint64) uint32 { return uint32(t.buckets[t.home(h)].words[0]) }
+// BucketAt is where h's bucket lies, a line, for package prefetch.
+func (t *Table) BucketAt(h uint64) uintptr {
+	return uintptr(unsafe.Pointer(unsafe.SliceData(t.buckets))) + uintptr(t.home(h))*bucketSize
+}
 
-// Guess is the entry of the session that h's bucket seems to hold, without comparing keys, or NoRef: for TouchSession and Guessed.
+// Guess is the entry of the session that h's bucket seems to hold, without comparing keys, or NoRef: for SessionAt and Guessed.
 func (t *Table) Guess(h uint64) Ref {
 	b := &t.buckets[t.home(h)]
 	tag := tagOf(h)
@@ -192,29 +194,21 @@ func (t *Table) Guess(h uint64) Ref {
 	return b.refs[at]
 }
 
-// TouchSession loads both lines of the session that was guessed. As Touch.
-func (t *Table) TouchSession(guess Ref) uint32 {
-	slot := guess.Slot()
-	if int(slot) >= len(t.sessions) {
-		return 0
-	}
-	s := &t.sessions[slot]
-	return s.Seq + s.TCPLimit[1]
+// SessionAt is where the session that was guessed lies, two lines, for package prefetch; of NoRef, somewhere.
+func (t *Table) SessionAt(guess Ref) uintptr {
+	return uintptr(unsafe.Pointer(unsafe.SliceData(t.sessions))) + uintptr(guess.Slot())*SessionSize
 }
 
-// TouchSlot loads all that is looked at of what is in a slot, as far as there is one. As Touch.
-func (t *Table) TouchSlot(slot uint32) uint32 {
-	if int(slot) >= len(t.sessions) || int(slot) >= len(t.deadlines) {
-		return 0
-	}
-	s := &t.sessions[slot]
-	return s.Seq + s.TCPLimit[1] + t.deadlines[slot]
+// PlaceAt is where all lies that is looked at of what is in a slot, for package prefetch. Any number may be asked for.
+func (t *Table) PlaceAt(slot uint32) [3]uintptr {
+	at := t.SessionAt(Ref(slot) << 1)
+	return [3]uintptr{at, at + SessionSize/2, uintptr(unsafe.Pointer(unsafe.SliceData(t.deadlines))) + uintptr(slot)*unsafe.Sizeof(t.deadlines[0])}
 }
 
 // NoRef is the entry of no session.
 const NoRef = Ref(1<<32 - 1)
 
-// Guessed reports whether guess, which Guess returned, is what Lookup would find for k now. Any other number may be asked for as well. False means that Lookup must be asked: what TouchSession
+// Guessed reports whether guess, which Guess returned, is what Lookup would find for k now. Any other number may be asked for as well. False means that Lookup must be asked: what Guess
 // saw has been changed since, or another session has the same tag.
 func (t *Table) Guessed(guess Ref, k *flow.Key) bool {
 	slot := guess.Slot()

@@ -15,6 +15,7 @@ import (
 
 	"demarc/gateway/flow"
 	"demarc/gateway/nat"
+	"demarc/gateway/prefetch"
 	"demarc/gateway/undo"
 	"demarc/gateway/verdict"
 )
@@ -191,9 +192,19 @@ func TestTableAgainstReference(t *testing.T) {
 			k0, k1 := s.Key(0), s.Key(1)
 			h0, h1 := tab.Hash(&k0), tab.Hash(&k1)
 			for dir, k := range []flow.Key{k0, k1} {
-				tab.Touch(tab.Hash(&k))
 				guess := tab.Guess(tab.Hash(&k))
-				tab.TouchSession(guess)
+				if at, want := tab.BucketAt(tab.Hash(&k)), uintptr(unsafe.Pointer(&tab.buckets[tab.home(tab.Hash(&k))])); at != want {
+					t.Fatalf("a bucket is to be at %#x, and is at %#x", want, at)
+				}
+				if guess != NoRef {
+					if at, want := tab.SessionAt(guess), uintptr(unsafe.Pointer(&tab.sessions[guess.Slot()])); at != want {
+						t.Fatalf("a session is to be at %#x, and is at %#x", want, at)
+					}
+					slot := guess.Slot()
+					if at, want := tab.PlaceAt(slot), [3]uintptr{uintptr(unsafe.Pointer(&tab.sessions[slot])), uintptr(unsafe.Pointer(&tab.sessions[slot])) + 64, uintptr(unsafe.Pointer(&tab.deadlines[slot]))}; at != want {
+						t.Fatalf("a place is to be at %#x, and is at %#x", want, at)
+					}
+				}
 				r, ok := tab.Lookup(&k, []uint64{h0, h1}[dir])
 				if ok != (e != nil) || ok && (r.Slot() != e.slot || r.Dir() != dir) {
 					t.Fatalf("step %d: Lookup(%d, direction %d) = %d, %v; reference %+v", step, n, dir, r, ok, e)
@@ -456,8 +467,8 @@ func TestNoAllocation(t *testing.T) {
 		slot, _ := tab.Create(&s, uint32(i), 10)
 		k := s.Key(1)
 		h := tab.Hash(&k)
-		tab.Touch(h)
-		tab.TouchSession(tab.Guess(h))
+		tab.BucketAt(h)
+		tab.SessionAt(tab.Guess(h))
 		tab.Lookup(&k, h)
 		Track(tab.At(slot), 0, &seg)
 		tab.Sweep(uint32(i), &tm, 4, nil, nil, nil)
@@ -468,8 +479,6 @@ func TestNoAllocation(t *testing.T) {
 		t.Fatalf("%v allocations", n)
 	}
 }
-
-var sink uint32
 
 func fill(b *testing.B, n int) (*Table, []flow.Key) {
 	tab := newTable(b, n)
@@ -486,7 +495,7 @@ func fill(b *testing.B, n int) (*Table, []flow.Key) {
 	return tab, keys
 }
 
-// One packet of a burst of 64: hash, the two touches, the lookup, one write to the second line.
+// One packet of a burst of 64: hash, both asked for ahead, the lookup, one write to the second line.
 func BenchmarkLookup(b *testing.B) {
 	for _, n := range []int{64 << 10, 1 << 20} {
 		tab, keys := fill(b, n)
@@ -494,8 +503,8 @@ func BenchmarkLookup(b *testing.B) {
 			b.Run(fmt.Sprintf("n=%d/staged=%v", n, staged), func(b *testing.B) {
 				var h [64]uint64
 				var guess [64]Ref
+				var lines [64]uintptr
 				at, left := 0, 0
-				var x uint32
 				for b.Loop() {
 					if left == 0 { // the whole burst's work falls on its first packet; the average is right
 						left = 64
@@ -506,16 +515,16 @@ func BenchmarkLookup(b *testing.B) {
 						for i := range ks {
 							h[i] = tab.Hash(&ks[i])
 							if staged {
-								x += tab.Touch(h[i])
+								lines[i] = tab.BucketAt(h[i])
 							}
 						}
 						if staged {
+							prefetch.Lines(lines[:])
 							for i := range ks {
 								guess[i] = tab.Guess(h[i])
+								lines[i] = tab.SessionAt(guess[i])
 							}
-							for _, g := range guess {
-								x += tab.TouchSession(g)
-							}
+							prefetch.Pairs(lines[:])
 						}
 						for i := range ks {
 							r := guess[i]
@@ -530,7 +539,6 @@ func BenchmarkLookup(b *testing.B) {
 					}
 					left--
 				}
-				sink = x
 			})
 		}
 	}

@@ -20,14 +20,9 @@ type Copied struct {
 	Hold    uint32 // ticks
 }
 
-// Lines is which lines of the indexes Enter is going to want, for Touch.
-func (s *Shard) Lines(m *Copied) (inside, outside int) {
-	return s.inside.home(s.hashInside(m.Tenant, m.Class, m.Inside, m.Port, m.Remote)), s.outside.home(s.hashOutside(m.Addr, m.Class, m.Public))
-}
-
-// Touch loads two of those lines, so that the misses of several overlap. As conntrack's Touch.
-func (s *Shard) Touch(inside, outside int) uint32 {
-	return s.inside.lines[inside].passed ^ s.outside.lines[outside].passed
+// LinesAt is where the lines of the indexes lie that Enter is going to want, for package prefetch.
+func (s *Shard) LinesAt(m *Copied) (inside, outside uintptr) {
+	return s.inside.at(s.hashInside(m.Tenant, m.Class, m.Inside, m.Port, m.Remote)), s.outside.at(s.hashOutside(m.Addr, m.Class, m.Public))
 }
 
 // Enter is that mapping in this shard: the one that there is, or a new one without sessions, which the caller must Ref or Drop. The block of its port may be of another worker, which then

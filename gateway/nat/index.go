@@ -87,6 +87,9 @@ func (x *index) home(h uint64) int {
 
 func (x *index) tagged(h uint64, id uint32) uint32 { return uint32(h)<<x.idBits | (id + 1) }
 
+// at is where the line of h lies.
+func (x *index) at(h uint64) uintptr { return uintptr(unsafe.Pointer(&x.lines[x.home(h)])) }
+
 func (x *index) after(at int) int {
 	if at++; at == len(x.lines) {
 		return 0

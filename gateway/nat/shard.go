@@ -180,10 +180,9 @@ func (s *Shard) hashOutside(a AddrID, c Class, port uint16) uint64 {
 	return mix(mix(x^s.seed^0x589965cc75374cc3, 0xa0761d6478bd642f), s.seed^0xe7037ed1a0b428db)
 }
 
-// TouchInside loads the line in which Map will look for a mapping of an inside port, so that the misses of a burst overlap. As conntrack's Touch.
-// remote is none where mappings are endpoint-independent.
-func (s *Shard) TouchInside(t flow.TenantID, c Class, a [4]byte, port uint16, remote [4]byte) uint32 {
-	return s.inside.lines[s.inside.home(s.hashInside(t, c, a, port, remote))].passed
+// InsideAt is where the line lies in which Map will look for a mapping of an inside port, for package prefetch. remote is none where mappings are endpoint-independent.
+func (s *Shard) InsideAt(t flow.TenantID, c Class, a [4]byte, port uint16, remote [4]byte) uintptr {
+	return s.inside.at(s.hashInside(t, c, a, port, remote))
 }
 
 // findInside finds the mapping of an inside port, or else that of the other port of its RTP pair.

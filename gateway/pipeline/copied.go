@@ -8,6 +8,7 @@ import (
 	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
 	"demarc/gateway/nat"
+	"demarc/gateway/prefetch"
 	"demarc/gateway/replica"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
@@ -254,13 +255,18 @@ func (c *Copied) Plan(ops []replica.Op, ctx *replica.Context) (leave, enter []bo
 	return c.leave, c.enters
 }
 
+// placesAhead is how many ops before its own the place of one is asked for.
+const placesAhead = 8
+
 // Leave has shard w let go of what is dropped or is entered elsewhere, and refreshes what lives on. Its worker calls it.
 func (c *Copied) Leave(w int, ops []replica.Op, ctx *replica.Context) {
-	sh, touched := c.Shards[w], 0
+	sh := c.Shards[w]
+	for i := range min(placesAhead, len(ops)) {
+		sh.askPlace(w, &ops[i])
+	}
 	for i := range ops {
-		if i == touched { // as Enter does
-			touched = min(touched+32, len(ops))
-			sh.touchPlaces(w, ops[i:touched])
+		if i+placesAhead < len(ops) {
+			sh.askPlace(w, &ops[i+placesAhead])
 		}
 		op := &ops[i]
 		if int(op.From) != w || c.deaf(op) {
@@ -274,29 +280,25 @@ func (c *Copied) Leave(w int, ops []replica.Op, ctx *replica.Context) {
 	}
 }
 
-// touchPlaces loads what ops let go of or refresh in shard w.
-func (sh *Shard) touchPlaces(w int, ops []replica.Op) {
-	sink := sh.sink
-	for i := range ops {
-		if op := &ops[i]; int(op.From) == w {
-			sink ^= sh.Sessions.TouchSlot(op.At.Slot())
-		}
+// askPlace asks for what an op lets go of or refreshes in shard w.
+func (sh *Shard) askPlace(w int, op *replica.Op) {
+	if int(op.From) == w {
+		place := sh.Sessions.PlaceAt(op.At.Slot())
+		prefetch.Lines(place[:])
 	}
-	sh.sink = sink
 }
 
 // entering is a session that is about to be entered.
 type entering struct {
-	op    *replica.Op
-	se    conntrack.Session
-	hash  [2]uint64 // of its keys
-	nat   nat.Copied
-	lines [2]int          // of nat.Lines
-	why   replica.Outcome // Taken: nat is its mapping, if it has one
+	op   *replica.Op
+	se   conntrack.Session
+	hash [2]uint64 // of its keys
+	nat  nat.Copied
+	why  replica.Outcome // Taken: nat is its mapping, if it has one
 }
 
-// Enter enters in shard w what has its home there. Its worker calls it. What a session needs lies in five lines that nobody has looked at for long: they are touched for several
-// sessions before the first of them is entered, so that the processor waits for all of them at once.
+// Enter enters in shard w what has its home there. Its worker calls it. What a session needs lies in five lines that nobody has looked at for long: they are asked for before
+// the first of several sessions is entered, while others are made ready.
 func (c *Copied) Enter(w int, ops []replica.Op, ctx *replica.Context) {
 	sh := c.Shards[w]
 	var list [16]entering
@@ -309,7 +311,6 @@ func (c *Copied) Enter(w int, ops []replica.Op, ctx *replica.Context) {
 			}
 			ops = ops[1:]
 		}
-		sh.touches(list[:n])
 		for i := range list[:n] {
 			e := &list[i]
 			if c.deaf(e.op) {
@@ -324,36 +325,31 @@ func (c *Copied) Enter(w int, ops []replica.Op, ctx *replica.Context) {
 	}
 }
 
-// touches loads what entering will want, and does nothing else: see touch.
-func (sh *Shard) touches(list []entering) {
-	sink, tab, maps := sh.sink, sh.Sessions, sh.NAT
-	for i := range list {
-		e := &list[i]
-		sink ^= tab.Touch(e.hash[0]) ^ tab.Touch(e.hash[1]) ^ maps.Touch(e.lines[0], e.lines[1])
-	}
-	for i := range list {
-		if at := list[i].op.At; at != replica.NoPlace {
-			sink ^= tab.TouchSlot(at.Slot())
-		}
-	}
-	sh.sink = sink
-}
-
-// comes makes e of op.
+// comes makes e of op, and asks for what put will want.
 func (c *Copied) comes(sh *Shard, op *replica.Op, e *entering) {
 	if c.View != nil && c.View != sh.view { // numbers of next hops are another View's
 		op.Rec.Session.Hop = [2]uint16{replica.NoName, replica.NoName}
 	}
-	e.op, e.se, e.lines, e.why = op, entered(&op.Rec), [2]int{}, replica.Taken
+	e.op, e.se, e.why = op, entered(&op.Rec), replica.Taken
+	tab := sh.Sessions
+	if op.At != replica.NoPlace {
+		place := tab.PlaceAt(op.At.Slot())
+		prefetch.Lines(place[:])
+	}
+	var lines [4]uintptr
 	for dir := range e.hash {
 		k := e.se.Key(dir)
-		e.hash[dir] = sh.Sessions.Hash(&k)
+		e.hash[dir] = tab.Hash(&k)
+		lines[dir] = tab.BucketAt(e.hash[dir])
 	}
+	n := 2
 	if op.Rec.Session.Flags&replica.FlagMapped != 0 {
 		if e.nat, e.why = sh.mapping(&e.se, &op.Rec.Session); e.why == replica.Taken {
-			e.lines[0], e.lines[1] = sh.NAT.Lines(&e.nat)
+			lines[2], lines[3] = sh.NAT.LinesAt(&e.nat)
+			n = 4
 		}
 	}
+	prefetch.Lines(lines[:n])
 }
 
 func (c *Copied) deaf(op *replica.Op) bool { return c.Deaf != nil && c.Deaf(op.Rec.Group) }

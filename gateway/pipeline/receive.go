@@ -5,14 +5,15 @@ import (
 	"demarc/gateway/flow"
 	"demarc/gateway/nat"
 	"demarc/gateway/packet"
+	"demarc/gateway/prefetch"
 	"demarc/gateway/snapshot"
 	"demarc/gateway/verdict"
 )
 
 // Process judges a burst. Frames are rewritten in place; the driver then does what each Slot.Verdict says. Drops are counted here.
 //
-// It sweeps several times, so that the memory that a packet will need is on its way while others are worked on: parse and hash, touch the
-// index, guess and touch the sessions, then each packet to the end.
+// It sweeps several times, so that the memory that a packet will need is on its way while others are worked on: parse, hash, and ask for a line of the index; guess
+// the session by it; each packet to the end, asking for the sessions of those behind it.
 func (sh *Shard) Process(slots []Slot, nowNs uint64) {
 	sh.setNow(nowNs)
 	if sh.view == nil {
@@ -61,55 +62,64 @@ func (sh *Shard) Resume(slots []Slot) {
 	}
 }
 
+// aheadBy is how many packets before it is looked at a thing is asked for, two lines each. Four packets take as long as memory does; with more lines under way the processor waits for those before.
+const aheadBy = 4
+
+var _ = [1]struct{}{}[Burst%aheadBy]
+
 func (sh *Shard) parse(slots []Slot, from int) {
 	sh.sweep = sweepParse
+	var buckets, frames [aheadBy]uintptr
+	n := uint(0)
 	for i := from; i < len(slots); i++ {
+		if i%aheadBy == 0 && i+2*aheadBy <= len(slots) { // another CPU has written the frames
+			next := slots[i+aheadBy : i+2*aheadBy]
+			for j := range next {
+				frames[j] = prefetch.Of(next[j].Buf, next[j].Off)
+			}
+			prefetch.Pairs(frames[:])
+		}
 		sh.at = i
 		s := &slots[i]
 		s.Verdict = sh.receive(s)
 		if s.Verdict == verdict.Next {
 			s.hash = sh.Sessions.Hash(&s.Key)
+			buckets[n%aheadBy] = sh.Sessions.BucketAt(s.hash)
+			if n++; n%aheadBy == 0 {
+				prefetch.Lines(buckets[:])
+			}
 		} else if s.Verdict == verdict.Drop {
 			sh.dropped(s)
 		}
 	}
+	prefetch.Lines(buckets[:n%aheadBy])
 }
 
-// touch is loops of loads and little else: the processor has many of them under way at once, the more the shorter the loop, and not between parsing. The last one loads what is in no
-// cache, two lines a packet, so it has nothing but that.
+// touch finds out which sessions carry will look at. It asks for the first ones.
 func (sh *Shard) touch(slots []Slot) {
 	sh.sweep = sweepTouch
-	sink, tab := sh.sink, sh.Sessions
-	for i := range slots {
-		if s := &slots[i]; s.Verdict == verdict.Next {
-			sink ^= tab.Touch(s.hash)
-		}
-	}
-	var guesses [Burst]conntrack.Ref
-	n, begins := uint(0), 0
+	tab, begins := sh.Sessions, 0
 	for i := range slots {
 		if s := &slots[i]; s.Verdict == verdict.Next {
 			s.guess = tab.Guess(s.hash)
-			guesses[n%Burst] = s.guess
-			n++
+			sh.ahead[i%Burst] = tab.SessionAt(s.guess)
 			if s.guess == conntrack.NoRef {
 				begins++
 			}
 		}
 	}
-	for _, g := range guesses[:min(n, Burst)] {
-		sink ^= tab.TouchSession(g)
-	}
+	prefetch.Pairs(sh.ahead[:aheadBy])
 	// What is refused comes to no mapping: a flood of that pays nothing, because few of the burst before have begun sessions.
 	if begins > 0 && 2*sh.begun >= sh.ofNone {
-		sink ^= sh.touchBegins(slots)
+		sh.touchBegins(slots)
 	}
 	sh.begun, sh.ofNone = 0, begins
-	sh.sink = sink
 }
 
-// touchBegins loads where a mapping will be looked for of each packet that seems to begin a session.
-func (sh *Shard) touchBegins(slots []Slot) (sink uint32) {
+// touchBegins asks for where a mapping will be looked for of each packet that seems to begin a session.
+func (sh *Shard) touchBegins(slots []Slot) {
+	var lines [Burst]uintptr
+	n := uint(0)
 	var t *snapshot.Tenant
 	zone, maps := flow.Backbone, sh.NAT
 	for i := range slots {
@@ -129,10 +139,11 @@ func (sh *Shard) touchBegins(slots []Slot) (sink uint32) {
 			if t.Mapping != nat.EndpointIndependent {
 				remote = [4]byte(s.Key.Dst[:4])
 			}
-			sink ^= maps.TouchInside(t.ID, class, [4]byte(s.Key.Src[:4]), s.Key.SPort, remote)
+			lines[n%Burst] = maps.InsideAt(t.ID, class, [4]byte(s.Key.Src[:4]), s.Key.SPort, remote)
+			n++
 		}
 	}
-	return sink
+	prefetch.Lines(lines[:min(n, Burst)])
 }
 
 func (sh *Shard) carry(slots []Slot, from int) {
@@ -142,7 +153,11 @@ func (sh *Shard) carry(slots []Slot, from int) {
 		sh.sweep = sweepDone
 		return
 	}
+	known := min(len(slots), Burst)
 	for i := from; i < len(slots); i++ {
+		if next := i + aheadBy; i%aheadBy == 0 && next < known {
+			prefetch.Pairs(sh.ahead[next : next+aheadBy]) // behind known is what was there
+		}
 		s := &slots[i]
 		if s.Verdict != verdict.Next {
 			continue

@@ -130,10 +130,10 @@ type Shard struct {
 	rnd      uint64
 	echo     []police.Word // by tenant: ping answers
 	echoRate police.Rate
-	rejudge  uint32 // where the walk that judges old sessions again has come to
-	stale    bool   // that walk is not over
-	sink     uint32
-	begun    int // sessions that began since the last sweep, of so many packets that were of none
+	rejudge  uint32         // where the walk that judges old sessions again has come to
+	stale    bool           // that walk is not over
+	ahead    [Burst]uintptr // by slot of the burst: where its session seems to lie; of what has none, anything
+	begun    int            // sessions that began since the last sweep, of so many packets that were of none
 	ofNone   int
 	read     replica.Record // see readBack
 	near     [4]near        // by interface, of this burst
