@@ -166,7 +166,7 @@ func quickCommand() *cobra.Command {
 	f.DurationVar(&q.Budget, "budget", 90*time.Second, "no disturbed pair is repeated past it")
 	f.StringVar(&ruleset, "ruleset", "", "write the whole nftables ruleset to this `file`")
 	f.StringVar(&q.Mode, "mode", "auto", "of the gateway's ports: auto, zerocopy, copy, generic")
-	f.StringVar(&q.Offload, "offload", "auto", "of the gateway's ports: auto, always, never (auto is never on veth)")
+	f.StringVar(&q.Offload, "offload", "auto", "of the gateway's ports: auto, always, never")
 	f.StringVar(&q.Binary, "binary", q.Binary, "the gateway's binary")
 	f.StringVar(&q.BreakStage, "break", "", "switch a stage of the gateway off; the bench must then refuse the ratio")
 	for _, hidden := range []string{"binary", "break"} {

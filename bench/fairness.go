@@ -125,7 +125,7 @@ func (q *fairness) bits(tenants int) uint64 {
 }
 
 func (q *fairness) gate(r *room, limit func(tenant int) uint64) *fairGate {
-	return &fairGate{demarc: &demarc{r: r, binary: q.Binary, table: max(4096, 2*r.plan.Flows)}, limit: limit}
+	return &fairGate{demarc: &demarc{r: r, binary: q.Binary, table: max(4096, 2*r.plan.Flows), offload: never}, limit: limit}
 }
 
 // run measures. What it could measure is in the output also when there is an error.

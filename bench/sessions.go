@@ -155,7 +155,7 @@ func (q *manySessions) run(ctx context.Context) (out *held, err error) {
 		return out, err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	d := &demarc{r: r, binary: q.Binary, rules: rules, pool: p.Pool, rate: benchRate, table: bareTable, breakStage: q.BreakStage, env: []string{"GODEBUG=gctrace=1"}}
+	d := &demarc{r: r, binary: q.Binary, rules: rules, pool: p.Pool, rate: benchRate, table: bareTable, breakStage: q.BreakStage, offload: never, env: []string{"GODEBUG=gctrace=1"}}
 	if out.Bare, err = q.bare(ctx, *d); err != nil {
 		return out, fmt.Errorf("a gateway with next to no tables: %w", err)
 	}

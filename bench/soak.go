@@ -78,7 +78,7 @@ func (q *soak) run(ctx context.Context) (out *soaked, err error) {
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
 	r.bothSides = true
-	d := &demarc{r: r, binary: q.Binary, rules: rules, pool: p.Pool, rate: trafficRate, table: max(4096, 2*q.Flows), breakStage: q.BreakStage}
+	d := &demarc{r: r, binary: q.Binary, rules: rules, pool: p.Pool, rate: trafficRate, table: max(4096, 2*q.Flows), breakStage: q.BreakStage, offload: never}
 	defer func() { err = errors.Join(err, d.stop()) }()
 	if err := d.start(ctx); err != nil {
 		return out, err

@@ -227,6 +227,7 @@ func (g *Gateway) Run(outer context.Context) (err error) {
 	g.startBlocks()
 	run("slow path", g.slow.Run)
 	run("watch links", g.watchLinks)
+	run("what devices take", g.watchTargets)
 	run("interface", srv.Run)
 	run("upkeep", g.upkeep)
 	run("what programs carry", g.readOffload)

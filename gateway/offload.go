@@ -42,6 +42,9 @@ type offload struct {
 	mu   sync.Mutex
 	held int // how many want all packets to go up
 
+	devices sync.Mutex
+	refuses []uint64 // by port: how often its device has said that it takes no redirected frames any more; 0 = it takes them, as far as is known
+
 	unsettled bool // endRests: the last time it could not, which the log has said
 
 	reading sync.Mutex
@@ -91,10 +94,9 @@ func (g *Gateway) judgeOffload(p *port, ask offloadAsk) (on bool, why string, er
 		why = "the port is zero-copy: a worker gets packets without the kernel's copies"
 	case p.mode == xsk.Generic || !p.native:
 		why = "the driver has no native XDP"
-	case asked == offloadAuto && p.link.Driver == "veth":
-		why = `a veth loses what is redirected to it, without a word, once nothing at its far end asks for it; offload = "always" is for who sees to that`
 	default:
-		if why = ask.redirects(p.link.Index, p.link.Driver, asked == offloadAlways); why == "" && asked == offloadAuto {
+		// A veth hands what is redirected to it to its far end at once, by whichever queue there is.
+		if why = ask.redirects(p.link.Index, p.link.Driver, asked == offloadAlways); why == "" && asked == offloadAuto && p.link.Driver != "veth" {
 			why = ask.tooFewQueues(p.cfg.Device)
 		}
 	}
@@ -107,10 +109,19 @@ func (g *Gateway) judgeOffload(p *port, ask offloadAsk) (on bool, why string, er
 // decideOffload settles what a port has of it. A start is refused where what was asked for cannot be; a port that comes back while the node runs opens nevertheless, and workers carry what the others
 // would: a closed port is worse. Where its device takes no redirected frames for now, that is looked at again.
 func (g *Gateway) decideOffload(p *port) error {
+	i, known := slices.Index(g.ports, p), uint64(0)
+	if g.off != nil {
+		known = g.off.known(uint16(i))
+	}
 	on, why, err := g.judgeOffload(p, askKernel)
 	off := portOffload{on: on, why: why}
-	if err != nil && g.ready.Load() {
+	if on && g.off != nil {
+		g.off.takes(uint16(i), known)
+	}
+	if !on && g.ready.Load() && p.cfg.Offload != offloadNever {
 		off.lost = p.mode == xsk.Copy && p.native && askKernel.redirects(p.link.Index, p.link.Driver, true) != ""
+	}
+	if err != nil && g.ready.Load() {
 		g.log.Warn("offload: workers carry everything", "port", p.cfg.Name, "err", err)
 		err = nil
 	}
@@ -169,7 +180,7 @@ func (g *Gateway) openOffload(seeds []uint64, sessions int) error {
 	if err := t.SetView(v); err != nil {
 		return errors.Join(err, t.Close())
 	}
-	g.off = &offload{tables: t, hops: cruise.NewHops(t), volumes: make([][meter.NumDirs]lastVolume, snapshot.MaxTenantID(n)+1), log: g.log}
+	g.off = &offload{tables: t, hops: cruise.NewHops(t), refuses: make([]uint64, len(g.ports)), volumes: make([][meter.NumDirs]lastVolume, snapshot.MaxTenantID(n)+1), log: g.log}
 	for _, tn := range v.Tenants { // nothing runs yet
 		if tn != nil {
 			tn.Shared.Words = t.Words(tn.ID)
@@ -294,13 +305,48 @@ func (g *Gateway) offloadView(v *snapshot.View) (release func()) {
 	return release
 }
 
-// setDevice says which device a port is, 0 = none.
+// setDevice says which device a port is, 0 = none. One that refuses redirected frames is none.
 func (o *offload) setDevice(port uint16, ifindex int) error {
+	o.devices.Lock()
+	defer o.devices.Unlock()
+	return o.putDevice(port, ifindex)
+}
+
+func (o *offload) putDevice(port uint16, ifindex int) error {
+	if o.refuses[port] != 0 {
+		ifindex = 0
+	}
 	if o.send != nil {
 		o.send.SetPort(port, false)
 		defer func() { o.send.SetPort(port, ifindex != 0) }()
 	}
 	return o.tables.SetDevice(port, ifindex)
+}
+
+// refused has a port be no device at once, whoever holds what: what is redirected there is lost. It stays so until takes.
+func (o *offload) refused(port uint16) error {
+	o.devices.Lock()
+	defer o.devices.Unlock()
+	o.refuses[port]++
+	return o.putDevice(port, 0)
+}
+
+// known is what takes wants to be told of what was read from now on.
+func (o *offload) known(port uint16) uint64 {
+	o.devices.Lock()
+	defer o.devices.Unlock()
+	return o.refuses[port]
+}
+
+// takes notes that a device takes redirected frames, by what was read behind known; it may have refused since. It reports whether it had refused.
+func (o *offload) takes(port uint16, known uint64) bool {
+	o.devices.Lock()
+	defer o.devices.Unlock()
+	if known == 0 || o.refuses[port] != known {
+		return false
+	}
+	o.refuses[port] = 0
+	return true
 }
 
 // setDevice lets frames be redirected to a port, or no longer.
@@ -315,6 +361,46 @@ func (g *Gateway) setDevice(i int, p *port) {
 	if err := g.off.setDevice(uint16(i), index); err != nil {
 		g.log.Error("offload", "port", p.cfg.Name, "err", err)
 	}
+}
+
+// watchTargets follows which devices take redirected frames. The kernel says it before a veth's far end takes none any more: from that moment on its frames are dropped without a word, so nothing is waited for then. What else follows waits for others.
+func (g *Gateway) watchTargets(ctx context.Context) error {
+	if g.off == nil {
+		return nil
+	}
+	look := make(chan struct{}, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() {
+		defer cancel() // a fault in here ends the watch
+		done <- contained(g.log, "what follows from devices", func() error {
+			for {
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-look:
+				}
+				for i, p := range g.ports {
+					g.lookOffload(i, p)
+				}
+			}
+		})
+	}()
+	err := hostnet.WatchXDPFeatures(ctx, func(ifindex int, f hostnet.XDPFeatures) {
+		for i, p := range g.ports {
+			if facts := g.facts(p); facts.link.Index == ifindex && f&hostnet.XDPTarget == 0 && facts.off.on {
+				if err := g.off.refused(uint16(i)); err != nil {
+					g.log.Error("offload", "port", p.cfg.Name, "err", err)
+				}
+			}
+		}
+		poke(look)
+	})
+	if err != nil { // before 6.3 no port has it but by always, whoever asked for that
+		g.log.Warn("offload: whether devices take redirected frames is looked at once a second", "err", err)
+	}
+	cancel()
+	return <-done
 }
 
 // openSecond has the port's program show frames to the second executor, if it is to. The caller holds mu.
@@ -376,8 +462,13 @@ func (g *Gateway) lookOffload(i int, p *port) {
 	if p.state != portOpen || !p.off.on && !p.off.lost {
 		return
 	}
+	known := g.off.known(uint16(i))
 	why := askKernel.redirects(p.link.Index, p.link.Driver, p.cfg.Offload == offloadAlways)
+	again := why == "" && g.off.takes(uint16(i), known) // it may have come and gone between two looks
 	if (why == "") == p.off.on {
+		if again {
+			g.setDevice(i, p)
+		}
 		return
 	}
 	g.change(p, func() { p.off = portOffload{on: why == "", lost: why != "", why: why} })

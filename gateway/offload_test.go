@@ -50,6 +50,26 @@ func TestOffloadIsJudged(t *testing.T) {
 			t.Errorf("%q of a NIC: on %v, %q, %v; want %q, fails %v", c.asked, on, why, err, c.why, c.fails)
 		}
 	}
+	// A veth says whether its far end takes what is redirected to it, and has no queue of its own that may be missing.
+	for _, c := range []struct {
+		asked string
+		ask   offloadAsk
+		why   string
+		fails bool
+	}{
+		{"", kernel(target, nil, 1), "", false},
+		{"auto", kernel(hostnet.XDPBasic|hostnet.XDPRedirect, nil, 4), "the far end of the veth takes no redirected frames: ethtool -K FAR-END gro on, there", false},
+		{"always", kernel(hostnet.XDPBasic|hostnet.XDPRedirect, nil, 4), "the far end of the veth takes no redirected frames", true},
+		{"auto", kernel(0, old, 4), "takes redirected frames cannot be told", false},
+	} {
+		g := &Gateway{o: Options{Node: &configs.Node{}}}
+		p := &port{cfg: configs.Port{Name: "wan", Offload: c.asked}}
+		p.mode, p.native, p.link.Driver = xsk.Copy, true, "veth"
+		on, why, err := g.judgeOffload(p, c.ask)
+		if on != (c.why == "") || !strings.Contains(why, c.why) || on && why != "" || (err != nil) != c.fails {
+			t.Errorf("%q of a veth: on %v, %q, %v; want %q, fails %v", c.asked, on, why, err, c.why, c.fails)
+		}
+	}
 	for _, c := range []struct {
 		asked  string
 		change func(*Gateway, *port)
@@ -57,7 +77,6 @@ func TestOffloadIsJudged(t *testing.T) {
 		fails  bool
 	}{
 		{"never", func(*Gateway, *port) {}, "the node file says never", false},
-		{"", func(*Gateway, *port) {}, "a veth loses", false},
 		{"auto", func(_ *Gateway, p *port) { p.mode = xsk.ZeroCopy }, "the port is zero-copy", false},
 		{"always", func(_ *Gateway, p *port) { p.mode = xsk.ZeroCopy }, "the port is zero-copy", true},
 		{"auto", func(_ *Gateway, p *port) { p.mode, p.native = xsk.Generic, false }, "no native XDP", false},

@@ -377,3 +377,41 @@ func TestOffloadSendsManyAtOnce(t *testing.T) {
 	}
 	r.stop()
 }
+
+// By itself a node has programs carry between veths while their far ends take what is redirected. Where one takes it no more, workers carry what goes there within milliseconds, and programs again when it does.
+func TestOffloadByItselfOnAVeth(t *testing.T) {
+	r := newRigWith(t, "offauto", rigPolicy("", ""), netlab.Options{Redirects: true})
+	node := rigNode(r.data, r.socket, "")
+	if !offloaded() {
+		node = offloadAlways(node)
+	}
+	r.write(r.node, strings.ReplaceAll(node, offloadLine, "offload = \"auto\"\n"))
+	far := netlab.PortName(netlab.End{NS: netlab.GW, Name: netlab.PublicPort})
+	r.start()
+	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
+	var p host.Probe
+	j := r.spawn(r.Alpha1.Name, &p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "2000", "-duration", "4s")
+	carried := func() uint64 { return portOf(r.status(), "alpha0").Offload.Carried }
+	was := carried()
+	r.until(5*time.Second, "the program carries it", func() (bool, string) { n := carried(); return n > was+100, fmt.Sprint(n - was) })
+	const times = 3
+	for range times {
+		for _, on := range []bool{false, true} {
+			check(t, r.TakesRedirected("sw-public", far, on))
+			r.until(time.Second, "it is seen", func() (bool, string) {
+				o := portOf(r.status(), "bb0").Offload
+				return o.On == on, fmt.Sprintf("%+v", o)
+			})
+			time.Sleep(200 * time.Millisecond)
+		}
+	}
+	was = carried()
+	r.until(5*time.Second, "the program carries it again", func() (bool, string) { n := carried(); return n > was+100, fmt.Sprint(n - was) })
+	r.wait(j)
+	t.Logf("%d of %d came back with gro off %d times, longest gap %.1f ms", p.Received, p.Sent, times, p.LongestMs)
+	// Once a second would be 1,000 packets each time on average.
+	if lost := p.Sent - p.Received; lost > times*50 || p.Duplicate > 0 || p.Foreign > 0 {
+		t.Errorf("%+v", p)
+	}
+	r.stop()
+}
