@@ -52,6 +52,9 @@ func setAims(out *report.Output) {
 			if ok, _ := path.Match(a.cases, r.Case); !ok || r.Scenario != a.scenario || !slices.Contains(a.metrics, r.Metric) || r.Demarc.N == 0 {
 				continue
 			}
+			if a.peer == sideExpert && r.Peers[sideExpert].N == 0 && r.Peers[sideFewer].N > 0 {
+				a.peer = sideFewer // which makes more than that one could
+			}
 			if r.Peers[a.peer].N == 0 {
 				a.unjudged(out, r)
 				continue

@@ -21,6 +21,7 @@ func TestAimsAreSet(t *testing.T) {
 	add("latency", "64B/64k/nat44/load-50", "p99", report.Lower, map[string]float64{report.Us: 33, sideKernel: 10})
 	add("throughput", "64B/64k/nat44", "rate", report.Higher, map[string]float64{report.Us: 15, sideExpert: 10})
 	add("throughput", "64B/64k/nat44/offload", "rate", report.Higher, map[string]float64{report.Us: 3, sideNever: 1})
+	add("throughput", "64B/1M/nat44/offload", "rate", report.Higher, map[string]float64{report.Us: 30, sideFewer: 10})
 	o.Judge()
 	setAims(o)
 	setAims(o) // what stands already stays as it is
@@ -34,6 +35,7 @@ func TestAimsAreSet(t *testing.T) {
 		{"64B/64k/nat44/load-50", "p99", "ratio to kernel at most 3", "MISSED"},
 		{"64B/64k/nat44", "rate", "ratio to nft-expert at least 1.5", "unresolved"},
 		{"64B/64k/nat44/offload", "rate", "", ""},
+		{"64B/1M/nat44/offload", "rate", "ratio to nft-expert-fewer at least 2.5", "held"},
 	} {
 		var r *report.Result
 		for i := range o.Results {
@@ -53,7 +55,7 @@ func TestAimsAreSet(t *testing.T) {
 	if want := []string{"64B/64k/nat44/offload, rate: aimed at is at least 3 times nft-expert's, which was not measured beside it", "64B/64k/nat44/offload, rate: aimed at is at least 1 times kernel's, which was not measured beside it"}; !slices.Equal(o.Notes, want) {
 		t.Errorf("notes %q, want %q", o.Notes, want)
 	}
-	if len(o.Results) != 6 || len(o.Missed()) != 2 {
+	if len(o.Results) != 7 || len(o.Missed()) != 2 {
 		t.Errorf("%d figures, missed: %q", len(o.Results), o.Missed())
 	}
 }

@@ -29,6 +29,8 @@ type throughput struct {
 	Resolution float64 // of the search
 	Searches   int     // of each side in each case; 0 = one a turn
 
+	fewer    map[string][]turn  // of peers in cases of fewer flows, by fewerKey
+	of       map[string]int     // flows of those
 	searched map[string]int     // of each side in each case, by both names
 	found    map[string]float64 // of each side in each case, by both names: where its next search begins
 	rnd      *rand.Rand
@@ -94,6 +96,7 @@ func ratio(a, b float64) float64 {
 
 // run measures. What it could measure is in the output also when there is an error.
 func (q *throughput) run(ctx context.Context) (*report.Output, error) {
+	q.fewer, q.of = map[string][]turn{}, map[string]int{}
 	q.found, q.searched, q.rnd = map[string]float64{}, map[string]int{}, rand.New(rand.NewPCG(q.Seed, 3))
 	q.weigh, q.looks = throughputWeight, cmp.Or(q.Searches, q.Trials)
 	err := q.each(ctx, q.measure, q.rows)
@@ -210,12 +213,49 @@ func (q *throughput) search(ctx context.Context, c *flowCase, d device, t *turn)
 	return err
 }
 
+// fewerKey names what a peer did in cases that differ in nothing but their flows.
+func fewerKey(c *flowCase, side string) string {
+	one := *c
+	one.Flows = 1
+	return one.name() + " " + side
+}
+
+// withFewer adds turns of peers that a case has left out because they cannot hold so many connections: those of the case before with the most flows that they had in this run.
+func (q *throughput) withFewer(c *flowCase, turns map[string][]turn) map[string][]turn {
+	all := maps.Clone(turns)
+	for _, p := range q.Peers {
+		key := fewerKey(c, p)
+		if p != sideExpert {
+			continue
+		}
+		if own := turns[p]; len(own) > 0 {
+			if q.of[key] < c.Flows {
+				q.fewer[key], q.of[key] = own, c.Flows
+			}
+			continue
+		}
+		if n := q.of[key]; n > 1 && n < c.Flows {
+			all[sideFewer] = q.fewer[key]
+			few := *c
+			few.Flows = n
+			q.note("%s: %s is what %s made of fewer flows in this run (%s), each of which costs it less: what it would make of so many, were they let in, is no more", c.name(), sideFewer, p, few.name())
+		}
+	}
+	return all
+}
+
 // rows hands a case's figures to the report.
 func (q *throughput) rows(c *flowCase, turns map[string][]turn) {
+	turns = q.withFewer(c, turns)
 	inModes(c.name(), turns, func(name string, turns map[string][]turn) {
 		for _, m := range throughputMetrics {
 			if m.load == ofSearch && !c.Search {
 				continue
+			}
+			turns := turns
+			if !slices.Contains([]string{"rate", "rate-per-cpu", "cpu-per-packet"}, m.name) { // what is of that many flows, or says what of
+				turns = maps.Clone(turns)
+				delete(turns, sideFewer)
 			}
 			addRow(q.out, report.Row{Scenario: q.Scenario, Case: name, Metric: m.name, Unit: m.unit, Better: m.better, Digits: m.digits}, turns, func(t *turn) ([]float64, bool) {
 				if m.name == "establish-rate" && t.Establish == 0 || m.name == "hand-down" && t.HandDown == 0 || m.load == ofSearch && t.Found.Trials == 0 || m.name == "carried" && t.Full.carried.of == 0 {

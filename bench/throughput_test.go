@@ -378,3 +378,34 @@ func TestGenerator(t *testing.T) {
 		t.Errorf("made %+v, wrong %+v", made, wrong)
 	}
 }
+
+// A peer that cannot hold so many connections stands beside the case with what it made of the most that it had in the run, under a name of its own, in what it makes and costs alone.
+func TestFewerFlowsStandBeside(t *testing.T) {
+	q := &throughput{traffic: traffic{Scenario: "throughput", Peers: []string{sideKernel, sideExpert}, Progress: io.Discard}, fewer: map[string][]turn{}, of: map[string]int{}}
+	q.out = &report.Output{}
+	made := func(rate float64) []turn {
+		return []turn{{Full: trial{sent: pktgen.Sent{Frames: uint64(rate), Seconds: 1}, judged: pktgen.Judged{Between: uint64(rate), Seconds: 1}}}}
+	}
+	for _, c := range []struct {
+		flows int
+		v6    bool
+		turns map[string][]turn
+	}{
+		{64 << 10, false, map[string][]turn{report.Us: made(2e6), sideExpert: made(5e5), sideKernel: made(1e6)}},
+		{1, false, map[string][]turn{report.Us: made(2e6), sideExpert: made(7e5), sideKernel: made(1e6)}},
+		{1 << 20, true, map[string][]turn{report.Us: made(2e6), sideKernel: made(9e5)}},
+		{1 << 20, false, map[string][]turn{report.Us: made(1e6), sideOffload: made(3e6), sideKernel: made(9e5)}},
+	} {
+		q.rows(&flowCase{Size: "64", Flows: c.flows, V6: c.v6, Direction: pktgen.Out}, c.turns)
+	}
+	for _, r := range q.out.Results {
+		p, ok := r.Peers[sideFewer]
+		want := strings.HasPrefix(r.Case, "64B/1M/nat44") && (r.Metric == "rate" || r.Metric == "rate-per-cpu" || r.Metric == "cpu-per-packet")
+		if ok != want || r.Metric == "rate" && ok && math.Abs(p.Median-0.5) > 0.01 {
+			t.Errorf("%s %s: %s there %v, %+v", r.Case, r.Metric, sideFewer, ok, p)
+		}
+	}
+	if len(q.notes) != 1 || !strings.Contains(q.notes[0], "64B/1M/nat44: nft-expert-fewer is what nft-expert made of fewer flows in this run (64B/64k/nat44)") {
+		t.Errorf("notes %q", q.notes)
+	}
+}

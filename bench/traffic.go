@@ -140,6 +140,8 @@ const (
 	sideLinear  = "nft-linear"
 	sideExpert  = peerName
 	sideTestpmd = "testpmd"
+
+	sideFewer = sideExpert + "-fewer" // that one with fewer flows than the case has, see withFewer
 )
 
 var (
