@@ -207,11 +207,14 @@ func modes(st *api.Status) string {
 	return strings.Join(out, ", ")
 }
 
-// carries looks whether programs carry sessions where they are to.
+// carries looks whether programs carry sessions where they are to, and only there.
 func (d *demarc) carries(st *api.Status) error {
 	for _, p := range st.Ports {
-		if d.offload == always && !p.Offload.On {
+		switch {
+		case d.offload == always && !p.Offload.On:
 			return fmt.Errorf("port %s does not carry sessions: %s", p.Name, p.Offload.Why)
+		case d.offload == never && p.Offload.On:
+			return fmt.Errorf("port %s carries sessions, and is not to", p.Name)
 		}
 	}
 	return nil

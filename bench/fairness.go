@@ -72,7 +72,7 @@ func (d *fairGate) texts() (node, policy string) {
 	var n, b strings.Builder
 	fmt.Fprintf(&n, "schema = 1\nname = \"bench\"\ndata_dir = %q\n\n[workers]\ncount = 1\ncpus = [%d]\n\n[tables]\nsessions = %d\ntenants = %d\n\n[log]\nlevel = \"warn\"\n", filepath.Join(dirRun, "data"), deviceCPU, d.table, p.Flows+16)
 	for _, dev := range []string{devIn, devOut} {
-		fmt.Fprintf(&n, "\n[[port]]\ndevice = %q\nmode = \"auto\"\nprepare = true\n", dev)
+		fmt.Fprintf(&n, "\n[[port]]\ndevice = %q\nmode = \"auto\"\noffload = %q\nprepare = true\n", dev, d.offload)
 	}
 	fmt.Fprintf(&n, "\n[[interface]]\nname = \"out\"\nport = %q\naddresses = [\"198.51.100.3/24\"]\n", devOut)
 	fmt.Fprintf(&b, "schema = 1\nname = \"bench\"\n\n[backbone]\ninterfaces = [\"out\"]\n\n[[route]]\nprefix = %q\nvia = %q\n", outsideNet, outsideVia)

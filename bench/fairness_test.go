@@ -22,7 +22,7 @@ func TestFairnessWrongCalls(t *testing.T) {
 func TestFairnessIsServable(t *testing.T) {
 	for _, n := range []int{64, 1024} {
 		c := flowCase{Size: "512", Flows: n, Tenants: n}
-		d := &fairGate{demarc: &demarc{r: &room{plan: c.plan()}, table: 4096}, limit: func(i int) uint64 { return 100_000 + uint64(i) }}
+		d := &fairGate{demarc: &demarc{r: &room{plan: c.plan()}, table: 4096, offload: never}, limit: func(i int) uint64 { return 100_000 + uint64(i) }}
 		node, policy := d.texts()
 		if _, err := configs.DecodeNode("node.toml", []byte(node)); err != nil {
 			t.Error(err)

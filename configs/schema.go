@@ -271,7 +271,7 @@ type Port struct {
 	Host   Host   `toml:"host"`
 
 	// Offload says whether packets of established sessions may pass this port, in and out, without a worker: carried by the XDP program, which is several times as fast where the kernel
-	// copies what workers get. "always": a start is refused where that cannot be. "never". "auto" (default): where it is sure that the device takes what is redirected to it; never on a veth.
+	// copies what workers get. "always": a start is refused where that cannot be. "never". "auto" (default): where it is sure that the device takes what is redirected to it, a veth as long as its far end does (gro is on there).
 	Offload string `toml:"offload"`
 
 	// Prepare, default true: run switches off what the device does to packets (VLAN stripping and filtering, LRO, GRO), spreads

@@ -43,7 +43,8 @@ type offload struct {
 	held int // how many want all packets to go up
 
 	devices sync.Mutex
-	refuses []uint64 // by port: how often its device has said that it takes no redirected frames any more; 0 = it takes them, as far as is known
+	look    chan struct{} // has watchTargets look at all ports
+	refuses []uint64      // by port: how often its device has said that it takes no redirected frames any more; 0 = it takes them, as far as is known
 
 	unsettled bool // endRests: the last time it could not, which the log has said
 
@@ -118,7 +119,7 @@ func (g *Gateway) decideOffload(p *port) error {
 	if on && g.off != nil {
 		g.off.takes(uint16(i), known)
 	}
-	if !on && g.ready.Load() && p.cfg.Offload != offloadNever {
+	if !on && g.off != nil && g.ready.Load() && p.cfg.Offload != offloadNever {
 		off.lost = p.mode == xsk.Copy && p.native && askKernel.redirects(p.link.Index, p.link.Driver, true) != ""
 	}
 	if err != nil && g.ready.Load() {
@@ -180,7 +181,7 @@ func (g *Gateway) openOffload(seeds []uint64, sessions int) error {
 	if err := t.SetView(v); err != nil {
 		return errors.Join(err, t.Close())
 	}
-	g.off = &offload{tables: t, hops: cruise.NewHops(t), refuses: make([]uint64, len(g.ports)), volumes: make([][meter.NumDirs]lastVolume, snapshot.MaxTenantID(n)+1), log: g.log}
+	g.off = &offload{tables: t, hops: cruise.NewHops(t), look: make(chan struct{}, 1), refuses: make([]uint64, len(g.ports)), volumes: make([][meter.NumDirs]lastVolume, snapshot.MaxTenantID(n)+1), log: g.log}
 	for _, tn := range v.Tenants { // nothing runs yet
 		if tn != nil {
 			tn.Shared.Words = t.Words(tn.ID)
@@ -361,6 +362,9 @@ func (g *Gateway) setDevice(i int, p *port) {
 	if err := g.off.setDevice(uint16(i), index); err != nil {
 		g.log.Error("offload", "port", p.cfg.Name, "err", err)
 	}
+	if index != 0 { // it may have refused between the look by which it is on and now
+		poke(g.off.look)
+	}
 }
 
 // watchTargets follows which devices take redirected frames. The kernel says it before a veth's far end takes none any more: from that moment on its frames are dropped without a word, so nothing is waited for then. What else follows waits for others.
@@ -368,7 +372,6 @@ func (g *Gateway) watchTargets(ctx context.Context) error {
 	if g.off == nil {
 		return nil
 	}
-	look := make(chan struct{}, 1)
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
 	go func() {
@@ -378,7 +381,7 @@ func (g *Gateway) watchTargets(ctx context.Context) error {
 				select {
 				case <-ctx.Done():
 					return nil
-				case <-look:
+				case <-g.off.look:
 				}
 				for i, p := range g.ports {
 					g.lookOffload(i, p)
@@ -386,18 +389,26 @@ func (g *Gateway) watchTargets(ctx context.Context) error {
 			}
 		})
 	}()
-	err := hostnet.WatchXDPFeatures(ctx, func(ifindex int, f hostnet.XDPFeatures) {
-		for i, p := range g.ports {
-			if facts := g.facts(p); facts.link.Index == ifindex && f&hostnet.XDPTarget == 0 && facts.off.on {
-				if err := g.off.refused(uint16(i)); err != nil {
-					g.log.Error("offload", "port", p.cfg.Name, "err", err)
+	for ctx.Err() == nil {
+		err := hostnet.WatchXDPFeatures(ctx, func(ifindex int, f hostnet.XDPFeatures) {
+			for i, p := range g.ports {
+				if ifindex != 0 && f&hostnet.XDPTarget == 0 && g.facts(p).link.Index == ifindex {
+					if err := g.off.refused(uint16(i)); err != nil {
+						g.log.Error("offload", "port", p.cfg.Name, "err", err)
+					}
 				}
 			}
+			poke(g.off.look)
+		})
+		if errors.Is(err, hostnet.ErrNotSupported) { // then no port has it but by always
+			<-ctx.Done()
+		} else if err != nil {
+			g.log.Warn("offload: whether devices take redirected frames is looked at once a second for now", "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(mendPause):
+			}
 		}
-		poke(look)
-	})
-	if err != nil { // before 6.3 no port has it but by always, whoever asked for that
-		g.log.Warn("offload: whether devices take redirected frames is looked at once a second", "err", err)
 	}
 	cancel()
 	return <-done
@@ -463,7 +474,7 @@ func (g *Gateway) lookOffload(i int, p *port) {
 		return
 	}
 	known := g.off.known(uint16(i))
-	why := askKernel.redirects(p.link.Index, p.link.Driver, p.cfg.Offload == offloadAlways)
+	_, why, _ := g.judgeOffload(p, askKernel)           // the error is why, for a start
 	again := why == "" && g.off.takes(uint16(i), known) // it may have come and gone between two looks
 	if (why == "") == p.off.on {
 		if again {

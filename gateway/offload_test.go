@@ -224,3 +224,70 @@ func TestNobodyWaitsForWorkersThatHaveEnded(t *testing.T) {
 		t.Error("it waits still")
 	}
 }
+
+// A device that refuses redirected frames is none, whoever opens it, until it has been seen to take them by a look that began behind its last refusal.
+func TestARefusedDeviceStaysShut(t *testing.T) {
+	roottest.Require(t)
+	tables, err := cruise.Open(cruise.Config{Seeds: []uint64{1}, Sessions: cruise.SessionUnit, Ports: 2, Interfaces: 1, Tenants: 1, Hops: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := tables.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	send, err := tables.OpenTransmit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := send.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	const lo = 1
+	o := &offload{tables: tables, send: send, refuses: make([]uint64, 2), log: slog.New(slog.DiscardHandler)}
+	is := func(what string, want bool) {
+		t.Helper()
+		if got := send.Takes(1); got != want {
+			t.Errorf("%s: open %v, want %v", what, got, want)
+		}
+	}
+	put := func(index int) {
+		t.Helper()
+		if err := o.setDevice(1, index); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refuse := func() {
+		t.Helper()
+		if err := o.refused(1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(lo)
+	is("opened", true)
+	if o.takes(1, o.known(1)) {
+		t.Error("it had refused nothing, and is said to take again")
+	}
+	refuse()
+	is("refused", false)
+	put(lo)
+	is("opened while it refuses", false)
+	known := o.known(1)
+	refuse()
+	if o.takes(1, known) {
+		t.Error("what was seen before the last refusal counts")
+	}
+	put(lo)
+	is("opened by what was seen before", false)
+	if !o.takes(1, o.known(1)) {
+		t.Error("what was seen behind the last refusal does not count")
+	}
+	is("seen, and not opened yet", false)
+	put(lo)
+	is("opened again", true)
+	put(0)
+	is("closed", false)
+}

@@ -42,7 +42,7 @@ type sendProgress struct {
 	rest [15]uint32
 }
 
-// Transmit has the program of bpf/transmit.c send what workers have ready, on ports that may carry. Ports belong to the control goroutine, each Sender to its worker.
+// Transmit has the program of bpf/transmit.c send what workers have ready, on ports that may carry. SetPort is for one goroutine at a time, each Sender for its worker.
 type Transmit struct {
 	prog      *ebpf.Program
 	maps      bpf.TransmitMaps

@@ -231,7 +231,11 @@ func TestFindings(t *testing.T) {
 		"lro":                     {func(f *fake) { f.asIs(hostnet.LRO) }, Bad, "port wan", "lro is on", "ethtool -K eth0 lro off"},
 		"gro in generic mode":     {func(f *fake) { f.asIs(hostnet.GRO); f.node.Ports[0].Mode = "generic" }, Warn, "port wan", "gro is on", "ethtool -K eth0 gro off"},
 		"gro":                     {func(f *fake) { f.on(hostnet.GRO) }, OK, "port wan", "is up", ""},
-		"veth":                    {func(f *fake) { f.link(func(l *hostnet.Link) { l.Kind = "veth" }) }, Info, "port wan", "other end cannot be seen", "ethtool -K PEER tx off tso off gso off gro off txvlan off rxvlan off rx-vlan-stag-hw-parse off tx-vlan-stag-hw-insert off   # at the other end, with its name"},
+		"veth":                    {func(f *fake) { f.link(func(l *hostnet.Link) { l.Kind = "veth" }) }, Info, "port wan", "other end cannot be seen", "ethtool -K PEER tx off tso off gso off gro on txvlan off rxvlan off rx-vlan-stag-hw-parse off tx-vlan-stag-hw-insert off   # at the other end, with its name"},
+		"veth, never": {func(f *fake) {
+			f.link(func(l *hostnet.Link) { l.Kind = "veth" })
+			f.node.Ports[0].Offload = "never"
+		}, Info, "port wan", "other end cannot be seen", "ethtool -K PEER tx off tso off gso off gro off txvlan off rxvlan off rx-vlan-stag-hw-parse off tx-vlan-stag-hw-insert off   # at the other end, with its name"},
 		"veth, always": {func(f *fake) {
 			f.link(func(l *hostnet.Link) { l.Kind = "veth" })
 			f.node.Ports[0].Offload, f.features = "always", f.features|hostnet.XDPTarget

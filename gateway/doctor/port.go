@@ -152,11 +152,12 @@ func (d *Doctor) portOffloads(node *configs.Node, p *configs.Port, l *hostnet.Li
 		if len(on) > 0 {
 			d.say(Warn, name, strings.Join(on, ", ")+" on at this end", "the other end gets packets with unfinished checksums, joined, or with the tag beside the frame", "ethtool -K "+l.Name+" "+allOff)
 		}
-		there := allOff
-		if p.Offload == "always" { // the other end takes redirected frames as long as it has gro
+		there, detail := allOff, "with tx on there, packets arrive with unfinished checksums and are dropped as unfinished_checksum; with txvlan on, tags are lost"
+		if p.Offload != "never" { // the other end takes redirected frames as long as it has gro
 			there = strings.Replace(there, "gro off", "gro on", 1)
+			detail += "; with gro on, XDP programs may carry established sessions there"
 		}
-		d.say(Info, name, "a veth: the offloads of its other end cannot be seen from here", "with tx on there, packets arrive with unfinished checksums and are dropped as unfinished_checksum; with txvlan on, tags are lost",
+		d.say(Info, name, "a veth: the offloads of its other end cannot be seen from here", detail,
 			"ethtool -K PEER "+there+"   # at the other end, with its name")
 	}
 }

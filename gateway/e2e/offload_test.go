@@ -390,7 +390,9 @@ func TestOffloadByItselfOnAVeth(t *testing.T) {
 	r.start()
 	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
 	var p host.Probe
-	j := r.spawn(r.Alpha1.Name, &p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "2000", "-duration", "4s")
+	going, end := context.WithCancel(t.Context())
+	defer end()
+	j := r.spawnUntil(going, r.Alpha1.Name, &p, "udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "2000", "-duration", "2m", "-wait", "200ms")
 	carried := func() uint64 { return portOf(r.status(), "alpha0").Offload.Carried }
 	was := carried()
 	r.until(5*time.Second, "the program carries it", func() (bool, string) { n := carried(); return n > was+100, fmt.Sprint(n - was) })
@@ -398,7 +400,7 @@ func TestOffloadByItselfOnAVeth(t *testing.T) {
 	for range times {
 		for _, on := range []bool{false, true} {
 			check(t, r.TakesRedirected("sw-public", far, on))
-			r.until(time.Second, "it is seen", func() (bool, string) {
+			r.until(4*time.Second, "it is seen", func() (bool, string) {
 				o := portOf(r.status(), "bb0").Offload
 				return o.On == on, fmt.Sprintf("%+v", o)
 			})
@@ -407,6 +409,7 @@ func TestOffloadByItselfOnAVeth(t *testing.T) {
 	}
 	was = carried()
 	r.until(5*time.Second, "the program carries it again", func() (bool, string) { n := carried(); return n > was+100, fmt.Sprint(n - was) })
+	end()
 	r.wait(j)
 	t.Logf("%d of %d came back with gro off %d times, longest gap %.1f ms", p.Received, p.Sent, times, p.LongestMs)
 	// Once a second would be 1,000 packets each time on average.

@@ -8,5 +8,5 @@
 // Owner and Reserved may be called by anyone at any time (one atomic load each); Register, Find and SetReserved belong to
 // the control goroutine. A Shard belongs to one worker; only it changes the blocks that it owns, but for single ports that others borrow of them
 // when there is no block left, by atomic words. Its memory is handed in,
-// without pointers; unsafe is used solely to lay the layout over it. Time is an argument: ticks of 2^20 ns that wrap.
+// without pointers; unsafe is used solely to lay the layout over it and to say where a line lies. Time is an argument: ticks of 2^20 ns that wrap.
 package nat
