@@ -72,27 +72,34 @@ func watch(ctx context.Context, fn func(Event), buffer int) error {
 	if err := w.resync(); err != nil {
 		return err
 	}
+	return follow(ctx, s, func() error {
+		fn(Event{Kind: ResyncEvent})
+		return w.resync()
+	}, w.message)
+}
+
+// follow hands over each message of the kernel's that a socket gets, until ctx ends, whose end must close it; it then returns nil. again is called where the kernel has lost some.
+func follow(ctx context.Context, s *nl.NetlinkSocket, again func() error, message func(*syscall.NetlinkMessage)) error {
 	for {
 		msgs, from, err := s.Receive()
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			fn(Event{Kind: ResyncEvent})
-			if err := w.resync(); err != nil {
+			if err := again(); err != nil {
 				return err
 			}
 			continue
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN), errors.Is(err, os.ErrDeadlineExceeded):
 			continue
 		case err != nil:
-			return fmt.Errorf("read link changes: %w", err)
+			return fmt.Errorf("read what the kernel says of changes: %w", err)
 		}
 		if from.Pid != nl.PidKernel {
 			continue
 		}
 		for i := range msgs {
-			w.message(&msgs[i])
+			message(&msgs[i])
 		}
 	}
 }

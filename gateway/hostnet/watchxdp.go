@@ -5,7 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -48,30 +48,16 @@ func WatchXDPFeatures(ctx context.Context, fn func(ifindex int, f XDPFeatures)) 
 	}
 	defer context.AfterFunc(ctx, s.Close)()
 	fn(0, 0)
-	for {
-		msgs, from, err := s.Receive()
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, unix.ENOBUFS):
-			fn(0, 0)
-			continue
-		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN), errors.Is(err, os.ErrDeadlineExceeded):
-			continue
-		case err != nil:
-			return fmt.Errorf("watch xdp features: %w", err)
-		}
-		if from.Pid != nl.PidKernel {
-			continue
-		}
-		for i := range msgs {
-			if msgs[i].Header.Type == family.ID {
-				if ifindex, f, ok := featuresTold(msgs[i].Data); ok {
-					fn(ifindex, f)
-				}
+	return follow(ctx, s, func() error {
+		fn(0, 0)
+		return nil
+	}, func(m *syscall.NetlinkMessage) {
+		if m.Header.Type == family.ID {
+			if ifindex, f, ok := featuresTold(m.Data); ok {
+				fn(ifindex, f)
 			}
 		}
-	}
+	})
 }
 
 // featuresTold reads a message of the netdev family's about a device that has changed, or is gone.
