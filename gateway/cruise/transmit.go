@@ -23,8 +23,8 @@ const (
 	SendBytes = 2032 // of a frame
 	sendLeast = 14
 
-	// sendBatch is how many frames the kernel gives to the devices together: a veth has room for 256, and empties it only behind a batch.
-	sendBatch = 64
+	// sendBatch is how many frames the kernel gives to the devices together: a veth has room for 256, and empties it only behind a batch. The next batch takes the pages of the one before, where the far end is done with them.
+	sendBatch = 32
 	// slowCall is what a call for two frames takes where the kernel exchanges its dispatcher for it, or more.
 	slowCall = time.Millisecond
 )

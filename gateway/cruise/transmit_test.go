@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"demarc/gateway/netlab"
@@ -234,5 +237,77 @@ func TestTransmitIsReady(t *testing.T) {
 		if to, _ := os.Readlink("/proc/self/fd/" + f.Name()); to == there {
 			t.Errorf("%s is still open", there)
 		}
+	}
+}
+
+// What a frame costs by the program, to a veth whose far end drops it, 60 bytes.
+func BenchmarkTransmit(b *testing.B) {
+	roottest.Require(b)
+	l, err := netlab.New("dmtransmit")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			b.Error(err)
+		}
+	})
+	drop, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer drop.Close()
+	index := 0
+	err = errors.Join(l.AddNamespace("gw"), l.AddNamespace("h"), l.AddLink(netlab.LinkSpec{A: netlab.End{NS: "gw", Name: "p"}, B: netlab.End{NS: "h", Name: "e"}, Queues: 1}))
+	if err != nil {
+		b.Fatal(err)
+	}
+	err = errors.Join(l.Do("h", func() error {
+		far, err := net.InterfaceByName("e")
+		if err != nil {
+			return err
+		}
+		_, err = link.AttachXDP(link.XDPOptions{Program: drop, Interface: far.Index})
+		return err
+	}), l.Do("gw", func() error {
+		p, err := net.InterfaceByName("p")
+		if err == nil {
+			index = p.Index
+		}
+		return err
+	}))
+	if err != nil {
+		b.Fatal(err)
+	}
+	tab, err := Open(Config{Seeds: []uint64{1}, Sessions: SessionUnit, Ports: 1, Interfaces: 1, Tenants: 1, Hops: 2})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer tab.Close()
+	x, err := tab.OpenTransmit()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer x.Close()
+	if err := l.Do("gw", func() error { return tab.SetDevice(0, index) }); err != nil {
+		b.Fatal(err)
+	}
+	s, frame := x.Sender(0), make([]byte, 60)
+	for _, n := range []int{8, 16, 24, 32, 64, 128, SendMost} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for b.Loop() {
+				for range n {
+					s.Add(0, 0, frame)
+				}
+				if err := s.Run(); err != nil {
+					b.Fatal(err)
+				}
+				if !s.Left(n - 1) {
+					b.Fatal("it has not left")
+				}
+				s.Reset()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/frame")
+		})
 	}
 }

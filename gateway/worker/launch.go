@@ -17,7 +17,7 @@ import (
 // time behind a call that had many. What the program does not get rid of goes by the ring too. Nothing is
 // kept from one turn to the next.
 const (
-	// launchLeast is from how many frames on a call is cheaper: 13.3 us and 0.17 us for each, against 0.94 us for each.
+	// launchLeast is from how many frames on a call is cheaper: 14 us and 0.16 us for each, against 0.94 us for each.
 	launchLeast = 24
 	// launchRest is how long all frames go by the tx rings after an error of the kernel's, and launchFull where it has no number left for a page pool: those come back when far ends have read.
 	launchRest = time.Second
@@ -71,6 +71,11 @@ func (w *Worker) stage(s *sockState) {
 	}
 	w.outGrouped = w.outGrouped || s.grouped && s.n > 0
 	s.n, s.grouped = 0, false
+}
+
+// gathers reports whether a turn that has taken so many frames takes a further burst where full ones came: the more frames a call has, the less each costs.
+func (w *Worker) gathers(took int) bool {
+	return w.out != nil && w.outRests == 0 && took+w.cfg.Batch <= cruise.SendMost
 }
 
 // flushAll sends what is batched, by the program where that is cheaper.

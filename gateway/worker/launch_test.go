@@ -462,3 +462,84 @@ func TestHandDownWaitsForWhatWasLaunched(t *testing.T) {
 		t.Errorf("a while behind it: %d", got)
 	}
 }
+
+// A turn takes more than one burst of what waits where the program sends, as much as one call has room for, and one where it does not.
+func TestATurnFillsACall(t *testing.T) {
+	r := newLaunchRig(t)
+	for _, s := range r.w.Detach(0) {
+		if err := s.Shut(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.w.Reclaim(0); err != nil {
+		t.Fatal(err)
+	}
+	s, err := xsk.Bind(r.u, xsk.SocketConfig{Ifindex: r.ifi, RxSize: 256, TxSize: 64, FillSize: 256, CompSize: 64, Mode: xsk.Copy, NeedWakeup: true})
+	if err == nil {
+		err = r.w.Adopt(Socket{S: s})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := xsk.LoadProgram(xsk.ProgramConfig{Ifindex: r.ifi, Queues: 1, MAC: portMAC}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := p.Attach(false); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.SetSocket(0, s.FD()); err != nil {
+		t.Fatal(err)
+	}
+	const b = 48
+	const most = cruise.SendMost / b * b
+	r.w.cfg.Batch = b
+	out, rested := r.w.out, r.w.cfg.Clock.Now()+uint64(time.Hour)
+	for _, c := range []struct {
+		what     string
+		out      *cruise.Sender
+		rests    uint64
+		wait     int
+		inOne    uint64
+		nextTurn uint64
+	}{
+		{"less than a burst", out, 0, b - 1, b - 1, 0},
+		{"a burst and some", out, 0, b + 3, b + 3, 0},
+		{"more than a call", out, 0, most + 10, most, 10},
+		{"the program rests", out, rested, most, b, b},
+		{"no program", nil, 0, most, b, b},
+	} {
+		r.w.out, r.w.outRests = c.out, c.rests
+		for range 2 {
+			r.turn() // fills
+		}
+		frame := slices.Concat(portMAC[:], peerMAC[:], []byte{8, 0, 0x45}, make([]byte, 45)) // nothing that is right, so that it is dropped
+		for range c.wait {
+			if _, err := unix.Write(r.ear, frame); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for end := time.Now().Add(5 * time.Second); s.Waiting() < c.wait; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s: %d of %d frames came", c.what, s.Waiting(), c.wait)
+			}
+		}
+		for i, want := range []uint64{c.inOne, c.nextTurn} {
+			was := r.w.SocketStats()[0].RxPackets
+			if r.turn(); r.w.SocketStats()[0].RxPackets-was != want {
+				t.Errorf("%s: turn %d took %d frames, want %d", c.what, i, r.w.SocketStats()[0].RxPackets-was, want)
+			}
+		}
+		for s.Waiting() > 0 {
+			r.turn()
+		}
+		if err := r.w.Account(); err != nil {
+			t.Errorf("%s: %v", c.what, err)
+		}
+	}
+}

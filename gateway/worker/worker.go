@@ -421,10 +421,17 @@ func (w *Worker) turn(now uint64) (n int) {
 		n++
 	}
 	laden := false
-	for _, s := range w.socks {
-		k := w.receive(s, now)
-		laden = laden || k == w.cfg.Batch
-		n += k
+	for took := 0; ; now = w.cfg.Clock.Now() {
+		laden = false
+		for _, s := range w.socks {
+			k := w.receive(s, now)
+			laden = laden || k == w.cfg.Batch
+			took += k
+		}
+		if !laden || !w.gathers(took) {
+			n += took
+			break
+		}
 	}
 	if laden != w.laden.Load() {
 		w.laden.Store(laden)
