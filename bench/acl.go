@@ -162,7 +162,7 @@ func (q *aclLists) rowsOf(name string, turns map[string][]turn) {
 func init() {
 	register(scenario{place: 60, name: "acl", about: "access lists of 10 to 100,000 rules: established and new flows, compiling", command: aclCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--lists", "1000,100000", "--trials", "4", "--seconds", "0.3", "--offload", "never"}, seconds: 33, memoryMiB: 600},
+		short: &stint{args: []string{"--lists", "1000,100000", "--trials", "4", "--seconds", "0.3", "--offload", "never"}, seconds: 31, memoryMiB: 600},
 		table: &stint{args: []string{"--trials", "4", "--seconds", "0.5", "--budget", "24h"}, seconds: 260, memoryMiB: 1000},
 		full:  &stint{args: []string{"--flows", "64k", "--trials", "10", "--seconds", "2", "--budget", "24h"}, seconds: 1300, memoryMiB: 1000}})
 }

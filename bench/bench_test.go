@@ -263,7 +263,7 @@ func clean(t *testing.T) {
 
 // The whole command, short: figures of both sides, one JSON object of the promised form, no wrong frame, nothing left behind.
 func TestQuick(t *testing.T) {
-	r, said := quickReport(t, "--pairs", "2", "--seconds", "0.5")
+	r, said := quickReport(t, "--pairs", "2", "--seconds", "0.5", "--budget", "1s")
 	if r.Schema != 1 || r.Machine.CPUs < 2 || r.Machine.Kernel == "" || !strings.Contains(r.Machine.Mode, "copy") {
 		t.Errorf("machine: %+v", r.Machine)
 	}
@@ -299,7 +299,7 @@ func TestQuick(t *testing.T) {
 
 // Generic mode is measured on devices as the kernel's own forwarding has them.
 func TestQuickGeneric(t *testing.T) {
-	r, _ := quickReport(t, "--pairs", "1", "--seconds", "0.3", "--mode", "generic")
+	r, _ := quickReport(t, "--pairs", "1", "--seconds", "0.3", "--mode", "generic", "--budget", "1s")
 	if !strings.Contains(r.Machine.Mode, "generic (generic attach)") {
 		t.Errorf("mode %s", r.Machine.Mode)
 	}

@@ -232,7 +232,7 @@ func (q *churn) rows(c *flowCase, turns map[string][]turn) {
 func init() {
 	register(scenario{place: 100, name: "churn", about: "a changed policy each second under load: lost packets, latency, and how long a change takes", command: churnCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--peers", "nft-expert", "--trials", "4", "--seconds", "1.3", "--every", "520ms"}, seconds: 44, memoryMiB: 500},
+		short: &stint{args: []string{"--peers", "nft-expert", "--trials", "4", "--seconds", "1.3", "--every", "520ms"}, seconds: 39, memoryMiB: 500},
 		table: &stint{args: []string{"--trials", "4", "--seconds", "10", "--budget", "24h"}, seconds: 400, memoryMiB: 500},
 		full:  &stint{args: []string{"--flows", "64k", "--trials", "10", "--seconds", "30", "--budget", "24h"}, seconds: 2400, memoryMiB: 800}})
 }

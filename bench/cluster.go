@@ -156,7 +156,7 @@ func (q *clusterBench) run(ctx context.Context) (err error) {
 
 func init() {
 	register(scenario{place: 100, name: "cluster", about: "commits, deaths of the leader and large policies of two gateways and a witness", command: clusterCommand,
-		short: &stint{args: []string{"--rows", "commit,death", "--commits", "50", "--deaths", "2"}, seconds: 12, memoryMiB: 500},
+		short: &stint{args: []string{"--rows", "commit,death", "--commits", "50", "--deaths", "2"}, seconds: 9, memoryMiB: 500},
 		table: &stint{seconds: 240, memoryMiB: 800},
 		full:  &stint{args: []string{"--full"}, seconds: 900, memoryMiB: 1500}})
 }

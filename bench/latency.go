@@ -218,7 +218,7 @@ func curve(h *hdrhistogram.Histogram) (list []report.Point) {
 func init() {
 	register(scenario{place: 40, name: "latency", about: "how long frames are under way at 10, 50 and 90 % of the rate without loss, beside kernel and nftables", command: latencyCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--load", "50", "--trials", "4", "--seconds", "0.5", "--step", "0.15"}, seconds: 57, memoryMiB: 500},
+		short: &stint{args: []string{"--load", "50", "--trials", "4", "--seconds", "0.5", "--step", "0.15"}, seconds: 55, memoryMiB: 500},
 		table: &stint{args: []string{"--flows", "1,64k", "--peers", "kernel,nft-expert", "--trials", "5", "--seconds", "1", "--budget", "24h"}, seconds: 280, memoryMiB: 500},
 		full:  &stint{args: []string{"--flows", "1,64k", "--trials", "10", "--seconds", "5", "--budget", "24h"}, seconds: 7200, memoryMiB: 500, parts: latencyParts()}})
 }

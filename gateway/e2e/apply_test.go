@@ -238,6 +238,7 @@ service = ["udp/7008", "tcp/7100"]
 
 // Tenants come, go and get other names while the node runs. What one had, no other one gets.
 func TestApplyTenantsAtRunTime(t *testing.T) {
+	mostlyWaits(t)
 	head := "schema = 1\nname = \"e2e\"\n[backbone]\ninterfaces = [\"backbone\"]\n"
 	r := newRig(t, "tenants", head+rigAlpha(""))
 	r.start()

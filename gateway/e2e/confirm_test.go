@@ -88,6 +88,7 @@ func (r *rig) hear(ns, tag string) *heard {
 // A change that nobody confirms goes by itself: what it allowed gets through while it is served and not a second longer than its time, its
 // sessions are cut, and the other tenant loses nothing.
 func TestConfirmTimeIsOver(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "expiry", confirmClosed())
 	r.start()
 	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")
@@ -156,6 +157,7 @@ func TestConfirmTimeIsOver(t *testing.T) {
 
 // What is confirmed in time stays, also through kill -9 right after.
 func TestConfirmInTime(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "confirm", confirmClosed())
 	r.start()
 	r.no("nothing waits for a confirmation: revision 1 is served and confirmed", "confirm")

@@ -328,6 +328,7 @@ func TestECMPMovesOnlyTheFlowsOfADeadNextHop(t *testing.T) {
 
 // A backup carries nothing while the first is up, everything with its public addresses and ports while that is dead, and nothing again as soon as it answers: also of sessions that the XDP program carries.
 func TestBackupUplinkIsUsedNoLongerThanNeeded(t *testing.T) {
+	mostlyWaits(t)
 	r := uplinks(t, "backup")
 	r.write(r.policy, "schema = 1\nname = \"e2e\"\n[backbone]\ninterfaces = [\"backbone\", \"sat\"]\n"+
 		"[[route]]\nprefix = \"198.51.100.0/25\"\nvia = \"203.0.113.11\"\nbackup = \"198.51.100.130\"\n"+

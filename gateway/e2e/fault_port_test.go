@@ -17,6 +17,7 @@ import (
 // that name, with another number and MAC, is closed before it is up and carries the same sessions by itself. All this while the kernel beside it
 // would forward whatever it is given.
 func TestFaultDeviceDeletedAndRecreated(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "device", rigPolicy("", ""))
 	check(t, r.AddNamespace("spare"))
 	r.start()

@@ -271,6 +271,7 @@ func TestFaultLogNotTaken(t *testing.T) {
 
 // A second process on the same data directory, or on the same socket, is refused, with other ports too; the first loses nothing.
 func TestFaultTwoInstances(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "twice", rigPolicy("", ""))
 	check(t, r.AddLink(netlab.LinkSpec{A: netlab.End{NS: netlab.GW, Name: "x0"}, B: netlab.End{NS: netlab.GW, Name: "x1"}}))
 	r.start()
@@ -526,6 +527,7 @@ func (r *rig) plain(series string) (x float64) {
 // The session table counts time in 32 bits of a millisecond or so, which a machine uses up in 52 days. Here that moment comes while a stream runs: in a
 // time namespace, so that the machine's own clocks stay what they are.
 func TestFaultClockWrap(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "clock", rigPolicy("", ""))
 	var ts unix.Timespec
 	check(t, unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts))

@@ -198,6 +198,7 @@ func TestRefuseNothingForALateAddress(t *testing.T) {
 
 // A second process on the same ports, or on the same socket, is refused before it touches anything; the first one loses nothing.
 func TestRefuseSecondInstance(t *testing.T) {
+	mostlyWaits(t)
 	r := newRig(t, "second", rigPolicy("", ""))
 	r.start()
 	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007")

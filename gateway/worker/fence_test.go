@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"os"
 	"runtime"
 	"slices"
 	"testing"
@@ -46,6 +47,9 @@ func newFenceRig(t *testing.T) *fenceRig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { h.Close() })
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644); err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
 	a := netlink.NewLinkAttrs()
 	a.Name = "dmf0"
 	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: a, PeerName: "dmf1"}); err != nil {

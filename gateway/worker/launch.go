@@ -2,6 +2,7 @@ package worker
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -73,9 +74,9 @@ func (w *Worker) stage(s *sockState) {
 	s.n, s.grouped = 0, false
 }
 
-// gathers reports whether a turn that has taken so many frames takes a further burst where full ones came: the more frames a call has, the less each costs.
-func (w *Worker) gathers(took int) bool {
-	return w.out != nil && w.outRests == 0 && took+w.cfg.Batch <= cruise.SendMost
+// gathers reports whether a turn takes a further burst of each socket, where that makes so many frames: the more a call has, the less each costs.
+func (w *Worker) gathers(frames int) bool {
+	return w.out != nil && w.outRests == 0 && frames <= cruise.SendMost && slices.ContainsFunc(w.socks, func(s *sockState) bool { return w.second.Transmit.Takes(s.Port) })
 }
 
 // flushAll sends what is batched, by the program where that is cheaper.

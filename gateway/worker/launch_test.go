@@ -500,6 +500,7 @@ func TestATurnFillsACall(t *testing.T) {
 	const most = cruise.SendMost / b * b
 	r.w.cfg.Batch = b
 	out, rested := r.w.out, r.w.cfg.Clock.Now()+uint64(time.Hour)
+	const nobodyTakes, othersHand = "no port takes redirected frames", "other workers hand over"
 	for _, c := range []struct {
 		what     string
 		out      *cruise.Sender
@@ -513,8 +514,11 @@ func TestATurnFillsACall(t *testing.T) {
 		{"more than a call", out, 0, most + 10, most, 10},
 		{"the program rests", out, rested, most, b, b},
 		{"no program", nil, 0, most, b, b},
+		{nobodyTakes, out, 0, most, b, b},
+		{othersHand, out, 0, most, 3 * b, 2 * b}, // a burst of what was handed over in each round
 	} {
 		r.w.out, r.w.outRests = c.out, c.rests
+		r.x.SetPort(0, c.what != nobodyTakes)
 		for range 2 {
 			r.turn() // fills
 		}
@@ -529,12 +533,26 @@ func TestATurnFillsACall(t *testing.T) {
 				t.Fatalf("%s: %d of %d frames came", c.what, s.Waiting(), c.wait)
 			}
 		}
+		handed := r.w.count.handedIn.Load()
+		if c.what == othersHand {
+			other := newRing(2048)
+			for range 3 * b {
+				if !other.push(handProcess, 0, 0, frame) {
+					t.Fatal("the ring is full")
+				}
+			}
+			r.w.in = []*ring{other}
+		}
 		for i, want := range []uint64{c.inOne, c.nextTurn} {
 			was := r.w.SocketStats()[0].RxPackets
 			if r.turn(); r.w.SocketStats()[0].RxPackets-was != want {
 				t.Errorf("%s: turn %d took %d frames, want %d", c.what, i, r.w.SocketStats()[0].RxPackets-was, want)
 			}
 		}
+		if n := r.w.count.handedIn.Load() - handed; c.what == othersHand && n != 3*b {
+			t.Errorf("%s: %d of %d frames were taken", c.what, n, 3*b)
+		}
+		r.w.in = nil
 		for s.Waiting() > 0 {
 			r.turn()
 		}

@@ -411,24 +411,32 @@ func (w *Worker) turn(now uint64) (n int) {
 		}
 		w.count.gen.Store(v.Gen)
 	}
-	// Before what has come: after a pause (the kernel gave the CPU to somebody else) what waits is older than it may be, and everything behind it
-	// would be dropped for a queue that its rate has meanwhile emptied.
-	if w.shard.Shaper.Held() > 0 {
-		n += w.shard.Shaper.Release(now, w.look, w.release)
-		w.settle(now)
-	}
+	began := now
 	if w.second.Second != nil && w.reuse() { // before new sessions come
 		n++
 	}
 	laden := false
 	for took := 0; ; now = w.cfg.Clock.Now() {
-		laden = false
+		// Before what has come: after a pause (the kernel gave the CPU to somebody else) what waits is older than it may be, and everything behind it
+		// would be dropped for a queue that its rate has meanwhile emptied.
+		if w.shard.Shaper.Held() > 0 {
+			n += w.shard.Shaper.Release(now, w.look, w.release)
+			w.settle(now)
+		}
+		full := 0
 		for _, s := range w.socks {
 			k := w.receive(s, now)
-			laden = laden || k == w.cfg.Batch
+			if k == w.cfg.Batch {
+				full++
+			}
 			took += k
 		}
-		if !laden || !w.gathers(took) {
+		for _, r := range w.in { // in each round: others may hand over as much as they take
+			if r != nil {
+				took += w.takeOver(r, now)
+			}
+		}
+		if laden = full > 0; !laden || !w.gathers(took+full*w.cfg.Batch) {
 			n += took
 			break
 		}
@@ -436,17 +444,12 @@ func (w *Worker) turn(now uint64) (n int) {
 	if laden != w.laden.Load() {
 		w.laden.Store(laden)
 	}
-	for _, r := range w.in {
-		if r != nil {
-			n += w.takeOver(r, now)
-		}
-	}
 	if len(w.keeping.list) > 0 {
 		n += w.handOn(now)
 	}
 	busy := n > 0
 	n += w.orders(now)
-	n += w.step(now, n > 0)
+	n += w.step(began, n > 0)
 	w.flushAll()
 	for _, s := range w.socks {
 		w.refill(s)
