@@ -234,7 +234,9 @@ func (b *drivenBox) start(groups ...failover.Group) {
 		w.t.Fatal(err)
 	}
 	d.Carry(b)
-	d.Policy(groups)
+	if len(groups) > 0 { // it is not told yet which there are
+		d.Policy(groups)
+	}
 	g := &gw{}
 	n, err := Open(Config{Dir: b.dir, Name: b.name, Role: b.role, Version: "test", Serve: g.serve, Mono: func() uint64 { return uint64(time.Since(b.began)) + 1<<40 }, Wall: time.Now,
 		Groups: d, transport: w.network.Join(b.name), peers: b, timers: w.timers})
@@ -355,10 +357,20 @@ func newDrivenAt(t testing.TB, timers time.Duration, all []string, synced bool, 
 	}
 	var ms []*member
 	for _, b := range w.boxes {
-		b.start(groups...)
+		if b.name == "gw-b" { // it hears of them when gw-a serves them: where that is held up, gw-b may be faster with its claim
+			b.start()
+		} else {
+			b.start(groups...)
+		}
 		ms = append(ms, b.m)
 	}
 	together(t, ms, names...)
+	w.served("gw-a")
+	for _, b := range w.boxes {
+		if b.name == "gw-b" {
+			b.d.Policy(groups)
+		}
+	}
 	return w
 }
 
