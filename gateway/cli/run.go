@@ -175,7 +175,7 @@ func guarded(node string, text []byte, n *configs.Node) error {
 func waitForPorts(ctx context.Context, n *configs.Node, most time.Duration, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
-	for told := false; ; told = true {
+	for told := ""; ; {
 		var missing []string
 		for _, p := range n.Ports {
 			if l, err := hostnet.LinkByName(p.Device); err != nil || !l.Up {
@@ -185,9 +185,13 @@ func waitForPorts(ctx context.Context, n *configs.Node, most time.Duration, log 
 		if len(missing) == 0 || ctx.Err() != nil {
 			return
 		}
-		if !told {
-			log.Info("waiting for ports to be there and up", "devices", strings.Join(missing, " "), "most", most)
-			notify("STATUS=waiting for " + strings.Join(missing, " ") + " to be there and up")
+		list := strings.Join(missing, " ")
+		if told == "" {
+			log.Info("waiting for ports to be there and up", "devices", list, "most", most)
+		}
+		if list != told {
+			notify("STATUS=waiting for " + list + " to be there and up")
+			told = list
 		}
 		sleep(ctx, 100*time.Millisecond)
 	}
