@@ -434,7 +434,7 @@ func (q *manySessions) print(w io.Writer, r *report.Output) error {
 func init() {
 	register(scenario{place: 20, name: "sessions", about: "RFC 9693: connections established and ended a second beside nftables; a table full of sessions that carry data", command: sessionsCommand,
 		needs: func() error { _, err := nftVersion(); return err },
-		short: &stint{args: []string{"--sessions", "262144", "--rounds", "1", "--resolution", "0.1"}, seconds: 56, memoryMiB: 500},
+		short: &stint{args: []string{"--sessions", "131072", "--rounds", "1", "--resolution", "0.1"}, seconds: 60, memoryMiB: 500},
 		table: &stint{args: []string{"--sessions", "4194304", "--trials", "4", "--peers", "nft-linear,nft-expert"}, seconds: 800, memoryMiB: 1500},
 		full:  &stint{args: []string{"--sessions", "4194304", "--trials", "5", "--peers", "nft-linear,nft-expert"}, seconds: 900, memoryMiB: 1500}})
 }

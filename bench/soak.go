@@ -316,7 +316,7 @@ func (q *soak) print(w io.Writer, r *report.Output) error {
 
 func init() {
 	register(scenario{place: 110, name: "soak", about: "a load that goes on: what memory, descriptors and the account of frames do", command: soakCommand,
-		short: &stint{args: []string{"--for", "20s", "--every", "1s", "--change", "1s"}, seconds: 21, memoryMiB: 500},
+		short: &stint{args: []string{"--for", "16s", "--every", "1s", "--change", "1s"}, seconds: 17, memoryMiB: 500},
 		table: &stint{args: []string{"--for", "1h", "--every", "30s"}, seconds: 3700, memoryMiB: 500},
 		full:  &stint{args: []string{"--for", "1h", "--flows", "65536"}, seconds: 3700, memoryMiB: 800}})
 }
