@@ -334,8 +334,27 @@ func newDrivenOf(t testing.TB, all []string, synced bool, groups ...failover.Gro
 	return newDrivenAt(t, 100*time.Millisecond, all, synced, groups...)
 }
 
-// newDrivenAt has Raft's timers as long as that; 0 = as they are everywhere.
+// newDrivenAt has Raft's timers as long as that; 0 = as they are everywhere. gw-a serves when it returns: gw-b hears of the groups then, since where gw-a is held up, it may be faster with its claim.
 func newDrivenAt(t testing.TB, timers time.Duration, all []string, synced bool, groups ...failover.Group) *driven {
+	t.Helper()
+	w := boxes(t, timers, all, synced, "gw-b", groups...)
+	w.served("gw-a")
+	for _, b := range w.boxes {
+		if b.name == "gw-b" {
+			b.d.Policy(groups)
+		}
+	}
+	return w
+}
+
+// newRace has both gateways claim at once: who serves is open.
+func newRace(t testing.TB, groups ...failover.Group) *driven {
+	t.Helper()
+	return boxes(t, 100*time.Millisecond, []string{"gw-a", "gw-b", "wit"}, false, "", groups...)
+}
+
+// boxes starts them; later is who is not told of the groups yet.
+func boxes(t testing.TB, timers time.Duration, all []string, synced bool, later string, groups ...failover.Group) *driven {
 	t.Helper()
 	w := &driven{t: t, network: &clustertest.Network{}, sync: synced, timers: timers}
 	w.judge.last, w.judge.gap = map[string]frameSeen{}, map[string]time.Duration{}
@@ -357,7 +376,7 @@ func newDrivenAt(t testing.TB, timers time.Duration, all []string, synced bool, 
 	}
 	var ms []*member
 	for _, b := range w.boxes {
-		if b.name == "gw-b" { // it hears of them when gw-a serves them: where that is held up, gw-b may be faster with its claim
+		if b.name == later {
 			b.start()
 		} else {
 			b.start(groups...)
@@ -365,12 +384,6 @@ func newDrivenAt(t testing.TB, timers time.Duration, all []string, synced bool, 
 		ms = append(ms, b.m)
 	}
 	together(t, ms, names...)
-	w.served("gw-a")
-	for _, b := range w.boxes {
-		if b.name == "gw-b" {
-			b.d.Policy(groups)
-		}
-	}
 	return w
 }
 
@@ -566,8 +579,8 @@ func yield(b *drivenBox) bool {
 
 // TestDriverStopped: an owner that is stopped for a while and wakes emits nothing that another one emits; one that is stopped for less than half a lease stays the owner.
 func TestDriverStopped(t *testing.T) {
-	w := newDriven(t, false, east())
-	w.served("gw-a")
+	w := newRace(t, east())
+	eventually(t, "somebody serves", func() bool { f, _ := w.judge.of("east"); return time.Since(f.at) < 50*time.Millisecond })
 	w.fences()
 	dice := rand.New(rand.NewPCG(1, 1))
 	judged, waited, half := 0, 0, failover.Default.Lease/2
@@ -604,7 +617,7 @@ func TestDriverStopped(t *testing.T) {
 
 // TestDriverPartition: an owner that is cut off stops before another one begins, whatever has been cut; together again one of them serves.
 func TestDriverPartition(t *testing.T) {
-	w := newDriven(t, false, east())
+	w := newRace(t, east())
 	w.fences()
 	for i := range 3 {
 		var owner, other string
