@@ -95,13 +95,13 @@ DEMARC_INLINE int demarc_is(const struct demarc_session *s, const struct demarc_
 }
 
 /* Finds the session whose key in one of its directions is k, copies what its sequence word guards, and says which direction it is. h is k's hash,
- * lines the number of lines of the index. The copy is whole: had the owner been writing, it would not be taken. */
-DEMARC_INLINE enum demarc_found demarc_find(const struct demarc_key *k, demarc_u64 h, demarc_u32 table, demarc_u64 lines, struct demarc_session *copy, demarc_u32 *ref)
+ * lines the number of lines of the index, most how many of them are looked at. The copy is whole: had the owner been writing, it would not be taken. */
+DEMARC_INLINE enum demarc_found demarc_find(const struct demarc_key *k, demarc_u64 h, demarc_u32 table, demarc_u64 lines, int most, struct demarc_session *copy, demarc_u32 *ref)
 {
 	demarc_u64 at = demarc_high(h, lines);
 	demarc_u16 tag = (demarc_u16)h ? (demarc_u16)h : 1;
 	enum demarc_found none = DEMARC_NONE;
-	for (int line = 0; line < DEMARC_LINES; line++) {
+	for (int line = 0; line < most; line++) {
 		struct demarc_bucket *b = DEMARC_BUCKET(table, at);
 		if (!b)
 			return DEMARC_UNSURE;

@@ -172,6 +172,9 @@ var kinds = []kind{
 	}},
 	{name: "bucket empty", want: UpRate, fits: limited, make: func(w *world, r *round) {
 		w.level(r, &r.tenant.Dir[r.d].Bits, &r.tenant.Shared.Words[r.d].Bits, someTime)
+		if w.rng.IntN(2) == 0 {
+			r.tos = 46 << 2
+		}
 	}},
 	{name: "no packet left", want: UpRate, fits: func(r *round) bool { return limited(r) && !r.tenant.Dir[r.d].Packets.Unlimited() }, make: func(w *world, r *round) {
 		w.level(r, &r.tenant.Dir[r.d].Packets, &r.tenant.Shared.Words[r.d].Packets, someTime)

@@ -15,8 +15,13 @@ import (
 
 // inside finds a session between two interfaces of one tenant, which is not translated, so that a hop may lead its packets back to where they came in.
 func (w *world) inside(proto uint8) (se *conntrack.Session, slot uint32) {
+	return w.plain(proto, meter.Inside)
+}
+
+// plain finds a session of the first tenant that goes this way and is not translated.
+func (w *world) plain(proto uint8, dir meter.Dir) (se *conntrack.Session, slot uint32) {
 	for _, h := range w.live {
-		if x := w.shards[0].Sessions.At(h.slot); x.Proto == proto && pipeline.Direction(x, 0) == meter.Inside {
+		if x := w.shards[0].Sessions.At(h.slot); x.Proto == proto && x.Tenant == 1 && pipeline.Direction(x, 0) == dir && x.Flags&conntrack.FlagNAT == 0 {
 			return x, h.slot
 		}
 	}
@@ -27,8 +32,12 @@ func (w *world) inside(proto uint8) (se *conntrack.Session, slot uint32) {
 // BenchmarkCarry is what a packet costs in the program, as the kernel measures it: the same frame goes round until its hop limit is used up. The redirect itself is not in it.
 func BenchmarkCarry(b *testing.B) {
 	roottest.Require(b)
-	for name, proto := range map[string]uint8{"udp": flow.UDP, "tcp": flow.TCP} {
-		b.Run(name, func(b *testing.B) {
+	for _, c := range []struct {
+		name  string
+		proto uint8
+		dir   meter.Dir
+	}{{"udp", flow.UDP, meter.Inside}, {"tcp", flow.TCP, meter.Inside}, {"udp-limited", flow.UDP, meter.Out}} {
+		b.Run(c.name, func(b *testing.B) {
 			w := newWorld(b, rand.New(rand.NewPCG(1, 1)), 1, true)
 			w.populate(16)
 			ps, err := w.load(bpf.LoadCruise)
@@ -36,7 +45,7 @@ func BenchmarkCarry(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			se, slot := w.inside(proto)
+			se, slot := w.plain(c.proto, c.dir)
 			r := &round{form: w.form(se, 0)}
 			r.ttl, r.flags, r.payload, r.seq, r.ack, r.mac = 255, 0x4000, 18, se.TCPEnd[0], se.TCPEnd[1], r.iface.MAC
 			if err := w.tab.SetHop(200, Hop{Port: 0, VLAN: r.iface.VLAN, MTU: 1400, Dst: r.iface.MAC, Src: r.iface.MAC}, 1); err != nil {

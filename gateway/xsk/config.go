@@ -90,6 +90,20 @@ type settings struct {
 	MAC   [6]byte
 	Flags uint16
 	Ahead int64
+	Known [4]uint64
+}
+
+// know notes an address, or those of a prefix, as one that may be in the tries: known in bpf/steer.c.
+func (s *settings) know(p netip.Prefix) {
+	if p.Bits() < p.Addr().BitLen() { // addresses of every sum
+		s.Known = [4]uint64{^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0)}
+		return
+	}
+	sum := byte(0)
+	for _, b := range p.Addr().AsSlice() {
+		sum ^= b
+	}
+	s.Known[sum>>6] |= 1 << (sum & 63)
 }
 
 // VirtualMACs are those of a group for IPv4 and for IPv6 (RFC 9568 section 7.3).
@@ -210,6 +224,7 @@ func makeKey6(vid uint16, p netip.Prefix) key6 {
 }
 
 func (t *tables) set(vid uint16, p netip.Prefix, class uint32) {
+	t.settings.know(p)
 	if p.Addr().Is4() {
 		t.addrs4[makeKey4(vid, p)] = class
 	} else {

@@ -2,6 +2,7 @@ package xsk
 
 import (
 	"encoding/binary"
+	"math/bits"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -377,6 +378,91 @@ func TestSteeringOfTruncatedFrames(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Whose an address is does not depend on which others are known by then: an address that is asked no trie for its sum is nobody's.
+func TestEachAddressIsKnown(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 4))
+	some4 := func() netip.Addr { return netip.AddrFrom4([4]byte{198, 18, byte(rnd.Uint32()), byte(rnd.Uint32())}) }
+	some6 := func() netip.Addr {
+		a := [16]byte{0x20, 1, 0xd, 0xb8, 13: byte(rnd.Uint32()), 14: byte(rnd.Uint32()), 15: byte(rnd.Uint32())}
+		return netip.AddrFrom16(a)
+	}
+	c := ProgramConfig{Ifindex: 1, Queues: 1, MAC: portMAC, SharedTCP: []uint16{22}}
+	want := map[netip.Addr]int{} // of a segment to port 22
+	for range 8 {
+		for _, some := range []func() netip.Addr{some4, some6} {
+			var fresh [3]netip.Addr
+			for i := range fresh {
+				for fresh[i] = some(); ; fresh[i] = some() {
+					if _, ok := want[fresh[i]]; !ok {
+						break
+					}
+				}
+				want[fresh[i]] = []int{hostAddress, hostShared, toSocket}[i]
+			}
+			c.HostPrefixes, c.Shared = append(c.HostPrefixes, netip.PrefixFrom(fresh[0], fresh[0].BitLen())), append(c.Shared, fresh[1])
+			c.GatewayAddrs = append(c.GatewayAddrs, fresh[2])
+		}
+	}
+	tab, err := c.compile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := 0
+	for _, w := range tab.settings.Known {
+		set += bits.OnesCount64(w)
+	}
+	if set == 0 || set > len(want) {
+		t.Errorf("%d of 256 sums are known, of %d addresses", set, len(want))
+	}
+	for range 500 {
+		for _, a := range []netip.Addr{some4(), some6()} {
+			if _, ok := want[a]; !ok {
+				want[a] = toSocket
+			}
+		}
+	}
+	frame := func(a netip.Addr) []byte {
+		if a.Is4() {
+			return ether(portMAC, 0x800, ip4(6, farA, a.String(), l4(1, 22)))
+		}
+		return ether(portMAC, 0x86dd, ip6(6, 64, far6, a.String(), l4(1, 22)))
+	}
+	check := func() {
+		t.Helper()
+		p := loadSteer(t, c)
+		withSocket(t, p)
+		for a, w := range want {
+			if what, _ := run(t, p, frame(a)); what != w {
+				t.Errorf("%s: what %d, want %d", a, what, w)
+			}
+		}
+		// The kernel resolves here, so it hears whoever announces himself, but for the gateway's own addresses.
+		for a := range want {
+			wantARP := hostARP
+			if slices.Contains(c.GatewayAddrs, a) {
+				wantARP = toSocket
+			}
+			if a.Is4() {
+				if what, _ := run(t, p, ether(castMAC, 0x806, arpFrame(1, a.String(), a.String()))); what != wantARP {
+					t.Errorf("%s announces itself: what %d, want %d", a, what, wantARP)
+				}
+			}
+		}
+	}
+	check()
+	// A shorter prefix has addresses of every sum.
+	more := netip.MustParsePrefix("198.18.0.0/17")
+	c.HostPrefixes = append(c.HostPrefixes, more)
+	for a, w := range want {
+		if more.Contains(a) && w == toSocket && !slices.Contains(c.GatewayAddrs, a) {
+			want[a] = hostAddress
+		}
+	}
+	check()
 }
 
 // Host ports in Go and in the map are the same, as NAT goes by the former.

@@ -45,7 +45,7 @@ int main(void)
 		struct answer a = {.hash = demarc_hash(&q[i].key, head[0])};
 		struct demarc_session copy = {0};
 		meanwhile = q[i].meanwhile ? 2 : 0;
-		a.found = demarc_find(&q[i].key, q[i].hash, 0, lines, &copy, &a.ref);
+		a.found = demarc_find(&q[i].key, q[i].hash, 0, lines, DEMARC_LINES, &copy, &a.ref);
 		if (a.found == DEMARC_FOUND)
 			__builtin_memcpy(a.copy, &copy, sizeof(a.copy));
 		if (fwrite(&a, sizeof(a), 1, stdout) != 1)

@@ -11,5 +11,5 @@ __attribute__((section("xdp"), used)) int find(struct demarc_key *k)
 {
 	struct demarc_session copy = {};
 	demarc_u32 ref = 0;
-	return demarc_find(k, demarc_hash(k, 1), 0, 7, &copy, &ref) == DEMARC_FOUND ? (int)ref : -1;
+	return demarc_find(k, demarc_hash(k, 1), 0, 7, DEMARC_LINES, &copy, &ref) == DEMARC_FOUND ? (int)ref : -1;
 }

@@ -197,10 +197,6 @@ struct packet {
 
 INLINE u32 be32(u32 x) { return __builtin_bswap32(x); }
 
-/* A word of the frame: x86 and BPF on it read what is not aligned. */
-#define AT16(p) (*(u16 *)(p))
-#define AT32(p) (*(u32 *)(p))
-#define AT64(p) (*(u64 *)(p))
 #define ONCE(x) (*(volatile typeof(x) *)&(x))
 
 /* csum.Fold, to the last bit: of the two zeros it gives the same one. */
@@ -357,14 +353,20 @@ struct guarded {
 	u64 words[DEMARC_GUARDED / 8];
 };
 
-/* Looks a key up in one worker's table; -1 = not there, or not to be read now. Functions that are not inlined are walked by the verifier once. */
-__attribute__((noinline)) s64 lookup(struct demarc_key *k, struct guarded *copy, u32 worker)
+/* Looks a key up in so many lines of one worker's table; -1 = not there, or not to be read now. */
+INLINE s64 look(struct demarc_key *k, struct guarded *copy, u32 worker, int lines)
 {
 	u32 ref = 0;
 	struct worker *w = map_lookup(&workers, &worker);
-	if (!k || !copy || !w)
+	if (!w)
 		return -1;
-	return demarc_find(k, demarc_hash(k, w->seed), worker, settings.lines, (void *)copy, &ref) == DEMARC_FOUND ? (s64)ref : -1;
+	return demarc_find(k, demarc_hash(k, w->seed), worker, settings.lines, lines, (void *)copy, &ref) == DEMARC_FOUND ? (s64)ref : -1;
+}
+
+/* The same in all lines. Functions that are not inlined are walked by the verifier once. */
+__attribute__((noinline)) s64 lookup(struct demarc_key *k, struct guarded *copy, u32 worker)
+{
+	return k && copy ? look(k, copy, worker, DEMARC_LINES) : -1;
 }
 
 /* The same in all tables: the reference, and the worker above it. */
@@ -528,7 +530,9 @@ __attribute__((noinline)) int offer(u32 tenant, u32 dir, u32 n, u32 voice, u64 n
 	u64 *w = t->words[dir].rates, at = now * 64; /* police.UnitsPerNs */
 	voice = voice && conforms(calls, &w[VOICE], at, 0);
 	s64 sb = voice ? bits->slack : 0, sp = voice ? packets->slack : 0;
-	if (!conforms(packets, &w[PACKETS], at, sp) || !conforms(bits, &w[BITS], at, sb))
+	voice = voice && calls->mul;
+	/* The last one that is taken looks by itself. */
+	if ((voice || packets->mul) && (!conforms(packets, &w[PACKETS], at, sp) || !conforms(bits, &w[BITS], at, sb)))
 		return UP_RATE;
 	if (voice && !take(calls, &w[VOICE], at, n, 0))
 		return UP_RATE;
@@ -643,8 +647,10 @@ INLINE int carry(struct xdp_md *ctx, struct packet *p, struct guarded *guarded, 
 	if (r != CARRIED)
 		return r;
 
-	/* find */
-	s64 ref = find(&p->key, guarded);
+	/* find. With one worker most are in the first line of its table: a look there without a call saves a tenth of all that a packet takes. */
+	s64 ref = look(&p->key, guarded, 0, 1);
+	if (ref < 0)
+		ref = find(&p->key, guarded);
 	if (ref < 0)
 		return UP_SESSION;
 	u32 n = ref >> 32, dir = ref & 1, slot = n * settings.slots + ((u32)ref >> 1);

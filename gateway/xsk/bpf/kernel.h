@@ -1,6 +1,6 @@
 //go:build ignore
 
-/* What steer.c needs of the kernel's BPF interface and no more, so that neither libbpf nor kernel headers need be installed
+/* What programs of ports need of the kernel's BPF interface and no more, so that neither libbpf nor kernel headers need be installed
  * to regenerate it. Layouts and numbers are the kernel's stable user interface. */
 #pragma once
 
@@ -44,3 +44,8 @@ static long (*redirect_map)(void *map, u32 key, u64 flags) = (void *)51;
 static u64 (*ktime_get_boot_ns)(void) = (void *)125;
 
 #define be16(x) ((u16)__builtin_bswap16(x)) /* the target is little-endian */
+
+/* A word of the frame: x86 and BPF on it read what is not aligned. */
+#define AT16(p) (*(u16 *)(p))
+#define AT32(p) (*(u32 *)(p))
+#define AT64(p) (*(u64 *)(p))

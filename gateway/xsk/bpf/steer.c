@@ -41,6 +41,7 @@ struct settings {
 	u8 mac[6];
 	u16 flags;
 	s64 ahead; /* of the kernel's CLOCK_BOOTTIME, ns: the node's own clock may be in a time namespace */
+	u64 known[4]; /* sums of the addresses in the tries: what has another sum is nobody's, and is asked no trie */
 };
 /* Constants of one load: an update loads a fresh program and replaces the old one in one step. */
 const volatile struct settings settings = {};
@@ -150,7 +151,7 @@ struct {
 struct eth {
 	u8 dst[6], src[6];
 	u16 type;
-} __attribute__((packed));
+};
 
 struct tag {
 	u16 tci, type;
@@ -208,8 +209,18 @@ INLINE int same4(const u8 *a, const u8 *b)
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
 }
 
+/* May an address with this sum be in the tries? Most packets are nobody's here, and a trie costs ten times as much. */
+INLINE int known(u32 sum)
+{
+	sum ^= sum >> 16;
+	sum ^= sum >> 8;
+	return settings.known[sum >> 6 & 3] >> (sum & 63) & 1;
+}
+
 INLINE u32 class4(u32 vid, const u8 *a)
 {
+	if (!known(AT32(a)))
+		return NOBODY;
 	struct key4 k = {.prefixlen = 64, .vid = vid};
 	__builtin_memcpy(k.addr, a, 4);
 	u32 *c = map_lookup(&addrs4, &k);
@@ -218,6 +229,8 @@ INLINE u32 class4(u32 vid, const u8 *a)
 
 INLINE u32 class6(u32 vid, const u8 *a)
 {
+	if (!known(AT32(a) ^ AT32(a + 4) ^ AT32(a + 8) ^ AT32(a + 12)))
+		return NOBODY;
 	struct key6 k = {.prefixlen = 160, .vid = vid};
 	__builtin_memcpy(k.addr, a, 16);
 	u32 *c = map_lookup(&addrs6, &k);
@@ -239,10 +252,8 @@ INLINE int hosts_port(u32 class, u16 port)
 
 INLINE int own_mac(const u8 *m)
 {
-	int diff = 0;
-	for (int i = 0; i < 6; i++)
-		diff |= m[i] ^ settings.mac[i];
-	return !diff;
+	const volatile u8 *own = settings.mac;
+	return AT32(m) == *(const volatile u32 *)own && AT16(m + 4) == *(const volatile u16 *)(own + 4);
 }
 
 /* By target address. A neighbour that announces itself (RFC 5227 section 3) tells the kernel where the kernel resolves for
