@@ -149,7 +149,7 @@ type HostRates struct {
 	In  HostRate `toml:"in"`
 }
 
-// HostRate is policed: what is too fast is dropped, nothing waits. It counts as RateDir does, voice included. Zero means unlimited.
+// HostRate is policed: what is too fast is dropped, nothing waits. It counts as RateDir does, voice included, which goes before the host's other packets. Zero means unlimited.
 type HostRate struct {
 	Bits    Rate     `toml:"bits"`    // bit/s
 	Packets uint64   `toml:"packets"` // packet/s
@@ -167,7 +167,7 @@ type RateDir struct {
 
 // Voice is the class that leaves the shaper first. A packet is voice when a rule says class = "voice", or by DSCP.
 type Voice struct {
-	DSCP []string `toml:"dscp,number"` // names or numbers: "ef", "cs3", 46. Default: none
+	DSCP []string `toml:"dscp,number"` // names or numbers: "ef", "cs3", 46. Default: none. Anybody can mark packets: marks leave half of the burst of bits to what rules call voice
 	Bits Rate     `toml:"bits"`        // what voice may use of the tenant's rate, per direction; above it, it queues with the rest. Default: 75 % of the rate
 }
 

@@ -31,6 +31,7 @@ func (p *Policy) Warnings() ErrorList {
 		case len(t.NAT.Bypass) > 0:
 			where.key("nat").key("bypass").bad(nil, "does nothing without nat.pool", "this tenant is routed untranslated anyway")
 		}
+		t.warnVoice(where)
 		w.sets = map[string][][2]netip.Addr{}
 		w.open(where, t)
 		w.rules(where, t)
@@ -40,6 +41,21 @@ func (p *Policy) Warnings() ErrorList {
 		at.bad(nil, "is too large to look for all rules that never match", "")
 	}
 	return at.c.list.sort()
+}
+
+// warnVoice names directions in which nothing waits for a rate, so that voice has nothing to go before: what waits does so in the port's or the provider's own queue, which knows no classes.
+func (t *Tenant) warnVoice(at loc) {
+	if len(t.Rates.Voice.DSCP) == 0 && !slices.ContainsFunc(t.Rules, func(r Rule) bool { return r.Action == "allow" && r.Class == "voice" }) {
+		return
+	}
+	for _, d := range []struct {
+		key string
+		dir *RateDir
+	}{{"out", &t.Rates.Out}, {"in", &t.Rates.In}} {
+		if d.dir.Bits == 0 && d.dir.Packets == 0 {
+			at.key("rates").key(d.key).bad(nil, "is without a rate, so voice goes before no other host's packets", "bits: a little less than the line")
+		}
+	}
 }
 
 // warn names times that are shorter than the RFCs allow a translator: they take sessions from under applications that keep to them.

@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -27,6 +28,35 @@ p.toml:8: timeouts.icmp: "59s" is shorter than a NAT should wait: 1m or more (RF
 		}
 		if d := cmp.Diff(strings.TrimSpace(c.want), got); d != "" {
 			t.Errorf("%s: %s", name, d)
+		}
+	}
+}
+
+// Voice goes before what waits for a rate, so where there is none it is named, by direction; a rate of packets is one, and a rule that refuses has no class.
+func TestWarnsOfVoiceWithoutARate(t *testing.T) {
+	const rule = "[[tenant.rule]]\ndirection = \"out\"\naction = %q\nservice = [\"udp/5060\"]\n%s"
+	both := []string{"out", "in"}
+	for name, c := range map[string]struct {
+		text string
+		want []string
+	}{
+		"no voice":           {fmt.Sprintf(rule, "allow", ""), nil},
+		"by a mark":          {"[tenant.rates.voice]\ndscp = [\"ef\"]\n", both},
+		"by a rule":          {fmt.Sprintf(rule, "allow", "class = \"voice\"\n"), both},
+		"with both rates":    {"[tenant.rates]\nout = { bits = \"10M\" }\nin = { packets = 1000 }\nvoice = { dscp = [\"ef\"] }\n", nil},
+		"with one of them":   {"[tenant.rates]\nout = { bits = \"10M\" }\nvoice = { dscp = [\"ef\"] }\n", []string{"in"}},
+		"with a host's rate": {"[tenant.rates]\nhost = { out = { bits = \"1M\" } }\nvoice = { dscp = [\"ef\"] }\n", both},
+	} {
+		p := decodePolicy(t, "schema = 1\n[backbone]\ninterfaces = [\"wan\"]\n[[tenant]]\nname = \"a\"\ninterfaces = [\"a\"]\nprefixes = [\"198.18.0.0/24\"]\n"+c.text)
+		w := p.Warnings()
+		if len(w) != len(c.want) {
+			t.Errorf("%s: %v, want %d", name, w, len(c.want))
+			continue
+		}
+		for _, dir := range c.want {
+			if !strings.Contains(w.Error(), "tenant[1].rates."+dir+": is without a rate") {
+				t.Errorf("%s: %v, want one of %s", name, w, dir)
+			}
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"demarc/cluster/command"
 	"demarc/configs"
 	"demarc/gateway/api"
+	"demarc/gateway/meter"
 	"demarc/gateway/snapshot"
 )
 
@@ -88,6 +89,7 @@ func (g *Gateway) serveRevision(ctx context.Context, r command.Revision, text []
 		return fmt.Errorf("it is published, but %w", err)
 	}
 	c.view.Acknowledged(g.space) // nor is anything under way by the old view in an XDP program: offloadView held all
+	g.tellGone(was, c.view)
 	if err := g.republishBlocks(ctx); err != nil {
 		return fmt.Errorf("it is served, but its tenants' blocked addresses are not taken up: %w", err)
 	}
@@ -96,6 +98,17 @@ func (g *Gateway) serveRevision(ctx context.Context, r command.Revision, text []
 	g.outcomes = g.outcomes[max(0, len(g.outcomes)-outcomesKept):]
 	g.log.Info("policy applied", "revision", r.Number, "digest", w.Digest, "source", r.Source, "author", r.Author, "fate", string(r.Fate), "cut", o.impact.cut, "took", time.Since(start).String())
 	return nil
+}
+
+// tellGone notes what tenants that have just been removed have passed here: no figure has it from now on, and who bills by volume may have asked last some time ago.
+func (g *Gateway) tellGone(was, is *snapshot.View) {
+	for _, t := range was.Tenants {
+		if t == nil || is.TenantByName(t.Name) != nil {
+			continue
+		}
+		out, in := backend{g}.volume(t.ID, meter.Out), backend{g}.volume(t.ID, meter.In)
+		g.log.Info("tenant removed", "tenant", t.Name, "out_packets", out.Packets, "out_bytes", out.Bytes, "in_packets", in.Packets, "in_bytes", in.Bytes)
+	}
 }
 
 // judge compiles a text and finds out what it would cut. The caller holds mu.

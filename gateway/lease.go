@@ -100,8 +100,9 @@ func looked(w *worker.Worker, then func()) bool {
 		}
 	}
 	for clean := false; ; time.Sleep(200 * time.Microsecond) { // what is queued is about to leave, a socket that had to be closed to be
-		err := w.DoBehind(context.Background(), func(*pipeline.Shard) {
+		err := w.DoBehind(context.Background(), func(sh *pipeline.Shard) {
 			if clean = w.Clean(); clean {
+				sh.Meter.Publish() // the turn that is told to the next owner may not have ended yet
 				then()
 			}
 		})

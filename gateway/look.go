@@ -90,7 +90,10 @@ func (g *Gateway) watch(ctx context.Context, make func() *trace.Tap) (taps []*tr
 		g.look.n--
 		g.look.mu.Unlock()
 	}
-	if err = g.each(ctx, func(i int, sh *pipeline.Shard) { sh.Tap(taps[i]) }); err != nil {
+	if err = g.each(ctx, func(i int, sh *pipeline.Shard) { sh.Tap(taps[i]) }); err == nil {
+		err = g.off.settle() // what the program was carrying passes by no tap after this
+	}
+	if err != nil {
 		stop()
 		return nil, nil, err
 	}

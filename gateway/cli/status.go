@@ -245,14 +245,14 @@ func writeStatus(w io.Writer, s, last *api.Status) {
 	writeTenants(w, s, last)
 
 	fmt.Fprintln(w)
-	t := newTable(w, "WORKER", "CPU", "BUSY", "SESSIONS", "MAPPINGS", "FRAMES FREE", "SHAPED", "HANDED OUT/IN", "PANICS")
+	t := newTable(w, "WORKER", "CPU", "BUSY", "SESSIONS", "BY XDP", "MAPPINGS", "FRAMES FREE", "SHAPED", "HANDED OUT/IN", "PANICS")
 	for i := range s.Workers {
 		k := &s.Workers[i]
 		cpu := "any"
 		if k.CPU >= 0 {
 			cpu = fmt.Sprint(k.CPU)
 		}
-		t.row(k.ID, cpu, fmt.Sprintf("%.0f%%", 100*k.Busy), fmt.Sprintf("%d/%d", k.Sessions, k.SessionsCap), fmt.Sprintf("%d/%d", k.Mappings, k.MappingsCap),
+		t.row(k.ID, cpu, fmt.Sprintf("%.0f%%", 100*k.Busy), fmt.Sprintf("%d/%d", k.Sessions, k.SessionsCap), k.Cruising, fmt.Sprintf("%d/%d", k.Mappings, k.MappingsCap),
 			fmt.Sprintf("%d/%d", k.FramesFree, k.Frames), k.FramesHeld, fmt.Sprintf("%d/%d", k.HandedOut, k.HandedIn), k.Panics)
 	}
 	t.flush()

@@ -201,6 +201,15 @@ var kinds = []kind{
 		r.tos = 46 << 2
 		w.level(r, &r.tenant.Dir[r.d].Voice, &r.tenant.Shared.Words[r.d].Voice, someTime)
 	}},
+	{name: "voice by a mark or a rule", want: asPipeline, fits: func(r *round) bool { return limited(r) && !r.tenant.Dir[r.d].Voice.Unlimited() }, make: func(w *world, r *round) {
+		class := r.se.Class
+		r.then(func() { r.se.Class = class })
+		r.tos, r.se.Class = 46<<2, uint8(w.rng.IntN(2))
+		d, words := &r.tenant.Dir[r.d], &r.tenant.Shared.Words[r.d]
+		burst := d.Voice.Numbers().Burst
+		w.level(r, &d.Voice, &words.Voice, []int64{-burst / 4, -burst / 2, -burst * 3 / 4, 10 * someTime}[w.rng.IntN(4)]) // marks leave half of the burst to rules
+		w.level(r, &d.Bits, &words.Bits, d.Bits.Numbers().Slack/2)                                                        // only voice passes
+	}},
 
 	{name: "broadcast", want: UpFrame, make: func(_ *world, r *round) { r.mac = [6]byte{255, 255, 255, 255, 255, 255} }},
 	{name: "another's mac", want: UpMAC, make: func(w *world, r *round) { r.mac[w.rng.IntN(5)+1] ^= 4 }},

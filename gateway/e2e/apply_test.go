@@ -300,8 +300,12 @@ func TestApplyTenantsAtRunTime(t *testing.T) {
 		t.Errorf("gamma's sessions: %+v", s)
 	}
 
-	// Removed: nothing passes, and nothing of it is left.
+	// Removed: nothing passes, and nothing of it is left but what it has to pay for, in the log.
+	last := rigTenantOf(r.status(), "gamma")
 	r.apply(head + rigAlpha(""))
+	if line := fmt.Sprintf(`msg="tenant removed" tenant=gamma out_packets=%d out_bytes=%d in_packets=%d in_bytes=%d`, last.Out.Packets, last.Out.Bytes, last.In.Packets, last.In.Bytes); last.Out.Bytes == 0 || !strings.Contains(r.logged(), line) {
+		t.Errorf("the log lacks %s:\n%s", line, r.logged())
+	}
 	if p := probe(r.Beta1, "5000"); p.Received > 0 {
 		t.Errorf("a removed tenant got %d answers", p.Received)
 	}

@@ -42,10 +42,8 @@ func uplinks(t *testing.T, name string) *rig {
 		check(t, r.AddAddr(ns, "lo", prefix(farAway4+"/32")))
 		check(t, r.AddAddr(ns, "lo", prefix(farAway6+"/128")))
 	}
-	port := "[[port]]\ndevice = \"bb1\"\n"
-	if redirectable(t, r.Topology, sat, netlab.HostDevice); offloaded() {
-		port = offloadAlways(port)
-	}
+	redirectable(t, r.Topology, sat, netlab.HostDevice)
+	port := "[[port]]\n" + offloadSaid() + "device = \"bb1\"\n"
 	r.write(r.node, strings.Replace(rigNode(r.data, r.socket, ""), "[[interface]]\n", port+"[[interface]]\nname = \"sat\"\nport = \"bb1\"\naddresses = [\"198.51.100.129/30\", \"2001:db8:fe::1/64\"]\n[[interface]]\n", 1))
 	return r
 }

@@ -124,8 +124,17 @@ func offloaded() bool { return os.Getenv("DEMARC_E2E_OFFLOAD") == "always" }
 func always(t *testing.T) { t.Setenv("DEMARC_E2E_OFFLOAD", "always") }
 func never(t *testing.T)  { t.Setenv("DEMARC_E2E_OFFLOAD", "never") }
 
-// offloadLine goes before a port's device: tests write what they need behind that.
-const offloadLine = "offload = \"always\"\n"
+// offloadLine goes before a port's device, or neverLine: tests write what they need behind that. By itself ("auto") a gateway carries where far ends take what is redirected, which is
+// TestOffloadByItselfOnAVeth's.
+const offloadLine, neverLine = "offload = \"always\"\n", "offload = \"never\"\n"
+
+// offloadSaid is the line that says so.
+func offloadSaid() string {
+	if offloaded() {
+		return offloadLine
+	}
+	return neverLine
+}
 
 // keepsOrder has the lab itself keep the order of what programs redirect, which goes on on whatever CPU its sender runs on: each device has one queue of its own then, and not one for each CPU, which who gets
 // its CPU first empties first.
@@ -229,8 +238,8 @@ func (s *site) write(node, policy string) {
 			l = fmt.Sprintf("data_dir = %q\n", filepath.Join(s.dir, "data"))
 		case strings.HasPrefix(l, "socket = "):
 			l = fmt.Sprintf("socket = %q\n", s.socket)
-		case strings.HasPrefix(l, "device = ") && offloaded() && !strings.Contains(node, "offload = ") && !generic:
-			l = offloadLine + l
+		case strings.HasPrefix(l, "device = ") && !strings.Contains(node, "offload = ") && !(offloaded() && generic):
+			l = offloadSaid() + l
 		}
 		lines = append(lines, l)
 	}

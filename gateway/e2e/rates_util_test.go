@@ -72,10 +72,7 @@ name = "beta"
 port = "beta0"
 addresses = ["198.18.10.1/24", "2001:db8:b::1/64"]
 `, data, socket, more)
-	if offloaded() {
-		node = offloadAlways(node)
-	}
-	return node
+	return offloadPorts(node, offloadSaid())
 }
 
 // rigTenant is one [[tenant]] with its NAT pool; more is the rest of it.

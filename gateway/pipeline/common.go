@@ -391,7 +391,7 @@ func (c *Common) TakeOver(group uint8, epoch uint64, known Known, now int64, ser
 	clear(g.guard)
 	for id := range c.tenants {
 		if t := c.tenant(id); t != nil && t.Group != nil && t.Group.ID == group {
-			c.tenants[id].last = c.counted(t.ID)
+			c.count(t.ID) // what was not counted yet when it was given up, or came while it was nobody's, was counted here and is in nobody's sum
 		}
 	}
 	if !again {

@@ -312,6 +312,30 @@ func TestRatesAndCountersGoOn(t *testing.T) {
 	}
 }
 
+// TestWhatPassedAtTheEndOfATermIsCounted: what an owner has passed on is in a tenant's sum although its account came late, as that of the second executor does, and where it serves again after itself.
+func TestWhatPassedAtTheEndOfATermIsCounted(t *testing.T) {
+	w := newWorld(t, 1, testPolicy+testGroups)
+	c := NewCommon(w.space, w.shards, 64, 5)
+	c.Renew(w.view, int64(w.now))
+	tn := w.view.TenantByName("alpha")
+	passes := func(n int) {
+		for range n {
+			w.shards[0].Meter.Add(tn.ID, meter.Out, 100)
+		}
+		w.shards[0].Meter.Publish()
+	}
+	for epoch := uint64(1); epoch < 4; epoch++ {
+		c.TakeOver(tn.Group.ID, epoch, Known{All: true, Here: true}, int64(w.now), nil)
+		passes(3)
+		c.GiveUp(tn.Group.ID, epoch, int64(w.now))
+		passes(2)
+	}
+	c.TakeOver(tn.Group.ID, 4, Known{All: true, Here: true}, int64(w.now), nil)
+	if got := c.Usage(tn.ID).Volume[meter.Out]; got != (meter.Volume{Packets: 15, Bytes: 1500}) {
+		t.Errorf("%+v, and 15 packets of 100 bytes have passed", got)
+	}
+}
+
 // TestAStandbyTakesNoMoreThanItKnows: what a peer says of blocks, rates and counters is refused with its outcome where it cannot be, and changes nothing.
 func TestAStandbyTakesNoMoreThanItKnows(t *testing.T) {
 	w := newWorld(t, 2, testPolicy+testGroups)

@@ -11,7 +11,8 @@ import (
 // forward carries a packet of tenant t's established session in direction dir to its next hop.
 func (sh *Shard) forward(s *Slot, t *snapshot.Tenant, se *conntrack.Session, dir int) verdict.Verdict {
 	s.Tenant, s.Dir = se.Tenant, Direction(se, dir)
-	s.Voice = se.Class == classVoice || t.Voice(s.TOS)
+	s.ruled = se.Class == classVoice
+	s.Voice = s.ruled || t.Voice(s.TOS)
 	if r := extra(s, t.Extra); r != verdict.Pass {
 		return sh.drop(s, r)
 	}
@@ -25,7 +26,7 @@ func (sh *Shard) forward(s *Slot, t *snapshot.Tenant, se *conntrack.Session, dir
 	var h *host
 	if t.HostRates && s.Dir != meter.Inside {
 		var r verdict.Reason
-		if h, r = sh.takeHost(t, se, s.Dir, int(s.IPLen)); r != verdict.Pass {
+		if h, r = sh.takeHost(t, se, s.Dir, int(s.IPLen), s.Voice); r != verdict.Pass {
 			return sh.drop(s, r)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
 	"demarc/gateway/conntrack"
@@ -450,6 +451,33 @@ func TestRatesPerInsideHost(t *testing.T) {
 				t.Errorf("dropped as %v, want %s", reasons, want)
 			}
 		})
+	}
+}
+
+// A telephone on a computer that sends as fast as it can loses nothing to the rate of its host, and the host has no more than its rate.
+func TestAHostsCallGoesBeforeItsBulk(t *testing.T) {
+	for limit, most := range map[string]float64{`bits = "2M"`: 2e6 / 8 / 35, "packets = 1000": 1000} {
+		r := newRig(t, testNode, limitedBeta(t, "[tenant.rates.host.out]\n"+limit+"\n[tenant.rates.out]\nbits = \"100M\"\n[tenant.rates.voice]\ndscp = [\"ef\"]\n"))
+		bulk := tagged(udp4(t, 1, "198.18.10.21", 4000, "203.0.113.9", 7000), 20)
+		marked := ip4("198.18.10.21", "203.0.113.9", layers.IPProtocolUDP)
+		marked.TOS = 46 << 2
+		call := tagged(frame(t, eth(macs[1], layers.EthernetTypeIPv4), marked, udp(4002, 7002), gopacket.Payload("payload")), 20)
+		passed, lost := 0, 0
+		for step := range 100_000 {
+			r.now += 50_000 // 20,000 packets a second for five
+			if r.send(1, bulk)[0].Verdict != verdict.Drop {
+				passed++
+			}
+			if step%400 == 0 { // one call
+				if s := &r.send(1, call)[0]; s.Verdict == verdict.Drop {
+					lost++
+				}
+			}
+		}
+		t.Logf("%s: %d of the bulk, %d of 250 of the call lost", limit, passed, lost)
+		if all := float64(passed + 250 - lost); lost > 0 || all > most*5.05+10 || all < most*4.9 { // 5 s and a burst of 50 ms
+			t.Errorf("%s: %d packets of 250 of the call were lost, and %d of the bulk passed, of %.0f a second", limit, lost, passed, most)
+		}
 	}
 }
 

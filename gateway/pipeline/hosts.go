@@ -226,15 +226,19 @@ func (sh *Shard) uncountHost(se *conntrack.Session) {
 }
 
 // takeHost takes one packet of n IP bytes from the rates of the session's inside host in direction d. The host is returned for giveHost.
-func (sh *Shard) takeHost(t *snapshot.Tenant, se *conntrack.Session, d meter.Dir, n int) (*host, verdict.Reason) {
+func (sh *Shard) takeHost(t *snapshot.Tenant, se *conntrack.Session, d meter.Dir, n int, voice bool) (*host, verdict.Reason) {
+	take := (*police.Rate).Take
+	if voice {
+		take = (*police.Rate).TakeVoice
+	}
 	family, a := insideOf(se)
 	h := sh.hosts.get(t.ID, family, &a)
 	switch {
 	case h == nil: // of a session from before the limit, and the table is full: what was to be limited does not pass unlimited
 		return nil, verdict.HostTableFull
-	case !t.HostPackets[d].Take(&h.packets[d], sh.now, 1):
+	case !take(&t.HostPackets[d], &h.packets[d], sh.now, 1):
 		return nil, verdict.HostRatePackets
-	case !t.HostBits[d].Take(&h.bits[d], sh.now, n):
+	case !take(&t.HostBits[d], &h.bits[d], sh.now, n):
 		t.HostPackets[d].Refund(&h.packets[d], 1)
 		return nil, verdict.HostRateBits
 	}

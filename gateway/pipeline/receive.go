@@ -192,7 +192,7 @@ const (
 
 // receive parses a frame and finds out where it came in, and whether it is this worker's.
 func (sh *Shard) receive(s *Slot) verdict.Verdict {
-	s.Verdict, s.Reason, s.Tenant, s.Group, s.Voice, s.in, s.cut = verdict.Drop, verdict.Unset, 0, 0, false, nil, 0
+	s.Verdict, s.Reason, s.Tenant, s.Group, s.Voice, s.ruled, s.in, s.cut = verdict.Drop, verdict.Unset, 0, 0, false, false, nil, 0
 	s.Key.Family = 0 // of the frame that was here before: should anything panic now, nobody is to blame
 	if r := packet.Parse(&s.Packet); r != verdict.Pass {
 		if f := sh.ingress(s); f != nil {

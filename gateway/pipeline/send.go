@@ -102,7 +102,7 @@ func (sh *Shard) send(s *Slot, t *snapshot.Tenant, hop *snapshot.Hop, lowered bo
 
 // offer is the rate for what does not simply pass: voice, what has to wait, and what finds no rate. v is what becomes of it otherwise.
 func (sh *Shard) offer(s *Slot, t *snapshot.Tenant, v verdict.Verdict) verdict.Verdict {
-	it := police.Item{Frame: s.Addr, Area: s.Area, Voice: s.Voice, Port: s.OutPort, Off: uint16(s.Off), Len: uint16(s.Len), IPLen: s.IPLen, Tag: uint32(s.Group)}
+	it := police.Item{Frame: s.Addr, Area: s.Area, Voice: s.Voice, Ruled: s.ruled, Port: s.OutPort, Off: uint16(s.Off), Len: uint16(s.Len), IPLen: s.IPLen, Tag: uint32(s.Group)}
 	if v == verdict.Loop {
 		it.Port = LoopPort
 	}

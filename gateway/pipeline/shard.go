@@ -63,6 +63,7 @@ type Slot struct {
 	OutIface uint16 // with Send, Neighbor; with Punt the ingress interface
 	NextHop  flow.Addr
 	Voice    bool
+	ruled    bool // voice by a rule
 	IPLen    uint16
 
 	in    *snapshot.Iface

@@ -163,6 +163,11 @@ func (r *Rate) leadAt(tat, now uint64, slack int64) int64 {
 	return r.lead(tat, now)
 }
 
+// TakeVoice is Take for voice: it may overdraw by two full packets more, so that it finds room beside others that take all they can. The long-run rate is the same.
+func (r *Rate) TakeVoice(w *Word, nowNs uint64, n int) bool {
+	return r.mul == 0 || r.take(w, nowNs, n, r.slack)
+}
+
 // TakeLow is Take for what comes behind others: it leaves half of the burst to them, so that however much of it there is they find room.
 func (r *Rate) TakeLow(w *Word, nowNs uint64, n int) bool {
 	return r.mul == 0 || r.take(w, nowNs, n, -r.burst/2)

@@ -28,6 +28,7 @@ type Item struct {
 	Frame uint64 // address in the UMEM of Area
 	Area  uint8
 	Voice bool
+	Ruled bool   // voice because a rule says so, and not by a mark that its sender has set
 	Port  uint16 // egress port
 	Off   uint16 // of the frame in its chunk
 	Len   uint16 // bytes of the frame
@@ -195,6 +196,14 @@ func (s *Shaper) Passes(q int, d *Dir, w *Words, n int, nowNs uint64) bool {
 	return d.Bits.mul == 0 || d.Bits.take(&w.Bits, nowNs, n, 0)
 }
 
+// takeVoice asks the rate of voice. Anybody can mark packets as voice: what does so leaves half of the burst to what rules call voice, which so has all of that rate whenever it comes.
+func (d *Dir) takeVoice(w *Words, nowNs uint64, n int, ruled bool) bool {
+	if ruled {
+		return d.Voice.Take(&w.Voice, nowNs, n)
+	}
+	return d.Voice.TakeLow(&w.Voice, nowNs, n)
+}
+
 // Offer decides what becomes of it now: Send (the rate is taken), Queue (the shaper owns the frame now) or Drop with
 // the limit that did it. Order within a class is kept: while packets of the class wait, new ones wait behind them;
 // the rest also waits behind voice. Voice is voice while its own rate lets it; above, it is one of the rest.
@@ -206,7 +215,7 @@ func (s *Shaper) Offer(q int, d *Dir, w *Words, it *Item, nowNs uint64) (verdict
 	}
 	n := int(it.IPLen)
 	qu := &s.queues[q]
-	voice := it.Voice && d.Voice.Take(&w.Voice, nowNs, n)
+	voice := it.Voice && d.takeVoice(w, nowNs, n, it.Ruled)
 	if qu.state == idle || voice && qu.fifo[0].items == 0 || !d.Shape {
 		r := d.take(w, nowNs, n, voice)
 		if r == verdict.Pass {

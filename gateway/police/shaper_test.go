@@ -46,8 +46,13 @@ func newBed(t *testing.T, shapers, items int, dirs ...*Dir) *bed {
 	return b
 }
 
+// offer has voice by a mark.
 func (b *bed) offer(sh, q int, voice bool, size uint16) verdict.Verdict {
-	it := Item{Frame: uint64(len(b.born)) << 11, Voice: voice, Len: size + 14, IPLen: size, Tag: uint32(len(b.born))}
+	return b.offerAs(sh, q, voice, false, size)
+}
+
+func (b *bed) offerAs(sh, q int, voice, ruled bool, size uint16) verdict.Verdict {
+	it := Item{Frame: uint64(len(b.born)) << 11, Voice: voice, Ruled: ruled, Len: size + 14, IPLen: size, Tag: uint32(len(b.born))}
 	b.born = append(b.born, b.now)
 	if !voice && len(b.born)%2 == 0 && b.shapers[sh].Passes(q, b.dirs[q], &b.words[q], int(size), b.now) { // as the pipeline does; the others show that it is the same
 		b.out = append(b.out, sent{it, q, b.now})
@@ -254,6 +259,48 @@ func TestVoiceAboveItsRate(t *testing.T) {
 		t.Errorf("dropped: %v", b.dropped)
 	}
 	b.check()
+}
+
+// TestMarksTakeNothingFromRules: whoever marks packets as voice, however many, the conversations that a rule calls voice have that rate first, and marks what they leave of it.
+func TestMarksTakeNothingFromRules(t *testing.T) {
+	for _, shapers := range []int{1, 2} {
+		d := limit(40e6, 20*time.Millisecond, 30*time.Millisecond)
+		d.Voice = BitRate(8e6, 20*time.Millisecond)
+		b := newBed(t, shapers, 4096, d)
+		start, calls, marked := b.now, 0, 0
+		for step := 0; b.now < start+4e9; step++ {
+			sh := step % shapers
+			b.offer(sh, 0, false, 1500) // 120 Mbit/s of bulk
+			b.offer(sh, 0, true, 200)   // 16 Mbit/s that mark themselves
+			if step%8 == 5 {            // 6 Mbit/s of calls by a rule, in bursts of three
+				for range 3 {
+					b.offerAs(sh, 0, true, true, 200)
+					calls++
+				}
+			}
+			b.now += 100_000
+			for i := range b.shapers {
+				b.release(i)
+			}
+		}
+		got, worst := 0, uint64(0)
+		for _, o := range b.out {
+			switch {
+			case o.Ruled:
+				got++
+				worst = max(worst, o.at-b.born[o.Tag])
+			case o.Voice && o.at-b.born[o.Tag] < 3e6:
+				marked++
+			}
+		}
+		if got != calls || worst >= 5e6 {
+			t.Errorf("%d workers: %d of %d packets of calls left, the slowest after %d us", shapers, got, calls, worst/1000)
+		}
+		if rate := float64(marked) * 200 * 8 / 4; rate < 1.5e6 { // of the 2 Mbit/s that calls leave
+			t.Errorf("%d workers: %.1f Mbit/s of what marks itself left as voice", shapers, rate/1e6)
+		}
+		b.check()
+	}
 }
 
 // TestOrder: within queue and class, packets leave in the order in which they were offered.

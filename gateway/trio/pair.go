@@ -209,6 +209,8 @@ func NewPair(o Options, hosts int) (p *Pair, err error) {
 			text += fmt.Sprintf("\n[[port]]\ndevice = %q\n", s.dev)
 			if o.Offload {
 				text += "offload = \"always\"\n"
+			} else {
+				text += "offload = \"never\"\n"
 			}
 			text += face
 		}

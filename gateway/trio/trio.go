@@ -47,7 +47,7 @@ type Options struct {
 	Two bool
 	// Queues is how many each port of a pair's gateway has; 0 = one.
 	Queues int
-	// Offload has a pair's gateways carry established sessions in their XDP programs.
+	// Offload has a pair's gateways carry established sessions in their XDP programs; without it their workers do.
 	Offload bool
 	// Split gives each tenant of a pair a group of its own, east and west, that prefers another gateway, and has both on one trunk: see SplitPolicy.
 	Split bool

@@ -5,7 +5,7 @@ var words = [NumReasons][2]string{
 	Unset:               {"a stage gave no reason: a fault of ours", "report it"},
 	XDPNoSocket:         {"transit arrived while no gateway had the queue: the port is closed", "a few at start and stop are normal; more where a port has offload: a worker got no CPU for 0.4 s"},
 	XDPForeignMAC:       {"a unicast frame for another machine", "normal where a switch floods; many: look at the switch"},
-	XDPNotOwner:         {"to a group's virtual MAC, and this node's deadline for the group is over: another node serves it, or none does", "normal on a standby while a switch learns where the MAC is now; many: demarc group says who serves it"},
+	XDPNotOwner:         {"to a group's virtual MAC, or of a session of the group's that the XDP program carries, and this node's deadline for the group is over: another node serves it, or none does", "normal on a standby while a switch learns where the MAC is now; many: demarc group says who serves it"},
 	Truncated:           {"shorter than its own headers say", "a broken sender, or an attack"},
 	BadEtherType:        {"neither IPv4, IPv6 nor ARP", "normal on most links (LLDP and such)"},
 	BadVLAN:             {"VLAN 4095, or a second tag, behind which another tenant's VLAN could hide", ""},

@@ -3,7 +3,8 @@
 /* The second executor: carries packets of sessions that user space has handed down. It judges nothing. Each stage has the name of the Go pipeline's
  * (gateway/pipeline), and does what that one does or leaves the packet to it: every doubt goes up, unchanged. DESIGN.md in the folder above says why.
  *
- * It writes counters, time stamps, TCP's numbers and rate words, by atomic operations, and nothing else. */
+ * It writes counters, time stamps, TCP's numbers and rate words, beside a session that one of its packets has gone up, and of a hop that it is used: by atomic operations, or by
+ * one store of a word that nobody adds to. Nothing else. */
 #include "../../xsk/bpf/kernel.h"
 
 enum { MAP_DEVMAP = 14 };
@@ -183,12 +184,12 @@ enum { FIN = 1, SYN = 2, RST = 4, ACK = 16 };
 /* What receive finds, as gateway/packet has it. */
 struct packet {
 	struct demarc_key key;
-	u32 l2;         /* 14 or 18 */
-	u32 len;        /* IP bytes */
 	u32 seq, ack;   /* TCP, in host order */
 	u32 payload;
+	u16 len;        /* IP bytes */
 	u16 window;
 	u16 tci;        /* of the tag that it came with */
+	u8 l2;          /* 14 or 18 */
 	u8 ttl, tos;
 	u8 odd;         /* TCP: anything but a plain segment */
 	u8 trailed;     /* something stands behind it */
@@ -276,9 +277,9 @@ INLINE int parse6(u8 *h, u8 *end, struct packet *p)
 	if (h + 40 > end || h[0] >> 4 != 6)
 		return UP_FRAME;
 	u32 n = be16(AT16(h + 4));
-	p->len = n + 40;
-	if (p->len > end - h)
+	if (n + 40 > end - h)
 		return UP_FRAME;
+	p->len = n + 40;
 	look_behind(h, end, p);
 	p->tos = h[0] << 4 | h[1] >> 4;
 	p->ttl = h[7];
@@ -396,6 +397,7 @@ INLINE int serves(u32 group, u64 now)
 /* The bits of the word that scale is the upper half of (conntrack: scaleOffered, allAcked, learning, takenOver). */
 enum { OFFERED = 0x80, ALL_ACKED = 0x20, LEARNING = 0x10, TAKEN_OVER = 0x10 };
 enum { TCP_ESTABLISHED = 4, CLASS_VOICE = 1 };
+enum { MARKED = 1, RULED }; /* what makes a packet voice: police.Item's Voice, and its Ruled too */
 
 /* What track makes of a segment, to be written when it is carried. */
 struct segment {
@@ -474,13 +476,13 @@ INLINE void advance(struct demarc_session *s, u32 dir, struct segment *g)
 	raise(&s->tcp_limit[dir], g->limit);
 }
 
-/* police.Rate.lead */
-INLINE s64 lead(struct rate *r, u64 tat, u64 now)
+/* police.Rate.leadAt */
+INLINE s64 lead(struct rate *r, u64 tat, u64 now, s64 slack)
 {
 	s64 d = tat - now;
 	if (d < 0)
 		return 0;
-	return d > r->ahead ? r->burst : d;
+	return d > r->ahead ? r->burst + (slack < 0 ? slack : 0) : d;
 }
 
 /* police.Rate.cost */
@@ -497,7 +499,7 @@ INLINE u64 cost(struct rate *r, u32 n, u64 tat)
 
 INLINE int conforms(struct rate *r, u64 *w, u64 now, s64 slack)
 {
-	return !r->mul || lead(r, ONCE(*w), now) <= r->burst + slack;
+	return !r->mul || lead(r, ONCE(*w), now, slack) <= r->burst + slack;
 }
 
 /* police.Rate.take; 0 = somebody else was faster and has left nothing. */
@@ -507,7 +509,7 @@ INLINE int take(struct rate *r, u64 *w, u64 now, u32 n, s64 slack)
 		return 1;
 	for (int i = 0; i < 8; i++) {
 		u64 old = ONCE(*w);
-		s64 d = lead(r, old, now);
+		s64 d = lead(r, old, now, slack);
 		if (d > r->burst + slack)
 			return 0;
 		u64 tat = now + d;
@@ -528,13 +530,14 @@ __attribute__((noinline)) int offer(u32 tenant, u32 dir, u32 n, u32 voice, u64 n
 		return UP_QUEUE;
 	struct rate *bits = &t->rates[dir][BITS], *packets = &t->rates[dir][PACKETS], *calls = &t->rates[dir][VOICE];
 	u64 *w = t->words[dir].rates, at = now * 64; /* police.UnitsPerNs */
-	voice = voice && conforms(calls, &w[VOICE], at, 0);
+	s64 sv = voice == RULED ? 0 : -(calls->burst >> 1);
+	voice = voice && conforms(calls, &w[VOICE], at, sv);
 	s64 sb = voice ? bits->slack : 0, sp = voice ? packets->slack : 0;
 	voice = voice && calls->mul;
 	/* The last one that is taken looks by itself. */
 	if ((voice || packets->mul) && (!conforms(packets, &w[PACKETS], at, sp) || !conforms(bits, &w[BITS], at, sb)))
 		return UP_RATE;
-	if (voice && !take(calls, &w[VOICE], at, n, 0))
+	if (voice && !take(calls, &w[VOICE], at, n, sv))
 		return UP_RATE;
 	if (!take(packets, &w[PACKETS], at, 1, sp) || !take(bits, &w[BITS], at, n, sb))
 		return UP_RATE;
@@ -639,6 +642,30 @@ INLINE u32 direction(struct demarc_session *s, u32 dir)
 	return from == !dir ? IN : OUT;
 }
 
+/* Copies the hop by which a direction leaves, and says whether the packet can leave there as it is. live is the hop itself, for who has sent by it. A redirect that is asked for is none unless the
+ * program says so in the end. */
+INLINE int usable(struct packet *p, struct demarc_session *copy, struct mark *m, u64 down, u32 dir, struct hop *hop, struct hop **live)
+{
+	u64 way = ONCE(m->way[dir]);
+	u32 at = (u32)way, gen = way >> 32;
+	struct hop *is = map_lookup(&hops, &at);
+	if (!is || !gen || ONCE(is->gen) != gen)
+		return UP_HOP;
+	DEMARC_BARRIER();
+	__builtin_memcpy(hop, is, sizeof(*hop));
+	DEMARC_BARRIER();
+	if (ONCE(is->gen) != gen || ONCE(m->down) != down)
+		return UP_HOP;
+	*live = is;
+	if (p->ttl <= 1)
+		return UP_TTL;
+	if (p->len > hop->mtu)
+		return UP_SIZE;
+	if (copy->flags & DEMARC_FLAG_NAT && !p->atomic)
+		return UP_IDENT;
+	return redirect_map(&devices, hop->port, XDP_PASS) == XDP_REDIRECT ? CARRIED : UP_PORT;
+}
+
 /* Everything of a packet, in the pipeline's order. The frame is not touched before it is sure that it leaves. own is the mark of its session. */
 INLINE int carry(struct xdp_md *ctx, struct packet *p, struct guarded *guarded, u64 now, struct mark **own)
 {
@@ -686,27 +713,11 @@ INLINE int carry(struct xdp_md *ctx, struct packet *p, struct guarded *guarded, 
 			return r;
 	}
 
-	/* usable */
-	u64 way = ONCE(m->way[dir]);
-	u32 at = (u32)way, gen = way >> 32;
-	struct hop *live = map_lookup(&hops, &at), hop;
-	if (!live || !gen || ONCE(live->gen) != gen)
-		return UP_HOP;
-	DEMARC_BARRIER();
-	__builtin_memcpy(&hop, live, sizeof(hop));
-	DEMARC_BARRIER();
-	if (ONCE(live->gen) != gen || ONCE(m->down) != down)
-		return UP_HOP;
-	if (p->ttl <= 1)
-		return UP_TTL;
-	if (p->len > hop.mtu)
-		return UP_SIZE;
-	if (copy->flags & DEMARC_FLAG_NAT && !p->atomic)
-		return UP_IDENT;
-	if (redirect_map(&devices, hop.port, XDP_PASS) != XDP_REDIRECT)
-		return UP_PORT;
-
-	u32 d = direction(copy, dir), voice = copy->class_ == CLASS_VOICE || t->voice >> (p->tos >> 2) & 1;
+	struct hop hop, *live = 0;
+	r = usable(p, copy, m, down, dir, &hop, &live);
+	if (r != CARRIED)
+		return r;
+	u32 d = direction(copy, dir), voice = copy->class_ == CLASS_VOICE ? RULED : t->voice >> (p->tos >> 2) & MARKED;
 	if (d != INSIDE) {
 		r = offer(id, d, p->len, voice, now);
 		if (r != CARRIED)

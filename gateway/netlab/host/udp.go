@@ -62,6 +62,12 @@ func ProbeSent(payload []byte) (ns int64, ok bool) {
 	return int64(sent), ok
 }
 
+// ProbeNumber is which one of its sender's a probe with this payload is, from 0. It is false of what is none.
+func ProbeNumber(payload []byte) (n uint64, ok bool) {
+	_, n, _, ok = getProbe(payload)
+	return n, ok
+}
+
 // ipOverhead is IP and UDP header bytes: what a rate counts besides the payload.
 func ipOverhead(a netip.Addr) int {
 	if a.Unmap().Is4() {
