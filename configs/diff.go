@@ -222,6 +222,7 @@ func (d *differ) tenantFields(a, b *Tenant) {
 	d.rateDir("rates.in.", &a.Rates.In, &b.Rates.In)
 	d.hostRate("rates.host.out.", &a.Rates.Host.Out, &b.Rates.Host.Out)
 	d.hostRate("rates.host.in.", &a.Rates.Host.In, &b.Rates.Host.In)
+	d.value("rates.overhead", a.Rates.Overhead, b.Rates.Overhead)
 	d.set("rates.voice.dscp", a.Rates.Voice.DSCP, b.Rates.Voice.DSCP)
 	d.value("rates.voice.bits", a.Rates.Voice.Bits, b.Rates.Voice.Bits)
 	d.value("default_out", a.DefaultOut, b.DefaultOut)

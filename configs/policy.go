@@ -26,6 +26,7 @@ const (
 	maxPoolItems      = 4_096
 	maxIfaces         = 4_096 // of one side
 	maxLimit          = 1 << 30
+	maxOverhead       = 256   // bytes a packet: more than any tunnel over any line
 	minRate      Rate = 8_000 // what is less was meant with a prefix
 )
 
@@ -432,6 +433,10 @@ func checkRates(at loc, r *Rates) {
 	}
 	checkHostRate(at.key("host").key("out"), &r.Host.Out, r.Out.Bits)
 	checkHostRate(at.key("host").key("in"), &r.Host.In, r.In.Bits)
+	checkCount(at, "overhead", r.Overhead, 1, maxOverhead)
+	if r.Overhead != 0 && max(r.Out.Bits, r.In.Bits, r.Host.Out.Bits, r.Host.In.Bits) == 0 && textAt(at.key("out"), "bits") && textAt(at.key("in"), "bits") {
+		at.key("overhead").bad(r.Overhead, "does nothing without a rate in bits", "rates.out.bits or rates.in.bits")
+	}
 	voice := at.key("voice")
 	have := map[uint8]bool{}
 	for i, s := range r.Voice.DSCP {

@@ -141,6 +141,8 @@ type Rates struct {
 	In    RateDir   `toml:"in"`
 	Voice Voice     `toml:"voice"`
 	Host  HostRates `toml:"host"`
+
+	Overhead int `toml:"overhead" added:"v0.2"` // bytes that a packet takes on the line beside its IP bytes, which every rate in bits of this tenant counts: on Ethernet 38 (header 14, check 4, preamble 8, gap 12: IEEE 802.3), 42 with a VLAN tag. Default: 0
 }
 
 // HostRates limit each inside host of the tenant by itself, beside the tenant's own line.
@@ -156,7 +158,7 @@ type HostRate struct {
 	Burst   Duration `toml:"burst"`   // default 50ms of the rate
 }
 
-// RateDir limits one direction. A rate counts IP bytes without the link header. Zero means unlimited.
+// RateDir limits one direction. A rate counts IP bytes, and rates.overhead for each packet. Zero means unlimited.
 type RateDir struct {
 	Bits    Rate     `toml:"bits"`    // bit/s
 	Packets uint64   `toml:"packets"` // packet/s

@@ -50,6 +50,7 @@ type offload struct {
 
 	reading sync.Mutex
 	volumes [][meter.NumDirs]lastVolume // by tenant
+	voices  map[[2]uint16]meter.Voice   // by tenant and direction: as it was read last
 	said    bool                        // that they cannot be read
 	log     *slog.Logger
 }
@@ -181,7 +182,7 @@ func (g *Gateway) openOffload(seeds []uint64, sessions int) error {
 	if err := t.SetView(v); err != nil {
 		return errors.Join(err, t.Close())
 	}
-	g.off = &offload{tables: t, hops: cruise.NewHops(t), look: make(chan struct{}, 1), refuses: make([]uint64, len(g.ports)), volumes: make([][meter.NumDirs]lastVolume, snapshot.MaxTenantID(n)+1), log: g.log}
+	g.off = &offload{tables: t, hops: cruise.NewHops(t), look: make(chan struct{}, 1), voices: map[[2]uint16]meter.Voice{}, refuses: make([]uint64, len(g.ports)), volumes: make([][meter.NumDirs]lastVolume, snapshot.MaxTenantID(n)+1), log: g.log}
 	for _, tn := range v.Tenants { // nothing runs yet
 		if tn != nil {
 			tn.Shared.Words = t.Words(tn.ID)
@@ -558,6 +559,20 @@ func (o *offload) carried(t flow.TenantID, d meter.Dir) meter.Volume {
 	return o.last(t, d)
 }
 
+// voice is what of that is voice.
+func (o *offload) voice(t flow.TenantID, d meter.Dir) meter.Voice {
+	if o == nil {
+		return meter.Voice{}
+	}
+	o.reading.Lock()
+	defer o.reading.Unlock()
+	at := [2]uint16{uint16(t), uint16(d)}
+	if v, err := o.tables.Voice(t, d); err == nil {
+		o.voices[at] = v
+	} // what it is, carried has said
+	return o.voices[at]
+}
+
 // last is what carried has found last. It costs two loads: who takes a group over asks it for each tenant.
 func (o *offload) last(t flow.TenantID, d meter.Dir) meter.Volume {
 	at := &o.volumes[t][d]
@@ -606,6 +621,7 @@ func (o *offload) forget(fresh []flow.TenantID) {
 		for d := range o.volumes[id] {
 			o.volumes[id][d].packets.Store(0)
 			o.volumes[id][d].bytes.Store(0)
+			delete(o.voices, [2]uint16{uint16(id), uint16(d)})
 		}
 	}
 }

@@ -242,6 +242,21 @@ func (b backend) volume(t flow.TenantID, d meter.Dir) (c api.Counter) {
 	return c
 }
 
+// voice is of workers and programs.
+func (b backend) voice(t flow.TenantID, d meter.Dir) (c api.VoiceCounts) {
+	add := func(v meter.Voice) {
+		c.Within.Packets += v.Within.Packets
+		c.Within.Bytes += v.Within.Bytes
+		c.Above.Packets += v.Above.Packets
+		c.Above.Bytes += v.Above.Bytes
+	}
+	for _, sh := range b.g.shards {
+		add(sh.Meter.VoiceOf(t, d))
+	}
+	add(b.g.off.voice(t, d))
+	return c
+}
+
 func (b backend) dropsOf(t flow.TenantID) map[string]uint64 {
 	out := map[string]uint64{}
 	for r := verdict.Reason(0); r < verdict.NumReasons; r++ {
@@ -275,10 +290,12 @@ func (b backend) tenant(t *snapshot.Tenant, in *inside, rules bool) api.Tenant {
 			c.Bytes += v.Bytes
 		}
 	}
+	a.Voice = api.TenantVoice{Out: b.voice(t.ID, meter.Out), In: b.voice(t.ID, meter.In)}
 	b.g.mu.Lock()
-	for _, c := range b.g.policy.Tenants {
-		if c.Name == t.Name {
+	for i := range b.g.policy.Tenants {
+		if c := &b.g.policy.Tenants[i]; c.Name == t.Name {
 			a.Limits = api.TenantRates{InBits: uint64(c.Rates.In.Bits), OutBits: uint64(c.Rates.Out.Bits), InPackets: c.Rates.In.Packets, OutPackets: c.Rates.Out.Packets,
+				VoiceIn: uint64(c.VoiceBits(&c.Rates.In)), VoiceOut: uint64(c.VoiceBits(&c.Rates.Out)), Overhead: c.Rates.Overhead,
 				Host: api.HostRates{InBits: uint64(c.Rates.Host.In.Bits), OutBits: uint64(c.Rates.Host.Out.Bits), InPackets: c.Rates.Host.In.Packets, OutPackets: c.Rates.Host.Out.Packets}}
 		}
 	}

@@ -222,6 +222,7 @@ type Tenant struct {
 	In          Counter           `json:"in"`
 	Out         Counter           `json:"out"`
 	Offered     TenantOffered     `json:"offered"`
+	Voice       TenantVoice       `json:"voice"`
 	Usage       TenantUsage       `json:"usage"`
 	Limits      TenantRates       `json:"limits"`
 	Queued      TenantQueued      `json:"queued"`
@@ -251,6 +252,18 @@ type TenantOffered struct {
 	Out Counter `json:"out"`
 }
 
+// TenantVoice is what of a direction's packets is voice: by a rule or by its mark.
+type TenantVoice struct {
+	Out VoiceCounts `json:"out"`
+	In  VoiceCounts `json:"in"`
+}
+
+// VoiceCounts are of packets and IP bytes since the start.
+type VoiceCounts struct {
+	Within Counter `json:"within"` // passed on within voice's own rate, before the rest
+	Above  Counter `json:"above"`  // it had no room for them there, so they were among the rest: passed on, or dropped
+}
+
 // TenantUnanswered is how many sessions of a tenant are not answered (TCP: the handshake is not complete), by the side that began them.
 type TenantUnanswered struct {
 	Out int `json:"out"`
@@ -264,6 +277,10 @@ type TenantRates struct {
 	OutBits    uint64 `json:"out_bits"`
 	InPackets  uint64 `json:"in_packets"`
 	OutPackets uint64 `json:"out_packets"`
+
+	VoiceIn  uint64 `json:"voice_in_bits"`  // what of it voice may use before the rest
+	VoiceOut uint64 `json:"voice_out_bits"` // the same towards the backbone
+	Overhead int    `json:"overhead"`       // bytes that these count for each packet beside its IP bytes
 
 	Host HostRates `json:"host"` // of each inside host
 }

@@ -328,6 +328,7 @@ func writeTenants(w io.Writer, s, last *api.Status) {
 			t.row(x.Name, x.Sessions, unanswered(x), x.Out.Packets, scaled(float64(x.Out.Bytes)), x.In.Packets, scaled(float64(x.In.Bytes)), sum(x.Drops), limits(x), ports(x))
 		}
 		t.flush()
+		writeVoice(w, s, nil, nil)
 		return
 	}
 	before := map[string]*api.Tenant{}
@@ -353,6 +354,46 @@ func writeTenants(w io.Writer, s, last *api.Status) {
 			scaled(rate(x.In.Packets, b.In.Packets)), scaled(8*rate(x.In.Bytes, b.In.Bytes)), scaled(rate(sum(x.Drops), sum(b.Drops))), limits(x), ports(x))
 	}
 	t.flush()
+	writeVoice(w, s, before, rate)
+}
+
+// writeVoice prints which tenants have had voice, and how much of it found no room in its own rate. Without rate, totals; with it, what came per second since before.
+func writeVoice(w io.Writer, s *api.Status, before map[string]*api.Tenant, rate func(now, was uint64) float64) {
+	heads := []string{"VOICE OF", "DIRECTION", "PACKETS", "BYTES", "PACKETS ABOVE ITS RATE", "ITS RATE"}
+	packets, bytes := func(n, _ uint64) string { return fmt.Sprint(n) }, func(n, _ uint64) string { return scaled(float64(n)) }
+	if rate != nil {
+		heads[2], heads[3], heads[4] = "pkt/s", "bit/s", "pkt/s ABOVE ITS RATE"
+		packets, bytes = func(n, was uint64) string { return scaled(rate(n, was)) }, func(n, was uint64) string { return scaled(8 * rate(n, was)) }
+	}
+	var t *table
+	for i := range s.Tenants {
+		x := &s.Tenants[i]
+		b := before[x.Name]
+		if b == nil {
+			b = &api.Tenant{}
+		}
+		for _, d := range [...]struct {
+			dir     string
+			is, was api.VoiceCounts
+			bits    uint64
+		}{{"out", x.Voice.Out, b.Voice.Out, x.Limits.VoiceOut}, {"in", x.Voice.In, b.Voice.In, x.Limits.VoiceIn}} {
+			if d.is == (api.VoiceCounts{}) {
+				continue
+			}
+			if t == nil {
+				fmt.Fprintln(w)
+				t = newTable(w, heads...)
+			}
+			own := "none"
+			if d.bits > 0 {
+				own = scaled(float64(d.bits)) + "bit/s"
+			}
+			t.row(x.Name, d.dir, packets(d.is.Within.Packets, d.was.Within.Packets), bytes(d.is.Within.Bytes, d.was.Within.Bytes), packets(d.is.Above.Packets, d.was.Above.Packets), own)
+		}
+	}
+	if t != nil {
+		t.flush()
+	}
 }
 
 // unanswered is how many sessions wait for an answer, begun by the tenant / by the backbone.

@@ -71,7 +71,16 @@ func (p *Program) Count(w What) (n, last uint64, err error) {
 
 // Volume is what was carried of a tenant in a direction.
 func (t *Tables) Volume(id flow.TenantID, d meter.Dir) (meter.Volume, error) {
-	return t.sum(bpf.CruiseMapVolumes, uint32(id)*dirs+uint32(d))
+	return t.sum(bpf.CruiseMapVolumes, uint32(id)*figures+uint32(d))
+}
+
+// Voice is what of that, Out or In, is voice: within its own rate, and above.
+func (t *Tables) Voice(id flow.TenantID, d meter.Dir) (v meter.Voice, err error) {
+	at := uint32(id)*figures + dirs + uint32(d)
+	if v.Within, err = t.sum(bpf.CruiseMapVolumes, at); err == nil {
+		v.Above, err = t.sum(bpf.CruiseMapVolumes, at+2)
+	}
+	return v, err
 }
 
 // Sent is what was sent by a port; bytes are those of frames.

@@ -77,4 +77,5 @@ const (
 	MaxWorkers = 16 // MAX_WORKERS: how many workers there may be
 	vlansOf    = 4096
 	dirs       = 3
+	figures    = dirs + 4 // what is counted of a tenant: FIGURES
 )

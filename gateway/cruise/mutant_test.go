@@ -102,7 +102,7 @@ var mutants = []struct{ stage, is, becomes string }{
 	{"offer", "if (ONCE(t->words[dir].queued))", "if (0)"},
 	{"offer", "if (ONCE(t->words[dir].queued))", "if (ONCE(t->words[0].queued) | ONCE(t->words[1].queued))"},
 	{"offer", "at = now * 64", "at = now * 63"},
-	{"offer", "voice = voice && conforms(calls, &w[VOICE], at, sv);", ""},
+	{"offer", "voice = conforms(calls, &w[VOICE], at, sv);", ""},
 	{"offer", "voice == RULED ? 0 : ", ""},
 	{"offer", "voice == RULED ? 0 : -(calls->burst >> 1)", "0"},
 	{"offer", "r->burst + (slack < 0 ? slack : 0)", "r->burst"},
@@ -147,7 +147,11 @@ var mutants = []struct{ stage, is, becomes string }{
 	{"account", "(u32)(now >> 20)", "(u32)(now >> 19)"},
 	{"account", "\t__sync_fetch_and_add(&s->packets[dir], 1);", ""},
 	{"account", "__sync_fetch_and_add(&s->bytes[dir], p->len)", "__sync_fetch_and_add(&s->bytes[dir], p->len + p->l2)"},
-	{"account", "\tadd(&volumes, id * DIRS + d, p->len);", ""},
+	{"account", "\tadd(&volumes, id * FIGURES + d, p->len);", ""},
+	{"account", "\tif (p->voice)\n\t\tadd(&volumes, id * FIGURES + p->voice + d, p->len);\n", ""},
+	{"offer", "p->voice = voice ? WITHIN : ABOVE", "p->voice = ABOVE"},
+	{"offer", "p->voice = voice ? WITHIN : ABOVE", "p->voice = WITHIN"},
+	{"offer", " + bits->beside", ""},
 	{"account", "\tadd(&sent, hop->port, end - e);", ""},
 }
 

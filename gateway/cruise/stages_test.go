@@ -26,7 +26,7 @@ func TestStagesHaveThePipelinesNames(t *testing.T) {
 		pipeline = append(pipeline, b...)
 	}
 	for _, stage := range []string{"receive", "find", "track", "usable", "offer", "send", "carry"} {
-		if !regexp.MustCompile(`(?m)^(INLINE|__attribute__\(\(noinline\)\)) \w+ ` + stage + `\(`).Match(source) {
+		if !regexp.MustCompile(`(?m)^(INLINE|(static )?__attribute__\(\(noinline\)\)) \w+ ` + stage + `\(`).Match(source) {
 			t.Errorf("cruise.c has no function %s", stage)
 		}
 		if !regexp.MustCompile(`(?m)^func \(sh \*Shard\) ` + stage + `\(`).Match(pipeline) {

@@ -100,7 +100,7 @@ func Open(c Config) (t *Tables, err error) {
 	for name, size := range map[string]int{
 		bpf.CruiseMapSessions: n * c.Sessions, bpf.CruiseMapBuckets: n * t.stride, bpf.CruiseMapMarks: n * c.Sessions, bpf.CruiseMapWorkers: n,
 		bpf.CruiseMapHops: c.Hops, bpf.CruiseMapIfaces: c.Interfaces + 1, bpf.CruiseMapVlans: c.Ports * vlansOf, bpf.CruiseMapTenants: c.Tenants + 1,
-		bpf.CruiseMapDeadlines: len(lease.Deadlines{}), bpf.CruiseMapVolumes: (c.Tenants + 1) * dirs, bpf.CruiseMapSent: c.Ports, bpf.CruiseMapDevices: c.Ports,
+		bpf.CruiseMapDeadlines: len(lease.Deadlines{}), bpf.CruiseMapVolumes: (c.Tenants + 1) * figures, bpf.CruiseMapSent: c.Ports, bpf.CruiseMapDevices: c.Ports,
 	} {
 		m := spec.Maps[name].Copy()
 		m.MaxEntries = uint32(size)
@@ -286,8 +286,8 @@ func (t *Tables) SetView(v *snapshot.View) error {
 		t.vlans[int(f.Port)*vlansOf+int(f.VLAN)] = uint64(f.Index)
 	}
 	for _, id := range v.Fresh { // the id has gone to another tenant
-		for d := range uint32(dirs) {
-			if err := t.maps[bpf.CruiseMapVolumes].Put(uint32(id)*dirs+d, make([]volume, t.cpus)); err != nil {
+		for n := range uint32(figures) {
+			if err := t.maps[bpf.CruiseMapVolumes].Put(uint32(id)*figures+n, make([]volume, t.cpus)); err != nil {
 				return fmt.Errorf("cruise tables: begin to count anew for tenant %d: %w", id, err)
 			}
 		}

@@ -109,6 +109,8 @@ interfaces = ["beta"]
 prefixes = ["198.18.10.0/24", "2001:db8:b::/64"]
 [tenant.nat]
 pool = ["192.0.2.32"]
+[tenant.rates]
+overhead = 38
 [tenant.rates.out]
 bits = "10M"
 burst = "20ms"
@@ -117,6 +119,8 @@ queue = "30ms"
 name = "gamma"
 interfaces = ["gamma"]
 prefixes = ["198.18.30.0/24"]
+[tenant.rates]
+overhead = 256
 [tenant.rates.in]
 bits = "200M"
 burst = "20ms"
@@ -538,6 +542,7 @@ func (ps *programs) close(t testing.TB) {
 // told is all that both executors count.
 type told struct {
 	volume [dirs]meter.Volume
+	voice  [2]meter.Voice
 	sent   [ports]meter.Volume
 }
 
@@ -546,6 +551,11 @@ func (w *world) carried(id flow.TenantID) (c told) {
 	var err error
 	for d := range c.volume {
 		if c.volume[d], err = w.tab.Volume(id, meter.Dir(d)); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	for d := range c.voice {
+		if c.voice[d], err = w.tab.Voice(id, meter.Dir(d)); err != nil {
 			w.t.Fatal(err)
 		}
 	}
@@ -566,8 +576,20 @@ func (w *world) metered(id flow.TenantID) (c told) {
 			c.volume[d].Packets += v.Packets
 			c.volume[d].Bytes += v.Bytes
 		}
+		for d := range c.voice {
+			c.voice[d] = more(c.voice[d], sh.Meter.VoiceOf(id, meter.Dir(d)), meter.Voice{})
+		}
 	}
 	return c
+}
+
+// more is a and what b has more than c.
+func more(a, b, c meter.Voice) meter.Voice {
+	for _, x := range []struct{ a, b, c *meter.Volume }{{&a.Within, &b.Within, &c.Within}, {&a.Above, &b.Above, &c.Above}} {
+		x.a.Packets += x.b.Packets - x.c.Packets
+		x.a.Bytes += x.b.Bytes - x.c.Bytes
+	}
+	return a
 }
 
 // image is the memory that both write.

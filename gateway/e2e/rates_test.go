@@ -31,6 +31,7 @@ type rated struct {
 	bits              float64 // the limit; 0: packets
 	packets           float64
 	payload           int
+	overhead          int // of the tenant: bytes that its rates in bits count for each packet beside its IP bytes
 }
 
 func (x *rated) limit() string {
@@ -48,15 +49,18 @@ func TestRatesUnderOverload(t *testing.T) {
 		{tenant: "beta", dir: "out", mode: "shape", packets: 1500, payload: 36},
 		{tenant: "beta", dir: "in", mode: "police", bits: 10e6, payload: 1172},
 	}, {
-		{tenant: "alpha", dir: "out", mode: "police", bits: 20e6, payload: 600},
+		{tenant: "alpha", dir: "out", mode: "police", bits: 10e6, payload: 172, overhead: 38},
 		{tenant: "alpha", dir: "in", mode: "shape", packets: 2000, payload: 100},
 		{tenant: "beta", dir: "out", mode: "police", packets: 1000, payload: 200},
-		{tenant: "beta", dir: "in", mode: "shape", bits: 2e6, payload: 1172},
+		{tenant: "beta", dir: "in", mode: "shape", bits: 2e6, payload: 172, overhead: 38},
 	}}
 	policy := func(round []rated) string {
 		more := map[string]string{"alpha": "", "beta": ""}
 		for _, x := range round {
 			more[x.tenant] += fmt.Sprintf("[tenant.rates.%s]\n%s\n", x.dir, x.limit())
+			if x.overhead > 0 {
+				more[x.tenant] += fmt.Sprintf("[tenant.rates]\noverhead = %d\n", x.overhead)
+			}
 		}
 		return rigPolicy(more["alpha"]+rigLetIn, more["beta"]+rigLetIn)
 	}
@@ -99,6 +103,9 @@ func TestRatesUnderOverload(t *testing.T) {
 					continue
 				}
 				rate, want, unit := got.Rate(time.Second, 5*time.Second), x.bits, "bit/s"
+				if size := float64(got.IPBytes) / float64(got.Packets); x.bits > 0 {
+					want *= size / (size + float64(x.overhead))
+				}
 				offered := floods[i].Bits
 				if x.bits == 0 {
 					size := float64(got.IPBytes) / float64(got.Packets) * 8
@@ -261,6 +268,7 @@ class = "voice"
 	}
 	for _, both := range []bool{false, true} {
 		quiet.Judge(t, func(l *quiet.Limits) {
+			before := rigTenantOf(r.status(), "alpha").Voice
 			dscp, rule, bulk := run(both)
 			t.Logf("overload in both directions %v: voice by DSCP %d of %d p50 %.2f p99 %.2f max %.2f ms; by rule %d of %d p50 %.2f p99 %.2f max %.2f ms; bulk %d of %d p50 %.1f ms",
 				both, dscp.Received, dscp.Sent, dscp.RTT.P50, dscp.RTT.P99, dscp.RTT.Max, rule.Received, rule.Sent, rule.RTT.P50, rule.RTT.P99, rule.RTT.Max, bulk.Received, bulk.Sent, bulk.RTT.P50)
@@ -272,6 +280,16 @@ class = "voice"
 				if p.Received != p.Sent || p.RTT.P50 > 5 || p.RTT.P99 > 15 { // what is late beyond the queue's time is lost
 					l.Missed("both=%v: voice by %s: %d of %d, p50 %.1f p99 %.1f ms", both, what, p.Received, p.Sent, p.RTT.P50, p.RTT.P99)
 				}
+			}
+			is := rigTenantOf(r.status(), "alpha").Voice
+			within, above := is.Out.Within.Packets-before.Out.Within.Packets, is.Out.Above.Packets-before.Out.Above.Packets
+			if sent := uint64(dscp.Sent + rule.Sent); within+above != sent {
+				t.Errorf("both=%v: %d packets out are counted as voice within its rate and %d above, of %d", both, within, above, sent)
+			} else if above > 0 {
+				l.Missed("both=%v: %d of %d packets of voice had no room in its rate", both, above, sent)
+			}
+			if in := is.In.Within.Packets - before.In.Within.Packets; in < uint64(rule.Received) || in > uint64(rule.Sent) {
+				l.Missed("both=%v: %d answers are counted as voice, of %d that arrived", both, in, rule.Received)
 			}
 			if bulk.Received > bulk.Sent*9/10 && bulk.RTT.P50 < 15 {
 				l.Missed("bulk lost %d of %d and waited %.1f ms: there was no overload", bulk.Sent-bulk.Received, bulk.Sent, bulk.RTT.P50)

@@ -30,14 +30,22 @@ type Volume struct{ Packets, Bytes uint64 }
 type counts struct {
 	vol   [NumDirs]Volume
 	offer [NumDirs]Volume
+	voice [2]Voice // by Out, In
 	drops [verdict.NumReasons]uint64
 	dirty [reasonWords]uint64 // which drops changed since Publish
 	on    bool                // on the shard's dirty list
 }
 
+// Voice is what of a direction's packets is voice.
+type Voice struct {
+	Within Volume // passed on within voice's own rate, before the rest
+	Above  Volume // it had no room for them there, so they were among the rest: passed on, or dropped
+}
+
 type published struct {
 	vol   [NumDirs]volume
 	offer [NumDirs]volume
+	voice [2]struct{ within, above volume }
 	drops [verdict.NumReasons]atomic.Uint64
 }
 
@@ -103,6 +111,17 @@ func (s *Shard) Passed(t flow.TenantID, d Dir, n int) {
 	o.Bytes += uint64(n)
 }
 
+// Voice counts one voice packet of n IP bytes, Out or In, beside what Add and Offer count of it: within its own rate, or above. Worker only.
+func (s *Shard) Voice(t flow.TenantID, d Dir, n int, above bool) {
+	x := &s.touch(t).voice[d]
+	v := &x.Within
+	if above {
+		v = &x.Above
+	}
+	v.Packets++
+	v.Bytes += uint64(n)
+}
+
 // Drop counts one dropped packet. Worker only.
 func (s *Shard) Drop(t flow.TenantID, r verdict.Reason) { s.DropN(t, r, 1) }
 
@@ -122,7 +141,7 @@ func (s *Shard) Reset(t flow.TenantID) {
 		return
 	}
 	c := s.touch(t)
-	c.vol, c.offer, c.drops = [NumDirs]Volume{}, [NumDirs]Volume{}, [verdict.NumReasons]uint64{}
+	c.vol, c.offer, c.voice, c.drops = [NumDirs]Volume{}, [NumDirs]Volume{}, [2]Voice{}, [verdict.NumReasons]uint64{}
 	for i := range c.dirty {
 		c.dirty[i] = ^uint64(0)
 	}
@@ -139,6 +158,10 @@ func (s *Shard) Publish() {
 		for d := range c.vol {
 			p.vol[d].store(c.vol[d])
 			p.offer[d].store(c.offer[d])
+		}
+		for d := range c.voice {
+			p.voice[d].within.store(c.voice[d].Within)
+			p.voice[d].above.store(c.voice[d].Above)
 		}
 		for w := range c.dirty {
 			for m := c.dirty[w]; m != 0; m &= m - 1 {
@@ -165,6 +188,15 @@ func (s *Shard) Offered(t flow.TenantID, d Dir) Volume {
 		return Volume{}
 	}
 	return s.pub[t].offer[d].load()
+}
+
+// VoiceOf reads what of direction Out or In is voice. Any goroutine.
+func (s *Shard) VoiceOf(t flow.TenantID, d Dir) Voice {
+	if int(t) >= len(s.pub) || d >= Inside {
+		return Voice{}
+	}
+	p := &s.pub[t].voice[d]
+	return Voice{Within: p.within.load(), Above: p.above.load()}
 }
 
 // Drops reads how many packets were dropped for r. Any goroutine.

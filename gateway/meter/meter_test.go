@@ -88,7 +88,14 @@ func TestResetReachesReaders(t *testing.T) {
 	}
 	s.Offer(1, In, 150)
 	s.Passed(1, In, 70)
+	s.Voice(1, In, 70, false)
+	s.Voice(1, In, 80, true)
+	s.Voice(1, In, 81, true)
+	s.Voice(1, Out, 90, false)
 	s.Publish()
+	if in, out := s.VoiceOf(1, In), s.VoiceOf(1, Out); in != (Voice{Volume{1, 70}, Volume{2, 161}}) || out != (Voice{Within: Volume{1, 90}}) {
+		t.Errorf("voice %+v, %+v", in, out)
+	}
 	if v := s.Offered(1, In); v != (Volume{2, 220}) {
 		t.Errorf("offered %+v", v)
 	}
@@ -102,6 +109,9 @@ func TestResetReachesReaders(t *testing.T) {
 	}
 	if v := s.Offered(1, In); v != (Volume{}) {
 		t.Errorf("offered %+v after reset", v)
+	}
+	if v := s.VoiceOf(1, In); v != (Voice{}) {
+		t.Errorf("voice %+v after reset", v)
 	}
 	s.Add(1, In, 100)
 	s.Publish()

@@ -134,6 +134,8 @@ var (
 	usageBytes     = counter("meter_tenant_usage_bytes", "IP bytes passed on by all nodes that have served the tenant's group, one after the other, since the first of these processes began. Each of them shows it, so take the largest and not the sum; to bill, see meter_tenant_bytes.", "tenant", "direction")
 	offeredPackets = counter("meter_tenant_offered_packets", "Packets that came to the tenant's rate: what passed and what the rate dropped.", "tenant", "direction")
 	offeredBytes   = counter("meter_tenant_offered_bytes", "IP bytes that came to the tenant's rate: what passed and what the rate dropped.", "tenant", "direction")
+	voicePackets   = counter("meter_tenant_voice_packets", "Packets of the tenant that are voice, by a rule or by their mark: within = passed on within voice's own rate, before the rest; above = it had no room for them, so they were among the rest.", "tenant", "direction", "rate")
+	voiceBytes     = counter("meter_tenant_voice_bytes", "IP bytes of the tenant that are voice: within or above voice's own rate, as its packets.", "tenant", "direction", "rate")
 	tenantDropped  = counter("meter_tenant_dropped_packets", "Packets of the tenant dropped, all reasons.", "tenant")
 	tenantSessions = gauge("conntrack_tenant_sessions", "Live sessions of the tenant.", "tenant")
 	tenantCap      = gauge("conntrack_tenant_limit_sessions", "Sessions that the tenant may hold; 0 = no limit of its own.", "tenant")
@@ -146,6 +148,7 @@ var (
 	tenantCreated  = counter("conntrack_tenant_created_sessions", "Sessions that the tenant has begun.", "tenant")
 	limitBytes     = gauge("police_limit_bytes_per_second", "The tenant's rate in bytes (bits / 8); 0 = unlimited.", "tenant", "direction")
 	limitPackets   = gauge("police_limit_packets_per_second", "The tenant's packet rate; 0 = unlimited.", "tenant", "direction")
+	voiceLimit     = gauge("police_voice_limit_bytes_per_second", "What of the tenant's rate voice may use before the rest, in bytes (bits / 8); 0 = unlimited.", "tenant", "direction")
 	queued         = gauge("police_queued_packets", "Packets that wait in the tenant's shapers.", "tenant", "direction")
 	poolAddresses  = gauge("nat_pool_addresses", "Public addresses of the tenant.", "tenant")
 	poolPorts      = gauge("nat_pool_ports", "Usable ports of all of the tenant's addresses, per protocol class.", "tenant")
@@ -404,9 +407,11 @@ func (o out) tenant(t *api.Tenant) {
 		queued        int
 		waiting       int
 		host, hostPkt uint64
+		voice         api.VoiceCounts
+		voiceBits     uint64
 	}{
-		{"out", t.Out, t.Offered.Out, t.Usage.Out, t.Limits.OutBits, t.Limits.OutPackets, t.Queued.Out, t.Unanswered.Out, t.Limits.Host.OutBits, t.Limits.Host.OutPackets},
-		{"in", t.In, t.Offered.In, t.Usage.In, t.Limits.InBits, t.Limits.InPackets, t.Queued.In, t.Unanswered.In, t.Limits.Host.InBits, t.Limits.Host.InPackets},
+		{"out", t.Out, t.Offered.Out, t.Usage.Out, t.Limits.OutBits, t.Limits.OutPackets, t.Queued.Out, t.Unanswered.Out, t.Limits.Host.OutBits, t.Limits.Host.OutPackets, t.Voice.Out, t.Limits.VoiceOut},
+		{"in", t.In, t.Offered.In, t.Usage.In, t.Limits.InBits, t.Limits.InPackets, t.Queued.In, t.Unanswered.In, t.Limits.Host.InBits, t.Limits.Host.InPackets, t.Voice.In, t.Limits.VoiceIn},
 	} {
 		o.put(tenantPackets, float64(d.left.Packets), t.Name, d.name)
 		o.put(tenantBytes, float64(d.left.Bytes), t.Name, d.name)
@@ -420,6 +425,11 @@ func (o out) tenant(t *api.Tenant) {
 		o.put(tenantWaiting, float64(d.waiting), t.Name, d.name)
 		o.put(hostBytes, float64(d.host)/8, t.Name, d.name)
 		o.put(hostPackets, float64(d.hostPkt), t.Name, d.name)
+		o.put(voiceLimit, float64(d.voiceBits)/8, t.Name, d.name)
+		o.put(voicePackets, float64(d.voice.Within.Packets), t.Name, d.name, "within")
+		o.put(voiceBytes, float64(d.voice.Within.Bytes), t.Name, d.name, "within")
+		o.put(voicePackets, float64(d.voice.Above.Packets), t.Name, d.name, "above")
+		o.put(voiceBytes, float64(d.voice.Above.Bytes), t.Name, d.name, "above")
 	}
 	lost := uint64(0)
 	for _, n := range t.Drops {

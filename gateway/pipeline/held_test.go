@@ -481,6 +481,57 @@ func TestAHostsCallGoesBeforeItsBulk(t *testing.T) {
 	}
 }
 
+// What of voice finds room in its own rate is counted, and what does not; a rate counts what a packet has on the line beside its IP bytes, and the counters do not.
+func TestVoiceIsCounted(t *testing.T) {
+	const size, seconds = 35, 5
+	for _, c := range []struct {
+		overhead, within int
+		rates            string
+		dropped          bool // beyond voice's own rate nothing passes
+	}{
+		{0, 100_000 / 8 / size * seconds, "[tenant.rates.out]\nbits = \"1M\"\nmode = \"police\"\n", false},
+		{38, 100_000 / 8 / (size + 38) * seconds, "[tenant.rates.out]\nbits = \"1M\"\nmode = \"police\"\n", false},
+		{38, 100_000 / 8 / (size + 38) * seconds, "[tenant.rates.out]\nbits = \"100k\"\nmode = \"police\"\n", true},
+		{0, 5000, "", false}, // nothing bounds it
+	} {
+		voice := "[tenant.rates.voice]\ndscp = [\"ef\"]\n"
+		if c.rates != "" {
+			voice += "bits = \"100k\"\n" + fmt.Sprintf("[tenant.rates]\noverhead = %d\n", c.overhead)
+		}
+		r := newRig(t, testNode, limitedBeta(t, c.rates+voice))
+		marked := ip4("198.18.10.21", "203.0.113.9", layers.IPProtocolUDP)
+		marked.TOS = 46 << 2
+		call := tagged(frame(t, eth(macs[1], layers.EthernetTypeIPv4), marked, udp(4002, 7002), gopacket.Payload("payload")), 20)
+		passed := 0
+		for range seconds * 1000 {
+			r.now += 1_000_000
+			if r.send(1, call)[0].Verdict != verdict.Drop {
+				passed++
+			}
+		}
+		r.sh.Meter.Publish()
+		beta := r.view.TenantByName("beta").ID
+		v, all := r.sh.Meter.VoiceOf(beta, meter.Out), r.sh.Meter.Volume(beta, meter.Out)
+		within, above := int(v.Within.Packets), int(v.Above.Packets)
+		if d := within - c.within; d < -c.within/50 || d > c.within/50+c.within/(seconds*20) { // a burst of 20 ms more
+			t.Errorf("%+v: %d of %d within voice's rate, want %d", c, within, seconds*1000, c.within)
+		}
+		most := 0
+		if c.dropped {
+			most = c.within / 10
+		}
+		if within+above < seconds*1000-most || within+above > seconds*1000 || all.Packets != uint64(passed) || (passed < seconds*1000) != c.dropped {
+			t.Errorf("%+v: %d and %d of %d, and %d passed (%d)", c, within, above, seconds*1000, passed, all.Packets)
+		}
+		if v.Within.Bytes != uint64(within*size) || v.Above.Bytes != uint64(above*size) {
+			t.Errorf("%+v: bytes %+v", c, v)
+		}
+		if o := r.sh.Meter.VoiceOf(beta, meter.In); o != (meter.Voice{}) {
+			t.Errorf("the other direction has %+v", o)
+		}
+	}
+}
+
 // What the tenant's own line drops is not charged to the host.
 func TestADropOfTheLineGivesTheHostItsTokensBack(t *testing.T) {
 	r := newRig(t, testNode, limitedBeta(t, "[tenant.rates.host.out]\nbits = \"64k\"\npackets = 100\n[tenant.rates.out]\nbits = \"64k\"\nmode = \"police\"\nburst = \"1ms\"\n"))

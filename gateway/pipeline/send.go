@@ -113,12 +113,16 @@ func (sh *Shard) offer(s *Slot, t *snapshot.Tenant, v verdict.Verdict) verdict.V
 		strict.Shape = false
 		d = &strict
 	}
-	switch ov, r := sh.Shaper.Offer(int(t.ID)*2+int(s.Dir), d, &t.Shared.Words[s.Dir], &it, sh.now); ov {
-	case verdict.Drop:
-		return sh.drop(s, r)
-	case verdict.Queue:
+	ov, r := sh.Shaper.Offer(int(t.ID)*2+int(s.Dir), d, &t.Shared.Words[s.Dir], &it, sh.now)
+	if ov == verdict.Queue {
 		v = verdict.Queue
 		s.Verdict = v // at once: should anything after this panic, the frame is the shaper's and nobody else's
+	}
+	if s.Voice && (it.Above || ov != verdict.Drop) {
+		sh.Meter.Voice(t.ID, s.Dir, int(s.IPLen), it.Above)
+	}
+	if ov == verdict.Drop {
+		return sh.drop(s, r)
 	}
 	sh.Meter.Add(t.ID, s.Dir, int(s.IPLen))
 	return v

@@ -43,13 +43,14 @@ const (
 // burst still passes, and small packets (which would always fit into the last bit of credit) do not push out large
 // ones, neither in one queue nor between workers that share the word.
 type Rate struct {
-	mul   uint64 // cost of one byte or packet, in units << shift; 0 = unlimited
-	burst int64  // units
-	ahead int64  // units; this rate cannot have brought a word further ahead of any worker's clock
-	slack int64  // units; how far voice may overdraw
-	maxN  uint32
-	shift uint8
-	fine  bool // rounding must be dithered
+	mul    uint64 // cost of one byte or packet, in units << shift; 0 = unlimited
+	burst  int64  // units
+	ahead  int64  // units; this rate cannot have brought a word further ahead of any worker's clock
+	slack  int64  // units; how far voice may overdraw
+	maxN   uint32
+	beside uint16 // what each n has beside it, in n's units: the bytes of a packet's way over the line that are not IP's
+	shift  uint8
+	fine   bool // rounding must be dithered
 }
 
 // BitRate is a limit in bits per second; what Take counts is bytes. 0 is unlimited. A negative burst is 0, one above an
@@ -57,6 +58,12 @@ type Rate struct {
 // One Take counts at most 64 KiB, so at 1 bit/s a word is never more than six days and the burst ahead.
 func BitRate(bps uint64, burst time.Duration) Rate {
 	return newRate(8*unitsPerSecond, bps, burst, maxBytes, voiceBytes)
+}
+
+// Beside is r with so many bytes more for each Take: what a packet has on the line beside what Take is told of it. It is for a BitRate.
+func (r Rate) Beside(bytes uint16) Rate {
+	r.beside = bytes
+	return r
 }
 
 // PacketRate is a limit in packets (or new sessions) per second; what Take counts is 1 each, at most 1024. 0 is
@@ -97,12 +104,12 @@ type Numbers struct {
 	Burst, Ahead, Slack int64
 	Max                 uint32
 	Shift, Fine         uint8
-	_                   [2]byte
+	Beside              uint16
 }
 
 // Numbers are those of r.
 func (r *Rate) Numbers() Numbers {
-	n := Numbers{Mul: r.mul, Burst: r.burst, Ahead: r.ahead, Slack: r.slack, Max: r.maxN, Shift: r.shift}
+	n := Numbers{Mul: r.mul, Burst: r.burst, Ahead: r.ahead, Slack: r.slack, Max: r.maxN, Shift: r.shift, Beside: r.beside}
 	if r.fine {
 		n.Fine = 1
 	}
@@ -124,7 +131,7 @@ func (r *Rate) floor(n uint64) uint64 {
 // cost is what n adds to a word that stands at tat. Where units are coarse the rounding is a fair coin weighted by the
 // remainder, drawn from the word itself: no state and no bias, and a retry of the same compare-and-swap draws the same.
 func (r *Rate) cost(n int, tat uint64) uint64 {
-	c := uint64(min(uint32(max(n, 0)), r.maxN))
+	c := uint64(min(uint32(max(n, 0))+uint32(r.beside), r.maxN))
 	if !r.fine {
 		return (c*r.mul + 1<<r.shift>>1) >> r.shift
 	}
@@ -253,7 +260,7 @@ func (r *Rate) Refund(w *Word, n int) {
 	if r.mul == 0 {
 		return
 	}
-	c := r.floor(uint64(min(uint32(max(n, 0)), r.maxN)))
+	c := r.floor(uint64(min(uint32(max(n, 0))+uint32(r.beside), r.maxN)))
 	if !r.fine {
 		c = r.cost(n, 0)
 	}

@@ -254,6 +254,28 @@ func TestSharedWord(t *testing.T) {
 	}
 }
 
+// TestBeside: what a packet has on the line beside what Take is told costs what as many bytes more would, is given back with it, and never makes it cost more than the most that one Take may.
+func TestBeside(t *testing.T) {
+	for _, bps := range []uint64{64e3, 20e6, 999e6, 3e9, 100e9} {
+		for _, n := range []int{0, 1, 40, 200, 1500, maxBytes - 1, maxBytes, maxBytes + 1} {
+			plain := BitRate(bps, 20*time.Millisecond)
+			r := plain.Beside(38)
+			now := uint64(1e15)
+			var a, b Word
+			if !plain.Take(&a, now, n+38) || !r.Take(&b, now, n) || a.Load() != b.Load() {
+				t.Fatalf("%d bit/s: %d bytes and 38 beside them cost %d, as %d bytes %d", bps, n, b.Load()-now*UnitsPerNs, n+38, a.Load()-now*UnitsPerNs)
+			}
+			r.Refund(&b, n)
+			if left := b.Load() - now*UnitsPerNs; left > 1 {
+				t.Errorf("%d bit/s: of %d bytes that are given back %d units stay", bps, n, left)
+			}
+			if x := r.Numbers(); x.Beside != 38 || plain.Numbers().Beside != 0 {
+				t.Errorf("numbers %+v", x)
+			}
+		}
+	}
+}
+
 func TestRateAllocatesNothing(t *testing.T) {
 	r := BitRate(1e9, time.Millisecond)
 	var w Word

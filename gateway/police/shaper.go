@@ -12,7 +12,7 @@ type Dir struct {
 	Bits, Packets Rate   // what the tenant may use
 	Voice         Rate   // what of it voice may use before the rest; above it, voice is one of the rest
 	QueueNs       uint64 // how long a packet may wait, nanoseconds
-	QueueBytes    int    // the same in bytes: rate x queue. 0 = only QueueNs bounds
+	QueueBytes    int    // the same in bytes of the line: rate x queue. 0 = only QueueNs bounds
 	Shape         bool   // false: police, nothing waits
 }
 
@@ -29,10 +29,11 @@ type Item struct {
 	Area  uint8
 	Voice bool
 	Ruled bool   // voice because a rule says so, and not by a mark that its sender has set
+	Above bool   // set by Offer: voice that its own rate had no room for, which is one of the rest
 	Port  uint16 // egress port
 	Off   uint16 // of the frame in its chunk
 	Len   uint16 // bytes of the frame
-	IPLen uint16 // bytes that the rate counts
+	IPLen uint16 // bytes that the rate counts, beside those that a packet has on the line
 	Tag   uint32 // the packet's group; 0 = none
 }
 
@@ -206,7 +207,7 @@ func (d *Dir) takeVoice(w *Words, nowNs uint64, n int, ruled bool) bool {
 
 // Offer decides what becomes of it now: Send (the rate is taken), Queue (the shaper owns the frame now) or Drop with
 // the limit that did it. Order within a class is kept: while packets of the class wait, new ones wait behind them;
-// the rest also waits behind voice. Voice is voice while its own rate lets it; above, it is one of the rest.
+// the rest also waits behind voice. Voice is voice while its own rate lets it; above, it is one of the rest, and it.Above says so.
 //
 // When policing is switched on while packets still wait here, new packets may overtake those, once.
 func (s *Shaper) Offer(q int, d *Dir, w *Words, it *Item, nowNs uint64) (verdict.Verdict, verdict.Reason) {
@@ -216,6 +217,7 @@ func (s *Shaper) Offer(q int, d *Dir, w *Words, it *Item, nowNs uint64) (verdict
 	n := int(it.IPLen)
 	qu := &s.queues[q]
 	voice := it.Voice && d.takeVoice(w, nowNs, n, it.Ruled)
+	it.Above = it.Voice && !voice
 	if qu.state == idle || voice && qu.fifo[0].items == 0 || !d.Shape {
 		r := d.take(w, nowNs, n, voice)
 		if r == verdict.Pass {
@@ -242,7 +244,7 @@ func (s *Shaper) hold(q uint32, d *Dir, w *Words, it *Item, now uint64, voice bo
 	switch {
 	case s.full(f, d, n, now):
 		r = verdict.TenantQueueFull
-		if it.Voice && !voice {
+		if it.Above {
 			r = verdict.TenantVoiceRate
 		}
 	case s.nfree == 0 || f.items >= minShare && f.items >= s.nfree && (!voice || f.items/4 >= s.nfree):
@@ -305,8 +307,9 @@ func (s *Shaper) full(f *fifo, d *Dir, n int, now uint64) bool {
 	return age > (d.QueueNs+d.QueueNs/4)>>10
 }
 
-// over reports whether so many bytes and packets are more than d lets wait.
+// over reports whether so many IP bytes and packets are more than d lets wait.
 func (d *Dir) over(bytes, items int) bool {
+	bytes += items * int(d.Bits.beside)
 	if d.QueueBytes > 0 && bytes > d.QueueBytes {
 		return true
 	}

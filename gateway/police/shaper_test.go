@@ -303,6 +303,35 @@ func TestMarksTakeNothingFromRules(t *testing.T) {
 	}
 }
 
+// TestALineWithMoreThanIP: small packets, which have as much again on the line, leave at the line's rate and not faster, and wait for no longer than the queue may be.
+func TestALineWithMoreThanIP(t *testing.T) {
+	const bps, size, beside = 10e6, 60, 38
+	for _, bytes := range []bool{true, false} { // the queue is bounded by bytes, or by its time alone
+		d := limit(bps, 20*time.Millisecond, 30*time.Millisecond)
+		d.Bits, d.Voice = d.Bits.Beside(beside), Rate{}
+		if !bytes {
+			d.QueueBytes = 0
+		}
+		b := newBed(t, 1, 1<<14, d)
+		for start := b.now; b.now < start+3e9; b.now += 20_000 { // 50,000 packets a second
+			b.offer(0, 0, false, size)
+			b.release(0)
+		}
+		const want = bps / 8 / (size + beside) * 3
+		if got := float64(len(b.out)); got < want*0.99 || got > want*1.01+bps/8/(size+beside)*0.021 {
+			t.Errorf("bounded by bytes %v: %.0f packets left, want %.0f", bytes, got, want)
+		}
+		worst := uint64(0)
+		for _, o := range b.out {
+			worst = max(worst, o.at-b.born[o.Tag])
+		}
+		if worst > 31e6 || worst < 25e6 {
+			t.Errorf("bounded by bytes %v: the slowest waited for %d us", bytes, worst/1000)
+		}
+		b.check()
+	}
+}
+
 // TestOrder: within queue and class, packets leave in the order in which they were offered.
 func TestOrder(t *testing.T) {
 	rng := seeded(t)

@@ -595,8 +595,9 @@ func (c *compiler) limits(ct *configs.Tenant, t *Tenant) {
 	if l.HostSessionRate > 0 {
 		t.HostRate = police.PacketRate(uint64(l.HostSessionRate), time.Second)
 	}
+	beside := uint16(ct.Rates.Overhead)
 	for d, r := range [2]configs.HostRate{ct.Rates.Host.Out, ct.Rates.Host.In} {
-		t.HostBits[d], t.HostPackets[d] = police.BitRate(uint64(r.Bits), r.Burst.Duration), police.PacketRate(r.Packets, r.Burst.Duration)
+		t.HostBits[d], t.HostPackets[d] = police.BitRate(uint64(r.Bits), r.Burst.Duration).Beside(beside), police.PacketRate(r.Packets, r.Burst.Duration)
 		t.HostRates = t.HostRates || r.Bits > 0 || r.Packets > 0
 	}
 	t.HostLimits = t.HostRates || t.HostSessions > 0 || !t.HostRate.Unlimited()
@@ -604,14 +605,14 @@ func (c *compiler) limits(ct *configs.Tenant, t *Tenant) {
 		burst, queue := r.Burst.Duration, r.Queue.Duration
 		pd := police.Dir{QueueNs: uint64(queue), Shape: r.Mode != "police"}
 		if r.Bits > 0 {
-			pd.Bits = police.BitRate(uint64(r.Bits), burst)
+			pd.Bits = police.BitRate(uint64(r.Bits), burst).Beside(beside)
 			pd.QueueBytes = int(uint64(r.Bits) / 8 * uint64(queue/time.Microsecond) / 1e6)
 		}
 		if r.Packets > 0 {
 			pd.Packets = police.PacketRate(r.Packets, burst)
 		}
 		if voice := ct.VoiceBits(&r); voice > 0 {
-			pd.Voice = police.BitRate(uint64(voice), burst)
+			pd.Voice = police.BitRate(uint64(voice), burst).Beside(beside)
 		}
 		t.Dir[d] = pd
 	}

@@ -46,7 +46,7 @@ enum what {
 	WHATS,
 };
 
-enum { MAX_WORKERS = 16, DIRS = 3 };
+enum { MAX_WORKERS = 16, DIRS = 3, WITHIN = DIRS, ABOVE = DIRS + 2, FIGURES = DIRS + 4 }; /* what is counted of a tenant: by direction, and of OUT and IN voice within its rate and above */
 enum { OUT, IN, INSIDE }; /* meter.Dir */
 
 struct settings {
@@ -104,7 +104,7 @@ struct rate {
 	s64 burst, ahead, slack;
 	u32 max;
 	u8 shift, fine;
-	u16 zero;
+	u16 beside;
 };
 
 enum { BITS, PACKETS, VOICE, RATES };
@@ -166,7 +166,7 @@ TABLE(vlans, F_MMAPABLE, u64); /* by port and VLAN: the interface, 0 = none */
 TABLE(tenants, F_MMAPABLE, struct tenant);
 TABLE(deadlines, F_MMAPABLE, struct deadline); /* the one of steer.c */
 COUNTS(counters, struct counter);
-COUNTS(volumes, struct volume); /* by tenant and direction */
+COUNTS(volumes, struct volume); /* by tenant and FIGURES */
 COUNTS(sent, struct volume);    /* by port: bytes of frames */
 struct { UINT(type, MAP_DEVMAP); UINT(max_entries, 1); TYPE(key, u32); TYPE(value, u32); } devices SEC(".maps");
 struct { UINT(type, MAP_XSKMAP); UINT(max_entries, 1); TYPE(key, u32); TYPE(value, u32); } xsks SEC(".maps"); /* the one of the port's steer.c */
@@ -185,7 +185,7 @@ enum { FIN = 1, SYN = 2, RST = 4, ACK = 16 };
 struct packet {
 	struct demarc_key key;
 	u32 seq, ack;   /* TCP, in host order */
-	u32 payload;
+	u16 payload;
 	u16 len;        /* IP bytes */
 	u16 window;
 	u16 tci;        /* of the tag that it came with */
@@ -194,6 +194,7 @@ struct packet {
 	u8 odd;         /* TCP: anything but a plain segment */
 	u8 trailed;     /* something stands behind it */
 	u8 atomic;      /* IPv4: DF, and no fragment: nobody looks at its identification (RFC 6864) */
+	u8 voice;       /* 0 = it is none; MARKED or RULED, and when it passes WITHIN or ABOVE */
 };
 
 INLINE u32 be32(u32 x) { return __builtin_bswap32(x); }
@@ -521,7 +522,7 @@ INLINE int take(struct rate *r, u64 *w, u64 now, u32 n, s64 slack)
 
 /* police.Shaper.Offer where nothing has to wait. All that would is left to the worker, before anything is taken: nothing is ever given back. Who loses a race after
  * that has paid for one packet too much. */
-__attribute__((noinline)) int offer(u32 tenant, u32 dir, u32 n, u32 voice, u64 now)
+static __attribute__((noinline)) int offer(u32 tenant, u32 dir, struct packet *p, u64 now)
 {
 	struct tenant *t = map_lookup(&tenants, &tenant);
 	if (!t || dir > IN)
@@ -530,10 +531,13 @@ __attribute__((noinline)) int offer(u32 tenant, u32 dir, u32 n, u32 voice, u64 n
 		return UP_QUEUE;
 	struct rate *bits = &t->rates[dir][BITS], *packets = &t->rates[dir][PACKETS], *calls = &t->rates[dir][VOICE];
 	u64 *w = t->words[dir].rates, at = now * 64; /* police.UnitsPerNs */
+	u32 n = p->len + bits->beside, voice = p->voice; /* the voice rate has the same */
 	s64 sv = voice == RULED ? 0 : -(calls->burst >> 1);
-	voice = voice && conforms(calls, &w[VOICE], at, sv);
+	if (voice) {
+		voice = conforms(calls, &w[VOICE], at, sv);
+		p->voice = voice ? WITHIN : ABOVE;
+	}
 	s64 sb = voice ? bits->slack : 0, sp = voice ? packets->slack : 0;
-	voice = voice && calls->mul;
 	/* The last one that is taken looks by itself. */
 	if ((voice || packets->mul) && (!conforms(packets, &w[PACKETS], at, sp) || !conforms(bits, &w[BITS], at, sb)))
 		return UP_RATE;
@@ -717,9 +721,10 @@ INLINE int carry(struct xdp_md *ctx, struct packet *p, struct guarded *guarded, 
 	r = usable(p, copy, m, down, dir, &hop, &live);
 	if (r != CARRIED)
 		return r;
-	u32 d = direction(copy, dir), voice = copy->class_ == CLASS_VOICE ? RULED : t->voice >> (p->tos >> 2) & MARKED;
+	u32 d = direction(copy, dir);
 	if (d != INSIDE) {
-		r = offer(id, d, p->len, voice, now);
+		p->voice = copy->class_ == CLASS_VOICE ? RULED : t->voice >> (p->tos >> 2) & MARKED;
+		r = offer(id, d, p, now);
 		if (r != CARRIED)
 			return r;
 	}
@@ -731,7 +736,9 @@ INLINE int carry(struct xdp_md *ctx, struct packet *p, struct guarded *guarded, 
 	ONCE(s->last_seen[dir]) = (u32)(now >> 20);
 	__sync_fetch_and_add(&s->packets[dir], 1);
 	__sync_fetch_and_add(&s->bytes[dir], p->len);
-	add(&volumes, id * DIRS + d, p->len);
+	add(&volumes, id * FIGURES + d, p->len);
+	if (p->voice)
+		add(&volumes, id * FIGURES + p->voice + d, p->len);
 	if (!ONCE(live->used))
 		ONCE(live->used) = 1;
 	return CARRIED;
