@@ -22,12 +22,12 @@ ROOT = $(shell comm -23 <(go list ./... | sort) <(go list $(PURE) $(GUESTS) | so
 GUESTS := ./gateway/zerocopy/...
 
 # Root tests share two CPUs and measure rates and gaps, so they run one after the other, and alone; behind those of a package come the ones that say that they mostly wait
-# (roottest.MostlyWaits), two at a time. Before all of them come the guests and the pure packages, which only have to be right, two packages at a time. testrun is go test, and a
+# (roottest.MostlyWaits), three at a time. Before all of them come the guests and the pure packages, which only have to be right, two packages at a time. testrun is go test, and a
 # record of what ran: with CI set it refuses skips; for a run of everything it holds docs/rfc.md against the record.
 TESTRUN := CI=1 go run ./gateway/archtest/testrun -record build/tests.txt
 GOTEST := -count=1
 BOTH = $(GOTEST) -timeout=20m -p=2 $(GUESTS) $(PURE)
-ROOTS = $(GOTEST) -timeout=60m -p=1 $(ROOT)
+ROOTS = $(GOTEST) -timeout=60m -p=1 -parallel=3 $(ROOT)
 
 PREFIX := /usr/local
 
@@ -127,7 +127,7 @@ faults-found: check
 
 # The end-to-end tests once more, with gateways whose XDP programs carry established sessions (gateway/e2e/doc.go). As root.
 test-always: check
-	DEMARC_E2E_OFFLOAD=always go test -count=1 -timeout 30m ./gateway/e2e
+	DEMARC_E2E_OFFLOAD=always go test -count=1 -timeout 30m -parallel=3 ./gateway/e2e
 
 # Where a packet's time goes: instructions by function, counted one by one, and pprof of the same bursts by time (build/pipeline.pprof, for go tool pprof).
 profile:

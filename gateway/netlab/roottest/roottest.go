@@ -23,7 +23,7 @@ func Missing(t testing.TB, what string, args ...any) {
 	t.Fatalf("needs "+what+", and CI must not skip it", args...)
 }
 
-// MostlyWaits begins a test that waits most of its time and measures no rate, no gap and no last packet of a fast stream: it runs at the same time as another that says
+// MostlyWaits begins a test that waits most of its time and measures no rate, no gap and no last packet of a fast stream: it runs at the same time as others that say
 // so, behind all tests of its package that say nothing, and so run alone. It is the first statement of the test.
 func MostlyWaits(t *testing.T) {
 	t.Helper()
