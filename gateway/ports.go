@@ -520,8 +520,9 @@ func (g *Gateway) makeWorkers() error {
 			return fmt.Errorf("workers.count = %d, but no port has a queue for worker %d: use at most as many workers as the ports have queues", count, id)
 		}
 		var sm []byte
+		var idents *[nat.WholeWords]uint64
 		if g.off != nil {
-			sm = g.off.tables.SessionMem(id)
+			sm, idents = g.off.tables.SessionMem(id), g.off.tables.Idents(id)
 		} else {
 			var err error
 			if sm, err = mapTable(conntrack.Bytes(sessions)); err != nil {
@@ -546,7 +547,7 @@ func (g *Gateway) makeWorkers() error {
 		}
 		g.mem = append(g.mem, fm)
 		g.tableBytes = append(g.tableBytes, uint64(len(sm)+len(nm)+len(pm)+len(fm)))
-		shard, err := pipeline.NewShard(pipeline.Config{Worker: id, SessionMem: sm, Sessions: sessions, Shared: g.off != nil, NATMem: nm, Mappings: mappings, PermitMem: pm,
+		shard, err := pipeline.NewShard(pipeline.Config{Worker: id, SessionMem: sm, Sessions: sessions, Shared: g.off != nil, Idents: idents, NATMem: nm, Mappings: mappings, PermitMem: pm,
 			Tenants: snapshot.MaxTenantID(n), ShaperMax: n.Tables.Frames / 2, Seed: seeds[id], Fragments: fragments, FrameBytes: chunk, FragMem: fm, Space: g.space, Neighbors: g.neigh, Deadlines: g.table(), Ending: ending})
 		if err != nil {
 			return fmt.Errorf("worker %d: %w", id, err)

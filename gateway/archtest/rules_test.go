@@ -54,7 +54,7 @@ var only = map[string][]string{
 	"gateway/undo":  {},
 	"gateway/frag":  {"gateway/flow", "gateway/verdict"},
 	// It reads what the pipeline goes by, and does not know the pipeline, but in its test.
-	"gateway/cruise": {"gateway/conntrack", "gateway/flow", "gateway/lease", "gateway/meter", "gateway/police", "gateway/snapshot"},
+	"gateway/cruise": {"gateway/conntrack", "gateway/flow", "gateway/lease", "gateway/meter", "gateway/nat", "gateway/police", "gateway/snapshot"},
 	"gateway/meter":  {"gateway/flow", "gateway/verdict"},
 
 	"gateway/replica": {"gateway/flow"},

@@ -332,7 +332,7 @@ var kinds = []kind{
 	}},
 	{name: "hop limit", want: UpTTL, make: func(w *world, r *round) { r.ttl = byte(w.rng.IntN(2)) }},
 	{name: "too large", want: UpSize, make: func(w *world, r *round) { w.size(r, 1) }},
-	{name: "translated without df", want: UpIdent, fits: nat4, make: func(_ *world, r *round) { r.flags = 0 }},
+	{name: "translated without df", want: asPipeline, fits: nat4, make: func(_ *world, r *round) { r.flags = 0 }},
 	{name: "no device", want: UpPort, make: func(w *world, r *round) {
 		port := w.view.Ifaces[w.view.Hop(r.se.NextHop[r.dir]).Iface].Port
 		w.device(port, 0)

@@ -36,7 +36,6 @@ const (
 	UpHop
 	UpTTL
 	UpSize
-	UpIdent
 	UpPort
 	UpQueue
 	UpRate
@@ -45,7 +44,7 @@ const (
 )
 
 var whatText = [NumWhats]string{"carried", "drop_not_owner", "drop_dead", "drop_broken", "up_frame", "up_checksum", "up_options", "up_fragment", "up_protocol", "up_flags", "up_interface",
-	"up_mac", "up_address", "up_session", "up_not_down", "up_watched", "up_judged", "up_tenant", "up_state", "up_window", "up_hop", "up_ttl", "up_size", "up_ident", "up_port", "up_queue",
+	"up_mac", "up_address", "up_session", "up_not_down", "up_watched", "up_judged", "up_tenant", "up_state", "up_window", "up_hop", "up_ttl", "up_size", "up_port", "up_queue",
 	"up_rate", "up_room"}
 
 // String is its lower-case name.

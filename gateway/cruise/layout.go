@@ -15,7 +15,10 @@ type worker struct {
 	gen   atomic.Uint32 // pipeline.Shard.Gen
 	up    atomic.Uint32 // not 0: all packets go up, the worker says so
 	held  atomic.Uint32 // likewise, control says so
-	zero  uint32
+
+	idents           uint32 // where its words of idents begin. Set at Open
+	ident, identMask uint16 // nat.WholeShare, likewise
+	zero             uint32
 }
 
 // mark stands beside a session and says whether it is handed down.

@@ -19,7 +19,7 @@ import (
 
 // mutants are changes of cruise.c, each of which takes a check out of a stage, or has it write something else. Whoever agrees with the pipeline in spite of one has not looked.
 var mutants = []struct{ stage, is, becomes string }{
-	{"receive", "ktime_get_boot_ns() + settings.ahead", "ktime_get_boot_ns()"},
+	{"receive", "ktime_get_boot_ns() + settings.ahead", "ktime_get_boot_ns() - settings.ahead"},
 	{"receive", "e + 14 > end || e[0] & 1", "e + 14 > end"},
 	{"receive", "!f || !f->used", "!f"},
 	{"receive", "if (!takes(f, e))", "if (0)"},
@@ -124,8 +124,14 @@ var mutants = []struct{ stage, is, becomes string }{
 	{"usable", "if (p->ttl <= 1)", "if (p->ttl <= 2)"},
 	{"usable", "if (p->len > hop->mtu)", "if (0)"},
 	{"usable", "if (p->len > hop->mtu)", "if (p->len >= hop->mtu)"},
-	{"usable", "copy->flags & DEMARC_FLAG_NAT && !p->atomic", "0"},
-	{"usable", "copy->flags & DEMARC_FLAG_NAT && !p->atomic", "p->key.family == 4 && !p->atomic"},
+	{"translate", " && !p->atomic)\n\t\treturn identify", ")\n\t\treturn identify"},
+	{"translate", "s->flags & DEMARC_FLAG_NAT && !p->atomic", "!p->atomic"},
+	{"translate", "s->flags & DEMARC_FLAG_NAT && !p->atomic", "0"},
+	{"translate", "w->idents + ((u32)", "((u32)"},
+	{"translate", ">> 52 ^ h[9]", ">> 52"},
+	{"translate", "(__sync_fetch_and_add(last, 1) + 1)", "__sync_fetch_and_add(last, 1)"},
+	{"translate", " & w->ident_mask", ""},
+	{"translate", "(u64)(u16)~AT16(h + 4) + id", "0"},
 	{"usable", "redirect_map(&devices, hop->port, XDP_PASS) == XDP_REDIRECT ? CARRIED : UP_PORT", "redirect_map(&devices, hop->port, XDP_PASS), CARRIED"},
 	{"translate", "s->flags & DEMARC_FLAG_NAT && !translate4", "!translate4"},
 	{"translate", "AT16(h + 10) = apply(AT16(h + 10), delta);", ""},

@@ -14,6 +14,7 @@ import (
 	"demarc/gateway/cruise/bpf"
 	"demarc/gateway/flow"
 	"demarc/gateway/lease"
+	"demarc/gateway/nat"
 	"demarc/gateway/police"
 	"demarc/gateway/snapshot"
 )
@@ -52,6 +53,7 @@ type Tables struct {
 	ifaces     []iface
 	vlans      []uint64
 	tenants    []tenant
+	idents     []uint64 // by worker, nat.WholeWords each
 	deadlines  *lease.Deadlines
 
 	begun   atomic.Uint32 // how often Settle was called
@@ -100,7 +102,7 @@ func Open(c Config) (t *Tables, err error) {
 	for name, size := range map[string]int{
 		bpf.CruiseMapSessions: n * c.Sessions, bpf.CruiseMapBuckets: n * t.stride, bpf.CruiseMapMarks: n * c.Sessions, bpf.CruiseMapWorkers: n,
 		bpf.CruiseMapHops: c.Hops, bpf.CruiseMapIfaces: c.Interfaces + 1, bpf.CruiseMapVlans: c.Ports * vlansOf, bpf.CruiseMapTenants: c.Tenants + 1,
-		bpf.CruiseMapDeadlines: len(lease.Deadlines{}), bpf.CruiseMapVolumes: (c.Tenants + 1) * figures, bpf.CruiseMapSent: c.Ports, bpf.CruiseMapDevices: c.Ports,
+		bpf.CruiseMapDeadlines: len(lease.Deadlines{}), bpf.CruiseMapVolumes: (c.Tenants + 1) * figures, bpf.CruiseMapSent: c.Ports, bpf.CruiseMapDevices: c.Ports, bpf.CruiseMapIdents: n * nat.WholeWords,
 	} {
 		m := spec.Maps[name].Copy()
 		m.MaxEntries = uint32(size)
@@ -124,6 +126,7 @@ func Open(c Config) (t *Tables, err error) {
 	for _, err := range []error{
 		lay(t, bpf.CruiseMapWorkers, &t.workers, n), lay(t, bpf.CruiseMapMarks, &t.marks, n*c.Sessions), lay(t, bpf.CruiseMapHops, &t.hops, c.Hops),
 		lay(t, bpf.CruiseMapIfaces, &t.ifaces, c.Interfaces+1), lay(t, bpf.CruiseMapVlans, &t.vlans, c.Ports*vlansOf), lay(t, bpf.CruiseMapTenants, &t.tenants, c.Tenants+1),
+		lay(t, bpf.CruiseMapIdents, &t.idents, n*nat.WholeWords),
 	} {
 		if err != nil {
 			return t, err
@@ -136,7 +139,9 @@ func Open(c Config) (t *Tables, err error) {
 	t.deadlines = &d[0]
 	t.called, t.rested = make([]uint32, n*c.Sessions), make([]rests, n)
 	for w, seed := range c.Seeds {
-		t.workers[w].seed = seed
+		x := &t.workers[w]
+		x.seed, x.idents = seed, uint32(w*nat.WholeWords)
+		x.ident, x.identMask = nat.WholeShare(w, n)
 	}
 	one := &ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}
 	if t.inner, err = ebpf.NewMap(one); err != nil {
@@ -213,6 +218,11 @@ func (t *Tables) Close() error {
 	}
 	*t = Tables{}
 	return errors.Join(errs...)
+}
+
+// Idents are what a worker and the program name whole packets by, for pipeline.Config.
+func (t *Tables) Idents(w int) *[nat.WholeWords]uint64 {
+	return (*[nat.WholeWords]uint64)(t.idents[w*nat.WholeWords:])
 }
 
 // SessionMem is the memory of a worker's session table, for pipeline.Config.

@@ -244,7 +244,7 @@ func newWorld(t testing.TB, rng *rand.Rand, workers int, shared bool) *world {
 		w.tab.Deadlines().Write(g.ID, 1, 1<<64-1)
 	}
 	for i := range workers {
-		sh, err := pipeline.NewShard(pipeline.Config{Worker: i, SessionMem: w.tab.SessionMem(i), Sessions: capacity, Shared: w.shared, NATMem: make([]byte, nat.Bytes(1024)+64), Mappings: 1024,
+		sh, err := pipeline.NewShard(pipeline.Config{Worker: i, SessionMem: w.tab.SessionMem(i), Sessions: capacity, Shared: w.shared, Idents: w.tab.Idents(i), NATMem: make([]byte, nat.Bytes(1024)+64), Mappings: 1024,
 			PermitMem: make([]byte, nat.PermitBytes(capacity)+64), Tenants: snapshot.MaxTenantID(node), ShaperMax: 64, Seed: seeds[i], Space: space, Neighbors: neigh, Deadlines: w.tab.Deadlines()})
 		if err != nil {
 			t.Fatal(err)
@@ -598,6 +598,9 @@ func (w *world) image(to []byte) []byte {
 	for i := range w.shards {
 		to = append(to, w.tab.SessionMem(i)[:conntrack.Bytes(capacity)]...)
 	}
+	for _, n := range w.tab.idents {
+		to = binary.LittleEndian.AppendUint16(to, uint16(n))
+	}
 	for i := range w.tab.tenants {
 		for d := range w.tab.tenants[i].words {
 			x := &w.tab.tenants[i].words[d]
@@ -613,6 +616,10 @@ func (w *world) restore(from []byte) {
 	for i := range w.shards {
 		n := copy(w.tab.SessionMem(i)[:conntrack.Bytes(capacity)], from)
 		from = from[n:]
+	}
+	for i := range w.tab.idents {
+		w.tab.idents[i] = uint64(binary.LittleEndian.Uint16(from))
+		from = from[2:]
 	}
 	for i := range w.tab.tenants {
 		for d := range w.tab.tenants[i].words {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"demarc/gateway/api"
+	"demarc/gateway/nat"
 	"demarc/gateway/netlab"
 	"demarc/gateway/netlab/host"
 	"demarc/gateway/trace"
@@ -160,6 +161,69 @@ func TestOffloadCarries(t *testing.T) {
 	}
 	if o := portOf(r.status(), "alpha0").Offload; o.Carried-before.Carried < p.Sent/2 {
 		t.Errorf("behind a trial %d of %d were carried", o.Carried-before.Carried, p.Sent)
+	}
+}
+
+// Telephones that send without DF are carried as well: what leaves has an identification of its own, whoever carries it (RFC 7857 section 10), though both hosts have chosen the same ones.
+func TestOffloadNamesWhatMayBeCut(t *testing.T) {
+	always(t)
+	r := offloadRig(t, "offnames", strings.Replace(rigPolicy("", ""), "pool = [\""+netlab.AlphaPool+"\"]", "pool = [\"192.0.2.16\"]", 1)) // one public address for both
+	r.start()
+	r.serve(r.Public1.Name, "udp-echo", "-addr", ":7007", "-no-df")
+	var mu sync.Mutex
+	type end struct {
+		host     string
+		from, to [4]byte
+	}
+	names, twice, atomic := map[end]map[uint16]bool{}, 0, 0
+	var captures []*netlab.Capture
+	for _, h := range []netlab.Host{r.Public1, r.Alpha1, r.Alpha2} {
+		c, err := r.Capture(h.Name, netlab.HostDevice, 0, func(f []byte) bool {
+			if len(f) < 42 || f[12] != 8 || f[13] != 0 || f[23] != unix.IPPROTO_UDP || [4]byte(f[30:34]) != h.V4.As4() {
+				return false
+			}
+			e, id := end{h.Name, [4]byte(f[26:30]), [4]byte(f[30:34])}, binary.BigEndian.Uint16(f[18:])
+			mu.Lock()
+			defer mu.Unlock()
+			if f[20]&0x40 != 0 {
+				atomic++
+			}
+			if names[e] == nil {
+				names[e] = map[uint16]bool{}
+			}
+			if names[e][id] || id >= nat.WholeIdents {
+				twice++
+			}
+			names[e][id] = true
+			return true
+		})
+		check(t, err)
+		captures = append(captures, c)
+	}
+	before := portOf(r.status(), "alpha0").Offload.Carried
+	var p [2]host.Probe
+	args := []string{"udp-probe", "-dst", addrPort(r.Public1.V4, 7007), "-pps", "1000", "-duration", "2500ms", "-no-df"}
+	r.wait(r.spawn(r.Alpha1.Name, &p[0], args...), r.spawn(r.Alpha2.Name, &p[1], args...))
+	for _, p := range p {
+		if p.Sent != 2500 || p.Received != p.Sent || p.Duplicate > 0 || p.Reordered > 0 {
+			t.Errorf("%+v", p)
+		}
+	}
+	if n := portOf(r.status(), "alpha0").Offload.Carried - before; n < 4500 {
+		t.Errorf("the program has carried %d of 5000", n)
+	}
+	for _, c := range captures {
+		check(t, c.CatchUp(time.Second))
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(names) != 3 || atomic > 0 || twice > 0 {
+		t.Errorf("between %d pairs of addresses %d packets had DF, and %d an identification of another one", len(names), atomic, twice)
+	}
+	for e, ids := range names {
+		if want := map[bool]int{true: 5000, false: 2500}[e.host == r.Public1.Name]; len(ids) != want {
+			t.Errorf("%s: %d identifications from %v to %v, want %d", e.host, len(ids), e.from, e.to, want)
+		}
 	}
 }
 

@@ -15,6 +15,15 @@ const Reassembly = 30 * time.Second
 // only if somebody cuts them later. Those above are for what leaves in pieces.
 const WholeIdents = 1 << 14
 
+// WholeWords is how many counters of these a worker has, by a hash of both ends.
+const WholeWords = 1 << 12
+
+// WholeShare is which of WholeIdents are a worker's: from and what it counts within, by a mask. Workers share them by powers of two.
+func WholeShare(worker, workers int) (from, mask uint16) {
+	n := WholeIdents >> bits.Len(uint(max(1, workers)-1))
+	return uint16(worker * n), uint16(n - 1)
+}
+
 const (
 	pieceIdents = 1<<16 - WholeIdents
 	identWords  = 1 << 14

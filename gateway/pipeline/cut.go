@@ -2,18 +2,17 @@ package pipeline
 
 import (
 	"encoding/binary"
+	"sync/atomic"
 
 	"demarc/gateway/conntrack"
 	"demarc/gateway/flow"
+	"demarc/gateway/nat"
 	"demarc/gateway/packet"
 	"demarc/gateway/verdict"
 )
 
 // isPiece in Slot.cut says that the slot is a piece of what was cut.
 const isPiece = 0xffff
-
-// wholeWords is how many counters of identifications a worker has, by a hash of far ends: 8 KiB, so that they stay near.
-const wholeWords = 1 << 12
 
 // Piece makes the piece of s, whose verdict is Cut, that begins at byte from of its payload, in a slot whose Buf, Area and Addr are the
 // driver's. next is where the one after it begins, 0 = that was the last. Pieces go through SendPieces. False when no piece fits:
@@ -66,9 +65,12 @@ func (sh *Shard) rename(s *Slot, se *conntrack.Session) bool {
 func (sh *Shard) ident(s *Slot, se *conntrack.Session, src, dst uint32) (id uint16, ok bool) {
 	if s.cut == 0 && s.Flags&inPieces == 0 {
 		h := (uint64(src)<<32 | uint64(dst)) * 0x9e3779b97f4a7c15
-		w := &sh.idents[(h>>52^uint64(s.Key.Proto))%wholeWords]
+		w := &sh.idents[(h>>52^uint64(s.Key.Proto))%nat.WholeWords]
+		if sh.shared {
+			return sh.identLo | uint16(atomic.AddUint64(w, 1))&sh.identMsk, true
+		}
 		*w++
-		return sh.identLo | *w&sh.identMsk, true
+		return sh.identLo | uint16(*w)&sh.identMsk, true
 	}
 	return sh.identOfParts(s, se, src, dst)
 }

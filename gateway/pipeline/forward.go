@@ -30,12 +30,11 @@ func (sh *Shard) forward(s *Slot, t *snapshot.Tenant, se *conntrack.Session, dir
 			return sh.drop(s, r)
 		}
 	}
-	lowered, up := false, false
+	lowered := false
 	if se.Flags&conntrack.FlagNAT != 0 {
 		src, dst, sport, dport := se.OutWords(dir)
 		h4, also, ok := packet.Header4(&s.Packet), uint64(0), true
 		if h4 != nil && !packet.Atomic4(h4) {
-			up = true // the second executor has no identifications: its next packet would come up again
 			var id uint16
 			if id, ok = sh.ident(s, se, src, dst); ok {
 				also = packet.ID4(h4, id)
@@ -69,7 +68,7 @@ func (sh *Shard) forward(s *Slot, t *snapshot.Tenant, se *conntrack.Session, dir
 		} else {
 			se.Count(dir, uint64(s.IPLen))
 		}
-		if sh.second != nil && v == verdict.Send && !up {
+		if sh.second != nil && v == verdict.Send {
 			sh.second.Sent(sh.Sessions.SlotOf(se), se)
 		}
 	}

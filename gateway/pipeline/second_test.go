@@ -60,7 +60,7 @@ func TestSecondIsTold(t *testing.T) {
 		t.Error("nobody looks")
 	}
 	r.want(r.betaOut(2), verdict.Send)
-	told("translated, without DF: it needs an identification, which the second executor has not", 0, 0, 0)
+	told("translated, without DF", 1, 0, 0)
 	r.sh.TakeOver(9)
 	told("a group is served", 0, 0, 1)
 	r.sh.GiveUp(9)

@@ -2,7 +2,6 @@ package pipeline
 
 import (
 	"cmp"
-	"math/bits"
 	"sync/atomic"
 	"time"
 
@@ -90,7 +89,8 @@ type Config struct {
 	Worker     int
 	SessionMem []byte
 	Sessions   int
-	Shared     bool // another executor carries packets of the sessions too: what both write is written atomically
+	Shared     bool                    // another executor carries packets of the sessions too: what both write is written atomically
+	Idents     *[nat.WholeWords]uint64 // that executor names whole packets by them too; nil = there is none
 	NATMem     []byte
 	Mappings   int
 	PermitMem  []byte // nat.PermitBytes(Sessions); touched only where tenants filter by address
@@ -150,7 +150,7 @@ type Shard struct {
 	frags    *frag.Table
 	frag     *frag.Datagram // that the fragment under way is of, nil between fragments
 	looks    bool           // at the identifications that all share, and takes none: a twin
-	idents   [wholeWords]uint16
+	idents   *[nat.WholeWords]uint64
 	identLo  uint16 // identifications of whole packets are this worker's from here on
 	identMsk uint16
 
@@ -218,8 +218,11 @@ func NewShard(c Config) (*Shard, error) {
 	}
 	sh.frags = frag.New(frag.Config{Datagrams: cmp.Or(c.Fragments, 64), Mem: c.FragMem, Size: cmp.Or(c.FrameBytes, 2048), Tenants: tenants, Seed: c.Seed ^ 0x165667b19e3779f9,
 		Lost: func(t flow.TenantID, r verdict.Reason, n int) { sh.Meter.DropN(t, r, uint64(n)) }})
+	if sh.idents = c.Idents; sh.idents == nil {
+		sh.idents = new([nat.WholeWords]uint64)
+	}
 	for i := range sh.idents {
-		sh.idents[i] = uint16(sh.random())
+		sh.idents[i] = uint64(uint16(sh.random()))
 	}
 	return sh, nil
 }
@@ -237,8 +240,7 @@ func (sh *Shard) SetView(v *snapshot.View) {
 	sh.newGen()
 	sh.judged = sh.gen
 	sh.standing()
-	n := nat.WholeIdents >> bits.Len(uint(max(1, v.Workers)-1)) // workers share them by powers of two
-	sh.identLo, sh.identMsk = uint16(sh.Worker*n), uint16(n-1)
+	sh.identLo, sh.identMsk = nat.WholeShare(sh.Worker, v.Workers)
 	for _, id := range v.Fresh {
 		sh.Meter.Reset(id)
 	}

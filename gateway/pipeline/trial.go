@@ -87,6 +87,8 @@ func (sh *Shard) twin(l *undo.Log, v *snapshot.View) *Shard {
 	c.Meter = meter.NewShard(1) // a sink: nobody reads it
 	c.held, c.tenures = append([]held(nil), sh.held...), append([]tenure(nil), sh.tenures...)
 	c.echo = copyWords(sh.echo)
+	idents := *sh.idents
+	c.idents = &idents
 	c.frags = frag.New(frag.Config{Datagrams: 1, Size: 4096, Tenants: 1, Lost: func(flow.TenantID, verdict.Reason, int) {}}) // of its datagram nothing else has come
 	c.looks, c.copies, c.second, c.Want = true, nil, nil, nil
 	return &c

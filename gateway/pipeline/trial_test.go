@@ -230,7 +230,7 @@ func TestATrialIsWhatThenHappens(t *testing.T) {
 
 // What a shard has by reference a twin must have of its own, or know why not.
 func TestATwinKnowsWhatAShardRefersTo(t *testing.T) {
-	known := []string{"Sessions", "NAT", "permits", "Neighbors", "Shaper", "Meter", "view", "echo", "held", "tenures", "hosts", "eventLog", "blocks", "asked", "frags",
+	known := []string{"Sessions", "NAT", "permits", "Neighbors", "Shaper", "Meter", "view", "echo", "held", "tenures", "hosts", "eventLog", "blocks", "asked", "frags", "idents",
 		"copies",         // the twin has none, so a trial marks nothing
 		"second",         // nor hands anything down
 		"Want",           // nor asks for anybody

@@ -3,7 +3,7 @@
 /* The second executor: carries packets of sessions that user space has handed down. It judges nothing. Each stage has the name of the Go pipeline's
  * (gateway/pipeline), and does what that one does or leaves the packet to it: every doubt goes up, unchanged. DESIGN.md in the folder above says why.
  *
- * It writes counters, time stamps, TCP's numbers and rate words, beside a session that one of its packets has gone up, and of a hop that it is used: by atomic operations, or by
+ * It writes counters, time stamps, TCP's numbers, identifications and rate words, beside a session that one of its packets has gone up, and of a hop that it is used: by atomic operations, or by
  * one store of a word that nobody adds to. Nothing else. */
 #include "../../xsk/bpf/kernel.h"
 
@@ -38,7 +38,6 @@ enum what {
 	UP_HOP,          /* the next hop is another one now */
 	UP_TTL,
 	UP_SIZE,
-	UP_IDENT,        /* translated and without DF: it needs another identification */
 	UP_PORT,         /* no device to send to */
 	UP_QUEUE,        /* others of its tenant wait */
 	UP_RATE,
@@ -46,6 +45,7 @@ enum what {
 	WHATS,
 };
 
+enum { IDENTS = 4096 }; /* nat.WholeWords */
 enum { MAX_WORKERS = 16, DIRS = 3, WITHIN = DIRS, ABOVE = DIRS + 2, FIGURES = DIRS + 4 }; /* what is counted of a tenant: by direction, and of OUT and IN voice within its rate and above */
 enum { OUT, IN, INSIDE }; /* meter.Dir */
 
@@ -66,6 +66,8 @@ struct worker {
 	u32 gen;   /* sessions judged under another one go up */
 	u32 up;    /* not 0: all go up, because the worker wants to see them */
 	u32 held;  /* likewise, because control changes what all workers go by */
+	u32 idents; /* where its words of idents begin */
+	u16 ident, ident_mask; /* its share of identifications (nat.WholeShare) */
 	u32 zero;
 };
 
@@ -164,6 +166,7 @@ TABLE(hops, F_MMAPABLE, struct hop);
 TABLE(ifaces, F_MMAPABLE, struct iface);
 TABLE(vlans, F_MMAPABLE, u64); /* by port and VLAN: the interface, 0 = none */
 TABLE(tenants, F_MMAPABLE, struct tenant);
+TABLE(idents, F_MMAPABLE, u64); /* the last identification between two addresses, by worker and a hash of these: shared with the worker */
 TABLE(deadlines, F_MMAPABLE, struct deadline); /* the one of steer.c */
 COUNTS(counters, struct counter);
 COUNTS(volumes, struct volume); /* by tenant and FIGURES */
@@ -194,6 +197,7 @@ struct packet {
 	u8 odd;         /* TCP: anything but a plain segment */
 	u8 trailed;     /* something stands behind it */
 	u8 atomic;      /* IPv4: DF, and no fragment: nobody looks at its identification (RFC 6864) */
+	u8 worker;      /* whose session it is of */
 	u8 voice;       /* 0 = it is none; MARKED or RULED, and when it passes WITHIN or ABOVE */
 };
 
@@ -615,6 +619,24 @@ INLINE void add(void *map, u32 at, u32 bytes)
 	}
 }
 
+/* pipeline.Shard.ident of a translated packet that leaves whole, and may be cut on its way. */
+static __attribute__((noinline)) int identify(struct xdp_md *ctx, u32 l2, u32 worker)
+{
+	struct worker *w = map_lookup(&workers, &worker);
+	u8 *h = (u8 *)(u64)ctx->data + (l2 & 31);
+	if (!w || h + 20 > (u8 *)(u64)ctx->data_end)
+		return DROP_BROKEN;
+	u64 ends = ((u64)AT32(h + 12) << 32 | AT32(h + 16)) * 0x9e3779b97f4a7c15;
+	u32 at = w->idents + ((u32)(ends >> 52 ^ h[9]) & (IDENTS - 1));
+	u64 *last = map_lookup(&idents, &at);
+	if (!last)
+		return DROP_BROKEN;
+	u16 id = be16(w->ident | ((u16)(__sync_fetch_and_add(last, 1) + 1) & w->ident_mask));
+	AT16(h + 10) = apply(AT16(h + 10), (u64)(u16)~AT16(h + 4) + id);
+	AT16(h + 4) = id;
+	return CARRIED;
+}
+
 /* Writes the frame as it leaves, and accounts for it. */
 INLINE int send(struct xdp_md *ctx, struct packet *p, struct demarc_session *s, u32 dir, struct hop *hop)
 {
@@ -634,6 +656,8 @@ INLINE int send(struct xdp_md *ctx, struct packet *p, struct demarc_session *s, 
 	}
 	set_l2(e, p, hop);
 	add(&sent, hop->port, end - e);
+	if (p->key.family == 4 && s->flags & DEMARC_FLAG_NAT && !p->atomic)
+		return identify(ctx, l2, p->worker);
 	return CARRIED;
 }
 
@@ -648,7 +672,7 @@ INLINE u32 direction(struct demarc_session *s, u32 dir)
 
 /* Copies the hop by which a direction leaves, and says whether the packet can leave there as it is. live is the hop itself, for who has sent by it. A redirect that is asked for is none unless the
  * program says so in the end. */
-INLINE int usable(struct packet *p, struct demarc_session *copy, struct mark *m, u64 down, u32 dir, struct hop *hop, struct hop **live)
+INLINE int usable(struct packet *p, struct mark *m, u64 down, u32 dir, struct hop *hop, struct hop **live)
 {
 	u64 way = ONCE(m->way[dir]);
 	u32 at = (u32)way, gen = way >> 32;
@@ -665,8 +689,6 @@ INLINE int usable(struct packet *p, struct demarc_session *copy, struct mark *m,
 		return UP_TTL;
 	if (p->len > hop->mtu)
 		return UP_SIZE;
-	if (copy->flags & DEMARC_FLAG_NAT && !p->atomic)
-		return UP_IDENT;
 	return redirect_map(&devices, hop->port, XDP_PASS) == XDP_REDIRECT ? CARRIED : UP_PORT;
 }
 
@@ -691,6 +713,7 @@ INLINE int carry(struct xdp_md *ctx, struct packet *p, struct guarded *guarded, 
 	if (!s || !m || !w)
 		return UP_SESSION;
 	*own = m;
+	p->worker = n;
 	u64 down = ONCE(m->down);
 	if (down != ((u64)DOWN << 32 | copy->gen))
 		return UP_NOT_DOWN;
@@ -718,7 +741,7 @@ INLINE int carry(struct xdp_md *ctx, struct packet *p, struct guarded *guarded, 
 	}
 
 	struct hop hop, *live = 0;
-	r = usable(p, copy, m, down, dir, &hop, &live);
+	r = usable(p, m, down, dir, &hop, &live);
 	if (r != CARRIED)
 		return r;
 	u32 d = direction(copy, dir);

@@ -21,6 +21,7 @@ const (
 	CruiseMapDeadlines     = "deadlines"
 	CruiseMapDevices       = "devices"
 	CruiseMapHops          = "hops"
+	CruiseMapIdents        = "idents"
 	CruiseMapIfaces        = "ifaces"
 	CruiseMapMarks         = "marks"
 	CruiseMapSent          = "sent"
@@ -90,6 +91,7 @@ type CruiseMapSpecs struct {
 	Deadlines *ebpf.MapSpec `ebpf:"deadlines"`
 	Devices   *ebpf.MapSpec `ebpf:"devices"`
 	Hops      *ebpf.MapSpec `ebpf:"hops"`
+	Idents    *ebpf.MapSpec `ebpf:"idents"`
 	Ifaces    *ebpf.MapSpec `ebpf:"ifaces"`
 	Marks     *ebpf.MapSpec `ebpf:"marks"`
 	Sent      *ebpf.MapSpec `ebpf:"sent"`
@@ -135,6 +137,7 @@ type CruiseMaps struct {
 	Deadlines *ebpf.Map `ebpf:"deadlines"`
 	Devices   *ebpf.Map `ebpf:"devices"`
 	Hops      *ebpf.Map `ebpf:"hops"`
+	Idents    *ebpf.Map `ebpf:"idents"`
 	Ifaces    *ebpf.Map `ebpf:"ifaces"`
 	Marks     *ebpf.Map `ebpf:"marks"`
 	Sent      *ebpf.Map `ebpf:"sent"`
@@ -155,6 +158,7 @@ func (m *CruiseMaps) Close() error {
 		m.Deadlines,
 		m.Devices,
 		m.Hops,
+		m.Idents,
 		m.Ifaces,
 		m.Marks,
 		m.Sent,

@@ -87,6 +87,17 @@ func listenUDP(addr string) (*net.UDPConn, error) {
 	return u, nil
 }
 
+// withoutDF has an IPv4 socket send what a router may cut, as many telephones do.
+func withoutDF(c syscall.Conn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return errors.Join(raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+	}), err)
+}
+
 // forceBuffer asks for 8 MB past the system's limit; without the right to do so the default stays.
 func forceBuffer(u *net.UDPConn, opt int) {
 	if raw, err := u.SyscallConn(); err == nil {
@@ -109,12 +120,18 @@ type Echo struct {
 
 func udpEcho(ctx context.Context, fs *flag.FlagSet, args []string) (any, error) {
 	addr := fs.String("addr", ":7007", "listen address")
+	noDF := fs.Bool("no-df", false, "answers may be cut on their way (IPv4)")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
 	conn, err := listenUDP(*addr)
 	if err != nil {
 		return nil, err
+	}
+	if *noDF {
+		if err := withoutDF(conn); err != nil {
+			return nil, err
+		}
 	}
 	end, err := serving(ctx, conn.LocalAddr().String())
 	if err != nil {
@@ -178,6 +195,7 @@ func udpProbe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error)
 	size := fs.Int("size", 200, "payload bytes, at least 32")
 	tos := fs.Int("tos", 0, "IPv4 TOS or IPv6 traffic class")
 	duration := fs.Duration("duration", 5*time.Second, "how long to send")
+	noDF := fs.Bool("no-df", false, "probes may be cut on their way (IPv4)")
 	wait := fs.Duration("wait", 2*time.Second, "for the last answers; who has them all does not wait") // a processor on their way is elsewhere for half a second now and then
 	if err := fs.Parse(args); err != nil {
 		return nil, err
@@ -190,6 +208,11 @@ func udpProbe(ctx context.Context, fs *flag.FlagSet, args []string) (any, error)
 		return nil, err
 	}
 	defer conn.Close()
+	if *noDF {
+		if err := withoutDF(conn); err != nil {
+			return nil, err
+		}
+	}
 	r := Probe{Dst: dst.String(), Local: conn.LocalAddr().String(), Tag: *tag}
 	total := uint64(float64(*duration) / float64(time.Second) * *rate)
 
