@@ -95,6 +95,8 @@ public = "192.0.2.1"
 proto = "tcp"
 port = 25
 inside = "198.18.0.26"
+[tenant.rates]
+overhead = 38
 [tenant.rates.out]
 bits = "50M"
 [[tenant.rule]]
@@ -127,6 +129,7 @@ tenant "a": removed nat.pool: 192.0.2.8/30
 tenant "a": added nat.pool: 192.0.2.16
 tenant "a": changed nat.forward 192.0.2.1 tcp/25: 198.18.0.25:25 -> 198.18.0.26:25
 tenant "a": changed rates.out.bits: 20M -> 50M
+tenant "a": changed rates.overhead: none -> 38
 tenant "a": moved rule "first" (in, 4): position 1 -> position 4
 tenant "a": changed rule "second" (in, 2): allow in service tcp/25 -> allow in service tcp/25,tcp/465
 tenant "a": removed rule "last" (in, 4): deny in

@@ -434,8 +434,9 @@ func checkRates(at loc, r *Rates) {
 	checkHostRate(at.key("host").key("out"), &r.Host.Out, r.Out.Bits)
 	checkHostRate(at.key("host").key("in"), &r.Host.In, r.In.Bits)
 	checkCount(at, "overhead", r.Overhead, 1, maxOverhead)
-	if r.Overhead != 0 && max(r.Out.Bits, r.In.Bits, r.Host.Out.Bits, r.Host.In.Bits) == 0 && textAt(at.key("out"), "bits") && textAt(at.key("in"), "bits") {
-		at.key("overhead").bad(r.Overhead, "does nothing without a rate in bits", "rates.out.bits or rates.in.bits")
+	if r.Overhead != 0 && max(r.Out.Bits, r.In.Bits, r.Host.Out.Bits, r.Host.In.Bits) == 0 && textAt(at, "overhead") &&
+		!slices.ContainsFunc([]loc{at.key("out"), at.key("in"), at.key("host").key("out"), at.key("host").key("in")}, func(l loc) bool { return !textAt(l, "bits") }) {
+		at.key("overhead").bad(r.Overhead, "does nothing without a rate in bits", "bits in rates.out, rates.in or rates.host")
 	}
 	voice := at.key("voice")
 	have := map[uint8]bool{}

@@ -151,7 +151,7 @@ type HostRates struct {
 	In  HostRate `toml:"in"`
 }
 
-// HostRate is policed: what is too fast is dropped, nothing waits. It counts as RateDir does, voice included, which goes before the host's other packets. Zero means unlimited.
+// HostRate is policed: what is too fast is dropped, nothing waits. It counts as RateDir does (what is cut on its way out, once), voice included, which goes before the host's other packets. Zero means unlimited.
 type HostRate struct {
 	Bits    Rate     `toml:"bits"`    // bit/s
 	Packets uint64   `toml:"packets"` // packet/s

@@ -245,10 +245,10 @@ func (b backend) volume(t flow.TenantID, d meter.Dir) (c api.Counter) {
 // voice is of workers and programs.
 func (b backend) voice(t flow.TenantID, d meter.Dir) (c api.VoiceCounts) {
 	add := func(v meter.Voice) {
-		c.Within.Packets += v.Within.Packets
-		c.Within.Bytes += v.Within.Bytes
-		c.Above.Packets += v.Above.Packets
-		c.Above.Bytes += v.Above.Bytes
+		for f, to := range [meter.NumVoiceFates]*api.Counter{meter.VoiceWithin: &c.Within, meter.VoiceAbove: &c.Above, meter.VoiceLost: &c.Lost} {
+			to.Packets += v[f].Packets
+			to.Bytes += v[f].Bytes
+		}
 	}
 	for _, sh := range b.g.shards {
 		add(sh.Meter.VoiceOf(t, d))

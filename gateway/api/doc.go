@@ -6,6 +6,6 @@
 // are added, never renamed, and a count that is zero is still written.
 //
 // Units are in the field's comment. Packets and bytes are totals since the process started unless the comment says otherwise; bytes are
-// IP bytes without the link header for tenants and sessions (what a rate limits and a bill counts), and whole frames without
+// IP bytes without the link header for tenants and sessions (what a bill counts, and a rate beside rates.overhead), and whole frames without
 // checksum for ports. Times are RFC 3339 wall-clock times, for reading only; durations are seconds.
 package api

@@ -210,7 +210,7 @@ type Zone struct {
 }
 
 // Tenant is one enterprise's live figures. out = from the tenant to the backbone, in = towards the tenant; both count packets that
-// were passed on, those included that wait in a shaper or for a next hop; so what its limit cut is in Drops alone.
+// were passed on, those included that wait in a shaper or for a next hop; so what its limit cut is in Drops, and where it was voice in Voice.
 type Tenant struct {
 	ID          int               `json:"id"`
 	Name        string            `json:"name"`
@@ -262,6 +262,7 @@ type TenantVoice struct {
 type VoiceCounts struct {
 	Within Counter `json:"within"` // passed on within voice's own rate, before the rest
 	Above  Counter `json:"above"`  // it had no room for them there, so they were among the rest: passed on, or dropped
+	Lost   Counter `json:"lost"`   // it had room for them, and the tenant's rate had none: dropped
 }
 
 // TenantUnanswered is how many sessions of a tenant are not answered (TCP: the handshake is not complete), by the side that began them.

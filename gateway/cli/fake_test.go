@@ -153,7 +153,7 @@ func someStatus() *api.Status {
 			{ID: 1, CPU: -1, SessionsCap: 65536, MappingsCap: 65536, Frames: 8192, FramesFree: 4096, HandedIn: 5}},
 		Ports: somePorts(),
 		Tenants: []api.Tenant{{ID: 1, Name: "alpha", Sessions: 12, Out: api.Counter{Packets: 1000, Bytes: 1_234_567}, In: api.Counter{Packets: 2000, Bytes: 999_999},
-			Limits: api.TenantRates{OutBits: 20e6, InBits: 1.5e9, InPackets: 100_000, VoiceOut: 15e6}, Voice: api.TenantVoice{Out: api.VoiceCounts{Within: api.Counter{Packets: 400, Bytes: 80_000}, Above: api.Counter{Packets: 7, Bytes: 1400}}}, Drops: map[string]uint64{"acl_deny": 3}, Pool: &api.Pool{Addresses: 16, Ports: 16 * 64512, InUse: 8}},
+			Limits: api.TenantRates{OutBits: 20e6, InBits: 1.5e9, InPackets: 100_000, VoiceOut: 15e6, Overhead: 38}, Voice: api.TenantVoice{Out: api.VoiceCounts{Within: api.Counter{Packets: 400, Bytes: 80_000}, Above: api.Counter{Packets: 7, Bytes: 1400}, Lost: api.Counter{Packets: 2, Bytes: 400}}}, Drops: map[string]uint64{"acl_deny": 3}, Pool: &api.Pool{Addresses: 16, Ports: 16 * 64512, InUse: 8}},
 			{ID: 2, Name: "beta", Drops: map[string]uint64{"ttl_exceeded": 2}}},
 		Drops:    map[string]uint64{"acl_deny": 3, "ttl_exceeded": 2, "no_route": 0, "xdp_foreign_mac": 7},
 		SlowPath: api.SlowPath{Neighbours: 4, Pending: 1, Waiting: 1}, Conservation: api.Conservation{OK: true, Detail: "all 16384 frames accounted for"}}

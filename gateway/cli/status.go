@@ -357,12 +357,12 @@ func writeTenants(w io.Writer, s, last *api.Status) {
 	writeVoice(w, s, before, rate)
 }
 
-// writeVoice prints which tenants have had voice, and how much of it found no room in its own rate. Without rate, totals; with it, what came per second since before.
+// writeVoice prints which tenants have had voice, how much of it found no room in its own rate, and how much was dropped although it did. Without rate, totals; with it, what came per second since before.
 func writeVoice(w io.Writer, s *api.Status, before map[string]*api.Tenant, rate func(now, was uint64) float64) {
-	heads := []string{"VOICE OF", "DIRECTION", "PACKETS", "BYTES", "PACKETS ABOVE ITS RATE", "ITS RATE"}
+	heads := []string{"VOICE OF", "DIRECTION", "ITS RATE", "PACKETS WITHIN", "BYTES WITHIN", "PACKETS ABOVE", "PACKETS LOST"}
 	packets, bytes := func(n, _ uint64) string { return fmt.Sprint(n) }, func(n, _ uint64) string { return scaled(float64(n)) }
 	if rate != nil {
-		heads[2], heads[3], heads[4] = "pkt/s", "bit/s", "pkt/s ABOVE ITS RATE"
+		heads[3], heads[4], heads[5], heads[6] = "pkt/s WITHIN", "bit/s WITHIN", "pkt/s ABOVE", "pkt/s LOST"
 		packets, bytes = func(n, was uint64) string { return scaled(rate(n, was)) }, func(n, was uint64) string { return scaled(8 * rate(n, was)) }
 	}
 	var t *table
@@ -388,7 +388,7 @@ func writeVoice(w io.Writer, s *api.Status, before map[string]*api.Tenant, rate 
 			if d.bits > 0 {
 				own = scaled(float64(d.bits)) + "bit/s"
 			}
-			t.row(x.Name, d.dir, packets(d.is.Within.Packets, d.was.Within.Packets), bytes(d.is.Within.Bytes, d.was.Within.Bytes), packets(d.is.Above.Packets, d.was.Above.Packets), own)
+			t.row(x.Name, d.dir, own, packets(d.is.Within.Packets, d.was.Within.Packets), bytes(d.is.Within.Bytes, d.was.Within.Bytes), packets(d.is.Above.Packets, d.was.Above.Packets), packets(d.is.Lost.Packets, d.was.Lost.Packets))
 		}
 	}
 	if t != nil {
@@ -414,6 +414,9 @@ func limits(t *api.Tenant) string {
 	out, in := one(t.Limits.OutBits, t.Limits.OutPackets), one(t.Limits.InBits, t.Limits.InPackets)
 	if out == "none" && in == "none" {
 		return "none"
+	}
+	if n := t.Limits.Overhead; n > 0 {
+		return fmt.Sprintf("%s / %s, %d B a packet beside IP", out, in, n)
 	}
 	return out + " / " + in
 }

@@ -73,11 +73,11 @@ func (t *Tables) Volume(id flow.TenantID, d meter.Dir) (meter.Volume, error) {
 	return t.sum(bpf.CruiseMapVolumes, uint32(id)*figures+uint32(d))
 }
 
-// Voice is what of that, Out or In, is voice: within its own rate, and above.
+// Voice is what of that, Out or In, is voice: within its own rate, and above. What the tenant's rate has no room for goes up.
 func (t *Tables) Voice(id flow.TenantID, d meter.Dir) (v meter.Voice, err error) {
 	at := uint32(id)*figures + dirs + uint32(d)
-	if v.Within, err = t.sum(bpf.CruiseMapVolumes, at); err == nil {
-		v.Above, err = t.sum(bpf.CruiseMapVolumes, at+2)
+	if v[meter.VoiceWithin], err = t.sum(bpf.CruiseMapVolumes, at); err == nil {
+		v[meter.VoiceAbove], err = t.sum(bpf.CruiseMapVolumes, at+2)
 	}
 	return v, err
 }

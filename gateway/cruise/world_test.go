@@ -585,9 +585,9 @@ func (w *world) metered(id flow.TenantID) (c told) {
 
 // more is a and what b has more than c.
 func more(a, b, c meter.Voice) meter.Voice {
-	for _, x := range []struct{ a, b, c *meter.Volume }{{&a.Within, &b.Within, &c.Within}, {&a.Above, &b.Above, &c.Above}} {
-		x.a.Packets += x.b.Packets - x.c.Packets
-		x.a.Bytes += x.b.Bytes - x.c.Bytes
+	for f := range a {
+		a[f].Packets += b[f].Packets - c[f].Packets
+		a[f].Bytes += b[f].Bytes - c[f].Bytes
 	}
 	return a
 }

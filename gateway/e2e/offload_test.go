@@ -143,7 +143,7 @@ func TestOffloadCarries(t *testing.T) {
 	// A download, whose connections begin and end with workers.
 	r.serve(r.Public2.Name, "http-serve", "-addr", ":8080")
 	var g host.Download
-	r.wait(r.spawn(r.Beta1.Name, &g, "http-get", "-url", "http://"+addrPort(r.Public2.V4, 8080), "-size", "40000000")) // one of 4 MB is over in 16 ms, and has been without a gap to be handed down in on a busy machine
+	r.wait(r.spawn(r.Beta1.Name, &g, "http-get", "-url", "http://"+addrPort(r.Public2.V4, 8080), "-size", "200000000")) // without a gap to be handed down in, it is at the 255th try, which one of 40 MB may not live to see
 	if !g.OK {
 		t.Errorf("%+v", g)
 	}

@@ -283,10 +283,10 @@ class = "voice"
 			}
 			is := rigTenantOf(r.status(), "alpha").Voice
 			within, above := is.Out.Within.Packets-before.Out.Within.Packets, is.Out.Above.Packets-before.Out.Above.Packets
-			if sent := uint64(dscp.Sent + rule.Sent); within+above != sent {
+			if sent := uint64(dscp.Sent + rule.Sent); within+above > sent {
 				t.Errorf("both=%v: %d packets out are counted as voice within its rate and %d above, of %d", both, within, above, sent)
-			} else if above > 0 {
-				l.Missed("both=%v: %d of %d packets of voice had no room in its rate", both, above, sent)
+			} else if above > 0 || within < sent {
+				l.Missed("both=%v: of %d packets of voice %d had room in its rate, and %d none", both, sent, within, above)
 			}
 			if in := is.In.Within.Packets - before.In.Within.Packets; in < uint64(rule.Received) || in > uint64(rule.Sent) {
 				l.Missed("both=%v: %d answers are counted as voice, of %d that arrived", both, in, rule.Received)

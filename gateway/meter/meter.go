@@ -34,18 +34,27 @@ type counts struct {
 	drops [verdict.NumReasons]uint64
 	dirty [reasonWords]uint64 // which drops changed since Publish
 	on    bool                // on the shard's dirty list
+	calls bool                // voice changed since Publish: mostly it has not
 }
 
-// Voice is what of a direction's packets is voice.
-type Voice struct {
-	Within Volume // passed on within voice's own rate, before the rest
-	Above  Volume // it had no room for them there, so they were among the rest: passed on, or dropped
-}
+// VoiceFate is what has become of a voice packet at its tenant's rates.
+type VoiceFate uint8
+
+// The fates.
+const (
+	VoiceWithin VoiceFate = iota // passed on within voice's own rate, before the rest
+	VoiceAbove                   // it had no room for it, so it was among the rest: passed on, or dropped
+	VoiceLost                    // it had, and the tenant's rate had none: dropped
+	NumVoiceFates
+)
+
+// Voice is what of a direction's packets is voice, by VoiceFate.
+type Voice [NumVoiceFates]Volume
 
 type published struct {
 	vol   [NumDirs]volume
 	offer [NumDirs]volume
-	voice [2]struct{ within, above volume }
+	voice [2][NumVoiceFates]volume
 	drops [verdict.NumReasons]atomic.Uint64
 }
 
@@ -111,13 +120,11 @@ func (s *Shard) Passed(t flow.TenantID, d Dir, n int) {
 	o.Bytes += uint64(n)
 }
 
-// Voice counts one voice packet of n IP bytes, Out or In, beside what Add and Offer count of it: within its own rate, or above. Worker only.
-func (s *Shard) Voice(t flow.TenantID, d Dir, n int, above bool) {
-	x := &s.touch(t).voice[d]
-	v := &x.Within
-	if above {
-		v = &x.Above
-	}
+// Voice counts one voice packet of n IP bytes, Out or In, beside what Add, Offer and Drop count of it. Worker only.
+func (s *Shard) Voice(t flow.TenantID, d Dir, n int, fate VoiceFate) {
+	c := s.touch(t)
+	c.calls = true
+	v := &c.voice[d][fate]
 	v.Packets++
 	v.Bytes += uint64(n)
 }
@@ -141,6 +148,7 @@ func (s *Shard) Reset(t flow.TenantID) {
 		return
 	}
 	c := s.touch(t)
+	c.calls = true
 	c.vol, c.offer, c.voice, c.drops = [NumDirs]Volume{}, [NumDirs]Volume{}, [2]Voice{}, [verdict.NumReasons]uint64{}
 	for i := range c.dirty {
 		c.dirty[i] = ^uint64(0)
@@ -159,9 +167,13 @@ func (s *Shard) Publish() {
 			p.vol[d].store(c.vol[d])
 			p.offer[d].store(c.offer[d])
 		}
-		for d := range c.voice {
-			p.voice[d].within.store(c.voice[d].Within)
-			p.voice[d].above.store(c.voice[d].Above)
+		if c.calls {
+			c.calls = false
+			for d := range c.voice {
+				for f := range c.voice[d] {
+					p.voice[d][f].store(c.voice[d][f])
+				}
+			}
 		}
 		for w := range c.dirty {
 			for m := c.dirty[w]; m != 0; m &= m - 1 {
@@ -191,12 +203,14 @@ func (s *Shard) Offered(t flow.TenantID, d Dir) Volume {
 }
 
 // VoiceOf reads what of direction Out or In is voice. Any goroutine.
-func (s *Shard) VoiceOf(t flow.TenantID, d Dir) Voice {
+func (s *Shard) VoiceOf(t flow.TenantID, d Dir) (v Voice) {
 	if int(t) >= len(s.pub) || d >= Inside {
-		return Voice{}
+		return v
 	}
-	p := &s.pub[t].voice[d]
-	return Voice{Within: p.within.load(), Above: p.above.load()}
+	for f := range v {
+		v[f] = s.pub[t].voice[d][f].load()
+	}
+	return v
 }
 
 // Drops reads how many packets were dropped for r. Any goroutine.

@@ -88,12 +88,13 @@ func TestResetReachesReaders(t *testing.T) {
 	}
 	s.Offer(1, In, 150)
 	s.Passed(1, In, 70)
-	s.Voice(1, In, 70, false)
-	s.Voice(1, In, 80, true)
-	s.Voice(1, In, 81, true)
-	s.Voice(1, Out, 90, false)
+	s.Voice(1, In, 70, VoiceWithin)
+	s.Voice(1, In, 80, VoiceAbove)
+	s.Voice(1, In, 81, VoiceAbove)
+	s.Voice(1, In, 82, VoiceLost)
+	s.Voice(1, Out, 90, VoiceWithin)
 	s.Publish()
-	if in, out := s.VoiceOf(1, In), s.VoiceOf(1, Out); in != (Voice{Volume{1, 70}, Volume{2, 161}}) || out != (Voice{Within: Volume{1, 90}}) {
+	if in, out := s.VoiceOf(1, In), s.VoiceOf(1, Out); in != (Voice{{1, 70}, {2, 161}, {1, 82}}) || out != (Voice{{1, 90}}) {
 		t.Errorf("voice %+v, %+v", in, out)
 	}
 	if v := s.Offered(1, In); v != (Volume{2, 220}) {

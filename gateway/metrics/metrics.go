@@ -134,8 +134,8 @@ var (
 	usageBytes     = counter("meter_tenant_usage_bytes", "IP bytes passed on by all nodes that have served the tenant's group, one after the other, since the first of these processes began. Each of them shows it, so take the largest and not the sum; to bill, see meter_tenant_bytes.", "tenant", "direction")
 	offeredPackets = counter("meter_tenant_offered_packets", "Packets that came to the tenant's rate: what passed and what the rate dropped.", "tenant", "direction")
 	offeredBytes   = counter("meter_tenant_offered_bytes", "IP bytes that came to the tenant's rate: what passed and what the rate dropped.", "tenant", "direction")
-	voicePackets   = counter("meter_tenant_voice_packets", "Packets of the tenant that are voice, by a rule or by their mark: within = passed on within voice's own rate, before the rest; above = it had no room for them, so they were among the rest.", "tenant", "direction", "rate")
-	voiceBytes     = counter("meter_tenant_voice_bytes", "IP bytes of the tenant that are voice: within or above voice's own rate, as its packets.", "tenant", "direction", "rate")
+	voicePackets   = counter("meter_tenant_voice_packets", "Packets of the tenant that are voice, by a rule or by their mark: within = passed on within voice's own rate, before the rest; above = it had no room for them, so they were among the rest, passed on or dropped; lost = it had, and the tenant's rate had none.", "tenant", "direction", "rate")
+	voiceBytes     = counter("meter_tenant_voice_bytes", "IP bytes of the tenant that are voice, as its packets.", "tenant", "direction", "rate")
 	tenantDropped  = counter("meter_tenant_dropped_packets", "Packets of the tenant dropped, all reasons.", "tenant")
 	tenantSessions = gauge("conntrack_tenant_sessions", "Live sessions of the tenant.", "tenant")
 	tenantCap      = gauge("conntrack_tenant_limit_sessions", "Sessions that the tenant may hold; 0 = no limit of its own.", "tenant")
@@ -146,8 +146,9 @@ var (
 	tenantErrors   = counter("pipeline_tenant_icmp_errors", "Errors of the gateway's own towards the tenant, resets included: sent, and held back by the rate.", "tenant", "result")
 	outerErrors    = counter("pipeline_backbone_icmp_errors", "Errors of the gateway's own towards the backbone: sent, and held back by the rate.", "result")
 	tenantCreated  = counter("conntrack_tenant_created_sessions", "Sessions that the tenant has begun.", "tenant")
-	limitBytes     = gauge("police_limit_bytes_per_second", "The tenant's rate in bytes (bits / 8); 0 = unlimited.", "tenant", "direction")
+	limitBytes     = gauge("police_limit_bytes_per_second", "The tenant's rate in bytes (bits / 8) of the line: IP bytes, and police_overhead_bytes for each packet; 0 = unlimited.", "tenant", "direction")
 	limitPackets   = gauge("police_limit_packets_per_second", "The tenant's packet rate; 0 = unlimited.", "tenant", "direction")
+	overhead       = gauge("police_overhead_bytes", "What the tenant's rates count for each packet beside its IP bytes.", "tenant")
 	voiceLimit     = gauge("police_voice_limit_bytes_per_second", "What of the tenant's rate voice may use before the rest, in bytes (bits / 8); 0 = unlimited.", "tenant", "direction")
 	queued         = gauge("police_queued_packets", "Packets that wait in the tenant's shapers.", "tenant", "direction")
 	poolAddresses  = gauge("nat_pool_addresses", "Public addresses of the tenant.", "tenant")
@@ -430,12 +431,15 @@ func (o out) tenant(t *api.Tenant) {
 		o.put(voiceBytes, float64(d.voice.Within.Bytes), t.Name, d.name, "within")
 		o.put(voicePackets, float64(d.voice.Above.Packets), t.Name, d.name, "above")
 		o.put(voiceBytes, float64(d.voice.Above.Bytes), t.Name, d.name, "above")
+		o.put(voicePackets, float64(d.voice.Lost.Packets), t.Name, d.name, "lost")
+		o.put(voiceBytes, float64(d.voice.Lost.Bytes), t.Name, d.name, "lost")
 	}
 	lost := uint64(0)
 	for _, n := range t.Drops {
 		lost += n
 	}
 	o.put(tenantDropped, float64(lost), t.Name)
+	o.put(overhead, float64(t.Limits.Overhead), t.Name)
 	o.put(tenantSessions, float64(t.Sessions), t.Name)
 	o.put(tenantCap, float64(t.SessionsCap), t.Name)
 	o.put(tenantInbound, float64(t.Inbound), t.Name)

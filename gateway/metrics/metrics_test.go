@@ -160,8 +160,8 @@ func TestValues(t *testing.T) {
 	a.Out, a.In, a.Offered.Out = api.Counter{Packets: 5, Bytes: 500}, api.Counter{Packets: 6, Bytes: 600}, api.Counter{Packets: 8, Bytes: 800}
 	a.Usage.Out = api.Counter{Packets: 55, Bytes: 6600}
 	a.Drops = map[string]uint64{"acl_deny": 2, "ttl_exceeded": 1}
-	a.Limits.OutBits, a.Limits.VoiceOut = 20e6, 8e6
-	a.Voice.In = api.VoiceCounts{Within: api.Counter{Packets: 21, Bytes: 2100}, Above: api.Counter{Packets: 3, Bytes: 300}}
+	a.Limits.OutBits, a.Limits.VoiceOut, a.Limits.Overhead = 20e6, 8e6, 38
+	a.Voice.In = api.VoiceCounts{Within: api.Counter{Packets: 21, Bytes: 2100}, Above: api.Counter{Packets: 3, Bytes: 300}, Lost: api.Counter{Packets: 2, Bytes: 200}}
 	a.Queued.In = 4
 	a.Pool = &api.Pool{Addresses: 1, Ports: 64512, InUse: 12, Held: 3, FreeBlocks: 1007}
 	s.Ports[0].Queues[0].Rings.FillEmpty = 11
@@ -185,6 +185,8 @@ func TestValues(t *testing.T) {
 		`demarc_meter_tenant_dropped_packets_total{tenant="be\"ta\n"} 0`,
 		`demarc_meter_tenant_voice_packets_total{direction="in",rate="within",tenant="alpha"} 21`, `demarc_meter_tenant_voice_bytes_total{direction="in",rate="within",tenant="alpha"} 2100`,
 		`demarc_meter_tenant_voice_packets_total{direction="in",rate="above",tenant="alpha"} 3`, `demarc_meter_tenant_voice_bytes_total{direction="in",rate="above",tenant="alpha"} 300`,
+		`demarc_meter_tenant_voice_packets_total{direction="in",rate="lost",tenant="alpha"} 2`, `demarc_meter_tenant_voice_bytes_total{direction="in",rate="lost",tenant="alpha"} 200`,
+		`demarc_police_overhead_bytes{tenant="alpha"} 38`,
 		`demarc_meter_tenant_voice_packets_total{direction="out",rate="above",tenant="alpha"} 0`, `demarc_police_voice_limit_bytes_per_second{direction="out",tenant="alpha"} 1e+06`,
 		`demarc_police_limit_bytes_per_second{direction="out",tenant="alpha"} 2.5e+06`, `demarc_police_queued_packets{direction="in",tenant="alpha"} 4`,
 		`demarc_nat_pool_used_ports{tenant="alpha"} 12`, `demarc_nat_pool_free_blocks{tenant="alpha"} 1007`,

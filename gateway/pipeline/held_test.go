@@ -512,18 +512,14 @@ func TestVoiceIsCounted(t *testing.T) {
 		r.sh.Meter.Publish()
 		beta := r.view.TenantByName("beta").ID
 		v, all := r.sh.Meter.VoiceOf(beta, meter.Out), r.sh.Meter.Volume(beta, meter.Out)
-		within, above := int(v.Within.Packets), int(v.Above.Packets)
+		within, above, lost := int(v[meter.VoiceWithin].Packets), int(v[meter.VoiceAbove].Packets), int(v[meter.VoiceLost].Packets)
 		if d := within - c.within; d < -c.within/50 || d > c.within/50+c.within/(seconds*20) { // a burst of 20 ms more
 			t.Errorf("%+v: %d of %d within voice's rate, want %d", c, within, seconds*1000, c.within)
 		}
-		most := 0
-		if c.dropped {
-			most = c.within / 10
+		if within+above+lost != seconds*1000 || all.Packets != uint64(passed) || (passed < seconds*1000) != c.dropped || !c.dropped && lost > 0 {
+			t.Errorf("%+v: %d, %d and %d of %d, and %d passed (%d)", c, within, above, lost, seconds*1000, passed, all.Packets)
 		}
-		if within+above < seconds*1000-most || within+above > seconds*1000 || all.Packets != uint64(passed) || (passed < seconds*1000) != c.dropped {
-			t.Errorf("%+v: %d and %d of %d, and %d passed (%d)", c, within, above, seconds*1000, passed, all.Packets)
-		}
-		if v.Within.Bytes != uint64(within*size) || v.Above.Bytes != uint64(above*size) {
+		if v[meter.VoiceWithin].Bytes != uint64(within*size) || v[meter.VoiceAbove].Bytes != uint64(above*size) || v[meter.VoiceLost].Bytes != uint64(lost*size) {
 			t.Errorf("%+v: bytes %+v", c, v)
 		}
 		if o := r.sh.Meter.VoiceOf(beta, meter.In); o != (meter.Voice{}) {

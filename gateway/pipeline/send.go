@@ -118,8 +118,15 @@ func (sh *Shard) offer(s *Slot, t *snapshot.Tenant, v verdict.Verdict) verdict.V
 		v = verdict.Queue
 		s.Verdict = v // at once: should anything after this panic, the frame is the shaper's and nobody else's
 	}
-	if s.Voice && (it.Above || ov != verdict.Drop) {
-		sh.Meter.Voice(t.ID, s.Dir, int(s.IPLen), it.Above)
+	if s.Voice {
+		fate := meter.VoiceWithin
+		switch {
+		case it.Above:
+			fate = meter.VoiceAbove
+		case ov == verdict.Drop:
+			fate = meter.VoiceLost
+		}
+		sh.Meter.Voice(t.ID, s.Dir, int(s.IPLen), fate)
 	}
 	if ov == verdict.Drop {
 		return sh.drop(s, r)

@@ -33,7 +33,7 @@ type Item struct {
 	Port  uint16 // egress port
 	Off   uint16 // of the frame in its chunk
 	Len   uint16 // bytes of the frame
-	IPLen uint16 // bytes that the rate counts, beside those that a packet has on the line
+	IPLen uint16 // IP bytes
 	Tag   uint32 // the packet's group; 0 = none
 }
 
