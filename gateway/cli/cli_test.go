@@ -407,6 +407,8 @@ func TestWatchPrintsRates(t *testing.T) {
 	second.Uptime += 2
 	second.Tenants[0].Out = api.Counter{Packets: first.Tenants[0].Out.Packets + 4000, Bytes: first.Tenants[0].Out.Bytes + 5_000_000}
 	second.Tenants[0].Drops = map[string]uint64{"acl_deny": 13}
+	voice := &second.Tenants[0].Voice.Out
+	voice.Within.Packets, voice.Within.Bytes, voice.Above.Packets, voice.Lost.Packets = voice.Within.Packets+100, voice.Within.Bytes+20_000, voice.Above.Packets+10, voice.Lost.Packets+2
 	second.Tenants[1].In.Packets, first.Tenants[1].In.Packets = 10, 1000 // it was made anew
 	for _, js := range []bool{false, true} {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -445,6 +447,11 @@ func TestWatchPrintsRates(t *testing.T) {
 		}
 		if l := line("alpha"); l[3] != "2.00k" || l[4] != "20.0M" || l[5] != "0" || l[7] != "5" {
 			t.Errorf("alpha: %q", l)
+		}
+		_, voices, _ := strings.Cut(rates, "VOICE OF")
+		_, voices, _ = strings.Cut(voices, "\n")
+		if l := strings.Join(strings.Fields(voices)[:7], " "); l != "alpha out 15.0Mbit/s 50 80.0k 5 1" {
+			t.Errorf("voice: %q", l)
 		}
 		if l := line("beta"); l[5] != "5" {
 			t.Errorf("beta: %q", l)

@@ -528,6 +528,24 @@ func TestVoiceIsCounted(t *testing.T) {
 	}
 }
 
+// A host's rate counts what a packet has on the line as the tenant's does.
+func TestAHostsRateCountsTheLine(t *testing.T) {
+	for overhead, each := range map[int]int{0: 35, 38: 73} {
+		r := newRig(t, testNode, limitedBeta(t, fmt.Sprintf("[tenant.rates]\noverhead = %d\n[tenant.rates.host.out]\nbits = \"100k\"\n", overhead)))
+		f := tagged(udp4(t, 1, "198.18.10.21", 4000, "203.0.113.9", 7000), 20)
+		passed := 0
+		for range 5000 {
+			r.now += 1_000_000
+			if r.send(1, f)[0].Verdict != verdict.Drop {
+				passed++
+			}
+		}
+		if want := 100_000 / 8 / each * 5; passed < want*98/100 || passed > want*102/100+want/100 { // a burst of 50 ms more
+			t.Errorf("overhead %d: %d packets passed, want %d", overhead, passed, want)
+		}
+	}
+}
+
 // What the tenant's own line drops is not charged to the host.
 func TestADropOfTheLineGivesTheHostItsTokensBack(t *testing.T) {
 	r := newRig(t, testNode, limitedBeta(t, "[tenant.rates.host.out]\nbits = \"64k\"\npackets = 100\n[tenant.rates.out]\nbits = \"64k\"\nmode = \"police\"\nburst = \"1ms\"\n"))
